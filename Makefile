@@ -1,0 +1,41 @@
+# The Makefile's environment is .venv; nothing is installed anywhere else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST_WORKERS ?= auto
+
+.PHONY: help demo test check format clean
+help:
+	@echo "make demo    install, start the service, and train, save and ask a model for real"
+	@echo "make test    install what the tests need and run them all"
+	@echo "make check   format, lint, types, imports"
+
+$(VENV)/.service: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing the service into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.service
+	@echo "Installing what the tests need into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.service
+	@$(BIN)/deepe demo
+
+test: $(VENV)/.dev
+	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS)
+
+check: $(VENV)/.dev
+	@$(BIN)/ruff format --check app migrations tests benchmarks
+	@$(BIN)/ruff check app migrations tests benchmarks
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	@$(BIN)/ruff format app migrations tests benchmarks
+	@$(BIN)/ruff check --fix app migrations tests benchmarks
+
+clean:
+	rm -rf $(VENV) .cache build *.egg-info

@@ -1,0 +1,99 @@
+"""The product's words as enums. Values are the wire contract."""
+
+from enum import StrEnum
+
+
+class TrainingType(StrEnum):
+    """Kind of model a method trains (训练类型)."""
+
+    CHAT = "chat"
+    EMBEDDING = "embedding"
+    VISION_LANGUAGE = "vision-language"
+    IMAGE_GENERATION = "image-generation"
+
+
+class ModelState(StrEnum):
+    """State a method's model passes through (定制 → 完整 → 上线)."""
+
+    CUSTOMIZED = "customized"
+    COMPLETE = "complete"
+    ONLINE = "online"
+
+
+class Stage(StrEnum):
+    """Step of a method: a Python file and a conda environment."""
+
+    TRAINING = "training"
+    SAVING = "saving"
+    INFERENCE_CUSTOMIZED = "inference-customized"
+    INFERENCE_COMPLETE = "inference-complete"
+    DEPLOYMENT = "deployment"
+
+
+class JobKind(StrEnum):
+    """What a job runs: one stage of a method, or the building of an environment."""
+
+    TRAINING = "training"
+    SAVING = "saving"
+    INFERENCE_CUSTOMIZED = "inference-customized"
+    INFERENCE_COMPLETE = "inference-complete"
+    DEPLOYMENT = "deployment"
+    ENVIRONMENT = "environment"
+
+
+class JobStatus(StrEnum):
+    """State of a job; the allowed transitions stand in `app.domain.transitions`."""
+
+    QUEUED = "queued"
+    LAUNCHING = "launching"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class EndReason(StrEnum):
+    """Why an attempt or job ended. Every terminal state has one, `completed` included."""
+
+    COMPLETED = "completed"
+    EXIT_CODE = "exit_code"
+    SIGNAL = "signal"
+    OUT_OF_MEMORY = "out_of_memory"
+    CUDA_OUT_OF_MEMORY = "cuda_out_of_memory"
+    DISK_FULL = "disk_full"
+    MODULE_MISSING = "module_missing"
+    COLUMN_MISSING = "column_missing"
+    RESULT_FAILED = "result_failed"
+    OUTPUT_MISSING = "output_missing"
+    OUTPUT_INVALID = "output_invalid"
+    SCRIPT_REPORTED_FAILURE = "script_reported_failure"
+    ENV_MISSING = "env_missing"
+    ENV_BUILD_FAILED = "env_build_failed"
+    SCRIPT_MISSING = "script_missing"
+    INPUT_MISSING = "input_missing"
+    SPAWN_FAILED = "spawn_failed"
+    CANCELLED = "cancelled"
+    NODE_LOST = "node_lost"
+    SUPERVISOR_LOST = "supervisor_lost"
+    PREDECESSOR_FAILED = "predecessor_failed"
+    METHOD_DELETED = "method_deleted"
+
+
+class Platform(StrEnum):
+    """Accelerator family of a node; decides which presets are installed."""
+
+    CUDA = "cuda"
+    APPLE = "apple"
+    CPU = "cpu"
+
+
+class VersionSource(StrEnum):
+    """What made a method version."""
+
+    CREATE = "create"
+    EDIT = "edit"
+    COPY = "copy"
+    UPLOAD = "upload"
+    DISK = "disk"
+    PRESET = "preset"

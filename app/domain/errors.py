@@ -1,0 +1,88 @@
+"""Typed errors. A leaf class has a stable `code`; its sentence stands in `texts/*.toml` in three languages.
+
+Leaf classes live beside the only code that raises them. The HTTP status is decided once, in `app/api/errors.py`,
+by family (`NotFound`, `Invalid`, ...).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from app.domain.texts import DEFAULT_LANGUAGE, Language, text
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One thing that is wrong with a request: where (RFC 6901 pointer), what (stable code), with which values."""
+
+    pointer: str
+    code: str
+    params: dict[str, Any] = field(default_factory=dict)
+
+    def detail(self, language: Language = DEFAULT_LANGUAGE) -> str:
+        """Return the sentence that says what to do."""
+        return text(self.code, language, **self.params)
+
+
+class AppError(Exception):
+    """Base of all expected errors. `params` fill the placeholders of the code's text."""
+
+    code: ClassVar[str] = ""
+
+    def __init__(self, *, pointer: str | None = None, **params: Any) -> None:
+        self.pointer = pointer
+        self.params = params
+        super().__init__(self.detail())
+
+    def detail(self, language: Language = DEFAULT_LANGUAGE) -> str:
+        """Return the sentence for the caller in `language`."""
+        return text(self.code, language, **self.params)
+
+    def violations(self) -> Sequence[Violation]:
+        """Return the entries of the problem document's `errors`."""
+        return (Violation(self.pointer, self.code, self.params),) if self.pointer is not None else ()
+
+
+class NotFound(AppError):
+    """What the path names does not exist (404)."""
+
+
+class Invalid(AppError):
+    """The caller can mend the payload (422)."""
+
+
+class InvalidRequest(Invalid):
+    """Several violations of one request at once (422)."""
+
+    code = "invalid_request"
+
+    def __init__(self, violations: Sequence[Violation]) -> None:
+        self._violations = tuple(violations)
+        super().__init__(count=len(self._violations))
+
+    def violations(self) -> Sequence[Violation]:
+        return self._violations
+
+
+class Conflict(AppError):
+    """The request does not fit the present state (409)."""
+
+
+class PreconditionFailed(AppError):
+    """`If-Match` names an older version (412)."""
+
+
+class NotAllowed(AppError):
+    """The caller may not do this (403); the text names the way out."""
+
+
+class Unauthenticated(AppError):
+    """No token or a wrong one (401)."""
+
+
+class TooLarge(AppError):
+    """The body or file is over a limit (413)."""
+
+
+class Unavailable(AppError):
+    """The service cannot answer now (503)."""

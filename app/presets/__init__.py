@@ -1,0 +1,1 @@
+"""The methods we ship: manifests, stage scripts, environment specs and sample data."""
