@@ -1,0 +1,52 @@
+"""What routes are given: the services of this process and a session that commits before the response is sent."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.store.home import Home
+from app.store.session import Database
+
+AfterCommit = Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Services:
+    """Everything the routes call, built once by `app.main`."""
+
+    database: Database
+    home: Home
+
+
+def get_services(request: Request) -> Services:
+    """Return the services of this application."""
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(get_services)]
+
+
+async def _reading(services: ServicesDep) -> AsyncIterator[AsyncSession]:
+    async with services.database.reading() as session:
+        yield session
+
+
+async def _writing(services: ServicesDep) -> AsyncIterator[AsyncSession]:
+    async with services.database.writing() as session:
+        yield session
+    for callback in session.info.pop("after_commit", ()):
+        await callback()
+
+
+def after_commit(session: AsyncSession, callback: AfterCommit) -> None:
+    """Run `callback` once the session's transaction is committed; a rollback drops it."""
+    session.info.setdefault("after_commit", []).append(callback)
+
+
+# scope="function": with the default scope a failing commit would come after a response that said "created"
+ReadSession = Annotated[AsyncSession, Depends(_reading, scope="function")]
+WriteSession = Annotated[AsyncSession, Depends(_writing, scope="function")]

@@ -1,0 +1,77 @@
+"""The folders of `DEEPE_HOME` (shared between nodes) and of `DEEPE_NODE_HOME` (local disk of one node)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where everything lives. Scripts reach the siblings of `scripts` with `../`, so the names are a contract."""
+
+    root: Path
+
+    @property
+    def scripts(self) -> Path:
+        """Script root: working directory of every stage."""
+        return self.root / "scripts"
+
+    @property
+    def models(self) -> Path:
+        """Base models, one folder each."""
+        return self.root / "models"
+
+    @property
+    def datasets(self) -> Path:
+        return self.root / "datasets"
+
+    @property
+    def runs(self) -> Path:
+        """Output of jobs: `runs/<job>/<attempt number>/`."""
+        return self.root / "runs"
+
+    @property
+    def versions(self) -> Path:
+        """Bytes of every script version, by sha256."""
+        return self.root / "versions"
+
+    @property
+    def licence(self) -> Path:
+        return self.root / "license.json"
+
+    def run_folder(self, job_id: str, attempt: int) -> Path:
+        """Return the folder of one attempt: `output.log`, `events.jsonl`, `output/`, `result.json`."""
+        return self.runs / job_id / str(attempt)
+
+    def relative(self, path: Path) -> str:
+        """Return `path` relative to the home, as the database keeps it."""
+        return path.relative_to(self.root).as_posix()
+
+    def absolute(self, relative: str) -> Path:
+        """Return the path that the database keeps as `relative`."""
+        return self.root / relative
+
+    def create(self) -> None:
+        """Make all folders; helpers of user scripts write to `../logs` without creating it."""
+        for name in "scripts models datasets runs versions logs images multimodal knowledgeBase".split():
+            (self.root / name).mkdir(parents=True, exist_ok=True)
+
+
+@dataclass(frozen=True)
+class NodeHome:
+    """Local disk of one node: control folders (locks do not work on network disks) and environments."""
+
+    root: Path
+
+    @property
+    def attempts(self) -> Path:
+        return self.root / "attempts"
+
+    @property
+    def environments(self) -> Path:
+        return self.root / "envs"
+
+    def create(self) -> None:
+        """Make all folders; only the owner may read them, specs hold the scripts' environment."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        for folder in (self.attempts, self.environments):
+            folder.mkdir(mode=0o700, exist_ok=True)

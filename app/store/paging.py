@@ -1,0 +1,51 @@
+"""Keyset pages: rows after a position in a stable order, so that page 1,000 costs what page 1 costs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import sqlalchemy as sa
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+RowT = TypeVar("RowT")
+
+
+@dataclass(frozen=True)
+class Order:
+    """Sort column, the unique column that breaks ties, and the direction of both (all SQLModel attributes)."""
+
+    column: Any
+    tie: Any
+    descending: bool = False
+
+
+@dataclass(frozen=True)
+class Slice(Generic[RowT]):
+    """Rows of one page, and the position (sort value, tie value) after which the next page begins."""
+
+    rows: Sequence[RowT]
+    next_position: tuple[Any, Any] | None
+
+
+async def keyset_slice(
+    session: AsyncSession,
+    statement: sa.Select[tuple[RowT]],
+    order: Order,
+    *,
+    after: tuple[Any, Any] | None,
+    limit: int,
+) -> Slice[RowT]:
+    """Return up to `limit` rows of `statement` (a select of one table class) after the position `after`."""
+    if after is not None:
+        # compared column by column: row values `(a, b) > (x, y)` keep SQLite from using the index for the tie
+        value, tie = after
+        beyond = order.column < value if order.descending else order.column > value
+        tied = order.tie < tie if order.descending else order.tie > tie
+        statement = statement.where(sa.or_(beyond, sa.and_(order.column == value, tied)))
+    direction = sa.desc if order.descending else sa.asc
+    statement = statement.order_by(direction(order.column), direction(order.tie)).limit(limit + 1)
+    rows = (await session.execute(statement)).scalars().all()
+    if len(rows) <= limit:
+        return Slice(rows=rows, next_position=None)
+    last = rows[limit - 1]
+    return Slice(rows=rows[:limit], next_position=(getattr(last, order.column.key), getattr(last, order.tie.key)))

@@ -1,0 +1,311 @@
+"""The tables. One chain of migrations creates them on SQLite and on Postgres.
+
+`table=True` classes do not validate on construction: rows are built by the repositories in this room, from values
+that were checked before. The API never returns a row.
+"""
+
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlmodel import Field, SQLModel
+
+from app.domain.enums import EndReason, JobKind, JobStatus, ModelState, Platform, TrainingType, VersionSource
+from app.store.types import JsonDocument, UtcDateTime, enum_type
+
+NAMING_CONVENTION = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+SQLModel.metadata.naming_convention = NAMING_CONVENTION
+
+Json = dict[str, Any]
+
+
+def _time(*, nullable: bool = False) -> Any:
+    return Field(default=None, sa_type=UtcDateTime, nullable=nullable)
+
+
+class MethodRow(SQLModel, table=True):
+    """A method; what it is stands in its versions. The columns beside `version` repeat the newest for filters."""
+
+    __tablename__ = "method"
+    __table_args__ = (
+        # a name may be used again after deletion
+        sa.Index(
+            "uq_method_name_key_live",
+            "name_key",
+            unique=True,
+            sqlite_where=sa.text("deleted_at IS NULL"),
+            postgresql_where=sa.text("deleted_at IS NULL"),
+        ),
+        sa.Index("ix_method_created_at_id", "created_at", "id"),
+    )
+
+    id: str = Field(primary_key=True, max_length=36)
+    name: str = Field(max_length=100)
+    name_key: str = Field(max_length=300)
+    description: str = ""
+    training_type: TrainingType = Field(sa_type=enum_type(TrainingType))
+    technique: str = Field(max_length=100)
+    lifecycle: str = Field(max_length=64, description="the path's states joined by commas")
+    version: int
+    preset: str | None = Field(default=None, max_length=100, description="name of the preset it was installed from")
+    preset_version: int | None = None
+    read_only: bool = False
+    created_at: datetime = _time()
+    updated_at: datetime = _time()
+    deleted_at: datetime | None = _time(nullable=True)
+
+
+class MethodVersionRow(SQLModel, table=True):
+    """One immutable version: the definition and the digest of every file it runs."""
+
+    __tablename__ = "method_version"
+
+    method_id: str = Field(primary_key=True, foreign_key="method.id", max_length=36)
+    number: int = Field(primary_key=True)
+    definition: Json = Field(sa_type=JsonDocument)
+    files: Json = Field(sa_type=JsonDocument, description="stage -> {file, sha256, size}")
+    source: VersionSource = Field(sa_type=enum_type(VersionSource))
+    created_at: datetime = _time()
+
+
+class PresetRow(SQLModel, table=True):
+    """What was installed of the shipped methods; a deleted preset stays away until it is installed again."""
+
+    __tablename__ = "preset"
+
+    name: str = Field(primary_key=True, max_length=100)
+    method_id: str | None = Field(default=None, foreign_key="method.id", max_length=36)
+    version: int
+    removed_at: datetime | None = _time(nullable=True)
+
+
+class DeployTargetRow(SQLModel, table=True):
+    """A configured place where online models are served."""
+
+    __tablename__ = "deploy_target"
+
+    id: str = Field(primary_key=True, max_length=36)
+    name: str = Field(max_length=100)
+    name_key: str = Field(max_length=300, unique=True)
+    kind: str = Field(max_length=32)
+    url: str = Field(max_length=2000)
+    created_at: datetime = _time()
+
+
+class EnvironmentRow(SQLModel, table=True):
+    """A conda environment known by name. Without a spec it is looked up on the nodes only."""
+
+    __tablename__ = "environment"
+
+    id: str = Field(primary_key=True, max_length=36)
+    name: str = Field(max_length=100)
+    name_key: str = Field(max_length=300, unique=True)
+    spec: str | None = Field(default=None, sa_type=sa.Text)
+    spec_hash: str | None = Field(default=None, max_length=64)
+    shipped: bool = Field(default=False, description="part of the product; not deletable")
+    created_at: datetime = _time()
+    updated_at: datetime = _time()
+
+
+class BaseModelRow(SQLModel, table=True):
+    """A folder under `models/` that trainings start from."""
+
+    __tablename__ = "base_model"
+
+    id: str = Field(primary_key=True, max_length=36)
+    name: str = Field(max_length=100, description="technical name")
+    name_key: str = Field(max_length=300, unique=True)
+    description: str = ""
+    path: str = Field(max_length=1000, description="relative to DEEPE_HOME")
+    card: Json = Field(sa_type=JsonDocument)
+    created_at: datetime = _time()
+
+
+class DatasetRow(SQLModel, table=True):
+    """A JSONL file, or a folder with one, under `datasets/`."""
+
+    __tablename__ = "dataset"
+
+    id: str = Field(primary_key=True, max_length=36)
+    name: str = Field(max_length=100)
+    name_key: str = Field(max_length=300, unique=True)
+    description: str = ""
+    path: str = Field(max_length=1000, description="relative to DEEPE_HOME; file or folder")
+    digest: str = Field(max_length=64, description="sha256 of the JSONL file")
+    rows: int
+    size_bytes: int = Field(sa_type=sa.BigInteger)
+    columns: list[str] = Field(sa_type=JsonDocument)
+    created_at: datetime = _time()
+
+
+class ModelRow(SQLModel, table=True):
+    """A model that a job made, with its lineage."""
+
+    __tablename__ = "model"
+    __table_args__ = (
+        sa.Index("ix_model_created_at_id", "created_at", "id"),
+        sa.Index("ix_model_parent_id", "parent_id"),
+        sa.Index("uq_model_job_id", "job_id", unique=True),
+    )
+
+    id: str = Field(primary_key=True, max_length=36)
+    name: str = Field(max_length=300)
+    state: ModelState = Field(sa_type=enum_type(ModelState))
+    training_type: TrainingType = Field(sa_type=enum_type(TrainingType))
+    path: str | None = Field(default=None, max_length=1000, description="relative to DEEPE_HOME; null for online")
+    size_bytes: int = Field(default=0, sa_type=sa.BigInteger)
+    base_model_id: str = Field(max_length=36, description="kept after the base model is deleted: no foreign key")
+    base_model_name: str = Field(max_length=100)
+    base_model_path: str = Field(max_length=1000)
+    parent_id: str | None = Field(default=None, foreign_key="model.id", max_length=36)
+    job_id: str = Field(foreign_key="job.id", max_length=36)
+    method_id: str = Field(foreign_key="method.id", max_length=36, index=True)
+    method_version: int
+    dataset_id: str | None = Field(default=None, max_length=36)
+    dataset_name: str | None = Field(default=None, max_length=100)
+    dataset_digest: str | None = Field(default=None, max_length=64)
+    parameters: Json = Field(sa_type=JsonDocument)
+    details: Json = Field(sa_type=JsonDocument, description="result manifest, evaluations, where it is served")
+    created_at: datetime = _time()
+    deleted_at: datetime | None = _time(nullable=True)
+
+
+class NodeRow(SQLModel, table=True):
+    """A machine with a worker."""
+
+    __tablename__ = "node"
+
+    id: str = Field(primary_key=True, max_length=36)
+    name: str = Field(max_length=100, unique=True)
+    platform: Platform = Field(sa_type=enum_type(Platform))
+    accelerators: list[Json] = Field(sa_type=JsonDocument)
+    environments: list[str] = Field(sa_type=JsonDocument, description="names found or built on the node")
+    slots: int
+    boot_id: str = Field(max_length=64)
+    created_at: datetime = _time()
+    heartbeat_at: datetime = _time()
+
+
+class JobRow(SQLModel, table=True):
+    """A request to run one stage of one method version. `status` has one writer: `app.store.jobs.transition`."""
+
+    __tablename__ = "job"
+    __table_args__ = (
+        sa.Index(
+            "ix_job_queue",
+            "priority",
+            "created_at",
+            "id",
+            sqlite_where=sa.text("status = 'queued' AND blocked_by IS NULL"),
+            postgresql_where=sa.text("status = 'queued' AND blocked_by IS NULL"),
+        ),
+        sa.Index(
+            "ix_job_live",
+            "node_id",
+            sqlite_where=sa.text("status IN ('launching', 'running', 'stopping')"),
+            postgresql_where=sa.text("status IN ('launching', 'running', 'stopping')"),
+        ),
+        sa.Index("ix_job_created_at_id", "created_at", "id"),
+        sa.Index("ix_job_status_created_at_id", "status", "created_at", "id"),
+        sa.Index("ix_job_chain_id_position", "chain_id", "position"),
+        sa.Index("ix_job_blocked_by", "blocked_by"),
+        sa.Index("ix_job_method_id_created_at_id", "method_id", "created_at", "id"),
+    )
+
+    id: str = Field(primary_key=True, max_length=36)
+    name: str = Field(max_length=300)
+    kind: JobKind = Field(sa_type=enum_type(JobKind))
+    status: JobStatus = Field(sa_type=enum_type(JobStatus))
+    reason: EndReason | None = Field(default=None, sa_type=enum_type(EndReason))
+    reason_params: Json = Field(sa_type=JsonDocument, description="values for the text of the reason; log tail")
+    priority: int = Field(default=0, description="smaller runs first")
+
+    chain_id: str = Field(max_length=36)
+    position: int = 0
+    blocked_by: str | None = Field(default=None, max_length=36, description="job that must succeed before")
+    retry_of: str | None = Field(default=None, max_length=36)
+    copied_from: str | None = Field(default=None, max_length=36)
+
+    method_id: str | None = Field(default=None, foreign_key="method.id", max_length=36)
+    method_name: str | None = Field(default=None, max_length=100)
+    method_version: int | None = None
+    environment: str = Field(max_length=100, description="conda environment the stage runs in")
+    base_model_id: str | None = Field(default=None, max_length=36)
+    dataset_id: str | None = Field(default=None, max_length=36)
+    model_id: str | None = Field(default=None, max_length=36, description="model the stage works on; null until known")
+    result_model_id: str | None = Field(default=None, max_length=36)
+    parameters: Json = Field(sa_type=JsonDocument, description="as the caller gave them")
+    launch: Json = Field(sa_type=JsonDocument, description="everything else that the stage's arguments are made of")
+
+    node_id: str | None = Field(default=None, foreign_key="node.id", max_length=36)
+    token: str | None = Field(default=None, max_length=36, description="fence: guards every write of the claimer")
+    attempts: int = 0
+    cancel_requested_at: datetime | None = _time(nullable=True)
+    created_at: datetime = _time()
+    started_at: datetime | None = _time(nullable=True)
+    finished_at: datetime | None = _time(nullable=True)
+    updated_at: datetime = _time()
+
+
+class AttemptRow(SQLModel, table=True):
+    """One launch of a job's process on one node."""
+
+    __tablename__ = "attempt"
+    __table_args__ = (
+        sa.UniqueConstraint("job_id", "number"),
+        # two live attempts of one job are impossible, whatever the code does
+        sa.Index(
+            "uq_attempt_job_id_live",
+            "job_id",
+            unique=True,
+            sqlite_where=sa.text("live"),
+            postgresql_where=sa.text("live"),
+        ),
+        sa.Index("ix_attempt_node_id_live", "node_id", sqlite_where=sa.text("live"), postgresql_where=sa.text("live")),
+    )
+
+    id: str = Field(primary_key=True, max_length=36)
+    job_id: str = Field(foreign_key="job.id", max_length=36)
+    number: int
+    node_id: str = Field(foreign_key="node.id", max_length=36)
+    token: str = Field(max_length=36)
+    live: bool = True
+    lease_expires_at: datetime = _time()
+    reason: EndReason | None = Field(default=None, sa_type=enum_type(EndReason))
+    exit: Json | None = Field(default=None, sa_type=JsonDocument)
+    created_at: datetime = _time()
+    started_at: datetime | None = _time(nullable=True)
+    finished_at: datetime | None = _time(nullable=True)
+
+
+class JobEventRow(SQLModel, table=True):
+    """One row per transition of a job; `id` orders them and is the state part of the stream's event ids."""
+
+    __tablename__ = "job_event"
+    __table_args__ = (sa.Index("ix_job_event_job_id_id", "job_id", "id"),)
+
+    id: int | None = Field(default=None, primary_key=True)
+    job_id: str = Field(foreign_key="job.id", max_length=36)
+    attempt: int
+    status: JobStatus = Field(sa_type=enum_type(JobStatus))
+    reason: EndReason | None = Field(default=None, sa_type=enum_type(EndReason))
+    created_at: datetime = _time()
+
+
+class IdempotencyRow(SQLModel, table=True):
+    """The answer to a create with an `Idempotency-Key`, written in the same transaction as what it created."""
+
+    __tablename__ = "idempotency"
+
+    scope: str = Field(primary_key=True, max_length=200)
+    key: str = Field(primary_key=True, max_length=200)
+    fingerprint: str = Field(max_length=64)
+    status_code: int
+    body: Json = Field(sa_type=JsonDocument)
+    created_at: datetime = _time()
