@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
+FOLDERS = ("scripts", "models", "datasets", "runs", "versions", "logs", "images", "multimodal", "knowledgeBase")
+
+
 @dataclass(frozen=True)
 class Home:
     """Where everything lives. Scripts reach the siblings of `scripts` with `../`, so the names are a contract."""
@@ -52,7 +55,7 @@ class Home:
 
     def create(self) -> None:
         """Make all folders; helpers of user scripts write to `../logs` without creating it."""
-        for name in "scripts models datasets runs versions logs images multimodal knowledgeBase".split():
+        for name in FOLDERS:
             (self.root / name).mkdir(parents=True, exist_ok=True)
 
 
