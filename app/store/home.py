@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-
 FOLDERS = ("scripts", "models", "datasets", "runs", "versions", "logs", "images", "multimodal", "knowledgeBase")
 
 
