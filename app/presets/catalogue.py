@@ -1,0 +1,170 @@
+"""What the product ships: methods, their scripts, helper modules, environments, and samples to try them on.
+
+Everything is data in this folder; this module reads and checks it. A method's `definition` is a plain dict in the wire
+shape, so that the rules of the registry judge it like any other.
+"""
+
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from app.domain.enums import Platform
+from app.domain.texts import DEFAULT_LANGUAGE, Language
+
+ROOM = Path(__file__).parent
+
+Texts = dict[Language, str]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ParameterInfo(_Frozen):
+    """What a form shows for a parameter; a value outside the typical range deserves a warning, not a refusal."""
+
+    name: str
+    label: Texts = {}
+    help: Texts = {}
+    minimum: float | None = None
+    maximum: float | None = None
+
+
+class DataColumns(_Frozen):
+    """Columns that a data set must have: all of one alternative, or those the `named_by` parameters name when given."""
+
+    any_of: tuple[tuple[str, ...], ...]
+    named_by: tuple[str, ...] = ()
+
+
+class DemoRun(_Frozen):
+    """A run that shows the method at work with what is shipped."""
+
+    base_model: str
+    dataset: str
+    parameters: dict[str, Any] = {}
+    questions: tuple[str, ...] = ()
+
+
+class PresetManifest(_Frozen):
+    """A shipped method. A higher `version` is an upgrade for who has not changed it."""
+
+    name: str
+    version: int = Field(ge=1)
+    platforms: tuple[Platform, ...]
+    read_only: bool
+    description: Texts
+    definition: dict[str, Any]
+    columns: DataColumns
+    demo: DemoRun
+    parameters: tuple[ParameterInfo, ...]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of all script files that the method's stages run, each once."""
+        stages = [*self.definition.get("stages", {}).values(), self.definition.get("deployment", {})]
+        return tuple(dict.fromkeys(stage["file"] for stage in stages if "file" in stage))
+
+
+class SampleDataset(_Frozen):
+    name: str
+    path: Path
+    description: Texts
+
+
+class SampleBaseModel(_Frozen):
+    """A base model for demo runs: a folder that is shipped, or a program that builds one.
+
+    A program is run as `python <program> --output <folder>` by the interpreter of `environment`.
+    """
+
+    name: str
+    description: Texts
+    folder: Path | None = None
+    program: Path | None = None
+    environment: str | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.folder is None) == (self.program is None) or (self.program is None) != (self.environment is None):
+            raise ValueError("a base model has either a folder, or a program with its environment")
+        return self
+
+
+@cache
+def load_manifests() -> tuple[PresetManifest, ...]:
+    """Return every shipped method, by name."""
+    files = sorted((ROOM / "manifests").glob("*.toml"))
+    return tuple(sorted((_manifest(file) for file in files), key=lambda manifest: manifest.name))
+
+
+def script_path(name: str) -> Path:
+    """Return the shipped file of this name; `KeyError` if there is none."""
+    path = ROOM / "scripts" / name
+    if path.name != name or not path.is_file():
+        raise KeyError(name)
+    return path
+
+
+def helpers_dir() -> Path:
+    """Return the folder with `enums`, `train_callback`, `redis_util` and `deepe`, for every stage's PYTHONPATH."""
+    return ROOM / "helpers"
+
+
+def environment_specs() -> dict[str, Path]:
+    """Return the `environment.yml` of each environment that the shipped methods need, by name."""
+    return {file.stem: file for file in sorted((ROOM / "environments").glob("*.yml"))}
+
+
+@cache
+def sample_datasets() -> tuple[SampleDataset, ...]:
+    return tuple(
+        SampleDataset(name=name, path=ROOM / entry["file"], description=entry["description"])
+        for name, entry in _samples()["datasets"].items()
+    )
+
+
+@cache
+def sample_base_models() -> tuple[SampleBaseModel, ...]:
+    return tuple(
+        SampleBaseModel(
+            name=name,
+            description=entry["description"],
+            folder=_in_room(entry.get("folder")),
+            program=_in_room(entry.get("program")),
+            environment=entry.get("environment"),
+        )
+        for name, entry in _samples()["base_models"].items()
+    )
+
+
+@cache
+def shared_parameters() -> dict[str, ParameterInfo]:
+    """Return labels, help and typical ranges of the parameters that our scripts add to the platform's."""
+    entries = tomllib.loads((ROOM / "parameters.toml").read_text("utf-8"))
+    return {name: ParameterInfo(name=name, **entry) for name, entry in entries.items()}
+
+
+def _manifest(file: Path) -> PresetManifest:
+    raw = tomllib.loads(file.read_text("utf-8"))
+    own = raw.pop("parameters", {})
+    definition = {"name": raw["name"], "description": raw["description"][DEFAULT_LANGUAGE], **raw.pop("definition")}
+    return PresetManifest(**raw, definition=definition, parameters=_with_shared(own))
+
+
+def _with_shared(own: dict[str, dict[str, Any]]) -> tuple[ParameterInfo, ...]:
+    """Join the shared texts with what the manifest says itself; the manifest wins field by field."""
+    shared = {name: info.model_dump(exclude_unset=True) for name, info in shared_parameters().items()}
+    names = sorted(shared.keys() | own.keys())
+    return tuple(ParameterInfo(**({"name": name} | shared.get(name, {}) | own.get(name, {}))) for name in names)
+
+
+def _samples() -> dict[str, dict[str, Any]]:
+    return tomllib.loads((ROOM / "samples.toml").read_text("utf-8"))
+
+
+def _in_room(name: str | None) -> Path | None:
+    return ROOM / name if name else None

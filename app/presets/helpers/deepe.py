@@ -1,0 +1,124 @@
+"""What a stage script tells the platform, and what the platform told the script. Standard library only.
+
+    import deepe
+
+    deepe.catch_stop()
+    for step in range(1, steps + 1):
+        loss = train_one(batch)
+        deepe.metrics(step, loss=loss, learning_rate=rate)
+        deepe.progress(step, steps)
+        if deepe.stop_requested():
+            save_checkpoint(); sys.exit(deepe.STOPPED)
+
+Every call appends one JSON line to the file named by `$DEEPE_EVENTS`; without that variable nothing happens, so the
+same script runs by hand. A line is one `write` on a file opened for appending: lines of several processes never mix.
+"""
+
+import json
+import math
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+STOPPED = 128 + signal.SIGTERM
+"""Exit code of a script that was asked to stop and left a checkpoint: never a success."""
+
+_stop = False
+_catching = False
+
+
+def metrics(step: int, **values: Any) -> None:
+    """Report the curves' points of one training step. Names are free; what is not a finite number becomes null."""
+    _append("metrics", step=int(step), values={name: _number(value) for name, value in values.items()})
+
+
+def progress(step: int, total: int | None = None, message: str | None = None) -> None:
+    """Report how far the work is; `total` is None while it is unknown."""
+    _append("progress", step=int(step), total=None if total is None else int(total), message=message)
+
+
+def evaluation(phase: str, value: float, samples: int, name: str = "exact_match") -> None:
+    """Report a score on held-out rows; `phase` is `before` or `after` the training."""
+    _append("evaluation", name=name, phase=phase, value=_number(value), samples=int(samples))
+
+
+def artifact(path: str | os.PathLike[str], kind: str = "file") -> None:
+    """Report a file or folder that the script made, such as a checkpoint."""
+    _append("artifact", path=os.fspath(path), kind=kind)
+
+
+def note(message: str) -> None:
+    """Report a sentence worth reading, such as "122 of 1000 rows are longer than max_seq_length and were left out"."""
+    _append("note", message=str(message))
+
+
+def result(status: str = "success", **values: Any) -> None:
+    """Print the result of a saving or deployment stage; the last JSON line of the output is the one that counts."""
+    sys.stdout.write(json.dumps({"status": status, **values}, ensure_ascii=True, default=str) + "\n")
+    sys.stdout.flush()
+
+
+def params() -> dict[str, Any]:
+    """Return all parameters of the job with their JSON types (`$DEEPE_PARAMS`); empty when run by hand."""
+    file = os.environ.get("DEEPE_PARAMS")
+    if not file or not Path(file).is_file():
+        return {}
+    loaded = json.loads(Path(file).read_text("utf-8"))
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def output_dir(default: str | os.PathLike[str] = "outputs") -> Path:
+    """Return the folder that this attempt writes to (`$DEEPE_OUTPUT_DIR`), made if it is missing."""
+    folder = Path(os.environ.get("DEEPE_OUTPUT_DIR") or default)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def catch_stop() -> None:
+    """From here on SIGTERM only sets a flag: look at `stop_requested()`, save what is worth keeping, and exit."""
+    global _catching
+    if not _catching:
+        signal.signal(signal.SIGTERM, _remember_stop)
+        _catching = True
+
+
+def stop_requested() -> bool:
+    """Whether SIGTERM has arrived since `catch_stop()`."""
+    return _stop
+
+
+def _remember_stop(_number: int, _frame: object) -> None:
+    global _stop
+    _stop = True
+
+
+def _append(event: str, /, **fields: Any) -> None:
+    file = os.environ.get("DEEPE_EVENTS")
+    if not file:
+        return
+    line = json.dumps({"type": event, "time": time.time(), **fields}, allow_nan=False, default=str) + "\n"
+    try:
+        handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(handle, line.encode())
+        finally:
+            os.close(handle)
+    except OSError as error:  # a full disk must not end a training of hours: the curve has a hole, the model is kept
+        sys.stderr.write(f"deepe: cannot write an event: {error}\n")
+
+
+def _number(value: Any) -> float | int | None:
+    """Return a JSON number; tensors and numpy scalars come with `item()`, everything else that is no number is null."""
+    if hasattr(value, "item"):
+        try:
+            value = value.item()
+        except (ValueError, RuntimeError):  # more than one element
+            return None
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, int | float) and math.isfinite(value):
+        return value
+    return None
