@@ -6,6 +6,7 @@ from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
 from sqlmodel.ext.asyncio.session import AsyncSession
+from sqlmodel.sql.expression import SelectOfScalar
 
 RowT = TypeVar("RowT")
 
@@ -29,7 +30,7 @@ class Slice(Generic[RowT]):
 
 async def keyset_slice(
     session: AsyncSession,
-    statement: sa.Select[tuple[RowT]],
+    statement: SelectOfScalar[RowT],
     order: Order,
     *,
     after: tuple[Any, Any] | None,
@@ -44,7 +45,7 @@ async def keyset_slice(
         statement = statement.where(sa.or_(beyond, sa.and_(order.column == value, tied)))
     direction = sa.desc if order.descending else sa.asc
     statement = statement.order_by(direction(order.column), direction(order.tie)).limit(limit + 1)
-    rows = (await session.execute(statement)).scalars().all()
+    rows = (await session.exec(statement)).all()
     if len(rows) <= limit:
         return Slice(rows=rows, next_position=None)
     last = rows[limit - 1]

@@ -22,6 +22,11 @@ NAMING_CONVENTION = {
 }
 SQLModel.metadata.naming_convention = NAMING_CONVENTION
 
+# conditions of partial indexes; a query uses the index only when it says the very same words
+CLAIMABLE = "status = 'queued' AND blocked_by IS NULL"
+_LIVE = "status IN ('launching', 'running', 'stopping')"
+_BUILDING = "kind = 'environment' AND status IN ('queued', 'launching', 'running', 'stopping')"
+
 Json = dict[str, Any]
 
 
@@ -202,14 +207,23 @@ class JobRow(SQLModel, table=True):
             "priority",
             "created_at",
             "id",
-            sqlite_where=sa.text("status = 'queued' AND blocked_by IS NULL"),
-            postgresql_where=sa.text("status = 'queued' AND blocked_by IS NULL"),
+            sqlite_where=sa.text(CLAIMABLE),
+            postgresql_where=sa.text(CLAIMABLE),
         ),
         sa.Index(
             "ix_job_live",
             "node_id",
-            sqlite_where=sa.text("status IN ('launching', 'running', 'stopping')"),
-            postgresql_where=sa.text("status IN ('launching', 'running', 'stopping')"),
+            sqlite_where=sa.text(_LIVE),
+            postgresql_where=sa.text(_LIVE),
+        ),
+        # never two builds of one environment on a node at once
+        sa.Index(
+            "uq_job_environment_node_id_building",
+            "environment",
+            "node_id",
+            unique=True,
+            sqlite_where=sa.text(_BUILDING),
+            postgresql_where=sa.text(_BUILDING),
         ),
         sa.Index("ix_job_created_at_id", "created_at", "id"),
         sa.Index("ix_job_status_created_at_id", "status", "created_at", "id"),

@@ -173,6 +173,15 @@ def upgrade() -> None:
             postgresql_where=sa.text("status = 'queued' AND blocked_by IS NULL"),
         )
         batch_op.create_index("ix_job_status_created_at_id", ["status", "created_at", "id"], unique=False)
+        batch_op.create_index(
+            "uq_job_environment_node_id_building",
+            ["environment", "node_id"],
+            unique=True,
+            sqlite_where=sa.text("kind = 'environment' AND status IN ('queued', 'launching', 'running', 'stopping')"),
+            postgresql_where=sa.text(
+                "kind = 'environment' AND status IN ('queued', 'launching', 'running', 'stopping')"
+            ),
+        )
 
     op.create_table(
         "method_version",
@@ -297,6 +306,13 @@ def downgrade() -> None:
     op.drop_table("preset")
     op.drop_table("method_version")
     with op.batch_alter_table("job", schema=None) as batch_op:
+        batch_op.drop_index(
+            "uq_job_environment_node_id_building",
+            sqlite_where=sa.text("kind = 'environment' AND status IN ('queued', 'launching', 'running', 'stopping')"),
+            postgresql_where=sa.text(
+                "kind = 'environment' AND status IN ('queued', 'launching', 'running', 'stopping')"
+            ),
+        )
         batch_op.drop_index("ix_job_status_created_at_id")
         batch_op.drop_index(
             "ix_job_queue",

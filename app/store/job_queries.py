@@ -1,0 +1,50 @@
+"""Lists of jobs: filters, sort, keyset pages."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.domain.enums import JobKind, JobStatus
+from app.store.paging import Order, Slice, keyset_slice
+from app.store.tables import JobRow
+
+SORT_COLUMNS = {"created_at": JobRow.created_at, "name": JobRow.name, "updated_at": JobRow.updated_at}
+
+
+@dataclass(frozen=True)
+class JobFilter:
+    """What a list of jobs shows; None and empty mean everything."""
+
+    statuses: Collection[JobStatus] = ()
+    kinds: Collection[JobKind] = ()
+    method_id: str | None = None
+    chain_id: str | None = None
+    text: str | None = None
+
+
+async def list_jobs(
+    session: AsyncSession,
+    wanted: JobFilter,
+    *,
+    sort: str,
+    descending: bool,
+    after: tuple[Any, Any] | None,
+    limit: int,
+) -> Slice[JobRow]:
+    """Return one page of jobs."""
+    statement = select(JobRow)
+    if wanted.statuses:
+        statement = statement.where(col(JobRow.status).in_(wanted.statuses))
+    if wanted.kinds:
+        statement = statement.where(col(JobRow.kind).in_(wanted.kinds))
+    if wanted.method_id is not None:
+        statement = statement.where(JobRow.method_id == wanted.method_id)
+    if wanted.chain_id is not None:
+        statement = statement.where(JobRow.chain_id == wanted.chain_id)
+    if wanted.text:
+        statement = statement.where(col(JobRow.name).icontains(wanted.text, autoescape=True))
+    order = Order(column=SORT_COLUMNS[sort], tie=JobRow.id, descending=descending)
+    return await keyset_slice(session, statement, order, after=after, limit=limit)

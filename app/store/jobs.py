@@ -1,0 +1,396 @@
+"""Jobs, attempts and their events: the queue, the claim, the lease, and the one writer of `status`.
+
+Who may write what: the API inserts chains and states wishes (`request_cancel`). A live job belongs to the node that
+claimed it; every later write of that node names the token it got with the claim, and changes nothing when the row has
+moved on. A claim is one conditional UPDATE, so two nodes never win the same job; partial unique indexes make a second
+live attempt impossible whatever the code does.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import sqlalchemy as sa
+from sqlalchemy.engine import CursorResult
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.domain.enums import EndReason, JobKind, JobStatus
+from app.domain.errors import Conflict, NotFound
+from app.domain.transitions import ALLOWED, LIVE, TERMINAL, check_transition
+from app.store.tables import CLAIMABLE, AttemptRow, JobEventRow, JobRow
+
+CLAIM_CANDIDATES = 20
+
+
+class JobNotFound(NotFound):
+    """No job has this id."""
+
+    code = "job_not_found"
+
+
+class JobAlreadyFinished(Conflict):
+    """The wish comes after the end."""
+
+    code = "job_already_finished"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job that this node won, and the attempt that the claim made."""
+
+    job: JobRow
+    attempt: AttemptRow
+
+
+@dataclass(frozen=True)
+class End:
+    """How an attempt and its job end."""
+
+    status: JobStatus
+    reason: EndReason
+    params: Mapping[str, Any]
+    exit: Mapping[str, Any] | None = None
+    result_model_id: str | None = None
+
+
+# ---- submit ---------------------------------------------------------------------------------------------------------
+
+
+async def insert(session: AsyncSession, jobs: Sequence[JobRow]) -> None:
+    """Insert queued jobs, in an order in which nobody is blocked by a later one."""
+    for job in jobs:
+        session.add(job)
+    await session.flush()
+    for job in jobs:
+        session.add(_event(job.id, status=JobStatus.QUEUED, reason=None, attempt=0, now=job.created_at))
+    await session.flush()
+
+
+# ---- read -----------------------------------------------------------------------------------------------------------
+
+
+async def get(session: AsyncSession, job_id: str) -> JobRow:
+    """Return the job or raise `JobNotFound`."""
+    job = await session.get(JobRow, job_id, populate_existing=True)
+    if job is None:
+        raise JobNotFound(job=job_id)
+    return job
+
+
+async def chain_of(session: AsyncSession, chain_ids: Collection[str]) -> Sequence[JobRow]:
+    """Return the jobs of these chains, in their order."""
+    statement = select(JobRow).where(col(JobRow.chain_id).in_(chain_ids))
+    return (await session.exec(statement.order_by(col(JobRow.chain_id), col(JobRow.position)))).all()
+
+
+async def unfinished_builds(session: AsyncSession, environments: Collection[str]) -> Mapping[str, str]:
+    """Return environment name → id of the job that builds it now."""
+    statement = select(JobRow).where(
+        col(JobRow.environment).in_(environments),
+        JobRow.kind == JobKind.ENVIRONMENT,
+        col(JobRow.status).not_in(TERMINAL),
+    )
+    return {job.environment: job.id for job in (await session.exec(statement)).all()}
+
+
+async def events_after(session: AsyncSession, job_id: str, event_id: int) -> Sequence[JobEventRow]:
+    """Return the transitions of the job that came after `event_id`, in order."""
+    statement = select(JobEventRow).where(JobEventRow.job_id == job_id, col(JobEventRow.id) > event_id)
+    return (await session.exec(statement.order_by(col(JobEventRow.id)))).all()
+
+
+async def count_unfinished_of_method(session: AsyncSession, method_id: str) -> int:
+    """Return how many jobs of the method are queued or live."""
+    statement = select(sa.func.count()).where(JobRow.method_id == method_id, col(JobRow.status).not_in(TERMINAL))
+    return (await session.exec(statement)).one()
+
+
+async def count_unfinished_using(
+    session: AsyncSession,
+    *,
+    base_model_id: str | None = None,
+    dataset_id: str | None = None,
+    model_id: str | None = None,
+) -> int:
+    """Return how many unfinished jobs name the base model, the data set or the model."""
+    statement = select(sa.func.count()).where(col(JobRow.status).not_in(TERMINAL))
+    for column, value in (
+        (JobRow.base_model_id, base_model_id),
+        (JobRow.dataset_id, dataset_id),
+        (JobRow.model_id, model_id),
+    ):
+        if value is not None:
+            statement = statement.where(column == value)
+    return (await session.exec(statement)).one()
+
+
+# ---- wishes ---------------------------------------------------------------------------------------------------------
+
+
+async def request_cancel(session: AsyncSession, job_id: str, *, now: datetime) -> JobRow:
+    """Cancel a queued job at once; ask the node of a live one to stop it. Twice is fine, after the end is not."""
+    job = await get(session, job_id)
+    if job.status in TERMINAL:
+        raise JobAlreadyFinished(job=job_id, status=job.status)
+    end = End(status=JobStatus.CANCELLED, reason=EndReason.CANCELLED, params={})
+    if await _write_status(session, job_id, old={JobStatus.QUEUED}, new=end.status, now=now, end=end):
+        await _end_successors(session, job_id, now=now)
+    else:
+        await session.exec(
+            sa.update(JobRow)
+            .where(col(JobRow.id) == job_id, col(JobRow.status).in_(LIVE), col(JobRow.cancel_requested_at).is_(None))
+            .values(cancel_requested_at=now, updated_at=now)
+        )
+    return await get(session, job_id)
+
+
+async def request_cancel_of_method(session: AsyncSession, method_id: str, *, now: datetime) -> None:
+    """Cancel every unfinished job of the method."""
+    statement = select(JobRow.id).where(JobRow.method_id == method_id, col(JobRow.status).not_in(TERMINAL))
+    for job_id in (await session.exec(statement)).all():
+        if (await get(session, job_id)).status not in TERMINAL:  # a predecessor's end may have ended it already
+            await request_cancel(session, job_id, now=now)
+
+
+# ---- the node's side ------------------------------------------------------------------------------------------------
+
+
+async def claim(
+    session: AsyncSession,
+    *,
+    node_id: str,
+    kinds: Collection[JobKind],
+    environments: Collection[str],
+    now: datetime,
+    lease: timedelta,
+) -> Claim | None:
+    """Win the first queued job of `kinds` whose environment this node has; None when there is none.
+
+    Building an environment is done by the node that the job names.
+    """
+    mine = sa.or_(
+        sa.and_(col(JobRow.kind) == JobKind.ENVIRONMENT, col(JobRow.node_id) == node_id),
+        sa.and_(col(JobRow.kind) != JobKind.ENVIRONMENT, col(JobRow.environment).in_(environments)),
+    )
+    candidates = (
+        select(JobRow.id)
+        .where(sa.text(CLAIMABLE), col(JobRow.kind).in_(kinds), mine)
+        .order_by(col(JobRow.priority), col(JobRow.created_at), col(JobRow.id))
+        .limit(CLAIM_CANDIDATES)
+    )
+    for job_id in (await session.exec(candidates)).all():
+        won = await _claim(session, job_id, node_id=node_id, now=now, lease=lease)
+        if won is not None:
+            return won
+    return None
+
+
+async def live_attempts(session: AsyncSession, node_id: str) -> Sequence[Claim]:
+    """Return what this node has claimed and not ended."""
+    statement = (
+        select(JobRow, AttemptRow)
+        .join(AttemptRow, col(AttemptRow.job_id) == col(JobRow.id))
+        .where(AttemptRow.node_id == node_id, col(AttemptRow.live).is_(True))
+        .order_by(col(AttemptRow.created_at))
+    )
+    return [Claim(job=job, attempt=attempt) for job, attempt in (await session.exec(statement)).all()]
+
+
+async def renew_leases(session: AsyncSession, node_id: str, *, now: datetime, lease: timedelta) -> None:
+    """Extend the lease of everything that this node holds."""
+    await session.exec(
+        sa.update(AttemptRow)
+        .where(col(AttemptRow.node_id) == node_id, col(AttemptRow.live).is_(True))
+        .values(lease_expires_at=now + lease)
+    )
+
+
+async def mark_running(session: AsyncSession, claim: Claim, *, now: datetime) -> bool:
+    """Record that the script's process exists. False: the job is no longer ours."""
+    changed = await _write_status(
+        session,
+        claim.job.id,
+        old={JobStatus.LAUNCHING},
+        new=JobStatus.RUNNING,
+        now=now,
+        token=claim.attempt.token,
+        values={"started_at": sa.func.coalesce(col(JobRow.started_at), now)},
+    )
+    if changed:
+        await session.exec(sa.update(AttemptRow).where(col(AttemptRow.id) == claim.attempt.id).values(started_at=now))
+    return changed
+
+
+async def mark_stopping(session: AsyncSession, claim: Claim, *, now: datetime) -> bool:
+    """Record that the tree was told to stop. False: the job is no longer ours."""
+    return await _write_status(
+        session,
+        claim.job.id,
+        old={JobStatus.LAUNCHING, JobStatus.RUNNING},
+        new=JobStatus.STOPPING,
+        now=now,
+        token=claim.attempt.token,
+    )
+
+
+async def requeue(session: AsyncSession, claim: Claim, *, reason: EndReason, now: datetime) -> bool:
+    """End an attempt whose script never ran and let the job be claimed again."""
+    changed = await _write_status(
+        session,
+        claim.job.id,
+        old={JobStatus.LAUNCHING, JobStatus.RUNNING},
+        new=JobStatus.QUEUED,
+        now=now,
+        token=claim.attempt.token,
+        values={"node_id": None, "token": None},
+    )
+    if changed:
+        await _end_attempt(session, claim.attempt, reason=reason, exit_record=None, now=now)
+    return changed
+
+
+async def finish(session: AsyncSession, claim: Claim, end: End, *, now: datetime) -> bool:
+    """End the attempt and its job; release or end the jobs that wait for it. False: no longer ours, nothing changed."""
+    changed = await _write_status(
+        session, claim.job.id, old=LIVE, new=end.status, now=now, token=claim.attempt.token, end=end
+    )
+    if not changed:
+        return False
+    await _end_attempt(session, claim.attempt, reason=end.reason, exit_record=end.exit, now=now)
+    if end.status is JobStatus.SUCCEEDED:
+        await _release_successors(session, claim.job.id, model_id=end.result_model_id, now=now)
+    else:
+        await _end_successors(session, claim.job.id, now=now)
+    return True
+
+
+async def fail_queued(
+    session: AsyncSession, *, environment: str, reason: EndReason, params: Mapping[str, Any], now: datetime
+) -> int:
+    """Fail every queued stage job that needs `environment`; return how many."""
+    statement = select(JobRow.id).where(
+        JobRow.status == JobStatus.QUEUED,
+        JobRow.environment == environment,
+        JobRow.kind != JobKind.ENVIRONMENT,
+        col(JobRow.blocked_by).is_(None),
+    )
+    end = End(status=JobStatus.FAILED, reason=reason, params=params)
+    job_ids = (await session.exec(statement)).all()
+    for job_id in job_ids:
+        if await _write_status(session, job_id, old={JobStatus.QUEUED}, new=end.status, now=now, end=end):
+            await _end_successors(session, job_id, now=now)
+    return len(job_ids)
+
+
+async def environments_waited_for(session: AsyncSession) -> Sequence[str]:
+    """Return the names of the environments that queued, unblocked stage jobs need."""
+    statement = select(JobRow.environment).where(sa.text(CLAIMABLE), JobRow.kind != JobKind.ENVIRONMENT).distinct()
+    return (await session.exec(statement)).all()
+
+
+# ---- the one writer of `status` -------------------------------------------------------------------------------------
+
+
+async def _write_status(
+    session: AsyncSession,
+    job_id: str,
+    *,
+    old: Collection[JobStatus],
+    new: JobStatus,
+    now: datetime,
+    token: str | None = None,
+    end: End | None = None,
+    values: Mapping[str, Any] | None = None,
+) -> bool:
+    """Change the status if it still is one of `old` and (given) the token still is ours; record the event."""
+    for status in old:
+        if status not in ALLOWED or new not in ALLOWED[status]:
+            check_transition(status, new)
+    changes: dict[str, Any] = {"status": new, "updated_at": now, **(values or {})}
+    if end is not None:
+        changes |= {"reason": end.reason, "reason_params": dict(end.params), "finished_at": now}
+        if end.result_model_id is not None:
+            changes["result_model_id"] = end.result_model_id
+    statement = sa.update(JobRow).where(col(JobRow.id) == job_id, col(JobRow.status).in_(old)).values(**changes)
+    if token is not None:
+        statement = statement.where(col(JobRow.token) == token)
+    if not _changed(await session.exec(statement)):
+        return False
+    attempt = (await session.exec(select(JobRow.attempts).where(JobRow.id == job_id))).one()
+    session.add(_event(job_id, status=new, reason=end.reason if end else None, attempt=attempt, now=now))
+    await session.flush()
+    return True
+
+
+async def _claim(session: AsyncSession, job_id: str, *, node_id: str, now: datetime, lease: timedelta) -> Claim | None:
+    token = str(uuid4())
+    won = await _write_status(
+        session,
+        job_id,
+        old={JobStatus.QUEUED},
+        new=JobStatus.LAUNCHING,
+        now=now,
+        values={"node_id": node_id, "token": token, "attempts": JobRow.attempts + 1},
+    )
+    if not won:
+        return None
+    job = await get(session, job_id)
+    attempt = AttemptRow(
+        id=str(uuid4()),
+        job_id=job_id,
+        number=job.attempts,
+        node_id=node_id,
+        token=token,
+        live=True,
+        lease_expires_at=now + lease,
+        created_at=now,
+    )
+    session.add(attempt)
+    await session.flush()
+    return Claim(job=job, attempt=attempt)
+
+
+async def _end_attempt(
+    session: AsyncSession,
+    attempt: AttemptRow,
+    *,
+    reason: EndReason,
+    exit_record: Mapping[str, Any] | None,
+    now: datetime,
+) -> None:
+    await session.exec(
+        sa.update(AttemptRow)
+        .where(col(AttemptRow.id) == attempt.id, col(AttemptRow.token) == attempt.token, col(AttemptRow.live).is_(True))
+        .values(live=False, reason=reason, exit=dict(exit_record) if exit_record else None, finished_at=now)
+    )
+
+
+async def _release_successors(session: AsyncSession, job_id: str, *, model_id: str | None, now: datetime) -> None:
+    await session.exec(
+        sa.update(JobRow)
+        .where(col(JobRow.blocked_by) == job_id, col(JobRow.status) == JobStatus.QUEUED)
+        .values(blocked_by=None, model_id=model_id, updated_at=now)
+    )
+
+
+async def _end_successors(session: AsyncSession, job_id: str, *, now: datetime) -> None:
+    """Cancel what waits for a job that did not succeed, and what waits for that."""
+    end = End(status=JobStatus.CANCELLED, reason=EndReason.PREDECESSOR_FAILED, params={"predecessor": job_id})
+    waiting = [job_id]
+    while waiting:
+        statement = select(JobRow.id).where(JobRow.blocked_by == waiting.pop(), col(JobRow.status) == JobStatus.QUEUED)
+        for successor in (await session.exec(statement)).all():
+            if await _write_status(session, successor, old={JobStatus.QUEUED}, new=end.status, now=now, end=end):
+                waiting.append(successor)
+
+
+def _event(job_id: str, *, status: JobStatus, reason: EndReason | None, attempt: int, now: datetime) -> JobEventRow:
+    return JobEventRow(job_id=job_id, attempt=attempt, status=status, reason=reason, created_at=now)
+
+
+def _changed(result: Any) -> bool:
+    assert isinstance(result, CursorResult)
+    return result.rowcount == 1
