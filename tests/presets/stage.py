@@ -1,0 +1,108 @@
+"""Runs shipped scripts the way the platform does: in a script root, with the helpers on PYTHONPATH, by argv."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from app.presets import catalogue
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What is left of a stage's process."""
+
+    code: int
+    stdout: str
+    stderr: str
+    events: list[dict[str, Any]]
+
+    @property
+    def json_lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.stdout.splitlines() if line.startswith("{")]
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """Log records, as the platform reads them from the output."""
+        prefix = "[log_data]: "
+        return [json.loads(line.removeprefix(prefix)) for line in self.stdout.splitlines() if line.startswith(prefix)]
+
+    @property
+    def answer(self) -> str:
+        return "".join(line["text"] for line in self.json_lines if line["status"] == "resp")
+
+    def of_type(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["type"] == kind]
+
+    def exact_match(self, phase: str) -> float:
+        (value,) = [event["value"] for event in self.of_type("evaluation") if event["phase"] == phase]
+        return float(value)
+
+
+@dataclass(frozen=True)
+class Home:
+    """A home folder with a script root that holds the shipped scripts."""
+
+    path: Path
+    python: Path = field(default=Path(sys.executable))
+
+    @property
+    def scripts(self) -> Path:
+        return self.path / "scripts"
+
+    @property
+    def events_file(self) -> Path:
+        return self.path / "events.jsonl"
+
+    def run(self, script: str, *arguments: str, timeout: float = 50, **variables: str) -> Finished:
+        """Run to the end. Events of earlier runs are not part of the result."""
+        self.events_file.unlink(missing_ok=True)
+        process = self.start(script, *arguments, **variables)
+        stdout, stderr = process.communicate(timeout=timeout)
+        return Finished(process.returncode, stdout, stderr, self.events())
+
+    def start(self, script: str, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.path),
+            "PYTHONPATH": str(catalogue.helpers_dir()),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "DEEPE_EVENTS": str(self.events_file),
+            "HF_HUB_OFFLINE": "1",
+            **variables,
+        }
+        return subprocess.Popen(
+            [self.python, "-u", script, *arguments],
+            cwd=self.scripts,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def events(self) -> list[dict[str, Any]]:
+        if not self.events_file.is_file():
+            return []
+        return [json.loads(line) for line in self.events_file.read_text().splitlines()]
+
+    def write_rows(self, *lines: str, name: str = "rows.jsonl") -> Path:
+        path = self.path / name
+        path.write_text("".join(line + "\n" for line in lines))
+        return path
+
+
+def make_home(path: Path, python: Path = Path(sys.executable)) -> Home:
+    for name in ("logs", "models", "datasets", "images"):
+        (path / name).mkdir(parents=True)
+    shutil.copytree(catalogue.script_path("custom01.py").parent, path / "scripts")
+    return Home(path, python)
+
+
+def dataset(name: str) -> Path:
+    (path,) = [sample.path for sample in catalogue.sample_datasets() if sample.name == name]
+    return path

@@ -1,0 +1,113 @@
+"""The shipped methods are whole: every file, environment, data set and text that they name is there."""
+
+import json
+import subprocess
+import sys
+import time
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import yaml
+
+from app.domain.texts import Language
+from app.presets import catalogue, sample_data
+from app.presets.catalogue import PresetManifest
+
+MANIFESTS = {manifest.name: manifest for manifest in catalogue.load_manifests()}
+SCRIPTS = sorted(path.name for path in catalogue.script_path("custom01.py").parent.glob("*.py"))
+each_manifest = pytest.mark.parametrize("manifest", list(MANIFESTS.values()), ids=list(MANIFESTS))
+
+
+class TestManifests:
+    def test_ships_the_methods_that_work(self) -> None:
+        assert set(MANIFESTS) == {"SFT-Demo", "Custom01", "Custom02"}
+
+    @each_manifest
+    def test_every_file_is_shipped(self, manifest: PresetManifest) -> None:
+        assert all(catalogue.script_path(name).is_file() for name in manifest.files)
+
+    @each_manifest
+    def test_every_environment_is_base_or_has_a_spec(self, manifest: PresetManifest) -> None:
+        stages = [*manifest.definition["stages"].values(), manifest.definition.get("deployment", {"conda_env": "base"})]
+
+        assert {stage["conda_env"] for stage in stages} <= {"base", *catalogue.environment_specs()}
+
+    @each_manifest
+    def test_texts_are_in_every_language(self, manifest: PresetManifest) -> None:
+        texts = [manifest.description, *chain.from_iterable((p.label, p.help) for p in manifest.parameters if p.label)]
+
+        assert all(set(text) == set(Language) and all(text.values()) for text in texts)
+
+    @each_manifest
+    def test_demo_uses_what_is_shipped_and_its_columns_fit(self, manifest: PresetManifest) -> None:
+        data_sets = {sample.name: sample.path for sample in catalogue.sample_datasets()}
+        bases = {model.name for model in catalogue.sample_base_models()}
+
+        first = json.loads(data_sets[manifest.demo.dataset].read_text().splitlines()[0])
+
+        assert manifest.demo.base_model in bases
+        assert any(set(columns) <= set(first) for columns in manifest.columns.any_of)
+
+    def test_only_the_templates_may_be_changed(self) -> None:
+        assert {name for name, manifest in MANIFESTS.items() if not manifest.read_only} == {"Custom01", "Custom02"}
+
+
+class TestScripts:
+    @pytest.mark.parametrize("script", SCRIPTS)
+    def test_help_comes_at_once(self, script: str) -> None:
+        path = catalogue.script_path(script)
+
+        started = time.monotonic()
+        run = subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True, timeout=20, check=False)
+
+        assert run.returncode == 0, run.stderr
+        assert "--help" in run.stdout
+        assert time.monotonic() - started < 1
+
+    @pytest.mark.parametrize("script", SCRIPTS)
+    def test_never_imports_the_service(self, script: str) -> None:
+        text = catalogue.script_path(script).read_text()
+
+        assert "import app" not in text
+        assert "from app" not in text
+
+    @pytest.mark.parametrize("name", ["nowhere.py", "../catalogue.py", ""])
+    def test_unknown_script_is_a_key_error(self, name: str) -> None:
+        with pytest.raises(KeyError):
+            catalogue.script_path(name)
+
+
+class TestSamples:
+    def test_data_files_are_those_that_the_generator_makes(self, tmp_path: Path) -> None:
+        sample_data.write(tmp_path)
+
+        for sample in catalogue.sample_datasets():
+            assert sample.path.read_bytes() == (tmp_path / sample.path.name).read_bytes()
+
+    def test_data_sets_keep_the_rules_of_the_platform(self) -> None:
+        for sample in catalogue.sample_datasets():
+            lines = sample.path.read_text("utf-8").splitlines()
+            rows = [json.loads(line) for line in lines]
+            assert len(rows) >= 100
+            assert all(row.keys() == rows[0].keys() for row in rows)
+            assert max(map(len, lines)) < 4000
+
+    def test_base_models_are_there(self) -> None:
+        for model in catalogue.sample_base_models():
+            place = model.folder or model.program
+            assert place is not None
+            assert place.exists()
+            assert model.environment is None or model.environment in catalogue.environment_specs()
+
+
+class TestEnvironments:
+    def test_conda_gives_python_and_pip_only(self) -> None:
+        for name, path in catalogue.environment_specs().items():
+            spec = yaml.safe_load(path.read_text())
+            conda = [entry for entry in spec["dependencies"] if isinstance(entry, str)]
+            (pip,) = [entry["pip"] for entry in spec["dependencies"] if isinstance(entry, dict)]
+
+            assert spec["name"] == name
+            assert [entry.split(">")[0].split("=")[0] for entry in conda] == ["python", "pip"]
+            assert all("==" in requirement for requirement in pip)
