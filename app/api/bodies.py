@@ -1,0 +1,107 @@
+"""What a JSON body must be before anything looks at its contents: UTF-8, JSON, finite, storable, not too deep."""
+
+import json
+import math
+import re
+from typing import Any, Final, NoReturn
+
+from app.api.errors import BadRequest
+from app.api.fields import escape
+from app.domain.errors import Invalid
+
+MAX_DEPTH: Final = 64
+_UNSTORABLE = re.compile("[\\x00\\ud800-\\udfff]")
+
+
+class MalformedJson(BadRequest):
+    """The body is no JSON; says where."""
+
+    code = "malformed_json"
+
+
+class JsonNotUtf8(BadRequest):
+    """The body is not UTF-8."""
+
+    code = "json_not_utf8"
+
+
+class JsonTooDeep(BadRequest):
+    """The body is nested deeper than any request of ours."""
+
+    code = "json_too_deep"
+
+
+class JsonBadNumber(BadRequest):
+    """NaN, Infinity, or a number that becomes one."""
+
+    code = "json_bad_number"
+
+
+class JsonBadCharacter(Invalid):
+    """NUL or half a surrogate pair: Postgres and UTF-8 have no place for them."""
+
+    code = "json_bad_character"
+
+
+def check_json(body: bytes) -> None:
+    """Raise the typed error that says what keeps `body` from being JSON that we can store."""
+    try:
+        document = body.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise JsonNotUtf8(position=error.start + 1) from None
+    try:
+        value = json.loads(document, parse_constant=_refuse_constant, parse_float=_finite)
+    except json.JSONDecodeError as error:
+        raise MalformedJson(problem=error.msg, line=error.lineno, column=error.colno) from None
+    except ValueError:  # an integer of thousands of digits
+        raise JsonBadNumber(number="…") from None
+    except RecursionError:
+        raise JsonTooDeep(limit=MAX_DEPTH) from None
+    if document.count("[") + document.count("{") > MAX_DEPTH:
+        _check_depth(value)
+    if "\\u" in document:  # every other spelling of these characters is refused by the decoders
+        _check_characters(value, "")
+
+
+def _check_depth(value: Any) -> None:
+    level, depth = [value], 0
+    while level:
+        if depth > MAX_DEPTH:
+            raise JsonTooDeep(limit=MAX_DEPTH)
+        depth += 1
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise JsonBadNumber(number=constant)
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise JsonBadNumber(number=number[:40])
+    return value
+
+
+def _check_characters(value: Any, pointer: str) -> None:
+    match value:
+        case str():
+            _check_text(value, pointer)
+        case dict():
+            for key, item in value.items():
+                _check_text(key, pointer)
+                _check_characters(item, f"{pointer}/{escape(key)}")
+        case list():
+            for index, item in enumerate(value):
+                _check_characters(item, f"{pointer}/{index}")
+
+
+def _check_text(value: str, pointer: str) -> None:
+    found = _UNSTORABLE.search(value)
+    if found:
+        raise JsonBadCharacter(pointer=pointer, character=f"U+{ord(found[0]):04X}")

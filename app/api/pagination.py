@@ -1,0 +1,134 @@
+"""Pages of lists: `?limit&cursor&sort` → `{"items": [...], "next_cursor": ...}`.
+
+A cursor is the position after which the next page begins (see `app.store.paging`), tied to the sort it was made with.
+"""
+
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Generic, TypeVar
+
+from fastapi import Query
+from pydantic import BaseModel, Field
+
+from app.domain.errors import Invalid
+
+DEFAULT_LIMIT: Final = 50
+MAX_LIMIT: Final = 200
+_MAX_CURSOR: Final = 4000
+_CHECKSUM_BYTES: Final = 6
+
+ItemT = TypeVar("ItemT")
+Position = tuple[Any, Any]
+
+
+class InvalidCursor(Invalid):
+    """The cursor is damaged, or of another list or sort."""
+
+    code = "invalid_cursor"
+
+
+class InvalidSort(Invalid):
+    """The list has no such order."""
+
+    code = "invalid_sort"
+
+
+class Page(BaseModel, Generic[ItemT]):
+    """One page of a list."""
+
+    items: list[ItemT]
+    next_cursor: str | None = Field(description="Give it as `cursor` to get the next page; null on the last one.")
+
+
+@dataclass(frozen=True)
+class PageParams:
+    """Which page a caller wants, in which order."""
+
+    limit: int
+    sort: str
+    descending: bool
+    after: Position | None
+
+    def page(self, items: Sequence[ItemT], next_position: Position | None) -> Page[ItemT]:
+        """Return the page with the cursor of the next one."""
+        cursor = None if next_position is None else encode_cursor(self._order, next_position)
+        return Page(items=list(items), next_cursor=cursor)
+
+    @property
+    def _order(self) -> str:
+        return f"-{self.sort}" if self.descending else self.sort
+
+
+def page_params(*sorts: str, default: str) -> Callable[..., PageParams]:
+    """Return a dependency that reads `limit`, `cursor` and `sort`; `sorts` are the fields a list can be sorted by.
+
+    `Paging = Annotated[PageParams, Depends(page_params("created_at", "name", default="-created_at"))]`
+    """
+    choices = [order for name in sorts for order in (name, f"-{name}")]
+
+    def read(
+        limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Most items of the page.")] = DEFAULT_LIMIT,
+        cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
+        sort: Annotated[
+            str,
+            Query(description="Field to sort by; a minus in front: descending.", json_schema_extra={"enum": choices}),
+        ] = default,
+    ) -> PageParams:
+        if sort not in choices:
+            raise InvalidSort(pointer="?sort", given=sort, allowed=", ".join(sorts))
+        after = None if cursor is None else decode_cursor(sort, cursor)
+        return PageParams(limit=limit, sort=sort.removeprefix("-"), descending=sort.startswith("-"), after=after)
+
+    return read
+
+
+def encode_cursor(order: str, position: Position) -> str:
+    """Return an opaque text for `position` in the list sorted by `order`."""
+    document = json.dumps([order, *map(_pack, position)], separators=(",", ":")).encode()
+    return base64.urlsafe_b64encode(_checksum(document) + document).decode().rstrip("=")
+
+
+def decode_cursor(order: str, cursor: str) -> Position:
+    """Return the position; a damaged cursor or one of another order is `InvalidCursor`."""
+    try:
+        if len(cursor) > _MAX_CURSOR:
+            raise ValueError("too long")
+        decoded = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        checksum, document = decoded[:_CHECKSUM_BYTES], decoded[_CHECKSUM_BYTES:]
+        if checksum != _checksum(document):
+            raise ValueError("damaged")
+        of_order, value, tie = json.loads(document)
+        if of_order != order:
+            raise ValueError("made for another order")
+        return _unpack(value), _unpack(tie)
+    except (ValueError, TypeError, binascii.Error, RecursionError):
+        raise InvalidCursor(pointer="?cursor") from None
+
+
+def _checksum(document: bytes) -> bytes:
+    """Tell a cursor of ours from an invented one, whose values would reach the database with the wrong type."""
+    return hashlib.blake2b(document, digest_size=_CHECKSUM_BYTES, person=b"deepe-cursor").digest()
+
+
+def _pack(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return {"t": value.astimezone(UTC).isoformat()}
+    return value
+
+
+def _unpack(value: Any) -> Any:
+    match value:
+        case {"t": str(moment)}:
+            parsed = datetime.fromisoformat(moment)
+            if parsed.tzinfo is None:
+                raise ValueError("a time without zone")
+            return parsed
+        case str() | int() | float():
+            return value
+        case _:
+            raise ValueError("no position")

@@ -1,0 +1,380 @@
+"""Settings: every `DEEPE_*` variable with its description and bounds. Read by the roots only; others are handed values.
+
+A bad value becomes a `SettingsError` whose text names the variable, what is wrong and what is expected; the roots print
+it and exit with status 2.
+"""
+
+import difflib
+import ipaddress
+import os
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails, PydanticUndefined
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX: Final = "DEEPE_"
+MIN_TOKEN_LENGTH: Final = 16
+MIB: Final = 1024 * 1024
+GIB: Final = 1024 * MIB
+
+# Variables that the service hands to stage scripts; a service that was started by a script meets them.
+_STAGE_VARIABLES = frozenset({"DEEPE_JOB_ID", "DEEPE_ATTEMPT", "DEEPE_OUTPUT_DIR", "DEEPE_PARAMS", "DEEPE_EVENTS"})
+_PLACEHOLDERS = (
+    "changeme",
+    "change-me",
+    "change_me",
+    "placeholder",
+    "example",
+    "your-token",
+    "your_token",
+    "<",
+    "xxxx",
+)
+_RANDOM_HINT = "for instance from: python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
+_MASK = "********"
+
+
+class SettingsError(Exception):
+    """Settings that cannot be used; the text lists every problem, one a line."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("Settings cannot be used:\n" + "\n".join(f"  - {problem}" for problem in problems))
+
+
+class Settings(BaseSettings):
+    """What an operator can set. Paths are absolute after loading, URLs name their driver."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True, validate_default=True
+    )
+
+    # Places
+    home: Path = Field(
+        Path("~/.deepe"),
+        description="Folder of scripts, models, data sets and runs; on a cluster shared between the nodes.",
+    )
+    node_home: Path = Field(
+        Path(),
+        description="Control folders and environments of this node; a local disk. Default: DEEPE_HOME/nodes/<node>.",
+    )
+    node_name: str = Field(
+        "", description="Name of this node; 1-100 letters, digits, '.', '_' or '-'. Default: the host's name."
+    )
+
+    # Servers
+    database_url: str = Field(
+        "",
+        description="sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME. Default: a SQLite file in DEEPE_HOME.",
+    )
+    redis_url: SecretStr | None = Field(
+        None, description="redis://HOST:PORT, rediss:// or unix://. Without one the worker looks in the database."
+    )
+
+    # HTTP
+    host: str = Field(
+        "127.0.0.1", description="Address to listen on. Any but a loopback address needs DEEPE_API_TOKEN."
+    )
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    api_token: SecretStr | None = Field(
+        None, description=f"Bearer token that every request must carry; at least {MIN_TOKEN_LENGTH} characters."
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Host names, comma-separated, that a service without a token answers besides loopback."
+    )
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Origins of web pages, comma-separated, that may call the service (https://pages.example.com)."
+    )
+    max_body_bytes: int = Field(4 * MIB, ge=1024, le=GIB, description="Largest JSON body of a request.")
+    max_script_bytes: int = Field(1 * MIB, ge=1024, le=64 * MIB, description="Largest stage file.")
+    max_upload_bytes: int = Field(4 * GIB, ge=1024, le=1024 * GIB, description="Largest uploaded data set.")
+
+    # Licence
+    license_public_key: Path | None = Field(
+        None, description="PEM file with the key that licences are verified with. Default: the built-in key."
+    )
+
+    # Registry
+    platform: Literal["auto", "cuda", "apple", "cpu", "all"] = Field(
+        "auto", description="Whose preset methods are installed at start."
+    )
+    dataset_max_line: int = Field(4000, ge=1, le=100_000_000, description="Longest line of a data set, in characters.")
+
+    # Executor
+    slots: int = Field(1, ge=1, le=1024, description="Training, saving and deployment jobs at once on a CPU node.")
+    inference_slots: int = Field(2, ge=1, le=1024, description="Inference processes at once on this node.")
+    poll_seconds: float = Field(2.0, ge=0.05, le=300, description="Pause between two looks for jobs in the database.")
+    stop_grace_seconds: float = Field(10.0, ge=0, le=3600, description="Time between TERM and KILL for a stage.")
+    min_free_bytes: int = Field(1 * GIB, ge=0, le=1024 * GIB, description="Free disk space that a submit demands.")
+    conda_root: Path | None = Field(
+        None, description="Root prefix of the conda installation. Default: found from CONDA_EXE, PATH and usual places."
+    )
+    env_builder: Literal["auto", "conda", "rattler", "venv"] = Field(
+        "auto", description="What builds environments; auto: conda family on PATH, else rattler, else venv with pip."
+    )
+
+    # Logs
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    log_format: Literal["auto", "console", "json"] = Field(
+        "auto", description="Form of the log; auto: console on a terminal, else one JSON object a line."
+    )
+
+    @field_validator("platform", "env_builder", "log_level", "log_format", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.strip().lower() if isinstance(value, str) else value
+
+    @field_validator("home")
+    @classmethod
+    def _absolute_home(cls, value: Path) -> Path:
+        return _absolute(value)
+
+    @field_validator("conda_root")
+    @classmethod
+    def _existing_folder(cls, value: Path | None) -> Path | None:
+        if value is None:
+            return None
+        path = _absolute(value)
+        if not path.is_dir():
+            raise ValueError(f"{path} is not a folder")
+        return path
+
+    @field_validator("license_public_key")
+    @classmethod
+    def _existing_file(cls, value: Path | None) -> Path | None:
+        if value is None:
+            return None
+        path = _absolute(value)
+        if not path.is_file():
+            raise ValueError(f"{path} is not a file")
+        return path
+
+    @field_validator("node_name")
+    @classmethod
+    def _node_name(cls, value: str) -> str:
+        name = value.strip() or re.sub(r"[^A-Za-z0-9._-]+", "-", socket.gethostname()).strip("-.")[:100] or "node"
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name):
+            raise ValueError(f"{name!r} cannot be a node's name")
+        return name
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and urlsplit(value.get_secret_value()).scheme not in {"redis", "rediss", "unix"}:
+            raise ValueError("the URL must begin with redis://, rediss:// or unix://")
+        return value
+
+    @field_validator("host")
+    @classmethod
+    def _host(cls, value: str) -> str:
+        host = value.strip().strip("[]")
+        if not host or not re.fullmatch(r"[A-Za-z0-9._:%-]+", host):
+            raise ValueError("give an IP address or a host name, without a port")
+        return host
+
+    @field_validator("api_token")
+    @classmethod
+    def _token(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            _check_token(value.get_secret_value())
+        return value
+
+    @field_validator("allowed_hosts", "allowed_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if "/" in host or "*" in host:
+                raise ValueError(f"{host!r} must be a plain host name or address")
+        return tuple(host.lower() for host in value)
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            parts = urlsplit(origin)
+            if (
+                parts.scheme not in {"http", "https"}
+                or not parts.netloc
+                or parts.path not in {"", "/"}
+                or "*" in origin
+            ):
+                raise ValueError(f"{origin!r} must look like https://pages.example.com")
+        return tuple(origin.rstrip("/").lower() for origin in value)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _strip(cls, data: Any) -> Any:
+        return {key: value.strip() if isinstance(value, str) else value for key, value in data.items()}
+
+    @model_validator(mode="after")
+    def _fill(self) -> Self:
+        # the model is frozen for everyone else; these defaults depend on other fields
+        derived = {
+            "node_home": self.home / "nodes" / self.node_name
+            if self.node_home == Path()
+            else _absolute(self.node_home),
+            "database_url": database_url(self.database_url or f"sqlite:///{self.home / 'deepe.db'}"),
+        }
+        for name, value in derived.items():
+            self.__dict__[name] = value
+        if self.api_token is None and not is_loopback(self.host):
+            raise ValueError(
+                f"DEEPE_HOST={self.host} can be reached from other machines, so DEEPE_API_TOKEN must be set. "
+                f"Use random characters, {_RANDOM_HINT}."
+            )
+        return self
+
+    @property
+    def token(self) -> str | None:
+        """The bearer token in the clear, if one is set."""
+        return self.api_token.get_secret_value() if self.api_token else None
+
+
+@dataclass(frozen=True)
+class SettingRow:
+    """One line of `deepe settings`."""
+
+    name: str
+    type: str
+    default: str
+    current: str
+    is_set: bool
+    description: str
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read `DEEPE_*` from the environment; `overrides` (by field name, None is ignored) win."""
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        raise SettingsError([_problem(detail) for detail in error.errors(include_url=False)]) from None
+
+
+def describe_settings(settings: Settings, *, environ: Mapping[str, str] | None = None) -> list[SettingRow]:
+    """Return every variable with its current value; secrets and passwords are masked."""
+    environ = os.environ if environ is None else environ
+    return [
+        SettingRow(
+            name=PREFIX + name.upper(),
+            type=_type_name(name),
+            default=_default(name),
+            current=_shown(getattr(settings, name)),
+            is_set=bool(environ.get(PREFIX + name.upper())),
+            description=(field.description or "") + _bounds(name),
+        )
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+def unknown_variables(environ: Mapping[str, str] | None = None) -> dict[str, str | None]:
+    """Return `DEEPE_*` variables that nothing reads (a typing slip), each with the name that was probably meant."""
+    environ = os.environ if environ is None else environ
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    strangers = sorted(name for name in environ if name.startswith(PREFIX) and name not in known | _STAGE_VARIABLES)
+    return {name: next(iter(difflib.get_close_matches(name, known, n=1)), None) for name in strangers}
+
+
+def database_url(url: str) -> str:
+    """Return `url` with the asynchronous driver we use; the common spellings of Postgres URLs are understood."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        raise ValueError("DEEPE_DATABASE_URL must look like sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME")
+    if scheme in {"sqlite", "sqlite+aiosqlite"}:
+        return f"sqlite+aiosqlite://{rest}"
+    if scheme in {"postgres", "postgresql", "postgresql+asyncpg"}:
+        parts = urlsplit(f"postgresql+asyncpg://{rest}")
+        query = [("ssl" if key == "sslmode" else key, value) for key, value in parse_qsl(parts.query)]
+        return urlunsplit(parts._replace(query=urlencode(query)))
+    raise ValueError(f"DEEPE_DATABASE_URL: {scheme!r} is not supported; use sqlite:// or postgresql://")
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether `host` (a name or address without port) can be reached from this machine only."""
+    name = host.strip("[]").lower().rstrip(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
+
+
+def _absolute(path: Path) -> Path:
+    try:
+        return Path(os.path.abspath(path.expanduser()))  # noqa: PTH100 - links stay as the operator wrote them
+    except RuntimeError:
+        raise ValueError(f"{path} cannot be expanded because HOME is unknown; give an absolute path") from None
+
+
+def _check_token(token: str) -> None:
+    if len(token) < MIN_TOKEN_LENGTH:
+        raise ValueError(f"the token is too short; use at least {MIN_TOKEN_LENGTH} random characters, {_RANDOM_HINT}")
+    if not re.fullmatch(r"[!-~]+", token):
+        raise ValueError("the token must be printable ASCII without spaces: it travels in a header")
+    lowered = token.lower()
+    if len(set(token)) < 6 or any(word in lowered for word in _PLACEHOLDERS):
+        raise ValueError(f"the token is a placeholder; use random characters, {_RANDOM_HINT}")
+
+
+def _problem(error: ErrorDetails) -> str:
+    message = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:
+        return message
+    name = str(error["loc"][0])
+    field = Settings.model_fields.get(name)
+    if field is None:
+        return f"{PREFIX}{name.upper()}: {message}"
+    given = "" if name in {"api_token", "redis_url"} else f" (got {str(error['input'])!r})"
+    return f"{PREFIX}{name.upper()}: {message}{given}. {field.description or ''}{_bounds(name)}"
+
+
+def _type_name(name: str) -> str:
+    annotation = Settings.model_fields[name].annotation
+    choices = getattr(annotation, "__args__", ())
+    if choices and all(isinstance(choice, str) for choice in choices):
+        return "|".join(choices)
+    for kind, label in ((SecretStr, "secret"), (Path, "path"), (bool, "bool"), (int, "int"), (float, "float")):
+        if annotation is kind or kind in choices:
+            return label
+    return "list" if getattr(annotation, "__origin__", None) is tuple else "text"
+
+
+def _default(name: str) -> str:
+    default = Settings.model_fields[name].default
+    return "" if default in (None, PydanticUndefined, Path()) else _shown(default)
+
+
+def _bounds(name: str) -> str:
+    limits = Settings.model_fields[name].metadata
+    low = next((limit.ge for limit in limits if hasattr(limit, "ge")), None)
+    high = next((limit.le for limit in limits if hasattr(limit, "le")), None)
+    return "" if low is None or high is None else f" From {low} to {high}."
+
+
+def _shown(value: object) -> str:
+    match value:
+        case None:
+            return ""
+        case SecretStr():
+            return _MASK
+        case tuple():
+            return ",".join(str(item) for item in value)
+        case _:
+            return re.sub(r"(://[^:/@\s]*):[^/\s]*@", rf"\1:{_MASK}@", str(value))
