@@ -5,7 +5,6 @@ it and exit with status 2.
 """
 
 import difflib
-import ipaddress
 import os
 import re
 import socket
@@ -18,6 +17,8 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails, PydanticUndefined
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.access.loopback import is_loopback
 
 PREFIX: Final = "DEEPE_"
 MIN_TOKEN_LENGTH: Final = 16
@@ -301,19 +302,6 @@ def database_url(url: str) -> str:
         query = [("ssl" if key == "sslmode" else key, value) for key, value in parse_qsl(parts.query)]
         return urlunsplit(parts._replace(query=urlencode(query)))
     raise ValueError(f"DEEPE_DATABASE_URL: {scheme!r} is not supported; use sqlite:// or postgresql://")
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether `host` (a name or address without port) can be reached from this machine only."""
-    name = host.strip("[]").lower().rstrip(".")
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        address = ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)
 
 
 def _absolute(path: Path) -> Path:

@@ -6,8 +6,8 @@ import re
 from typing import Any, Final, NoReturn
 
 from app.api.errors import BadRequest
-from app.api.fields import escape
 from app.domain.errors import Invalid
+from app.domain.pointers import pointer
 
 MAX_DEPTH: Final = 64
 _UNSTORABLE = re.compile("[\\x00\\ud800-\\udfff]")
@@ -60,7 +60,7 @@ def check_json(body: bytes) -> None:
     if document.count("[") + document.count("{") > MAX_DEPTH:
         _check_depth(value)
     if "\\u" in document:  # every other spelling of these characters is refused by the decoders
-        _check_characters(value, "")
+        _check_characters(value, [])
 
 
 def _check_depth(value: Any) -> None:
@@ -88,20 +88,20 @@ def _finite(number: str) -> float:
     return value
 
 
-def _check_characters(value: Any, pointer: str) -> None:
+def _check_characters(value: Any, place: list[str | int]) -> None:
     match value:
         case str():
-            _check_text(value, pointer)
+            _check_text(value, place)
         case dict():
             for key, item in value.items():
-                _check_text(key, pointer)
-                _check_characters(item, f"{pointer}/{escape(key)}")
+                _check_text(key, place)
+                _check_characters(item, [*place, key])
         case list():
             for index, item in enumerate(value):
-                _check_characters(item, f"{pointer}/{index}")
+                _check_characters(item, [*place, index])
 
 
-def _check_text(value: str, pointer: str) -> None:
+def _check_text(value: str, place: list[str | int]) -> None:
     found = _UNSTORABLE.search(value)
     if found:
-        raise JsonBadCharacter(pointer=pointer, character=f"U+{ord(found[0]):04X}")
+        raise JsonBadCharacter(pointer=pointer(*place), character=f"U+{ord(found[0]):04X}")

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.domain.errors import Violation
+from app.domain.pointers import pointer
 
 _EXPECTED_TYPE = {
     "string": "string",
@@ -50,8 +51,8 @@ def violations_of(errors: Sequence[Mapping[str, Any]], body: Any = None) -> list
     unique: dict[tuple[str, str], Violation] = {}
     for error in errors:
         code, params = _code(error)
-        pointer = pointer_of(error["loc"], body)
-        unique.setdefault((pointer, code), Violation(pointer, code, params))
+        place = pointer_of(error["loc"], body)
+        unique.setdefault((place, code), Violation(place, code, params))
     return list(unique.values())
 
 
@@ -69,12 +70,7 @@ def pointer_of(location: Sequence[str | int], body: Any = None) -> str:
         case "cookie":
             return f"Cookie: {name}"
         case _:
-            return "".join("/" + escape(part) for part in _real_parts(parts, body))
-
-
-def escape(part: str | int) -> str:
-    """Return one step of an RFC 6901 pointer."""
-    return str(part).replace("~", "~0").replace("/", "~1")
+            return pointer(*_real_parts(parts, body))
 
 
 def _real_parts(parts: Sequence[str | int], body: Any) -> list[str | int]:

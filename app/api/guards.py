@@ -18,11 +18,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.access.loopback import is_loopback
 from app.api.bodies import check_json
 from app.api.errors import UnsupportedMediaType, problem_response
 from app.domain.errors import NotAllowed, TooLarge, Unauthenticated
 from app.observability import ACCESS_LOGGER, request_id
-from app.settings import is_loopback
 
 access_logger = logging.getLogger(ACCESS_LOGGER)
 
