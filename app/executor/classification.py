@@ -1,0 +1,276 @@
+"""Why a stage failed: its exit and the end of its output become a typed reason with a detail.
+
+Rules look at the exception that ended the script, not at everything it printed: an error that was caught and survived
+is not the cause. Only when there is no such line are the last lines searched.
+"""
+
+import json
+import re
+import signal as signals
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from app.domain.enums import EndReason
+from app.executor.output import collapse_carriage_returns
+
+_MAX_DETAIL = 500
+_LINES_SEARCHED = 40
+_LOG_DATA = "[log_data]:"
+_TRAINING_FAILED = 200006
+
+
+class ExitRecord(Protocol):
+    """What the supervisor saw of a stage's end (`app.executor.supervision.ExitRecord`).
+
+    `why`: exited, stopped, never_started, spawn_failed, reboot or lost. `oom_kills` counts kills in the control group
+    while the stage ran, not necessarily its own.
+    """
+
+    @property
+    def why(self) -> str: ...
+    @property
+    def code(self) -> int | None: ...
+    @property
+    def signal(self) -> int | None: ...
+    @property
+    def error(self) -> str | None: ...
+    @property
+    def stop_reason(self) -> str | None: ...
+    @property
+    def oom_kills(self) -> int | None: ...
+    @property
+    def max_rss_bytes(self) -> int | None: ...
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A typed reason, one line that shows it, and the values for the reason's text."""
+
+    reason: EndReason
+    detail: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+
+def classify(exit_record: ExitRecord, log_tail: Sequence[str]) -> Failure:
+    """Return why a stage that did not succeed ended, from its exit and the last lines of its output."""
+    lines = _clean(log_tail)
+    detail = last_words(lines)
+    match exit_record.why:
+        case "never_started" | "spawn_failed":
+            return _failure(EndReason.SPAWN_FAILED, exit_record.error or detail)
+        case "reboot":
+            return _failure(EndReason.NODE_LOST, detail)
+        case "lost":
+            return _failure(EndReason.SUPERVISOR_LOST, detail)
+        case "stopped":
+            return _stopped(exit_record.stop_reason, detail)
+    number = _signal_number(exit_record)
+    oom_kills = exit_record.oom_kills or 0
+    if number == signals.SIGKILL and oom_kills:
+        return _out_of_memory(exit_record, detail, probable=False)
+    if recognised := recognise(lines):
+        if recognised.reason is EndReason.OUT_OF_MEMORY:
+            certain = oom_kills > 0 or not recognised.params["probable"]
+            return _out_of_memory(exit_record, recognised.detail, probable=not certain)
+        return recognised
+    # KILL that nobody of ours sent, or a kill in the control group and a script that fell silent
+    if number == signals.SIGKILL or (oom_kills and not _final_exceptions(lines)):
+        return _out_of_memory(exit_record, detail, probable=True)
+    if number is not None:
+        return _failure(EndReason.SIGNAL, detail, signal=_signal_name(number))
+    if exit_record.code is None:
+        return _failure(EndReason.SUPERVISOR_LOST, detail)
+    return _failure(EndReason.EXIT_CODE, detail, exit_code=exit_record.code)
+
+
+def recognise(log_tail: Sequence[str]) -> Failure | None:
+    """Return the cause that the output itself names; None if it names none that we know."""
+    lines = _clean(log_tail)
+    exceptions = _final_exceptions(lines)
+    for line in exceptions or [*_reported_failures(lines), *reversed(_spoken(lines)[-_LINES_SEARCHED:])]:
+        for rule in _RULES:
+            if found := rule(line, lines):
+                return found
+    return None
+
+
+def last_words(log_tail: Sequence[str]) -> str:
+    """Return the line that says best why a script ended: its exception, a reported failure, else its last line."""
+    lines = _clean(log_tail)
+    candidates = [*_final_exceptions(lines)[:1], *_reported_failures(lines), *reversed(_spoken(lines)[-1:])]
+    return candidates[0][:_MAX_DETAIL] if candidates else ""
+
+
+def _clean(log_tail: Sequence[str]) -> list[str]:
+    shown = (collapse_carriage_returns(line).strip("\r").rstrip() for line in log_tail)
+    return [_RANK.sub("", line) for line in shown]
+
+
+# torchrun and accelerate put the rank before each line
+_RANK = re.compile(r"^\[(?:rank|default)\d+\]:\s?")
+_EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Interrupt|Exit|Failure|Warning)(?::|$)")
+_SUMMARIES = re.compile(r"ChildFailedError|CalledProcessError|RemoteTraceback|RemoteError|^SystemExit")
+_CHAINED = re.compile(r"^(?:The above exception was the direct cause|During handling of the above exception)")
+
+
+def _final_exceptions(lines: Sequence[str]) -> list[str]:
+    """Return the exception that ended the script, and those it goes back to, nearest first."""
+    found: list[str] = []
+    linked = True
+    for index in range(len(lines) - 1, -1, -1):
+        line = lines[index]
+        if _CHAINED.match(line):
+            linked = True
+        elif linked and _EXCEPTION.match(line) and _ends_traceback(lines, index):
+            found.append(_with_continuation(lines, index))
+            linked = bool(_SUMMARIES.search(line))
+    return found
+
+
+def _ends_traceback(lines: Sequence[str], index: int) -> bool:
+    """Say whether the line stands right behind the indented frames of a traceback."""
+    above = lines[index - 1] if index else ""
+    return above.startswith((" ", "Traceback")) or bool(_SUMMARIES.search(lines[index]))
+
+
+def _with_continuation(lines: Sequence[str], index: int) -> str:
+    """Return the exception's line; a message that begins on the next line is joined to it."""
+    line = lines[index]
+    if line.endswith(":") and index + 1 < len(lines):
+        return f"{line} {lines[index + 1].strip()}"
+    return line
+
+
+def _reported_failures(lines: Sequence[str]) -> list[str]:
+    """Return the error texts of the contract's TrainingFailed records, newest first."""
+    texts = []
+    for line in reversed(lines):
+        _, marker, rest = line.partition(_LOG_DATA)
+        if not marker:
+            continue
+        try:
+            record = json.loads(rest)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and record.get("msg") == _TRAINING_FAILED:
+            texts.append(failure_text(record))
+    return [text for text in texts if text]
+
+
+def failure_text(record: Mapping[str, Any]) -> str:
+    """Return the error text of a failure record. Some scripts put it into `taskUuid`, with `details` 0."""
+    if record.get("details") == 0 and not isinstance(record.get("details"), bool):
+        return str(record.get("taskUuid") or record.get("msgDetail") or "")
+    return str(record.get("msgDetail") or "")
+
+
+def _spoken(lines: Sequence[str]) -> list[str]:
+    return [line.strip() for line in lines if line.strip() and _LOG_DATA not in line]
+
+
+_Rule = Callable[[str, Sequence[str]], Failure | None]
+
+_CUDA_MEMORY = re.compile(
+    r"OutOfMemoryError|(?:CUDA|HIP|XPU|MPS)(?: backend)? out of memory|CUDA error: out of memory"
+    r"|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|cudaErrorMemoryAllocation"
+    r"|\[METAL\].*[Ii]nsufficient [Mm]emory",
+)
+_HOST_MEMORY = re.compile(r"^MemoryError\b|DefaultCPUAllocator: can't allocate memory|Cannot allocate memory")
+_DISK = re.compile(r"No space left on device|Disk quota exceeded|\bENOSPC\b", re.IGNORECASE)
+_MODULES = (
+    re.compile(r"ModuleNotFoundError: No module named ['\"]?(?P<name>[\w.]+)"),
+    re.compile(r"No module named ['\"](?P<name>[\w.]+)['\"]"),
+    re.compile(r"(?:ImportError|PackageNotFoundError):.*`?pip3? install (?:-U |--upgrade )?['\"]?(?P<name>[\w.\-]+)"),
+    re.compile(r"ImportError: .*requires the (?P<name>[\w.\-]+) library but it was not found"),
+)
+_COLUMNS = (
+    re.compile(r"Column (?P<name>\S+) (?:not in the dataset|doesn't exist)"),
+    re.compile(r"Column (?:name |to \w+ )?\[['\"](?P<name>[^'\"]+)['\"].* not in the dataset"),
+    re.compile(
+        r"(?:[Mm]issing (?:required )?columns?|[Nn]o columns?(?: named)?)[: ]+\[?['\"`](?P<name>[^'\"`]+)['\"`]"
+    ),
+    re.compile(r"[Cc]olumns? \[?['\"`](?P<name>[^'\"`]+)['\"`]\]? (?:is|are|was|were)? ?(?:missing|not found)"),
+)
+_KEY = re.compile(r"^KeyError: ['\"](?P<name>.+)['\"]$")
+_ROW = re.compile(r"\b(?:row|rows|example|examples|sample|samples|item|items|record|batch|x|d)\[['\"]")
+_KILLED = re.compile(r"killed by signal: Killed|Signal 9 \(SIGKILL\)|exitcode\s*: -9")
+
+
+def _cuda_memory(line: str, _: Sequence[str]) -> Failure | None:
+    return _failure(EndReason.CUDA_OUT_OF_MEMORY, line) if _CUDA_MEMORY.search(line) else None
+
+
+def _host_memory(line: str, _: Sequence[str]) -> Failure | None:
+    return _failure(EndReason.OUT_OF_MEMORY, line, probable=False) if _HOST_MEMORY.search(line) else None
+
+
+def _disk(line: str, _: Sequence[str]) -> Failure | None:
+    return _failure(EndReason.DISK_FULL, line) if _DISK.search(line) else None
+
+
+def _killed(line: str, _: Sequence[str]) -> Failure | None:
+    return _failure(EndReason.OUT_OF_MEMORY, line, probable=True) if _KILLED.search(line) else None
+
+
+def _module(line: str, _: Sequence[str]) -> Failure | None:
+    for pattern in _MODULES:
+        if match := pattern.search(line):
+            return _failure(EndReason.MODULE_MISSING, line, module=match["name"].strip(".").split(".")[0])
+    return None
+
+
+def _column(line: str, lines: Sequence[str]) -> Failure | None:
+    for pattern in _COLUMNS:
+        if match := pattern.search(line):
+            return _failure(EndReason.COLUMN_MISSING, line, column=match["name"].strip("'\"`[]"))
+    if (match := _KEY.match(line)) and _reads_a_row(match["name"], lines):
+        return _failure(EndReason.COLUMN_MISSING, line, column=match["name"])
+    return None
+
+
+def _reads_a_row(name: str, lines: Sequence[str]) -> bool:
+    """Say whether a missing key was a field of a row: the exception names the key only, the frames tell."""
+    return any(
+        "datasets/formatting/" in line or (_ROW.search(line) and (f'["{name}"]' in line or f"['{name}']" in line))
+        for line in lines
+    )
+
+
+_RULES: tuple[_Rule, ...] = (_cuda_memory, _disk, _host_memory, _killed, _module, _column)
+
+
+def _stopped(stop_reason: str | None, detail: str) -> Failure:
+    """Return how a stage ended that was asked to. The stop's reason is an end reason of ours, or somebody's word."""
+    if stop_reason == "supervisor_terminated":
+        # not by us: a person or the system sent TERM to the stage's keeper
+        return _failure(EndReason.SIGNAL, detail, signal="SIGTERM")
+    known = {EndReason.METHOD_DELETED, EndReason.NODE_LOST, EndReason.DISK_FULL}
+    return _failure(EndReason(stop_reason) if stop_reason in known else EndReason.CANCELLED, detail)
+
+
+def _signal_number(exit_record: ExitRecord) -> int | None:
+    """Return the signal that ended the script; a shell in between reports it as code 128 + n."""
+    if exit_record.signal is not None:
+        return exit_record.signal
+    deadly = {signals.SIGABRT, signals.SIGBUS, signals.SIGFPE, signals.SIGILL, signals.SIGKILL, signals.SIGSEGV}
+    code = exit_record.code or 0
+    return code - 128 if code - 128 in {*deadly, signals.SIGTERM} else None
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signals.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _out_of_memory(exit_record: ExitRecord, detail: str, *, probable: bool) -> Failure:
+    return _failure(
+        EndReason.OUT_OF_MEMORY, detail, probable=probable, signal="SIGKILL", max_rss_bytes=exit_record.max_rss_bytes
+    )
+
+
+def _failure(reason: EndReason, detail: str, **params: Any) -> Failure:
+    detail = detail[:_MAX_DETAIL]
+    return Failure(reason=reason, detail=detail, params={"detail": detail, **params})

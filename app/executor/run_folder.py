@@ -1,0 +1,39 @@
+"""Names of the files in an attempt's run folder. Each has one writer.
+
+`output.log` and `events.jsonl` are written by the stage, the other two by the worker that watches it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one attempt: `runs/<job id>/<attempt number>`."""
+
+    path: Path
+
+    @property
+    def output_log(self) -> Path:
+        """Return the file that holds the stage's stdout and stderr, byte for byte."""
+        return self.path / "output.log"
+
+    @property
+    def events(self) -> Path:
+        """Return the file that the script itself appends events to (`DEEPE_EVENTS`)."""
+        return self.path / "events.jsonl"
+
+    @property
+    def projected_events(self) -> Path:
+        """Return the file of events that were found in the output."""
+        return self.path / "events-from-log.jsonl"
+
+    @property
+    def output(self) -> Path:
+        """Return the folder of artefacts."""
+        return self.path / "output"
+
+    @property
+    def result(self) -> Path:
+        """Return the result manifest."""
+        return self.path / "result.json"
