@@ -1,0 +1,124 @@
+"""Real attempts for the tests: a short script under a real supervisor, and nothing left of it afterwards."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import psutil
+
+from app.executor import supervision, supervisor
+from app.executor.supervision import AttemptPhase, ExitRecord, LaunchSpec, Observation
+
+
+class Attempt:
+    """One attempt folder, its output and its processes."""
+
+    def __init__(self, root: Path) -> None:
+        self.id = uuid4().hex
+        self.root = root
+        self.folder = root / "attempts" / self.id
+        self.output = root / "runs" / f"{self.id}.log"
+        self.journal = root / f"{self.id}.journal"
+
+    def prepare(self, script: str, *, grace_seconds: float = 5.0, **changes: object) -> None:
+        """Prepare `script` (Python source; `JOURNAL` is a file it may append to)."""
+        source = f"JOURNAL = {str(self.journal)!r}\n{script}"
+        spec = LaunchSpec(
+            attempt_id=self.id,
+            argv=(sys.executable, "-u", "-c", source),
+            cwd=self.root,
+            env={"PATH": os.environ["PATH"]},
+            output=self.output,
+            grace_seconds=grace_seconds,
+        )
+        supervision.prepare(self.folder, LaunchSpec(**{**vars(spec), **changes}))
+
+    def start(self, script: str, *, grace_seconds: float = 5.0, **changes: object) -> None:
+        """Prepare and start."""
+        self.prepare(script, grace_seconds=grace_seconds, **changes)
+        supervision.start(self.folder)
+
+    def supervise(self, *options: str) -> "subprocess.Popen[bytes]":
+        """Run a supervisor as a child of the test, to see its exit status."""
+        return subprocess.Popen([sys.executable, "-I", "-S", supervisor.__file__, str(self.folder), *options])
+
+    def observe(self) -> Observation:
+        return supervision.observe(self.folder)
+
+    def wait_for_line(self, line: str) -> None:
+        """Wait until the script has printed `line`."""
+        wait_until(lambda: self.output.exists() and line in self.output.read_text().splitlines(), f"line {line!r}")
+
+    def wait_for_end(self, seconds: float = 20.0) -> ExitRecord:
+        """Wait for the exit record and the supervisor's own end."""
+        wait_until(lambda: self.observe().phase is AttemptPhase.EXITED, "exit record", seconds)
+        wait_until(lambda: not self.observe().supervised, "free lock", seconds)
+        record = self.observe().exit
+        assert record is not None
+        return record
+
+    def supervisor(self) -> psutil.Process:
+        """Return the living supervisor."""
+        state = supervisor.Folder(str(self.folder)).read("state.json")
+        assert state is not None
+        return psutil.Process(state["supervisor_pid"])
+
+    def witness(self) -> psutil.Process:
+        """Return the stage's parent."""
+        state = supervisor.Folder(str(self.folder)).read("state.json")
+        assert state is not None
+        return psutil.Process(state["witness"]["pid"])
+
+    def stage(self) -> psutil.Process:
+        """Return the stage's own process."""
+        process = self.observe().process
+        assert process is not None
+        return psutil.Process(process.pid)
+
+    def runs(self) -> int:
+        """Return how often the script wrote `run` to its journal."""
+        return self.journal.read_text().count("run\n") if self.journal.exists() else 0
+
+    def survivors(self) -> list[psutil.Process]:
+        """Return living processes that carry the attempt's id in environment or command line."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                named = any(self.id in word for word in process.cmdline())
+                marked = process.environ().get("DEEPE_ATTEMPT") == self.id
+                if (named or marked) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def clean_up(self) -> None:
+        """End what a failed test left."""
+        for process in self.survivors():
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(signal.SIGKILL)
+
+
+def attempts(root: Path) -> Iterator[Callable[[], Attempt]]:
+    """Yield a maker of attempts and clean up after them (the body of a fixture)."""
+    made: list[Attempt] = []
+
+    def make() -> Attempt:
+        made.append(Attempt(root))
+        return made[-1]
+
+    yield make
+    for attempt in made:
+        attempt.clean_up()
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
+    """Poll until `condition` holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
+        time.sleep(0.005)

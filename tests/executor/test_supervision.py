@@ -1,0 +1,152 @@
+"""The worker's view: what each state of a folder looks like, and what removing and listing do."""
+
+import json
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.executor import supervision
+from app.executor.supervision import AttemptIsSupervised, AttemptPhase, Observation
+from tests.executor.attempts import Attempt, attempts, wait_until
+
+SLEEP = "import time\nprint('ready')\ntime.sleep(60)"
+
+
+@pytest.fixture
+def attempt(tmp_path: Path) -> Iterator[Attempt]:
+    for make in attempts(tmp_path):
+        yield make()
+
+
+class TestObserve:
+    def test_sees_absent_prepared_running_exited(self, attempt: Attempt) -> None:
+        absent = attempt.observe()
+        attempt.prepare(SLEEP)
+        prepared = attempt.observe()
+        supervision.start(attempt.folder)
+        attempt.wait_for_line("ready")
+        running, command = attempt.observe(), attempt.stage().cmdline()
+        supervision.request_stop(attempt.folder, "cancel")
+        attempt.wait_for_end()
+        exited = attempt.observe()
+
+        assert absent == Observation(phase=AttemptPhase.ABSENT, supervised=False)
+        assert prepared == Observation(phase=AttemptPhase.PREPARED, supervised=False)
+        assert (running.phase, running.supervised, running.exit) == (AttemptPhase.RUNNING, True, None)
+        assert running.process is not None
+        assert command[1:3] == ["-u", "-c"]
+        assert running.started_at is not None
+        assert running.heartbeat_age is not None
+        assert 0 <= running.heartbeat_age < 10
+        assert (exited.phase, exited.supervised) == (AttemptPhase.EXITED, False)
+        assert exited.exit is not None
+
+    def test_sees_started_if_supervisor_died_before_it_recorded_the_stage(self, attempt: Attempt) -> None:
+        attempt.prepare(SLEEP)
+        attempt.supervise("--crash-at=before-record").wait(10)
+
+        seen = attempt.observe()
+
+        assert (seen.phase, seen.supervised, seen.process) == (AttemptPhase.STARTED, False, None)
+
+    def test_has_no_heartbeat_age_after_a_reboot(self, attempt: Attempt) -> None:
+        attempt.prepare(SLEEP)
+        state = {"pid": 1, "start": "1", "boot_id": "another", "heartbeat": {"wall": 5.0, "boot": 7.0}}
+        (attempt.folder / "state.json").write_text(json.dumps(state))
+
+        seen = attempt.observe()
+
+        assert (seen.heartbeat_at, seen.heartbeat_age) == (5.0, None)
+
+    def test_does_not_keep_a_supervisor_from_its_lock(self, attempt: Attempt) -> None:
+        attempt.prepare("print('ran')")
+        observer = subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                "import sys; from pathlib import Path; from app.executor import supervision\n"
+                "while supervision.observe(Path(sys.argv[1])).exit is None: pass",
+                str(attempt.folder),
+            ]
+        )
+
+        supervision.start(attempt.folder)
+
+        assert attempt.wait_for_end().code == 0
+        assert observer.wait(10) == 0
+
+    def test_works_for_an_attempt_that_another_worker_started(self, attempt: Attempt) -> None:
+        attempt.prepare(SLEEP)
+        code = (
+            "import sys; from pathlib import Path; from app.executor import supervision; "
+            "supervision.start(Path(sys.argv[1]))"
+        )
+
+        subprocess.run([sys.executable, "-c", code, str(attempt.folder)], check=True)
+        attempt.wait_for_line("ready")
+
+        assert attempt.observe().supervised
+        assert attempt.supervisor().parent() != attempt.stage()
+        supervision.request_stop(attempt.folder, "cancel")
+        assert attempt.wait_for_end().stop_reason == "cancel"
+
+
+class TestPrepare:
+    def test_keeps_first_spec(self, attempt: Attempt) -> None:
+        attempt.prepare("print('first')")
+
+        attempt.prepare("print('second')")
+        supervision.start(attempt.folder)
+        attempt.wait_for_end()
+
+        assert attempt.output.read_text() == "first\n"
+
+    def test_hides_folder_from_others(self, attempt: Attempt) -> None:
+        attempt.prepare("")
+
+        assert stat.S_IMODE(attempt.folder.stat().st_mode) == 0o700
+
+
+class TestRequestStop:
+    def test_keeps_first_reason(self, attempt: Attempt) -> None:
+        attempt.start(SLEEP)
+        attempt.wait_for_line("ready")
+
+        supervision.request_stop(attempt.folder, "cancel")
+        supervision.request_stop(attempt.folder, "shutdown")
+
+        assert attempt.wait_for_end().stop_reason == "cancel"
+
+
+class TestRemoveAndList:
+    def test_lists_folders_sorted_and_nothing_else(self, tmp_path: Path) -> None:
+        for name in ("b", "a", ".c.removed"):
+            (tmp_path / name).mkdir()
+        (tmp_path / "file").touch()
+
+        assert [path.name for path in supervision.list_attempts(tmp_path)] == ["a", "b"]
+        assert supervision.list_attempts(tmp_path / "absent") == []
+
+    def test_refuses_to_remove_while_supervised(self, attempt: Attempt) -> None:
+        attempt.start(SLEEP)
+        attempt.wait_for_line("ready")
+
+        with pytest.raises(AttemptIsSupervised):
+            supervision.remove(attempt.folder)
+
+        assert attempt.observe().phase is AttemptPhase.RUNNING
+
+    def test_removes_ended_attempt_and_accepts_absent_one(self, attempt: Attempt) -> None:
+        attempt.start("")
+        attempt.wait_for_end()
+
+        supervision.remove(attempt.folder)
+        supervision.remove(attempt.folder)
+
+        assert list(attempt.folder.parent.iterdir()) == []
+        assert attempt.output.exists()
+        wait_until(lambda: attempt.survivors() == [], "no survivors")
