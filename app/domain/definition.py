@@ -1,0 +1,161 @@
+"""A method as it travels over the wire.
+
+The parser is lenient: only a body of the wrong JSON type is refused here. What a path needs and lacks, and every
+value nobody knows, is for `app.domain.lifecycle.violations` to say, all at once. A member that is present counts as
+configured, even as `{}`; absent or null does not.
+"""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator, model_validator
+
+from app.domain.enums import ModelState, Stage
+from app.domain.names import normal_name
+
+DEFAULT_TECHNIQUE = "custom"
+CUSTOM_TARGET = "custom"
+FALSE_AS = ("False", "false", "")
+
+_EXAMPLE: dict[str, Any] = {
+    "name": "finance-sft",
+    "description": "",
+    "training_type": "chat",
+    "technique": "sft",
+    "lifecycle": ["customized", "complete", "online"],
+    "stages": {
+        "training": {"file": "finance_sft.py", "conda_env": "trl"},
+        "saving": {"file": "merge.py", "conda_env": "trl"},
+        "inference-customized": {"file": "ask.py", "conda_env": "trl"},
+    },
+    "inference": {"customized": True, "complete": False},
+    "deployment": {"target": "custom", "file": "deploy.py", "conda_env": "base"},
+}
+
+
+class Wire(BaseModel):
+    """Part of a method: frozen, null means absent."""
+
+    # unknown members are kept, because the rules report each of them with its pointer
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, value: Any) -> Any:
+        return (
+            {name: member for name, member in value.items() if member is not None} if isinstance(value, dict) else value
+        )
+
+    @property
+    def unknown(self) -> dict[str, Any]:
+        """Members that nobody knows, in the order given."""
+        return dict(self.model_extra or {})
+
+
+class StageConfig(Wire):
+    """What one stage runs: a Python file of the script root in a conda environment."""
+
+    file: str | None = Field(default=None, description="Python file, relative to the script root")
+    conda_env: str | None = Field(default=None, description="Name of the conda environment that runs the file")
+
+
+class InferenceSwitches(Wire):
+    """Which of the method's models can be asked."""
+
+    customized: StrictBool | None = Field(default=None, description="The customized model can be asked")
+    complete: StrictBool | None = Field(default=None, description="The complete model can be asked")
+
+
+class DeploymentConfig(StageConfig):
+    """Where the online model is served; the target `custom` has a file and an environment of its own."""
+
+    target: str | None = Field(default=None, description="Name of a configured deploy target, or `custom`")
+
+
+class ArgumentOptions(Wire):
+    """How a script wants its arguments."""
+
+    false_as: str = Field(
+        default="False",
+        description="Text of a false value: `False`, `false`, or empty for scripts that declare `type=bool`",
+    )
+    declared_only: StrictBool = Field(
+        default=False, description="Pass only the arguments that the script declares, for scripts that refuse others"
+    )
+
+
+class MethodDefinition(Wire):
+    """A training method: what it trains, the path of its model, and what runs at every stage."""
+
+    model_config = ConfigDict(json_schema_extra={"example": _EXAMPLE})
+
+    name: str | None = Field(default=None, description="Unique name: 1 to 100 letters, digits, spaces or ._-")
+    description: str = Field(default="", description="Free text")
+    training_type: str | None = Field(
+        default=None, description="`chat`, `embedding`, `vision-language` or `image-generation`"
+    )
+    technique: str = Field(default=DEFAULT_TECHNIQUE, description="Label of what the method does, such as `sft`")
+    lifecycle: list[str] | None = Field(
+        default=None, description="States of the method's model, one of the six paths, in order"
+    )
+    stages: dict[str, StageConfig | None] = Field(
+        default_factory=dict,
+        description="`training`, `saving`, `inference-customized`, `inference-complete`: a file and an environment",
+    )
+    inference: InferenceSwitches | None = None
+    deployment: DeploymentConfig | None = None
+    arguments: ArgumentOptions = Field(default_factory=ArgumentOptions)
+
+    @field_validator("name")
+    @classmethod
+    def _normalise_name(cls, name: str | None) -> str | None:
+        return None if name is None else normal_name(name)
+
+    @field_validator("technique")
+    @classmethod
+    def _blank_technique_is_absent(cls, technique: str) -> str:
+        return technique if technique.strip() else DEFAULT_TECHNIQUE
+
+    def stage_config(self, stage: Stage) -> StageConfig | None:
+        """Return what `stage` runs, `None` if it is not configured.
+
+        A deployment counts whatever its target is; ask `deploys_itself` whether it has a file of its own.
+        """
+        return self.deployment if stage is Stage.DEPLOYMENT else self.stages.get(stage)
+
+    @property
+    def deploys_itself(self) -> bool:
+        """Whether the deployment runs the method's own file (target `custom`)."""
+        return self.deployment is not None and self.deployment.target == CUSTOM_TARGET
+
+    def switched_on(self, state: ModelState) -> bool:
+        """Whether the model in `state` can be asked."""
+        return bool(self.inference and getattr(self.inference, state, None) is True)
+
+    def canonical(self) -> dict[str, Any]:
+        """Return the wire JSON in its one form: defaults filled in, absent members left out, stages in order."""
+        wire: dict[str, Any] = {
+            "name": self.name,
+            "description": self.description,
+            "training_type": self.training_type,
+            "technique": self.technique,
+            "lifecycle": self.lifecycle,
+            "stages": {name: _dump(config) for name, config in self._ordered_stages()},
+            "inference": {
+                "customized": self.switched_on(ModelState.CUSTOMIZED),
+                "complete": self.switched_on(ModelState.COMPLETE),
+                **(self.inference.unknown if self.inference else {}),
+            },
+            "deployment": _dump(self.deployment) if self.deployment is not None else None,
+            "arguments": _dump(self.arguments),
+            **self.unknown,
+        }
+        return {name: value for name, value in wire.items() if value is not None}
+
+    def _ordered_stages(self) -> list[tuple[str, StageConfig]]:
+        order = {stage.value: position for position, stage in enumerate(Stage)}
+        present = [(name, config) for name, config in self.stages.items() if config is not None]
+        return sorted(present, key=lambda item: order.get(item[0], len(order)))
+
+
+def _dump(value: Wire) -> dict[str, Any]:
+    return value.model_dump(exclude_none=True)
