@@ -1,0 +1,26 @@
+"""Deploy targets: configured places where online models are served."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.domain.errors import NotFound
+from app.store import named
+from app.store.tables import DeployTargetRow
+
+SORTABLE: Mapping[str, Any] = {"name": DeployTargetRow.name_key, "created_at": DeployTargetRow.created_at}
+
+
+class DeployTargetNotFound(NotFound):
+    """No deploy target has this id or name."""
+
+    code = "deploy_target_not_found"
+
+
+async def get_deploy_target(session: AsyncSession, deploy_target: str) -> DeployTargetRow:
+    """Return the deploy target with this id or name or raise `DeployTargetNotFound`."""
+    row = await named.find(session, DeployTargetRow, deploy_target)
+    if row is None:
+        raise DeployTargetNotFound(deploy_target=deploy_target)
+    return row

@@ -1,0 +1,63 @@
+"""Environments that are registered by name, with or without a spec. Others are known because a node has them."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import uuid4
+
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.domain.enums import JobKind
+from app.domain.names import name_key
+from app.domain.transitions import TERMINAL
+from app.store import named
+from app.store.tables import EnvironmentRow, JobRow
+
+
+async def find_environment(session: AsyncSession, name: str) -> EnvironmentRow | None:
+    """Return the registered environment with exactly this name; conda tells upper and lower case apart."""
+    return (await session.exec(select(EnvironmentRow).where(EnvironmentRow.name == name))).first()
+
+
+async def all_environments(session: AsyncSession) -> Sequence[EnvironmentRow]:
+    """Return the registered environments by name; there are dozens, not thousands."""
+    return (await session.exec(select(EnvironmentRow).order_by(col(EnvironmentRow.name_key)))).all()
+
+
+async def ensure_shipped(session: AsyncSession, name: str, *, spec: str, spec_hash: str, now: datetime) -> bool:
+    """Register an environment of the product or bring its spec up to date; return whether anything changed.
+
+    An environment that a user registered under the name stays as it is.
+    """
+    row = await named.find(session, EnvironmentRow, name)
+    if row is None:
+        await named.insert(session, new_environment(name, spec=spec, spec_hash=spec_hash, now=now, shipped=True))
+        return True
+    if not row.shipped or row.spec == spec:
+        return False
+    await named.update(session, row, spec=spec, spec_hash=spec_hash, updated_at=now)
+    return True
+
+
+async def nodes_building(session: AsyncSession, name: str) -> frozenset[str]:
+    """Return the ids of the nodes that build the environment right now."""
+    statement = select(JobRow.node_id).where(
+        JobRow.kind == JobKind.ENVIRONMENT, JobRow.environment == name, col(JobRow.status).not_in(TERMINAL)
+    )
+    return frozenset(node for node in (await session.exec(statement)).all() if node is not None)
+
+
+def new_environment(
+    name: str, *, spec: str | None, spec_hash: str | None, now: datetime, shipped: bool = False
+) -> EnvironmentRow:
+    """Return the row of an environment, not yet inserted."""
+    return EnvironmentRow(
+        id=str(uuid4()),
+        name=name,
+        name_key=name_key(name),
+        spec=spec,
+        spec_hash=spec_hash,
+        shipped=shipped,
+        created_at=now,
+        updated_at=now,
+    )

@@ -1,0 +1,66 @@
+"""Who uses a resource right now: jobs that have not ended, methods that name it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.domain.transitions import TERMINAL
+from app.store.tables import JobRow, MethodRow, MethodVersionRow
+
+
+async def unfinished_jobs(
+    session: AsyncSession,
+    *,
+    base_model_id: str | None = None,
+    dataset_id: str | None = None,
+    model_id: str | None = None,
+    environment: str | None = None,
+) -> Sequence[str]:
+    """Return the ids of the jobs, waiting or running, that use what is given (exactly one), oldest first."""
+    wanted = {
+        JobRow.base_model_id: base_model_id,
+        JobRow.dataset_id: dataset_id,
+        JobRow.model_id: model_id,
+        JobRow.environment: environment,
+    }
+    statement = select(JobRow.id).where(col(JobRow.status).not_in(TERMINAL))
+    for column, value in wanted.items():
+        if value is not None:
+            statement = statement.where(col(column) == value)
+    return (await session.exec(statement.order_by(col(JobRow.created_at), col(JobRow.id)))).all()
+
+
+async def methods_deploying_to(session: AsyncSession, target: str) -> list[str]:
+    """Return the names of the living methods whose newest version deploys to `target`."""
+    return [
+        name
+        for name, definition in await _definitions(session)
+        if (definition.get("deployment") or {}).get("target") == target
+    ]
+
+
+async def methods_running_in(session: AsyncSession, environment: str) -> list[str]:
+    """Return the names of the living methods whose newest version runs a stage in `environment`."""
+    return [
+        name
+        for name, definition in await _definitions(session)
+        if any(
+            (config or {}).get("conda_env") == environment
+            for config in [*(definition.get("stages") or {}).values(), definition.get("deployment")]
+        )
+    ]
+
+
+async def _definitions(session: AsyncSession) -> Sequence[tuple[str, Mapping[Any, Any]]]:
+    statement = (
+        select(MethodRow.name, MethodVersionRow.definition)
+        .join(
+            MethodVersionRow,
+            (col(MethodVersionRow.method_id) == MethodRow.id) & (col(MethodVersionRow.number) == MethodRow.version),
+        )
+        .where(col(MethodRow.deleted_at).is_(None))
+        .order_by(col(MethodRow.name_key))
+    )
+    return (await session.exec(statement)).all()
