@@ -303,7 +303,10 @@ def _read_object(path: Path) -> dict[str, Any]:
 def _span(entry: dict[str, Any]) -> tuple[int, int]:
     """Return the bytes of one tensor; raises ValueError if they do not fit its shape."""
     begin, end = entry["data_offsets"]
-    bits = _BITS.get(entry["dtype"])
+    dtype = entry["dtype"]
+    if not isinstance(dtype, str):
+        raise ValueError("the type of the numbers has no name")
+    bits = _BITS.get(dtype)  # a type newer than this list cannot be checked
     elements = 1
     for dimension in entry["shape"]:
         if not isinstance(dimension, int) or dimension < 0:

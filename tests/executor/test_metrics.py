@@ -232,7 +232,8 @@ class TestProgress:
         progress = ProgressEstimator(progress_events(0, 10, 20)).progress
 
         assert progress is not None
-        assert (progress.percent, progress.steps_per_second, progress.eta_seconds) == (20.0, 5.0, pytest.approx(16.0))
+        assert (progress.percent, progress.steps_per_second) == (20.0, 5.0)
+        assert progress.eta_seconds == pytest.approx(16.0)
 
     def test_says_nothing_that_it_cannot_know(self) -> None:
         assert ProgressEstimator().progress is None
@@ -280,7 +281,8 @@ class TestProgress:
         progress = ProgressEstimator(events).progress
 
         assert progress is not None
-        assert (progress.percent, progress.eta_seconds) == (20.0, pytest.approx(80.0))
+        assert progress.percent == 20.0
+        assert progress.eta_seconds == pytest.approx(80.0)
 
     def test_is_done_at_the_end(self) -> None:
         progress = ProgressEstimator(progress_events(99, 100)).progress
