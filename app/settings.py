@@ -8,7 +8,7 @@ import difflib
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -287,7 +287,7 @@ def unknown_variables(environ: Mapping[str, str] | None = None) -> dict[str, str
     environ = os.environ if environ is None else environ
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     strangers = sorted(name for name in environ if name.startswith(PREFIX) and name not in known | _STAGE_VARIABLES)
-    return {name: next(iter(difflib.get_close_matches(name, known, n=1)), None) for name in strangers}
+    return {name: _closest(name.removeprefix(PREFIX), known) for name in strangers}
 
 
 def database_url(url: str) -> str:
@@ -302,6 +302,12 @@ def database_url(url: str) -> str:
         query = [("ssl" if key == "sslmode" else key, value) for key, value in parse_qsl(parts.query)]
         return urlunsplit(parts._replace(query=urlencode(query)))
     raise ValueError(f"DEEPE_DATABASE_URL: {scheme!r} is not supported; use sqlite:// or postgresql://")
+
+
+def _closest(name: str, known: Iterable[str]) -> str | None:
+    # without the prefix, which would make everything alike
+    close = difflib.get_close_matches(name, [other.removeprefix(PREFIX) for other in known], n=1)
+    return PREFIX + close[0] if close else None
 
 
 def _absolute(path: Path) -> Path:

@@ -7,9 +7,10 @@ from typing import Annotated, Final
 from fastapi import Depends, Header
 
 from app.api.errors import PreconditionRequired
+from app.api.headers import IF_MATCH
 from app.domain.errors import Invalid, PreconditionFailed
 
-_TAG: Final = re.compile(r'(?:W/)?"?([A-Za-z0-9._:-]{1,100})"?')
+_TAG: Final = re.compile(r'(?:W/)?"([A-Za-z0-9._:-]{1,100})"|([A-Za-z0-9._:-]{1,100})')
 
 
 class InvalidIfMatch(Invalid):
@@ -57,14 +58,15 @@ def parse_if_match(header: str | None) -> Precondition:
         return Precondition(versions=None)
     tags = [_TAG.fullmatch(tag.strip()) for tag in header.split(",")]
     if any(tag is None for tag in tags):
-        raise InvalidIfMatch(pointer="If-Match:")
-    return Precondition(versions=frozenset(tag[1] for tag in tags if tag))
+        raise InvalidIfMatch(pointer=f"{IF_MATCH}:")
+    return Precondition(versions=frozenset(tag[1] or tag[2] for tag in tags if tag))
 
 
 def _if_match(
     if_match: Annotated[
         str | None,
         Header(
+            alias=IF_MATCH,
             description='The `ETag` of the version that was read, like `"3"`; `*` for any. Without it: 428.',
             examples=['"3"'],
         ),

@@ -1,6 +1,7 @@
 """The OpenAPI document, and its interactive page that works without internet access."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,20 +13,33 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.staticfiles import StaticFiles
 
 from app.api.bodies import JsonBadNumber, JsonNotUtf8, JsonTooDeep, MalformedJson
+from app.api.conditional import InvalidIfMatch, StaleVersion
 from app.api.errors import (
     PROBLEM_MEDIA_TYPE,
     DatabaseBusy,
     DatabaseUnavailable,
     InternalError,
+    PreconditionRequired,
     Problem,
     StorageFull,
     UnsupportedMediaType,
     problem_responses,
 )
 from app.api.guards import BodyTooLarge, ForeignClient, ForeignHost, ForeignOrigin, TokenMissing, TokenWrong
+from app.api.headers import IDEMPOTENCY_KEY, IF_MATCH
+from app.api.idempotency import IdempotencyKeyReused, InvalidIdempotencyKey
+from app.api.pagination import InvalidCursor, InvalidSort
 from app.domain.errors import AppError, InvalidRequest
 
 STATIC: Final = Path(__file__).parent / "static"
+
+# what our dependencies refuse, by the parameter that they read
+_ERRORS_OF_PARAMETERS: Final[Mapping[str, Sequence[type[AppError]]]] = {
+    IF_MATCH: (PreconditionRequired, StaleVersion, InvalidIfMatch),
+    IDEMPOTENCY_KEY: (InvalidIdempotencyKey, IdempotencyKeyReused),
+    "cursor": (InvalidCursor,),
+    "sort": (InvalidSort,),
+}
 
 # no address but our own; Swagger UI shows its icons from data: URLs
 _POLICY: Final = (
@@ -112,6 +126,8 @@ def _document_errors(operation: dict[str, Any], *, path: str, method: str) -> No
         errors += [BodyTooLarge, StorageFull]
     if _takes_json(operation):
         errors += [MalformedJson, JsonNotUtf8, JsonTooDeep, JsonBadNumber, UnsupportedMediaType]
+    for parameter in operation.get("parameters", ()):
+        errors += _ERRORS_OF_PARAMETERS.get(parameter["name"], ())
     responses = operation["responses"]
     if "HTTPValidationError" in json.dumps(responses.get("422", {})):
         del responses["422"]

@@ -1,0 +1,123 @@
+"""Whether the service lives, whether it can work, and what its licence allows."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Annotated, Final, Literal
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, Field
+
+from app.access.guard import LicenceGuard, LicenceState, LicenceStatus
+from app.api.errors import DatabaseUnavailable, ProblemEntry, problem_responses
+from app.api.language import RequestLanguage
+from app.domain.texts import Language
+
+logger = logging.getLogger(__name__)
+
+CHECK_SECONDS: Final = 3.0
+
+Check = Callable[[], Awaitable[object]]
+"""Raises when what it asks does not answer."""
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """What the service cannot work without (`database`), and what it only works worse without, by name."""
+
+    database: Check
+    optional: Mapping[str, Check] = field(default_factory=dict)
+
+
+class Health(BaseModel):
+    """The process answers."""
+
+    status: Literal["ok"]
+
+
+class Ready(BaseModel):
+    """The service can work."""
+
+    status: Literal["ready"]
+    degraded: list[str] = Field(description="What does not answer, though the service works without.", examples=[[]])
+
+
+class LicenseDetails(BaseModel):
+    """What the installed licence says."""
+
+    id: str
+    licensee: str
+    issued_at: datetime
+    expires_at: datetime | None
+    features: list[str] = Field(examples=[["methods:write"]])
+
+
+class LicenseRead(BaseModel):
+    """How it stands with the licence."""
+
+    state: LicenceState
+    license: LicenseDetails | None = Field(description="Null when none is installed or it cannot be read.")
+    problem: ProblemEntry | None = Field(description="Why an installed licence does not count.")
+
+
+router = APIRouter()
+
+
+def _readiness(request: Request) -> Readiness:
+    readiness: Readiness = request.app.state.readiness
+    return readiness
+
+
+def _licence(request: Request) -> LicenceGuard:
+    guard: LicenceGuard = request.app.state.licence
+    return guard
+
+
+@router.get("/healthz", tags=["system"])
+async def get_health() -> Health:
+    """Say that the process answers; looks at nothing else."""
+    return Health(status="ok")
+
+
+@router.get("/readyz", tags=["system"], responses=problem_responses(DatabaseUnavailable))
+async def get_readiness(readiness: Annotated[Readiness, Depends(_readiness)]) -> Ready:
+    """Say whether requests can be served: 503 without the database; what else is missing stands in `degraded`."""
+    names = list(readiness.optional)
+    database, *others = await asyncio.gather(
+        _answers("database", readiness.database),
+        *(_answers(name, check) for name, check in readiness.optional.items()),
+    )
+    if not database:
+        raise DatabaseUnavailable
+    return Ready(status="ready", degraded=[name for name, answers in zip(names, others, strict=True) if not answers])
+
+
+@router.get("/api/v1/license", tags=["license"])
+async def get_license(guard: Annotated[LicenceGuard, Depends(_licence)], language: RequestLanguage) -> LicenseRead:
+    """Show the installed licence and whether it counts at this moment."""
+    return _license_read(guard.status(), language)
+
+
+def _license_read(status: LicenceStatus, language: Language) -> LicenseRead:
+    licence, error = status.licence, status.error
+    details = licence and LicenseDetails(
+        id=licence.id,
+        licensee=licence.licensee,
+        issued_at=licence.issued_at,
+        expires_at=licence.expires_at,
+        features=list(licence.features),
+    )
+    problem = error and ProblemEntry(pointer="", code=error.code, detail=error.detail(language))
+    return LicenseRead(state=status.state, license=details, problem=problem)
+
+
+async def _answers(name: str, check: Check) -> bool:
+    try:
+        async with asyncio.timeout(CHECK_SECONDS):
+            await check()
+    except Exception as exc:
+        logger.warning("readiness_check_failed", extra={"check": name, "error": f"{type(exc).__name__}: {exc}"})
+        return False
+    return True

@@ -1,0 +1,116 @@
+import asyncio
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from fastapi import FastAPI
+
+from app.access.guard import LicenceGuard
+from app.access.licence import issue
+from app.api.routes import system
+from app.api.routes.system import Readiness
+from tests.api.foundation import client_of, make_app
+
+NOW = datetime(2026, 6, 1, tzinfo=UTC)
+
+
+async def answers() -> None: ...
+
+
+async def refuses() -> None:
+    raise ConnectionRefusedError("nobody there")
+
+
+async def hangs() -> None:
+    await asyncio.Event().wait()
+
+
+def service(readiness: Readiness | None = None, *, licence: str | None = None, folder: Path | None = None) -> FastAPI:
+    app = make_app(token="a-token-for-everything-else")
+    app.include_router(system.router)
+    app.state.readiness = readiness or Readiness(database=answers)
+    if folder is not None:
+        path = folder / "license.json"
+        if licence is not None:
+            path.write_text(licence)
+        app.state.licence = LicenceGuard(path, PRIVATE_KEY.public_key(), lambda: NOW)
+    return app
+
+
+PRIVATE_KEY = Ed25519PrivateKey.generate()
+
+
+class TestProbes:
+    async def test_healthz_needs_no_token_and_asks_nothing(self) -> None:
+        async with client_of(service(Readiness(database=refuses))) as client:
+            response = await client.get("/healthz")
+
+        assert (response.status_code, response.json()) == (200, {"status": "ok"})
+
+    async def test_ready_if_everything_answers(self) -> None:
+        async with client_of(service(Readiness(answers, {"redis": answers}))) as client:
+            response = await client.get("/readyz")
+
+        assert (response.status_code, response.json()) == (200, {"status": "ready", "degraded": []})
+
+    async def test_redis_down_is_degraded_and_no_error(self) -> None:
+        async with client_of(service(Readiness(answers, {"redis": refuses}))) as client:
+            response = await client.get("/readyz")
+
+        assert (response.status_code, response.json()["degraded"]) == (200, ["redis"])
+
+    async def test_returns_503_if_the_database_is_down(self) -> None:
+        async with client_of(service(Readiness(refuses, {"redis": answers}))) as client:
+            response = await client.get("/readyz")
+
+        assert (response.status_code, response.json()["code"]) == (503, "database_unavailable")
+
+    async def test_check_that_hangs_counts_as_down(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(system, "CHECK_SECONDS", 0.05)
+
+        async with client_of(service(Readiness(answers, {"redis": hangs}))) as client:
+            response = await client.get("/readyz")
+
+        assert response.json()["degraded"] == ["redis"]
+
+
+class TestLicense:
+    async def get(self, app: FastAPI, language: str = "en") -> dict[str, object]:
+        headers = {"Authorization": "Bearer a-token-for-everything-else", "Accept-Language": language}
+        async with client_of(app) as client:
+            response = await client.get("/api/v1/license", headers=headers)
+        assert response.status_code == 200
+        body: dict[str, object] = response.json()
+        return body
+
+    async def test_none_installed(self, tmp_path: Path) -> None:
+        body = await self.get(service(folder=tmp_path))
+
+        assert body == {"state": "none", "license": None, "problem": None}
+
+    async def test_valid(self, tmp_path: Path) -> None:
+        text = issue(PRIVATE_KEY, licensee="ACME 有限公司", issued_at=NOW, licence_id="L-1")
+
+        body = await self.get(service(licence=text, folder=tmp_path))
+
+        assert body["state"] == "valid"
+        assert body["license"] == {
+            "id": "L-1",
+            "licensee": "ACME 有限公司",
+            "issued_at": "2026-06-01T00:00:00Z",
+            "expires_at": None,
+            "features": ["methods:write"],
+        }
+
+    async def test_expired_says_why_in_the_callers_language(self, tmp_path: Path) -> None:
+        text = issue(PRIVATE_KEY, licensee="ACME", issued_at=NOW - timedelta(days=2), expires_at=NOW, licence_id="L-1")
+
+        body = await self.get(service(licence=text, folder=tmp_path), "zh")
+
+        assert body["state"] == "invalid"
+        assert body["problem"] == {
+            "pointer": "",
+            "code": "licence_expired",
+            "detail": "许可证 L-1 已于 2026-06-01T00:00:00Z 过期。请向供应商索取新的许可证并安装。",
+        }
