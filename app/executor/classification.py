@@ -16,6 +16,7 @@ from app.executor.output import collapse_carriage_returns
 
 _MAX_DETAIL = 500
 _LINES_SEARCHED = 40
+_LAST_LINES = 5
 _LOG_DATA = "[log_data]:"
 _TRAINING_FAILED = 200006
 
@@ -81,18 +82,23 @@ def classify(exit_record: ExitRecord, log_tail: Sequence[str]) -> Failure:
         return _failure(EndReason.SIGNAL, detail, signal=_signal_name(number))
     if exit_record.code is None:
         return _failure(EndReason.SUPERVISOR_LOST, detail)
-    return _failure(EndReason.EXIT_CODE, detail, exit_code=exit_record.code)
+    return _failure(EndReason.EXIT_CODE, detail or "(no output)", exit_code=exit_record.code)
 
 
 def recognise(log_tail: Sequence[str]) -> Failure | None:
     """Return the cause that the output itself names; None if it names none that we know."""
     lines = _clean(log_tail)
-    exceptions = _final_exceptions(lines)
-    for line in exceptions or [*_reported_failures(lines), *reversed(_spoken(lines)[-_LINES_SEARCHED:])]:
-        for rule in _RULES:
-            if found := rule(line, lines):
-                return found
-    return None
+    if exceptions := _final_exceptions(lines):
+        return _first_match(exceptions, _RULES, lines)
+    if found := _first_match(_reported_failures(lines), _RULES, lines):
+        return found
+    # libraries warn about optional modules at their start: only the very end may be believed there
+    spoken = _spoken(lines)[::-1]
+    return _first_match(spoken[:_LAST_LINES], _RULES, lines) or _first_match(spoken[:_LINES_SEARCHED], _SCARCITY, lines)
+
+
+def _first_match(candidates: Sequence[str], rules: Sequence["_Rule"], lines: Sequence[str]) -> Failure | None:
+    return next((found for line in candidates for rule in rules if (found := rule(line, lines))), None)
 
 
 def last_words(log_tail: Sequence[str]) -> str:
@@ -109,7 +115,9 @@ def _clean(log_tail: Sequence[str]) -> list[str]:
 
 # torchrun and accelerate put the rank before each line
 _RANK = re.compile(r"^\[(?:rank|default)\d+\]:\s?")
-_EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Interrupt|Exit|Failure|Warning)(?::|$)")
+_EXCEPTION = re.compile(
+    r"^(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Interrupt|Exit|Failure|Warning|Iteration|Abort)(?::|$)"
+)
 _SUMMARIES = re.compile(r"ChildFailedError|CalledProcessError|RemoteTraceback|RemoteError|^SystemExit")
 _CHAINED = re.compile(r"^(?:The above exception was the direct cause|During handling of the above exception)")
 
@@ -143,18 +151,22 @@ def _with_continuation(lines: Sequence[str], index: int) -> str:
 
 
 def _reported_failures(lines: Sequence[str]) -> list[str]:
-    """Return the error texts of the contract's TrainingFailed records, newest first."""
+    """Return the error texts that the script itself reported in a contract's form, newest first."""
     texts = []
     for line in reversed(lines):
-        _, marker, rest = line.partition(_LOG_DATA)
-        if not marker:
+        head, marker, rest = line.partition(_LOG_DATA)
+        if not marker and not head.lstrip().startswith("{"):
             continue
         try:
-            record = json.loads(rest)
+            document = json.loads(rest if marker else head)
         except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and record.get("msg") == _TRAINING_FAILED:
-            texts.append(failure_text(record))
+        if not isinstance(document, dict):
+            continue
+        if document.get("msg") == _TRAINING_FAILED:
+            texts.append(failure_text(document))
+        elif str(document.get("status")).lower() in ("error", "failed", "failure"):
+            texts.append(str(document.get("message") or document.get("error") or ""))
     return [text for text in texts if text]
 
 
@@ -179,8 +191,7 @@ _CUDA_MEMORY = re.compile(
 _HOST_MEMORY = re.compile(r"^MemoryError\b|DefaultCPUAllocator: can't allocate memory|Cannot allocate memory")
 _DISK = re.compile(r"No space left on device|Disk quota exceeded|\bENOSPC\b", re.IGNORECASE)
 _MODULES = (
-    re.compile(r"ModuleNotFoundError: No module named ['\"]?(?P<name>[\w.]+)"),
-    re.compile(r"No module named ['\"](?P<name>[\w.]+)['\"]"),
+    re.compile(r"No module named ['\"]?(?P<name>[\w.]+)"),
     re.compile(r"(?:ImportError|PackageNotFoundError):.*`?pip3? install (?:-U |--upgrade )?['\"]?(?P<name>[\w.\-]+)"),
     re.compile(r"ImportError: .*requires the (?P<name>[\w.\-]+) library but it was not found"),
 )
@@ -237,7 +248,8 @@ def _reads_a_row(name: str, lines: Sequence[str]) -> bool:
     )
 
 
-_RULES: tuple[_Rule, ...] = (_cuda_memory, _disk, _host_memory, _killed, _module, _column)
+_SCARCITY: tuple[_Rule, ...] = (_cuda_memory, _disk, _host_memory, _killed)
+_RULES: tuple[_Rule, ...] = (*_SCARCITY, _module, _column)
 
 
 def _stopped(stop_reason: str | None, detail: str) -> Failure:

@@ -172,7 +172,7 @@ class LogFollower:
         *,
         offset: int = 0,
         poll_seconds: float = 0.05,
-        max_poll_seconds: float = 0.5,
+        max_poll_seconds: float = 0.25,
         chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
         self._path = path

@@ -22,6 +22,7 @@ STATUS_FAILED = 3
 _LOG_DATA = "[log_data]:"
 _SUCCESS = re.compile(r"\bsuccess(?:fully)?\b", re.IGNORECASE)
 _MAX_DETAIL = 500
+_SILENT = "(no output)"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ def judge(
         return _failed(classify(exit_record, log_tail))
     if redis_status == STATUS_FAILED:
         # the script says that it failed; its output may say why
-        return _failed(recognise(log_tail) or _plain(EndReason.SCRIPT_REPORTED_FAILURE, last_words(log_tail)))
+        return _failed(
+            recognise(log_tail) or _plain(EndReason.SCRIPT_REPORTED_FAILURE, last_words(log_tail) or _SILENT)
+        )
     match stage:
         case Stage.TRAINING:
             return _judge_output(output_dir, complete=False)
@@ -62,7 +65,7 @@ def judge(
         case Stage.DEPLOYMENT:
             return judge_printed_result(log_tail)
         case Stage.INFERENCE_CUSTOMIZED | Stage.INFERENCE_COMPLETE:
-            return Verdict(succeeded=True, reason=EndReason.COMPLETED)
+            return _judge_answer(log_tail)
 
 
 def judge_printed_result(log_tail: Sequence[str]) -> Verdict:
@@ -109,6 +112,15 @@ def json_objects(lines: Sequence[str]) -> list[dict[str, Any]]:
 
 def _exited_cleanly(exit_record: ExitRecord) -> bool:
     return exit_record.why == "exited" and exit_record.code == 0 and exit_record.signal is None
+
+
+def _judge_answer(log_tail: Sequence[str]) -> Verdict:
+    """An inference script may report an error in its protocol and still exit with code 0."""
+    for document in json_objects(log_tail):
+        if document.get("status") == "error":
+            error = str(document.get("error") or "the script gave no reason")
+            return _failed(recognise([error]) or _plain(EndReason.SCRIPT_REPORTED_FAILURE, error))
+    return Verdict(succeeded=True, reason=EndReason.COMPLETED)
 
 
 def _judge_output(output_dir: Path, *, complete: bool, result: Mapping[str, Any] | None = None) -> Verdict:

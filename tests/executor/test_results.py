@@ -1,7 +1,6 @@
 """When is an attempt a success, and if not, why."""
 
 import json
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,19 +22,26 @@ from app.executor.artifacts import (
 )
 from app.executor.classification import classify, last_words
 from app.executor.results import judge, judge_printed_result
+from app.executor.supervision import ExitRecord, ExitWhy
 
 
-@dataclass(frozen=True)
-class Exit:
-    """Stands in for the supervisor's record."""
-
-    why: str = "exited"
-    code: int | None = 0
-    signal: int | None = None
-    error: str | None = None
-    stop_reason: str | None = None
-    oom_kills: int | None = 0
-    max_rss_bytes: int | None = 1
+def ended(why: str = "exited", code: int | None = 0, **overrides: Any) -> ExitRecord:
+    """Return a supervisor's record of an end."""
+    values: dict[str, Any] = {
+        "attempt_id": "a",
+        "signal": None,
+        "error": None,
+        "stop_reason": None,
+        "oom_kills": 0,
+        "leftovers": 0,
+        "unkillable": 0,
+        "max_rss_bytes": 1,
+        "user_seconds": 1.0,
+        "system_seconds": 1.0,
+        "started_at": 1.0,
+        "finished_at": 2.0,
+    }
+    return ExitRecord(why=ExitWhy(why), code=code, **(values | overrides))
 
 
 def safetensors(tensors: dict[str, int], *, missing_bytes: int = 0) -> bytes:
@@ -67,11 +73,13 @@ def write_sharded(folder: Path) -> Path:
 
 
 class TestJudgeTraining:
-    def judge(self, output: Path, exit_record: Exit, *, log: list[str] | None = None, status: int | None = None) -> Any:
+    def judge(
+        self, output: Path, exit_record: ExitRecord, *, log: list[str] | None = None, status: int | None = None
+    ) -> Any:
         return judge(Stage.TRAINING, exit_record, log_tail=log or [], redis_status=status, output_dir=output)
 
     def test_exit_0_with_a_model_is_success(self, tmp_path: Path) -> None:
-        verdict = self.judge(write_adapter(tmp_path), Exit(), status=1)
+        verdict = self.judge(write_adapter(tmp_path), ended(), status=1)
 
         assert (verdict.succeeded, verdict.reason) == (True, EndReason.COMPLETED)
         assert verdict.artifact.kind is ArtifactKind.ADAPTER
@@ -79,27 +87,27 @@ class TestJudgeTraining:
     def test_exit_3_fails_with_the_last_line_of_the_traceback(self, tmp_path: Path) -> None:
         log = ["Traceback (most recent call last):", '  File "a.py", line 1, in <module>', "ValueError: bad rate"]
 
-        verdict = self.judge(write_adapter(tmp_path), Exit(code=3), log=log, status=1)
+        verdict = self.judge(write_adapter(tmp_path), ended(code=3), log=log, status=1)
 
         assert (verdict.succeeded, verdict.reason) == (False, EndReason.EXIT_CODE)
         assert verdict.params == {"detail": "ValueError: bad rate", "exit_code": 3}
 
     def test_exit_0_with_failed_in_redis_is_a_failure(self, tmp_path: Path) -> None:
-        verdict = self.judge(write_adapter(tmp_path), Exit(), log=["loss went up"], status=3)
+        verdict = self.judge(write_adapter(tmp_path), ended(), log=["loss went up"], status=3)
 
         assert (verdict.reason, verdict.detail) == (EndReason.SCRIPT_REPORTED_FAILURE, "loss went up")
 
     def test_failed_in_redis_names_the_cause_that_the_output_tells(self, tmp_path: Path) -> None:
         log = ["Training failed: CUDA out of memory. Tried to allocate 2.00 GiB."]
 
-        assert self.judge(tmp_path, Exit(), log=log, status=3).reason is EndReason.CUDA_OUT_OF_MEMORY
+        assert self.judge(tmp_path, ended(), log=log, status=3).reason is EndReason.CUDA_OUT_OF_MEMORY
 
     def test_exit_0_without_output_is_a_failure(self, tmp_path: Path) -> None:
-        assert self.judge(tmp_path, Exit()).reason is EndReason.OUTPUT_MISSING
-        assert self.judge(tmp_path / "none", Exit()).reason is EndReason.OUTPUT_MISSING
+        assert self.judge(tmp_path, ended()).reason is EndReason.OUTPUT_MISSING
+        assert self.judge(tmp_path / "none", ended()).reason is EndReason.OUTPUT_MISSING
 
     def test_exit_0_with_half_written_weights_is_a_failure(self, tmp_path: Path) -> None:
-        verdict = self.judge(write_adapter(tmp_path, missing_bytes=1), Exit())
+        verdict = self.judge(write_adapter(tmp_path, missing_bytes=1), ended())
 
         assert verdict.reason is EndReason.OUTPUT_INVALID
         assert "adapter_model.safetensors" in verdict.detail
@@ -107,15 +115,15 @@ class TestJudgeTraining:
     @pytest.mark.parametrize(
         ("exit_record", "reason"),
         [
-            (Exit(why="lost", code=None), EndReason.SUPERVISOR_LOST),
-            (Exit(code=None), EndReason.SUPERVISOR_LOST),
-            (Exit(why="reboot", code=None), EndReason.NODE_LOST),
-            (Exit(why="never_started", code=None), EndReason.SPAWN_FAILED),
-            (Exit(why="stopped", code=0, stop_reason="cancelled"), EndReason.CANCELLED),
+            (ended(why="lost", code=None), EndReason.SUPERVISOR_LOST),
+            (ended(code=None), EndReason.SUPERVISOR_LOST),
+            (ended(why="reboot", code=None), EndReason.NODE_LOST),
+            (ended(why="never_started", code=None), EndReason.SPAWN_FAILED),
+            (ended(why="stopped", code=0, stop_reason="cancelled"), EndReason.CANCELLED),
         ],
     )
     def test_an_end_that_is_no_clean_exit_is_never_success(
-        self, tmp_path: Path, exit_record: Exit, reason: EndReason
+        self, tmp_path: Path, exit_record: ExitRecord, reason: EndReason
     ) -> None:
         verdict = self.judge(write_adapter(tmp_path), exit_record)
 
@@ -161,19 +169,35 @@ class TestPrintedResult:
         assert verdict.reason is EndReason.DISK_FULL
 
     def test_saving_needs_success_exit_and_a_complete_model(self, tmp_path: Path) -> None:
-        def saving(exit_record: Exit, output: Path) -> Any:
+        def saving(exit_record: ExitRecord, output: Path) -> Any:
             log = ['{"status":"success","message":"ok"}']
             return judge(Stage.SAVING, exit_record, log_tail=log, redis_status=None, output_dir=output)
 
-        assert saving(Exit(code=3), write_sharded(tmp_path / "model")).reason is EndReason.EXIT_CODE
-        assert saving(Exit(), tmp_path).reason is EndReason.OUTPUT_MISSING
-        good = saving(Exit(), tmp_path / "model")
+        assert saving(ended(code=3), write_sharded(tmp_path / "model")).reason is EndReason.EXIT_CODE
+        assert saving(ended(), tmp_path).reason is EndReason.OUTPUT_MISSING
+        good = saving(ended(), tmp_path / "model")
         assert (good.succeeded, good.artifact.kind, good.result["message"]) == (True, ArtifactKind.MODEL, "ok")
 
     def test_deployment_needs_no_files(self, tmp_path: Path) -> None:
         log = ["pulling", '{"status":"success"}']
 
-        assert judge(Stage.DEPLOYMENT, Exit(), log_tail=log, redis_status=2, output_dir=tmp_path).succeeded
+        assert judge(Stage.DEPLOYMENT, ended(), log_tail=log, redis_status=2, output_dir=tmp_path).succeeded
+
+
+class TestJudgeInference:
+    def judge(self, tmp_path: Path, *lines: str, code: int = 0) -> Any:
+        return judge(Stage.INFERENCE_COMPLETE, ended(code=code), log_tail=lines, redis_status=None, output_dir=tmp_path)
+
+    def test_exit_0_without_an_error_is_success(self, tmp_path: Path) -> None:
+        assert self.judge(tmp_path, '{"status": "resp", "text": "error"}').succeeded
+
+    def test_an_error_in_the_protocol_is_a_failure_whatever_the_exit_code(self, tmp_path: Path) -> None:
+        line = '{"status": "error", "error": "no weights", "traceback": "..."}'
+
+        silent, loud = self.judge(tmp_path, line), self.judge(tmp_path, line, code=1)
+
+        assert (silent.reason, silent.detail) == (EndReason.SCRIPT_REPORTED_FAILURE, "no weights")
+        assert (loud.reason, loud.detail) == (EndReason.EXIT_CODE, "no weights")
 
 
 TRACEBACK = ["Traceback (most recent call last):", '  File "train.py", line 9, in <module>', "    train()"]
@@ -185,94 +209,107 @@ class TestClassify:
         [
             (
                 [*TRACEBACK, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB."],
-                Exit(code=1),
+                ended(code=1),
                 EndReason.CUDA_OUT_OF_MEMORY,
                 {},
             ),
             (
                 [*TRACEBACK, "RuntimeError: CUDA error: out of memory"],
-                Exit(code=1),
+                ended(code=1),
                 EndReason.CUDA_OUT_OF_MEMORY,
                 {},
             ),
             (
                 [*TRACEBACK, "ModuleNotFoundError: No module named 'peft.tuners'"],
-                Exit(code=1),
+                ended(code=1),
                 EndReason.MODULE_MISSING,
                 {"module": "peft"},
             ),
             (
                 [*TRACEBACK, "ImportError: 4-bit needs bitsandbytes: `pip install -U bitsandbytes>=0.46`"],
-                Exit(code=1),
+                ended(code=1),
                 EndReason.MODULE_MISSING,
                 {"module": "bitsandbytes"},
             ),
             (
                 [*TRACEBACK, "ValueError: Column name ['prompt'] not in the dataset. Current columns: ['a']"],
-                Exit(code=1),
+                ended(code=1),
                 EndReason.COLUMN_MISSING,
                 {"column": "prompt"},
             ),
             (
                 [*TRACEBACK, "ValueError: Column 'prompt' doesn't exist."],
-                Exit(code=1),
+                ended(code=1),
                 EndReason.COLUMN_MISSING,
                 {"column": "prompt"},
             ),
             (
                 [*TRACEBACK, "ValueError: data.jsonl, line 7: column 'answer' is missing; there are: a, b"],
-                Exit(code=1),
+                ended(code=1),
                 EndReason.COLUMN_MISSING,
                 {"column": "answer"},
             ),
             (
                 [*TRACEBACK, '    return example["prompt"]', "KeyError: 'prompt'"],
-                Exit(code=1),
+                ended(code=1),
                 EndReason.COLUMN_MISSING,
                 {"column": "prompt"},
             ),
-            ([*TRACEBACK, "KeyError: 'lora'"], Exit(code=1), EndReason.EXIT_CODE, {"exit_code": 1}),
+            ([*TRACEBACK, "KeyError: 'lora'"], ended(code=1), EndReason.EXIT_CODE, {"exit_code": 1}),
             (
                 [*TRACEBACK, "OSError: [Errno 28] No space left on device: 'model.safetensors'"],
-                Exit(code=1),
+                ended(code=1),
                 EndReason.DISK_FULL,
                 {},
             ),
-            (["step 4"], Exit(code=None, signal=9, oom_kills=1), EndReason.OUT_OF_MEMORY, {"probable": False}),
-            (["step 4"], Exit(code=None, signal=9), EndReason.OUT_OF_MEMORY, {"probable": True}),
-            (["step 4"], Exit(code=137, oom_kills=None), EndReason.OUT_OF_MEMORY, {"probable": True}),
-            ([*TRACEBACK, "MemoryError"], Exit(code=1), EndReason.OUT_OF_MEMORY, {"probable": False}),
-            (["Segmentation fault"], Exit(code=None, signal=11), EndReason.SIGNAL, {"signal": "SIGSEGV"}),
-            (["x"], Exit(code=None, signal=64), EndReason.SIGNAL, {}),
+            (["step 4"], ended(code=None, signal=9, oom_kills=1), EndReason.OUT_OF_MEMORY, {"probable": False}),
+            (["step 4"], ended(code=None, signal=9), EndReason.OUT_OF_MEMORY, {"probable": True}),
+            (["step 4"], ended(code=137, oom_kills=None), EndReason.OUT_OF_MEMORY, {"probable": True}),
+            ([*TRACEBACK, "MemoryError"], ended(code=1), EndReason.OUT_OF_MEMORY, {"probable": False}),
+            (["Segmentation fault"], ended(code=None, signal=11), EndReason.SIGNAL, {"signal": "SIGSEGV"}),
+            (["x"], ended(code=None, signal=64), EndReason.SIGNAL, {}),
             (
                 [*TRACEBACK, "ValueError: other"],
-                Exit(code=1, oom_kills=2),
+                ended(code=1, oom_kills=2),
                 EndReason.EXIT_CODE,
                 {"detail": "ValueError: other"},
             ),
             (
                 ["x"],
-                Exit(why="stopped", code=None, signal=15, stop_reason="supervisor_terminated"),
+                ended(why="stopped", code=None, signal=15, stop_reason="supervisor_terminated"),
                 EndReason.SIGNAL,
                 {},
             ),
             (
                 ["x"],
-                Exit(why="stopped", signal=15, stop_reason="method_deleted"),
+                ended(why="stopped", signal=15, stop_reason="method_deleted"),
                 EndReason.METHOD_DELETED,
                 {},
             ),
             (
                 [],
-                Exit(why="spawn_failed", code=None, error="No such file: python"),
+                ended(why="spawn_failed", code=None, error="No such file: python"),
                 EndReason.SPAWN_FAILED,
                 {"detail": "No such file: python"},
             ),
-            ([], Exit(code=2), EndReason.EXIT_CODE, {"exit_code": 2, "detail": ""}),
+            ([], ended(code=2), EndReason.EXIT_CODE, {"exit_code": 2, "detail": "(no output)"}),
+            (
+                ["No module named 'triton': slower", *["step"] * 9],
+                ended(code=None, signal=11),
+                EndReason.SIGNAL,
+                {"signal": "SIGSEGV"},
+            ),
+            (["python: No module named trl"], ended(code=1), EndReason.MODULE_MISSING, {"module": "trl"}),
+            (
+                ['{"status": "error", "message": "no template"}', "bye"],
+                ended(code=1),
+                EndReason.EXIT_CODE,
+                {"detail": "no template"},
+            ),
         ],
     )
     def test_names_the_reason(
-        self, lines: list[str], exit_record: Exit, reason: EndReason, params: dict[str, Any]
+        self, lines: list[str], exit_record: ExitRecord, reason: EndReason, params: dict[str, Any]
     ) -> None:
         failure = classify(exit_record, lines)
 
@@ -282,7 +319,7 @@ class TestClassify:
     def test_an_error_that_was_survived_is_not_the_cause(self) -> None:
         lines = ["CUDA out of memory, trying a smaller batch", *TRACEBACK, "ValueError: learning rate is negative"]
 
-        failure = classify(Exit(code=1), lines)
+        failure = classify(ended(code=1), lines)
 
         assert (failure.reason, failure.detail) == (EndReason.EXIT_CODE, "ValueError: learning rate is negative")
 
@@ -304,8 +341,8 @@ class TestClassify:
             "============",
         ]
 
-        assert classify(Exit(code=1), chained).params["module"] == "flash_attn"
-        assert classify(Exit(code=1), launched).reason is EndReason.CUDA_OUT_OF_MEMORY
+        assert classify(ended(code=1), chained).params["module"] == "flash_attn"
+        assert classify(ended(code=1), launched).reason is EndReason.CUDA_OUT_OF_MEMORY
 
     @pytest.mark.parametrize(
         "record",
@@ -317,7 +354,7 @@ class TestClassify:
     def test_reads_the_scripts_own_failure_record(self, record: dict[str, Any]) -> None:
         lines = ["[log_data]: " + json.dumps(record), "bye"]
 
-        failure = classify(Exit(code=1), lines)
+        failure = classify(ended(code=1), lines)
 
         assert (failure.reason, failure.detail) == (EndReason.CUDA_OUT_OF_MEMORY, "CUDA out of memory.")
 
