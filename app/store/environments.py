@@ -39,12 +39,12 @@ async def ensure_shipped(session: AsyncSession, name: str, *, spec: str, spec_ha
     return True
 
 
-async def nodes_building(session: AsyncSession, name: str) -> frozenset[str]:
-    """Return the ids of the nodes that build the environment right now."""
-    statement = select(JobRow.node_id).where(
-        JobRow.kind == JobKind.ENVIRONMENT, JobRow.environment == name, col(JobRow.status).not_in(TERMINAL)
+async def builds(session: AsyncSession) -> frozenset[tuple[str, str]]:
+    """Return the environments that are being built right now, each with the id of the node that builds it."""
+    statement = select(JobRow.environment, JobRow.node_id).where(
+        JobRow.kind == JobKind.ENVIRONMENT, col(JobRow.status).not_in(TERMINAL), col(JobRow.node_id).is_not(None)
     )
-    return frozenset(node for node in (await session.exec(statement)).all() if node is not None)
+    return frozenset((name, node or "") for name, node in (await session.exec(statement)).all())
 
 
 def new_environment(

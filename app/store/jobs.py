@@ -108,25 +108,6 @@ async def count_unfinished_of_method(session: AsyncSession, method_id: str) -> i
     return (await session.exec(statement)).one()
 
 
-async def count_unfinished_using(
-    session: AsyncSession,
-    *,
-    base_model_id: str | None = None,
-    dataset_id: str | None = None,
-    model_id: str | None = None,
-) -> int:
-    """Return how many unfinished jobs name the base model, the data set or the model."""
-    statement = select(sa.func.count()).where(col(JobRow.status).not_in(TERMINAL))
-    for column, value in (
-        (JobRow.base_model_id, base_model_id),
-        (JobRow.dataset_id, dataset_id),
-        (JobRow.model_id, model_id),
-    ):
-        if value is not None:
-            statement = statement.where(column == value)
-    return (await session.exec(statement)).one()
-
-
 # ---- wishes ---------------------------------------------------------------------------------------------------------
 
 
@@ -245,7 +226,7 @@ async def requeue(session: AsyncSession, claim: Claim, *, reason: EndReason, now
         new=JobStatus.QUEUED,
         now=now,
         token=claim.attempt.token,
-        values={"node_id": None, "token": None},
+        values={"token": None},
     )
     if changed:
         await _end_attempt(session, claim.attempt, reason=reason, exit_record=None, now=now)

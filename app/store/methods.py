@@ -5,7 +5,7 @@ version it was made from and changes nothing if that is not the newest any more.
 versions stay, because jobs and models name them.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NoReturn
@@ -136,15 +136,17 @@ async def newest_versions(session: AsyncSession, rows: Sequence[MethodRow]) -> d
     newest = sa.tuple_(col(MethodVersionRow.method_id), col(MethodVersionRow.number)).in_(
         [(row.id, row.version) for row in rows]
     )
-    return {version.method_id: version for version in (await session.exec(select(MethodVersionRow).where(newest))).all()}
+    return {
+        version.method_id: version for version in (await session.exec(select(MethodVersionRow).where(newest))).all()
+    }
 
 
 async def version_page(
-    session: AsyncSession, method_id: str, *, after: tuple[Any, Any] | None, limit: int
+    session: AsyncSession, method_id: str, *, descending: bool, after: tuple[Any, Any] | None, limit: int
 ) -> Slice[MethodVersionRow]:
-    """Return one page of the method's versions, newest first."""
+    """Return one page of the method's versions, by number."""
     statement = select(MethodVersionRow).where(MethodVersionRow.method_id == method_id)
-    order = Order(MethodVersionRow.number, MethodVersionRow.method_id, descending=True)
+    order = Order(MethodVersionRow.number, MethodVersionRow.method_id, descending=descending)
     return await keyset_slice(session, statement, order, after=after, limit=limit)
 
 
@@ -219,7 +221,7 @@ async def lock_scripts(session: AsyncSession) -> None:
     On SQLite the writing transaction itself is the lock; network disks have none that could be trusted.
     """
     postgres = session.get_bind().dialect.name == "postgresql"
-    await session.exec(sa.text(f"SELECT pg_advisory_xact_lock({_SCRIPTS_LOCK})" if postgres else "SELECT 1"))
+    await session.execute(sa.text(f"SELECT pg_advisory_xact_lock({_SCRIPTS_LOCK})" if postgres else "SELECT 1"))
 
 
 def new_version(

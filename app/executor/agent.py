@@ -1,0 +1,330 @@
+"""The node's agent: claims jobs, launches them, watches their folders, ends them. One per node, by a lock.
+
+It runs in `deepe worker` as the process's main loop. Nothing here runs a stage: a stage belongs to its detached
+supervisor and goes on when this process dies; the next agent finds it by its folder. A crash at any point is met by
+the next round, which looks at rows and folders again (`app.executor.reconcile`).
+
+A round talks to the database; between rounds only folders are looked at, which is cheap, so an exit is noticed within
+`watch_seconds` while the database is asked every `poll_seconds`, or at once after a hint.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Protocol
+
+from app.domain.enums import EndReason, JobKind, JobStatus
+from app.executor import supervision
+from app.executor.launch import LaunchError
+from app.executor.reconcile import Seen, Step, next_step
+from app.executor.supervision import ExitRecord, LaunchSpec
+from app.store import jobs as store
+from app.store.clock import database_now
+from app.store.home import NodeHome
+from app.store.jobs import Claim, End
+from app.store.session import Database
+
+logger = logging.getLogger(__name__)
+
+STARTING_SECONDS = 5.0  # how long a supervisor may take to lock its folder before it is started again
+ORPHAN_SECONDS = 60.0
+
+
+class Launcher(Protocol):
+    """Makes the launch of an attempt concrete; raises `LaunchError` when it cannot run."""
+
+    async def resolve(self, claim: Claim) -> LaunchSpec: ...
+
+    async def launched(self, claim: Claim, pid: int) -> None: ...
+
+
+class Settler(Protocol):
+    """Judges an ended attempt and writes the end, with all that follows from it, in one transaction."""
+
+    async def settle(self, claim: Claim, exit_record: ExitRecord) -> None: ...
+
+    async def end_unlaunched(self, claim: Claim, end: End) -> None: ...
+
+
+class NodePresence(Protocol):
+    """What the node tells the database about itself, and which environments it can run stages in."""
+
+    async def beat(self) -> None: ...
+
+    async def ready_environments(self) -> Collection[str]: ...
+
+    async def request_builds(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Lane:
+    """Kinds of jobs that share slots: an answer to a question does not wait for a training of hours."""
+
+    kinds: frozenset[JobKind]
+    slots: int
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds between looks; `lease` is what a claim promises until the next beat."""
+
+    poll_seconds: float = 2.0
+    watch_seconds: float = 0.1
+    beat_seconds: float = 5.0
+    lease: timedelta = timedelta(seconds=60)
+
+
+class NodeAgent:
+    """Moves the attempts of one node forward until it is told to stop; stages outlive it."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        node_id: str,
+        node_home: NodeHome,
+        lanes: Sequence[Lane],
+        launcher: Launcher,
+        settler: Settler,
+        presence: NodePresence,
+        timing: Timing,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._database = database
+        self._node_id = node_id
+        self._home = node_home
+        self._lanes = lanes
+        self._launcher = launcher
+        self._settler = settler
+        self._presence = presence
+        self._timing = timing
+        self._monotonic = monotonic
+        self._woken = asyncio.Event()
+        self._claims: dict[str, Claim] = {}
+        self._started: dict[str, float] = {}
+        self._settling: dict[str, asyncio.Task[None]] = {}
+        self._last_beat = float("-inf")
+        self._last_orphan_look = float("-inf")
+
+    def wake(self) -> None:
+        """Look at the database now (a hint arrived)."""
+        self._woken.set()
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Work until `stopping` is set. Trouble with the database is logged and met with patience."""
+        with exclusive(self._home.root / "agent.lock"):
+            failures = 0
+            while not stopping.is_set():
+                try:
+                    await self._round()
+                    failures = 0
+                except Exception:
+                    failures += 1
+                    logger.exception("agent_round_failed", extra={"node": self._node_id, "failures": failures})
+                await self._pause(stopping, seconds=min(self._timing.poll_seconds * 2**failures, 30.0))
+            await self._finish_settling()
+
+    # ---- one round --------------------------------------------------------------------------------------------------
+
+    async def _round(self) -> None:
+        self._woken.clear()
+        await self._beat()
+        async with self._database.reading() as session:
+            live = await store.live_attempts(session, self._node_id)
+        self._claims = {claim.attempt.id: claim for claim in live}
+        for claim in live:
+            await self._advance(claim)
+        await self._stop_orphans()
+        await self._presence.request_builds()
+        for lane in self._lanes:
+            while await self._claim_one(lane):
+                pass
+
+    async def _beat(self) -> None:
+        if self._monotonic() - self._last_beat < self._timing.beat_seconds:
+            return
+        await self._presence.beat()
+        async with self._database.writing() as session:
+            now = await database_now(session)
+            await store.renew_leases(session, self._node_id, now=now, lease=self._timing.lease)
+        self._last_beat = self._monotonic()
+
+    async def _claim_one(self, lane: Lane) -> bool:
+        if sum(claim.job.kind in lane.kinds for claim in self._claims.values()) >= lane.slots:
+            return False
+        environments = await self._presence.ready_environments()
+        async with self._database.writing() as session:
+            claim = await store.claim(
+                session,
+                node_id=self._node_id,
+                kinds=lane.kinds,
+                environments=environments,
+                now=await database_now(session),
+                lease=self._timing.lease,
+            )
+        if claim is None:
+            return False
+        logger.info("job_claimed", extra=_ids(claim))
+        self._claims[claim.attempt.id] = claim
+        await self._advance(claim)
+        return True
+
+    # ---- one attempt ------------------------------------------------------------------------------------------------
+
+    async def _advance(self, claim: Claim) -> None:
+        match self._step(claim):
+            case Step.WAIT:
+                pass
+            case Step.LAUNCH:
+                await self._launch(claim)
+            case Step.ADOPT:
+                logger.warning("supervisor_died", extra=_ids(claim))
+                self._start(claim, supervision.adopt)
+            case Step.MARK_RUNNING:
+                await self._mark_running(claim)
+            case Step.STOP:
+                await self._stop(claim)
+            case Step.END_UNSTARTED:
+                end = End(status=JobStatus.CANCELLED, reason=EndReason.CANCELLED, params={})
+                await self._settler.end_unlaunched(claim, end)
+                self._forget(claim)
+            case Step.SETTLE:
+                self._settle(claim)
+
+    def _step(self, claim: Claim) -> Step:
+        if claim.attempt.id in self._settling:
+            return Step.WAIT
+        seen = Seen(
+            observation=supervision.observe(self._folder(claim)),
+            status=claim.job.status,
+            cancel_requested=claim.job.cancel_requested_at is not None,
+            starting=self._monotonic() - self._started.get(claim.attempt.id, float("-inf")) < STARTING_SECONDS,
+        )
+        return next_step(seen)
+
+    async def _launch(self, claim: Claim) -> None:
+        try:
+            spec = await self._launcher.resolve(claim)
+            await asyncio.to_thread(supervision.prepare, self._folder(claim), spec)
+        except LaunchError as error:
+            logger.warning("launch_refused", extra=_ids(claim) | {"reason": error.reason, **error.params})
+            end = End(status=JobStatus.FAILED, reason=error.reason, params=error.params)
+            await self._settler.end_unlaunched(claim, end)
+            self._forget(claim)
+            return
+        self._start(claim, supervision.start)
+
+    def _start(self, claim: Claim, start: Callable[[Path], None]) -> None:
+        start(self._folder(claim))
+        self._started[claim.attempt.id] = self._monotonic()
+
+    async def _mark_running(self, claim: Claim) -> None:
+        async with self._database.writing() as session:
+            await store.mark_running(session, claim, now=await database_now(session))
+        await self._refresh(claim)
+        process = supervision.observe(self._folder(claim)).process
+        if process is not None:
+            await self._launcher.launched(claim, process.pid)
+        logger.info("job_running", extra=_ids(claim))
+
+    async def _stop(self, claim: Claim) -> None:
+        # the file first: after a crash in between, the next round writes the status
+        await asyncio.to_thread(supervision.request_stop, self._folder(claim), EndReason.CANCELLED)
+        if claim.job.status is not JobStatus.STOPPING:
+            async with self._database.writing() as session:
+                await store.mark_stopping(session, claim, now=await database_now(session))
+            await self._refresh(claim)
+            logger.info("job_stopping", extra=_ids(claim))
+
+    def _settle(self, claim: Claim) -> None:
+        exit_record = supervision.observe(self._folder(claim)).exit
+        assert exit_record is not None
+        task = asyncio.create_task(self._settle_and_forget(claim, exit_record), name=f"settle {claim.job.id}")
+        self._settling[claim.attempt.id] = task
+
+    async def _settle_and_forget(self, claim: Claim, exit_record: ExitRecord) -> None:
+        try:
+            await self._settler.settle(claim, exit_record)
+            await asyncio.to_thread(supervision.remove, self._folder(claim))
+            self._forget(claim)
+        except Exception:
+            # tried again in the next round: exit record and outputs are still there
+            logger.exception("settle_failed", extra=_ids(claim))
+            await asyncio.sleep(self._timing.poll_seconds)
+        finally:
+            self._settling.pop(claim.attempt.id, None)
+            self.wake()
+
+    async def _refresh(self, claim: Claim) -> None:
+        async with self._database.reading() as session:
+            job = await store.get(session, claim.job.id)
+        self._claims[claim.attempt.id] = Claim(job=job, attempt=claim.attempt)
+
+    def _forget(self, claim: Claim) -> None:
+        self._claims.pop(claim.attempt.id, None)
+        self._started.pop(claim.attempt.id, None)
+
+    # ---- folders ----------------------------------------------------------------------------------------------------
+
+    async def _stop_orphans(self) -> None:
+        """End what runs here although no live row knows it, such as after the database was restored from a backup."""
+        if self._monotonic() - self._last_orphan_look < ORPHAN_SECONDS:
+            return
+        self._last_orphan_look = self._monotonic()
+        for folder in await asyncio.to_thread(supervision.list_attempts, self._home.attempts):
+            if folder.name in self._claims or folder.name in self._settling:
+                continue
+            observation = supervision.observe(folder)
+            if observation.exit is not None or not observation.supervised:
+                await asyncio.to_thread(supervision.remove, folder)
+            elif not observation.stopping:
+                logger.warning("orphan_stopped", extra={"attempt": folder.name})
+                supervision.request_stop(folder, "orphan")
+
+    def _folder(self, claim: Claim) -> Path:
+        return self._home.attempts / claim.attempt.id
+
+    # ---- waiting ----------------------------------------------------------------------------------------------------
+
+    async def _pause(self, stopping: asyncio.Event, *, seconds: float) -> None:
+        deadline = self._monotonic() + seconds
+        while not stopping.is_set() and not self._woken.is_set() and self._monotonic() < deadline:
+            if any(self._step(claim) is not Step.WAIT for claim in self._claims.values()):
+                return
+            wait = self._timing.watch_seconds if self._claims else seconds
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), timeout=min(wait, max(deadline - self._monotonic(), 0.0)))
+
+    async def _finish_settling(self) -> None:
+        if self._settling:
+            await asyncio.wait(list(self._settling.values()), timeout=10)
+
+
+class NodeIsTaken(Exception):
+    """Another agent holds this node's lock."""
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`; raise `NodeIsTaken` when another process does. A crash releases it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise NodeIsTaken(str(path)) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _ids(claim: Claim) -> dict[str, object]:
+    return {"job_id": claim.job.id, "attempt": claim.attempt.number, "kind": claim.job.kind}

@@ -1,0 +1,170 @@
+"""Hints over Redis: "look at the database now". They may be lost, late or doubled, and change nothing but latency.
+
+arq carries them, one queue per node. Its function only wakes the agent: were it to run the training itself, a crash
+would be noticed after the job's timeout, a restart would start the training again, and a job queued for a day would be
+forgotten (docs/decisions/0002-queue.md has the measurements).
+"""
+
+import asyncio
+import itertools
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
+
+from arq import Worker
+from arq.connections import ArqRedis, RedisSettings, create_pool
+from arq.worker import func
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+logger = logging.getLogger(__name__)
+
+HINT_DATABASE = 1  # database 0 belongs to the status keys of scripts
+SILENCE_SECONDS = 5.0
+_EXPIRES_SECONDS = 300
+
+
+class Doorbell(Protocol):
+    """Tells nodes that there is something to do. Never raises, never waits for Redis."""
+
+    def ring(self, job_id: str) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class SilentDoorbell:
+    """Without Redis: nodes find their jobs by looking in the database."""
+
+    def ring(self, job_id: str) -> None:
+        """Do nothing."""
+
+    async def close(self) -> None:
+        """Do nothing."""
+
+
+class RedisDoorbell:
+    """Enqueues a hint for every node. After a failure it keeps silent for a while instead of trying for each job."""
+
+    def __init__(self, redis_url: str, *, nodes: Callable[[], Awaitable[Sequence[str]]]) -> None:
+        self._settings = redis_settings(redis_url)
+        self._nodes = nodes
+        self._pool: ArqRedis | None = None
+        self._numbers = itertools.count(time.time_ns())
+        self._silent_until = 0.0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def ring(self, job_id: str) -> None:
+        """Send the hint in the background."""
+        if time.monotonic() < self._silent_until:
+            return
+        task = asyncio.create_task(self._ring(job_id))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Wait shortly for hints on their way and give the connections back."""
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=1)
+        if self._pool is not None:
+            await self._pool.aclose()
+
+    async def _ring(self, job_id: str) -> None:
+        try:
+            if self._pool is None:
+                self._pool = await create_pool(self._settings, job_serializer=_pack, job_deserializer=_unpack)
+            for node in await self._nodes():
+                await self._pool.enqueue_job(
+                    "hint",
+                    job_id,
+                    _job_id=f"hint:{job_id}:{next(self._numbers)}",
+                    _queue_name=queue_name(node),
+                    _expires=_EXPIRES_SECONDS,
+                )
+        except (RedisError, OSError, TimeoutError) as error:
+            self._silent_until = time.monotonic() + SILENCE_SECONDS
+            logger.warning("hint_lost", extra={"job_id": job_id, "error": str(error)})
+
+
+async def hint(ctx: dict[Any, Any], job_id: str) -> None:
+    """Wake the agent of this node (the arq function)."""
+    logger.debug("hint_received", extra={"job_id": job_id})
+    ctx["wake"]()
+
+
+async def listen(redis_url: str, *, node: str, wake: Callable[[], None], stopping: asyncio.Event) -> None:
+    """Run arq's worker for this node until `stopping`; restart it with back-off when Redis goes away."""
+    pause = 0.5
+    while not stopping.is_set():
+        started = time.monotonic()
+        worker = _worker(redis_url, node=node, wake=wake)
+        task = asyncio.create_task(worker.async_run(), name="arq")
+        stop = asyncio.create_task(stopping.wait())
+        try:
+            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+                logger.warning("hints_interrupted", extra={"error": str(error), "retry_in": pause})
+        finally:
+            stop.cancel()
+            task.cancel()
+            await asyncio.gather(task, stop, return_exceptions=True)
+            await _close(worker)
+        if not stopping.is_set():
+            wake()
+            pause = 0.5 if time.monotonic() - started > 60 else min(pause * 2, 30.0)
+            await asyncio.wait({asyncio.create_task(stopping.wait())}, timeout=pause)
+
+
+def queue_name(node: str) -> str:
+    """Return the arq queue of a node."""
+    return f"deepe:node:{node}"
+
+
+def redis_settings(redis_url: str) -> RedisSettings:
+    """Return connection settings that survive a short absence of Redis but do not wait long for a long one."""
+    settings = RedisSettings.from_dsn(redis_url)
+    settings.database = HINT_DATABASE
+    settings.conn_timeout = 1
+    settings.conn_retries = 0
+    settings.retry = Retry(ExponentialBackoff(cap=1, base=0.1), 3)
+    settings.retry_on_error = [RedisConnectionError, RedisTimeoutError, OSError]
+    return settings
+
+
+def _worker(redis_url: str, *, node: str, wake: Callable[[], None]) -> Worker:
+    return Worker(
+        functions=[func(hint, name="hint", timeout=30, max_tries=1, keep_result=0)],
+        redis_settings=redis_settings(redis_url),
+        queue_name=queue_name(node),
+        ctx={"wake": wake},
+        handle_signals=False,
+        poll_delay=0.1,
+        job_timeout=30,
+        max_tries=1,
+        keep_result=0,
+        job_completion_wait=0,
+        allow_abort_jobs=False,
+        job_serializer=_pack,
+        job_deserializer=_unpack,
+        log_results=False,
+    )
+
+
+async def _close(worker: Worker) -> None:
+    try:
+        await worker.close()
+    except (RedisError, OSError, AttributeError) as error:  # it never connected, or the connection is gone
+        logger.debug("hints_closed", extra={"error": str(error)})
+
+
+def _pack(document: dict[str, Any]) -> bytes:
+    return json.dumps(document).encode()
+
+
+def _unpack(data: bytes) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(data)
+    return loaded

@@ -1,0 +1,167 @@
+"""A node's view of its environments, and what it tells the database: heartbeat, environments, builds that jobs wait for.
+
+An environment that a queued job needs and this node has not is built by a job of its own, pinned to this node and made
+at most once at a time (a partial unique index sees to that). The waiting jobs stay queued and are claimed when it is
+ready; when the build fails, they fail with its reason.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+from sqlalchemy.exc import IntegrityError
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.domain.enums import EndReason, JobKind, JobStatus, Platform
+from app.executor.conda import CondaSearch
+from app.executor.environments import BASE, EnvironmentState, FoundEnvironment, find_environments
+from app.executor.snapshot import EnvironmentBuild, Snapshot
+from app.store import jobs as store
+from app.store import nodes
+from app.store.clock import database_now
+from app.store.environments import all_environments
+from app.store.home import NodeHome
+from app.store.session import Database
+from app.store.tables import JobRow
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """What does not change while the worker runs."""
+
+    name: str
+    platform: Platform
+    accelerators: tuple[dict[str, object], ...]
+    slots: int
+    boot_id: str
+
+
+class NodeEnvironments:
+    """Finds, reports and orders the environments of one node."""
+
+    def __init__(
+        self, *, database: Database, facts: NodeFacts, node_home: NodeHome, search: CondaSearch, builder: str
+    ) -> None:
+        self._database = database
+        self._facts = facts
+        self._home = node_home
+        self._search = search
+        self._builder = builder
+        self._node_id = ""
+        self._found: Mapping[str, FoundEnvironment] = {}
+        self._specs: Mapping[str, str | None] = {}
+        self._looked_at = float("-inf")
+
+    async def register(self) -> str:
+        """Make this node known and return its id."""
+        await self._look()
+        async with self._database.writing() as session:
+            row = await nodes.register_node(
+                session,
+                name=self._facts.name,
+                platform=self._facts.platform,
+                accelerators=self._facts.accelerators,
+                environments=sorted(self._ready()),
+                slots=self._facts.slots,
+                boot_id=self._facts.boot_id,
+                now=await database_now(session),
+            )
+        self._node_id = row.id
+        return row.id
+
+    async def beat(self) -> None:
+        """Say that the node lives, and which environments it has."""
+        ready = sorted(await self.ready_environments())
+        async with self._database.writing() as session:
+            await nodes.heartbeat(session, self._node_id, now=await database_now(session), environments=ready)
+
+    async def ready_environments(self) -> Collection[str]:
+        """Return the names of the environments that stages can run in here, now."""
+        await self._look_again()
+        return self._ready()
+
+    async def prefix(self, name: str) -> Path | None:
+        """Return where the environment is, None if it is not ready."""
+        await self._look()
+        found = self._found.get(name)
+        return found.prefix if found is not None and found.state is EnvironmentState.READY else None
+
+    async def request_builds(self) -> None:
+        """Order the environments that queued jobs wait for; fail jobs whose environment nobody can make."""
+        async with self._database.reading() as session:
+            waited_for = set(await store.environments_waited_for(session)) - set(await self.ready_environments())
+            building = set(await store.unfinished_builds(session, waited_for)) if waited_for else set()
+        for name in sorted(waited_for - building):
+            await self._order(name)
+
+    async def _order(self, name: str) -> None:
+        await self._look()
+        if name in self._ready():
+            return
+        if name != BASE and self._specs.get(name) is None:
+            await self._give_up(name)
+            return
+        async with self._database.writing() as session:
+            job = await build_job(session, name, self._specs.get(name), node_id=self._node_id)
+        if job is not None:
+            logger.info("environment_ordered", extra={"environment": name, "job_id": job.id})
+
+    async def _give_up(self, name: str) -> None:
+        """Nothing here can make it; jobs wait only while another node has it."""
+        async with self._database.writing() as session:
+            if any(name in node.environments for node in await nodes.all_nodes(session)):
+                return
+            now = await database_now(session)
+            count = await store.fail_queued(
+                session, environment=name, reason=EndReason.ENV_MISSING, params={"environment": name}, now=now
+            )
+        logger.warning("environment_missing", extra={"environment": name, "failed_jobs": count})
+
+    async def _look_again(self) -> None:
+        if time.monotonic() - self._looked_at > LOOK_SECONDS:
+            await self._look()
+
+    async def _look(self) -> None:
+        async with self._database.reading() as session:
+            self._specs = {row.name: row.spec for row in await all_environments(session)}
+        self._found = await asyncio.to_thread(
+            find_environments, self._specs, envs=self._home.environments, search=self._search
+        )
+        self._looked_at = time.monotonic()
+
+    def _ready(self) -> frozenset[str]:
+        return frozenset(name for name, found in self._found.items() if found.state is EnvironmentState.READY)
+
+
+async def build_job(session: AsyncSession, name: str, spec: str | None, *, node_id: str) -> JobRow | None:
+    """Insert the job that builds `name` on the node; None when one is at it already."""
+    now = await database_now(session)
+    job_id = str(uuid4())
+    job = JobRow(
+        id=job_id,
+        name=name,
+        kind=JobKind.ENVIRONMENT,
+        status=JobStatus.QUEUED,
+        reason_params={},
+        chain_id=job_id,
+        environment=name,
+        node_id=node_id,
+        parameters={},
+        launch=Snapshot(build=EnvironmentBuild(name=name, spec=spec)).document(),
+        created_at=now,
+        updated_at=now,
+    )
+    try:
+        async with session.begin_nested():
+            await store.insert(session, [job])
+    except IntegrityError:
+        return None
+    return job

@@ -1,0 +1,135 @@
+"""The status keys that DeepExtension's scripts and backend share: Redis database 0, one key per job.
+
+Scripts may set Failed there and still exit with 0. Without Redis there is no key, and the exit decides alone.
+"""
+
+import json
+import logging
+from datetime import UTC, datetime
+from typing import Final, Protocol
+from urllib.parse import urlsplit
+
+import redis.asyncio
+from redis.exceptions import RedisError
+
+logger = logging.getLogger(__name__)
+
+SUCCESS: Final = 1
+RUNNING: Final = 2
+FAILED: Final = 3
+_DATABASE = 0
+_TIMEOUT_SECONDS = 1.0
+# only a key that still says what we wrote: the script may have said Failed meanwhile
+_REPLACE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('set', KEYS[1], ARGV[2]) end return nil"
+
+
+class ScriptStatus(Protocol):
+    """Reads and writes the keys; never raises."""
+
+    async def launching(self, job_id: str) -> None: ...
+
+    async def running(self, job_id: str, pid: int) -> None: ...
+
+    async def read(self, job_id: str) -> int | None: ...
+
+    async def ended(self, job_id: str, *, succeeded: bool) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class NoScriptStatus:
+    """Without Redis."""
+
+    async def launching(self, job_id: str) -> None:
+        """Do nothing."""
+
+    async def running(self, job_id: str, pid: int) -> None:
+        """Do nothing."""
+
+    async def read(self, job_id: str) -> int | None:
+        """Return None: the script cannot have said anything."""
+        return None
+
+    async def ended(self, job_id: str, *, succeeded: bool) -> None:
+        """Do nothing."""
+
+    async def close(self) -> None:
+        """Do nothing."""
+
+
+class RedisScriptStatus:
+    """With Redis; while it is away the keys are simply not written."""
+
+    def __init__(self, redis_url: str) -> None:
+        self._client = redis.asyncio.Redis.from_url(
+            redis_url, db=_DATABASE, socket_timeout=_TIMEOUT_SECONDS, socket_connect_timeout=_TIMEOUT_SECONDS
+        )
+        self._written: dict[str, str] = {}
+
+    async def launching(self, job_id: str) -> None:
+        """Say Running before the script starts, so that whatever it says comes later."""
+        record = _record(RUNNING, pid=0)
+        try:
+            await self._client.set(job_id, record)
+            self._written[job_id] = record
+        except (RedisError, OSError) as error:
+            _lost(job_id, error)
+
+    async def running(self, job_id: str, pid: int) -> None:
+        """Add the pid, whose end ends the whole tree, unless the script has spoken already."""
+        before = self._written.pop(job_id, None)
+        if before is None:
+            return
+        try:
+            await self._client.eval(_REPLACE, 1, job_id, before, _record(RUNNING, pid=pid))
+        except (RedisError, OSError) as error:
+            _lost(job_id, error)
+
+    async def read(self, job_id: str) -> int | None:
+        """Return the status that stands there, None when there is none or it cannot be read."""
+        try:
+            value = await self._client.get(job_id)
+            status = json.loads(value)["status"] if value else None
+        except (RedisError, OSError) as error:
+            _lost(job_id, error)
+            return None
+        except (ValueError, KeyError, TypeError):
+            return None
+        return status if isinstance(status, int) else None
+
+    async def ended(self, job_id: str, *, succeeded: bool) -> None:
+        """Write the final status."""
+        self._written.pop(job_id, None)
+        try:
+            await self._client.set(job_id, _record(SUCCESS if succeeded else FAILED, pid=0))
+        except (RedisError, OSError) as error:
+            _lost(job_id, error)
+
+    async def close(self) -> None:
+        """Give the connections back."""
+        await self._client.aclose()
+
+
+def status_variables(redis_url: str | None) -> dict[str, str]:
+    """Return the variables by which scripts find the Redis of their status keys (loopback or cluster TCP)."""
+    if redis_url is None:
+        return {}
+    address = urlsplit(redis_url)
+    if address.scheme == "unix":
+        return {}
+    port = str(address.port or 6379)
+    return {
+        "AI_PY_REDIS_HOST": address.hostname or "127.0.0.1",
+        "AI_PY_REDIS_START_PORT": port,
+        "AI_PY_REDIS_EXPOSED_PORT": port,
+    }
+
+
+def _record(status: int, *, pid: int) -> str:
+    return json.dumps(
+        {"status": status, "updateTime": datetime.now(UTC).isoformat(timespec="microseconds"), "pid": pid}
+    )
+
+
+def _lost(job_id: str, error: Exception) -> None:
+    logger.warning("script_status_lost", extra={"job_id": job_id, "error": str(error)})

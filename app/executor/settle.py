@@ -1,0 +1,286 @@
+"""The end of an attempt: judge it, keep what it made, write the end and all that follows from it in one transaction.
+
+Everything slow (reading the log's tail, checking and hashing weights) happens before the transaction. Settling may be
+repeated after a crash at any point: files are written atomically, and the transaction changes nothing the second time,
+because the attempt's token is no longer that of a live job.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from uuid import UUID
+
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.domain.enums import EndReason, JobKind, JobStatus, ModelState, Stage
+from app.domain.names import complete_name, online_name, produced_name
+from app.executor.artifacts import ResultManifest, digest_files, write_result
+from app.executor.classification import classify
+from app.executor.evaluations import Evaluation, final_metrics, paired_evaluations
+from app.executor.model_card import ModelCard, Score, write_model_card
+from app.executor.output import tail_lines
+from app.executor.projections import project_whole_log
+from app.executor.results import Verdict, judge
+from app.executor.run_folder import RunFolder
+from app.executor.script_status import ScriptStatus
+from app.executor.snapshot import Snapshot
+from app.executor.stage_events import load_events
+from app.executor.supervision import ExitRecord, ExitWhy
+from app.store import jobs as store
+from app.store import models
+from app.store.clock import database_now
+from app.store.home import Home
+from app.store.jobs import Claim, End
+from app.store.session import Database
+from app.store.tables import JobRow, ModelRow
+
+logger = logging.getLogger(__name__)
+
+TAIL_LINES = 200  # enough to judge by
+SHOWN_LINES = 20  # kept with the job
+MAX_ATTEMPTS = 5
+
+_PRODUCTS = {
+    JobKind.TRAINING: ModelState.CUSTOMIZED,
+    JobKind.SAVING: ModelState.COMPLETE,
+    JobKind.DEPLOYMENT: ModelState.ONLINE,
+}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The verdict, and what is needed to write it down."""
+
+    verdict: Verdict
+    log_tail: tuple[str, ...]
+    manifest: ResultManifest | None
+    evaluations: tuple[Evaluation, ...]
+    metrics: dict[str, float]
+
+
+class StageSettler:
+    """Settles the attempts of one node."""
+
+    def __init__(
+        self, *, database: Database, home: Home, status: ScriptStatus, after_end: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._database = database
+        self._home = home
+        self._status = status
+        self._after_end = after_end
+
+    async def settle(self, claim: Claim, exit_record: ExitRecord) -> None:
+        """Write the end of an attempt whose supervisor recorded an exit."""
+        if _never_ran(exit_record) and claim.job.cancel_requested_at is None and claim.job.attempts < MAX_ATTEMPTS:
+            await self._requeue(claim)
+            return
+        redis_status = await self._status.read(claim.job.id)
+        judged = await asyncio.to_thread(self._judge, claim, exit_record, redis_status)
+        await self._finish(claim, exit_record, judged)
+
+    async def end_unlaunched(self, claim: Claim, end: End) -> None:
+        """Write the end of an attempt that was never started."""
+        async with self._database.writing() as session:
+            await store.finish(session, claim, end, now=await database_now(session))
+        await self._ended(claim, end)
+
+    async def _requeue(self, claim: Claim) -> None:
+        async with self._database.writing() as session:
+            now = await database_now(session)
+            await store.requeue(session, claim, reason=EndReason.SUPERVISOR_LOST, now=now)
+        logger.warning("attempt_never_ran", extra={"job_id": claim.job.id, "attempt": claim.attempt.number})
+
+    async def _finish(self, claim: Claim, exit_record: ExitRecord, judged: Judged) -> None:
+        try:
+            async with self._database.writing() as session:
+                now = await database_now(session)
+                model = await self._create_model(session, claim, judged, now=now)
+                end = _end(claim, exit_record, judged, model)
+                if not await store.finish(session, claim, end, now=now):
+                    raise _NotOurs  # rolls the model back
+                if claim.job.kind is JobKind.ENVIRONMENT and end.status is not JobStatus.SUCCEEDED:
+                    await _fail_waiting_for(session, claim, end, now=now)
+        except _NotOurs:
+            logger.warning("stale_end_dropped", extra={"job_id": claim.job.id, "attempt": claim.attempt.number})
+            return
+        if model is not None and model.path is not None:
+            await asyncio.to_thread(self._write_card, claim, judged, model)
+        await self._ended(claim, end)
+
+    async def _ended(self, claim: Claim, end: End) -> None:
+        succeeded = end.status is JobStatus.SUCCEEDED
+        await self._status.ended(claim.job.id, succeeded=succeeded)
+        logger.info(
+            "job_ended",
+            extra={"job_id": claim.job.id, "attempt": claim.attempt.number, "status": end.status, "reason": end.reason},
+        )
+        await self._after_end()
+
+    # ---- judging (in a thread) --------------------------------------------------------------------------------------
+
+    def _judge(self, claim: Claim, exit_record: ExitRecord, redis_status: int | None) -> Judged:
+        run = RunFolder(self._home.run_folder(claim.job.id, claim.attempt.number))
+        tail = tuple(tail_lines(run.output_log, TAIL_LINES))
+        if claim.job.kind is JobKind.ENVIRONMENT:
+            verdict = judge_build(exit_record, tail)
+        else:
+            stage = Stage(claim.job.kind)
+            verdict = judge(stage, exit_record, log_tail=tail, redis_status=redis_status, output_dir=run.output)
+        project_whole_log(run)
+        events = load_events(run)
+        manifest = self._manifest(claim, verdict, run) if verdict.succeeded else None
+        return Judged(
+            verdict=verdict,
+            log_tail=tail[-SHOWN_LINES:],
+            manifest=manifest,
+            evaluations=paired_evaluations(events),
+            metrics=final_metrics(events),
+        )
+
+    def _manifest(self, claim: Claim, verdict: Verdict, run: RunFolder) -> ResultManifest | None:
+        if claim.job.kind is JobKind.ENVIRONMENT:
+            return None
+        artifact = verdict.artifact
+        manifest = ResultManifest(
+            job_id=claim.job.id,
+            attempt=claim.attempt.number,
+            stage=Stage(claim.job.kind),
+            kind=artifact.kind if artifact else None,
+            root=self._home.relative(artifact.root) if artifact else None,
+            files=digest_files(artifact.root) if artifact else (),
+            created_at=datetime.now(UTC),
+            result=dict(verdict.result) if verdict.result else None,
+        )
+        write_result(run.result, manifest)
+        return manifest
+
+    # ---- the model --------------------------------------------------------------------------------------------------
+
+    async def _create_model(
+        self, session: AsyncSession, claim: Claim, judged: Judged, *, now: datetime
+    ) -> ModelRow | None:
+        job, snapshot, manifest = claim.job, Snapshot.of(claim.job), judged.manifest
+        if not judged.verdict.succeeded or job.kind not in _PRODUCTS:
+            return None
+        assert snapshot.base_model is not None
+        assert manifest is not None
+        assert job.method_id is not None
+        assert job.method_version is not None
+        parent = await models.find_model(session, job.model_id) if job.model_id else None
+        data = snapshot.dataset
+        new = models.NewModel(
+            name=model_name(job, snapshot, parent, now=now),
+            state=_PRODUCTS[job.kind],
+            training_type=snapshot.training_type,
+            path=manifest.root,
+            size_bytes=manifest.size_bytes,
+            base_model_id=snapshot.base_model.id,
+            base_model_name=snapshot.base_model.name,
+            base_model_path=snapshot.base_model.path,
+            parent_id=parent.id if parent else None,
+            job_id=job.id,
+            method_id=job.method_id,
+            method_version=job.method_version,
+            dataset_id=data.id if data else None,
+            dataset_name=data.name if data else None,
+            dataset_digest=data.digest if data else None,
+            parameters=snapshot.effective | job.parameters,
+            details={
+                "kind": manifest.kind,
+                "files": [file.model_dump() for file in manifest.files],
+                "result": manifest.result,
+                "deployment": snapshot.deployment.model_dump() if snapshot.deployment else None,
+                "evaluations": [asdict(evaluation) for evaluation in judged.evaluations],
+                "metrics": judged.metrics,
+            },
+        )
+        return await models.create_model(session, new, now=now)
+
+    def _write_card(self, claim: Claim, judged: Judged, model: ModelRow) -> None:
+        assert model.path is not None
+        assert judged.verdict.artifact is not None
+        lineage = {"model": model.id, "job": model.job_id, "base model": model.base_model_id, "method": model.method_id}
+        if model.parent_id is not None:
+            lineage["made from"] = model.parent_id
+        card = ModelCard(
+            name=model.name,
+            state=model.state,
+            training_type=model.training_type,
+            kind=judged.verdict.artifact.kind,
+            technique=Snapshot.of(claim.job).technique,
+            base_model=model.base_model_name,
+            method=claim.job.method_name or "",
+            method_version=model.method_version,
+            created_at=model.created_at,
+            dataset=model.dataset_name,
+            dataset_digest=model.dataset_digest,
+            parameters=model.parameters,
+            metrics=judged.metrics,
+            scores=[
+                Score(name=score.name, before=score.before, after=score.after, samples=score.samples or 0)
+                for score in judged.evaluations
+            ],
+            lineage=lineage,
+        )
+        write_model_card(self._home.absolute(model.path), card)
+
+
+class _NotOurs(Exception):
+    """The attempt's token is stale: somebody else ended it."""
+
+
+async def _fail_waiting_for(session: AsyncSession, claim: Claim, end: End, *, now: datetime) -> None:
+    params = {
+        "environment": claim.job.environment,
+        "build": claim.job.id,
+        "detail": end.params.get("detail", ""),
+        "log_tail": end.params.get("log_tail", []),
+    }
+    await store.fail_queued(
+        session, environment=claim.job.environment, reason=EndReason.ENV_BUILD_FAILED, params=params, now=now
+    )
+
+
+def judge_build(exit_record: ExitRecord, log_tail: Sequence[str]) -> Verdict:
+    """Decide on the building of an environment."""
+    if exit_record.why is ExitWhy.EXITED and exit_record.code == 0:
+        return Verdict(succeeded=True, reason=EndReason.COMPLETED)
+    failure = classify(exit_record, log_tail)
+    reason = EndReason.ENV_BUILD_FAILED if failure.reason is EndReason.EXIT_CODE else failure.reason
+    return Verdict(succeeded=False, reason=reason, detail=failure.detail, params=failure.params)
+
+
+def model_name(job: JobRow, snapshot: Snapshot, parent: ModelRow | None, *, now: datetime) -> str:
+    """Return the name that the contract gives to what the job makes."""
+    job_id = UUID(job.id)
+    if job.kind is JobKind.DEPLOYMENT:
+        assert parent is not None
+        quantize = snapshot.deployment.quantize if snapshot.deployment else None
+        return online_name(source_name=parent.name, deployment_id=job_id, quantization=quantize)
+    if job.kind is JobKind.SAVING and parent is not None:
+        return complete_name(source_name=parent.name, saving_id=job_id)
+    assert snapshot.base_model is not None
+    return produced_name(technical_name=snapshot.base_model.name, train_name=job.name, produced_at=now, job_id=job_id)
+
+
+def _never_ran(exit_record: ExitRecord) -> bool:
+    return exit_record.why is ExitWhy.NEVER_STARTED
+
+
+def _end(claim: Claim, exit_record: ExitRecord, judged: Judged, model: ModelRow | None) -> End:
+    verdict = judged.verdict
+    if verdict.succeeded:
+        status = JobStatus.SUCCEEDED
+    elif verdict.reason is EndReason.CANCELLED or (_never_ran(exit_record) and claim.job.cancel_requested_at):
+        status = JobStatus.CANCELLED
+    else:
+        status = JobStatus.FAILED
+    return End(
+        status=status,
+        reason=EndReason.CANCELLED if status is JobStatus.CANCELLED else verdict.reason,
+        params={"detail": verdict.detail, **verdict.params, "log_tail": list(judged.log_tail)},
+        exit=asdict(exit_record),
+        result_model_id=model.id if model else None,
+    )

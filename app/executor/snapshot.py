@@ -1,0 +1,94 @@
+"""What a job needs to know, written down at submit, so that later changes to what it names do not reach it.
+
+Kept as JSON in `job.launch`. Paths are relative to `DEEPE_HOME`.
+"""
+
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from app.domain.enums import TrainingType
+from app.domain.rendering import ArgumentForm
+from app.store.tables import JobRow
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PinnedScript(_Frozen):
+    """The bytes a stage runs. `shipped`: part of the product, not a file of the script root."""
+
+    file: str
+    sha256: str
+    size: int
+    shipped: bool = False
+
+
+class Named(_Frozen):
+    """A base model or data set as it was when the job was submitted."""
+
+    id: str
+    name: str
+    path: str
+    digest: str | None = None
+
+
+class Question(_Frozen):
+    """One turn of a conversation with a model; the optional fields are passed on only when they are given."""
+
+    prompt: str
+    history: tuple[dict[str, Any], ...]
+    session_id: str
+    system_prompt: str | None = None
+    max_length: int = 512
+    max_context_tokens: int = 2048
+    temperature: float = 0.7
+    top_p: float = 0.9
+    top_k: int = 50
+    template: str = ""
+
+
+class Deployment(_Frozen):
+    """Where and how an online model is served; `url` is empty for the target `custom`."""
+
+    target: str
+    url: str = ""
+    quantize: str | None = None
+    template: str = ""
+    system: str = ""
+    parameters: dict[str, Any] = {}
+
+
+class EnvironmentBuild(_Frozen):
+    """An environment to build: its name and `environment.yml` (None: plain Python)."""
+
+    name: str
+    spec: str | None
+
+
+class Snapshot(_Frozen):
+    """Everything that the arguments of a job are made of, save what only the launch knows."""
+
+    training_type: TrainingType = TrainingType.CHAT
+    technique: str = ""
+    script: PinnedScript | None = None
+    declared: tuple[str, ...] | None = None
+    declared_only: bool = False
+    false_as: str = "False"
+    forms: dict[str, ArgumentForm] = {}
+    base_model: Named | None = None
+    dataset: Named | None = None
+    effective: dict[str, Any] = {}
+    question: Question | None = None
+    deployment: Deployment | None = None
+    build: EnvironmentBuild | None = None
+
+    @classmethod
+    def of(cls, job: JobRow) -> Self:
+        """Read the snapshot of a job."""
+        return cls.model_validate(job.launch)
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON that a job keeps."""
+        return self.model_dump(mode="json", exclude_defaults=True)

@@ -1,0 +1,57 @@
+"""Keys of creates that may be sent again; written in the transaction that creates."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import CursorResult
+from sqlmodel import col
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.store.tables import IdempotencyRow
+
+_UNANSWERED = 0
+
+
+@dataclass(frozen=True)
+class KeptAnswer:
+    """What the first request with a key was, and its answer."""
+
+    fingerprint: str
+    status_code: int
+    body: Mapping[str, Any]
+
+
+async def reserve(session: AsyncSession, *, scope: str, key: str, fingerprint: str, now: datetime) -> KeptAnswer | None:
+    """Reserve the key in this transaction, or return the answer of the request that had it first.
+
+    Waits while another transaction holds the key: Postgres at the unique index, SQLite at its one writer.
+    """
+    insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
+    statement = insert(IdempotencyRow).values(
+        scope=scope, key=key, fingerprint=fingerprint, status_code=_UNANSWERED, body={}, created_at=now
+    )
+    result = await session.execute(statement.on_conflict_do_nothing())
+    assert isinstance(result, CursorResult)
+    if result.rowcount == 1:
+        return None
+    row = await session.get(IdempotencyRow, (scope, key), populate_existing=True)
+    assert row is not None
+    return KeptAnswer(fingerprint=row.fingerprint, status_code=row.status_code, body=row.body)
+
+
+async def keep(session: AsyncSession, *, scope: str, key: str, status_code: int, body: Mapping[str, Any]) -> None:
+    """Write the answer beside the reserved key."""
+    await session.exec(
+        sa.update(IdempotencyRow)
+        .where(col(IdempotencyRow.scope) == scope, col(IdempotencyRow.key) == key)
+        .values(status_code=status_code, body=dict(body))
+    )
+
+
+async def forget_before(session: AsyncSession, moment: datetime) -> None:
+    """Forget keys that are older than `moment`: nobody sends a request again after days."""
+    await session.exec(sa.delete(IdempotencyRow).where(col(IdempotencyRow.created_at) < moment))
