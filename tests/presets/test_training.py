@@ -1,0 +1,270 @@
+"""SFT-Demo and Custom02 for real: a base model is built, trained, saved and asked in the `trl` environment."""
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from app.presets import catalogue
+from tests.presets.stage import Finished, Home, dataset, make_home
+
+pytestmark = [pytest.mark.training, pytest.mark.timeout(240), pytest.mark.xdist_group("training")]
+
+QUESTION = "Which is larger, 3 or 8?"
+
+
+@pytest.fixture(scope="module")
+def tiny_base(training_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    (program,) = [model.program for model in catalogue.sample_base_models() if model.name == "tiny-base"]
+    assert program is not None
+    folder = tmp_path_factory.mktemp("base") / "tiny-base"
+    subprocess.run([training_python, program, "--output", folder], check=True, capture_output=True, timeout=200)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(training_python: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, Finished]:
+    """Return the home of a finished demo training and what it reported."""
+    home = make_home(tmp_path_factory.mktemp("trained") / "deepe", training_python)
+    return home, train(home, tiny_base)
+
+
+@pytest.fixture
+def torch_home(training_python: Path, tmp_path: Path) -> Home:
+    return make_home(tmp_path / "deepe", training_python)
+
+
+def demo_parameters(method: str) -> list[str]:
+    (manifest,) = [manifest for manifest in catalogue.load_manifests() if manifest.name == method]
+    return [f"--{name}={value}" for name, value in manifest.demo.parameters.items()]
+
+
+def sft_arguments(home: Home, base: Path, *more: str, rows: Path | None = None, output: str = "out") -> list[str]:
+    return [
+        "--train_id=job-1",
+        "--seq=1",
+        "--model_name=demo",
+        f"--model_path={base}",
+        f"--dataset_path={rows or dataset('sft-demo')}",
+        f"--output_dir={home.path / output}",
+        *demo_parameters("SFT-Demo"),
+        *more,
+    ]
+
+
+def train(home: Home, base: Path, *more: str, rows: Path | None = None, output: str = "out") -> Finished:
+    return home.run("sft-demo.py", *sft_arguments(home, base, *more, rows=rows, output=output), timeout=200)
+
+
+def save(home: Home, base: Path) -> Finished:
+    paths = ("--save_path", str(home.path / "complete"), "--base_path", str(base), "--adapter_path")
+    more = (str(home.path / "out"), "--dtype_str", "bfloat16", "--model_usage_type", "chat")
+    return home.run("save_model.py", "--train_id", "job-2", "--seq", "2", *paths, *more, timeout=100)
+
+
+def ask(home: Home, base: Path, model: Path, *more: str) -> Finished:
+    paths = (f"--base_model_path={base}", f"--model_path={model}")
+    arguments = (*paths, f"--prompt={QUESTION}", "--temperature=0", "--top_p=None", "--max_length=16", *more)
+    return home.run("ask_model.py", *arguments, timeout=100)
+
+
+class TestSftDemo:
+    def test_learns_what_the_base_model_does_not_know(self, trained: tuple[Home, Finished]) -> None:
+        _, run = trained
+
+        assert run.code == 0, run.stderr
+        assert run.exact_match("before") < 0.4
+        assert run.exact_match("after") >= 0.9
+
+    def test_reports_curve_progress_and_records(self, trained: tuple[Home, Finished]) -> None:
+        _, run = trained
+
+        losses = {
+            event["step"]: event["values"]["loss"] for event in run.of_type("metrics") if "loss" in event["values"]
+        }
+        assert losses[120] < losses[1] / 4
+        assert any("eval_loss" in event["values"] for event in run.of_type("metrics"))
+        assert run.of_type("progress")[-1]["step"] == run.of_type("progress")[-1]["total"] == 120
+        codes = [record["msg"] for record in run.records]
+        assert codes[-1] == 200005
+        assert 200006 not in codes
+
+    def test_leaves_an_adapter_that_others_may_read(self, trained: tuple[Home, Finished]) -> None:
+        home, _ = trained
+
+        files = {file.name: file.stat().st_mode & 0o777 for file in (home.path / "out").iterdir() if file.is_file()}
+
+        assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= set(files)
+        assert files["adapter_model.safetensors"] == 0o644
+
+    def test_saved_model_answers_like_the_adapter_and_unlike_the_base(
+        self, trained: tuple[Home, Finished], tiny_base: Path
+    ) -> None:
+        home, _ = trained
+
+        saved = save(home, tiny_base)
+
+        assert saved.code == 0, saved.stderr
+        assert saved.json_lines[-1]["status"] == "success"
+        assert saved.json_lines[-1]["dtype_used"] == "bfloat16"
+        complete = home.path / "complete"
+        assert (complete / "model.safetensors").stat().st_mode & 0o777 == 0o644
+        assert ask(home, tiny_base, tiny_base).answer == "11"
+        assert ask(home, tiny_base, home.path / "out").answer == "8"
+        assert ask(home, complete, complete).answer == "8"
+
+    def test_missing_model_is_an_error_in_the_protocol(self, torch_home: Home, tmp_path: Path) -> None:
+        run = ask(torch_home, tmp_path, tmp_path)
+
+        assert run.code == 1
+        assert [line["status"] for line in run.json_lines] == ["error"]
+
+
+class TestStopAndResume:
+    def test_stopped_run_goes_on_and_ends_like_an_undisturbed_one(
+        self, torch_home: Home, tiny_base: Path, trained: tuple[Home, Finished]
+    ) -> None:
+        process = torch_home.start("sft-demo.py", *sft_arguments(torch_home, tiny_base, "--save_steps=1000"))
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith("step 10/"):
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=60)
+        stopped = torch_home.events()
+
+        resumed = train(torch_home, tiny_base)
+
+        assert process.returncode == 143, stderr
+        assert any(event["type"] == "artifact" and event["kind"] == "checkpoint" for event in stopped)
+        assert any("resumed from checkpoint-" in note["message"] for note in resumed.of_type("note"))
+        assert last_loss(resumed) == last_loss(trained[1])
+
+    def test_half_written_checkpoint_is_passed_over(self, torch_home: Home, tiny_base: Path) -> None:
+        train(torch_home, tiny_base, "--max_steps=4", "--save_steps=2")
+        weights = torch_home.path / "out" / "checkpoint-4" / "adapter_model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+
+        run = train(torch_home, tiny_base, "--max_steps=6", "--save_steps=2")
+
+        assert run.code == 0, run.stderr
+        notes = [note["message"] for note in run.of_type("note")]
+        assert notes == ["checkpoint-4 is incomplete and is passed over", "resumed from checkpoint-2"]
+
+
+class TestData:
+    @pytest.mark.parametrize(
+        "row",
+        [
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+            {"prompt": "a", "completion": "b"},
+            {"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]},
+            {"text": "some words to read"},
+        ],
+        ids=["messages", "sharegpt", "prompt", "chat prompt", "text"],
+    )
+    def test_every_form_of_rows_trains(self, torch_home: Home, tiny_base: Path, row: dict[str, object]) -> None:
+        rows = torch_home.write_rows(*[json.dumps(row)] * 8)
+
+        run = train(torch_home, tiny_base, "--max_steps=1", "--batch_size=2", rows=rows)
+
+        assert run.code == 0, run.stderr
+
+    def test_named_columns_packing_and_checkpointing(self, torch_home: Home, tiny_base: Path) -> None:
+        rows = torch_home.write_rows(*['{"q": "What is 1 + 1?", "a": "2"}'] * 20)
+        more = ("--input_train_name=q", "--output_train_name=a", "--packing=true", "--gradient_checkpointing=true")
+
+        run = train(torch_home, tiny_base, "--max_steps=2", "--batch_size=2", "--load_in_4bit=True", *more, rows=rows)
+
+        assert run.code == 0, run.stderr
+        assert any("needs a CUDA device" in note["message"] for note in run.of_type("note"))
+
+    def test_long_rows_are_left_out_and_counted(self, torch_home: Home, tiny_base: Path) -> None:
+        rows = torch_home.write_rows(
+            *['{"prompt": "a", "completion": "b"}'] * 8, '{"prompt": "a", "completion": "%s"}' % ("b " * 99)
+        )
+
+        run = train(torch_home, tiny_base, "--max_steps=1", "--max_seq_length=64", "--eval_fraction=0", rows=rows)
+
+        assert run.code == 0, run.stderr
+        assert "1 of 9 rows are longer than allowed and were left out" in [n["message"] for n in run.of_type("note")]
+
+    @pytest.mark.parametrize(
+        ("lines", "more", "sentence"),
+        [
+            (['{"a": 1, "b": 2}'], [], "rows.jsonl, line 1: the column to learn from is missing; there are: a, b"),
+            (
+                ['{"a": "x", "b": "y"}', '{"a": "x"}'],
+                ["--input_train_name=a", "--output_train_name=b"],
+                "rows.jsonl, line 2: column 'b' is missing; there are: a",
+            ),
+            (['{"text": "x"}'] * 6 + ["{"], [], "rows.jsonl, line 7: not valid JSON"),
+            ([], [], "rows.jsonl has no rows"),
+            (['{"text": "x"}'], ["--input_train_name=text"], "give both input_train_name and output_train_name"),
+            (['{"text": "x"}'], ["--eval_fraction=1"], "eval_fraction must be"),
+            (['{"messages": []}'], [], "every turn of a conversation needs"),
+            (['{"messages": "hello"}'], [], "a conversation is a list"),
+            (['{"prompt": "a", "completion": "b"}'] * 9, ["--max_seq_length=2"], "all 9 rows are longer than allowed"),
+        ],
+    )
+    def test_bad_data_gets_one_sentence(
+        self, torch_home: Home, tiny_base: Path, lines: list[str], more: list[str], sentence: str
+    ) -> None:
+        run = train(torch_home, tiny_base, "--eval_fraction=0", *more, rows=torch_home.write_rows(*lines))
+
+        assert run.code == 1
+        assert sentence in run.stderr
+        assert "Traceback" not in run.stderr
+        assert run.records[-1]["msg"] == 200006
+        assert sentence in run.records[-1]["msgDetail"]
+
+
+class TestCustom02:
+    def arguments(self, home: Home, base: Path, *more: str, output: str = "out") -> list[str]:
+        pairs = [argument.removeprefix("--").split("=") for argument in demo_parameters("Custom02")]
+        words = [word for name, value in pairs for word in (f"--{name}", value)]
+        paths = ["--base_path", str(base), "--save_path", str(home.path / "complete" / output)]
+        paths += ["--output_dir", str(home.path / output), "--dataset_path", str(dataset("sft-demo"))]
+        return ["--train_id", "job-1", "--seq", "1", *words, *paths, "--dtype_str", "float32", *more]
+
+    def test_makes_a_complete_model_that_has_learned(self, torch_home: Home, tiny_base: Path) -> None:
+        run = torch_home.run("custom02.py", *self.arguments(torch_home, tiny_base), timeout=150)
+
+        assert run.code == 0, run.stderr
+        assert run.json_lines[-1]["status"] == "success"
+        assert run.exact_match("before") < 0.4
+        assert run.exact_match("after") >= 0.9
+        complete = torch_home.path / "complete" / "out"
+        assert ask(torch_home, complete, complete).answer == "8"
+        assert run.of_type("progress")[-1]["step"] == 100
+
+    def test_stopped_run_ends_with_the_same_weights(self, torch_home: Home, tiny_base: Path) -> None:
+        whole = torch_home.run("custom02.py", *self.arguments(torch_home, tiny_base, output="whole"), timeout=150)
+        process = torch_home.start("custom02.py", *self.arguments(torch_home, tiny_base, output="cut"))
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith("step 10/"):
+            assert process.poll() is None
+        process.terminate()
+        process.communicate(timeout=60)
+
+        resumed = torch_home.run("custom02.py", *self.arguments(torch_home, tiny_base, output="cut"), timeout=150)
+
+        assert (whole.code, process.returncode, resumed.code) == (0, 143, 0)
+        assert any("resumed from checkpoint-" in note["message"] for note in resumed.of_type("note"))
+        files = [torch_home.path / "complete" / name / "model.safetensors" for name in ("whole", "cut")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+    def test_missing_column_gets_one_sentence(self, torch_home: Home, tiny_base: Path) -> None:
+        more = ("--dataset_path", str(torch_home.write_rows('{"a": 1}')))
+
+        run = torch_home.run("custom02.py", *self.arguments(torch_home, tiny_base, *more))
+
+        assert run.code == 1
+        assert run.json_lines[-1]["status"] == "failed"
+        assert "column 'instruction' is missing; there are: a" in run.stderr
+
+
+def last_loss(run: Finished) -> float:
+    return float([event["values"]["loss"] for event in run.of_type("metrics") if "loss" in event["values"]][-1])
