@@ -170,8 +170,7 @@ async def deleted_with_folder(session: AsyncSession) -> Sequence[ModelRow]:
 
 
 async def living_paths(session: AsyncSession, *, inside: str) -> Sequence[str]:
-    """Return the paths of living models in the folder `inside` (all relative to `DEEPE_HOME`)."""
-    statement = select(ModelRow.path).where(
-        col(ModelRow.deleted_at).is_(None), col(ModelRow.path).startswith(inside.rstrip("/") + "/", autoescape=True)
-    )
+    """Return the paths of living models that are, or are in, the folder `inside` (all relative to `DEEPE_HOME`)."""
+    there = sa.or_(col(ModelRow.path) == inside, col(ModelRow.path).startswith(f"{inside}/", autoescape=True))
+    statement = select(ModelRow.path).where(col(ModelRow.deleted_at).is_(None), there)
     return [path for path in (await session.exec(statement)).all() if path is not None]

@@ -1,0 +1,129 @@
+"""Base models: folders that somebody placed under `models/`, registered with a technical name and a card."""
+
+import asyncio
+from collections.abc import Callable, Collection, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.domain.errors import Conflict, InvalidRequest
+from app.domain.names import name_key, name_violations, normal_name
+from app.registry.base_model_card import CONFIG, PIPELINE, NotABaseModel, read_card
+from app.registry.resource_paths import resolve_inside, stays_inside
+from app.store import named
+from app.store.base_models import SORTABLE, get_base_model, registered_paths
+from app.store.home import Home
+from app.store.paging import Slice
+from app.store.tables import BaseModelRow
+from app.store.usage import unfinished_jobs
+
+_DEPTH: Final = 3  # models/<organisation>/<model>, and one more
+
+
+class BaseModelMissing(Conflict):
+    """The folder of a registered base model is gone."""
+
+    code = "base_model_missing"
+
+
+class BaseModelInUse(Conflict):
+    """Unfinished jobs use the base model."""
+
+    code = "base_model_in_use"
+
+
+class BaseModels:
+    """What can be done with base models."""
+
+    def __init__(self, *, home: Home, clock: Callable[[], datetime]) -> None:
+        self._home = home
+        self._clock = clock
+
+    async def get(self, session: AsyncSession, base_model: str) -> BaseModelRow:
+        """Return the base model with this id or technical name."""
+        return await get_base_model(session, base_model)
+
+    async def page(
+        self,
+        session: AsyncSession,
+        *,
+        sort: str,
+        descending: bool,
+        after: tuple[Any, Any] | None,
+        limit: int,
+        text: str | None = None,
+    ) -> Slice[BaseModelRow]:
+        """Return one page of the base models."""
+        return await named.page(
+            session,
+            BaseModelRow,
+            sortable=SORTABLE,
+            sort=sort,
+            descending=descending,
+            after=after,
+            limit=limit,
+            text=text,
+        )
+
+    async def create(self, session: AsyncSession, *, name: str, path: str, description: str) -> BaseModelRow:
+        """Register the folder `path` of `models/`."""
+        if found := name_violations(name):
+            raise InvalidRequest(found)
+        folder = resolve_inside(self._home.models, path)
+        if not folder.is_dir():
+            raise NotABaseModel(path=path, pointer="/path")
+        card = await asyncio.to_thread(read_card, folder, root=self._home.models)
+        row = BaseModelRow(
+            id=str(uuid4()),
+            name=normal_name(name),
+            name_key=name_key(name),
+            description=description,
+            path=self._home.relative(folder),
+            card=card.model_dump(mode="json"),
+            created_at=self._clock(),
+        )
+        await named.insert(session, row)
+        return row
+
+    async def unregistered(self, session: AsyncSession) -> list[str]:
+        """Return the folders under `models/` that look like models and have no entry, relative to `models/`."""
+        known = await registered_paths(session)
+        return await asyncio.to_thread(self._unregistered, known)
+
+    async def delete(self, session: AsyncSession, base_model: str) -> None:
+        """Delete the entry; the folder was placed by hand and stays."""
+        row = await get_base_model(session, base_model)
+        if jobs := await unfinished_jobs(session, base_model_id=row.id):
+            raise BaseModelInUse(base_model=row.name, count=len(jobs), jobs=", ".join(jobs[:5]))
+        await named.delete(session, row)
+
+    def folder_of(self, row: BaseModelRow) -> Path:
+        """Return the folder, which a person may have moved meanwhile: then raise `BaseModelMissing`."""
+        folder = self._home.absolute(row.path)
+        if not stays_inside(self._home.models, folder) or not _is_model(folder):
+            raise BaseModelMissing(base_model=row.name, path=row.path)
+        return folder
+
+    def _unregistered(self, known: Collection[str]) -> list[str]:
+        root = self._home.models
+        found = _model_folders(root, root, depth=_DEPTH)
+        return sorted(
+            folder.relative_to(root).as_posix() for folder in found if self._home.relative(folder) not in known
+        )
+
+
+def _model_folders(root: Path, folder: Path, *, depth: int) -> Iterator[Path]:
+    for entry in folder.iterdir():
+        if entry.name.startswith(".") or not entry.is_dir() or not stays_inside(root, entry):
+            continue
+        if _is_model(entry):
+            yield entry
+        elif depth > 1 and not entry.is_symlink():
+            yield from _model_folders(root, entry, depth=depth - 1)
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() or (folder / PIPELINE).is_file()

@@ -1,0 +1,345 @@
+"""Data sets: registered by path or upload, checked line by line, watched for changes on disk.
+
+A data set is what its bytes are: the digest is recorded at registration and compared at every use. A file that was
+edited since is checked again and gets its new digest; one that became invalid is refused with all its problems.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+from uuid import uuid4
+
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.domain.errors import AppError, Conflict, Invalid, InvalidRequest, Violation
+from app.domain.names import name_key, name_violations, normal_name
+from app.registry import dataset_files
+from app.registry.dataset_check import MAX_PROBLEMS, DatasetReport, LineProblem, parse_line
+from app.registry.dataset_files import SUFFIX, UPLOAD_PREFIX, DatasetChanging, Inspection
+from app.registry.resource_paths import resolve_inside, stays_inside
+from app.store import named
+from app.store.datasets import SORTABLE, get_dataset
+from app.store.home import Home
+from app.store.methods import NameTaken
+from app.store.paging import Slice
+from app.store.tables import DatasetRow
+from app.store.usage import unfinished_jobs
+
+_WRITE_BYTES: Final = 1024 * 1024
+_MAX_NAME_BYTES: Final = 200
+_REMEMBERED: Final = 4096
+
+Clock = Callable[[], datetime]
+
+
+class InvalidDataset(Invalid):
+    """Lines are wrong; the first hundred problems are listed."""
+
+    code = "invalid_dataset"
+
+    def __init__(self, name: str, report: DatasetReport) -> None:
+        self._problems = report.problems
+        super().__init__(dataset=name, count=report.problem_count, listed=len(report.problems))
+
+    def violations(self) -> Sequence[Violation]:
+        return self._problems
+
+
+class DatasetMissing(Conflict):
+    """The file of a registered data set is gone."""
+
+    code = "dataset_missing"
+
+
+class DatasetInUse(Conflict):
+    """Unfinished jobs use the data set."""
+
+    code = "dataset_in_use"
+
+
+class DatasetIsFolder(Conflict):
+    """Only single files are removed together with their entry."""
+
+    code = "dataset_is_folder"
+
+
+class DatasetFileShared(Conflict):
+    """Another data set has the same file."""
+
+    code = "dataset_file_shared"
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Everything that a create would say."""
+
+    violations: tuple[Violation, ...]
+    violation_count: int
+    inspection: Inspection | None
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Some rows of a data set."""
+
+    rows: list[dict[str, Any]]
+    offset: int
+    total: int
+
+
+class Datasets:
+    """What can be done with data sets."""
+
+    def __init__(self, *, home: Home, max_characters: int, clock: Clock) -> None:
+        self._home = home
+        self._max_characters = max_characters
+        self._clock = clock
+        self._unchanged: dict[str, tuple[dataset_files.FileKey, str]] = {}
+
+    # ---- read -------------------------------------------------------------------------------------------------------
+
+    async def get(self, session: AsyncSession, dataset: str) -> DatasetRow:
+        """Return the data set with this id or name."""
+        return await get_dataset(session, dataset)
+
+    async def page(
+        self,
+        session: AsyncSession,
+        *,
+        sort: str,
+        descending: bool,
+        after: tuple[Any, Any] | None,
+        limit: int,
+        text: str | None = None,
+    ) -> Slice[DatasetRow]:
+        """Return one page of the data sets."""
+        return await named.page(
+            session,
+            DatasetRow,
+            sortable=SORTABLE,
+            sort=sort,
+            descending=descending,
+            after=after,
+            limit=limit,
+            text=text,
+        )
+
+    async def preview(self, row: DatasetRow, *, offset: int, limit: int) -> Preview:
+        """Return rows as they stand in the file now."""
+        path = self._path_of(row)
+        lines = await asyncio.to_thread(self._read_rows, path, row, offset, limit)
+        return Preview(rows=lines, offset=offset, total=row.rows)
+
+    async def validate(self, session: AsyncSession, *, name: str | None, path: str) -> Validation:
+        """Return everything that a create would say; nothing changes."""
+        found = [] if name is None else name_violations(name)
+        inspection = None
+        count = len(found)
+        try:
+            inspection = await self._inspect_path(path)
+            found += inspection.report.problems
+            count += inspection.report.problem_count
+        except AppError as error:
+            found += error.violations()
+            count += len(error.violations())
+        if name is not None and await named.name_is_taken(session, DatasetRow, name):
+            found.append(Violation("/name", "name_taken", {"name": normal_name(name)}))
+            count += 1
+        return Validation(violations=tuple(found[: MAX_PROBLEMS + 1]), violation_count=count, inspection=inspection)
+
+    # ---- create -----------------------------------------------------------------------------------------------------
+
+    async def create(self, session: AsyncSession, *, name: str, path: str, description: str) -> DatasetRow:
+        """Register a file or folder that stands under `datasets/` already."""
+        _check_name(name)
+        inspection = await self._inspect_path(path)  # before the first statement: it may take seconds
+        place = self._home.datasets / Path(path)
+        return await self._insert(session, name=name, place=place, description=description, inspection=inspection)
+
+    @asynccontextmanager
+    async def received(self, chunks: AsyncIterable[bytes]) -> AsyncIterator[Path]:
+        """Yield a temporary file with all `chunks`; it is gone afterwards, whatever happens."""
+        upload = self._home.datasets / f"{UPLOAD_PREFIX}{uuid4().hex}{SUFFIX}"
+        try:
+            await _write(upload, chunks)
+            yield upload
+        finally:
+            upload.unlink(missing_ok=True)
+
+    async def check_new_name(self, session: AsyncSession, name: str) -> None:
+        """Raise at once what would be raised after gigabytes of upload."""
+        _check_name(name, pointer="{dataset}")
+        if await named.name_is_taken(session, DatasetRow, name):
+            raise NameTaken(name=normal_name(name), pointer="{dataset}")
+
+    async def create_from_upload(self, session: AsyncSession, *, name: str, upload: Path) -> DatasetRow:
+        """Check the uploaded file, give it its place under `datasets/` and register it."""
+        inspection = await asyncio.to_thread(dataset_files.inspect, upload, max_characters=self._max_characters)
+        place = self._home.datasets / _file_name(name)
+        # the row first: it decides who of two may have the name
+        row = await self._insert(session, name=name, place=place, description="", inspection=inspection)
+        await asyncio.to_thread(dataset_files.place, upload, place, digest=inspection.digest)
+        return row
+
+    # ---- use --------------------------------------------------------------------------------------------------------
+
+    async def current(self, row: DatasetRow) -> Inspection | None:
+        """Return None if the file still has the recorded bytes, else what it is now; no statement is run.
+
+        Raises `DatasetMissing` and `InvalidDataset`. A file that was not touched is not read again.
+        """
+        path = self._path_of(row)
+        inspection = await asyncio.to_thread(self._changed, path, row)
+        if inspection is not None:
+            _require_valid(row.name, inspection)
+        return inspection
+
+    async def record(self, session: AsyncSession, row: DatasetRow, inspection: Inspection) -> None:
+        """Make what was found on disk the data set's new content."""
+        await named.update(
+            session,
+            row,
+            digest=inspection.digest,
+            rows=inspection.report.rows,
+            size_bytes=inspection.size_bytes,
+            columns=list(inspection.report.columns),
+        )
+
+    async def refresh(self, session: AsyncSession, row: DatasetRow) -> bool:
+        """Bring the row up to date with the disk; return whether it changed. Call it early in a transaction."""
+        inspection = await self.current(row)
+        if inspection is None:
+            return False
+        await self.record(session, row, inspection)
+        return True
+
+    def jsonl_of(self, row: DatasetRow) -> Path:
+        """Return the file that scripts are given."""
+        return dataset_files.locate(self._path_of(row)).jsonl
+
+    # ---- delete -----------------------------------------------------------------------------------------------------
+
+    async def delete(self, session: AsyncSession, dataset: str, *, with_file: bool) -> Callable[[], Awaitable[None]]:
+        """Delete the entry; return what removes the file, to be called once the transaction is committed."""
+        row = await get_dataset(session, dataset)
+        if jobs := await unfinished_jobs(session, dataset_id=row.id):
+            raise DatasetInUse(dataset=row.name, count=len(jobs), jobs=", ".join(jobs[:5]))
+        path = self._home.absolute(row.path)
+        if with_file and path.is_dir():
+            raise DatasetIsFolder(dataset=row.name, path=row.path)
+        if with_file and await self._shared(session, row):
+            raise DatasetFileShared(dataset=row.name, path=row.path)
+        await named.delete(session, row)
+        self._unchanged.pop(row.path, None)
+
+        async def remove() -> None:
+            if with_file and stays_inside(self._home.datasets, path):
+                await asyncio.to_thread(path.unlink, missing_ok=True)
+
+        return remove
+
+    async def _shared(self, session: AsyncSession, row: DatasetRow) -> bool:
+        others = select(DatasetRow.id).where(DatasetRow.path == row.path, col(DatasetRow.id) != row.id)
+        return (await session.exec(others)).first() is not None
+
+    # ---- helpers ----------------------------------------------------------------------------------------------------
+
+    async def _inspect_path(self, given: str) -> Inspection:
+        return await asyncio.to_thread(self._inspect, given)
+
+    def _inspect(self, given: str) -> Inspection:
+        path = resolve_inside(self._home.datasets, given)
+        return dataset_files.inspect(path, max_characters=self._max_characters)
+
+    async def _insert(
+        self, session: AsyncSession, *, name: str, place: Path, description: str, inspection: Inspection
+    ) -> DatasetRow:
+        _require_valid(name, inspection)
+        row = DatasetRow(
+            id=str(uuid4()),
+            name=normal_name(name),
+            name_key=name_key(name),
+            description=description,
+            path=self._home.relative(place),
+            digest=inspection.digest,
+            rows=inspection.report.rows,
+            size_bytes=inspection.size_bytes,
+            columns=list(inspection.report.columns),
+            created_at=self._clock(),
+        )
+        await named.insert(session, row)
+        return row
+
+    def _path_of(self, row: DatasetRow) -> Path:
+        path = self._home.absolute(row.path)
+        if not stays_inside(self._home.datasets, path) or not path.exists():
+            raise DatasetMissing(dataset=row.name, path=row.path)
+        return path
+
+    def _changed(self, path: Path, row: DatasetRow) -> Inspection | None:
+        jsonl = dataset_files.locate(path).jsonl
+        if self._unchanged.get(row.path) == (dataset_files.file_key(jsonl), row.digest):
+            return None
+        digest, key = dataset_files.digest_of(jsonl)
+        inspection = None
+        if digest != row.digest:
+            inspection = dataset_files.inspect(path, max_characters=self._max_characters)
+            digest, key = inspection.digest, inspection.key
+        if dataset_files.is_settled(key):
+            if len(self._unchanged) >= _REMEMBERED:
+                self._unchanged.clear()
+            self._unchanged[row.path] = (key, digest)
+        return inspection
+
+    def _read_rows(self, path: Path, row: DatasetRow, offset: int, limit: int) -> list[dict[str, Any]]:
+        jsonl = dataset_files.locate(path).jsonl
+        limits = {"max_characters": self._max_characters}
+        lines = dataset_files.read_rows(jsonl, offset=offset, limit=limit, **limits)
+        try:
+            return [parse_line(line, first=number == 0, **limits) for number, line in enumerate(lines, start=offset)]
+        except LineProblem:
+            # edited since it was registered: say everything that is wrong with it now
+            _require_valid(row.name, dataset_files.inspect(path, **limits))
+            raise DatasetChanging(path=row.path) from None
+
+
+def _check_name(name: str, *, pointer: str = "/name") -> None:
+    if found := name_violations(name, pointer):
+        raise InvalidRequest(found)
+
+
+def _require_valid(name: str, inspection: Inspection) -> None:
+    if inspection.report.problem_count:
+        raise InvalidDataset(normal_name(name), inspection.report)
+
+
+def _file_name(name: str) -> str:
+    """Return the name of an uploaded file: the data set's, unless file systems would not take it or hide it."""
+    normal = normal_name(name)
+    if len(normal.encode()) > _MAX_NAME_BYTES or normal.startswith((".", "-")):
+        return f"{uuid4().hex}{SUFFIX}"
+    return normal + SUFFIX
+
+
+async def _write(path: Path, chunks: AsyncIterable[bytes]) -> None:
+    """Write all chunks; gathered, so that a thread is not asked for every few kilobytes."""
+    with path.open("xb") as stream:
+        gathered = bytearray()
+        async for chunk in chunks:
+            gathered += chunk
+            if len(gathered) >= _WRITE_BYTES:
+                await asyncio.to_thread(stream.write, bytes(gathered))
+                gathered.clear()
+        await asyncio.to_thread(stream.write, bytes(gathered))
+        await asyncio.to_thread(_sync, stream)
+
+
+def _sync(stream: BinaryIO) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())

@@ -1,0 +1,175 @@
+"""Environments: conda environments that stages can name.
+
+Known are those that are registered here, those that a node found or built, and `base`, which every node has.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.domain.errors import Conflict, InvalidRequest, NotFound, Violation
+from app.domain.names import environment_name_violations
+from app.registry.environment_spec import parse_spec, spec_hash
+from app.store import environments as store
+from app.store import named
+from app.store.nodes import all_nodes
+from app.store.registry_facts import BASE_ENVIRONMENT
+from app.store.tables import EnvironmentRow, NodeRow
+from app.store.usage import methods_running_in, unfinished_jobs
+
+
+class EnvironmentNotFound(NotFound):
+    """No environment has this name, here or on a node."""
+
+    code = "environment_not_found"
+
+
+class EnvironmentInUse(Conflict):
+    """Methods or unfinished jobs run in the environment."""
+
+    code = "environment_in_use"
+
+
+class EnvironmentShipped(Conflict):
+    """The environment is part of the product."""
+
+    code = "environment_shipped"
+
+
+class EnvironmentNotRegistered(Conflict):
+    """The environment exists on nodes only, so that there is nothing to change here."""
+
+    code = "environment_not_registered"
+
+
+class EnvironmentSource(StrEnum):
+    """How an environment became known."""
+
+    SHIPPED = "shipped"
+    REGISTERED = "registered"
+    DISCOVERED = "discovered"
+
+
+class NodeEnvironmentState(StrEnum):
+    """What a node says of an environment."""
+
+    READY = "ready"
+    BUILDING = "building"
+    ABSENT = "absent"
+
+
+@dataclass(frozen=True)
+class NodeEnvironment:
+    """State of an environment on one node."""
+
+    node: str
+    state: NodeEnvironmentState
+
+
+@dataclass(frozen=True)
+class EnvironmentView:
+    """An environment with what all nodes say of it; `row` is None if it exists on nodes only."""
+
+    name: str
+    source: EnvironmentSource
+    row: EnvironmentRow | None
+    nodes: tuple[NodeEnvironment, ...]
+
+    @property
+    def version(self) -> str:
+        """What changes when the spec does; the ETag."""
+        return (self.row.spec_hash if self.row else None) or "none"
+
+
+class Environments:
+    """What can be done with environments."""
+
+    def __init__(self, *, clock: Callable[[], datetime]) -> None:
+        self._clock = clock
+
+    async def is_known(self, session: AsyncSession, name: str) -> bool:
+        """Return whether a stage may name the environment."""
+        if name == BASE_ENVIRONMENT or await store.find_environment(session, name) is not None:
+            return True
+        return any(name in node.environments for node in await all_nodes(session))
+
+    async def views(self, session: AsyncSession, *, text: str | None = None) -> list[EnvironmentView]:
+        """Return all known environments by name."""
+        rows = {row.name: row for row in await store.all_environments(session)}
+        nodes = await all_nodes(session)
+        names = {BASE_ENVIRONMENT, *rows, *(name for node in nodes for name in node.environments)}
+        wanted = sorted(name for name in names if not text or text.casefold() in name.casefold())
+        builds = await store.builds(session)
+        return [_view(name, rows.get(name), nodes, builds) for name in wanted]
+
+    async def get(self, session: AsyncSession, name: str) -> EnvironmentView:
+        """Return the environment with exactly this name."""
+        if not await self.is_known(session, name):
+            raise EnvironmentNotFound(environment=name)
+        row = await store.find_environment(session, name)
+        return _view(name, row, await all_nodes(session), await store.builds(session))
+
+    async def create(self, session: AsyncSession, *, name: str, spec: str | None) -> EnvironmentView:
+        """Register an environment; with a spec it can be built, without one it must be on a node already."""
+        found = environment_name_violations(name, "/name")
+        if name == BASE_ENVIRONMENT:
+            found.append(Violation("/name", "name_reserved", {"name": name}))
+        if found:
+            raise InvalidRequest(found)
+        row = store.new_environment(name, spec=spec, spec_hash=_hash(spec), now=self._clock())
+        await named.insert(session, row)
+        return await self.get(session, name)
+
+    async def replace_spec(
+        self, session: AsyncSession, name: str, *, spec: str, check: Callable[[str], None]
+    ) -> EnvironmentView:
+        """Give the environment another spec; `check` is called with the version that is replaced and may refuse."""
+        digest = _hash(spec)
+        view = await self.get(session, name)
+        check(view.version)
+        row = _own_row(view)
+        await named.update(session, row, spec=spec, spec_hash=digest, updated_at=self._clock())
+        return await self.get(session, name)
+
+    async def delete(self, session: AsyncSession, name: str, *, check: Callable[[str], None]) -> None:
+        """Delete the entry; what was built on nodes stays there."""
+        view = await self.get(session, name)
+        check(view.version)
+        row = _own_row(view)
+        methods = await methods_running_in(session, name)
+        jobs = await unfinished_jobs(session, environment=name)
+        if methods or jobs:
+            raise EnvironmentInUse(environment=name, methods=", ".join(methods) or "–", jobs=len(jobs))
+        await named.delete(session, row)
+
+
+def _view(
+    name: str, row: EnvironmentRow | None, nodes: Sequence[NodeRow], builds: Collection[tuple[str, str]]
+) -> EnvironmentView:
+    source = EnvironmentSource.DISCOVERED
+    if row is not None:
+        source = EnvironmentSource.SHIPPED if row.shipped else EnvironmentSource.REGISTERED
+    states = tuple(NodeEnvironment(node.name, _state(node, name, builds)) for node in nodes)
+    return EnvironmentView(name=name, source=source, row=row, nodes=states)
+
+
+def _state(node: NodeRow, name: str, builds: Collection[tuple[str, str]]) -> NodeEnvironmentState:
+    if (name, node.id) in builds:
+        return NodeEnvironmentState.BUILDING
+    return NodeEnvironmentState.READY if name in node.environments else NodeEnvironmentState.ABSENT
+
+
+def _own_row(view: EnvironmentView) -> EnvironmentRow:
+    """Return the row that a user may change."""
+    if view.row is None:
+        raise EnvironmentNotRegistered(environment=view.name)
+    if view.row.shipped:
+        raise EnvironmentShipped(environment=view.name)
+    return view.row
+
+
+def _hash(spec: str | None) -> str | None:
+    return None if spec is None else spec_hash(parse_spec(spec))

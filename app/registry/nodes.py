@@ -1,0 +1,51 @@
+"""Nodes as people see them: what they have, and whether they were heard of lately."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.store.clock import database_now
+from app.store.nodes import all_nodes, get_node
+from app.store.tables import NodeRow
+
+SILENT_AFTER = timedelta(seconds=30)
+
+
+class NodeState(StrEnum):
+    """Whether a node says that it is alive."""
+
+    READY = "ready"
+    SILENT = "silent"
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """A node and the age of its last heartbeat, by the database's clock."""
+
+    row: NodeRow
+    heartbeat_age: timedelta
+    state: NodeState
+
+
+class Nodes:
+    """What can be asked about nodes; they register themselves."""
+
+    def __init__(self, *, silent_after: timedelta = SILENT_AFTER) -> None:
+        self._silent_after = silent_after
+
+    async def views(self, session: AsyncSession) -> Sequence[NodeView]:
+        """Return all nodes by name."""
+        now = await database_now(session)
+        return [self._view(row, age=now - row.heartbeat_at) for row in await all_nodes(session)]
+
+    async def get(self, session: AsyncSession, node: str) -> NodeView:
+        """Return the node with this id or name."""
+        row = await get_node(session, node)
+        return self._view(row, age=await database_now(session) - row.heartbeat_at)
+
+    def _view(self, row: NodeRow, *, age: timedelta) -> NodeView:
+        state = NodeState.SILENT if age > self._silent_after else NodeState.READY
+        return NodeView(row=row, heartbeat_age=max(age, timedelta()), state=state)
