@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.registry.method_services import MethodServices
 from app.store.home import Home
 from app.store.session import Database
 
@@ -19,6 +20,7 @@ class Services:
 
     database: Database
     home: Home
+    methods: MethodServices
 
 
 def get_services(request: Request) -> Services:

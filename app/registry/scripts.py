@@ -78,6 +78,13 @@ class ScriptRoot:
         """Return where `path` stands."""
         return self.root / path
 
+    def same(self, path: str, other: str) -> bool:
+        """Return whether both paths are one file: by a link, or on a file system that ignores case."""
+        try:
+            return path == other or self.absolute(path).samefile(self.absolute(other))
+        except OSError:
+            return False
+
     def entries(self) -> list[ScriptEntry]:
         """Return all Python files inside the root, by path; links and hidden folders are left out."""
         return sorted(_walk(self.root, ""), key=lambda entry: entry.path)

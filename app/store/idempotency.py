@@ -34,7 +34,7 @@ async def reserve(session: AsyncSession, *, scope: str, key: str, fingerprint: s
     statement = insert(IdempotencyRow).values(
         scope=scope, key=key, fingerprint=fingerprint, status_code=_UNANSWERED, body={}, created_at=now
     )
-    result = await session.execute(statement.on_conflict_do_nothing())
+    result = await session.exec(statement.on_conflict_do_nothing())
     assert isinstance(result, CursorResult)
     if result.rowcount == 1:
         return None

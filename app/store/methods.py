@@ -221,7 +221,9 @@ async def lock_scripts(session: AsyncSession) -> None:
     On SQLite the writing transaction itself is the lock; network disks have none that could be trusted.
     """
     postgres = session.get_bind().dialect.name == "postgresql"
-    await session.execute(sa.text(f"SELECT pg_advisory_xact_lock({_SCRIPTS_LOCK})" if postgres else "SELECT 1"))
+    await (await session.connection()).execute(
+        sa.text(f"SELECT pg_advisory_xact_lock({_SCRIPTS_LOCK})" if postgres else "SELECT 1")
+    )
 
 
 def new_version(

@@ -1,0 +1,239 @@
+"""Training methods: create, read, list, change, copy, delete; their versions, files and readiness."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+
+from app.access.guard import CommercialLicenseRequired
+from app.api.conditional import IfMatch, StaleVersion, etag_of
+from app.api.creation import CreationDep
+from app.api.dependencies import ReadSession, ServicesDep, WriteSession
+from app.api.errors import PreconditionRequired, problem_responses
+from app.api.idempotency import IdempotencyKeyReused
+from app.api.language import RequestLanguage
+from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
+from app.api.schemas.methods import (
+    MethodCopy,
+    MethodRead,
+    MethodSummary,
+    MethodValidation,
+    MethodVersionRead,
+    ReadinessRead,
+    method_read,
+    method_summary,
+    method_version_read,
+    readiness_read,
+    validation_read,
+    writable,
+)
+from app.domain.definition import MethodDefinition
+from app.domain.enums import TrainingType
+from app.domain.errors import InvalidRequest
+from app.registry.method_record import Method, version_tag
+from app.registry.methods import JobsChoice, MethodHasLiveJobs, MethodMoved, PresetReadOnly
+from app.store.methods import MethodFilter, MethodNotFound, MethodVersionNotFound, NameTaken
+
+router = APIRouter(prefix="/api/v1", tags=["methods"])
+
+Paging = Annotated[PageParams, Depends(page_params("name", "created_at", "updated_at", default="name"))]
+VersionPaging = Annotated[PageParams, Depends(page_params("number", default="-number"))]
+MethodRef = Annotated[str, Path(description="Id or name of the method.", examples=["SFT-Demo"])]
+"""`{method}` in the addresses."""
+
+_CHANGED: Final = (MethodNotFound, PreconditionRequired, StaleVersion, MethodMoved)
+
+
+@router.get("/methods", responses=problem_responses(InvalidCursor, InvalidSort))
+async def list_methods(
+    session: ReadSession,
+    services: ServicesDep,
+    paging: Paging,
+    training_type: Annotated[TrainingType | None, Query(description="Only methods that train such models.")] = None,
+    technique: Annotated[str | None, Query(description="Only methods with this label.", examples=["sft"])] = None,
+    lifecycle: Annotated[
+        str | None,
+        Query(description="Only methods with exactly this path.", examples=["customized,complete"], max_length=64),
+    ] = None,
+    q: Annotated[str | None, Query(description="Text to find in name and description.", max_length=200)] = None,
+) -> Page[MethodSummary]:
+    """List the methods."""
+    wanted = MethodFilter(training_type=training_type, technique=technique, lifecycle=lifecycle, text=q)
+    methods, following = await services.methods.registry.page(
+        session, wanted, sort=paging.sort, descending=paging.descending, after=paging.after, limit=paging.limit
+    )
+    return paging.page([method_summary(method) for method in methods], following)
+
+
+@router.post(
+    "/methods",
+    status_code=201,
+    response_model=MethodRead,
+    responses=problem_responses(InvalidRequest, NameTaken, CommercialLicenseRequired, IdempotencyKeyReused),
+)
+async def create_method(
+    definition: MethodDefinition, session: WriteSession, services: ServicesDep, creation: CreationDep
+) -> Response:
+    """Add a method (commercial licence). Everything that is wrong with it comes at once."""
+
+    async def create() -> MethodRead:
+        return await _read(services, await services.methods.registry.create(session, writable(definition)))
+
+    return await creation.answer(create, headers=_created_headers)
+
+
+@router.post("/methods:validate", responses=problem_responses(MethodNotFound))
+async def validate_method(
+    definition: MethodDefinition,
+    session: ReadSession,
+    services: ServicesDep,
+    language: RequestLanguage,
+    method: Annotated[
+        str | None, Query(description="Id or name of the method that this would replace; its name is then not taken.")
+    ] = None,
+) -> MethodValidation:
+    """Say what creating the method would say, and what it is not ready for; nothing is changed, no licence needed."""
+    found, ready = await services.methods.guide.validate(session, writable(definition), instead_of=method)
+    return validation_read(found, ready, language)
+
+
+@router.get("/methods/{method}", responses=problem_responses(MethodNotFound))
+async def get_method(method: MethodRef, session: ReadSession, services: ServicesDep, response: Response) -> MethodRead:
+    """Read a method and how its files stand on disk."""
+    return await tagged_method(services, await services.methods.registry.get(session, method), response)
+
+
+@router.put(
+    "/methods/{method}",
+    responses=problem_responses(*_CHANGED, InvalidRequest, NameTaken, PresetReadOnly, CommercialLicenseRequired),
+)
+async def replace_method(
+    method: MethodRef,
+    definition: MethodDefinition,
+    session: WriteSession,
+    services: ServicesDep,
+    if_match: IfMatch,
+    response: Response,
+) -> MethodRead:
+    """Replace a method; makes a new version if anything differs."""
+    changed = await services.methods.registry.replace(
+        session, method, writable(definition), precondition=if_match.require
+    )
+    return await tagged_method(services, changed, response)
+
+
+async def _merge_patch(request: Request, _patch: MethodDefinition) -> Mapping[str, Any]:
+    """Return the body as it was sent (null removes), once its members have been found to be of the right types."""
+    changes: Mapping[str, Any] = await request.json()
+    return changes
+
+
+@router.patch(
+    "/methods/{method}",
+    responses=problem_responses(*_CHANGED, InvalidRequest, NameTaken, PresetReadOnly, CommercialLicenseRequired),
+)
+async def update_method(
+    method: MethodRef,
+    changes: Annotated[Mapping[str, Any], Depends(_merge_patch)],
+    session: WriteSession,
+    services: ServicesDep,
+    if_match: IfMatch,
+    response: Response,
+) -> MethodRead:
+    """Change members of a method (JSON merge patch, RFC 7396): null removes a member."""
+    changed = await services.methods.registry.patch(session, method, changes, precondition=if_match.require)
+    return await tagged_method(services, changed, response)
+
+
+@router.delete(
+    "/methods/{method}",
+    status_code=204,
+    responses=problem_responses(*_CHANGED, MethodHasLiveJobs, CommercialLicenseRequired),
+)
+async def delete_method(
+    method: MethodRef,
+    session: WriteSession,
+    services: ServicesDep,
+    if_match: IfMatch,
+    jobs: Annotated[JobsChoice | None, Query(description="What to do with its queued and running jobs.")] = None,
+) -> None:
+    """Delete a method (commercial licence). Its jobs, models and versions stay; a preset stays away."""
+    await services.methods.registry.delete(session, method, precondition=if_match.require, jobs=jobs)
+
+
+@router.post(
+    "/methods/{method}:copy",
+    status_code=201,
+    response_model=MethodRead,
+    responses=problem_responses(
+        MethodNotFound, InvalidRequest, NameTaken, CommercialLicenseRequired, IdempotencyKeyReused
+    ),
+)
+async def copy_method(
+    method: MethodRef,
+    copy: MethodCopy,
+    session: WriteSession,
+    services: ServicesDep,
+    creation: CreationDep,
+) -> Response:
+    """Copy a method with its scripts (commercial licence): adapting the copy does not change the original."""
+
+    async def create() -> MethodRead:
+        return await _read(services, await services.methods.copies.copy(session, method, copy.name))
+
+    return await creation.answer(create, headers=_created_headers)
+
+
+@router.post("/methods/{method}:restore", responses=problem_responses(MethodNotFound))
+async def restore_method_files(
+    method: MethodRef, session: WriteSession, services: ServicesDep, response: Response
+) -> MethodRead:
+    """Write the pinned bytes of the newest version back to disk, over whatever was edited there."""
+    return await tagged_method(services, await services.methods.runs.restore(session, method), response)
+
+
+@router.get("/methods/{method}/versions", responses=problem_responses(MethodNotFound, InvalidCursor))
+async def list_method_versions(
+    method: MethodRef, session: ReadSession, services: ServicesDep, paging: VersionPaging
+) -> Page[MethodVersionRead]:
+    """List the versions of a method; of a deleted one too, by its id."""
+    versions, following = await services.methods.registry.versions(
+        session, method, descending=paging.descending, after=paging.after, limit=paging.limit
+    )
+    return paging.page([method_version_read(version) for version in versions], following)
+
+
+@router.get("/methods/{method}/versions/{number}", responses=problem_responses(MethodNotFound, MethodVersionNotFound))
+async def get_method_version(
+    method: MethodRef,
+    number: Annotated[int, Path(ge=1, le=2**31 - 1)],
+    session: ReadSession,
+    services: ServicesDep,
+) -> MethodVersionRead:
+    """Read one version of a method; of a deleted one too, by its id."""
+    return method_version_read(await services.methods.registry.version(session, method, number))
+
+
+@router.get("/methods/{method}/readiness", responses=problem_responses(MethodNotFound))
+async def get_method_readiness(
+    method: MethodRef, session: ReadSession, services: ServicesDep, language: RequestLanguage
+) -> ReadinessRead:
+    """Say whether the stages of the method could run now, and where."""
+    return readiness_read(await services.methods.guide.readiness(session, method), language)
+
+
+async def tagged_method(services: ServicesDep, method: Method, response: Response) -> MethodRead:
+    """Return the method as it is read, and put its `ETag` on the response."""
+    response.headers["ETag"] = etag_of(method.tag)
+    return await _read(services, method)
+
+
+async def _read(services: ServicesDep, method: Method) -> MethodRead:
+    return method_read(method, await services.methods.stage_files.states(method))
+
+
+def _created_headers(body: Mapping[str, Any]) -> Mapping[str, str]:
+    return {
+        "Location": f"/api/v1/methods/{body['id']}",
+        "ETag": etag_of(version_tag(body["id"], body["version"])),
+    }

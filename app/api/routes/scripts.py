@@ -1,0 +1,190 @@
+"""Python files: those of a method's stages, and all of the script root. Bodies are the bytes themselves."""
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Depends, Header, Path, Request, Response
+
+from app.api.conditional import IfMatch, StaleVersion, etag_of, parse_if_match
+from app.api.dependencies import ReadSession, ServicesDep, WriteSession
+from app.api.errors import PreconditionRequired, UnsupportedMediaType, problem_responses
+from app.api.guards import RawUpload
+from app.api.routes.methods import MethodRef, tagged_method
+from app.api.schemas.methods import (
+    MethodFileList,
+    MethodRead,
+    ScriptList,
+    ScriptRead,
+    method_files,
+    script_read,
+    script_summary,
+)
+from app.domain.enums import Stage
+from app.domain.errors import InvalidRequest, PreconditionFailed
+from app.registry.methods import MethodMoved, PresetReadOnly
+from app.registry.script_paths import FileOutsideRoot, FilePathTooLong, InvalidFilePath
+from app.registry.scripts import ScriptTooLarge
+from app.registry.stage_files import ScriptContent, ScriptNotFound, ScriptOfPreset, StageWithoutFile
+from app.store.methods import MethodNotFound
+
+router = APIRouter(prefix="/api/v1", tags=["scripts"])
+
+PYTHON_MEDIA_TYPE: Final = "text/x-python"
+_ACCEPTED = re.compile(r"(text/(x-python|plain|x-script\.python)|application/(octet-stream|x-python(-code)?))?", re.I)
+_RAW_BODY: Final = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            media_type: {"schema": {"type": "string", "format": "binary"}, "example": "print('hello')\n"}
+            for media_type in (PYTHON_MEDIA_TYPE, "application/octet-stream")
+        },
+    }
+}
+_RAW_ANSWER: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"description": "The file.", "content": {PYTHON_MEDIA_TYPE: {"schema": {"type": "string"}}}},
+}
+_NEW: Final[dict[int | str, dict[str, Any]]] = {201: {"description": "The file is new.", "model": ScriptRead}}
+_BAD_PATH: Final = (FileOutsideRoot, InvalidFilePath, FilePathTooLong)
+
+
+class ScriptExists(PreconditionFailed):
+    """`If-None-Match: *` on a file that is there."""
+
+    code = "script_exists"
+
+
+def script_uploads(max_script_bytes: int) -> list[RawUpload]:
+    """Return the addresses here that take raw bodies."""
+    patterns = (r"/api/v1/methods/[^/]+/files/[^/]+", r"/api/v1/scripts/.+")
+    return [RawUpload("PUT", re.compile(pattern), max_script_bytes) for pattern in patterns]
+
+
+async def _python_body(request: Request) -> bytes:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip()
+    if not _ACCEPTED.fullmatch(kind):
+        raise UnsupportedMediaType(given=kind, expected=f"{PYTHON_MEDIA_TYPE}, application/octet-stream")
+    return await request.body()
+
+
+def _script_precondition(
+    if_match: Annotated[str | None, Header(description="`ETag` of the file that is replaced.")] = None,
+    if_none_match: Annotated[str | None, Header(description="`*`: only if no file is there.")] = None,
+) -> Callable[[str | None], None]:
+    """Return what demands, of the sha256 that is there, that nothing is overwritten unread."""
+
+    def require(current: str | None) -> None:
+        if current is None:
+            if if_match is not None:
+                parse_if_match(if_match).require("-")
+        elif if_none_match is not None:
+            raise ScriptExists
+        else:
+            parse_if_match(if_match).require(current)
+
+    return require
+
+
+PythonBody = Annotated[bytes, Depends(_python_body)]
+ScriptPath = Annotated[str, Path(description="Path in the script root.", examples=["finance_sft.py"])]
+ScriptPrecondition = Annotated[Callable[[str | None], None], Depends(_script_precondition)]
+
+
+@router.get("/methods/{method}/files", responses=problem_responses(MethodNotFound))
+async def list_method_files(method: MethodRef, session: ReadSession, services: ServicesDep) -> MethodFileList:
+    """List the files of a method and how they stand on disk."""
+    found = await services.methods.registry.get(session, method)
+    return MethodFileList(items=method_files(await services.methods.stage_files.states(found)))
+
+
+@router.get(
+    "/methods/{method}/files/{stage}",
+    response_class=Response,
+    responses={**_RAW_ANSWER, **problem_responses(MethodNotFound, StageWithoutFile)},
+)
+async def get_method_file(method: MethodRef, stage: Stage, session: ReadSession, services: ServicesDep) -> Response:
+    """Read the file of a stage as it stands on disk; the stored bytes if it is gone from there."""
+    return _raw(await services.methods.stage_files.read(session, method, stage))
+
+
+@router.put(
+    "/methods/{method}/files/{stage}",
+    openapi_extra=_RAW_BODY,
+    responses=problem_responses(
+        MethodNotFound,
+        StageWithoutFile,
+        PreconditionRequired,
+        StaleVersion,
+        MethodMoved,
+        PresetReadOnly,
+        ScriptOfPreset,
+        ScriptTooLarge,
+        InvalidRequest,
+        UnsupportedMediaType,
+    ),
+)
+async def replace_method_file(
+    method: MethodRef,
+    stage: Stage,
+    content: PythonBody,
+    if_match: IfMatch,
+    session: WriteSession,
+    services: ServicesDep,
+    response: Response,
+) -> MethodRead:
+    """Replace the file of a stage; makes a new version. `If-Match` is the `ETag` of the file."""
+    changed = await services.methods.stage_files.write(session, method, stage, content, precondition=if_match.require)
+    return await tagged_method(services, changed, response)
+
+
+@router.get("/scripts")
+async def list_scripts(services: ServicesDep) -> ScriptList:
+    """List all Python files of the script root."""
+    return ScriptList(items=[script_summary(entry) for entry in await services.methods.stage_files.entries()])
+
+
+@router.get(
+    "/scripts/{path:path}",
+    response_class=Response,
+    responses={**_RAW_ANSWER, **problem_responses(ScriptNotFound, *_BAD_PATH)},
+)
+async def get_script(path: ScriptPath, services: ServicesDep) -> Response:
+    """Read a file of the script root."""
+    return _raw(await services.methods.stage_files.read_script(path))
+
+
+@router.put(
+    "/scripts/{path:path}",
+    openapi_extra=_RAW_BODY,
+    responses={
+        **_NEW,
+        **problem_responses(
+            PreconditionRequired,
+            StaleVersion,
+            ScriptExists,
+            ScriptOfPreset,
+            ScriptTooLarge,
+            InvalidRequest,
+            UnsupportedMediaType,
+            *_BAD_PATH,
+        ),
+    },
+)
+async def write_script(
+    path: ScriptPath,
+    content: PythonBody,
+    precondition: ScriptPrecondition,
+    session: WriteSession,
+    services: ServicesDep,
+    response: Response,
+) -> ScriptRead:
+    """Upload a file to the script root. To replace one, `If-Match` names the bytes that were read."""
+    written, new = await services.methods.stage_files.write_script(session, path, content, precondition=precondition)
+    response.status_code = 201 if new else 200
+    response.headers["ETag"] = etag_of(written.sha256)
+    return script_read(written)
+
+
+def _raw(script: ScriptContent) -> Response:
+    headers = {"ETag": etag_of(script.file.sha256), "X-Content-Type-Options": "nosniff"}
+    return Response(script.content, media_type=f"{PYTHON_MEDIA_TYPE}; charset=utf-8", headers=headers)

@@ -1,0 +1,291 @@
+"""Methods over the wire: their definition as callers write it, and what the service knows besides."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from app.api.errors import ProblemEntry
+from app.domain.definition import (
+    ArgumentOptions,
+    DeploymentConfig,
+    InferenceSwitches,
+    MethodDefinition,
+    StageConfig,
+)
+from app.domain.enums import Platform, Stage, TrainingType, VersionSource
+from app.domain.errors import Violation
+from app.domain.texts import Language
+from app.registry.method_files import FileState, FileStatus, PinnedFile
+from app.registry.method_record import Method
+from app.registry.preset_install import PresetStatus
+from app.registry.readiness import Readiness
+from app.registry.scripts import ScriptEntry
+
+_SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+
+
+class PinnedFileRead(BaseModel):
+    """A file that a version of a method runs, by its exact bytes."""
+
+    stage: Stage
+    file: str = Field(description="Path in the script root.", examples=["finance_sft.py"])
+    sha256: str = Field(examples=[_SHA256])
+    size: int = Field(description="Bytes.", examples=[4711])
+
+
+class MethodFileRead(PinnedFileRead):
+    """A pinned file, and how it stands on disk."""
+
+    state: FileState = Field(
+        description="`modified`: edited on disk; the next job takes the edit up as a new version, or is refused if the "
+        "method is read-only. `missing`: the stored bytes run."
+    )
+
+
+class _MethodMembers(BaseModel):
+    name: str = Field(examples=["finance-sft"])
+    description: str
+    training_type: TrainingType
+    technique: str = Field(examples=["sft"])
+    lifecycle: list[str] = Field(examples=[["customized", "complete"]])
+    stages: dict[str, StageConfig] = Field(
+        examples=[{"training": {"file": "finance_sft.py", "conda_env": "trl"}}],
+    )
+    inference: InferenceSwitches
+    deployment: DeploymentConfig | None
+    arguments: ArgumentOptions
+
+
+class MethodSummary(_MethodMembers):
+    """A method in a list. Its members are those that creating one takes."""
+
+    id: str = Field(description="Never changes.", examples=["0192f0c1-d2e3-4f5a-8b6c-7d8e9f0a1b2c"])
+    version: int = Field(description="Number of the newest version.", examples=[3])
+    preset: str | None = Field(description="The shipped method that this one was installed from.")
+    preset_version: int | None
+    read_only: bool = Field(description="An example: copied, not changed.")
+    created_at: datetime
+    updated_at: datetime
+
+
+class MethodRead(MethodSummary):
+    """A method with its files. What was read here can be sent back with PUT."""
+
+    source: VersionSource = Field(description="What made the newest version.")
+    files: list[MethodFileRead]
+    disk_changed: bool = Field(description="Whether a file was edited or removed on disk after it was pinned.")
+
+
+class MethodVersionRead(_MethodMembers):
+    """One immutable version of a method."""
+
+    id: str = Field(description="Id of the method.")
+    version: int
+    source: VersionSource
+    created_at: datetime
+    files: list[PinnedFileRead]
+
+
+class MethodCopy(BaseModel):
+    """What a copy is called."""
+
+    model_config = {"extra": "forbid"}
+
+    name: str = Field(examples=["My SFT"])
+
+
+class StageReadinessRead(BaseModel):
+    """Whether a stage could run now, where, and what stands in the way."""
+
+    stage: Stage
+    ready: bool
+    environment: str | None
+    nodes: list[str] = Field(description="Nodes that could run it now.", examples=[["gpu-1"]])
+    problems: list[ProblemEntry]
+
+
+class ReadinessRead(BaseModel):
+    """Whether a method could run now. What is not ready is no reason to refuse the method."""
+
+    ready: bool
+    stages: list[StageReadinessRead]
+
+
+class MethodValidation(BaseModel):
+    """What creating the method would say."""
+
+    valid: bool
+    violations: list[ProblemEntry]
+    readiness: ReadinessRead
+
+
+class ScriptRead(BaseModel):
+    """A file of the script root."""
+
+    path: str = Field(examples=["finance_sft.py"])
+    sha256: str = Field(examples=[_SHA256])
+    size: int
+
+
+class ScriptSummary(BaseModel):
+    """A file of the script root in a list."""
+
+    path: str
+    size: int
+    modified_at: datetime
+
+
+class ScriptList(BaseModel):
+    """All Python files of the script root."""
+
+    items: list[ScriptSummary]
+
+
+class MethodFileList(BaseModel):
+    """The files of a method."""
+
+    items: list[MethodFileRead]
+
+
+class PresetRead(BaseModel):
+    """A shipped method."""
+
+    name: str = Field(examples=["SFT-Demo"])
+    description: str
+    version: int = Field(description="The version that this product ships.")
+    platforms: list[Platform]
+    read_only: bool
+    installed: bool
+    installed_version: int | None
+    removed: bool = Field(description="It was deleted on purpose and stays away until it is installed again.")
+    method_id: str | None
+
+
+class PresetList(BaseModel):
+    """All shipped methods."""
+
+    items: list[PresetRead]
+
+
+READ_ONLY_MEMBERS = frozenset(MethodRead.model_fields) - frozenset(MethodDefinition.model_fields)
+
+
+def writable(definition: MethodDefinition) -> MethodDefinition:
+    """Return the definition without what a caller cannot write, so that what was read can be sent back."""
+    if READ_ONLY_MEMBERS.isdisjoint(definition.unknown):
+        return definition
+    members = definition.model_dump(exclude_unset=True)
+    return MethodDefinition.model_validate({k: v for k, v in members.items() if k not in READ_ONLY_MEMBERS})
+
+
+def method_summary(method: Method) -> MethodSummary:
+    """Return the method as lists show it."""
+    return MethodSummary(**_members(method))
+
+
+def method_read(method: Method, states: Sequence[FileStatus]) -> MethodRead:
+    """Return the method with its files as they stand on disk."""
+    return MethodRead(
+        **_members(method),
+        source=method.source,
+        files=method_files(states),
+        disk_changed=any(status.state is not FileState.UNCHANGED for status in states),
+    )
+
+
+def method_files(states: Sequence[FileStatus]) -> list[MethodFileRead]:
+    """Return the files of a method as they stand on disk."""
+    return [MethodFileRead(stage=status.stage, **_pinned(status.pinned), state=status.state) for status in states]
+
+
+def method_version_read(method: Method) -> MethodVersionRead:
+    """Return one version of a method."""
+    return MethodVersionRead(
+        **_definition(method),
+        id=method.id,
+        version=method.version,
+        source=method.source,
+        created_at=method.version_created_at,
+        files=[PinnedFileRead(stage=stage, **_pinned(pinned)) for stage, pinned in method.files.items()],
+    )
+
+
+def validation_read(found: Sequence[Violation], readiness: Readiness, language: Language) -> MethodValidation:
+    """Return what `methods:validate` answers."""
+    return MethodValidation(
+        valid=not found, violations=entries(found, language), readiness=readiness_read(readiness, language)
+    )
+
+
+def readiness_read(readiness: Readiness, language: Language) -> ReadinessRead:
+    """Return the readiness in the caller's language."""
+    return ReadinessRead(
+        ready=readiness.ready,
+        stages=[
+            StageReadinessRead(
+                stage=stage.stage,
+                ready=stage.ready,
+                environment=stage.environment,
+                nodes=list(stage.nodes),
+                problems=entries(stage.problems, language),
+            )
+            for stage in readiness.stages
+        ],
+    )
+
+
+def entries(found: Sequence[Violation], language: Language) -> list[ProblemEntry]:
+    """Return violations as problem documents have them."""
+    return [
+        ProblemEntry(pointer=violation.pointer, code=violation.code, detail=violation.detail(language))
+        for violation in found
+    ]
+
+
+def script_read(file: PinnedFile) -> ScriptRead:
+    """Return a file of the script root."""
+    return ScriptRead(path=file.file, sha256=file.sha256, size=file.size)
+
+
+def script_summary(entry: ScriptEntry) -> ScriptSummary:
+    """Return a file of the script root as the list shows it."""
+    return ScriptSummary(path=entry.path, size=entry.size, modified_at=entry.modified_at)
+
+
+def preset_read(status: PresetStatus, language: Language) -> PresetRead:
+    """Return a shipped method in the caller's language."""
+    return PresetRead(
+        name=status.manifest.name,
+        description=status.manifest.description[language],
+        version=status.manifest.version,
+        platforms=list(status.manifest.platforms),
+        read_only=status.manifest.read_only,
+        installed=status.installed,
+        installed_version=status.installed_version,
+        removed=status.removed,
+        method_id=status.method_id,
+    )
+
+
+def _members(method: Method) -> dict[str, Any]:
+    return {
+        **_definition(method),
+        "id": method.id,
+        "version": method.version,
+        "preset": method.preset,
+        "preset_version": method.preset_version,
+        "read_only": method.read_only,
+        "created_at": method.created_at,
+        "updated_at": method.updated_at,
+    }
+
+
+def _definition(method: Method) -> dict[str, Any]:
+    canonical = method.definition.canonical()
+    return {name: canonical.get(name) for name in _MethodMembers.model_fields}
+
+
+def _pinned(pinned: PinnedFile) -> dict[str, Any]:
+    return {"file": pinned.file, "sha256": pinned.sha256, "size": pinned.size}

@@ -1,0 +1,54 @@
+"""Everything around methods, wired once by the composition roots."""
+
+from dataclasses import dataclass
+
+from app.domain.enums import Platform
+from app.registry.method_copies import MethodCopies
+from app.registry.method_files import MethodFiles
+from app.registry.method_guide import MethodGuide
+from app.registry.method_runs import MethodRuns
+from app.registry.methods import Clock, JobsOfMethod, LicenceGate, MethodRegistry
+from app.registry.platforms import PlatformChoice
+from app.registry.preset_install import PresetInstaller
+from app.registry.scripts import MAX_SCRIPT_BYTES, ScriptRoot
+from app.registry.stage_files import StageFiles
+from app.registry.version_store import VersionStore
+from app.store.home import Home
+
+
+@dataclass(frozen=True)
+class MethodServices:
+    """The services of methods; they share one script root, version store and clock."""
+
+    files: MethodFiles
+    registry: MethodRegistry
+    runs: MethodRuns
+    copies: MethodCopies
+    stage_files: StageFiles
+    guide: MethodGuide
+    presets: PresetInstaller
+
+
+def method_services(
+    *,
+    home: Home,
+    licence: LicenceGate,
+    jobs: JobsOfMethod,
+    clock: Clock,
+    machine: Platform,
+    platform: PlatformChoice = "auto",
+    max_script_bytes: int = MAX_SCRIPT_BYTES,
+) -> MethodServices:
+    """Return the services of the methods under `home`; `machine` is this machine's platform."""
+    files = MethodFiles(ScriptRoot(home.scripts, max_bytes=max_script_bytes), VersionStore(home.versions))
+    registry = MethodRegistry(files=files, licence=licence, jobs=jobs, clock=clock)
+    runs = MethodRuns(registry=registry, files=files)
+    return MethodServices(
+        files=files,
+        registry=registry,
+        runs=runs,
+        copies=MethodCopies(registry=registry, runs=runs, files=files, licence=licence),
+        stage_files=StageFiles(registry=registry, files=files),
+        guide=MethodGuide(registry=registry, files=files, clock=clock),
+        presets=PresetInstaller(registry=registry, files=files, clock=clock, choice=platform, machine=machine),
+    )

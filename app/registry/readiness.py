@@ -1,0 +1,80 @@
+"""Whether a method could run now, and where. What is missing here is no reason to refuse a method."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from app.domain.definition import MethodDefinition
+from app.domain.enums import Stage
+from app.domain.errors import Violation
+from app.registry.method_files import file_pointer, member_pointer, stage_environments, stage_files
+from app.store.registry_facts import BASE_ENVIRONMENT, NodeFacts, RegistryFacts
+
+NODE_SILENT_AFTER = timedelta(seconds=60)
+
+
+@dataclass(frozen=True)
+class StageReadiness:
+    """Nodes that could run the stage now, and everything that stands in the way of it."""
+
+    stage: Stage
+    environment: str | None
+    nodes: tuple[str, ...]
+    problems: tuple[Violation, ...]
+
+    @property
+    def ready(self) -> bool:
+        return bool(self.nodes) and not self.problems
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """Readiness of every stage that the method configures."""
+
+    stages: tuple[StageReadiness, ...]
+
+    @property
+    def ready(self) -> bool:
+        return all(stage.ready for stage in self.stages)
+
+
+def readiness(
+    definition: MethodDefinition,
+    facts: RegistryFacts,
+    *,
+    file_problems: Mapping[Stage, tuple[Violation, ...]],
+    now: datetime,
+) -> Readiness:
+    """Judge every stage that has a file or an environment; `file_problems` are what is known of the files."""
+    files, named = stage_files(definition), stage_environments(definition)
+    return Readiness(
+        stages=tuple(
+            _stage(stage, named.get(stage), facts, file_problems.get(stage, ()), now=now)
+            for stage in Stage
+            if stage in files or stage in named
+        )
+    )
+
+
+def _stage(
+    stage: Stage,
+    environment: str | None,
+    facts: RegistryFacts,
+    file_problems: tuple[Violation, ...],
+    *,
+    now: datetime,
+) -> StageReadiness:
+    alive = [node for node in facts.nodes if now - node.heartbeat_at < NODE_SILENT_AFTER]
+    nodes = tuple(node.name for node in alive if environment is not None and environment in _has(node))
+    problems = list(file_problems)
+    if not alive:
+        problems.append(Violation(file_pointer(stage), "no_node_alive"))
+    elif environment is not None and not nodes:
+        specified = environment in facts.specified_environments or environment == BASE_ENVIRONMENT
+        code = "environment_not_built" if specified else "environment_on_no_node"
+        problems.append(Violation(member_pointer(stage, "conda_env"), code, {"environment": environment}))
+    return StageReadiness(stage, environment, nodes, tuple(problems))
+
+
+def _has(node: NodeFacts) -> frozenset[str]:
+    return node.environments

@@ -1,0 +1,110 @@
+"""A service over ASGI on a fresh database and an empty home, for tests of methods and all that needs them."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+from fastapi import APIRouter
+
+from app.access.guard import CommercialLicenseRequired
+from app.api.application import HttpOptions, new_application
+from app.api.dependencies import Services
+from app.api.routes import methods, presets, scripts
+from app.domain.enums import Platform
+from app.registry.method_services import MethodServices, method_services
+from app.registry.platforms import PlatformChoice
+from app.store import jobs
+from app.store.home import Home
+from app.store.session import Database
+
+BASE_URL = "http://127.0.0.1:8000"
+MAX_SCRIPT_BYTES = 4096
+SOURCE = b"print('hello')\n"
+
+
+@dataclass
+class SwitchableLicence:
+    """A licence gate that a test opens and closes."""
+
+    installed: bool = True
+
+    def require(self) -> None:
+        if not self.installed:
+            raise CommercialLicenseRequired
+
+
+@dataclass
+class MethodsApp:
+    """The service under test and what a test needs to look behind it."""
+
+    client: httpx.AsyncClient
+    database: Database
+    home: Home
+    services: MethodServices
+    licence: SwitchableLicence = field(default_factory=SwitchableLicence)
+
+    def script(self, path: str, content: bytes = SOURCE) -> Path:
+        """Put a file into the script root, as a person with an editor does."""
+        file = self.home.scripts / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+        return file
+
+    async def create(self, **overrides: Any) -> dict[str, Any]:
+        """Create a method over HTTP; its file is put there if it is missing."""
+        wanted = definition(**overrides)
+        for stage in wanted["stages"].values():
+            if not (self.home.scripts / stage["file"]).exists():
+                self.script(stage["file"])
+        response = await self.client.post("/api/v1/methods", json=wanted)
+        assert response.status_code == 201, response.text
+        body: dict[str, Any] = response.json()
+        return body
+
+
+def definition(**overrides: Any) -> dict[str, Any]:
+    """Return the smallest valid method, changed by `overrides`."""
+    return {
+        "name": "finance",
+        "training_type": "chat",
+        "technique": "sft",
+        "lifecycle": ["customized"],
+        "stages": {"training": {"file": "train.py", "conda_env": "base"}},
+        **overrides,
+    }
+
+
+def tag_of(response: httpx.Response) -> dict[str, str]:
+    """Return the header that names the version which was read."""
+    return {"If-Match": response.headers["etag"]}
+
+
+@asynccontextmanager
+async def methods_app(
+    database: Database, root: Path, *, routers: tuple[APIRouter, ...] = (), platform: PlatformChoice = "cpu"
+) -> AsyncIterator[MethodsApp]:
+    """Run the routes of methods, scripts and presets."""
+    home = Home(root)
+    home.create()
+    licence = SwitchableLicence()
+    services = method_services(
+        home=home,
+        licence=licence,
+        jobs=jobs,
+        clock=lambda: datetime.now(UTC),
+        machine=Platform.CPU,
+        platform=platform,
+        max_script_bytes=MAX_SCRIPT_BYTES,
+    )
+    options = HttpOptions(version="test", uploads=scripts.script_uploads(MAX_SCRIPT_BYTES))
+    app = new_application(options)
+    app.state.services = Services(database=database, home=home, methods=services)
+    for router in (methods.router, scripts.router, presets.router, *routers):
+        app.include_router(router)
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url=BASE_URL) as client:
+        yield MethodsApp(client=client, database=database, home=home, services=services, licence=licence)
