@@ -23,6 +23,7 @@ from typing import Protocol
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.executor import supervision
 from app.executor.launch import LaunchError
+from app.executor.projections import Projections
 from app.executor.reconcile import Seen, Step, next_step
 from app.executor.supervision import ExitRecord, LaunchSpec
 from app.store import jobs as store
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 STARTING_SECONDS = 5.0  # how long a supervisor may take to lock its folder before it is started again
 ORPHAN_SECONDS = 60.0
+PROJECTION_SECONDS = 0.5
 
 
 class Launcher(Protocol):
@@ -94,6 +96,7 @@ class NodeAgent:
         launcher: Launcher,
         settler: Settler,
         presence: NodePresence,
+        projections: Projections,
         timing: Timing,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -104,6 +107,7 @@ class NodeAgent:
         self._launcher = launcher
         self._settler = settler
         self._presence = presence
+        self._projections = projections
         self._timing = timing
         self._monotonic = monotonic
         self._woken = asyncio.Event()
@@ -111,6 +115,7 @@ class NodeAgent:
         self._started: dict[str, float] = {}
         self._settling: dict[str, asyncio.Task[None]] = {}
         self._last_beat = float("-inf")
+        self._last_projection = float("-inf")
         self._last_orphan_look = float("-inf")
 
     def wake(self) -> None:
@@ -262,6 +267,14 @@ class NodeAgent:
             self._settling.pop(claim.attempt.id, None)
             self.wake()
 
+    async def _project(self) -> None:
+        """Keep up with scripts that report through their output; settling attempts are projected by the settler."""
+        if self._monotonic() - self._last_projection < PROJECTION_SECONDS:
+            return
+        self._last_projection = self._monotonic()
+        running = [claim for claim in self._claims.values() if claim.attempt.id not in self._settling]
+        await self._projections.advance(running)
+
     async def _refresh(self, claim: Claim) -> None:
         async with self._database.reading() as session:
             job = await store.get(session, claim.job.id)
@@ -298,6 +311,7 @@ class NodeAgent:
         while not stopping.is_set() and not self._woken.is_set() and self._monotonic() < deadline:
             if any(self._step(claim) is not Step.WAIT for claim in self._claims.values()):
                 return
+            await self._project()
             wait = self._timing.watch_seconds if self._claims else seconds
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), timeout=min(wait, max(deadline - self._monotonic(), 0.0)))

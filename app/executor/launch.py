@@ -58,7 +58,7 @@ class Prefixes(Protocol):
 
     async def prefix(self, name: str) -> Path | None: ...
 
-    async def build_command(self, name: str, spec: str | None, *, spec_file: Path) -> list[str]: ...
+    def build_command(self, name: str, *, spec_file: Path | None) -> list[str]: ...
 
 
 @dataclass(frozen=True)
@@ -144,10 +144,11 @@ class StageLauncher:
     async def _resolve_build(self, claim: Claim, run: RunFolder) -> LaunchSpec:
         build = Snapshot.of(claim.job).build
         assert build is not None
-        spec_file = run.path / "environment.yml"
+        spec_file = None
         if build.spec is not None:
+            spec_file = run.path / "environment.yml"
             await asyncio.to_thread(spec_file.write_text, build.spec, "utf-8")
-        command = await self._prefixes.build_command(build.name, build.spec, spec_file=spec_file)
+        command = self._prefixes.build_command(build.name, spec_file=spec_file)
         return LaunchSpec(
             attempt_id=claim.attempt.id,
             argv=(sys.executable, "-u", "-m", "app.executor.build_environment", *command),
@@ -174,7 +175,7 @@ class StageLauncher:
         async with self._database.reading() as session:
             model = await find_model(session, model_id)
         if model is None or model.deleted_at is not None:
-            raise LaunchError(EndReason.INPUT_MISSING, what=f"model {model_id}")
+            raise LaunchError(EndReason.INPUT_MISSING, detail=f"model {model_id}")
         return model
 
     def _inputs(self, snapshot: Snapshot, model: ModelRow | None, run: RunFolder) -> Inputs:
@@ -188,7 +189,7 @@ class StageLauncher:
         )
         for path in (inputs.base_model, inputs.dataset, inputs.model):
             if path is not None and not path.exists():
-                raise LaunchError(EndReason.INPUT_MISSING, what=self._home.relative(path))
+                raise LaunchError(EndReason.INPUT_MISSING, detail=self._home.relative(path))
         return inputs
 
 

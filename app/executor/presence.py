@@ -1,4 +1,4 @@
-"""A node's view of its environments, and what it tells the database: heartbeat, environments, builds that jobs wait for.
+"""A node's view of its environments, and what it tells the database: heartbeat, environments, wanted builds.
 
 An environment that a queued job needs and this node has not is built by a job of its own, pinned to this node and made
 at most once at a time (a partial unique index sees to that). The waiting jobs stay queued and are claimed when it is
@@ -18,8 +18,9 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import EndReason, JobKind, JobStatus, Platform
 from app.executor.conda import CondaSearch
-from app.executor.environments import BASE, EnvironmentState, FoundEnvironment, find_environments
+from app.executor.environments import BASE, EnvironmentState, FoundEnvironment, find_environment, list_environments
 from app.executor.snapshot import EnvironmentBuild, Snapshot
+from app.registry.environment_spec import parse_spec
 from app.store import jobs as store
 from app.store import nodes
 from app.store.clock import database_now
@@ -114,6 +115,11 @@ class NodeEnvironments:
         if job is not None:
             logger.info("environment_ordered", extra={"environment": name, "job_id": job.id})
 
+    def build_command(self, name: str, *, spec_file: Path | None) -> list[str]:
+        """Return the options of `app.executor.build_environment` that build `name` here."""
+        options = ["--name", name, "--envs", str(self._home.environments), "--builder", self._builder]
+        return options if spec_file is None else [*options, "--spec", str(spec_file)]
+
     async def _give_up(self, name: str) -> None:
         """Nothing here can make it; jobs wait only while another node has it."""
         async with self._database.writing() as session:
@@ -121,7 +127,11 @@ class NodeEnvironments:
                 return
             now = await database_now(session)
             count = await store.fail_queued(
-                session, environment=name, reason=EndReason.ENV_MISSING, params={"environment": name}, now=now
+                session,
+                environment=name,
+                reason=EndReason.ENV_MISSING,
+                params={"environment": name, "detail": ""},
+                now=now,
             )
         logger.warning("environment_missing", extra={"environment": name, "failed_jobs": count})
 
@@ -132,10 +142,17 @@ class NodeEnvironments:
     async def _look(self) -> None:
         async with self._database.reading() as session:
             self._specs = {row.name: row.spec for row in await all_environments(session)}
-        self._found = await asyncio.to_thread(
-            find_environments, self._specs, envs=self._home.environments, search=self._search
-        )
+        self._found = await asyncio.to_thread(self._find, self._specs)
         self._looked_at = time.monotonic()
+
+    def _find(self, specs: Mapping[str, str | None]) -> Mapping[str, FoundEnvironment]:
+        """Look at what stands on disk: environments without a specification, then those with one."""
+        envs, search = self._home.environments, self._search
+        found = {environment.name: environment for environment in list_environments(envs_dir=envs, search=search)}
+        for name, spec in {BASE: None, **specs}.items():
+            parsed = parse_spec(spec) if spec is not None else None
+            found[name] = find_environment(name, parsed, envs_dir=envs, search=search)
+        return found
 
     def _ready(self) -> frozenset[str]:
         return frozenset(name for name, found in self._found.items() if found.state is EnvironmentState.READY)

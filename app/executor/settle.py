@@ -7,7 +7,7 @@ because the attempt's token is no longer that of a live job.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from uuid import UUID
@@ -38,7 +38,7 @@ from app.store.tables import JobRow, ModelRow
 
 logger = logging.getLogger(__name__)
 
-TAIL_LINES = 200  # enough to judge by
+TAIL_LINES = 2000  # enough to judge by
 SHOWN_LINES = 20  # kept with the job
 MAX_ATTEMPTS = 5
 
@@ -63,13 +63,10 @@ class Judged:
 class StageSettler:
     """Settles the attempts of one node."""
 
-    def __init__(
-        self, *, database: Database, home: Home, status: ScriptStatus, after_end: Callable[[], Awaitable[None]]
-    ) -> None:
+    def __init__(self, *, database: Database, home: Home, status: ScriptStatus) -> None:
         self._database = database
         self._home = home
         self._status = status
-        self._after_end = after_end
 
     async def settle(self, claim: Claim, exit_record: ExitRecord) -> None:
         """Write the end of an attempt whose supervisor recorded an exit."""
@@ -116,7 +113,6 @@ class StageSettler:
             "job_ended",
             extra={"job_id": claim.job.id, "attempt": claim.attempt.number, "status": end.status, "reason": end.reason},
         )
-        await self._after_end()
 
     # ---- judging (in a thread) --------------------------------------------------------------------------------------
 

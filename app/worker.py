@@ -1,0 +1,142 @@
+"""A node's worker: the agent as the main loop, arq's hints beside it (`python -m app.worker`, `deepe worker`).
+
+Ends on SIGTERM or SIGINT within moments and leaves the stages running: their supervisors own them, and the next worker
+of this node goes on where this one stopped.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+
+from app.domain.enums import JobKind
+from app.executor.agent import Lane, NodeAgent, NodeIsTaken, Timing
+from app.executor.conda import CondaSearch
+from app.executor.hints import listen
+from app.executor.inventory import find_accelerators
+from app.executor.launch import StageLauncher
+from app.executor.presence import NodeEnvironments, NodeFacts
+from app.executor.projections import Projections
+from app.executor.script_status import NoScriptStatus, RedisScriptStatus
+from app.executor.settle import StageSettler
+from app.executor.supervisor import boot_id
+from app.observability import configure_logging
+from app.registry.platforms import this_machine
+from app.settings import Settings, SettingsError, load_settings
+from app.store.home import Home, NodeHome
+from app.store.session import Database
+
+logger = logging.getLogger(__name__)
+
+STAGES = frozenset({JobKind.TRAINING, JobKind.SAVING, JobKind.DEPLOYMENT})
+QUESTIONS = frozenset({JobKind.INFERENCE_CUSTOMIZED, JobKind.INFERENCE_COMPLETE})
+BUILDS = frozenset({JobKind.ENVIRONMENT})
+
+
+def main() -> int:
+    """Run until told to stop; return the exit status."""
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    configure_logging(level=settings.log_level, form=settings.log_format)
+    try:
+        asyncio.run(work(settings))
+    except NodeIsTaken:
+        sys.stderr.write(f"Another worker is running as node {settings.node_name!r}; set DEEPE_NODE_NAME to add one.\n")
+        return 2
+    return 0
+
+
+async def work(settings: Settings) -> None:
+    """Be the worker of this node until SIGTERM or SIGINT."""
+    home, node_home = Home(settings.home), NodeHome(settings.node_home)
+    home.create()
+    node_home.create()
+    redis_url = settings.redis_url.get_secret_value() if settings.redis_url else None
+    database = Database(settings.database_url)
+    status = RedisScriptStatus(redis_url) if redis_url else NoScriptStatus()
+    presence = NodeEnvironments(
+        database=database,
+        facts=_facts(settings),
+        node_home=node_home,
+        search=CondaSearch.of(os.environ, root=settings.conda_root),
+        builder=settings.env_builder,
+    )
+    stopping = asyncio.Event()
+    try:
+        node_id = await presence.register()
+        agent = _agent(settings, database, home, node_home, presence, status, redis_url, node_id=node_id)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, _stop, stopping, agent)
+        logger.info("worker_started", extra={"node": settings.node_name, "redis": redis_url is not None})
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(agent.run(stopping))
+            if redis_url is not None:
+                tasks.create_task(listen(redis_url, node=settings.node_name, wake=agent.wake, stopping=stopping))
+    except* NodeIsTaken as group:
+        raise group.exceptions[0] from None
+    finally:
+        await status.close()
+        await database.close()
+        logger.info("worker_stopped", extra={"node": settings.node_name})
+
+
+def _agent(
+    settings: Settings,
+    database: Database,
+    home: Home,
+    node_home: NodeHome,
+    presence: NodeEnvironments,
+    status: RedisScriptStatus | NoScriptStatus,
+    redis_url: str | None,
+    *,
+    node_id: str,
+) -> NodeAgent:
+    launcher = StageLauncher(
+        database=database,
+        home=home,
+        prefixes=presence,
+        status=status,
+        environ=os.environ,
+        redis_url=redis_url,
+        grace_seconds=settings.stop_grace_seconds,
+    )
+    return NodeAgent(
+        database=database,
+        node_id=node_id,
+        node_home=node_home,
+        lanes=(
+            Lane(STAGES, settings.slots),
+            Lane(QUESTIONS, settings.inference_slots),
+            Lane(BUILDS, 1),
+        ),
+        launcher=launcher,
+        settler=StageSettler(database=database, home=home, status=status),
+        presence=presence,
+        projections=Projections(home),
+        # without hints only the database says that there is something to do
+        timing=Timing(poll_seconds=settings.poll_seconds if redis_url else min(settings.poll_seconds, 0.5)),
+    )
+
+
+def _facts(settings: Settings) -> NodeFacts:
+    return NodeFacts(
+        name=settings.node_name,
+        platform=this_machine(),
+        accelerators=find_accelerators(),
+        slots=settings.slots,
+        boot_id=boot_id(),
+    )
+
+
+def _stop(stopping: asyncio.Event, agent: NodeAgent) -> None:
+    stopping.set()
+    agent.wake()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
