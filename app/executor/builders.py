@@ -1,0 +1,146 @@
+"""Who can build an environment on this node, and with which commands. Decisions only; nothing runs here.
+
+In order: a conda-family executable; py-rattler if it is installed (its program says when no channel can be reached);
+venv + pip, which needs nothing but Python and so takes specifications with python and pip as only conda packages.
+"""
+
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from app.domain.errors import Invalid
+from app.executor.activation import interpreter
+from app.executor.conda import CondaSearch, find_executable
+from app.registry.environment_spec import EnvironmentSpec, version_matches
+
+REQUIREMENTS = "deepe-requirements.txt"
+CHANNELS_UNREACHABLE = os.EX_UNAVAILABLE  # exit status of the rattler program: another builder may try
+RATTLER_PROGRAM = Path(__file__).with_name("rattler_builder.py")
+
+
+class Builder(StrEnum):
+    """Ways to make a prefix."""
+
+    CONDA = "conda"
+    RATTLER = "rattler"
+    VENV = "venv"
+
+
+class EnvironmentNeedsConda(Invalid):
+    """The specification has conda packages that only conda can install."""
+
+    code = "environment_needs_conda"
+
+
+class EnvironmentNeedsOtherPython(Invalid):
+    """The specification excludes the only Python that venv can offer."""
+
+    code = "environment_needs_other_python"
+
+
+class EnvironmentBuilderMissing(Invalid):
+    """The builder that was asked for is not on this node."""
+
+    code = "environment_builder_missing"
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What this node builds with."""
+
+    conda: Path | None
+    rattler: bool
+    python_version: str
+
+    @classmethod
+    def found(cls, search: CondaSearch) -> "Tools":
+        """Look at this machine."""
+        return cls(
+            conda=find_executable(search),
+            rattler=importlib.util.find_spec("rattler") is not None,
+            python_version=platform.python_version(),
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of a build. `activated`: it runs inside the environment that earlier steps made."""
+
+    message: str
+    argv: tuple[str, ...]
+    activated: bool = False
+
+
+def choose_builders(spec: EnvironmentSpec, tools: Tools, *, wanted: Builder | None = None) -> Sequence[Builder]:
+    """Return the builders to try in order, never empty; raise an `Invalid` that says what is in the way."""
+    if wanted is not None:
+        return [_available(wanted, spec, tools)]
+    if tools.conda is not None:
+        return [Builder.CONDA]
+    refusal = venv_refusal(spec, tools.python_version)
+    rattler = [Builder.RATTLER] if tools.rattler and spec.channels else []
+    if refusal is not None and not rattler:
+        raise refusal
+    return rattler if refusal is not None else [*rattler, Builder.VENV]
+
+
+def venv_refusal(spec: EnvironmentSpec, python_version: str) -> Invalid | None:
+    """Say why venv + pip cannot make this environment; None if they can."""
+    foreign = [d.text for d in spec.dependencies if d.name not in {"python", "pip"}]
+    if foreign:
+        return EnvironmentNeedsConda(packages=", ".join(foreign))
+    python = spec.needs("python")
+    if python is not None and not version_matches(python.version, python_version):
+        return EnvironmentNeedsOtherPython(constraint=python.version, version=python_version)
+    return None
+
+
+def create_step(builder: Builder, spec: EnvironmentSpec, prefix: Path, tools: Tools) -> Step:
+    """Return the command that makes the prefix with its conda packages."""
+    packages = conda_packages(spec)
+    channels = [channel for channel in spec.channels if channel != "nodefaults"]
+    options = [option for channel in channels for option in ("--channel", channel)]
+    match builder:
+        case Builder.CONDA:
+            assert tools.conda is not None
+            override = ["--override-channels"] if "nodefaults" in spec.channels else []
+            command = [str(tools.conda), "create", "--yes", "--prefix", str(prefix), *override, *options, *packages]
+        case Builder.RATTLER:
+            program = [sys.executable, "-P", "-u", str(RATTLER_PROGRAM)]
+            command = [*program, "--prefix", str(prefix), *options, *packages]
+        case Builder.VENV:
+            return Step("Creating a virtual environment", (sys.executable, "-m", "venv", str(prefix)))
+    return Step(f"Installing {len(packages)} conda packages and what they need", tuple(command))
+
+
+def pip_step(spec: EnvironmentSpec, prefix: Path) -> Step | None:
+    """Return the command that installs the `pip:` list, as conda does it."""
+    if not spec.pip:
+        return None
+    options = ("--exists-action=b", "--disable-pip-version-check", "--no-input")
+    command = (str(interpreter(prefix)), "-m", "pip", "install", *options, "-U", "-r", str(prefix / REQUIREMENTS))
+    return Step(f"Installing {len(spec.pip)} packages with pip", command, activated=True)
+
+
+def conda_packages(spec: EnvironmentSpec) -> Sequence[str]:
+    """Return the conda packages to ask for: a stage needs a Python, a `pip:` list needs pip."""
+    packages = [dependency.text for dependency in spec.dependencies]
+    if spec.needs("python") is None:
+        packages.append("python")
+    if spec.pip and spec.needs("pip") is None:
+        packages.append("pip")
+    return packages
+
+
+def _available(wanted: Builder, spec: EnvironmentSpec, tools: Tools) -> Builder:
+    missing = (wanted is Builder.CONDA and tools.conda is None) or (wanted is Builder.RATTLER and not tools.rattler)
+    if missing:
+        raise EnvironmentBuilderMissing(builder=wanted.value)
+    if wanted is Builder.VENV and (refusal := venv_refusal(spec, tools.python_version)) is not None:
+        raise refusal
+    return wanted

@@ -1,0 +1,295 @@
+"""Environments built for real, without any network: a venv, and a conda prefix from a channel made by hand."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.executor import supervision
+from app.executor.activation import builder_environment, interpreter, stage_environment
+from app.executor.conda import CondaSearch
+from app.executor.environments import (
+    EnvironmentState,
+    find_environment,
+    lock_path,
+    planned_prefix,
+    read_marker,
+)
+from app.executor.supervision import ExitWhy, LaunchSpec
+from app.registry.environment_spec import BASE_SPEC, parse_spec
+from tests.executor.attempts import Attempt, attempts, wait_until
+from tests.executor.channel import make_channel
+
+PROGRAM = [sys.executable, "-u", "-m", "app.executor.build_environment"]
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with one tiny package."""
+    folder = tmp_path_factory.mktemp("wheels")
+    info = "tinypkg-1.0.dist-info"
+    with zipfile.ZipFile(folder / "tinypkg-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("tinypkg.py", "VALUE = 42\n")
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tinypkg\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    return folder
+
+
+@pytest.fixture
+def environment(wheels: Path, tmp_path: Path) -> dict[str, str]:
+    """Return a builder's environment that reaches the local packages only."""
+    base = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
+    return {**builder_environment(base), "RATTLER_CACHE_DIR": str(tmp_path / "cache")}
+
+
+@pytest.fixture
+def attempt(tmp_path: Path) -> Iterator[Attempt]:
+    for make in attempts(tmp_path):
+        yield make()
+
+
+class Build:
+    """One specification, built in a folder of its own."""
+
+    def __init__(self, root: Path, environment: dict[str, str], text: str) -> None:
+        self.text = text
+        self.spec_file = root / "environment.yml"
+        self.spec_file.write_text(text)
+        self.envs = root / "envs"
+        self.events = root / "events.jsonl"
+        self.environment = {**environment, "DEEPE_EVENTS": str(self.events)}
+
+    @property
+    def prefix(self) -> Path:
+        return planned_prefix("demo", parse_spec(self.text), self.envs)
+
+    @property
+    def command(self) -> list[str]:
+        return [*PROGRAM, "--name", "demo", "--envs", str(self.envs), "--spec", str(self.spec_file)]
+
+    def run(self, *options: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [*self.command, *options], env=self.environment, capture_output=True, text=True, check=False
+        )
+
+    def popen(self) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            self.command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def state(self) -> EnvironmentState:
+        search = CondaSearch(environ={"PATH": ""}, home=self.envs)
+        return find_environment("demo", parse_spec(self.text), envs_dir=self.envs, search=search).state
+
+
+TINY = "dependencies: [python, pip, {pip: [tinypkg]}]\nvariables: {GREETING: hello}\n"
+
+
+class TestVenv:
+    def test_builds_from_pip_list_and_is_found_ready(self, tmp_path: Path, environment: dict[str, str]) -> None:
+        build = Build(tmp_path, environment, TINY)
+        before = build.state()
+
+        done = build.run()
+
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert (before, build.state()) == (EnvironmentState.MISSING, EnvironmentState.READY)
+        marker = read_marker(build.prefix)
+        assert marker is not None
+        assert (marker.name, marker.builder) == ("demo", "venv")
+        assert "tinypkg==1.0" in marker.packages
+        env = stage_environment({"PATH": "/usr/bin:/bin"}, build.prefix, {})
+        script = "import os, sys, tinypkg; print(tinypkg.VALUE, os.environ['GREETING'], sys.prefix)"
+        said = subprocess.run([interpreter(build.prefix), "-c", script], env=env, capture_output=True, text=True)
+        assert said.stdout == f"42 hello {build.prefix}\n"
+
+    def test_tells_steps_as_events(self, tmp_path: Path, environment: dict[str, str]) -> None:
+        build = Build(tmp_path, environment, TINY)
+
+        build.run()
+
+        events = [json.loads(line) for line in build.events.read_text().splitlines()]
+        assert {event["type"] for event in events} == {"progress"}
+        steps = [event["step"] for event in events]
+        assert steps == sorted(steps)
+        assert (steps[0], steps[-1], {event["total"] for event in events}) == (0, 3, {3})
+        assert any("tinypkg" in event["message"] for event in events)
+
+    def test_second_run_finds_it_ready(self, tmp_path: Path, environment: dict[str, str]) -> None:
+        build = Build(tmp_path, environment, BASE_SPEC)
+        build.run()
+        marker = read_marker(build.prefix)
+
+        again = build.run()
+
+        assert again.returncode == 0
+        assert "is ready" in again.stdout
+        assert read_marker(build.prefix) == marker
+
+    def test_rebuilds_what_did_not_finish(self, tmp_path: Path, environment: dict[str, str]) -> None:
+        build = Build(tmp_path, environment, BASE_SPEC)
+        (build.prefix / "lib").mkdir(parents=True)
+        (build.prefix / "lib" / "half").touch()
+
+        done = build.run()
+
+        assert done.returncode == 0
+        assert "Removing a build that did not finish" in done.stdout
+        assert not (build.prefix / "lib" / "half").exists()
+        assert build.state() is EnvironmentState.READY
+
+    def test_leaves_nothing_if_a_package_is_not_found(self, tmp_path: Path, environment: dict[str, str]) -> None:
+        build = Build(tmp_path, environment, "dependencies: [python, {pip: [no-such-package-anywhere]}]")
+
+        done = build.run()
+
+        assert done.returncode == 1
+        assert "No matching distribution found for no-such-package-anywhere" in done.stdout
+        assert "failed (exit 1)" in done.stdout
+        assert not build.prefix.exists()
+
+    def test_two_builds_at_once_make_one(self, tmp_path: Path, environment: dict[str, str]) -> None:
+        build = Build(tmp_path, environment, BASE_SPEC)
+
+        builds = [build.popen() for _ in range(2)]
+        said = [process.communicate(timeout=50)[0] for process in builds]
+
+        assert [process.returncode for process in builds] == [0, 0]
+        assert sum("Creating a virtual environment" in text for text in said) == 1
+        assert sum("Another build of this environment is under way" in text for text in said) == 1
+        assert all("is ready" in text for text in said)
+
+    def test_stop_removes_what_was_begun(self, tmp_path: Path, environment: dict[str, str], attempt: Attempt) -> None:
+        (tmp_path / "slow").mkdir()
+        (tmp_path / "slow" / "setup.py").write_text("import time\nprint('ready', flush=True)\ntime.sleep(60)\n")
+        build = Build(tmp_path, environment, "dependencies: [python, {pip: [./slow]}]")
+        attempt.start("", argv=tuple(build.command), env=build.environment)
+        wait_until(lambda: build.prefix.exists(), "the prefix")
+
+        supervision.request_stop(attempt.folder, "cancel")
+        record = attempt.wait_for_end()
+
+        assert (record.why, record.code) == (ExitWhy.STOPPED, 128 + signal.SIGTERM)
+        assert not build.prefix.exists()
+
+    def test_waits_while_children_of_a_killed_build_still_work(
+        self, tmp_path: Path, environment: dict[str, str]
+    ) -> None:
+        build = Build(tmp_path, environment, BASE_SPEC)
+        build.envs.mkdir()
+        with lock_path(build.prefix).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            child = subprocess.Popen(["sleep", "60"], pass_fds=[lock.fileno()])
+        try:
+            waiting = build.popen()
+            assert waiting.stdout is not None
+            first = waiting.stdout.readline()
+        finally:
+            child.kill()
+            child.wait()
+        rest, _ = waiting.communicate(timeout=50)
+
+        assert "Another build" in first
+        assert (waiting.returncode, "is ready" in rest) == (0, True)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            ("dependencies: [python, ffmpeg]", "Without conda"),
+            ("dependencies: ['python>=3.99']", "asks for python>=3.99"),
+            ("dependencies: [", "not valid YAML"),
+            ("dependencies:\n  - =1\n", 'Line 2: "=1" is not a conda dependency'),
+        ],
+    )
+    def test_says_what_to_do_and_builds_nothing(
+        self, tmp_path: Path, environment: dict[str, str], text: str, says: str
+    ) -> None:
+        build = Build(tmp_path, environment, text)
+
+        done = build.run("--builder", "venv")
+
+        assert (done.returncode, done.stderr) == (2, "")
+        assert says in done.stdout
+        assert not build.envs.exists()
+
+
+class TestRattler:
+    def test_variable_of_a_conda_package_arrives_in_a_supervised_script(
+        self, tmp_path: Path, environment: dict[str, str], attempt: Attempt
+    ) -> None:
+        channel = make_channel(tmp_path / "channel")
+        build = Build(tmp_path, environment, f"channels: ['{channel}']\ndependencies: [python, greeter=1.0]")
+
+        done = build.run("--builder", "rattler")
+        assert done.returncode == 0, done.stdout + done.stderr
+        marker = read_marker(build.prefix)
+        env = stage_environment({"PATH": "/usr/bin:/bin"}, build.prefix, {})
+        script = tmp_path / "stage.py"
+        script.write_text("import os\nprint(os.environ['GREETING'])\nprint(os.environ['CONDA_PREFIX'])\n")
+        supervision.prepare(
+            attempt.folder,
+            LaunchSpec(
+                attempt_id=attempt.id,
+                argv=(str(interpreter(build.prefix)), "-u", str(script)),
+                cwd=tmp_path,
+                env=env,
+                output=attempt.output,
+            ),
+        )
+        supervision.start(attempt.folder)
+        record = attempt.wait_for_end()
+
+        assert record.code == 0, attempt.output.read_text()
+        assert attempt.output.read_text() == f"hello from {build.prefix}\n{build.prefix}\n"
+        assert env["PATH"].split(":")[:2] == [f"{build.prefix}/greeter", f"{build.prefix}/bin"]
+        assert marker is not None
+        assert (marker.builder, "greeter-1.0-0" in marker.packages) == ("rattler", True)
+
+    def test_unsolvable_specification_fails_with_the_solvers_words(
+        self, tmp_path: Path, environment: dict[str, str]
+    ) -> None:
+        channel = make_channel(tmp_path / "channel")
+        build = Build(tmp_path, environment, f"channels: ['{channel}']\ndependencies: [python, greeter=2.0]")
+
+        done = build.run("--builder", "rattler")
+
+        assert done.returncode == 1
+        assert "greeter" in done.stdout
+        assert not build.prefix.exists()
+
+    def test_venv_stands_in_if_no_channel_answers(self, tmp_path: Path, environment: dict[str, str]) -> None:
+        build = Build(tmp_path, environment, f"channels: ['{(tmp_path / 'gone').as_uri()}']\ndependencies: [python]")
+
+        done = build.run()
+
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "No answer from the channels" in done.stdout
+        marker = read_marker(build.prefix)
+        assert marker is not None
+        assert marker.builder == "venv"
+
+
+def test_fake_conda_is_called_with_the_specification(tmp_path: Path, environment: dict[str, str]) -> None:
+    (tmp_path / "bin").mkdir()
+    conda = tmp_path / "bin" / "conda"
+    conda.write_text(f'#!/bin/sh\necho "conda $@"\nexec "{sys.executable}" -m venv "$4"\n')
+    conda.chmod(0o755)
+    build = Build(tmp_path, {**environment, "PATH": f"{tmp_path}/bin:{os.defpath}"}, "dependencies: [python=3.11]")
+
+    done = build.run()
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"conda create --yes --prefix {build.prefix} python=3.11" in done.stdout
+    marker = read_marker(build.prefix)
+    assert marker is not None
+    assert marker.builder == "conda"
