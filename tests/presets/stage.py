@@ -11,6 +11,8 @@ from typing import Any
 
 from app.presets import catalogue
 
+Variables = dict[str, str]
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -58,27 +60,27 @@ class Home:
     def events_file(self) -> Path:
         return self.path / "events.jsonl"
 
-    def run(self, script: str, *arguments: str, timeout: float = 50, **variables: str) -> Finished:
+    def run(self, script: str, *arguments: str, timeout: float = 50, environment: Variables | None = None) -> Finished:
         """Run to the end. Events of earlier runs are not part of the result."""
         self.events_file.unlink(missing_ok=True)
-        process = self.start(script, *arguments, **variables)
+        process = self.start(script, *arguments, environment=environment)
         stdout, stderr = process.communicate(timeout=timeout)
         return Finished(process.returncode, stdout, stderr, self.events())
 
-    def start(self, script: str, *arguments: str, **variables: str) -> subprocess.Popen[str]:
-        environment = {
+    def start(self, script: str, *arguments: str, environment: Variables | None = None) -> subprocess.Popen[str]:
+        variables = {
             "PATH": os.environ["PATH"],
             "HOME": str(self.path),
             "PYTHONPATH": str(catalogue.helpers_dir()),
             "PYTHONDONTWRITEBYTECODE": "1",
             "DEEPE_EVENTS": str(self.events_file),
             "HF_HUB_OFFLINE": "1",
-            **variables,
+            **(environment or {}),
         }
         return subprocess.Popen(
             [self.python, "-u", script, *arguments],
             cwd=self.scripts,
-            env=environment,
+            env=variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -111,3 +111,39 @@ class TestEnvironments:
             assert spec["name"] == name
             assert [entry.split(">")[0].split("=")[0] for entry in conda] == ["python", "pip"]
             assert all("==" in requirement for requirement in pip)
+
+
+class TestParameters:
+    """Every parameter of a form has a label: the platform's own, or one of ours."""
+
+    JOB = frozenset(("train_id", "seq", "model_name", "model_path", "dataset_path", "output_dir"))
+    SAVING = frozenset(("base_path", "save_path", "adapter_path", "dtype_str"))
+    LENGTHS = frozenset(("max_seq_length", "max_input_length", "max_content_length", "max_samples"))
+    STEPS = frozenset(("max_steps", "batch_size", "grad_accum_steps", "warmup_steps", "learning_rate", "max_grad_norm"))
+    OTHERS = frozenset(("lora_rank", "load_in_4bit", "input_train_name", "output_train_name"))
+    PLATFORM = JOB | SAVING | LENGTHS | STEPS | OTHERS
+
+    @each_manifest
+    def test_is_labelled(self, manifest: PresetManifest) -> None:
+        script = manifest.definition["stages"].get("training", manifest.definition["stages"]["saving"])["file"]
+        labelled = {parameter.name for parameter in manifest.parameters if parameter.label and parameter.help}
+
+        assert declared(script) - self.PLATFORM <= labelled
+
+    @each_manifest
+    def test_demo_gives_only_declared_parameters(self, manifest: PresetManifest) -> None:
+        script = manifest.definition["stages"].get("training", manifest.definition["stages"]["saving"])["file"]
+
+        assert set(manifest.demo.parameters) <= declared(script)
+
+
+def declared(script: str) -> set[str]:
+    """Names of a script's arguments, asked from its own parser."""
+    code = (
+        "import json, runpy, sys\n"
+        "parser = runpy.run_path(sys.argv[1], run_name='probe')['make_parser']()\n"
+        "print(json.dumps([action.dest for action in parser._actions if action.dest != 'help']))"
+    )
+    path = catalogue.script_path(script)
+    run = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, timeout=20, check=True)
+    return set(json.loads(run.stdout))

@@ -41,7 +41,7 @@ def log(**logs):
 
 def run(home: Home, code: str, **variables: str) -> Finished:
     (home.scripts / "probe.py").write_text(code)
-    finished = home.run("probe.py", **variables)
+    finished = home.run("probe.py", environment=variables)
     assert finished.code == 0, finished.stderr
     return finished
 

@@ -1,6 +1,5 @@
 """SFT-Demo and Custom02 for real: a base model is built, trained, saved and asked in the `trl` environment."""
 
-import json
 import signal
 import subprocess
 from pathlib import Path
@@ -115,6 +114,16 @@ class TestSftDemo:
         assert ask(home, tiny_base, home.path / "out").answer == "8"
         assert ask(home, complete, complete).answer == "8"
 
+    def test_newest_turn_of_the_history_wins_over_the_prompt(
+        self, trained: tuple[Home, Finished], tiny_base: Path
+    ) -> None:
+        home, _ = trained
+        history = '[{"role": "user", "content": "Which is larger, 9 or 4?"}]'
+
+        run = ask(home, tiny_base, home.path / "out", f"--history={history}", "--system_prompt=None")
+
+        assert run.answer == "9"
+
     def test_missing_model_is_an_error_in_the_protocol(self, torch_home: Home, tmp_path: Path) -> None:
         run = ask(torch_home, tmp_path, tmp_path)
 
@@ -154,23 +163,13 @@ class TestStopAndResume:
 
 
 class TestData:
-    @pytest.mark.parametrize(
-        "row",
-        [
-            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
-            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
-            {"prompt": "a", "completion": "b"},
-            {"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]},
-            {"text": "some words to read"},
-        ],
-        ids=["messages", "sharegpt", "prompt", "chat prompt", "text"],
-    )
-    def test_every_form_of_rows_trains(self, torch_home: Home, tiny_base: Path, row: dict[str, object]) -> None:
-        rows = torch_home.write_rows(*[json.dumps(row)] * 8)
+    def test_plain_text_trains_without_a_score(self, torch_home: Home, tiny_base: Path) -> None:
+        rows = torch_home.write_rows(*['{"text": "some words to read"}'] * 8)
 
         run = train(torch_home, tiny_base, "--max_steps=1", "--batch_size=2", rows=rows)
 
         assert run.code == 0, run.stderr
+        assert run.of_type("evaluation") == []
 
     def test_named_columns_packing_and_checkpointing(self, torch_home: Home, tiny_base: Path) -> None:
         rows = torch_home.write_rows(*['{"q": "What is 1 + 1?", "a": "2"}'] * 20)
@@ -191,34 +190,15 @@ class TestData:
         assert run.code == 0, run.stderr
         assert "1 of 9 rows are longer than allowed and were left out" in [n["message"] for n in run.of_type("note")]
 
-    @pytest.mark.parametrize(
-        ("lines", "more", "sentence"),
-        [
-            (['{"a": 1, "b": 2}'], [], "rows.jsonl, line 1: the column to learn from is missing; there are: a, b"),
-            (
-                ['{"a": "x", "b": "y"}', '{"a": "x"}'],
-                ["--input_train_name=a", "--output_train_name=b"],
-                "rows.jsonl, line 2: column 'b' is missing; there are: a",
-            ),
-            (['{"text": "x"}'] * 6 + ["{"], [], "rows.jsonl, line 7: not valid JSON"),
-            ([], [], "rows.jsonl has no rows"),
-            (['{"text": "x"}'], ["--input_train_name=text"], "give both input_train_name and output_train_name"),
-            (['{"text": "x"}'], ["--eval_fraction=1"], "eval_fraction must be"),
-            (['{"messages": []}'], [], "every turn of a conversation needs"),
-            (['{"messages": "hello"}'], [], "a conversation is a list"),
-            (['{"prompt": "a", "completion": "b"}'] * 9, ["--max_seq_length=2"], "all 9 rows are longer than allowed"),
-        ],
-    )
-    def test_bad_data_gets_one_sentence(
-        self, torch_home: Home, tiny_base: Path, lines: list[str], more: list[str], sentence: str
-    ) -> None:
-        run = train(torch_home, tiny_base, "--eval_fraction=0", *more, rows=torch_home.write_rows(*lines))
+    def test_too_long_everywhere_gets_one_sentence(self, torch_home: Home, tiny_base: Path) -> None:
+        rows = torch_home.write_rows(*['{"prompt": "a", "completion": "b"}'] * 9)
+
+        run = train(torch_home, tiny_base, "--max_seq_length=2", "--eval_fraction=0", rows=rows)
 
         assert run.code == 1
-        assert sentence in run.stderr
+        assert "all 9 rows are longer than allowed" in run.stderr
         assert "Traceback" not in run.stderr
         assert run.records[-1]["msg"] == 200006
-        assert sentence in run.records[-1]["msgDetail"]
 
 
 class TestCustom02:
