@@ -201,7 +201,7 @@ class NodeAgent:
                 await self._settler.end_unlaunched(claim, end)
                 self._forget(claim)
             case Step.SETTLE:
-                self._settle(claim)
+                await self._settle(claim)
 
     def _step(self, claim: Claim) -> Step:
         if claim.attempt.id in self._settling:
@@ -248,9 +248,12 @@ class NodeAgent:
             await self._refresh(claim)
             logger.info("job_stopping", extra=_ids(claim))
 
-    def _settle(self, claim: Claim) -> None:
+    async def _settle(self, claim: Claim) -> None:
         exit_record = supervision.observe(self._folder(claim)).exit
         assert exit_record is not None
+        if claim.job.status is JobStatus.LAUNCHING and exit_record.started_at is not None:
+            await self._mark_running(claim)  # it came and went between two looks
+            claim = self._claims[claim.attempt.id]
         task = asyncio.create_task(self._settle_and_forget(claim, exit_record), name=f"settle {claim.job.id}")
         self._settling[claim.attempt.id] = task
 
