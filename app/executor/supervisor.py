@@ -189,7 +189,7 @@ class Supervisor:
             "oom_kills": oom_kills(),
             "started_at": time.time(),
         }
-        self._save(durable=True)
+        self._save()
         self._point("before-fork")
         release = self._fork(launch)
         if release is None:
@@ -214,6 +214,7 @@ class Supervisor:
     def adopt(self, *, never_ran: bool) -> None:
         """Take over from a supervisor that died. Nothing is ever started here."""
         self.state = self.folder.read("state.json") or {}
+        self.stop_reason = self.state.get("stop_reason")
         if never_ran or "pid" not in self.state:
             self._finish(why="never_started")  # the stage is released only after its identity is on disk
             return
@@ -339,7 +340,7 @@ class Supervisor:
         if self.pressure is None:
             self.pressure = Pressure(float(self.spec.get("grace_seconds", LEFTOVER_GRACE_SECONDS)))
             self.state |= {"phase": "stopping", "stop_reason": self.stop_reason}
-            self.next_beat = 0.0
+            self._save()  # before the first signal: an adopter must know what ended the stage
         if self.pressure.is_due():
             remaining = self.pressure.apply(self._members())
             if self.pressure.is_exhausted() and self.state.get("unkillable") != remaining:
@@ -411,7 +412,7 @@ class Supervisor:
     def _why(self, ending: Record) -> str:
         if ending.get("error"):
             return "spawn_failed"
-        if self.pressure is not None or (self.stop_reason is not None and not ending.get("released")):
+        if self.state.get("phase") == "stopping" or (self.stop_reason is not None and not ending.get("released")):
             return "stopped"
         if not ending.get("released"):
             return "never_started"

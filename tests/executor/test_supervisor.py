@@ -318,6 +318,29 @@ class TestKilledSupervisor:
         assert (record.why, record.stop_reason, record.unkillable) == (ExitWhy.STOPPED, "cancel", 0)
         assert not any(psutil.pid_exists(int(pid)) for pid in attempt.journal.read_text().split())
 
+    def test_adopter_knows_that_the_dead_supervisor_was_stopping(self, attempt: Attempt) -> None:
+        attempt.start(
+            "import os, signal, sys, time\n"
+            "def on_term(*_):\n"
+            "    print('told')\n"
+            "    while not os.path.exists(JOURNAL + '.go'): time.sleep(0.01)\n"
+            "    sys.exit(3)\n"
+            "signal.signal(signal.SIGTERM, on_term)\n" + SLEEP,
+            grace_seconds=30,
+        )
+        attempt.wait_for_line("ready")
+        stage, witness = attempt.stage(), attempt.witness()
+        supervision.request_stop(attempt.folder, "cancel")
+        attempt.wait_for_line("told")
+        kill(attempt.supervisor())
+        attempt.journal.with_name(attempt.journal.name + ".go").touch()
+        wait_until(lambda: not stage.is_running() and not witness.is_running(), "the stage's end")
+
+        supervision.adopt(attempt.folder)
+        record = attempt.wait_for_end()
+
+        assert (record.why, record.code, record.stop_reason) == (ExitWhy.STOPPED, 3, "cancel")
+
     def test_unknown_exit_is_lost_never_success(self, attempt: Attempt) -> None:
         attempt.start(SLEEP)
         attempt.wait_for_line("ready")
