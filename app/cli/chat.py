@@ -1,0 +1,65 @@
+"""`deepe models chat`: one question, or a conversation at a terminal."""
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from app.cli.exits import CliFailure
+from app.cli.output import print_json_line, write
+
+if TYPE_CHECKING:
+    from app.cli.client import Api
+
+LEAVE = frozenset({"/bye", "/exit", "/quit"})
+AGAIN = "/new"
+
+
+class AnswerFailed(CliFailure):
+    """The model gave no whole answer."""
+
+
+def ask(api: "Api", model: str, messages: list[dict[str, str]], options: Mapping[str, Any], *, as_json: bool) -> str:
+    """Stream one answer to stdout and return it."""
+    from app.cli.client import segment
+
+    pieces: list[str] = []
+    finish_reason = None
+    body = {"messages": messages, **options}
+    for event in api.stream("POST", f"/models/{segment(model)}/chat", body=body):
+        if as_json:
+            print_json_line({"event": event.event, "data": event.data})
+        match event.event:
+            case "piece":
+                pieces.append(event.data["text"])
+                if not as_json:
+                    write(event.data["text"])
+            case "done":
+                finish_reason = event.data["finish_reason"]
+            case "error" | "problem":
+                raise AnswerFailed(event.data["detail"], notes=[str(e["detail"]) for e in event.data.get("errors", ())])
+    if not as_json:
+        write("\n")
+    if finish_reason is None:
+        raise AnswerFailed("The answer broke off.")
+    return "".join(pieces)
+
+
+def converse(api: "Api", model: str, options: Mapping[str, Any]) -> None:
+    """Ask what the person types until the input ends; the model sees the whole conversation."""
+    print(f"Talking to {model}. {AGAIN} forgets what was said, {'/bye'} or Ctrl-D ends.", file=sys.stderr)
+    messages: list[dict[str, str]] = []
+    while (question := _question()) is not None:
+        if question == AGAIN:
+            messages = []
+        elif question:
+            messages.append({"role": "user", "content": question})
+            messages.append({"role": "assistant", "content": ask(api, model, messages, options, as_json=False)})
+
+
+def _question() -> str | None:
+    try:
+        line = input("> ").strip()
+    except (EOFError, KeyboardInterrupt):
+        write("\n")
+        return None
+    return None if line in LEAVE else line

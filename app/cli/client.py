@@ -1,0 +1,216 @@
+"""The HTTP API seen from the command line: every failure becomes an exit code and a text that helps."""
+
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from http import HTTPStatus
+from typing import Any, Final, Self
+from urllib.parse import quote, urlsplit
+
+import httpx
+
+from app.access.loopback import is_loopback
+from app.cli.exits import CliFailure, ExitCode
+from app.cli.language import accept_language
+from app.cli.sse import StreamEvent, parse_events
+
+PREFIX: Final = "/api/v1"
+PAGE: Final = 100
+STREAM_SILENCE_SECONDS: Final = 60.0
+"""The service sends a heartbeat every 15 seconds; longer silence is a dead connection."""
+
+
+class Unreachable(CliFailure):
+    """No service answers there."""
+
+    exit_code = ExitCode.UNREACHABLE
+
+    def __init__(self, url: str, problem: str) -> None:
+        super().__init__(
+            f"No service answers at {url} ({problem}).",
+            notes=("Start one with: deepe dev", "Or name another one with --url or DEEPE_URL."),
+        )
+
+
+class ServiceRefused(CliFailure):
+    """The service said no (4xx); `problem` is its problem document."""
+
+    exit_code = ExitCode.REFUSED
+
+    def __init__(self, problem: Mapping[str, Any]) -> None:
+        self.problem = dict(problem)
+        self.status = int(problem["status"])
+        self.code = str(problem.get("code", ""))
+        super().__init__(
+            str(problem["detail"]),
+            notes=[
+                f"{entry['pointer']}: {entry['detail']}" if entry["pointer"] else str(entry["detail"])
+                for entry in problem.get("errors", ())
+            ],
+        )
+
+    def document(self) -> dict[str, Any]:
+        return self.problem
+
+
+class ServiceFailed(ServiceRefused):
+    """The service failed (5xx)."""
+
+    exit_code = ExitCode.SERVER_ERROR
+
+
+class ConnectionLost(CliFailure):
+    """A stream broke off; it can be resumed."""
+
+    exit_code = ExitCode.UNREACHABLE
+
+
+class Api:
+    """Calls the service at `url`. Paths are relative to `/api/v1`."""
+
+    def __init__(self, url: str, *, token: str | None = None, timeout: float = 30.0) -> None:
+        self.url = url.rstrip("/")
+        parts = urlsplit(self.url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise Unreachable(url, "the address must begin with http:// or https://")
+        headers = {"Accept-Language": accept_language(os.environ), "User-Agent": "deepe"}
+        token = token or os.environ.get("DEEPE_API_TOKEN")
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
+        self._http = httpx.Client(
+            base_url=self.url + PREFIX,
+            headers=headers,
+            timeout=timeout,
+            # a proxy of the company has nothing to do with a service on this machine
+            trust_env=not is_loopback(parts.hostname),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def get(self, path: str, params: Mapping[str, Any] | None = None) -> Any:
+        """Return the document at `path`."""
+        return self._document("GET", path, params=_given(params))
+
+    def post(self, path: str, body: Any = None) -> Any:
+        """Create or act; the idempotency key makes the one repetition after a broken connection harmless."""
+        headers = {"Idempotency-Key": uuid.uuid4().hex}
+        return self._document("POST", path, json={} if body is None else body, headers=headers)
+
+    def put_bytes(self, path: str, content: bytes | Iterable[bytes], *, etag: str | None = None) -> Any:
+        """Upload raw bytes; `etag` names what they replace, without one nothing is replaced."""
+        precondition = {"If-None-Match": "*"} if etag is None else {"If-Match": etag}
+        headers = {"Content-Type": "application/octet-stream", **precondition}
+        return self._document("PUT", path, content=content, headers=headers)
+
+    def etag(self, path: str) -> str | None:
+        """Return the version of what stands at `path`."""
+        etag: str | None = self._response("GET", path).headers.get("ETag")
+        return etag
+
+    def bytes_or_none(self, path: str) -> tuple[bytes, str | None] | None:
+        """Return the bytes at `path` with their version; None if nothing is there."""
+        try:
+            response = self._response("GET", path)
+        except ServiceRefused as refused:
+            if refused.status == HTTPStatus.NOT_FOUND:
+                return None
+            raise
+        return response.content, response.headers.get("ETag")
+
+    def delete(self, path: str, params: Mapping[str, Any] | None = None) -> None:
+        """Delete what stands at `path` as it was read just now."""
+        etag = self.etag(path)
+        headers = {"If-Match": etag} if etag else {}
+        self._document("DELETE", path, headers=headers, params=_given(params))
+
+    def items(
+        self, path: str, params: Mapping[str, Any] | None = None, *, limit: int | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the entries of a list, page after page."""
+        left, cursor = limit, None
+        while left is None or left > 0:
+            size = PAGE if left is None else min(PAGE, left)
+            page = self.get(path, {**(params or {}), "limit": size, "cursor": cursor})
+            yield from page["items"]
+            cursor = page.get("next_cursor")
+            left = None if left is None else left - len(page["items"])
+            if not cursor:
+                return
+
+    def stream(
+        self, method: str, path: str, *, body: Any = None, last_event_id: str | None = None
+    ) -> Iterator[StreamEvent]:
+        """Yield server-sent events until the service ends the stream; `ConnectionLost` if it breaks off."""
+        headers = {"Accept": "text/event-stream"}
+        if last_event_id is not None:
+            headers["Last-Event-ID"] = last_event_id
+        timeout = httpx.Timeout(10.0, read=STREAM_SILENCE_SECONDS)
+        try:
+            with self._http.stream(method, path, json=body, headers=headers, timeout=timeout) as response:
+                if response.is_error:
+                    response.read()
+                    raise _refusal(response)
+                yield from parse_events(response.iter_bytes())
+        except httpx.TransportError as error:
+            raise ConnectionLost(f"The connection to {self.url} was lost ({_words(error)}).") from error
+
+    def _document(self, method: str, path: str, **request: Any) -> Any:
+        response = self._response(method, path, **request)
+        if response.status_code == HTTPStatus.NO_CONTENT or not response.content:
+            return None
+        try:
+            return response.json()
+        except ValueError:
+            raise _refusal(response) from None
+
+    def _response(self, method: str, path: str, **request: Any) -> httpx.Response:
+        try:
+            response = self._send(method, path, **request)
+        except httpx.TransportError as error:
+            raise Unreachable(self.url, _words(error)) from error
+        if not response.is_success:
+            raise _refusal(response)
+        return response
+
+    def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
+        try:
+            return self._http.request(method, path, **request)
+        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+            # a kept-alive connection that the service closed meanwhile, or a service that was just restarted
+            return self._http.request(method, path, **request)
+
+
+def segment(name: str) -> str:
+    """Return `name` as one segment of a path."""
+    return quote(name, safe="")
+
+
+def _given(params: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {name: value for name, value in (params or {}).items() if value is not None}
+
+
+def _refusal(response: httpx.Response) -> ServiceRefused:
+    kind = ServiceFailed if response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR else ServiceRefused
+    try:
+        problem = response.json()
+        if isinstance(problem, dict) and {"status", "detail"} <= problem.keys():
+            return kind(problem)
+    except (ValueError, json.JSONDecodeError):
+        pass
+    return kind(
+        {
+            "status": response.status_code,
+            "code": "not_our_service",
+            "detail": f"{response.url} answered {response.status_code}, but not as this service does; "
+            "does another program listen there?",
+        }
+    )
+
+
+def _words(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,144 @@
+"""`deepe dev`: the whole service on one machine, in the foreground."""
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from app.cli.options import AsJson, HomeFolder
+from app.cli.service import Port, load
+
+if TYPE_CHECKING:
+    from app.cli.embedded import EmbeddedService
+    from app.settings import Settings
+
+LIVE_STATUSES = ("launching", "running", "stopping")
+_CANCEL_SECONDS = 60.0
+_HURRY_SECONDS = 0.5
+
+
+def dev(
+    port: Port = None,
+    home: HomeFolder = None,
+    no_redis: Annotated[bool, typer.Option("--no-redis", help="Run without any Redis.")] = False,
+    stop_jobs: Annotated[
+        bool, typer.Option("--stop-jobs", help="Cancel running jobs at the end; otherwise they go on.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run everything on this machine.
+
+    SQLite, API, one worker and a private Redis in the foreground; Ctrl-C stops them. Trainings that run at the end go
+    on by themselves, and the next `deepe dev` finds them again.
+    """
+    from app.cli.embedded import EmbeddedOptions, EmbeddedService
+    from app.cli.private_redis import NO_REDIS, choices
+
+    started = time.monotonic()
+    settings = load(port=port, home=home)
+    configured = settings.redis_url.get_secret_value() if settings.redis_url else None
+    options = EmbeddedOptions(redis=(NO_REDIS,) if no_redis else choices(configured))
+    service = EmbeddedService(settings, options, say=say)
+    with ending_on_signals() as ending:
+        try:
+            service.start()
+            _announce(service, settings, time.monotonic() - started, as_json=as_json)
+            ending.wait()
+            say("stopping (again Ctrl-C: at once)")
+            _settle_jobs(service.url, settings, stop_jobs=stop_jobs)
+        except InterruptedAgain:
+            service.stop(grace_seconds=_HURRY_SECONDS)
+        finally:
+            service.stop()
+    say("stopped")
+
+
+class InterruptedAgain(BaseException):
+    """A second signal: whoever sent it does not want to wait."""
+
+
+@contextmanager
+def ending_on_signals() -> Iterator[threading.Event]:
+    """Yield an event that the first SIGINT, SIGTERM or SIGHUP sets; the second one raises `InterruptedAgain`."""
+    ending = threading.Event()
+
+    def handle(_number: int, _frame: object) -> None:
+        if ending.is_set():
+            raise InterruptedAgain
+        ending.set()
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield ending
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def say(line: str) -> None:
+    """Tell the person who watches."""
+    print(f"deepe: {line}", file=sys.stderr, flush=True)
+
+
+def _announce(service: "EmbeddedService", settings: "Settings", seconds: float, *, as_json: bool) -> None:
+    from app.cli.output import console, print_fields, print_json_line
+
+    if as_json:
+        facts = {"url": service.url, "home": str(settings.home), "redis": service.redis.kind, "seconds": seconds}
+        print_json_line({"event": "ready", **facts, "processes": service.pids})
+        return
+    database = settings.database_url.partition("+")[0]
+    console().print(f"\n[bold green]DeepExtension is ready[/] after {seconds:.1f} s\n")
+    print_fields(
+        {
+            "API": f"{service.url}/api/v1",
+            "Documentation": f"{service.url}/docs",
+            "Home": settings.home,
+            "Database": database,
+            "Redis": service.redis.describe(),
+            "Next": "deepe demo, or: deepe methods list"
+            if service.port == 8000
+            else f"deepe methods list --url {service.url}",
+        }
+    )
+    console().print("\nCtrl-C stops the service; running jobs go on.\n", style="dim")
+
+
+def _settle_jobs(url: str, settings: "Settings", *, stop_jobs: bool) -> None:
+    """Say which jobs go on, or cancel them and wait for their end."""
+    from app.cli.client import Api
+    from app.cli.exits import CliFailure
+
+    try:
+        with Api(url, token=settings.token, timeout=5.0) as api:
+            live = _live_jobs(api)
+            if stop_jobs and live:
+                _cancel(api, live)
+                return
+    except CliFailure as failure:
+        say(f"the running jobs are not known: {failure.message}")
+        return
+    for job in live:
+        say(f"job {job['id']} ({job['name'] or job['stage']}) goes on; the next start finds it again")
+
+
+def _live_jobs(api: Any) -> list[dict[str, Any]]:
+    return [job for status in LIVE_STATUSES for job in api.items("/jobs", {"status": status})]
+
+
+def _cancel(api: Any, jobs: list[dict[str, Any]]) -> None:
+    for job in jobs:
+        say(f"cancelling job {job['id']} ({job['name'] or job['stage']})")
+        api.post(f"/jobs/{job['id']}:cancel")
+    deadline = time.monotonic() + _CANCEL_SECONDS
+    while time.monotonic() < deadline:
+        if not _live_jobs(api):
+            return
+        time.sleep(0.2)
+    say("some jobs have not ended yet; the next start goes on with cancelling them")

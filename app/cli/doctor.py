@@ -1,0 +1,265 @@
+"""`deepe doctor`: what is missing on this machine, and how to get it."""
+
+import asyncio
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import typer
+
+from app.cli.exits import ExitCode
+from app.cli.options import AsJson, HomeFolder
+
+if TYPE_CHECKING:
+    from app.settings import Settings
+
+GIB: Final = 1024**3
+COMFORTABLE_DISK: Final = 10 * GIB
+OLDEST_PYTHON: Final = (3, 11)
+CONDA_FAMILY: Final = ("conda", "mamba", "micromamba")
+_PATIENCE_SECONDS = 10.0
+
+
+class Verdict(StrEnum):
+    """`fail`: the service cannot work; `warn`: something works worse or not at all."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, how it is, what to do about it."""
+
+    name: str
+    verdict: Verdict
+    detail: str
+    advice: str = ""
+
+
+Check = Callable[["Settings"], Finding]
+
+
+def doctor(home: HomeFolder = None, as_json: AsJson = False) -> None:
+    """Say what is missing on this machine and how to get it.
+
+    Ends with 1 when something is missing that the service cannot work without.
+    """
+    from app.cli.output import print_json
+    from app.cli.service import load
+
+    findings = list(examine(load(home=home)))
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        _show(findings)
+    if any(finding.verdict is Verdict.FAIL for finding in findings):
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def examine(settings: "Settings") -> Iterator[Finding]:
+    """Run all checks; one that breaks is a finding, too."""
+    for name, check in CHECKS.items():
+        try:
+            yield check(settings)
+        except Exception as error:
+            yield Finding(name, Verdict.FAIL, f"the check broke: {type(error).__name__}: {error}")
+
+
+def python(_settings: "Settings") -> Finding:
+    version = platform.python_version()
+    if sys.version_info < OLDEST_PYTHON:
+        return Finding("Python", Verdict.FAIL, version, "Install Python 3.11 or newer and make a new environment.")
+    return Finding("Python", Verdict.OK, f"{version} ({sys.executable})")
+
+
+def home(settings: "Settings") -> Finding:
+    folder = _existing(settings.home)
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        advice = f"Make {folder} writable for you, or set DEEPE_HOME to another folder."
+        return Finding("home", Verdict.FAIL, f"{folder}: {error.strerror}", advice)
+    detail = "is writable" if folder == settings.home else "will be made at the first start"
+    return Finding("home", Verdict.OK, f"{settings.home} {detail}")
+
+
+def database(settings: "Settings") -> Finding:
+    name = settings.database_url.partition("+")[0]
+    try:
+        missing = asyncio.run(_missing_in_database(settings.database_url))
+    except Exception as error:
+        advice = "Look at DEEPE_DATABASE_URL with `deepe settings`; is the server running?"
+        return Finding("database", Verdict.FAIL, f"{name}: {type(error).__name__}: {error}", advice)
+    if missing:
+        advice = "`deepe dev` does it by itself; otherwise run: deepe migrate"
+        return Finding("database", Verdict.WARN, f"{name} answers, its schema is not up to date", advice)
+    return Finding("database", Verdict.OK, f"{name} answers, its schema is up to date")
+
+
+def redis(settings: "Settings") -> Finding:
+    from app.cli.private_redis import RedisKind, choices
+
+    choice = next(choices(settings.redis_url.get_secret_value() if settings.redis_url else None))
+    if choice.kind is RedisKind.NONE:
+        advice = "It works without. For less delay install redis-server (apt install redis-server, brew install redis)."
+        return Finding("Redis", Verdict.WARN, "none: the worker looks for jobs every few seconds", advice)
+    if choice.kind is RedisKind.CONFIGURED and choice.url:
+        try:
+            asyncio.run(_ping_redis(choice.url))
+        except Exception as error:
+            advice = (
+                "Start that server or correct DEEPE_REDIS_URL; meanwhile the service works without it, more slowly."
+            )
+            return Finding("Redis", Verdict.WARN, f"{choice.describe()}: {type(error).__name__}", advice)
+    return Finding("Redis", Verdict.OK, choice.describe())
+
+
+def environments(settings: "Settings") -> Finding:
+    found = next((path for name in CONDA_FAMILY if (path := shutil.which(name))), None) or os.environ.get("CONDA_EXE")
+    if found or settings.conda_root:
+        return Finding("environments", Verdict.OK, f"conda family: {found or settings.conda_root}")
+    lacking = [module for module in ("venv", "ensurepip") if importlib.util.find_spec(module) is None]
+    if not lacking:
+        return Finding("environments", Verdict.OK, "no conda; built with venv and pip")
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    advice = f"Install one of: apt install python{version}-venv; micromamba; Miniforge."
+    return Finding("environments", Verdict.FAIL, f"no conda, and Python lacks {' and '.join(lacking)}", advice)
+
+
+def disk(settings: "Settings") -> Finding:
+    folder = _existing(settings.home)
+    free = shutil.disk_usage(folder).free
+    detail = f"{free / GIB:.1f} GiB free at {folder}"
+    if free < settings.min_free_bytes:
+        advice = "Jobs are refused below DEEPE_MIN_FREE_BYTES. Delete files or choose another DEEPE_HOME."
+        return Finding("disk", Verdict.FAIL, detail, advice)
+    if free < COMFORTABLE_DISK:
+        advice = "An environment with torch takes 1 to 7 GiB, a model of 7 billion weights about 15 GiB."
+        return Finding("disk", Verdict.WARN, detail, advice)
+    return Finding("disk", Verdict.OK, detail)
+
+
+def accelerator(_settings: "Settings") -> Finding:
+    if sys.platform == "darwin" and platform.machine() == "arm64":
+        return Finding("accelerator", Verdict.OK, "Apple silicon")
+    if shutil.which("nvidia-smi") is None:
+        advice = (
+            "The demo and Custom01 need none. For large models install the NVIDIA driver; nvidia-smi must be on PATH."
+        )
+        return Finding("accelerator", Verdict.OK, "none: jobs run on the CPU", advice)
+    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        advice = "Run nvidia-smi yourself: the driver may not fit the kernel, or a container lacks access to the GPU."
+        return Finding("accelerator", Verdict.WARN, f"nvidia-smi failed: {type(error).__name__}", advice)
+    return Finding("accelerator", Verdict.OK, "; ".join(result.stdout.strip().splitlines()) or "nvidia-smi lists none")
+
+
+def port(settings: "Settings") -> Finding:
+    from app.cli.embedded import is_ready
+    from app.cli.ports import is_free, next_free
+
+    address = f"{settings.host}:{settings.port}"
+    if settings.port == 0 or is_free(settings.host, settings.port):
+        return Finding("port", Verdict.OK, f"{address} is free")
+    if is_ready(f"http://{address}"):
+        return Finding("port", Verdict.OK, f"a service answers at {address}")
+    proposal = next_free(settings.host, settings.port + 1)
+    return Finding("port", Verdict.WARN, f"{address} is taken by another program", f"Use --port {proposal}.")
+
+
+def licence(settings: "Settings") -> Finding:
+    from app.access.guard import LicenceGuard
+    from app.access.licence import licence_path, load_public_key
+    from app.cli.language import language
+
+    guard = LicenceGuard(
+        path=licence_path(settings.home),
+        public_key=load_public_key(settings.license_public_key),
+        clock=lambda: datetime.now(UTC),
+    )
+    status = guard.status()
+    if status.error is not None:
+        return Finding("licence", Verdict.WARN, status.error.detail(language(os.environ)))
+    if status.licence is None:
+        advice = "Needed to add and delete methods only: deepe license install FILE"
+        return Finding("licence", Verdict.OK, "none: Custom01 and Custom02 can be adapted", advice)
+    return Finding("licence", Verdict.OK, f"{status.licence.licensee} ({', '.join(status.licence.features)})")
+
+
+def variables(_settings: "Settings") -> Finding:
+    from app.settings import unknown_variables
+
+    strangers = unknown_variables()
+    if not strangers:
+        return Finding("settings", Verdict.OK, "all DEEPE_* variables are known")
+    meant = "; ".join(f"{name}: did you mean {guess}?" for name, guess in strangers.items() if guess)
+    return Finding("settings", Verdict.WARN, f"nothing reads {', '.join(strangers)}", meant or "See: deepe settings")
+
+
+CHECKS: Final[dict[str, Check]] = {
+    "Python": python,
+    "home": home,
+    "settings": variables,
+    "database": database,
+    "Redis": redis,
+    "environments": environments,
+    "disk": disk,
+    "accelerator": accelerator,
+    "port": port,
+    "licence": licence,
+}
+
+
+def _existing(folder: Path) -> Path:
+    """Return `folder`, or the nearest one above it that is there; looking must not make anything."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+async def _missing_in_database(url: str) -> bool:
+    """Say whether migrations are missing; a SQLite file that is not there is not made."""
+    from app.store.migrate import differences
+    from app.store.session import Database
+
+    scheme, _, path = url.partition(":///")
+    if scheme.startswith("sqlite") and not Path(path).is_file():
+        return True
+    database = Database(url)
+    try:
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            return bool(await differences(database))
+    finally:
+        await database.close()
+
+
+async def _ping_redis(url: str) -> None:
+    from redis.asyncio import Redis
+
+    async with Redis.from_url(url, socket_connect_timeout=3, socket_timeout=3) as client:
+        await client.ping()
+
+
+def _show(findings: list[Finding]) -> None:
+    from app.cli.output import console, errors, styled, table
+
+    rows = [(styled(finding.verdict), finding.name, finding.detail, finding.advice) for finding in findings]
+    console().print(table(("", "what", "how it is", "what to do"), rows))
+    failed = [finding.name for finding in findings if finding.verdict is Verdict.FAIL]
+    if failed:
+        errors().print(f"[bold red]Missing:[/] {', '.join(failed)}")
+    else:
+        console().print("Everything needed is there. Start with: deepe demo", style="green")

@@ -1,0 +1,212 @@
+"""The service in one command: private Redis, API and one worker as children of this process.
+
+`EmbeddedService.start` returns when the API is ready; from then on a child that dies is started again. `stop` ends
+them in order (API, worker, Redis), so that nothing new is accepted while work is put down. Stages of running jobs have
+supervisors of their own and go on; the worker of the next start adopts them.
+"""
+
+import http.client
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from app.cli import private_redis
+from app.cli.exits import CliFailure
+from app.cli.home_lock import HomeLock
+from app.cli.ports import any_free, is_free, next_free
+from app.cli.private_redis import NO_REDIS, RedisChoice, RedisKind
+from app.cli.processes import Guardian, ManagedProcess, ProcessSpec, Say, describe_exit
+
+if TYPE_CHECKING:
+    from app.settings import Settings
+
+READY_SECONDS: Final = 60.0
+REDIS_SECONDS: Final = 20.0
+_LOOK_SECONDS: Final = 0.05
+_EVERY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to call such a server from here
+
+
+class StartFailed(CliFailure):
+    """The embedded service did not come up."""
+
+
+class PortTaken(CliFailure):
+    """Somebody else listens on the port."""
+
+    def __init__(self, host: str, port: int) -> None:
+        proposal = next_free(host, port + 1)
+        super().__init__(
+            f"Port {port} on {host} is taken by another program.",
+            notes=(f"Port {proposal} is free: add --port {proposal} (or set DEEPE_PORT={proposal}).",),
+        )
+
+
+@dataclass(frozen=True)
+class EmbeddedOptions:
+    """What differs between `deepe dev` and its relatives.
+
+    `redis`: possibilities, best first. `log_folder`: children write there instead of our stderr. `environment`:
+    variables for the children on top of ours.
+    """
+
+    command: str = "deepe dev"
+    redis: Iterable[RedisChoice] = (NO_REDIS,)
+    log_folder: Path | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class EmbeddedService:
+    """Runs the service's processes. `start` and `stop` are called once each, `stop` also after a failed start."""
+
+    def __init__(self, settings: "Settings", options: EmbeddedOptions, *, say: Say) -> None:
+        self._settings = settings
+        self._options = options
+        self._say = say
+        self._lock = HomeLock(settings.home)
+        self._guardian: Guardian | None = None
+        self._children: list[ManagedProcess] = []
+        self.port = settings.port
+        self.redis: RedisChoice = NO_REDIS
+
+    @property
+    def url(self) -> str:
+        """Where the API answers, seen from this machine."""
+        host = _EVERY_ADDRESS.get(self._settings.host, self._settings.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """The children that run at this moment, by name."""
+        return {child.spec.name: child.pid for child in self._children if child.pid is not None}
+
+    def start(self, *, timeout: float = READY_SECONDS) -> str:
+        """Bring everything up and return the URL; on failure nothing stays behind."""
+        self._settings.home.mkdir(parents=True, exist_ok=True)
+        self._lock.take(command=self._options.command)
+        try:
+            self.port = self._listening_port()
+            self._guardian = Guardian(hold=self._lock.descriptor)
+            if self._options.log_folder is not None:
+                self._options.log_folder.mkdir(parents=True, exist_ok=True)
+            environment = self._environment(redis_url=self._start_redis())
+            api = self._child("api", self._python("serve"), environment)
+            worker = self._child("worker", self._python("worker"), environment)
+            api.start()
+            self._wait_until_ready(api, timeout=timeout)
+            # after the API, which brings the database's schema up to date
+            worker.start()
+        except BaseException:
+            self.stop(grace_seconds=2.0)
+            raise
+        for child in self._children:
+            child.keep()
+        self._lock.note(url=self.url)
+        return self.url
+
+    def stop(self, *, grace_seconds: float | None = None) -> None:
+        """End all children in order; a second call finds nothing to do."""
+        stages = ("api", "worker", "redis")
+        for child in sorted(self._children, key=lambda child: stages.index(child.spec.name)):
+            child.stop(grace_seconds=grace_seconds)
+        self._children = []
+        if self._guardian is not None:
+            self._guardian.close()
+            self._guardian = None
+        self._lock.release()
+
+    def _listening_port(self) -> int:
+        host, port = self._settings.host, self._settings.port
+        if port == 0:
+            return any_free(host)
+        if not is_free(host, port):
+            raise PortTaken(host, port)
+        return port
+
+    def _start_redis(self) -> str | None:
+        """Start the first Redis that works; return its URL, None when there is none."""
+        for choice in self._options.redis:
+            url = choice.url if choice.executable is None else self._try_private_redis(choice.executable)
+            if url is not None or choice.kind is RedisKind.NONE:
+                self.redis = choice
+                return url
+            self._say(f"{choice.executable} does not start; going on without it")
+        return None
+
+    def _try_private_redis(self, executable: Path) -> str | None:
+        data = self._settings.home / "redis"
+        data.mkdir(exist_ok=True)
+        port = private_redis.new_port()
+        argv = private_redis.arguments(executable, port=port, data=data)
+        # its own chatter never belongs on the console
+        redis = self._child("redis", argv, os.environ, log=data / "redis.log")
+        try:
+            redis.start()
+        except OSError:
+            self._children.remove(redis)
+            return None
+        deadline = time.monotonic() + REDIS_SECONDS
+        while not private_redis.answers(port):
+            if redis.exit_code() is not None or time.monotonic() > deadline:
+                redis.stop()
+                self._children.remove(redis)
+                return None
+            time.sleep(_LOOK_SECONDS)
+        return f"redis://{private_redis.HOST}:{port}"
+
+    def _wait_until_ready(self, api: ManagedProcess, *, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while not is_ready(self.url):
+            code = api.exit_code()
+            if code is not None:
+                raise StartFailed(f"The API ended at its start ({describe_exit(code)}).", notes=api.log_tail())
+            if time.monotonic() > deadline:
+                raise StartFailed(f"The API was not ready within {timeout:g} s.", notes=api.log_tail())
+            time.sleep(_LOOK_SECONDS)
+
+    def _child(
+        self, name: str, argv: tuple[str, ...], environment: Mapping[str, str], *, log: Path | None = None
+    ) -> ManagedProcess:
+        assert self._guardian is not None
+        folder = self._options.log_folder
+        spec = ProcessSpec(
+            name=name, argv=argv, env=environment, log=log or (folder / f"{name}.log" if folder is not None else None)
+        )
+        child = ManagedProcess(spec, guardian=self._guardian, say=self._say)
+        self._children.append(child)
+        return child
+
+    def _environment(self, *, redis_url: str | None) -> dict[str, str]:
+        """Return the children's environment: ours, with every choice that was made here spelled out."""
+        settings = self._settings
+        made = {
+            "DEEPE_HOME": str(settings.home),
+            "DEEPE_NODE_HOME": str(settings.node_home),
+            "DEEPE_NODE_NAME": settings.node_name,
+            "DEEPE_DATABASE_URL": settings.database_url,
+            "DEEPE_HOST": settings.host,
+            "DEEPE_PORT": str(self.port),
+            "DEEPE_REDIS_URL": redis_url or "",
+        }
+        return {**os.environ, **made, **self._options.environment}
+
+    def _python(self, *arguments: str) -> tuple[str, ...]:
+        # -P: a folder `app` where the user happens to stand is not ours
+        return (sys.executable, "-P", "-m", "app.cli", *arguments)
+
+
+def is_ready(url: str, *, timeout: float = 2.0) -> bool:
+    """Say whether the service at `url` answers that it can work."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

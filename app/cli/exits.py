@@ -1,0 +1,81 @@
+"""Exit codes that scripts can use, and the one place where failures become them."""
+
+import sys
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+
+class ExitCode(IntEnum):
+    """What the process says to the script that called it."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    UNREACHABLE = 3
+    REFUSED = 4
+    SERVER_ERROR = 5
+    INTERRUPTED = 130
+
+
+EXIT_CODE_HELP = (
+    "**Exit codes**: 0 done; 1 the thing failed (a job that failed, a check that found something missing); "
+    "2 wrong usage or settings; 3 no service answers; 4 the service refused (each reason is printed); "
+    "5 the service failed; 130 interrupted."
+)
+
+
+class CliFailure(Exception):
+    """Ends the command with `exit_code`; the text says what is wrong and what to do."""
+
+    exit_code = ExitCode.FAILED
+
+    def __init__(self, message: str, *, notes: Sequence[str] = ()) -> None:
+        self.message = message
+        self.notes = tuple(notes)
+        super().__init__(message)
+
+    def document(self) -> dict[str, Any]:
+        """Return what `--json` prints to stderr."""
+        return {"error": self.message, "notes": list(self.notes), "exit_code": int(self.exit_code)}
+
+
+class Misused(CliFailure):
+    """An argument or a setting cannot be used."""
+
+    exit_code = ExitCode.USAGE
+
+
+class ReportingGroup(TyperGroup):
+    """Turns `CliFailure` into a message on stderr and its exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CliFailure as failure:
+            report(failure)
+            raise typer.Exit(failure.exit_code) from None
+        except BrokenPipeError:
+            # `deepe jobs list | head`: the reader has seen enough; the interpreter must not complain at its end
+            sys.stdout = None
+            raise typer.Exit(ExitCode.OK) from None
+
+
+def report(failure: CliFailure) -> None:
+    """Write a failure to stderr: first what is wrong, then one line for each note."""
+    from app.cli.output import errors
+
+    console = errors()
+    console.print(f"[bold red]error:[/] {console_text(failure.message)}", soft_wrap=True)
+    for note in failure.notes:
+        console.print(f"  {console_text(note)}", soft_wrap=True)
+
+
+def console_text(text: str) -> str:
+    """Return `text` so that Rich prints it as it is."""
+    from rich.markup import escape
+
+    return escape(text)

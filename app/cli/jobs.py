@@ -1,0 +1,298 @@
+"""`deepe jobs`: submit, list, show, watch, read the logs of, cancel, retry, copy and compare jobs."""
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from app.cli.exits import ExitCode, Misused
+from app.cli.options import DEFAULT_URL, AsJson, Limit, Url
+
+if TYPE_CHECKING:
+    from app.cli.client import Api
+
+app = typer.Typer(no_args_is_help=True, help="Run the stages of methods and watch them.")
+
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.")]
+Parameter = Annotated[
+    list[str] | None,
+    typer.Option("--param", "-p", metavar="NAME=VALUE", help="A parameter; VALUE is JSON or text. May be repeated."),
+]
+ParameterFile = Annotated[
+    Path | None, typer.Option("--params", metavar="FILE", help="JSON file with parameters; --param wins.")
+]
+Watch = Annotated[bool, typer.Option("--watch", "-w", help="Watch to the end; ends with 1 if the job fails.")]
+
+LOG_PAGE_BYTES = 256 * 1024
+_LOG_POLL_SECONDS = 0.5
+
+
+@app.command()
+def submit(
+    method: Annotated[str, typer.Argument(help="Name or id of the method.")],
+    base_model: Annotated[str | None, typer.Option("--base-model", "-b", help="What to train on.")] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="What to train with.")] = None,
+    through: Annotated[
+        str | None, typer.Option("--through", help="How far to go: customized, complete or online.")
+    ] = None,
+    stage: Annotated[str | None, typer.Option("--stage", help="Run this stage only, for --model.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="The model that --stage starts from.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="A name for the job.")] = None,
+    param: Parameter = None,
+    params: ParameterFile = None,
+    watch_it: Watch = False,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a chain of jobs (train, save, deploy), or a single stage."""
+    from app.cli.client import Api
+    from app.cli.output import print_json, write
+
+    given: dict[str, Any] = {
+        "method": method,
+        "base_model": base_model,
+        "dataset": dataset,
+        "through": through,
+        "stage": stage,
+        "model": model,
+        "name": name,
+    }
+    body = {key: value for key, value in given.items() if value is not None}
+    body["parameters"] = parameters(param or [], params)
+    with Api(url) as api:
+        job = api.post("/jobs", body)
+        if as_json and not watch_it:
+            print_json(job)
+        elif not as_json:
+            for warning in job.get("warnings", ()):
+                typer.echo(f"warning: {warning['pointer']}: {warning['detail']}", err=True)
+            stages = " → ".join(link["stage"] for link in job["chain"])
+            write(f"{job['id']}  {stages}\n")
+        if watch_it:
+            _watch(api, job["id"], as_json=as_json)
+
+
+@app.command("list")
+def list_jobs(
+    status: Annotated[str | None, typer.Option("--status", help="Only jobs in this state.")] = None,
+    stage: Annotated[str | None, typer.Option("--stage", help="Only jobs of this stage.")] = None,
+    method: Annotated[str | None, typer.Option("--method", help="Only jobs of this method.")] = None,
+    text: Annotated[str | None, typer.Option("--text", "-q", help="Only jobs with this text in their name.")] = None,
+    limit: Limit = 20,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, newest first."""
+    from app.cli.client import Api
+    from app.cli.output import ago, print_json, print_table, styled
+
+    with Api(url) as api:
+        filters = {"status": status, "stage": stage, "method": method, "q": text}
+        jobs = list(api.items("/jobs", filters, limit=limit))
+    if as_json:
+        print_json({"items": jobs})
+        return
+    rows = [
+        (
+            job["id"],
+            job.get("name") or "",
+            (job.get("method") or {}).get("name") or job.get("environment"),
+            job["stage"],
+            styled(job["status"]),
+            _progress_cell(job),
+            ago(job["created_at"]),
+        )
+        for job in jobs
+    ]
+    print_table(("id", "name", "method", "stage", "status", "", "submitted"), rows, nothing="No jobs.")
+
+
+@app.command()
+def show(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Show one job."""
+    from app.cli.client import Api, segment
+    from app.cli.output import Markup, print_fields, print_json, styled
+    from app.cli.watching import describe_evaluation
+
+    with Api(url) as api:
+        document = api.get(f"/jobs/{segment(job)}")
+    if as_json:
+        print_json(document)
+        return
+    chain = [f"{link['stage']} {styled(link['status'])}" for link in document["chain"]]
+    print_fields(
+        {
+            "id": document["id"],
+            "name": document["name"],
+            "stage": document["stage"],
+            "status": styled(document["status"]),
+            "progress": _progress_cell(document),
+            "reason": document["reason"],
+            "": document["reason_detail"],
+            "method": _method_cell(document),
+            "base model": (document["base_model"] or {}).get("name"),
+            "data set": (document["dataset"] or {}).get("name"),
+            "model": document["model"],
+            "result": document["result_model"],
+            "parameters": document["parameters"],
+            "metrics": document["metrics"],
+            "evaluations": "; ".join(describe_evaluation(entry["name"], entry) for entry in document["evaluations"]),
+            "chain": Markup(" → ".join(chain)),
+            "waiting for": document["waiting_for"],
+            "submitted": document["created_at"],
+            "started": document["started_at"],
+            "finished": document["finished_at"],
+            "last output": "\n".join(document["log_tail"]) if document["status"] == "failed" else None,
+        }
+    )
+
+
+@app.command()
+def watch(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Watch a job and those that follow it to the end.
+
+    Ends with 1 if one fails. Ctrl-C ends the watching only: the job goes on.
+    """
+    from app.cli.client import Api
+
+    with Api(url) as api:
+        _watch(api, job, as_json=as_json)
+
+
+@app.command()
+def logs(
+    job: JobId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Print the output of a job."""
+    from app.cli.client import Api, segment
+    from app.cli.output import print_json_line, write
+
+    path, offset = f"/jobs/{segment(job)}/logs", 0
+    with Api(url) as api:
+        while True:
+            page = api.get(path, {"offset": offset, "limit": LOG_PAGE_BYTES})
+            if as_json:
+                print_json_line(page)
+            else:
+                write(page["text"])
+            advanced = page["next_offset"] > offset
+            offset = page["next_offset"]
+            if page["end"] or not (follow or advanced):
+                return
+            if not advanced:
+                time.sleep(_LOG_POLL_SECONDS)
+
+
+@app.command()
+def cancel(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Cancel a job: its whole process tree is ended."""
+    _act(job, "cancel", url=url, as_json=as_json)
+
+
+@app.command()
+def retry(job: JobId, watch_it: Watch = False, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Run a job that has ended once more."""
+    document = _act(job, "retry", url=url, as_json=as_json)
+    if watch_it:
+        from app.cli.client import Api
+
+        with Api(url) as api:
+            _watch(api, document["id"], as_json=as_json)
+
+
+@app.command()
+def copy(
+    job: JobId,
+    param: Parameter = None,
+    params: ParameterFile = None,
+    watch_it: Watch = False,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a job like an earlier one, with some parameters changed."""
+    changed = parameters(param or [], params)
+    document = _act(job, "copy", {"parameters": changed} if changed else {}, url=url, as_json=as_json)
+    if watch_it:
+        from app.cli.client import Api
+
+        with Api(url) as api:
+            _watch(api, document["id"], as_json=as_json)
+
+
+def parameters(assignments: list[str], file: Path | None) -> dict[str, Any]:
+    """Return the parameters of a file, with those given one by one on top; a value that is no JSON is text."""
+    merged: dict[str, Any] = {}
+    if file is not None:
+        try:
+            merged = json.loads(file.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise Misused(f"--params {file} cannot be read: {error}") from None
+        if not isinstance(merged, dict):
+            raise Misused(f"--params {file} must hold a JSON object.")
+    for assignment in assignments:
+        name, separator, value = assignment.partition("=")
+        if not separator or not name:
+            raise Misused(f"--param {assignment!r} must look like NAME=VALUE.")
+        try:
+            merged[name] = json.loads(value)
+        except ValueError:
+            merged[name] = value
+    return merged
+
+
+def watch_to_end(api: "Api", job_id: str, *, as_json: bool) -> list[dict[str, Any]]:
+    """Watch a chain on whatever screen there is and return the jobs as they ended."""
+    from app.cli.output import console, is_terminal
+    from app.cli.watch import JsonScreen, PlainScreen, watch_chain
+
+    if as_json:
+        return watch_chain(api, job_id, JsonScreen())
+    if not is_terminal():
+        return watch_chain(api, job_id, PlainScreen())
+    from app.cli.watch_screen import LiveScreen
+
+    with LiveScreen(console()) as screen:
+        return watch_chain(api, job_id, screen)
+
+
+def _watch(api: "Api", job_id: str, *, as_json: bool) -> None:
+    try:
+        ended = watch_to_end(api, job_id, as_json=as_json)
+    except KeyboardInterrupt:
+        typer.echo(
+            f"\nThe job goes on. Come back: deepe jobs watch {job_id}; end it: deepe jobs cancel {job_id}", err=True
+        )
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+    if any(job["status"] != "succeeded" for job in ended):
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _act(job: str, action: str, body: Any = None, *, url: str, as_json: bool) -> dict[str, Any]:
+    from app.cli.client import Api, segment
+    from app.cli.output import print_json, write
+
+    with Api(url) as api:
+        document: dict[str, Any] = api.post(f"/jobs/{segment(job)}:{action}", body)
+    if as_json:
+        print_json(document)
+    else:
+        write(f"{document['id']}  {document['status']}\n")
+    return document
+
+
+def _progress_cell(job: dict[str, Any]) -> str:
+    progress = job.get("progress") or {}
+    if job["status"] == "failed":
+        return str(job.get("reason") or "")
+    percent = progress.get("percent")
+    return "" if percent is None or job["status"] == "succeeded" else f"{percent:.0f} %"
+
+
+def _method_cell(job: dict[str, Any]) -> str | None:
+    method = job["method"]
+    return f"{method['name']} (version {method['version']})" if method else job["environment"]

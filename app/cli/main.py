@@ -1,0 +1,55 @@
+"""The root of the `deepe` command. Everything heavy is imported by the command that needs it."""
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+import typer
+
+from app.cli import jobs, methods, models, service
+from app.cli import license as license_commands
+from app.cli.dev import dev
+from app.cli.doctor import doctor
+from app.cli.exits import EXIT_CODE_HELP, ReportingGroup
+
+SERVICE = "Run the service"
+WORK = "Work with a service"
+UPKEEP = "Look after it"
+
+app = typer.Typer(
+    name="deepe",
+    cls=ReportingGroup,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Training methods as a service: register, train, save, deploy and ask fine-tuned models.",
+    epilog=EXIT_CODE_HELP,
+)
+
+
+@app.callback()
+def root(
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and end.", is_eager=True)] = False,
+) -> None:
+    if show_version:
+        typer.echo(f"deepe {product_version()}")
+        raise typer.Exit
+
+
+def product_version() -> str:
+    """Return the installed version; a source tree that was never installed has none."""
+    try:
+        return version("deepextension")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+app.command(rich_help_panel=SERVICE)(dev)
+app.command(rich_help_panel=SERVICE)(service.serve)
+app.command(rich_help_panel=SERVICE)(service.worker)
+app.add_typer(methods.app, name="methods", rich_help_panel=WORK)
+app.add_typer(jobs.app, name="jobs", rich_help_panel=WORK)
+app.add_typer(models.app, name="models", rich_help_panel=WORK)
+app.command(rich_help_panel=UPKEEP)(service.migrate)
+app.command(rich_help_panel=UPKEEP)(service.settings)
+app.command(rich_help_panel=UPKEEP)(doctor)
+app.add_typer(license_commands.app, name="license", rich_help_panel=UPKEEP)

@@ -1,0 +1,241 @@
+"""`deepe methods`: list, show, create, validate, delete and copy methods; their files and parameters."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from app.cli.exits import CliFailure, ExitCode
+from app.cli.options import DEFAULT_URL, AsJson, Limit, Url
+
+if TYPE_CHECKING:
+    from app.cli.client import Api
+
+app = typer.Typer(no_args_is_help=True, help="Training methods: recipes of how models are made.")
+
+Method = Annotated[str, typer.Argument(metavar="METHOD", help="Name or id of the method.")]
+DefinitionFile = Annotated[
+    Path, typer.Argument(metavar="FILE", help="The method as JSON, TOML or YAML; - reads JSON from stdin.")
+]
+Scripts = Annotated[
+    list[Path] | None,
+    typer.Option("--script", "-s", help="Python file to upload to the script root first. May be repeated."),
+]
+
+
+@app.command("list")
+def list_methods(
+    training_type: Annotated[str | None, typer.Option("--type", help="Only methods of this training type.")] = None,
+    technique: Annotated[str | None, typer.Option("--technique", help="Only methods with this label.")] = None,
+    text: Annotated[str | None, typer.Option("--text", "-q", help="Only methods that mention this.")] = None,
+    limit: Limit = 100,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """List the methods."""
+    from app.cli.client import Api
+    from app.cli.output import print_json, print_table
+
+    with Api(url) as api:
+        filters = {"training_type": training_type, "technique": technique, "q": text}
+        methods = list(api.items("/methods", filters, limit=limit))
+    if as_json:
+        print_json({"items": methods})
+        return
+    rows = [
+        (
+            method["name"],
+            method["training_type"],
+            method["technique"],
+            " → ".join(method["lifecycle"]),
+            method["version"],
+            "example" if method["read_only"] else "",
+        )
+        for method in methods
+    ]
+    print_table(("name", "type", "technique", "lifecycle", "version", ""), rows, nothing="No methods.")
+
+
+@app.command()
+def show(method: Method, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Show a method and whether it could run now."""
+    from app.cli.client import Api, segment
+    from app.cli.output import print_fields, print_json
+
+    with Api(url) as api:
+        document = api.get(f"/methods/{segment(method)}")
+        readiness = api.get(f"/methods/{segment(method)}/readiness")
+    if as_json:
+        print_json({**document, "readiness": readiness})
+        return
+    stages = {name: f"{stage.get('file')}  in {stage.get('conda_env')}" for name, stage in document["stages"].items()}
+    changed = [file["file"] for file in document["files"] if file["state"] != "unchanged"]
+    print_fields(
+        {
+            "name": document["name"],
+            "id": document["id"],
+            "version": f"{document['version']} ({document['source']})",
+            "description": document["description"],
+            "type": document["training_type"],
+            "technique": document["technique"],
+            "lifecycle": " → ".join(document["lifecycle"]),
+            **stages,
+            "deployment": document["deployment"],
+            "edited on disk": ", ".join(changed),
+            "read-only": "an example: copy it to change it" if document["read_only"] else None,
+            "ready": "yes" if readiness["ready"] else "no",
+        }
+    )
+    _print_unready(readiness)
+
+
+@app.command()
+def create(
+    file: DefinitionFile,
+    script: Scripts = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace scripts that are there and differ.")] = False,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Add a method (commercial licence). Everything that is wrong with it is said at once."""
+    from app.cli.client import Api
+    from app.cli.definitions import read_document
+    from app.cli.output import print_json, write
+
+    definition = read_document(file)
+    with Api(url) as api:
+        for path in script or ():
+            upload_script(api, path, replace=replace)
+        method = api.post("/methods", definition)
+    if as_json:
+        print_json(method)
+    else:
+        write(f"{method['id']}  {method['name']}\n")
+
+
+@app.command()
+def validate(
+    file: DefinitionFile,
+    method: Annotated[str | None, typer.Option("--method", help="The method that this would replace.")] = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Say everything that creating the method would say; ends with 1 if it would be refused."""
+    from app.cli.client import Api
+    from app.cli.definitions import read_document
+    from app.cli.output import console, print_json, print_table
+
+    query = "" if method is None else f"?method={_segment(method)}"
+    with Api(url) as api:
+        answer = api.post(f"/methods:validate{query}", read_document(file))
+    if as_json:
+        print_json(answer)
+    elif answer["valid"]:
+        console().print("valid", style="green")
+        _print_unready(answer["readiness"])
+    else:
+        rows = [(entry["pointer"], entry["code"], entry["detail"]) for entry in answer["violations"]]
+        print_table(("where", "code", "what to do"), rows, nothing="")
+    if not answer["valid"]:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+@app.command()
+def delete(
+    method: Method,
+    jobs: Annotated[
+        str | None, typer.Option("--jobs", help="What becomes of its queued and running jobs: cancel or keep.")
+    ] = None,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Delete a method (commercial licence). Its jobs and models stay."""
+    from app.cli.client import Api
+
+    with Api(url) as api:
+        api.delete(f"/methods/{_segment(method)}", {"jobs": jobs})
+
+
+@app.command()
+def copy(
+    method: Method,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What the copy is called.")],
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Copy a method with its scripts (commercial licence)."""
+    from app.cli.client import Api
+    from app.cli.output import print_json, write
+
+    with Api(url) as api:
+        made = api.post(f"/methods/{_segment(method)}:copy", {"name": name})
+    if as_json:
+        print_json(made)
+    else:
+        write(f"{made['id']}  {made['name']}\n")
+
+
+@app.command()
+def upload(
+    method: Method,
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="training, saving, inference-customized, ...")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The Python file.")],
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Replace the file of a stage; makes a new version of the method."""
+    from app.cli.client import Api
+    from app.cli.output import print_json, write
+
+    content = _read(file)
+    with Api(url) as api:
+        path = f"/methods/{_segment(method)}/files/{_segment(stage)}"
+        changed = api.put_bytes(path, content, etag=api.etag(path))
+    if as_json:
+        print_json(changed)
+    else:
+        write(f"{changed['name']} is now version {changed['version']}\n")
+
+
+def upload_script(api: "Api", path: Path, *, replace: bool) -> None:
+    """Put a file into the script root; the same bytes there already are fine, others only with `replace`."""
+    from app.cli.client import ServiceRefused
+
+    content, target = _read(path), f"/scripts/{_segment(path.name)}"
+    there = api.bytes_or_none(target)
+    if there is not None and there[0] == content:
+        return
+    if there is not None and not replace:
+        raise CliFailure(
+            f"The script root already has another {path.name}.",
+            notes=("Replace it with --replace, or give the file another name.",),
+        )
+    try:
+        api.put_bytes(target, content, etag=there[1] if there else None)
+    except ServiceRefused as refused:
+        refused.notes = (f"while uploading {path}", *refused.notes)
+        raise
+
+
+def _print_unready(readiness: dict[str, Any]) -> None:
+    from app.cli.output import print_table
+
+    rows = [
+        (stage["stage"], stage["environment"], problem["detail"])
+        for stage in readiness["stages"]
+        for problem in stage["problems"]
+    ]
+    if rows:
+        print_table(("stage", "environment", "not ready because"), rows, nothing="")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CliFailure(f"{path}: {error.strerror}") from None
+
+
+def _segment(name: str) -> str:
+    from app.cli.client import segment
+
+    return segment(name)

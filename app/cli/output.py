@@ -1,0 +1,140 @@
+"""What the commands print: consoles, JSON, tables, times. Everything for machines goes to stdout, talk to stderr."""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+STATUS_STYLES = {
+    "queued": "dim",
+    "launching": "cyan",
+    "running": "cyan",
+    "stopping": "yellow",
+    "succeeded": "green",
+    "failed": "bold red",
+    "cancelled": "yellow",
+    "ok": "green",
+    "warn": "yellow",
+    "fail": "bold red",
+}
+
+
+def console() -> "Console":
+    """Return a console on the present stdout."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def errors() -> "Console":
+    """Return a console on the present stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def is_terminal() -> bool:
+    """Say whether a person watches stdout."""
+    return sys.stdout.isatty()
+
+
+def print_json(document: Any) -> None:
+    """Print one document, indented for people when they watch."""
+    text = json.dumps(document, ensure_ascii=False, indent=2 if is_terminal() else None)
+    write(text + "\n")
+
+
+def print_json_line(document: Any) -> None:
+    """Print one line of a stream at once."""
+    write(json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n")
+
+
+def write(text: str) -> None:
+    """Write to stdout as it is; characters that its encoding lacks do not end the program."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    sys.stdout.flush()
+
+
+def styled(status: str) -> "Markup":
+    """Return `status` in its colour, as Rich markup."""
+    style = STATUS_STYLES.get(status)
+    return Markup(f"[{style}]{status}[/]" if style else status)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> "Table":
+    """Return a plain table; cells are Rich markup only where they come from `styled`."""
+    from rich import box
+    from rich.table import Table
+
+    drawn = Table(*columns, box=box.SIMPLE, pad_edge=False, header_style="bold")
+    for column in drawn.columns:
+        column.overflow = "fold"
+    for row in rows:
+        drawn.add_row(*(_cell(value) for value in row))
+    return drawn
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, nothing: str) -> None:
+    """Print a table, or the sentence `nothing` when it would be empty."""
+    console().print(table(columns, rows) if rows else nothing)
+
+
+def print_fields(fields: Mapping[str, object]) -> None:
+    """Print one thing: a name and a value on each line, values that are empty left out."""
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in fields.items():
+        if value not in (None, "", [], {}):
+            grid.add_row(name, _cell(value))
+    console().print(grid)
+
+
+def ago(moment: str | None, *, now: datetime | None = None) -> str:
+    """Return how long ago an API time was, in the largest unit that is not zero."""
+    if not moment:
+        return ""
+    seconds = ((now or datetime.now(UTC)) - datetime.fromisoformat(moment)).total_seconds()
+    if seconds < 5:
+        return "now"
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{int(seconds // length)} {unit} ago"
+    return f"{int(seconds)} s ago"
+
+
+def duration(seconds: float | None) -> str:
+    """Return `1:02:03`, `2:03` or `4.5 s`."""
+    if seconds is None or seconds < 0:
+        return ""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Markup(str):
+    """A cell that may carry Rich markup."""
+
+    __slots__ = ()
+
+
+def _cell(value: object) -> str:
+    from rich.markup import escape
+
+    if isinstance(value, Markup):
+        return value
+    if value is None:
+        return ""
+    if isinstance(value, dict | list):
+        return escape(json.dumps(value, ensure_ascii=False))
+    return escape(str(value))

@@ -1,0 +1,185 @@
+"""Child processes of the embedded service: started in sessions of their own, kept alive, ended in order.
+
+Each child leads its own process group, so that Ctrl-C in a terminal reaches us alone and we end the others in order.
+A child that dies while it is kept is started again after a pause that doubles. If we are killed ourselves, the
+guardian (see `app.cli.guardian`) ends what we left.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from app.cli import guardian
+
+Say = Callable[[str], None]
+
+FIRST_PAUSE_SECONDS: Final = 0.5
+LONGEST_PAUSE_SECONDS: Final = 15.0
+STEADY_SECONDS: Final = 30.0
+"""A child that lived this long did not fail because it was just started: the pauses begin anew."""
+
+
+@dataclass(frozen=True)
+class ProcessSpec:
+    """What to run. `log` gets stdout and stderr; without one they go to our stderr."""
+
+    name: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    log: Path | None = None
+    grace_seconds: float = 10.0
+
+
+class Guardian:
+    """Our end of the guardian's pipe. `hold`: a descriptor that it keeps open until everything has ended."""
+
+    def __init__(self, *, hold: int | None = None) -> None:
+        self._lock = threading.Lock()
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", guardian.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd="/",
+            pass_fds=() if hold is None else (hold,),
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def watch(self, pid: int) -> None:
+        """Have the group that `pid` leads ended when we are gone."""
+        self._tell(f"+{pid}\n")
+
+    def forget(self, pid: int) -> None:
+        """The group has ended; its number may soon be another's."""
+        self._tell(f"-{pid}\n")
+
+    def close(self) -> None:
+        """Let the guardian end what it still watches, and wait for it."""
+        with contextlib.suppress(OSError):
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+        self._process.wait()
+
+    def _tell(self, line: str) -> None:
+        with self._lock, contextlib.suppress(OSError):  # it was killed: then nobody guards, and the service goes on
+            assert self._process.stdin is not None
+            self._process.stdin.write(line.encode())
+            self._process.stdin.flush()
+
+
+class ManagedProcess:
+    """One child. `start`, look at it until it is ready, `keep` it alive, `stop` it."""
+
+    def __init__(self, spec: ProcessSpec, *, guardian: Guardian, say: Say) -> None:
+        self.spec = spec
+        self._guardian = guardian
+        self._say = say
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started_at = 0.0
+        self._changing = threading.Lock()
+        self._stopping = threading.Event()
+        self._keeper: threading.Thread | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The running child, if there is one at this moment."""
+        process = self._process
+        return process.pid if process is not None and process.returncode is None else None
+
+    def start(self) -> None:
+        """Start the child; an old log of a run before is replaced."""
+        self._spawn(mode="wb")
+
+    def exit_code(self) -> int | None:
+        """Return how the child ended before it was kept, None while it runs."""
+        assert self._process is not None
+        return self._process.poll()
+
+    def keep(self) -> None:
+        """From now on start the child again whenever it ends."""
+        self._keeper = threading.Thread(target=self._keep, name=f"keep-{self.spec.name}", daemon=True)
+        self._keeper.start()
+
+    def stop(self, *, grace_seconds: float | None = None) -> None:
+        """End the child: TERM, a grace, KILL to its whole group. Safe to call twice and before `start`."""
+        self._stopping.set()
+        with self._changing:
+            process = self._process
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            process.wait(self.spec.grace_seconds if grace_seconds is None else grace_seconds)
+        except subprocess.TimeoutExpired:
+            self._say(f"{self.spec.name} does not end; killing it")
+        self._end_group(process)
+        if self._keeper is not None:
+            self._keeper.join()
+
+    def log_tail(self, lines: int = 15) -> list[str]:
+        """Return the last lines of the child's log."""
+        if self.spec.log is None or not self.spec.log.is_file():
+            return []
+        return self.spec.log.read_text("utf-8", "replace").splitlines()[-lines:]
+
+    def _keep(self) -> None:
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            process = self._process
+            assert process is not None
+            code = process.wait()
+            if self._stopping.is_set():
+                return
+            self._end_group(process)
+            if time.monotonic() - self._started_at > STEADY_SECONDS:
+                pause = FIRST_PAUSE_SECONDS
+            self._say(f"{self.spec.name} ended ({describe_exit(code)}); starting it again in {pause:g} s")
+            if self._stopping.wait(pause):
+                return
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            with self._changing:
+                if self._stopping.is_set():
+                    return
+                self._spawn(mode="ab")
+
+    def _spawn(self, *, mode: str) -> None:
+        with contextlib.ExitStack() as files:
+            output = files.enter_context(self.spec.log.open(mode)) if self.spec.log else sys.stderr
+            self._process = subprocess.Popen(
+                self.spec.argv,
+                env=dict(self.spec.env),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        self._started_at = time.monotonic()
+        self._guardian.watch(self._process.pid)
+
+    def _end_group(self, process: "subprocess.Popen[bytes]") -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        self._guardian.forget(process.pid)
+
+
+def describe_exit(code: int) -> str:
+    """Return `exit code 1` or `SIGKILL`."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"

@@ -1,0 +1,128 @@
+"""Commands that are the service: `serve`, `worker`, `migrate`, `settings`."""
+
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from app.cli.exits import CliFailure, Misused
+from app.cli.options import AsJson
+
+if TYPE_CHECKING:
+    from app.settings import Settings
+
+Host = Annotated[str | None, typer.Option("--host", help="Address to listen on, instead of DEEPE_HOST.")]
+Port = Annotated[
+    int | None,
+    typer.Option("--port", min=0, max=65535, help="Port to listen on, instead of DEEPE_PORT; 0: a free one."),
+]
+
+STREAMS_END_SECONDS = 3
+"""How long the API waits at its end for answers under way; event streams never end by themselves."""
+
+
+def load(**overrides: Any) -> "Settings":
+    """Return the settings, or fail with every problem they have."""
+    from app.settings import SettingsError, load_settings
+
+    try:
+        return load_settings(**overrides)
+    except SettingsError as error:
+        raise Misused("Settings cannot be used.", notes=error.problems) from None
+
+
+def serve(
+    host: Host = None,
+    port: Port = None,
+    processes: Annotated[int, typer.Option("--processes", min=1, max=64, help="API processes on this port.")] = 1,
+) -> None:
+    """Serve the HTTP API only.
+
+    DEEPE_* settings say where its database and Redis are; jobs wait until a worker is there, too.
+    """
+    import uvicorn
+
+    from app.observability import configure_logging
+
+    settings = load(host=host, port=port)
+    # the application is built in each process by its factory, which reads the environment
+    os.environ["DEEPE_HOST"], os.environ["DEEPE_PORT"] = settings.host, str(settings.port)
+    configure_logging(level=settings.log_level, form=settings.log_format)
+    uvicorn.run(
+        "app.main:create_app",
+        factory=True,
+        host=settings.host,
+        port=settings.port,
+        workers=processes,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=STREAMS_END_SECONDS,
+    )
+
+
+def worker() -> None:
+    """Run the worker of this node only.
+
+    It claims jobs, runs their stages and watches them. Stages go on when it stops; its next start adopts them.
+    """
+    load()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # the same process id, so that signals and service managers reach the worker itself
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "app.worker"])  # noqa: S606 - our own interpreter
+
+
+def migrate(
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing when all is well.")] = False,
+) -> None:
+    """Bring the database to the newest schema.
+
+    Safe to run again, and by several machines at once.
+    """
+    import asyncio
+
+    settings = load()
+    settings.home.mkdir(parents=True, exist_ok=True)
+    asyncio.run(_migrate(settings))
+    if not quiet:
+        typer.echo("The database is up to date.")
+
+
+async def _migrate(settings: "Settings") -> None:
+    from app.store.migrate import upgrade
+    from app.store.session import Database
+
+    database = Database(settings.database_url)
+    try:
+        await upgrade(database)
+    except Exception as error:
+        raise CliFailure(
+            "The database could not be brought up to date.",
+            notes=(f"{type(error).__name__}: {error}", "Look at DEEPE_DATABASE_URL with: deepe settings"),
+        ) from error
+    finally:
+        await database.close()
+
+
+def settings(as_json: AsJson = False) -> None:
+    """Show every DEEPE_* variable and its value."""
+    from dataclasses import asdict
+
+    from app.cli.output import Markup, console, print_json, table
+    from app.settings import describe_settings, unknown_variables
+
+    rows = describe_settings(load())
+    strangers = unknown_variables()
+    if as_json:
+        print_json({"settings": [asdict(row) for row in rows], "unknown": strangers})
+        return
+    lines = [
+        (Markup(f"[bold]{row.name}[/]" if row.is_set else row.name), row.current or "-", row.type, row.description)
+        for row in rows
+    ]
+    console().print(table(("variable (bold: set)", "value", "type", "meaning"), lines))
+    for name, meant in strangers.items():
+        hint = f"; did you mean {meant}?" if meant else ""
+        typer.echo(f"{name} is set, but nothing reads it{hint}", err=True)

@@ -1,0 +1,201 @@
+"""Pure parts of the command line: charts, streams of events, times, languages, parameters, ports, locks, Redis."""
+
+import json
+import socket
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from app.cli.charts import plot, sparkline
+from app.cli.exits import Misused
+from app.cli.home_lock import HomeInUse, HomeLock
+from app.cli.jobs import parameters
+from app.cli.language import accept_language
+from app.cli.output import ago, duration
+from app.cli.ports import is_free, next_free
+from app.cli.private_redis import RedisKind, arguments, choices, wheel_executable
+from app.cli.sse import StreamEvent, parse_events
+
+
+class TestSparkline:
+    def test_falls_with_its_values(self) -> None:
+        assert sparkline([3.0, 2.0, 1.0]) == "█▅▁"
+
+    def test_is_as_wide_as_asked_however_many_values(self) -> None:
+        assert len(sparkline([float(n) for n in range(10_000)], width=24)) == 24
+
+    def test_leaves_out_what_is_no_number(self) -> None:
+        assert len(sparkline([1.0, None, float("nan"), float("inf"), 2.0])) == 2
+
+    @pytest.mark.parametrize("values", [[], [None], [float("nan")]])
+    def test_is_empty_without_values(self, values: list[float | None]) -> None:
+        assert sparkline(values) == ""
+
+    def test_is_flat_for_equal_values(self) -> None:
+        assert len(set(sparkline([2.0] * 5))) == 1
+
+
+class TestPlot:
+    def test_has_the_highest_value_at_the_top_left_and_the_lowest_at_the_bottom_right(self) -> None:
+        lines = plot([(1, 2.0), (2, 1.0), (3, 0.1)], height=4)
+
+        assert lines[0].startswith("2 ┤█")
+        assert lines[0].endswith("  ")
+        assert lines[3].startswith("0 ┤█")
+        assert "step 1" in lines[-1]
+        assert lines[-1].endswith("3")
+
+    def test_draws_every_bucket_at_least_a_little(self) -> None:
+        lines = plot([(step, 5.0 - 5.0 * step / 99) for step in range(100)], width=20, height=3)
+
+        assert " " not in lines[2].partition("┤")[2]
+
+    def test_is_empty_without_values(self) -> None:
+        assert plot([(1, None)]) == []
+
+
+class TestEventStream:
+    def test_reads_names_ids_and_data_across_chunk_borders(self) -> None:
+        wire = b'retry: 2000\n\n: heartbeat\n\nid: 7\nevent: log\ndata: {"text":"a"}\n\ndata: plain\n\n'
+        chunks = [wire[index : index + 3] for index in range(0, len(wire), 3)]
+
+        events = list(parse_events(chunks))
+
+        assert events == [StreamEvent("log", {"text": "a"}, "7"), StreamEvent("message", "plain", "7")]
+
+    def test_splits_at_line_feeds_only(self) -> None:
+        text = "one\u2028two\x85three"
+        wire = f"data: {json.dumps(text, ensure_ascii=False)}\n\n".encode()
+
+        assert [event.data for event in parse_events([wire])] == [text]
+
+    def test_drops_an_event_that_was_cut_off(self) -> None:
+        assert list(parse_events([b"event: log\ndata: {}\n"])) == []
+
+
+class TestTimes:
+    @pytest.mark.parametrize(
+        ("moment", "words"),
+        [
+            ("2026-01-02T11:59:58Z", "now"),
+            ("2026-01-02T11:59:20Z", "40 s ago"),
+            ("2026-01-02T11:30:00+00:00", "30 min ago"),
+            ("2026-01-02T02:00:00Z", "10 h ago"),
+            ("2025-12-30T12:00:00Z", "3 d ago"),
+            (None, ""),
+        ],
+    )
+    def test_says_how_long_ago(self, moment: str | None, words: str) -> None:
+        assert ago(moment, now=datetime(2026, 1, 2, 12, tzinfo=UTC)) == words
+
+    @pytest.mark.parametrize(
+        ("seconds", "words"), [(None, ""), (4.04, "4.0 s"), (123.9, "2:03"), (3723.0, "1:02:03"), (-1.0, "")]
+    )
+    def test_says_how_long(self, seconds: float | None, words: str) -> None:
+        assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("environ", "language"),
+    [
+        ({"LANG": "de_DE.UTF-8"}, "de"),
+        ({"LANG": "zh_CN.UTF-8"}, "zh"),
+        ({"LANG": "de_DE.UTF-8", "LC_ALL": "C"}, "en"),
+        ({"LC_MESSAGES": "zh-TW", "LANG": "de"}, "zh"),
+        ({"LANG": "fr_FR"}, "en"),
+        ({}, "en"),
+    ],
+)
+def test_asks_for_the_persons_language(environ: Mapping[str, str], language: str) -> None:
+    assert accept_language(environ) == language
+
+
+class TestParameters:
+    def test_takes_json_where_it_is_json_and_text_elsewhere(self) -> None:
+        given = parameters(["steps=120", "rate=1e-3", "four_bit=true", "name=my run", "eq=a=b"], None)
+
+        assert given == {"steps": 120, "rate": 0.001, "four_bit": True, "name": "my run", "eq": "a=b"}
+
+    def test_lets_single_ones_win_over_the_file(self, tmp_path: Path) -> None:
+        file = tmp_path / "params.json"
+        file.write_text('{"steps": 1, "seed": 7}')
+
+        assert parameters(["steps=2"], file) == {"steps": 2, "seed": 7}
+
+    @pytest.mark.parametrize("assignment", ["steps", "=3"])
+    def test_refuses_what_is_no_assignment(self, assignment: str) -> None:
+        with pytest.raises(Misused, match="NAME=VALUE"):
+            parameters([assignment], None)
+
+    @pytest.mark.parametrize("content", ["[1]", "{"])
+    def test_refuses_a_file_without_an_object(self, tmp_path: Path, content: str) -> None:
+        file = tmp_path / "params.json"
+        file.write_text(content)
+
+        with pytest.raises(Misused, match=r"params\.json"):
+            parameters([], file)
+
+
+class TestPorts:
+    def test_sees_a_listener_and_proposes_the_next_port(self) -> None:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            port = listener.getsockname()[1]
+
+            assert not is_free("127.0.0.1", port)
+            assert next_free("127.0.0.1", port) != port
+            assert is_free("127.0.0.1", next_free("127.0.0.1", port))
+
+
+class TestHomeLock:
+    def test_says_who_holds_the_home(self, tmp_path: Path) -> None:
+        first, second = HomeLock(tmp_path), HomeLock(tmp_path)
+        first.take(command="deepe dev")
+        first.note(url="http://127.0.0.1:8123")
+
+        with pytest.raises(HomeInUse, match=r"deepe dev \(process \d+\), which answers at http://127\.0\.0\.1:8123"):
+            second.take(command="deepe demo")
+
+    def test_can_be_taken_after_it_was_given_back(self, tmp_path: Path) -> None:
+        first, second = HomeLock(tmp_path), HomeLock(tmp_path)
+        first.take(command="deepe dev")
+        first.release()
+
+        second.take(command="deepe demo")
+
+        second.release()
+
+
+class TestRedisChoices:
+    def test_takes_the_configured_one_and_no_other(self) -> None:
+        found = list(choices("redis://:secret@cache:6379/1", which=lambda _: "/usr/bin/redis-server"))
+
+        assert [choice.kind for choice in found] == [RedisKind.CONFIGURED]
+        assert "secret" not in found[0].describe()
+
+    def test_prefers_the_one_on_path_to_the_wheel(self) -> None:
+        found = list(choices(None, which=lambda _: "/usr/bin/redis-server", wheel=lambda: Path("/wheel/redis")))
+
+        assert [choice.kind for choice in found] == [RedisKind.ON_PATH, RedisKind.WHEEL, RedisKind.NONE]
+
+    def test_knows_when_there_is_none(self) -> None:
+        found = list(choices(None, which=lambda _: None, wheel=lambda: None))
+
+        assert [choice.kind for choice in found] == [RedisKind.NONE]
+
+    def test_finds_the_wheels_executable_without_importing_it(self) -> None:
+        executable = wheel_executable()
+
+        assert executable is None or executable.name == "redis-server"
+
+    def test_keeps_what_a_private_one_is_told(self, tmp_path: Path) -> None:
+        words = arguments(Path("redis-server"), port=7001, data=tmp_path)
+
+        options = dict(zip(words[1::2], words[2::2], strict=True))
+        assert options["--bind"] == "127.0.0.1"
+        assert options["--appendonly"] == "yes"
+        assert options["--maxmemory-policy"] == "noeviction"
+        assert options["--dir"] == str(tmp_path)
