@@ -73,7 +73,7 @@ def _names(original: str, method_name: str) -> Iterator[str]:
 
 
 def _slug(name: str) -> str:
-    kept = "".join(c if c.isalnum() or c in "_-" else "-" for c in normal_name(name).casefold())
+    kept = "".join(c if c.isalnum() or c in "_-" else "-" for c in normal_name(name).lower())
     return normal_name(kept)[:_MAX_SLUG].strip("-") or "copy"
 
 

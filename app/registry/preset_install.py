@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -17,7 +18,7 @@ from app.domain.enums import Platform, VersionSource
 from app.domain.errors import NotFound
 from app.presets import catalogue
 from app.presets.catalogue import PresetManifest
-from app.registry.environment_spec import parse_spec, spec_hash
+from app.registry.environment_spec import BASE_SPEC, parse_spec, spec_hash
 from app.registry.method_files import MethodFiles, PinnedFile, Pins, stage_files
 from app.registry.method_record import Method, method_of
 from app.registry.methods import Clock, MethodRegistry
@@ -27,6 +28,7 @@ from app.registry.scripts import digest_of
 from app.store import environments, presets, registry_facts
 from app.store import methods as method_store
 from app.store.methods import NameTaken
+from app.store.registry_facts import BASE_ENVIRONMENT
 from app.store.tables import PresetRow
 
 logger = logging.getLogger(__name__)
@@ -113,16 +115,16 @@ class PresetInstaller:
         return [_status(manifest, rows.get(manifest.name)) for manifest in catalogue.load_manifests()]
 
     async def _install_environments(self, session: AsyncSession) -> None:
-        for name, file in catalogue.environment_specs().items():
-            spec = file.read_text("utf-8")
-            now = self._clock()
-            await environments.ensure_shipped(session, name, spec=spec, spec_hash=spec_hash(parse_spec(spec)), now=now)
+        specs = {name: file.read_text("utf-8") for name, file in catalogue.environment_specs().items()}
+        for name, spec in {BASE_ENVIRONMENT: BASE_SPEC, **specs}.items():
+            digest, now = spec_hash(parse_spec(spec)), self._clock()
+            await environments.ensure_shipped(session, name, spec=spec, spec_hash=digest, now=now)
 
     async def _install(self, session: AsyncSession, manifest: PresetManifest) -> Method:
         if await method_store.name_is_taken(session, manifest.name):
             raise NameTaken(name=manifest.name)
         await method_store.lock_scripts(session)
-        definition = MethodDefinition.model_validate(manifest.definition)
+        definition = _definition(manifest)
         pins = await asyncio.to_thread(self._pin, manifest, definition, {})
         method = await self._registry.insert(
             session,
@@ -142,7 +144,7 @@ class PresetInstaller:
             await method_store.lock_scripts(session)
             row = await method_store.get(session, known.method_id, lock=True)
             before = method_of(row, await method_store.get_version(session, row)).files
-            definition = MethodDefinition.model_validate(manifest.definition)
+            definition = _definition(manifest)
             pins = await asyncio.to_thread(self._pin, manifest, definition, {p.file: p for p in before.values()})
             values = {"preset_version": manifest.version}
             await self._registry.new_version(session, row, definition, pins, source=VersionSource.PRESET, values=values)
@@ -150,17 +152,16 @@ class PresetInstaller:
 
     def _pin(self, manifest: PresetManifest, definition: MethodDefinition, before: Mapping[str, PinnedFile]) -> Pins:
         """Put the shipped files where nothing of somebody else's stands; return what the method pins."""
-        shipped = {path: self._put(path, before.get(path)) for path in map(script_path, manifest.files)}
+        shipped = {path: self._put(file, path, before.get(path)) for file, path in _installed_paths(manifest).items()}
         pins = {stage: shipped[script_path(file)] for stage, file in stage_files(definition).items()}
         if manifest.read_only:
             return pins
         check = self._files.check(definition)
         self._files.keep(check)
-        broken = {violation.pointer for violation in check.violations}
-        return pins if broken else {**pins, **check.pins}
+        return pins if check.violations else check.pins
 
-    def _put(self, path: str, before: PinnedFile | None) -> PinnedFile:
-        content = catalogue.script_path(path).read_bytes()
+    def _put(self, shipped: str, path: str, before: PinnedFile | None) -> PinnedFile:
+        content = catalogue.script_path(shipped).read_bytes()
         self._files.versions.put(content)
         if not self._files.scripts.create(path, content) and before is not None:
             present = self._files.scripts.digest(path)
@@ -168,6 +169,32 @@ class PresetInstaller:
                 self._files.scripts.write(path, content)
         digest = digest_of(content)
         return PinnedFile(file=path, sha256=digest.sha256, size=digest.size)
+
+
+def _installed_paths(manifest: PresetManifest) -> dict[str, str]:
+    """Return where each shipped file of the preset stands in the script root.
+
+    What a template shares with a read-only example becomes a file of its own: adapting one must not break the other.
+    """
+    if manifest.read_only:
+        return {file: script_path(file) for file in manifest.files}
+    examples = {file for other in catalogue.load_manifests() if other.read_only for file in other.files}
+    own = manifest.name.casefold()
+    return {file: script_path(f"{own}_{file}" if file in examples else file) for file in manifest.files}
+
+
+def _definition(manifest: PresetManifest) -> MethodDefinition:
+    """Return the preset's definition, with its files where they are installed."""
+    paths = _installed_paths(manifest)
+    wire = dict(manifest.definition)
+    wire["stages"] = {name: _moved(config, paths) for name, config in wire.get("stages", {}).items()}
+    if "deployment" in wire:
+        wire["deployment"] = _moved(wire["deployment"], paths)
+    return MethodDefinition.model_validate(wire)
+
+
+def _moved(config: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, Any]:
+    return {**config, "file": paths[config["file"]]} if "file" in config else dict(config)
 
 
 def _status(manifest: PresetManifest, row: PresetRow | None) -> PresetStatus:

@@ -17,12 +17,13 @@ from app.api.routes import methods, presets, scripts
 from app.domain.enums import Platform
 from app.registry.method_services import MethodServices, method_services
 from app.registry.platforms import PlatformChoice
+from app.registry.script_paths import script_path
 from app.store import jobs
 from app.store.home import Home
 from app.store.session import Database
 
 BASE_URL = "http://127.0.0.1:8000"
-MAX_SCRIPT_BYTES = 4096
+MAX_SCRIPT_BYTES = 100_000
 SOURCE = b"print('hello')\n"
 
 
@@ -58,8 +59,9 @@ class MethodsApp:
         """Create a method over HTTP; its file is put there if it is missing."""
         wanted = definition(**overrides)
         for stage in wanted["stages"].values():
-            if not (self.home.scripts / stage["file"]).exists():
-                self.script(stage["file"])
+            path = script_path(stage["file"])
+            if not (self.home.scripts / path).exists():
+                self.script(path)
         response = await self.client.post("/api/v1/methods", json=wanted)
         assert response.status_code == 201, response.text
         body: dict[str, Any] = response.json()

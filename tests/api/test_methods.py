@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.store.session import Database
-from tests.api.client import SOURCE, MethodsApp, definition, methods_app, tag_of
+from tests.api.client import MAX_SCRIPT_BYTES, SOURCE, MethodsApp, definition, methods_app, tag_of
 
 URL = "/api/v1/methods"
 
@@ -83,7 +83,7 @@ class TestCreateMethod:
         (app.home.root / "outside.py").write_bytes(SOURCE)
         (app.home.scripts / "link.py").symlink_to(app.home.root / "outside.py")
         (app.home.scripts / "folder.py").mkdir()
-        app.script("big.py", b"#" * 5000)
+        app.script("big.py", b"#" * (MAX_SCRIPT_BYTES + 1))
         app.script("binary.py", b"\x7fELF\x00\xff")
 
         response = await app.client.post(URL, json=definition(stages={"training": {"file": file, "conda_env": "base"}}))

@@ -1,0 +1,95 @@
+"""Which bytes a job runs, whatever happens to the files on disk."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from app.domain.enums import Stage, VersionSource
+from app.domain.errors import InvalidRequest
+from app.registry.method_record import Method
+from app.registry.method_runs import FileModified, script_to_run
+from app.store.session import Database
+from tests.api.client import SOURCE, MethodsApp, methods_app
+
+EDITED = b"print('edited')\n"
+
+
+@pytest.fixture
+async def app(database: Database, tmp_path: Path) -> AsyncIterator[MethodsApp]:
+    async with methods_app(database, tmp_path / "home") as running:
+        yield running
+
+
+async def pin(app: MethodsApp, method: str) -> Method:
+    async with app.database.writing() as session:
+        return await app.services.runs.pin_for_run(session, method)
+
+
+class TestPinForRun:
+    async def test_an_unchanged_method_runs_its_newest_version(self, app: MethodsApp) -> None:
+        await app.create()
+
+        assert (await pin(app, "finance")).version == 1
+
+    async def test_an_edit_on_disk_becomes_a_version_once(self, app: MethodsApp) -> None:
+        await app.create()
+        app.script("train.py", EDITED)
+
+        first, second = await pin(app, "finance"), await pin(app, "finance")
+
+        assert (first.version, first.source) == (2, VersionSource.DISK)
+        assert second == first
+        assert app.services.files.versions.get(first.files[Stage.TRAINING].sha256) == EDITED
+
+    async def test_an_edit_that_is_not_python_is_refused_with_its_line(self, app: MethodsApp) -> None:
+        await app.create()
+        app.script("train.py", b"x = 1\nif x\n")
+
+        with pytest.raises(InvalidRequest) as refused:
+            await pin(app, "finance")
+
+        (violation,) = refused.value.violations()
+        assert (violation.pointer, violation.code) == ("/stages/training/file", "invalid_python")
+        assert violation.params["line"] == 2
+
+    async def test_a_missing_file_is_no_edit(self, app: MethodsApp) -> None:
+        await app.create()
+        (app.home.scripts / "train.py").unlink()
+
+        assert (await pin(app, "finance")).version == 1
+
+    async def test_an_edited_read_only_example_is_refused(self, app: MethodsApp) -> None:
+        async with app.database.writing() as session:
+            await app.services.presets.install_presets(session)
+        app.script("sft-demo.py", EDITED)
+
+        with pytest.raises(FileModified):
+            await pin(app, "SFT-Demo")
+
+
+class TestScriptToRun:
+    async def test_runs_in_place_while_the_root_holds_the_bytes(self, app: MethodsApp) -> None:
+        await app.create()
+
+        script = script_to_run(app.services.files, (await pin(app, "finance")).files[Stage.TRAINING])
+
+        assert script.in_place
+        assert script.path == app.home.scripts / "train.py"
+        assert script.import_paths == (app.home.scripts,)
+
+    @pytest.mark.parametrize("present", [EDITED, None])
+    async def test_runs_the_stored_bytes_when_they_were_changed(self, app: MethodsApp, present: bytes | None) -> None:
+        await app.create(stages={"training": {"file": "deep/train.py", "conda_env": "base"}})
+        pinned = (await pin(app, "finance")).files[Stage.TRAINING]
+        if present is None:
+            (app.home.scripts / "deep/train.py").unlink()
+        else:
+            app.script("deep/train.py", present)
+
+        script = script_to_run(app.services.files, pinned)
+
+        assert not script.in_place
+        assert script.path.name == "train.py"
+        assert script.path.read_bytes() == SOURCE
+        assert script.import_paths == (app.home.scripts / "deep", app.home.scripts)

@@ -1,0 +1,299 @@
+"""Shipped methods: installed once, upgraded without touching anybody's work, gone when deleted."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from app.domain.enums import Platform
+from app.presets import catalogue
+from app.presets.catalogue import PresetManifest
+from app.registry.platforms import this_machine, wanted_platforms
+from app.store.nodes import register_node
+from app.store.session import Database
+from tests.api.client import MethodsApp, methods_app, tag_of
+
+EDITED = b"print('mine')\n"
+URL = "/api/v1/methods"
+
+
+@pytest.fixture
+async def app(database: Database, tmp_path: Path) -> AsyncIterator[MethodsApp]:
+    async with methods_app(database, tmp_path / "home") as running:
+        yield running
+
+
+async def install(app: MethodsApp) -> list[str]:
+    async with app.database.writing() as session:
+        return await app.services.presets.install_presets(session)
+
+
+async def names(app: MethodsApp) -> list[str]:
+    return [method["name"] for method in (await app.client.get(f"{URL}?sort=name")).json()["items"]]
+
+
+def ship(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **contents: bytes) -> None:
+    """Let the product ship version 2 of everything, with other bytes for some files (`sft_demo`: sft-demo.py)."""
+    upgraded = tuple(
+        manifest.model_copy(update={"version": manifest.version + 1}) for manifest in catalogue.load_manifests()
+    )
+    original = catalogue.script_path
+
+    def shipped(name: str) -> Path:
+        content = contents.get(name.removesuffix(".py").replace("-", "_"))
+        if content is None:
+            return original(name)
+        (tmp_path / name).write_bytes(content)
+        return tmp_path / name
+
+    monkeypatch.setattr(catalogue, "load_manifests", lambda: upgraded)
+    monkeypatch.setattr(catalogue, "script_path", shipped)
+
+
+def apple_preset() -> PresetManifest:
+    (custom,) = [manifest for manifest in catalogue.load_manifests() if manifest.name == "Custom01"]
+    definition = {**custom.definition, "name": "For-Macs"}
+    return custom.model_copy(
+        update={"name": "For-Macs", "platforms": (Platform.APPLE,), "definition": definition, "read_only": True}
+    )
+
+
+class TestInstallPresets:
+    async def test_brings_the_methods_and_their_files(self, app: MethodsApp) -> None:
+        assert await install(app) == ["Custom01", "Custom02", "SFT-Demo"]
+
+        sft = (await app.client.get(f"{URL}/SFT-Demo")).json()
+        assert (sft["read_only"], sft["source"], sft["disk_changed"]) == (True, "preset", False)
+        assert sft["stages"]["training"]["file"] == "sft-demo.py"
+        assert (app.home.scripts / "sft-demo.py").is_file()
+        assert (app.home.scripts / "custom01.py").is_file()
+        assert not (app.home.scripts / "train_callback.py").exists()
+
+    async def test_a_second_start_changes_nothing(self, app: MethodsApp) -> None:
+        await install(app)
+        before = (await app.client.get(URL)).json()
+
+        assert await install(app) == []
+        assert (await app.client.get(URL)).json() == before
+
+    async def test_several_processes_may_start_at_once(self, app: MethodsApp) -> None:
+        installed = await asyncio.gather(*(install(app) for _ in range(4)))
+
+        assert sorted(map(len, installed)) == [0, 0, 0, 3]
+        assert await names(app) == ["Custom01", "Custom02", "SFT-Demo"]
+
+    async def test_no_file_is_shared_with_what_everybody_adapts(self, app: MethodsApp) -> None:
+        await install(app)
+        methods = [(await app.client.get(f"{URL}/{name}")).json() for name in await names(app)]
+
+        adapted = {file["file"] for method in methods if not method["read_only"] for file in method["files"]}
+        examples = {file["file"] for method in methods if method["read_only"] for file in method["files"]}
+
+        assert adapted
+        assert examples
+        assert adapted.isdisjoint(examples)
+
+    async def test_a_file_of_the_users_own_is_left_alone(self, app: MethodsApp) -> None:
+        app.script("custom01.py", EDITED)
+        app.script("sft-demo.py", EDITED)
+
+        await install(app)
+
+        assert (app.home.scripts / "custom01.py").read_bytes() == EDITED
+        assert (app.home.scripts / "sft-demo.py").read_bytes() == EDITED
+        assert (await app.client.get(f"{URL}/Custom01")).json()["disk_changed"] is False
+        assert (await app.client.get(f"{URL}/SFT-Demo")).json()["disk_changed"] is True
+
+    async def test_a_method_of_the_users_own_keeps_its_name(self, app: MethodsApp) -> None:
+        mine = await app.create(name="sft-demo")
+
+        assert await install(app) == ["Custom01", "Custom02"]
+        assert (await app.client.get(f"{URL}/SFT-Demo")).json()["id"] == mine["id"]
+
+    async def test_a_deleted_preset_stays_away_until_it_is_installed_again(self, app: MethodsApp) -> None:
+        await install(app)
+        tag = tag_of(await app.client.get(f"{URL}/SFT-Demo"))
+        assert (await app.client.delete(f"{URL}/SFT-Demo", headers=tag)).status_code == 204
+
+        assert await install(app) == []
+        assert await names(app) == ["Custom01", "Custom02"]
+        shown = {p["name"]: p for p in (await app.client.get("/api/v1/presets")).json()["items"]}
+        assert (shown["SFT-Demo"]["installed"], shown["SFT-Demo"]["removed"]) == (False, True)
+
+        response = await app.client.post("/api/v1/presets/SFT-Demo:install")
+        assert response.status_code == 200, response.text
+        assert await names(app) == ["Custom01", "Custom02", "SFT-Demo"]
+        again = await app.client.post("/api/v1/presets/SFT-Demo:install")
+        assert again.json()["id"] == response.json()["id"]
+
+    async def test_an_unknown_preset_is_404(self, app: MethodsApp) -> None:
+        response = await app.client.post("/api/v1/presets/Nothing:install")
+
+        assert (response.status_code, response.json()["code"]) == (404, "preset_not_found")
+
+
+class TestUpgrade:
+    async def test_brings_new_versions_of_read_only_examples(
+        self, app: MethodsApp, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        await install(app)
+        ship(monkeypatch, tmp_path, sft_demo=EDITED)
+
+        await install(app)
+
+        body = (await app.client.get(f"{URL}/SFT-Demo")).json()
+        assert (body["version"], body["preset_version"], body["disk_changed"]) == (2, 2, False)
+        assert (app.home.scripts / "sft-demo.py").read_bytes() == EDITED
+
+    async def test_leaves_an_edited_file_and_shows_it(
+        self, app: MethodsApp, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        await install(app)
+        app.script("sft-demo.py", b"print('edited by hand')\n")
+        ship(monkeypatch, tmp_path, sft_demo=EDITED)
+
+        await install(app)
+
+        assert (app.home.scripts / "sft-demo.py").read_bytes() == b"print('edited by hand')\n"
+        assert (await app.client.get(f"{URL}/SFT-Demo")).json()["disk_changed"] is True
+
+    async def test_leaves_templates_to_their_users(
+        self, app: MethodsApp, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        await install(app)
+        before = (await app.client.get(f"{URL}/Custom01")).json()
+        ship(monkeypatch, tmp_path, custom01=EDITED)
+
+        await install(app)
+
+        assert (await app.client.get(f"{URL}/Custom01")).json() == before
+
+    async def test_does_not_bring_a_deleted_preset_back(
+        self, app: MethodsApp, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        await install(app)
+        tag = tag_of(await app.client.get(f"{URL}/SFT-Demo"))
+        await app.client.delete(f"{URL}/SFT-Demo", headers=tag)
+        ship(monkeypatch, tmp_path)
+
+        await install(app)
+
+        assert await names(app) == ["Custom01", "Custom02"]
+
+
+class TestRights:
+    async def test_a_read_only_example_refuses_every_change(self, app: MethodsApp) -> None:
+        await install(app)
+        tag = tag_of(await app.client.get(f"{URL}/SFT-Demo"))
+        shipped = (app.home.scripts / "sft-demo.py").read_bytes()
+        (app.home.scripts / "alias.py").symlink_to("sft-demo.py")
+
+        patched = await app.client.patch(f"{URL}/SFT-Demo", json={"description": "x"}, headers=tag)
+        uploads = [
+            await app.client.put(url, content=EDITED, headers={"Content-Type": "text/x-python", "If-Match": "*"})
+            for url in (f"{URL}/SFT-Demo/files/training", "/api/v1/scripts/sft-demo.py", "/api/v1/scripts/alias.py")
+        ]
+
+        assert (patched.status_code, patched.json()["code"]) == (403, "preset_read_only")
+        assert [response.status_code for response in uploads] == [403, 403, 403]
+        assert (app.home.scripts / "sft-demo.py").read_bytes() == shipped
+
+    async def test_everybody_adapts_custom01_and_its_files(self, app: MethodsApp) -> None:
+        await install(app)
+        app.licence.installed = False
+
+        for stage in ("training", "saving", "inference-complete", "deployment"):
+            response = await app.client.put(
+                f"{URL}/Custom01/files/{stage}",
+                content=EDITED,
+                headers={"Content-Type": "text/x-python", "If-Match": "*"},
+            )
+            assert response.status_code == 200, response.text
+        tag = tag_of(await app.client.get(f"{URL}/Custom01"))
+        patched = await app.client.patch(f"{URL}/Custom01", json={"description": "Ours"}, headers=tag)
+
+        assert (patched.status_code, patched.json()["description"]) == (200, "Ours")
+        assert (await app.client.get(f"{URL}/SFT-Demo")).json()["disk_changed"] is False
+
+    async def test_renaming_and_deleting_a_template_needs_a_licence(self, app: MethodsApp) -> None:
+        await install(app)
+        app.licence.installed = False
+        tag = tag_of(await app.client.get(f"{URL}/Custom01"))
+
+        renamed = await app.client.patch(f"{URL}/Custom01", json={"name": "Mine"}, headers=tag)
+        deleted = await app.client.delete(f"{URL}/Custom01", headers=tag)
+
+        assert (renamed.status_code, deleted.status_code) == (403, 403)
+
+    async def test_a_copy_of_an_example_can_be_changed(self, app: MethodsApp) -> None:
+        await install(app)
+
+        copied = await app.client.post(f"{URL}/SFT-Demo:copy", json={"name": "Mine"})
+
+        assert copied.status_code == 201, copied.text
+        assert copied.json()["read_only"] is False
+        response = await app.client.put(
+            f"{URL}/Mine/files/training",
+            content=EDITED,
+            headers={"Content-Type": "text/x-python", "If-Match": "*"},
+        )
+        assert response.status_code == 200
+        assert (await app.client.get(f"{URL}/SFT-Demo")).json()["disk_changed"] is False
+
+
+class TestPlatforms:
+    async def test_a_mac_that_joins_brings_the_methods_for_macs(
+        self, app: MethodsApp, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        manifests = (*catalogue.load_manifests(), apple_preset())
+        monkeypatch.setattr(catalogue, "load_manifests", lambda: manifests)
+        app.services.presets._choice = "auto"
+        assert "For-Macs" not in await install(app)
+
+        async with app.database.writing() as session:
+            await register_node(
+                session,
+                name="mac",
+                platform=Platform.APPLE,
+                accelerators=[],
+                environments=[],
+                slots=1,
+                boot_id="1",
+                now=datetime.now(UTC),
+            )
+
+        assert await install(app) == ["For-Macs"]
+
+    def test_the_choice_of_platforms(self) -> None:
+        cpu, apple = Platform.CPU, Platform.APPLE
+
+        assert wanted_platforms("auto", machine=cpu, nodes=[apple]) == {cpu, apple}
+        assert wanted_platforms("cuda", machine=cpu, nodes=[apple]) == {Platform.CUDA}
+        assert wanted_platforms("all", machine=cpu, nodes=[]) == set(Platform)
+
+    @pytest.mark.parametrize(
+        ("trace", "platform"),
+        [
+            ("proc/driver/nvidia/version", Platform.CUDA),
+            ("usr/lib/wsl/lib/libcuda.so.1", Platform.CUDA),
+            ("etc/passwd", Platform.CPU),
+        ],
+    )
+    def test_knows_this_machine_by_its_driver(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trace: str, platform: Platform
+    ) -> None:
+        monkeypatch.setattr("sys.platform", "linux")
+        monkeypatch.setattr("shutil.which", lambda _: None)
+        (tmp_path / trace).parent.mkdir(parents=True)
+        (tmp_path / trace).touch()
+
+        assert this_machine(root=tmp_path) is platform
+
+    @pytest.mark.parametrize(("machine", "platform"), [("arm64", Platform.APPLE), ("x86_64", Platform.CPU)])
+    def test_knows_apple_silicon(self, monkeypatch: pytest.MonkeyPatch, machine: str, platform: Platform) -> None:
+        monkeypatch.setattr("sys.platform", "darwin")
+        monkeypatch.setattr("platform.machine", lambda: machine)
+
+        assert this_machine() is platform
