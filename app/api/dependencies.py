@@ -7,7 +7,13 @@ from typing import Annotated
 from fastapi import Depends, Request
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.registry.base_models import BaseModels
+from app.registry.datasets import Datasets
+from app.registry.deploy_targets import DeployTargets
+from app.registry.environments import Environments
 from app.registry.method_services import MethodServices
+from app.registry.models import Models
+from app.registry.nodes import Nodes
 from app.store.home import Home
 from app.store.session import Database
 
@@ -21,6 +27,12 @@ class Services:
     database: Database
     home: Home
     methods: MethodServices
+    base_models: BaseModels
+    datasets: Datasets
+    deploy_targets: DeployTargets
+    environments: Environments
+    nodes: Nodes
+    models: Models
 
 
 def get_services(request: Request) -> Services:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +12,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.errors import Conflict, InvalidRequest
 from app.domain.names import name_key, name_violations, normal_name
-from app.registry.base_model_card import CONFIG, PIPELINE, NotABaseModel, read_card
+from app.registry.base_model_card import CONFIG, PIPELINE, BaseModelCard, NotABaseModel, read_card
 from app.registry.resource_paths import resolve_inside, stays_inside
 from app.store import named
 from app.store.base_models import SORTABLE, get_base_model, registered_paths
@@ -20,6 +21,7 @@ from app.store.paging import Slice
 from app.store.tables import BaseModelRow
 from app.store.usage import unfinished_jobs
 
+_RESERVED: Final = "unregistered"  # GET /base-models/unregistered is an address of its own
 _DEPTH: Final = 3  # models/<organisation>/<model>, and one more
 
 
@@ -33,6 +35,15 @@ class BaseModelInUse(Conflict):
     """Unfinished jobs use the base model."""
 
     code = "base_model_in_use"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A folder whose card was read and that can be registered."""
+
+    name: str
+    folder: Path
+    card: BaseModelCard
 
 
 class BaseModels:
@@ -68,21 +79,25 @@ class BaseModels:
             text=text,
         )
 
-    async def create(self, session: AsyncSession, *, name: str, path: str, description: str) -> BaseModelRow:
-        """Register the folder `path` of `models/`."""
-        if found := name_violations(name):
+    async def prepare(self, *, name: str, path: str) -> Prepared:
+        """Read the card of the folder `path` of `models/`; it may take a while, so no statement is run."""
+        if found := name_violations(name, reserved=[_RESERVED]):
             raise InvalidRequest(found)
         folder = resolve_inside(self._home.models, path)
         if not folder.is_dir():
             raise NotABaseModel(path=path, pointer="/path")
         card = await asyncio.to_thread(read_card, folder, root=self._home.models)
+        return Prepared(name=normal_name(name), folder=folder, card=card)
+
+    async def create(self, session: AsyncSession, prepared: Prepared, *, description: str = "") -> BaseModelRow:
+        """Register what was prepared."""
         row = BaseModelRow(
             id=str(uuid4()),
-            name=normal_name(name),
-            name_key=name_key(name),
+            name=prepared.name,
+            name_key=name_key(prepared.name),
             description=description,
-            path=self._home.relative(folder),
-            card=card.model_dump(mode="json"),
+            path=self._home.relative(prepared.folder),
+            card=prepared.card.model_dump(mode="json"),
             created_at=self._clock(),
         )
         await named.insert(session, row)

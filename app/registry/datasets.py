@@ -85,6 +85,15 @@ class Validation:
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """A data set that was checked and can be registered."""
+
+    name: str
+    place: Path
+    inspection: Inspection
+
+
+@dataclass(frozen=True)
 class Preview:
     """Some rows of a data set."""
 
@@ -155,37 +164,48 @@ class Datasets:
 
     # ---- create -----------------------------------------------------------------------------------------------------
 
-    async def create(self, session: AsyncSession, *, name: str, path: str, description: str) -> DatasetRow:
-        """Register a file or folder that stands under `datasets/` already."""
+    async def prepare(self, *, name: str, path: str) -> Prepared:
+        """Check the file or folder `path` of `datasets/`; it may take seconds, so no statement is run."""
         _check_name(name)
-        inspection = await self._inspect_path(path)  # before the first statement: it may take seconds
-        place = self._home.datasets / Path(path)
-        return await self._insert(session, name=name, place=place, description=description, inspection=inspection)
+        inspection = await self._inspect_path(path)
+        _require_valid(name, inspection)
+        return Prepared(name=normal_name(name), place=self._home.datasets / Path(path), inspection=inspection)
 
-    @asynccontextmanager
-    async def received(self, chunks: AsyncIterable[bytes]) -> AsyncIterator[Path]:
-        """Yield a temporary file with all `chunks`; it is gone afterwards, whatever happens."""
-        upload = self._home.datasets / f"{UPLOAD_PREFIX}{uuid4().hex}{SUFFIX}"
-        try:
-            await _write(upload, chunks)
-            yield upload
-        finally:
-            upload.unlink(missing_ok=True)
+    async def create(self, session: AsyncSession, prepared: Prepared, *, description: str = "") -> DatasetRow:
+        """Register what was prepared."""
+        inspection = prepared.inspection
+        row = DatasetRow(
+            id=str(uuid4()),
+            name=prepared.name,
+            name_key=name_key(prepared.name),
+            description=description,
+            path=self._home.relative(prepared.place),
+            digest=inspection.digest,
+            rows=inspection.report.rows,
+            size_bytes=inspection.size_bytes,
+            columns=list(inspection.report.columns),
+            created_at=self._clock(),
+        )
+        await named.insert(session, row)
+        return row
 
     async def check_new_name(self, session: AsyncSession, name: str) -> None:
-        """Raise at once what would be raised after gigabytes of upload."""
+        """Raise what is wrong with the name of a data set to be."""
         _check_name(name, pointer="{dataset}")
         if await named.name_is_taken(session, DatasetRow, name):
             raise NameTaken(name=normal_name(name), pointer="{dataset}")
 
-    async def create_from_upload(self, session: AsyncSession, *, name: str, upload: Path) -> DatasetRow:
-        """Check the uploaded file, give it its place under `datasets/` and register it."""
-        inspection = await asyncio.to_thread(dataset_files.inspect, upload, max_characters=self._max_characters)
-        place = self._home.datasets / _file_name(name)
-        # the row first: it decides who of two may have the name
-        row = await self._insert(session, name=name, place=place, description="", inspection=inspection)
-        await asyncio.to_thread(dataset_files.place, upload, place, digest=inspection.digest)
-        return row
+    async def upload(self, session: AsyncSession, *, name: str, chunks: AsyncIterable[bytes]) -> DatasetRow:
+        """Receive a file, check it, give it its place under `datasets/` and register it; or leave nothing behind."""
+        _check_name(name, pointer="{dataset}")
+        async with self._received(chunks) as upload:
+            inspection = await asyncio.to_thread(dataset_files.inspect, upload, max_characters=self._max_characters)
+            _require_valid(name, inspection)
+            place = self._home.datasets / _file_name(name)
+            # the row first: it decides who of two may have the name
+            row = await self.create(session, Prepared(name=normal_name(name), place=place, inspection=inspection))
+            await asyncio.to_thread(dataset_files.place, upload, place, digest=inspection.digest)
+            return row
 
     # ---- use --------------------------------------------------------------------------------------------------------
 
@@ -257,24 +277,15 @@ class Datasets:
         path = resolve_inside(self._home.datasets, given)
         return dataset_files.inspect(path, max_characters=self._max_characters)
 
-    async def _insert(
-        self, session: AsyncSession, *, name: str, place: Path, description: str, inspection: Inspection
-    ) -> DatasetRow:
-        _require_valid(name, inspection)
-        row = DatasetRow(
-            id=str(uuid4()),
-            name=normal_name(name),
-            name_key=name_key(name),
-            description=description,
-            path=self._home.relative(place),
-            digest=inspection.digest,
-            rows=inspection.report.rows,
-            size_bytes=inspection.size_bytes,
-            columns=list(inspection.report.columns),
-            created_at=self._clock(),
-        )
-        await named.insert(session, row)
-        return row
+    @asynccontextmanager
+    async def _received(self, chunks: AsyncIterable[bytes]) -> AsyncIterator[Path]:
+        """Yield a temporary file with all `chunks`; it is gone afterwards, whatever happens."""
+        upload = self._home.datasets / f"{UPLOAD_PREFIX}{uuid4().hex}{SUFFIX}"
+        try:
+            await _write(upload, chunks)
+            yield upload
+        finally:
+            upload.unlink(missing_ok=True)
 
     def _path_of(self, row: DatasetRow) -> Path:
         path = self._home.absolute(row.path)

@@ -76,8 +76,10 @@ class Models:
         """Return one page of the living models."""
         return await store.page(session, wanted, sort=sort, descending=descending, after=after, limit=limit)
 
-    async def method_id_of(self, session: AsyncSession, method: str) -> str:
-        """Return the id of the method with this id or name, a deleted one too if it is an id."""
+    async def method_id_of(self, session: AsyncSession, method: str | None) -> str | None:
+        """Return the id of the living method with this id or name; else what was given, the id of a deleted one."""
+        if method is None:
+            return None
         row = await method_store.find(session, method)
         return row.id if row is not None else method
 

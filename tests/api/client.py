@@ -13,9 +13,15 @@ from fastapi import APIRouter
 from app.access.guard import CommercialLicenseRequired
 from app.api.application import HttpOptions, new_application
 from app.api.dependencies import Services
-from app.api.routes import methods, presets, scripts
+from app.api.routes import datasets, methods, presets, scripts
 from app.domain.enums import Platform
+from app.registry.base_models import BaseModels
+from app.registry.datasets import Datasets
+from app.registry.deploy_targets import DeployTargets
+from app.registry.environments import Environments
 from app.registry.method_services import MethodServices, method_services
+from app.registry.models import Models
+from app.registry.nodes import Nodes
 from app.registry.platforms import PlatformChoice
 from app.registry.script_paths import script_path
 from app.store import jobs
@@ -24,6 +30,8 @@ from app.store.session import Database
 
 BASE_URL = "http://127.0.0.1:8000"
 MAX_SCRIPT_BYTES = 100_000
+MAX_UPLOAD_BYTES = 200_000
+MAX_LINE = 400
 SOURCE = b"print('hello')\n"
 
 
@@ -85,6 +93,11 @@ def tag_of(response: httpx.Response) -> dict[str, str]:
     return {"If-Match": response.headers["etag"]}
 
 
+def utc_now() -> datetime:
+    """Return the present time."""
+    return datetime.now(UTC)
+
+
 @asynccontextmanager
 async def methods_app(
     database: Database, root: Path, *, routers: tuple[APIRouter, ...] = (), platform: PlatformChoice = "cpu"
@@ -97,14 +110,26 @@ async def methods_app(
         home=home,
         licence=licence,
         jobs=jobs,
-        clock=lambda: datetime.now(UTC),
+        clock=utc_now,
         machine=Platform.CPU,
         platform=platform,
         max_script_bytes=MAX_SCRIPT_BYTES,
     )
-    options = HttpOptions(version="test", uploads=scripts.script_uploads(MAX_SCRIPT_BYTES))
+    options = HttpOptions(
+        version="test", uploads=[*scripts.script_uploads(MAX_SCRIPT_BYTES), *datasets.dataset_uploads(MAX_UPLOAD_BYTES)]
+    )
     app = new_application(options)
-    app.state.services = Services(database=database, home=home, methods=services)
+    app.state.services = Services(
+        database=database,
+        home=home,
+        methods=services,
+        base_models=BaseModels(home=home, clock=utc_now),
+        datasets=Datasets(home=home, max_characters=MAX_LINE, clock=utc_now),
+        deploy_targets=DeployTargets(clock=utc_now),
+        environments=Environments(clock=utc_now),
+        nodes=Nodes(),
+        models=Models(database=database, home=home, clock=utc_now),
+    )
     for router in (methods.router, scripts.router, presets.router, *routers):
         app.include_router(router)
     transport = httpx.ASGITransport(app=app)

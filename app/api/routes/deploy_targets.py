@@ -1,0 +1,72 @@
+"""Deploy targets: configured places where online models are served."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Query, Response
+
+from app.api.creation import CreationDep
+from app.api.dependencies import ReadSession, ServicesDep, WriteSession
+from app.api.errors import problem_responses
+from app.api.idempotency import IdempotencyKeyReused
+from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
+from app.api.schemas.resources import DeployTargetCreate, DeployTargetRead, deploy_target_read
+from app.domain.errors import InvalidRequest
+from app.registry.deploy_targets import DeployTargetInUse
+from app.store.deploy_targets import DeployTargetNotFound
+from app.store.methods import NameTaken
+
+router = APIRouter(prefix="/api/v1", tags=["deploy targets"])
+
+Paging = Annotated[PageParams, Depends(page_params("name", "created_at", default="name"))]
+DeployTargetRef = Annotated[str, Path(description="Id or name of the deploy target.", examples=["gpu-box"])]
+"""`{deploy_target}` in the addresses."""
+
+
+@router.get("/deploy-targets", responses=problem_responses(InvalidCursor, InvalidSort))
+async def list_deploy_targets(
+    session: ReadSession,
+    services: ServicesDep,
+    paging: Paging,
+    q: Annotated[str | None, Query(description="Text to find in the name.", max_length=200)] = None,
+) -> Page[DeployTargetRead]:
+    """List the configured deploy targets; `custom` is always there and not listed."""
+    found = await services.deploy_targets.page(
+        session, sort=paging.sort, descending=paging.descending, after=paging.after, limit=paging.limit, text=q
+    )
+    return paging.page([deploy_target_read(row) for row in found.rows], found.next_position)
+
+
+@router.post(
+    "/deploy-targets",
+    status_code=201,
+    response_model=DeployTargetRead,
+    responses=problem_responses(InvalidRequest, NameTaken, IdempotencyKeyReused),
+)
+async def create_deploy_target(
+    target: DeployTargetCreate, session: WriteSession, services: ServicesDep, creation: CreationDep
+) -> Response:
+    """Configure a deploy target."""
+
+    async def create() -> DeployTargetRead:
+        row = await services.deploy_targets.create(session, name=target.name, kind=target.kind, url=target.url)
+        return deploy_target_read(row)
+
+    return await creation.answer(create, headers=lambda body: {"Location": f"/api/v1/deploy-targets/{body['id']}"})
+
+
+@router.get("/deploy-targets/{deploy_target}", responses=problem_responses(DeployTargetNotFound))
+async def get_deploy_target(
+    deploy_target: DeployTargetRef, session: ReadSession, services: ServicesDep
+) -> DeployTargetRead:
+    """Read a deploy target."""
+    return deploy_target_read(await services.deploy_targets.get(session, deploy_target))
+
+
+@router.delete(
+    "/deploy-targets/{deploy_target}",
+    status_code=204,
+    responses=problem_responses(DeployTargetNotFound, DeployTargetInUse),
+)
+async def delete_deploy_target(deploy_target: DeployTargetRef, session: WriteSession, services: ServicesDep) -> None:
+    """Delete a deploy target that no method names."""
+    await services.deploy_targets.delete(session, deploy_target)

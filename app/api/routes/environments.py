@@ -1,0 +1,99 @@
+"""Environments: conda environments that stages can name."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Query, Response
+
+from app.api.conditional import IfMatch, StaleVersion, etag_of
+from app.api.creation import CreationDep
+from app.api.dependencies import ReadSession, ServicesDep, WriteSession
+from app.api.errors import PreconditionRequired, problem_responses
+from app.api.idempotency import IdempotencyKeyReused
+from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
+from app.api.schemas.resources import EnvironmentCreate, EnvironmentRead, EnvironmentSpecReplace, environment_read
+from app.api.small_lists import page_by_name
+from app.domain.errors import InvalidRequest
+from app.registry.environment_spec import EnvironmentSpecUnreadable
+from app.registry.environments import (
+    EnvironmentInUse,
+    EnvironmentNotFound,
+    EnvironmentNotRegistered,
+    EnvironmentShipped,
+    EnvironmentView,
+)
+from app.store.methods import NameTaken
+
+router = APIRouter(prefix="/api/v1", tags=["environments"])
+
+Paging = Annotated[PageParams, Depends(page_params("name", default="name"))]
+EnvironmentRef = Annotated[str, Path(description="Name of the environment, as conda knows it.", examples=["trl"])]
+"""`{environment}` in the addresses."""
+
+_CHANGED = (EnvironmentNotFound, EnvironmentNotRegistered, EnvironmentShipped, PreconditionRequired, StaleVersion)
+
+
+@router.get("/environments", responses=problem_responses(InvalidCursor, InvalidSort))
+async def list_environments(
+    session: ReadSession,
+    services: ServicesDep,
+    paging: Paging,
+    q: Annotated[str | None, Query(description="Text to find in the name.", max_length=200)] = None,
+) -> Page[EnvironmentRead]:
+    """List the environments that are registered or on a node."""
+    views = await services.environments.views(session, text=q)
+    return page_by_name([environment_read(view) for view in views], paging, name=lambda view: view.name)
+
+
+@router.post(
+    "/environments",
+    status_code=201,
+    response_model=EnvironmentRead,
+    responses=problem_responses(InvalidRequest, NameTaken, EnvironmentSpecUnreadable, IdempotencyKeyReused),
+)
+async def create_environment(
+    environment: EnvironmentCreate, session: WriteSession, services: ServicesDep, creation: CreationDep
+) -> Response:
+    """Register an environment by name, with the spec to build it from if there is one."""
+
+    async def create() -> EnvironmentRead:
+        view = await services.environments.create(session, name=environment.name, spec=environment.spec)
+        return environment_read(view)
+
+    return await creation.answer(create, headers=lambda body: {"Location": f"/api/v1/environments/{body['name']}"})
+
+
+@router.get("/environments/{environment}", responses=problem_responses(EnvironmentNotFound))
+async def get_environment(
+    environment: EnvironmentRef, session: ReadSession, services: ServicesDep, response: Response
+) -> EnvironmentRead:
+    """Read an environment and its state on every node."""
+    return _tagged(await services.environments.get(session, environment), response)
+
+
+@router.put(
+    "/environments/{environment}", responses=problem_responses(*_CHANGED, InvalidRequest, EnvironmentSpecUnreadable)
+)
+async def replace_environment(
+    environment: EnvironmentRef,
+    replacement: EnvironmentSpecReplace,
+    session: WriteSession,
+    services: ServicesDep,
+    if_match: IfMatch,
+    response: Response,
+) -> EnvironmentRead:
+    """Replace the spec; nodes build the new environment when a job needs it."""
+    view = await services.environments.replace_spec(session, environment, spec=replacement.spec, check=if_match.require)
+    return _tagged(view, response)
+
+
+@router.delete("/environments/{environment}", status_code=204, responses=problem_responses(*_CHANGED, EnvironmentInUse))
+async def delete_environment(
+    environment: EnvironmentRef, session: WriteSession, services: ServicesDep, if_match: IfMatch
+) -> None:
+    """Delete the entry; what was built on nodes stays there."""
+    await services.environments.delete(session, environment, check=if_match.require)
+
+
+def _tagged(view: EnvironmentView, response: Response) -> EnvironmentRead:
+    response.headers["ETag"] = etag_of(view.version)
+    return environment_read(view)

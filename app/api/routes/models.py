@@ -1,0 +1,81 @@
+"""Models that jobs made: list, lineage, files, delete."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Query
+
+from app.api.dependencies import ReadSession, ServicesDep
+from app.api.errors import problem_responses
+from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
+from app.api.schemas.models import ModelFileList, ModelRead, ModelSummary, model_files, model_read, model_summary
+from app.domain.enums import ModelState, TrainingType
+from app.registry.models import ModelInUse
+from app.registry.unloading import DeployTargetUnreachable
+from app.store.models import ModelFilter, ModelNameAmbiguous, ModelNotFound
+
+router = APIRouter(prefix="/api/v1", tags=["models"])
+
+Paging = Annotated[PageParams, Depends(page_params("created_at", "name", "size_bytes", default="-created_at"))]
+ModelRef = Annotated[
+    str, Path(description="Id or name of the model.", examples=["5b0e4c1e-9f3d-4a59-8f5e-0d6f3f8f2a11"])
+]
+"""`{model}` in the addresses."""
+
+_NAMED = (ModelNotFound, ModelNameAmbiguous)
+
+
+@router.get("/models", responses=problem_responses(InvalidCursor, InvalidSort))
+async def list_models(
+    session: ReadSession,
+    services: ServicesDep,
+    paging: Paging,
+    state: Annotated[ModelState | None, Query(description="Only models in this state.")] = None,
+    training_type: Annotated[TrainingType | None, Query(description="Only models of this type.")] = None,
+    base_model: Annotated[str | None, Query(description="Only models made from it; id or name.")] = None,
+    method: Annotated[str | None, Query(description="Only models that it made; id or name.")] = None,
+    dataset: Annotated[str | None, Query(description="Only models trained on it; id or name.")] = None,
+    q: Annotated[str | None, Query(description="Text to find in the name.", max_length=200)] = None,
+) -> Page[ModelSummary]:
+    """List the models."""
+    wanted = ModelFilter(
+        state=state,
+        training_type=training_type,
+        base_model=base_model,
+        method_id=await services.models.method_id_of(session, method),
+        dataset=dataset,
+        text=q,
+    )
+    found = await services.models.page(
+        session, wanted, sort=paging.sort, descending=paging.descending, after=paging.after, limit=paging.limit
+    )
+    return paging.page([model_summary(row) for row in found.rows], found.next_position)
+
+
+@router.get("/models/{model}", responses=problem_responses(*_NAMED))
+async def get_model(model: ModelRef, session: ReadSession, services: ServicesDep) -> ModelRead:
+    """Read a model and everything it comes from and became."""
+    return model_read(await services.models.lineage(session, model))
+
+
+@router.get("/models/{model}/files", responses=problem_responses(*_NAMED))
+async def list_model_files(model: ModelRef, session: ReadSession, services: ServicesDep) -> ModelFileList:
+    """List the files of a model; an online model has none here."""
+    row = await services.models.get(session, model)
+    return model_files(await services.models.files(row))
+
+
+@router.delete(
+    "/models/{model}", status_code=204, responses=problem_responses(*_NAMED, ModelInUse, DeployTargetUnreachable)
+)
+async def delete_model(
+    model: ModelRef,
+    services: ServicesDep,
+    without_unloading: Annotated[
+        bool, Query(description="Online models: delete the entry and leave the serving tool alone.")
+    ] = False,
+) -> None:
+    """Delete a model: a customized one loses its adapter, a complete one its folder, an online one is unloaded first.
+
+    Models made from it stay.
+    """
+    await services.models.delete(model, without_unloading=without_unloading)

@@ -1,0 +1,164 @@
+"""Models over the wire, with their lineage."""
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from app.domain.enums import ModelState, TrainingType
+from app.registry.model_folders import ModelFile
+from app.registry.models import Lineage
+from app.store.tables import ModelRow
+
+_ID = "5b0e4c1e-9f3d-4a59-8f5e-0d6f3f8f2a11"
+_NAME = "Qwen2.5-1.5B_faq_20260301_5b0e"
+_SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+
+
+class ModelSummary(BaseModel):
+    """A model as a list shows it."""
+
+    id: str = Field(examples=[_ID])
+    name: str = Field(examples=[_NAME])
+    state: ModelState
+    training_type: TrainingType
+    base_model: str = Field(description="Technical name.", examples=["Qwen2.5-1.5B"])
+    dataset: str | None = Field(examples=["faq"])
+    method_id: str = Field(examples=[_ID])
+    job_id: str = Field(examples=[_ID])
+    size_bytes: int
+    created_at: datetime
+
+
+class ModelReference(BaseModel):
+    """A model that another one was made from, or that was made from it."""
+
+    id: str = Field(examples=[_ID])
+    name: str = Field(examples=[_NAME])
+    state: ModelState
+    deleted: bool
+    created_at: datetime
+
+
+class BaseModelReference(BaseModel):
+    """The base model as it was when the training was submitted; it may be gone."""
+
+    id: str = Field(examples=[_ID])
+    name: str = Field(examples=["Qwen2.5-1.5B"])
+    path: str = Field(examples=["models/Qwen2.5-1.5B"])
+
+
+class DatasetReference(BaseModel):
+    """The data set with the digest of the bytes that were trained on; it may be gone."""
+
+    id: str | None = Field(examples=[_ID])
+    name: str | None = Field(examples=["faq"])
+    digest: str | None = Field(examples=[_SHA256])
+
+
+class MethodReference(BaseModel):
+    """The method and the version that ran."""
+
+    id: str = Field(examples=[_ID])
+    name: str | None = Field(examples=["SFT-Demo"])
+    version: int
+    deleted: bool
+
+
+class JobReference(BaseModel):
+    """The job that made the model."""
+
+    id: str = Field(examples=[_ID])
+    name: str | None
+
+
+class ModelRead(BaseModel):
+    """A model and everything it comes from and became."""
+
+    id: str = Field(examples=[_ID])
+    name: str = Field(examples=[_NAME])
+    state: ModelState
+    training_type: TrainingType
+    path: str | None = Field(description="Relative to DEEPE_HOME; null for online models.")
+    size_bytes: int
+    base_model: BaseModelReference
+    dataset: DatasetReference | None
+    method: MethodReference
+    job: JobReference
+    parameters: dict[str, Any]
+    details: dict[str, Any] = Field(description="Result manifest, evaluations, where the model is served.")
+    parents: list[ModelReference] = Field(description="What it was made from, nearest first, down to the base model.")
+    children: list[ModelReference] = Field(description="What was made from it.")
+    created_at: datetime
+
+
+class ModelFileRead(BaseModel):
+    """One file of a model."""
+
+    path: str = Field(description="Relative to the model's folder.", examples=["adapter_model.safetensors"])
+    size_bytes: int
+
+
+class ModelFileList(BaseModel):
+    """All files of a model."""
+
+    items: list[ModelFileRead]
+    size_bytes: int = Field(description="Of all files together.")
+
+
+def model_summary(row: ModelRow) -> ModelSummary:
+    """Return the model as a list shows it."""
+    return ModelSummary(
+        id=row.id,
+        name=row.name,
+        state=row.state,
+        training_type=row.training_type,
+        base_model=row.base_model_name,
+        dataset=row.dataset_name,
+        method_id=row.method_id,
+        job_id=row.job_id,
+        size_bytes=row.size_bytes,
+        created_at=row.created_at,
+    )
+
+
+def model_read(lineage: Lineage) -> ModelRead:
+    """Return the model with its lineage."""
+    row, method, job = lineage.model, lineage.method, lineage.job
+    dataset = DatasetReference(id=row.dataset_id, name=row.dataset_name, digest=row.dataset_digest)
+    return ModelRead(
+        id=row.id,
+        name=row.name,
+        state=row.state,
+        training_type=row.training_type,
+        path=row.path,
+        size_bytes=row.size_bytes,
+        base_model=BaseModelReference(id=row.base_model_id, name=row.base_model_name, path=row.base_model_path),
+        dataset=dataset if row.dataset_id is not None else None,
+        method=MethodReference(
+            id=row.method_id,
+            name=method and method.name,
+            version=row.method_version,
+            deleted=method is None or method.deleted_at is not None,
+        ),
+        job=JobReference(id=row.job_id, name=job and job.name),
+        parameters=row.parameters,
+        details=row.details,
+        parents=[_reference(parent) for parent in lineage.parents],
+        children=[_reference(child) for child in lineage.children],
+        created_at=row.created_at,
+    )
+
+
+def model_files(files: list[ModelFile]) -> ModelFileList:
+    """Return the files as callers see them."""
+    return ModelFileList(
+        items=[ModelFileRead(path=file.path, size_bytes=file.size_bytes) for file in files],
+        size_bytes=sum(file.size_bytes for file in files),
+    )
+
+
+def _reference(row: ModelRow) -> ModelReference:
+    return ModelReference(
+        id=row.id, name=row.name, state=row.state, deleted=row.deleted_at is not None, created_at=row.created_at
+    )

@@ -1,0 +1,275 @@
+"""Over the wire: base models, data sets, deploy targets, environments and nodes."""
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.api.errors import ProblemEntry
+from app.domain.deploy_targets import DeployTargetKind
+from app.domain.enums import Platform
+from app.domain.texts import Language
+from app.registry.base_model_card import BaseModelCard
+from app.registry.datasets import Preview, Validation
+from app.registry.environments import EnvironmentSource, EnvironmentView, NodeEnvironmentState
+from app.registry.nodes import NodeState, NodeView
+from app.store.tables import BaseModelRow, DatasetRow, DeployTargetRow
+
+_ID = "5b0e4c1e-9f3d-4a59-8f5e-0d6f3f8f2a11"
+_SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+_SPEC = "channels:\n  - conda-forge\ndependencies:\n  - python>=3.11\n  - pip\n  - pip:\n      - trl==1.16.0\n"
+_MAX_TEXT = 10_000
+_MAX_SPEC = 64 * 1024
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+# ---- base models ----------------------------------------------------------------------------------------------------
+
+
+class BaseModelCreate(_Body):
+    """A folder under `models/` to register."""
+
+    name: str = Field(description="Technical name, unique.", examples=["Qwen2.5-1.5B"])
+    path: str = Field(description="Folder, relative to `models/` of DEEPE_HOME.", examples=["Qwen2.5-1.5B"])
+    description: str = Field(default="", max_length=_MAX_TEXT)
+
+
+class BaseModelRead(BaseModel):
+    """A registered base model."""
+
+    id: str = Field(examples=[_ID])
+    name: str = Field(examples=["Qwen2.5-1.5B"])
+    description: str
+    path: str = Field(description="Relative to DEEPE_HOME.", examples=["models/Qwen2.5-1.5B"])
+    card: BaseModelCard = Field(description="Read from the folder when it was registered; null: it does not say.")
+    created_at: datetime
+
+
+class UnregisteredBaseModels(BaseModel):
+    """Folders under `models/` that look like models and have no entry yet."""
+
+    items: list[str] = Field(examples=[["Qwen2.5-7B"]])
+
+
+def base_model_read(row: BaseModelRow) -> BaseModelRead:
+    """Return the base model as callers see it."""
+    return BaseModelRead(
+        id=row.id,
+        name=row.name,
+        description=row.description,
+        path=row.path,
+        card=BaseModelCard.model_validate(row.card),
+        created_at=row.created_at,
+    )
+
+
+# ---- data sets ------------------------------------------------------------------------------------------------------
+
+
+class DatasetCreate(_Body):
+    """A file or folder under `datasets/` to register."""
+
+    name: str = Field(description="Unique name.", examples=["faq"])
+    path: str = Field(
+        description="A `.jsonl` file, or a folder with exactly one, relative to `datasets/` of DEEPE_HOME.",
+        examples=["faq.jsonl"],
+    )
+    description: str = Field(default="", max_length=_MAX_TEXT)
+
+
+class DatasetCheck(_Body):
+    """A file or folder under `datasets/` to check; the name too, if one is given."""
+
+    path: str = Field(examples=["faq.jsonl"])
+    name: str | None = Field(default=None, examples=["faq"])
+
+
+class DatasetRead(BaseModel):
+    """A registered data set."""
+
+    id: str = Field(examples=[_ID])
+    name: str = Field(examples=["faq"])
+    description: str
+    path: str = Field(description="Relative to DEEPE_HOME.", examples=["datasets/faq.jsonl"])
+    digest: str = Field(description="sha256 of the JSONL file when it was last checked.", examples=[_SHA256])
+    rows: int = Field(examples=[512])
+    columns: list[str] = Field(description="Fields of every line.", examples=[["prompt", "completion"]])
+    size_bytes: int = Field(examples=[81920])
+    created_at: datetime
+
+
+class DatasetValidation(BaseModel):
+    """Everything that registering would say."""
+
+    valid: bool
+    rows: int | None = Field(description="Null if there is nothing to read.", examples=[512])
+    columns: list[str]
+    size_bytes: int | None
+    digest: str | None = Field(examples=[_SHA256])
+    violation_count: int = Field(description="Of all problems; about a hundred are listed.")
+    violations: list[ProblemEntry]
+
+
+class DatasetPreview(BaseModel):
+    """Some rows, as they stand in the file now."""
+
+    items: list[dict[str, Any]] = Field(examples=[[{"prompt": "Who are you?", "completion": "A test."}]])
+    offset: int
+    total: int = Field(description="Rows of the whole data set.")
+
+
+def dataset_read(row: DatasetRow) -> DatasetRead:
+    """Return the data set as callers see it."""
+    return DatasetRead(
+        id=row.id,
+        name=row.name,
+        description=row.description,
+        path=row.path,
+        digest=row.digest,
+        rows=row.rows,
+        columns=row.columns,
+        size_bytes=row.size_bytes,
+        created_at=row.created_at,
+    )
+
+
+def dataset_validation(validation: Validation, language: Language) -> DatasetValidation:
+    """Return what `datasets:validate` answers."""
+    found = validation.inspection
+    return DatasetValidation(
+        valid=not validation.violation_count,
+        rows=found and found.report.rows,
+        columns=list(found.report.columns) if found else [],
+        size_bytes=found and found.size_bytes,
+        digest=found and found.digest,
+        violation_count=validation.violation_count,
+        violations=[
+            ProblemEntry(pointer=violation.pointer, code=violation.code, detail=violation.detail(language))
+            for violation in validation.violations
+        ],
+    )
+
+
+def dataset_preview(preview: Preview) -> DatasetPreview:
+    """Return some rows as callers see them."""
+    return DatasetPreview(items=preview.rows, offset=preview.offset, total=preview.total)
+
+
+# ---- deploy targets -------------------------------------------------------------------------------------------------
+
+
+class DeployTargetCreate(_Body):
+    """A place where online models are served."""
+
+    name: str = Field(description="Unique name; not `custom`.", examples=["gpu-box"])
+    kind: DeployTargetKind
+    url: str = Field(description="Address of the tool's HTTP API.", examples=["http://gpu-box:11434"])
+
+
+class DeployTargetRead(BaseModel):
+    """A configured deploy target."""
+
+    id: str = Field(examples=[_ID])
+    name: str = Field(examples=["gpu-box"])
+    kind: DeployTargetKind
+    url: str = Field(examples=["http://gpu-box:11434"])
+    created_at: datetime
+
+
+def deploy_target_read(row: DeployTargetRow) -> DeployTargetRead:
+    """Return the deploy target as callers see it."""
+    return DeployTargetRead(
+        id=row.id, name=row.name, kind=DeployTargetKind(row.kind), url=row.url, created_at=row.created_at
+    )
+
+
+# ---- environments ---------------------------------------------------------------------------------------------------
+
+
+class EnvironmentCreate(_Body):
+    """A conda environment to register by name."""
+
+    name: str = Field(description="As conda knows it.", examples=["trl"])
+    spec: str | None = Field(
+        default=None,
+        max_length=_MAX_SPEC,
+        description="Text of an `environment.yml` to build it from; without one it must be on a node already.",
+        examples=[_SPEC],
+    )
+
+
+class EnvironmentSpecReplace(_Body):
+    """Another spec for an environment."""
+
+    spec: str = Field(max_length=_MAX_SPEC, description="Text of an `environment.yml`.", examples=[_SPEC])
+
+
+class NodeEnvironmentRead(BaseModel):
+    """State of an environment on one node."""
+
+    node: str = Field(examples=["laptop"])
+    state: NodeEnvironmentState
+
+
+class EnvironmentRead(BaseModel):
+    """A conda environment that stages can name."""
+
+    name: str = Field(examples=["trl"])
+    source: EnvironmentSource = Field(description="`discovered`: found on a node, or `base`; there is no entry.")
+    spec: str | None = Field(examples=[_SPEC])
+    spec_hash: str | None = Field(description="Digest of what the spec installs.", examples=[_SHA256])
+    nodes: list[NodeEnvironmentRead]
+    created_at: datetime | None
+    updated_at: datetime | None
+
+
+def environment_read(view: EnvironmentView) -> EnvironmentRead:
+    """Return the environment as callers see it."""
+    row = view.row
+    return EnvironmentRead(
+        name=view.name,
+        source=view.source,
+        spec=row and row.spec,
+        spec_hash=row and row.spec_hash,
+        nodes=[NodeEnvironmentRead(node=node.node, state=node.state) for node in view.nodes],
+        created_at=row and row.created_at,
+        updated_at=row and row.updated_at,
+    )
+
+
+# ---- nodes ----------------------------------------------------------------------------------------------------------
+
+
+class NodeRead(BaseModel):
+    """A machine with a worker."""
+
+    id: str = Field(examples=[_ID])
+    name: str = Field(examples=["laptop"])
+    state: NodeState = Field(description="`silent`: not heard of for 30 seconds.")
+    platform: Platform
+    accelerators: list[dict[str, Any]] = Field(examples=[[{"kind": "cuda", "name": "NVIDIA L4"}]])
+    environments: list[str] = Field(description="Found or built on the node.", examples=[["base", "trl"]])
+    slots: int = Field(description="Jobs at once.")
+    heartbeat_at: datetime
+    heartbeat_age_seconds: float = Field(description="By the database's clock.", examples=[1.5])
+    created_at: datetime
+
+
+def node_read(view: NodeView) -> NodeRead:
+    """Return the node as callers see it."""
+    row = view.row
+    return NodeRead(
+        id=row.id,
+        name=row.name,
+        state=view.state,
+        platform=row.platform,
+        accelerators=row.accelerators,
+        environments=row.environments,
+        slots=row.slots,
+        heartbeat_at=row.heartbeat_at,
+        heartbeat_age_seconds=round(view.heartbeat_age.total_seconds(), 3),
+        created_at=row.created_at,
+    )
