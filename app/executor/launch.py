@@ -24,7 +24,7 @@ from app.domain.rendering import (
     saving_arguments,
     training_arguments,
 )
-from app.executor.activation import builder_environment, interpreter, stage_environment
+from app.executor.activation import ActivationFailed, builder_environment, interpreter, stage_environment
 from app.executor.run_folder import RunFolder
 from app.executor.script_status import ScriptStatus, status_variables
 from app.executor.snapshot import PinnedScript, Snapshot
@@ -130,7 +130,10 @@ class StageLauncher:
             "DEEPE_EVENTS": str(run.events),
             **status_variables(self._redis_url),
         }
-        env = await asyncio.to_thread(stage_environment, self._environ, prefix, extra)
+        try:
+            env = await asyncio.to_thread(stage_environment, self._environ, prefix, extra)
+        except ActivationFailed as error:
+            raise LaunchError(EndReason.SPAWN_FAILED, detail=str(error)) from error
         await self._status.launching(job.id)
         return LaunchSpec(
             attempt_id=claim.attempt.id,

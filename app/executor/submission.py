@@ -6,20 +6,22 @@ written with everything that its arguments are made of (`app.executor.snapshot`)
 
 import asyncio
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.domain.enums import JobKind, JobStatus, ModelState, Stage, TrainingType
+from app.domain.enums import JobKind, JobStatus, Stage, TrainingType
 from app.domain.errors import AppError, InvalidRequest, NotFound, Unavailable, Violation
-from app.domain.lifecycle import chain, source_state
+from app.domain.lifecycle import chain, runnable_stages, source_state
+from app.domain.names import shown
 from app.executor.snapshot import Deployment, Named, PinnedScript, Snapshot
-from app.executor.stage_parameters import StageParameters
+from app.executor.stage_parameters import CheckedParameters, StageParameters
 from app.presets.catalogue import script_path
+from app.registry.dataset_files import locate
 from app.registry.datasets import Datasets
 from app.registry.method_record import Method
 from app.registry.method_runs import MethodRuns
@@ -118,7 +120,7 @@ class Submissions:
         found += checked.violations
         if found:
             raise InvalidRequest(found)
-        jobs = self._jobs(method, submission, kinds, inputs, checked.effective, deployment)
+        jobs = self._jobs(method, submission, kinds, inputs, checked, deployment)
         await store.insert(session, jobs)
         return Submitted(jobs=jobs, warnings=checked.warnings)
 
@@ -130,7 +132,7 @@ class Submissions:
             raise InsufficientDiskSpace(free_mib=free // 2**20, needed_mib=self._min_free_bytes // 2**20)
 
     async def _take_up_changed_data(self, submission: Submission) -> None:
-        """Check a data set that changed on disk again and record what it is now; before the transaction of the submit."""
+        """Check a data set that changed on disk again and record what it is now, in a transaction of its own."""
         if submission.dataset is None:
             return
         async with self._database.reading() as session:

@@ -1,0 +1,148 @@
+"""The parameters and columns of a submission, judged against what its stages' scripts say of themselves."""
+
+import asyncio
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from app.domain.argparse_reader import read_parameters
+from app.domain.enums import JobKind, Stage
+from app.domain.errors import Violation
+from app.domain.lifecycle import producing_stage
+from app.domain.parameters import ParameterCheck, check_parameters
+from app.domain.pointers import pointer
+from app.domain.rendering import ArgumentForm
+from app.domain.script_parameters import ScriptParameters
+from app.presets.catalogue import DataColumns, load_manifests, script_path
+from app.registry.method_files import MethodFiles
+from app.registry.method_record import Method
+
+_REMEMBERED = 1000
+_COLUMN_PARAMETERS = ("input_train_name", "output_train_name")
+_NOTHING = ScriptParameters(accepts_unknown=True)
+
+
+@dataclass(frozen=True)
+class CheckedParameters:
+    """What each stage of a submission is given, and what is wrong or unusual."""
+
+    scripts: Mapping[Stage, ScriptParameters] = field(default_factory=dict)
+    checks: Mapping[Stage, ParameterCheck] = field(default_factory=dict)
+    given_to: Mapping[Stage, Mapping[str, Any]] = field(default_factory=dict)
+    violations: tuple[Violation, ...] = ()
+    warnings: tuple[Violation, ...] = ()
+
+    def given(self, stage: Stage) -> dict[str, Any]:
+        """Return the caller's parameters that the stage gets."""
+        return dict(self.given_to.get(stage, {}))
+
+    def effective(self, stage: Stage) -> dict[str, Any]:
+        """Return the values given and the platform's own for what the script needs."""
+        check = self.checks.get(stage)
+        return check.effective if check is not None else {}
+
+    def declared(self, stage: Stage) -> tuple[str, ...] | None:
+        """Return the names that the script declares; None when they could not all be read."""
+        script = self.scripts.get(stage)
+        return None if script is None or script.partly_read else script.declared_names
+
+    def forms(self, stage: Stage) -> dict[str, ArgumentForm]:
+        """Return how to pass the arguments that are not `--k=v`."""
+        script = self.scripts.get(stage)
+        return script.forms if script is not None else {}
+
+
+class StageParameters:
+    """Reads scripts by their pinned bytes; what was read of a digest is kept."""
+
+    def __init__(self, files: MethodFiles) -> None:
+        self._files = files
+        self._read: dict[str, ScriptParameters] = {}
+
+    async def check(
+        self, method: Method, kinds: Sequence[JobKind], values: Mapping[str, Any], columns: Sequence[str] | None
+    ) -> CheckedParameters:
+        """Judge `values` for the stages `kinds`, and the columns of the data set (None: not asked)."""
+        stages = [Stage(kind) for kind in kinds]
+        scripts = {stage: await asyncio.to_thread(self.read, method, stage) for stage in stages}
+        takers = _takers(method, stages)
+        given_to = {stage: _meant_for(stage, values, scripts, takers) for stage in takers}
+        checks = {
+            stage: check_parameters(
+                given_to.get(stage, {}),
+                scripts[stage],
+                stage=stage,
+                producing=stage is producing_stage(method.definition.lifecycle or ()),
+                false_as=method.definition.arguments.false_as,
+            )
+            for stage in stages
+        }
+        violations = [violation for check in checks.values() for violation in check.violations]
+        if columns is not None and takers:
+            violations += await asyncio.to_thread(_column_problems, method, takers[0], values, columns)
+        warnings = [warning for check in checks.values() for warning in check.warnings]
+        return CheckedParameters(
+            scripts=scripts,
+            checks=checks,
+            given_to=given_to,
+            violations=tuple(dict.fromkeys(violations)),
+            warnings=tuple(dict.fromkeys(warnings)),
+        )
+
+    def read(self, method: Method, stage: Stage) -> ScriptParameters:
+        """Return what the stage's script declares; blocks."""
+        pinned = method.files.get(stage)
+        if pinned is None:
+            return _NOTHING
+        known = self._read.get(pinned.sha256)
+        if known is None:
+            known = read_parameters(self._files.versions.get(pinned.sha256), filename=pinned.file)
+            if len(self._read) >= _REMEMBERED:
+                self._read.clear()
+            self._read[pinned.sha256] = known
+        return known
+
+
+def _takers(method: Method, stages: Sequence[Stage]) -> list[Stage]:
+    """Return the stages that the caller's parameters are for: those that train, else the single stage asked for."""
+    producing = producing_stage(method.definition.lifecycle or ())
+    training = [stage for stage in stages if stage in (Stage.TRAINING, producing)]
+    return training or list(stages[:1])
+
+
+def _meant_for(
+    stage: Stage, values: Mapping[str, Any], scripts: Mapping[Stage, ScriptParameters], takers: Sequence[Stage]
+) -> dict[str, Any]:
+    """Leave out what only another stage declares, so that it is not refused here."""
+    others = {name for other in takers if other is not stage for name in scripts[other].declared_names}
+    own = set(scripts[stage].declared_names)
+    return {name: value for name, value in values.items() if name in own or name not in others}
+
+
+def _column_problems(
+    method: Method, stage: Stage, values: Mapping[str, Any], columns: Sequence[str]
+) -> list[Violation]:
+    """Return which columns the data set lacks: those that the parameters name, else those of a shipped script."""
+    named = {name: values[name] for name in _COLUMN_PARAMETERS if isinstance(values.get(name), str) and values[name]}
+    shipped = _shipped_columns(method, stage)
+    if shipped is not None and not (shipped.named_by and all(name in named for name in shipped.named_by)):
+        if any(set(wanted) <= set(columns) for wanted in shipped.any_of):
+            return []
+        alternatives = " / ".join(" + ".join(wanted) for wanted in shipped.any_of)
+        return [Violation("/dataset", "columns_missing", {"wanted": alternatives, "columns": ", ".join(columns)})]
+    return [
+        Violation(pointer("parameters", name), "column_missing", {"column": column, "columns": ", ".join(columns)})
+        for name, column in named.items()
+        if column not in columns
+    ]
+
+
+def _shipped_columns(method: Method, stage: Stage) -> DataColumns | None:
+    """Return what a shipped script wants; None for any other, also for one that a user has changed."""
+    pinned = method.files.get(stage)
+    for manifest in load_manifests():
+        if pinned is not None and pinned.file in manifest.files and manifest.name == method.preset:
+            shipped = hashlib.sha256(script_path(pinned.file).read_bytes()).hexdigest()
+            return manifest.columns if shipped == pinned.sha256 else None
+    return None

@@ -1,0 +1,198 @@
+"""Composition root of the API: `uvicorn --factory app.main:create_app`.
+
+Reads the settings, builds the services and hands them to the routes. Starting is idempotent and may be done by several
+processes at once: it brings the schema up to date and installs the preset methods of this installation's platforms.
+"""
+
+import logging
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+
+import redis.asyncio
+from fastapi import FastAPI
+
+from app.access.guard import LicenceGuard
+from app.access.licence import load_public_key
+from app.api.application import HttpOptions, Lifespan, new_application
+from app.api.dependencies import Services
+from app.api.guards import AccessPolicy, RawUpload
+from app.api.routes import (
+    base_models,
+    chat,
+    datasets,
+    deploy_targets,
+    environments,
+    jobs,
+    methods,
+    models,
+    nodes,
+    presets,
+    scripts,
+    system,
+)
+from app.api.routes.system import Readiness
+from app.executor.asking import Answers
+from app.executor.hints import Doorbell, RedisDoorbell, SilentDoorbell
+from app.executor.job_actions import JobActions
+from app.executor.observe import RunObserver
+from app.executor.questions import Questions
+from app.executor.stage_parameters import StageParameters
+from app.executor.submission import Submissions
+from app.observability import configure_logging
+from app.registry.base_models import BaseModels
+from app.registry.datasets import Datasets
+from app.registry.deploy_targets import DeployTargets
+from app.registry.environments import Environments
+from app.registry.method_services import method_services
+from app.registry.models import Models
+from app.registry.nodes import Nodes
+from app.registry.platforms import this_machine
+from app.settings import Settings, load_settings
+from app.store import idempotency
+from app.store import jobs as job_store
+from app.store.home import Home
+from app.store.migrate import upgrade
+from app.store.nodes import all_nodes
+from app.store.session import Database
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "/api/v1"
+IDEMPOTENCY_KEPT = timedelta(days=1)
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Return the application; `SettingsError` when the settings cannot be used."""
+    settings = settings or load_settings()
+    configure_logging(level=settings.log_level, form=settings.log_format)
+    database = Database(settings.database_url)
+    licence = LicenceGuard(Home(settings.home).licence, load_public_key(settings.license_public_key), utc_now)
+    services = build_services(settings, database, licence=licence, clock=utc_now)
+    app = new_application(_http_options(settings), lifespan=_lifespan(services, database))
+    app.state.services = services
+    app.state.licence = licence
+    app.state.readiness = Readiness(database=database.ping, optional=_optional_checks(settings))
+    include_routes(app)
+    return app
+
+
+def build_services(
+    settings: Settings, database: Database, *, licence: LicenceGuard, clock: Callable[[], datetime]
+) -> Services:
+    """Wire the services."""
+    home = Home(settings.home)
+    methods_ = method_services(
+        home=home,
+        licence=licence,
+        jobs=job_store,
+        clock=clock,
+        machine=this_machine(),
+        platform=settings.platform,
+        max_script_bytes=settings.max_script_bytes,
+    )
+    datasets_ = Datasets(home=home, max_characters=settings.dataset_max_line, clock=clock)
+    doorbell = _doorbell(settings, database)
+    submissions = Submissions(
+        database=database,
+        home=home,
+        runs=methods_.runs,
+        datasets=datasets_,
+        parameters=StageParameters(methods_.files),
+        min_free_bytes=settings.min_free_bytes,
+        clock=clock,
+    )
+    observer = RunObserver(home)
+    return Services(
+        database=database,
+        home=home,
+        methods=methods_,
+        base_models=BaseModels(home=home, clock=clock),
+        datasets=datasets_,
+        deploy_targets=DeployTargets(clock=clock),
+        environments=Environments(clock=clock),
+        nodes=Nodes(),
+        models=Models(database=database, home=home, clock=clock),
+        submissions=submissions,
+        job_actions=JobActions(home=home, submissions=submissions, observer=observer, clock=clock),
+        observer=observer,
+        questions=Questions(methods=methods_, clock=clock),
+        answers=Answers(database, home, doorbell, clock=clock),
+        doorbell=doorbell,
+    )
+
+
+def include_routes(app: FastAPI) -> None:
+    """Include every router."""
+    app.include_router(system.router)
+    for module in (
+        methods, scripts, presets, jobs, models, chat, base_models, datasets, deploy_targets, environments, nodes,
+    ):  # fmt: skip
+        app.include_router(module.router, prefix=PREFIX)
+
+
+def utc_now() -> datetime:
+    """Return the present time."""
+    return datetime.now(UTC)
+
+
+def _lifespan(services: Services, database: Database) -> Lifespan:
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        services.home.create()
+        await upgrade(database)
+        await _prepare(services)
+        logger.info("api_started")
+        yield
+        await services.doorbell.close()
+        await database.close()
+        logger.info("api_stopped")
+
+    return lifespan
+
+
+async def _prepare(services: Services) -> None:
+    async with services.database.writing() as session:
+        await services.methods.presets.install_presets(session)
+        await idempotency.forget_before(session, utc_now() - IDEMPOTENCY_KEPT)
+    await services.models.finish_deletions()
+
+
+def _doorbell(settings: Settings, database: Database) -> Doorbell:
+    if settings.redis_url is None:
+        return SilentDoorbell()
+
+    async def node_names() -> Sequence[str]:
+        async with database.reading() as session:
+            return [node.name for node in await all_nodes(session)]
+
+    return RedisDoorbell(settings.redis_url.get_secret_value(), nodes=node_names)
+
+
+def _http_options(settings: Settings) -> HttpOptions:
+    access = AccessPolicy(
+        token=settings.token, allowed_hosts=settings.allowed_hosts, allowed_origins=settings.allowed_origins
+    )
+    script = settings.max_script_bytes
+    uploads = (
+        RawUpload("PUT", re.compile(rf"{PREFIX}/methods/[^/]+/files/[^/]+"), script),
+        RawUpload("PUT", re.compile(rf"{PREFIX}/scripts/.+"), script),
+        RawUpload("PUT", re.compile(rf"{PREFIX}/datasets/[^/]+/file"), settings.max_upload_bytes),
+    )
+    return HttpOptions(
+        version=version("deepextension"),
+        access=access,
+        max_body_bytes=settings.max_body_bytes,
+        uploads=uploads,
+    )
+
+
+def _optional_checks(settings: Settings) -> dict[str, Callable[[], Awaitable[object]]]:
+    if settings.redis_url is None:
+        return {}
+    client = redis.asyncio.Redis.from_url(
+        settings.redis_url.get_secret_value(), socket_timeout=1, socket_connect_timeout=1
+    )
+    return {"redis": client.ping}
