@@ -1,0 +1,302 @@
+"""Reads a script's argparse calls without running it.
+
+The reader walks the module as Python would: top-level statements in order, functions of the script where they are
+called, both branches of a condition that it cannot decide. It follows the parser objects, and where it loses sight of
+them (loops, dataclass parsers, names that are computed, functions of other modules) it says so with the line; options
+may then exist that it does not list.
+"""
+
+import ast
+import re
+from collections.abc import Iterable, Sequence
+
+from app.domain.argparse_model import Action, Exclusive, Group, Parser, describe
+from app.domain.names import shown
+from app.domain.python_source import NotPython, parse
+from app.domain.script_parameters import Remark, ScriptParameters
+from app.domain.script_walker import LEAVES, ClassValue, FunctionValue, InstanceValue, Walker, last_name
+from app.domain.static_values import PURE_METHODS, UNKNOWN, Imported, TooComplex, is_constant, pure_call, pure_method
+
+_BUDGET = 100_000
+
+_ARGPARSE = "argparse.ArgumentParser"
+_DATACLASS_PARSERS = frozenset({"HfArgumentParser", "TrlParser"})
+_STRICT_PARSES = frozenset(
+    {"parse_args", "parse_intermixed_args", "parse_args_into_dataclasses", "parse_args_and_config"}
+)
+_LENIENT_PARSES = frozenset({"parse_known_args", "parse_known_intermixed_args"})
+_PARSES = _STRICT_PARSES | _LENIENT_PARSES
+_BUILDS = frozenset(
+    {"add_argument", "add_argument_group", "add_mutually_exclusive_group", "add_subparsers", "set_defaults"}
+)
+_HARMLESS = frozenset(
+    {"error", "exit", "print_help", "print_usage", "format_help", "format_usage", "get_default", "register"}
+)
+_HARMLESS_FUNCTIONS = frozenset({"print", "vars", "isinstance", "type", "repr", "str", "hasattr", "id", "autocomplete"})
+_FOREIGN_NAME = re.compile(r"parse_(known_)?args|parser", re.IGNORECASE)
+
+
+def read_parameters(source: str | bytes, *, filename: str = "") -> ScriptParameters:
+    """Return the options that the script declares and the places that could not be read. Runs nothing, never raises."""
+    try:
+        return _Reader(parse(source)).read(filename)
+    except NotPython as error:
+        remark = Remark(code="unread_not_python", line=error.problem.line, subject=error.problem.message)
+    except (TooComplex, RecursionError, MemoryError):
+        remark = Remark(code="unread_too_complex", line=1)
+    return ScriptParameters(filename=filename, accepts_unknown=True, unread=(remark,))
+
+
+class _Reader(Walker):
+    """Walks one script and follows its parsers."""
+
+    def __init__(self, tree: ast.Module) -> None:
+        super().__init__(budget=_BUDGET)
+        self._tree = tree
+        self._relevant = _relevant_names(tree)
+        self._parsers: list[Parser] = []
+        self._unread: list[Remark] = []
+
+    def read(self, filename: str) -> ScriptParameters:
+        """Walk the module, then, if the command line was not parsed on the way, every function by itself."""
+        self.block(self._tree.body)
+        if not any(parser.parses for parser in self._parsers):
+            self._walk_the_rest(self.module.names.values())
+        parsers = [parser for parser in self._parsers if parser.parses] or self._parsers
+        if not parsers and not self._unread:
+            self._lose("unread_no_parser", self._tree)
+        if parsers and not any(parser.parses for parser in parsers):
+            self._unread.append(Remark(code="unread_parse_not_found", line=parsers[0].line))
+        parses = [lenient for parser in parsers for lenient in parser.parses]
+        described = describe(parsers)
+        return ScriptParameters(
+            filename=filename,
+            parameters=described.parameters,
+            positionals=described.positionals,
+            exclusive=described.exclusive,
+            accepts_unknown=all(parses) if parses else True,
+            abbreviates=any(parser.abbreviates for parser in parsers),
+            unread=tuple(dict.fromkeys(self._unread)),
+            notes=tuple(dict.fromkeys(described.notes)),
+        )
+
+    def _walk_the_rest(self, values: Iterable[object]) -> None:
+        for value in list(values):
+            if isinstance(value, FunctionValue) and self.is_relevant(value.node) and value.node not in self.visited:
+                self.run_function(value, [], {})
+            elif isinstance(value, ClassValue) and self.is_relevant(value.node) and value.node not in self.visited:
+                made = self._make_instance(value, [], {}, value.node)
+                for method in value.names.values():
+                    if isinstance(method, FunctionValue) and method.node not in self.visited:
+                        self.run_function(method, [made], {})
+
+    # ---- what the walker asks ---------------------------------------------------------------------------------------
+
+    def is_relevant(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> bool:
+        return node.name in self._relevant
+
+    def choose(self, values: Sequence[object]) -> object:
+        return next((value for value in values if isinstance(value, (Parser, Group))), UNKNOWN)
+
+    def set_attribute(self, base: object, name: str, value: object) -> None:
+        if isinstance(base, Action):
+            base.keywords[name] = value
+
+    def opaque(self, node: ast.expr) -> object:
+        comprehension = isinstance(node, (ast.ListComp, ast.SetComp, ast.GeneratorExp, ast.DictComp))
+        if comprehension and self._touches_parser(_mentioned(node)):
+            self._lose("unread_loop", node)
+        return super().opaque(node)
+
+    def _touches_parser(self, names: set[str]) -> bool:
+        return bool(names & _BUILDS) or any(isinstance(self.lookup(name), (Parser, Group)) for name in names)
+
+    # ---- calls ------------------------------------------------------------------------------------------------------
+
+    def call(self, node: ast.Call) -> object:
+        if not isinstance(node.func, ast.Attribute):
+            return self._call_value(self.evaluate(node.func), node)
+        base, name = self.evaluate(node.func.value), node.func.attr
+        match base:
+            case Parser() | Group():
+                return self._parser_method(base, name, node)
+            case _Subcommands():
+                return Parser(node.lineno)  # its options belong to a subcommand, which nobody gives
+            case InstanceValue() | ClassValue() if isinstance(self.attribute_of(base, node.func), FunctionValue):
+                return self._call_method(base, node.func, node)
+            case str() | dict() | list() | set():
+                if not isinstance(base, str) and name not in PURE_METHODS:
+                    self.bind(node.func.value, UNKNOWN)  # append, update, ...: no longer what it was
+                return pure_method(base, name, self.arguments(node))
+        return self._call_value(self.attribute_of(base, node.func), node)
+
+    def _call_value(self, function: object, node: ast.Call) -> object:
+        arguments, keywords = self.arguments(node), self.keywords(node)
+        match function:
+            case FunctionValue():
+                return self.run_function(function, arguments, keywords)
+            case ClassValue():
+                return self._make_instance(function, arguments, keywords, node)
+            case Imported() if _is_parser_class(function):
+                return self._make_parser(function, keywords, node)
+            case Imported(dotted="sys.exit" | "os._exit" | "builtins.exit" | "builtins.quit"):
+                return LEAVES
+        name = last_name(node.func)
+        handed = [value for value in (*arguments, *keywords.values()) if isinstance(value, (Parser, Group))]
+        if handed:
+            if name not in _HARMLESS_FUNCTIONS:
+                self._lose("unread_handed_on", node, node.func)
+            return handed[0]
+        if name in _PARSES or name == "add_argument" or (isinstance(function, Imported) and _FOREIGN_NAME.search(name)):
+            self._lose("unread_foreign_parser", node, node.func)
+        return pure_call(function, arguments, keywords)
+
+    def _call_method(self, base: InstanceValue | ClassValue, func: ast.Attribute, node: ast.Call) -> object:
+        method = self.attribute_of(base, func)
+        assert isinstance(method, FunctionValue)
+        decorators = {last_name(decorator) for decorator in method.node.decorator_list}
+        unbound = "staticmethod" in decorators or (isinstance(base, ClassValue) and "classmethod" not in decorators)
+        arguments = self.arguments(node)
+        return self.run_function(method, arguments if unbound else [base, *arguments], self.keywords(node))
+
+    def _make_instance(
+        self, kind: ClassValue, arguments: list[object], keywords: dict[str, object], node: ast.AST
+    ) -> object:
+        self.visited.add(kind.node)
+        made: object = InstanceValue(kind)
+        parser_class = next(
+            (base for base in kind.bases if isinstance(base, Imported) and _is_parser_class(base)), None
+        )
+        if parser_class is not None:
+            made = self._make_parser(parser_class, keywords, node)
+            if set(kind.names) & (_PARSES | _BUILDS):
+                self._lose("unread_foreign_parser", kind.node, kind.node.name)
+        initialise = kind.names.get("__init__")
+        if isinstance(initialise, FunctionValue):
+            self.run_function(initialise, [made, *arguments], keywords)
+        return made
+
+    # ---- parsers ----------------------------------------------------------------------------------------------------
+
+    def _make_parser(self, kind: Imported, keywords: dict[str, object], node: ast.AST) -> Parser:
+        parser = Parser(
+            line=_line(node),
+            resolves_conflicts=keywords.get("conflict_handler") == "resolve",
+            abbreviates=keywords.get("allow_abbrev") is not False,
+        )
+        self._parsers.append(parser)
+        if kind.last in _DATACLASS_PARSERS:
+            self._lose("unread_dataclass_parser", node, kind.last)
+        elif kind.dotted != _ARGPARSE:
+            self._lose("unread_foreign_parser", node, kind.dotted)
+        parents = keywords.get("parents", [])
+        for parent in parents if isinstance(parents, (list, tuple)) else [UNKNOWN]:
+            if isinstance(parent, Parser):
+                parser.adopt(parent)
+            else:
+                self._lose("unread_foreign_parser", node, "parents")
+        if "-" not in str(keywords.get("prefix_chars", "-")):
+            self._lose("unread_foreign_parser", node, "prefix_chars")
+        return parser
+
+    def _parser_method(self, base: Parser | Group, name: str, node: ast.Call) -> object:
+        parser = base.parser if isinstance(base, Group) else base
+        group = base if isinstance(base, Group) else Group(parser)
+        match name:
+            case "add_argument":
+                return self._add_argument(group, node)
+            case "add_argument_group":
+                titles = [*self.arguments(node), self.keywords(node).get("title")]
+                return Group(parser, next((title for title in titles if isinstance(title, str)), None))
+            case "add_mutually_exclusive_group":
+                required = self.keywords(node).get("required") is True and not self.branches
+                return Group(parser, group.title, Exclusive(required))
+            case "add_subparsers":
+                self._lose("unread_subcommands", node)
+                return _Subcommands()
+            case "set_defaults":
+                parser.defaults |= self.keywords(node)
+                return None
+            case _ if name in _PARSES:
+                return self._parse_call(parser, name, node)
+            case _ if name not in _HARMLESS:
+                self._lose("unread_handed_on", node, node.func)
+        return LEAVES if name in ("error", "exit") else UNKNOWN
+
+    def _parse_call(self, parser: Parser, name: str, node: ast.Call) -> object:
+        arguments, keywords = self.arguments(node), self.keywords(node)
+        given = arguments[0] if arguments else keywords.get("args")
+        lenient = name in _LENIENT_PARSES or keywords.get("return_remaining_strings") is True
+        if not isinstance(given, (list, tuple)) or not is_constant(given):  # a fixed list is not the command line
+            parser.parses.append(lenient)
+        return (UNKNOWN, UNKNOWN) if name in _LENIENT_PARSES else UNKNOWN
+
+    def _add_argument(self, group: Group, node: ast.Call) -> object:
+        names, keywords = self.arguments(node), self.keywords(node)
+        if any(keyword.arg is None and not isinstance(self.evaluate(keyword.value), dict) for keyword in node.keywords):
+            self._lose("unread_star_arguments", node, node)
+        if self.loops:
+            self._lose("unread_loop", node)
+            return UNKNOWN
+        known = [name for name in names if isinstance(name, str) and name.strip("-")]
+        if not known or len(known) != len(names):
+            starred = any(isinstance(argument, ast.Starred) for argument in node.args)
+            self._lose("unread_star_arguments" if starred else "unread_dynamic_name", node, node)
+            return UNKNOWN
+        if keywords.get("action") in ("help", "version"):
+            return UNKNOWN
+        default = next((keyword.value for keyword in node.keywords if keyword.arg == "default"), None)
+        action = Action(
+            names=known,
+            keywords=keywords,
+            default_source=shown(ast.unparse(default), limit=200) if default else "",
+            line=node.lineno,
+            group=group.title,
+            exclusive=group.exclusive,
+            conditional=self.branches > 0,
+        )
+        group.parser.actions.append(action)
+        return action
+
+    def _lose(self, code: str, node: ast.AST, subject: ast.AST | str = "") -> None:
+        """Note where the reading broke off."""
+        source = subject if isinstance(subject, str) else shown(" ".join(ast.unparse(subject).split()), limit=80)
+        self._unread.append(Remark(code=code, line=_line(node), subject=source))
+
+
+class _Subcommands:
+    """What `add_subparsers` returns."""
+
+
+def _is_parser_class(value: Imported) -> bool:
+    return value.last.endswith("ArgumentParser") or value.last in _DATACLASS_PARSERS
+
+
+def _relevant_names(tree: ast.Module) -> frozenset[str]:
+    """Return the names of the functions and classes that have to do with parsers, directly or through others."""
+    definitions = [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))]
+    mentioned = [(node.name, _mentioned(node)) for node in definitions]
+    aliases = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+        if "arser" in alias.name or alias.name == "argparse"
+    }
+    seeds = _PARSES | _BUILDS | _DATACLASS_PARSERS | aliases | {"ArgumentParser"}
+    relevant: set[str] = set()
+    while True:
+        found = {name for name, words in mentioned if name not in relevant and words & (seeds | relevant)}
+        if not found:
+            return frozenset(relevant)
+        relevant |= found
+
+
+def _mentioned(node: ast.AST) -> set[str]:
+    """Return all names and attributes in a piece of code."""
+    names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+    return names | {part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)}
+
+
+def _line(node: ast.AST) -> int:
+    return int(getattr(node, "lineno", 1))

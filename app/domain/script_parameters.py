@@ -1,0 +1,138 @@
+"""What a script says about its command line: the values that `app.domain.argparse_reader` finds."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from app.domain.errors import Violation
+from app.domain.rendering import ArgumentForm
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ParameterKind(StrEnum):
+    """Type of a parameter's value; `any` where the script's own function reads the text."""
+
+    STRING = "string"
+    INTEGER = "integer"
+    NUMBER = "number"
+    BOOLEAN = "boolean"
+    ANY = "any"
+
+
+_TRUE_WORDS = frozenset({"true", "1", "yes", "y", "t", "on"})
+
+
+def from_text(text: str, kind: ParameterKind) -> Any:
+    """Return the value that a script reads from `text`; the text itself if it is no value of that kind."""
+    try:
+        match kind:
+            case ParameterKind.INTEGER:
+                return int(text)
+            case ParameterKind.NUMBER:
+                return float(text)
+            case ParameterKind.BOOLEAN:
+                return text.strip().lower() in _TRUE_WORDS
+            case _:
+                return text
+    except ValueError:
+        return text
+
+
+class ScriptParameter(_Frozen):
+    """One option of a script."""
+
+    name: str
+    """What follows the two hyphens; the key under which a job gives the value."""
+    aliases: tuple[str, ...] = ()
+    kind: ParameterKind = ParameterKind.STRING
+    typed: bool = False
+    """The script says itself what type the value has."""
+    form: ArgumentForm = ArgumentForm.VALUE
+    required: bool = False
+    has_default: bool = False
+    """The script says what happens without a value; an explicit `default=None` counts."""
+    default: Any = None
+    default_text: str | None = None
+    """The source of a default that only a run of the script could tell."""
+    choices: tuple[Any, ...] | None = None
+    help: str = ""
+    group: str | None = None
+    line: int = 0
+    reads_false_as_true: bool = False
+    """`type=bool`: every text but the empty one is true."""
+
+    @property
+    def is_list(self) -> bool:
+        """Whether the value is a list of what `kind` says."""
+        return self.form in (ArgumentForm.REPEATED, ArgumentForm.WORDS)
+
+
+class Positional(_Frozen):
+    """An argument without a name, which the platform never passes."""
+
+    name: str
+    required: bool
+    line: int
+
+
+class ExclusiveGroup(_Frozen):
+    """Options of which one at most may be given."""
+
+    names: tuple[str, ...]
+    required: bool = False
+
+
+class Remark(_Frozen):
+    """Something at a line of the script: a part that could not be read, or one that will make trouble."""
+
+    code: str
+    line: int
+    subject: str = ""
+
+    def violation(self, pointer: str = "") -> Violation:
+        """Return the remark as a sentence in three languages."""
+        return Violation(pointer, self.code, {"line": self.line, "subject": self.subject})
+
+
+class ScriptParameters(_Frozen):
+    """All options of a script, and how far they could be read without running it."""
+
+    filename: str = ""
+    parameters: tuple[ScriptParameter, ...] = ()
+    positionals: tuple[Positional, ...] = ()
+    exclusive: tuple[ExclusiveGroup, ...] = ()
+    accepts_unknown: bool = False
+    """The script ignores options that it does not know (`parse_known_args`)."""
+    abbreviates: bool = True
+    """argparse takes `--seq` for `--seq_length` if the script declares only that."""
+    unread: tuple[Remark, ...] = ()
+    notes: tuple[Remark, ...] = ()
+
+    @property
+    def partly_read(self) -> bool:
+        """Whether there may be options that are not listed."""
+        return bool(self.unread)
+
+    @property
+    def declared_names(self) -> tuple[str, ...]:
+        """Every name that the script takes, aliases included."""
+        return tuple(name for parameter in self.parameters for name in (parameter.name, *parameter.aliases))
+
+    @property
+    def forms(self) -> dict[str, ArgumentForm]:
+        """How to render the options that are not taken as `--k=v`."""
+        return {
+            name: parameter.form
+            for parameter in self.parameters
+            if parameter.form is not ArgumentForm.VALUE
+            for name in (parameter.name, *parameter.aliases)
+        }
+
+    def by_name(self) -> Mapping[str, ScriptParameter]:
+        """Return the options by each of their names."""
+        return {name: p for p in self.parameters for name in (p.name, *p.aliases)}
