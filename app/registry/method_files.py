@@ -118,6 +118,15 @@ class MethodFiles:
             return FileState.MISSING
         return FileState.UNCHANGED if digest.sha256 == pinned.sha256 else FileState.MODIFIED
 
+    def current(self, pinned: PinnedFile) -> tuple[PinnedFile, bytes]:
+        """Return the file as it stands on disk, with its bytes; the stored bytes if it is gone from there."""
+        if self.state(pinned) is not FileState.UNCHANGED:
+            content = self.scripts.read(pinned.file)
+            if content is not None:
+                digest = digest_of(content)
+                return PinnedFile(file=pinned.file, sha256=digest.sha256, size=digest.size), content
+        return pinned, self.versions.get(pinned.sha256)
+
 
 def stage_files(definition: MethodDefinition) -> dict[Stage, str]:
     """Return the file that each stage of the method names, in the order of the stages."""

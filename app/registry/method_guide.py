@@ -1,44 +1,160 @@
-"""What a caller needs to know before starting a method: readiness, parameters, the form."""
+"""What a caller needs to know before starting a method: readiness and parameters."""
 
 import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.definition import MethodDefinition
-from app.domain.errors import Violation
-from app.registry.method_files import FileState, FileStatus, MethodFiles, file_pointer
+from app.domain.enums import Stage
+from app.domain.errors import Invalid, Violation
+from app.domain.lifecycle import find_path, producing_stage
+from app.domain.parameters import argument_notes, json_schema
+from app.domain.rendering import FILLED
+from app.domain.script_parameters import Remark, ScriptParameters
+from app.domain.texts import Language
+from app.presets.catalogue import ParameterInfo, load_manifests
+from app.registry.method_files import FileCheck, FileState, FileStatus, MethodFiles, PinnedFile, file_pointer
+from app.registry.method_record import Method
 from app.registry.methods import Clock, MethodRegistry
 from app.registry.readiness import Readiness, readiness
+from app.registry.script_reading import ScriptReader
 from app.store import registry_facts
+
+# passed only when there is something to pass
+_OCCASIONAL = frozenset({"system_prompt", "reset_context", "history", "model_path", "system", "parameters"})
+
+
+@dataclass(frozen=True)
+class StageParameters:
+    """What a stage's script takes, as a JSON Schema, and how far the script could be read."""
+
+    stage: Stage
+    file: PinnedFile
+    schema: Mapping[str, Any]
+    partly_read: bool
+    remarks: Sequence[Remark]
 
 
 class MethodGuide:
     """Answers questions about methods; changes nothing."""
 
-    def __init__(self, *, registry: MethodRegistry, files: MethodFiles, clock: Clock) -> None:
+    def __init__(self, *, registry: MethodRegistry, files: MethodFiles, reader: ScriptReader, clock: Clock) -> None:
         self._registry = registry
         self._files = files
+        self._reader = reader
         self._clock = clock
-
-    async def readiness(self, session: AsyncSession, method: str) -> Readiness:
-        """Say whether the method could run now, stage by stage."""
-        found = await self._registry.get(session, method)
-        facts = await registry_facts.load(session)
-        states = await asyncio.to_thread(self._files.states, found.files)
-        problems = {status.stage: tuple(_file_problems(status, read_only=found.read_only)) for status in states}
-        return readiness(found.definition, facts, file_problems=problems, now=self._clock())
 
     async def validate(
         self, session: AsyncSession, definition: MethodDefinition, *, instead_of: str | None = None
     ) -> tuple[list[Violation], Readiness]:
         """Say everything that a create would say, or a change of the method `instead_of`, and what is not ready."""
-        found, facts = await self._registry.validate(session, definition, instead_of=instead_of)
-        return found, readiness(definition, facts, file_problems={}, now=self._clock())
+        found, check, facts = await self._registry.validate(session, definition, instead_of=instead_of)
+        notes = await asyncio.to_thread(self._checked_notes, definition, check)
+        return found, readiness(definition, facts, file_problems=notes, now=self._clock())
+
+    async def readiness(self, session: AsyncSession, method: str) -> Readiness:
+        """Say whether the method could run now, stage by stage."""
+        found = await self._registry.get(session, method)
+        facts = await registry_facts.load(session)
+        problems = await asyncio.to_thread(self._problems, found)
+        return readiness(found.definition, facts, file_problems=problems, now=self._clock())
+
+    async def parameters(self, method: Method, language: Language) -> list[StageParameters]:
+        """Return the parameters of every stage that runs a file of the method, as a job of now would find them."""
+        return await asyncio.to_thread(self._parameters, method, language)
+
+    def _parameters(self, method: Method, language: Language) -> list[StageParameters]:
+        producer = producing_stage(method.definition.lifecycle or ())
+        shipped = _shipped_parameters(method)
+        return [
+            _stage_parameters(stage, *self._read(pinned, method), shipped, language, producing=stage is producer)
+            for stage, pinned in method.files.items()
+        ]
+
+    def _read(self, pinned: PinnedFile, method: Method) -> tuple[PinnedFile, ScriptParameters]:
+        # an edited example does not start, so that its edit says nothing
+        return (pinned, self._reader.pinned(pinned)) if method.read_only else self._reader.current(pinned)
+
+    def _problems(self, method: Method) -> dict[Stage, tuple[Violation, ...]]:
+        problems = _notes(method.definition, {stage: self._script(pin) for stage, pin in method.files.items()})
+        for status in self._files.states(method.files):
+            problems[status.stage] += tuple(_file_problems(status, read_only=method.read_only))
+        return problems
+
+    def _script(self, pinned: PinnedFile) -> ScriptParameters:
+        try:
+            return self._reader.current(pinned)[1]
+        except Invalid:  # what stands there now cannot be read, and is not what was registered
+            return self._reader.pinned(pinned)
+
+    def _checked_notes(self, definition: MethodDefinition, check: FileCheck) -> dict[Stage, tuple[Violation, ...]]:
+        """Return the notes on files that were looked at and not kept."""
+        scripts = {
+            stage: self._reader.content(pinned, check.contents[pinned.sha256])
+            if pinned.sha256 in check.contents
+            else self._reader.pinned(pinned)
+            for stage, pinned in check.pins.items()
+        }
+        return _notes(definition, scripts)
+
+
+def _notes(
+    definition: MethodDefinition, scripts: Mapping[Stage, ScriptParameters]
+) -> dict[Stage, tuple[Violation, ...]]:
+    """Return what the stages' scripts will make of the arguments that they are called with."""
+    if definition.arguments.declared_only:
+        return dict.fromkeys(scripts, ())
+    path = find_path(definition.lifecycle)
+    producer = producing_stage(path) if path else None
+    notes: dict[Stage, tuple[Violation, ...]] = {}
+    for stage, script in scripts.items():
+        passed = [*FILLED[stage], *(FILLED[Stage.TRAINING] if stage is producer else ())]
+        names = tuple(dict.fromkeys(name for name in passed if name not in _OCCASIONAL))
+        notes[stage] = tuple(argument_notes(script, names, file_pointer(stage)))
+    return notes
 
 
 def _file_problems(status: FileStatus, *, read_only: bool) -> list[Violation]:
-    """Return what stands in the way of running the file. A missing one does not (its stored bytes run), nor does an
-    edit of a method of one's own: the next job takes it up."""
+    """Return what stands in the way of running the file.
+
+    A missing one does not, its stored bytes run; nor does an edit of one's own method, which the next job takes up.
+    """
     if status.state is FileState.MODIFIED and read_only:
         return [Violation(file_pointer(status.stage), "file_modified_on_disk", {"file": status.pinned.file})]
     return []
+
+
+def _stage_parameters(
+    stage: Stage,
+    file: PinnedFile,
+    script: ScriptParameters,
+    shipped: Mapping[str, ParameterInfo],
+    language: Language,
+    *,
+    producing: bool,
+) -> StageParameters:
+    schema = json_schema(script, stage=stage, producing=producing, language=language)
+    if stage is Stage.TRAINING or producing:
+        for name, schema_of in schema["properties"].items():
+            if name in shipped:
+                schema_of |= _shipped_texts(shipped[name], language)
+    return StageParameters(stage, file, schema, script.partly_read, (*script.unread, *script.notes))
+
+
+def _shipped_parameters(method: Method) -> dict[str, ParameterInfo]:
+    """Return what the manifest says of a preset's parameters; it knows them better than the platform's table."""
+    manifest = next((manifest for manifest in load_manifests() if manifest.name == method.preset), None)
+    return {} if manifest is None else {info.name: info for info in manifest.parameters}
+
+
+def _shipped_texts(info: ParameterInfo, language: Language) -> dict[str, Any]:
+    texts = {
+        "title": info.label.get(language),
+        "description": info.help.get(language),
+        "x-typical-minimum": info.minimum,
+        "x-typical-maximum": info.maximum,
+    }
+    return {name: value for name, value in texts.items() if value is not None}

@@ -5,7 +5,7 @@ script root still holds the pinned bytes they run in place, beside their neighbo
 """
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -58,7 +58,8 @@ class MethodRuns:
         check = await asyncio.to_thread(self._files.check, newest.definition)
         found = [violation for violation in check.violations if violation.code != "file_not_found"]
         if found:
-            raise InvalidRequest(found)
+            # the caller submits a job: what is wrong is the method it names
+            raise InvalidRequest([replace(violation, pointer="/method") for violation in found])
         await asyncio.to_thread(self._files.keep, check)
         pins = {**newest.files, **check.pins}
         return await self._registry.new_version(session, row, newest.definition, pins, source=VersionSource.DISK)

@@ -10,6 +10,7 @@ from app.registry.method_runs import MethodRuns
 from app.registry.methods import Clock, JobsOfMethod, LicenceGate, MethodRegistry
 from app.registry.platforms import PlatformChoice
 from app.registry.preset_install import PresetInstaller
+from app.registry.script_reading import ScriptReader
 from app.registry.scripts import MAX_SCRIPT_BYTES, ScriptRoot
 from app.registry.stage_files import StageFiles
 from app.registry.version_store import VersionStore
@@ -21,6 +22,7 @@ class MethodServices:
     """The services of methods; they share one script root, version store and clock."""
 
     files: MethodFiles
+    reader: ScriptReader
     registry: MethodRegistry
     runs: MethodRuns
     copies: MethodCopies
@@ -41,14 +43,16 @@ def method_services(
 ) -> MethodServices:
     """Return the services of the methods under `home`; `machine` is this machine's platform."""
     files = MethodFiles(ScriptRoot(home.scripts, max_bytes=max_script_bytes), VersionStore(home.versions))
+    reader = ScriptReader(files)
     registry = MethodRegistry(files=files, licence=licence, jobs=jobs, clock=clock)
     runs = MethodRuns(registry=registry, files=files)
     return MethodServices(
         files=files,
+        reader=reader,
         registry=registry,
         runs=runs,
         copies=MethodCopies(registry=registry, runs=runs, files=files, licence=licence),
         stage_files=StageFiles(registry=registry, files=files),
-        guide=MethodGuide(registry=registry, files=files, clock=clock),
+        guide=MethodGuide(registry=registry, files=files, reader=reader, clock=clock),
         presets=PresetInstaller(registry=registry, files=files, clock=clock, choice=platform, machine=machine),
     )

@@ -125,7 +125,7 @@ class MethodRegistry:
 
     async def validate(
         self, session: AsyncSession, definition: MethodDefinition, *, instead_of: str | None = None
-    ) -> tuple[list[Violation], RegistryFacts]:
+    ) -> tuple[list[Violation], FileCheck, RegistryFacts]:
         """Say everything that a create would say, or a change of the method `instead_of`; nothing is changed."""
         check = await asyncio.to_thread(self._files.check, definition)
         facts = await registry_facts.load(session)
@@ -133,7 +133,7 @@ class MethodRegistry:
         found = _judge(definition, check, facts)
         if await _name_is_taken(session, definition, row):
             found.append(_name_taken(definition))
-        return found, facts
+        return found, check, facts
 
     # ---- change -----------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.domain.enums import Stage, VersionSource
 from app.domain.errors import InvalidRequest, NotAllowed, NotFound
 from app.domain.python_source import python_problem
-from app.registry.method_files import FileState, FileStatus, MethodFiles, PinnedFile
+from app.registry.method_files import FileStatus, MethodFiles, PinnedFile
 from app.registry.method_record import Method, method_of
 from app.registry.methods import MethodRegistry, Precondition, PresetReadOnly
 from app.registry.script_paths import script_path
@@ -61,7 +61,7 @@ class StageFiles:
     async def read(self, session: AsyncSession, method: str, stage: Stage) -> ScriptContent:
         """Return the stage's file as it stands on disk; the stored bytes if it is gone from there."""
         pinned = _pinned(await self._registry.get(session, method), stage)
-        return await asyncio.to_thread(self._read_or_stored, pinned)
+        return ScriptContent(*await asyncio.to_thread(self._files.current, pinned))
 
     async def write(
         self, session: AsyncSession, method: str, stage: Stage, content: bytes, *, precondition: Precondition
@@ -75,7 +75,8 @@ class StageFiles:
         newest = method_of(row, await store.get_version(session, row))
         pinned = _pinned(newest, stage)
         await self._refuse_files_of_presets(session, pinned.file)
-        precondition((await asyncio.to_thread(self._read_or_stored, pinned)).file.sha256)
+        present, _ = await asyncio.to_thread(self._files.current, pinned)
+        precondition(present.sha256)
         written = await asyncio.to_thread(self._write, pinned.file, content)
         pins = {at: written if pin.file == pinned.file else pin for at, pin in newest.files.items()}
         return await self._registry.new_version(session, row, newest.definition, pins, source=VersionSource.UPLOAD)
@@ -115,13 +116,6 @@ class StageFiles:
         problem = python_problem(content, name)
         if problem is not None:
             raise InvalidRequest([problem])
-
-    def _read_or_stored(self, pinned: PinnedFile) -> ScriptContent:
-        if self._files.state(pinned) is not FileState.UNCHANGED:
-            content = self._files.scripts.read(pinned.file)
-            if content is not None:
-                return _content(pinned.file, content)
-        return ScriptContent(pinned, self._files.versions.get(pinned.sha256))
 
     def _write(self, path: str, content: bytes) -> PinnedFile:
         # kept first, on disk last: after a crash in between the file counts as edited on disk, and nothing is lost

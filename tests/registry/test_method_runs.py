@@ -50,7 +50,7 @@ class TestPinForRun:
             await pin(app, "finance")
 
         (violation,) = refused.value.violations()
-        assert (violation.pointer, violation.code) == ("/stages/training/file", "invalid_python")
+        assert (violation.pointer, violation.code) == ("/method", "invalid_python")
         assert violation.params["line"] == 2
 
     async def test_a_missing_file_is_no_edit(self, app: MethodsApp) -> None:

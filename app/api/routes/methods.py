@@ -15,6 +15,7 @@ from app.api.language import RequestLanguage
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
 from app.api.schemas.methods import (
     MethodCopy,
+    MethodParameters,
     MethodRead,
     MethodSummary,
     MethodValidation,
@@ -23,6 +24,7 @@ from app.api.schemas.methods import (
     method_read,
     method_summary,
     method_version_read,
+    parameters_read,
     readiness_read,
     validation_read,
     writable,
@@ -220,6 +222,15 @@ async def get_method_readiness(
 ) -> ReadinessRead:
     """Say whether the stages of the method could run now, and where."""
     return readiness_read(await services.methods.guide.readiness(session, method), language)
+
+
+@router.get("/methods/{method}/parameters", responses=problem_responses(MethodNotFound))
+async def get_method_parameters(
+    method: MethodRef, session: ReadSession, services: ServicesDep, language: RequestLanguage
+) -> MethodParameters:
+    """Return what can be set at every stage, as JSON Schema, read from the scripts without running them."""
+    found = await services.methods.registry.get(session, method)
+    return parameters_read(found, await services.methods.guide.parameters(found, language), language)
 
 
 async def tagged_method(services: ServicesDep, method: Method, response: Response) -> MethodRead:

@@ -18,6 +18,7 @@ from app.domain.enums import Platform, Stage, TrainingType, VersionSource
 from app.domain.errors import Violation
 from app.domain.texts import Language
 from app.registry.method_files import FileState, FileStatus, PinnedFile
+from app.registry.method_guide import StageParameters
 from app.registry.method_record import Method
 from app.registry.preset_install import PresetStatus
 from app.registry.readiness import Readiness
@@ -111,6 +112,29 @@ class ReadinessRead(BaseModel):
 
     ready: bool
     stages: list[StageReadinessRead]
+
+
+class StageParametersRead(BaseModel):
+    """What can be set at a stage."""
+
+    stage: Stage
+    file: str
+    sha256: str = Field(examples=[_SHA256])
+    parameters: dict[str, Any] = Field(
+        alias="schema",
+        description="JSON Schema (2020-12). `x-platform`: filled in by the platform. `x-typical-…`: a value outside of "
+        "it draws a warning.",
+    )
+    partly_read: bool = Field(description="There may be parameters that are not listed; unknown ones are accepted.")
+    remarks: list[ProblemEntry] = Field(description="What could not be read or will make trouble, with the line.")
+
+
+class MethodParameters(BaseModel):
+    """What can be set at the stages of a method, read from its scripts without running them."""
+
+    method_id: str
+    version: int
+    stages: list[StageParametersRead]
 
 
 class MethodValidation(BaseModel):
@@ -232,6 +256,25 @@ def readiness_read(readiness: Readiness, language: Language) -> ReadinessRead:
                 problems=entries(stage.problems, language),
             )
             for stage in readiness.stages
+        ],
+    )
+
+
+def parameters_read(method: Method, stages: Sequence[StageParameters], language: Language) -> MethodParameters:
+    """Return the parameters of a method in the caller's language."""
+    return MethodParameters(
+        method_id=method.id,
+        version=method.version,
+        stages=[
+            StageParametersRead(
+                stage=stage.stage,
+                file=stage.file.file,
+                sha256=stage.file.sha256,
+                schema=dict(stage.schema),
+                partly_read=stage.partly_read,
+                remarks=entries([remark.violation() for remark in stage.remarks], language),
+            )
+            for stage in stages
         ],
     )
 

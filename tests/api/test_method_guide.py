@@ -1,0 +1,178 @@
+"""What a caller learns before starting a method: parameters and readiness."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.domain.enums import Platform
+from app.store.nodes import register_node
+from app.store.session import Database
+from tests.api.client import MethodsApp, definition, methods_app
+
+URL = "/api/v1/methods"
+SCRIPT = b"""
+import argparse
+parser = argparse.ArgumentParser()
+parser.add_argument("--learning_rate", type=float, default=2e-5, help="Step size")
+parser.add_argument("--optimizer", choices=["adam", "sgd"], required=True)
+parser.add_argument("--output_dir")
+arguments, _ = parser.parse_known_args()
+"""
+STRICT = SCRIPT.replace(b"arguments, _ = parser.parse_known_args()", b"arguments = parser.parse_args()")
+
+
+@pytest.fixture
+async def app(database: Database, tmp_path: Path) -> AsyncIterator[MethodsApp]:
+    async with methods_app(database, tmp_path / "home") as running:
+        yield running
+
+
+async def start_node(app: MethodsApp, *environments: str, silent_for: timedelta = timedelta()) -> None:
+    async with app.database.writing() as session:
+        await register_node(
+            session,
+            name="gpu-1",
+            platform=Platform.CUDA,
+            accelerators=[],
+            environments=environments,
+            slots=1,
+            boot_id="1",
+            now=datetime.now(UTC) - silent_for,
+        )
+
+
+async def only_stage(app: MethodsApp) -> dict[str, Any]:
+    body = (await app.client.get(f"{URL}/finance/readiness")).json()
+    (stage,) = body["stages"]
+    assert body["ready"] == stage["ready"]
+    found: dict[str, Any] = stage
+    return found
+
+
+class TestParameters:
+    async def test_reads_them_from_the_script(self, app: MethodsApp) -> None:
+        app.script("train.py", SCRIPT)
+        method = await app.create()
+
+        body = (await app.client.get(f"{URL}/finance/parameters")).json()
+
+        (stage,) = body["stages"]
+        assert (body["method_id"], body["version"]) == (method["id"], 1)
+        assert (stage["stage"], stage["file"], stage["partly_read"]) == ("training", "train.py", False)
+        assert stage["schema"]["properties"]["learning_rate"]["type"] == "number"
+        assert stage["schema"]["properties"]["optimizer"]["enum"] == ["adam", "sgd"]
+        assert stage["schema"]["required"] == ["optimizer"]
+        assert stage["schema"]["properties"]["output_dir"]["x-platform"] is True
+
+    async def test_follow_an_edit_on_disk(self, app: MethodsApp) -> None:
+        app.script("train.py", SCRIPT)
+        await app.create()
+        app.script("train.py", SCRIPT.replace(b"--optimizer", b"--solver"))
+
+        (stage,) = (await app.client.get(f"{URL}/finance/parameters")).json()["stages"]
+
+        assert stage["schema"]["required"] == ["solver"]
+
+    async def test_speak_the_callers_language(self, app: MethodsApp) -> None:
+        app.script("train.py", SCRIPT)
+        await app.create()
+
+        answers = [
+            (await app.client.get(f"{URL}/finance/parameters", headers={"Accept-Language": language})).json()
+            for language in ("en", "zh", "de")
+        ]
+
+        titles = {answer["stages"][0]["schema"]["properties"]["learning_rate"]["title"] for answer in answers}
+        assert len(titles) == 3
+
+    async def test_say_where_a_script_cannot_be_read(self, app: MethodsApp) -> None:
+        loop = b"for name in open('names'):\n    parser.add_argument('--' + name)\n"
+        app.script("train.py", SCRIPT.replace(b"arguments, _", loop + b"arguments, _"))
+        await app.create()
+
+        (stage,) = (await app.client.get(f"{URL}/finance/parameters")).json()["stages"]
+
+        assert stage["partly_read"] is True
+        assert stage["remarks"]
+        assert stage["schema"]["additionalProperties"] is True
+
+    async def test_a_preset_knows_its_own_ranges(self, app: MethodsApp) -> None:
+        async with app.database.writing() as session:
+            await app.services.presets.install_presets(session)
+
+        stages = (await app.client.get(f"{URL}/Custom01/parameters")).json()["stages"]
+
+        learning_rate = stages[0]["schema"]["properties"]["learning_rate"]
+        assert (learning_rate["x-typical-minimum"], learning_rate["x-typical-maximum"]) == (0.05, 2.0)
+
+
+class TestReadiness:
+    async def test_ready_where_a_node_has_the_environment(self, app: MethodsApp) -> None:
+        app.script("train.py", SCRIPT)
+        await app.create()
+        await start_node(app, "base")
+
+        stage = await only_stage(app)
+
+        assert (stage["ready"], stage["nodes"], stage["environment"]) == (True, ["gpu-1"], "base")
+
+    async def test_says_what_stands_in_the_way(self, app: MethodsApp) -> None:
+        app.script("train.py", STRICT)
+        await start_node(app, "vision")
+        await app.create(stages={"training": {"file": "train.py", "conda_env": "base"}})
+
+        stage = await only_stage(app)
+
+        found = {(problem["pointer"], problem["code"]) for problem in stage["problems"]}
+        assert found == {
+            ("/stages/training/file", "argument_undeclared"),
+            ("/stages/training/conda_env", "environment_not_built"),
+        }
+
+    async def test_undeclared_arguments_do_not_matter_if_they_are_not_passed(self, app: MethodsApp) -> None:
+        app.script("train.py", STRICT)
+        await start_node(app, "base")
+
+        await app.create(arguments={"declared_only": True})
+
+        assert (await only_stage(app))["ready"] is True
+
+    async def test_an_environment_that_only_a_silent_node_has_is_known_but_not_ready(self, app: MethodsApp) -> None:
+        app.script("train.py", SCRIPT)
+        await start_node(app, "vision", silent_for=timedelta(hours=1))
+        await app.create(stages={"training": {"file": "train.py", "conda_env": "vision"}})
+
+        assert [problem["code"] for problem in (await only_stage(app))["problems"]] == ["no_node_alive"]
+
+    async def test_an_edited_example_is_not_ready(self, app: MethodsApp) -> None:
+        async with app.database.writing() as session:
+            await app.services.presets.install_presets(session)
+        app.script("sft-demo.py", SCRIPT)
+
+        body = (await app.client.get(f"{URL}/SFT-Demo/readiness")).json()
+
+        problems = {stage["stage"]: [problem["code"] for problem in stage["problems"]] for stage in body["stages"]}
+        assert "file_modified_on_disk" in problems["training"]
+        assert "file_modified_on_disk" not in problems["saving"]
+
+    async def test_validation_says_it_before_anything_is_registered(self, app: MethodsApp) -> None:
+        app.script("train.py", STRICT)
+        await start_node(app, "base")
+
+        body = (await app.client.post(f"{URL}:validate", json=definition())).json()
+
+        (stage,) = body["readiness"]["stages"]
+        assert body["valid"] is True
+        assert {problem["code"] for problem in stage["problems"]} == {"argument_undeclared"}
+
+    async def test_presets_run_on_their_own_arguments(self, app: MethodsApp) -> None:
+        async with app.database.writing() as session:
+            await app.services.presets.install_presets(session)
+        await start_node(app, "base", "trl")
+
+        bodies = [(await app.client.get(f"{URL}/{name}/readiness")).json() for name in ("Custom01", "SFT-Demo")]
+
+        assert [body["ready"] for body in bodies] == [True, True]
