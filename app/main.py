@@ -5,7 +5,6 @@ processes at once: it brings the schema up to date and installs the preset metho
 """
 
 import logging
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -18,7 +17,7 @@ from app.access.guard import LicenceGuard
 from app.access.licence import load_public_key
 from app.api.application import HttpOptions, Lifespan, new_application
 from app.api.dependencies import Services
-from app.api.guards import AccessPolicy, RawUpload
+from app.api.guards import AccessPolicy
 from app.api.routes import (
     base_models,
     chat,
@@ -60,7 +59,6 @@ from app.store.session import Database
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "/api/v1"
 IDEMPOTENCY_KEPT = timedelta(days=1)
 
 
@@ -126,11 +124,10 @@ def build_services(
 
 def include_routes(app: FastAPI) -> None:
     """Include every router."""
-    app.include_router(system.router)
     for module in (
-        methods, scripts, presets, jobs, models, chat, base_models, datasets, deploy_targets, environments, nodes,
+        system, methods, scripts, presets, jobs, models, chat, base_models, datasets, deploy_targets, environments, nodes,
     ):  # fmt: skip
-        app.include_router(module.router, prefix=PREFIX)
+        app.include_router(module.router)
 
 
 def utc_now() -> datetime:
@@ -175,11 +172,9 @@ def _http_options(settings: Settings) -> HttpOptions:
     access = AccessPolicy(
         token=settings.token, allowed_hosts=settings.allowed_hosts, allowed_origins=settings.allowed_origins
     )
-    script = settings.max_script_bytes
     uploads = (
-        RawUpload("PUT", re.compile(rf"{PREFIX}/methods/[^/]+/files/[^/]+"), script),
-        RawUpload("PUT", re.compile(rf"{PREFIX}/scripts/.+"), script),
-        RawUpload("PUT", re.compile(rf"{PREFIX}/datasets/[^/]+/file"), settings.max_upload_bytes),
+        *scripts.script_uploads(settings.max_script_bytes),
+        *datasets.dataset_uploads(settings.max_upload_bytes),
     )
     return HttpOptions(
         version=version("deepextension"),
