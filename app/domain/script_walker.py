@@ -119,7 +119,7 @@ class Walker(Evaluator):
                 self._loop(node)
             case ast.With() | ast.AsyncWith():
                 return self._with(node)
-            case ast.Try():
+            case ast.Try() | ast.TryStar():
                 return self._try(node)
             case ast.Match():
                 self.evaluate(node.subject)
@@ -176,7 +176,7 @@ class Walker(Evaluator):
                 self.bind(item.optional_vars, value)
         return self.block(node.body)
 
-    def _try(self, node: ast.Try) -> bool:
+    def _try(self, node: ast.Try | ast.TryStar) -> bool:
         left = self.block([*node.body, *node.orelse])
         if node.handlers:
             blocks: list[Sequence[ast.stmt]] = [handler.body for handler in node.handlers]

@@ -218,6 +218,8 @@ def pure_call(function: object, arguments: list[object], keywords: dict[str, obj
     """Return the result of a harmless builtin or path function on constants."""
     if not isinstance(function, Imported):
         return UNKNOWN
+    if function.dotted == "builtins.dict" and not arguments:
+        return keywords
     if function.dotted != "builtins.dict":  # all others see only the keys of a dict, whatever its values are
         arguments = [list(argument) if isinstance(argument, dict) else argument for argument in arguments]
     if not all(map(is_constant, [*arguments, *keywords.values()])):
