@@ -84,9 +84,10 @@ class MethodFiles:
                     content = self.scripts.read(path)
                     digest = None if content is None else digest_of(content)
                     if content is not None and digest is not None:
+                        if problem := python_problem(content, path, at):
+                            found.append(problem)
+                            continue
                         contents[digest.sha256] = content
-                        problem = python_problem(content, path)
-                        found += [Violation(at, problem.code, problem.params)] if problem else []
             except Invalid as error:
                 found.append(Violation(at, error.code, error.params))
                 continue

@@ -241,7 +241,7 @@ class TestListMethods:
         assert await names("training_type=embedding") == ["a"]
         assert await names("lifecycle=customized") == ["a", "b", "Ä"]
         assert await names("lifecycle=customized,complete") == []
-        assert await names("q=MÄRCHEN".replace("Ä", "ä")) == ["b"]
+        assert await names("q=MäRCHEN") == ["b"]
         assert await names("q=%25") == ["b"]
         assert await names("q=ä") == ["b", "Ä"]
 

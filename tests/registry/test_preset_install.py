@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.domain.enums import Platform
+from app.domain.errors import InvalidRequest
 from app.presets import catalogue
 from app.presets.catalogue import PresetManifest
 from app.registry.platforms import this_machine, wanted_platforms
@@ -105,6 +106,16 @@ class TestInstallPresets:
         assert (app.home.scripts / "sft-demo.py").read_bytes() == EDITED
         assert (await app.client.get(f"{URL}/Custom01")).json()["disk_changed"] is False
         assert (await app.client.get(f"{URL}/SFT-Demo")).json()["disk_changed"] is True
+
+    async def test_a_broken_file_in_the_way_of_a_template_is_refused_at_submit(self, app: MethodsApp) -> None:
+        app.script("custom01.py", b"if x\n")
+
+        await install(app)
+
+        assert (await app.client.get(f"{URL}/Custom01")).json()["disk_changed"] is True
+        async with app.database.writing() as session:
+            with pytest.raises(InvalidRequest):
+                await app.services.runs.pin_for_run(session, "Custom01")
 
     async def test_a_method_of_the_users_own_keeps_its_name(self, app: MethodsApp) -> None:
         mine = await app.create(name="sft-demo")

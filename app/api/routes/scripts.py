@@ -68,8 +68,12 @@ async def _python_body(request: Request) -> bytes:
 
 
 def _script_precondition(
-    if_match: Annotated[str | None, Header(description="`ETag` of the file that is replaced.")] = None,
-    if_none_match: Annotated[str | None, Header(description="`*`: only if no file is there.")] = None,
+    if_match: Annotated[
+        str | None, Header(alias="If-Match", description="`ETag` of the file that is replaced.")
+    ] = None,
+    if_none_match: Annotated[
+        str | None, Header(alias="If-None-Match", description="`*`: only if no file is there.")
+    ] = None,
 ) -> Callable[[str | None], None]:
     """Return what demands, of the sha256 that is there, that nothing is overwritten unread."""
 
