@@ -1,0 +1,319 @@
+from typing import Any
+
+import jsonschema
+import pytest
+
+from app.domain.argparse_reader import read_parameters
+from app.domain.enums import Stage
+from app.domain.known_parameters import KNOWN
+from app.domain.parameters import ParameterCheck, argument_notes, check_parameters, json_schema
+from app.domain.rendering import FILLED
+from app.domain.script_parameters import ScriptParameters
+from app.domain.texts import Language
+
+DECLARATIONS = """
+    p.add_argument("--train_id", required=True)
+    p.add_argument("--lora_rank", type=int, required=True)
+    p.add_argument("--learning_rate", type=float)
+    p.add_argument("--load_in_4bit", default="true")
+    p.add_argument("--warmup_steps", type=int)
+    p.add_argument("--warmup_ratio", type=float, default=None)
+    p.add_argument("--max_steps", type=int, default=None)
+    p.add_argument("--optimizer", choices=["adamw", "sgd"], default="adamw")
+    p.add_argument("--project", required=True)
+    p.add_argument("--tags", nargs="*", type=str)
+    p.add_argument("--verbose", action="count", default=0)
+    p.add_argument("--config", type=json.loads)
+    p.add_argument("--strict", type=bool, default=True)
+"""
+
+
+def script(declarations: str = DECLARATIONS, *, parse: str = "parse_args") -> ScriptParameters:
+    return read_parameters(
+        "import argparse, json\nif True:\n    p = argparse.ArgumentParser()\n" + declarations + f"\n    p.{parse}()\n"
+    )
+
+
+def check(declarations: str = DECLARATIONS, *, parse: str = "parse_args", **values: Any) -> ParameterCheck:
+    return check_parameters(values, script(declarations, parse=parse))
+
+
+def refusals(result: ParameterCheck) -> list[tuple[str, str]]:
+    return [(v.pointer, v.code) for v in result.violations]
+
+
+def warnings(result: ParameterCheck) -> list[tuple[str, str]]:
+    return [(v.pointer, v.code) for v in result.warnings]
+
+
+class TestCheck:
+    @pytest.mark.parametrize(
+        "values",
+        [
+            {},
+            {"lora_rank": 16, "learning_rate": 1},
+            {"learning_rate": 1e-5, "load_in_4bit": False},
+            {"tags": ["a", "b"], "tags_": None},
+            {"config": {"a": [1, None]}},
+            {"config": "text"},
+            {"verbose": 3},
+            {"optimizer": "sgd"},
+            {"lora_rank": None},
+        ],
+    )
+    def test_accepts(self, values: dict[str, Any]) -> None:
+        assert refusals(check(project="p", **values)) == []
+
+    @pytest.mark.parametrize(
+        ("name", "value", "code"),
+        [
+            ("lora_rank", "8", "parameter_wrong_type"),
+            ("lora_rank", 8.0, "parameter_wrong_type"),
+            ("lora_rank", True, "parameter_wrong_type"),
+            ("lora_rank", [8], "parameter_wrong_type"),
+            ("lora_rank", 2**63, "parameter_value_unusable"),
+            ("learning_rate", "1e-5", "parameter_wrong_type"),
+            ("learning_rate", False, "parameter_wrong_type"),
+            ("learning_rate", float("nan"), "parameter_value_unusable"),
+            ("learning_rate", float("inf"), "parameter_value_unusable"),
+            ("load_in_4bit", "true", "parameter_wrong_type"),
+            ("load_in_4bit", 1, "parameter_wrong_type"),
+            ("optimizer", "adam", "parameter_not_a_choice"),
+            ("optimizer", 1, "parameter_wrong_type"),
+            ("tags", "a", "parameter_wrong_type"),
+            ("tags", ["a", 1], "parameter_wrong_type"),
+            ("tags", ["--x"], "parameter_item_like_option"),
+            ("tags", ["a\0"], "parameter_value_unusable"),
+            ("verbose", -1, "parameter_wrong_type"),
+            ("verbose", 10**9, "parameter_wrong_type"),
+            ("config", {"a": [float("nan")]}, "parameter_value_unusable"),
+            ("config", "\ud800", "parameter_value_unusable"),
+            ("train_id", "mine", "parameter_reserved"),
+            ("output_dir", "/etc", "parameter_reserved"),
+            ("lora_rnk", 8, "unknown_parameter"),
+            ("--x", 8, "parameter_name_invalid"),
+            ("a=b", 8, "parameter_name_invalid"),
+            ("", 8, "parameter_name_invalid"),
+        ],
+    )
+    def test_refuses(self, name: str, value: Any, code: str) -> None:
+        result = check_parameters({"project": "p", name: value}, script())
+
+        assert [v.code for v in result.violations] == [code]
+        assert result.violations[0].pointer.startswith(f"/parameters/{name}")
+        for language in Language:
+            assert "{" not in result.violations[0].detail(language).replace(str(value), "")
+
+    def test_number_too_long_to_print_is_refused(self) -> None:
+        assert refusals(check(project="p", lora_rank=10**5000, optimizer=10**5000)) == [
+            ("/parameters/lora_rank", "parameter_value_unusable"),
+            ("/parameters/optimizer", "parameter_wrong_type"),
+        ]
+
+    def test_finds_everything_at_once_and_names_items(self) -> None:
+        result = check(lora_rank="8", tags=["a", "b", 3], nope=1)
+
+        assert refusals(result) == [
+            ("/parameters/lora_rank", "parameter_wrong_type"),
+            ("/parameters/tags/2", "parameter_wrong_type"),
+            ("/parameters/nope", "unknown_parameter"),
+            ("/parameters/project", "missing_parameter"),
+        ]
+
+    def test_out_of_the_typical_range_only_warns(self) -> None:
+        result = check(project="p", lora_rank=32, warmup_steps=100_000, max_steps=10)
+
+        assert refusals(result) == []
+        assert warnings(result) == [
+            ("/parameters/lora_rank", "parameter_unusual"),
+            ("/parameters/warmup_steps", "parameter_unusual"),
+            ("/parameters/max_steps", "parameter_unusual"),
+        ]
+
+    def test_warns_of_what_has_no_effect(self) -> None:
+        result = check(project="p", warmup_ratio=0.1, warmup_steps=5)
+
+        assert warnings(result) == [("/parameters/warmup_ratio", "parameter_without_effect")]
+
+    def test_warns_of_false_that_the_script_reads_as_true(self) -> None:
+        values = {"project": "p", "strict": False}
+
+        assert warnings(check_parameters(values, script())) == [("/parameters/strict", "parameter_false_reads_as_true")]
+        assert warnings(check_parameters(values, script(), false_as="")) == []
+
+    def test_exclusive_groups(self) -> None:
+        declarations = """
+    g = p.add_mutually_exclusive_group(required=True)
+    g.add_argument("--a")
+    g.add_argument("--b")
+"""
+
+        assert refusals(check(declarations, a="1")) == []
+        assert refusals(check(declarations, a="1", b="2")) == [("/parameters/b", "parameters_exclude_each_other")]
+        assert refusals(check(declarations)) == [("/parameters", "missing_one_of_parameters")]
+
+    def test_alias_is_as_good_as_the_name(self) -> None:
+        declarations = '    p.add_argument("--name", "--alias", type=int, required=True)'
+
+        assert refusals(check(declarations, alias=1)) == []
+        assert refusals(check(declarations, alias="1")) == [("/parameters/alias", "parameter_wrong_type")]
+        assert check(declarations, alias=1).effective == {"alias": 1}
+
+
+class TestUnknownParameters:
+    def test_script_that_was_read_in_part_may_take_anything(self) -> None:
+        declarations = "    for n in 'ab': p.add_argument('--' + n)"
+
+        assert refusals(check(declarations, a=1, anything={"x": 1})) == []
+        assert refusals(check(declarations, seq=1)) == [("/parameters/seq", "parameter_reserved")]
+        assert refusals(check(declarations, lora_rank="8")) == [("/parameters/lora_rank", "parameter_wrong_type")]
+
+    def test_script_that_ignores_unknown_arguments_may_be_given_what_the_platform_knows(self) -> None:
+        declarations = '    p.add_argument("--x")'
+
+        lenient = check(declarations, parse="parse_known_args", batch_size=2, other=1)
+        strict = check(declarations, batch_size=2)
+
+        assert refusals(lenient) == [("/parameters/other", "unknown_parameter")]
+        assert refusals(strict) == [("/parameters/batch_size", "unknown_parameter")]
+
+
+class TestEffective:
+    def test_fills_in_what_scripts_need_and_nobody_gave(self) -> None:
+        result = check(project="p", learning_rate=1e-4)
+
+        assert list(result.effective.items()) == [
+            ("lora_rank", 8),
+            ("learning_rate", 1e-4),
+            ("warmup_steps", 2),
+            ("project", "p"),
+        ]
+
+    def test_leaves_alone_what_the_script_has_a_default_for(self) -> None:
+        effective = check('    p.add_argument("--lora_rank", type=int, default=None)').effective
+
+        assert effective == {}
+
+    def test_warmup_ratio_is_not_defeated_by_a_value_nobody_gave(self) -> None:
+        assert check(project="p", warmup_ratio=0.1).effective["warmup_steps"] == 0
+
+    def test_script_that_was_read_in_part_gets_the_whole_contract(self) -> None:
+        effective = check_parameters({"zeta": 1}, read_parameters("print(1)")).effective
+
+        assert effective == {**{k.name: k.default for k in KNOWN.values() if k.required}, "zeta": 1}
+        assert list(effective)[-1] == "zeta"
+
+    def test_default_that_the_script_does_not_take_is_not_filled_in(self) -> None:
+        declarations = '    p.add_argument("--lora_rank", type=int, choices=[16, 32], required=True)'
+
+        assert refusals(check(declarations)) == [("/parameters/lora_rank", "missing_parameter")]
+
+    def test_other_stages_have_no_known_parameters(self) -> None:
+        saving = script('    p.add_argument("--lora_rank", type=int)\n    p.add_argument("--save_path", required=True)')
+
+        assert check_parameters({}, saving, stage=Stage.SAVING).effective == {}
+        assert check_parameters({}, saving, stage=Stage.SAVING).violations == ()
+        assert check_parameters({}, saving, stage=Stage.SAVING, producing=True).effective == {"lora_rank": 8}
+
+
+class TestSchema:
+    @pytest.mark.parametrize("stage", Stage)
+    def test_is_a_valid_schema_for_every_stage(self, stage: Stage) -> None:
+        schema = json_schema(script(), stage=stage)
+
+        jsonschema.Draft202012Validator.check_schema(schema)
+
+    def test_joins_script_and_platform(self) -> None:
+        properties = json_schema(script(), language=Language.DE)["properties"]
+
+        assert properties["lora_rank"] == {
+            "type": "integer",
+            "title": "LoRA-Rang",
+            "default": 8,
+            "description": "Größe des Adapters: Ein höherer Rang lernt mehr und braucht mehr Speicher.",
+            "x-line": 6,
+            "x-typical-minimum": 4,
+            "x-typical-maximum": 16,
+            "x-typical-values": [4, 8, 16],
+        }
+        assert properties["load_in_4bit"]["type"] == "boolean"
+        assert properties["load_in_4bit"]["default"] is True
+        assert properties["optimizer"]["enum"] == ["adamw", "sgd"]
+        assert properties["tags"]["items"] == {"type": "string"}
+
+    def test_marks_what_the_platform_fills_in(self) -> None:
+        schema = json_schema(script())
+
+        assert schema["properties"]["train_id"]["x-platform"] is True
+        assert "x-platform" not in schema["properties"]["lora_rank"]
+        assert schema["required"] == ["project"]
+        assert schema["additionalProperties"] is False
+
+    def test_of_a_script_read_in_part_allows_more_and_shows_the_contract(self) -> None:
+        schema = json_schema(read_parameters(""))
+
+        assert schema["additionalProperties"] is True
+        assert list(schema["properties"]) == [k.name for k in KNOWN.values() if k.required]
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            {"project": "p"},
+            {},
+            {"project": "p", "lora_rank": "8"},
+            {"project": "p", "lora_rank": True},
+            {"project": "p", "optimizer": "adam"},
+            {"project": "p", "tags": ["a", 1]},
+            {"project": "p", "learning_rate": 1},
+            {"project": "p", "nope": 1},
+            {"project": "p", "verbose": -1},
+        ],
+    )
+    def test_says_the_same_as_the_check(self, values: dict[str, Any]) -> None:
+        valid = jsonschema.Draft202012Validator(json_schema(script())).is_valid(values)
+
+        assert valid is not bool(check_parameters(values, script()).violations)
+
+    def test_exclusive_groups_are_part_of_it(self) -> None:
+        grouped = script("""
+    g = p.add_mutually_exclusive_group(required=True)
+    g.add_argument("--a")
+    g.add_argument("--b")
+""")
+        validator = jsonschema.Draft202012Validator(json_schema(grouped))
+
+        assert [validator.is_valid(values) for values in ({}, {"a": "1"}, {"a": "1", "b": "1"})] == [False, True, False]
+
+
+class TestArgumentNotes:
+    def test_strict_script_will_end_at_arguments_it_does_not_declare(self) -> None:
+        strict = script('    p.add_argument("--train_id")')
+
+        assert [(n.code, n.params["name"]) for n in argument_notes(strict, ("train_id", "seq"))] == [
+            ("argument_undeclared", "seq")
+        ]
+
+    def test_script_that_abbreviates_takes_an_argument_for_another(self) -> None:
+        lenient = script('    p.add_argument("--seq_length")', parse="parse_known_args")
+
+        (note,) = argument_notes(lenient, FILLED[Stage.TRAINING])
+
+        assert (note.code, note.params) == ("argument_abbreviates", {"name": "seq", "option": "seq_length"})
+
+    def test_lenient_script_ignores_the_rest(self) -> None:
+        lenient = script('    p.add_argument("--x")', parse="parse_known_args")
+
+        assert argument_notes(lenient, FILLED[Stage.TRAINING]) == []
+
+
+class TestKnownParameters:
+    @pytest.mark.parametrize("known", KNOWN.values(), ids=lambda known: known.name)
+    def test_default_is_typical_save_for_the_demo_steps(self, known: Any) -> None:
+        if isinstance(known.default, (int, float)) and not isinstance(known.default, bool):
+            assert known.is_typical(known.default) is (known.name != "max_steps")
+        assert known.required is (
+            known.default is not None and known.name not in ("max_steps", "epochs", "warmup_ratio")
+        )
+        for language in Language:
+            assert known.label(language) != f"label_parameter_{known.name}"
+            assert known.help(language) != f"help_parameter_{known.name}"
