@@ -125,7 +125,8 @@ def build_services(
 def include_routes(app: FastAPI) -> None:
     """Include every router."""
     for module in (
-        system, methods, scripts, presets, jobs, models, chat, base_models, datasets, deploy_targets, environments, nodes,
+        system, methods, scripts, presets, jobs, models, chat, base_models, datasets, deploy_targets, environments,
+        nodes,
     ):  # fmt: skip
         app.include_router(module.router)
 

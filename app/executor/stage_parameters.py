@@ -86,8 +86,8 @@ class StageParameters:
             scripts=scripts,
             checks=checks,
             given_to=given_to,
-            violations=tuple(dict.fromkeys(violations)),
-            warnings=tuple(dict.fromkeys(warnings)),
+            violations=_distinct(violations),
+            warnings=_distinct(warnings),
         )
 
     def read(self, method: Method, stage: Stage) -> ScriptParameters:
@@ -102,6 +102,11 @@ class StageParameters:
                 self._read.clear()
             self._read[pinned.sha256] = known
         return known
+
+
+def _distinct(found: Sequence[Violation]) -> tuple[Violation, ...]:
+    """Two stages may say the same of one value."""
+    return tuple({(violation.pointer, violation.code): violation for violation in found}.values())
 
 
 def _takers(method: Method, stages: Sequence[Stage]) -> list[Stage]:

@@ -1,0 +1,215 @@
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlmodel import select
+
+from app.domain.enums import JobKind, JobStatus, Platform, VersionSource
+from app.domain.errors import InvalidRequest
+from app.executor.snapshot import Snapshot
+from app.executor.stage_parameters import StageParameters
+from app.executor.submission import InsufficientDiskSpace, Submission, Submissions, Submitted
+from app.presets.catalogue import sample_base_models, sample_datasets
+from app.registry.base_models import BaseModels
+from app.registry.datasets import Datasets
+from app.registry.method_services import MethodServices, method_services
+from app.store import jobs as job_store
+from app.store.home import Home
+from app.store.session import Database
+from app.store.tables import DatasetRow, JobRow
+
+NOW = datetime(2026, 11, 23, tzinfo=UTC)
+
+
+class EverythingLicensed:
+    def require(self) -> None:
+        return None
+
+
+@dataclass
+class Bench:
+    """Services on a fresh home with Custom01, its base model and its data set."""
+
+    database: Database
+    home: Home
+    methods: MethodServices
+    submissions: Submissions
+    min_free_bytes: int = 0
+
+    async def submit(self, **changes: Any) -> Submitted:
+        fields: dict[str, Any] = {
+            "method": "Custom01", "base_model": "custom01-base", "dataset": "custom01", "through": "online", **changes,
+        }  # fmt: skip
+        async with self.database.writing() as session:
+            return await self.submissions.submit(session, Submission(**fields))
+
+    async def refusal(self, **changes: Any) -> list[tuple[str, str]]:
+        with pytest.raises(InvalidRequest) as refused:
+            await self.submit(**changes)
+        return [(violation.pointer, violation.code) for violation in refused.value.violations()]
+
+    async def register_data(self, name: str) -> None:
+        datasets = Datasets(home=self.home, max_characters=4000, clock=lambda: NOW)
+        prepared = await datasets.prepare(name=name, path=f"{name}.jsonl")
+        async with self.database.writing() as session:
+            await datasets.create(session, prepared)
+
+
+@pytest.fixture
+async def bench(database: Database, tmp_path: Path) -> Bench:
+    home = Home(tmp_path / "deepe")
+    home.create()
+    bench = _bench(database, home, min_free_bytes=0)
+    base_model = next(sample for sample in sample_base_models() if sample.folder is not None)
+    assert base_model.folder is not None
+    shutil.copytree(base_model.folder, home.models / base_model.name)
+    sample = next(sample for sample in sample_datasets() if sample.name == "custom01")
+    shutil.copy(sample.path, home.datasets / "custom01.jsonl")
+    base_models = BaseModels(home=home, clock=lambda: NOW)
+    prepared = await base_models.prepare(name=base_model.name, path=base_model.name)
+    async with database.writing() as session:
+        await bench.methods.presets.install_presets(session)
+        await base_models.create(session, prepared)
+    await bench.register_data("custom01")
+    return bench
+
+
+def _bench(database: Database, home: Home, *, min_free_bytes: int) -> Bench:
+    methods = method_services(
+        home=home, licence=EverythingLicensed(), jobs=job_store, clock=lambda: NOW, machine=Platform.CPU
+    )
+    submissions = Submissions(
+        database=database,
+        home=home,
+        runs=methods.runs,
+        datasets=Datasets(home=home, max_characters=4000, clock=lambda: NOW),
+        parameters=StageParameters(methods.files),
+        min_free_bytes=min_free_bytes,
+        clock=lambda: NOW,
+    )
+    return Bench(database=database, home=home, methods=methods, submissions=submissions)
+
+
+class TestSubmit:
+    async def test_makes_the_whole_chain(self, bench: Bench) -> None:
+        submitted = await bench.submit(parameters={"epochs": 3}, name="first try")
+
+        training, saving, deployment = submitted.jobs
+        assert [job.kind for job in submitted.jobs] == [JobKind.TRAINING, JobKind.SAVING, JobKind.DEPLOYMENT]
+        assert [job.blocked_by for job in submitted.jobs] == [None, training.id, saving.id]
+        assert {job.status for job in submitted.jobs} == {JobStatus.QUEUED}
+        assert {job.chain_id for job in submitted.jobs} == {training.id}
+        assert (training.parameters, saving.parameters, deployment.parameters) == ({"epochs": 3}, {}, {})
+        assert training.name == "first try"
+
+    async def test_chain_ends_at_the_wanted_state(self, bench: Bench) -> None:
+        submitted = await bench.submit(through="complete")
+
+        assert [job.kind for job in submitted.jobs] == [JobKind.TRAINING, JobKind.SAVING]
+
+    async def test_pins_the_bytes_of_each_stage(self, bench: Bench) -> None:
+        submitted = await bench.submit()
+
+        files = [Snapshot.of(job).script for job in submitted.jobs]
+        assert [pinned.file for pinned in files if pinned] == [
+            "custom01.py", "save_custom01.py", "custom01_deploy_example.py",
+        ]  # fmt: skip
+
+    async def test_file_edited_on_disk_becomes_the_version_that_runs(self, bench: Bench) -> None:
+        script = bench.home.scripts / "custom01.py"
+        script.write_text(script.read_text() + "\n# mine\n")
+
+        submitted = await bench.submit()
+
+        assert submitted.jobs[0].method_version == 2
+        async with bench.database.reading() as session:
+            version = await bench.methods.registry.version(session, "Custom01", 2)
+        assert version.source is VersionSource.DISK
+
+    async def test_takes_up_a_data_set_that_changed_on_disk(self, bench: Bench) -> None:
+        before = (await bench.submit()).jobs[0]
+        file = bench.home.datasets / "custom01.jsonl"
+        file.write_text(file.read_text() + '{"question": "New?", "answer": "Yes."}\n')
+
+        after = (await bench.submit()).jobs[0]
+
+        digests = [data.digest for data in (Snapshot.of(before).dataset, Snapshot.of(after).dataset) if data]
+        assert digests[0] != digests[1]
+        async with bench.database.reading() as session:
+            assert (await session.exec(select(DatasetRow.digest))).one() == digests[1]
+
+    async def test_unusual_value_warns(self, bench: Bench) -> None:
+        submitted = await bench.submit(parameters={"batch_size": 1000})
+
+        assert ("/parameters/batch_size", "parameter_unusual") in [(w.pointer, w.code) for w in submitted.warnings]
+
+
+class TestRefusals:
+    async def test_names_everything_at_once_and_writes_nothing(self, bench: Bench) -> None:
+        found = await bench.refusal(
+            base_model="nobody", dataset="nothing", parameters={"epochs": "many"}, through="online"
+        )
+
+        assert set(found) >= {
+            ("/base_model", "unknown_base_model"),
+            ("/dataset", "unknown_dataset"),
+            ("/parameters/epochs", "parameter_wrong_type"),
+        }
+        async with bench.database.reading() as session:
+            assert (await session.exec(select(JobRow))).all() == []
+
+    @pytest.mark.parametrize(
+        ("changes", "expected"),
+        [
+            ({"method": "Nobody"}, ("/method", "unknown_method")),
+            ({"base_model": None}, ("/base_model", "base_model_needed")),
+            ({"dataset": None}, ("/dataset", "dataset_needed")),
+            ({"through": None}, ("/through", "through_or_stage")),
+            ({"stage": "training"}, ("/through", "through_or_stage")),
+            ({"through": "offline"}, ("/through", "state_not_on_path")),
+            ({"through": None, "stage": "cooking"}, ("/stage", "stage_not_runnable")),
+            ({"through": None, "stage": "saving"}, ("/model", "model_needed")),
+            ({"through": None, "stage": "saving", "model": "none"}, ("/model", "unknown_model")),
+            ({"model": "some"}, ("/model", "model_without_stage")),
+            ({"parameters": {"no_such": 1}}, ("/parameters/no_such", "unknown_parameter")),
+            ({"parameters": {"train_id": "x"}}, ("/parameters/train_id", "parameter_reserved")),
+            ({"parameters": {"input_train_name": "frage"}}, ("/dataset", "columns_missing")),
+        ],
+    )
+    async def test_refuses(self, bench: Bench, changes: dict[str, Any], expected: tuple[str, str]) -> None:
+        if expected[1] == "columns_missing":
+            (bench.home.datasets / "other.jsonl").write_text('{"text": "a"}\n')
+            await bench.register_data("other")
+            changes = {"dataset": "other"}
+
+        assert expected in await bench.refusal(**changes)
+
+    async def test_refuses_a_column_that_the_data_set_lacks(self, bench: Bench) -> None:
+        parameters = {"input_train_name": "frage", "output_train_name": "answer"}
+
+        found = await bench.refusal(parameters=parameters)
+
+        assert found == [("/parameters/input_train_name", "column_missing")]
+
+    async def test_refuses_when_the_files_of_the_base_model_are_gone(self, bench: Bench) -> None:
+        shutil.rmtree(bench.home.models / "custom01-base")
+
+        assert ("/base_model", "files_missing") in await bench.refusal()
+
+    async def test_refuses_when_the_disk_is_nearly_full(self, bench: Bench) -> None:
+        full = _bench(bench.database, bench.home, min_free_bytes=2**60)
+
+        with pytest.raises(InsufficientDiskSpace):
+            await full.submit()
+
+    async def test_broken_python_on_disk_is_refused_with_its_line(self, bench: Bench) -> None:
+        (bench.home.scripts / "custom01.py").write_text("import os\ndef broken(:\n")
+
+        with pytest.raises(InvalidRequest) as refused:
+            await bench.submit()
+
+        (violation,) = refused.value.violations()
+        assert (violation.code, violation.params["line"]) == ("invalid_python", 2)
