@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from app.domain.errors import Conflict, Invalid
 from app.domain.names import shown
@@ -167,7 +167,7 @@ def remove_abandoned_uploads(datasets: Path) -> int:
 class BoundedLines:
     """The lines of a stream, hashed and counted as they pass; what is beyond `max_bytes` of a line is cut off."""
 
-    def __init__(self, stream: BufferedReader, *, max_bytes: int) -> None:
+    def __init__(self, stream: IO[bytes], *, max_bytes: int) -> None:
         self._stream = stream
         self._max_bytes = max_bytes
         self._hash = hashlib.sha256()
