@@ -1,4 +1,4 @@
-"""What a caller needs to know before starting a method: readiness and parameters."""
+"""What a caller needs to know before starting a method: readiness, parameters, the form."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.domain.definition import MethodDefinition
 from app.domain.enums import Stage
 from app.domain.errors import Invalid, Violation
+from app.domain.form import MethodForm, method_form
 from app.domain.lifecycle import find_path, producing_stage
 from app.domain.parameters import argument_notes, json_schema
 from app.domain.rendering import FILLED
@@ -61,6 +62,11 @@ class MethodGuide:
         facts = await registry_facts.load(session)
         problems = await asyncio.to_thread(self._problems, found)
         return readiness(found.definition, facts, file_problems=problems, now=self._clock())
+
+    async def form(self, session: AsyncSession) -> MethodForm:
+        """Return what a form for methods is made of, with what this installation has to choose from."""
+        facts = await registry_facts.load(session)
+        return method_form(deploy_targets=sorted(facts.deploy_targets), environments=sorted(facts.environments))
 
     async def parameters(self, method: Method, language: Language) -> list[StageParameters]:
         """Return the parameters of every stage that runs a file of the method, as a job of now would find them."""

@@ -1,6 +1,6 @@
 """A method as the services hand it out: one version of it, with what is known of the method itself."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -79,6 +79,6 @@ def row_values(definition: MethodDefinition) -> Mapping[str, Any]:
     }
 
 
-def lifecycle_text(lifecycle: list[str]) -> str:
+def lifecycle_text(lifecycle: Sequence[str]) -> str:
     """Return a path as the table and the list's filter have it."""
     return ",".join(lifecycle)

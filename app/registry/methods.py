@@ -17,9 +17,10 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.domain.definition import MethodDefinition
 from app.domain.enums import VersionSource
 from app.domain.errors import Conflict, InvalidRequest, NotAllowed, PreconditionFailed, Violation
-from app.domain.lifecycle import violations
+from app.domain.lifecycle import PATHS, find_path, violations
+from app.domain.names import shown
 from app.registry.method_files import FileCheck, MethodFiles, Pins, member_pointer, pins_to_json, stage_environments
-from app.registry.method_record import Method, method_of, row_values, version_tag
+from app.registry.method_record import Method, lifecycle_text, method_of, row_values, version_tag
 from app.store import methods as store
 from app.store import presets, registry_facts
 from app.store.methods import MethodFilter, NameTaken
@@ -100,6 +101,10 @@ class MethodRegistry:
         limit: int,
     ) -> tuple[list[Method], tuple[Any, Any] | None]:
         """Return one page of the methods, and the position of the next one."""
+        if wanted.lifecycle is not None and find_path(wanted.lifecycle.split(",")) is None:
+            known = " | ".join(map(lifecycle_text, PATHS))
+            params = {"value": shown(wanted.lifecycle), "known": known}
+            raise InvalidRequest([Violation("?lifecycle", "unknown_lifecycle", params)])
         rows = await store.page(session, wanted, sort=sort, descending=descending, after=after, limit=limit)
         newest = await store.newest_versions(session, rows.rows)
         return [method_of(row, newest[row.id]) for row in rows.rows], rows.next_position

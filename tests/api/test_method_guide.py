@@ -176,3 +176,15 @@ class TestReadiness:
         bodies = [(await app.client.get(f"{URL}/{name}/readiness")).json() for name in ("Custom01", "SFT-Demo")]
 
         assert [body["ready"] for body in bodies] == [True, True]
+
+
+class TestForm:
+    async def test_says_what_can_be_chosen_here(self, app: MethodsApp) -> None:
+        await start_node(app, "vision")
+
+        body = (await app.client.get("/api/v1/method-form")).json()
+
+        assert body["environments"] == ["base", "vision"]
+        assert [choice["value"] for choice in body["deploy_targets"]] == ["custom"]
+        assert len(body["lifecycles"]) == 6
+        assert set(body["training_types"][0]["label"]) == {"en", "zh", "de"}

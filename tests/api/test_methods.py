@@ -259,7 +259,7 @@ class TestListMethods:
 
         assert seen == ["m4", "m3", "m2", "m1", "m0"]
 
-    @pytest.mark.parametrize("query", ["training_type=tts", "sort=size", "cursor=abc", "limit=0"])
+    @pytest.mark.parametrize("query", ["training_type=tts", "lifecycle=online", "sort=size", "cursor=abc", "limit=0"])
     async def test_refuses_filters_that_mean_nothing(self, app: MethodsApp, query: str) -> None:
         assert (await app.client.get(f"{URL}?{query}")).status_code == 422
 

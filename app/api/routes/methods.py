@@ -32,6 +32,7 @@ from app.api.schemas.methods import (
 from app.domain.definition import MethodDefinition
 from app.domain.enums import TrainingType
 from app.domain.errors import InvalidRequest
+from app.domain.form import MethodForm
 from app.registry.method_record import Method, version_tag
 from app.registry.methods import JobsChoice, MethodHasLiveJobs, MethodMoved, PresetReadOnly
 from app.store.methods import MethodFilter, MethodNotFound, MethodVersionNotFound, NameTaken
@@ -97,6 +98,12 @@ async def validate_method(
     """Say what creating the method would say, and what it is not ready for; nothing is changed, no licence needed."""
     found, ready = await services.methods.guide.validate(session, writable(definition), instead_of=method)
     return validation_read(found, ready, language)
+
+
+@router.get("/method-form")
+async def get_method_form(session: ReadSession, services: ServicesDep) -> MethodForm:
+    """Return what a form for methods is made of: fields, stars and labels per lifecycle, from the rules themselves."""
+    return await services.methods.guide.form(session)
 
 
 @router.get("/methods/{method}", responses=problem_responses(MethodNotFound))
