@@ -49,9 +49,9 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_server() -> Iterator[str]:
     """Start a private Postgres; return the URL of its `template` database, which is migrated."""
-    with private_postgres(tmp_path_factory.mktemp("postgres")) as server:
+    with private_postgres() as server:
         asyncio.run(_execute(server, 'CREATE DATABASE "template"'))
         asyncio.run(_migrate(postgres_url(server, "template")))
         yield server

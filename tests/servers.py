@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -77,8 +78,13 @@ def private_redis(folder: Path) -> Iterator[RedisServer]:
 
 
 @contextmanager
-def private_postgres(folder: Path) -> Iterator[str]:
-    """Run a Postgres; yield the URL of its `postgres` database."""
+def private_postgres() -> Iterator[str]:
+    """Run a Postgres; yield the URL of its `postgres` database.
+
+    Its data lies outside of pytest's folders: as root, the server runs as another user, and every pytest that starts
+    closes those folders to others, also under the servers of a pytest that runs already.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="deepe-postgres-"))
     os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -89,6 +95,7 @@ def private_postgres(folder: Path) -> Iterator[str]:
         yield server.get_uri()
     finally:
         server.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def postgres_url(server: str, database: str) -> str:
