@@ -152,7 +152,8 @@ class MethodDefinition(Wire):
         return {name: value for name, value in wire.items() if value is not None}
 
     def _ordered_stages(self) -> list[tuple[str, StageConfig]]:
-        order = {stage.value: position for position, stage in enumerate(Stage)}
+        known = [stage for stage in Stage if stage is not Stage.DEPLOYMENT]  # a deployment is no member of stages
+        order = {stage.value: position for position, stage in enumerate(known)}
         present = [(name, config) for name, config in self.stages.items() if config is not None]
         return sorted(present, key=lambda item: order.get(item[0], len(order)))
 

@@ -319,6 +319,8 @@ class Walker(Evaluator):
         return {name: self._agreed([outcome[name] for outcome in outcomes if name in outcome]) for name in names}
 
     def _agreed(self, values: Sequence[object]) -> object:
+        if not values:  # the function always raises
+            return UNKNOWN
         first = values[0]
         same = all(value is first or (type(value) is type(first) and value == first) for value in values)
         return first if same else self.choose(values)

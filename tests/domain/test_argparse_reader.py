@@ -548,6 +548,7 @@ class TestPartlyRead:
         "source",
         [
             "def f(): return f()\nf()",
+            "def f(): raise ValueError\nx = f()",
             "x = " + "[" * 90 + "]" * 90,
             "a = [0] * 999\n" + "\n".join(f"{b} = [{a}] * 999" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
             "s = 'x' * 999\n" + "s = s + s\n" * 60,

@@ -12,7 +12,7 @@ from app.domain.parameters import check_parameters, json_schema
 from app.domain.rendering import ArgumentForm, render_equals, render_pairs
 from app.domain.script_parameters import ParameterKind, ScriptParameters
 
-OPTION_NAMES = [f"{word}{number}" for word in ("alpha", "lora_rank_", "no-way", "x") for number in range(4)]
+OPTION_NAMES = [f"{word}{number}" for word in ("alpha", "lora_rank_", "with-way", "x") for number in range(4)]
 TEXTS = st.text(st.characters(codec="ascii", categories=["L", "N", "P", "Zs"]), max_size=8)
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "int": st.integers(-1000, 1000),
