@@ -7,6 +7,12 @@ from typing import Annotated
 from fastapi import Depends, Request
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.executor.asking import Answers
+from app.executor.hints import Doorbell
+from app.executor.job_actions import JobActions
+from app.executor.observe import RunObserver
+from app.executor.questions import Questions
+from app.executor.submission import Submissions
 from app.registry.base_models import BaseModels
 from app.registry.datasets import Datasets
 from app.registry.deploy_targets import DeployTargets
@@ -33,6 +39,12 @@ class Services:
     environments: Environments
     nodes: Nodes
     models: Models
+    submissions: Submissions
+    job_actions: JobActions
+    observer: RunObserver
+    questions: Questions
+    answers: Answers
+    doorbell: Doorbell
 
 
 def get_services(request: Request) -> Services:
@@ -59,6 +71,15 @@ async def _writing(services: ServicesDep) -> AsyncIterator[AsyncSession]:
 def after_commit(session: AsyncSession, callback: AfterCommit) -> None:
     """Run `callback` once the session's transaction is committed; a rollback drops it."""
     session.info.setdefault("after_commit", []).append(callback)
+
+
+def ring_after_commit(session: AsyncSession, doorbell: Doorbell, job_id: str) -> None:
+    """Tell the nodes of the job once its row is there for them to find."""
+
+    async def ring() -> None:
+        doorbell.ring(job_id)
+
+    after_commit(session, ring)
 
 
 # scope="function": with the default scope a failing commit would come after a response that said "created"

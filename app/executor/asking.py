@@ -5,7 +5,7 @@ who goes away before the end cancels the job.
 """
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -58,7 +58,7 @@ class Answers:
         self._doorbell = doorbell
         self._clock = clock
 
-    async def follow(self, job_id: str) -> AsyncIterator[AnswerEvent]:
+    async def follow(self, job_id: str) -> AsyncGenerator[AnswerEvent, None]:
         """Yield the answer as it comes; the last event is an `AnswerEnd`, whatever happens to the job."""
         parser = InferenceParser()
         error: str | None = None

@@ -7,7 +7,7 @@ were on their way come again (they carry their step). The stream ends only after
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -33,6 +33,8 @@ from app.store.tables import JobEventRow
 
 WATCH_SECONDS: Final = 0.1
 DATABASE_SECONDS: Final = 0.5
+_MOST_ROWS: Final = 2**31 - 1
+_MOST_BYTES: Final = 2**62
 
 
 class InvalidEventId(Invalid):
@@ -59,10 +61,20 @@ class StreamPosition:
         if not text:
             return cls()
         try:
-            transition, attempt, log, events = text.split("-")
-            return cls(int(transition), int(attempt), int(log), EventPosition.parse(events))
+            first, second, third, events = text.split("-")
+            position = cls(int(first), int(second), int(third), EventPosition.parse(events))
+            position.require_plausible()
         except ValueError as error:
             raise InvalidEventId(pointer="Last-Event-ID:", given=text[:80]) from error
+        return position
+
+    def require_plausible(self) -> None:
+        """Raise ValueError for numbers that databases and files do not count to."""
+        if (
+            max(self.transition, self.attempt) > _MOST_ROWS
+            or max(self.log, self.events.own, self.events.projected) > _MOST_BYTES
+        ):
+            raise ValueError("a position that nobody ever reached")
 
 
 @dataclass(frozen=True)
@@ -94,7 +106,7 @@ class JobStream:
         self._position = position
         self._estimator = ProgressEstimator()
 
-    async def items(self) -> AsyncIterator[StreamItem]:
+    async def items(self) -> AsyncGenerator[StreamItem, None]:
         """Yield what happens; ends after the end of the job."""
         while True:
             # status before files: what was written before the end was recorded is found by the reads that follow
@@ -121,7 +133,7 @@ class JobStream:
             transitions = await store.events_after(session, self._job_id, self._position.transition)
         return job.status, job.attempts, list(transitions)
 
-    async def _watch(self, attempt: int) -> AsyncIterator[StreamItem]:
+    async def _watch(self, attempt: int) -> AsyncGenerator[StreamItem, None]:
         """Look at the files more often than at the database."""
         for _ in range(max(round(self._database_seconds / WATCH_SECONDS), 1)):
             await asyncio.sleep(WATCH_SECONDS)
@@ -129,7 +141,7 @@ class JobStream:
                 async for item in self._read_attempt(attempt, final=False):
                     yield item
 
-    async def _read_attempt(self, attempt: int, *, final: bool) -> AsyncIterator[StreamItem]:
+    async def _read_attempt(self, attempt: int, *, final: bool) -> AsyncGenerator[StreamItem, None]:
         if attempt != self._position.attempt:
             self._position = replace(self._position, attempt=attempt, log=0, events=EventPosition())
             self._estimator = ProgressEstimator()

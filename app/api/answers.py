@@ -1,0 +1,67 @@
+"""Answers of models as events, and as one document."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from fastapi import Request
+
+from app.api.dependencies import Services
+from app.api.schemas.chat import ChatAnswer, ChatEnd
+from app.api.schemas.jobs import reason_detail
+from app.api.sse import ServerEvent
+from app.domain.enums import EndReason
+from app.domain.texts import Language
+from app.executor.asking import AnswerEnd, AnswerPiece
+from app.executor.inference_protocol import FinishReason
+from app.store import jobs
+
+
+async def answer_events(services: Services, job_id: str, language: Language) -> AsyncGenerator[ServerEvent, None]:
+    """Yield the answer piece by piece; closing it before the end cancels the job."""
+    async with aclosing(services.answers.follow(job_id)) as answer:
+        async for event in answer:
+            match event:
+                case AnswerPiece():
+                    yield ServerEvent({"text": event.text}, event="piece")
+                case AnswerEnd():
+                    yield ServerEvent(await _end(services, event, language), event="done")
+
+
+async def whole_answer(request: Request, services: Services, job_id: str, language: Language) -> ChatAnswer:
+    """Return the answer when it is complete; a caller who goes away cancels it."""
+    answering = asyncio.create_task(_collect(services, job_id, language))
+    # the body was read: what comes next is the news that the caller is gone
+    leaving = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (answering, leaving):
+            task.cancel()
+        await asyncio.wait({answering, leaving})
+    if answering.cancelled():
+        # nobody reads this
+        return ChatAnswer(text="", finish_reason=FinishReason.CANCELLED, job=job_id, error=None, reason_detail=None)
+    return answering.result()
+
+
+async def _collect(services: Services, job_id: str, language: Language) -> ChatAnswer:
+    pieces: list[str] = []
+    end: ChatEnd | None = None
+    async with aclosing(services.answers.follow(job_id)) as answer:
+        async for event in answer:
+            match event:
+                case AnswerPiece():
+                    pieces.append(event.text)
+                case AnswerEnd():
+                    end = await _end(services, event, language)
+    assert end is not None, "an answer always has an end"
+    return ChatAnswer(text="".join(pieces), **end.model_dump())
+
+
+async def _end(services: Services, end: AnswerEnd, language: Language) -> ChatEnd:
+    detail = None
+    if end.reason not in (None, EndReason.COMPLETED):
+        async with services.database.reading() as session:
+            detail = reason_detail(await jobs.get(session, end.job_id), language)
+    return ChatEnd(finish_reason=end.finish_reason, job=end.job_id, error=end.error, reason_detail=detail)

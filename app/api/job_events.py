@@ -1,0 +1,32 @@
+"""The event stream of a job, in the caller's language."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from app.api.dependencies import Services
+from app.api.schemas.jobs import reason_detail
+from app.api.sse import ServerEvent
+from app.domain.texts import Language
+from app.executor.stream import JobStream, StreamItem, StreamPosition
+from app.store import jobs
+
+
+async def job_events(
+    services: Services, job_id: str, position: StreamPosition, language: Language
+) -> AsyncGenerator[ServerEvent, None]:
+    """Yield what happens to the job from `position` on; ends after its end."""
+    stream = JobStream(services.database, services.home, job_id, position)
+    async with aclosing(stream.items()) as items:
+        async for item in items:
+            yield ServerEvent(await _data(services, job_id, item, language), event=item.name, id=str(item.position))
+
+
+async def _data(services: Services, job_id: str, item: StreamItem, language: Language) -> dict[str, Any]:
+    if item.name != "state":
+        return item.data
+    detail = None
+    if item.reason is not None:
+        async with services.database.reading() as session:
+            detail = reason_detail(await jobs.get(session, job_id), language)
+    return {**item.data, "reason_detail": detail}

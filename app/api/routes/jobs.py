@@ -1,0 +1,295 @@
+"""Jobs: submit, list, look at, follow, cancel, retry, copy, compare; building an environment is a job too."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response
+from fastapi.sse import EventSourceResponse
+
+from app.api.creation import CreationDep
+from app.api.dependencies import ReadSession, ServicesDep, WriteSession, ring_after_commit
+from app.api.errors import problem_responses
+from app.api.headers import LastEventId
+from app.api.idempotency import IdempotencyKeyReused
+from app.api.job_events import job_events
+from app.api.language import RequestLanguage
+from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
+from app.api.routes.environments import EnvironmentRef
+from app.api.schemas.jobs import (
+    JobComparison,
+    JobCopy,
+    JobMetrics,
+    JobRead,
+    JobSubmit,
+    JobSubmitted,
+    JobSummary,
+    LogPageRead,
+    job_comparison,
+    job_metrics,
+    job_read,
+    job_submitted,
+    job_summary,
+    log_page_read,
+)
+from app.api.sse import event_stream
+from app.domain.enums import JobKind, JobStatus
+from app.domain.errors import InvalidRequest
+from app.executor.environment_builds import EnvironmentWithoutSpec, NoNode
+from app.executor.job_actions import JobDatasetChanged, JobInputsGone, JobMethodDeleted, JobQuery
+from app.executor.log_pages import MAX_PAGE_BYTES, LogRange
+from app.executor.output import CHUNK_BYTES
+from app.executor.repetition import JobIsBuild, JobIsQuestion, JobNotRetryable, PredecessorNotSucceeded
+from app.executor.stream import InvalidEventId, StreamPosition
+from app.executor.submission import InsufficientDiskSpace
+from app.registry.environments import EnvironmentNotFound
+from app.registry.method_runs import FileModified
+from app.store.jobs import JobAlreadyFinished, JobNotFound
+from app.store.nodes import NodeNotFound
+
+router = APIRouter(prefix="/api/v1", tags=["jobs"])
+
+Paging = Annotated[PageParams, Depends(page_params("created_at", "name", "updated_at", default="-created_at"))]
+JobId = Annotated[str, Path(description="Id of the job.", examples=["0192f0c1-d2e3-4f5a-8b6c-7d8e9f0a1b2c"])]
+"""`{job}` in the addresses."""
+
+_SUBMITTED: Final = (InvalidRequest, FileModified, InsufficientDiskSpace, IdempotencyKeyReused)
+_EVENTS: Final = """retry: 2000
+
+id: 12-0-0-0.0.0
+event: state
+data: {"job":"0192f0c1-d2e3-4f5a-8b6c-7d8e9f0a1b2c","attempt":1,"status":"running","reason":null,"reason_detail":null}
+
+id: 12-1-18-0.0.0
+event: log
+data: {"attempt":1,"text":"loading the model\\n","offset":0,"next_offset":18}
+
+id: 14-1-18-96.0.3
+event: end
+data: {"status":"succeeded"}
+
+"""
+
+
+@router.post("/jobs", status_code=201, response_model=JobSubmitted, responses=problem_responses(*_SUBMITTED))
+async def submit_job(
+    job: JobSubmit, session: WriteSession, services: ServicesDep, language: RequestLanguage, creation: CreationDep
+) -> Response:
+    """Start the stages of a method: a chain of jobs through a state, or a single stage.
+
+    Everything that is wrong comes at once, before anything is queued.
+    """
+
+    async def create() -> JobSubmitted:
+        submitted = await services.submissions.submit(session, job.submission())
+        ring_after_commit(session, services.doorbell, submitted.jobs[0].id)
+        return job_submitted(submitted, language)
+
+    return await creation.answer(create, headers=_location)
+
+
+@router.get("/jobs", responses=problem_responses(InvalidCursor, InvalidSort))
+async def list_jobs(
+    session: ReadSession,
+    services: ServicesDep,
+    language: RequestLanguage,
+    paging: Paging,
+    status: Annotated[list[JobStatus] | None, Query(description="Only jobs in one of these states.")] = None,
+    stage: Annotated[
+        list[JobKind] | None,
+        Query(description="Only jobs of these stages. Questions to models are listed only when they are named here."),
+    ] = None,
+    method: Annotated[str | None, Query(description="Only jobs of this method; id or name.")] = None,
+    chain: Annotated[str | None, Query(description="Only jobs of this chain: the id of its first job.")] = None,
+    q: Annotated[str | None, Query(description="Text to find in the name.", max_length=200)] = None,
+) -> Page[JobSummary]:
+    """List the jobs."""
+    query = JobQuery(statuses=status or (), kinds=stage or (), method=method, chain=chain, text=q)
+    views, following = await services.job_actions.page(
+        session, query, sort=paging.sort, descending=paging.descending, after=paging.after, limit=paging.limit
+    )
+    return paging.page([job_summary(view, language) for view in views], following)
+
+
+@router.get("/jobs:compare", responses=problem_responses(JobNotFound, InvalidRequest))
+async def compare_jobs(
+    session: ReadSession,
+    services: ServicesDep,
+    ids: Annotated[str, Query(description="2 to 10 ids, separated by commas.", max_length=1000)],
+    points: Annotated[int, Query(ge=2, le=2000, description="Most points of each curve.")] = 200,
+) -> JobComparison:
+    """Put jobs side by side: the parameters that differ, how they ended, their scores and curves."""
+    wanted = [part.strip() for part in ids.split(",") if part.strip()]
+    return job_comparison(await services.job_actions.compare(session, wanted, points=points))
+
+
+@router.get("/jobs/{job}", responses=problem_responses(JobNotFound))
+async def get_job(job: JobId, session: ReadSession, services: ServicesDep, language: RequestLanguage) -> JobRead:
+    """Read a job and how far it is."""
+    return job_read(await services.job_actions.get(session, job), language)
+
+
+@router.get("/jobs/{job}/logs", responses=problem_responses(JobNotFound))
+async def read_job_log(
+    job: JobId,
+    session: ReadSession,
+    services: ServicesDep,
+    offset: Annotated[int, Query(ge=0, le=2**62, description="First byte to read.")] = 0,
+    limit: Annotated[int, Query(ge=4, le=MAX_PAGE_BYTES, description="Most bytes to read.")] = CHUNK_BYTES,
+    tail: Annotated[
+        int | None, Query(ge=1, le=100_000, description="Begin where the last lines begin, instead of at `offset`.")
+    ] = None,
+    raw: Annotated[bool, Query(description="Keep carriage returns and terminal codes.")] = False,
+    attempt: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="Default: the newest attempt.")] = None,
+) -> LogPageRead:
+    """Read a piece of the output: what costs is what is read, however long the output is.
+
+    Lines that were rewritten with a carriage return (progress bars) show their last state. If the text begins with a
+    carriage return, it replaces the open line that was read before.
+    """
+    wanted = LogRange(offset=offset, limit=limit, tail=tail, raw=raw, attempt=attempt)
+    return log_page_read(await services.job_actions.logs(session, job, wanted))
+
+
+@router.get("/jobs/{job}/metrics", responses=problem_responses(JobNotFound))
+async def read_job_metrics(
+    job: JobId,
+    session: ReadSession,
+    services: ServicesDep,
+    points: Annotated[int, Query(ge=2, le=10_000, description="Most points of each curve.")] = 500,
+    names: Annotated[list[str] | None, Query(description="Only these curves.", max_length=100)] = None,
+) -> JobMetrics:
+    """Read the curves, reduced to points that look the same in a chart of that width, and the scores."""
+    return job_metrics(await services.job_actions.curves(session, job, names=names or (), points=points))
+
+
+@router.get(
+    "/jobs/{job}/events",
+    response_class=EventSourceResponse,
+    responses={
+        200: {
+            "description": "Server-sent events: `state`, `log`, `metrics`, `progress`, `evaluation`, `note`; at last "
+            "`end`. An error on the way is an event `problem`, after which one may resume.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _EVENTS}},
+        },
+        **problem_responses(JobNotFound, InvalidEventId),
+    },
+)
+async def stream_job_events(
+    job: JobId,
+    request: Request,
+    session: ReadSession,
+    services: ServicesDep,
+    language: RequestLanguage,
+    last_event_id: LastEventId = None,
+    resume_after: Annotated[
+        str | None,
+        Query(alias="last_event_id", max_length=200, description="The same for tools that cannot send the header."),
+    ] = None,
+) -> Response:
+    """Follow a job to its end. Comes back with the id of the last event, nothing is lost and no output comes twice."""
+    found = await services.job_actions.view(session, job)
+    # the header first: a browser that reconnects sends the newest id there, its address stays the old one
+    position = StreamPosition.parse(last_event_id or resume_after)
+    return event_stream(request, job_events(services, found.job.id, position, language))
+
+
+@router.post("/jobs/{job}:cancel", responses=problem_responses(JobNotFound, JobAlreadyFinished))
+async def cancel_job(job: JobId, session: WriteSession, services: ServicesDep, language: RequestLanguage) -> JobRead:
+    """Stop a job and everything that it started. One that waits ends at once; asking twice is fine.
+
+    The jobs of the chain that wait for it are cancelled when it ends.
+    """
+    details = await services.job_actions.cancel(session, job)
+    ring_after_commit(session, services.doorbell, details.view.job.id)
+    return job_read(details, language)
+
+
+@router.post(
+    "/jobs/{job}:retry",
+    status_code=201,
+    response_model=JobSubmitted,
+    responses=problem_responses(
+        JobNotFound,
+        JobNotRetryable,
+        PredecessorNotSucceeded,
+        JobIsQuestion,
+        JobIsBuild,
+        JobInputsGone,
+        JobDatasetChanged,
+        JobMethodDeleted,
+        IdempotencyKeyReused,
+    ),
+)
+async def retry_job(
+    job: JobId, session: WriteSession, services: ServicesDep, language: RequestLanguage, creation: CreationDep
+) -> Response:
+    """Run a failed or cancelled job again, and the rest of its chain, exactly as submitted.
+
+    An end is final, so these are new jobs. They run the same version of the method, to the byte, with the same
+    parameters; copy the job to run the method as it is now.
+    """
+
+    async def create() -> JobSubmitted:
+        submitted = await services.job_actions.retry(session, job)
+        ring_after_commit(session, services.doorbell, submitted.jobs[0].id)
+        return job_submitted(submitted, language)
+
+    return await creation.answer(create, headers=_location)
+
+
+@router.post(
+    "/jobs/{job}:copy",
+    status_code=201,
+    response_model=JobSubmitted,
+    responses=problem_responses(JobNotFound, JobIsQuestion, JobIsBuild, *_SUBMITTED),
+)
+async def copy_job(
+    job: JobId,
+    session: WriteSession,
+    services: ServicesDep,
+    language: RequestLanguage,
+    creation: CreationDep,
+    copy: Annotated[JobCopy, Body(default_factory=JobCopy)],
+) -> Response:
+    """Submit a job like this one, with changes, and with the method as it is now.
+
+    A job that works on a model is copied alone, on the same model; any other with its whole chain.
+    """
+
+    async def create() -> JobSubmitted:
+        submitted = await services.job_actions.copy(session, job, copy.changes())
+        ring_after_commit(session, services.doorbell, submitted.jobs[0].id)
+        return job_submitted(submitted, language)
+
+    return await creation.answer(create, headers=_location)
+
+
+@router.post(
+    "/environments/{environment}:build",
+    status_code=201,
+    tags=["environments"],
+    responses={
+        200: {"model": JobRead, "description": "It is being built already: that job."},
+        **problem_responses(EnvironmentNotFound, EnvironmentWithoutSpec, NoNode, NodeNotFound),
+    },
+)
+async def build_environment(
+    environment: EnvironmentRef,
+    session: WriteSession,
+    services: ServicesDep,
+    language: RequestLanguage,
+    response: Response,
+    node: Annotated[
+        str | None, Query(description="Build it on this node; id or name. Default: any that lives.")
+    ] = None,
+) -> JobRead:
+    """Build an environment before a job needs it. A job that needs one has it built by itself."""
+    details, is_new = await services.job_actions.build_environment(session, environment, node=node)
+    ring_after_commit(session, services.doorbell, details.view.job.id)
+    response.status_code = 201 if is_new else 200
+    response.headers["Location"] = f"/api/v1/jobs/{details.view.job.id}"
+    return job_read(details, language)
+
+
+def _location(body: Mapping[str, Any]) -> Mapping[str, str]:
+    return {"Location": f"/api/v1/jobs/{body['id']}"}

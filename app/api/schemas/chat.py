@@ -1,0 +1,70 @@
+"""Asking a model over the wire."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.executor.inference_protocol import FinishReason
+from app.executor.questions import Conversation, Message
+
+MAX_MESSAGES = 10_000
+_ID = "0192f0c1-d2e3-4f5a-8b6c-7d8e9f0a1b2c"
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ChatMessage(_Body):
+    """One turn of the conversation."""
+
+    role: str = Field(description="`system`, `user` or `assistant`.", examples=["user"])
+    content: str = Field(examples=["Which is larger, 3 or 8?"])
+
+
+class ChatRequest(_Body):
+    """The conversation so far, the question last. What is absent is left to the platform's defaults."""
+
+    messages: Annotated[list[ChatMessage], Field(max_length=MAX_MESSAGES)]
+    system_prompt: str | None = Field(default=None, description="Instructions before the conversation.")
+    max_tokens: int | None = Field(default=None, ge=1, le=1_000_000, description="Most tokens of the answer.")
+    max_context_tokens: int | None = Field(
+        default=None, ge=1, le=10_000_000, description="Most tokens of the conversation; the oldest turns are left out."
+    )
+    temperature: float | None = Field(default=None, ge=0, le=10, description="0: always the most likely answer.")
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0, le=1_000_000)
+    template: str | None = Field(default=None, description="Chat template, for scripts that take one.")
+    stream: bool | None = Field(
+        default=None,
+        description="False: the whole answer as one JSON document. Default: events, unless `Accept` wants JSON only.",
+    )
+
+    def conversation(self) -> Conversation:
+        """Return what the executor takes."""
+        given = {
+            "max_length": self.max_tokens,
+            "max_context_tokens": self.max_context_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "template": self.template,
+        }
+        options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        messages = [Message(role=message.role, content=message.content) for message in self.messages]
+        return Conversation(messages=messages, system_prompt=self.system_prompt, options=options)
+
+
+class ChatEnd(BaseModel):
+    """How the answer ended (the event `done`)."""
+
+    finish_reason: FinishReason
+    job: str = Field(description="Id of the job that answered; its log says more.", examples=[_ID])
+    error: str | None = Field(description="What the script said when `finish_reason` is `error`.")
+    reason_detail: str | None = Field(description="Why the job ended when it did not succeed, and what to do.")
+
+
+class ChatAnswer(ChatEnd):
+    """A whole answer."""
+
+    text: str = Field(examples=["8 is larger."])

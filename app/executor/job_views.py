@@ -1,0 +1,59 @@
+"""A job as people see it: its row, what it was submitted with, its chain, and what it waits for."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.domain.enums import JobKind, JobStatus
+from app.executor.observe import RunDigest
+from app.executor.snapshot import Snapshot
+from app.store import jobs as store
+from app.store.tables import JobRow
+
+
+@dataclass(frozen=True)
+class JobView:
+    """What the database knows. `waiting_for` is the job that builds the environment which a queued job needs."""
+
+    job: JobRow
+    snapshot: Snapshot
+    chain: tuple[JobRow, ...]
+    waiting_for: str | None
+
+
+@dataclass(frozen=True)
+class JobDetails:
+    """A job with what its run folders say."""
+
+    view: JobView
+    digest: RunDigest
+
+
+async def views_of(session: AsyncSession, rows: Sequence[JobRow]) -> list[JobView]:
+    """Return the views of these jobs, in their order; two queries for all of them."""
+    chains: dict[str, list[JobRow]] = defaultdict(list)
+    for row in await store.chain_of(session, {row.chain_id for row in rows}):
+        chains[row.chain_id].append(row)
+    wanted = {row.environment for row in rows if _can_wait(row)}
+    builds = await store.unfinished_builds(session, wanted) if wanted else {}
+    return [
+        JobView(
+            job=row,
+            snapshot=Snapshot.of(row),
+            chain=tuple(chains[row.chain_id]),
+            waiting_for=builds.get(row.environment) if _can_wait(row) else None,
+        )
+        for row in rows
+    ]
+
+
+async def view_of(session: AsyncSession, job_id: str) -> JobView:
+    """Return the view of one job or raise `JobNotFound`."""
+    (view,) = await views_of(session, [await store.get(session, job_id)])
+    return view
+
+
+def _can_wait(row: JobRow) -> bool:
+    return row.status is JobStatus.QUEUED and row.blocked_by is None and row.kind is not JobKind.ENVIRONMENT
