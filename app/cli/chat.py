@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 LEAVE = frozenset({"/bye", "/exit", "/quit"})
 AGAIN = "/new"
+WHOLE = frozenset({"stop", "length"})
+"""Ways to finish that leave an answer."""
 
 
 class AnswerFailed(CliFailure):
@@ -23,7 +25,7 @@ def ask(api: "Api", model: str, messages: list[dict[str, str]], options: Mapping
     from app.cli.client import segment
 
     pieces: list[str] = []
-    finish_reason = None
+    end: dict[str, Any] | None = None
     body = {"messages": messages, **options}
     for event in api.stream("POST", f"/models/{segment(model)}/chat", body=body):
         if as_json:
@@ -34,13 +36,16 @@ def ask(api: "Api", model: str, messages: list[dict[str, str]], options: Mapping
                 if not as_json:
                     write(event.data["text"])
             case "done":
-                finish_reason = event.data["finish_reason"]
-            case "error" | "problem":
+                end = event.data
+            case "problem":
                 raise AnswerFailed(event.data["detail"], notes=[str(e["detail"]) for e in event.data.get("errors", ())])
     if not as_json:
         write("\n")
-    if finish_reason is None:
+    if end is None:
         raise AnswerFailed("The answer broke off.")
+    if end["finish_reason"] not in WHOLE:
+        told = (end["error"], end["reason_detail"], f"Its output: deepe jobs logs {end['job']}")
+        raise AnswerFailed("The model could not answer.", notes=[line for line in told if line])
     return "".join(pieces)
 
 

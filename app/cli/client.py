@@ -3,8 +3,9 @@
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import quote, urlsplit
 
@@ -19,6 +20,9 @@ PREFIX: Final = "/api/v1"
 PAGE: Final = 100
 STREAM_SILENCE_SECONDS: Final = 60.0
 """The service sends a heartbeat every 15 seconds; longer silence is a dead connection."""
+
+
+UPLOAD_SILENCE_SECONDS: Final = 120.0
 
 
 class Unreachable(CliFailure):
@@ -101,11 +105,21 @@ class Api:
         headers = {"Idempotency-Key": uuid.uuid4().hex}
         return self._document("POST", path, json={} if body is None else body, headers=headers)
 
-    def put_bytes(self, path: str, content: bytes | Iterable[bytes], *, etag: str | None = None) -> Any:
+    def put_bytes(self, path: str, content: bytes, *, etag: str | None = None) -> Any:
         """Upload raw bytes; `etag` names what they replace, without one nothing is replaced."""
         precondition = {"If-None-Match": "*"} if etag is None else {"If-Match": etag}
         headers = {"Content-Type": "application/octet-stream", **precondition}
         return self._document("PUT", path, content=content, headers=headers)
+
+    def put_file(self, path: str, file: Path) -> Any:
+        """Upload a file piece by piece; the service may take its time to check it."""
+        headers = {"Content-Type": "application/octet-stream"}
+        try:
+            with file.open("rb") as content:
+                timeout = httpx.Timeout(self._http.timeout.connect, read=None, write=UPLOAD_SILENCE_SECONDS)
+                return self._document("PUT", path, content=content, headers=headers, timeout=timeout)
+        except OSError as error:
+            raise CliFailure(f"{file}: {error.strerror}") from None
 
     def etag(self, path: str) -> str | None:
         """Return the version of what stands at `path`."""
@@ -181,6 +195,8 @@ class Api:
         try:
             return self._http.request(method, path, **request)
         except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+            if hasattr(request.get("content"), "read"):
+                raise  # a file that was read halfway
             # a kept-alive connection that the service closed meanwhile, or a service that was just restarted
             return self._http.request(method, path, **request)
 

@@ -4,8 +4,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +14,7 @@ from app.cli.options import AsJson, HomeFolder
 from app.cli.service import Port, load
 
 if TYPE_CHECKING:
+    from app.cli.client import Api
     from app.cli.embedded import EmbeddedService
     from app.settings import Settings
 
@@ -51,26 +52,30 @@ def dev(
             ending.wait()
             say("stopping (again Ctrl-C: at once)")
             _settle_jobs(service.url, settings, stop_jobs=stop_jobs)
-        except InterruptedAgain:
+        except Interrupted:
             service.stop(grace_seconds=_HURRY_SECONDS)
         finally:
             service.stop()
     say("stopped")
 
 
-class InterruptedAgain(BaseException):
-    """A second signal: whoever sent it does not want to wait."""
+class Interrupted(BaseException):
+    """Whoever sent the signal does not want to wait for what goes on."""
 
 
 @contextmanager
-def ending_on_signals() -> Iterator[threading.Event]:
-    """Yield an event that the first SIGINT, SIGTERM or SIGHUP sets; the second one raises `InterruptedAgain`."""
+def ending_on_signals(*, at_once: bool = False) -> Iterator[threading.Event]:
+    """Yield an event that the first SIGINT, SIGTERM or SIGHUP sets; the second one raises `Interrupted`.
+
+    `at_once`: the first one raises, later ones are not heard, because what follows it is the cleaning up.
+    """
     ending = threading.Event()
 
     def handle(_number: int, _frame: object) -> None:
-        if ending.is_set():
-            raise InterruptedAgain
+        first = not ending.is_set()
         ending.set()
+        if first is at_once:
+            raise Interrupted
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, handle) for number in numbers}
@@ -110,6 +115,24 @@ def _announce(service: "EmbeddedService", settings: "Settings", seconds: float, 
     console().print("\nCtrl-C stops the service; running jobs go on.\n", style="dim")
 
 
+def cancel_jobs(api: "Api", jobs: Sequence[Mapping[str, Any]]) -> None:
+    """Cancel jobs and wait for their end; one that ended meanwhile is fine."""
+    from app.cli.client import ServiceRefused
+    from app.cli.watching import TERMINAL
+
+    for job in jobs:
+        say(f"cancelling job {job['id']} ({job['name'] or job['stage']})")
+        with suppress(ServiceRefused):
+            api.post(f"/jobs/{job['id']}:cancel")
+    deadline = time.monotonic() + _CANCEL_SECONDS
+    left = [job["id"] for job in jobs]
+    while left and time.monotonic() < deadline:
+        time.sleep(0.1)
+        left = [job for job in left if api.get(f"/jobs/{job}")["status"] not in TERMINAL]
+    for job in left:
+        say(f"job {job} has not ended yet; the next start goes on with cancelling it")
+
+
 def _settle_jobs(url: str, settings: "Settings", *, stop_jobs: bool) -> None:
     """Say which jobs go on, or cancel them and wait for their end."""
     from app.cli.client import Api
@@ -117,28 +140,12 @@ def _settle_jobs(url: str, settings: "Settings", *, stop_jobs: bool) -> None:
 
     try:
         with Api(url, token=settings.token, timeout=5.0) as api:
-            live = _live_jobs(api)
-            if stop_jobs and live:
-                _cancel(api, live)
+            live = [job for status in LIVE_STATUSES for job in api.items("/jobs", {"status": status})]
+            if stop_jobs:
+                cancel_jobs(api, live)
                 return
     except CliFailure as failure:
-        say(f"the running jobs are not known: {failure.message}")
+        say(f"the running jobs could not be asked for: {failure.message}")
         return
     for job in live:
         say(f"job {job['id']} ({job['name'] or job['stage']}) goes on; the next start finds it again")
-
-
-def _live_jobs(api: Any) -> list[dict[str, Any]]:
-    return [job for status in LIVE_STATUSES for job in api.items("/jobs", {"status": status})]
-
-
-def _cancel(api: Any, jobs: list[dict[str, Any]]) -> None:
-    for job in jobs:
-        say(f"cancelling job {job['id']} ({job['name'] or job['stage']})")
-        api.post(f"/jobs/{job['id']}:cancel")
-    deadline = time.monotonic() + _CANCEL_SECONDS
-    while time.monotonic() < deadline:
-        if not _live_jobs(api):
-            return
-        time.sleep(0.2)
-    say("some jobs have not ended yet; the next start goes on with cancelling them")

@@ -1,5 +1,6 @@
 """Exit codes that scripts can use, and the one place where failures become them."""
 
+import json
 import sys
 from collections.abc import Sequence
 from enum import IntEnum
@@ -20,6 +21,9 @@ class ExitCode(IntEnum):
     SERVER_ERROR = 5
     INTERRUPTED = 130
 
+
+JSON_WANTED = "app.cli.json"
+"""Where the context keeps that the command was called with `--json`."""
 
 EXIT_CODE_HELP = (
     "**Exit codes**: 0 done; 1 the thing failed (a job that failed, a check that found something missing); "
@@ -56,7 +60,7 @@ class ReportingGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except CliFailure as failure:
-            report(failure)
+            report(failure, as_json=ctx.meta.get(JSON_WANTED, False))
             raise typer.Exit(failure.exit_code) from None
         except BrokenPipeError:
             # `deepe jobs list | head`: the reader has seen enough; the interpreter must not complain at its end
@@ -64,18 +68,16 @@ class ReportingGroup(TyperGroup):
             raise typer.Exit(ExitCode.OK) from None
 
 
-def report(failure: CliFailure) -> None:
-    """Write a failure to stderr: first what is wrong, then one line for each note."""
+def report(failure: CliFailure, *, as_json: bool) -> None:
+    """Write a failure to stderr: what is wrong, then one line for each note; or one JSON document."""
+    if as_json:
+        sys.stderr.write(json.dumps(failure.document(), ensure_ascii=False) + "\n")
+        return
+    from rich.markup import escape
+
     from app.cli.output import errors
 
     console = errors()
-    console.print(f"[bold red]error:[/] {console_text(failure.message)}", soft_wrap=True)
+    console.print(f"[bold red]error:[/] {escape(failure.message)}", soft_wrap=True)
     for note in failure.notes:
-        console.print(f"  {console_text(note)}", soft_wrap=True)
-
-
-def console_text(text: str) -> str:
-    """Return `text` so that Rich prints it as it is."""
-    from rich.markup import escape
-
-    return escape(text)
+        console.print(f"  {escape(note)}", soft_wrap=True)

@@ -224,6 +224,25 @@ def copy(
             _watch(api, document["id"], as_json=as_json)
 
 
+@app.command()
+def compare(
+    jobs: Annotated[list[str], typer.Argument(metavar="JOB JOB...", help="Ids of two or more jobs.")],
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Compare jobs: the parameters that differ, curves and outcome."""
+    from app.cli.client import Api
+    from app.cli.comparison import print_comparison
+    from app.cli.output import print_json
+
+    with Api(url) as api:
+        document = api.get("/jobs:compare", {"ids": ",".join(jobs)})
+    if as_json:
+        print_json(document)
+    else:
+        print_comparison(document)
+
+
 def parameters(assignments: list[str], file: Path | None) -> dict[str, Any]:
     """Return the parameters of a file, with those given one by one on top; a value that is no JSON is text."""
     merged: dict[str, Any] = {}

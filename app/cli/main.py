@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from app.cli import jobs, methods, models, service
+from app.cli import jobs, methods, models, resources, service
 from app.cli import license as license_commands
+from app.cli.demo import demo
 from app.cli.dev import dev
 from app.cli.doctor import doctor
 from app.cli.exits import EXIT_CODE_HELP, ReportingGroup
@@ -43,12 +44,18 @@ def product_version() -> str:
         return "unknown"
 
 
+app.command(rich_help_panel=SERVICE)(demo)
 app.command(rich_help_panel=SERVICE)(dev)
 app.command(rich_help_panel=SERVICE)(service.serve)
 app.command(rich_help_panel=SERVICE)(service.worker)
 app.add_typer(methods.app, name="methods", rich_help_panel=WORK)
 app.add_typer(jobs.app, name="jobs", rich_help_panel=WORK)
 app.add_typer(models.app, name="models", rich_help_panel=WORK)
+app.add_typer(resources.datasets, name="datasets", rich_help_panel=WORK)
+app.add_typer(resources.base_models, name="base-models", rich_help_panel=WORK)
+app.add_typer(resources.environments, name="environments", rich_help_panel=WORK)
+app.add_typer(resources.presets, name="presets", rich_help_panel=WORK)
+app.add_typer(resources.nodes, name="nodes", rich_help_panel=WORK)
 app.command(rich_help_panel=UPKEEP)(service.migrate)
 app.command(rich_help_panel=UPKEEP)(service.settings)
 app.command(rich_help_panel=UPKEEP)(doctor)

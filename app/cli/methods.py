@@ -196,6 +196,21 @@ def upload(
         write(f"{changed['name']} is now version {changed['version']}\n")
 
 
+@app.command()
+def parameters(method: Method, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Show the parameters that a method takes, as its scripts declare them."""
+    from app.cli.client import Api
+    from app.cli.output import print_json
+    from app.cli.parameter_table import print_parameters
+
+    with Api(url) as api:
+        document = api.get(f"/methods/{_segment(method)}/parameters")
+    if as_json:
+        print_json(document)
+    else:
+        print_parameters(document)
+
+
 def upload_script(api: "Api", path: Path, *, replace: bool) -> None:
     """Put a file into the script root; the same bytes there already are fine, others only with `replace`."""
     from app.cli.client import ServiceRefused

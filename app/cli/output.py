@@ -122,6 +122,14 @@ def duration(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def run_seconds(job: Mapping[str, Any]) -> float | None:
+    """Return how long a job ran, None if it did not."""
+    started, finished = job.get("started_at"), job.get("finished_at")
+    if not started or not finished:
+        return None
+    return (datetime.fromisoformat(finished) - datetime.fromisoformat(started)).total_seconds()
+
+
 class Markup(str):
     """A cell that may carry Rich markup."""
 

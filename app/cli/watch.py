@@ -12,6 +12,7 @@ from app.cli.watching import TERMINAL, WatchedJob
 PATIENCE_SECONDS: Final = 60.0
 """How long a service may be away before watching gives up."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
+_QUEUE_SECONDS = 0.2
 
 Clock = Callable[[], float]
 
@@ -30,7 +31,8 @@ class PlainScreen:
     """One line for each state, progress step and evaluation."""
 
     def begin(self, job: WatchedJob) -> None:
-        pass
+        if job.status == "queued":
+            write(f"{job.stage}: queued\n")
 
     def show(self, job: WatchedJob, event: StreamEvent, lines: list[str]) -> None:
         for line in lines:
@@ -61,7 +63,6 @@ def watch_chain(api: Api, job_id: str, screen: Screen) -> list[dict[str, Any]]:
     ids = ids[ids.index(first["id"]) :] if first["id"] in ids else [first["id"]]
     ended = []
     for identity in ids:
-        ended += _watch_environment(api, identity, screen)
         ended.append(watch_one(api, identity, screen))
         if ended[-1]["status"] != "succeeded":
             break
@@ -69,14 +70,15 @@ def watch_chain(api: Api, job_id: str, screen: Screen) -> list[dict[str, Any]]:
 
 
 def watch_one(api: Api, job_id: str, screen: Screen) -> dict[str, Any]:
-    """Watch one job to its end and return it as it is then."""
+    """Watch one job to its end and return it as it is then; the building of an environment it waits for comes first."""
     document = api.get(f"/jobs/{segment(job_id)}")
-    job = WatchedJob(id=document["id"], stage=document["stage"], name=document.get("name") or "")
+    job = WatchedJob(id=document["id"], stage=document["stage"], name=document["name"], status=document["status"])
     screen.begin(job)
+    _watch_builds(api, document, screen)
     for event in follow(api, f"/jobs/{job.id}/events"):
         lines = list(job.apply(event))
         screen.show(job, event, lines)
-    document = _patiently(lambda: api.get(f"/jobs/{job.id}"))
+    document = _patiently(lambda: _ended(api, job.id))
     job.status, job.reason, job.reason_detail = document["status"], document["reason"], document["reason_detail"]
     screen.finish(job, document)
     return document
@@ -121,18 +123,31 @@ def ending_lines(document: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _watch_environment(api: Api, job_id: str, screen: Screen) -> list[dict[str, Any]]:
-    """Watch the building of the environment that a job waits for, if it waits for one."""
-    waiting_for = api.get(f"/jobs/{job_id}").get("waiting_for")
-    return [watch_one(api, waiting_for, screen)] if waiting_for else []
+def _watch_builds(api: Api, document: dict[str, Any], screen: Screen) -> None:
+    """Wait until a job leaves the queue; its stream does not tell that an environment is built for it meanwhile."""
+    job_id, watched = document["id"], set[str]()
+    while document["status"] == "queued":
+        build = document["waiting_for"]
+        if build is not None and build not in watched:
+            watched.add(build)
+            watch_one(api, build, screen)
+        else:
+            time.sleep(_QUEUE_SECONDS)
+        document = _patiently(lambda: api.get(f"/jobs/{job_id}"))
 
 
-def _patiently(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _ended(api: Api, job_id: str) -> dict[str, Any] | None:
+    document: dict[str, Any] = api.get(f"/jobs/{job_id}")
+    return document if document["status"] in TERMINAL else None
+
+
+def _patiently(read: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
+    """Return what `read` says once it says something; a service that is away meanwhile is waited for."""
     deadline, pause = time.monotonic() + PATIENCE_SECONDS, _FIRST_PAUSE
     while True:
         try:
             document = read()
-            if document["status"] in TERMINAL:
+            if document is not None:
                 return document
         except (Unreachable, ServiceFailed):
             if time.monotonic() > deadline:

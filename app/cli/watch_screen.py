@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from app.cli.charts import sparkline
-from app.cli.output import duration, styled
+from app.cli.output import duration, run_seconds, styled
 from app.cli.sse import StreamEvent
 from app.cli.watch import ending_lines
 from app.cli.watching import WatchedJob, describe_evaluation, describe_progress
@@ -71,20 +71,10 @@ def draw(job: WatchedJob) -> RenderableType:
 
 def summary(job: WatchedJob, document: dict[str, Any]) -> RenderableType:
     """Return what stays on the screen of a job that has ended."""
-    parts = [f"[bold]{escape(job.stage)}[/] {styled(document['status'])}", run_time(document)]
+    parts = [f"[bold]{escape(job.stage)}[/] {styled(document['status'])}", duration(run_seconds(document))]
     curve = job.curve
     if curve is not None:
         name, points = curve
         parts.append(f"{escape(name)} {sparkline([value for _, value in points], width=24)} {job.latest.get(name):.4g}")
     parts += [escape(describe_evaluation(name, scores)) for name, scores in job.evaluations.items()]
     return Text.from_markup("  ".join(part for part in parts if part))
-
-
-def run_time(document: dict[str, Any]) -> str:
-    """Return how long the job ran."""
-    from datetime import datetime
-
-    started, finished = document.get("started_at"), document.get("finished_at")
-    if not started or not finished:
-        return ""
-    return duration((datetime.fromisoformat(finished) - datetime.fromisoformat(started)).total_seconds())

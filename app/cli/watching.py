@@ -81,7 +81,7 @@ class WatchedJob:
         before = self.status
         self.status = str(data["status"])
         self.reason, self.reason_detail = data.get("reason"), data.get("reason_detail")
-        if self.status != before or self.status == "queued":
+        if self.status != before:
             yield f"{self.stage}: {self.status}"
 
     def _begin_attempt(self, attempt: int) -> None:
@@ -119,7 +119,8 @@ class WatchedJob:
 
     def _log(self, text: str) -> None:
         first, *rest = text.split("\n")
-        self.log[-1] += first
+        # a progress bar that the script rewrites: the open line is replaced
+        self.log[-1] = first.removeprefix("\r") if first.startswith("\r") else self.log[-1] + first
         self.log.extend(rest)
 
     def _latest_text(self) -> str:

@@ -1,0 +1,267 @@
+"""`deepe demo`: register a method, train, save, deploy and ask the model, with everything to be seen on the way.
+
+Needs no terminal and no input. Uses the home of `deepe dev`, so that what it made can be looked at afterwards. Leaves
+no process behind, however it ends.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from app.cli.exits import CliFailure, ExitCode
+from app.cli.options import HomeFolder
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from app.cli.client import Api
+    from app.presets.catalogue import PresetManifest
+    from app.settings import Settings
+
+DEFAULT_METHOD: Final = "SFT-Demo"
+QUESTIONS: Final = 3
+ANSWER_TOKENS: Final = 64
+NODE_SECONDS: Final = 20.0
+ASKED_STATES: Final = {"training": "customized", "saving": "complete"}
+
+
+@dataclass
+class Times:
+    """When things happened, in seconds of a steady clock."""
+
+    started: float = field(default_factory=time.monotonic)
+    preparing: float = 0.0
+    submitted: float | None = None
+    first_step: float | None = None
+
+    @property
+    def total(self) -> float:
+        return time.monotonic() - self.started
+
+    @contextmanager
+    def preparation(self) -> Iterator[None]:
+        """Count what happens inside as installation: it is done once per machine."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.preparing += time.monotonic() - began
+
+    def step(self) -> None:
+        """Note the first training step."""
+        if self.first_step is None:
+            self.first_step = time.monotonic()
+
+
+def demo(
+    method: Annotated[str, typer.Argument(help="The shipped method to show.")] = DEFAULT_METHOD,
+    home: HomeFolder = None,
+    no_redis: Annotated[bool, typer.Option("--no-redis", help="Run without any Redis.")] = False,
+) -> None:
+    """Train, save and ask a model for real.
+
+    Starts the service, registers a method, builds what it needs, trains with the shipped samples, shows the curve and
+    what the model answers, and stops everything again.
+    """
+    from app.cli.dev import Interrupted, ending_on_signals, say
+    from app.cli.service import load
+
+    manifest = shipped(method)
+    settings = load(home=home, port=0)
+    with ending_on_signals(at_once=True):
+        try:
+            _run(manifest, settings, no_redis=no_redis)
+        except Interrupted:
+            say("interrupted; the jobs of the demo were cancelled")
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+
+def shipped(method: str) -> "PresetManifest":
+    """Return the manifest of a shipped method."""
+    from app.presets.catalogue import load_manifests
+
+    manifests = {manifest.name.casefold(): manifest for manifest in load_manifests()}
+    if method.casefold() not in manifests:
+        known = ", ".join(manifest.name for manifest in manifests.values())
+        raise CliFailure(f"No method {method} is shipped.", notes=(f"There is: {known}",))
+    return manifests[method.casefold()]
+
+
+def _run(manifest: "PresetManifest", settings: "Settings", *, no_redis: bool) -> None:
+    from app.cli.client import Api
+    from app.cli.demo_licence import borrowed_licence
+    from app.cli.dev import say
+    from app.cli.embedded import EmbeddedOptions, EmbeddedService
+    from app.cli.output import console
+    from app.cli.private_redis import NO_REDIS, choices
+
+    times, screen = Times(), console()
+    settings.home.mkdir(parents=True, exist_ok=True)
+    with borrowed_licence(settings, say=say) as environment:
+        configured = settings.redis_url.get_secret_value() if settings.redis_url else None
+        options = EmbeddedOptions(
+            command="deepe demo",
+            redis=(NO_REDIS,) if no_redis else choices(configured),
+            log_folder=settings.node_home / "logs",
+            environment=environment,
+        )
+        service = EmbeddedService(settings, options, say=say)
+        try:
+            url = service.start()
+            _headline(screen, f"The service runs after {times.total:.1f} s")
+            screen.print(f"  {url}   home: {settings.home}   Redis: {service.redis.describe()}", markup=False)
+            with Api(url, token=settings.token) as api:
+                Demo(api, manifest, settings, times, screen).run()
+        finally:
+            service.stop()
+    _farewell(screen, times)
+
+
+class Demo:
+    """One run against a service. What it started is cancelled when it does not come to its end."""
+
+    def __init__(
+        self, api: "Api", manifest: "PresetManifest", settings: "Settings", times: Times, screen: "Console"
+    ) -> None:
+        self._api = api
+        self._manifest = manifest
+        self._settings = settings
+        self._times = times
+        self._screen = screen
+        self._jobs: list[str] = []
+
+    def run(self) -> None:
+        """Show everything; `CliFailure` if a job fails, after the screen has shown why."""
+        try:
+            with self._times.preparation():
+                self._prepare()
+            method = self._register()
+            for job in self._train(method):
+                self._ask(job)
+        except BaseException:
+            self._cancel()
+            raise
+
+    def _prepare(self) -> None:
+        """Make what is made once per machine: the environment that builds the base model, and the base model."""
+        from app.cli.demo_samples import base_model_sample, ensure_base_model
+
+        base_model = self._manifest.demo.base_model
+        environment = base_model_sample(base_model).environment
+        if environment is not None and not self._is_ready(environment):
+            self._headline(f"Building the environment {environment} (once per machine; it downloads packages)")
+            job = self._api.post(f"/environments/{environment}:build")
+            self._watch(job["id"], job)
+        ensure_base_model(self._api, self._settings, base_model, say=self._say)
+
+    def _is_ready(self, environment: str) -> bool:
+        """Say whether the node has it; right after the start the worker may still be looking."""
+        deadline = time.monotonic() + NODE_SECONDS
+        while not list(self._api.items("/nodes")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        found = self._api.get(f"/environments/{environment}")
+        return any(node["state"] == "ready" for node in found["nodes"])
+
+    def _register(self) -> dict[str, Any]:
+        from app.cli.demo_samples import copy_method, ensure_dataset
+
+        ensure_dataset(self._api, self._manifest.demo.dataset)
+        method = copy_method(self._api, self._manifest.name, name=f"My {self._manifest.name}")
+        self._headline(f"Registered: {method['name']}")
+        self._say(method["description"])
+        self._say(f"lifecycle: {' → '.join(method['lifecycle'])}")
+        return method
+
+    def _train(self, method: dict[str, Any]) -> list[dict[str, Any]]:
+        run = self._manifest.demo
+        self._times.submitted = time.monotonic()
+        job = self._api.post(
+            "/jobs",
+            {
+                "method": method["name"],
+                "base_model": run.base_model,
+                "dataset": run.dataset,
+                "parameters": run.parameters,
+                "through": method["lifecycle"][-1],
+                "name": "demo",
+            },
+        )
+        self._headline(f"Submitted: {' → '.join(link['stage'] for link in job['chain'])}")
+        return self._watch(job["id"], *job["chain"])
+
+    def _ask(self, job: dict[str, Any]) -> None:
+        """Ask the model that a job made, if the method can."""
+        from app.cli.chat import ask
+
+        state = ASKED_STATES.get(job["stage"])
+        if state is None or not self._manifest.definition.get("inference", {}).get(state):
+            return
+        self._headline(f"Asking the {state} model")
+        for question in self._manifest.demo.questions[:QUESTIONS]:
+            self._say(question)
+            self._screen.print("    → ", end="")
+            messages = [{"role": "user", "content": question}]
+            ask(self._api, job["result_model"], messages, {"max_tokens": ANSWER_TOKENS}, as_json=False)
+
+    def _watch(self, job_id: str, *jobs: dict[str, Any]) -> list[dict[str, Any]]:
+        from app.cli.demo_screen import DemoScreen
+        from app.cli.output import is_terminal
+        from app.cli.watch import PlainScreen, watch_chain
+        from app.cli.watch_screen import LiveScreen
+
+        self._jobs += [job["id"] for job in jobs]
+        with ExitStack() as stack:
+            inner = stack.enter_context(LiveScreen(self._screen)) if is_terminal() else PlainScreen()
+            ended = watch_chain(self._api, job_id, DemoScreen(inner, self._screen, on_step=self._times.step))
+        failed = [job for job in ended if job["status"] != "succeeded"]
+        if failed:
+            raise CliFailure(f"The job of stage {failed[0]['stage']} {failed[0]['status']}: {failed[0]['reason']}.")
+        return ended
+
+    def _cancel(self) -> None:
+        """Cancel the demo's own jobs that have not ended; others of this home are none of our business."""
+        from app.cli.dev import cancel_jobs
+        from app.cli.watching import TERMINAL
+
+        try:
+            jobs = [self._api.get(f"/jobs/{job}") for job in self._jobs]
+            cancel_jobs(self._api, [job for job in jobs if job["status"] not in TERMINAL])
+        except CliFailure as failure:
+            self._say(f"its jobs could not be cancelled: {failure.message}")
+
+    def _headline(self, text: str) -> None:
+        _headline(self._screen, text)
+
+    def _say(self, line: str) -> None:
+        self._screen.print(f"  {line}", markup=False)
+
+
+def _headline(screen: "Console", text: str) -> None:
+    from rich.markup import escape
+
+    screen.print(f"\n[bold cyan]▸[/] [bold]{escape(text)}[/]")
+
+
+def _farewell(screen: "Console", times: Times) -> None:
+    from app.cli.output import duration
+
+    _headline(screen, f"Done after {duration(times.total)}")
+    if times.preparing >= 1.0:
+        screen.print(f"  without what is built once per machine: {duration(times.total - times.preparing)}")
+    if times.submitted is not None and times.first_step is not None:
+        screen.print(
+            f"  first training step {times.first_step - times.submitted:.1f} s after the submit, "
+            f"{times.first_step - times.started:.1f} s after the start"
+        )
+    screen.print("\n[bold]Go on with[/]")
+    for line in (
+        "deepe dev                                  # the same service, until Ctrl-C",
+        "deepe models list                          # what the demo made",
+        "deepe models chat MODEL                    # talk to one of them",
+        "curl http://127.0.0.1:8000/api/v1/jobs     # the API; its documentation: http://127.0.0.1:8000/docs",
+    ):
+        screen.print(f"  {line}", markup=False, soft_wrap=True)

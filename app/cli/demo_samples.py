@@ -1,0 +1,124 @@
+"""Put what a demo run needs into the service: a base model, a data set, a method of one's own."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app.cli.client import Api, ServiceRefused, segment
+from app.cli.exits import CliFailure
+from app.cli.processes import Say
+from app.domain.texts import DEFAULT_LANGUAGE
+
+if TYPE_CHECKING:
+    from app.presets.catalogue import SampleBaseModel
+    from app.settings import Settings
+
+
+class SampleMissing(CliFailure):
+    """The product ships no sample of this name."""
+
+
+def ensure_base_model(api: Api, settings: "Settings", name: str, *, say: Say) -> None:
+    """Register the sample base model; copy or build its folder first if it is not there yet."""
+    if _exists(api, f"/base-models/{segment(name)}"):
+        return
+    sample = base_model_sample(name)
+    folder = settings.home / "models" / name
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if sample.folder is not None:
+            shutil.copytree(sample.folder, folder)
+        else:
+            _build(sample, folder, settings, say=say)
+    api.post("/base-models", {"name": name, "path": name, "description": sample.description[DEFAULT_LANGUAGE]})
+
+
+def ensure_dataset(api: Api, name: str) -> None:
+    """Upload the sample data set if it is not there yet."""
+    from app.presets.catalogue import sample_datasets
+
+    if _exists(api, f"/datasets/{segment(name)}"):
+        return
+    path = next((sample.path for sample in sample_datasets() if sample.name == name), None)
+    if path is None:
+        raise SampleMissing(f"No data set {name} is shipped.")
+    api.put_file(f"/datasets/{segment(name)}/file", path)
+
+
+def copy_method(api: Api, method: str, *, name: str) -> dict[str, Any]:
+    """Copy a method under `name`, with a number behind it when that is taken."""
+    for number in range(1, 1000):
+        try:
+            copied: dict[str, Any] = api.post(
+                f"/methods/{segment(method)}:copy", {"name": name if number == 1 else f"{name} {number}"}
+            )
+        except ServiceRefused as refused:
+            if refused.code != "name_taken":
+                raise
+        else:
+            return copied
+    raise CliFailure(f"A thousand methods are called {name}; delete some.")
+
+
+def base_model_sample(name: str) -> "SampleBaseModel":
+    """Return the shipped sample of this name."""
+    from app.presets.catalogue import sample_base_models
+
+    sample = next((sample for sample in sample_base_models() if sample.name == name), None)
+    if sample is None:
+        raise SampleMissing(f"No base model {name} is shipped.")
+    return sample
+
+
+def environment_python(settings: "Settings", name: str) -> Path:
+    """Return the interpreter of an environment that is ready on this machine."""
+    from app.executor.activation import interpreter
+    from app.executor.conda import CondaSearch
+    from app.executor.environments import EnvironmentState, find_environment
+    from app.presets.catalogue import environment_specs
+    from app.registry.environment_spec import parse_spec
+    from app.store.home import NodeHome
+
+    file = environment_specs().get(name)
+    found = find_environment(
+        name,
+        parse_spec(file.read_text("utf-8")) if file else None,
+        envs_dir=NodeHome(settings.node_home).environments,
+        search=CondaSearch.of(os.environ, root=settings.conda_root),
+    )
+    if found.prefix is None or found.state is not EnvironmentState.READY:
+        raise CliFailure(f"The environment {name} is not ready on this machine.")
+    return interpreter(found.prefix)
+
+
+def _build(sample: "SampleBaseModel", folder: Path, settings: "Settings", *, say: Say) -> None:
+    """Run the sample's program; it writes the folder as a whole or not at all."""
+    assert sample.program is not None
+    assert sample.environment is not None
+    command = [str(environment_python(settings, sample.environment)), str(sample.program), "--output", str(folder)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, errors="replace"
+    ) as process:
+        assert process.stdout is not None
+        lines = []
+        try:
+            for line in process.stdout:
+                lines.append(line.rstrip())
+                say(lines[-1])
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode != 0:
+        raise CliFailure(f"The base model {sample.name} could not be built.", notes=lines[-10:])
+
+
+def _exists(api: Api, path: str) -> bool:
+    try:
+        api.get(path)
+    except ServiceRefused as refused:
+        if refused.status == 404:
+            return False
+        raise
+    return True

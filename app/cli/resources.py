@@ -1,0 +1,237 @@
+"""What jobs work with: `deepe datasets`, `base-models`, `environments`, `presets`, `nodes`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.cli.exits import CliFailure, ExitCode
+from app.cli.options import DEFAULT_URL, AsJson, Limit, Url
+
+datasets = typer.Typer(no_args_is_help=True, help="Data sets: what models are trained with.")
+base_models = typer.Typer(no_args_is_help=True, help="Base models: what trainings start from.")
+environments = typer.Typer(no_args_is_help=True, help="Conda environments that stages run in.")
+presets = typer.Typer(no_args_is_help=True, help="Methods that the product ships.")
+nodes = typer.Typer(no_args_is_help=True, help="Machines with a worker.")
+
+Text = Annotated[str | None, typer.Option("--text", "-q", help="Only those with this text in their name.")]
+Description = Annotated[str, typer.Option("--description", help="A sentence for people.")]
+_MIB = 1024 * 1024
+
+
+@datasets.command("list")
+def list_datasets(text: Text = None, limit: Limit = 100, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """List the data sets."""
+    from app.cli.client import Api
+    from app.cli.output import print_json, print_table
+
+    with Api(url) as api:
+        found = list(api.items("/datasets", {"q": text}, limit=limit))
+    if as_json:
+        print_json({"items": found})
+        return
+    rows = [(entry["name"], entry["rows"], ", ".join(entry["columns"]), _size(entry["size_bytes"])) for entry in found]
+    print_table(("name", "rows", "columns", "size"), rows, nothing="No data sets. Add one: deepe datasets add FILE")
+
+
+@datasets.command("add")
+def add_dataset(
+    source: Annotated[str, typer.Argument(metavar="FILE", help="A JSONL file.")],
+    name: Annotated[str | None, typer.Option("--name", help="What it is called. Default: the file's name.")] = None,
+    in_home: Annotated[
+        bool, typer.Option("--in-home", help="FILE lies under datasets/ of the service's home: register it there.")
+    ] = False,
+    description: Description = "",
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Upload a JSONL file as a new data set; every line is checked, and kept only if all are right."""
+    from app.cli.client import Api, segment
+    from app.cli.output import print_json, write
+
+    name = name or Path(source).stem
+    with Api(url) as api:
+        if in_home:
+            made = api.post("/datasets", {"name": name, "path": source, "description": description})
+        else:
+            made = api.put_file(f"/datasets/{segment(name)}/file", Path(source))
+    if as_json:
+        print_json(made)
+    else:
+        write(f"{made['id']}  {made['name']}  {made['rows']} rows\n")
+
+
+@base_models.command("list")
+def list_base_models(text: Text = None, limit: Limit = 100, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """List the base models, and folders that could be registered as such."""
+    from app.cli.client import Api
+    from app.cli.output import print_json, print_table, write
+
+    with Api(url) as api:
+        found = list(api.items("/base-models", {"q": text}, limit=limit))
+        unregistered = api.get("/base-models/unregistered")["items"]
+    if as_json:
+        print_json({"items": found, "unregistered": unregistered})
+        return
+    rows = [(entry["name"], entry["path"], entry["description"]) for entry in found]
+    print_table(("name", "folder", "description"), rows, nothing="No base models.")
+    for folder in unregistered:
+        write(f"Not registered yet: deepe base-models add {folder}\n")
+
+
+@base_models.command("add")
+def add_base_model(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Relative to models/ of the service's home.")],
+    name: Annotated[str | None, typer.Option("--name", help="What it is called. Default: the folder's name.")] = None,
+    description: Description = "",
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Register a folder with a model."""
+    from app.cli.client import Api
+    from app.cli.output import print_json, write
+
+    body = {"name": name or Path(folder).name, "path": folder, "description": description}
+    with Api(url) as api:
+        made = api.post("/base-models", body)
+    if as_json:
+        print_json(made)
+    else:
+        write(f"{made['id']}  {made['name']}\n")
+
+
+@environments.command("list")
+def list_environments(text: Text = None, limit: Limit = 100, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """List the environments and where they are ready."""
+    from app.cli.client import Api
+    from app.cli.output import print_json, print_table
+
+    with Api(url) as api:
+        found = list(api.items("/environments", {"q": text}, limit=limit))
+    if as_json:
+        print_json({"items": found})
+        return
+    rows = [
+        (entry["name"], entry["source"], ", ".join(f"{node['node']}: {node['state']}" for node in entry["nodes"]))
+        for entry in found
+    ]
+    print_table(("name", "source", "nodes"), rows, nothing="No environments.")
+
+
+@environments.command("add")
+def add_environment(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As conda knows it.")],
+    spec: Annotated[Path | None, typer.Option("--spec", help="An environment.yml to build it from.")] = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Register an environment by name."""
+    from app.cli.client import Api
+    from app.cli.output import print_json, write
+
+    try:
+        text = None if spec is None else spec.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CliFailure(f"{spec} cannot be read: {error}") from None
+    with Api(url) as api:
+        made = api.post("/environments", {"name": name, "spec": text})
+    if as_json:
+        print_json(made)
+    else:
+        write(f"{made['name']}\n")
+
+
+@environments.command("build")
+def build_environment(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the environment.")],
+    watch_it: Annotated[bool, typer.Option("--watch", "-w", help="Watch to the end.")] = False,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Build an environment; it is a job with a log."""
+    from app.cli.client import Api, segment
+    from app.cli.jobs import watch_to_end
+    from app.cli.output import print_json, write
+
+    with Api(url) as api:
+        job = api.post(f"/environments/{segment(name)}:build")
+        if as_json and not watch_it:
+            print_json(job)
+        elif not as_json:
+            write(f"{job['id']}  {job['status']}\n")
+        if watch_it and any(ended["status"] != "succeeded" for ended in watch_to_end(api, job["id"], as_json=as_json)):
+            raise typer.Exit(ExitCode.FAILED)
+
+
+@presets.command("list")
+def list_presets(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """List the shipped methods and what became of them here."""
+    from app.cli.client import Api
+    from app.cli.output import print_json, print_table
+
+    with Api(url) as api:
+        found = api.get("/presets")
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        (entry["name"], ", ".join(entry["platforms"]), _preset_state(entry), entry["description"])
+        for entry in found["items"]
+    ]
+    print_table(("name", "platforms", "", "description"), rows, nothing="No presets.")
+
+
+@presets.command("install")
+def install_preset(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the preset.")],
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Install a shipped method, also one that was deleted."""
+    from app.cli.client import Api, segment
+    from app.cli.output import print_json, write
+
+    with Api(url) as api:
+        made = api.post(f"/presets/{segment(name)}:install")
+    if as_json:
+        print_json(made)
+    else:
+        write(f"{made['id']}  {made['name']}\n")
+
+
+@nodes.command("list")
+def list_nodes(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """List the machines with a worker."""
+    from app.cli.client import Api
+    from app.cli.output import print_json, print_table
+
+    with Api(url) as api:
+        found = list(api.items("/nodes"))
+    if as_json:
+        print_json({"items": found})
+        return
+    rows = [
+        (
+            entry["name"],
+            entry["state"],
+            entry["platform"],
+            ", ".join(str(accelerator.get("name", accelerator)) for accelerator in entry["accelerators"]) or "none",
+            entry["slots"],
+            ", ".join(entry["environments"]),
+        )
+        for entry in found
+    ]
+    columns = ("name", "state", "platform", "accelerators", "slots", "environments")
+    print_table(columns, rows, nothing="No node has registered yet: start a worker.")
+
+
+def _preset_state(preset: dict[str, object]) -> str:
+    if preset["removed"]:
+        return "deleted here"
+    if not preset["installed"]:
+        return "not installed"
+    return f"version {preset['installed_version']}"
+
+
+def _size(count: int) -> str:
+    return f"{count / _MIB:.1f} MiB" if count >= _MIB else f"{count / 1024:.1f} KiB"
