@@ -5,13 +5,16 @@ of this node goes on where this one stopped.
 """
 
 import asyncio
+import contextlib
+import functools
 import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 from app.domain.enums import JobKind
-from app.executor.agent import Lane, NodeAgent, NodeIsTaken, Timing
+from app.executor.agent import Lane, NodeAgent, NodeIsTaken, Timing, exclusive
 from app.executor.conda import CondaSearch
 from app.executor.hints import listen
 from app.executor.inventory import find_accelerators
@@ -21,6 +24,7 @@ from app.executor.projections import Projections
 from app.executor.script_status import NoScriptStatus, RedisScriptStatus
 from app.executor.settle import StageSettler
 from app.executor.supervisor import boot_id
+from app.executor.trouble import TROUBLE, log_trouble, rest_seconds
 from app.observability import configure_logging
 from app.registry.platforms import this_machine
 from app.settings import Settings, SettingsError, load_settings
@@ -51,10 +55,15 @@ def main() -> int:
 
 
 async def work(settings: Settings) -> None:
-    """Be the worker of this node until SIGTERM or SIGINT."""
+    """Be the worker of this node until SIGTERM or SIGINT; raise `NodeIsTaken` if there is one already."""
     home, node_home = Home(settings.home), NodeHome(settings.node_home)
     home.create()
     node_home.create()
+    with exclusive(node_home.root / "agent.lock"):
+        await _work(settings, home, node_home)
+
+
+async def _work(settings: Settings, home: Home, node_home: NodeHome) -> None:
     redis_url = settings.redis_url.get_secret_value() if settings.redis_url else None
     database = Database(settings.database_url)
     status = RedisScriptStatus(redis_url) if redis_url else NoScriptStatus()
@@ -66,23 +75,37 @@ async def work(settings: Settings) -> None:
         builder=settings.env_builder,
     )
     stopping = asyncio.Event()
+    _on_stop(stopping.set)
     try:
-        node_id = await presence.register()
+        node_id = await _register(presence, stopping)
+        if node_id is None:
+            return
         agent = _agent(settings, database, home, node_home, presence, status, redis_url, node_id=node_id)
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, _stop, stopping, agent)
+        _on_stop(functools.partial(_stop, stopping, agent))
         logger.info("worker_started", extra={"node": settings.node_name, "redis": redis_url is not None})
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(agent.run(stopping))
             if redis_url is not None:
                 tasks.create_task(listen(redis_url, node=settings.node_name, wake=agent.wake, stopping=stopping))
-    except* NodeIsTaken as group:
-        raise group.exceptions[0] from None
     finally:
         await status.close()
         await database.close()
         logger.info("worker_stopped", extra={"node": settings.node_name})
+
+
+async def _register(presence: NodeEnvironments, stopping: asyncio.Event) -> str | None:
+    """Make the node known as soon as the database answers; None if told to stop before."""
+    failures = 0
+    while not stopping.is_set():
+        try:
+            return await presence.register()
+        except TROUBLE as error:
+            failures += 1
+            rest = rest_seconds(failures)
+            log_trouble(logger, "node_not_registered", error, {"next_try_in": rest})
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), timeout=rest)
+    return None
 
 
 def _agent(
@@ -136,6 +159,12 @@ def _facts(settings: Settings) -> NodeFacts:
 def _stop(stopping: asyncio.Event, agent: NodeAgent) -> None:
     stopping.set()
     agent.wake()
+
+
+def _on_stop(act: Callable[[], None]) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, act)
 
 
 if __name__ == "__main__":

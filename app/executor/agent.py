@@ -2,10 +2,12 @@
 
 It runs in `deepe worker` as the process's main loop. Nothing here runs a stage: a stage belongs to its detached
 supervisor and goes on when this process dies; the next agent finds it by its folder. A crash at any point is met by
-the next round, which looks at rows and folders again (`app.executor.reconcile`).
+the next round, which looks at rows and folders again (`app.executor.reconcile`). The folder goes last, when nothing is
+left to write down.
 
 A round talks to the database; between rounds only folders are looked at, which is cheap, so an exit is noticed within
-`watch_seconds` while the database is asked every `poll_seconds`, or at once after a hint.
+`watch_seconds` while the database is asked every `poll_seconds`, or at once after a hint. Trouble with the database
+ends a round, and the next one comes later each time; trouble with one attempt lets only that one rest.
 """
 
 import asyncio
@@ -22,10 +24,11 @@ from typing import Protocol
 
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.executor import supervision
-from app.executor.launch import LaunchError
+from app.executor.launch import LaunchError, disk_trouble
 from app.executor.projections import Projections
 from app.executor.reconcile import Seen, Step, next_step
-from app.executor.supervision import ExitRecord, LaunchSpec
+from app.executor.supervision import AttemptIsSupervised, ExitRecord, LaunchSpec
+from app.executor.trouble import TROUBLE, log_trouble, rest_seconds
 from app.store import jobs as store
 from app.store.clock import database_now
 from app.store.home import NodeHome
@@ -37,6 +40,8 @@ logger = logging.getLogger(__name__)
 STARTING_SECONDS = 5.0  # how long a supervisor may take to lock its folder before it is started again
 ORPHAN_SECONDS = 60.0
 PROJECTION_SECONDS = 0.5
+REMOVAL_SECONDS = 2.0  # a supervisor holds its folder's lock for a moment after it wrote the exit
+LEAST_PAUSE_SECONDS = 0.02  # between two rounds, should a step have no effect
 
 
 class Launcher(Protocol):
@@ -53,6 +58,9 @@ class Settler(Protocol):
     async def settle(self, claim: Claim, exit_record: ExitRecord) -> None: ...
 
     async def end_unlaunched(self, claim: Claim, end: End) -> None: ...
+
+    async def follow_up(self, attempt_id: str) -> None:
+        """Write what follows from an end that is in the database, after a crash right behind it."""
 
 
 class NodePresence(Protocol):
@@ -114,6 +122,7 @@ class NodeAgent:
         self._claims: dict[str, Claim] = {}
         self._started: dict[str, float] = {}
         self._settling: dict[str, asyncio.Task[None]] = {}
+        self._rests: dict[str, _Rest] = {}
         self._last_beat = float("-inf")
         self._last_projection = float("-inf")
         self._last_orphan_look = float("-inf")
@@ -123,30 +132,35 @@ class NodeAgent:
         self._woken.set()
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Work until `stopping` is set. Trouble with the database is logged and met with patience."""
-        with exclusive(self._home.root / "agent.lock"):
-            failures = 0
-            while not stopping.is_set():
-                try:
-                    await self._round()
-                    failures = 0
-                except Exception:
-                    failures += 1
-                    logger.exception("agent_round_failed", extra={"node": self._node_id, "failures": failures})
-                await self._pause(stopping, seconds=min(self._timing.poll_seconds * 2**failures, 30.0))
-            await self._finish_settling()
+        """Work until `stopping` is set. The caller holds the node's lock (`exclusive`)."""
+        failures = 0
+        while not stopping.is_set():
+            try:
+                await self._round()
+                await self._watch(stopping)
+                failures = 0
+            except Exception as error:
+                failures += 1
+                rest = rest_seconds(failures)
+                log_trouble(logger, "agent_round_failed", error, {"node": self._node_id, "next_try_in": rest})
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stopping.wait(), timeout=rest)
+        await self._finish_settling()
 
     # ---- one round --------------------------------------------------------------------------------------------------
 
     async def _round(self) -> None:
         self._woken.clear()
         await self._beat()
+        # Tasks that are done stay known until here: rows that were read before they ended must not be acted upon.
+        self._settling = {key: task for key, task in self._settling.items() if not task.done()}
         async with self._database.reading() as session:
             live = await store.live_attempts(session, self._node_id)
         self._claims = {claim.attempt.id: claim for claim in live}
+        self._rests = {key: rest for key, rest in self._rests.items() if key in self._claims}
         for claim in live:
             await self._advance(claim)
-        await self._stop_orphans()
+        await self._clear_folders()
         await self._presence.request_builds()
         for lane in self._lanes:
             while await self._claim_one(lane):
@@ -184,7 +198,16 @@ class NodeAgent:
     # ---- one attempt ------------------------------------------------------------------------------------------------
 
     async def _advance(self, claim: Claim) -> None:
-        match self._step(claim):
+        """Do the next step of one attempt; one that cannot be done must not hold up the others."""
+        try:
+            await self._do(self._step(claim), claim)
+        except TROUBLE:
+            raise
+        except Exception as error:
+            self._let_rest(claim, "attempt_failed", error)
+
+    async def _do(self, step: Step, claim: Claim) -> None:
+        match step:
             case Step.WAIT:
                 pass
             case Step.LAUNCH:
@@ -197,14 +220,16 @@ class NodeAgent:
             case Step.STOP:
                 await self._stop(claim)
             case Step.END_UNSTARTED:
-                end = End(status=JobStatus.CANCELLED, reason=EndReason.CANCELLED, params={})
-                await self._settler.end_unlaunched(claim, end)
-                self._forget(claim)
+                await self._end_unstarted(claim)
+            case Step.END_LOST:
+                end = End(status=JobStatus.FAILED, reason=EndReason.SUPERVISOR_LOST, params={"detail": ""})
+                await self._end_unlaunched(claim, end)
             case Step.SETTLE:
                 await self._settle(claim)
 
     def _step(self, claim: Claim) -> Step:
-        if claim.attempt.id in self._settling:
+        rest = self._rests.get(claim.attempt.id)
+        if claim.attempt.id in self._settling or (rest is not None and self._monotonic() < rest.until):
             return Step.WAIT
         seen = Seen(
             observation=supervision.observe(self._folder(claim)),
@@ -217,14 +242,23 @@ class NodeAgent:
     async def _launch(self, claim: Claim) -> None:
         try:
             spec = await self._launcher.resolve(claim)
-            await asyncio.to_thread(supervision.prepare, self._folder(claim), spec)
+            with disk_trouble():
+                await asyncio.to_thread(supervision.prepare, self._folder(claim), spec)
         except LaunchError as error:
             logger.warning("launch_refused", extra=_ids(claim) | {"reason": error.reason, **error.params})
-            end = End(status=JobStatus.FAILED, reason=error.reason, params=error.params)
-            await self._settler.end_unlaunched(claim, end)
-            self._forget(claim)
+            await self._end_unlaunched(claim, End(status=JobStatus.FAILED, reason=error.reason, params=error.params))
             return
         self._start(claim, supervision.start)
+
+    async def _end_unstarted(self, claim: Claim) -> None:
+        folder = self._folder(claim)
+        if folder.exists():  # a supervisor that is late must find the wish, not only an ended row
+            await asyncio.to_thread(supervision.request_stop, folder, EndReason.CANCELLED)
+        await self._end_unlaunched(claim, End(status=JobStatus.CANCELLED, reason=EndReason.CANCELLED, params={}))
+
+    async def _end_unlaunched(self, claim: Claim, end: End) -> None:
+        await self._settler.end_unlaunched(claim, end)
+        self._forget(claim)
 
     def _start(self, claim: Claim, start: Callable[[Path], None]) -> None:
         start(self._folder(claim))
@@ -260,15 +294,23 @@ class NodeAgent:
     async def _settle_and_forget(self, claim: Claim, exit_record: ExitRecord) -> None:
         try:
             await self._settler.settle(claim, exit_record)
-            await asyncio.to_thread(supervision.remove, self._folder(claim))
             self._forget(claim)
-        except Exception:
-            # tried again in the next round: exit record and outputs are still there
-            logger.exception("settle_failed", extra=_ids(claim))
-            await asyncio.sleep(self._timing.poll_seconds)
+            self.wake()  # its slot is free, the next in the chain may run
+        except Exception as error:
+            # tried again: exit record and outputs are still there
+            self._let_rest(claim, "settle_failed", error)
+        else:
+            await self._remove(self._folder(claim))
         finally:
-            self._settling.pop(claim.attempt.id, None)
             self.wake()
+
+    def _let_rest(self, claim: Claim, event: str, error: Exception) -> None:
+        """Leave an attempt alone for a while, longer each time."""
+        before = self._rests.get(claim.attempt.id)
+        failures = before.failures + 1 if before is not None else 1
+        seconds = rest_seconds(failures)
+        self._rests[claim.attempt.id] = _Rest(failures=failures, until=self._monotonic() + seconds)
+        log_trouble(logger, event, error, _ids(claim) | {"next_try_in": seconds})
 
     async def _project(self) -> None:
         """Keep up with scripts that report through their output; settling attempts are projected by the settler."""
@@ -276,7 +318,10 @@ class NodeAgent:
             return
         self._last_projection = self._monotonic()
         running = [claim for claim in self._claims.values() if claim.attempt.id not in self._settling]
-        await self._projections.advance(running)
+        try:
+            await self._projections.advance(running)
+        except OSError as error:  # such as a full disk; what is missing is made up for at the end
+            logger.warning("projection_failed", extra={"error": str(error)})
 
     async def _refresh(self, claim: Claim) -> None:
         async with self._database.reading() as session:
@@ -284,13 +329,16 @@ class NodeAgent:
         self._claims[claim.attempt.id] = Claim(job=job, attempt=claim.attempt)
 
     def _forget(self, claim: Claim) -> None:
-        self._claims.pop(claim.attempt.id, None)
-        self._started.pop(claim.attempt.id, None)
+        for known in (self._claims, self._started, self._rests):
+            known.pop(claim.attempt.id, None)
 
     # ---- folders ----------------------------------------------------------------------------------------------------
 
-    async def _stop_orphans(self) -> None:
-        """End what runs here although no live row knows it, such as after the database was restored from a backup."""
+    async def _clear_folders(self) -> None:
+        """Remove the folders of ended attempts, and end what runs although no live row knows it.
+
+        The first are left by a crash between an end and the removal, the second by a database that was restored.
+        """
         if self._monotonic() - self._last_orphan_look < ORPHAN_SECONDS:
             return
         self._last_orphan_look = self._monotonic()
@@ -299,29 +347,57 @@ class NodeAgent:
                 continue
             observation = supervision.observe(folder)
             if observation.exit is not None or not observation.supervised:
-                await asyncio.to_thread(supervision.remove, folder)
+                await self._settler.follow_up(folder.name)
+                await self._remove(folder)
             elif not observation.stopping:
                 logger.warning("orphan_stopped", extra={"attempt": folder.name})
                 supervision.request_stop(folder, "orphan")
+                self._last_orphan_look = float("-inf")
+
+    async def _remove(self, folder: Path) -> None:
+        deadline = self._monotonic() + REMOVAL_SECONDS
+        while True:
+            try:
+                await asyncio.to_thread(supervision.remove, folder)
+            except AttemptIsSupervised:
+                if self._monotonic() > deadline:
+                    return  # the next look clears it
+                await asyncio.sleep(0.02)
+            except OSError as error:
+                logger.warning("folder_not_removed", extra={"attempt": folder.name, "error": str(error)})
+                return
+            else:
+                return
 
     def _folder(self, claim: Claim) -> Path:
         return self._home.attempts / claim.attempt.id
 
     # ---- waiting ----------------------------------------------------------------------------------------------------
 
-    async def _pause(self, stopping: asyncio.Event, *, seconds: float) -> None:
-        deadline = self._monotonic() + seconds
+    async def _watch(self, stopping: asyncio.Event) -> None:
+        """Look at the folders, and beat, until the next round is due or there is something to do in one."""
+        deadline = self._monotonic() + self._timing.poll_seconds
         while not stopping.is_set() and not self._woken.is_set() and self._monotonic() < deadline:
             if any(self._step(claim) is not Step.WAIT for claim in self._claims.values()):
+                await asyncio.sleep(LEAST_PAUSE_SECONDS)
                 return
+            await self._beat()
             await self._project()
-            wait = self._timing.watch_seconds if self._claims else seconds
+            due = min(deadline, self._last_beat + self._timing.beat_seconds)
+            if self._claims:
+                due = min(due, self._monotonic() + self._timing.watch_seconds)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), timeout=min(wait, max(deadline - self._monotonic(), 0.0)))
+                await asyncio.wait_for(self._woken.wait(), timeout=max(due - self._monotonic(), 0.0))
 
     async def _finish_settling(self) -> None:
         if self._settling:
             await asyncio.wait(list(self._settling.values()), timeout=10)
+
+
+@dataclass(frozen=True)
+class _Rest:
+    failures: int
+    until: float
 
 
 class NodeIsTaken(Exception):

@@ -6,6 +6,7 @@ forgotten (docs/decisions/0002-queue.md has the measurements).
 """
 
 import asyncio
+import contextlib
 import itertools
 import json
 import logging
@@ -116,7 +117,8 @@ async def listen(redis_url: str, *, node: str, wake: Callable[[], None], stoppin
         if not stopping.is_set():
             wake()
             pause = 0.5 if time.monotonic() - started > 60 else min(pause * 2, 30.0)
-            await asyncio.wait({asyncio.create_task(stopping.wait())}, timeout=pause)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), timeout=pause)
 
 
 def queue_name(node: str) -> str:

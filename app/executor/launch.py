@@ -4,10 +4,12 @@ The decision (`stage_arguments`) takes values only; `StageLauncher` fetches what
 """
 
 import asyncio
+import contextlib
+import errno
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +28,7 @@ from app.domain.rendering import (
 )
 from app.executor.activation import ActivationFailed, builder_environment, interpreter, stage_environment
 from app.executor.run_folder import RunFolder
-from app.executor.script_status import ScriptStatus, status_variables
+from app.executor.script_status import WITH_STATUS, ScriptStatus, status_variables
 from app.executor.snapshot import PinnedScript, Snapshot
 from app.executor.supervision import LaunchSpec
 from app.presets.catalogue import helpers_dir, script_path
@@ -42,6 +44,7 @@ from app.store.tables import JobRow, ModelRow
 
 DTYPE = "bfloat16"
 _PAIRED = frozenset({JobKind.SAVING, JobKind.DEPLOYMENT})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class LaunchError(Exception):
@@ -51,6 +54,16 @@ class LaunchError(Exception):
         self.reason = reason
         self.params = params
         super().__init__(f"{reason}: {params}")
+
+
+@contextlib.contextmanager
+def disk_trouble() -> Iterator[None]:
+    """Let what the disk says end the job, instead of trying for ever."""
+    try:
+        yield
+    except OSError as error:
+        reason = EndReason.DISK_FULL if error.errno in _FULL else EndReason.SPAWN_FAILED
+        raise LaunchError(reason, detail=str(error)) from error
 
 
 class Prefixes(Protocol):
@@ -98,21 +111,24 @@ class StageLauncher:
     async def resolve(self, claim: Claim) -> LaunchSpec:
         """Return what to run for the claim, with its run folder made; raise `LaunchError` when it cannot run."""
         run = RunFolder(self._home.run_folder(claim.job.id, claim.attempt.number))
-        await asyncio.to_thread(run.output.mkdir, parents=True, exist_ok=True)
+        with disk_trouble():
+            await asyncio.to_thread(run.output.mkdir, parents=True, exist_ok=True)
         if claim.job.kind is JobKind.ENVIRONMENT:
             return await self._resolve_build(claim, run)
         return await self._resolve_stage(claim, run)
 
     async def launched(self, claim: Claim, pid: int) -> None:
-        """Tell DeepExtension's backend the pid of the script that runs now."""
-        await self._status.running(claim.job.id, pid)
+        """Tell DeepExtension's backend the pid of the training that runs now."""
+        if claim.job.kind is JobKind.TRAINING:
+            await self._status.running(claim.job.id, pid)
 
     async def _resolve_stage(self, claim: Claim, run: RunFolder) -> LaunchSpec:
         job, snapshot = claim.job, Snapshot.of(claim.job)
         prefix = await self._prefixes.prefix(job.environment)
         if prefix is None:
             raise LaunchError(EndReason.ENV_MISSING, environment=job.environment)
-        script = await asyncio.to_thread(self._locate, snapshot.script)
+        with disk_trouble():
+            script = await asyncio.to_thread(self._locate, snapshot.script)
         model = await self._model(job.model_id)
         inputs = self._inputs(snapshot, model, run)
         try:
@@ -120,7 +136,8 @@ class StageLauncher:
         except AppError as error:
             raise LaunchError(EndReason.SPAWN_FAILED, detail=error.detail()) from error
         parameters = run.path / "params.json"
-        await asyncio.to_thread(parameters.write_text, json.dumps(snapshot.effective | job.parameters), "utf-8")
+        with disk_trouble():
+            await asyncio.to_thread(parameters.write_text, json.dumps(snapshot.effective | job.parameters), "utf-8")
         extra = {
             # a user's own copy of a helper module comes before ours
             "PYTHONPATH": os.pathsep.join(map(str, (*script.import_paths, helpers_dir()))),
@@ -134,7 +151,8 @@ class StageLauncher:
             env = await asyncio.to_thread(stage_environment, self._environ, prefix, extra)
         except ActivationFailed as error:
             raise LaunchError(EndReason.SPAWN_FAILED, detail=str(error)) from error
-        await self._status.launching(job.id)
+        if job.kind in WITH_STATUS:
+            await self._status.launching(job.id)
         return LaunchSpec(
             attempt_id=claim.attempt.id,
             argv=(str(interpreter(prefix)), "-u", str(script.path), *argv),
@@ -150,7 +168,8 @@ class StageLauncher:
         spec_file = None
         if build.spec is not None:
             spec_file = run.path / "environment.yml"
-            await asyncio.to_thread(spec_file.write_text, build.spec, "utf-8")
+            with disk_trouble():
+                await asyncio.to_thread(spec_file.write_text, build.spec, "utf-8")
         command = self._prefixes.build_command(build.name, spec_file=spec_file)
         return LaunchSpec(
             attempt_id=claim.attempt.id,

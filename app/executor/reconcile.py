@@ -21,6 +21,7 @@ class Step(StrEnum):
     MARK_RUNNING = "mark_running"
     STOP = "stop"
     END_UNSTARTED = "end_unstarted"
+    END_LOST = "end_lost"  # it ran, and its folder is gone: launching it again could run it twice
     SETTLE = "settle"
 
 
@@ -50,4 +51,6 @@ def next_step(seen: Seen) -> Step:
         return Step.WAIT
     if phase in (AttemptPhase.STARTED, AttemptPhase.RUNNING):
         return Step.ADOPT
+    if seen.status is JobStatus.RUNNING:
+        return Step.END_LOST
     return Step.END_UNSTARTED if seen.cancel_requested else Step.LAUNCH

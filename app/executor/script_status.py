@@ -12,15 +12,26 @@ from urllib.parse import urlsplit
 import redis.asyncio
 from redis.exceptions import RedisError
 
+from app.domain.enums import JobKind
+
 logger = logging.getLogger(__name__)
 
 SUCCESS: Final = 1
 RUNNING: Final = 2
 FAILED: Final = 3
+WITH_STATUS: Final = frozenset({JobKind.TRAINING, JobKind.SAVING, JobKind.DEPLOYMENT})
 _DATABASE = 0
 _TIMEOUT_SECONDS = 1.0
-# only a key that still says what we wrote: the script may have said Failed meanwhile
-_REPLACE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('set', KEYS[1], ARGV[2]) end return nil"
+# only a key that still says Running without a pid: the script may have spoken meanwhile
+_ADD_PID = """
+local value = redis.call('get', KEYS[1])
+if not value then return nil end
+local known, record = pcall(cjson.decode, value)
+if known and type(record) == 'table' and record.status == tonumber(ARGV[1]) and record.pid == 0 then
+  return redis.call('set', KEYS[1], ARGV[2])
+end
+return nil
+"""
 
 
 class ScriptStatus(Protocol):
@@ -61,27 +72,24 @@ class RedisScriptStatus:
     """With Redis; while it is away the keys are simply not written."""
 
     def __init__(self, redis_url: str) -> None:
-        self._client = redis.asyncio.Redis.from_url(
-            redis_url, db=_DATABASE, socket_timeout=_TIMEOUT_SECONDS, socket_connect_timeout=_TIMEOUT_SECONDS
+        pool = redis.asyncio.ConnectionPool.from_url(
+            redis_url, socket_timeout=_TIMEOUT_SECONDS, socket_connect_timeout=_TIMEOUT_SECONDS
         )
-        self._written: dict[str, str] = {}
+        pool.connection_kwargs["db"] = _DATABASE  # whatever the URL names
+        self._client = redis.asyncio.Redis.from_pool(pool)
+        self._add_pid = self._client.register_script(_ADD_PID)
 
     async def launching(self, job_id: str) -> None:
         """Say Running before the script starts, so that whatever it says comes later."""
-        record = _record(RUNNING, pid=0)
         try:
-            await self._client.set(job_id, record)
-            self._written[job_id] = record
+            await self._client.set(job_id, _record(RUNNING, pid=0))
         except (RedisError, OSError) as error:
             _lost(job_id, error)
 
     async def running(self, job_id: str, pid: int) -> None:
         """Add the pid, whose end ends the whole tree, unless the script has spoken already."""
-        before = self._written.pop(job_id, None)
-        if before is None:
-            return
         try:
-            await self._client.eval(_REPLACE, 1, job_id, before, _record(RUNNING, pid=pid))
+            await self._add_pid(keys=[job_id], args=[RUNNING, _record(RUNNING, pid=pid)])
         except (RedisError, OSError) as error:
             _lost(job_id, error)
 
@@ -99,7 +107,6 @@ class RedisScriptStatus:
 
     async def ended(self, job_id: str, *, succeeded: bool) -> None:
         """Write the final status."""
-        self._written.pop(job_id, None)
         try:
             await self._client.set(job_id, _record(SUCCESS if succeeded else FAILED, pid=0))
         except (RedisError, OSError) as error:

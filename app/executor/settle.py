@@ -2,7 +2,8 @@
 
 Everything slow (reading the log's tail, checking and hashing weights) happens before the transaction. Settling may be
 repeated after a crash at any point: files are written atomically, and the transaction changes nothing the second time,
-because the attempt's token is no longer that of a live job.
+because the attempt's token is no longer that of a live job. What comes after the transaction (the model card, the
+status key) is made up for by `follow_up`, as long as the attempt's control folder is there.
 """
 
 import asyncio
@@ -16,7 +17,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import EndReason, JobKind, JobStatus, ModelState, Stage
 from app.domain.names import complete_name, online_name, produced_name
-from app.executor.artifacts import ResultManifest, digest_files, write_result
+from app.domain.transitions import TERMINAL
+from app.executor.artifacts import ArtifactKind, ResultManifest, digest_files, write_result
 from app.executor.classification import classify
 from app.executor.evaluations import Evaluation, final_metrics, paired_evaluations
 from app.executor.model_card import ModelCard, Score, write_model_card
@@ -24,7 +26,7 @@ from app.executor.output import tail_lines
 from app.executor.projections import project_whole_log
 from app.executor.results import Verdict, judge
 from app.executor.run_folder import RunFolder
-from app.executor.script_status import ScriptStatus
+from app.executor.script_status import WITH_STATUS, ScriptStatus
 from app.executor.snapshot import Snapshot
 from app.executor.stage_events import load_events
 from app.executor.supervision import ExitRecord, ExitWhy
@@ -34,7 +36,7 @@ from app.store.clock import database_now
 from app.store.home import Home
 from app.store.jobs import Claim, End
 from app.store.session import Database
-from app.store.tables import JobRow, ModelRow
+from app.store.tables import AttemptRow, JobRow, ModelRow
 
 logger = logging.getLogger(__name__)
 
@@ -73,15 +75,28 @@ class StageSettler:
         if _never_ran(exit_record) and claim.job.cancel_requested_at is None and claim.job.attempts < MAX_ATTEMPTS:
             await self._requeue(claim)
             return
-        redis_status = await self._status.read(claim.job.id)
+        redis_status = await self._status.read(claim.job.id) if claim.job.kind in WITH_STATUS else None
         judged = await asyncio.to_thread(self._judge, claim, exit_record, redis_status)
         await self._finish(claim, exit_record, judged)
 
     async def end_unlaunched(self, claim: Claim, end: End) -> None:
         """Write the end of an attempt that was never started."""
         async with self._database.writing() as session:
-            await store.finish(session, claim, end, now=await database_now(session))
-        await self._ended(claim, end)
+            ours = await store.finish(session, claim, end, now=await database_now(session))
+        if ours:
+            await self._ended(claim, end)
+
+    async def follow_up(self, attempt_id: str) -> None:
+        """Write what follows from an end that is in the database already; safe to repeat."""
+        async with self._database.reading() as session:
+            attempt = await session.get(AttemptRow, attempt_id)
+            job = await store.get(session, attempt.job_id) if attempt is not None else None
+            model = await models.find_model(session, job.result_model_id) if job and job.result_model_id else None
+        if attempt is None or job is None or job.status not in TERMINAL or attempt.number != job.attempts:
+            return
+        if model is not None and model.deleted_at is None:
+            await asyncio.to_thread(self._write_card, job, model)
+        await self._tell_status(job, succeeded=job.status is JobStatus.SUCCEEDED)
 
     async def _requeue(self, claim: Claim) -> None:
         async with self._database.writing() as session:
@@ -102,17 +117,20 @@ class StageSettler:
         except _NotOurs:
             logger.warning("stale_end_dropped", extra={"job_id": claim.job.id, "attempt": claim.attempt.number})
             return
-        if model is not None and model.path is not None:
-            await asyncio.to_thread(self._write_card, claim, judged, model)
+        if model is not None:
+            await asyncio.to_thread(self._write_card, claim.job, model)
         await self._ended(claim, end)
 
     async def _ended(self, claim: Claim, end: End) -> None:
-        succeeded = end.status is JobStatus.SUCCEEDED
-        await self._status.ended(claim.job.id, succeeded=succeeded)
+        await self._tell_status(claim.job, succeeded=end.status is JobStatus.SUCCEEDED)
         logger.info(
             "job_ended",
             extra={"job_id": claim.job.id, "attempt": claim.attempt.number, "status": end.status, "reason": end.reason},
         )
+
+    async def _tell_status(self, job: JobRow, *, succeeded: bool) -> None:
+        if job.kind in WITH_STATUS:
+            await self._status.ended(job.id, succeeded=succeeded)
 
     # ---- judging (in a thread) --------------------------------------------------------------------------------------
 
@@ -194,9 +212,10 @@ class StageSettler:
         )
         return await models.create_model(session, new, now=now)
 
-    def _write_card(self, claim: Claim, judged: Judged, model: ModelRow) -> None:
-        assert model.path is not None
-        assert judged.verdict.artifact is not None
+    def _write_card(self, job: JobRow, model: ModelRow) -> None:
+        """Write the card of a model whose files are ours, from what the database knows of it."""
+        if model.path is None or not self._home.absolute(model.path).is_dir():
+            return
         lineage = {"model": model.id, "job": model.job_id, "base model": model.base_model_id, "method": model.method_id}
         if model.parent_id is not None:
             lineage["made from"] = model.parent_id
@@ -204,23 +223,26 @@ class StageSettler:
             name=model.name,
             state=model.state,
             training_type=model.training_type,
-            kind=judged.verdict.artifact.kind,
-            technique=Snapshot.of(claim.job).technique,
+            kind=ArtifactKind(model.details["kind"]),
+            technique=Snapshot.of(job).technique,
             base_model=model.base_model_name,
-            method=claim.job.method_name or "",
+            method=job.method_name or "",
             method_version=model.method_version,
             created_at=model.created_at,
             dataset=model.dataset_name,
             dataset_digest=model.dataset_digest,
             parameters=model.parameters,
-            metrics=judged.metrics,
+            metrics=model.details["metrics"],
             scores=[
-                Score(name=score.name, before=score.before, after=score.after, samples=score.samples or 0)
-                for score in judged.evaluations
+                Score(name=one["name"], before=one["before"], after=one["after"], samples=one["samples"] or 0)
+                for one in model.details["evaluations"]
             ],
             lineage=lineage,
         )
-        write_model_card(self._home.absolute(model.path), card)
+        try:
+            write_model_card(self._home.absolute(model.path), card)
+        except OSError as error:  # the model is as good without it
+            logger.warning("model_card_not_written", extra={"job_id": job.id, "error": str(error)})
 
 
 class _NotOurs(Exception):

@@ -30,6 +30,8 @@ def _expected(seen: Seen) -> Step:
         (seen.starting, Step.WAIT),
         # a supervisor took the folder and died: the script may live
         (folder.phase in (AttemptPhase.STARTED, AttemptPhase.RUNNING), Step.ADOPT),
+        # the row knows of a run, the folder does not: it is lost, and must not run again
+        (seen.status is JobStatus.RUNNING, Step.END_LOST),
         # nothing ever ran here
         (seen.cancel_requested, Step.END_UNSTARTED),
         (True, Step.LAUNCH),
@@ -80,6 +82,7 @@ class TestEveryCombination:
             assert seen.observation.phase in UNTOUCHED
             assert not seen.observation.supervised
             assert not seen.cancel_requested
+            assert seen.status is not JobStatus.RUNNING
 
     def test_settles_exactly_what_has_ended(self) -> None:
         ended = [seen for seen in COMBINATIONS if seen.observation.phase is AttemptPhase.EXITED]
@@ -122,6 +125,9 @@ class TestStories:
         )
 
         assert next_step(written_nowhere) is Step.STOP
+
+    def test_running_job_whose_folder_is_gone_is_lost_and_not_launched_again(self) -> None:
+        assert next_step(_seen(AttemptPhase.ABSENT, status=JobStatus.RUNNING)) is Step.END_LOST
 
     def test_cancelled_before_anything_started_ends_without_a_start(self) -> None:
         assert next_step(_seen(AttemptPhase.ABSENT, cancel=True)) is Step.END_UNSTARTED
