@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,13 @@ from fastapi import APIRouter
 
 from app.access.guard import CommercialLicenseRequired
 from app.api.application import HttpOptions, new_application
-from app.api.dependencies import Services
 from app.api.routes import datasets, methods, presets, scripts
 from app.domain.enums import Platform
-from app.registry.base_models import BaseModels
-from app.registry.datasets import Datasets
-from app.registry.deploy_targets import DeployTargets
-from app.registry.environments import Environments
-from app.registry.method_services import MethodServices, method_services
-from app.registry.models import Models
-from app.registry.nodes import Nodes
+from app.main import build_services
+from app.registry.method_services import MethodServices
 from app.registry.platforms import PlatformChoice
 from app.registry.script_paths import script_path
-from app.store import jobs
+from app.settings import load_settings
 from app.store.home import Home
 from app.store.session import Database
 
@@ -54,7 +48,7 @@ class MethodsApp:
     database: Database
     home: Home
     services: MethodServices
-    licence: SwitchableLicence = field(default_factory=SwitchableLicence)
+    licence: SwitchableLicence
 
     def script(self, path: str, content: bytes = SOURCE) -> Path:
         """Put a file into the script root, as a person with an editor does."""
@@ -103,35 +97,24 @@ async def methods_app(
     database: Database, root: Path, *, routers: tuple[APIRouter, ...] = (), platform: PlatformChoice = "cpu"
 ) -> AsyncIterator[MethodsApp]:
     """Run the routes of methods, scripts and presets."""
+    settings = load_settings(
+        home=root,
+        database_url=database.url,
+        platform=platform,
+        max_script_bytes=MAX_SCRIPT_BYTES,
+        dataset_max_line=MAX_LINE,
+    )
     home = Home(root)
     home.create()
     licence = SwitchableLicence()
-    services = method_services(
-        home=home,
-        licence=licence,
-        jobs=jobs,
-        clock=utc_now,
-        machine=Platform.CPU,
-        platform=platform,
-        max_script_bytes=MAX_SCRIPT_BYTES,
-    )
+    services = build_services(settings, database, licence=licence, clock=utc_now, machine=Platform.CPU)
     options = HttpOptions(
         version="test", uploads=[*scripts.script_uploads(MAX_SCRIPT_BYTES), *datasets.dataset_uploads(MAX_UPLOAD_BYTES)]
     )
     app = new_application(options)
-    app.state.services = Services(
-        database=database,
-        home=home,
-        methods=services,
-        base_models=BaseModels(home=home, clock=utc_now),
-        datasets=Datasets(home=home, max_characters=MAX_LINE, clock=utc_now),
-        deploy_targets=DeployTargets(clock=utc_now),
-        environments=Environments(clock=utc_now),
-        nodes=Nodes(),
-        models=Models(database=database, home=home, clock=utc_now),
-    )
+    app.state.services = services
     for router in (methods.router, scripts.router, presets.router, *routers):
         app.include_router(router)
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url=BASE_URL) as client:
-        yield MethodsApp(client=client, database=database, home=home, services=services, licence=licence)
+        yield MethodsApp(client=client, database=database, home=home, services=services.methods, licence=licence)
