@@ -33,6 +33,7 @@ from app.api.routes import (
     system,
 )
 from app.api.routes.system import Readiness
+from app.domain.enums import Platform
 from app.executor.asking import Answers
 from app.executor.hints import Doorbell, RedisDoorbell, SilentDoorbell
 from app.executor.job_actions import JobActions
@@ -46,6 +47,7 @@ from app.registry.datasets import Datasets
 from app.registry.deploy_targets import DeployTargets
 from app.registry.environments import Environments
 from app.registry.method_services import method_services
+from app.registry.methods import LicenceGate
 from app.registry.models import Models
 from app.registry.nodes import Nodes
 from app.registry.platforms import this_machine
@@ -78,16 +80,21 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 def build_services(
-    settings: Settings, database: Database, *, licence: LicenceGuard, clock: Callable[[], datetime]
+    settings: Settings,
+    database: Database,
+    *,
+    licence: LicenceGate,
+    clock: Callable[[], datetime],
+    machine: Platform | None = None,
 ) -> Services:
-    """Wire the services."""
+    """Wire the services; `machine` is the platform to install presets for, by default this machine's."""
     home = Home(settings.home)
     methods_ = method_services(
         home=home,
         licence=licence,
         jobs=job_store,
         clock=clock,
-        machine=this_machine(),
+        machine=machine or this_machine(),
         platform=settings.platform,
         max_script_bytes=settings.max_script_bytes,
     )
