@@ -18,7 +18,9 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "int": st.integers(-1000, 1000),
     "float": st.floats(-1e6, 1e6) | st.integers(-5, 5),
     "str": TEXTS,
-    "json.loads": st.dictionaries(TEXTS, st.integers() | st.none() | st.lists(TEXTS, max_size=2), max_size=2),
+    "json.loads": st.dictionaries(
+        TEXTS, st.integers(-(2**62), 2**62) | st.none() | st.lists(TEXTS, max_size=2), max_size=2
+    ),
     "str2bool": st.booleans(),
 }
 KINDS = {
