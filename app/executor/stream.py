@@ -188,5 +188,5 @@ class JobStream:
             case _:
                 return None
 
-    def _item(self, name: str, **data: Any) -> StreamItem:
+    def _item(self, name: str, /, **data: Any) -> StreamItem:
         return StreamItem(name, data, self._position)
