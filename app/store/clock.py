@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 import sqlalchemy as sa
 from sqlmodel import select
+from sqlmodel import select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 

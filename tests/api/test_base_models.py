@@ -1,0 +1,165 @@
+"""Base models over HTTP, on SQLite and on Postgres."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from app.domain.enums import JobStatus
+from app.store.session import Database
+from tests.api.client import MethodsApp, methods_app
+from tests.api.resources import ROUTERS, codes, insert_job, place_base_model, safetensors
+
+URL = "/api/v1/base-models"
+
+
+@pytest.fixture
+async def app(database: Database, tmp_path: Path) -> AsyncIterator[MethodsApp]:
+    async with methods_app(database, tmp_path / "home", routers=ROUTERS) as running:
+        yield running
+
+
+async def create(app: MethodsApp, name: str = "tiny", path: str = "tiny", **values: Any) -> httpx.Response:
+    return await app.client.post(URL, json={"name": name, "path": path, **values})
+
+
+class TestCreate:
+    async def test_reads_the_card_from_the_folder(self, app: MethodsApp) -> None:
+        folder = place_base_model(
+            app.home.models / "tiny",
+            hidden_size=4,
+            num_hidden_layers=2,
+            vocab_size=10,
+            max_position_embeddings=128,
+            torch_dtype="bfloat16",
+        )
+        (folder / "tokenizer.json").write_text("{}")
+        (folder / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+
+        response = await create(app, description="Tiny")
+
+        body = response.json()
+        card = body["card"]
+        assert response.status_code == 201
+        assert response.headers["location"] == f"{URL}/{body['id']}"
+        assert (body["path"], body["description"]) == ("models/tiny", "Tiny")
+        assert (card["architecture"], card["model_type"], card["dtype"]) == ("LlamaForCausalLM", "llama", "bfloat16")
+        assert (card["hidden_size"], card["layers"], card["vocabulary"], card["context_length"]) == (4, 2, 10, 128)
+        assert (card["parameters"], card["weights"], card["quantization"]) == (80, "safetensors", None)
+        assert (card["tokenizer"], card["chat_template"]) == (True, True)
+        assert card["size_bytes"] == sum(file.stat().st_size for file in folder.iterdir())
+        assert (await app.client.get(f"{URL}/TINY")).json() == body
+
+    async def test_reads_what_vision_and_quantized_models_say(self, app: MethodsApp) -> None:
+        place_base_model(
+            app.home.models / "vl",
+            text_config={"hidden_size": 8, "num_hidden_layers": 3},
+            quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True},
+        )
+
+        card = (await create(app, path="vl")).json()["card"]
+
+        assert (card["hidden_size"], card["layers"], card["quantization"]) == (8, 3, "bitsandbytes 4 bit")
+
+    async def test_reads_an_image_pipeline(self, app: MethodsApp) -> None:
+        folder = app.home.models / "sd"
+        (folder / "transformer").mkdir(parents=True)
+        (folder / "transformer" / "model.safetensors").write_bytes(safetensors(weight=[3, 3]))
+        (folder / "model_index.json").write_text(
+            json.dumps({"_class_name": "StableDiffusion3Pipeline", "vae": ["diffusers", "AutoencoderKL"]})
+        )
+
+        card = (await create(app, path="sd")).json()["card"]
+
+        assert (card["architecture"], card["components"]) == ("StableDiffusion3Pipeline", ["vae"])
+        assert card["parameters"] == 9
+
+    async def test_does_not_stumble_over_damaged_weights(self, app: MethodsApp) -> None:
+        folder = place_base_model(app.home.models / "tiny")
+        (folder / "model.safetensors").write_text("version https://git-lfs.example/spec/v1")
+
+        response = await create(app)
+
+        assert (response.status_code, response.json()["card"]["parameters"]) == (201, None)
+
+    @pytest.mark.parametrize(
+        ("path", "code"),
+        [
+            ("../scripts", "path_outside_folder"),
+            ("/etc", "path_outside_folder"),
+            ("link", "path_outside_folder"),
+            ("", "invalid_path"),
+            ("gone", "path_not_found"),
+            ("empty", "not_a_base_model"),
+            ("file.json", "not_a_base_model"),
+            ("broken", "base_model_unreadable"),
+            ("list", "base_model_unreadable"),
+            ("linked-config", "not_a_base_model"),
+        ],
+    )
+    async def test_refuses_what_is_no_model_inside_models(
+        self, app: MethodsApp, tmp_path: Path, path: str, code: str
+    ) -> None:
+        root = app.home.models
+        outside = place_base_model(tmp_path / "outside")
+        (root / "link").symlink_to(outside)
+        (root / "file.json").touch()
+        for name, config in (("empty", None), ("broken", "{"), ("list", "[]"), ("linked-config", None)):
+            (root / name).mkdir()
+            if config is not None:
+                (root / name / "config.json").write_text(config)
+        (root / "linked-config" / "config.json").symlink_to(outside / "config.json")
+
+        response = await create(app, path=path)
+
+        assert (response.status_code, codes(response.json())) == (422, [("/path", code)])
+
+    async def test_of_two_creates_of_one_name_one_wins(self, app: MethodsApp) -> None:
+        place_base_model(app.home.models / "tiny")
+
+        responses = await asyncio.gather(*[create(app, name=name) for name in ("tiny", "Tiny", "TINY")])
+
+        assert sorted(response.status_code for response in responses) == [201, 409, 409]
+
+    async def test_refuses_unknown_fields_and_reserved_names(self, app: MethodsApp) -> None:
+        place_base_model(app.home.models / "tiny")
+
+        assert codes((await create(app, kind="x")).json()) == [("/kind", "field_unknown")]
+        assert codes((await create(app, name="Unregistered")).json()) == [("/name", "name_reserved")]
+
+
+class TestUnregistered:
+    async def test_lists_folders_without_entry(self, app: MethodsApp) -> None:
+        for path in ("tiny", "org/big", ".cache/x"):
+            place_base_model(app.home.models / path)
+        (app.home.models / "notes").mkdir()
+        await create(app)
+
+        response = await app.client.get(f"{URL}/unregistered")
+
+        assert response.json() == {"items": ["org/big"]}
+
+
+class TestDelete:
+    async def test_deletes_the_entry_and_keeps_the_folder(self, app: MethodsApp) -> None:
+        folder = place_base_model(app.home.models / "tiny")
+        await create(app)
+
+        response = await app.client.delete(f"{URL}/tiny")
+
+        assert (response.status_code, (folder / "config.json").exists()) == (204, True)
+        assert (await app.client.get(f"{URL}/tiny")).json()["code"] == "base_model_not_found"
+        assert (await create(app)).status_code == 201
+
+    async def test_refuses_while_a_job_needs_it(self, app: MethodsApp) -> None:
+        place_base_model(app.home.models / "tiny")
+        base = (await create(app)).json()["id"]
+        await insert_job(app.database, base_model_id=base, status=JobStatus.RUNNING)
+
+        response = await app.client.delete(f"{URL}/{base}")
+
+        assert (response.status_code, response.json()["code"]) == (409, "base_model_in_use")
