@@ -3,7 +3,6 @@
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Header, Request, Response
-from fastapi.sse import EventSourceResponse
 
 from app.api.answers import answer_events, whole_answer
 from app.api.dependencies import ServicesDep
@@ -35,7 +34,7 @@ data: {"finish_reason":"stop","job":"0192f0c1-d2e3-4f5a-8b6c-7d8e9f0a1b2c","erro
 
 @router.post(
     "/models/{model}/chat",
-    response_class=EventSourceResponse,
+    response_class=Response,
     responses={
         200: {
             "description": "The answer: events `piece` and at last `done`, or one JSON document. An error on the way "

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response
-from fastapi.sse import EventSourceResponse
 
 from app.api.creation import CreationDep
 from app.api.dependencies import ReadSession, ServicesDep, WriteSession, ring_after_commit
@@ -164,7 +163,7 @@ async def read_job_metrics(
 
 @router.get(
     "/jobs/{job}/events",
-    response_class=EventSourceResponse,
+    response_class=Response,
     responses={
         200: {
             "description": "Server-sent events: `state`, `log`, `metrics`, `progress`, `evaluation`, `note`; at last "
