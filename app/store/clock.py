@@ -4,7 +4,6 @@ from datetime import UTC, datetime
 
 import sqlalchemy as sa
 from sqlmodel import select
-from sqlmodel import select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 
