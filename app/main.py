@@ -163,6 +163,7 @@ async def _prepare(services: Services) -> None:
         await services.methods.presets.install_presets(session)
         await idempotency.forget_before(session, utc_now() - IDEMPOTENCY_KEPT)
     await services.models.finish_deletions()
+    await services.datasets.remove_abandoned_uploads()
 
 
 def _doorbell(settings: Settings, database: Database) -> Doorbell:

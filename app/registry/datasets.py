@@ -207,6 +207,10 @@ class Datasets:
             await asyncio.to_thread(dataset_files.place, upload, place, digest=inspection.digest)
             return row
 
+    async def remove_abandoned_uploads(self) -> int:
+        """Remove what crashed uploads left behind; return how many. Called at start."""
+        return await asyncio.to_thread(dataset_files.remove_abandoned_uploads, self._home.datasets)
+
     # ---- use --------------------------------------------------------------------------------------------------------
 
     async def current(self, row: DatasetRow) -> Inspection | None:
