@@ -94,7 +94,7 @@ class Settings(BaseSettings):
         (), description="Origins of web pages, comma-separated, that may call the service (https://pages.example.com)."
     )
     max_body_bytes: int = Field(4 * MIB, ge=1024, le=GIB, description="Largest JSON body of a request.")
-    max_script_bytes: int = Field(1 * MIB, ge=1024, le=64 * MIB, description="Largest stage file.")
+    max_script_bytes: int = Field(1 * MIB, ge=64 * 1024, le=64 * MIB, description="Largest stage file.")
     max_upload_bytes: int = Field(4 * GIB, ge=1024, le=1024 * GIB, description="Largest uploaded data set.")
 
     # Licence
