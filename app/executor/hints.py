@@ -55,6 +55,7 @@ class RedisDoorbell:
         self._settings = redis_settings(redis_url)
         self._nodes = nodes
         self._pool: ArqRedis | None = None
+        self._connecting = asyncio.Lock()
         self._numbers = itertools.count(time.time_ns())
         self._silent_until = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -76,10 +77,9 @@ class RedisDoorbell:
 
     async def _ring(self, job_id: str) -> None:
         try:
-            if self._pool is None:
-                self._pool = await create_pool(self._settings, job_serializer=_pack, job_deserializer=_unpack)
+            pool = await self._connected()
             for node in await self._nodes():
-                await self._pool.enqueue_job(
+                await pool.enqueue_job(
                     "hint",
                     job_id,
                     _job_id=f"hint:{job_id}:{next(self._numbers)}",
@@ -89,6 +89,12 @@ class RedisDoorbell:
         except (RedisError, OSError, TimeoutError) as error:
             self._silent_until = time.monotonic() + SILENCE_SECONDS
             logger.warning("hint_lost", extra={"job_id": job_id, "error": str(error)})
+
+    async def _connected(self) -> ArqRedis:
+        async with self._connecting:  # many may ring before the first connection is made
+            if self._pool is None:
+                self._pool = await create_pool(self._settings, job_serializer=_pack, job_deserializer=_unpack)
+            return self._pool
 
 
 async def hint(ctx: dict[Any, Any], job_id: str) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from uuid import UUID
 
+from pydantic import ValidationError
+
 from app.domain.enums import EndReason, JobKind
 from app.domain.errors import AppError
 from app.domain.names import online_name
@@ -123,7 +125,7 @@ class StageLauncher:
             await self._status.running(claim.job.id, pid)
 
     async def _resolve_stage(self, claim: Claim, run: RunFolder) -> LaunchSpec:
-        job, snapshot = claim.job, Snapshot.of(claim.job)
+        job, snapshot = claim.job, _snapshot(claim.job)
         prefix = await self._prefixes.prefix(job.environment)
         if prefix is None:
             raise LaunchError(EndReason.ENV_MISSING, environment=job.environment)
@@ -163,7 +165,7 @@ class StageLauncher:
         )
 
     async def _resolve_build(self, claim: Claim, run: RunFolder) -> LaunchSpec:
-        build = Snapshot.of(claim.job).build
+        build = _snapshot(claim.job).build
         assert build is not None
         spec_file = None
         if build.spec is not None:
@@ -213,6 +215,13 @@ class StageLauncher:
             if path is not None and not path.exists():
                 raise LaunchError(EndReason.INPUT_MISSING, detail=self._home.relative(path))
         return inputs
+
+
+def _snapshot(job: JobRow) -> Snapshot:
+    try:
+        return Snapshot.of(job)
+    except ValidationError as error:  # such as one that a newer version of the service wrote
+        raise LaunchError(EndReason.SPAWN_FAILED, detail=str(error)) from error
 
 
 def stage_arguments(job: JobRow, snapshot: Snapshot, inputs: Inputs, *, script_root: Path) -> list[str]:

@@ -2,7 +2,8 @@
 
 An environment that a queued job needs and this node has not is built by a job of its own, pinned to this node and made
 at most once at a time (a partial unique index sees to that). The waiting jobs stay queued and are claimed when it is
-ready; when the build fails, they fail with its reason.
+ready; when the build fails, they fail with its reason, unless another node has the environment: then they wait for that
+node, and this one does not try the same specification again.
 """
 
 import asyncio
@@ -10,10 +11,12 @@ import logging
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from uuid import uuid4
 
 from sqlalchemy.exc import IntegrityError
+from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import EndReason, JobKind, JobStatus, Platform
@@ -21,6 +24,7 @@ from app.executor.conda import CondaSearch
 from app.executor.environments import BASE, EnvironmentState, FoundEnvironment, find_environment, list_environments
 from app.executor.snapshot import EnvironmentBuild, Snapshot
 from app.registry.environment_spec import parse_spec
+from app.registry.readiness import NODE_SILENT_AFTER
 from app.store import jobs as store
 from app.store import nodes
 from app.store.clock import database_now
@@ -110,10 +114,29 @@ class NodeEnvironments:
         if name != BASE and self._specs.get(name) is None:
             await self._give_up(name)
             return
+        spec = self._specs.get(name)
+        async with self._database.reading() as session:
+            if await self._failed_here(session, name, spec) and await ready_elsewhere(
+                session, name, node_id=self._node_id, now=await database_now(session)
+            ):
+                return
         async with self._database.writing() as session:
-            job = await build_job(session, name, self._specs.get(name), node_id=self._node_id)
+            job = await build_job(session, name, spec, node_id=self._node_id)
         if job is not None:
             logger.info("environment_ordered", extra={"environment": name, "job_id": job.id})
+
+    async def _failed_here(self, session: AsyncSession, name: str, spec: str | None) -> bool:
+        statement = (
+            select(JobRow)
+            .where(JobRow.kind == JobKind.ENVIRONMENT, JobRow.environment == name, JobRow.node_id == self._node_id)
+            .order_by(col(JobRow.created_at).desc())
+            .limit(1)
+        )
+        last = (await session.exec(statement)).first()
+        if last is None or last.status is not JobStatus.FAILED:
+            return False
+        build = Snapshot.of(last).build
+        return build is not None and build.spec == spec
 
     def build_command(self, name: str, *, spec_file: Path | None) -> list[str]:
         """Return the options of `app.executor.build_environment` that build `name` here."""
@@ -156,6 +179,14 @@ class NodeEnvironments:
 
     def _ready(self) -> frozenset[str]:
         return frozenset(name for name, found in self._found.items() if found.state is EnvironmentState.READY)
+
+
+async def ready_elsewhere(session: AsyncSession, name: str, *, node_id: str, now: datetime) -> bool:
+    """Say whether a living node other than this one has the environment."""
+    return any(
+        name in node.environments and node.id != node_id and now - node.heartbeat_at < NODE_SILENT_AFTER
+        for node in await nodes.all_nodes(session)
+    )
 
 
 async def build_job(session: AsyncSession, name: str, spec: str | None, *, node_id: str) -> JobRow | None:

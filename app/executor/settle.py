@@ -23,6 +23,7 @@ from app.executor.classification import classify
 from app.executor.evaluations import Evaluation, final_metrics, paired_evaluations
 from app.executor.model_card import ModelCard, Score, write_model_card
 from app.executor.output import tail_lines
+from app.executor.presence import ready_elsewhere
 from app.executor.projections import project_whole_log
 from app.executor.results import Verdict, judge
 from app.executor.run_folder import RunFolder
@@ -250,6 +251,8 @@ class _NotOurs(Exception):
 
 
 async def _fail_waiting_for(session: AsyncSession, claim: Claim, end: End, *, now: datetime) -> None:
+    if await ready_elsewhere(session, claim.job.environment, node_id=claim.attempt.node_id, now=now):
+        return
     params = {
         "environment": claim.job.environment,
         "build": claim.job.id,

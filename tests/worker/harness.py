@@ -124,13 +124,21 @@ class Site:
     def node_home(self, node: str = "one") -> NodeHome:
         return NodeHome(self.root / "nodes" / node)
 
-    def start_worker(self, node: str = "one", *, base: bool = True, **variables: str) -> Worker:
-        """Start `python -m app.worker` with an environment of its own; `base`: the node has that environment."""
+    def start_worker(self, node: str = "one", **variables: str) -> Worker:
+        """Start a worker on a node that has the environment `base`."""
+        self.place_base(node)
+        return self.start_bare_worker(node, **variables)
+
+    def place_base(self, node: str = "one") -> None:
+        """Give the node the environment `base`, as an operator would place it."""
         home = self.node_home(node)
         home.root.parent.mkdir(exist_ok=True)
         home.create()
-        if base and not (home.environments / "base").exists():
+        if not (home.environments / "base").exists():
             (home.environments / "base").symlink_to(self._base)
+
+    def start_bare_worker(self, node: str = "one", **variables: str) -> Worker:
+        """Start `python -m app.worker` with an environment of its own."""
         environment = {
             "PATH": os.defpath,
             "HOME": str(self.root),

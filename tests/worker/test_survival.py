@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -108,7 +109,7 @@ class TestWorkerIsKilled:
         for _ in range(4):
             worker = site.start_worker(DEEPE_SLOTS="4")
             ended = await count_ended(site, ids)
-            await until(lambda before=ended: more_ended(site, ids, before), "progress", report=site.report)
+            await until(partial(more_ended, site, ids, ended), "progress", report=site.report)
             worker.kill()
         site.start_worker(DEEPE_SLOTS="4")
         rows = await site.wait_for_end(*ids)

@@ -1,0 +1,132 @@
+"""Environments that jobs wait for: built once, by a job with a log, and then the stage runs in them."""
+
+import asyncio
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from sqlmodel import select
+
+from app.domain.enums import EndReason, JobKind, JobStatus
+from app.registry.environment_spec import parse_spec, spec_hash
+from app.store.nodes import all_nodes
+from app.store.tables import EnvironmentRow, JobRow
+from tests.executor.channel import make_channel
+from tests.worker.harness import Site, until
+
+# without conda this one is refused, at once
+IMPOSSIBLE = "dependencies: [python, ffmpeg]\n"
+OFFLINE = {"PIP_NO_INDEX": "1", "DEEPE_ENV_BUILDER": "venv"}
+SHOW = "import json, os, play, sys\nplay.adapter()\nprint(json.dumps([sys.prefix, os.environ.get('GREETING')]))\n"
+
+
+async def register(site: Site, name: str, spec: str) -> None:
+    now = datetime.now(UTC)
+    row = EnvironmentRow(
+        id=str(uuid4()),
+        name=name,
+        name_key=name,
+        spec=spec,
+        spec_hash=spec_hash(parse_spec(spec)),
+        created_at=now,
+        updated_at=now,
+    )
+    async with site.database.writing() as session:
+        session.add(row)
+
+
+async def builds(site: Site) -> list[JobRow]:
+    async with site.database.reading() as session:
+        return list((await session.exec(select(JobRow).where(JobRow.kind == JobKind.ENVIRONMENT))).all())
+
+
+class TestBuild:
+    async def test_is_made_once_for_all_who_wait(self, any_site: Site, tmp_path: Path) -> None:
+        """A conda prefix, whose activation script gives the stage a variable."""
+        channel = await asyncio.to_thread(make_channel, tmp_path / "channel")
+        await register(any_site, "greeting", f"channels: ['{channel}']\ndependencies: [python, greeter=1.0]\n")
+        ids = [await any_site.submit(SHOW, environment="greeting") for _ in range(2)]
+
+        any_site.start_worker(DEEPE_SLOTS="2", DEEPE_ENV_BUILDER="rattler", RATTLER_CACHE_DIR=str(tmp_path / "cache"))
+        rows = await any_site.wait_for_end(*ids)
+
+        assert [row.status for row in rows] == [JobStatus.SUCCEEDED] * 2, any_site.story(rows[0])
+        (build,) = await builds(any_site)
+        assert (build.status, build.environment) == (JobStatus.SUCCEEDED, "greeting")
+        assert "built by rattler" in any_site.output(build.id)
+        (prefix,) = (path for path in any_site.node_home().environments.glob("greeting-*") if path.is_dir())
+        assert all(f"hello from {prefix}" in any_site.output(job_id) for job_id in ids)
+
+    async def test_failure_fails_who_waits_with_the_end_of_its_log(self, any_site: Site) -> None:
+        await register(any_site, "broken", IMPOSSIBLE)
+        waiting = await any_site.submit_chain((JobKind.TRAINING, SHOW), (JobKind.SAVING, SHOW), environment="broken")
+        other = await any_site.submit()
+
+        any_site.start_worker(**OFFLINE)
+        rows = await any_site.wait_for_end(*waiting, other)
+
+        assert [(row.status, row.reason) for row in rows] == [
+            (JobStatus.FAILED, EndReason.ENV_BUILD_FAILED),
+            (JobStatus.CANCELLED, EndReason.PREDECESSOR_FAILED),
+            (JobStatus.SUCCEEDED, EndReason.COMPLETED),
+        ]
+        (build,) = await builds(any_site)
+        assert (build.status, build.reason) == (JobStatus.FAILED, EndReason.ENV_BUILD_FAILED)
+        params = rows[0].reason_params
+        assert (params["build"], params["environment"]) == (build.id, "broken")
+        assert any("ffmpeg" in line for line in params["log_tail"])
+
+    async def test_failure_spares_jobs_that_another_node_can_run(self, site: Site) -> None:
+        await register(site, "shared", IMPOSSIBLE)
+        busy = await site.submit("import play\nplay.wait_for('go')\nplay.adapter()\n")
+        site.start_worker("two")
+        await site.wait(busy, JobStatus.RUNNING)
+        other = site.node_home("two").environments
+        (other / "shared").symlink_to(other / "base")
+
+        async def known() -> bool:
+            async with site.database.reading() as session:
+                return any("shared" in node.environments for node in await all_nodes(session))
+
+        await until(known, "the environment of node two", report=site.report)
+        job_id = await site.submit(environment="shared")
+
+        site.start_worker("one", **OFFLINE)
+
+        async def build_failed() -> bool:
+            return [build.status for build in await builds(site)] == [JobStatus.FAILED]
+
+        await until(build_failed, "the failed build", report=site.report)
+        site.open("go")
+        row = await site.wait(job_id)
+
+        assert row.status is JobStatus.SUCCEEDED, site.story(row)
+        assert len(await builds(site)) == 1
+
+    async def test_base_is_built_where_there_is_none(self, site: Site) -> None:
+        job_id = await site.submit(SHOW)
+
+        site.start_bare_worker(**OFFLINE)
+        row = await site.wait(job_id)
+
+        assert row.status is JobStatus.SUCCEEDED, site.story(row)
+        assert [build.environment for build in await builds(site)] == ["base"]
+
+
+@pytest.mark.parametrize("script", ["exit 7", "echo broken >&2; return 1"])
+async def test_activation_that_fails_ends_the_job(site: Site, script: str) -> None:
+    site.place_base()
+    environments = site.node_home().environments
+    folder = environments / "odd"
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "python").symlink_to((environments / "base" / "bin" / "python").resolve())
+    (folder / "pyvenv.cfg").write_text("home = /usr/bin\n")
+    (folder / "etc" / "conda" / "activate.d").mkdir(parents=True)
+    (folder / "etc" / "conda" / "activate.d" / "odd.sh").write_text(script + "\n")
+    job_id = await site.submit(environment="odd")
+
+    site.start_worker()
+    row = await site.wait(job_id)
+
+    assert (row.status, row.reason) == (JobStatus.FAILED, EndReason.SPAWN_FAILED)
