@@ -38,11 +38,13 @@ async def keyset_slice(
 ) -> Slice[RowT]:
     """Return up to `limit` rows of `statement` (a select of one table class) after the position `after`."""
     if after is not None:
-        # compared column by column: row values `(a, b) > (x, y)` keep SQLite from using the index for the tie
+        # The first condition is the range that the index is entered at. Neither database finds it by itself in
+        # `a < x OR (a = x AND b < y)`, and SQLite takes only the first column of `(a, b) < (x, y)`.
         value, tie = after
+        reached = order.column <= value if order.descending else order.column >= value
         beyond = order.column < value if order.descending else order.column > value
         tied = order.tie < tie if order.descending else order.tie > tie
-        statement = statement.where(sa.or_(beyond, sa.and_(order.column == value, tied)))
+        statement = statement.where(reached, sa.or_(beyond, tied))
     direction = sa.desc if order.descending else sa.asc
     statement = statement.order_by(direction(order.column), direction(order.tie)).limit(limit + 1)
     rows = (await session.exec(statement)).all()

@@ -25,7 +25,7 @@ SQLModel.metadata.naming_convention = NAMING_CONVENTION
 # conditions of partial indexes; a query uses the index only when it says the very same words
 CLAIMABLE = "status = 'queued' AND blocked_by IS NULL"
 _LIVE = "status IN ('launching', 'running', 'stopping')"
-_BUILDING = "kind = 'environment' AND status IN ('queued', 'launching', 'running', 'stopping')"
+BUILDING = "kind = 'environment' AND status IN ('queued', 'launching', 'running', 'stopping')"
 
 Json = dict[str, Any]
 
@@ -222,8 +222,8 @@ class JobRow(SQLModel, table=True):
             "environment",
             "node_id",
             unique=True,
-            sqlite_where=sa.text(_BUILDING),
-            postgresql_where=sa.text(_BUILDING),
+            sqlite_where=sa.text(BUILDING),
+            postgresql_where=sa.text(BUILDING),
         ),
         sa.Index("ix_job_created_at_id", "created_at", "id"),
         sa.Index("ix_job_status_created_at_id", "status", "created_at", "id"),
