@@ -105,7 +105,7 @@ def build_services(
         home=home,
         runs=methods_.runs,
         datasets=datasets_,
-        parameters=StageParameters(methods_.files),
+        parameters=StageParameters(methods_.reader),
         min_free_bytes=settings.min_free_bytes,
         clock=clock,
     )

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.domain.argparse_reader import read_parameters
 from app.domain.enums import JobKind, Stage
 from app.domain.errors import Violation
 from app.domain.lifecycle import producing_stage
@@ -15,10 +14,9 @@ from app.domain.pointers import pointer
 from app.domain.rendering import ArgumentForm
 from app.domain.script_parameters import ScriptParameters
 from app.presets.catalogue import DataColumns, load_manifests, script_path
-from app.registry.method_files import MethodFiles
 from app.registry.method_record import Method
+from app.registry.script_reading import ScriptReader
 
-_REMEMBERED = 1000
 _COLUMN_PARAMETERS = ("input_train_name", "output_train_name")
 _NOTHING = ScriptParameters(accepts_unknown=True)
 
@@ -54,11 +52,10 @@ class CheckedParameters:
 
 
 class StageParameters:
-    """Reads scripts by their pinned bytes; what was read of a digest is kept."""
+    """Judges values against the scripts' pinned bytes."""
 
-    def __init__(self, files: MethodFiles) -> None:
-        self._files = files
-        self._read: dict[str, ScriptParameters] = {}
+    def __init__(self, reader: ScriptReader) -> None:
+        self._reader = reader
 
     async def check(
         self, method: Method, kinds: Sequence[JobKind], values: Mapping[str, Any], columns: Sequence[str] | None
@@ -93,15 +90,7 @@ class StageParameters:
     def read(self, method: Method, stage: Stage) -> ScriptParameters:
         """Return what the stage's script declares; blocks."""
         pinned = method.files.get(stage)
-        if pinned is None:
-            return _NOTHING
-        known = self._read.get(pinned.sha256)
-        if known is None:
-            known = read_parameters(self._files.versions.get(pinned.sha256), filename=pinned.file)
-            if len(self._read) >= _REMEMBERED:
-                self._read.clear()
-            self._read[pinned.sha256] = known
-        return known
+        return _NOTHING if pinned is None else self._reader.pinned(pinned)
 
 
 def _distinct(found: Sequence[Violation]) -> tuple[Violation, ...]:

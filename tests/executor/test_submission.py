@@ -86,7 +86,7 @@ def _bench(database: Database, home: Home, *, min_free_bytes: int) -> Bench:
         home=home,
         runs=methods.runs,
         datasets=Datasets(home=home, max_characters=4000, clock=lambda: NOW),
-        parameters=StageParameters(methods.files),
+        parameters=StageParameters(methods.reader),
         min_free_bytes=min_free_bytes,
         clock=lambda: NOW,
     )
