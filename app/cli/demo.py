@@ -113,12 +113,13 @@ def _run(manifest: "PresetManifest", settings: "Settings", *, no_redis: bool) ->
         try:
             url = service.start()
             _headline(screen, f"The service runs after {times.total:.1f} s")
-            screen.print(f"  {url}   home: {settings.home}   Redis: {service.redis.describe()}", markup=False)
+            for line in (f"API: {url}", f"home: {settings.home}", f"Redis: {service.redis.describe()}"):
+                screen.print(f"  {line}", markup=False, soft_wrap=True)
             with Api(url, token=settings.token) as api:
-                Demo(api, manifest, settings, times, screen).run()
+                made = Demo(api, manifest, settings, times, screen).run()
         finally:
             service.stop()
-    _farewell(screen, times)
+    _farewell(screen, times, made)
 
 
 class Demo:
@@ -134,35 +135,41 @@ class Demo:
         self._screen = screen
         self._jobs: list[str] = []
 
-    def run(self) -> None:
-        """Show everything; `CliFailure` if a job fails, after the screen has shown why."""
+    def run(self) -> str | None:
+        """Show everything and return a model that can be asked; `CliFailure` if a job fails, after it was shown why."""
         try:
             with self._times.preparation():
                 self._prepare()
             method = self._register()
-            for job in self._train(method):
-                self._ask(job)
+            asked = [model for job in self._train(method) if (model := self._ask(job))]
+            return asked[-1] if asked else None
         except BaseException:
             self._cancel()
             raise
 
     def _prepare(self) -> None:
-        """Make what is made once per machine: the environment that builds the base model, and the base model."""
+        """Make what is made once per machine: the environments and the base model."""
         from app.cli.demo_samples import base_model_sample, ensure_base_model
 
         base_model = self._manifest.demo.base_model
-        environment = base_model_sample(base_model).environment
-        if environment is not None and not self._is_ready(environment):
-            self._headline(f"Building the environment {environment} (once per machine; it downloads packages)")
+        for environment in self._environments(base_model_sample(base_model).environment):
+            self._headline(f"Building the environment {environment} (once per machine)")
             job = self._api.post(f"/environments/{environment}:build")
             self._watch(job["id"], job)
         ensure_base_model(self._api, self._settings, base_model, say=self._say)
 
-    def _is_ready(self, environment: str) -> bool:
-        """Say whether the node has it; right after the start the worker may still be looking."""
+    def _environments(self, of_base_model: str | None) -> list[str]:
+        """Return the environments that the run needs and the node has not."""
+        definition = self._manifest.definition
+        stages = [*definition.get("stages", {}).values(), definition.get("deployment") or {}]
+        wanted = dict.fromkeys(name for name in (of_base_model, *(stage.get("conda_env") for stage in stages)) if name)
+        # right after the start the worker may not have told yet what it has
         deadline = time.monotonic() + NODE_SECONDS
         while not list(self._api.items("/nodes")) and time.monotonic() < deadline:
             time.sleep(0.05)
+        return [name for name in wanted if not self._is_ready(name)]
+
+    def _is_ready(self, environment: str) -> bool:
         found = self._api.get(f"/environments/{environment}")
         return any(node["state"] == "ready" for node in found["nodes"])
 
@@ -193,19 +200,21 @@ class Demo:
         self._headline(f"Submitted: {' → '.join(link['stage'] for link in job['chain'])}")
         return self._watch(job["id"], *job["chain"])
 
-    def _ask(self, job: dict[str, Any]) -> None:
-        """Ask the model that a job made, if the method can."""
+    def _ask(self, job: dict[str, Any]) -> str | None:
+        """Ask the model that a job made, if the method can; return its name."""
         from app.cli.chat import ask
 
         state = ASKED_STATES.get(job["stage"])
         if state is None or not self._manifest.definition.get("inference", {}).get(state):
-            return
-        self._headline(f"Asking the {state} model")
+            return None
+        model: str = self._api.get(f"/models/{job['result_model']}")["name"]
+        self._headline(f"Asking the {state} model {model}")
         for question in self._manifest.demo.questions[:QUESTIONS]:
             self._say(question)
             self._screen.print("    → ", end="")
             messages = [{"role": "user", "content": question}]
             ask(self._api, job["result_model"], messages, {"max_tokens": ANSWER_TOKENS}, as_json=False)
+        return model
 
     def _watch(self, job_id: str, *jobs: dict[str, Any]) -> list[dict[str, Any]]:
         from app.cli.demo_screen import DemoScreen
@@ -215,7 +224,7 @@ class Demo:
 
         self._jobs += [job["id"] for job in jobs]
         with ExitStack() as stack:
-            inner = stack.enter_context(LiveScreen(self._screen)) if is_terminal() else PlainScreen()
+            inner = stack.enter_context(LiveScreen(self._screen)) if is_terminal() else PlainScreen(indent="  ")
             ended = watch_chain(self._api, job_id, DemoScreen(inner, self._screen, on_step=self._times.step))
         failed = [job for job in ended if job["status"] != "succeeded"]
         if failed:
@@ -237,7 +246,7 @@ class Demo:
         _headline(self._screen, text)
 
     def _say(self, line: str) -> None:
-        self._screen.print(f"  {line}", markup=False)
+        self._screen.print(f"  {line}", markup=False, soft_wrap=True)
 
 
 def _headline(screen: "Console", text: str) -> None:
@@ -246,7 +255,7 @@ def _headline(screen: "Console", text: str) -> None:
     screen.print(f"\n[bold cyan]▸[/] [bold]{escape(text)}[/]")
 
 
-def _farewell(screen: "Console", times: Times) -> None:
+def _farewell(screen: "Console", times: Times, model: str | None) -> None:
     from app.cli.output import duration
 
     _headline(screen, f"Done after {duration(times.total)}")
@@ -258,10 +267,13 @@ def _farewell(screen: "Console", times: Times) -> None:
             f"{times.first_step - times.started:.1f} s after the start"
         )
     screen.print("\n[bold]Go on with[/]")
-    for line in (
-        "deepe dev                                  # the same service, until Ctrl-C",
-        "deepe models list                          # what the demo made",
-        "deepe models chat MODEL                    # talk to one of them",
-        "curl http://127.0.0.1:8000/api/v1/jobs     # the API; its documentation: http://127.0.0.1:8000/docs",
-    ):
-        screen.print(f"  {line}", markup=False, soft_wrap=True)
+    steps = {
+        "deepe dev": "the same service, until Ctrl-C; then, in another terminal:",
+        "deepe models list": "what the demo made",
+        f"deepe models chat {model}": "talk to it" if model else "",
+        "deepe methods parameters Custom01": "a template to adapt to your own needs",
+        "curl http://127.0.0.1:8000/api/v1/jobs": "the API; its documentation: http://127.0.0.1:8000/docs",
+    }
+    for command, meaning in steps.items():
+        if meaning:
+            screen.print(f"  {command}\n      {meaning}", markup=False, soft_wrap=True)

@@ -31,7 +31,7 @@ class DemoScreen:
         steps = event.event in {"progress", "metrics"} and (event.data.get("step") or 0) >= 1
         if steps and job.stage == "training":
             self._on_step()
-        self._inner.show(job, event, [f"  {line}" for line in lines])
+        self._inner.show(job, event, lines)
 
     def finish(self, job: WatchedJob, document: dict[str, Any]) -> None:
         self._inner.finish(job, document)

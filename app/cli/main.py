@@ -1,6 +1,6 @@
 """The root of the `deepe` command. Everything heavy is imported by the command that needs it."""
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -27,20 +27,26 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def root(
-    show_version: Annotated[bool, typer.Option("--version", help="Print the version and end.", is_eager=True)] = False,
-) -> None:
-    if show_version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"deepe {product_version()}")
         raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    pass
 
 
 def product_version() -> str:
     """Return the installed version; a source tree that was never installed has none."""
     try:
-        return version("deepextension")
-    except PackageNotFoundError:
+        return metadata.version("deepextension")
+    except metadata.PackageNotFoundError:
         return "unknown"
 
 

@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from typing import Any, Final, Protocol
 
 from app.cli.client import Api, ConnectionLost, ServiceFailed, Unreachable, segment
+from app.cli.exits import CliFailure
 from app.cli.output import print_json_line, write
 from app.cli.sse import StreamEvent
 from app.cli.watching import TERMINAL, WatchedJob
@@ -13,6 +15,7 @@ PATIENCE_SECONDS: Final = 60.0
 """How long a service may be away before watching gives up."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
 _QUEUE_SECONDS = 0.2
+_PASSING = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT})
 
 Clock = Callable[[], float]
 
@@ -30,17 +33,21 @@ class Screen(Protocol):
 class PlainScreen:
     """One line for each state, progress step and evaluation."""
 
+    def __init__(self, *, indent: str = "") -> None:
+        self._indent = indent
+
     def begin(self, job: WatchedJob) -> None:
         if job.status == "queued":
-            write(f"{job.stage}: queued\n")
+            self._write([f"{job.stage}: queued"])
 
     def show(self, job: WatchedJob, event: StreamEvent, lines: list[str]) -> None:
-        for line in lines:
-            write(line + "\n")
+        self._write(lines)
 
     def finish(self, job: WatchedJob, document: dict[str, Any]) -> None:
-        for line in ending_lines(document):
-            write(line + "\n")
+        self._write(ending_lines(document))
+
+    def _write(self, lines: list[str]) -> None:
+        write("".join(f"{self._indent}{line}\n" for line in lines))
 
 
 class JsonScreen:
@@ -100,8 +107,8 @@ def follow(
                 yield event
                 if event.event == "end":
                     return
-        except (ConnectionLost, ServiceFailed):
-            if clock() - last_heard > PATIENCE_SECONDS:
+        except (ConnectionLost, ServiceFailed) as failure:
+            if _is_lasting(failure) or clock() - last_heard > PATIENCE_SECONDS:
                 raise
         if clock() - last_heard > PATIENCE_SECONDS:
             raise ConnectionLost(f"The stream of {path} does not go on.")
@@ -136,6 +143,11 @@ def _watch_builds(api: Api, document: dict[str, Any], screen: Screen) -> None:
         document = _patiently(lambda: api.get(f"/jobs/{job_id}"))
 
 
+def _is_lasting(failure: CliFailure) -> bool:
+    """Say whether waiting is useless: a defect stays, a service or database that is away comes back."""
+    return isinstance(failure, ServiceFailed) and failure.status not in _PASSING
+
+
 def _ended(api: Api, job_id: str) -> dict[str, Any] | None:
     document: dict[str, Any] = api.get(f"/jobs/{job_id}")
     return document if document["status"] in TERMINAL else None
@@ -149,8 +161,8 @@ def _patiently(read: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
             document = read()
             if document is not None:
                 return document
-        except (Unreachable, ServiceFailed):
-            if time.monotonic() > deadline:
+        except (Unreachable, ServiceFailed) as failure:
+            if _is_lasting(failure) or time.monotonic() > deadline:
                 raise
         if time.monotonic() > deadline:
             raise ConnectionLost("The job's end was announced, but the service does not show it.")

@@ -15,6 +15,7 @@ from app.cli.sse import StreamEvent
 TERMINAL: Final = frozenset({"succeeded", "failed", "cancelled"})
 LOG_LINES: Final = 6
 PROGRESS_STEP_PERCENT: Final = 10.0
+_SIGNS_OF_LIFE: Final = frozenset({"progress", "metrics", "evaluation"})
 _CURVES: Final = ("loss", "train_loss", "reward")
 """Metrics worth a curve, best first."""
 
@@ -53,6 +54,10 @@ class WatchedJob:
 
     def apply(self, event: StreamEvent) -> Iterator[str]:
         """Take one event in; yield the lines that a reader without a screen should see."""
+        if event.event in _SIGNS_OF_LIFE and self.status == "launching":
+            # the file of events is read more often than the database that says so
+            self.status = "running"
+            yield f"{self.stage}: running"
         match event.event:
             case "state":
                 yield from self._state(event.data)
@@ -78,8 +83,7 @@ class WatchedJob:
             return
         if data.get("attempt") not in (None, self.attempt):
             self._begin_attempt(data["attempt"])
-        before = self.status
-        self.status = str(data["status"])
+        before, self.status = self.status, str(data["status"])
         self.reason, self.reason_detail = data.get("reason"), data.get("reason_detail")
         if self.status != before:
             yield f"{self.stage}: {self.status}"
@@ -138,7 +142,7 @@ def describe_progress(progress: Mapping[str, Any]) -> str:
         parts.append(f"{progress['percent']:.0f} %")
     if progress.get("step") is not None and progress.get("total"):
         parts.append(f"step {progress['step']} of {progress['total']}")
-    if progress.get("eta_seconds"):
+    if (progress.get("eta_seconds") or 0) >= 1:
         parts.append(f"{duration(progress['eta_seconds'])} left")
     if progress.get("message"):
         parts.append(str(progress["message"]))
@@ -146,11 +150,8 @@ def describe_progress(progress: Mapping[str, Any]) -> str:
 
 
 def describe_evaluation(name: str, scores: Mapping[str, Any]) -> str:
-    """Return `exact_match 0.05 → 0.98 (held-out samples: 40)`."""
-    before, after = (_score(scores.get(phase)) for phase in ("before", "after"))
+    """Return `exact_match 0.05 → 0.98 (held-out samples: 40)`; before the end, only what it was before."""
+    known = [f"{scores[phase]:.3g}" for phase in ("before", "after") if scores.get(phase) is not None]
     samples = f" (held-out samples: {scores['samples']})" if scores.get("samples") else ""
-    return f"{name} {before} → {after}{samples}"
-
-
-def _score(value: Any) -> str:
-    return "?" if value is None else f"{value:.3g}"
+    when = " before" if scores.get("before") is not None and scores.get("after") is None else ""
+    return f"{name}{when} {' → '.join(known) or 'unknown'}{samples}"

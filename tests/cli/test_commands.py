@@ -1,0 +1,153 @@
+"""`deepe license` and `deepe doctor`, `settings`, `migrate`: commands that need no service."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from app.cli import app
+from app.cli.doctor import CHECKS, Finding, Verdict, examine
+from app.settings import Settings, load_settings
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> CliRunner:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("LANG", raising=False)
+    monkeypatch.delenv("LC_ALL", raising=False)
+    return CliRunner()
+
+
+class TestLicense:
+    def test_goes_from_keys_to_an_installed_licence(
+        self, runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        home, keys, file = tmp_path / "home", tmp_path / "keys", tmp_path / "acme.json"
+        made = json.loads(runner.invoke(app, ["license", "keygen", str(keys), "--json"]).stdout)
+        monkeypatch.setenv("DEEPE_LICENSE_PUBLIC_KEY", made["public_key"])
+
+        issued = runner.invoke(
+            app,
+            ["license", "issue", "--private-key", made["private_key"], "--licensee", "ACME", "--expires", "2999-12-31",
+             "-o", str(file)],
+        )  # fmt: skip
+        installed = runner.invoke(app, ["license", "install", str(file), "--home", str(home), "--json"])
+
+        assert issued.exit_code == 0
+        assert installed.exit_code == 0
+        assert json.loads(installed.stdout)["licensee"] == "ACME"
+        assert json.loads(installed.stdout)["expires_at"].startswith("2999-12-31T23:59:59")
+        assert (home / "license.json").read_text() == file.read_text()
+
+    def test_refuses_a_forged_one_in_the_persons_language(
+        self, runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("LANG", "de_DE.UTF-8")
+        made = json.loads(runner.invoke(app, ["license", "keygen", str(tmp_path / "keys"), "--json"]).stdout)
+        forged = runner.invoke(
+            app, ["license", "issue", "--private-key", made["private_key"], "--licensee", "X"]
+        ).stdout
+        file = tmp_path / "forged.json"
+        file.write_text(forged)
+
+        result = runner.invoke(app, ["license", "install", str(file), "--home", str(tmp_path / "home")])
+
+        assert result.exit_code == 1
+        assert "Signatur" in result.stderr
+        assert not (tmp_path / "home" / "license.json").exists()
+
+    def test_overwrites_no_key(self, runner: CliRunner, tmp_path: Path) -> None:
+        runner.invoke(app, ["license", "keygen", str(tmp_path)])
+
+        assert runner.invoke(app, ["license", "keygen", str(tmp_path)]).exit_code == 1
+
+    def test_says_how_a_day_is_written(self, runner: CliRunner, tmp_path: Path) -> None:
+        words = ["license", "issue", "--private-key", "x", "--licensee", "y", "--expires", "31.12.2999"]
+
+        result = runner.invoke(app, words)
+
+        assert result.exit_code == 2
+        assert "YYYY-MM-DD" in result.stderr
+
+
+class TestDoctor:
+    def test_finds_nothing_missing_here_and_makes_nothing(self, runner: CliRunner, tmp_path: Path) -> None:
+        result = runner.invoke(app, ["doctor", "--json", "--home", str(tmp_path / "new")])
+
+        findings = {finding["name"]: finding for finding in json.loads(result.stdout)}
+        assert result.exit_code == 0
+        assert set(findings) == set(CHECKS)
+        assert findings["home"]["verdict"] == "ok"
+        assert not (tmp_path / "new").exists()
+
+    def test_ends_with_1_and_advice_when_something_needed_is_missing(
+        self, runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("DEEPE_DATABASE_URL", f"sqlite:///{tmp_path / 'file' / 'deepe.db'}")
+        monkeypatch.setenv("DEEPE_MIN_FREE_BYTES", str(1024**4))
+
+        result = runner.invoke(app, ["doctor"])
+
+        assert result.exit_code == 1
+        assert "DEEPE_MIN_FREE_BYTES" in result.stdout
+        assert "disk" in result.stderr
+
+    def test_proposes_a_name_for_a_variable_that_nothing_reads(
+        self, runner: CliRunner, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("DEEPE_REDIS_ULR", "redis://x")
+
+        result = runner.invoke(app, ["doctor"])
+
+        assert "DEEPE_REDIS_URL" in result.stdout
+
+    def test_tells_a_redis_that_does_not_answer(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DEEPE_REDIS_URL", "redis://127.0.0.1:9")
+
+        finding = next(finding for finding in examine(load_settings()) if finding.name == "Redis")
+
+        assert finding.verdict is Verdict.WARN
+
+    def test_goes_on_after_a_check_that_broke(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def broken(_settings: Settings) -> Finding:
+            raise RuntimeError("oh")
+
+        monkeypatch.setitem(CHECKS, "disk", broken)
+
+        findings = {finding.name: finding for finding in examine(load_settings())}
+
+        assert findings["disk"].verdict is Verdict.FAIL
+        assert "oh" in findings["disk"].detail
+        assert set(findings) == set(CHECKS)
+
+
+class TestService:
+    def test_migrates_a_new_database_and_again(self, runner: CliRunner) -> None:
+        first = runner.invoke(app, ["migrate"])
+        second = runner.invoke(app, ["migrate"])
+
+        assert first.exit_code == second.exit_code == 0
+        assert "up to date" in second.stdout
+
+    def test_says_what_is_wrong_with_the_database(self, runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DEEPE_DATABASE_URL", "postgresql://u:p@127.0.0.1:9/d")
+
+        result = runner.invoke(app, ["migrate"])
+
+        assert result.exit_code == 1
+        assert "DEEPE_DATABASE_URL" in result.stderr
+
+    def test_shows_every_setting_but_no_secret(self, runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DEEPE_API_TOKEN", "kQ8vTz2mYw4rBn7x")
+
+        shown = runner.invoke(app, ["settings"]).stdout
+        document = json.loads(runner.invoke(app, ["settings", "--json"]).stdout)
+
+        assert len(document["settings"]) == len(Settings.model_fields)
+        assert all(row["name"] in shown for row in document["settings"])
+        assert "kQ8vTz2mYw4rBn7x" not in shown + json.dumps(document)
+
+    def test_prints_its_version(self, runner: CliRunner) -> None:
+        assert runner.invoke(app, ["--version"]).stdout.startswith("deepe ")

@@ -1,0 +1,126 @@
+"""`deepe demo` with the method that needs nothing but Python: every step for real, twice."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from app.access import licence as licences
+from app.access.guard import LicenceGuard, LicenceState
+from app.cli.demo import shipped
+from app.cli.demo_licence import borrowed_licence
+from app.cli.exits import CliFailure
+from app.settings import load_settings
+
+
+def run_demo(home: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-P", "-m", "app.cli", "demo", "Custom01", "--home", str(home), "--no-redis", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=150)
+
+
+@pytest.mark.timeout(320)
+def test_shows_a_training_twice_without_terminal_or_input(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+
+    first = run_demo(home)
+    second = run_demo(home)
+
+    for run in (first, second):
+        assert run.returncode == 0, run.stdout + run.stderr
+        scores = re.findall(r"exact_match ([\d.]+) → ([\d.]+)", run.stdout)
+        assert scores
+        assert float(scores[-1][0]) < 0.5 < float(scores[-1][1])
+        assert run.stdout.count("    → ") == 6
+        assert re.search(r"first training step [\d.]+ s after the submit", run.stdout)
+    assert "Building the environment base" in first.stdout
+    assert "Building the environment" not in second.stdout
+    assert "Registered: My Custom01 2" in second.stdout
+    assert not (home / "license.json").exists()
+    assert _processes_of(home) == []
+
+
+@pytest.mark.timeout(180)
+def test_ends_with_1_and_says_why_when_a_job_fails(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "scripts").mkdir(parents=True)
+    (home / "scripts" / "custom01.py").write_text("raise SystemExit('the disk is made of cheese')\n")
+
+    run = run_demo(home)
+
+    assert run.returncode == 1
+    assert "the disk is made of cheese" in run.stdout
+    assert "exit_code" in run.stdout
+    assert "deepe jobs logs" in run.stdout
+    assert _processes_of(home) == []
+
+
+def test_names_what_is_shipped_when_asked_for_something_else() -> None:
+    with pytest.raises(CliFailure) as failure:
+        shipped("No-Such-Demo")
+
+    assert "Custom01" in failure.value.notes[0]
+
+
+class TestBorrowedLicence:
+    def test_is_there_only_inside(self, tmp_path: Path) -> None:
+        settings = load_settings(home=tmp_path)
+
+        with borrowed_licence(settings, say=lambda _: None) as environment:
+            public_key = Path(environment["DEEPE_LICENSE_PUBLIC_KEY"])
+            guard = LicenceGuard(
+                tmp_path / "license.json", licences.load_public_key(public_key), lambda: datetime.now(UTC)
+            )
+            inside = guard.status().state
+            keys = [path.name for path in tmp_path.rglob("*private*")]
+
+        assert inside is LicenceState.VALID
+        assert keys == []
+        assert list(tmp_path.iterdir()) == []
+
+    def test_puts_back_what_was_there(self, tmp_path: Path) -> None:
+        (tmp_path / "license.json").write_text("an old one")
+
+        with borrowed_licence(load_settings(home=tmp_path), say=lambda _: None):
+            assert json.loads((tmp_path / "license.json").read_text())
+
+        assert (tmp_path / "license.json").read_text() == "an old one"
+        assert len(list(tmp_path.iterdir())) == 1
+
+    def test_uses_a_licence_that_counts(self, tmp_path: Path) -> None:
+        private_key, public_key = licences.keygen(tmp_path / "keys")
+        text = licences.issue(licences.load_private_key(private_key), licensee="A", issued_at=datetime.now(UTC))
+        (tmp_path / "license.json").write_text(text)
+        settings = load_settings(home=tmp_path, license_public_key=public_key)
+
+        with borrowed_licence(settings, say=lambda _: None) as environment:
+            pass
+
+        assert environment == {}
+        assert (tmp_path / "license.json").read_text() == text
+
+    def test_cleans_up_after_a_demo_that_was_killed(self, tmp_path: Path) -> None:
+        (tmp_path / "demo-licence").mkdir()
+        (tmp_path / "license.json").write_text("of the demo")
+        (tmp_path / "license.json.put-aside").write_text("the person's own")
+
+        with borrowed_licence(load_settings(home=tmp_path), say=lambda _: None):
+            pass
+
+        assert (tmp_path / "license.json").read_text() == "the person's own"
+
+
+def _processes_of(home: Path) -> list[str]:
+    """Return the command lines of processes that still work with this home."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        command = " ".join(process.info["cmdline"] or ())
+        if str(home) in command and process.pid != os.getpid() and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(command)
+    return found
