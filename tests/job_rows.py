@@ -151,7 +151,7 @@ class Runner:
 
     async def start(self, job_id: str) -> Claim:
         """Claim exactly this job and mark it as running."""
-        won = await claim(self.database, self.node_id)
+        won = await claim(self.database, self.node_id, kinds=frozenset(JobKind), environments=("base", ENVIRONMENT))
         assert won is not None
         assert won.job.id == job_id, "another job is first in the queue"
         async with self.database.writing() as session:

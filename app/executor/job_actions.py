@@ -22,7 +22,7 @@ from app.executor.progress import Progress
 from app.executor.repetition import QUESTIONS, Changes, PredecessorNotSucceeded, copied, retried, to_retry
 from app.executor.run_folder import RunFolder
 from app.executor.snapshot import Snapshot
-from app.executor.submission import Submissions, Submitted
+from app.executor.submission import Submission, Submissions, Submitted
 from app.store import job_queries, models
 from app.store import jobs as store
 from app.store import methods as method_store
@@ -165,11 +165,13 @@ class JobActions:
         await store.insert(session, made)
         return Submitted(jobs=made, warnings=())
 
+    async def dataset_of_copy(self, session: AsyncSession, job_id: str, changes: Changes) -> str | None:
+        """Return the data set that a copy would train with, for `Submissions.prepare`."""
+        return (await _copy_of(session, job_id, changes)).dataset
+
     async def copy(self, session: AsyncSession, job_id: str, changes: Changes) -> Submitted:
         """Submit a job like this one, with the method as it is now."""
-        job = await store.get(session, job_id)
-        chain = await store.chain_of(session, [job.chain_id])
-        return await self._submissions.submit(session, copied(job, chain, changes))
+        return await self._submissions.submit(session, await _copy_of(session, job_id, changes))
 
     async def build_environment(
         self, session: AsyncSession, environment: str, *, node: str | None
@@ -206,6 +208,11 @@ async def _method_id(session: AsyncSession, method: str) -> str:
     """Return the id of the method with this id or name, of a deleted one too if it is an id."""
     row = await method_store.find(session, method) or await session.get(MethodRow, method)
     return row.id if row is not None else method
+
+
+async def _copy_of(session: AsyncSession, job_id: str, changes: Changes) -> Submission:
+    job = await store.get(session, job_id)
+    return copied(job, await store.chain_of(session, [job.chain_id]), changes)
 
 
 async def _model_to_work_on(session: AsyncSession, job: JobRow) -> str | None:

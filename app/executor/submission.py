@@ -105,10 +105,29 @@ class Submissions:
         self._min_free_bytes = min_free_bytes
         self._clock = clock
 
+    async def prepare(self, dataset: str | None) -> None:
+        """Check the data set again if its file changed on disk, and record what it is now.
+
+        Call it before the transaction of a submit: large files take long, and a writer that waits there for another
+        one would wait for itself. `submit` would do the same, in its own transaction.
+        """
+        if dataset is None:
+            return
+        async with self._database.reading() as session:
+            row = await named.find(session, DatasetRow, dataset)
+        if row is None or not await self._exists(row.path):
+            return  # the submit says so, with all else that is wrong
+        inspection = await self._datasets.current(row)
+        if inspection is None:
+            return
+        async with self._database.writing() as session:
+            row = await named.find(session, DatasetRow, row.id)
+            if row is not None:
+                await self._datasets.record(session, row, inspection)
+
     async def submit(self, session: AsyncSession, submission: Submission) -> Submitted:
         """Check and queue; raises `InvalidRequest` with everything that is wrong."""
         await self._check_disk()
-        await self._take_up_changed_data(submission)
         method = await self._method(session, submission)
         kinds, found = _wanted_kinds(method, submission)
         inputs = await self._inputs(session, submission, kinds)
@@ -131,22 +150,6 @@ class Submissions:
         if free < self._min_free_bytes:
             raise InsufficientDiskSpace(free_mib=free // 2**20, needed_mib=self._min_free_bytes // 2**20)
 
-    async def _take_up_changed_data(self, submission: Submission) -> None:
-        """Check a data set that changed on disk again and record what it is now, in a transaction of its own."""
-        if submission.dataset is None:
-            return
-        async with self._database.reading() as session:
-            row = await named.find(session, DatasetRow, submission.dataset)
-        if row is None:
-            return
-        inspection = await self._datasets.current(row)
-        if inspection is None:
-            return
-        async with self._database.writing() as session:
-            row = await named.find(session, DatasetRow, row.id)
-            if row is not None:
-                await self._datasets.record(session, row, inspection)
-
     async def _method(self, session: AsyncSession, submission: Submission) -> Method:
         try:
             return await self._runs.pin_for_run(session, submission.method)
@@ -167,8 +170,11 @@ class Submissions:
         elif (data := await named.find(session, DatasetRow, submission.dataset)) is None:
             found.append(Violation("/dataset", "unknown_dataset", {"dataset": submission.dataset}))
         for pointer, row in (("/base_model", base), ("/dataset", data)):
-            if row is not None and not await asyncio.to_thread(self._home.absolute(row.path).exists):
+            if row is not None and not await self._exists(row.path):
                 found.append(Violation(pointer, "files_missing", {"name": row.name, "path": row.path}))
+                data = None if row is data else data
+        if data is not None:
+            await self._datasets.refresh(session, data)
         return _Inputs(
             base_model=Named(id=base.id, name=base.name, path=base.path) if base else None,
             dataset=await asyncio.to_thread(self._named_data, data) if data else None,
@@ -176,6 +182,9 @@ class Submissions:
             columns=data.columns if data else None,
             violations=found,
         )
+
+    async def _exists(self, path: str) -> bool:
+        return await asyncio.to_thread(self._home.absolute(path).exists)
 
     async def _inputs_of_model(
         self, session: AsyncSession, submission: Submission, kinds: Sequence[JobKind]
@@ -189,7 +198,7 @@ class Submissions:
         wrong: list[Violation] = []
         if model.path is None:
             wrong.append(Violation("/model", "model_is_online", {"model": model.name}))
-        elif not await asyncio.to_thread(self._home.absolute(model.path).exists):
+        elif not await self._exists(model.path):
             wrong.append(Violation("/model", "files_missing", {"name": model.name, "path": model.path}))
         data = Named(
             id=model.dataset_id, name=model.dataset_name or "", path="datasets", digest=model.dataset_digest

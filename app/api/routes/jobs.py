@@ -77,6 +77,7 @@ async def submit_job(
 
     Everything that is wrong comes at once, before anything is queued.
     """
+    await services.submissions.prepare(job.dataset)
 
     async def create() -> JobSubmitted:
         submitted = await services.submissions.submit(session, job.submission())
@@ -254,6 +255,7 @@ async def copy_job(
 
     A job that works on a model is copied alone, on the same model; any other with its whole chain.
     """
+    await _prepare_copy(services, job, copy)
 
     async def create() -> JobSubmitted:
         submitted = await services.job_actions.copy(session, job, copy.changes())
@@ -288,6 +290,12 @@ async def build_environment(
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/api/v1/jobs/{details.view.job.id}"
     return job_read(details, language)
+
+
+async def _prepare_copy(services: ServicesDep, job_id: str, copy: JobCopy) -> None:
+    async with services.database.reading() as session:
+        dataset = await services.job_actions.dataset_of_copy(session, job_id, copy.changes())
+    await services.submissions.prepare(dataset)
 
 
 def _location(body: Mapping[str, Any]) -> Mapping[str, str]:

@@ -1,0 +1,145 @@
+"""The whole service over ASGI with Custom01 and its samples, and a runner that plays the node."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from app.api.application import HttpOptions, new_application
+from app.api.dependencies import Services
+from app.executor.asking import Answers
+from app.main import build_services, include_routes
+from app.presets.catalogue import sample_base_models, sample_datasets
+from app.settings import load_settings
+from app.store.session import Database
+from tests.job_rows import ENVIRONMENT, Runner, add_node
+
+BASE_URL = "http://127.0.0.1:8000"
+API = "/api/v1"
+SUBMIT = {"method": "Custom01", "base_model": "custom01-base", "dataset": "custom01", "through": "complete"}
+
+
+class EverythingLicensed:
+    """A licence for all that needs one."""
+
+    def require(self, feature: str = "") -> None:
+        return None
+
+
+@dataclass
+class RecordingDoorbell:
+    """Remembers which jobs it rang for."""
+
+    rung: list[str] = field(default_factory=list)
+
+    def ring(self, job_id: str) -> None:
+        self.rung.append(job_id)
+
+    async def close(self) -> None:
+        return None
+
+
+@dataclass
+class Event:
+    """A server-sent event."""
+
+    name: str
+    data: Any
+    id: str | None
+
+
+@dataclass
+class JobsApp:
+    """The service under test and what a test needs to look behind it."""
+
+    client: httpx.AsyncClient
+    services: Services
+    doorbell: RecordingDoorbell
+    runner: Runner
+
+    @property
+    def database(self) -> Database:
+        return self.services.database
+
+    async def get(self, path: str, status: int = 200, **options: Any) -> Any:
+        response = await self.client.get(API + path, **options)
+        assert response.status_code == status, response.text
+        return response.json()
+
+    async def post(self, path: str, body: Mapping[str, Any] | None = None, status: int = 200, **options: Any) -> Any:
+        response = await self.client.post(API + path, json=body, **options)
+        assert response.status_code == status, response.text
+        return response.json()
+
+    async def submit(self, **changes: Any) -> dict[str, Any]:
+        """Submit a training and a saving of Custom01."""
+        body = {key: value for key, value in {**SUBMIT, **changes}.items() if value is not None}
+        answer: dict[str, Any] = await self.post("/jobs", body, 201)
+        return answer
+
+    async def events(self, path: str, **options: Any) -> list[Event]:
+        response = await self.client.get(API + path, **options)
+        assert response.status_code == 200, response.text
+        return parse_events(response.text)
+
+
+def parse_events(text: str) -> list[Event]:
+    """Return the events of a stream that was read to its end."""
+    events: list[Event] = []
+    for block in text.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+        if "data" in fields:
+            events.append(Event(name=fields["event"], data=json.loads(fields["data"]), id=fields.get("id")))
+    return events
+
+
+def codes(problem: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return where and what, for everything that is wrong with a request."""
+    return [(entry["pointer"], entry["code"]) for entry in problem["errors"]]
+
+
+@asynccontextmanager
+async def jobs_app(database: Database, root: Path) -> AsyncIterator[JobsApp]:
+    """Run all routes on a home with Custom01, its base model and its data set."""
+    settings = load_settings(home=root, database_url=database.url, platform="cpu", min_free_bytes=0)
+    services = build_services(settings, database, licence=EverythingLicensed(), clock=lambda: datetime.now(UTC))
+    doorbell = RecordingDoorbell()
+    services = dataclasses.replace(
+        services,
+        doorbell=doorbell,
+        answers=Answers(database, services.home, doorbell, clock=lambda: datetime.now(UTC)),
+    )
+    services.home.create()
+    await _register_samples(services)
+    app = new_application(HttpOptions(version="test"))
+    app.state.services = services
+    include_routes(app)
+    node = await add_node(database, environments=("base", ENVIRONMENT))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BASE_URL) as client:
+        yield JobsApp(
+            client=client,
+            services=services,
+            doorbell=doorbell,
+            runner=Runner(database=database, home=services.home, node_id=node),
+        )
+
+
+async def _register_samples(services: Services) -> None:
+    base = next(sample for sample in sample_base_models() if sample.name == "custom01-base")
+    data = next(sample for sample in sample_datasets() if sample.name == "custom01")
+    assert base.folder is not None
+    shutil.copytree(base.folder, services.home.models / base.name)
+    shutil.copy(data.path, services.home.datasets / "custom01.jsonl")
+    prepared = await services.base_models.prepare(name=base.name, path=base.name)
+    rows = await services.datasets.prepare(name="custom01", path="custom01.jsonl")
+    async with services.database.writing() as session:
+        await services.methods.presets.install_presets(session)
+        await services.base_models.create(session, prepared)
+        await services.datasets.create(session, rows)
