@@ -174,7 +174,9 @@ class Site:
 
     def script(self, text: str, name: str) -> PinnedScript:
         """Write a script into the script root and return its pin."""
-        (self.home.scripts / name).write_text(text)
+        path = self.home.scripts / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
         return PinnedScript(file=name, sha256=hashlib.sha256(text.encode()).hexdigest(), size=len(text.encode()))
 
     def snapshot(self, script: PinnedScript, kind: JobKind, **changes: Any) -> Snapshot:

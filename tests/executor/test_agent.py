@@ -1,0 +1,335 @@
+"""The agent's own promises, with everything around it slowed down, broken or counted. Folders and database are real."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy.exc import OperationalError
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.domain.enums import EndReason, JobKind, JobStatus
+from app.executor import supervision
+from app.executor.agent import Lane, NodeAgent, NodeIsTaken, Timing, exclusive
+from app.executor.launch import LaunchError
+from app.executor.projections import Projections
+from app.executor.supervision import ExitRecord, LaunchSpec
+from app.store import jobs as store
+from app.store.home import Home, NodeHome
+from app.store.jobs import Claim, End
+from app.store.session import Database
+from tests import job_rows
+from tests.job_rows import ENVIRONMENT
+from tests.worker.harness import until
+
+QUICK = Timing(poll_seconds=0.05, watch_seconds=0.01, beat_seconds=0.2, lease=timedelta(seconds=60))
+
+
+class WatchedDatabase(Database):
+    """Lets a test act between the read of rows and their use, and break reads."""
+
+    after_read: Callable[[], Awaitable[None]] | None = None
+    broken = False
+    reads = 0
+
+    @contextlib.asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncSession]:
+        self.reads += 1
+        if self.broken:
+            raise OperationalError("SELECT", {}, Exception("database is locked"))
+        async with super().reading() as session:
+            yield session
+        if self.after_read is not None:
+            await self.after_read()
+
+
+class Launcher:
+    """Launches `true`, or raises what it is told to."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.resolved: list[str] = []
+        self.raises: dict[str, Exception] = {}
+
+    async def resolve(self, claim: Claim) -> LaunchSpec:
+        self.resolved.append(claim.job.id)
+        if claim.job.id in self.raises:
+            raise self.raises[claim.job.id]
+        return LaunchSpec(
+            attempt_id=claim.attempt.id,
+            argv=("/bin/sh", "-c", "true"),
+            cwd=self.root,
+            env={"PATH": "/usr/bin:/bin"},
+            output=self.root / f"{claim.attempt.id}.log",
+        )
+
+    async def launched(self, claim: Claim, pid: int) -> None:
+        """Nobody wants to know."""
+
+
+class Settler:
+    """Ends attempts as succeeded, when it is allowed to."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.allowed = asyncio.Event()
+        self.allowed.set()
+        self.settled: list[str] = []
+        self.failures = 0
+
+    async def settle(self, claim: Claim, exit_record: ExitRecord) -> None:
+        await self.allowed.wait()
+        if self.failures:
+            self.failures -= 1
+            raise OSError("disk trouble")
+        await self.end_unlaunched(claim, job_rows.SUCCESS)
+        self.settled.append(claim.job.id)
+
+    async def end_unlaunched(self, claim: Claim, end: End) -> None:
+        async with self.database.writing() as session:
+            await store.finish(session, claim, end, now=datetime.now(UTC))
+
+    async def follow_up(self, attempt_id: str) -> None:
+        """Nothing follows."""
+
+
+class Presence:
+    """A node with one environment that counts its beats."""
+
+    def __init__(self) -> None:
+        self.beats = 0
+
+    async def beat(self) -> None:
+        self.beats += 1
+
+    async def ready_environments(self) -> Collection[str]:
+        return [ENVIRONMENT]
+
+    async def request_builds(self) -> None:
+        """Nothing to build."""
+
+
+class BrokenProjections(Projections):
+    """A full disk."""
+
+    async def advance(self, claims: Iterable[Claim]) -> None:
+        raise OSError("No space left on device")
+
+
+class Bench:
+    """An agent and its surroundings."""
+
+    def __init__(self, root: Path, url: str) -> None:
+        self.root = root
+        self.database = WatchedDatabase(url)
+        self.plain = Database(url)
+        self.home = NodeHome(root / "node")
+        self.home.create()
+        self.launcher = Launcher(root)
+        self.settler = Settler(self.plain)
+        self.presence = Presence()
+        self.projections: Projections = Projections(Home(root))
+        self.timing = QUICK
+        self.node_id = ""
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[NodeAgent]:
+        """Run the agent while the block runs; its crash is the test's failure."""
+        agent = NodeAgent(
+            database=self.database,
+            node_id=self.node_id,
+            node_home=self.home,
+            lanes=[Lane(frozenset({JobKind.TRAINING}), 2)],
+            launcher=self.launcher,
+            settler=self.settler,
+            presence=self.presence,
+            projections=self.projections,
+            timing=self.timing,
+        )
+        stopping = asyncio.Event()
+        task = asyncio.create_task(agent.run(stopping))
+        try:
+            yield agent
+            assert not task.done(), task
+        finally:
+            stopping.set()
+            agent.wake()
+            await asyncio.wait_for(task, 10)
+
+    async def status(self, job_id: str) -> JobStatus:
+        async with self.plain.reading() as session:
+            return (await store.get(session, job_id)).status
+
+    async def reaches(self, job_id: str, status: JobStatus) -> None:
+        async def look() -> bool:
+            return await self.status(job_id) is status
+
+        await until(look, f"{job_id} {status}")
+
+
+@pytest.fixture
+async def bench(tmp_path: Path, sqlite_url: str) -> AsyncIterator[Bench]:
+    bench = Bench(tmp_path, sqlite_url)
+    bench.node_id = await job_rows.add_node(bench.plain)
+    yield bench
+    await bench.database.close()
+    await bench.plain.close()
+
+
+class TestNothingRunsTwice:
+    async def test_row_that_was_read_before_the_end_is_not_acted_upon(self, bench: Bench) -> None:
+        """The end is written, and the folder removed, while a round holds what it read before."""
+        job_id = await job_rows.add_job(bench.plain)
+        bench.settler.allowed.clear()
+        stale = asyncio.Event()
+
+        async def end_meanwhile() -> None:
+            settling = any(task.get_name().startswith("settle") for task in asyncio.all_tasks())
+            if not settling or stale.is_set():
+                return
+            (attempt,) = supervision.list_attempts(bench.home.attempts)
+            stale.set()
+            bench.settler.allowed.set()
+            await until(lambda: removed(attempt), "the folder's end")
+
+        bench.database.after_read = end_meanwhile
+        async with bench.running() as agent:
+            await stale.wait()
+            reads = bench.database.reads
+            agent.wake()
+
+            async def a_few_rounds_later() -> bool:
+                return bench.database.reads > reads + 5
+
+            await until(a_few_rounds_later, "rounds")
+
+        assert bench.launcher.resolved == [job_id]
+        assert bench.settler.settled == [job_id]
+        assert supervision.list_attempts(bench.home.attempts) == []
+
+    async def test_second_agent_of_a_node_is_refused(self, tmp_path: Path) -> None:
+        with exclusive(tmp_path / "agent.lock"), pytest.raises(NodeIsTaken), exclusive(tmp_path / "agent.lock"):
+            pass
+
+        with exclusive(tmp_path / "agent.lock"):
+            pass
+
+
+class TestTrouble:
+    async def test_one_attempt_does_not_hold_up_the_others(
+        self, bench: Bench, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        broken, sound = await job_rows.add_job(bench.plain), await job_rows.add_job(bench.plain)
+        bench.launcher.raises[broken] = RuntimeError("a fault of ours")
+
+        async with bench.running():
+            await bench.reaches(sound, JobStatus.SUCCEEDED)
+            tries = bench.launcher.resolved.count(broken)
+
+        assert await bench.status(broken) is JobStatus.LAUNCHING
+        assert tries < 10
+        assert "attempt_failed" in caplog.messages
+
+    async def test_attempt_that_rested_goes_on(self, bench: Bench) -> None:
+        job_id = await job_rows.add_job(bench.plain)
+        bench.launcher.raises[job_id] = RuntimeError("for a moment")
+
+        async with bench.running():
+
+            async def tried() -> bool:
+                return bool(bench.launcher.resolved)
+
+            await until(tried, "a try")
+            bench.launcher.raises.clear()
+            await bench.reaches(job_id, JobStatus.SUCCEEDED)
+
+    async def test_launch_that_is_refused_ends_the_job_with_its_reason(self, bench: Bench) -> None:
+        job_id = await job_rows.add_job(bench.plain)
+        bench.launcher.raises[job_id] = LaunchError(EndReason.ENV_MISSING, environment="trl")
+
+        async with bench.running():
+            await bench.reaches(job_id, JobStatus.FAILED)
+
+        async with bench.plain.reading() as session:
+            row = await store.get(session, job_id)
+        assert (row.reason, row.reason_params) == (EndReason.ENV_MISSING, {"environment": "trl"})
+
+    async def test_database_is_not_pestered_while_it_is_away(
+        self, bench: Bench, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Also while a folder says that there is something to write down."""
+        job_id = await job_rows.add_job(bench.plain)
+        bench.settler.allowed.clear()
+
+        async with bench.running():
+
+            async def ended() -> bool:
+                folders = supervision.list_attempts(bench.home.attempts)
+                return bool(folders) and supervision.observe(folders[0]).exit is not None
+
+            await until(ended, "the script's end")
+            bench.database.broken = True
+            bench.settler.allowed.set()
+
+            async def noticed() -> bool:
+                return caplog.messages.count("agent_round_failed") >= 2
+
+            before = bench.database.reads
+            await until(noticed, "two failed rounds")
+            assert bench.database.reads - before < 10
+            bench.database.broken = False
+            await bench.reaches(job_id, JobStatus.SUCCEEDED)
+
+        failed = [record for record in caplog.records if record.message == "agent_round_failed"]
+        assert all(record.exc_info is None for record in failed)
+        assert {vars(record)["error"] for record in failed} == {"database is locked"}
+
+    async def test_settling_that_failed_is_tried_again(self, bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+        job_id = await job_rows.add_job(bench.plain)
+        bench.settler.failures = 1
+
+        async with bench.running():
+            await bench.reaches(job_id, JobStatus.SUCCEEDED)
+
+        assert caplog.messages.count("settle_failed") == 1
+        assert bench.launcher.resolved == [job_id]
+
+    async def test_projection_that_fails_ends_nothing(self, bench: Bench) -> None:
+        bench.projections = BrokenProjections(Home(bench.root))
+        job_id = await job_rows.add_job(bench.plain)
+
+        async with bench.running():
+            await bench.reaches(job_id, JobStatus.SUCCEEDED)
+
+
+class TestWaiting:
+    async def test_beats_between_rare_rounds(self, bench: Bench) -> None:
+        bench.timing = Timing(poll_seconds=300, watch_seconds=0.01, beat_seconds=0.05)
+
+        async with bench.running():
+
+            async def beaten() -> bool:
+                return bench.presence.beats >= 4
+
+            await until(beaten, "beats")
+
+        assert bench.database.reads == 1
+
+    async def test_wake_looks_at_once(self, bench: Bench) -> None:
+        bench.timing = Timing(poll_seconds=300, watch_seconds=0.01, beat_seconds=300)
+
+        async with bench.running() as agent:
+
+            async def looked() -> bool:
+                return bench.database.reads > 0
+
+            await until(looked, "the first round")
+            job_id = await job_rows.add_job(bench.plain)
+            agent.wake()
+            await bench.reaches(job_id, JobStatus.SUCCEEDED)
+
+
+async def removed(folder: Path) -> bool:
+    return not folder.exists()
