@@ -77,6 +77,7 @@ class Settler:
         self.allowed = asyncio.Event()
         self.allowed.set()
         self.settled: list[str] = []
+        self.unlaunched: list[str] = []
         self.failures = 0
 
     async def settle(self, claim: Claim, exit_record: ExitRecord) -> None:
@@ -84,10 +85,14 @@ class Settler:
         if self.failures:
             self.failures -= 1
             raise OSError("disk trouble")
-        await self.end_unlaunched(claim, job_rows.SUCCESS)
+        await self._finish(claim, job_rows.SUCCESS)
         self.settled.append(claim.job.id)
 
     async def end_unlaunched(self, claim: Claim, end: End) -> None:
+        self.unlaunched.append(claim.job.id)
+        await self._finish(claim, end)
+
+    async def _finish(self, claim: Claim, end: End) -> None:
         async with self.database.writing() as session:
             await store.finish(session, claim, end, now=datetime.now(UTC))
 
@@ -206,7 +211,7 @@ class TestNothingRunsTwice:
             await until(a_few_rounds_later, "rounds")
 
         assert bench.launcher.resolved == [job_id]
-        assert bench.settler.settled == [job_id]
+        assert (bench.settler.settled, bench.settler.unlaunched) == ([job_id], [])
         assert supervision.list_attempts(bench.home.attempts) == []
 
     async def test_second_agent_of_a_node_is_refused(self, tmp_path: Path) -> None:
