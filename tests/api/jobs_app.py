@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from fastapi import FastAPI
 
 from app.api.application import HttpOptions, new_application
 from app.api.dependencies import Services
@@ -59,6 +60,7 @@ class Event:
 class JobsApp:
     """The service under test and what a test needs to look behind it."""
 
+    application: FastAPI
     client: httpx.AsyncClient
     services: Services
     doorbell: RecordingDoorbell
@@ -124,6 +126,7 @@ async def jobs_app(database: Database, root: Path) -> AsyncIterator[JobsApp]:
     node = await add_node(database, environments=("base", ENVIRONMENT))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BASE_URL) as client:
         yield JobsApp(
+            application=app,
             client=client,
             services=services,
             doorbell=doorbell,

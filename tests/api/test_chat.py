@@ -1,0 +1,331 @@
+"""Asking a model over HTTP. A runner plays the node that runs the inference script."""
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from sqlmodel import col, select
+
+from app.domain.enums import EndReason, JobKind, JobStatus, ModelState, TrainingType
+from app.executor.snapshot import Question, Snapshot
+from app.store import jobs, models
+from app.store.jobs import Claim, End
+from app.store.session import Database
+from app.store.tables import JobRow
+from tests.api.jobs_app import API, JobsApp, codes, jobs_app, parse_events
+from tests.job_rows import START, SUCCESS, claim
+
+HELLO = {"messages": [{"role": "user", "content": "Hello?"}]}
+INFERENCE = frozenset({JobKind.INFERENCE_CUSTOMIZED, JobKind.INFERENCE_COMPLETE})
+CRASH = End(JobStatus.FAILED, EndReason.EXIT_CODE, {"exit_code": 1, "detail": "no weights", "log_tail": []})
+
+
+@pytest.fixture
+async def app(database: Database, tmp_path: Path) -> AsyncIterator[JobsApp]:
+    async with jobs_app(database, tmp_path / "home") as app:
+        yield app
+
+
+async def _make_model(app: JobsApp, state: ModelState = ModelState.CUSTOMIZED, **changes: Any) -> str:
+    """Insert a model of Custom01 and return its id."""
+    training = await app.submit(through="customized")
+    folder = app.runner.folder(training["id"]).output
+    folder.mkdir()
+    async with app.database.reading() as session:
+        job = await jobs.get(session, training["id"])
+    base = Snapshot.of(job).base_model
+    assert base is not None
+    assert job.method_id is not None
+    values: dict[str, Any] = {
+        "name": "bicycles",
+        "state": state,
+        "training_type": TrainingType.CHAT,
+        "path": app.services.home.relative(folder),
+        "size_bytes": 1,
+        "base_model_id": base.id,
+        "base_model_name": base.name,
+        "base_model_path": base.path,
+        "job_id": job.id,
+        "method_id": job.method_id,
+        "method_version": job.method_version,
+        **changes,
+    }
+    await app.runner.run(job.id)
+    app.doorbell.rung.clear()
+    async with app.database.writing() as session:
+        return (await models.create_model(session, models.NewModel(**values), now=START)).id
+
+
+async def _questions(app: JobsApp) -> list[JobRow]:
+    async with app.database.reading() as session:
+        statement = select(JobRow).where(col(JobRow.kind).in_(INFERENCE)).order_by(col(JobRow.created_at))
+        return list((await session.exec(statement)).all())
+
+
+async def _next_question(app: JobsApp) -> Claim:
+    """Claim and start the question as soon as it is there."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        won = await claim(app.database, app.runner.node_id, kinds=INFERENCE, environments=("base",))
+        if won is not None:
+            async with app.database.writing() as session:
+                assert await jobs.mark_running(session, won, now=START)
+            return won
+        await asyncio.sleep(0.01)
+    raise AssertionError("nobody asked")
+
+
+async def _ask(
+    app: JobsApp, model: str, body: dict[str, Any], *output: str, end: End = SUCCESS, **options: Any
+) -> httpx.Response:
+    """Ask, print `output` as the script would, end the job and return the response."""
+    asking = asyncio.create_task(app.client.post(f"{API}/models/{model}/chat", json=body, **options))
+    won = await _next_question(app)
+    for line in output:
+        app.runner.prints(won.job.id, line)
+    await app.runner.end(won, end)
+    async with asyncio.timeout(20):
+        response = await asking
+    assert response.status_code == 200, response.text
+    return response
+
+
+def _said(text: str) -> str:
+    return json.dumps({"status": "resp", "text": text}) + "\n"
+
+
+class TestStream:
+    async def test_pieces_come_in_order_and_noise_does_not(self, app: JobsApp) -> None:
+        model = await _make_model(app)
+
+        response = await _ask(app, model, HELLO, "Loading weights…\n", _said("Grüß "), _said("Gott 模"), "warning\n")
+
+        events = parse_events(response.text)
+        (job,) = await _questions(app)
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert [(event.name, event.data) for event in events] == [
+            ("piece", {"text": "Grüß "}),
+            ("piece", {"text": "Gott 模"}),
+            ("done", {"finish_reason": "stop", "job": job.id, "error": None, "reason_detail": None}),
+        ]
+        assert app.doorbell.rung == [job.id]
+
+    async def test_failure_of_the_script_is_told_with_its_reason(self, app: JobsApp) -> None:
+        model = await _make_model(app)
+        error = json.dumps({"status": "error", "error": "no tokenizer", "traceback": "..."}) + "\n"
+
+        response = await _ask(app, model, HELLO, _said("Well"), error, end=CRASH, headers={"Accept-Language": "de"})
+
+        piece, done = parse_events(response.text)
+        assert piece.data == {"text": "Well"}
+        assert (done.data["finish_reason"], done.data["error"]) == ("error", "no tokenizer")
+        assert "Exit-Code 1" in done.data["reason_detail"]
+
+    async def test_cancelled_question_says_so(self, app: JobsApp) -> None:
+        model = await _make_model(app)
+
+        response = await _ask(app, model, HELLO, end=End(JobStatus.CANCELLED, EndReason.CANCELLED, {}))
+
+        (done,) = parse_events(response.text)
+        assert done.data["finish_reason"] == "cancelled"
+
+
+class TestWholeAnswer:
+    @pytest.mark.parametrize(
+        ("body", "headers"),
+        [({**HELLO, "stream": False}, {}), (HELLO, {"Accept": "application/json"})],
+        ids=["body", "header"],
+    )
+    async def test_is_one_document(self, app: JobsApp, body: dict[str, Any], headers: dict[str, str]) -> None:
+        model = await _make_model(app)
+
+        response = await _ask(app, model, body, _said("One "), _said("two."), headers=headers)
+
+        (job,) = await _questions(app)
+        assert response.headers["content-type"] == "application/json"
+        assert response.json() == {
+            "text": "One two.", "finish_reason": "stop", "job": job.id, "error": None, "reason_detail": None,
+        }  # fmt: skip
+
+    async def test_body_wins_over_the_header(self, app: JobsApp) -> None:
+        model = await _make_model(app)
+
+        response = await _ask(
+            app, model, {**HELLO, "stream": True}, _said("One"), headers={"Accept": "application/json"}
+        )
+
+        assert [event.name for event in parse_events(response.text)] == ["piece", "done"]
+
+
+class TestQuestionJob:
+    async def test_is_made_of_the_model_its_method_version_and_the_conversation(self, app: JobsApp) -> None:
+        model = await _make_model(app, ModelState.COMPLETE)
+        conversation = [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Hello."},
+            {"role": "user", "content": "Where is my bicycle?"},
+        ]
+        body = {"messages": conversation, "system_prompt": "Be brief.", "max_tokens": 7, "temperature": 0, "top_k": 1}
+
+        await _ask(app, model, body, _said("Here."))
+
+        (job,) = await _questions(app)
+        snapshot = Snapshot.of(job)
+        assert (job.kind, job.priority, job.environment, job.model_id) == (
+            JobKind.INFERENCE_COMPLETE, -10, "base", model,
+        )  # fmt: skip
+        assert job.method_version == 1
+        assert snapshot.script is not None
+        assert snapshot.script.file == "ask_custom01.py"
+        assert snapshot.declared is not None
+        assert "prompt" in snapshot.declared
+        assert snapshot.base_model is not None
+        assert snapshot.base_model.name == "custom01-base"
+        assert snapshot.question == Question(
+            prompt="Where is my bicycle?",
+            history=({"role": "system", "content": "Be brief."}, *conversation),
+            session_id=job.id,
+            system_prompt="Be brief.",
+            max_length=7,
+            temperature=0.0,
+            top_k=1,
+        )
+
+    async def test_script_is_that_of_the_version_which_made_the_model(self, app: JobsApp) -> None:
+        model = await _make_model(app)
+        script = app.services.home.scripts / "ask_custom01.py"
+        pinned = script.stat().st_size
+        script.write_text(script.read_text() + "\n# edited\n")
+        await app.submit()  # takes the edit up as version 2
+
+        await _ask(app, model, HELLO, _said("Hi"))
+
+        (job,) = await _questions(app)
+        used = Snapshot.of(job).script
+        assert used is not None
+        assert (job.method_version, used.size) == (1, pinned)
+
+    async def test_inference_that_was_switched_on_later_answers_for_older_models(self, app: JobsApp) -> None:
+        for switched in (False, True):
+            stages = {"inference-customized": {"file": "ask_custom01.py", "conda_env": "base"} if switched else None}
+            patch = {"inference": {"customized": switched}, "stages": stages}
+            response = await app.client.patch(f"{API}/methods/Custom01", json=patch, headers={"If-Match": "*"})
+            assert response.status_code == 200, response.text
+            if not switched:
+                model = await _make_model(app)
+                refused = await app.post(f"/models/{model}/chat", HELLO, 409)
+                assert refused["code"] == "model_cannot_be_asked"
+
+        await _ask(app, model, HELLO, _said("Hi"))
+
+        (job,) = await _questions(app)
+        assert job.method_version == 3
+
+
+class TestRefusals:
+    async def test_unknown_model_is_404(self, app: JobsApp) -> None:
+        assert (await app.post("/models/nobody/chat", HELLO, 404))["code"] == "model_not_found"
+
+    async def test_online_model_is_409(self, app: JobsApp) -> None:
+        model = await _make_model(app, ModelState.ONLINE, path=None)
+
+        assert (await app.post(f"/models/{model}/chat", HELLO, 409))["code"] == "online_model_not_asked"
+
+    @pytest.mark.parametrize(
+        ("messages", "expected"),
+        [
+            ([], ("/messages", "messages_needed")),
+            ([{"role": "user", "content": " \n"}], ("/messages/0/content", "question_empty")),
+            ([{"role": "assistant", "content": "Hi"}], ("/messages/0/role", "last_message_not_user")),
+            ([{"role": "ghost", "content": "Boo"}], ("/messages/0/role", "unknown_role")),
+            ([{"role": "user"}], ("/messages/0/content", "field_required")),
+            ([{"role": "user", "content": "a", "images": []}], ("/messages/0/images", "field_unknown")),
+            ("Hello", ("/messages", "field_type")),
+        ],
+        ids=lambda value: value[1] if isinstance(value, tuple) else None,
+    )
+    async def test_conversation_that_is_none(self, app: JobsApp, messages: Any, expected: tuple[str, str]) -> None:
+        model = await _make_model(app)
+
+        problem = await app.post(f"/models/{model}/chat", {"messages": messages}, 422)
+
+        assert codes(problem) == [expected]
+        assert await _questions(app) == []
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            {"messages": [{"role": "user", "content": "x" * 128 * 1024}]},
+            {"messages": [{"role": "user", "content": "short"}] * 10_000},
+            {"messages": [{"role": "user", "content": "模" * 25_000}]},
+            {**HELLO, "system_prompt": "x" * 128 * 1024},
+        ],
+        ids=["one message", "many messages", "escaped characters", "system prompt"],
+    )
+    async def test_more_than_an_argument_takes_is_refused_before_anything_starts(
+        self, app: JobsApp, body: dict[str, Any]
+    ) -> None:
+        model = await _make_model(app)
+
+        problem = await app.post(f"/models/{model}/chat", body, 422)
+
+        assert problem["code"] == "argument_too_long"
+        assert await _questions(app) == []
+        assert app.doorbell.rung == []
+
+    @pytest.mark.parametrize("option", [{"temperature": -1}, {"max_tokens": 0}, {"top_p": 2}, {"top_k": -1}])
+    async def test_option_out_of_bounds(self, app: JobsApp, option: dict[str, float]) -> None:
+        problem = await app.post("/models/nobody/chat", {**HELLO, **option}, 422)
+
+        assert codes(problem)[0][0] == f"/{next(iter(option))}"
+
+
+class TestCallerLeaves:
+    @pytest.mark.parametrize("stream", [True, False])
+    async def test_caller_who_goes_away_cancels_the_job(self, app: JobsApp, stream: bool) -> None:
+        model = await _make_model(app)
+
+        async with _served(app) as client:
+            asking = asyncio.create_task(client.post(f"{API}/models/{model}/chat", json={**HELLO, "stream": stream}))
+            won = await _next_question(app)
+            asking.cancel()
+            await asyncio.wait({asking})
+            deadline = time.monotonic() + 20
+            while (await _job(app, won.job.id)).cancel_requested_at is None:
+                assert time.monotonic() < deadline, "the job goes on for nobody"
+                await asyncio.sleep(0.01)
+
+        assert app.doorbell.rung == [won.job.id, won.job.id]
+
+
+async def _job(app: JobsApp, job_id: str) -> JobRow:
+    async with app.database.reading() as session:
+        return await jobs.get(session, job_id)
+
+
+@asynccontextmanager
+async def _served(app: JobsApp) -> AsyncIterator[httpx.AsyncClient]:
+    """Serve the application on a real socket: only there can a caller hang up."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(
+            uvicorn.Config(app.application, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
+        )
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            async with asyncio.timeout(5):
+                while not server.started:  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)  # uvicorn has no event for it
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
+                yield client
+        finally:
+            server.should_exit = True
+            await serving
