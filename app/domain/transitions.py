@@ -26,6 +26,7 @@ ALLOWED: dict[JobStatus, frozenset[JobStatus]] = {
 }
 
 TERMINAL = frozenset(status for status, following in ALLOWED.items() if not following)
+UNFINISHED = frozenset(JobStatus) - TERMINAL
 LIVE = frozenset({JobStatus.LAUNCHING, JobStatus.RUNNING, JobStatus.STOPPING})
 
 

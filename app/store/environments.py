@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import uuid4
 
+import sqlalchemy as sa
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.domain.enums import JobKind
 from app.domain.names import name_key
-from app.domain.transitions import TERMINAL
 from app.store import named
-from app.store.tables import EnvironmentRow, JobRow
+from app.store.tables import BUILDING, EnvironmentRow, JobRow
 
 
 async def find_environment(session: AsyncSession, name: str) -> EnvironmentRow | None:
@@ -41,9 +40,7 @@ async def ensure_shipped(session: AsyncSession, name: str, *, spec: str, spec_ha
 
 async def builds(session: AsyncSession) -> frozenset[tuple[str, str]]:
     """Return the environments that are being built right now, each with the id of the node that builds it."""
-    statement = select(JobRow.environment, JobRow.node_id).where(
-        JobRow.kind == JobKind.ENVIRONMENT, col(JobRow.status).not_in(TERMINAL), col(JobRow.node_id).is_not(None)
-    )
+    statement = select(JobRow.environment, JobRow.node_id).where(sa.text(BUILDING), col(JobRow.node_id).is_not(None))
     return frozenset((name, node or "") for name, node in (await session.exec(statement)).all())
 
 

@@ -21,8 +21,8 @@ from sqlmodel.sql.expression import Select, SelectOfScalar
 
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.errors import Conflict, NotFound
-from app.domain.transitions import ALLOWED, LIVE, TERMINAL, check_transition
-from app.store.tables import BUILDING, CLAIMABLE, AttemptRow, JobEventRow, JobRow
+from app.domain.transitions import ALLOWED, LIVE, TERMINAL, UNFINISHED, check_transition
+from app.store.tables import BUILDING, CLAIMABLE, LIVE_ATTEMPT, AttemptRow, JobEventRow, JobRow
 from app.store.types import enum_type
 
 CLAIM_CANDIDATES = 20
@@ -103,7 +103,7 @@ async def events_after(session: AsyncSession, job_id: str, event_id: int) -> Seq
 
 async def count_unfinished_of_method(session: AsyncSession, method_id: str) -> int:
     """Return how many jobs of the method are queued or live."""
-    statement = select(sa.func.count()).where(JobRow.method_id == method_id, col(JobRow.status).not_in(TERMINAL))
+    statement = select(sa.func.count()).where(JobRow.method_id == method_id, col(JobRow.status).in_(UNFINISHED))
     return (await session.exec(statement)).one()
 
 
@@ -129,7 +129,7 @@ async def request_cancel(session: AsyncSession, job_id: str, *, now: datetime) -
 
 async def request_cancel_of_method(session: AsyncSession, method_id: str, *, now: datetime) -> None:
     """Cancel every unfinished job of the method."""
-    statement = select(JobRow.id).where(JobRow.method_id == method_id, col(JobRow.status).not_in(TERMINAL))
+    statement = select(JobRow.id).where(JobRow.method_id == method_id, col(JobRow.status).in_(UNFINISHED))
     for job_id in (await session.exec(statement)).all():
         if (await get(session, job_id)).status not in TERMINAL:  # a predecessor's end may have ended it already
             await request_cancel(session, job_id, now=now)
@@ -168,7 +168,7 @@ async def live_attempts(session: AsyncSession, node_id: str) -> Sequence[Claim]:
     statement = (
         select(JobRow, AttemptRow)
         .join(AttemptRow, col(AttemptRow.job_id) == col(JobRow.id))
-        .where(AttemptRow.node_id == node_id, col(AttemptRow.live).is_(True))
+        .where(AttemptRow.node_id == node_id, sa.text(LIVE_ATTEMPT))
         .order_by(col(AttemptRow.created_at))
     )
     return [Claim(job=job, attempt=attempt) for job, attempt in (await session.exec(statement)).all()]
@@ -178,7 +178,7 @@ async def renew_leases(session: AsyncSession, node_id: str, *, now: datetime, le
     """Extend the lease of everything that this node holds."""
     await session.exec(
         sa.update(AttemptRow)
-        .where(col(AttemptRow.node_id) == node_id, col(AttemptRow.live).is_(True))
+        .where(col(AttemptRow.node_id) == node_id, sa.text(LIVE_ATTEMPT))
         .values(lease_expires_at=now + lease)
     )
 

@@ -26,6 +26,7 @@ SQLModel.metadata.naming_convention = NAMING_CONVENTION
 CLAIMABLE = "status = 'queued' AND blocked_by IS NULL"
 _LIVE = "status IN ('launching', 'running', 'stopping')"
 BUILDING = "kind = 'environment' AND status IN ('queued', 'launching', 'running', 'stopping')"
+LIVE_ATTEMPT = "live"
 
 Json = dict[str, Any]
 
@@ -278,10 +279,15 @@ class AttemptRow(SQLModel, table=True):
             "uq_attempt_job_id_live",
             "job_id",
             unique=True,
-            sqlite_where=sa.text("live"),
-            postgresql_where=sa.text("live"),
+            sqlite_where=sa.text(LIVE_ATTEMPT),
+            postgresql_where=sa.text(LIVE_ATTEMPT),
         ),
-        sa.Index("ix_attempt_node_id_live", "node_id", sqlite_where=sa.text("live"), postgresql_where=sa.text("live")),
+        sa.Index(
+            "ix_attempt_node_id_live",
+            "node_id",
+            sqlite_where=sa.text(LIVE_ATTEMPT),
+            postgresql_where=sa.text(LIVE_ATTEMPT),
+        ),
     )
 
     id: str = Field(primary_key=True, max_length=36)

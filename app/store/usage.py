@@ -6,7 +6,7 @@ from typing import Any
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.domain.transitions import TERMINAL
+from app.domain.transitions import UNFINISHED
 from app.store.tables import JobRow, MethodRow, MethodVersionRow
 
 
@@ -25,7 +25,7 @@ async def unfinished_jobs(
         JobRow.model_id: model_id,
         JobRow.environment: environment,
     }
-    statement = select(JobRow.id).where(col(JobRow.status).not_in(TERMINAL))
+    statement = select(JobRow.id).where(col(JobRow.status).in_(UNFINISHED))
     for column, value in wanted.items():
         if value is not None:
             statement = statement.where(col(column) == value)
