@@ -8,10 +8,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 from uuid import uuid4
 
+import pluggy
 import pytest
 import sqlalchemy as sa
 
@@ -30,6 +31,16 @@ BACKENDS = [
     pytest.param("sqlite", id="sqlite"),
     pytest.param("postgres", id="postgres", marks=[pytest.mark.postgres]),
 ]
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pluggy.Result[pytest.TestReport], None]:
+    """Turn a skipped test of Postgres or Redis into a failure: what is skipped there is not known to work."""
+    outcome = yield
+    report = outcome.get_result()
+    if report.skipped and any(item.get_closest_marker(name) for name in ("postgres", "redis")):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped, but tests of Postgres and Redis have to run: {report.longrepr}"
 
 
 @pytest.fixture(autouse=True)
