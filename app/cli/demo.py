@@ -76,7 +76,7 @@ def demo(
         try:
             _run(manifest, settings, no_redis=no_redis)
         except Interrupted:
-            say("interrupted; the jobs of the demo were cancelled")
+            say("interrupted; nothing of it goes on")
             raise typer.Exit(ExitCode.INTERRUPTED) from None
 
 
@@ -163,11 +163,16 @@ class Demo:
         definition = self._manifest.definition
         stages = [*definition.get("stages", {}).values(), definition.get("deployment") or {}]
         wanted = dict.fromkeys(name for name in (of_base_model, *(stage.get("conda_env") for stage in stages)) if name)
-        # right after the start the worker may not have told yet what it has
-        deadline = time.monotonic() + NODE_SECONDS
-        while not list(self._api.items("/nodes")) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        self._wait_for_node()
         return [name for name in wanted if not self._is_ready(name)]
+
+    def _wait_for_node(self) -> None:
+        """Wait until the worker has told what the node has; what an earlier run told does not count."""
+        deadline = time.monotonic() + NODE_SECONDS
+        while time.monotonic() < deadline:
+            if any(node["heartbeat_age_seconds"] < self._times.total for node in self._api.items("/nodes")):
+                return
+            time.sleep(0.05)
 
     def _is_ready(self, environment: str) -> bool:
         found = self._api.get(f"/environments/{environment}")

@@ -26,7 +26,7 @@ JSON_WANTED = "app.cli.json"
 """Where the context keeps that the command was called with `--json`."""
 
 EXIT_CODE_HELP = (
-    "**Exit codes**: 0 done; 1 the thing failed (a job that failed, a check that found something missing); "
+    "[bold]Exit codes[/]: 0 done; 1 the thing failed (a job that failed, a check that found something missing); "
     "2 wrong usage or settings; 3 no service answers; 4 the service refused (each reason is printed); "
     "5 the service failed; 130 interrupted."
 )

@@ -75,6 +75,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> "Table":
     drawn = Table(*columns, box=box.SIMPLE, pad_edge=False, header_style="bold")
     for column in drawn.columns:
         column.overflow = "fold"
+        column.no_wrap = column.header == "id"  # to be copied
     for row in rows:
         drawn.add_row(*(_cell(value) for value in row))
     return drawn

@@ -42,7 +42,7 @@ class LiveScreen:
         self._live.update(draw(job))
 
     def finish(self, job: WatchedJob, document: dict[str, Any]) -> None:
-        self._live.update("")
+        self._live.update(Text(""), refresh=True)
         self._console.print(summary(job, document))
         for line in ending_lines(document):
             self._console.print(line, markup=False)

@@ -15,6 +15,7 @@ from app.cli.sse import StreamEvent
 TERMINAL: Final = frozenset({"succeeded", "failed", "cancelled"})
 LOG_LINES: Final = 6
 PROGRESS_STEP_PERCENT: Final = 10.0
+_RECORD: Final = "[log_data]: "  # a record of the platform in the output; its facts arrive as events
 _SIGNS_OF_LIFE: Final = frozenset({"progress", "metrics", "evaluation"})
 _CURVES: Final = ("loss", "train_loss", "reward")
 """Metrics worth a curve, best first."""
@@ -35,7 +36,7 @@ class WatchedJob:
     curves: dict[str, dict[float, float | None]] = field(default_factory=dict)
     latest: dict[str, float | None] = field(default_factory=dict)
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
-    log: deque[str] = field(default_factory=lambda: deque([""], maxlen=LOG_LINES + 1))
+    log: deque[str] = field(default_factory=lambda: deque([""], maxlen=4 * LOG_LINES))
     ended: bool = False
     _told_percent: float = -PROGRESS_STEP_PERCENT
 
@@ -75,8 +76,8 @@ class WatchedJob:
                 self.status, self.ended = str(event.data["status"]), True
 
     def log_lines(self) -> list[str]:
-        """Return the last lines of the output."""
-        return [line for line in self.log if line.strip()][-LOG_LINES:]
+        """Return the last lines of the output that are meant for people."""
+        return [line for line in self.log if line.strip() and not line.startswith(_RECORD)][-LOG_LINES:]
 
     def _state(self, data: Mapping[str, Any]) -> Iterator[str]:
         if data.get("job") not in (None, self.id):

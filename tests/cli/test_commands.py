@@ -1,6 +1,8 @@
 """`deepe license` and `deepe doctor`, `settings`, `migrate`: commands that need no service."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -148,6 +150,13 @@ class TestService:
         assert len(document["settings"]) == len(Settings.model_fields)
         assert all(row["name"] in shown for row in document["settings"])
         assert "kQ8vTz2mYw4rBn7x" not in shown + json.dumps(document)
+
+    def test_starts_without_the_heavy_libraries(self) -> None:
+        program = "import sys, app.cli.main; print(*sys.modules)"
+
+        loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+
+        assert {"httpx", "fastapi", "sqlalchemy", "pydantic", "redis", "rich.live"}.isdisjoint(loaded.split())
 
     def test_prints_its_version(self, runner: CliRunner) -> None:
         assert runner.invoke(app, ["--version"]).stdout.startswith("deepe ")

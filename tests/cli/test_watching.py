@@ -59,6 +59,11 @@ class TestWatchedJob:
         assert told == []
         assert known.log_lines() == ["one", "two", "three"]
 
+    def test_keeps_records_of_the_platform_out_of_the_output(self) -> None:
+        known, _ = watched(("log", {"text": '[log_data]: {"msg": 200009}\nhello\n'}))
+
+        assert known.log_lines() == ["hello"]
+
     def test_lets_a_progress_bar_replace_its_line(self) -> None:
         known, _ = watched(("log", {"text": "start\n10 %"}), ("log", {"text": "\r20 %"}), ("log", {"text": "\n"}))
 

@@ -1,0 +1,150 @@
+"""The commands against the real service: from a folder and a file to a model that answers."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from app.cli import app
+from app.cli.embedded import EmbeddedOptions, EmbeddedService
+from app.presets.catalogue import ROOM
+from app.settings import load_settings
+
+pytestmark = [pytest.mark.timeout(180), pytest.mark.xdist_group("walk_through")]
+
+Deepe = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a home with a base model's folder, whose node has `base` already: the interpreter that runs the tests."""
+    folder = tmp_path_factory.mktemp("walk") / "home"
+    shutil.copytree(ROOM / "data" / "custom01-base", folder / "models" / "custom01-base")
+    environments = folder / "nodes" / "test" / "envs"
+    environments.mkdir(parents=True)
+    (environments / "base").symlink_to(sys.prefix)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(home: Path) -> Iterator[str]:
+    settings = load_settings(home=home, port=0, node_name="test")
+    service = EmbeddedService(settings, EmbeddedOptions(log_folder=home / "process-logs"), say=print)
+    yield service.start()
+    service.stop()
+
+
+@pytest.fixture
+def deepe(url: str, monkeypatch: pytest.MonkeyPatch) -> Deepe:
+    """Return what runs a command against the service."""
+    monkeypatch.setenv("DEEPE_URL", url)
+    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.delenv("LANG", raising=False)
+    return lambda *words: CliRunner().invoke(app, list(words))
+
+
+def document(result: Result) -> Any:
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_from_folder_and_file_to_a_model_that_answers(deepe: Deepe) -> None:
+    added = deepe("base-models", "add", "custom01-base")
+    uploaded = deepe("datasets", "add", str(ROOM / "data" / "custom01.jsonl"), "--name", "faq", "--json")
+    submitted = deepe(
+        "jobs", "submit", "Custom01", "-b", "custom01-base", "-d", "faq", "-p", "epochs=20", "-p", "learning_rate=0.5",
+        "-p", "batch_size=8", "--through", "complete", "--name", "walk", "--watch",
+    )  # fmt: skip
+    jobs = document(deepe("jobs", "list", "--json"))["items"]
+    models = document(deepe("models", "list", "--json"))["items"]
+    training = next(job for job in jobs if job["stage"] == "training")
+    complete = next(model for model in models if model["state"] == "complete")
+    answer = deepe("models", "chat", complete["name"], "How can I give the bike back?")
+
+    assert added.exit_code == 0, added.output
+    assert document(uploaded)["rows"] == 144
+    assert submitted.exit_code == 0, submitted.output
+    assert "training: succeeded" in submitted.stdout
+    assert "saving: succeeded" in submitted.stdout
+    assert {model["state"] for model in models} == {"customized", "complete"}
+    assert answer.stdout.strip() == "You can return the bicycle at any green station."
+    for words in (
+        ("jobs", "show", training["id"]),
+        ("jobs", "logs", training["id"]),
+        ("models", "show", complete["id"]),
+    ):
+        shown = deepe(*words)
+        assert shown.exit_code == 0, shown.output
+        assert shown.stdout.strip()
+
+    again = document(deepe("jobs", "copy", training["id"], "-p", "epochs=2", "--json"))
+    assert deepe("jobs", "watch", again["id"]).exit_code == 0
+    compared = deepe("jobs", "compare", training["id"], again["id"])
+    assert compared.exit_code == 0, compared.output
+    assert "epochs" in compared.stdout
+    assert "exact_match" in compared.stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("methods", "list"),
+        ("methods", "show", "Custom01"),
+        ("methods", "parameters", "Custom01"),
+        ("base-models", "list"),
+        ("datasets", "list"),
+        ("environments", "list"),
+        ("presets", "list"),
+        ("nodes", "list"),
+        ("models", "list"),
+        ("jobs", "list"),
+        ("license", "show"),
+    ],
+)
+def test_shows_tables_and_json(deepe: Deepe, words: tuple[str, ...]) -> None:
+    table, raw = deepe(*words), deepe(*words, "--json")
+
+    assert table.exit_code == 0, table.output
+    assert table.stdout.strip()
+    assert isinstance(document(raw), dict)
+
+
+def test_validates_a_method_and_says_everything(deepe: Deepe, tmp_path: Path) -> None:
+    file = tmp_path / "method.toml"
+    file.write_text('name = "mine"\ntraining_type = "chat"\ntechnique = "sft"\nlifecycle = ["customized"]\n')
+
+    result = deepe("methods", "validate", str(file))
+
+    assert result.exit_code == 1
+    assert "/stages/training/file" in result.stdout
+    assert "/stages/training/conda_env" in result.stdout
+
+
+def test_needs_a_licence_to_create(deepe: Deepe, tmp_path: Path) -> None:
+    file = tmp_path / "method.json"
+    training = {"file": "custom01.py", "conda_env": "base"}
+    definition = {"name": "mine", "training_type": "chat", "technique": "sft", "lifecycle": ["customized"]}
+    file.write_text(json.dumps({**definition, "stages": {"training": training}}))
+
+    result = deepe("methods", "create", str(file))
+
+    assert result.exit_code == 4
+    assert "licence" in result.stderr
+
+
+def test_replaces_the_file_of_a_stage_that_everyone_may_adapt(deepe: Deepe, tmp_path: Path) -> None:
+    file = tmp_path / "custom02.py"
+    original = (ROOM / "scripts" / "custom02.py").read_text("utf-8")
+    file.write_text(f"{original}\n# adapted\n")
+    stages = document(deepe("methods", "show", "Custom02", "--json"))["stages"]
+    stage = next(name for name, config in stages.items() if config.get("file") == "custom02.py")
+
+    result = deepe("methods", "upload", "Custom02", stage, str(file))
+
+    assert result.exit_code == 0, result.output
+    assert "version 2" in result.stdout
