@@ -3,11 +3,12 @@
     python -m benchmarks.claim_and_list [--sizes 100,10000,100000] [--runs 50] [--backend sqlite|postgres|both]
 
 Every size is a database of its own with that many finished and as many queued jobs. The peer is reading one job by its
-primary key; the ratio is to the same figure with the smallest table. At the end come the plans of the statements.
+primary key; the ratio is to the same figure with the smallest table. Below it stands which indexes the statements use.
 """
 
 import argparse
 import asyncio
+import re
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -27,16 +28,20 @@ from app.store import jobs
 from app.store.job_queries import JobFilter, list_jobs
 from app.store.migrate import upgrade
 from app.store.session import Database
-from app.store.tables import JobRow
+from app.store.tables import AttemptRow, JobRow
 from app.worker import QUESTIONS, STAGES
 from benchmarks.reporting import Samples, ms, print_machine, print_table, ratio
-from tests.job_rows import LEASE, START, add_node, new_job
+from tests.job_rows import LEASE, START, add_method, add_node, new_job
 from tests.servers import postgres_url, private_postgres
 
 PAGE = 50
 BATCH = 5000
 ELSEWHERE = "not-on-this-node"
 METHODS = 20
+
+
+_INDEX = re.compile(r"(?:USING (?:COVERING )?INDEX |Scan (?:Backward )?using |Index Scan on )(\w+)")
+_WHOLE_TABLE = re.compile(r"(?:SCAN|Seq Scan on) (job|attempt|method)\b")
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Table:
     database: Database
     size: int
     node_id: str
+    method_id: str
     finished: Sequence[str]
 
 
@@ -80,15 +86,14 @@ async def read_one(table: Table) -> None:
         await jobs.get(session, table.finished[len(table.finished) // 2])
 
 
-def page(*, deep: bool = False, sort: str = "created_at", **wanted: Any) -> Operation:
+def page(*, deep: bool = False, of_method: bool = False, sort: str = "created_at", **wanted: Any) -> Operation:
     """Return the operation that lists a page as the API does, the first one or one in the middle of the table."""
 
     async def operation(table: Table) -> None:
         after = (START + timedelta(seconds=table.size // 2), "") if deep else None
+        jobs_wanted = JobFilter(kinds=LISTED, method_id=table.method_id if of_method else None, **wanted)
         async with table.database.reading() as session:
-            found = await list_jobs(
-                session, JobFilter(**{"kinds": LISTED, **wanted}), sort=sort, descending=True, after=after, limit=PAGE
-            )
+            found = await list_jobs(session, jobs_wanted, sort=sort, descending=True, after=after, limit=PAGE)
             await views_of(session, found.rows)
 
     return operation
@@ -112,18 +117,33 @@ async def look_for_environments(table: Table) -> None:
         await jobs.environments_waited_for(session)
 
 
+async def look_for_attempts(table: Table) -> None:
+    """Read what this node holds, as each round of a worker does."""
+    async with table.database.reading() as session:
+        await jobs.live_attempts(session, table.node_id)
+
+
+async def renew_leases(table: Table) -> None:
+    """Extend what this node holds, as each beat of a worker does."""
+    async with table.database.writing() as session:
+        await jobs.renew_leases(session, table.node_id, now=START, lease=LEASE)
+
+
 OPERATIONS: dict[str, Operation] = {
     "read one by key (peer)": read_one,
     "list, first page": page(),
     "list, page in the middle": page(deep=True),
     "list, failed ones (1 in 100)": page(statuses=[JobStatus.FAILED]),
-    "list, of one method": page(method_id="method-3"),
+    "list, unfinished ones": page(statuses=[JobStatus.LAUNCHING, JobStatus.RUNNING, JobStatus.STOPPING]),
+    "list, of one method": page(of_method=True),
     "list, by name": page(sort="name"),
     "list, text in the name": page(text="job 77"),
+    "environments waited for": look_for_environments,
+    "attempts of this node": look_for_attempts,
+    "renew the leases of this node": renew_leases,
     "claim": claim(STAGES, ["trl"]),
     "claim, no such environment here": claim(STAGES, [ELSEWHERE]),
     "claim, no question waits": claim(QUESTIONS, ["trl"]),
-    "environments waited for": look_for_environments,
 }
 
 
@@ -143,10 +163,11 @@ async def _measure(name: str, databases: Callable[[int], Any], sizes: Sequence[i
             if size == sizes[-1]:
                 plans = {title: await _plans(table, operation) for title, operation in OPERATIONS.items()}
     _print(name, sizes, found)
-    print(f"\n{name}: plans with {sizes[-1]} jobs")
-    for title, lines in plans.items():
-        print(f"  {title}")
-        print("\n".join(f"      {line}" for line in lines))
+    print_table(
+        f"{name}: how rows are found with {sizes[-1]:,} + {sizes[-1]:,} jobs",
+        ["", ""],
+        [[title, ", ".join(ways)] for title, ways in plans.items()],
+    )
 
 
 def _print(name: str, sizes: Sequence[int], found: dict[str, list[Samples]]) -> None:
@@ -193,59 +214,61 @@ async def _migrated(url: str) -> AsyncIterator[Database]:
 
 async def _fill(database: Database, size: int) -> Table:
     node_id = await add_node(database)
-    async with database.writing() as session:
-        for number in range(METHODS):
-            await session.exec(
-                sa.text(  # type: ignore[call-overload]
-                    "INSERT INTO method (id, name, name_key, description, training_type, technique, lifecycle, version,"
-                    " read_only, created_at, updated_at) VALUES (:id, :id, :id, '', 'chat', 'sft', 'customized', 1,"
-                    " :no, :now, :now)"
-                ).bindparams(
-                    sa.bindparam("now", START, JobRow.__table__.c.created_at.type),  # type: ignore[attr-defined]
-                    id=f"method-{number}",
-                    no=False,
-                )
-            )
-    finished = [_finished(number) for number in range(size)]
-    queued = [_queued(number, size) for number in range(size)]
-    for rows in _batches([*finished, *queued]):
-        async with database.writing() as session:
-            connection = await session.connection()
-            await connection.execute(sa.insert(JobRow), rows)
+    methods = [await add_method(database, f"method {number}") for number in range(METHODS)]
+    finished = [_finished(number, methods) for number in range(size)]
+    queued = [_job(size + number, methods, status=JobStatus.QUEUED) for number in range(size)]
+    attempts = [_attempt(job, node_id) for job in finished]
+    for table, rows in ((JobRow, finished), (JobRow, queued), (AttemptRow, attempts)):
+        for batch in _batches(rows):
+            async with database.writing() as session:
+                connection = await session.connection()
+                await connection.execute(sa.insert(table), batch)
     if not database.url.startswith("sqlite"):
         # what autovacuum does within a minute
         async with database.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
             await connection.execute(sa.text("VACUUM ANALYZE job"))
-    return Table(database=database, size=size, node_id=node_id, finished=[row["id"] for row in finished])
+    return Table(
+        database=database,
+        size=size,
+        node_id=node_id,
+        method_id=methods[3],
+        finished=[row["id"] for row in finished],
+    )
 
 
-def _finished(number: int) -> dict[str, Any]:
+def _finished(number: int, methods: Sequence[str]) -> dict[str, Any]:
     failed = number % 100 == 0
-    return _row(
+    return _job(
         number,
+        methods,
         status=JobStatus.FAILED if failed else JobStatus.SUCCEEDED,
         reason=EndReason.EXIT_CODE if failed else EndReason.COMPLETED,
+        attempts=1,
         finished_at=START + timedelta(seconds=number + 60),
     )
 
 
-def _queued(number: int, size: int) -> dict[str, Any]:
-    return _row(size + number, status=JobStatus.QUEUED)
-
-
-def _row(number: int, **changes: Any) -> dict[str, Any]:
+def _job(number: int, methods: Sequence[str], **changes: Any) -> dict[str, Any]:
     moment = START + timedelta(seconds=number)
-    job = new_job(
+    method = {"method_id": methods[number % METHODS], "method_name": f"method {number % METHODS}", "method_version": 1}
+    row = new_job(id=str(uuid4()), name=f"job {number}", created_at=moment, updated_at=moment, **method, **changes)
+    return {column: getattr(row, column) for column in JobRow.model_fields}
+
+
+def _attempt(job: dict[str, Any], node_id: str) -> dict[str, Any]:
+    row = AttemptRow(
         id=str(uuid4()),
-        name=f"job {number}",
-        method_id=f"method-{number % METHODS}",
-        method_name=f"method {number % METHODS}",
-        method_version=1,
-        created_at=moment,
-        updated_at=moment,
-        **changes,
+        job_id=job["id"],
+        number=1,
+        node_id=node_id,
+        token=str(uuid4()),
+        live=False,
+        lease_expires_at=job["created_at"],
+        reason=job["reason"],
+        created_at=job["created_at"],
+        finished_at=job["finished_at"],
     )
-    return {column: getattr(job, column) for column in JobRow.model_fields}
+    return {column: getattr(row, column) for column in AttemptRow.model_fields}
 
 
 def _batches(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -257,27 +280,29 @@ def _batches(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 
 async def _plans(table: Table, operation: Operation) -> list[str]:
-    """Return the plans of the statements on `job` that the operation runs."""
+    """Return how the statements of the operation reach their rows: the indexes, and tables that are read whole."""
     with _statements(table.database) as statements:
         await operation(table)
-    sqlite = table.database.url.startswith("sqlite")
-    explain = "EXPLAIN QUERY PLAN " if sqlite else "EXPLAIN "
-    lines: list[str] = []
+    explain = "EXPLAIN QUERY PLAN " if table.database.url.startswith("sqlite") else "EXPLAIN "
+    ways: dict[str, None] = {}
     async with table.database.engine.connect() as connection:
         for statement, parameters in statements:
-            rows = (await connection.exec_driver_sql(explain + statement, parameters)).all()
-            lines += [str(row[3] if sqlite else row[0]) for row in rows]
+            for row in (await connection.exec_driver_sql(explain + statement, parameters)).all():
+                if found := _INDEX.search(str(row[-1])):
+                    ways[found[1]] = None
+                elif found := _WHOLE_TABLE.search(str(row[-1])):
+                    ways[f"ALL OF {found[1]}"] = None
         await connection.rollback()
-    return lines
+    return list(ways)
 
 
 @contextmanager
 def _statements(database: Database) -> Iterator[list[tuple[str, Any]]]:
-    """Yield the list that the statements on jobs which are executed meanwhile come into."""
+    """Yield the list that the statements which are executed meanwhile come into."""
     found: list[tuple[str, Any]] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, many: bool) -> None:
-        if statement.startswith("SELECT") and "FROM job" in statement and not many:
+        if statement.startswith(("SELECT", "WITH", "UPDATE attempt")) and not many:
             found.append((statement, parameters))
 
     engine = database.engine.sync_engine
