@@ -70,7 +70,7 @@ class TestCustom01:
         (score,) = customized.details["evaluations"]
         assert score["before"] < score["after"]
 
-    async def test_statuses_follow_one_another(self, site: Site) -> None:
+    async def test_runs_in_order_and_leaves_manifest_card_and_curve(self, site: Site) -> None:
         ids = await submit_custom01(site)
 
         site.start_worker()
@@ -82,13 +82,6 @@ class TestCustom01:
             assert row.finished_at is not None
             assert following.started_at is not None
             assert row.finished_at <= following.started_at
-
-    async def test_leaves_manifest_card_and_curve_but_no_control_folder(self, site: Site) -> None:
-        ids = await submit_custom01(site)
-
-        site.start_worker()
-        await site.wait_for_end(*ids)
-
         models = await site.models()
         for job_id in ids[:2]:
             path = models[job_id].path

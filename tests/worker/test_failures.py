@@ -2,9 +2,8 @@
 
 from typing import Any
 
-import pytest
-
 from app.domain.enums import EndReason, JobKind, JobStatus
+from app.executor.snapshot import Named
 from app.registry.version_store import VersionStore
 from tests.worker.harness import SAVE, TRAIN, Site
 
@@ -77,73 +76,46 @@ class TestScripts:
 
 
 class TestLaunch:
-    async def test_environment_that_nobody_can_build(self, site: Site) -> None:
-        job_id = await site.submit(environment="unheard-of")
+    async def test_what_cannot_be_launched_has_its_reason(self, site: Site) -> None:
+        missing = Named(id="x", name="gone", path="models/gone")
+        lost = await site.job(TRAIN, file="lost.py")
+        (site.home.scripts / "lost.py").unlink()
+        newer = await site.job()
+        newer.launch = {"from": "a newer version of the service"}
+        blocked = await site.job()
+        (site.home.runs / blocked.id).write_text("a file where a folder should be")
+        cases = {
+            EndReason.ENV_MISSING: [await site.job(environment="unheard-of")],
+            EndReason.INPUT_MISSING: [
+                await site.job(snapshot={"base_model": missing}),
+                await site.job(snapshot={"dataset": missing}),
+                await site.job(SAVE, JobKind.SAVING, model_id="no-such-model"),
+            ],
+            EndReason.SCRIPT_MISSING: [lost],
+            EndReason.SPAWN_FAILED: [newer, blocked],
+        }
+        reasons = {job.id: reason for reason, jobs in cases.items() for job in jobs}
+        await site.insert(*(job for jobs in cases.values() for job in jobs))
+        sound = await site.submit()
 
-        site.start_worker()
-        row = await site.wait(job_id)
+        worker = site.start_worker()
+        rows = {job_id: await site.wait(job_id) for job_id in reasons}
 
-        assert (row.status, row.reason) == (JobStatus.FAILED, EndReason.ENV_MISSING)
-        assert row.reason_params["environment"] == "unheard-of"
+        assert {job_id: (row.status, row.reason) for job_id, row in rows.items()} == {
+            job_id: (JobStatus.FAILED, reason) for job_id, reason in reasons.items()
+        }
+        assert rows[blocked.id].reason_params["detail"].endswith(f"/{blocked.id}/1/output'")
+        assert (await site.wait(sound)).status is JobStatus.SUCCEEDED
+        assert "Traceback" not in worker.log
 
-    @pytest.mark.parametrize("missing", ["base_model", "dataset"])
-    async def test_input_that_is_gone(self, site: Site, missing: str) -> None:
-        job_id = await site.submit()
-        (site.home.models / "base").rmdir() if missing == "base_model" else (site.home.datasets / "rows.jsonl").unlink()
-
-        site.start_worker()
-        row = await site.wait(job_id)
-
-        assert (row.status, row.reason) == (JobStatus.FAILED, EndReason.INPUT_MISSING)
-
-    async def test_stored_bytes_run_if_the_file_is_gone(self, site: Site) -> None:
+    async def test_pinned_bytes_run_whatever_became_of_the_file(self, site: Site) -> None:
+        """Beside their neighbour `play`, which they import."""
         VersionStore(site.home.versions).put(TRAIN.encode())
-        job_id = await site.submit(TRAIN, file="gone.py")
+        ids = [await site.submit(TRAIN, file=file) for file in ("gone.py", "edited.py")]
         (site.home.scripts / "gone.py").unlink()
-
-        site.start_worker()
-        row = await site.wait(job_id)
-
-        assert row.status is JobStatus.SUCCEEDED, site.story(row)  # with its neighbour `play` on the path
-
-    async def test_pinned_bytes_run_if_the_file_was_edited(self, site: Site) -> None:
-        VersionStore(site.home.versions).put(TRAIN.encode())
-        job_id = await site.submit(TRAIN, file="edited.py")
         (site.home.scripts / "edited.py").write_text("raise SystemExit('the edited one')\n")
 
         site.start_worker()
-        row = await site.wait(job_id)
+        rows = await site.wait_for_end(*ids)
 
-        assert row.status is JobStatus.SUCCEEDED, site.story(row)
-
-    async def test_bytes_that_are_nowhere(self, site: Site) -> None:
-        job_id = await site.submit(TRAIN, file="lost.py")
-        (site.home.scripts / "lost.py").unlink()
-
-        site.start_worker()
-        row = await site.wait(job_id)
-
-        assert (row.status, row.reason) == (JobStatus.FAILED, EndReason.SCRIPT_MISSING)
-
-    async def test_job_that_cannot_be_read_fails_and_the_next_one_runs(self, site: Site) -> None:
-        """Such as one that a newer version of the service wrote."""
-        broken = await site.job()
-        broken.launch = {"from": "the future"}
-        (first,) = await site.insert(broken)
-        second = await site.submit()
-
-        site.start_worker()
-        rows = await site.wait_for_end(first, second)
-
-        assert (rows[0].status, rows[0].reason) == (JobStatus.FAILED, EndReason.SPAWN_FAILED)
-        assert rows[1].status is JobStatus.SUCCEEDED
-
-    async def test_run_folder_that_cannot_be_written(self, site: Site) -> None:
-        job_id = await site.submit()
-        (site.home.runs / job_id).write_text("a file where a folder should be")
-
-        site.start_worker()
-        row = await site.wait(job_id)
-
-        assert (row.status, row.reason) == (JobStatus.FAILED, EndReason.SPAWN_FAILED)
-        assert job_id in row.reason_params["detail"]
+        assert [row.status for row in rows] == [JobStatus.SUCCEEDED] * 2, site.story(rows[1])

@@ -57,23 +57,6 @@ class TestSeveralNodes:
         assert second.log.splitlines() == ["Another worker is running as node 'one'; set DEEPE_NODE_NAME to add one."]
         assert first.process.poll() is None
 
-    async def test_idle_node_says_that_it_lives(self, site: Site) -> None:
-        """However rarely it looks for jobs."""
-        site.redis_url = "redis://127.0.0.1:1"
-        site.start_worker(DEEPE_POLL_SECONDS="300")
-
-        async def node() -> NodeRow | None:
-            async with site.database.reading() as session:
-                return (await session.exec(select(NodeRow))).first()
-
-        first = await until(node, "the node", report=site.report)
-
-        async def later() -> bool:
-            row = await node()
-            return row is not None and (row.heartbeat_at - first.heartbeat_at).total_seconds() > 4
-
-        await until(later, "a heartbeat", 15, site.report)
-
 
 class TestLanes:
     async def test_question_is_answered_while_a_training_has_the_only_slot(self, site: Site) -> None:

@@ -1,0 +1,86 @@
+"""Arguments that only some methods need, and what the disk says. Every stage's usual ones: `tests/worker`."""
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.domain.enums import EndReason, JobKind
+from app.executor.launch import Inputs, LaunchError, disk_trouble, stage_arguments
+from app.executor.snapshot import Named, PinnedScript, Snapshot
+from tests import job_rows
+
+ROOT = Path("/home/scripts")
+BASE = Named(id="b", name="base", path="models/base")
+SCRIPT = PinnedScript(file="run.py", sha256="0" * 64, size=1)
+
+
+def arguments(kind: JobKind, *, model: Path | None = None, parameters: Any = None, **snapshot: Any) -> list[str]:
+    """Return the arguments of one stage."""
+    inputs = Inputs(
+        base_model=Path("/home/models/base"),
+        dataset=Path("/home/datasets/rows.jsonl"),
+        model=model,
+        model_name="m" if model else "",
+        output=Path("/home/runs/j/1/output"),
+    )
+    job = job_rows.new_job(id="j", kind=kind, parameters=parameters or {}, environment="trl")
+    return stage_arguments(job, Snapshot(base_model=BASE, script=SCRIPT, **snapshot), inputs, script_root=ROOT)
+
+
+class TestTraining:
+    def test_given_parameters_come_first_then_what_is_in_effect(self) -> None:
+        told = arguments(JobKind.TRAINING, parameters={"b": 1}, effective={"a": 2, "b": 9})
+
+        assert told[6:8] == ["--b=1", "--a=2"]
+
+    def test_declared_only_leaves_out_what_the_script_does_not_know(self) -> None:
+        told = arguments(JobKind.TRAINING, parameters={"rate": 1}, declared=("rate", "output_dir"), declared_only=True)
+
+        assert told == ["--output_dir=../runs/j/1/output", "--rate=1"]
+
+    @pytest.mark.parametrize(
+        ("false_as", "text"), [("False", "--quick=False"), ("false", "--quick=false"), ("", "--quick=")]
+    )
+    def test_false_is_written_as_the_method_wants_it(self, false_as: str, text: str) -> None:
+        assert text in arguments(JobKind.TRAINING, parameters={"quick": False}, false_as=false_as)
+
+    def test_paths_are_relative_to_the_script_root(self) -> None:
+        told = arguments(JobKind.TRAINING)
+
+        assert "--model_path=../models/base" in told
+        assert "--dataset_path=../datasets/rows.jsonl" in told
+
+
+class TestSaving:
+    def test_producing_script_gets_the_training_arguments_as_well(self) -> None:
+        told = arguments(JobKind.SAVING, parameters={"epochs": 3})
+
+        named = dict(zip(told[::2], told[1::2], strict=True))
+        assert (named["--save_path"], named["--adapter_path"]) == ("../runs/j/1/output", "")
+        assert (named["--epochs"], named["--dataset_path"]) == ("3", "../datasets/rows.jsonl")
+
+    def test_saving_of_a_customized_model_does_not(self) -> None:
+        told = arguments(JobKind.SAVING, model=Path("/home/runs/t/1/output"))
+
+        assert "--dataset_path" not in told
+        assert told[told.index("--adapter_path") + 1] == "../runs/t/1/output"
+
+
+class TestDiskTrouble:
+    @pytest.mark.parametrize(
+        ("number", "reason"),
+        [
+            (errno.ENOSPC, EndReason.DISK_FULL),
+            (errno.EDQUOT, EndReason.DISK_FULL),
+            (errno.EACCES, EndReason.SPAWN_FAILED),
+            (errno.EROFS, EndReason.SPAWN_FAILED),
+        ],
+    )
+    def test_ends_the_job_with_a_reason(self, number: int, reason: EndReason) -> None:
+        with pytest.raises(LaunchError) as caught, disk_trouble():
+            raise OSError(number, "trouble", "/home/runs/j")
+
+        assert caught.value.reason is reason
+        assert "/home/runs/j" in caught.value.params["detail"]

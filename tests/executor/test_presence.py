@@ -1,0 +1,197 @@
+"""Which builds a node orders, and for whom it gives up."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from sqlmodel import col, select
+
+from app.domain.enums import EndReason, JobKind, JobStatus, Platform
+from app.executor.conda import CondaSearch
+from app.executor.presence import NodeEnvironments, NodeFacts, build_job
+from app.executor.snapshot import Snapshot
+from app.registry.environment_spec import parse_spec, spec_hash
+from app.store import jobs as store
+from app.store import nodes
+from app.store.home import NodeHome
+from app.store.session import Database
+from app.store.tables import EnvironmentRow, JobRow, NodeRow
+from tests import job_rows
+
+SPEC = "dependencies: [python]\n"
+
+
+class Node:
+    """A node without any environment, and the database it looks into."""
+
+    def __init__(self, root: Path, database: Database) -> None:
+        self.database = database
+        self.home = NodeHome(root / "node")
+        self.home.create()
+        self.environments = NodeEnvironments(
+            database=database,
+            facts=NodeFacts(name="here", platform=Platform.CPU, accelerators=(), slots=1, boot_id="boot"),
+            node_home=self.home,
+            search=CondaSearch(environ={"PATH": ""}, home=root, root=root / "no-conda"),
+            builder="venv",
+        )
+        self.id = ""
+
+    async def know(self, name: str, spec: str | None) -> None:
+        """Register an environment."""
+        now = datetime.now(UTC)
+        row = EnvironmentRow(
+            id=str(uuid4()),
+            name=name,
+            name_key=name,
+            spec=spec,
+            spec_hash=spec_hash(parse_spec(spec)) if spec else None,
+            created_at=now,
+            updated_at=now,
+        )
+        async with self.database.writing() as session:
+            session.add(row)
+
+    async def other(self, *environments: str, silent: timedelta = timedelta()) -> None:
+        """Make another node known that has these environments."""
+        other = await job_rows.add_node(self.database, "other", environments=environments)
+        async with self.database.writing() as session:
+            await nodes.heartbeat(session, other, now=datetime.now(UTC) - silent)
+
+    async def builds(self) -> list[JobRow]:
+        async with self.database.reading() as session:
+            statement = select(JobRow).where(JobRow.kind == JobKind.ENVIRONMENT).order_by(col(JobRow.created_at))
+            return list((await session.exec(statement)).all())
+
+    async def fail_build(self) -> None:
+        """End the build that is queued."""
+        claim = await job_rows.claim(self.database, self.id, kinds=[JobKind.ENVIRONMENT])
+        assert claim is not None
+        async with self.database.writing() as session:
+            assert await store.finish(session, claim, job_rows.FAILURE, now=datetime.now(UTC))
+
+    async def job(self, job_id: str) -> JobRow:
+        async with self.database.reading() as session:
+            return await store.get(session, job_id)
+
+
+@pytest.fixture
+async def node(tmp_path: Path, database: Database) -> Node:
+    node = Node(tmp_path, database)
+    node.id = await node.environments.register()
+    return node
+
+
+class TestOrders:
+    async def test_one_build_however_many_wait_and_look(self, node: Node) -> None:
+        await node.know("tiny", SPEC)
+        for _ in range(3):
+            await job_rows.add_job(node.database, environment="tiny")
+
+        for _ in range(2):
+            await node.environments.request_builds()
+
+        (build,) = await node.builds()
+        order = Snapshot.of(build).build
+        assert order is not None
+        assert (build.environment, build.node_id, build.status) == ("tiny", node.id, JobStatus.QUEUED)
+        assert (order.name, order.spec) == ("tiny", SPEC)
+
+    async def test_second_order_at_the_same_moment_is_dropped(self, node: Node) -> None:
+        async with node.database.writing() as session:
+            first = await build_job(session, "tiny", SPEC, node_id=node.id)
+        async with node.database.writing() as session:
+            second = await build_job(session, "tiny", SPEC, node_id=node.id)
+
+        assert (first is not None, second) == (True, None)
+
+    async def test_base_needs_no_specification(self, node: Node) -> None:
+        await job_rows.add_job(node.database, environment="base")
+
+        await node.environments.request_builds()
+
+        assert [build.environment for build in await node.builds()] == ["base"]
+
+    async def test_nothing_for_jobs_that_wait_for_another_job(self, node: Node) -> None:
+        await node.know("later", SPEC)
+        first = await job_rows.add_job(node.database, environment="base")
+        await job_rows.add_job(node.database, environment="later", blocked_by=first)
+
+        await node.environments.request_builds()
+
+        assert [build.environment for build in await node.builds()] == ["base"]
+
+    async def test_again_after_a_failure_for_a_job_that_came_later(self, node: Node) -> None:
+        await node.know("tiny", SPEC)
+        await job_rows.add_job(node.database, environment="tiny")
+        await node.environments.request_builds()
+        await node.fail_build()
+
+        await node.environments.request_builds()
+
+        assert [build.status for build in await node.builds()] == [JobStatus.FAILED, JobStatus.QUEUED]
+
+    @pytest.mark.parametrize(("silent", "builds"), [(0, 1), (3600, 2)])
+    async def test_not_again_while_a_living_node_has_it(self, node: Node, silent: int, builds: int) -> None:
+        await node.know("tiny", SPEC)
+        await node.other("tiny", silent=timedelta(seconds=silent))
+        await job_rows.add_job(node.database, environment="tiny")
+        await node.environments.request_builds()
+        await node.fail_build()
+
+        await node.environments.request_builds()
+
+        assert len(await node.builds()) == builds
+
+    async def test_again_if_the_specification_was_mended(self, node: Node) -> None:
+        await node.know("tiny", SPEC)
+        await node.other("tiny")
+        await job_rows.add_job(node.database, environment="tiny")
+        await node.environments.request_builds()
+        await node.fail_build()
+        async with node.database.writing() as session:
+            row = (await session.exec(select(EnvironmentRow))).one()
+            row.spec = "dependencies: [python, pip]\n"
+            session.add(row)
+
+        await node.environments.request_builds()
+
+        assert len(await node.builds()) == 2
+
+
+class TestGivesUp:
+    async def test_job_whose_environment_nobody_knows_fails(self, node: Node) -> None:
+        job_id = await job_rows.add_job(node.database, environment="unheard-of")
+
+        await node.environments.request_builds()
+
+        row = await node.job(job_id)
+        assert (row.status, row.reason) == (JobStatus.FAILED, EndReason.ENV_MISSING)
+        assert await node.builds() == []
+
+    async def test_job_waits_for_the_node_that_has_it(self, node: Node) -> None:
+        await node.other("theirs")
+        job_id = await job_rows.add_job(node.database, environment="theirs")
+
+        await node.environments.request_builds()
+
+        assert (await node.job(job_id)).status is JobStatus.QUEUED
+
+
+class TestNode:
+    async def test_keeps_its_id_and_tells_what_is_placed(self, node: Node) -> None:
+        prefix = node.home.environments / "placed"
+        (prefix / "bin").mkdir(parents=True)
+        (prefix / "bin" / "python").touch()
+        (prefix / "pyvenv.cfg").touch()
+
+        again = await node.environments.register()
+        await node.environments.beat()
+
+        assert again == node.id
+        async with node.database.reading() as session:
+            row = (await session.exec(select(NodeRow))).one()
+        assert row.environments == ["placed"]
+        assert await node.environments.prefix("placed") == prefix
+        assert await node.environments.prefix("unheard-of") is None

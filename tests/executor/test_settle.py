@@ -1,0 +1,238 @@
+"""What an end becomes: names of models, verdicts on builds, and what a crash right behind the transaction left."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.domain.enums import EndReason, JobKind, JobStatus, ModelState, TrainingType
+from app.executor.model_card import FILE_NAME
+from app.executor.run_folder import RunFolder
+from app.executor.settle import MAX_ATTEMPTS, StageSettler, judge_build, model_name
+from app.executor.snapshot import Deployment, Named, Snapshot
+from app.executor.supervision import ExitRecord, ExitWhy
+from app.store import jobs as store
+from app.store.home import Home
+from app.store.jobs import Claim
+from app.store.models import find_model
+from app.store.session import Database
+from app.store.tables import ModelRow
+from tests import job_rows
+
+NOW = datetime(2026, 3, 4, 5, 6, tzinfo=UTC)
+BASE = Named(id="b", name="tiny-base", path="models/tiny-base")
+
+
+def exit_record(**changes: Any) -> ExitRecord:
+    values: dict[str, Any] = {
+        "attempt_id": "a",
+        "why": ExitWhy.EXITED,
+        "code": 0,
+        "signal": None,
+        "error": None,
+        "stop_reason": None,
+        "oom_kills": 0,
+        "leftovers": 0,
+        "unkillable": 0,
+        "max_rss_bytes": 1,
+        "user_seconds": 0.1,
+        "system_seconds": 0.1,
+        "started_at": 1.0,
+        "finished_at": 2.0,
+    }
+    return ExitRecord(**{**values, **changes})
+
+
+class Status:
+    """Remembers what was written."""
+
+    def __init__(self) -> None:
+        self.ends: list[tuple[str, bool]] = []
+
+    async def launching(self, job_id: str) -> None: ...
+
+    async def running(self, job_id: str, pid: int) -> None: ...
+
+    async def read(self, job_id: str) -> int | None:
+        return None
+
+    async def ended(self, job_id: str, *, succeeded: bool) -> None:
+        self.ends.append((job_id, succeeded))
+
+    async def close(self) -> None: ...
+
+
+class Desk:
+    """A settler with its surroundings."""
+
+    def __init__(self, root: Path, database: Database) -> None:
+        self.home = Home(root)
+        self.home.create()
+        self.database = database
+        self.status = Status()
+        self.settler = StageSettler(database=database, home=self.home, status=self.status)
+        self.node_id = ""
+
+    async def claim(self, kind: JobKind = JobKind.TRAINING) -> Claim:
+        method = await job_rows.add_method(self.database)
+        launch = Snapshot(technique="sft", base_model=BASE).document()
+        await job_rows.add_job(self.database, kind=kind, method_id=method, method_version=1, launch=launch)
+        claim = await job_rows.claim(self.database, self.node_id)
+        assert claim is not None
+        return claim
+
+    def adapter(self, claim: Claim) -> Path:
+        """Make what a training leaves."""
+        run = RunFolder(self.home.run_folder(claim.job.id, claim.attempt.number))
+        run.output.mkdir(parents=True)
+        run.output_log.touch()
+        (run.output / "adapter_config.json").write_text("{}")
+        header = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+        weights = len(header).to_bytes(8, "little") + header + bytes(4)
+        (run.output / "adapter_model.safetensors").write_bytes(weights)
+        return run.output
+
+    async def row(self, claim: Claim) -> Any:
+        async with self.database.reading() as session:
+            return await store.get(session, claim.job.id)
+
+
+@pytest.fixture
+async def desk(tmp_path: Path, database: Database) -> Desk:
+    desk = Desk(tmp_path / "home", database)
+    desk.node_id = await job_rows.add_node(database)
+    return desk
+
+
+class TestSettle:
+    async def test_twice_changes_nothing_the_second_time(self, desk: Desk) -> None:
+        claim = await desk.claim()
+        desk.adapter(claim)
+
+        await desk.settler.settle(claim, exit_record())
+        first = await desk.row(claim)
+        await desk.settler.settle(claim, exit_record(code=3))
+
+        again = await desk.row(claim)
+        assert (first.status, first.reason) == (JobStatus.SUCCEEDED, EndReason.COMPLETED)
+        assert (again.status, again.result_model_id, again.updated_at) == (
+            first.status,
+            first.result_model_id,
+            first.updated_at,
+        )
+        assert desk.status.ends == [(claim.job.id, True)]
+
+    async def test_attempt_that_is_no_longer_ours_makes_no_model(self, desk: Desk) -> None:
+        claim = await desk.claim()
+        desk.adapter(claim)
+        async with desk.database.writing() as session:
+            await store.requeue(session, claim, reason=EndReason.SUPERVISOR_LOST, now=NOW)
+
+        await desk.settler.settle(claim, exit_record())
+
+        row = await desk.row(claim)
+        assert (row.status, row.result_model_id) == (JobStatus.QUEUED, None)
+        assert desk.status.ends == []
+
+    async def test_script_that_never_ran_is_tried_again_but_not_for_ever(self, desk: Desk) -> None:
+        never = exit_record(why=ExitWhy.NEVER_STARTED, code=None, started_at=None)
+        claim = await desk.claim()
+        for _ in range(MAX_ATTEMPTS - 1):
+            await desk.settler.settle(claim, never)
+            assert (await desk.row(claim)).status is JobStatus.QUEUED
+            again = await job_rows.claim(desk.database, desk.node_id)
+            assert again is not None
+            claim = again
+
+        await desk.settler.settle(claim, never)
+
+        row = await desk.row(claim)
+        assert (row.status, row.reason, row.attempts) == (JobStatus.FAILED, EndReason.SPAWN_FAILED, MAX_ATTEMPTS)
+
+    async def test_lost_exit_is_never_success(self, desk: Desk) -> None:
+        claim = await desk.claim()
+        desk.adapter(claim)
+
+        await desk.settler.settle(claim, exit_record(why=ExitWhy.LOST, code=None))
+
+        row = await desk.row(claim)
+        assert (row.status, row.reason, row.result_model_id) == (JobStatus.FAILED, EndReason.SUPERVISOR_LOST, None)
+
+
+class TestFollowUp:
+    async def test_writes_the_card_and_the_status_again(self, desk: Desk) -> None:
+        claim = await desk.claim()
+        output = desk.adapter(claim)
+        await desk.settler.settle(claim, exit_record())
+        card = (output / FILE_NAME).read_text()
+        (output / FILE_NAME).unlink()
+
+        await desk.settler.follow_up(claim.attempt.id)
+
+        assert (output / FILE_NAME).read_text() == card
+        assert desk.status.ends == [(claim.job.id, True)] * 2
+
+    async def test_leaves_live_and_unknown_attempts_alone(self, desk: Desk) -> None:
+        claim = await desk.claim()
+
+        await desk.settler.follow_up(claim.attempt.id)
+        await desk.settler.follow_up("nobody")
+
+        assert desk.status.ends == []
+
+    async def test_card_of_files_that_are_gone_is_not_written(self, desk: Desk) -> None:
+        claim = await desk.claim()
+        output = desk.adapter(claim)
+        await desk.settler.settle(claim, exit_record())
+        for file in output.iterdir():
+            file.unlink()
+        output.rmdir()
+
+        await desk.settler.follow_up(claim.attempt.id)
+
+        assert not output.exists()
+        async with desk.database.reading() as session:
+            assert await find_model(session, (await desk.row(claim)).result_model_id) is not None
+
+
+class TestBuilds:
+    def test_exit_with_zero_is_ready(self) -> None:
+        assert judge_build(exit_record(), []).succeeded
+
+    @pytest.mark.parametrize(
+        ("changes", "tail", "reason"),
+        [
+            ({"code": 1}, ["ERROR: No matching distribution found for x"], EndReason.ENV_BUILD_FAILED),
+            ({"code": 1}, ["OSError: [Errno 28] No space left on device"], EndReason.DISK_FULL),
+            ({"why": ExitWhy.STOPPED, "stop_reason": "cancelled"}, [], EndReason.CANCELLED),
+            ({"why": ExitWhy.LOST, "code": None}, [], EndReason.SUPERVISOR_LOST),
+        ],
+    )
+    def test_everything_else_has_its_reason(self, changes: dict[str, Any], tail: list[str], reason: EndReason) -> None:
+        verdict = judge_build(exit_record(**changes), tail)
+
+        assert (verdict.succeeded, verdict.reason) == (False, reason)
+
+
+class TestNames:
+    JOB = "12345678-0000-4000-8000-000000000000"
+
+    def parent(self, name: str) -> ModelRow:
+        values: dict[str, Any] = {"name": name, "state": ModelState.CUSTOMIZED, "training_type": TrainingType.CHAT}
+        return ModelRow(**values)
+
+    @pytest.mark.parametrize(
+        ("kind", "parent", "name"),
+        [
+            (JobKind.TRAINING, None, "tiny-base_first_20260304_1234"),
+            (JobKind.SAVING, "tiny-base_first_20260304_aaaa", "tiny-base_first_20260304_aaaa_s_1234"),
+            (JobKind.SAVING, None, "tiny-base_first_20260304_1234"),
+            (JobKind.DEPLOYMENT, "tiny-base_first_20260304_aaaa", "tiny-base_first_20260304_aaaa_d_1234_q8_0"),
+        ],
+    )
+    def test_are_those_of_the_contract(self, kind: JobKind, parent: str | None, name: str) -> None:
+        job = job_rows.new_job(id=self.JOB, kind=kind, name="first")
+        snapshot = Snapshot(base_model=BASE, deployment=Deployment(target="custom", quantize="q8_0"))
+
+        assert model_name(job, snapshot, self.parent(parent) if parent else None, now=NOW) == name
