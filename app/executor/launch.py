@@ -44,7 +44,8 @@ from app.store.models import find_model
 from app.store.session import Database
 from app.store.tables import JobRow, ModelRow
 
-DTYPE = "bfloat16"
+DEFAULT_DTYPE = "bfloat16"
+DTYPES = frozenset({"float16", "float32", "bfloat16"})
 _PAIRED = frozenset({JobKind.SAVING, JobKind.DEPLOYMENT})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -261,7 +262,7 @@ def _arguments(job: JobRow, snapshot: Snapshot, inputs: _Relative) -> dict[str, 
                 save_path=inputs.output,
                 base_path=inputs.base_model,
                 adapter_path=inputs.model,
-                dtype_str=DTYPE,
+                dtype_str=_saving_dtype(snapshot),
                 model_usage_type=snapshot.training_type,
                 # the producing script of a path without `customized`
                 training=_training(job, snapshot, inputs) if from_base or snapshot.effective else None,
@@ -272,6 +273,12 @@ def _arguments(job: JobRow, snapshot: Snapshot, inputs: _Relative) -> dict[str, 
             return _inference(job, snapshot, inputs)
         case JobKind.ENVIRONMENT:
             raise AssertionError("building an environment is no stage")
+
+
+def _saving_dtype(snapshot: Snapshot) -> str:
+    """Saving keeps the precision of the base model: a smaller one would change the answers."""
+    dtype = snapshot.base_model.dtype if snapshot.base_model else None
+    return dtype if dtype in DTYPES else DEFAULT_DTYPE
 
 
 def _training(job: JobRow, snapshot: Snapshot, inputs: _Relative) -> dict[str, Any]:

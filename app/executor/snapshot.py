@@ -32,6 +32,7 @@ class Named(_Frozen):
     name: str
     path: str
     digest: str | None = None
+    dtype: str | None = None
 
 
 class Question(_Frozen):

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.domain.enums import JobKind, JobStatus, Stage, TrainingType
+from app.domain.enums import JobKind, JobStatus, ModelState, Stage, TrainingType
 from app.domain.errors import AppError, InvalidRequest, NotFound, Unavailable, Violation
 from app.domain.lifecycle import chain, runnable_stages, source_state
 from app.domain.names import shown
@@ -130,7 +130,7 @@ class Submissions:
         await self._check_disk()
         method = await self._method(session, submission)
         kinds, found = _wanted_kinds(method, submission)
-        inputs = await self._inputs(session, submission, kinds)
+        inputs = await self._inputs(session, submission, _needed_state(method, submission))
         found += inputs.violations
         found += await _unknown_environments(session, method, kinds)
         deployment, wrong = await _deployment(session, method, submission, kinds)
@@ -156,9 +156,9 @@ class Submissions:
         except NotFound as error:
             raise InvalidRequest([Violation("/method", "unknown_method", {"method": submission.method})]) from error
 
-    async def _inputs(self, session: AsyncSession, submission: Submission, kinds: Sequence[JobKind]) -> _Inputs:
+    async def _inputs(self, session: AsyncSession, submission: Submission, needed: ModelState | None) -> _Inputs:
         if submission.stage is not None and submission.model is not None:
-            return await self._inputs_of_model(session, submission, kinds)
+            return await self._inputs_of_model(session, submission, needed)
         found: list[Violation] = []
         base = data = None
         if submission.base_model is None:
@@ -176,7 +176,9 @@ class Submissions:
         if data is not None:
             await self._datasets.refresh(session, data)
         return _Inputs(
-            base_model=Named(id=base.id, name=base.name, path=base.path) if base else None,
+            base_model=Named(id=base.id, name=base.name, path=base.path, dtype=base.card.get("dtype"))
+            if base
+            else None,
             dataset=await asyncio.to_thread(self._named_data, data) if data else None,
             model=None,
             columns=data.columns if data else None,
@@ -187,7 +189,7 @@ class Submissions:
         return await asyncio.to_thread(self._home.absolute(path).exists)
 
     async def _inputs_of_model(
-        self, session: AsyncSession, submission: Submission, kinds: Sequence[JobKind]
+        self, session: AsyncSession, submission: Submission, needed: ModelState | None
     ) -> _Inputs:
         """A single stage works on a model; base model and data set are those it was made from."""
         try:
@@ -200,11 +202,20 @@ class Submissions:
             wrong.append(Violation("/model", "model_is_online", {"model": model.name}))
         elif not await self._exists(model.path):
             wrong.append(Violation("/model", "files_missing", {"name": model.name, "path": model.path}))
+        elif needed is not None and model.state is not needed:
+            params = {"model": model.name, "state": model.state, "needed": needed}
+            wrong.append(Violation("/model", "model_in_other_state", params))
+        base = await named.find(session, BaseModelRow, model.base_model_id)
         data = Named(
             id=model.dataset_id, name=model.dataset_name or "", path="datasets", digest=model.dataset_digest
         ) if model.dataset_id else None  # fmt: skip
         return _Inputs(
-            base_model=Named(id=model.base_model_id, name=model.base_model_name, path=model.base_model_path),
+            base_model=Named(
+                id=model.base_model_id,
+                name=model.base_model_name,
+                path=model.base_model_path,
+                dtype=base.card.get("dtype") if base else None,
+            ),
             dataset=data,
             model=model,
             columns=None,
@@ -299,6 +310,13 @@ def _wanted_kinds(method: Method, submission: Submission) -> tuple[Sequence[JobK
     if source is None and submission.model is not None:
         return (), [Violation("/model", "model_not_taken", {"stage": stage})]
     return (JobKind(stage),), []
+
+
+def _needed_state(method: Method, submission: Submission) -> ModelState | None:
+    """Return the state of the model that a single stage works on."""
+    if submission.stage not in set(Stage):
+        return None
+    return source_state(method.definition.lifecycle or (), Stage(submission.stage))
 
 
 def _pinned(method: Method, stage: Stage) -> PinnedScript:

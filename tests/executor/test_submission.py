@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlmodel import select
 
-from app.domain.enums import JobKind, JobStatus, Platform, VersionSource
+from app.domain.enums import JobKind, JobStatus, ModelState, Platform, TrainingType, VersionSource
 from app.domain.errors import InvalidRequest
 from app.executor.snapshot import Snapshot
 from app.executor.stage_parameters import StageParameters
@@ -17,6 +17,7 @@ from app.registry.base_models import BaseModels
 from app.registry.datasets import Datasets
 from app.registry.method_services import MethodServices, method_services
 from app.store import jobs as job_store
+from app.store import models
 from app.store.home import Home
 from app.store.session import Database
 from app.store.tables import DatasetRow, JobRow
@@ -50,6 +51,28 @@ class Bench:
         with pytest.raises(InvalidRequest) as refused:
             await self.submit(**changes)
         return [(violation.pointer, violation.code) for violation in refused.value.violations()]
+
+    async def customized_model(self) -> str:
+        training = (await self.submit(through="customized")).jobs[0]
+        snapshot = Snapshot.of(training)
+        assert snapshot.base_model is not None
+        folder = self.home.run_folder(training.id, 1) / "output"
+        folder.mkdir(parents=True)
+        new = models.NewModel(
+            name="mine",
+            state=ModelState.CUSTOMIZED,
+            training_type=TrainingType.CHAT,
+            path=self.home.relative(folder),
+            size_bytes=0,
+            base_model_id=snapshot.base_model.id,
+            base_model_name=snapshot.base_model.name,
+            base_model_path=snapshot.base_model.path,
+            job_id=training.id,
+            method_id=training.method_id or "",
+            method_version=1,
+        )
+        async with self.database.writing() as session:
+            return (await models.create_model(session, new, now=NOW)).id
 
     async def register_data(self, name: str) -> None:
         datasets = Datasets(home=self.home, max_characters=4000, clock=lambda: NOW)
@@ -145,6 +168,24 @@ class TestSubmit:
         submitted = await bench.submit(parameters={"batch_size": 1000})
 
         assert ("/parameters/batch_size", "parameter_unusual") in [(w.pointer, w.code) for w in submitted.warnings]
+
+
+class TestSingleStage:
+    async def test_works_on_a_model_of_the_state_that_comes_before(self, bench: Bench) -> None:
+        model = await bench.customized_model()
+
+        submitted = await bench.submit(through=None, stage="saving", model=model, base_model=None, dataset=None)
+
+        (job,) = submitted.jobs
+        assert (job.kind, job.model_id, job.blocked_by) == (JobKind.SAVING, model, None)
+        assert Snapshot.of(job).base_model is not None
+
+    async def test_refuses_a_model_in_another_state(self, bench: Bench) -> None:
+        model = await bench.customized_model()
+
+        found = await bench.refusal(through=None, stage="deployment", model=model)
+
+        assert ("/model", "model_in_other_state") in found
 
 
 class TestRefusals:
