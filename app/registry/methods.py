@@ -6,7 +6,7 @@ what is there does not.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
@@ -70,8 +70,8 @@ class JobsOfMethod(Protocol):
     async def count_unfinished_of_method(self, session: AsyncSession, method_id: str) -> int:
         """Return how many jobs of the method are queued or live."""
 
-    async def request_cancel_of_method(self, session: AsyncSession, method_id: str, *, now: datetime) -> None:
-        """Cancel the queued ones and ask the live ones to stop."""
+    async def request_cancel_of_method(self, session: AsyncSession, method_id: str, *, now: datetime) -> Sequence[str]:
+        """Cancel the queued ones and ask the live ones to stop; return their ids."""
 
 
 class MethodRegistry:
@@ -223,8 +223,8 @@ class MethodRegistry:
 
     async def delete(
         self, session: AsyncSession, method: str, *, precondition: Precondition, jobs: JobsChoice | None
-    ) -> None:
-        """Delete the method; what its jobs and models say of it stays."""
+    ) -> Sequence[str]:
+        """Delete the method and return the jobs that shall stop; what its jobs and models say of it stays."""
         self._licence.require()
         row = await store.get(session, method, lock=True)
         precondition(version_tag(row.id, row.version))
@@ -235,10 +235,11 @@ class MethodRegistry:
         count = await self._jobs.count_unfinished_of_method(session, row.id)
         if count and jobs is None:
             raise MethodHasLiveJobs(method=row.name, count=count)
-        if count and jobs is JobsChoice.CANCEL:
-            await self._jobs.request_cancel_of_method(session, row.id, now=now)
         if row.preset is not None:
             await presets.mark_removed(session, row.id, now=now)
+        if count and jobs is JobsChoice.CANCEL:
+            return await self._jobs.request_cancel_of_method(session, row.id, now=now)
+        return ()
 
     async def _editable(self, session: AsyncSession, method: str, precondition: Precondition) -> MethodRow:
         row = await store.get(session, method, lock=True)

@@ -127,12 +127,14 @@ async def request_cancel(session: AsyncSession, job_id: str, *, now: datetime) -
     return await get(session, job_id)
 
 
-async def request_cancel_of_method(session: AsyncSession, method_id: str, *, now: datetime) -> None:
-    """Cancel every unfinished job of the method."""
+async def request_cancel_of_method(session: AsyncSession, method_id: str, *, now: datetime) -> Sequence[str]:
+    """Cancel every unfinished job of the method; return their ids."""
     statement = select(JobRow.id).where(JobRow.method_id == method_id, col(JobRow.status).in_(UNFINISHED))
-    for job_id in (await session.exec(statement)).all():
+    unfinished = (await session.exec(statement)).all()
+    for job_id in unfinished:
         if (await get(session, job_id)).status not in TERMINAL:  # a predecessor's end may have ended it already
             await request_cancel(session, job_id, now=now)
+    return unfinished
 
 
 # ---- the node's side ------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from app.access.guard import CommercialLicenseRequired
 from app.api.conditional import IfMatch, StaleVersion, etag_of
 from app.api.creation import CreationDep
-from app.api.dependencies import ReadSession, ServicesDep, WriteSession
+from app.api.dependencies import ReadSession, ServicesDep, WriteSession, ring_after_commit
 from app.api.errors import PreconditionRequired, problem_responses
 from app.api.idempotency import IdempotencyKeyReused
 from app.api.language import RequestLanguage
@@ -167,7 +167,9 @@ async def delete_method(
     jobs: Annotated[JobsChoice | None, Query(description="What to do with its queued and running jobs.")] = None,
 ) -> None:
     """Delete a method (commercial licence). Its jobs, models and versions stay; a preset stays away."""
-    await services.methods.registry.delete(session, method, precondition=if_match.require, jobs=jobs)
+    cancelled = await services.methods.registry.delete(session, method, precondition=if_match.require, jobs=jobs)
+    for job_id in cancelled:
+        ring_after_commit(session, services.doorbell, job_id)
 
 
 @router.post(

@@ -1,0 +1,80 @@
+"""Fixtures of the end-to-end tests: environments that nodes have, and the three kinds of installations."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import sqlalchemy as sa
+
+from app.cli.private_redis import NO_REDIS, RedisChoice, RedisKind
+from app.store.session import Database
+from tests.e2e.installation import Installation
+from tests.servers import postgres_url, private_redis
+from tests.worker.harness import make_base
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return a venv that nodes have as their environment `base`."""
+    yield from make_base(tmp_path_factory.mktemp("envs") / "base")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param("sqlite", id="sqlite", marks=pytest.mark.xdist_group("e2e-sqlite")),
+        pytest.param(
+            "sqlite-redis", id="sqlite-redis", marks=[pytest.mark.redis, pytest.mark.xdist_group("e2e-redis")]
+        ),
+        pytest.param(
+            "postgres-redis",
+            id="postgres-redis",
+            marks=[pytest.mark.postgres, pytest.mark.redis, pytest.mark.xdist_group("e2e-postgres")],
+        ),
+    ],
+)
+def site(
+    request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Installation]:
+    """Run an installation with a licence and samples: SQLite without any Redis, SQLite with, Postgres with."""
+    root = tmp_path_factory.mktemp(request.param)
+    with _redis(root, wanted="redis" in request.param) as redis:
+        server = request.getfixturevalue("postgres_server") if "postgres" in request.param else None
+        url = asyncio.run(_new_database(server)) if server else None
+        # with a long pause between two looks in the database, only what hints tell happens soon
+        pause = "0.2" if redis is NO_REDIS else "10"
+        site = Installation(root, {"base": base}, redis=redis, database_url=url, DEEPE_POLL_SECONDS=pause)
+        site.install_licence()
+        try:
+            site.start()
+            site.add_samples()
+            yield site
+        finally:
+            site.close()
+
+
+def _redis(root: Path, *, wanted: bool) -> AbstractContextManager[RedisChoice]:
+    return _own_redis(root) if wanted else nullcontext(NO_REDIS)
+
+
+@contextmanager
+def _own_redis(root: Path) -> Iterator[RedisChoice]:
+    folder = root / "redis"
+    folder.mkdir()
+    with private_redis(folder) as server:
+        yield RedisChoice(RedisKind.CONFIGURED, url=f"redis://127.0.0.1:{server.port}")
+
+
+async def _new_database(server: str) -> str:
+    """Create an empty database; the service brings the schema itself."""
+    name = f"e2e_{uuid4().hex}"
+    database = Database(postgres_url(server, "postgres"))
+    try:
+        async with database.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+            await connection.execute(sa.text(f'CREATE DATABASE "{name}"'))
+    finally:
+        await database.close()
+    return postgres_url(server, name)
