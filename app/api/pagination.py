@@ -76,7 +76,10 @@ def page_params(*sorts: str, default: str) -> Callable[..., PageParams]:
         cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
         sort: Annotated[
             str,
-            Query(description="Field to sort by; a minus in front: descending.", json_schema_extra={"enum": choices}),
+            Query(
+                description="Field to sort by; a minus in front: descending.",
+                json_schema_extra={"enum": choices, "x-enum-varnames": [_member_name(order) for order in choices]},
+            ),
         ] = default,
     ) -> PageParams:
         if sort not in choices:
@@ -85,6 +88,12 @@ def page_params(*sorts: str, default: str) -> Callable[..., PageParams]:
         return PageParams(limit=limit, sort=sort.removeprefix("-"), descending=sort.startswith("-"), after=after)
 
     return read
+
+
+def _member_name(order: str) -> str:
+    """Return what generated clients call the order: they have no names for a minus."""
+    name = order.removeprefix("-").upper()
+    return f"{name}_DESCENDING" if order.startswith("-") else name
 
 
 def encode_cursor(order: str, position: Position) -> str:

@@ -40,7 +40,11 @@ data: {"finish_reason":"stop","job":"0192f0c1-d2e3-4f5a-8b6c-7d8e9f0a1b2c","erro
             "description": "The answer: events `piece` and at last `done`, or one JSON document. An error on the way "
             "is an event `problem`.",
             "model": ChatAnswer,
-            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _EVENTS}},
+            # generated clients read the first kind
+            "content": {
+                "application/json": {},
+                "text/event-stream": {"schema": {"type": "string"}, "example": _EVENTS},
+            },
         },
         **problem_responses(
             ModelNotFound, ModelNameAmbiguous, OnlineModelNotAsked, ModelCannotBeAsked, ArgumentTooLong, InvalidRequest

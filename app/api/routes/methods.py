@@ -16,6 +16,7 @@ from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, pag
 from app.api.schemas.methods import (
     MethodCopy,
     MethodParameters,
+    MethodPatch,
     MethodRead,
     MethodSummary,
     MethodValidation,
@@ -131,7 +132,7 @@ async def replace_method(
     return await tagged_method(services, changed, response)
 
 
-async def _merge_patch(request: Request, _patch: MethodDefinition) -> Mapping[str, Any]:
+async def _merge_patch(request: Request, _patch: MethodPatch) -> Mapping[str, Any]:
     """Return the body as it was sent (null removes), once its members have been found to be of the right types."""
     changes: Mapping[str, Any] = await request.json()
     return changes

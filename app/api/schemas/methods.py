@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from app.api.errors import ProblemEntry
 from app.domain.definition import (
@@ -13,6 +13,7 @@ from app.domain.definition import (
     InferenceSwitches,
     MethodDefinition,
     StageConfig,
+    Wire,
 )
 from app.domain.enums import Platform, Stage, TrainingType, VersionSource
 from app.domain.errors import Violation
@@ -95,6 +96,36 @@ class MethodCopy(BaseModel):
     model_config = {"extra": "forbid"}
 
     name: str = Field(examples=["My SFT"])
+
+
+class ArgumentPatch(Wire):
+    """Changes of how a script wants its arguments."""
+
+    false_as: str | None = Field(default=None, description="Text of a false value.")
+    declared_only: StrictBool | None = Field(default=None, description="Pass only the arguments that it declares.")
+
+
+class MethodPatch(Wire):
+    """The members of a method to change.
+
+    Nothing here has a default of its own: generated clients send defaults, and would change what nobody named.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"example": {"description": "rank 16", "deployment": None}})
+
+    name: str | None = Field(default=None, description="Unique name: 1 to 100 letters, digits, spaces or ._-")
+    description: str | None = Field(default=None, description="Free text")
+    training_type: str | None = Field(
+        default=None, description="`chat`, `embedding`, `vision-language` or `image-generation`"
+    )
+    technique: str | None = Field(default=None, description="Label of what the method does, such as `sft`")
+    lifecycle: list[str] | None = Field(default=None, description="One of the six paths, in order")
+    stages: dict[str, StageConfig | None] | None = Field(
+        default=None, description="Stages to add or change; a stage that is null is removed"
+    )
+    inference: InferenceSwitches | None = None
+    deployment: DeploymentConfig | None = None
+    arguments: ArgumentPatch | None = None
 
 
 class StageReadinessRead(BaseModel):
