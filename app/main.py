@@ -109,7 +109,6 @@ def build_services(
         min_free_bytes=settings.min_free_bytes,
         clock=clock,
     )
-    observer = RunObserver(home)
     return Services(
         database=database,
         home=home,
@@ -121,8 +120,7 @@ def build_services(
         nodes=Nodes(),
         models=Models(database=database, home=home, clock=clock),
         submissions=submissions,
-        job_actions=JobActions(home=home, submissions=submissions, observer=observer, clock=clock),
-        observer=observer,
+        job_actions=JobActions(home=home, submissions=submissions, observer=RunObserver(home), clock=clock),
         questions=Questions(methods=methods_, clock=clock),
         answers=Answers(database, home, doorbell, clock=clock),
         doorbell=doorbell,

@@ -10,7 +10,6 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.executor.asking import Answers
 from app.executor.hints import Doorbell
 from app.executor.job_actions import JobActions
-from app.executor.observe import RunObserver
 from app.executor.questions import Questions
 from app.executor.submission import Submissions
 from app.registry.base_models import BaseModels
@@ -41,7 +40,6 @@ class Services:
     models: Models
     submissions: Submissions
     job_actions: JobActions
-    observer: RunObserver
     questions: Questions
     answers: Answers
     doorbell: Doorbell

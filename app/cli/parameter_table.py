@@ -15,7 +15,7 @@ def print_parameters(document: dict[str, Any]) -> None:
         required = set(schema.get("required", ()))
         rows = [
             (
-                Markup(f"[bold]{escape(name)}[/]") if name in required else name,
+                _name(name, required=name in required),
                 _type(entry),
                 _default(entry),
                 _meaning(entry),

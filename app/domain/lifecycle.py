@@ -109,12 +109,6 @@ def source_state(lifecycle: Sequence[str], stage: Stage) -> ModelState | None:
     return path[position - 1] if position > 0 else None
 
 
-def result_state(lifecycle: Sequence[str], stage: Stage) -> ModelState | None:
-    """Return the state of the model that `stage` makes; `None` if it makes none that is kept."""
-    state = STATE_OF_STAGE[stage]
-    return state if STATE_RULES[state].producer is stage and state in states(lifecycle) else None
-
-
 def runnable_stages(definition: MethodDefinition) -> tuple[Stage, ...]:
     """Return the stages that a valid method can run, in the order of the stages."""
     return tuple(stage for stage in Stage if definition.stage_config(stage) is not None)

@@ -11,7 +11,6 @@ from app.domain.errors import Violation
 MAX_NAME_LENGTH = 100
 MAX_TECHNIQUE_LENGTH = 40
 NO_QUANTIZATION = "no_quantization"
-QUANTIZATIONS = (NO_QUANTIZATION, "q8_0", "q4_K_M", "q4_K_S")
 
 _PUNCTUATION = frozenset(" ._-")
 _UUID = re.compile(r"[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}", re.IGNORECASE)

@@ -25,12 +25,6 @@ _RESERVED: Final = "unregistered"  # GET /base-models/unregistered is an address
 _DEPTH: Final = 3  # models/<organisation>/<model>, and one more
 
 
-class BaseModelMissing(Conflict):
-    """The folder of a registered base model is gone."""
-
-    code = "base_model_missing"
-
-
 class BaseModelInUse(Conflict):
     """Unfinished jobs use the base model."""
 
@@ -114,13 +108,6 @@ class BaseModels:
         if jobs := await unfinished_jobs(session, base_model_id=row.id):
             raise BaseModelInUse(base_model=row.name, count=len(jobs), jobs=", ".join(jobs[:5]))
         await named.delete(session, row)
-
-    def folder_of(self, row: BaseModelRow) -> Path:
-        """Return the folder, which a person may have moved meanwhile: then raise `BaseModelMissing`."""
-        folder = self._home.absolute(row.path)
-        if not stays_inside(self._home.models, folder) or not _is_model(folder):
-            raise BaseModelMissing(base_model=row.name, path=row.path)
-        return folder
 
     def _unregistered(self, known: Collection[str]) -> list[str]:
         root = self._home.models

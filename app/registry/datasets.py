@@ -243,10 +243,6 @@ class Datasets:
         await self.record(session, row, inspection)
         return True
 
-    def jsonl_of(self, row: DatasetRow) -> Path:
-        """Return the file that scripts are given."""
-        return dataset_files.locate(self._path_of(row)).jsonl
-
     # ---- delete -----------------------------------------------------------------------------------------------------
 
     async def delete(self, session: AsyncSession, dataset: str, *, with_file: bool) -> Callable[[], Awaitable[None]]:

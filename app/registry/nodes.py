@@ -7,11 +7,10 @@ from enum import StrEnum
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.registry.readiness import NODE_SILENT_AFTER
 from app.store.clock import database_now
 from app.store.nodes import all_nodes, get_node
 from app.store.tables import NodeRow
-
-SILENT_AFTER = timedelta(seconds=30)
 
 
 class NodeState(StrEnum):
@@ -33,19 +32,17 @@ class NodeView:
 class Nodes:
     """What can be asked about nodes; they register themselves."""
 
-    def __init__(self, *, silent_after: timedelta = SILENT_AFTER) -> None:
-        self._silent_after = silent_after
-
     async def views(self, session: AsyncSession) -> Sequence[NodeView]:
         """Return all nodes by name."""
         now = await database_now(session)
-        return [self._view(row, age=now - row.heartbeat_at) for row in await all_nodes(session)]
+        return [_view(row, age=now - row.heartbeat_at) for row in await all_nodes(session)]
 
     async def get(self, session: AsyncSession, node: str) -> NodeView:
         """Return the node with this id or name."""
         row = await get_node(session, node)
-        return self._view(row, age=await database_now(session) - row.heartbeat_at)
+        return _view(row, age=await database_now(session) - row.heartbeat_at)
 
-    def _view(self, row: NodeRow, *, age: timedelta) -> NodeView:
-        state = NodeState.SILENT if age > self._silent_after else NodeState.READY
-        return NodeView(row=row, heartbeat_age=max(age, timedelta()), state=state)
+
+def _view(row: NodeRow, *, age: timedelta) -> NodeView:
+    state = NodeState.SILENT if age >= NODE_SILENT_AFTER else NodeState.READY
+    return NodeView(row=row, heartbeat_age=max(age, timedelta()), state=state)

@@ -8,9 +8,10 @@ from app.domain.definition import MethodDefinition
 from app.domain.enums import Stage
 from app.domain.errors import Violation
 from app.registry.method_files import file_pointer, member_pointer, stage_environments, stage_files
-from app.store.registry_facts import BASE_ENVIRONMENT, NodeFacts, RegistryFacts
+from app.store.registry_facts import BASE_ENVIRONMENT, RegistryFacts
 
 NODE_SILENT_AFTER = timedelta(seconds=60)
+"""A node that was not heard of for so long gets no work and counts as gone until it speaks again."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def _stage(
     now: datetime,
 ) -> StageReadiness:
     alive = [node for node in facts.nodes if now - node.heartbeat_at < NODE_SILENT_AFTER]
-    nodes = tuple(node.name for node in alive if environment is not None and environment in _has(node))
+    nodes = tuple(node.name for node in alive if environment is not None and environment in node.environments)
     problems = list(file_problems)
     if not alive:
         problems.append(Violation(file_pointer(stage), "no_node_alive"))
@@ -74,7 +75,3 @@ def _stage(
         code = "environment_not_built" if specified else "environment_on_no_node"
         problems.append(Violation(member_pointer(stage, "conda_env"), code, {"environment": environment}))
     return StageReadiness(stage, environment, nodes, tuple(problems))
-
-
-def _has(node: NodeFacts) -> frozenset[str]:
-    return node.environments

@@ -1,4 +1,4 @@
-"""Environments: conda environments that stages can name."""
+"""Environments: conda environments that stages can name. Building one is a job."""
 
 from typing import Annotated
 
@@ -6,13 +6,16 @@ from fastapi import APIRouter, Depends, Path, Query, Response
 
 from app.api.conditional import IfMatch, StaleVersion, etag_of
 from app.api.creation import CreationDep
-from app.api.dependencies import ReadSession, ServicesDep, WriteSession
+from app.api.dependencies import ReadSession, ServicesDep, WriteSession, ring_after_commit
 from app.api.errors import PreconditionRequired, problem_responses
 from app.api.idempotency import IdempotencyKeyReused
+from app.api.language import RequestLanguage
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
+from app.api.schemas.jobs import JobRead, job_read
 from app.api.schemas.resources import EnvironmentCreate, EnvironmentRead, EnvironmentSpecReplace, environment_read
 from app.api.small_lists import page_by_name
 from app.domain.errors import InvalidRequest
+from app.executor.environment_builds import EnvironmentWithoutSpec, NoNode
 from app.registry.environment_spec import EnvironmentSpecUnreadable
 from app.registry.environments import (
     EnvironmentInUse,
@@ -22,6 +25,7 @@ from app.registry.environments import (
     EnvironmentView,
 )
 from app.store.methods import NameTaken
+from app.store.nodes import NodeNotFound
 
 router = APIRouter(prefix="/api/v1", tags=["environments"])
 
@@ -92,6 +96,32 @@ async def delete_environment(
 ) -> None:
     """Delete the entry; what was built on nodes stays there."""
     await services.environments.delete(session, environment, check=if_match.require)
+
+
+@router.post(
+    "/environments/{environment}:build",
+    status_code=201,
+    responses={
+        200: {"model": JobRead, "description": "It is being built already: that job."},
+        **problem_responses(EnvironmentNotFound, EnvironmentWithoutSpec, NoNode, NodeNotFound),
+    },
+)
+async def build_environment(
+    environment: EnvironmentRef,
+    session: WriteSession,
+    services: ServicesDep,
+    language: RequestLanguage,
+    response: Response,
+    node: Annotated[
+        str | None, Query(description="Build it on this node; id or name. Default: any that lives.")
+    ] = None,
+) -> JobRead:
+    """Build an environment before a job needs it. A job that needs one has it built by itself."""
+    details, is_new = await services.job_actions.build_environment(session, environment, node=node)
+    ring_after_commit(session, services.doorbell, details.view.job.id)
+    response.status_code = 201 if is_new else 200
+    response.headers["Location"] = f"/api/v1/jobs/{details.view.job.id}"
+    return job_read(details, language)
 
 
 def _tagged(view: EnvironmentView, response: Response) -> EnvironmentRead:

@@ -1,4 +1,4 @@
-"""Jobs: submit, list, look at, follow, cancel, retry, copy, compare; building an environment is a job too."""
+"""Jobs: submit, list, look at, follow, cancel, retry, copy, compare."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
@@ -13,7 +13,6 @@ from app.api.idempotency import IdempotencyKeyReused
 from app.api.job_events import job_events
 from app.api.language import RequestLanguage
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
-from app.api.routes.environments import EnvironmentRef
 from app.api.schemas.jobs import (
     JobComparison,
     JobCopy,
@@ -33,17 +32,14 @@ from app.api.schemas.jobs import (
 from app.api.sse import event_stream
 from app.domain.enums import JobKind, JobStatus
 from app.domain.errors import InvalidRequest
-from app.executor.environment_builds import EnvironmentWithoutSpec, NoNode
 from app.executor.job_actions import JobDatasetChanged, JobInputsGone, JobMethodDeleted, JobQuery
 from app.executor.log_pages import MAX_PAGE_BYTES, LogRange
 from app.executor.output import CHUNK_BYTES
 from app.executor.repetition import JobIsBuild, JobIsQuestion, JobNotRetryable, PredecessorNotSucceeded
 from app.executor.stream import InvalidEventId, StreamPosition
 from app.executor.submission import InsufficientDiskSpace
-from app.registry.environments import EnvironmentNotFound
 from app.registry.method_runs import FileModified
 from app.store.jobs import JobAlreadyFinished, JobNotFound
-from app.store.nodes import NodeNotFound
 
 router = APIRouter(prefix="/api/v1", tags=["jobs"])
 
@@ -263,33 +259,6 @@ async def copy_job(
         return job_submitted(submitted, language)
 
     return await creation.answer(create, headers=_location)
-
-
-@router.post(
-    "/environments/{environment}:build",
-    status_code=201,
-    tags=["environments"],
-    responses={
-        200: {"model": JobRead, "description": "It is being built already: that job."},
-        **problem_responses(EnvironmentNotFound, EnvironmentWithoutSpec, NoNode, NodeNotFound),
-    },
-)
-async def build_environment(
-    environment: EnvironmentRef,
-    session: WriteSession,
-    services: ServicesDep,
-    language: RequestLanguage,
-    response: Response,
-    node: Annotated[
-        str | None, Query(description="Build it on this node; id or name. Default: any that lives.")
-    ] = None,
-) -> JobRead:
-    """Build an environment before a job needs it. A job that needs one has it built by itself."""
-    details, is_new = await services.job_actions.build_environment(session, environment, node=node)
-    ring_after_commit(session, services.doorbell, details.view.job.id)
-    response.status_code = 201 if is_new else 200
-    response.headers["Location"] = f"/api/v1/jobs/{details.view.job.id}"
-    return job_read(details, language)
 
 
 async def _prepare_copy(services: ServicesDep, job_id: str, copy: JobCopy) -> None:

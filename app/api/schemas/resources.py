@@ -248,7 +248,7 @@ class NodeRead(BaseModel):
 
     id: str = Field(examples=[_ID])
     name: str = Field(examples=["laptop"])
-    state: NodeState = Field(description="`silent`: not heard of for 30 seconds.")
+    state: NodeState = Field(description="`silent`: not heard of for a minute; it gets no work.")
     platform: Platform
     accelerators: list[dict[str, Any]] = Field(examples=[[{"kind": "cuda", "name": "NVIDIA L4"}]])
     environments: list[str] = Field(description="Found or built on the node.", examples=[["base", "trl"]])
