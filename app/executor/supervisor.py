@@ -407,6 +407,8 @@ class Supervisor:
         }
         self._point("before-exit")
         while not self._write("exit.json", record, durable=True):
+            if not os.path.isdir(self.folder.path):
+                return  # somebody removed it: there is nobody left to tell
             time.sleep(0.5)
 
     def _why(self, ending: Record) -> str:

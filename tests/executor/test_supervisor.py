@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -481,6 +482,18 @@ class TestFullDisk:
 
         assert (held.supervised, held.exit) == (True, None)
         assert (record.why, record.code) == (ExitWhy.EXITED, 7)
+
+
+class TestFolderGone:
+    def test_supervisor_ends_with_its_stage_when_nobody_can_read_the_end(self, attempt: Attempt) -> None:
+        attempt.start(UNTIL_TOLD)
+        attempt.wait_for_line("ready")
+        supervisor = attempt.supervisor()
+
+        shutil.rmtree(attempt.folder)
+        attempt.journal.with_name(attempt.journal.name + ".go").touch()
+
+        wait_until(lambda: not supervisor.is_running(), "the supervisor's end")
 
 
 class TestIdle:
