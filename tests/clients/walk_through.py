@@ -13,7 +13,7 @@ from typing import TypeVar
 from deepe_client import Client
 from deepe_client.api.base_models import create_base_model
 from deepe_client.api.data_sets import preview_dataset, upload_dataset
-from deepe_client.api.jobs import get_job, list_jobs, read_job_log, read_job_metrics, stream_job_events, submit_job
+from deepe_client.api.jobs import get_job, get_job_logs, get_job_metrics, list_jobs, stream_job_events, submit_job
 from deepe_client.api.methods import (
     copy_method,
     create_method,
@@ -155,13 +155,13 @@ def wait(client: Client, job: str) -> JobRead:
 
 def look_at(client: Client, training: JobRead) -> None:
     """Read curve, scores, output and events of a training."""
-    measured = good(read_job_metrics.sync(training.id, client=client, points=20))
+    measured = good(get_job_metrics.sync(training.id, client=client, points=20))
     losses = {series.name: series.points for series in measured.series}["loss"]
     assert 2 <= len(losses) <= 20
     assert float(losses[0][1] or 0) > float(losses[-1][1] or 0)
     (score,) = measured.evaluations
     assert (score.before or 0) < (score.after or 0)
-    log = good(read_job_log.sync(training.id, client=client, tail=3))
+    log = good(get_job_logs.sync(training.id, client=client, tail=3))
     assert log.end
     assert log.text
     events = good(stream_job_events.sync(training.id, client=client))
