@@ -1,6 +1,7 @@
 """The OpenAPI document, and its interactive page that works without internet access."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -98,8 +99,8 @@ def install_documentation(app: FastAPI) -> None:
 
 def openapi_document(app: FastAPI) -> dict[str, Any]:
     """Return the document with our problem documents in place of FastAPI's error bodies, on every operation."""
-    document = get_openapi(
-        title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
+    document = _with_plain_names(
+        get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     )
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
@@ -115,6 +116,15 @@ def openapi_document(app: FastAPI) -> dict[str, Any]:
         for method, operation in operations.items():
             _document_errors(operation, path=path, method=method)
     return document
+
+
+def _with_plain_names(document: dict[str, Any]) -> dict[str, Any]:
+    """Call `Page_JobSummary_` `JobSummaryPage`: the name becomes that of a class in generated clients."""
+    named = re.sub(
+        r"Page(?:_(\w+)_|\[(\w+)\])(?=\")", lambda found: f"{found[1] or found[2]}Page", json.dumps(document)
+    )
+    plain: dict[str, Any] = json.loads(named)
+    return plain
 
 
 def _document_errors(operation: dict[str, Any], *, path: str, method: str) -> None:

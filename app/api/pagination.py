@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Generic, TypeVar
 
 from fastapi import Query
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.domain.errors import Invalid
 
@@ -40,6 +40,8 @@ class InvalidSort(Invalid):
 
 class Page(BaseModel, Generic[ItemT]):
     """One page of a list."""
+
+    model_config = ConfigDict(json_schema_extra={"description": "One page of a list."})
 
     items: list[ItemT]
     next_cursor: str | None = Field(description="Give it as `cursor` to get the next page; null on the last one.")

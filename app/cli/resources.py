@@ -69,7 +69,7 @@ def list_base_models(text: Text = None, limit: Limit = 100, url: Url = DEFAULT_U
 
     with Api(url) as api:
         found = list(api.items("/base-models", {"q": text}, limit=limit))
-        unregistered = api.get("/base-models/unregistered")["items"]
+        unregistered = api.get("/base-models:unregistered")["items"]
     if as_json:
         print_json({"items": found, "unregistered": unregistered})
         return
@@ -170,13 +170,12 @@ def list_presets(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     from app.cli.output import print_json, print_table
 
     with Api(url) as api:
-        found = api.get("/presets")
+        found = list(api.items("/presets"))
     if as_json:
-        print_json(found)
+        print_json({"items": found})
         return
     rows = [
-        (entry["name"], ", ".join(entry["platforms"]), _preset_state(entry), entry["description"])
-        for entry in found["items"]
+        (entry["name"], ", ".join(entry["platforms"]), _preset_state(entry), entry["description"]) for entry in found
     ]
     print_table(("name", "platforms", "", "description"), rows, nothing="No presets.")
 

@@ -21,7 +21,6 @@ from app.store.paging import Slice
 from app.store.tables import BaseModelRow
 from app.store.usage import unfinished_jobs
 
-_RESERVED: Final = "unregistered"  # GET /base-models/unregistered is an address of its own
 _DEPTH: Final = 3  # models/<organisation>/<model>, and one more
 
 
@@ -75,7 +74,7 @@ class BaseModels:
 
     async def prepare(self, *, name: str, path: str) -> Prepared:
         """Read the card of the folder `path` of `models/`; it may take a while, so no statement is run."""
-        if found := name_violations(name, reserved=[_RESERVED]):
+        if found := name_violations(name):
             raise InvalidRequest(found)
         folder = resolve_inside(self._home.models, path)
         if not folder.is_dir():

@@ -99,9 +99,7 @@ class PresetInstaller:
 
     async def install(self, session: AsyncSession, name: str) -> Method:
         """Install one preset, also one that was deleted or belongs to another platform; return its method."""
-        manifest = next((manifest for manifest in catalogue.load_manifests() if manifest.name == name), None)
-        if manifest is None:
-            raise PresetNotFound(preset=name)
+        manifest = _manifest(name)
         await presets.lock_installation(session)
         await self._install_environments(session)
         row = next((row for row in await presets.all_rows(session) if row.name == name), None)
@@ -113,6 +111,11 @@ class PresetInstaller:
         """Return everything the product ships, by name."""
         rows = {row.name: row for row in await presets.all_rows(session)}
         return [_status(manifest, rows.get(manifest.name)) for manifest in catalogue.load_manifests()]
+
+    async def status(self, session: AsyncSession, name: str) -> PresetStatus:
+        """Return what became of one preset here."""
+        manifest = _manifest(name)
+        return _status(manifest, {row.name: row for row in await presets.all_rows(session)}.get(name))
 
     async def _install_environments(self, session: AsyncSession) -> None:
         specs = {name: file.read_text("utf-8") for name, file in catalogue.environment_specs().items()}
@@ -169,6 +172,13 @@ class PresetInstaller:
                 self._files.scripts.write(path, content)
         digest = digest_of(content)
         return PinnedFile(file=path, sha256=digest.sha256, size=digest.size)
+
+
+def _manifest(name: str) -> PresetManifest:
+    manifest = next((manifest for manifest in catalogue.load_manifests() if manifest.name == name), None)
+    if manifest is None:
+        raise PresetNotFound(preset=name)
+    return manifest
 
 
 def _installed_paths(manifest: PresetManifest) -> dict[str, str]:

@@ -724,7 +724,7 @@ class TestCompare:
     async def test_unknown_job_is_404(self, app: JobsApp) -> None:
         job_id = await add_job(app.database)
 
-        await app.get("/jobs:compare", 404, params={"ids": f"{job_id},nobody"})
+        await app.get("/jobs:compare", 404, params={"ids": [job_id, "nobody"]})
 
 
 class TestBuildEnvironment:

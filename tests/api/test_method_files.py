@@ -166,9 +166,22 @@ class TestScripts:
 
         assert created.status_code == 201
         assert created.json()["path"] == "new/train.py"
-        assert [(script["path"], script["size"]) for script in listed] == [("new/train.py", len(SOURCE))]
+        assert [(script["path"], script["size_bytes"]) for script in listed] == [("new/train.py", len(SOURCE))]
         assert read.content == SOURCE
         assert tag_of(read) == tag_of(created)
+
+    async def test_are_listed_by_pages(self, app: MethodsApp) -> None:
+        for name in ("b.py", "a.py", "c/d.py"):
+            await put(app, f"/api/v1/scripts/{name}", SOURCE)
+
+        first = (await app.client.get("/api/v1/scripts", params={"limit": 2})).json()
+        rest = (await app.client.get("/api/v1/scripts", params={"cursor": first["next_cursor"]})).json()
+
+        assert [[script["path"] for script in page["items"]] for page in (first, rest)] == [
+            ["a.py", "b.py"],
+            ["c/d.py"],
+        ]
+        assert rest["next_cursor"] is None
 
     async def test_nothing_is_overwritten_unread(self, app: MethodsApp) -> None:
         created = await put(app, "/api/v1/scripts/train.py", SOURCE)

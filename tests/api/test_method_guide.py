@@ -188,3 +188,20 @@ class TestForm:
         assert [choice["value"] for choice in body["deploy_targets"]] == ["custom"]
         assert len(body["lifecycles"]) == 6
         assert set(body["training_types"][0]["label"]) == {"en", "zh", "de"}
+
+
+class TestPresets:
+    async def test_are_listed_by_pages_and_read_one_by_one(self, app: MethodsApp) -> None:
+        async with app.database.writing() as session:
+            await app.services.presets.install_presets(session)
+
+        first = (await app.client.get("/api/v1/presets", params={"limit": 1})).json()
+        rest = (await app.client.get("/api/v1/presets", params={"cursor": first["next_cursor"]})).json()
+        one = await app.client.get("/api/v1/presets/Custom01")
+        unknown = await app.client.get("/api/v1/presets/nope")
+
+        assert [preset["name"] for preset in first["items"] + rest["items"]] == ["Custom01", "Custom02", "SFT-Demo"]
+        assert rest["next_cursor"] is None
+        assert one.json() == first["items"][0]
+        assert one.json()["installed"]
+        assert (unknown.status_code, unknown.json()["code"]) == (404, "preset_not_found")

@@ -141,6 +141,11 @@ class TestList:
             body = (await app.client.get(URL, params=params)).json()
             return [item["name"] for item in body["items"]]
 
+        listed = (await app.client.get(URL, params={"q": "Model0"})).json()["items"][0]
+        read = (await app.client.get(f"{URL}/{listed['id']}")).json()
+        assert {name: listed[name] for name in ("base_model", "dataset")} == {
+            name: read[name] for name in ("base_model", "dataset")
+        }
         assert await names(sort="name") == ["Model0", "Model1", "Model2"]
         assert await names(state="complete") == ["Model1"]
         assert await names(method="other") == await names(method=other) == ["Model2"]

@@ -66,7 +66,7 @@ async def create_base_model(
     return await creation.answer(create, headers=lambda body: {"Location": f"/api/v1/base-models/{body['id']}"})
 
 
-@router.get("/base-models/unregistered")
+@router.get("/base-models:unregistered")
 async def list_unregistered_base_models(session: ReadSession, services: ServicesDep) -> UnregisteredBaseModels:
     """List folders under `models/` that look like models and have no entry yet."""
     return UnregisteredBaseModels(items=await services.base_models.unregistered(session))

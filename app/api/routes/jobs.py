@@ -110,11 +110,11 @@ async def list_jobs(
 async def compare_jobs(
     session: ReadSession,
     services: ServicesDep,
-    ids: Annotated[str, Query(description="2 to 10 ids, separated by commas.", max_length=1000)],
+    ids: Annotated[list[str], Query(description="2 to 10 ids; repeated, or separated by commas.", max_length=100)],
     points: Annotated[int, Query(ge=2, le=2000, description="Most points of each curve.")] = 200,
 ) -> JobComparison:
     """Put jobs side by side: the parameters that differ, how they ended, their scores and curves."""
-    wanted = [part.strip() for part in ids.split(",") if part.strip()]
+    wanted = [part.strip() for given in ids for part in given.split(",") if part.strip()]
     return job_comparison(await services.job_actions.compare(session, wanted, points=points))
 
 
@@ -125,7 +125,7 @@ async def get_job(job: JobId, session: ReadSession, services: ServicesDep, langu
 
 
 @router.get("/jobs/{job}/logs", responses=problem_responses(JobNotFound))
-async def read_job_log(
+async def get_job_logs(
     job: JobId,
     session: ReadSession,
     services: ServicesDep,
@@ -147,7 +147,7 @@ async def read_job_log(
 
 
 @router.get("/jobs/{job}/metrics", responses=problem_responses(JobNotFound))
-async def read_job_metrics(
+async def get_job_metrics(
     job: JobId,
     session: ReadSession,
     services: ServicesDep,

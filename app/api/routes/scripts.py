@@ -10,16 +10,18 @@ from app.api.conditional import IfMatch, StaleVersion, etag_of, parse_if_match
 from app.api.dependencies import ReadSession, ServicesDep, WriteSession
 from app.api.errors import PreconditionRequired, UnsupportedMediaType, problem_responses
 from app.api.guards import RawUpload
+from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
 from app.api.routes.methods import MethodRef, tagged_method
 from app.api.schemas.methods import (
     MethodFileList,
     MethodRead,
-    ScriptList,
     ScriptRead,
+    ScriptSummary,
     method_files,
     script_read,
     script_summary,
 )
+from app.api.small_lists import page_by_name
 from app.domain.enums import Stage
 from app.domain.errors import InvalidRequest, PreconditionFailed
 from app.registry.methods import MethodMoved, PresetReadOnly
@@ -89,6 +91,7 @@ def _script_precondition(
     return require
 
 
+Paging = Annotated[PageParams, Depends(page_params("path", default="path"))]
 PythonBody = Annotated[bytes, Depends(_python_body)]
 ScriptPath = Annotated[str, Path(description="Path in the script root.", examples=["finance_sft.py"])]
 ScriptPrecondition = Annotated[Callable[[str | None], None], Depends(_script_precondition)]
@@ -141,10 +144,11 @@ async def replace_method_file(
     return await tagged_method(services, changed, response)
 
 
-@router.get("/scripts")
-async def list_scripts(services: ServicesDep) -> ScriptList:
+@router.get("/scripts", responses=problem_responses(InvalidCursor, InvalidSort))
+async def list_scripts(services: ServicesDep, paging: Paging) -> Page[ScriptSummary]:
     """List all Python files of the script root."""
-    return ScriptList(items=[script_summary(entry) for entry in await services.methods.stage_files.entries()])
+    entries = await services.methods.stage_files.entries()
+    return page_by_name(map(script_summary, entries), paging, name=lambda script: script.path)
 
 
 @router.get(

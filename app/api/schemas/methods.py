@@ -15,7 +15,7 @@ from app.domain.definition import (
     StageConfig,
     Wire,
 )
-from app.domain.enums import Platform, Stage, TrainingType, VersionSource
+from app.domain.enums import ModelState, Platform, Stage, TrainingType, VersionSource
 from app.domain.errors import Violation
 from app.domain.texts import Language
 from app.registry.method_files import FileState, FileStatus, PinnedFile
@@ -34,7 +34,7 @@ class PinnedFileRead(BaseModel):
     stage: Stage
     file: str = Field(description="Path in the script root.", examples=["finance_sft.py"])
     sha256: str = Field(examples=[_SHA256])
-    size: int = Field(description="Bytes.", examples=[4711])
+    size_bytes: int = Field(examples=[4711])
 
 
 class MethodFileRead(PinnedFileRead):
@@ -51,7 +51,7 @@ class _MethodMembers(BaseModel):
     description: str
     training_type: TrainingType
     technique: str = Field(examples=["sft"])
-    lifecycle: list[str] = Field(examples=[["customized", "complete"]])
+    lifecycle: list[ModelState] = Field(examples=[["customized", "complete"]])
     stages: dict[str, StageConfig] = Field(
         examples=[{"training": {"file": "finance_sft.py", "conda_env": "trl"}}],
     )
@@ -181,21 +181,15 @@ class ScriptRead(BaseModel):
 
     path: str = Field(examples=["finance_sft.py"])
     sha256: str = Field(examples=[_SHA256])
-    size: int
+    size_bytes: int = Field(examples=[4711])
 
 
 class ScriptSummary(BaseModel):
     """A file of the script root in a list."""
 
-    path: str
-    size: int
+    path: str = Field(examples=["finance_sft.py"])
+    size_bytes: int = Field(examples=[4711])
     modified_at: datetime
-
-
-class ScriptList(BaseModel):
-    """All Python files of the script root."""
-
-    items: list[ScriptSummary]
 
 
 class MethodFileList(BaseModel):
@@ -216,12 +210,6 @@ class PresetRead(BaseModel):
     installed_version: int | None
     removed: bool = Field(description="It was deleted on purpose and stays away until it is installed again.")
     method_id: str | None
-
-
-class PresetList(BaseModel):
-    """All shipped methods."""
-
-    items: list[PresetRead]
 
 
 READ_ONLY_MEMBERS = frozenset(MethodRead.model_fields) - frozenset(MethodDefinition.model_fields)
@@ -320,12 +308,12 @@ def entries(found: Sequence[Violation], language: Language) -> list[ProblemEntry
 
 def script_read(file: PinnedFile) -> ScriptRead:
     """Return a file of the script root."""
-    return ScriptRead(path=file.file, sha256=file.sha256, size=file.size)
+    return ScriptRead(path=file.file, sha256=file.sha256, size_bytes=file.size)
 
 
 def script_summary(entry: ScriptEntry) -> ScriptSummary:
     """Return a file of the script root as the list shows it."""
-    return ScriptSummary(path=entry.path, size=entry.size, modified_at=entry.modified_at)
+    return ScriptSummary(path=entry.path, size_bytes=entry.size, modified_at=entry.modified_at)
 
 
 def preset_read(status: PresetStatus, language: Language) -> PresetRead:
@@ -362,4 +350,4 @@ def _definition(method: Method) -> dict[str, Any]:
 
 
 def _pinned(pinned: PinnedFile) -> dict[str, Any]:
-    return {"file": pinned.file, "sha256": pinned.sha256, "size": pinned.size}
+    return {"file": pinned.file, "sha256": pinned.sha256, "size_bytes": pinned.size}

@@ -15,21 +15,6 @@ _NAME = "Qwen2.5-1.5B_faq_20260301_5b0e"
 _SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 
 
-class ModelSummary(BaseModel):
-    """A model as a list shows it."""
-
-    id: str = Field(examples=[_ID])
-    name: str = Field(examples=[_NAME])
-    state: ModelState
-    training_type: TrainingType
-    base_model: str = Field(description="Technical name.", examples=["Qwen2.5-1.5B"])
-    dataset: str | None = Field(examples=["faq"])
-    method_id: str = Field(examples=[_ID])
-    job_id: str = Field(examples=[_ID])
-    size_bytes: int
-    created_at: datetime
-
-
 class ModelReference(BaseModel):
     """A model that another one was made from, or that was made from it."""
 
@@ -51,9 +36,24 @@ class BaseModelReference(BaseModel):
 class DatasetReference(BaseModel):
     """The data set with the digest of the bytes that were trained on; it may be gone."""
 
-    id: str | None = Field(examples=[_ID])
+    id: str = Field(examples=[_ID])
     name: str | None = Field(examples=["faq"])
     digest: str | None = Field(examples=[_SHA256])
+
+
+class ModelSummary(BaseModel):
+    """A model as a list shows it."""
+
+    id: str = Field(examples=[_ID])
+    name: str = Field(examples=[_NAME])
+    state: ModelState
+    training_type: TrainingType
+    base_model: BaseModelReference
+    dataset: DatasetReference | None
+    method_id: str = Field(examples=[_ID])
+    job_id: str = Field(examples=[_ID])
+    size_bytes: int
+    created_at: datetime
 
 
 class MethodReference(BaseModel):
@@ -113,8 +113,8 @@ def model_summary(row: ModelRow) -> ModelSummary:
         name=row.name,
         state=row.state,
         training_type=row.training_type,
-        base_model=row.base_model_name,
-        dataset=row.dataset_name,
+        base_model=_base_model(row),
+        dataset=_dataset(row),
         method_id=row.method_id,
         job_id=row.job_id,
         size_bytes=row.size_bytes,
@@ -125,7 +125,6 @@ def model_summary(row: ModelRow) -> ModelSummary:
 def model_read(lineage: Lineage) -> ModelRead:
     """Return the model with its lineage."""
     row, method, job = lineage.model, lineage.method, lineage.job
-    dataset = DatasetReference(id=row.dataset_id, name=row.dataset_name, digest=row.dataset_digest)
     return ModelRead(
         id=row.id,
         name=row.name,
@@ -133,8 +132,8 @@ def model_read(lineage: Lineage) -> ModelRead:
         training_type=row.training_type,
         path=row.path,
         size_bytes=row.size_bytes,
-        base_model=BaseModelReference(id=row.base_model_id, name=row.base_model_name, path=row.base_model_path),
-        dataset=dataset if row.dataset_id is not None else None,
+        base_model=_base_model(row),
+        dataset=_dataset(row),
         method=MethodReference(
             id=row.method_id,
             name=method and method.name,
@@ -156,6 +155,16 @@ def model_files(files: list[ModelFile]) -> ModelFileList:
         items=[ModelFileRead(path=file.path, size_bytes=file.size_bytes) for file in files],
         size_bytes=sum(file.size_bytes for file in files),
     )
+
+
+def _base_model(row: ModelRow) -> BaseModelReference:
+    return BaseModelReference(id=row.base_model_id, name=row.base_model_name, path=row.base_model_path)
+
+
+def _dataset(row: ModelRow) -> DatasetReference | None:
+    if row.dataset_id is None:
+        return None
+    return DatasetReference(id=row.dataset_id, name=row.dataset_name, digest=row.dataset_digest)
 
 
 def _reference(row: ModelRow) -> ModelReference:
