@@ -1,15 +1,20 @@
 """Fixtures of the end-to-end tests: environments that nodes have, and the three kinds of installations."""
 
 import asyncio
+import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
 
 from app.cli.private_redis import NO_REDIS, RedisChoice, RedisKind
+from app.presets.catalogue import load_manifests, sample_base_models
 from app.store.session import Database
 from tests.e2e.installation import Installation
 from tests.servers import postgres_url, private_redis
@@ -54,6 +59,48 @@ def site(
             yield site
         finally:
             site.close()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An installation in which the demo of SFT-Demo has run undisturbed: its jobs, and how long the chain took."""
+
+    site: Installation
+    training: Any
+    saving: Any
+    deployment: Any
+    seconds: float
+
+    def submit_demo(self, method: str, **members: Any) -> Any:
+        """Submit a shipped method with the parameters of its demo."""
+        (manifest,) = [manifest for manifest in load_manifests() if manifest.name == method]
+        demo = manifest.demo
+        inputs = {"base_model": demo.base_model, "dataset": demo.dataset, "parameters": dict(demo.parameters)}
+        return self.site.submit(method, **inputs, **members)
+
+
+@pytest.fixture(scope="session")
+def trained(base: Path, training_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
+    """Train, save and deploy with SFT-Demo on the very small base model, which is built here."""
+    environments = {"base": base, "trl": training_python.parents[1]}
+    site = Installation(tmp_path_factory.mktemp("training"), environments)
+    try:
+        site.start()
+        (program,) = [model.program for model in sample_base_models() if model.name == "tiny-base"]
+        assert program is not None
+        folder = site.home / "models" / "tiny-base"
+        subprocess.run([training_python, program, "--output", folder], check=True, capture_output=True, timeout=200)
+        site.post("/base-models", {"name": "tiny-base", "path": "tiny-base"})
+        site.add_dataset("sft-demo", "sft-demo")
+        unfinished = Trained(site, None, None, None, 0.0)
+        begun = time.monotonic()
+        chain = unfinished.submit_demo("SFT-Demo", through="online")["chain"]
+        training, saving, deployment = (site.succeed(link["id"], seconds=150) for link in chain)
+        yield replace(
+            unfinished, training=training, saving=saving, deployment=deployment, seconds=time.monotonic() - begun
+        )
+    finally:
+        site.close()
 
 
 def _redis(root: Path, *, wanted: bool) -> AbstractContextManager[RedisChoice]:

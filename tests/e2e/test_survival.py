@@ -4,7 +4,6 @@ import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -12,6 +11,7 @@ import pytest
 
 from app.cli.private_redis import RedisChoice, RedisKind
 from tests.e2e.adapted import adapted_custom01
+from tests.e2e.conftest import Trained
 from tests.e2e.installation import PATIENCE, Installation, wait_for
 from tests.servers import redis_executable
 
@@ -83,6 +83,33 @@ class TestCustom01:
         assert gone_on
         witness.ran_once()
         assert [at for at, _ in site.curve(job)] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.training
+@pytest.mark.timeout(300)
+@pytest.mark.xdist_group("training")
+class TestSftDemo:
+    def test_real_training_survives_and_ends_like_the_undisturbed_one(self, trained: Trained) -> None:
+        site = trained.site
+        job = trained.submit_demo("SFT-Demo", through="customized")["id"]
+        site.wait_for_step(job, 5, seconds=60)
+        witness = Witness(site, job)
+
+        site.kill("worker", "api")
+        witness.still_the_same()
+        site.wait_until_ready()
+        kills = 1
+        while kills < 4 and site.stage_pids(job):
+            site.kill("worker" if kills % 2 else "api")
+            site.wait_until_ready()
+            kills += 1
+        ended = site.succeed(job, seconds=120)
+
+        print(f"step {witness.step} of 120 at the first of {kills} crashes")
+        witness.ran_once()
+        assert site.curve(job) == site.curve(trained.training["id"])
+        assert ended["evaluations"] == trained.training["evaluations"]
+        assert ended["metrics"]["loss"] == trained.training["metrics"]["loss"]
 
 
 def submit_slow(site: Installation) -> tuple[str, Path]:

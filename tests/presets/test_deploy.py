@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.presets.ollama_stand_in import OllamaStandIn, ollama_stand_in
+from tests.ollama_stand_in import OllamaStandIn, ollama_stand_in
 from tests.presets.stage import Finished, Home
 
 FILES = {"config.json": b"{}", "model.safetensors": b"weights", "tokenizer.json": b"tokens"}

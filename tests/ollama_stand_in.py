@@ -20,6 +20,7 @@ class OllamaStandIn:
     calls: list[str] = field(default_factory=list)
     blobs: dict[str, bytes] = field(default_factory=dict)
     created: dict[str, Any] | None = None
+    models: set[str] = field(default_factory=set)
     create_lines: list[dict[str, str]] = field(
         default_factory=lambda: [{"status": "parsing"}, {"status": "writing manifest"}, {"status": "success"}]
     )
@@ -45,6 +46,13 @@ def ollama_stand_in() -> Iterator[OllamaStandIn]:
             else:
                 self.create(json.loads(body))
 
+        def do_DELETE(self) -> None:
+            seen.calls.append(f"DELETE {self.path}")
+            model = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["model"]
+            known = model in seen.models
+            seen.models.discard(model)
+            self.reply(200 if known else 404, b"" if known else b'{"error": "model not found"}')
+
         def take_blob(self, digest: str, body: bytes) -> None:
             seen.calls.append("POST blob")
             if digest != "sha256:" + hashlib.sha256(body).hexdigest():
@@ -61,6 +69,8 @@ def ollama_stand_in() -> Iterator[OllamaStandIn]:
                 self.reply(seen.create_status if not missing else 400, f"missing {missing}".encode())
                 return
             seen.created = body
+            if seen.create_lines[-1].get("status") == "success":
+                seen.models.add(body["model"])
             self.reply(200, b"".join(json.dumps(line).encode() + b"\n" for line in seen.create_lines))
 
         def reply(self, status: int, body: bytes) -> None:
