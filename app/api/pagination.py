@@ -16,6 +16,7 @@ from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.domain.errors import Invalid
+from app.store.paging import PageRequest, Position
 
 DEFAULT_LIMIT: Final = 50
 MAX_LIMIT: Final = 200
@@ -23,7 +24,9 @@ _MAX_CURSOR: Final = 4000
 _CHECKSUM_BYTES: Final = 6
 
 ItemT = TypeVar("ItemT")
-Position = tuple[Any, Any]
+
+TextInName = Annotated[str | None, Query(description="Text to find in the name.", max_length=200)]
+"""The parameter `q` of lists of things with a name."""
 
 
 class InvalidCursor(Invalid):
@@ -48,13 +51,8 @@ class Page(BaseModel, Generic[ItemT]):
 
 
 @dataclass(frozen=True)
-class PageParams:
+class PageParams(PageRequest):
     """Which page a caller wants, in which order."""
-
-    limit: int
-    sort: str
-    descending: bool
-    after: Position | None
 
     def page(self, items: Sequence[ItemT], next_position: Position | None) -> Page[ItemT]:
         """Return the page with the cursor of the next one."""

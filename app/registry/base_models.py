@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from uuid import uuid4
 
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -15,9 +15,9 @@ from app.domain.names import name_key, name_violations, normal_name
 from app.registry.base_model_card import CONFIG, PIPELINE, BaseModelCard, NotABaseModel, read_card
 from app.registry.resource_paths import resolve_inside, stays_inside
 from app.store import named
-from app.store.base_models import SORTABLE, get_base_model, registered_paths
+from app.store.base_models import get_base_model, registered_paths
 from app.store.home import Home
-from app.store.paging import Slice
+from app.store.paging import PageRequest, Slice
 from app.store.tables import BaseModelRow
 from app.store.usage import unfinished_jobs
 
@@ -50,27 +50,9 @@ class BaseModels:
         """Return the base model with this id or technical name."""
         return await get_base_model(session, base_model)
 
-    async def page(
-        self,
-        session: AsyncSession,
-        *,
-        sort: str,
-        descending: bool,
-        after: tuple[Any, Any] | None,
-        limit: int,
-        text: str | None = None,
-    ) -> Slice[BaseModelRow]:
+    async def page(self, session: AsyncSession, wanted: PageRequest, *, text: str | None = None) -> Slice[BaseModelRow]:
         """Return one page of the base models."""
-        return await named.page(
-            session,
-            BaseModelRow,
-            sortable=SORTABLE,
-            sort=sort,
-            descending=descending,
-            after=after,
-            limit=limit,
-            text=text,
-        )
+        return await named.page(session, BaseModelRow, wanted, text=text)
 
     async def prepare(self, *, name: str, path: str) -> Prepared:
         """Read the card of the folder `path` of `models/`; it may take a while, so no statement is run."""

@@ -24,10 +24,10 @@ from app.registry.dataset_check import MAX_PROBLEMS, DatasetReport, LineProblem,
 from app.registry.dataset_files import SUFFIX, UPLOAD_PREFIX, DatasetChanging, Inspection
 from app.registry.resource_paths import resolve_inside, stays_inside
 from app.store import named
-from app.store.datasets import SORTABLE, get_dataset
+from app.store.datasets import get_dataset
 from app.store.home import Home
 from app.store.methods import NameTaken
-from app.store.paging import Slice
+from app.store.paging import PageRequest, Slice
 from app.store.tables import DatasetRow
 from app.store.usage import unfinished_jobs
 
@@ -117,27 +117,9 @@ class Datasets:
         """Return the data set with this id or name."""
         return await get_dataset(session, dataset)
 
-    async def page(
-        self,
-        session: AsyncSession,
-        *,
-        sort: str,
-        descending: bool,
-        after: tuple[Any, Any] | None,
-        limit: int,
-        text: str | None = None,
-    ) -> Slice[DatasetRow]:
+    async def page(self, session: AsyncSession, wanted: PageRequest, *, text: str | None = None) -> Slice[DatasetRow]:
         """Return one page of the data sets."""
-        return await named.page(
-            session,
-            DatasetRow,
-            sortable=SORTABLE,
-            sort=sort,
-            descending=descending,
-            after=after,
-            limit=limit,
-            text=text,
-        )
+        return await named.page(session, DatasetRow, wanted, text=text)
 
     async def preview(self, row: DatasetRow, *, offset: int, limit: int) -> Preview:
         """Return rows as they stand in the file now."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
 from uuid import uuid4
 
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -12,8 +11,8 @@ from app.domain.deploy_targets import DeployTargetKind, normal_url, url_violatio
 from app.domain.errors import Conflict, InvalidRequest
 from app.domain.names import name_key, name_violations, normal_name
 from app.store import named
-from app.store.deploy_targets import SORTABLE, get_deploy_target
-from app.store.paging import Slice
+from app.store.deploy_targets import get_deploy_target
+from app.store.paging import PageRequest, Slice
 from app.store.tables import DeployTargetRow
 from app.store.usage import methods_deploying_to
 
@@ -35,26 +34,10 @@ class DeployTargets:
         return await get_deploy_target(session, deploy_target)
 
     async def page(
-        self,
-        session: AsyncSession,
-        *,
-        sort: str,
-        descending: bool,
-        after: tuple[Any, Any] | None,
-        limit: int,
-        text: str | None = None,
+        self, session: AsyncSession, wanted: PageRequest, *, text: str | None = None
     ) -> Slice[DeployTargetRow]:
         """Return one page of the deploy targets."""
-        return await named.page(
-            session,
-            DeployTargetRow,
-            sortable=SORTABLE,
-            sort=sort,
-            descending=descending,
-            after=after,
-            limit=limit,
-            text=text,
-        )
+        return await named.page(session, DeployTargetRow, wanted, text=text)
 
     async def create(self, session: AsyncSession, *, name: str, kind: DeployTargetKind, url: str) -> DeployTargetRow:
         """Register a deploy target; nobody is asked whether it answers, it may be started later."""

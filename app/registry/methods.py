@@ -24,6 +24,7 @@ from app.registry.method_record import Method, lifecycle_text, method_of, row_va
 from app.store import methods as store
 from app.store import presets, registry_facts
 from app.store.methods import MethodFilter, NameTaken
+from app.store.paging import PageRequest, Position
 from app.store.registry_facts import RegistryFacts
 from app.store.tables import MethodRow
 
@@ -91,21 +92,14 @@ class MethodRegistry:
         return method_of(row, await store.get_version(session, row))
 
     async def page(
-        self,
-        session: AsyncSession,
-        wanted: MethodFilter,
-        *,
-        sort: str,
-        descending: bool,
-        after: tuple[Any, Any] | None,
-        limit: int,
-    ) -> tuple[list[Method], tuple[Any, Any] | None]:
+        self, session: AsyncSession, wanted: MethodFilter, paging: PageRequest
+    ) -> tuple[list[Method], Position | None]:
         """Return one page of the methods, and the position of the next one."""
         if wanted.lifecycle is not None and find_path(wanted.lifecycle.split(",")) is None:
             known = " | ".join(map(lifecycle_text, PATHS))
             params = {"value": shown(wanted.lifecycle), "known": known}
             raise InvalidRequest([Violation("?lifecycle", "unknown_lifecycle", params)])
-        rows = await store.page(session, wanted, sort=sort, descending=descending, after=after, limit=limit)
+        rows = await store.page(session, wanted, paging)
         newest = await store.newest_versions(session, rows.rows)
         return [method_of(row, newest[row.id]) for row in rows.rows], rows.next_position
 
@@ -115,17 +109,11 @@ class MethodRegistry:
         return method_of(row, await store.get_version(session, row, number))
 
     async def versions(
-        self,
-        session: AsyncSession,
-        method: str,
-        *,
-        descending: bool,
-        after: tuple[Any, Any] | None,
-        limit: int,
-    ) -> tuple[list[Method], tuple[Any, Any] | None]:
+        self, session: AsyncSession, method: str, paging: PageRequest
+    ) -> tuple[list[Method], Position | None]:
         """Return one page of the method's versions; of a deleted method too, by its id."""
         row = await store.get_even_deleted(session, method)
-        found = await store.version_page(session, row.id, descending=descending, after=after, limit=limit)
+        found = await store.version_page(session, row.id, paging)
         return [method_of(row, version) for version in found.rows], found.next_position
 
     async def validate(

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -20,7 +19,7 @@ from app.store import methods as method_store
 from app.store import models as store
 from app.store.home import Home
 from app.store.models import ModelFilter
-from app.store.paging import Slice
+from app.store.paging import PageRequest, Slice
 from app.store.session import Database
 from app.store.tables import JobRow, MethodRow, ModelRow
 from app.store.usage import unfinished_jobs
@@ -63,18 +62,9 @@ class Models:
         """Return the living model with this id or name."""
         return await store.get_model(session, model)
 
-    async def page(
-        self,
-        session: AsyncSession,
-        wanted: ModelFilter,
-        *,
-        sort: str,
-        descending: bool,
-        after: tuple[Any, Any] | None,
-        limit: int,
-    ) -> Slice[ModelRow]:
+    async def page(self, session: AsyncSession, wanted: ModelFilter, paging: PageRequest) -> Slice[ModelRow]:
         """Return one page of the living models."""
-        return await store.page(session, wanted, sort=sort, descending=descending, after=after, limit=limit)
+        return await store.page(session, wanted, paging)
 
     async def method_id_of(self, session: AsyncSession, method: str | None) -> str | None:
         """Return the id of the living method with this id or name; else what was given, the id of a deleted one."""

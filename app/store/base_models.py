@@ -1,7 +1,6 @@
 """Base models: folders under `models/` that trainings start from."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from sqlmodel import select
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -9,8 +8,6 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.domain.errors import NotFound
 from app.store import named
 from app.store.tables import BaseModelRow
-
-SORTABLE: Mapping[str, Any] = {"name": BaseModelRow.name_key, "created_at": BaseModelRow.created_at}
 
 
 class BaseModelNotFound(NotFound):

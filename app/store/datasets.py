@@ -1,20 +1,10 @@
 """Data sets: JSONL files, or folders with one, under `datasets/`."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.errors import NotFound
 from app.store import named
 from app.store.tables import DatasetRow
-
-SORTABLE: Mapping[str, Any] = {
-    "name": DatasetRow.name_key,
-    "created_at": DatasetRow.created_at,
-    "rows": DatasetRow.rows,
-    "size_bytes": DatasetRow.size_bytes,
-}
 
 
 class DatasetNotFound(NotFound):

@@ -1,15 +1,10 @@
 """Deploy targets: configured places where online models are served."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.errors import NotFound
 from app.store import named
 from app.store.tables import DeployTargetRow
-
-SORTABLE: Mapping[str, Any] = {"name": DeployTargetRow.name_key, "created_at": DeployTargetRow.created_at}
 
 
 class DeployTargetNotFound(NotFound):

@@ -14,18 +14,18 @@ from typing import Any
 from uuid import uuid4
 
 import sqlalchemy as sa
-from sqlalchemy.engine import CursorResult
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 from sqlmodel.sql.expression import Select, SelectOfScalar
 
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.errors import Conflict, NotFound
-from app.domain.transitions import ALLOWED, LIVE, TERMINAL, UNFINISHED, check_transition
+from app.domain.transitions import LIVE, TERMINAL, UNFINISHED, check_transition
 from app.store.tables import BUILDING, CLAIMABLE, LIVE_ATTEMPT, AttemptRow, JobEventRow, JobRow
 from app.store.types import enum_type
 
 CLAIM_CANDIDATES = 20
+FAILED_AT_ONCE = 100
 
 
 class JobNotFound(NotFound):
@@ -68,16 +68,17 @@ async def insert(session: AsyncSession, jobs: Sequence[JobRow]) -> None:
         session.add(job)
     await session.flush()
     for job in jobs:
-        session.add(_event(job.id, status=JobStatus.QUEUED, reason=None, attempt=0, now=job.created_at))
-    await session.flush()
+        await _record(session, job.id, status=JobStatus.QUEUED, reason=None, attempt=0, now=job.created_at)
 
 
 # ---- read -----------------------------------------------------------------------------------------------------------
 
 
-async def get(session: AsyncSession, job_id: str) -> JobRow:
-    """Return the job or raise `JobNotFound`."""
-    job = await session.get(JobRow, job_id, populate_existing=True)
+async def get(session: AsyncSession, job_id: str, *, lock: bool = False) -> JobRow:
+    """Return the job or raise `JobNotFound`. With `lock` nobody else changes it before the transaction ends."""
+    # "for no key update": attempts and events that merely refer to the row are not held up
+    for_update: Any = {"key_share": True} if lock else None
+    job = await session.get(JobRow, job_id, populate_existing=True, with_for_update=for_update)
     if job is None:
         raise JobNotFound(job=job_id)
     return job
@@ -112,25 +113,26 @@ async def count_unfinished_of_method(session: AsyncSession, method_id: str) -> i
 
 async def request_cancel(session: AsyncSession, job_id: str, *, now: datetime) -> JobRow:
     """Cancel a queued job at once; ask the node of a live one to stop it. Twice is fine, after the end is not."""
-    job = await get(session, job_id)
+    # locked: between two looks the job could be claimed, or come back to the queue, and miss the wish
+    job = await get(session, job_id, lock=True)
     if job.status in TERMINAL:
         raise JobAlreadyFinished(job=job_id, status=job.status)
-    end = End(status=JobStatus.CANCELLED, reason=EndReason.CANCELLED, params={})
-    if await _write_status(session, job_id, old={JobStatus.QUEUED}, new=end.status, now=now, end=end):
+    if job.status is JobStatus.QUEUED:
+        end = End(status=JobStatus.CANCELLED, reason=EndReason.CANCELLED, params={})
+        await _write_status(session, job_id, old={JobStatus.QUEUED}, new=end.status, now=now, end=end)
         await _end_successors(session, job_id, now=now)
-    else:
-        await session.exec(
-            sa.update(JobRow)
-            .where(col(JobRow.id) == job_id, col(JobRow.status).in_(LIVE), col(JobRow.cancel_requested_at).is_(None))
-            .values(cancel_requested_at=now, updated_at=now)
-        )
+    elif job.cancel_requested_at is None:
+        job.cancel_requested_at = job.updated_at = now
+        session.add(job)
+        await session.flush()
     return await get(session, job_id)
 
 
 async def request_cancel_of_method(session: AsyncSession, method_id: str, *, now: datetime) -> Sequence[str]:
     """Cancel every unfinished job of the method; return their ids."""
     statement = select(JobRow.id).where(JobRow.method_id == method_id, col(JobRow.status).in_(UNFINISHED))
-    unfinished = (await session.exec(statement)).all()
+    # in the order in which the end of a job locks those that wait for it, else the two could wait for each other
+    unfinished = (await session.exec(statement.order_by(col(JobRow.chain_id), col(JobRow.position)))).all()
     for job_id in unfinished:
         if (await get(session, job_id)).status not in TERMINAL:  # a predecessor's end may have ended it already
             await request_cancel(session, job_id, now=now)
@@ -245,17 +247,28 @@ async def finish(session: AsyncSession, claim: Claim, end: End, *, now: datetime
 
 
 async def fail_queued(
-    session: AsyncSession, *, environment: str, reason: EndReason, params: Mapping[str, Any], now: datetime
+    session: AsyncSession,
+    *,
+    environment: str,
+    reason: EndReason,
+    params: Mapping[str, Any],
+    now: datetime,
+    waiting_since: datetime | None = None,
 ) -> int:
-    """Fail every queued stage job that needs `environment`; return how many."""
+    """Fail queued stage jobs that need `environment`, oldest first, and return how many; 0 means that none is left.
+
+    At most `FAILED_AT_ONCE`, so that other writers get their turn. With `waiting_since` only those that could have run
+    at that time.
+    """
     statement = select(JobRow.id).where(
-        JobRow.status == JobStatus.QUEUED,
+        sa.text(CLAIMABLE),
+        col(JobRow.kind).in_(set(JobKind) - {JobKind.ENVIRONMENT}),
         JobRow.environment == environment,
-        JobRow.kind != JobKind.ENVIRONMENT,
-        col(JobRow.blocked_by).is_(None),
     )
+    if waiting_since is not None:
+        statement = statement.where(col(JobRow.updated_at) <= waiting_since)
     end = End(status=JobStatus.FAILED, reason=reason, params=params)
-    job_ids = (await session.exec(statement)).all()
+    job_ids = (await session.exec(statement.order_by(col(JobRow.created_at)).limit(FAILED_AT_ONCE))).all()
     for job_id in job_ids:
         if await _write_status(session, job_id, old={JobStatus.QUEUED}, new=end.status, now=now, end=end):
             await _end_successors(session, job_id, now=now)
@@ -325,8 +338,7 @@ async def _write_status(
 ) -> bool:
     """Change the status if it still is one of `old` and (given) the token still is ours; record the event."""
     for status in old:
-        if status not in ALLOWED or new not in ALLOWED[status]:
-            check_transition(status, new)
+        check_transition(status, new)
     changes: dict[str, Any] = {"status": new, "updated_at": now, **(values or {})}
     if end is not None:
         changes |= {"reason": end.reason, "reason_params": dict(end.params), "finished_at": now}
@@ -335,11 +347,12 @@ async def _write_status(
     statement = sa.update(JobRow).where(col(JobRow.id) == job_id, col(JobRow.status).in_(old)).values(**changes)
     if token is not None:
         statement = statement.where(col(JobRow.token) == token)
-    if not _changed(await session.exec(statement)):
+    # rows that the session knows are not searched for each of a thousand changes; `get` reads them again
+    written = statement.returning(col(JobRow.attempts)).execution_options(synchronize_session=False)
+    attempt = (await session.exec(written)).scalar_one_or_none()
+    if attempt is None:
         return False
-    attempt = (await session.exec(select(JobRow.attempts).where(JobRow.id == job_id))).one()
-    session.add(_event(job_id, status=new, reason=end.reason if end else None, attempt=attempt, now=now))
-    await session.flush()
+    await _record(session, job_id, status=new, reason=end.reason if end else None, attempt=attempt, now=now)
     return True
 
 
@@ -405,10 +418,9 @@ async def _end_successors(session: AsyncSession, job_id: str, *, now: datetime) 
                 waiting.append(successor)
 
 
-def _event(job_id: str, *, status: JobStatus, reason: EndReason | None, attempt: int, now: datetime) -> JobEventRow:
-    return JobEventRow(job_id=job_id, attempt=attempt, status=status, reason=reason, created_at=now)
-
-
-def _changed(result: Any) -> bool:
-    assert isinstance(result, CursorResult)
-    return result.rowcount == 1
+async def _record(
+    session: AsyncSession, job_id: str, *, status: JobStatus, reason: EndReason | None, attempt: int, now: datetime
+) -> None:
+    """Insert the event of a transition."""
+    values = {"job_id": job_id, "attempt": attempt, "status": status, "reason": reason, "created_at": now}
+    await session.exec(sa.insert(JobEventRow).values(**values))

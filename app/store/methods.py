@@ -18,7 +18,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.domain.enums import TrainingType, VersionSource
 from app.domain.errors import Conflict, NotFound
 from app.domain.names import name_key
-from app.store.paging import Order, Slice, keyset_slice
+from app.store.paging import PageRequest, Slice, page_slice
 from app.store.tables import MethodRow, MethodVersionRow
 
 _NAME_INDEX = "uq_method_name_key_live"
@@ -94,16 +94,8 @@ async def get_even_deleted(session: AsyncSession, method: str) -> MethodRow:
     return row
 
 
-async def page(
-    session: AsyncSession,
-    wanted: MethodFilter,
-    *,
-    sort: str,
-    descending: bool,
-    after: tuple[Any, Any] | None,
-    limit: int,
-) -> Slice[MethodRow]:
-    """Return one page of the living methods; `sort` is a key of `SORTABLE`."""
+async def page(session: AsyncSession, wanted: MethodFilter, paging: PageRequest) -> Slice[MethodRow]:
+    """Return one page of the living methods; `paging.sort` is a key of `SORTABLE`."""
     statement = select(MethodRow).where(col(MethodRow.deleted_at).is_(None))
     if wanted.training_type is not None:
         statement = statement.where(MethodRow.training_type == wanted.training_type)
@@ -119,8 +111,7 @@ async def page(
                 col(MethodRow.description).icontains(wanted.text, autoescape=True),
             )
         )
-    order = Order(SORTABLE[sort], MethodRow.id, descending=descending)
-    return await keyset_slice(session, statement, order, after=after, limit=limit)
+    return await page_slice(session, statement, paging, column=SORTABLE[paging.sort], tie=MethodRow.id)
 
 
 async def get_version(session: AsyncSession, row: MethodRow, number: int | None = None) -> MethodVersionRow:
@@ -141,13 +132,10 @@ async def newest_versions(session: AsyncSession, rows: Sequence[MethodRow]) -> d
     }
 
 
-async def version_page(
-    session: AsyncSession, method_id: str, *, descending: bool, after: tuple[Any, Any] | None, limit: int
-) -> Slice[MethodVersionRow]:
+async def version_page(session: AsyncSession, method_id: str, wanted: PageRequest) -> Slice[MethodVersionRow]:
     """Return one page of the method's versions, by number."""
     statement = select(MethodVersionRow).where(MethodVersionRow.method_id == method_id)
-    order = Order(MethodVersionRow.number, MethodVersionRow.method_id, descending=descending)
-    return await keyset_slice(session, statement, order, after=after, limit=limit)
+    return await page_slice(session, statement, wanted, column=MethodVersionRow.number, tie=MethodVersionRow.method_id)
 
 
 async def read_only_methods(session: AsyncSession) -> Sequence[MethodRow]:

@@ -13,7 +13,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import ModelState, TrainingType
 from app.domain.errors import Conflict, NotFound
-from app.store.paging import Order, Slice, keyset_slice
+from app.store.paging import PageRequest, Slice, page_slice
 from app.store.tables import ModelRow
 
 SORTABLE: Mapping[str, Any] = {
@@ -101,16 +101,8 @@ async def get_model(session: AsyncSession, model: str) -> ModelRow:
     return rows[0]
 
 
-async def page(
-    session: AsyncSession,
-    wanted: ModelFilter,
-    *,
-    sort: str,
-    descending: bool,
-    after: tuple[Any, Any] | None,
-    limit: int,
-) -> Slice[ModelRow]:
-    """Return one page of the living models; `sort` is a key of `SORTABLE`."""
+async def page(session: AsyncSession, wanted: ModelFilter, paging: PageRequest) -> Slice[ModelRow]:
+    """Return one page of the living models; `paging.sort` is a key of `SORTABLE`."""
     statement = select(ModelRow).where(col(ModelRow.deleted_at).is_(None))
     if wanted.state is not None:
         statement = statement.where(ModelRow.state == wanted.state)
@@ -128,8 +120,7 @@ async def page(
         )
     if wanted.text:
         statement = statement.where(col(ModelRow.name).icontains(wanted.text, autoescape=True))
-    order = Order(SORTABLE[sort], ModelRow.id, descending=descending)
-    return await keyset_slice(session, statement, order, after=after, limit=limit)
+    return await page_slice(session, statement, paging, column=SORTABLE[paging.sort], tie=ModelRow.id)
 
 
 async def ancestors(session: AsyncSession, row: ModelRow) -> list[ModelRow]:

@@ -1,6 +1,5 @@
 """What rows with a unique name have in common: found by id or name, inserted once, listed by name or age."""
 
-from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -10,11 +9,10 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.names import name_key
 from app.store.methods import NameTaken
-from app.store.paging import Order, Slice, keyset_slice
+from app.store.paging import PageRequest, Slice, page_slice
 from app.store.tables import BaseModelRow, DatasetRow, DeployTargetRow, EnvironmentRow
 
 RowT = TypeVar("RowT", BaseModelRow, DatasetRow, DeployTargetRow, EnvironmentRow)
-Position = tuple[Any, Any]
 
 
 async def find(session: AsyncSession, table: type[RowT], given: str) -> RowT | None:
@@ -60,21 +58,11 @@ async def delete(session: AsyncSession, row: RowT) -> bool:
     return result.rowcount == 1
 
 
-async def page(
-    session: AsyncSession,
-    table: type[RowT],
-    *,
-    sortable: Mapping[str, Any],
-    sort: str,
-    descending: bool,
-    after: Position | None,
-    limit: int,
-    text: str | None,
-) -> Slice[RowT]:
-    """Return one page of the rows whose name contains `text`; `sort` is a key of `sortable`."""
+async def page(session: AsyncSession, table: type[RowT], wanted: PageRequest, *, text: str | None) -> Slice[RowT]:
+    """Return one page of the rows whose name contains `text`, sorted by a column or by `name`."""
     statement: Any = select(table)
     if text:
         # the key is folded in every script; the databases' own lower() may know ASCII only
         statement = statement.where(col(table.name_key).contains(name_key(text), autoescape=True))
-    order = Order(sortable[sort], table.id, descending=descending)
-    return await keyset_slice(session, statement, order, after=after, limit=limit)
+    column = table.name_key if wanted.sort == "name" else getattr(table, wanted.sort)
+    return await page_slice(session, statement, wanted, column=column, tie=table.id)

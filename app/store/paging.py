@@ -9,6 +9,18 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from sqlmodel.sql.expression import SelectOfScalar
 
 RowT = TypeVar("RowT")
+Position = tuple[Any, Any]
+"""Sort value and tie value of a row."""
+
+
+@dataclass(frozen=True)
+class PageRequest:
+    """Which page somebody wants, in which order; `after` is the position that it begins behind."""
+
+    limit: int
+    sort: str
+    descending: bool
+    after: Position | None
 
 
 @dataclass(frozen=True)
@@ -22,10 +34,18 @@ class Order:
 
 @dataclass(frozen=True)
 class Slice(Generic[RowT]):
-    """Rows of one page, and the position (sort value, tie value) after which the next page begins."""
+    """Rows of one page, and the position after which the next page begins."""
 
     rows: Sequence[RowT]
-    next_position: tuple[Any, Any] | None
+    next_position: Position | None
+
+
+async def page_slice(
+    session: AsyncSession, statement: SelectOfScalar[RowT], wanted: PageRequest, *, column: Any, tie: Any
+) -> Slice[RowT]:
+    """Return the page of `statement` that is wanted; `column` is what `wanted.sort` means here."""
+    order = Order(column, tie, descending=wanted.descending)
+    return await keyset_slice(session, statement, order, after=wanted.after, limit=wanted.limit)
 
 
 async def keyset_slice(
@@ -33,7 +53,7 @@ async def keyset_slice(
     statement: SelectOfScalar[RowT],
     order: Order,
     *,
-    after: tuple[Any, Any] | None,
+    after: Position | None,
     limit: int,
 ) -> Slice[RowT]:
     """Return up to `limit` rows of `statement` (a select of one table class) after the position `after`."""

@@ -199,12 +199,14 @@ class NodeRow(SQLModel, table=True):
 
 
 class JobRow(SQLModel, table=True):
-    """A request to run one stage of one method version. `status` has one writer: `app.store.jobs.transition`."""
+    """A request to run one stage of one method version. `status` has one writer, in `app.store.jobs`."""
 
     __tablename__ = "job"
     __table_args__ = (
         sa.Index(
             "ix_job_queue",
+            "kind",
+            "environment",
             "priority",
             "created_at",
             "id",

@@ -12,7 +12,7 @@ from app.api.errors import UnsupportedMediaType, problem_responses
 from app.api.guards import RawUpload
 from app.api.idempotency import IdempotencyKeyReused
 from app.api.language import RequestLanguage
-from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
+from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
 from app.api.schemas.resources import (
     DatasetCheck,
     DatasetCreate,
@@ -85,12 +85,10 @@ async def list_datasets(
     session: ReadSession,
     services: ServicesDep,
     paging: Paging,
-    q: Annotated[str | None, Query(description="Text to find in the name.", max_length=200)] = None,
+    q: TextInName = None,
 ) -> Page[DatasetRead]:
     """List the data sets."""
-    found = await services.datasets.page(
-        session, sort=paging.sort, descending=paging.descending, after=paging.after, limit=paging.limit, text=q
-    )
+    found = await services.datasets.page(session, paging, text=q)
     return paging.page([dataset_read(row) for row in found.rows], found.next_position)
 
 

@@ -2,13 +2,13 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query, Response
+from fastapi import APIRouter, Depends, Path, Response
 
 from app.api.creation import CreationDep
 from app.api.dependencies import ReadSession, ServicesDep, WriteSession
 from app.api.errors import problem_responses
 from app.api.idempotency import IdempotencyKeyReused
-from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
+from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
 from app.api.schemas.resources import DeployTargetCreate, DeployTargetRead, deploy_target_read
 from app.domain.errors import InvalidRequest
 from app.registry.deploy_targets import DeployTargetInUse
@@ -27,12 +27,10 @@ async def list_deploy_targets(
     session: ReadSession,
     services: ServicesDep,
     paging: Paging,
-    q: Annotated[str | None, Query(description="Text to find in the name.", max_length=200)] = None,
+    q: TextInName = None,
 ) -> Page[DeployTargetRead]:
     """List the configured deploy targets; `custom` is always there and not listed."""
-    found = await services.deploy_targets.page(
-        session, sort=paging.sort, descending=paging.descending, after=paging.after, limit=paging.limit, text=q
-    )
+    found = await services.deploy_targets.page(session, paging, text=q)
     return paging.page([deploy_target_read(row) for row in found.rows], found.next_position)
 
 

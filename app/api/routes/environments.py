@@ -10,7 +10,7 @@ from app.api.dependencies import ReadSession, ServicesDep, WriteSession, ring_af
 from app.api.errors import PreconditionRequired, problem_responses
 from app.api.idempotency import IdempotencyKeyReused
 from app.api.language import RequestLanguage
-from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
+from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
 from app.api.schemas.jobs import JobRead, job_read
 from app.api.schemas.resources import EnvironmentCreate, EnvironmentRead, EnvironmentSpecReplace, environment_read
 from app.api.small_lists import page_by_name
@@ -41,7 +41,7 @@ async def list_environments(
     session: ReadSession,
     services: ServicesDep,
     paging: Paging,
-    q: Annotated[str | None, Query(description="Text to find in the name.", max_length=200)] = None,
+    q: TextInName = None,
 ) -> Page[EnvironmentRead]:
     """List the environments that are registered or on a node."""
     views = await services.environments.views(session, text=q)

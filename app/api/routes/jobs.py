@@ -12,7 +12,7 @@ from app.api.headers import LastEventId
 from app.api.idempotency import IdempotencyKeyReused
 from app.api.job_events import job_events
 from app.api.language import RequestLanguage
-from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
+from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
 from app.api.schemas.jobs import (
     JobComparison,
     JobCopy,
@@ -96,7 +96,7 @@ async def list_jobs(
     ] = None,
     method: Annotated[str | None, Query(description="Only jobs of this method; id or name.")] = None,
     chain: Annotated[str | None, Query(description="Only jobs of this chain: the id of its first job.")] = None,
-    q: Annotated[str | None, Query(description="Text to find in the name.", max_length=200)] = None,
+    q: TextInName = None,
 ) -> Page[JobSummary]:
     """List the jobs."""
     query = JobQuery(statuses=status or (), kinds=stage or (), method=method, chain=chain, text=q)

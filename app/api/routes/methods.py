@@ -63,9 +63,7 @@ async def list_methods(
 ) -> Page[MethodSummary]:
     """List the methods."""
     wanted = MethodFilter(training_type=training_type, technique=technique, lifecycle=lifecycle, text=q)
-    methods, following = await services.methods.registry.page(
-        session, wanted, sort=paging.sort, descending=paging.descending, after=paging.after, limit=paging.limit
-    )
+    methods, following = await services.methods.registry.page(session, wanted, paging)
     return paging.page([method_summary(method) for method in methods], following)
 
 
@@ -209,9 +207,7 @@ async def list_method_versions(
     method: MethodRef, session: ReadSession, services: ServicesDep, paging: VersionPaging
 ) -> Page[MethodVersionRead]:
     """List the versions of a method; of a deleted one too, by its id."""
-    versions, following = await services.methods.registry.versions(
-        session, method, descending=paging.descending, after=paging.after, limit=paging.limit
-    )
+    versions, following = await services.methods.registry.versions(session, method, paging)
     return paging.page([method_version_read(version) for version in versions], following)
 
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Path, Query
 
 from app.api.dependencies import ReadSession, ServicesDep
 from app.api.errors import problem_responses
-from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
+from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
 from app.api.schemas.models import ModelFileList, ModelRead, ModelSummary, model_files, model_read, model_summary
 from app.domain.enums import ModelState, TrainingType
 from app.registry.models import ModelInUse
@@ -34,7 +34,7 @@ async def list_models(
     base_model: Annotated[str | None, Query(description="Only models made from it; id or name.")] = None,
     method: Annotated[str | None, Query(description="Only models that it made; id or name.")] = None,
     dataset: Annotated[str | None, Query(description="Only models trained on it; id or name.")] = None,
-    q: Annotated[str | None, Query(description="Text to find in the name.", max_length=200)] = None,
+    q: TextInName = None,
 ) -> Page[ModelSummary]:
     """List the models."""
     wanted = ModelFilter(
@@ -45,9 +45,7 @@ async def list_models(
         dataset=dataset,
         text=q,
     )
-    found = await services.models.page(
-        session, wanted, sort=paging.sort, descending=paging.descending, after=paging.after, limit=paging.limit
-    )
+    found = await services.models.page(session, wanted, paging)
     return paging.page([model_summary(row) for row in found.rows], found.next_position)
 
 
