@@ -100,7 +100,7 @@ def _code(error: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         return "field_unknown", {}
     if kind in _CONSTRAINTS:
         code, parameter, key = _CONSTRAINTS[kind]
-        return code, {parameter: str(context.get(key, "")).replace(" or ", ", ")}
+        return code, {parameter: str(context.get(key, "")).replace(" or ", ", ").replace("'", "")}
     if kind in _BOUNDS:
         code, key, sign = _BOUNDS[kind]
         return code, {"bound": f"{sign} {context.get(key)}"}
