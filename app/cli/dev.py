@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.options import AsJson, HomeFolder
+from app.cli.options import DEFAULT_URL, AsJson, HomeFolder
 from app.cli.service import Port, load
 
 if TYPE_CHECKING:
@@ -107,9 +107,8 @@ def _announce(service: "EmbeddedService", settings: "Settings", seconds: float, 
             "Home": settings.home,
             "Database": database,
             "Redis": service.redis.describe(),
-            "Next": "deepe demo, or: deepe methods list"
-            if service.port == 8000
-            else f"deepe methods list --url {service.url}",
+            # not the demo: it runs a service of its own in this home, which is taken now
+            "Next": "deepe methods list" if service.url == DEFAULT_URL else f"deepe methods list --url {service.url}",
         }
     )
     console().print("\nCtrl-C stops the service; running jobs go on.\n", style="dim")

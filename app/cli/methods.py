@@ -68,7 +68,7 @@ def show(method: Method, url: Url = DEFAULT_URL, as_json: AsJson = False) -> Non
     if as_json:
         print_json({**document, "readiness": readiness})
         return
-    stages = {name: f"{stage.get('file')}  in {stage.get('conda_env')}" for name, stage in document["stages"].items()}
+    stages = {name: _stage_cell(stage) for name, stage in document["stages"].items()}
     changed = [file["file"] for file in document["files"] if file["state"] != "unchanged"]
     print_fields(
         {
@@ -80,7 +80,7 @@ def show(method: Method, url: Url = DEFAULT_URL, as_json: AsJson = False) -> Non
             "technique": document["technique"],
             "lifecycle": " → ".join(document["lifecycle"]),
             **stages,
-            "deployment": document["deployment"],
+            "deployment": _deployment_cell(document["deployment"]),
             "edited on disk": ", ".join(changed),
             "read-only": "an example: copy it to change it" if document["read_only"] else None,
             "ready": "yes" if readiness["ready"] else "no",
@@ -147,12 +147,18 @@ def delete(
         str | None, typer.Option("--jobs", help="What becomes of its queued and running jobs: cancel or keep.")
     ] = None,
     url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
 ) -> None:
     """Delete a method (commercial licence). Its jobs and models stay."""
     from app.cli.client import Api
+    from app.cli.output import print_json, write
 
     with Api(url) as api:
         api.delete(f"/methods/{_segment(method)}", {"jobs": jobs})
+    if as_json:
+        print_json({"deleted": method})
+    else:
+        write(f"{method} is deleted\n")
 
 
 @app.command()
@@ -229,6 +235,16 @@ def upload_script(api: "Api", path: Path, *, replace: bool) -> None:
     except ServiceRefused as refused:
         refused.notes = (f"while uploading {path}", *refused.notes)
         raise
+
+
+def _stage_cell(stage: dict[str, Any]) -> str:
+    return f"{stage['file']}  in {stage['conda_env']}"
+
+
+def _deployment_cell(deployment: dict[str, Any] | None) -> str | None:
+    if deployment is None:
+        return None
+    return _stage_cell(deployment) if deployment["target"] == "custom" else f"to {deployment['target']}"
 
 
 def _print_unready(readiness: dict[str, Any]) -> None:

@@ -42,14 +42,32 @@ def list_models(
 def show(model: Model, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Show a model and where it comes from."""
     from app.cli.client import Api, segment
-    from app.cli.output import print_fields, print_json
+    from app.cli.output import print_fields, print_json, size
 
     with Api(url) as api:
         document = api.get(f"/models/{segment(model)}")
     if as_json:
         print_json(document)
     else:
-        print_fields(document)
+        print_fields(
+            {
+                "id": document["id"],
+                "name": document["name"],
+                "state": document["state"],
+                "type": document["training_type"],
+                "folder": document["path"],
+                "size": size(document["size_bytes"]) if document["path"] else None,
+                "served": (document["details"].get("deployment") or {}).get("url"),
+                "base model": document["base_model"]["name"],
+                "data set": (document["dataset"] or {}).get("name"),
+                "method": f"{document['method']['name']} (version {document['method']['version']})",
+                "job": document["job"]["id"],
+                "parameters": document["parameters"],
+                "made from": ", ".join(parent["name"] for parent in document["parents"]),
+                "made into": ", ".join(child["name"] for child in document["children"]),
+                "made": document["created_at"],
+            }
+        )
 
 
 @app.command()

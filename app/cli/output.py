@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+MIB = 1024 * 1024
 STATUS_STYLES = {
     "queued": "dim",
     "launching": "cyan",
@@ -121,6 +122,11 @@ def duration(seconds: float | None) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def size(count: int) -> str:
+    """Return `4.2 MiB`, or `0.5 KiB` for little."""
+    return f"{count / MIB:.1f} MiB" if count >= MIB else f"{count / 1024:.1f} KiB"
 
 
 def run_seconds(job: Mapping[str, Any]) -> float | None:

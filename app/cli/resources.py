@@ -16,21 +16,20 @@ nodes = typer.Typer(no_args_is_help=True, help="Machines with a worker.")
 
 Text = Annotated[str | None, typer.Option("--text", "-q", help="Only those with this text in their name.")]
 Description = Annotated[str, typer.Option("--description", help="A sentence for people.")]
-_MIB = 1024 * 1024
 
 
 @datasets.command("list")
 def list_datasets(text: Text = None, limit: Limit = 100, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List the data sets."""
     from app.cli.client import Api
-    from app.cli.output import print_json, print_table
+    from app.cli.output import print_json, print_table, size
 
     with Api(url) as api:
         found = list(api.items("/datasets", {"q": text}, limit=limit))
     if as_json:
         print_json({"items": found})
         return
-    rows = [(entry["name"], entry["rows"], ", ".join(entry["columns"]), _size(entry["size_bytes"])) for entry in found]
+    rows = [(entry["name"], entry["rows"], ", ".join(entry["columns"]), size(entry["size_bytes"])) for entry in found]
     print_table(("name", "rows", "columns", "size"), rows, nothing="No data sets. Add one: deepe datasets add FILE")
 
 
@@ -230,7 +229,3 @@ def _preset_state(preset: dict[str, object]) -> str:
     if not preset["installed"]:
         return "not installed"
     return f"version {preset['installed_version']}"
-
-
-def _size(count: int) -> str:
-    return f"{count / _MIB:.1f} MiB" if count >= _MIB else f"{count / 1024:.1f} KiB"

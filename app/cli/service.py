@@ -76,6 +76,7 @@ def worker() -> None:
 
 def migrate(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing when all is well.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Bring the database to the newest schema.
 
@@ -83,10 +84,14 @@ def migrate(
     """
     import asyncio
 
+    from app.cli.output import print_json
+
     settings = load()
     settings.home.mkdir(parents=True, exist_ok=True)
     asyncio.run(_migrate(settings))
-    if not quiet:
+    if as_json:
+        print_json({"database": settings.database_url.partition("+")[0], "up_to_date": True})
+    elif not quiet:
         typer.echo("The database is up to date.")
 
 

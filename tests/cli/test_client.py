@@ -165,3 +165,49 @@ class TestApi:
     def test_refuses_what_is_no_address(self, url: str) -> None:
         with pytest.raises(Unreachable, match="http://"):
             Api(url)
+
+
+class TestChat:
+    END = {"finish_reason": "stop", "job": "j1", "error": None, "reason_detail": None}
+
+    def test_prints_the_answer_piece_by_piece(self, runner: CliRunner) -> None:
+        told = stream(("1", "piece", {"text": "8 is"}), ("2", "piece", {"text": " larger."}), ("3", "done", self.END))
+
+        with stand_in(lambda _: told) as (url, _):
+            result = runner.invoke(app, ["models", "chat", "m", "Which?", "--url", url])
+
+        assert (result.exit_code, result.stdout) == (0, "8 is larger.\n")
+
+    @pytest.mark.parametrize("reason", ["error", "cancelled"])
+    @pytest.mark.parametrize("as_json", [False, True])
+    def test_1_with_what_the_script_and_the_job_say(self, runner: CliRunner, reason: str, as_json: bool) -> None:
+        end = {**self.END, "finish_reason": reason, "error": "CUDA is gone", "reason_detail": "Ask again later."}
+        told = stream(("1", "piece", {"text": "8"}), ("2", "done", end))
+
+        with stand_in(lambda _: told) as (url, _):
+            result = runner.invoke(app, ["models", "chat", "m", "Which?", "--url", url, *(["--json"] * as_json)])
+
+        assert result.exit_code == 1
+        for words in ("CUDA is gone", "Ask again later.", "deepe jobs logs j1"):
+            assert words in result.stderr
+
+    def test_1_for_an_answer_without_its_end(self, runner: CliRunner) -> None:
+        with stand_in(lambda _: stream(("1", "piece", {"text": "8"}))) as (url, _):
+            result = runner.invoke(app, ["models", "chat", "m", "Which?", "--url", url])
+
+        assert result.exit_code == 1
+        assert "broke off" in result.stderr
+
+
+class TestDeleteMethod:
+    def test_says_what_is_gone(self, runner: CliRunner) -> None:
+        def script(request: Request) -> Answer:
+            return Answer(204) if request.method == "DELETE" else Answer(200, b"{}", headers={"ETag": '"a.1"'})
+
+        with stand_in(script) as (url, asked):
+            talk = runner.invoke(app, ["methods", "delete", "mine", "--url", url])
+            raw = runner.invoke(app, ["methods", "delete", "mine", "--jobs", "keep", "--url", url, "--json"])
+
+        assert talk.stdout == "mine is deleted\n"
+        assert json.loads(raw.stdout) == {"deleted": "mine"}
+        assert (asked[-1].path, asked[-1].headers["if-match"]) == ("/api/v1/methods/mine?jobs=keep", '"a.1"')

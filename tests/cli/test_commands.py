@@ -129,9 +129,11 @@ class TestService:
     def test_migrates_a_new_database_and_again(self, runner: CliRunner) -> None:
         first = runner.invoke(app, ["migrate"])
         second = runner.invoke(app, ["migrate"])
+        raw = runner.invoke(app, ["migrate", "--json"])
 
-        assert first.exit_code == second.exit_code == 0
+        assert first.exit_code == second.exit_code == raw.exit_code == 0
         assert "up to date" in second.stdout
+        assert json.loads(raw.stdout) == {"database": "sqlite", "up_to_date": True}
 
     def test_says_what_is_wrong_with_the_database(self, runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("DEEPE_DATABASE_URL", "postgresql://u:p@127.0.0.1:9/d")

@@ -81,6 +81,8 @@ def test_from_folder_and_file_to_a_model_that_answers(deepe: Deepe) -> None:
         shown = deepe(*words)
         assert shown.exit_code == 0, shown.output
         assert shown.stdout.strip()
+    assert "custom01-base" in shown.stdout
+    assert "Custom01 (version 1)" in shown.stdout
 
     again = document(deepe("jobs", "copy", training["id"], "-p", "epochs=2", "--json"))
     assert deepe("jobs", "watch", again["id"]).exit_code == 0
