@@ -400,9 +400,10 @@ async def _end_attempt(
 
 
 async def _release_successors(session: AsyncSession, job_id: str, *, model_id: str | None, now: datetime) -> None:
+    waiting = await _successors(session, job_id)
     await session.exec(
         sa.update(JobRow)
-        .where(col(JobRow.blocked_by) == job_id, col(JobRow.status) == JobStatus.QUEUED)
+        .where(col(JobRow.id).in_(waiting), col(JobRow.status) == JobStatus.QUEUED)
         .values(blocked_by=None, model_id=model_id, updated_at=now)
     )
 
@@ -412,10 +413,17 @@ async def _end_successors(session: AsyncSession, job_id: str, *, now: datetime) 
     end = End(status=JobStatus.CANCELLED, reason=EndReason.PREDECESSOR_FAILED, params={"predecessor": job_id})
     waiting = [job_id]
     while waiting:
-        statement = select(JobRow.id).where(JobRow.blocked_by == waiting.pop(), col(JobRow.status) == JobStatus.QUEUED)
-        for successor in (await session.exec(statement)).all():
+        for successor in await _successors(session, waiting.pop()):
             if await _write_status(session, successor, old={JobStatus.QUEUED}, new=end.status, now=now, end=end):
                 waiting.append(successor)
+
+
+async def _successors(session: AsyncSession, job_id: str) -> Sequence[str]:
+    """Return the jobs that wait, or waited, for this one.
+
+    Without a condition on the status: SQLite would take the index of that and visit all of a long queue.
+    """
+    return (await session.exec(select(JobRow.id).where(JobRow.blocked_by == job_id))).all()
 
 
 async def _record(

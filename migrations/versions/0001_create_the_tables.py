@@ -167,7 +167,7 @@ def upgrade() -> None:
         batch_op.create_index("ix_job_method_id_created_at_id", ["method_id", "created_at", "id"], unique=False)
         batch_op.create_index(
             "ix_job_queue",
-            ["priority", "created_at", "id"],
+            ["kind", "environment", "priority", "created_at", "id"],
             unique=False,
             sqlite_where=sa.text("status = 'queued' AND blocked_by IS NULL"),
             postgresql_where=sa.text("status = 'queued' AND blocked_by IS NULL"),

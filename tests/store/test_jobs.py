@@ -3,6 +3,8 @@
 import asyncio
 from collections import Counter
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -13,6 +15,7 @@ from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.transitions import TERMINAL
 from app.store import jobs
 from app.store.jobs import Claim, JobAlreadyFinished, JobNotFound
+from app.store.migrate import upgrade
 from app.store.session import Database
 from app.store.tables import AttemptRow, JobEventRow, JobRow
 from tests.job_rows import (
@@ -206,6 +209,34 @@ class TestClaim:
             events = (await session.exec(launches)).all()
         assert sorted(attempts) == sorted(events) == sorted(ids)
 
+    async def test_reads_one_stretch_of_the_queue_however_long_it_is(self, tmp_path: Path) -> None:
+        database = Database(f"sqlite+aiosqlite:///{tmp_path / 'queue.db'}")
+        await upgrade(database)
+        node = await add_node(database)
+        await insert(database, *new_chain())
+        said: list[tuple[str, Any]] = []
+        sa.event.listen(
+            database.engine.sync_engine,
+            "before_cursor_execute",
+            lambda _connection, _cursor, statement, parameters, *_: said.append((statement, parameters)),
+        )
+        won = await claim(database, node)
+        assert won is not None
+        async with database.writing() as session:
+            await jobs.finish(session, won, SUCCESS, now=LATER)
+        statements = [one for one in said if "FROM job" in one[0] or "UPDATE job" in one[0]]
+
+        async with database.engine.connect() as connection:
+            plans = [
+                row.detail
+                for statement, parameters in statements
+                for row in await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            ]
+        await database.close()
+
+        assert "SEARCH job USING INDEX ix_job_queue (kind=? AND environment=?)" in plans
+        assert not [plan for plan in plans if "SCAN job" in plan or "ix_job_status" in plan]
+
 
 class TestLease:
     async def test_live_attempts_are_those_of_the_node(self, database: Database) -> None:
@@ -370,6 +401,18 @@ class TestChain:
         assert await _statuses(database, [waiting, following, other]) == [
             JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.QUEUED,
         ]  # fmt: skip
+
+    async def test_jobs_that_came_later_are_spared(self, database: Database) -> None:
+        before = await add_job(database, environment="gone")
+        after = await add_job(database, environment="gone", updated_at=LATER + timedelta(seconds=1))
+
+        async with database.writing() as session:
+            count = await jobs.fail_queued(
+                session, environment="gone", reason=EndReason.ENV_MISSING, params={}, now=LATER, waiting_since=LATER
+            )
+
+        assert count == 1
+        assert await _statuses(database, [before, after]) == [JobStatus.FAILED, JobStatus.QUEUED]
 
 
 class TestRequestCancel:
