@@ -4,7 +4,8 @@ Leaf classes live beside the only code that raises them. The HTTP status is deci
 by family (`NotFound`, `Invalid`, ...).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -62,6 +63,19 @@ class InvalidRequest(Invalid):
 
     def violations(self) -> Sequence[Violation]:
         return self._violations
+
+
+@contextmanager
+def together_with(found: Sequence[Violation]) -> Iterator[None]:
+    """Raise `found` after the block, if there is any; what an `Invalid` of the block says comes with it."""
+    try:
+        yield
+    except Invalid as error:
+        if not found:
+            raise
+        raise InvalidRequest([*found, *error.violations()]) from error
+    if found:
+        raise InvalidRequest(found)
 
 
 class Conflict(AppError):

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.domain.errors import Conflict, InvalidRequest
+from app.domain.errors import Conflict, together_with
 from app.domain.names import name_key, name_violations, normal_name
 from app.registry.base_model_card import CONFIG, PIPELINE, BaseModelCard, NotABaseModel, read_card
 from app.registry.resource_paths import resolve_inside, stays_inside
@@ -56,12 +56,11 @@ class BaseModels:
 
     async def prepare(self, *, name: str, path: str) -> Prepared:
         """Read the card of the folder `path` of `models/`; it may take a while, so no statement is run."""
-        if found := name_violations(name):
-            raise InvalidRequest(found)
-        folder = resolve_inside(self._home.models, path)
-        if not folder.is_dir():
-            raise NotABaseModel(path=path, pointer="/path")
-        card = await asyncio.to_thread(read_card, folder, root=self._home.models)
+        with together_with(name_violations(name)):
+            folder = resolve_inside(self._home.models, path)
+            if not folder.is_dir():
+                raise NotABaseModel(path=path, pointer="/path")
+            card = await asyncio.to_thread(read_card, folder, root=self._home.models)
         return Prepared(name=normal_name(name), folder=folder, card=card)
 
     async def create(self, session: AsyncSession, prepared: Prepared, *, description: str = "") -> BaseModelRow:

@@ -17,7 +17,7 @@ from uuid import uuid4
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.domain.errors import AppError, Conflict, Invalid, InvalidRequest, Violation
+from app.domain.errors import AppError, Conflict, Invalid, InvalidRequest, Violation, together_with
 from app.domain.names import name_key, name_violations, normal_name
 from app.registry import dataset_files
 from app.registry.dataset_check import MAX_PROBLEMS, DatasetReport, LineProblem, parse_line
@@ -148,9 +148,9 @@ class Datasets:
 
     async def prepare(self, *, name: str, path: str) -> Prepared:
         """Check the file or folder `path` of `datasets/`; it may take seconds, so no statement is run."""
-        _check_name(name)
-        inspection = await self._inspect_path(path)
-        _require_valid(name, inspection)
+        with together_with(name_violations(name)):
+            inspection = await self._inspect_path(path)
+            _require_valid(name, inspection)
         return Prepared(name=normal_name(name), place=self._home.datasets / Path(path), inspection=inspection)
 
     async def create(self, session: AsyncSession, prepared: Prepared, *, description: str = "") -> DatasetRow:
@@ -173,13 +173,13 @@ class Datasets:
 
     async def check_new_name(self, session: AsyncSession, name: str) -> None:
         """Raise what is wrong with the name of a data set to be."""
-        _check_name(name, pointer="{dataset}")
+        _check_new_name(name)
         if await named.name_is_taken(session, DatasetRow, name):
             raise NameTaken(name=normal_name(name), pointer="{dataset}")
 
     async def upload(self, session: AsyncSession, *, name: str, chunks: AsyncIterable[bytes]) -> DatasetRow:
         """Receive a file, check it, give it its place under `datasets/` and register it; or leave nothing behind."""
-        _check_name(name, pointer="{dataset}")
+        _check_new_name(name)
         async with self._received(chunks) as upload:
             inspection = await asyncio.to_thread(dataset_files.inspect, upload, max_characters=self._max_characters)
             _require_valid(name, inspection)
@@ -302,8 +302,8 @@ class Datasets:
             raise DatasetChanging(path=row.path) from None
 
 
-def _check_name(name: str, *, pointer: str = "/name") -> None:
-    if found := name_violations(name, pointer):
+def _check_new_name(name: str) -> None:
+    if found := name_violations(name, "{dataset}"):
         raise InvalidRequest(found)
 
 

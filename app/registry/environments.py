@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.domain.errors import Conflict, InvalidRequest, NotFound, Violation
+from app.domain.errors import Conflict, NotFound, Violation, together_with
 from app.domain.names import environment_name_violations
 from app.registry.environment_spec import parse_spec, spec_hash
 from app.store import environments as store
@@ -81,7 +81,7 @@ class EnvironmentView:
     @property
     def version(self) -> str:
         """What changes when the spec does; the ETag."""
-        return (self.row.spec_hash if self.row else None) or "none"
+        return environment_version(self.row.spec_hash if self.row else None)
 
 
 class Environments:
@@ -117,9 +117,9 @@ class Environments:
         found = environment_name_violations(name, "/name")
         if name == BASE_ENVIRONMENT:
             found.append(Violation("/name", "name_reserved", {"name": name}))
-        if found:
-            raise InvalidRequest(found)
-        row = store.new_environment(name, spec=spec, spec_hash=_hash(spec), now=self._clock())
+        with together_with(found):
+            digest = _hash(spec)
+        row = store.new_environment(name, spec=spec, spec_hash=digest, now=self._clock())
         await named.insert(session, row)
         return await self.get(session, name)
 
@@ -144,6 +144,11 @@ class Environments:
         if methods or jobs:
             raise EnvironmentInUse(environment=name, methods=", ".join(methods) or "–", jobs=len(jobs))
         await named.delete(session, row)
+
+
+def environment_version(spec_hash: str | None) -> str:
+    """Return what names the present spec of an environment in `ETag`."""
+    return spec_hash or "none"
 
 
 def _view(

@@ -125,7 +125,12 @@ class TestCreate:
 
         assert sorted(response.status_code for response in responses) == [201, 409, 409]
 
-    async def test_refuses_unknown_fields_and_reserved_names(self, app: MethodsApp) -> None:
+    async def test_says_what_is_wrong_with_name_and_path_at_once(self, app: MethodsApp) -> None:
+        response = await create(app, name="a/b", path="nowhere")
+
+        assert codes(response.json()) == [("/name", "invalid_name"), ("/path", "path_not_found")]
+
+    async def test_refuses_unknown_fields(self, app: MethodsApp) -> None:
         place_base_model(app.home.models / "tiny")
 
         assert codes((await create(app, kind="x")).json()) == [("/kind", "field_unknown")]

@@ -110,6 +110,17 @@ class TestCreate:
         assert response.status_code == 422
         assert {pointer for pointer, _ in codes(response.json())} == {"/spec"}
 
+    async def test_says_what_is_wrong_with_name_and_spec_at_once(self, app: MethodsApp) -> None:
+        response = await create(app, name="a b", spec="- a")
+
+        assert [pointer for pointer, _ in codes(response.json())] == ["/name", "/spec", "/spec"]
+
+    async def test_answers_with_the_tag_that_reading_gives(self, app: MethodsApp) -> None:
+        created = [await create(app, name="found"), await create(app, spec=SPEC)]
+
+        for response in created:
+            assert response.headers["etag"] == (await app.client.get(response.headers["location"])).headers["etag"]
+
     async def test_of_two_creates_of_one_name_one_wins(self, app: MethodsApp) -> None:
         responses = await asyncio.gather(*[create(app) for _ in range(3)])
 

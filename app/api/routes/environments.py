@@ -1,6 +1,7 @@
 """Environments: conda environments that stages can name. Building one is a job."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Response
 
@@ -23,6 +24,7 @@ from app.registry.environments import (
     EnvironmentNotRegistered,
     EnvironmentShipped,
     EnvironmentView,
+    environment_version,
 )
 from app.store.methods import NameTaken
 from app.store.nodes import NodeNotFound
@@ -63,7 +65,7 @@ async def create_environment(
         view = await services.environments.create(session, name=environment.name, spec=environment.spec)
         return environment_read(view)
 
-    return await creation.answer(create, headers=lambda body: {"Location": f"/api/v1/environments/{body['name']}"})
+    return await creation.answer(create, headers=_created_headers)
 
 
 @router.get("/environments/{environment}", responses=problem_responses(EnvironmentNotFound))
@@ -122,6 +124,13 @@ async def build_environment(
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/api/v1/jobs/{details.view.job.id}"
     return job_read(details, language)
+
+
+def _created_headers(body: Mapping[str, Any]) -> Mapping[str, str]:
+    return {
+        "Location": f"/api/v1/environments/{body['name']}",
+        "ETag": etag_of(environment_version(body["spec_hash"])),
+    }
 
 
 def _tagged(view: EnvironmentView, response: Response) -> EnvironmentRead:
