@@ -37,7 +37,7 @@ class CommercialLicenseRequired(NotAllowed):
         return (self._cause,) if self._cause else ()
 
 
-class LicenceState(StrEnum):
+class LicenseState(StrEnum):
     """How it stands with the licence."""
 
     NONE = "none"
@@ -49,7 +49,7 @@ class LicenceState(StrEnum):
 class LicenceStatus:
     """What is installed, and what is wrong with it."""
 
-    state: LicenceState
+    state: LicenseState
     licence: Licence | None
     error: LicenceError | None
 
@@ -72,7 +72,7 @@ class LicenceGuard:
             raise CommercialLicenseRequired
         if not status.licence.allows(feature):
             params = {"licence": status.licence.id, "feature": feature}
-            raise CommercialLicenseRequired(Violation("", "licence_lacks_feature", params))
+            raise CommercialLicenseRequired(Violation("", "license_lacks_feature", params))
 
     def allows(self, feature: str = METHODS_WRITE) -> bool:
         """Say whether `require` would pass."""
@@ -86,11 +86,11 @@ class LicenceGuard:
         """Return what is installed, judged at this moment."""
         found = self._read()
         if found is None:
-            return LicenceStatus(LicenceState.NONE, None, None)
+            return LicenceStatus(LicenseState.NONE, None, None)
         if isinstance(found, LicenceError):
-            return LicenceStatus(LicenceState.INVALID, None, found)
+            return LicenceStatus(LicenseState.INVALID, None, found)
         error = _time_error(found, self.clock())
-        return LicenceStatus(LicenceState.INVALID if error else LicenceState.VALID, found, error)
+        return LicenceStatus(LicenseState.INVALID if error else LicenseState.VALID, found, error)
 
     def _read(self) -> Licence | LicenceError | None:
         try:

@@ -44,43 +44,43 @@ class LicenceError(Invalid):
 class LicenceMalformed(LicenceError):
     """No licence file at all."""
 
-    code = "licence_malformed"
+    code = "license_malformed"
 
 
 class LicenceForged(LicenceError):
     """The signature is not the vendor's."""
 
-    code = "licence_forged"
+    code = "license_forged"
 
 
 class LicenceExpired(LicenceError):
     """Its time is over."""
 
-    code = "licence_expired"
+    code = "license_expired"
 
 
 class LicenceNotYetValid(LicenceError):
     """Issued in the future."""
 
-    code = "licence_not_yet_valid"
+    code = "license_not_yet_valid"
 
 
 class LicenceWrongProduct(LicenceError):
     """A licence of another product of the vendor."""
 
-    code = "licence_wrong_product"
+    code = "license_wrong_product"
 
 
 class LicenceKeyExists(Conflict):
     """`keygen` would overwrite a key."""
 
-    code = "licence_key_exists"
+    code = "license_key_exists"
 
 
 class LicenceKeyUnreadable(Invalid):
     """A PEM file is no Ed25519 key."""
 
-    code = "licence_key_unreadable"
+    code = "license_key_unreadable"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from app.access.guard import CommercialLicenseRequired, LicenceGuard, LicenceState
+from app.access.guard import CommercialLicenseRequired, LicenceGuard, LicenseState
 from app.access.licence import issue
 from app.domain.texts import Language
 
@@ -79,7 +79,7 @@ class TestRequire:
     def test_says_which_feature_is_lacking(self, site: Site) -> None:
         site.install(features=("other",))
 
-        assert [violation.code for violation in refusal(site).violations()] == ["licence_lacks_feature"]
+        assert [violation.code for violation in refusal(site).violations()] == ["license_lacks_feature"]
 
     def test_installed_licence_counts_without_a_restart(self, site: Site) -> None:
         refusal(site)
@@ -96,13 +96,13 @@ class TestRequire:
 
         error = refusal(site)
         assert error.code == "commercial_license_required"
-        assert [violation.code for violation in error.violations()] == ["licence_expired"]
+        assert [violation.code for violation in error.violations()] == ["license_expired"]
         assert "L-1 expired at 2026-07-01T00:00:00Z" in error.detail()
 
     def test_forged_licence_says_so(self, site: Site) -> None:
         site.replace(issue(Ed25519PrivateKey.generate(), licensee="me", issued_at=START))
 
-        assert [violation.code for violation in refusal(site).violations()] == ["licence_forged"]
+        assert [violation.code for violation in refusal(site).violations()] == ["license_forged"]
 
     def test_change_of_the_same_length_at_the_same_time_is_noticed(self, site: Site) -> None:
         site.install()
@@ -121,9 +121,9 @@ class TestRequire:
 
         site.path.unlink()
 
-        assert site.guard.status().state is LicenceState.NONE
+        assert site.guard.status().state is LicenseState.NONE
 
     def test_unreadable_file_is_an_invalid_licence(self, site: Site) -> None:
         site.path.mkdir()
 
-        assert site.guard.status().state is LicenceState.INVALID
+        assert site.guard.status().state is LicenseState.INVALID

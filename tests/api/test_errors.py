@@ -230,7 +230,7 @@ class TestFields:
 class TestProblemResponses:
     def test_groups_errors_by_status_with_an_example_each(self) -> None:
         class Taken(Conflict):
-            code = "licence_key_exists"
+            code = "license_key_exists"
 
         class Unknown(NotFound):
             code = "route_not_found"
@@ -240,4 +240,4 @@ class TestProblemResponses:
         assert set(responses) == {404, 409}
         content = responses[409]["content"]["application/problem+json"]
         assert content["schema"] == {"$ref": "#/components/schemas/Problem"}
-        assert content["examples"]["licence_key_exists"]["value"]["status"] == 409
+        assert content["examples"]["license_key_exists"]["value"]["status"] == 409

@@ -12,7 +12,7 @@ from tests.api.foundation import client_of, make_app
 
 
 class Refused(Conflict):
-    code = "licence_key_exists"
+    code = "license_key_exists"
 
 
 class Order(BaseModel):

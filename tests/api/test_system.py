@@ -111,6 +111,6 @@ class TestLicense:
         assert body["state"] == "invalid"
         assert body["problem"] == {
             "pointer": "",
-            "code": "licence_expired",
+            "code": "license_expired",
             "detail": "许可证 L-1 已于 2026-06-01T00:00:00Z 过期。请向供应商索取新的许可证并安装。",
         }

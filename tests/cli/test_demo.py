@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from app.access import licence as licences
-from app.access.guard import LicenceGuard, LicenceState
+from app.access.guard import LicenceGuard, LicenseState
 from app.cli.demo import shipped
 from app.cli.demo_licence import borrowed_licence
 from app.cli.exits import CliFailure
@@ -78,7 +78,7 @@ class TestBorrowedLicence:
             inside = guard.status().state
             keys = [path.name for path in tmp_path.rglob("*private*")]
 
-        assert inside is LicenceState.VALID
+        assert inside is LicenseState.VALID
         assert keys == []
         assert list(tmp_path.iterdir()) == []
 

@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field
 
-from app.access.guard import LicenceGuard, LicenceState, LicenceStatus
+from app.access.guard import LicenceGuard, LicenceStatus, LicenseState
 from app.api.errors import DatabaseUnavailable, ProblemEntry, problem_responses
 from app.api.language import RequestLanguage
 from app.domain.texts import Language
@@ -57,7 +57,7 @@ class LicenseDetails(BaseModel):
 class LicenseRead(BaseModel):
     """How it stands with the licence."""
 
-    state: LicenceState
+    state: LicenseState
     license: LicenseDetails | None = Field(description="Null when none is installed or it cannot be read.")
     problem: ProblemEntry | None = Field(description="Why an installed licence does not count.")
 
