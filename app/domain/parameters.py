@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from app.domain.enums import Stage
@@ -74,9 +75,14 @@ def check_parameters(
     stage: Stage = Stage.TRAINING,
     producing: bool = False,
     false_as: str = "False",
+    typical: Mapping[str, KnownParameter] = MappingProxyType({}),
 ) -> ParameterCheck:
-    """Judge the values of a job; null counts as not given."""
+    """Judge the values of a job; null counts as not given.
+
+    `typical` has ranges that a method knows better than the platform's table; only warnings depend on them.
+    """
     known, reserved = known_at(stage, producing=producing), reserved_at(stage, producing=producing)
+    usual = {**known, **typical}
     given = {name: value for name, value in values.items() if value is not None}
     settable = {name: value for name, value in given.items() if name not in reserved}
     declared = script.by_name()
@@ -93,7 +99,7 @@ def check_parameters(
             parameter = _joined(parameter or ScriptParameter(name=name, kind=ParameterKind.ANY), known)
             problem = _value_problem(parameter, value, at)
             violations += [problem] if problem else []
-            warnings += [] if problem else _unusual(parameter, value, at, known=known, false_as=false_as)
+            warnings += [] if problem else _unusual(parameter, value, at, known=usual, false_as=false_as)
     warnings += _without_effect(given, known)
     effective = _effective(settable, script, known)
     violations += _missing(effective, script, reserved)

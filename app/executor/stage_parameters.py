@@ -3,16 +3,17 @@
 import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from app.domain.enums import JobKind, Stage
 from app.domain.errors import Violation
+from app.domain.known_parameters import KnownParameter, known_at
 from app.domain.lifecycle import producing_stage
 from app.domain.parameters import ParameterCheck, check_parameters
 from app.domain.pointers import pointer
 from app.domain.rendering import ArgumentForm
-from app.domain.script_parameters import ScriptParameters
+from app.domain.script_parameters import ParameterKind, ScriptParameters
 from app.presets.catalogue import DataColumns, load_manifests, script_path
 from app.registry.method_record import Method
 from app.registry.script_reading import ScriptReader
@@ -72,6 +73,7 @@ class StageParameters:
                 stage=stage,
                 producing=stage is producing_stage(method.definition.lifecycle or ()),
                 false_as=method.definition.arguments.false_as,
+                typical=_typical(method, stage),
             )
             for stage in stages
         }
@@ -112,6 +114,22 @@ def _meant_for(
     others = {name for other in takers if other is not stage for name in scripts[other].declared_names}
     own = set(scripts[stage].declared_names)
     return {name: value for name, value in values.items() if name in own or name not in others}
+
+
+def _typical(method: Method, stage: Stage) -> dict[str, KnownParameter]:
+    """Return the ranges that the form of a shipped method shows, where they differ from the platform's."""
+    producing = stage is producing_stage(method.definition.lifecycle or ())
+    manifest = next((manifest for manifest in load_manifests() if manifest.name == method.preset), None)
+    if manifest is None or not (stage is Stage.TRAINING or producing):
+        return {}
+    known = known_at(stage, producing=producing)
+    typical = {}
+    for info in manifest.parameters:
+        platform = known.get(info.name) or KnownParameter(info.name, ParameterKind.NUMBER)
+        low = platform.minimum if info.minimum is None else info.minimum
+        high = platform.maximum if info.maximum is None else info.maximum
+        typical[info.name] = replace(platform, minimum=low, maximum=high)
+    return typical
 
 
 def _column_problems(

@@ -65,12 +65,14 @@ def site(base: Path, own_redis: RedisServer, tmp_path_factory: pytest.TempPathFa
         site.close()
 
 
-@pytest.fixture(scope="module")
-def live(site: Installation) -> str:
-    """Return a training that runs until it is cancelled."""
-    submitted = site.submit("Slow", parameters={"pause": 0.5, "max_steps": 10_000})
-    site.wait_for_step(submitted["id"], 1)
-    return str(submitted["id"])
+@pytest.fixture
+def live(site: Installation) -> Iterator[str]:
+    """Return a training that runs until it is cancelled, and free its slot afterwards."""
+    job = str(site.submit("Slow", parameters={"pause": 0.5, "max_steps": 10_000})["id"])
+    site.wait_for_step(job, 1)
+    yield job
+    if site.request("POST", f"/jobs/{job}:cancel").status_code == 200:
+        site.wait(job)
 
 
 @pytest.fixture(scope="module")
@@ -459,11 +461,11 @@ def sentences_of(problem: Any) -> list[str]:
 
 class TestParameters:
     def test_value_outside_the_typical_range_is_accepted_with_a_warning(self, site: Installation) -> None:
-        submitted = site.submit(parameters={"max_steps": 1})
+        submitted = site.submit(parameters={"learning_rate": 50.0, "max_steps": 10})
 
         (warning,) = submitted["warnings"]
-        assert (warning["pointer"], warning["code"]) == ("/parameters/max_steps", "parameter_unusual")
-        assert warning["detail"]
+        assert (warning["pointer"], warning["code"]) == ("/parameters/learning_rate", "parameter_unusual")
+        assert "0.05 – 2" in warning["detail"]
         site.succeed(submitted["id"])
 
 
@@ -489,7 +491,7 @@ class TestLicence:
     def test_expired_one_counts_no_more(self, site: Installation) -> None:
         site.install_licence(expires_in=-timedelta(days=1))
 
-        self.refuses(site, "licence_expired")
+        self.refuses(site, "license_expired")
 
     def test_one_of_another_key_is_forged(self, site: Installation, tmp_path: Path) -> None:
         stranger, _ = licences.keygen(tmp_path)
@@ -500,7 +502,7 @@ class TestLicence:
         finally:
             site.private_key = mine
 
-        self.refuses(site, "licence_forged")
+        self.refuses(site, "license_forged")
 
     def test_one_whose_date_was_changed_is_forged(self, site: Installation) -> None:
         site.install_licence(expires_in=-timedelta(days=1))
@@ -511,12 +513,12 @@ class TestLicence:
 
         site.install_licence(text=json.dumps(document))
 
-        self.refuses(site, "licence_forged")
+        self.refuses(site, "license_forged")
 
     def test_something_else_is_no_licence(self, site: Installation) -> None:
         site.install_licence(text="MIT License")
 
-        self.refuses(site, "licence_malformed")
+        self.refuses(site, "license_malformed")
 
     def refuses(self, site: Installation, cause: str | None) -> None:
         problem = refused(
