@@ -121,6 +121,9 @@ class Settings(BaseSettings):
         "auto", description="What builds environments; auto: conda family on PATH, else rattler, else venv with pip."
     )
 
+    # Command line: read by the option --url, listed here so that it is documented with the rest
+    url: str = Field("http://127.0.0.1:8000", description="Service that the commands call, unless --url names one.")
+
     # Logs
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     log_format: Literal["auto", "console", "json"] = Field(

@@ -153,6 +153,14 @@ class TestService:
         assert all(row["name"] in shown for row in document["settings"])
         assert "kQ8vTz2mYw4rBn7x" not in shown + json.dumps(document)
 
+    def test_knows_the_variable_of_the_url_option(self, runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DEEPE_URL", "http://127.0.0.1:9")
+
+        document = json.loads(runner.invoke(app, ["settings", "--json"]).stdout)
+
+        assert document["unknown"] == {}
+        assert {row["name"]: row["current"] for row in document["settings"]}["DEEPE_URL"] == "http://127.0.0.1:9"
+
     def test_starts_without_the_heavy_libraries(self) -> None:
         program = "import sys, app.cli.main; print(*sys.modules)"
 
