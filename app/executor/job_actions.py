@@ -177,7 +177,7 @@ class JobActions:
         self, session: AsyncSession, environment: str, *, node: str | None
     ) -> tuple[JobDetails, bool]:
         """Return the job that builds the environment, and whether it is a new one."""
-        job, is_new = await order_build(session, environment, node=node, now=self._clock())
+        job, is_new = await order_build(session, environment, node=node)
         return await self.get(session, job.id), is_new
 
     # ---- inside -----------------------------------------------------------------------------------------------------

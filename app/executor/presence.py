@@ -2,16 +2,15 @@
 
 An environment that a queued job needs and this node has not is built by a job of its own, pinned to this node and made
 at most once at a time (a partial unique index sees to that). The waiting jobs stay queued and are claimed when it is
-ready; when the build fails, they fail with its reason, unless another node has the environment: then they wait for that
-node, and this one does not try the same specification again.
+ready. When the build fails or is cancelled, the next look fails those that waited for it, unless another living node
+has the environment: then they wait for that node, and this one does not try the same specification again.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from uuid import uuid4
 
@@ -28,10 +27,10 @@ from app.registry.readiness import NODE_SILENT_AFTER
 from app.store import jobs as store
 from app.store import nodes
 from app.store.clock import database_now
-from app.store.environments import all_environments
+from app.store.environments import all_environments, builds
 from app.store.home import NodeHome
 from app.store.session import Database
-from app.store.tables import JobRow
+from app.store.tables import JobRow, NodeRow
 
 logger = logging.getLogger(__name__)
 
@@ -101,31 +100,38 @@ class NodeEnvironments:
 
     async def request_builds(self) -> None:
         """Order the environments that queued jobs wait for; fail jobs whose environment nobody can make."""
+        ready = await self.ready_environments()
         async with self._database.reading() as session:
-            waited_for = set(await store.environments_waited_for(session)) - set(await self.ready_environments())
-            building = set(await store.unfinished_builds(session, waited_for)) if waited_for else set()
+            waited_for = set(await store.environments_waited_for(session)) - set(ready)
+            building = await self._being_built(session) if waited_for else set()
         for name in sorted(waited_for - building):
             await self._order(name)
+
+    async def _being_built(self, session: AsyncSession) -> set[str]:
+        """Return what is being built here or on another living node; nobody waits for a node that is silent."""
+        others = {node.id for node in await living_nodes(session)}
+        return {name for name, node_id in await builds(session) if node_id in {*others, self._node_id}}
 
     async def _order(self, name: str) -> None:
         await self._look()
         if name in self._ready():
             return
-        if name != BASE and self._specs.get(name) is None:
+        spec = self._specs.get(name)
+        if spec is None and name != BASE:
             await self._give_up(name)
             return
-        spec = self._specs.get(name)
         async with self._database.reading() as session:
-            if await self._failed_here(session, name, spec) and await ready_elsewhere(
-                session, name, node_id=self._node_id, now=await database_now(session)
-            ):
-                return
+            failed = await self._failed_here(session, name, spec)
+            elsewhere = any(name in node.environments for node in await living_nodes(session))
+        if failed is not None and (elsewhere or await self._fail_waiting_for(failed)):
+            return
         async with self._database.writing() as session:
             job = await build_job(session, name, spec, node_id=self._node_id)
         if job is not None:
             logger.info("environment_ordered", extra={"environment": name, "job_id": job.id})
 
-    async def _failed_here(self, session: AsyncSession, name: str, spec: str | None) -> bool:
+    async def _failed_here(self, session: AsyncSession, name: str, spec: str | None) -> JobRow | None:
+        """Return the last build of the environment on this node if it made nothing of this specification."""
         statement = (
             select(JobRow)
             .where(JobRow.kind == JobKind.ENVIRONMENT, JobRow.environment == name, JobRow.node_id == self._node_id)
@@ -133,10 +139,28 @@ class NodeEnvironments:
             .limit(1)
         )
         last = (await session.exec(statement)).first()
-        if last is None or last.status is not JobStatus.FAILED:
-            return False
+        if last is None or last.status not in (JobStatus.FAILED, JobStatus.CANCELLED):
+            return None
         build = Snapshot.of(last).build
-        return build is not None and build.spec == spec
+        return last if build is not None and build.spec == spec else None
+
+    async def _fail_waiting_for(self, build: JobRow) -> int:
+        """Fail jobs that could have run had the build succeeded; return how many. Later ones get another build."""
+        params = {
+            "environment": build.environment,
+            "build": build.id,
+            "detail": build.reason_params.get("detail", ""),
+            "log_tail": build.reason_params.get("log_tail", []),
+        }
+        async with self._database.writing() as session:
+            return await store.fail_queued(
+                session,
+                environment=build.environment,
+                reason=EndReason.ENV_BUILD_FAILED,
+                params=params,
+                now=await database_now(session),
+                waiting_since=build.finished_at,
+            )
 
     def build_command(self, name: str, *, spec_file: Path | None) -> list[str]:
         """Return the options of `app.executor.build_environment` that build `name` here."""
@@ -181,12 +205,10 @@ class NodeEnvironments:
         return frozenset(name for name, found in self._found.items() if found.state is EnvironmentState.READY)
 
 
-async def ready_elsewhere(session: AsyncSession, name: str, *, node_id: str, now: datetime) -> bool:
-    """Say whether a living node other than this one has the environment."""
-    return any(
-        name in node.environments and node.id != node_id and now - node.heartbeat_at < NODE_SILENT_AFTER
-        for node in await nodes.all_nodes(session)
-    )
+async def living_nodes(session: AsyncSession) -> Sequence[NodeRow]:
+    """Return the nodes that were heard of lately."""
+    now = await database_now(session)
+    return [node for node in await nodes.all_nodes(session) if now - node.heartbeat_at < NODE_SILENT_AFTER]
 
 
 async def build_job(session: AsyncSession, name: str, spec: str | None, *, node_id: str) -> JobRow | None:

@@ -23,7 +23,6 @@ from app.executor.classification import classify
 from app.executor.evaluations import Evaluation, final_metrics, paired_evaluations
 from app.executor.model_card import ModelCard, Score, write_model_card
 from app.executor.output import tail_lines
-from app.executor.presence import ready_elsewhere
 from app.executor.projections import project_whole_log
 from app.executor.results import Verdict, judge
 from app.executor.run_folder import RunFolder
@@ -113,8 +112,6 @@ class StageSettler:
                 end = _end(claim, exit_record, judged, model)
                 if not await store.finish(session, claim, end, now=now):
                     raise _NotOurs  # rolls the model back
-                if claim.job.kind is JobKind.ENVIRONMENT and end.status is not JobStatus.SUCCEEDED:
-                    await _fail_waiting_for(session, claim, end, now=now)
         except _NotOurs:
             logger.warning("stale_end_dropped", extra={"job_id": claim.job.id, "attempt": claim.attempt.number})
             return
@@ -248,20 +245,6 @@ class StageSettler:
 
 class _NotOurs(Exception):
     """The attempt's token is stale: somebody else ended it."""
-
-
-async def _fail_waiting_for(session: AsyncSession, claim: Claim, end: End, *, now: datetime) -> None:
-    if await ready_elsewhere(session, claim.job.environment, node_id=claim.attempt.node_id, now=now):
-        return
-    params = {
-        "environment": claim.job.environment,
-        "build": claim.job.id,
-        "detail": end.params.get("detail", ""),
-        "log_tail": end.params.get("log_tail", []),
-    }
-    await store.fail_queued(
-        session, environment=claim.job.environment, reason=EndReason.ENV_BUILD_FAILED, params=params, now=now
-    )
 
 
 def judge_build(exit_record: ExitRecord, log_tail: Sequence[str]) -> Verdict:

@@ -90,9 +90,13 @@ async def chain_of(session: AsyncSession, chain_ids: Collection[str]) -> Sequenc
     return (await session.exec(statement.order_by(col(JobRow.chain_id), col(JobRow.position)))).all()
 
 
-async def unfinished_builds(session: AsyncSession, environments: Collection[str]) -> Mapping[str, str]:
-    """Return environment name → id of the job that builds it now."""
+async def unfinished_builds(
+    session: AsyncSession, environments: Collection[str], *, node_id: str | None = None
+) -> Mapping[str, str]:
+    """Return environment name → id of a job that builds it now, on this node if one is given."""
     statement = select(JobRow).where(col(JobRow.environment).in_(environments), sa.text(BUILDING))
+    if node_id is not None:
+        statement = statement.where(JobRow.node_id == node_id)
     return {job.environment: job.id for job in (await session.exec(statement)).all()}
 
 

@@ -53,11 +53,12 @@ class Node:
         async with self.database.writing() as session:
             session.add(row)
 
-    async def other(self, *environments: str, silent: timedelta = timedelta()) -> None:
-        """Make another node known that has these environments."""
+    async def other(self, *environments: str, silent: timedelta = timedelta()) -> str:
+        """Make another node known that has these environments; return its id."""
         other = await job_rows.add_node(self.database, "other", environments=environments)
         async with self.database.writing() as session:
             await nodes.heartbeat(session, other, now=datetime.now(UTC) - silent)
+        return other
 
     async def builds(self) -> list[JobRow]:
         async with self.database.reading() as session:
@@ -124,25 +125,59 @@ class TestOrders:
 
     async def test_again_after_a_failure_for_a_job_that_came_later(self, node: Node) -> None:
         await node.know("tiny", SPEC)
-        await job_rows.add_job(node.database, environment="tiny")
+        waited = await job_rows.add_job(node.database, environment="tiny")
         await node.environments.request_builds()
         await node.fail_build()
+        later = await job_rows.add_job(node.database, environment="tiny", updated_at=datetime.now(UTC))
 
         await node.environments.request_builds()
+        await node.environments.request_builds()
 
+        assert (await node.job(waited)).reason is EndReason.ENV_BUILD_FAILED
+        assert (await node.job(later)).status is JobStatus.QUEUED
         assert [build.status for build in await node.builds()] == [JobStatus.FAILED, JobStatus.QUEUED]
 
-    @pytest.mark.parametrize(("silent", "builds"), [(0, 1), (3600, 2)])
-    async def test_not_again_while_a_living_node_has_it(self, node: Node, silent: int, builds: int) -> None:
+    async def test_not_again_for_who_waits_when_the_build_is_cancelled(self, node: Node) -> None:
+        await node.know("tiny", SPEC)
+        job_id = await job_rows.add_job(node.database, environment="tiny")
+        await node.environments.request_builds()
+        (build,) = await node.builds()
+        async with node.database.writing() as session:
+            await store.request_cancel(session, build.id, now=datetime.now(UTC))
+
+        await node.environments.request_builds()
+
+        row = await node.job(job_id)
+        assert (row.status, row.reason) == (JobStatus.FAILED, EndReason.ENV_BUILD_FAILED)
+        assert row.reason_params["build"] == build.id
+        assert len(await node.builds()) == 1
+
+    @pytest.mark.parametrize(("silent", "status"), [(0, JobStatus.QUEUED), (3600, JobStatus.FAILED)])
+    async def test_not_again_while_a_living_node_has_it(self, node: Node, silent: int, status: JobStatus) -> None:
         await node.know("tiny", SPEC)
         await node.other("tiny", silent=timedelta(seconds=silent))
-        await job_rows.add_job(node.database, environment="tiny")
+        job_id = await job_rows.add_job(node.database, environment="tiny")
         await node.environments.request_builds()
         await node.fail_build()
 
         await node.environments.request_builds()
 
-        assert len(await node.builds()) == builds
+        assert (await node.job(job_id)).status is status
+        assert len(await node.builds()) == 1
+
+    @pytest.mark.parametrize(("silent", "nodes_that_build"), [(0, 1), (3600, 2)])
+    async def test_waits_for_the_build_of_a_living_node_only(
+        self, node: Node, silent: int, nodes_that_build: int
+    ) -> None:
+        await node.know("tiny", SPEC)
+        other = await node.other(silent=timedelta(seconds=silent))
+        async with node.database.writing() as session:
+            await build_job(session, "tiny", SPEC, node_id=other)
+        await job_rows.add_job(node.database, environment="tiny")
+
+        await node.environments.request_builds()
+
+        assert len({build.node_id for build in await node.builds()}) == nodes_that_build
 
     async def test_again_if_the_specification_was_mended(self, node: Node) -> None:
         await node.know("tiny", SPEC)
