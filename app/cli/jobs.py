@@ -97,16 +97,15 @@ def list_jobs(
     rows = [
         (
             job["id"],
-            job.get("name") or "",
-            (job.get("method") or {}).get("name") or job.get("environment"),
+            job["name"],
             job["stage"],
             styled(job["status"]),
-            _progress_cell(job),
+            job["reason"] if job["status"] == "failed" else "",
             ago(job["created_at"]),
         )
         for job in jobs
     ]
-    print_table(("id", "name", "method", "stage", "status", "", "submitted"), rows, nothing="No jobs.")
+    print_table(("id", "name", "stage", "status", "", "when"), rows, nothing="No jobs.")
 
 
 @app.command()

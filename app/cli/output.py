@@ -1,6 +1,7 @@
 """What the commands print: consoles, JSON, tables, times. Everything for machines goes to stdout, talk to stderr."""
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MIB = 1024 * 1024
+FILE_WIDTH = 1000
+# columns to be copied, or of short words: the others are folded before these
+WHOLE_COLUMNS = frozenset({"id", "stage", "status", "state", "type", "version", "code"})
 STATUS_STYLES = {
     "queued": "dim",
     "launching": "cyan",
@@ -26,10 +30,11 @@ STATUS_STYLES = {
 
 
 def console() -> "Console":
-    """Return a console on the present stdout."""
+    """Return a console on the present stdout; lines are folded for people's terminals only, not for `grep`."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    wide = not is_terminal() and "COLUMNS" not in os.environ
+    return Console(highlight=False, width=FILE_WIDTH if wide else None)
 
 
 def errors() -> "Console":
@@ -73,10 +78,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> "Table":
     from rich import box
     from rich.table import Table
 
-    drawn = Table(*columns, box=box.SIMPLE, pad_edge=False, header_style="bold")
+    drawn = Table(*columns, box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     for column in drawn.columns:
         column.overflow = "fold"
-        column.no_wrap = column.header == "id"  # to be copied
+        column.no_wrap = column.header in WHOLE_COLUMNS
     for row in rows:
         drawn.add_row(*(_cell(value) for value in row))
     return drawn

@@ -13,7 +13,7 @@ from app.cli.exits import Misused
 from app.cli.home_lock import HomeInUse, HomeLock
 from app.cli.jobs import parameters
 from app.cli.language import accept_language
-from app.cli.output import ago, duration
+from app.cli.output import ago, duration, print_table
 from app.cli.ports import is_free, next_free
 from app.cli.private_redis import RedisKind, arguments, choices, wheel_executable
 from app.cli.sse import StreamEvent, parse_events
@@ -199,3 +199,28 @@ class TestRedisChoices:
         assert options["--appendonly"] == "yes"
         assert options["--maxmemory-policy"] == "noeviction"
         assert options["--dir"] == str(tmp_path)
+
+
+class TestTables:
+    ROW = (
+        "5b0e4c1e-9f3d-4a59-8f5e-0d6f3f8f2a11",
+        "a name of several words that is rather long",
+        "deployment",
+        "succeeded",
+    )
+
+    def test_files_get_one_line_for_each_row(self, capsys: pytest.CaptureFixture[str]) -> None:
+        print_table(("id", "name", "stage", "status"), [(*self.ROW[:1], self.ROW[1] * 5, *self.ROW[2:])], nothing="")
+
+        assert any(self.ROW[1] * 5 in line and "succeeded" in line for line in capsys.readouterr().out.splitlines())
+
+    def test_terminals_get_what_is_copied_in_one_piece(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "80")
+
+        print_table(("id", "name", "stage", "status"), [self.ROW], nothing="")
+
+        lines = capsys.readouterr().out.splitlines()
+        assert any(all(word in line for word in (self.ROW[0], "deployment", "succeeded")) for line in lines)
+        assert max(map(len, lines)) <= 80
