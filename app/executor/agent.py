@@ -6,8 +6,12 @@ the next round, which looks at rows and folders again (`app.executor.reconcile`)
 left to write down.
 
 A round talks to the database; between rounds only folders are looked at, which is cheap, so an exit is noticed within
-`watch_seconds` while the database is asked every `poll_seconds`, or at once after a hint. Trouble with the database
-ends a round, and the next one comes later each time; trouble with one attempt lets only that one rest.
+`watch_seconds` while the database is asked every `poll_seconds`, or at once after a hint. Trouble with the database or
+the disk ends a round once every attempt had its turn, and the next one comes later each time; a fault with one attempt
+lets only that one rest.
+
+Settling may take many minutes (the weights are hashed). It holds up nothing: the processes of the attempt are gone, so
+its slot is free. A worker that stops breaks it off, and the next one begins it again.
 """
 
 import asyncio
@@ -42,6 +46,7 @@ ORPHAN_SECONDS = 60.0
 PROJECTION_SECONDS = 0.5
 REMOVAL_SECONDS = 2.0  # a supervisor holds its folder's lock for a moment after it wrote the exit
 LEAST_PAUSE_SECONDS = 0.02  # between two rounds, should a step have no effect
+STOPPING_SECONDS = 3.0  # how long a worker that stops waits for ends that are being written
 
 
 class Launcher(Protocol):
@@ -158,8 +163,7 @@ class NodeAgent:
             live = await store.live_attempts(session, self._node_id)
         self._claims = {claim.attempt.id: claim for claim in live}
         self._rests = {key: rest for key, rest in self._rests.items() if key in self._claims}
-        for claim in live:
-            await self._advance(claim)
+        await self._advance_all(live)
         await self._clear_folders()
         await self._presence.request_builds()
         for lane in self._lanes:
@@ -176,7 +180,8 @@ class NodeAgent:
         self._last_beat = self._monotonic()
 
     async def _claim_one(self, lane: Lane) -> bool:
-        if sum(claim.job.kind in lane.kinds for claim in self._claims.values()) >= lane.slots:
+        busy = [claim for key, claim in self._claims.items() if key not in self._settling]
+        if sum(claim.job.kind in lane.kinds for claim in busy) >= lane.slots:
             return False
         environments = await self._presence.ready_environments()
         async with self._database.writing() as session:
@@ -197,6 +202,17 @@ class NodeAgent:
 
     # ---- one attempt ------------------------------------------------------------------------------------------------
 
+    async def _advance_all(self, claims: Sequence[Claim]) -> None:
+        """Give every attempt its turn, then raise the first trouble that was met."""
+        troubles: list[Exception] = []
+        for claim in claims:
+            try:
+                await self._advance(claim)
+            except TROUBLE as error:
+                troubles.append(error)
+        if troubles:
+            raise troubles[0]
+
     async def _advance(self, claim: Claim) -> None:
         """Do the next step of one attempt; one that cannot be done must not hold up the others."""
         try:
@@ -214,7 +230,7 @@ class NodeAgent:
                 await self._launch(claim)
             case Step.ADOPT:
                 logger.warning("supervisor_died", extra=_ids(claim))
-                self._start(claim, supervision.adopt)
+                await self._start(claim, supervision.adopt)
             case Step.MARK_RUNNING:
                 await self._mark_running(claim)
             case Step.STOP:
@@ -248,7 +264,7 @@ class NodeAgent:
             logger.warning("launch_refused", extra=_ids(claim) | {"reason": error.reason, **error.params})
             await self._end_unlaunched(claim, End(status=JobStatus.FAILED, reason=error.reason, params=error.params))
             return
-        self._start(claim, supervision.start)
+        await self._start(claim, supervision.start)
 
     async def _end_unstarted(self, claim: Claim) -> None:
         folder = self._folder(claim)
@@ -260,8 +276,8 @@ class NodeAgent:
         await self._settler.end_unlaunched(claim, end)
         self._forget(claim)
 
-    def _start(self, claim: Claim, start: Callable[[Path], None]) -> None:
-        start(self._folder(claim))
+    async def _start(self, claim: Claim, start: Callable[[Path], None]) -> None:
+        await asyncio.to_thread(start, self._folder(claim))
         self._started[claim.attempt.id] = self._monotonic()
 
     async def _mark_running(self, claim: Claim) -> None:
@@ -342,17 +358,26 @@ class NodeAgent:
         if self._monotonic() - self._last_orphan_look < ORPHAN_SECONDS:
             return
         self._last_orphan_look = self._monotonic()
+        await asyncio.to_thread(supervision.finish_removals, self._home.attempts)
         for folder in await asyncio.to_thread(supervision.list_attempts, self._home.attempts):
             if folder.name in self._claims or folder.name in self._settling:
                 continue
-            observation = supervision.observe(folder)
-            if observation.exit is not None or not observation.supervised:
-                await self._settler.follow_up(folder.name)
-                await self._remove(folder)
-            elif not observation.stopping:
-                logger.warning("orphan_stopped", extra={"attempt": folder.name})
-                supervision.request_stop(folder, "orphan")
-                self._last_orphan_look = float("-inf")
+            try:
+                await self._clear_folder(folder)
+            except TROUBLE:
+                raise
+            except Exception:
+                logger.exception("folder_not_cleared", extra={"attempt": folder.name})
+
+    async def _clear_folder(self, folder: Path) -> None:
+        observation = supervision.observe(folder)
+        if observation.exit is not None or not observation.supervised:
+            await self._settler.follow_up(folder.name)
+            await self._remove(folder)
+        elif not observation.stopping:
+            logger.warning("orphan_stopped", extra={"attempt": folder.name})
+            await asyncio.to_thread(supervision.request_stop, folder, "orphan")
+            self._last_orphan_look = float("-inf")
 
     async def _remove(self, folder: Path) -> None:
         deadline = self._monotonic() + REMOVAL_SECONDS
@@ -390,8 +415,12 @@ class NodeAgent:
                 await asyncio.wait_for(self._woken.wait(), timeout=max(due - self._monotonic(), 0.0))
 
     async def _finish_settling(self) -> None:
+        """Let ends that are nearly written be written; a model that is still being hashed waits for the next worker."""
         if self._settling:
-            await asyncio.wait(list(self._settling.values()), timeout=10)
+            _, late = await asyncio.wait(list(self._settling.values()), timeout=STOPPING_SECONDS)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
 
 @dataclass(frozen=True)

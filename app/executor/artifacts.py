@@ -1,9 +1,10 @@
 """What a stage left behind: is it a model that can be loaded, and which bytes is it made of.
 
 Weights are checked by their header, without any machine-learning library: a truncated or half-written file is found,
-wrong numbers are not. Everything here reads files and may take seconds for large models: call it in a thread.
+wrong numbers are not. The checks read files, which blocks: call them in a thread.
 """
 
+import asyncio
 import hashlib
 import json
 import os
@@ -22,6 +23,8 @@ from app.domain.enums import EndReason, Stage
 
 _MAX_HEADER_BYTES = 100_000_000
 _MAX_JSON_BYTES = 64 * 1024 * 1024
+_PIECE_BYTES = 128 * 1024 * 1024
+_BLOCK_BYTES = 1024 * 1024
 _BITS = {
     "BOOL": 8,
     "U8": 8,
@@ -168,15 +171,31 @@ def check_safetensors(path: Path) -> frozenset[str]:
     return frozenset(header) - {"__metadata__"}
 
 
-def digest_files(root: Path) -> tuple[FileDigest, ...]:
-    """Return size and sha256 of every file of the model in `root`; checkpoints and links are no part of it."""
+async def digest_files(root: Path) -> tuple[FileDigest, ...]:
+    """Return size and sha256 of every file of the model in `root`; checkpoints and links are no part of it.
+
+    A large model takes many minutes. It is read in pieces, each in a thread, so a cancellation is met within moments.
+    """
     digests = []
-    for path in sorted(_model_files(root)):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            size = os.fstat(file.fileno()).st_size
-        digests.append(FileDigest(path=path.relative_to(root).as_posix(), size=size, sha256=digest))
+    for path in await asyncio.to_thread(lambda: sorted(_model_files(root))):
+        digest, size = hashlib.sha256(), 0
+        while read := await asyncio.to_thread(_digest_piece, digest, path, size):
+            size += read
+        name = path.relative_to(root).as_posix()
+        digests.append(FileDigest(path=name, size=size, sha256=digest.hexdigest()))
     return tuple(digests)
+
+
+def _digest_piece(digest: "hashlib._Hash", path: Path, offset: int) -> int:
+    """Add what follows `offset` to the digest and return how much that was, 0 at the end of the file."""
+    done = 0
+    # opened for each piece: after a cancellation nobody closes a file that a thread still reads
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        while done < _PIECE_BYTES and (block := file.read(_BLOCK_BYTES)):
+            digest.update(block)
+            done += len(block)
+    return done
 
 
 def write_result(path: Path, manifest: ResultManifest) -> None:

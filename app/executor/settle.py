@@ -1,9 +1,10 @@
 """The end of an attempt: judge it, keep what it made, write the end and all that follows from it in one transaction.
 
 Everything slow (reading the log's tail, checking and hashing weights) happens before the transaction. Settling may be
-repeated after a crash at any point: files are written atomically, and the transaction changes nothing the second time,
-because the attempt's token is no longer that of a live job. What comes after the transaction (the model card, the
-status key) is made up for by `follow_up`, as long as the attempt's control folder is there.
+cancelled, or cut off by a crash, at any point and is then repeated: files are written atomically, and the transaction
+changes nothing the second time, because the attempt's token is no longer that of a live job. What comes after the
+transaction (the model card, the status key) is made up for by `follow_up`, as long as the attempt's control folder is
+there.
 """
 
 import asyncio
@@ -57,7 +58,6 @@ class Judged:
 
     verdict: Verdict
     log_tail: tuple[str, ...]
-    manifest: ResultManifest | None
     evaluations: tuple[Evaluation, ...]
     metrics: dict[str, float]
 
@@ -77,7 +77,8 @@ class StageSettler:
             return
         redis_status = await self._status.read(claim.job.id) if claim.job.kind in WITH_STATUS else None
         judged = await asyncio.to_thread(self._judge, claim, exit_record, redis_status)
-        await self._finish(claim, exit_record, judged)
+        manifest = await self._manifest(claim, judged.verdict) if judged.verdict.succeeded else None
+        await self._finish(claim, exit_record, judged, manifest)
 
     async def end_unlaunched(self, claim: Claim, end: End) -> None:
         """Write the end of an attempt that was never started."""
@@ -104,11 +105,13 @@ class StageSettler:
             await store.requeue(session, claim, reason=EndReason.SUPERVISOR_LOST, now=now)
         logger.warning("attempt_never_ran", extra={"job_id": claim.job.id, "attempt": claim.attempt.number})
 
-    async def _finish(self, claim: Claim, exit_record: ExitRecord, judged: Judged) -> None:
+    async def _finish(
+        self, claim: Claim, exit_record: ExitRecord, judged: Judged, manifest: ResultManifest | None
+    ) -> None:
         try:
             async with self._database.writing() as session:
                 now = await database_now(session)
-                model = await self._create_model(session, claim, judged, now=now)
+                model = await self._create_model(session, claim, judged, manifest, now=now)
                 end = _end(claim, exit_record, judged, model)
                 if not await store.finish(session, claim, end, now=now):
                     raise _NotOurs  # rolls the model back
@@ -142,16 +145,15 @@ class StageSettler:
             verdict = judge(stage, exit_record, log_tail=tail, redis_status=redis_status, output_dir=run.output)
         project_whole_log(run)
         events = load_events(run)
-        manifest = self._manifest(claim, verdict, run) if verdict.succeeded else None
         return Judged(
             verdict=verdict,
             log_tail=tail[-SHOWN_LINES:],
-            manifest=manifest,
             evaluations=paired_evaluations(events),
             metrics=final_metrics(events),
         )
 
-    def _manifest(self, claim: Claim, verdict: Verdict, run: RunFolder) -> ResultManifest | None:
+    async def _manifest(self, claim: Claim, verdict: Verdict) -> ResultManifest | None:
+        """Write down what a stage that succeeded made, byte for byte."""
         if claim.job.kind is JobKind.ENVIRONMENT:
             return None
         artifact = verdict.artifact
@@ -161,19 +163,20 @@ class StageSettler:
             stage=Stage(claim.job.kind),
             kind=artifact.kind if artifact else None,
             root=self._home.relative(artifact.root) if artifact else None,
-            files=digest_files(artifact.root) if artifact else (),
+            files=await digest_files(artifact.root) if artifact else (),
             created_at=datetime.now(UTC),
             result=dict(verdict.result) if verdict.result else None,
         )
-        write_result(run.result, manifest)
+        run = RunFolder(self._home.run_folder(claim.job.id, claim.attempt.number))
+        await asyncio.to_thread(write_result, run.result, manifest)
         return manifest
 
     # ---- the model --------------------------------------------------------------------------------------------------
 
     async def _create_model(
-        self, session: AsyncSession, claim: Claim, judged: Judged, *, now: datetime
+        self, session: AsyncSession, claim: Claim, judged: Judged, manifest: ResultManifest | None, *, now: datetime
     ) -> ModelRow | None:
-        job, snapshot, manifest = claim.job, Snapshot.of(claim.job), judged.manifest
+        job, snapshot = claim.job, Snapshot.of(claim.job)
         if not judged.verdict.succeeded or job.kind not in _PRODUCTS:
             return None
         assert snapshot.base_model is not None

@@ -23,6 +23,7 @@ from app.executor import supervisor
 
 # What an interpreter may need to start at all; the stage's own environment stands in `spec.json`.
 _SUPERVISOR_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+_REMOVED = ".removed"
 
 
 class AttemptPhase(StrEnum):
@@ -178,6 +179,12 @@ def list_attempts(root: Path) -> Sequence[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
+def finish_removals(root: Path) -> None:
+    """Delete what a crash in the middle of `remove` left."""
+    for grave in root.glob(f".*{_REMOVED}"):
+        shutil.rmtree(grave, ignore_errors=True)
+
+
 def remove(folder: Path) -> None:
     """Delete a folder whose attempt nobody supervises; absent is fine."""
     if not folder.exists():
@@ -185,7 +192,7 @@ def remove(folder: Path) -> None:
     if _is_locked(folder / "lock"):
         raise AttemptIsSupervised(folder.name)
     # Out of sight first, so that no reader meets a half-deleted folder.
-    grave = folder.with_name(f".{folder.name}.removed")
+    grave = folder.with_name(f".{folder.name}{_REMOVED}")
     shutil.rmtree(grave, ignore_errors=True)
     folder.rename(grave)
     shutil.rmtree(grave)

@@ -11,6 +11,7 @@ from sqlalchemy.exc import OperationalError
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import EndReason, JobKind, JobStatus
+from app.executor import agent as agent_module
 from app.executor import supervision
 from app.executor.agent import Lane, NodeAgent, NodeIsTaken, Timing, exclusive
 from app.executor.launch import LaunchError
@@ -191,8 +192,7 @@ class TestNothingRunsTwice:
         stale = asyncio.Event()
 
         async def end_meanwhile() -> None:
-            settling = any(task.get_name().startswith("settle") for task in asyncio.all_tasks())
-            if not settling or stale.is_set():
+            if not await is_settling() or stale.is_set():
                 return
             (attempt,) = supervision.list_attempts(bench.home.attempts)
             stale.set()
@@ -236,6 +236,25 @@ class TestTrouble:
         assert await bench.status(broken) is JobStatus.LAUNCHING
         assert tries < 10
         assert "attempt_failed" in caplog.messages
+
+    async def test_trouble_with_the_files_of_one_attempt_lets_the_others_end(self, bench: Bench) -> None:
+        """Also if that one comes first."""
+        ids = [await job_rows.add_job(bench.plain) for _ in range(2)]
+        bench.settler.allowed.clear()
+
+        async with bench.running():
+            for job_id in ids:
+                await bench.reaches(job_id, JobStatus.RUNNING)
+        async with bench.plain.reading() as session:
+            broken, sound = await store.live_attempts(session, bench.node_id)
+        (bench.home.attempts / broken.attempt.id / "lock").unlink()
+        (bench.home.attempts / broken.attempt.id / "lock").mkdir()
+        bench.settler.allowed.set()
+
+        async with bench.running():
+            await bench.reaches(sound.job.id, JobStatus.SUCCEEDED)
+
+        assert await bench.status(broken.job.id) is JobStatus.RUNNING
 
     async def test_attempt_that_rested_goes_on(self, bench: Bench) -> None:
         job_id = await job_rows.add_job(bench.plain)
@@ -309,6 +328,38 @@ class TestTrouble:
             await bench.reaches(job_id, JobStatus.SUCCEEDED)
 
 
+class TestSettling:
+    async def test_takes_no_slot(self, bench: Bench) -> None:
+        """Weights of a large model are hashed for many minutes."""
+        ids = [await job_rows.add_job(bench.plain) for _ in range(4)]
+        bench.settler.allowed.clear()
+
+        async with bench.running():
+            for job_id in ids:
+                await bench.reaches(job_id, JobStatus.RUNNING)
+            bench.settler.allowed.set()
+            for job_id in ids:
+                await bench.reaches(job_id, JobStatus.SUCCEEDED)
+
+    async def test_is_broken_off_by_a_stop_and_done_by_the_next_agent(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(agent_module, "STOPPING_SECONDS", 0.05)
+        job_id = await job_rows.add_job(bench.plain)
+        bench.settler.allowed.clear()
+
+        async with bench.running():
+            await bench.reaches(job_id, JobStatus.RUNNING)
+            await until(is_settling, "the settling")
+        bench.settler.allowed.set()
+        assert await bench.status(job_id) is JobStatus.RUNNING
+
+        async with bench.running():
+            await bench.reaches(job_id, JobStatus.SUCCEEDED)
+
+        assert bench.launcher.resolved == [job_id]
+
+
 class TestWaiting:
     async def test_beats_between_rare_rounds(self, bench: Bench) -> None:
         bench.timing = Timing(poll_seconds=300, watch_seconds=0.01, beat_seconds=0.05)
@@ -334,6 +385,10 @@ class TestWaiting:
             job_id = await job_rows.add_job(bench.plain)
             agent.wake()
             await bench.reaches(job_id, JobStatus.SUCCEEDED)
+
+
+async def is_settling() -> bool:
+    return any(task.get_name().startswith("settle") for task in asyncio.all_tasks())
 
 
 async def removed(folder: Path) -> bool:

@@ -1,5 +1,6 @@
 """When is an attempt a success, and if not, why."""
 
+import hashlib
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from app.domain.enums import EndReason, Stage
 from app.domain.texts import Language, catalogue, text
+from app.executor import artifacts
 from app.executor.artifacts import (
     ArtifactKind,
     ArtifactProblem,
@@ -445,11 +447,11 @@ class TestArtifacts:
 
         assert caught.value.reason is EndReason.OUTPUT_INVALID
 
-    def test_the_manifest_lists_the_bytes_of_the_model_and_reads_back(self, tmp_path: Path) -> None:
+    async def test_the_manifest_lists_the_bytes_of_the_model_and_reads_back(self, tmp_path: Path) -> None:
         write_adapter(tmp_path / "output")
         (tmp_path / "output" / "checkpoint-5").mkdir()
         (tmp_path / "output" / "checkpoint-5" / "optimizer.pt").write_bytes(b"x")
-        files = digest_files(tmp_path / "output")
+        files = await digest_files(tmp_path / "output")
         manifest = ResultManifest(
             job_id="j",
             attempt=1,
@@ -463,10 +465,22 @@ class TestArtifacts:
         write_result(tmp_path / "result.json", manifest)
 
         assert [file.path for file in files] == ["adapter_config.json", "adapter_model.safetensors"]
+        contents = [(tmp_path / "output" / file.path).read_bytes() for file in files]
+        assert [file.sha256 for file in files] == [hashlib.sha256(content).hexdigest() for content in contents]
         assert read_result(tmp_path / "result.json") == manifest
         assert manifest.size_bytes == sum(file.stat().st_size for file in (tmp_path / "output").glob("*.*"))
         assert sorted(path.name for path in tmp_path.iterdir()) == ["output", "result.json"]
         assert read_result(tmp_path / "none.json") is None
+
+    async def test_digests_a_file_in_pieces(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(artifacts, "_PIECE_BYTES", 1000)
+        monkeypatch.setattr(artifacts, "_BLOCK_BYTES", 300)
+        content = bytes(range(256)) * 40
+        (tmp_path / "weights").write_bytes(content)
+
+        (file,) = await digest_files(tmp_path)
+
+        assert (file.size, file.sha256) == (len(content), hashlib.sha256(content).hexdigest())
 
 
 class TestReasonTexts:

@@ -150,3 +150,13 @@ class TestRemoveAndList:
         assert list(attempt.folder.parent.iterdir()) == []
         assert attempt.output.exists()
         wait_until(lambda: attempt.survivors() == [], "no survivors")
+
+    def test_finishes_removals_that_a_crash_cut_off(self, attempt: Attempt) -> None:
+        attempt.prepare("")
+        grave = attempt.folder.with_name(".gone.removed")
+        grave.mkdir()
+        (grave / "spec.json").touch()
+
+        supervision.finish_removals(attempt.folder.parent)
+
+        assert list(attempt.folder.parent.iterdir()) == [attempt.folder]
