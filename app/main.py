@@ -35,7 +35,7 @@ from app.api.routes import (
 from app.api.routes.system import Readiness
 from app.domain.enums import Platform
 from app.executor.asking import Answers
-from app.executor.hints import Doorbell, RedisDoorbell, SilentDoorbell
+from app.executor.hints import Doorbell, FileDoorbell, RedisDoorbell
 from app.executor.job_actions import JobActions
 from app.executor.observe import RunObserver
 from app.executor.questions import Questions
@@ -166,7 +166,7 @@ async def _prepare(services: Services) -> None:
 
 def _doorbell(settings: Settings, database: Database) -> Doorbell:
     if settings.redis_url is None:
-        return SilentDoorbell()
+        return FileDoorbell(Home(settings.home).doorbell)
 
     async def node_names() -> Sequence[str]:
         async with database.reading() as session:

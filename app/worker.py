@@ -16,7 +16,7 @@ from collections.abc import Callable
 from app.domain.enums import JobKind
 from app.executor.agent import Lane, NodeAgent, NodeIsTaken, Timing, exclusive
 from app.executor.conda import CondaSearch
-from app.executor.hints import listen
+from app.executor.hints import listen, listen_to_file
 from app.executor.inventory import find_accelerators
 from app.executor.launch import StageLauncher
 from app.executor.presence import NodeEnvironments, NodeFacts
@@ -85,7 +85,9 @@ async def _work(settings: Settings, home: Home, node_home: NodeHome) -> None:
         logger.info("worker_started", extra={"node": settings.node_name, "redis": redis_url is not None})
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(agent.run(stopping))
-            if redis_url is not None:
+            if redis_url is None:
+                tasks.create_task(listen_to_file(home.doorbell, wake=agent.wake, stopping=stopping))
+            else:
                 tasks.create_task(listen(redis_url, node=settings.node_name, wake=agent.wake, stopping=stopping))
     finally:
         await status.close()
@@ -141,7 +143,7 @@ def _agent(
         settler=StageSettler(database=database, home=home, status=status),
         presence=presence,
         projections=Projections(home),
-        # without hints only the database says that there is something to do
+        # a touched file may be noticed late on a network disk
         timing=Timing(poll_seconds=settings.poll_seconds if redis_url else min(settings.poll_seconds, 0.5)),
     )
 

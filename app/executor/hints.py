@@ -1,8 +1,9 @@
-"""Hints over Redis: "look at the database now". They may be lost, late or doubled, and change nothing but latency.
+"""Hints, "look at the database now": over Redis, else by a file.
 
-arq carries them, one queue per node. Its function only wakes the agent: were it to run the training itself, a crash
-would be noticed after the job's timeout, a restart would start the training again, and a job queued for a day would be
-forgotten (docs/decisions/0002-queue.md has the measurements).
+They may be lost, late or doubled, and change nothing but latency. arq carries them over Redis, one queue per node. Its
+function only wakes the agent: were it to run the training itself, a crash would be noticed after the job's timeout, a
+restart would start the training again, and a job queued for a day would be forgotten (docs/decisions/0002-queue.md has
+the measurements).
 """
 
 import asyncio
@@ -12,6 +13,7 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from arq import Worker
@@ -27,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 HINT_DATABASE = 1  # database 0 belongs to the status keys of scripts
 SILENCE_SECONDS = 5.0
+FILE_SECONDS = 0.05
 _EXPIRES_SECONDS = 300
 
 
@@ -38,14 +41,27 @@ class Doorbell(Protocol):
     async def close(self) -> None: ...
 
 
-class SilentDoorbell:
-    """Without Redis: nodes find their jobs by looking in the database."""
+class FileDoorbell:
+    """Without Redis: touches a file of the home. Nodes look at its time often, which costs them next to nothing.
+
+    A network disk may show the new time late; nodes look in the database all the same.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
 
     def ring(self, job_id: str) -> None:
-        """Do nothing."""
+        """Touch the file in the background."""
+        asyncio.get_running_loop().run_in_executor(None, self._touch, job_id)
 
     async def close(self) -> None:
-        """Do nothing."""
+        """Do nothing: what is on its way arrives."""
+
+    def _touch(self, job_id: str) -> None:
+        try:
+            self._path.touch()
+        except OSError as error:
+            logger.warning("hint_lost", extra={"job_id": job_id, "error": str(error)})
 
 
 class RedisDoorbell:
@@ -127,6 +143,18 @@ async def listen(redis_url: str, *, node: str, wake: Callable[[], None], stoppin
                 await asyncio.wait_for(stopping.wait(), timeout=pause)
 
 
+async def listen_to_file(path: Path, *, wake: Callable[[], None], stopping: asyncio.Event) -> None:
+    """Wake the agent whenever the file was touched, until `stopping`."""
+    seen = _touched_at(path)
+    while not stopping.is_set():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stopping.wait(), timeout=FILE_SECONDS)
+        now = _touched_at(path)
+        if now != seen:
+            seen = now
+            wake()
+
+
 def queue_name(node: str) -> str:
     """Return the arq queue of a node."""
     return f"deepe:node:{node}"
@@ -141,6 +169,13 @@ def redis_settings(redis_url: str) -> RedisSettings:
     settings.retry = Retry(ExponentialBackoff(cap=1, base=0.1), 3)
     settings.retry_on_error = [RedisConnectionError, RedisTimeoutError, OSError]
     return settings
+
+
+def _touched_at(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _worker(redis_url: str, *, node: str, wake: Callable[[], None]) -> Worker:

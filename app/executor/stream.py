@@ -134,12 +134,15 @@ class JobStream:
         return job.status, job.attempts, list(transitions)
 
     async def _watch(self, attempt: int) -> AsyncGenerator[StreamItem, None]:
-        """Look at the files more often than at the database."""
+        """Look at the files more often than at the database; a new attempt shows by its folder."""
+        following = self._home.run_folder(self._job_id, attempt + 1)
         for _ in range(max(round(self._database_seconds / WATCH_SECONDS), 1)):
             await asyncio.sleep(WATCH_SECONDS)
             if attempt:
                 async for item in self._read_attempt(attempt, final=False):
                     yield item
+            if await asyncio.to_thread(following.exists):
+                return
 
     async def _read_attempt(self, attempt: int, *, final: bool) -> AsyncGenerator[StreamItem, None]:
         if attempt != self._position.attempt:

@@ -37,6 +37,11 @@ class Home:
         return self.root / "versions"
 
     @property
+    def doorbell(self) -> Path:
+        """The file whose time says that there is something to do, where no Redis carries hints."""
+        return self.root / ".doorbell"
+
+    @property
     def licence(self) -> Path:
         return self.root / "license.json"
 

@@ -1,13 +1,15 @@
 """Redis is a doorbell: with it a job starts at once, without it a moment later, and nothing else depends on it."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import redis
 
 from app.domain.enums import JobStatus
-from app.executor.hints import RedisDoorbell, queue_name
+from app.executor.hints import FileDoorbell, RedisDoorbell, listen_to_file, queue_name
 from tests.servers import RedisServer, free_port
 from tests.worker.harness import Site, until
 
@@ -103,6 +105,31 @@ class TestDoorbell:
 
         await until(emptied, "an empty queue", report=redis_site.report)
         assert redis_site.journal(job_id) == ["run"]
+
+
+class TestFileDoorbell:
+    async def test_wakes_a_listener_each_time(self, tmp_path: Path) -> None:
+        woken = asyncio.Event()
+        stopping = asyncio.Event()
+        path = tmp_path / "doorbell"
+        doorbell = FileDoorbell(path)
+        listener = asyncio.create_task(listen_to_file(path, wake=woken.set, stopping=stopping))
+        await asyncio.sleep(0)  # it has looked once
+
+        for _ in range(3):
+            woken.clear()
+            doorbell.ring("job")
+            await asyncio.wait_for(woken.wait(), timeout=5)
+
+        stopping.set()
+        await asyncio.wait_for(listener, timeout=5)
+
+    async def test_ring_that_cannot_be_heard_is_silent(self, tmp_path: Path) -> None:
+        doorbell = FileDoorbell(tmp_path / "no-folder" / "doorbell")
+
+        doorbell.ring("job")
+
+        await doorbell.close()
 
 
 class TestWithout:
