@@ -50,7 +50,7 @@ def site(
         server = request.getfixturevalue("postgres_server") if "postgres" in request.param else None
         url = asyncio.run(_new_database(server)) if server else None
         # with a long pause between two looks in the database, only what hints tell happens soon
-        pause = "0.2" if redis is NO_REDIS else "10"
+        pause = "0.1" if redis is NO_REDIS else "10"
         site = Installation(root, {"base": base}, redis=redis, database_url=url, DEEPE_POLL_SECONDS=pause)
         site.install_licence()
         try:

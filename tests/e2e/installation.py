@@ -54,7 +54,7 @@ class Installation:
         self._variables = {
             "HOME": str(root),
             "DEEPE_LICENSE_PUBLIC_KEY": str(self.public_key),
-            "DEEPE_POLL_SECONDS": "0.2",
+            "DEEPE_POLL_SECONDS": "0.1",
             "DEEPE_STOP_GRACE_SECONDS": "1",
             "DEEPE_LOG_FORMAT": "json",
             "DEEPE_MIN_FREE_BYTES": str(2**20),
