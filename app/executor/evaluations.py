@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from app.executor.stage_events import EvaluationEvent, MetricsEvent, StageEvent
+from app.executor.run_folder import RunFolder
+from app.executor.stage_events import EvaluationEvent, MetricsEvent, RunEvents
 
 
 @dataclass(frozen=True)
@@ -16,12 +17,34 @@ class Evaluation:
     samples: int | None
 
 
-def paired_evaluations(events: Iterable[StageEvent]) -> tuple[Evaluation, ...]:
+@dataclass(frozen=True)
+class Reached:
+    """What an attempt reached: its scores, and the last number of every curve."""
+
+    evaluations: tuple[Evaluation, ...]
+    metrics: dict[str, float]
+
+
+def reached(folder: RunFolder) -> Reached:
+    """Read the events of an attempt that has ended; blocks."""
+    evaluations: list[EvaluationEvent] = []
+    metrics: dict[str, float] = {}
+    for event in RunEvents(folder).read():
+        match event:
+            case EvaluationEvent():
+                evaluations.append(event)
+            case MetricsEvent():
+                metrics |= {name: value for name, value in event.values.items() if value is not None}
+            case _:
+                pass
+    return Reached(evaluations=paired_evaluations(evaluations), metrics=metrics)
+
+
+def paired_evaluations(events: Iterable[EvaluationEvent]) -> tuple[Evaluation, ...]:
     """Join the `before` and `after` of each score, in the order in which they were first reported."""
     found: dict[str, dict[str, EvaluationEvent]] = {}
     for event in events:
-        if isinstance(event, EvaluationEvent):
-            found.setdefault(event.name, {})[event.phase] = event
+        found.setdefault(event.name, {})[event.phase] = event
     return tuple(
         Evaluation(
             name=name,
@@ -31,12 +54,3 @@ def paired_evaluations(events: Iterable[StageEvent]) -> tuple[Evaluation, ...]:
         )
         for name, phases in found.items()
     )
-
-
-def final_metrics(events: Iterable[StageEvent]) -> dict[str, float]:
-    """Return the last number of every curve."""
-    last: dict[str, float] = {}
-    for event in events:
-        if isinstance(event, MetricsEvent):
-            last |= {name: value for name, value in event.values.items() if value is not None}
-    return last

@@ -21,7 +21,7 @@ from app.domain.names import complete_name, online_name, produced_name
 from app.domain.transitions import TERMINAL
 from app.executor.artifacts import ArtifactKind, ResultManifest, digest_files, write_result
 from app.executor.classification import classify
-from app.executor.evaluations import Evaluation, final_metrics, paired_evaluations
+from app.executor.evaluations import Reached, reached
 from app.executor.model_card import ModelCard, Score, write_model_card
 from app.executor.output import tail_lines
 from app.executor.projections import project_whole_log
@@ -29,7 +29,6 @@ from app.executor.results import Verdict, judge
 from app.executor.run_folder import RunFolder
 from app.executor.script_status import WITH_STATUS, ScriptStatus
 from app.executor.snapshot import Snapshot
-from app.executor.stage_events import load_events
 from app.executor.supervision import ExitRecord, ExitWhy
 from app.store import jobs as store
 from app.store import models
@@ -58,8 +57,7 @@ class Judged:
 
     verdict: Verdict
     log_tail: tuple[str, ...]
-    evaluations: tuple[Evaluation, ...]
-    metrics: dict[str, float]
+    reached: Reached
 
 
 class StageSettler:
@@ -144,13 +142,7 @@ class StageSettler:
             stage = Stage(claim.job.kind)
             verdict = judge(stage, exit_record, log_tail=tail, redis_status=redis_status, output_dir=run.output)
         project_whole_log(run)
-        events = load_events(run)
-        return Judged(
-            verdict=verdict,
-            log_tail=tail[-SHOWN_LINES:],
-            evaluations=paired_evaluations(events),
-            metrics=final_metrics(events),
-        )
+        return Judged(verdict=verdict, log_tail=tail[-SHOWN_LINES:], reached=reached(run))
 
     async def _manifest(self, claim: Claim, verdict: Verdict) -> ResultManifest | None:
         """Write down what a stage that succeeded made, byte for byte."""
@@ -207,8 +199,8 @@ class StageSettler:
                 "files": [file.model_dump() for file in manifest.files],
                 "result": manifest.result,
                 "deployment": snapshot.deployment.model_dump() if snapshot.deployment else None,
-                "evaluations": [asdict(evaluation) for evaluation in judged.evaluations],
-                "metrics": judged.metrics,
+                "evaluations": [asdict(evaluation) for evaluation in judged.reached.evaluations],
+                "metrics": judged.reached.metrics,
             },
         )
         return await models.create_model(session, new, now=now)

@@ -7,7 +7,7 @@ the values of the others are made safe to store and send (finite numbers, valid 
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -241,14 +241,14 @@ class EventReader:
             self._skip_long(len(rest))
         return self._parse(lines)
 
-    def read_all(self) -> list[StageEvent]:
-        """Return all events up to the present end of the file."""
-        events: list[StageEvent] = []
+    def batches(self) -> Iterator[list[StageEvent]]:
+        """Yield the events up to the present end of the file, some megabytes at a time."""
         while True:
             before = self.offset
-            events += self.read()
+            events = self.read()
             if self.offset == before:
-                return events
+                return
+            yield events
 
     def _skip_long(self, size: int) -> None:
         self.offset += size
@@ -332,12 +332,19 @@ class RunEvents:
         """Say whether the script writes metrics itself."""
         return self._own_metrics
 
-    def read(self) -> list[StageEvent]:
-        """Return what is new in both files, up to their present ends."""
-        own = self._own.read_all()
-        self._own_metrics |= any(isinstance(event, MetricsEvent) for event in own)
-        self._own_progress |= any(isinstance(event, ProgressEvent) for event in own)
-        return own + [event for event in self._projected.read_all() if self._counts(event)]
+    def read(self) -> Iterator[StageEvent]:
+        """Yield what is new in both files, up to their present ends; never holds more than a few megabytes."""
+        for batch in self.batches():
+            yield from batch
+
+    def batches(self) -> Iterator[list[StageEvent]]:
+        """Yield what `read` does in pieces; `position` is behind the last one."""
+        for own in self._own.batches():
+            self._own_metrics |= any(isinstance(event, MetricsEvent) for event in own)
+            self._own_progress |= any(isinstance(event, ProgressEvent) for event in own)
+            yield own
+        for projected in self._projected.batches():
+            yield [event for event in projected if self._counts(event)]
 
     def _counts(self, event: StageEvent) -> bool:
         match event:
@@ -347,8 +354,3 @@ class RunEvents:
                 return not self._own_progress
             case _:
                 return True
-
-
-def load_events(folder: RunFolder) -> list[StageEvent]:
-    """Return all events of an attempt up to now, in the order of their times."""
-    return sorted(RunEvents(folder).read(), key=lambda event: event.time)

@@ -150,11 +150,13 @@ class JobStream:
             self._estimator = ProgressEstimator()
         folder = RunFolder(self._home.run_folder(self._job_id, attempt))
         reader = RunEvents(folder, self._position.events)
-        for event in await asyncio.to_thread(reader.read):
-            item = self._event(event)
-            if item is not None:
-                yield item
-        self._position = replace(self._position, events=reader.position)
+        batches = reader.batches()
+        while (batch := await asyncio.to_thread(next, batches, None)) is not None:
+            for event in batch:
+                item = self._event(event)
+                if item is not None:
+                    yield item
+            self._position = replace(self._position, events=reader.position)
         while True:
             chunk = await asyncio.to_thread(read_chunk, folder.output_log, self._position.log, CHUNK_BYTES, final=final)
             if chunk.text:

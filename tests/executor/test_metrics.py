@@ -13,6 +13,7 @@ from app.executor.metrics import MetricSeries, Point, downsample
 from app.executor.progress import ProgressEstimator
 from app.executor.run_folder import RunFolder
 from app.executor.stage_events import (
+    READ_BYTES,
     BrokenEvent,
     EvaluationEvent,
     EventPosition,
@@ -22,7 +23,6 @@ from app.executor.stage_events import (
     ProgressEvent,
     RunEvents,
     event_document,
-    load_events,
     parse_event,
 )
 
@@ -106,7 +106,7 @@ class TestEventReader:
         append(path, metrics_line(1, a=1) + "garbage\n\n" + '{"x": "' + "y" * 9_000_000 + '"}\n' + metrics_line(2, a=1))
         reader = EventReader(path)
 
-        events = reader.read_all()
+        events = [event for batch in reader.batches() for event in batch]
 
         assert [event.step for event in events if isinstance(event, MetricsEvent)] == [1, 2]
         assert reader.skipped == 2
@@ -119,20 +119,33 @@ class TestRunEvents:
         append(folder.projected_events, metrics_line(1, loss=9.0))
         append(folder.projected_events, '{"type":"record","time":1,"code":200004,"level":"info","detail":""}\n')
 
-        events = load_events(folder)
+        events = RunEvents(folder).read()
 
-        assert [type(event).__name__ for event in events] == ["RecordEvent", "MetricsEvent"]
+        assert [type(event).__name__ for event in events] == ["MetricsEvent", "RecordEvent"]
 
     def test_the_output_speaks_for_a_script_that_writes_no_metrics(self, folder: RunFolder) -> None:
         append(folder.events, '{"type":"note","time":1,"message":"hello"}\n')
         append(folder.projected_events, metrics_line(1, loss=9.0))
 
-        assert len(load_events(folder)) == 2
+        assert len(list(RunEvents(folder).read())) == 2
+
+    def test_comes_in_pieces_with_the_position_behind_each(self, folder: RunFolder) -> None:
+        note = '{"type":"note","time":1,"message":"' + "x" * 9_000 + '"}\n'
+        append(folder.events, note * 1_000)
+        append(folder.projected_events, metrics_line(1, loss=1.0))
+        events = RunEvents(folder)
+
+        sizes, ends = zip(*((len(batch), events.position.own) for batch in events.batches()), strict=True)
+
+        assert sum(sizes) == 1_001
+        assert max(sizes) * len(note) <= READ_BYTES
+        assert list(ends) == sorted(ends)
+        assert ends[0] < ends[-1] == folder.events.stat().st_size
 
     def test_goes_on_at_a_position(self, folder: RunFolder) -> None:
         append(folder.events, metrics_line(1, loss=1.0))
         first = RunEvents(folder)
-        first.read()
+        list(first.read())
         position = EventPosition.parse(str(first.position))
         append(folder.events, metrics_line(2, loss=1.0))
         append(folder.projected_events, metrics_line(1, loss=1.0))

@@ -14,7 +14,7 @@ import redis
 from app.domain.enums import EndReason, JobKind, JobStatus, ModelState
 from app.executor.artifacts import read_result
 from app.executor.snapshot import PinnedScript
-from app.executor.stage_events import MetricsEvent, load_events
+from app.executor.stage_events import MetricsEvent, RunEvents
 from app.presets.catalogue import load_manifests, sample_base_models, sample_datasets, script_path
 from app.store.tables import JobRow
 from tests.servers import RedisServer
@@ -96,7 +96,7 @@ class TestCustom01:
             card = folder / "README.md"
             await until_true(site, card.is_file, "the model card")
             assert models[job_id].name.replace("|", "\\|") in card.read_text()
-        steps = [event for event in load_events(site.run_folder(ids[0])) if isinstance(event, MetricsEvent)]
+        steps = [event for event in RunEvents(site.run_folder(ids[0])).read() if isinstance(event, MetricsEvent)]
         assert steps
         await until_true(site, lambda: site.control_folders() == [], "removal of the control folders")
 

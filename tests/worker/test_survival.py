@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 from app.domain.enums import EndReason, JobStatus
-from app.executor.stage_events import MetricsEvent, load_events
+from app.executor.stage_events import MetricsEvent, RunEvents
 from app.executor.supervision import LaunchSpec, observe, prepare, start
 from app.store import jobs as store
 from app.store.nodes import all_nodes
@@ -35,7 +35,7 @@ play.adapter()
 
 def steps(site: Site, job_id: str) -> list[int]:
     """Return the steps of the curve, in the order in which they were written."""
-    return [event.step for event in load_events(site.run_folder(job_id)) if isinstance(event, MetricsEvent)]
+    return [event.step for event in RunEvents(site.run_folder(job_id)).read() if isinstance(event, MetricsEvent)]
 
 
 class TestWorkerIsKilled:
