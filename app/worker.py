@@ -144,7 +144,7 @@ def _agent(
         presence=presence,
         projections=Projections(home),
         # a touched file may be noticed late on a network disk
-        timing=Timing(poll_seconds=settings.poll_seconds if redis_url else min(settings.poll_seconds, 0.5)),
+        timing=Timing(poll_seconds=settings.poll_seconds if redis_url else min(settings.poll_seconds, 2.0)),
     )
 
 
