@@ -1,0 +1,223 @@
+"""Requests a second and latency of the API, beside a bare FastAPI route on the same machine.
+
+    python -m benchmarks.http_api [--seconds 4] [--connections 8] [--jobs 1000]
+
+Both run as one uvicorn process each on a loopback port, one after the other, with nothing else of the service. The load
+comes from a client of our own on raw sockets (an HTTP library would be slower than the servers), every connection with
+one request at a time; client and server share the machine's cores.
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from app.cli.embedded import is_ready
+from app.domain.enums import EndReason, JobStatus
+from app.presets.catalogue import ROOM
+from app.settings import database_url
+from app.store.session import Database
+from benchmarks.reporting import Samples, ms, print_machine, print_table, ratio
+from tests.job_rows import insert, new_job
+from tests.servers import free_port
+
+PATIENCE = 60.0
+Request = Callable[[], bytes]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one load gave."""
+
+    samples: Samples
+    seconds: float
+    bytes_of_answer: int
+
+    @property
+    def rate(self) -> float:
+        return len(self.samples.seconds) / self.seconds
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each load")
+    parser.add_argument("--connections", type=int, default=8)
+    parser.add_argument("--jobs", type=int, default=1000, help="finished jobs in the table")
+    args = parser.parse_args()
+    print_machine()
+
+    def load(port: int, request: Request, status: int = 200) -> Result:
+        return asyncio.run(put_load(port, request, status, seconds=args.seconds, connections=args.connections))
+
+    with bare_server() as port:
+        read = load(port, get("/thing"))
+        body = {"name": "thing", "kind": "ollama", "url": "http://127.0.0.1:11434"}
+        create = load(port, post("/thing", lambda: body), 201)
+    rows = [
+        row("bare FastAPI: GET (peer of reads)", read, read),
+        row("bare FastAPI: POST (peer of creates)", create, create),
+    ]
+    with api_server(args.jobs) as (port, job):
+        numbers = itertools.count()
+        for name, path in (
+            ("GET /healthz", "/healthz"),
+            ("GET /jobs/{job}", f"/api/v1/jobs/{job}"),
+            ("GET /jobs?limit=20", "/api/v1/jobs?limit=20"),
+            ("GET /jobs (50 a page)", "/api/v1/jobs"),
+            ("GET /methods/Custom01", "/api/v1/methods/Custom01"),
+            ("GET /methods", "/api/v1/methods"),
+        ):
+            rows.append(row(name, load(port, get(path)), read))
+        target = post("/api/v1/deploy-targets", lambda: {**body, "name": f"target {next(numbers)}"})
+        rows.append(row("POST /deploy-targets", load(port, target, 201), create))
+        wish = {"method": "Custom01", "base_model": "bike-base", "dataset": "bike-hire", "through": "customized"}
+        rows.append(row("POST /jobs", load(port, post("/api/v1/jobs", lambda: wish), 201), create))
+    print_table(
+        f"{args.connections} connections, {args.seconds:g} s each, {args.jobs:,} jobs in a SQLite table, one process",
+        ["", "requests/s", "median ms", "p99 ms", "bytes", "rate / peer"],
+        rows,
+    )
+
+
+def row(name: str, result: Result, peer: Result) -> list[str]:
+    samples = result.samples
+    rate = ratio(result.rate, peer.rate)
+    return [name, f"{result.rate:.0f}", ms(samples.median), ms(samples.p99), f"{result.bytes_of_answer}", rate]
+
+
+# ---- the load -------------------------------------------------------------------------------------------------------
+
+
+def get(path: str) -> Request:
+    """Return what makes a GET request."""
+    request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+    return lambda: request
+
+
+def post(path: str, body: Callable[[], Any]) -> Request:
+    """Return what makes a POST request with a new body each time."""
+
+    def make() -> bytes:
+        content = json.dumps(body()).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
+
+    return make
+
+
+async def put_load(port: int, request: Request, status: int, *, seconds: float, connections: int) -> Result:
+    """Send requests over some connections, each waiting for its answer; every answer must have the status."""
+    samples = Samples()
+    sizes: list[int] = []
+    await asyncio.gather(*(talk(port, request, status, samples, sizes, seconds=0.5) for _ in range(connections)))
+    samples.seconds.clear()  # that was to warm up
+    begun = time.perf_counter()
+    await asyncio.gather(*(talk(port, request, status, samples, sizes, seconds=seconds) for _ in range(connections)))
+    return Result(samples, time.perf_counter() - begun, sizes[-1])
+
+
+async def talk(port: int, request: Request, status: int, samples: Samples, sizes: list[int], *, seconds: float) -> None:
+    """Use one connection for a while."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    expected = f"HTTP/1.1 {status} ".encode()
+    until = time.perf_counter() + seconds
+    try:
+        while time.perf_counter() < until:
+            message = request()
+            with samples.measure():
+                writer.write(message)
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
+                body = await reader.readexactly(length)
+            if not head.startswith(expected):
+                raise AssertionError(f"{message.decode()}\n{head.decode()}\n{body.decode()}")
+            sizes.append(length)
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+# ---- the servers ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def bare_server() -> Iterator[int]:
+    """Run the bare application; yield its port."""
+    port = free_port()
+    options = ["--port", str(port), "--no-access-log", "--log-level", "warning"]
+    with child([sys.executable, "-m", "uvicorn", "benchmarks.bare:app", *options], {}):
+        wait_until_listening(port)
+        yield port
+
+
+@contextmanager
+def api_server(jobs: int) -> Iterator[tuple[int, str]]:
+    """Run the API alone on a home with the samples of Custom01; yield its port and the id of a job."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        home, port = Path(name) / "home", free_port()
+        variables = {"DEEPE_HOME": str(home), "DEEPE_MIN_FREE_BYTES": "0", "DEEPE_LOG_LEVEL": "warning"}
+        with child([sys.executable, "-m", "app.cli", "serve", "--port", str(port)], variables):
+            wait_until_listening(port)
+            deadline = time.monotonic() + PATIENCE
+            while not is_ready(f"http://127.0.0.1:{port}"):
+                if time.monotonic() > deadline:
+                    raise TimeoutError("the API is not ready")
+                time.sleep(0.05)
+            yield port, asyncio.run(fill(home, port, jobs))
+
+
+async def fill(home: Path, port: int, jobs: int) -> str:
+    """Register the samples and insert finished jobs; return the id of one."""
+    shutil.copytree(ROOM / "data" / "custom01-base", home / "models" / "bike-base")
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}/api/v1", trust_env=False) as client:
+        base = await client.post("/base-models", json={"name": "bike-base", "path": "bike-base"})
+        rows = await client.put("/datasets/bike-hire/file", content=(ROOM / "data" / "custom01.jsonl").read_bytes())
+    assert (base.status_code, rows.status_code) == (201, 201), (base.text, rows.text)
+    database = Database(database_url(f"sqlite:///{home / 'deepe.db'}"))
+    done = {"status": JobStatus.SUCCEEDED, "reason": EndReason.COMPLETED}
+    ids = await insert(database, *(new_job(**done) for _ in range(jobs)))
+    await database.close()
+    return ids[0]
+
+
+@contextmanager
+def child(command: list[str], variables: dict[str, str]) -> Iterator[None]:
+    """Run a server as a child process without the settings of the person who measures."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DEEPE_")}
+    with subprocess.Popen(command, env={**environment, **variables}, stdout=subprocess.DEVNULL) as process:
+        try:
+            yield
+        finally:
+            process.terminate()
+
+
+def wait_until_listening(port: int) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        else:
+            return
+
+
+if __name__ == "__main__":
+    main()
