@@ -49,14 +49,13 @@ from app.registry.environments import Environments
 from app.registry.method_services import method_services
 from app.registry.methods import LicenceGate
 from app.registry.models import Models
-from app.registry.nodes import Nodes
+from app.registry.nodes import Nodes, living_nodes
 from app.registry.platforms import this_machine
 from app.settings import Settings, load_settings
 from app.store import idempotency
 from app.store import jobs as job_store
 from app.store.home import Home
 from app.store.migrate import upgrade
-from app.store.nodes import all_nodes
 from app.store.session import Database
 
 logger = logging.getLogger(__name__)
@@ -170,7 +169,7 @@ def _doorbell(settings: Settings, database: Database) -> Doorbell:
 
     async def node_names() -> Sequence[str]:
         async with database.reading() as session:
-            return [node.name for node in await all_nodes(session)]
+            return [node.name for node in await living_nodes(session)]
 
     return RedisDoorbell(settings.redis_url.get_secret_value(), nodes=node_names)
 

@@ -3,8 +3,9 @@
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.errors import Conflict
-from app.executor.presence import build_job, living_nodes
+from app.executor.presence import build_job
 from app.registry.environments import EnvironmentNotFound
+from app.registry.nodes import living_nodes
 from app.store import jobs as store
 from app.store import nodes
 from app.store.environments import find_environment

@@ -25,6 +25,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from app.executor.trouble import TROUBLE
+
 logger = logging.getLogger(__name__)
 
 HINT_DATABASE = 1  # database 0 belongs to the status keys of scripts
@@ -65,7 +67,10 @@ class FileDoorbell:
 
 
 class RedisDoorbell:
-    """Enqueues a hint for every node. After a failure it keeps silent for a while instead of trying for each job."""
+    """Enqueues a hint for each of `nodes`, which should be alive: the queue of one that is gone would grow for ever.
+
+    After a failure it keeps silent for a while instead of trying for each job.
+    """
 
     def __init__(self, redis_url: str, *, nodes: Callable[[], Awaitable[Sequence[str]]]) -> None:
         self._settings = redis_settings(redis_url)
@@ -102,7 +107,7 @@ class RedisDoorbell:
                     _queue_name=queue_name(node),
                     _expires=_EXPIRES_SECONDS,
                 )
-        except (RedisError, OSError, TimeoutError) as error:
+        except (RedisError, *TROUBLE) as error:
             self._silent_until = time.monotonic() + SILENCE_SECONDS
             logger.warning("hint_lost", extra={"job_id": job_id, "error": str(error)})
 

@@ -9,7 +9,7 @@ has the environment: then they wait for that node, and this one does not try the
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -23,14 +23,14 @@ from app.executor.conda import CondaSearch
 from app.executor.environments import BASE, EnvironmentState, FoundEnvironment, find_environment, list_environments
 from app.executor.snapshot import EnvironmentBuild, Snapshot
 from app.registry.environment_spec import parse_spec
-from app.registry.readiness import NODE_SILENT_AFTER
+from app.registry.nodes import living_nodes
 from app.store import jobs as store
 from app.store import nodes
 from app.store.clock import database_now
 from app.store.environments import all_environments, builds
 from app.store.home import NodeHome
 from app.store.session import Database
-from app.store.tables import JobRow, NodeRow
+from app.store.tables import JobRow
 
 logger = logging.getLogger(__name__)
 
@@ -203,12 +203,6 @@ class NodeEnvironments:
 
     def _ready(self) -> frozenset[str]:
         return frozenset(name for name, found in self._found.items() if found.state is EnvironmentState.READY)
-
-
-async def living_nodes(session: AsyncSession) -> Sequence[NodeRow]:
-    """Return the nodes that were heard of lately."""
-    now = await database_now(session)
-    return [node for node in await nodes.all_nodes(session) if now - node.heartbeat_at < NODE_SILENT_AFTER]
 
 
 async def build_job(session: AsyncSession, name: str, spec: str | None, *, node_id: str) -> JobRow | None:

@@ -43,6 +43,12 @@ class Nodes:
         return _view(row, age=await database_now(session) - row.heartbeat_at)
 
 
+async def living_nodes(session: AsyncSession) -> Sequence[NodeRow]:
+    """Return the nodes that were heard of lately."""
+    now = await database_now(session)
+    return [node for node in await all_nodes(session) if now - node.heartbeat_at < NODE_SILENT_AFTER]
+
+
 def _view(row: NodeRow, *, age: timedelta) -> NodeView:
     state = NodeState.SILENT if age >= NODE_SILENT_AFTER else NodeState.READY
     return NodeView(row=row, heartbeat_age=max(age, timedelta()), state=state)

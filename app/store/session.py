@@ -2,8 +2,11 @@
 
 SQLite: WAL, `synchronous=FULL`, one machine. A writing transaction begins with `BEGIN IMMEDIATE`, because a reader that
 turns writer fails at once with "database is locked", whatever the busy timeout says.
+The writers of one process take turns.
 """
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,6 +18,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 BUSY_TIMEOUT_MS = 10_000
+SILENT_AFTER_SECONDS = 60.0  # a Postgres that does not answer (network, failover) is asked anew on another connection
+_POSTGRES = {
+    "application_name": "deepe",
+    "jit": "off",
+    # the other side: locks of a machine that died are given back within a minute, not after two hours
+    "tcp_keepalives_idle": "30",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "3",
+}
 
 
 class Database:
@@ -24,8 +36,7 @@ class Database:
         self.url = url
         self.engine = _create_engine(url, pool_size=pool_size)
         self._readers = async_sessionmaker(self.engine, class_=AsyncSession, expire_on_commit=False)
-        writing_engine = self.engine.execution_options(deepe_writes=True)
-        self._writers = async_sessionmaker(writing_engine, class_=AsyncSession, expire_on_commit=False)
+        self._write_lock = asyncio.Lock()
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncSession]:
@@ -36,8 +47,13 @@ class Database:
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncSession]:
         """Yield a session whose transaction commits when the block ends and rolls back when it raises."""
-        async with self._writers() as session, session.begin():
-            yield session
+        turn = _Turn(self._write_lock)
+        engine = self.engine.execution_options(deepe_turn=turn)
+        try:
+            async with AsyncSession(engine, expire_on_commit=False) as session, session.begin():
+                yield session
+        finally:
+            turn.give_back()
 
     async def ping(self) -> None:
         """Raise when the database does not answer."""
@@ -49,13 +65,35 @@ class Database:
         await self.engine.dispose()
 
 
+class _Turn:
+    """The right of one transaction to be the process's writer; taken when it begins, given back when it is closed.
+
+    SQLite lets writers wait by sleeping, without any order: with eight of them one in a hundred waited for seconds.
+    """
+
+    def __init__(self, lock: asyncio.Lock) -> None:
+        self._lock = lock
+        self._taken = False
+
+    async def take(self) -> None:
+        """Wait for the other writers of this process; after the busy timeout let SQLite say that it is locked."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(BUSY_TIMEOUT_MS / 1000):
+                await self._lock.acquire()
+                self._taken = True
+
+    def give_back(self) -> None:
+        if self._taken:
+            self._lock.release()
+
+
 def _create_engine(url: str, *, pool_size: int) -> AsyncEngine:
     if make_url(url).get_backend_name() != "sqlite":
         return create_async_engine(
             url,
             pool_size=pool_size,
             pool_pre_ping=True,
-            connect_args={"server_settings": {"application_name": "deepe", "jit": "off"}, "timeout": 10},
+            connect_args={"server_settings": _POSTGRES, "timeout": 10, "command_timeout": SILENT_AFTER_SECONDS},
         )
     engine = create_async_engine(url, pool_size=pool_size, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
@@ -79,5 +117,10 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
-    writes = connection.get_execution_options().get("deepe_writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    turn: _Turn | None = connection.get_execution_options().get("deepe_turn")
+    if turn is None:
+        connection.exec_driver_sql("BEGIN")
+        return
+    driver: Any = connection.connection.dbapi_connection
+    driver.run_async(lambda _: turn.take())
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
