@@ -334,10 +334,7 @@ class NodeAgent:
             return
         self._last_projection = self._monotonic()
         running = [claim for claim in self._claims.values() if claim.attempt.id not in self._settling]
-        try:
-            await self._projections.advance(running)
-        except OSError as error:  # such as a full disk; what is missing is made up for at the end
-            logger.warning("projection_failed", extra={"error": str(error)})
+        await self._projections.advance(running)
 
     async def _refresh(self, claim: Claim) -> None:
         async with self._database.reading() as session:

@@ -1,6 +1,7 @@
 """Keep the events that scripts print into their output up to date while the attempts of a node run."""
 
 import asyncio
+import logging
 from collections.abc import Iterable
 
 from app.domain.enums import JobKind
@@ -8,6 +9,8 @@ from app.executor.log_projection import LogProjector
 from app.executor.run_folder import RunFolder
 from app.store.home import Home
 from app.store.jobs import Claim
+
+logger = logging.getLogger(__name__)
 
 _ASKING = frozenset({JobKind.INFERENCE_CUSTOMIZED, JobKind.INFERENCE_COMPLETE})
 
@@ -24,11 +27,15 @@ class Projections:
         wanted = {claim.attempt.id: claim for claim in claims if claim.job.kind not in _ASKING}
         self._projectors = {key: kept for key, kept in self._projectors.items() if key in wanted}
         for key, claim in wanted.items():
-            projector = self._projectors.get(key) or _projector(
-                RunFolder(self._home.run_folder(claim.job.id, claim.attempt.number))
-            )
-            self._projectors[key] = projector
-            await asyncio.to_thread(projector.advance)
+            try:
+                await asyncio.to_thread(self._advance, key, claim)
+            except OSError as error:  # such as a full disk; what is missing is made up for at the end
+                logger.warning("projection_failed", extra={"job_id": claim.job.id, "error": str(error)})
+
+    def _advance(self, key: str, claim: Claim) -> None:
+        if key not in self._projectors:
+            self._projectors[key] = _projector(RunFolder(self._home.run_folder(claim.job.id, claim.attempt.number)))
+        self._projectors[key].advance()
 
 
 def project_whole_log(run: RunFolder) -> None:

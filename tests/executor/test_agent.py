@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from app.executor import supervision
 from app.executor.agent import Lane, NodeAgent, NodeIsTaken, Timing, exclusive
 from app.executor.launch import LaunchError
 from app.executor.projections import Projections
+from app.executor.run_folder import RunFolder
 from app.executor.supervision import ExitRecord, LaunchSpec
 from app.store import jobs as store
 from app.store.home import Home, NodeHome
@@ -47,12 +48,13 @@ class WatchedDatabase(Database):
 
 
 class Launcher:
-    """Launches `true`, or raises what it is told to."""
+    """Launches a script, or raises what it is told to."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.resolved: list[str] = []
         self.raises: dict[str, Exception] = {}
+        self.script = "true"
 
     async def resolve(self, claim: Claim) -> LaunchSpec:
         self.resolved.append(claim.job.id)
@@ -60,7 +62,7 @@ class Launcher:
             raise self.raises[claim.job.id]
         return LaunchSpec(
             attempt_id=claim.attempt.id,
-            argv=("/bin/sh", "-c", "true"),
+            argv=("/bin/sh", "-c", self.script),
             cwd=self.root,
             env={"PATH": "/usr/bin:/bin"},
             output=self.root / f"{claim.attempt.id}.log",
@@ -117,13 +119,6 @@ class Presence:
         """Nothing to build."""
 
 
-class BrokenProjections(Projections):
-    """A full disk."""
-
-    async def advance(self, claims: Iterable[Claim]) -> None:
-        raise OSError("No space left on device")
-
-
 class Bench:
     """An agent and its surroundings."""
 
@@ -136,7 +131,6 @@ class Bench:
         self.launcher = Launcher(root)
         self.settler = Settler(self.plain)
         self.presence = Presence()
-        self.projections: Projections = Projections(Home(root))
         self.timing = QUICK
         self.node_id = ""
 
@@ -151,7 +145,7 @@ class Bench:
             launcher=self.launcher,
             settler=self.settler,
             presence=self.presence,
-            projections=self.projections,
+            projections=Projections(Home(self.root)),
             timing=self.timing,
         )
         stopping = asyncio.Event()
@@ -321,11 +315,22 @@ class TestTrouble:
         assert bench.launcher.resolved == [job_id]
 
     async def test_projection_that_fails_ends_nothing(self, bench: Bench) -> None:
-        bench.projections = BrokenProjections(Home(bench.root))
-        job_id = await job_rows.add_job(bench.plain)
+        broken, sound = await job_rows.add_job(bench.plain), await job_rows.add_job(bench.plain)
+        bench.launcher.script = "sleep 60"
+        runs = {job_id: RunFolder(Home(bench.root).run_folder(job_id, 1)) for job_id in (broken, sound)}
+        runs[broken].projected_events.mkdir(parents=True)
+        runs[sound].path.mkdir(parents=True)
+        runs[sound].output_log.write_text('[log_data]: {"msg": 200004, "level": "INFO"}\n')
+
+        async def projected() -> bool:
+            return runs[sound].projected_events.exists()
 
         async with bench.running():
-            await bench.reaches(job_id, JobStatus.SUCCEEDED)
+            await until(projected, "the events of the sound one")
+            for job_id in runs:
+                async with bench.plain.writing() as session:
+                    await store.request_cancel(session, job_id, now=datetime.now(UTC))
+            await bench.reaches(broken, JobStatus.SUCCEEDED)
 
 
 class TestSettling:
