@@ -77,7 +77,6 @@ class EndReason(StrEnum):
     NODE_LOST = "node_lost"
     SUPERVISOR_LOST = "supervisor_lost"
     PREDECESSOR_FAILED = "predecessor_failed"
-    METHOD_DELETED = "method_deleted"
 
 
 class Platform(StrEnum):

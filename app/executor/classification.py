@@ -9,39 +9,17 @@ import re
 import signal as signals
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from app.domain.enums import EndReason
 from app.executor.output import collapse_carriage_returns
+from app.executor.supervision import ExitRecord, ExitWhy
 
 _MAX_DETAIL = 500
 _LINES_SEARCHED = 40
 _LAST_LINES = 5
-_LOG_DATA = "[log_data]:"
-_TRAINING_FAILED = 200006
-
-
-class ExitRecord(Protocol):
-    """What the supervisor saw of a stage's end (`app.executor.supervision.ExitRecord`).
-
-    `why`: exited, stopped, never_started, spawn_failed, reboot or lost. `oom_kills` counts kills in the control group
-    while the stage ran, not necessarily its own.
-    """
-
-    @property
-    def why(self) -> str: ...
-    @property
-    def code(self) -> int | None: ...
-    @property
-    def signal(self) -> int | None: ...
-    @property
-    def error(self) -> str | None: ...
-    @property
-    def stop_reason(self) -> str | None: ...
-    @property
-    def oom_kills(self) -> int | None: ...
-    @property
-    def max_rss_bytes(self) -> int | None: ...
+LOG_DATA = "[log_data]:"
+TRAINING_FAILED = 200006
 
 
 @dataclass(frozen=True)
@@ -58,13 +36,13 @@ def classify(exit_record: ExitRecord, log_tail: Sequence[str]) -> Failure:
     lines = _clean(log_tail)
     detail = last_words(lines)
     match exit_record.why:
-        case "never_started" | "spawn_failed":
+        case ExitWhy.NEVER_STARTED | ExitWhy.SPAWN_FAILED:
             return _failure(EndReason.SPAWN_FAILED, exit_record.error or detail)
-        case "reboot":
+        case ExitWhy.REBOOT:
             return _failure(EndReason.NODE_LOST, detail)
-        case "lost":
+        case ExitWhy.LOST:
             return _failure(EndReason.SUPERVISOR_LOST, detail)
-        case "stopped":
+        case ExitWhy.STOPPED:
             return _stopped(exit_record.stop_reason, detail)
     number = _signal_number(exit_record)
     oom_kills = exit_record.oom_kills or 0
@@ -154,7 +132,7 @@ def _reported_failures(lines: Sequence[str]) -> list[str]:
     """Return the error texts that the script itself reported in a contract's form, newest first."""
     texts = []
     for line in reversed(lines):
-        head, marker, rest = line.partition(_LOG_DATA)
+        head, marker, rest = line.partition(LOG_DATA)
         if not marker and not head.lstrip().startswith("{"):
             continue
         try:
@@ -163,7 +141,7 @@ def _reported_failures(lines: Sequence[str]) -> list[str]:
             continue
         if not isinstance(document, dict):
             continue
-        if document.get("msg") == _TRAINING_FAILED:
+        if document.get("msg") == TRAINING_FAILED:
             texts.append(failure_text(document))
         elif str(document.get("status")).lower() in ("error", "failed", "failure"):
             texts.append(str(document.get("message") or document.get("error") or ""))
@@ -178,7 +156,7 @@ def failure_text(record: Mapping[str, Any]) -> str:
 
 
 def _spoken(lines: Sequence[str]) -> list[str]:
-    return [line.strip() for line in lines if line.strip() and _LOG_DATA not in line]
+    return [line.strip() for line in lines if line.strip() and LOG_DATA not in line]
 
 
 _Rule = Callable[[str, Sequence[str]], Failure | None]
@@ -253,12 +231,11 @@ _RULES: tuple[_Rule, ...] = (*_SCARCITY, _module, _column)
 
 
 def _stopped(stop_reason: str | None, detail: str) -> Failure:
-    """Return how a stage ended that was asked to. The stop's reason is an end reason of ours, or somebody's word."""
+    """Return how a stage ended that was asked to."""
     if stop_reason == "supervisor_terminated":
         # not by us: a person or the system sent TERM to the stage's keeper
         return _failure(EndReason.SIGNAL, detail, signal="SIGTERM")
-    known = {EndReason.METHOD_DELETED, EndReason.NODE_LOST, EndReason.DISK_FULL}
-    return _failure(EndReason(stop_reason) if stop_reason in known else EndReason.CANCELLED, detail)
+    return _failure(EndReason.CANCELLED, detail)
 
 
 def _signal_number(exit_record: ExitRecord) -> int | None:

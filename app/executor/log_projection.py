@@ -17,7 +17,7 @@ from pathlib import Path
 from time import time
 from typing import Any
 
-from app.executor.classification import failure_text
+from app.executor.classification import LOG_DATA, TRAINING_FAILED, failure_text
 from app.executor.stage_events import (
     MetricsEvent,
     ProgressEvent,
@@ -28,9 +28,8 @@ from app.executor.stage_events import (
     finite,
 )
 
-MARKER = b"[log_data]:"
+MARKER = LOG_DATA.encode()
 TRAINING = 200009
-TRAINING_FAILED = 200006
 BATCH_BYTES = 4 * 1024 * 1024
 MAX_RECORD_BYTES = 1024 * 1024
 # output without records is not searched again after a restart

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from app.executor.run_folder import RunFolder
-from app.executor.stage_events import EventPosition, MetricsEvent, RunEvents
+from app.executor.stage_events import MetricsEvent, RunEvents
 
 
 class Point(NamedTuple):
@@ -36,16 +36,6 @@ class MetricSeries:
     def add_attempt(self, folder: RunFolder) -> None:
         """Add the next attempt's run folder, in the order in which they ran."""
         self._sources.append(RunEvents(folder))
-
-    @property
-    def attempts(self) -> int:
-        """Return how many attempts are followed."""
-        return len(self._sources)
-
-    @property
-    def positions(self) -> tuple[EventPosition, ...]:
-        """Return how far each attempt's files were read."""
-        return tuple(source.position for source in self._sources)
 
     @property
     def names(self) -> tuple[str, ...]:

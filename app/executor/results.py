@@ -13,13 +13,10 @@ from typing import Any
 
 from app.domain.enums import EndReason, Stage
 from app.executor.artifacts import Artifact, ArtifactProblem, check_complete, check_customized
-from app.executor.classification import ExitRecord, Failure, classify, last_words, recognise
+from app.executor.classification import LOG_DATA, Failure, classify, last_words, recognise
+from app.executor.script_status import FAILED
+from app.executor.supervision import ExitRecord, ExitWhy
 
-# the values of the contract's StatusEnum that a script leaves in Redis
-STATUS_SUCCESS = 1
-STATUS_FAILED = 3
-
-_LOG_DATA = "[log_data]:"
 _SUCCESS = re.compile(r"\bsuccess(?:fully)?\b", re.IGNORECASE)
 _MAX_DETAIL = 500
 _SILENT = "(no output)"
@@ -51,7 +48,7 @@ def judge(
     """
     if not _exited_cleanly(exit_record):
         return _failed(classify(exit_record, log_tail))
-    if redis_status == STATUS_FAILED:
+    if redis_status == FAILED:
         # the script says that it failed; its output may say why
         return _failed(
             recognise(log_tail) or _plain(EndReason.SCRIPT_REPORTED_FAILURE, last_words(log_tail) or _SILENT)
@@ -84,7 +81,7 @@ def judge_printed_result(log_tail: Sequence[str]) -> Verdict:
         return _failed(cause, result=result)
     if objects:
         return _failed(_plain(EndReason.RESULT_FAILED, "the result that was printed has no status"), result=objects[-1])
-    if any(_SUCCESS.search(line) for line in log_tail if _LOG_DATA not in line):
+    if any(_SUCCESS.search(line) for line in log_tail if LOG_DATA not in line):
         return Verdict(succeeded=True, reason=EndReason.COMPLETED)
     words = last_words(log_tail)
     return _failed(_plain(EndReason.RESULT_FAILED, words or "the script printed no result"))
@@ -111,7 +108,7 @@ def json_objects(lines: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _exited_cleanly(exit_record: ExitRecord) -> bool:
-    return exit_record.why == "exited" and exit_record.code == 0 and exit_record.signal is None
+    return exit_record.why is ExitWhy.EXITED and exit_record.code == 0 and exit_record.signal is None
 
 
 def _judge_answer(log_tail: Sequence[str]) -> Verdict:

@@ -57,14 +57,11 @@ async def heartbeat(
     *,
     now: datetime,
     environments: Sequence[str] | None = None,
-    accelerators: Sequence[Mapping[str, Any]] | None = None,
 ) -> bool:
     """Say that the node is alive, and what changed on it; return `False` if nobody knows it any more."""
     values: dict[str, Any] = {"heartbeat_at": now}
     if environments is not None:
         values["environments"] = sorted(environments)
-    if accelerators is not None:
-        values["accelerators"] = [dict(accelerator) for accelerator in accelerators]
     result = await session.exec(sa.update(NodeRow).where(col(NodeRow.id) == node_id).values(**values))
     assert isinstance(result, CursorResult)
     return result.rowcount == 1

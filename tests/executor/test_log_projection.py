@@ -41,7 +41,11 @@ def project(folder: RunFolder, text: str, *, final: bool = True) -> list[StageEv
     projector = LogProjector(folder.output_log, folder.projected_events, clock=lambda: 5.0)
     while projector.advance(final=final):
         pass
-    return EventReader(folder.projected_events).read_all()
+    return projected(folder)
+
+
+def projected(folder: RunFolder) -> list[StageEvent]:
+    return [event for batch in EventReader(folder.projected_events).batches() for event in batch]
 
 
 class TestTranslation:
@@ -101,7 +105,7 @@ class TestTranslation:
 
         LogProjector(folder.output_log, folder.projected_events, clock=lambda: 5.0).advance()
 
-        events = EventReader(folder.projected_events).read_all()
+        events = projected(folder)
         assert events[0] == RecordEvent(5.0, 1, "info", "?? é")
         assert isinstance(events[1], MetricsEvent)
 
@@ -117,7 +121,7 @@ class TestProgress:
                 file.write(character)
             projector.advance()
 
-        assert len(EventReader(folder.projected_events).read_all()) == 2
+        assert len(projected(folder)) == 2
         assert projector.offset == len(line)
 
     def test_a_long_silence_is_not_searched_again(self, folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +131,7 @@ class TestProgress:
         reader = EventReader(folder.projected_events)
 
         assert LogProjector(folder.output_log, folder.projected_events).offset == 5000
-        assert reader.read_all() == []
+        assert list(reader.batches()) == [[]]
         assert reader.skipped == 0
 
     def test_a_full_disk_is_survived(self, folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +149,7 @@ class TestProgress:
         monkeypatch.setattr(LogProjector, "_append", append)
         projector.advance()
 
-        events = EventReader(folder.projected_events).read_all()
+        events = projected(folder)
         assert [event.step for event in events if isinstance(event, MetricsEvent)] == list(range(10))
         assert [event.step for event in events if isinstance(event, ProgressEvent)] == list(range(10))
 
@@ -198,7 +202,7 @@ class TestCrash:
             position += size
             LogProjector(folder.output_log, folder.projected_events).advance()
 
-        events = EventReader(folder.projected_events).read_all()
+        events = projected(folder)
 
         assert [event.step for event in events if isinstance(event, MetricsEvent)] == list(range(8))
         assert [event.step for event in events if isinstance(event, ProgressEvent)] == list(range(8))

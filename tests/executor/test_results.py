@@ -283,12 +283,6 @@ class TestClassify:
                 {},
             ),
             (
-                ["x"],
-                ended(why="stopped", signal=15, stop_reason="method_deleted"),
-                EndReason.METHOD_DELETED,
-                {},
-            ),
-            (
                 [],
                 ended(why="spawn_failed", code=None, error="No such file: python"),
                 EndReason.SPAWN_FAILED,
