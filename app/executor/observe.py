@@ -3,7 +3,7 @@
 Files are read incrementally, and what was read is kept while somebody asks for it.
 """
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from threading import Lock
@@ -16,6 +16,7 @@ from app.executor.stage_events import EvaluationEvent, NoteEvent, ProgressEvent,
 from app.store.home import Home
 
 KEPT_JOBS = 64
+KEPT_NOTES = 100  # a script may write one for each step
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class _Reader:
     attempts: list[RunEvents] = field(default_factory=list)
     estimator: ProgressEstimator = field(default_factory=ProgressEstimator)
     evaluations: list[EvaluationEvent] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    notes: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT_NOTES))
     lock: Lock = field(default_factory=Lock)
 
 
