@@ -1,8 +1,8 @@
 """Engines and sessions. Only the edges open a session, and only they commit.
 
 SQLite: WAL, `synchronous=FULL`, one machine. A writing transaction begins with `BEGIN IMMEDIATE`, because a reader that
-turns writer fails at once with "database is locked", whatever the busy timeout says.
-The writers of one process take turns.
+turns writer fails at once with "database is locked", whatever the busy timeout says. The writers of one process take
+turns.
 """
 
 import asyncio

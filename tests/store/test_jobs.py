@@ -160,7 +160,7 @@ class TestClaim:
         node = await add_node(database)
         job_id = await add_job(database)
 
-        async with database.engine.execution_options(deepe_writes=True).connect() as connection:
+        async with database.engine.connect() as connection:
             session = AsyncSession(connection)
             await jobs.claim(
                 session, node_id=node, kinds=[JobKind.TRAINING], environments=[ENVIRONMENT], now=START, lease=LEASE
