@@ -197,7 +197,7 @@ class TestInstall:
         assert read_file(path) == TEXT
         assert [entry.name for entry in path.parent.iterdir()] == ["license.json"]
 
-    @pytest.mark.parametrize("text", ["", with_payload(licensee="me")])
+    @pytest.mark.parametrize("text", ["", with_payload(licensee="me")], ids=["empty", "forged"])
     def test_licence_that_does_not_count_replaces_nothing(self, tmp_path: Path, text: str) -> None:
         path = licence_path(tmp_path)
         install(TEXT, path, public_key=KEY.public_key(), now=NOW)
