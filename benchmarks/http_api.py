@@ -1,4 +1,4 @@
-"""Requests a second and latency of the API, beside a bare FastAPI route on the same machine.
+"""Requests a second and latency of the API, beside bare FastAPI routes on the same machine.
 
     python -m benchmarks.http_api [--seconds 4] [--connections 8] [--jobs 1000]
 
@@ -64,13 +64,17 @@ def main() -> None:
     def load(port: int, request: Request, status: int = 200) -> Result:
         return asyncio.run(put_load(port, request, status, seconds=args.seconds, connections=args.connections))
 
+    body = {"name": "thing", "kind": "ollama", "url": "http://127.0.0.1:11434"}
     with bare_server() as port:
         read = load(port, get("/thing"))
-        body = {"name": "thing", "kind": "ollama", "url": "http://127.0.0.1:11434"}
         create = load(port, post("/thing", lambda: body), 201)
+        read_row = load(port, get("/row"))
+        write_row = load(port, post("/row", lambda: body), 201)
     rows = [
         row("bare FastAPI: GET (peer of reads)", read, read),
+        row("bare FastAPI: GET, one row by its key", read_row, read),
         row("bare FastAPI: POST (peer of creates)", create, create),
+        row("bare FastAPI: POST, one row written", write_row, create),
     ]
     with api_server(args.jobs) as (port, job):
         numbers = itertools.count()
@@ -160,9 +164,11 @@ def bare_server() -> Iterator[int]:
     """Run the bare application; yield its port."""
     port = free_port()
     options = ["--port", str(port), "--no-access-log", "--log-level", "warning"]
-    with child([sys.executable, "-m", "uvicorn", "benchmarks.bare:app", *options], {}):
-        wait_until_listening(port)
-        yield port
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        variables = {"BARE_DATABASE": f"sqlite+aiosqlite:///{Path(name) / 'bare.db'}"}
+        with child([sys.executable, "-m", "uvicorn", "benchmarks.bare:app", *options], variables):
+            wait_until_listening(port)
+            yield port
 
 
 @contextmanager
