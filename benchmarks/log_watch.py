@@ -1,6 +1,6 @@
 """What watching costs: a script that prints a million lines, alone and with a reader at its heels.
 
-    python benchmarks/log_watch.py [--lines 1000000] [--runs 3] [--readers 1]
+    python -m benchmarks.log_watch [--lines 1000000] [--runs 3] [--readers 1]
 
 Three figures: how much slower the script is when it is watched (the medians of alternating runs on the same machine),
 how many bytes the reader missed (must be 0), and how long it took from printing a line until a reader had it, for a
@@ -15,11 +15,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import median, quantiles
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from statistics import median
 
 from app.executor.output import LogFollower
+from benchmarks.reporting import Samples, ms, print_machine, print_table, ratio
 
 PRINT_LINES = """
 import sys, time
@@ -107,6 +106,7 @@ async def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--readers", type=int, default=1)
     args = parser.parse_args()
+    print_machine()
     alone: list[float] = []
     watched: list[float] = []
     missed = 0
@@ -120,16 +120,28 @@ async def main() -> None:
                     figures.append(seconds)
         busy = await delays(folder, lines=2000, pause=0.005)
         quiet = await delays(folder, lines=10, pause=3)
-    print(f"{args.lines} lines, {args.readers} reader(s), medians of {args.runs} alternating runs")
-    print(f"  alone                 {median(alone):8.2f} s   {min(alone):.2f} .. {max(alone):.2f}")
-    print(f"  watched               {median(watched):8.2f} s   {min(watched):.2f} .. {max(watched):.2f}")
-    print(f"  slow-down             {median(watched) / median(alone):8.2f} x")
-    print(f"  bytes lost            {missed:8d}")
-    print(
-        f"  delay, busy script    {1000 * median(busy):8.0f} ms median, {1000 * quantiles(busy, n=100)[98]:.0f} ms p99"
+    print_table(
+        f"{args.lines:,} lines, {args.readers} reader(s), {args.runs} alternating runs",
+        ["the script's own time", "median s", "least s", "most s", "/ peer"],
+        [
+            [
+                name,
+                f"{median(found):.2f}",
+                f"{min(found):.2f}",
+                f"{max(found):.2f}",
+                ratio(median(found), median(alone)),
+            ]
+            for name, found in (("alone (peer)", alone), ("watched", watched))
+        ],
     )
-    print(
-        f"  delay, quiet script   {1000 * median(quiet):8.0f} ms median, {1000 * max(quiet):.0f} ms max of {len(quiet)}"
+    print(f"  bytes lost: {missed}")
+    print_table(
+        "from printing a line until a reader has it",
+        ["", "lines", "median ms", "p99 ms"],
+        [
+            [name, f"{len(found)}", ms(Samples(found).median), ms(Samples(found).p99)]
+            for name, found in (("busy script, 200 lines a second", busy), ("quiet script, a line every 3 s", quiet))
+        ],
     )
 
 
