@@ -209,7 +209,11 @@ class TestTables:
         "succeeded",
     )
 
-    def test_files_get_one_line_for_each_row(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_files_get_one_line_for_each_row(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("COLUMNS", raising=False)
+
         print_table(("id", "name", "stage", "status"), [(*self.ROW[:1], self.ROW[1] * 5, *self.ROW[2:])], nothing="")
 
         assert any(self.ROW[1] * 5 in line and "succeeded" in line for line in capsys.readouterr().out.splitlines())
