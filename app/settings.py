@@ -76,7 +76,7 @@ class Settings(BaseSettings):
         description="sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME. Default: a SQLite file in DEEPE_HOME.",
     )
     redis_url: SecretStr | None = Field(
-        None, description="redis://HOST:PORT, rediss:// or unix://. Without one the worker looks in the database."
+        None, description="redis://HOST:PORT, rediss:// or unix://. Without one a touched file wakes the worker."
     )
 
     # HTTP
