@@ -96,3 +96,11 @@ class VersionSource(StrEnum):
     UPLOAD = "upload"
     DISK = "disk"
     PRESET = "preset"
+
+
+class DeliveryState(StrEnum):
+    """How far a webhook's message has come."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    GIVEN_UP = "given_up"

@@ -16,8 +16,9 @@ from uuid import uuid4
 import sqlalchemy as sa
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
-from sqlmodel.sql.expression import Select, SelectOfScalar
+from sqlmodel.sql.expression import SelectOfScalar
 
+from app.domain.demand import DEFAULT_QUEUE, Demand, Resources
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.errors import Conflict, NotFound
 from app.domain.transitions import LIVE, TERMINAL, UNFINISHED, check_transition
@@ -25,6 +26,7 @@ from app.store.tables import BUILDING, CLAIMABLE, LIVE_ATTEMPT, AttemptRow, JobE
 from app.store.types import enum_type
 
 CLAIM_CANDIDATES = 20
+STAGE_KINDS = frozenset(JobKind) - {JobKind.ENVIRONMENT}
 FAILED_AT_ONCE = 100
 
 
@@ -65,10 +67,23 @@ class End:
 async def insert(session: AsyncSession, jobs: Sequence[JobRow]) -> None:
     """Insert queued jobs, in an order in which nobody is blocked by a later one."""
     for job in jobs:
+        job.demand = demand_of(job).text
         session.add(job)
     await session.flush()
     for job in jobs:
         await _record(session, job.id, status=JobStatus.QUEUED, reason=None, attempt=0, now=job.created_at)
+
+
+def demand_of(job: JobRow) -> Demand:
+    """Return what the job asks of a node. Only the building of an environment is bound to one from the start."""
+    return Demand(
+        kind=job.kind,
+        environment=job.environment,
+        resources=Resources.model_validate(job.resources or {}),
+        queue=job.queue or DEFAULT_QUEUE,
+        submitted_by=job.submitted_by or "",
+        node_id=job.node_id if job.kind is JobKind.ENVIRONMENT else None,
+    )
 
 
 # ---- read -----------------------------------------------------------------------------------------------------------
@@ -159,11 +174,14 @@ async def claim(
 
     Building an environment is done by the node that the job names.
     """
-    waiting = await _waiting(session, kinds)
-    here = [pair for pair in waiting if pair[0] is JobKind.ENVIRONMENT or pair[1] in environments]
+    here = [
+        demand
+        for demand in await waiting_demands(session, kinds)
+        if (demand.node_id == node_id if demand.kind is JobKind.ENVIRONMENT else demand.environment in environments)
+    ]
     if not here:
         return None
-    candidates = _first_in_queue(here, node_id=node_id)
+    candidates = _first_in_queue(here, now=now)
     for job_id in (await session.exec(candidates)).all():
         won = await _claim(session, job_id, node_id=node_id, now=now, lease=lease)
         if won is not None:
@@ -264,10 +282,11 @@ async def fail_queued(
     At most `FAILED_AT_ONCE`, so that other writers get their turn. With `waiting_since` only those that could have run
     at that time.
     """
+    demands = [
+        demand.text for demand in await waiting_demands(session, STAGE_KINDS) if demand.environment == environment
+    ]
     statement = select(JobRow.id).where(
-        sa.text(CLAIMABLE),
-        col(JobRow.kind).in_(set(JobKind) - {JobKind.ENVIRONMENT}),
-        JobRow.environment == environment,
+        sa.text(CLAIMABLE), col(JobRow.kind).in_(STAGE_KINDS), col(JobRow.demand).in_(demands)
     )
     if waiting_since is not None:
         statement = statement.where(col(JobRow.updated_at) <= waiting_since)
@@ -281,43 +300,44 @@ async def fail_queued(
 
 async def environments_waited_for(session: AsyncSession) -> Sequence[str]:
     """Return the names of the environments that queued, unblocked stage jobs need."""
-    return sorted({environment for _, environment in await _waiting(session, set(JobKind) - {JobKind.ENVIRONMENT})})
+    return sorted({demand.environment for demand in await waiting_demands(session, STAGE_KINDS)})
 
 
 # ---- the queue ------------------------------------------------------------------------------------------------------
 
 
-async def _waiting(session: AsyncSession, kinds: Collection[JobKind]) -> Sequence[tuple[JobKind, str]]:
-    """Return which kinds of jobs wait for which environments."""
-    return (await session.exec(_waiting_statement(frozenset(kinds)))).all()
+async def waiting_demands(session: AsyncSession, kinds: Collection[JobKind] = frozenset(JobKind)) -> Sequence[Demand]:
+    """Return what the queued, unblocked jobs ask for, each demand once; a few dozen however long the queue is."""
+    return [Demand.parse(text) for text in (await session.exec(_waiting_statement(frozenset(kinds)))).all()]
 
 
 @functools.cache
-def _waiting_statement(kinds: frozenset[JobKind]) -> Select[JobKind, str]:
-    """Jump through the index from one pair to the next; a DISTINCT would visit all of a queue of 100,000 jobs."""
+def _waiting_statement(kinds: frozenset[JobKind]) -> SelectOfScalar[str]:
+    """Jump through the index from one demand to the next; a DISTINCT would visit all of a queue of 100,000 jobs."""
     names = (sa.select(sa.literal(kind, enum_type(JobKind)).label("kind")) for kind in sorted(kinds))
     wanted = sa.union_all(*names).subquery()
-    first = sa.select(sa.func.min(JobRow.environment)).where(sa.text(CLAIMABLE), col(JobRow.kind) == wanted.c.kind)
-    pairs = sa.select(wanted.c.kind, first.scalar_subquery().label("environment")).cte("waiting", recursive=True)
-    following = sa.select(sa.func.min(JobRow.environment)).where(
-        sa.text(CLAIMABLE), col(JobRow.kind) == pairs.c.kind, col(JobRow.environment) > pairs.c.environment
+    # the kind stands in the demand, too: without an equality SQLite would take the index of the status
+    first = sa.select(sa.func.min(JobRow.demand)).where(sa.text(CLAIMABLE), col(JobRow.kind) == wanted.c.kind)
+    waiting = sa.select(wanted.c.kind, first.scalar_subquery().label("demand")).cte("waiting", recursive=True)
+    following = sa.select(sa.func.min(JobRow.demand)).where(
+        sa.text(CLAIMABLE), col(JobRow.kind) == waiting.c.kind, col(JobRow.demand) > waiting.c.demand
     )
-    pairs = pairs.union_all(
-        sa.select(pairs.c.kind, following.scalar_subquery()).where(pairs.c.environment.is_not(None))
+    waiting = waiting.union_all(
+        sa.select(waiting.c.kind, following.scalar_subquery()).where(waiting.c.demand.is_not(None))
     )
-    return select(pairs.c.kind, pairs.c.environment).where(pairs.c.environment.is_not(None))
+    statement: SelectOfScalar[str] = select(waiting.c.demand).where(waiting.c.demand.is_not(None))
+    return statement
 
 
-def _first_in_queue(pairs: Sequence[tuple[JobKind, str]], *, node_id: str) -> SelectOfScalar[str]:
-    """Return the query of the ids that come first; for each pair it reads the front of one stretch of the index."""
+def _first_in_queue(demands: Sequence[Demand], *, now: datetime) -> SelectOfScalar[str]:
+    """Return the query of the ids that come first; for each demand it reads the front of one stretch of the index."""
     order = (col(JobRow.priority), col(JobRow.created_at), col(JobRow.id))
+    due = sa.or_(col(JobRow.not_before).is_(None), col(JobRow.not_before) <= now)
     fronts = []
-    for kind, environment in pairs:
+    for demand in demands:
         front = sa.select(*order).where(
-            sa.text(CLAIMABLE), col(JobRow.kind) == kind, col(JobRow.environment) == environment
+            sa.text(CLAIMABLE), col(JobRow.kind) == demand.kind, col(JobRow.demand) == demand.text, due
         )
-        if kind is JobKind.ENVIRONMENT:
-            front = front.where(col(JobRow.node_id) == node_id)
         fronts.append(sa.select(front.order_by(*order).limit(CLAIM_CANDIDATES).subquery()))
     together = sa.union_all(*fronts).subquery()
     statement: SelectOfScalar[str] = select(together.c.id).order_by(

@@ -10,7 +10,16 @@ from typing import Any
 import sqlalchemy as sa
 from sqlmodel import Field, SQLModel
 
-from app.domain.enums import EndReason, JobKind, JobStatus, ModelState, Platform, TrainingType, VersionSource
+from app.domain.enums import (
+    DeliveryState,
+    EndReason,
+    JobKind,
+    JobStatus,
+    ModelState,
+    Platform,
+    TrainingType,
+    VersionSource,
+)
 from app.store.types import JsonDocument, UtcDateTime, enum_type
 
 NAMING_CONVENTION = {
@@ -25,8 +34,11 @@ SQLModel.metadata.naming_convention = NAMING_CONVENTION
 # conditions of partial indexes; a query uses the index only when it says the very same words
 CLAIMABLE = "status = 'queued' AND blocked_by IS NULL"
 _LIVE = "status IN ('launching', 'running', 'stopping')"
+RESERVING = "status = 'queued' AND reserved_node_id IS NOT NULL"
 BUILDING = "kind = 'environment' AND status IN ('queued', 'launching', 'running', 'stopping')"
 LIVE_ATTEMPT = "live"
+LIVE_LEASE = "live"
+PENDING_DELIVERY = "state = 'pending'"
 
 Json = dict[str, Any]
 
@@ -190,12 +202,25 @@ class NodeRow(SQLModel, table=True):
     id: str = Field(primary_key=True, max_length=36)
     name: str = Field(max_length=100, unique=True)
     platform: Platform = Field(sa_type=enum_type(Platform))
+    home_id: str = Field(
+        default="", max_length=36, description="of its node home: another machine of this name is refused"
+    )
     accelerators: list[Json] = Field(sa_type=JsonDocument)
+    inventory: Json = Field(default_factory=dict, sa_type=JsonDocument, description="CPU, memory, disk, system")
+    labels: dict[str, str] = Field(default_factory=dict, sa_type=JsonDocument)
     environments: list[str] = Field(sa_type=JsonDocument, description="names found or built on the node")
+    environment_states: list[Json] = Field(
+        default_factory=list, sa_type=JsonDocument, description="what the node knows of each environment"
+    )
     slots: int
     boot_id: str = Field(max_length=64)
     created_at: datetime = _time()
     heartbeat_at: datetime = _time()
+    draining_at: datetime | None = _time(nullable=True)
+    dead_at: datetime | None = _time(nullable=True)
+    refusal: Json | None = Field(
+        default=None, sa_type=JsonDocument, description="code and params of why it takes no jobs"
+    )
 
 
 class JobRow(SQLModel, table=True):
@@ -206,7 +231,7 @@ class JobRow(SQLModel, table=True):
         sa.Index(
             "ix_job_queue",
             "kind",
-            "environment",
+            "demand",
             "priority",
             "created_at",
             "id",
@@ -218,6 +243,14 @@ class JobRow(SQLModel, table=True):
             "node_id",
             sqlite_where=sa.text(_LIVE),
             postgresql_where=sa.text(_LIVE),
+        ),
+        # a node keeps its accelerators for one job at a time
+        sa.Index(
+            "uq_job_reserved_node_id",
+            "reserved_node_id",
+            unique=True,
+            sqlite_where=sa.text(RESERVING),
+            postgresql_where=sa.text(RESERVING),
         ),
         # never two builds of one environment on a node at once
         sa.Index(
@@ -242,6 +275,15 @@ class JobRow(SQLModel, table=True):
     reason: EndReason | None = Field(default=None, sa_type=enum_type(EndReason))
     reason_params: Json = Field(sa_type=JsonDocument, description="values for the text of the reason; log tail")
     priority: int = Field(default=0, description="smaller runs first")
+    demand: str = Field(
+        default="", sa_type=sa.Text, description="what it asks of a node (`app.domain.demand`); written at insert"
+    )
+    queue: str = Field(default="default", max_length=100)
+    submitted_by: str = Field(default="", max_length=100, description="whose limits it counts against")
+    not_before: datetime | None = _time(nullable=True)
+    reserved_node_id: str | None = Field(
+        default=None, max_length=36, description="node that keeps accelerators for it; nobody is delayed by a wish"
+    )
 
     chain_id: str = Field(max_length=36)
     position: int = 0
@@ -259,10 +301,15 @@ class JobRow(SQLModel, table=True):
     result_model_id: str | None = Field(default=None, max_length=36)
     parameters: Json = Field(sa_type=JsonDocument, description="as the caller gave them")
     launch: Json = Field(sa_type=JsonDocument, description="everything else that the stage's arguments are made of")
+    resources: Json = Field(default_factory=dict, sa_type=JsonDocument, description="`app.domain.demand.Resources`")
+    retry: Json = Field(default_factory=dict, sa_type=JsonDocument, description="policy: budget, back-off, reasons")
+    limits: Json = Field(default_factory=dict, sa_type=JsonDocument, description="seconds to run, seconds of silence")
 
     node_id: str | None = Field(default=None, foreign_key="node.id", max_length=36)
     token: str | None = Field(default=None, max_length=36, description="fence: guards every write of the claimer")
     attempts: int = 0
+    retries: int = Field(default=0, description="attempts charged to the policy's budget")
+    recoveries: int = Field(default=0, description="attempts made again because a node or a keeper was lost")
     cancel_requested_at: datetime | None = _time(nullable=True)
     created_at: datetime = _time()
     started_at: datetime | None = _time(nullable=True)
@@ -299,11 +346,105 @@ class AttemptRow(SQLModel, table=True):
     token: str = Field(max_length=36)
     live: bool = True
     lease_expires_at: datetime = _time()
+    accelerators: list[str] = Field(default_factory=list, sa_type=JsonDocument, description="ids of what it leased")
+    expected_end_at: datetime | None = _time(nullable=True)
+    resumed_from: Json | None = Field(default=None, sa_type=JsonDocument, description="attempt, checkpoint, step")
     reason: EndReason | None = Field(default=None, sa_type=enum_type(EndReason))
     exit: Json | None = Field(default=None, sa_type=JsonDocument)
     created_at: datetime = _time()
     started_at: datetime | None = _time(nullable=True)
     finished_at: datetime | None = _time(nullable=True)
+
+
+class LeaseRow(SQLModel, table=True):
+    """An accelerator that an attempt holds; freed only after the proof that nothing of the attempt is left."""
+
+    __tablename__ = "lease"
+    __table_args__ = (
+        # two holders of one accelerator are impossible, whatever the code does
+        sa.Index(
+            "uq_lease_node_id_accelerator_live",
+            "node_id",
+            "accelerator",
+            unique=True,
+            sqlite_where=sa.text(LIVE_LEASE),
+            postgresql_where=sa.text(LIVE_LEASE),
+        ),
+        sa.Index("ix_lease_attempt_id", "attempt_id"),
+    )
+
+    id: str = Field(primary_key=True, max_length=36)
+    node_id: str = Field(foreign_key="node.id", max_length=36)
+    accelerator: str = Field(max_length=100, description="its id on the node: the card's uuid")
+    attempt_id: str = Field(foreign_key="attempt.id", max_length=36)
+    live: bool = True
+    quarantined_at: datetime | None = _time(nullable=True)
+    created_at: datetime = _time()
+    released_at: datetime | None = _time(nullable=True)
+
+
+class QueueRow(SQLModel, table=True):
+    """Limits of a queue; one without a row has none."""
+
+    __tablename__ = "job_queue"
+
+    name: str = Field(primary_key=True, max_length=100)
+    max_live: int | None = None
+    max_live_per_user: int | None = None
+    created_at: datetime = _time()
+    updated_at: datetime = _time()
+
+
+class InstallationRow(SQLModel, table=True):
+    """What all processes of an installation must agree on, by key."""
+
+    __tablename__ = "installation"
+
+    key: str = Field(primary_key=True, max_length=100)
+    value: Json = Field(sa_type=JsonDocument)
+    updated_at: datetime = _time()
+
+
+class WebhookRow(SQLModel, table=True):
+    """An address that is told when a job ends."""
+
+    __tablename__ = "webhook"
+
+    id: str = Field(primary_key=True, max_length=36)
+    url: str = Field(max_length=2000)
+    secret: str = Field(max_length=200, description="key of the signature")
+    events: list[str] = Field(sa_type=JsonDocument)
+    active: bool = True
+    created_at: datetime = _time()
+    updated_at: datetime = _time()
+
+
+class DeliveryRow(SQLModel, table=True):
+    """One message of a webhook, written in the transaction of what it tells."""
+
+    __tablename__ = "delivery"
+    __table_args__ = (
+        sa.Index(
+            "ix_delivery_pending",
+            "next_try_at",
+            sqlite_where=sa.text(PENDING_DELIVERY),
+            postgresql_where=sa.text(PENDING_DELIVERY),
+        ),
+        sa.Index("ix_delivery_webhook_id_created_at_id", "webhook_id", "created_at", "id"),
+    )
+
+    id: str = Field(primary_key=True, max_length=36)
+    webhook_id: str = Field(foreign_key="webhook.id", max_length=36)
+    job_id: str = Field(max_length=36)
+    event: str = Field(max_length=50)
+    body: Json = Field(sa_type=JsonDocument)
+    state: DeliveryState = Field(default=DeliveryState.PENDING, sa_type=enum_type(DeliveryState))
+    tries: int = 0
+    next_try_at: datetime | None = _time(nullable=True)
+    last_status: int | None = None
+    last_error: str | None = Field(default=None, sa_type=sa.Text)
+    created_at: datetime = _time()
+    delivered_at: datetime | None = _time(nullable=True)
 
 
 class JobEventRow(SQLModel, table=True):

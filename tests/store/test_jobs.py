@@ -234,7 +234,7 @@ class TestClaim:
             ]
         await database.close()
 
-        assert "SEARCH job USING INDEX ix_job_queue (kind=? AND environment=?)" in plans
+        assert "SEARCH job USING INDEX ix_job_queue (kind=? AND demand=?)" in plans
         assert not [plan for plan in plans if "SCAN job" in plan or "ix_job_status" in plan]
 
 

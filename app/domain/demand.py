@@ -1,0 +1,66 @@
+"""What a job asks of a node. Jobs that ask for the same have the same text, so that a node looks at each wish once.
+
+A queue of 100,000 jobs has a few dozen different demands; the index of the queue begins with the text.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from app.domain.enums import JobKind
+
+DEFAULT_QUEUE = "default"
+MAX_ACCELERATORS = 1024
+MAX_LABELS = 8
+
+LabelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$")]
+LabelValue = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$")]
+
+
+class Resources(BaseModel):
+    """What a caller may ask of the node beside the environment.
+
+    `accelerators` None means: one where the node has any, none elsewhere.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    accelerators: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_ACCELERATORS,
+        description="How many the stage gets for itself. Default: one on a node that has any, none on others.",
+        examples=[2],
+    )
+    accelerator_memory_mib: int | None = Field(
+        default=None, ge=1, le=2**31 - 1, description="Least memory of each of them, in MiB.", examples=[40_000]
+    )
+    labels: dict[LabelName, LabelValue] = Field(
+        default_factory=dict, max_length=MAX_LABELS, description="Labels that the node must carry."
+    )
+
+
+class Demand(BaseModel):
+    """Everything that decides where a job may run, and whose limits it counts against."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: JobKind
+    environment: str
+    resources: Resources = Resources()
+    queue: str = DEFAULT_QUEUE
+    submitted_by: str = ""
+    node_id: str | None = None  # only this node may; the building of an environment
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read what `text` wrote."""
+        return cls.model_validate_json(text)
+
+    @property
+    def text(self) -> str:
+        """The one form of this demand: JSON without defaults, names sorted."""
+        document: Mapping[str, object] = self.model_dump(mode="json", exclude_defaults=True)
+        return json.dumps(document, sort_keys=True, separators=(",", ":"))
