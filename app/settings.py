@@ -27,6 +27,7 @@ GIB: Final = 1024 * MIB
 
 # Variables that the service hands to stage scripts; a service that was started by a script meets them.
 _STAGE_VARIABLES = frozenset({"DEEPE_JOB_ID", "DEEPE_ATTEMPT", "DEEPE_OUTPUT_DIR", "DEEPE_PARAMS", "DEEPE_EVENTS"})
+_TEST_VARIABLES = frozenset({"DEEPE_FAULT_POINT"})  # where a fault-injection test lets the process die
 _PLACEHOLDERS = (
     "changeme",
     "change-me",
@@ -289,7 +290,8 @@ def unknown_variables(environ: Mapping[str, str] | None = None) -> dict[str, str
     """Return `DEEPE_*` variables that nothing reads (a typing slip), each with the name that was probably meant."""
     environ = os.environ if environ is None else environ
     known = {PREFIX + name.upper() for name in Settings.model_fields}
-    strangers = sorted(name for name in environ if name.startswith(PREFIX) and name not in known | _STAGE_VARIABLES)
+    read = known | _STAGE_VARIABLES | _TEST_VARIABLES
+    strangers = sorted(name for name in environ if name.startswith(PREFIX) and name not in read)
     return {name: _closest(name.removeprefix(PREFIX), known) for name in strangers}
 
 

@@ -12,6 +12,7 @@ from app.executor.hints import Doorbell
 from app.executor.job_actions import JobActions
 from app.executor.questions import Questions
 from app.executor.submission import Submissions
+from app.executor.supervisor import fault_point
 from app.registry.base_models import BaseModels
 from app.registry.datasets import Datasets
 from app.registry.deploy_targets import DeployTargets
@@ -75,6 +76,7 @@ def ring_after_commit(session: AsyncSession, doorbell: Doorbell, job_id: str) ->
     """Tell the nodes of the job once its row is there for them to find."""
 
     async def ring() -> None:
+        fault_point("committed")
         doorbell.ring(job_id)
 
     after_commit(session, ring)

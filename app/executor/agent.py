@@ -32,6 +32,7 @@ from app.executor.launch import LaunchError, disk_trouble
 from app.executor.projections import Projections
 from app.executor.reconcile import Seen, Step, next_step
 from app.executor.supervision import AttemptIsSupervised, ExitRecord, LaunchSpec
+from app.executor.supervisor import fault_point
 from app.executor.trouble import TROUBLE, log_trouble, rest_seconds
 from app.store import jobs as store
 from app.store.clock import database_now
@@ -195,6 +196,7 @@ class NodeAgent:
             )
         if claim is None:
             return False
+        fault_point("claimed")
         logger.info("job_claimed", extra=_ids(claim))
         self._claims[claim.attempt.id] = claim
         await self._advance(claim)
@@ -258,13 +260,16 @@ class NodeAgent:
     async def _launch(self, claim: Claim) -> None:
         try:
             spec = await self._launcher.resolve(claim)
+            fault_point("before-spec")
             with disk_trouble():
                 await asyncio.to_thread(supervision.prepare, self._folder(claim), spec)
         except LaunchError as error:
             logger.warning("launch_refused", extra=_ids(claim) | {"reason": error.reason, **error.params})
             await self._end_unlaunched(claim, End(status=JobStatus.FAILED, reason=error.reason, params=error.params))
             return
+        fault_point("after-spec")
         await self._start(claim, supervision.start)
+        fault_point("supervisor-asked")
 
     async def _end_unstarted(self, claim: Claim) -> None:
         folder = self._folder(claim)
@@ -283,6 +288,7 @@ class NodeAgent:
     async def _mark_running(self, claim: Claim) -> None:
         async with self._database.writing() as session:
             await store.mark_running(session, claim, now=await database_now(session))
+        fault_point("running")
         await self._refresh(claim)
         process = supervision.observe(self._folder(claim)).process
         if process is not None:
@@ -292,9 +298,11 @@ class NodeAgent:
     async def _stop(self, claim: Claim) -> None:
         # the file first: after a crash in between, the next round writes the status
         await asyncio.to_thread(supervision.request_stop, self._folder(claim), EndReason.CANCELLED)
+        fault_point("stop-asked")
         if claim.job.status is not JobStatus.STOPPING:
             async with self._database.writing() as session:
                 await store.mark_stopping(session, claim, now=await database_now(session))
+            fault_point("stopping")
             await self._refresh(claim)
             logger.info("job_stopping", extra=_ids(claim))
 
@@ -310,6 +318,7 @@ class NodeAgent:
     async def _settle_and_forget(self, claim: Claim, exit_record: ExitRecord) -> None:
         try:
             await self._settler.settle(claim, exit_record)
+            fault_point("settled")
             self._forget(claim)
             self.wake()  # its slot is free, the next in the chain may run
         except Exception as error:

@@ -30,6 +30,7 @@ from app.executor.run_folder import RunFolder
 from app.executor.script_status import WITH_STATUS, ScriptStatus
 from app.executor.snapshot import Snapshot
 from app.executor.supervision import ExitRecord, ExitWhy
+from app.executor.supervisor import fault_point
 from app.store import jobs as store
 from app.store import models
 from app.store.clock import database_now
@@ -101,6 +102,7 @@ class StageSettler:
         async with self._database.writing() as session:
             now = await database_now(session)
             await store.requeue(session, claim, reason=EndReason.SUPERVISOR_LOST, now=now)
+        fault_point("requeued")
         logger.warning("attempt_never_ran", extra={"job_id": claim.job.id, "attempt": claim.attempt.number})
 
     async def _finish(
@@ -113,9 +115,11 @@ class StageSettler:
                 end = _end(claim, exit_record, judged, model)
                 if not await store.finish(session, claim, end, now=now):
                     raise _NotOurs  # rolls the model back
+                fault_point("before-finish")
         except _NotOurs:
             logger.warning("stale_end_dropped", extra={"job_id": claim.job.id, "attempt": claim.attempt.number})
             return
+        fault_point("after-finish")
         if model is not None:
             await asyncio.to_thread(self._write_card, claim.job, model)
         await self._ended(claim, end)
@@ -160,7 +164,9 @@ class StageSettler:
             result=dict(verdict.result) if verdict.result else None,
         )
         run = RunFolder(self._home.run_folder(claim.job.id, claim.attempt.number))
+        fault_point("before-publish")
         await asyncio.to_thread(write_result, run.result, manifest)
+        fault_point("after-publish")
         return manifest
 
     # ---- the model --------------------------------------------------------------------------------------------------

@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from app.executor import supervisor
+from app.executor.supervisor import fault_point
 
-# What an interpreter may need to start at all; the stage's own environment stands in `spec.json`.
-_SUPERVISOR_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+# What an interpreter may need to start at all, and where a test wants it to die; the stage's own environment stands in
+# `spec.json`.
+_SUPERVISOR_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DEEPE_FAULT_POINT")
 _REMOVED = ".removed"
 
 
@@ -195,6 +197,7 @@ def remove(folder: Path) -> None:
     grave = folder.with_name(f".{folder.name}{_REMOVED}")
     shutil.rmtree(grave, ignore_errors=True)
     folder.rename(grave)
+    fault_point("removal-begun")
     shutil.rmtree(grave)
 
 

@@ -18,6 +18,8 @@ on disk; if the supervisor dies before that, the stage never runs.
 The tree is the union of four nets, looped until empty: the stage's session, descendants, orphans that came to us as
 their sub-reaper (Linux), and every process whose environment carries DEEPE_ATTEMPT=<id>.
 
+`fault_point` marks where a fault-injection test may let a process die; the worker and the API use it as well.
+
 Exit status: 0 ended or had ended, 74 the folder cannot be written (nothing ran), 75 another supervisor holds the
 lock, 76 the command was started before and may not be started again.
 """
@@ -43,6 +45,7 @@ SETTLE_SECONDS = 0.5  # helpers that end by themselves when their parent has gon
 LEFTOVER_GRACE_SECONDS = 5.0
 KILL_BOUND_SECONDS = 10.0  # a process that survives KILL this long is stuck in the kernel
 OOM_SCORE = 500  # the stage goes first when memory runs out, never the supervisor
+FAULT_POINT, _, FAULT_ONCE = os.environ.get("DEEPE_FAULT_POINT", "").partition("=")
 
 Record = dict[str, Any]
 
@@ -50,19 +53,20 @@ Record = dict[str, Any]
 def main(arguments: list[str]) -> int:
     """Take the folder's lock and run or adopt its attempt."""
     adopt = "--adopt" in arguments
-    crash_at = next((argument.partition("=")[2] for argument in arguments if argument.startswith("--crash-at=")), "")
     folder = Folder(next(argument for argument in arguments if not argument.startswith("--")))
     try:
         lock = folder.lock()
         if lock is None:
             return ALREADY_SUPERVISED
+        fault_point("locked")
         if folder.exists("exit.json"):
             return 0
         first = folder.create_once("started")
     except OSError as problem:
         log(f"cannot write in {folder.path}: {problem}")
         return CANNOT_WRITE
-    supervisor = Supervisor(folder, lock, crash_at)
+    fault_point("started")
+    supervisor = Supervisor(folder, lock)
     if adopt:
         supervisor.adopt(never_ran=first)
     elif first:
@@ -70,6 +74,18 @@ def main(arguments: list[str]) -> int:
     else:
         return ALREADY_STARTED
     return 0
+
+
+def fault_point(name: str) -> None:
+    """Die here, as by kill -9, if a test asks for it: DEEPE_FAULT_POINT=NAME, or NAME=FILE to die only once."""
+    if name != FAULT_POINT:
+        return
+    if FAULT_ONCE:
+        try:
+            os.close(os.open(FAULT_ONCE, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Folder:
@@ -151,9 +167,8 @@ class Process(NamedTuple):
 class Supervisor:
     """Run or adopt one attempt; write `exit.json` at its end."""
 
-    def __init__(self, folder: Folder, lock: int, crash_at: str = "") -> None:
+    def __init__(self, folder: Folder, lock: int) -> None:
         self.folder = folder
-        self.crash_at = crash_at
         self.spec: Record = folder.read("spec.json") or {}
         self.state: Record = {}
         self.ending: Record | None = None
@@ -190,12 +205,12 @@ class Supervisor:
             "started_at": time.time(),
         }
         self._save()
-        self._point("before-fork")
+        fault_point("before-fork")
         release = self._fork(launch)
         if release is None:
             self._finish(why="spawn_failed", error="fork: Resource temporarily unavailable")
             return
-        self._point("before-record")
+        fault_point("before-record")
         self.state["phase"] = "running"
         while not self._save(durable=True):  # never run unrecorded: a full disk holds the stage at its pipe
             time.sleep(0.5)
@@ -204,11 +219,11 @@ class Supervisor:
                 os.close(release)
                 break
         else:
-            self._point("before-release")
+            fault_point("before-release")
             with contextlib.suppress(BrokenPipeError):
                 os.write(release, b"g")
             os.close(release)
-            self._point("after-release")
+            fault_point("after-release")
         self._watch()
 
     def adopt(self, *, never_ran: bool) -> None:
@@ -260,6 +275,7 @@ class Supervisor:
                 self._look_for_stop()
                 self._press()
                 self._beat()
+        fault_point("exit-seen")
         leftovers, unkillable = self._sweep()
         self._finish(why=None, leftovers=leftovers, unkillable=unkillable)
 
@@ -341,6 +357,7 @@ class Supervisor:
             self.pressure = Pressure(float(self.spec.get("grace_seconds", LEFTOVER_GRACE_SECONDS)))
             self.state |= {"phase": "stopping", "stop_reason": self.stop_reason}
             self._save()  # before the first signal: an adopter must know what ended the stage
+            fault_point("stop-recorded")
         if self.pressure.is_due():
             remaining = self.pressure.apply(self._members())
             if self.pressure.is_exhausted() and self.state.get("unkillable") != remaining:
@@ -405,11 +422,12 @@ class Supervisor:
             "started_at": self.state.get("started_at") if ending.get("released") else None,
             "finished_at": ending.get("finished_at") or time.time(),
         }
-        self._point("before-exit")
+        fault_point("before-exit")
         while not self._write("exit.json", record, durable=True):
             if not os.path.isdir(self.folder.path):
                 return  # somebody removed it: there is nobody left to tell
             time.sleep(0.5)
+        fault_point("after-exit")
 
     def _why(self, ending: Record) -> str:
         if ending.get("error"):
@@ -452,11 +470,6 @@ class Supervisor:
 
     def _on_term(self, *_: object) -> None:
         self.terminated = True
-
-    def _point(self, name: str) -> None:
-        """Die here if a fault-injection test asks for it."""
-        if name == self.crash_at:
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Launch:
@@ -530,6 +543,7 @@ def bear_witness(folder: Folder, launch: Launch, report: int, release: int, rele
         if failure:
             released = failure != NOT_RELEASED
             ending = {"released": False, "finished_at": ending["finished_at"], "error": failure if released else None}
+        fault_point("stage-ended")
         _deposit(folder, report, ending)
     os._exit(0)
 

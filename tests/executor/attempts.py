@@ -44,9 +44,10 @@ class Attempt:
         self.prepare(script, grace_seconds=grace_seconds, **changes)
         supervision.start(self.folder)
 
-    def supervise(self, *options: str) -> "subprocess.Popen[bytes]":
+    def supervise(self, *options: str, fault_point: str = "") -> "subprocess.Popen[bytes]":
         """Run a supervisor as a child of the test, to see its exit status."""
-        return subprocess.Popen([sys.executable, "-I", "-S", supervisor.__file__, str(self.folder), *options])
+        command = [sys.executable, "-I", "-S", supervisor.__file__, str(self.folder), *options]
+        return subprocess.Popen(command, env=os.environ | {"DEEPE_FAULT_POINT": fault_point})
 
     def observe(self) -> Observation:
         return supervision.observe(self.folder)

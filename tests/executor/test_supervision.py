@@ -47,7 +47,7 @@ class TestObserve:
 
     def test_sees_started_if_supervisor_died_before_it_recorded_the_stage(self, attempt: Attempt) -> None:
         attempt.prepare(SLEEP)
-        attempt.supervise("--crash-at=before-record").wait(10)
+        attempt.supervise(fault_point="before-record").wait(10)
 
         seen = attempt.observe()
 

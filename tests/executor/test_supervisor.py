@@ -420,18 +420,22 @@ class TestAtMostOnce:
     @pytest.mark.parametrize(
         ("point", "runs", "why"),
         [
+            ("locked", 1, ExitWhy.EXITED),
+            ("started", 0, ExitWhy.NEVER_STARTED),
             ("before-fork", 0, ExitWhy.NEVER_STARTED),
             ("before-record", 0, ExitWhy.NEVER_STARTED),
             ("before-release", 0, ExitWhy.NEVER_STARTED),
             ("after-release", 1, ExitWhy.EXITED),
+            ("exit-seen", 1, ExitWhy.EXITED),
             ("before-exit", 1, ExitWhy.EXITED),
+            ("after-exit", 1, ExitWhy.EXITED),
         ],
     )
     def test_crash_of_the_supervisor_at_any_point_runs_it_once_or_never(
         self, attempt: Attempt, point: str, runs: int, why: ExitWhy
     ) -> None:
         attempt.prepare("open(JOURNAL, 'a').write('run\\n')\nraise SystemExit(7)")
-        assert attempt.supervise(f"--crash-at={point}").wait(10) == -signal.SIGKILL
+        assert attempt.supervise(fault_point=point).wait(10) == -signal.SIGKILL
 
         supervision.start(attempt.folder)
         supervision.adopt(attempt.folder)
