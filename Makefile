@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_WORKERS ?= auto
 
-.PHONY: help demo test check format clean
+.PHONY: help demo test check chaos format clean
 help:
 	@echo "make demo    install, start the service, and train, save and ask a model for real"
 	@echo "make test    install what the tests need and run them all"
 	@echo "make check   format, lint, types, imports"
+	@echo "make chaos   random faults: SEED=n FAULTS=n DATABASE=sqlite|postgres"
 
 $(VENV)/.service: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -26,6 +27,12 @@ demo: $(VENV)/.service
 
 test: $(VENV)/.dev
 	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS)
+
+SEED ?= 1
+FAULTS ?= 200
+DATABASE ?= sqlite
+chaos: $(VENV)/.dev
+	@$(BIN)/python -m tests.chaos --seed $(SEED) --faults $(FAULTS) --database $(DATABASE)
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff format --check app migrations tests benchmarks

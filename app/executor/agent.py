@@ -249,8 +249,11 @@ class NodeAgent:
         rest = self._rests.get(claim.attempt.id)
         if claim.attempt.id in self._settling or (rest is not None and self._monotonic() < rest.until):
             return Step.WAIT
+        observation = supervision.observe(self._folder(claim))
+        if observation.supervised:  # it came; should it go again, nobody is on the way
+            self._started.pop(claim.attempt.id, None)
         seen = Seen(
-            observation=supervision.observe(self._folder(claim)),
+            observation=observation,
             status=claim.job.status,
             cancel_requested=claim.job.cancel_requested_at is not None,
             starting=self._monotonic() - self._started.get(claim.attempt.id, float("-inf")) < STARTING_SECONDS,

@@ -1,0 +1,437 @@
+"""The faults: what each does to the installation, and how one sees that it has got over it.
+
+Every fault is a coroutine on a `Storm`: it hits, waits as long as the outage lasts, undoes it, and returns the seconds
+from there until the sign that is named in its docstring, or None when there is nothing to wait for. It gets a random
+generator of its own, so that one fault's choices do not shift those of the next. `NothingToHit` means that the target
+is not there now; the storm takes another fault then.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+
+import httpx
+import psutil
+import redis.asyncio as redis_client
+
+from app.executor import supervisor
+from app.executor.hints import RedisDoorbell
+from tests.chaos.arena import Folder, Node
+from tests.chaos.proxy import Line as Network
+
+if TYPE_CHECKING:
+    from tests.chaos.storm import Storm
+
+
+class NothingToHit(Exception):
+    """The target is not there, or somebody else is at it."""
+
+
+Fault = Callable[["Storm", Random], Awaitable[float | None]]
+
+# ---- the service's own processes ------------------------------------------------------------------------------------
+
+
+async def kill_worker(storm: "Storm", rng: Random) -> float | None:
+    """SIGKILL, restart. Sign: the node's next heartbeat."""
+    with storm.holding_node(rng) as node:
+        node.worker.kill()
+        await asyncio.sleep(rng.choice((0.0, 0.5, 1.0)))
+        return await _restarted(storm, node)
+
+
+async def stop_worker(storm: "Storm", rng: Random) -> float | None:
+    """SIGTERM as at an upgrade, restart. Sign: the node's next heartbeat."""
+    with storm.holding_node(rng) as node:
+        await node.worker.end()
+        return await _restarted(storm, node)
+
+
+async def freeze_worker(storm: "Storm", rng: Random) -> float | None:
+    """SIGSTOP for some seconds. Sign: the node's next heartbeat."""
+    with storm.holding_node(rng) as node:
+        node.worker.send(signal.SIGSTOP)
+        await asyncio.sleep(rng.uniform(0.5, 4.0))
+        before = storm.signs
+        node.worker.send(signal.SIGCONT)
+        return await storm.until_changed(node.name, before)
+
+
+async def kill_api(storm: "Storm", rng: Random) -> float | None:
+    """SIGKILL, restart. Sign: `/readyz`."""
+    with storm.holding("api"):
+        storm.arena.api.kill()
+        return await _api_restarted(storm, rng)
+
+
+async def stop_api(storm: "Storm", rng: Random) -> float | None:
+    """SIGTERM, restart. Sign: `/readyz`."""
+    with storm.holding("api"):
+        await storm.arena.api.end()
+        return await _api_restarted(storm, rng)
+
+
+async def kill_submitter(storm: "Storm", _: Random) -> float | None:
+    """SIGKILL of the client in the middle of its request, restart."""
+    with storm.holding("submitter"):
+        storm.arena.submitter.kill()
+        storm.arena.submitter.start()
+    return None
+
+
+# ---- attempts -------------------------------------------------------------------------------------------------------
+
+
+async def kill_supervisor(storm: "Storm", rng: Random) -> float | None:
+    """SIGKILL. Sign: another supervisor holds the attempt, or its end is on disk."""
+    with storm.holding_attempt(rng) as (_, folder):
+        pid = _keeper(folder)
+        os.kill(pid, signal.SIGKILL)
+        return await _until(lambda: _is_over(folder) or _keeper_now(folder) not in (None, pid))
+
+
+async def freeze_supervisor(storm: "Storm", rng: Random) -> float | None:
+    """SIGSTOP for some seconds."""
+    with storm.holding_attempt(rng) as (_, folder):
+        keeper = psutil.Process(_keeper(folder))
+        with contextlib.suppress(psutil.Error):
+            keeper.suspend()
+            await asyncio.sleep(rng.uniform(0.5, 3.0))
+            keeper.resume()
+    return None
+
+
+async def kill_supervisor_and_worker(storm: "Storm", rng: Random) -> float | None:
+    """SIGKILL of both, restart of the worker. Sign: another supervisor holds the attempt, or its end is on disk."""
+    with storm.holding_attempt(rng) as (node, folder), storm.holding(node.name):
+        pid = _keeper(folder)
+        node.worker.kill()
+        os.kill(pid, signal.SIGKILL)
+        await asyncio.sleep(rng.choice((0.0, 1.0)))
+        node.worker.start()
+        return await _until(lambda: _is_over(folder) or _keeper_now(folder) not in (None, pid))
+
+
+async def kill_witness(storm: "Storm", rng: Random) -> float | None:
+    """SIGKILL of the second keeper of the exit status; without the first one too, the end may stay unknown."""
+    with storm.holding_attempt(rng) as (_, folder):
+        storm.arena.hurt.add(folder.attempt)
+        _kill(folder.witness)
+    return None
+
+
+async def kill_stage(storm: "Storm", rng: Random) -> float | None:
+    """SIGKILL of the script itself. Sign: the end of the attempt is on disk."""
+    with storm.holding_attempt(rng) as (_, folder):
+        storm.arena.hurt.add(folder.attempt)
+        _kill(folder.stage)
+        return await _until(lambda: _is_over(folder))
+
+
+async def kill_tree(storm: "Storm", rng: Random) -> float | None:
+    """SIGKILL of supervisor, witness, script and all its children. Sign: the end of the attempt is on disk."""
+    with storm.holding_attempt(rng) as (_, folder):
+        storm.arena.hurt.add(folder.attempt)
+        _kill_all(_processes_of([folder.path]))
+        return await _until(lambda: _is_over(folder))
+
+
+async def kill_child(storm: "Storm", rng: Random) -> float | None:
+    """SIGKILL of a process that the script started; the script goes on."""
+    with storm.holding_attempt(rng) as (_, folder):
+        stage = folder.stage
+        children = stage.children(recursive=True) if stage is not None else []
+        if not children:
+            raise NothingToHit
+        _kill(rng.choice(children))
+    return None
+
+
+async def cancel(storm: "Storm", rng: Random) -> float | None:
+    """Cancel over HTTP. Sign: the end of the attempt is on disk."""
+    with storm.holding_attempt(rng) as (_, folder):
+        job = await storm.job_of(folder.attempt)
+        if job is None:
+            raise NothingToHit
+        storm.arena.cancelled.add(job)
+        async with storm.arena.client() as client:
+            with contextlib.suppress(httpx.HTTPError):
+                answer = await client.post(f"/jobs/{job}:cancel")
+                if answer.is_success:
+                    return await _until(lambda: _is_over(folder))
+    return None
+
+
+async def four_supervisors(storm: "Storm", rng: Random) -> float | None:
+    """Four more supervisors on a folder at once, half of them to adopt it."""
+    with storm.holding_attempt(rng) as (_, folder):
+        twins = (asyncio.to_thread(_supervise, folder, *options) for options in ((), ("--adopt",), (), ("--adopt",)))
+        await asyncio.gather(*twins)
+    return None
+
+
+# ---- the machine ----------------------------------------------------------------------------------------------------
+
+
+async def reboot(storm: "Storm", rng: Random) -> float | None:
+    """Everything of a node dies at once and finds another boot id. Sign: the node's next heartbeat."""
+    with storm.holding_node(rng) as node:
+        folders = [path for path in node.home.attempts.glob("[!.]*") if path.is_dir()]
+        storm.arena.hurt |= {path.name for path in folders}
+        node.worker.kill()
+        folders = [path for path in node.home.attempts.glob("[!.]*") if path.is_dir()]
+        storm.arena.hurt |= {path.name for path in folders}
+        _kill_all(_processes_of(folders))
+        for path in folders:
+            with contextlib.suppress(OSError):
+                state = json.loads((path / "state.json").read_bytes())
+                (path / "state.json").write_text(json.dumps(state | {"boot_id": "the boot before"}))
+        return await _restarted(storm, node)
+
+
+# ---- Redis ----------------------------------------------------------------------------------------------------------
+
+
+async def kill_redis(storm: "Storm", rng: Random) -> float | None:
+    """SIGKILL, restart after a while. Sign: the next transition of a job."""
+    with storm.holding("redis"):
+        storm.arena.redis.stop()
+        await asyncio.sleep(rng.choice((0.1, 1.0, 5.0)))
+        await asyncio.to_thread(storm.arena.redis.start)
+        return await storm.until_changed("event", storm.signs)
+
+
+async def flush_redis(storm: "Storm", _: Random) -> float | None:
+    """FLUSHALL. Sign: the next transition of a job."""
+    with storm.holding("redis"):
+        async with _redis(storm) as client:
+            await client.flushall()
+        return await storm.until_changed("event", storm.signs)
+
+
+async def restore_redis(storm: "Storm", rng: Random) -> float | None:
+    """Start from what Redis held some time ago. Sign: the next transition of a job."""
+    with storm.holding("redis"):
+        old = storm.arena.redis.folder / "old.rdb"
+        dump = storm.arena.redis.folder / "dump.rdb"
+        if not old.exists():
+            async with _redis(storm) as client:
+                await client.save()
+            dump.replace(old)
+            raise NothingToHit
+        storm.arena.redis.stop()
+        dump.write_bytes(old.read_bytes())
+        old.unlink()
+        await asyncio.to_thread(storm.arena.redis.start)
+        return await storm.until_changed("event", storm.signs)
+
+
+async def freeze_redis(storm: "Storm", rng: Random) -> float | None:
+    """DEBUG SLEEP. Sign: the next transition of a job."""
+    with storm.holding("redis"):
+        async with _redis(storm) as client:
+            await client.execute_command("DEBUG", "SLEEP", rng.choice((0.5, 3.0)))  # type: ignore[no-untyped-call]
+        return await storm.until_changed("event", storm.signs)
+
+
+async def repeat_hints(storm: "Storm", rng: Random) -> float | None:
+    """Ring three times more for a job that runs, at every node."""
+    with storm.holding_attempt(rng) as (_, folder):
+        job = await storm.job_of(folder.attempt)
+
+        async def names() -> Sequence[str]:
+            return [node.name for node in storm.arena.nodes]
+
+        doorbell = RedisDoorbell(f"redis://127.0.0.1:{storm.arena.redis.port}", nodes=names)
+        for _ in range(3):
+            doorbell.ring(job or "unknown")
+        await doorbell.close()
+    return None
+
+
+# ---- the database ---------------------------------------------------------------------------------------------------
+
+
+async def kill_postgres(storm: "Storm", rng: Random) -> float | None:
+    """SIGKILL of the postmaster, restart. Sign: the next transition of a job."""
+    postgres = storm.arena.postgres
+    assert postgres is not None
+    with storm.holding("postgres"):
+        await asyncio.to_thread(postgres.kill)
+        await asyncio.sleep(rng.choice((0.0, 0.5, 2.0)))
+        await asyncio.to_thread(postgres.start)
+        return await storm.until_changed("event", storm.signs)
+
+
+async def stop_postgres(storm: "Storm", rng: Random) -> float | None:
+    """Fast stop, start. Sign: the next transition of a job."""
+    postgres = storm.arena.postgres
+    assert postgres is not None
+    with storm.holding("postgres"):
+        await asyncio.to_thread(postgres.stop)
+        await asyncio.sleep(rng.choice((0.0, 1.0)))
+        await asyncio.to_thread(postgres.start)
+        return await storm.until_changed("event", storm.signs)
+
+
+async def cut_network(storm: "Storm", rng: Random) -> float | None:
+    """Break a node's connections to the database and refuse new ones. Sign: the node's next heartbeat."""
+    return await _bad_network(storm, rng, Network.CUT)
+
+
+async def swallow_network(storm: "Storm", rng: Random) -> float | None:
+    """Let nothing through between a node and the database, and tell nobody. Sign: the node's next heartbeat."""
+    return await _bad_network(storm, rng, Network.SILENT)
+
+
+async def slow_network(storm: "Storm", rng: Random) -> float | None:
+    """Delay every packet between a node and the database. Sign: the node's next heartbeat."""
+    return await _bad_network(storm, rng, Network.SLOW)
+
+
+async def lock_sqlite(storm: "Storm", rng: Random) -> float | None:
+    """Somebody holds the write lock of the file for a while. Sign: the next transition of a job."""
+    with storm.holding("sqlite"):
+        file = storm.arena.database.url.partition("///")[2]
+        await asyncio.to_thread(_hold_lock, file, rng.uniform(0.3, 2.0))
+        return await storm.until_changed("event", storm.signs)
+
+
+EVERYWHERE: dict[str, tuple[Fault, int]] = {
+    "worker SIGKILL": (kill_worker, 10),
+    "worker SIGTERM": (stop_worker, 4),
+    "worker SIGSTOP": (freeze_worker, 4),
+    "API SIGKILL": (kill_api, 3),
+    "API SIGTERM": (stop_api, 1),
+    "submitter SIGKILL": (kill_submitter, 2),
+    "supervisor SIGKILL": (kill_supervisor, 12),
+    "supervisor SIGSTOP": (freeze_supervisor, 4),
+    "supervisor and worker SIGKILL": (kill_supervisor_and_worker, 5),
+    "witness SIGKILL": (kill_witness, 3),
+    "stage SIGKILL": (kill_stage, 5),
+    "whole tree SIGKILL": (kill_tree, 3),
+    "child SIGKILL": (kill_child, 4),
+    "cancel": (cancel, 5),
+    "four more supervisors": (four_supervisors, 4),
+    "reboot": (reboot, 3),
+    "Redis SIGKILL": (kill_redis, 3),
+    "Redis FLUSHALL": (flush_redis, 4),
+    "Redis restored from old": (restore_redis, 3),
+    "Redis DEBUG SLEEP": (freeze_redis, 2),
+    "hints repeated": (repeat_hints, 4),
+}
+BACKENDS: dict[str, dict[str, tuple[Fault, int]]] = {
+    "postgres": {
+        **EVERYWHERE,
+        "Postgres SIGKILL": (kill_postgres, 5),
+        "Postgres fast stop": (stop_postgres, 2),
+        "network cut": (cut_network, 3),
+        "network silent": (swallow_network, 3),
+        "network slow": (slow_network, 2),
+    },
+    "sqlite": {**EVERYWHERE, "SQLite locked": (lock_sqlite, 6)},
+}
+
+# ---- helpers --------------------------------------------------------------------------------------------------------
+
+
+async def _restarted(storm: "Storm", node: Node) -> float | None:
+    before = storm.signs
+    node.worker.start()
+    return await storm.until_changed(node.name, before)
+
+
+async def _api_restarted(storm: "Storm", rng: Random) -> float | None:
+    await asyncio.sleep(rng.choice((0.0, 1.0)))
+    begun = time.monotonic()
+    storm.arena.api.start()
+    await storm.arena.wait_until(storm.arena.api_answers, "the API", 60)
+    return time.monotonic() - begun
+
+
+async def _bad_network(storm: "Storm", rng: Random, line: Network) -> float | None:
+    with storm.holding_node(rng) as node:
+        assert node.proxy is not None
+        node.proxy.become(line)
+        await asyncio.sleep(rng.uniform(0.5, 5.0))
+        before = storm.signs
+        node.proxy.become(Network.GOOD)
+        return await storm.until_changed(node.name, before)
+
+
+async def _until(look: Callable[[], bool], seconds: float = 60.0) -> float:
+    begun = time.monotonic()
+    while not look() and time.monotonic() - begun < seconds:  # noqa: ASYNC110 - other processes set no event
+        await asyncio.sleep(0.02)
+    return time.monotonic() - begun
+
+
+def _supervise(folder: Folder, *options: str) -> None:
+    command = [sys.executable, "-I", "-S", supervisor.__file__, str(folder.path), *options]
+    subprocess.run(command, stderr=subprocess.DEVNULL, check=False)
+
+
+def _is_over(folder: Folder) -> bool:
+    return (folder.path / "exit.json").exists() or not folder.path.exists()
+
+
+def _keeper(folder: Folder) -> int:
+    pid = folder.keeper()
+    if pid is None:
+        raise NothingToHit
+    return pid
+
+
+def _keeper_now(folder: Folder) -> int | None:
+    now = Folder.of(folder.path)
+    return now.keeper() if now is not None else None
+
+
+def _kill(process: psutil.Process | None) -> None:
+    if process is None:
+        raise NothingToHit
+    with contextlib.suppress(psutil.Error):
+        process.kill()
+
+
+def _processes_of(folders: Sequence[Path]) -> list[psutil.Process]:
+    """Return what keeps, or belongs to, these attempts."""
+    names = {path.name for path in folders}
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            kept = any(Path(word).name in names for word in process.cmdline() if word.startswith("/"))
+            if kept or process.environ().get("DEEPE_ATTEMPT") in names:
+                found.append(process)
+    return found
+
+
+def _kill_all(processes: Sequence[psutil.Process]) -> None:
+    """Kill them as a power cut would: nobody gets a turn in between."""
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for process in processes:
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(number)
+
+
+def _redis(storm: "Storm") -> "redis_client.Redis":
+    if storm.arena.redis.process is None:
+        raise NothingToHit
+    return redis_client.Redis(port=storm.arena.redis.port)
+
+
+def _hold_lock(file: str, seconds: float) -> None:
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None, timeout=10)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        time.sleep(seconds)
+        other.execute("ROLLBACK")

