@@ -159,65 +159,30 @@ def _write_demands() -> None:
         connection.execute(sa.update(job).where(*alike).values(demand=text))
 
 
+# Columns are dropped in place (SQLite 3.35): a table that others refer to cannot be copied and dropped there.
+ADDED = {
+    "node": ("refusal", "dead_at", "draining_at", "environment_states", "labels", "inventory", "home_id"),
+    "job": (
+        *("recoveries", "retries", "limits", "retry", "resources", "reserved_node_id", "not_before", "submitted_by"),
+        *("queue", "demand"),
+    ),
+    "attempt": ("resumed_from", "expected_end_at", "accelerators"),
+}
+
+
 def downgrade() -> None:
-    with op.batch_alter_table("node", schema=None) as batch_op:
-        batch_op.drop_column("refusal")
-        batch_op.drop_column("dead_at")
-        batch_op.drop_column("draining_at")
-        batch_op.drop_column("environment_states")
-        batch_op.drop_column("labels")
-        batch_op.drop_column("inventory")
-        batch_op.drop_column("home_id")
-
-    with op.batch_alter_table("job", schema=None) as batch_op:
-        batch_op.drop_index(
-            "ix_job_queue",
-            sqlite_where=sa.text("status = 'queued' AND blocked_by IS NULL"),
-            postgresql_where=sa.text("status = 'queued' AND blocked_by IS NULL"),
-        )
-        batch_op.create_index(
-            batch_op.f("ix_job_queue"),
-            ["kind", "environment", "priority", "created_at", "id"],
-            unique=False,
-            sqlite_where=sa.text("status = 'queued' AND blocked_by IS NULL"),
-        )
-        batch_op.drop_index(
-            "uq_job_reserved_node_id",
-            sqlite_where=sa.text("status = 'queued' AND reserved_node_id IS NOT NULL"),
-            postgresql_where=sa.text("status = 'queued' AND reserved_node_id IS NOT NULL"),
-        )
-        batch_op.drop_column("recoveries")
-        batch_op.drop_column("retries")
-        batch_op.drop_column("limits")
-        batch_op.drop_column("retry")
-        batch_op.drop_column("resources")
-        batch_op.drop_column("reserved_node_id")
-        batch_op.drop_column("not_before")
-        batch_op.drop_column("submitted_by")
-        batch_op.drop_column("queue")
-        batch_op.drop_column("demand")
-
-    with op.batch_alter_table("attempt", schema=None) as batch_op:
-        batch_op.drop_column("resumed_from")
-        batch_op.drop_column("expected_end_at")
-        batch_op.drop_column("accelerators")
-
-    with op.batch_alter_table("lease", schema=None) as batch_op:
-        batch_op.drop_index(
-            "uq_lease_node_id_accelerator_live", sqlite_where=sa.text("live"), postgresql_where=sa.text("live")
-        )
-        batch_op.drop_index("ix_lease_attempt_id")
-
-    op.drop_table("lease")
-    with op.batch_alter_table("delivery", schema=None) as batch_op:
-        batch_op.drop_index("ix_delivery_webhook_id_created_at_id")
-        batch_op.drop_index(
-            "ix_delivery_pending",
-            sqlite_where=sa.text("state = 'pending'"),
-            postgresql_where=sa.text("state = 'pending'"),
-        )
-
-    op.drop_table("delivery")
-    op.drop_table("webhook")
-    op.drop_table("job_queue")
-    op.drop_table("installation")
+    waiting = sa.text("status = 'queued' AND blocked_by IS NULL")
+    op.drop_index("ix_job_queue", table_name="job")
+    op.drop_index("uq_job_reserved_node_id", table_name="job")
+    for table, columns in ADDED.items():
+        for column in columns:
+            op.drop_column(table, column)
+    op.create_index(
+        "ix_job_queue",
+        "job",
+        ["kind", "environment", "priority", "created_at", "id"],
+        sqlite_where=waiting,
+        postgresql_where=waiting,
+    )
+    for table in ("lease", "delivery", "webhook", "job_queue", "installation"):
+        op.drop_table(table)
