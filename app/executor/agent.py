@@ -31,7 +31,7 @@ from app.executor import supervision
 from app.executor.launch import LaunchError, disk_trouble
 from app.executor.projections import Projections
 from app.executor.reconcile import Seen, Step, next_step
-from app.executor.supervision import AttemptIsSupervised, ExitRecord, LaunchSpec
+from app.executor.supervision import AttemptIsSupervised, AttemptPhase, ExitRecord, LaunchSpec
 from app.executor.supervisor import fault_point
 from app.executor.trouble import TROUBLE, log_trouble, rest_seconds
 from app.store import jobs as store
@@ -126,7 +126,7 @@ class NodeAgent:
         self._monotonic = monotonic
         self._woken = asyncio.Event()
         self._claims: dict[str, Claim] = {}
-        self._started: dict[str, float] = {}
+        self._started: dict[str, _Start] = {}
         self._settling: dict[str, asyncio.Task[None]] = {}
         self._rests: dict[str, _Rest] = {}
         self._last_beat = float("-inf")
@@ -250,13 +250,15 @@ class NodeAgent:
         if claim.attempt.id in self._settling or (rest is not None and self._monotonic() < rest.until):
             return Step.WAIT
         observation = supervision.observe(self._folder(claim))
-        if observation.supervised:  # it came; should it go again, nobody is on the way
-            self._started.pop(claim.attempt.id, None)
+        start = self._started.get(claim.attempt.id)
+        if start is not None and (observation.supervised or observation.phase is not start.phase):
+            start = None  # it came; should it be gone again, nobody is on the way
+            del self._started[claim.attempt.id]
         seen = Seen(
             observation=observation,
             status=claim.job.status,
             cancel_requested=claim.job.cancel_requested_at is not None,
-            starting=self._monotonic() - self._started.get(claim.attempt.id, float("-inf")) < STARTING_SECONDS,
+            starting=start is not None and self._monotonic() < start.until,
         )
         return next_step(seen)
 
@@ -285,8 +287,10 @@ class NodeAgent:
         self._forget(claim)
 
     async def _start(self, claim: Claim, start: Callable[[Path], None]) -> None:
-        await asyncio.to_thread(start, self._folder(claim))
-        self._started[claim.attempt.id] = self._monotonic()
+        folder = self._folder(claim)
+        phase = supervision.observe(folder).phase
+        await asyncio.to_thread(start, folder)
+        self._started[claim.attempt.id] = _Start(phase=phase, until=self._monotonic() + STARTING_SECONDS)
 
     async def _mark_running(self, claim: Claim) -> None:
         async with self._database.writing() as session:
@@ -430,6 +434,14 @@ class NodeAgent:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A supervisor that we started: how far the attempt was then, and until when it may be on its way."""
+
+    phase: AttemptPhase
+    until: float
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,13 @@ from sqlmodel import col, select
 from app.store.home import Home, NodeHome
 from app.store.migrate import upgrade
 from app.store.session import Database
-from app.store.tables import AttemptRow, JobEventRow, JobRow, LeaseRow, ModelRow, NodeRow
+from app.store.tables import JobEventRow, JobRow, NodeRow
+from tests.chaos.evidence import collect
 from tests.chaos.postgres import Postgres, own_postgres
 from tests.chaos.proxy import Line as Network
 from tests.chaos.proxy import Proxy
-from tests.chaos.stage import BASE_MODEL, DATASET, SCRIPT, read_journal, submission
-from tests.chaos.verdict import TERMINAL, Attempt, Event, Evidence, Job, Lease
+from tests.chaos.stage import BASE_MODEL, DATASET, JOURNAL, SCRIPT, submission
+from tests.chaos.verdict import TERMINAL, Evidence
 from tests.servers import RedisServer, free_port, private_redis
 from tests.worker.harness import alive, make_base
 
@@ -220,30 +221,10 @@ class Arena:
 
     async def evidence(self) -> Evidence:
         """Return all that the verdict is made of."""
-        async with self.database.reading() as session:
-            jobs = (await session.exec(select(JobRow))).all()
-            attempts = (await session.exec(select(AttemptRow))).all()
-            events = (await session.exec(select(JobEventRow).order_by(col(JobEventRow.id)))).all()
-            leases = (await session.exec(select(LeaseRow))).all()
-            models = (await session.exec(select(ModelRow.job_id))).all()
-            names = {row.id: row.name for row in (await session.exec(select(NodeRow))).all()}
-        return Evidence(
+        return await collect(
+            self.database,
+            journal=self.root / JOURNAL,
             acknowledged=self.acknowledged(),
-            journal=read_journal(self.root / "journal"),
-            jobs=[Job(row.id, row.status.value, row.reason.value if row.reason else None) for row in jobs],
-            attempts=[Attempt(row.id, row.job_id, row.number, names[row.node_id], live=row.live) for row in attempts],
-            events=[Event(row.job_id, row.status.value, row.created_at.timestamp()) for row in events],
-            leases=[
-                Lease(
-                    names[row.node_id],
-                    row.accelerator,
-                    row.attempt_id,
-                    row.created_at.timestamp(),
-                    row.released_at.timestamp() if row.released_at else None,
-                )
-                for row in leases
-            ],
-            models=models,
             slots={node.name: SLOTS for node in self.nodes},
             hurt=frozenset(self.hurt),
             cancelled=frozenset(self.cancelled),

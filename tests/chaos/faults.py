@@ -354,8 +354,12 @@ async def _restarted(storm: "Storm", node: Node) -> float | None:
 async def _api_restarted(storm: "Storm", rng: Random) -> float | None:
     await asyncio.sleep(rng.choice((0.0, 1.0)))
     begun = time.monotonic()
-    storm.arena.api.start()
-    await storm.arena.wait_until(storm.arena.api_answers, "the API", 60)
+
+    async def answers() -> bool:
+        storm.arena.api.start()  # again and again, as a service manager: it ends when it finds no database
+        return await storm.arena.api_answers()
+
+    await storm.arena.wait_until(answers, "the API", 60)
     return time.monotonic() - begun
 
 

@@ -1,8 +1,8 @@
 """The stage script of the runs, and the journal it appends to.
 
-A script knows nothing of the harness: it appends to `journal` beside the script root, in one write per line, which
-attempt began, ticked and ended; so do the processes it starts, some of which do all they can to escape. Its outputs
-come last.
+A script knows nothing of the harness: it appends to `chaos.journal` beside the script root, in one write per line,
+which attempt began, ticked and ended; so do the processes it starts, some of which do all they can to escape. Its
+outputs come last.
 """
 
 import json
@@ -12,6 +12,7 @@ from typing import Any
 from tests.chaos.verdict import Line
 
 BASE_MODEL, DATASET = "chaos-base", "chaos"
+JOURNAL = "chaos.journal"
 
 SCRIPT = '''
 """Tick for a while, leave checkpoints, then leave an adapter."""
@@ -26,7 +27,7 @@ import time
 from pathlib import Path
 
 OUTPUT = Path(os.environ["DEEPE_OUTPUT_DIR"])
-JOURNAL = os.open(Path.cwd().parent / "journal", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+JOURNAL = os.open(Path.cwd().parent / "chaos.journal", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 PAUSE = 0.05
 
 
