@@ -238,7 +238,13 @@ def upload_script(api: "Api", path: Path, *, replace: bool) -> None:
 
 
 def _stage_cell(stage: dict[str, Any]) -> str:
-    return f"{stage['file']}  in {stage['conda_env']}"
+    """Return what a stage runs; how it is started only when that is a group of processes."""
+    launcher = stage.get("launcher") or {"kind": "python"}
+    if launcher["kind"] == "python":
+        return f"{stage['file']}  in {stage['conda_env']}"
+    count = launcher.get("processes")
+    processes = f"{count} processes" if count else "a process for each accelerator"
+    return f"{stage['file']}  in {stage['conda_env']}  by {launcher['kind']}, {processes}"
 
 
 def _deployment_cell(deployment: dict[str, Any] | None) -> str | None:

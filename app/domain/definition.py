@@ -7,9 +7,10 @@ configured, even as `{}`; absent or null does not.
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, field_validator, model_validator
 
 from app.domain.enums import ModelState, Stage
+from app.domain.launchers import Launcher, LauncherKind
 from app.domain.names import normal_name
 
 DEFAULT_TECHNIQUE = "custom"
@@ -51,11 +52,30 @@ class Wire(BaseModel):
         return dict(self.model_extra or {})
 
 
-class StageConfig(Wire):
-    """What one stage runs: a Python file of the script root in a conda environment."""
+class LauncherConfig(Wire):
+    """How the file of a stage is started."""
+
+    kind: str | None = Field(
+        default=None, description="`python` (one process), `torchrun` or `accelerate` (a group of processes)"
+    )
+    processes: StrictInt | None = Field(
+        default=None,
+        description="Processes of the group, and the accelerators that a job asks for unless it says how many; absent: "
+        "one for each accelerator of the job",
+    )
+
+
+class RunConfig(Wire):
+    """What is run: a Python file of the script root in a conda environment."""
 
     file: str | None = Field(default=None, description="Python file, relative to the script root")
     conda_env: str | None = Field(default=None, description="Name of the conda environment that runs the file")
+
+
+class StageConfig(RunConfig):
+    """What one stage runs; `training` and `saving` may be a group of processes."""
+
+    launcher: LauncherConfig | None = Field(default=None, description="Absent: one Python process")
 
 
 class InferenceSwitches(Wire):
@@ -65,7 +85,7 @@ class InferenceSwitches(Wire):
     complete: StrictBool | None = Field(default=None, description="The complete model can be asked")
 
 
-class DeploymentConfig(StageConfig):
+class DeploymentConfig(RunConfig):
     """Where the online model is served; the target `custom` has a file and an environment of its own."""
 
     target: str | None = Field(default=None, description="Name of a configured deploy target, or `custom`")
@@ -115,12 +135,18 @@ class MethodDefinition(Wire):
     def _blank_technique_is_absent(cls, technique: str) -> str:
         return technique if technique.strip() else DEFAULT_TECHNIQUE
 
-    def stage_config(self, stage: Stage) -> StageConfig | None:
+    def stage_config(self, stage: Stage) -> RunConfig | None:
         """Return what `stage` runs, `None` if it is not configured.
 
         A deployment counts whatever its target is; ask `deploys_itself` whether it has a file of its own.
         """
         return self.deployment if stage is Stage.DEPLOYMENT else self.stages.get(stage)
+
+    def launcher(self, stage: Stage) -> Launcher:
+        """Return how `stage` of a valid method is started."""
+        config = self.stages.get(stage)
+        given = config.launcher if config is not None else None
+        return Launcher() if given is None else Launcher(kind=LauncherKind(given.kind or ""), processes=given.processes)
 
     @property
     def deploys_itself(self) -> bool:

@@ -13,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.domain.definition import CUSTOM_TARGET, FALSE_AS
 from app.domain.enums import ModelState, Stage, TrainingType
+from app.domain.launchers import GROUP_KINDS, LauncherKind
 from app.domain.lifecycle import (
+    GROUP_STAGES,
     METHOD_STAGES,
     OPTIONAL_OFF_PATH,
     PATHS,
@@ -39,6 +41,7 @@ class FieldKind(StrEnum):
     TEXT = "text"
     CHOICE = "choice"
     SWITCH = "switch"
+    NUMBER = "number"
     FILE = "file"
     ENVIRONMENT = "environment"
     DEPLOY_TARGET = "deploy_target"
@@ -59,10 +62,14 @@ class Choice(_Frozen):
 
 
 class Condition(_Frozen):
-    """Holds if the member at `pointer` equals `equals`; if `equals` is null, if anything is given there or below."""
+    """Holds if the member at `pointer` equals `equals`, or is one of `one_of`.
+
+    If both are null, it holds if anything is given there or below.
+    """
 
     pointer: str
     equals: Any = None
+    one_of: list[Any] | None = None
 
 
 class FormField(_Frozen):
@@ -98,6 +105,7 @@ class MethodForm(_Frozen):
     deploy_targets: list[Choice] = Field(description="The configured ones, and `custom`")
     environments: list[str]
     false_as: list[str]
+    launchers: list[Choice]
 
 
 def method_form(*, deploy_targets: Sequence[str], environments: Sequence[str]) -> MethodForm:
@@ -113,6 +121,7 @@ def method_form(*, deploy_targets: Sequence[str], environments: Sequence[str]) -
         deploy_targets=[*(Choice(value=name, label=dict.fromkeys(Language, name)) for name in deploy_targets), custom],
         environments=list(environments),
         false_as=list(FALSE_AS),
+        launchers=[_choice("label_launcher", word) for word in LauncherKind],
     )
 
 
@@ -167,6 +176,30 @@ def _stage_fields(
             required_when=required_when,
             allowed_when=allowed_when,
         )
+    if stage in GROUP_STAGES:
+        yield from _launcher_fields(stage)
+
+
+def _launcher_fields(stage: Stage) -> Iterator[FormField]:
+    """Both are left empty for one Python process."""
+    launcher = pointer("stages", stage, "launcher")
+    kind = f"{launcher}/kind"
+    yield FormField(
+        pointer=kind,
+        kind=FieldKind.CHOICE,
+        label=labels(f"label_{_code(stage)}_launcher"),
+        help=labels("help_launcher"),
+        required=False,
+        required_when=Condition(pointer=launcher),
+    )
+    yield FormField(
+        pointer=f"{launcher}/processes",
+        kind=FieldKind.NUMBER,
+        label=labels(f"label_{_code(stage)}_processes"),
+        help=labels("help_processes"),
+        required=False,
+        allowed_when=Condition(pointer=kind, one_of=list(GROUP_KINDS)),
+    )
 
 
 def _deployment_fields() -> Iterator[FormField]:

@@ -7,9 +7,10 @@ of `app.domain.form` are both read off them.
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from app.domain.definition import CUSTOM_TARGET, FALSE_AS, MethodDefinition, StageConfig, Wire
+from app.domain.definition import CUSTOM_TARGET, FALSE_AS, LauncherConfig, MethodDefinition, RunConfig, Wire
 from app.domain.enums import JobKind, ModelState, Stage, TrainingType
 from app.domain.errors import Invalid, Violation
+from app.domain.launchers import GROUP_KINDS, MAX_PROCESSES, LauncherKind
 from app.domain.names import MAX_TECHNIQUE_LENGTH, is_label, name_violations, shown
 from app.domain.pointers import pointer
 
@@ -45,6 +46,9 @@ OPTIONAL_OFF_PATH = Stage.TRAINING
 
 # The members of `stages`; a deployment has a member of its own.
 METHOD_STAGES = tuple(stage for stage in Stage if stage is not Stage.DEPLOYMENT)
+
+# The stages that may be a group of processes: what they make stands in files, not in what one of them prints.
+GROUP_STAGES = (Stage.TRAINING, Stage.SAVING)
 
 # The state whose model a stage produces or asks.
 STATE_OF_STAGE: dict[Stage, ModelState] = {
@@ -125,6 +129,7 @@ def violations(definition: MethodDefinition, *, deploy_targets: Collection[str])
         *name_violations(definition.name),
         *_label_violations(definition),
         *_stage_violations(definition, path),
+        *_launcher_violations(definition),
         *_inference_violations(definition, path),
         *_deployment_violations(definition, path, deploy_targets=deploy_targets),
         *_argument_violations(definition),
@@ -190,7 +195,7 @@ def _asking_stage(definition: MethodDefinition, path: Lifecycle | None, stage: S
         yield Violation(pointer("stages", stage), "inference_not_switched_on", {"stage": stage, "state": state})
 
 
-def _missing_members(config: StageConfig | None, stage: Stage) -> Iterator[Violation]:
+def _missing_members(config: RunConfig | None, stage: Stage) -> Iterator[Violation]:
     for member in _absent(config):
         params = {"stage": stage, "state": STATE_OF_STAGE[stage]}
         yield Violation(pointer("stages", stage, member), STAGE_MEMBERS[member], params)
@@ -199,6 +204,33 @@ def _missing_members(config: StageConfig | None, stage: Stage) -> Iterator[Viola
 def _stage_off_path(stage: Stage, path: Lifecycle) -> Violation:
     params = {"stage": stage, "state": STATE_OF_STAGE[stage], "path": path_text(path)}
     return Violation(pointer("stages", stage), "stage_off_path", params)
+
+
+def _launcher_violations(definition: MethodDefinition) -> Iterator[Violation]:
+    for stage in METHOD_STAGES:
+        launcher = _launcher(definition, stage)
+        if launcher is None:
+            continue
+        if stage in GROUP_STAGES:
+            yield from _wrong_launcher(launcher, ("stages", stage, "launcher"))
+        else:
+            params = {"stage": stage, "known": _listed(GROUP_STAGES)}
+            yield Violation(pointer("stages", stage, "launcher"), "launcher_not_for_stage", params)
+
+
+def _wrong_launcher(launcher: LauncherConfig, at: tuple[str, ...]) -> Iterator[Violation]:
+    known = _listed(list(LauncherKind))
+    if _blank(launcher.kind):
+        yield Violation(pointer(*at, "kind"), "missing_launcher", {"known": known})
+    elif launcher.kind not in list(LauncherKind):
+        yield Violation(pointer(*at, "kind"), "unknown_launcher", {"value": shown(str(launcher.kind)), "known": known})
+    if launcher.processes is None:
+        return
+    if launcher.kind == LauncherKind.PYTHON:
+        yield Violation(pointer(*at, "processes"), "processes_of_python", {"known": _listed(GROUP_KINDS)})
+    elif not 1 <= launcher.processes <= MAX_PROCESSES:
+        params = {"value": launcher.processes, "limit": MAX_PROCESSES}
+        yield Violation(pointer(*at, "processes"), "processes_out_of_range", params)
 
 
 def _inference_violations(definition: MethodDefinition, path: Lifecycle | None) -> Iterator[Violation]:
@@ -242,7 +274,8 @@ def _argument_violations(definition: MethodDefinition) -> Iterator[Violation]:
 def _unknown_fields(definition: MethodDefinition) -> Iterator[Violation]:
     parts: list[tuple[tuple[str, ...], Wire | None]] = [
         ((), definition),
-        *((("stages", stage), definition.stage_config(stage)) for stage in METHOD_STAGES),
+        *((("stages", stage), definition.stages.get(stage)) for stage in METHOD_STAGES),
+        *((("stages", stage, "launcher"), _launcher(definition, stage)) for stage in METHOD_STAGES),
         (("inference",), definition.inference),
         (("deployment",), definition.deployment),
         (("arguments",), definition.arguments),
@@ -255,11 +288,16 @@ def _unknown_fields(definition: MethodDefinition) -> Iterator[Violation]:
             yield Violation(pointer(*parents, name), "unknown_field", params)
 
 
-def _absent(config: StageConfig | None) -> list[str]:
+def _launcher(definition: MethodDefinition, stage: Stage) -> LauncherConfig | None:
+    config = definition.stages.get(stage)
+    return config.launcher if config is not None else None
+
+
+def _absent(config: RunConfig | None) -> list[str]:
     return [member for member in STAGE_MEMBERS if config is None or _blank(getattr(config, member))]
 
 
-def _present(config: StageConfig) -> list[str]:
+def _present(config: RunConfig) -> list[str]:
     return [member for member in STAGE_MEMBERS if not _blank(getattr(config, member))]
 
 

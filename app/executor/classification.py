@@ -1,7 +1,8 @@
 """Why a stage failed: its exit and the end of its output become a typed reason with a detail.
 
 Rules look at the exception that ended the script, not at everything it printed: an error that was caught and survived
-is not the cause. Only when there is no such line are the last lines searched.
+is not the cause. Only when there is no such line are the last lines searched. Of a group of processes the one counts
+that failed first: the others fail because it is gone.
 """
 
 import json
@@ -44,17 +45,21 @@ def classify(exit_record: ExitRecord, log_tail: Sequence[str]) -> Failure:
             return _failure(EndReason.SUPERVISOR_LOST, detail)
         case ExitWhy.STOPPED:
             return _stopped(exit_record.stop_reason, detail)
-    number = _signal_number(exit_record)
+    number = _signal_number(exit_record) or _signal_of_first_failure(log_tail)
     oom_kills = exit_record.oom_kills or 0
+    # the kernel's own count says that it was somebody else
+    not_for_memory = exit_record.oom_kills == 0
     if number == signals.SIGKILL and oom_kills:
         return _out_of_memory(exit_record, detail, probable=False)
     if recognised := recognise(lines):
+        if recognised.reason is EndReason.OUT_OF_MEMORY and recognised.params["probable"] and not_for_memory:
+            return _failure(EndReason.SIGNAL, recognised.detail, signal=_signal_name(signals.SIGKILL))
         if recognised.reason is EndReason.OUT_OF_MEMORY:
             certain = oom_kills > 0 or not recognised.params["probable"]
             return _out_of_memory(exit_record, recognised.detail, probable=not certain)
         return recognised
-    # KILL that nobody of ours sent, or a kill in the control group and a script that fell silent
-    if number == signals.SIGKILL or (oom_kills and not _final_exceptions(lines)):
+    # KILL of unknown origin, or a kill in the control group and a script that fell silent
+    if (number == signals.SIGKILL and not not_for_memory) or (oom_kills and not _final_exceptions(lines)):
         return _out_of_memory(exit_record, detail, probable=True)
     if number is not None:
         return _failure(EndReason.SIGNAL, detail, signal=_signal_name(number))
@@ -87,21 +92,71 @@ def last_words(log_tail: Sequence[str]) -> str:
 
 
 def _clean(log_tail: Sequence[str]) -> list[str]:
-    shown = (collapse_carriage_returns(line).strip("\r").rstrip() for line in log_tail)
-    return [_RANK.sub("", line) for line in shown]
+    return _of_first_failure([collapse_carriage_returns(line).strip("\r").rstrip() for line in log_tail])
 
 
-# torchrun and accelerate put the rank before each line
-_RANK = re.compile(r"^\[(?:rank|default)\d+\]:\s?")
+# torchrun and accelerate put the rank before each line, and torch once more before those of an exception
+_RANK = re.compile(r"^(?:\[(?:rank|default)(?P<rank>\d+)\]:\s?)+")
+_OF_LAUNCHER = re.compile(r"torch[./]distributed[./]elastic[./]multiprocessing[./]api")
+_FIRST_FAILURE = re.compile(r"^Root Cause \(first observed failure\)")
+_FIELD = re.compile(r"^\s+(?P<name>rank|exitcode|traceback)\s*:\s*(?P<value>.*)$")
+_CONSEQUENCES = re.compile(r"Connection (?:closed|reset) by peer|Broken pipe|DistBackendError|Timed out waiting")
+
+
+def _of_first_failure(lines: Sequence[str]) -> list[str]:
+    """Return the lines without marks of ranks; of a group that failed only what the first to fail wrote, and its end.
+
+    The launcher's summary names it, but looks ten times a second: one that only lost its peer may have been seen first.
+    """
+    about = _about_first_failure(lines)
+    if not about:
+        return [_RANK.sub("", line) for line in lines]
+    first = int(about.get("rank", "0").split()[0])
+    of_rank = _by_rank(lines)
+    if about.get("exitcode", "").startswith("-"):
+        return [*of_rank.get(first, []), f"rank {first}: {about.get('traceback') or about['exitcode']}"]
+    for rank in (first, *of_rank):
+        exceptions = _final_exceptions(of_rank.get(rank, []))
+        if exceptions and not _CONSEQUENCES.search(exceptions[0]):
+            return of_rank[rank]
+    return of_rank.get(first) or [f"rank {first}: exit code {about.get('exitcode', '?')}"]
+
+
+def _about_first_failure(lines: Sequence[str]) -> dict[str, str]:
+    """Return what the launcher's summary says of the process that failed first; empty if there is none."""
+    begin = next((index for index, line in enumerate(lines) if _FIRST_FAILURE.match(line)), len(lines))
+    matches = (_FIELD.match(line) for line in lines[begin:])
+    return {match["name"]: match["value"].strip() for match in matches if match}
+
+
+def _by_rank(lines: Sequence[str]) -> dict[int, list[str]]:
+    """Return what each process wrote; rank 0 writes without a mark, until the launcher has the word."""
+    of_rank: dict[int, list[str]] = {}
+    launcher = False
+    for line in lines:
+        marked = _RANK.match(line)
+        launcher = launcher or (marked is None and _OF_LAUNCHER.search(line) is not None)
+        if marked or not launcher:
+            of_rank.setdefault(int(marked["rank"]) if marked else 0, []).append(_RANK.sub("", line))
+    return of_rank
+
+
+def _signal_of_first_failure(log_tail: Sequence[str]) -> int | None:
+    """Return the signal that ended the process of a group that failed first."""
+    found = re.match(r"-(\d+)", _about_first_failure(log_tail).get("exitcode", ""))
+    return int(found[1]) if found else None
+
+
 _EXCEPTION = re.compile(
     r"^(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Interrupt|Exit|Failure|Warning|Iteration|Abort)(?::|$)"
 )
+_LAUNCHERS = re.compile(r"ChildFailedError|^subprocess\.CalledProcessError: .*/bin/python")
 _SUMMARIES = re.compile(r"ChildFailedError|CalledProcessError|RemoteTraceback|RemoteError|^SystemExit")
 _CHAINED = re.compile(r"^(?:The above exception was the direct cause|During handling of the above exception)")
 
 
 def _final_exceptions(lines: Sequence[str]) -> list[str]:
-    """Return the exception that ended the script, and those it goes back to, nearest first."""
+    """Return the exception that ended the script, and those it goes back to, nearest first; no launcher's summary."""
     found: list[str] = []
     linked = True
     for index in range(len(lines) - 1, -1, -1):
@@ -109,8 +164,9 @@ def _final_exceptions(lines: Sequence[str]) -> list[str]:
         if _CHAINED.match(line):
             linked = True
         elif linked and _EXCEPTION.match(line) and _ends_traceback(lines, index):
-            found.append(_with_continuation(lines, index))
             linked = bool(_SUMMARIES.search(line))
+            if not _LAUNCHERS.search(line):
+                found.append(_with_continuation(lines, index))
     return found
 
 

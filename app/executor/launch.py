@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from app.domain.enums import EndReason, JobKind
 from app.domain.errors import AppError
+from app.domain.launchers import GROUP_KINDS
 from app.domain.names import online_name
 from app.domain.rendering import (
     deployment_arguments,
@@ -29,6 +30,7 @@ from app.domain.rendering import (
     training_arguments,
 )
 from app.executor.activation import ActivationFailed, builder_environment, interpreter, stage_environment
+from app.executor.launchers import group_variables, stage_command, usable_cores
 from app.executor.run_folder import RunFolder
 from app.executor.script_status import WITH_STATUS, ScriptStatus, status_variables
 from app.executor.snapshot import PinnedScript, Snapshot
@@ -154,11 +156,21 @@ class StageLauncher:
             env = await asyncio.to_thread(stage_environment, self._environ, prefix, extra)
         except ActivationFailed as error:
             raise LaunchError(EndReason.SPAWN_FAILED, detail=str(error)) from error
+        processes = snapshot.launcher.count(len(claim.attempt.accelerators))
+        if snapshot.launcher.kind in GROUP_KINDS:
+            env |= group_variables(env, processes=processes, grace_seconds=self._grace_seconds, cores=usable_cores())
         if job.kind in WITH_STATUS:
             await self._status.launching(job.id)
         return LaunchSpec(
             attempt_id=claim.attempt.id,
-            argv=(str(interpreter(prefix)), "-u", str(script.path), *argv),
+            argv=stage_command(
+                snapshot.launcher,
+                python=interpreter(prefix),
+                script=script.path,
+                arguments=argv,
+                processes=processes,
+                ranks=run.ranks,
+            ),
             cwd=self._home.scripts,
             env=env,
             output=run.output_log,

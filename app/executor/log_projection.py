@@ -1,7 +1,8 @@
 """Events that scripts of the contract print into their output: found there, and appended to a file of events.
 
 Such scripts know nothing of `DEEPE_EVENTS`; they print `[log_data]: {json}`. Every record in an attempt's output
-belongs to that attempt, whatever task id it carries, because only its processes write there.
+belongs to that attempt, whatever task id it carries, because only its processes write there. Of a group of processes
+rank 0 reports the curves, and every one its failure.
 
 Each appended line carries how far the output was consumed (`at`, and `done` when it is one of several events of a
 record). The last complete line therefore says where to go on after a crash: nothing is lost and nothing comes twice.
@@ -10,6 +11,7 @@ A worker is the only writer of the file; complete lines are never rewritten, so 
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -35,6 +37,9 @@ MAX_RECORD_BYTES = 1024 * 1024
 # output without records is not searched again after a restart
 _BOOKMARK_BYTES = 16 * 1024 * 1024
 _TAIL_BYTES = 64 * 1024
+# what a launcher puts before the lines of the other processes of a group
+_OTHER_RANK = re.compile(rb"\[rank[1-9]\d*\]: $")
+_MARK_BYTES = 20
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class _Record:
     start: int
     end: int
     document: dict[str, Any]
+    other_rank: bool = False
 
 
 class LogProjector:
@@ -95,7 +101,7 @@ class LogProjector:
 
     def _lines(self, record: _Record) -> Iterator[bytes]:
         start, end = self._offset + record.start, self._offset + record.end
-        events = _events(record.document, now=self._clock())
+        events = [] if _is_echo(record) else _events(record.document, now=self._clock())
         skip = self._written.done if start == self._written.at else 0
         for number, event in enumerate(events, start=1):
             place = _Place(end) if number == len(events) else _Place(start, number)
@@ -162,24 +168,35 @@ def _scan(data: bytes, *, final: bool) -> tuple[list[_Record], int]:
     position = 0
     while (marker := data.find(MARKER, position)) >= 0:
         begin = marker + len(MARKER)
+        mark = _OTHER_RANK.search(data, max(position, marker - _MARK_BYTES), marker)
+        start = mark.start() if mark else marker
         newline = data.find(b"\n", begin)
         rest = data[begin : newline if newline >= 0 else len(data)]
         if found := _decode(rest[:MAX_RECORD_BYTES]):
             document, length = found
             position = begin + length
-            records.append(_Record(marker, position, document))
+            records.append(_Record(start, position, document, other_rank=mark is not None))
         elif newline >= 0 or final or len(rest) >= MAX_RECORD_BYTES:
             position = begin  # broken, cut off for ever, or no record at all
         else:
-            return records, marker
+            return records, start
     if final:
         return records, len(data)
     return records, max(position, len(data) - _open_marker(data))
 
 
 def _open_marker(data: bytes) -> int:
-    """Return how many bytes at the end may be the beginning of a marker."""
-    return next((size for size in range(len(MARKER) - 1, 0, -1) if data.endswith(MARKER[:size])), 0)
+    """Return how many bytes at the end may be the beginning of a marker, with the mark of a rank before it."""
+    size = next((size for size in range(len(MARKER) - 1, 0, -1) if data.endswith(MARKER[:size])), 0)
+    window = max(0, len(data) - size - _MARK_BYTES)
+    newline = data.rfind(b"\n", window)
+    begins = newline >= 0 or window == 0
+    return len(data) - newline - 1 if begins and data.startswith(b"[", newline + 1) else size
+
+
+def _is_echo(record: _Record) -> bool:
+    """Say whether another process of a group reports what rank 0 reports as well."""
+    return record.other_rank and record.document.get("msg") != TRAINING_FAILED
 
 
 def _decode(data: bytes) -> tuple[dict[str, Any], int] | None:

@@ -89,6 +89,7 @@ def retried(jobs: Sequence[JobRow], *, model_id: str | None, now: datetime) -> l
                 model_id=None if made else model_id,
                 parameters=job.parameters,
                 launch=job.launch,
+                resources=job.resources,
                 created_at=now,
                 updated_at=now,
             )

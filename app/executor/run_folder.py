@@ -1,6 +1,6 @@
 """Names of the files in an attempt's run folder. Each has one writer.
 
-`output.log` and `events.jsonl` are written by the stage, the other two by the worker that watches it.
+`output.log`, `events.jsonl` and `ranks` are written by the stage, the other two by the worker that watches it.
 """
 
 from dataclasses import dataclass
@@ -32,6 +32,11 @@ class RunFolder:
     def output(self) -> Path:
         """Return the folder of artefacts."""
         return self.path / "output"
+
+    @property
+    def ranks(self) -> Path:
+        """Return the folder for the output of the processes of a group other than rank 0."""
+        return self.path / "ranks"
 
     @property
     def result(self) -> Path:

@@ -8,6 +8,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict
 
 from app.domain.enums import TrainingType
+from app.domain.launchers import Launcher
 from app.domain.rendering import ArgumentForm
 from app.store.tables import JobRow
 
@@ -74,6 +75,7 @@ class Snapshot(_Frozen):
     training_type: TrainingType = TrainingType.CHAT
     technique: str = ""
     script: PinnedScript | None = None
+    launcher: Launcher = Launcher()
     declared: tuple[str, ...] | None = None
     declared_only: bool = False
     false_as: str = "False"

@@ -14,8 +14,10 @@ from uuid import uuid4
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.domain.demand import Resources
 from app.domain.enums import JobKind, JobStatus, ModelState, Stage, TrainingType
 from app.domain.errors import AppError, InvalidRequest, NotFound, Unavailable, Violation
+from app.domain.launchers import with_default_accelerators
 from app.domain.lifecycle import chain, runnable_stages, source_state
 from app.domain.names import shown
 from app.executor.snapshot import Deployment, Named, PinnedScript, Snapshot
@@ -243,10 +245,13 @@ class Submissions:
         jobs: list[JobRow] = []
         for position, kind in enumerate(kinds):
             stage = Stage(kind)
+            launcher = method.definition.launcher(stage)
+            resources = with_default_accelerators(Resources(), launcher)
             snapshot = Snapshot(
                 training_type=TrainingType(method.definition.training_type or ""),
                 technique=method.definition.technique,
                 script=_pinned(method, stage),
+                launcher=launcher,
                 declared=checked.declared(stage),
                 declared_only=method.definition.arguments.declared_only,
                 false_as=method.definition.arguments.false_as,
@@ -277,6 +282,7 @@ class Submissions:
                     model_id=inputs.model.id if inputs.model else None,
                     parameters=checked.given(stage),
                     launch=snapshot.document(),
+                    resources=resources.model_dump(mode="json", exclude_defaults=True),
                     created_at=now,
                     updated_at=now,
                 )

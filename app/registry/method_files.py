@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from app.domain.definition import MethodDefinition, StageConfig
+from app.domain.definition import MethodDefinition, RunConfig
 from app.domain.enums import Stage
 from app.domain.errors import Invalid, Violation
 from app.domain.lifecycle import METHOD_STAGES
@@ -144,7 +144,7 @@ def stage_files(definition: MethodDefinition) -> dict[Stage, str]:
 
 def stage_environments(definition: MethodDefinition) -> dict[Stage, str]:
     """Return the environment that each stage of the method names, in the order of the stages."""
-    named: dict[Stage, StageConfig | None] = {stage: definition.stage_config(stage) for stage in METHOD_STAGES}
+    named: dict[Stage, RunConfig | None] = {stage: definition.stage_config(stage) for stage in METHOD_STAGES}
     if definition.deploys_itself:
         named[Stage.DEPLOYMENT] = definition.deployment
     return {

@@ -26,7 +26,17 @@ ISSUE_EXAMPLE: dict[str, Any] = {
 }
 
 text = st.sampled_from(["", " ", "a.py", "trl", "custom", "ollama"]) | st.text(max_size=8)
-config = st.none() | st.dictionaries(st.sampled_from(["file", "conda_env", "odd"]), st.none() | text)
+launcher = st.none() | st.fixed_dictionaries(
+    {},
+    optional={
+        "kind": st.none() | st.sampled_from(["python", "torchrun", "accelerate", "mpirun", ""]),
+        "processes": st.none() | st.integers(-1, 2000),
+        "odd": text,
+    },
+)
+config = st.none() | st.fixed_dictionaries(
+    {}, optional={"file": st.none() | text, "conda_env": st.none() | text, "odd": text, "launcher": launcher}
+)
 bodies = st.fixed_dictionaries(
     {},
     optional={
@@ -59,6 +69,11 @@ class TestParse:
             {"stages": {"training": {"file": 1}}},
             {"inference": {"customized": "yes"}},
             {"inference": {"customized": 1}},
+            {"stages": {"training": {"launcher": "torchrun"}}},
+            {"stages": {"training": {"launcher": {"kind": 2}}}},
+            {"stages": {"training": {"launcher": {"processes": "2"}}}},
+            {"stages": {"training": {"launcher": {"processes": 2.5}}}},
+            {"stages": {"training": {"launcher": {"processes": True}}}},
             {"deployment": "ollama"},
             {"arguments": {"declared_only": "no"}},
         ],

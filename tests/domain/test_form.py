@@ -38,6 +38,8 @@ def holds(condition: Condition | None, body: dict[str, Any]) -> bool:
     if condition is None:
         return False
     value = value_at(body, condition.pointer)
+    if condition.one_of is not None:
+        return value in condition.one_of
     return bool(value) if condition.equals is None else value == condition.equals
 
 
@@ -116,6 +118,7 @@ class TestForm:
     def test_everything_has_its_label_in_three_languages(self) -> None:
         fields = [*FORM.fields, *(field for path in FORM.lifecycles for field in path.fields)]
         choices = [*FORM.training_types, *FORM.techniques, *FORM.states, *FORM.stages, *FORM.deploy_targets]
+        choices += FORM.launchers
         texts = [*(f.label for f in fields), *(f.help for f in fields), *(c.label for c in choices)]
 
         for entry in texts:

@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 from sqlmodel import select
 
+from app.domain.definition import MethodDefinition
+from app.domain.demand import Demand
 from app.domain.enums import JobKind, JobStatus, ModelState, Platform, TrainingType, VersionSource
 from app.domain.errors import InvalidRequest
+from app.domain.launchers import Launcher, LauncherKind
 from app.executor.snapshot import Snapshot
 from app.executor.stage_parameters import StageParameters
 from app.executor.submission import InsufficientDiskSpace, Submission, Submissions, Submitted
@@ -151,6 +154,29 @@ class TestSubmit:
         async with bench.database.reading() as session:
             version = await bench.methods.registry.version(session, "Custom01", 2)
         assert version.source is VersionSource.DISK
+
+    async def test_method_of_several_processes_asks_for_as_many_accelerators(self, bench: Bench) -> None:
+        group = {"kind": "torchrun", "processes": 2}
+        definition = MethodDefinition.model_validate(
+            {
+                "name": "group",
+                "training_type": "chat",
+                "lifecycle": ["customized", "complete"],
+                "stages": {
+                    "training": {"file": "custom01.py", "conda_env": "base", "launcher": group},
+                    "saving": {"file": "save_custom01.py", "conda_env": "base", "launcher": {"kind": "accelerate"}},
+                },
+            }
+        )
+        async with bench.database.writing() as session:
+            await bench.methods.registry.add(session, definition, source=VersionSource.CREATE)
+
+        training, saving = (await bench.submit(method="group", through="complete")).jobs
+
+        assert (training.resources, saving.resources) == ({"accelerators": 2}, {})
+        assert Demand.parse(training.demand).resources.accelerators == 2
+        assert Snapshot.of(training).launcher == Launcher(kind=LauncherKind.TORCHRUN, processes=2)
+        assert Snapshot.of(saving).launcher == Launcher(kind=LauncherKind.ACCELERATE)
 
     async def test_takes_up_a_data_set_that_changed_on_disk(self, bench: Bench) -> None:
         before = (await bench.submit()).jobs[0]

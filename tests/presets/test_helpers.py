@@ -271,3 +271,26 @@ class TestEnums:
         assert [level.value for level in names["LevelEnum"]] == [0, 1, 2]
         codes = [code.value for code in names["LogEnum"]]
         assert len(codes) == len(set(codes)) == 5 + 2 + 1 + 9 + 10 + 29
+
+
+class TestGroupOfProcesses:
+    CODE = (
+        "import deepe\n"
+        "from train_callback import write_log, LevelEnum, LogEnum\n"
+        "deepe.metrics(1, loss=1.0)\n"
+        "deepe.artifact('x')\n"
+        "write_log(LevelEnum.ERROR, LogEnum.TrainingFailed, 'no rows', 'job-1', 1, None)\n"
+    )
+
+    def test_rank_0_speaks_for_all(self, home: Home) -> None:
+        finished = run(home, self.CODE, RANK="0", WORLD_SIZE="2")
+
+        assert [event["type"] for event in finished.events] == ["metrics", "artifact"]
+        assert len(log_file(home).read_text().splitlines()) == 1
+
+    def test_others_only_print(self, home: Home) -> None:
+        finished = run(home, self.CODE, RANK="1", WORLD_SIZE="2")
+
+        assert finished.events == []
+        assert [record["msgDetail"] for record in finished.records] == ["no rows"]
+        assert not log_file(home).exists()

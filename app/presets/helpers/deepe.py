@@ -12,6 +12,7 @@
 
 Every call appends one JSON line to the file named by `$DEEPE_EVENTS`; without that variable nothing happens, so the
 same script runs by hand. A line is one `write` on a file opened for appending: lines of several processes never mix.
+In a group of processes (torchrun, accelerate) rank 0 speaks for all; calls of the others do nothing.
 """
 
 import json
@@ -95,9 +96,14 @@ def _remember_stop(_number: int, _frame: object) -> None:
     _stop = True
 
 
+def is_first() -> bool:
+    """Whether this process is alone, or rank 0 of a group: the one that reports, and writes what all share."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _append(event: str, /, **fields: Any) -> None:
     file = os.environ.get("DEEPE_EVENTS")
-    if not file:
+    if not file or not is_first():
         return
     line = json.dumps({"type": event, "time": time.time(), **fields}, allow_nan=False, default=str) + "\n"
     try:

@@ -114,6 +114,8 @@ def _write_record(level: Any, code: Any, message: Any, train_id: Any, seq: Any, 
     line = json.dumps(_finite(record), default=str)
     sys.stdout.write(f"[log_data]: {line}\n")
     sys.stdout.flush()
+    if not deepe.is_first():  # of a group of processes one writes the file; what the others print carries their rank
+        return
     try:
         with _LOG_FILE.open("a", encoding="utf-8") as file:
             file.write(line + "\n")

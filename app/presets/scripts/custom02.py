@@ -10,6 +10,9 @@ Try it by hand, in a checkout of the product, with the interpreter of the `trl` 
     python app/presets/scripts/custom02.py --base_path tiny-base --dataset_path app/presets/data/sft-demo.jsonl \
         --save_path custom02-complete --max_steps 100 --batch_size 32 --learning_rate 0.002
 
+Started by torchrun or accelerate, several processes share the rows of each step and add up their gradients: the model
+is the same, only sooner. Rank 0 reports, saves and writes.
+
 Checkpoints go to `output_dir` and hold the weights, the optimizer and the state of the random numbers: a run that was
 interrupted goes on from the newest and gives the same weights. The last line on stdout is the result.
 """
@@ -30,6 +33,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "helpers"))
 import deepe
 
 TINY_BYTES = 64 * 2**20  # threads of a smaller model wait for each other longer than they work
+RANK, PROCESSES = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 IGNORED = -100  # label of a token that is not learned: the question and the padding
 
 Pair = tuple[str, str]
@@ -98,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
 
     disable_progress_bar()
     torch.manual_seed(args.seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = join_group()
     tokenizer = AutoTokenizer.from_pretrained(args.base_path)
     model = AutoModelForCausalLM.from_pretrained(args.base_path, dtype=torch.float32).to(device)
     examples = encode(tokenizer, pairs[len(held_out) :], args.max_seq_length)
@@ -113,11 +117,59 @@ def run(args: argparse.Namespace) -> None:
     score("after")
 
     log(args, "SaveTrainedModel", args.model_name)
-    save_complete(model.to(getattr(torch, args.dtype_str, torch.bfloat16)), tokenizer, Path(args.save_path))
-    for checkpoint in checkpoints(output):  # a finished run needs none, and each is three times the model
-        shutil.rmtree(checkpoint, ignore_errors=True)
+    if deepe.is_first():
+        save_complete(model.to(getattr(torch, args.dtype_str, torch.bfloat16)), tokenizer, Path(args.save_path))
+        for checkpoint in checkpoints(output):  # a finished run needs none, and each is three times the model
+            shutil.rmtree(checkpoint, ignore_errors=True)
+        deepe.result(message=f"the model is complete in {args.save_path}", model_type=model.config.model_type)
     log(args, "SaveTrainedModelSuccess", args.save_path)
-    deepe.result(message=f"the model is complete in {args.save_path}", model_type=model.config.model_type)
+    leave_group()
+
+
+# --- several processes ----------------------------------------------------------------------------------------------
+
+
+def join_group() -> str:
+    """Return the device of this process, after it has met the others."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if cuda else "cpu"
+    if cuda:
+        torch.cuda.set_device(device)
+    if PROCESSES > 1:
+        torch.distributed.init_process_group("nccl" if cuda else "gloo")
+    return device
+
+
+def leave_group() -> None:
+    """Wait for the others and part: the first to end would end them all."""
+    import torch
+
+    if PROCESSES > 1:
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def share_gradients(model: Any) -> None:
+    """Add up what the processes found; each has weighted its rows by their part of the step's."""
+    import torch
+
+    if PROCESSES > 1:
+        for parameter in model.parameters():
+            if parameter.grad is None:  # this process had no row in a short step
+                parameter.grad = torch.zeros_like(parameter)
+            torch.distributed.all_reduce(parameter.grad)
+
+
+def summed(model: Any, *values: float) -> list[float]:
+    """Return each value added up over the processes."""
+    import torch
+
+    shared = torch.tensor(values, dtype=torch.float64, device=model.device)
+    if PROCESSES > 1:
+        torch.distributed.all_reduce(shared)
+    return shared.tolist()
 
 
 # --- the loop -------------------------------------------------------------------------------------------------------
@@ -141,27 +193,31 @@ def train(model: Any, examples: list[Example], output: Path, pad: int, args: arg
         if position == 0 or step == done + 1:  # the order depends on the epoch only: a resumed run sees the same rows
             order = random.Random(f"{args.seed}/{epoch}").sample(examples, len(examples))
         rows = order[position * rows_of_step : (position + 1) * rows_of_step]
+        own = rows[RANK::PROCESSES]
         loss = 0.0
-        for start in range(0, len(rows), args.batch_size):
-            part = rows[start : start + args.batch_size]
+        for start in range(0, len(own), args.batch_size):
+            part = own[start : start + args.batch_size]
             with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
                 part_loss = model(**collate(part, pad, model.device)).loss * len(part) / len(rows)
             part_loss.backward()
             loss += part_loss.item()
+        share_gradients(model)
+        loss, stops = summed(model, loss, deepe.stop_requested())  # all leave the loop at the same step
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
         rate = schedule.get_last_lr()[0]
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
 
-        if step % args.logging_steps == 0 or step in (1, steps):
+        if deepe.is_first() and (step % args.logging_steps == 0 or step in (1, steps)):
             metrics = {"loss": loss, "grad_norm": norm.item(), "learning_rate": rate, "epoch": step / per_epoch}
             report(args, step, steps, metrics)
-        if step % args.save_steps == 0 or deepe.stop_requested():
-            checkpoint = save_checkpoint(model, optimizer, schedule, output, step)
-            if deepe.stop_requested():
-                print(f"stopped at step {step} of {steps}; {checkpoint.name} is complete", file=sys.stderr)
-                sys.exit(deepe.STOPPED)
+        if deepe.is_first() and (step % args.save_steps == 0 or stops):
+            save_checkpoint(model, optimizer, schedule, output, step)
+        if stops:
+            print(f"stopped at step {step} of {steps}; its checkpoint is complete", file=sys.stderr)
+            leave_group()
+            sys.exit(deepe.STOPPED)
 
 
 def course(warmup: int, steps: int) -> Callable[[int], float]:
@@ -198,7 +254,7 @@ def report(args: argparse.Namespace, step: int, steps: int, metrics: dict[str, f
 # --- checkpoints and the complete model -----------------------------------------------------------------------------
 
 
-def save_checkpoint(model: Any, optimizer: Any, schedule: Any, output: Path, step: int) -> Path:
+def save_checkpoint(model: Any, optimizer: Any, schedule: Any, output: Path, step: int) -> None:
     """Write to a folder beside it first and rename: a checkpoint is there as a whole or not at all."""
     import torch
 
@@ -218,7 +274,6 @@ def save_checkpoint(model: Any, optimizer: Any, schedule: Any, output: Path, ste
     deepe.artifact(target, "checkpoint")
     for old in checkpoints(output)[2:]:
         shutil.rmtree(old, ignore_errors=True)
-    return target
 
 
 def resume(model: Any, optimizer: Any, schedule: Any, output: Path) -> int:
@@ -308,7 +363,7 @@ def scorer(model: Any, tokenizer: Any, pairs: list[Pair]) -> Callable[[str], Non
     import torch
 
     def score(phase: str) -> None:
-        if not pairs:
+        if not pairs or not deepe.is_first():
             return
         model.eval()
         right = 0
@@ -327,6 +382,9 @@ def scorer(model: Any, tokenizer: Any, pairs: list[Pair]) -> Callable[[str], Non
 
 
 def log(args: argparse.Namespace, code: str, message: str, *, level: str = "INFO") -> None:
+    """Write a log record; of several processes only rank 0 speaks."""
+    if not deepe.is_first():
+        return
     from train_callback import LevelEnum, LogEnum, write_log
 
     write_log(LevelEnum[level], LogEnum[code], message, args.train_id, args.seq, None)

@@ -548,12 +548,17 @@ def callbacks(args: argparse.Namespace) -> list[Any]:
     class Watch(TrainerCallback):
         """One line for people, readable checkpoints, and a stop that leaves one."""
 
+        group: Any = None
+
+        def on_train_begin(self, *_args: Any, **_: Any) -> None:
+            self.group = stop_group()
+
         def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
             if logs and "loss" in logs and state.is_world_process_zero:
                 print(f"step {state.global_step}/{state.max_steps}  loss {float(logs['loss']):.4f}", flush=True)
 
         def on_step_end(self, _args: Any, _state: Any, control: Any, **_: Any) -> None:
-            if deepe.stop_requested():
+            if stop_wished(self.group):
                 control.should_save = control.should_training_stop = True
 
         def on_save(self, config: Any, state: Any, _control: Any, **_: Any) -> None:
@@ -565,13 +570,32 @@ def callbacks(args: argparse.Namespace) -> list[Any]:
     return [TrainCallback(args.logging_steps, args.train_id, args.seq), Watch()]
 
 
+def stop_group() -> Any:
+    """Return what the processes of a group agree through, None for one that is alone; on CPUs, so no GPU waits."""
+    import torch.distributed
+
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.new_group(backend="gloo") if several else None
+
+
+def stop_wished(group: Any) -> bool:
+    """Whether one of the processes was asked to stop: all leave at the same step, else some would wait for the rest."""
+    if group is None:
+        return deepe.stop_requested()
+    import torch
+
+    wished = torch.tensor([int(deepe.stop_requested())])
+    torch.distributed.all_reduce(wished, torch.distributed.ReduceOp.MAX, group=group)
+    return bool(wished.item())
+
+
 def train(trainer: Any, args: argparse.Namespace) -> None:
     checkpoint = newest_checkpoint(Path(args.output_dir), args) if args.resume else None
     if checkpoint:
         remark(f"resumed from {checkpoint.name}", args, warning=False)
     deepe.catch_stop()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if deepe.stop_requested():
+    if deepe.stop_requested() or trainer.state.global_step < trainer.state.max_steps:
         sys.stderr.write(f"stopped at step {trainer.state.global_step}; its checkpoint is complete\n")
         sys.exit(deepe.STOPPED)
 

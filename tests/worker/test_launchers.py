@@ -1,0 +1,153 @@
+"""Stages that are a group of processes, on a real worker; with torch where it matters (gloo, on CPUs)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.domain.enums import EndReason, JobStatus
+from app.domain.launchers import Launcher, LauncherKind
+from tests.worker.harness import ENDED_WELL, TRAIN, Site, kill, pids_alive, until
+
+TORCHRUN = Launcher(kind=LauncherKind.TORCHRUN, processes=2)
+ACCELERATE = Launcher(kind=LauncherKind.ACCELERATE, processes=2)
+with_torch = [pytest.mark.training, pytest.mark.timeout(240), pytest.mark.xdist_group("training")]
+STARTUP = 100.0  # two processes import torch on a busy machine
+
+GROUP = """
+import deepe, json, os, play, sys
+import torch
+from torch import distributed as group
+rank = int(os.environ["RANK"])
+group.init_process_group("gloo")
+(play.HERE / f"pid-{rank}").write_text(f"{os.getpid()} {os.getsid(0)}")
+group.barrier()
+play.journal("ready")
+"""
+# every process starts from other weights and sees other rows: only what they share makes them equal
+LEARN = (
+    GROUP
+    + """
+torch.manual_seed(rank)
+model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 1))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for step in range(1, 6):
+    loss = model(torch.randn(8, 4)).pow(2).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    deepe.metrics(step, loss=loss)
+seen = {"weights": model.module.weight.flatten().tolist(), "argv": sys.argv, "threads": os.environ["OMP_NUM_THREADS"]}
+(play.HERE / f"seen-{rank}.json").write_text(json.dumps(seen))
+print(f"rank {rank} of {group.get_world_size()} is done", flush=True)
+if rank == 0:
+    play.adapter()
+"""
+)
+HANG = GROUP + "import time\nprint('ready', flush=True)\ntime.sleep(600)\n"
+FAIL = (
+    GROUP
+    + """
+if rank == 1:
+    raise ValueError("this row is bad")
+group.barrier()
+"""
+)
+
+
+@pytest.fixture
+def torch_site(site: Site, training_python: Path) -> Site:
+    """Return an installation whose node has the environment `trl`."""
+    site.place_base()
+    (site.node_home().environments / "trl").symlink_to(training_python.parents[1])
+    return site
+
+
+async def submit(site: Site, script: str, launcher: Launcher, **row: Any) -> str:
+    more = {"environment": "trl", "resources": {"accelerators": 0}, **row}
+    return await site.submit(script, snapshot={"launcher": launcher}, **more)
+
+
+async def wait_until_ready(site: Site, job_id: str) -> dict[int, int]:
+    """Return rank → pid once both processes have met."""
+
+    async def look() -> bool:
+        return site.journal(job_id).count("ready") == 2
+
+    await until(look, "two processes that have met", STARTUP, site.report)
+    found = {rank: (site.root / f"pid-{rank}").read_text().split() for rank in (0, 1)}
+    assert all(pid == session for pid, session in found.values()), "each is expected to have a session of its own"
+    return {rank: int(pid) for rank, (pid, _) in found.items()}
+
+
+class TestGroup:
+    pytestmark = with_torch
+
+    @pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
+    async def test_learns_as_one(self, torch_site: Site, launcher: Launcher) -> None:
+        job_id = await submit(torch_site, LEARN, launcher)
+
+        torch_site.start_worker()
+        row = await torch_site.wait(job_id, seconds=STARTUP)
+
+        assert (row.status, row.reason) == ENDED_WELL, torch_site.story(row)
+        first, second = (json.loads((torch_site.root / f"seen-{rank}.json").read_text()) for rank in (0, 1))
+        assert first["weights"] == second["weights"]
+        assert first["argv"] == second["argv"]
+        assert first["argv"][1].startswith("--train_id=")
+        events = [json.loads(line) for line in torch_site.run_folder(job_id).events.read_text().splitlines()]
+        assert [event["step"] for event in events] == [1, 2, 3, 4, 5]
+        lines = torch_site.output(job_id).splitlines()
+        assert {"rank 0 of 2 is done", "[rank1]: rank 1 of 2 is done"} <= set(lines)
+
+    async def test_cancel_ends_every_process_and_proves_it(self, torch_site: Site) -> None:
+        job_id = await submit(torch_site, HANG, TORCHRUN)
+        torch_site.start_worker()
+        ranks = await wait_until_ready(torch_site, job_id)
+
+        await torch_site.cancel(job_id)
+        row = await torch_site.wait(job_id)
+
+        assert (row.status, row.reason) == (JobStatus.CANCELLED, EndReason.CANCELLED)
+        assert pids_alive([*ranks.values()]) == []
+        assert torch_site.processes() == []
+        (attempt,) = await torch_site.attempts(job_id)
+        assert attempt.exit is not None
+        assert attempt.exit["unkillable"] == 0
+
+    async def test_end_of_one_process_ends_the_job_with_its_reason(self, torch_site: Site) -> None:
+        job_id = await submit(torch_site, HANG, TORCHRUN)
+        torch_site.start_worker()
+        ranks = await wait_until_ready(torch_site, job_id)
+
+        kill(ranks[1])
+        row = await torch_site.wait(job_id)
+
+        assert row.status is JobStatus.FAILED
+        assert (row.reason, row.reason_params["signal"]) == (EndReason.SIGNAL, "SIGKILL"), torch_site.story(row)
+        assert row.reason_params["detail"] == f"rank 1: Signal 9 (SIGKILL) received by PID {ranks[1]}"
+        assert torch_site.processes() == []
+
+    async def test_error_of_the_process_that_failed_first_is_shown(self, torch_site: Site) -> None:
+        job_id = await submit(torch_site, FAIL, TORCHRUN)
+
+        torch_site.start_worker()
+        row = await torch_site.wait(job_id, seconds=STARTUP)
+
+        assert (row.status, row.reason) == (JobStatus.FAILED, EndReason.EXIT_CODE), torch_site.story(row)
+        assert row.reason_params["detail"] == "ValueError: this row is bad"
+
+
+class TestEnvironment:
+    @pytest.mark.parametrize(("launcher", "package"), [(TORCHRUN, "torch"), (ACCELERATE, "accelerate")])
+    async def test_without_the_launcher_says_what_is_missing(
+        self, site: Site, launcher: Launcher, package: str
+    ) -> None:
+        job_id = await submit(site, TRAIN, launcher, environment="base")
+
+        site.start_worker()
+        row = await site.wait(job_id)
+
+        assert (row.status, row.reason) == (JobStatus.FAILED, EndReason.MODULE_MISSING), site.story(row)
+        assert row.reason_params["module"] == package
