@@ -5,7 +5,7 @@ from app.domain.errors import Conflict
 
 ALLOWED: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.QUEUED: frozenset({JobStatus.LAUNCHING, JobStatus.CANCELLED, JobStatus.FAILED}),
-    # back to queued: the attempt ended before the script ran, or its node was lost, and the reason allows another try
+    # back to queued: the attempt ended, and its reason allows another one (`app.domain.retries`)
     JobStatus.LAUNCHING: frozenset(
         {
             JobStatus.RUNNING,
@@ -19,7 +19,8 @@ ALLOWED: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.RUNNING: frozenset(
         {JobStatus.STOPPING, JobStatus.QUEUED, JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}
     ),
-    JobStatus.STOPPING: frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}),
+    # back to queued from here: it was stopped by its limits, not by a person
+    JobStatus.STOPPING: frozenset({JobStatus.QUEUED, JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}),
     JobStatus.SUCCEEDED: frozenset(),
     JobStatus.FAILED: frozenset(),
     JobStatus.CANCELLED: frozenset(),

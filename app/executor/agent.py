@@ -63,7 +63,8 @@ class Settler(Protocol):
 
     async def settle(self, claim: Claim, exit_record: ExitRecord) -> None: ...
 
-    async def end_unlaunched(self, claim: Claim, end: End) -> None: ...
+    async def end_unlaunched(self, claim: Claim, end: End, *, final: bool) -> None:
+        """Write the end of an attempt that has no exit; unless it is final, the job may be started again."""
 
     async def follow_up(self, attempt_id: str) -> None:
         """Write what follows from an end that is in the database, after a crash right behind it."""
@@ -240,8 +241,9 @@ class NodeAgent:
             case Step.END_UNSTARTED:
                 await self._end_unstarted(claim)
             case Step.END_LOST:
+                # final: nothing proves that its processes are gone, and it must not run twice
                 end = End(status=JobStatus.FAILED, reason=EndReason.SUPERVISOR_LOST, params={"detail": ""})
-                await self._end_unlaunched(claim, end)
+                await self._end_unlaunched(claim, end, final=True)
             case Step.SETTLE:
                 await self._settle(claim)
 
@@ -270,7 +272,8 @@ class NodeAgent:
                 await asyncio.to_thread(supervision.prepare, self._folder(claim), spec)
         except LaunchError as error:
             logger.warning("launch_refused", extra=_ids(claim) | {"reason": error.reason, **error.params})
-            await self._end_unlaunched(claim, End(status=JobStatus.FAILED, reason=error.reason, params=error.params))
+            end = End(status=JobStatus.FAILED, reason=error.reason, params=error.params)
+            await self._end_unlaunched(claim, end, final=False)
             return
         fault_point("after-spec")
         await self._start(claim, supervision.start)
@@ -280,10 +283,11 @@ class NodeAgent:
         folder = self._folder(claim)
         if folder.exists():  # a supervisor that is late must find the wish, not only an ended row
             await asyncio.to_thread(supervision.request_stop, folder, EndReason.CANCELLED)
-        await self._end_unlaunched(claim, End(status=JobStatus.CANCELLED, reason=EndReason.CANCELLED, params={}))
+        end = End(status=JobStatus.CANCELLED, reason=EndReason.CANCELLED, params={})
+        await self._end_unlaunched(claim, end, final=True)
 
-    async def _end_unlaunched(self, claim: Claim, end: End) -> None:
-        await self._settler.end_unlaunched(claim, end)
+    async def _end_unlaunched(self, claim: Claim, end: End, *, final: bool) -> None:
+        await self._settler.end_unlaunched(claim, end, final=final)
         self._forget(claim)
 
     async def _start(self, claim: Claim, start: Callable[[Path], None]) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -112,7 +112,8 @@ class JobActions:
 
     async def get(self, session: AsyncSession, job_id: str) -> JobDetails:
         """Return the job and what its run says."""
-        return await self._details(await view_of(session, job_id))
+        details = await self._details(await view_of(session, job_id))
+        return replace(details, history=tuple(await store.attempts_of(session, job_id)))
 
     async def logs(self, session: AsyncSession, job_id: str, wanted: LogRange) -> LogPage:
         """Return a page of the job's output, of its newest attempt unless another is named."""

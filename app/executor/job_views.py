@@ -10,6 +10,7 @@ from app.domain.enums import JobKind, JobStatus
 from app.executor.observe import RunDigest
 from app.executor.snapshot import Snapshot
 from app.store import jobs as store
+from app.store.jobs import PastAttempt
 from app.store.tables import JobRow
 
 
@@ -25,10 +26,11 @@ class JobView:
 
 @dataclass(frozen=True)
 class JobDetails:
-    """A job with what its run folders say."""
+    """A job with what its run folders say, and what became of its attempts, oldest first (when it was asked for)."""
 
     view: JobView
     digest: RunDigest
+    history: tuple[PastAttempt, ...] = ()
 
 
 async def views_of(session: AsyncSession, rows: Sequence[JobRow]) -> list[JobView]:

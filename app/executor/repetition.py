@@ -14,6 +14,7 @@ from uuid import uuid4
 from app.domain.enums import JobKind, JobStatus, Stage
 from app.domain.errors import Conflict, InvalidRequest, Violation
 from app.domain.lifecycle import STATE_OF_STAGE
+from app.domain.retries import Limits, RetryPolicy
 from app.executor.snapshot import Snapshot
 from app.executor.submission import Submission
 from app.store.tables import JobRow
@@ -53,6 +54,8 @@ class Changes:
     name: str | None = None
     base_model: str | None = None
     dataset: str | None = None
+    retry: RetryPolicy | None = None
+    limits: Limits | None = None
 
 
 def to_retry(job: JobRow, chain: Sequence[JobRow]) -> Sequence[JobRow]:
@@ -90,6 +93,10 @@ def retried(jobs: Sequence[JobRow], *, model_id: str | None, now: datetime) -> l
                 parameters=job.parameters,
                 launch=job.launch,
                 resources=job.resources,
+                queue=job.queue,
+                submitted_by=job.submitted_by,
+                retry=job.retry,
+                limits=job.limits,
                 created_at=now,
                 updated_at=now,
             )
@@ -118,6 +125,7 @@ def copied(job: JobRow, chain: Sequence[JobRow], changes: Changes) -> Submission
         stage=None if whole else last.kind,
         name=changes.name or origin.name,
         copied_from=job.id,
+        **_conditions(origin, changes),
         **_deployment_options(last),
     )
 
@@ -133,6 +141,7 @@ def _on_model(job: JobRow, changes: Changes, *, copied_from: str) -> Submission:
         parameters=_merged([job.parameters], changes),
         name=changes.name or job.name,
         copied_from=copied_from,
+        **_conditions(job, changes),
         **_deployment_options(job),
     )
 
@@ -140,6 +149,13 @@ def _on_model(job: JobRow, changes: Changes, *, copied_from: str) -> Submission:
 def _merged(parameters: Sequence[Mapping[str, Any]], changes: Changes) -> dict[str, Any]:
     merged = {name: value for given in parameters for name, value in given.items()}
     return {name: value for name, value in {**merged, **changes.parameters}.items() if value is not None}
+
+
+def _conditions(job: JobRow, changes: Changes) -> dict[str, Any]:
+    return {
+        "retry": changes.retry if changes.retry is not None else RetryPolicy.of(job.retry),
+        "limits": changes.limits if changes.limits is not None else Limits.of(job.limits),
+    }
 
 
 def _deployment_options(job: JobRow) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Everything slow (reading the log's tail, checking and hashing weights) happens before the transaction. Settling may be
 cancelled, or cut off by a crash, at any point and is then repeated: files are written atomically, and the transaction
-changes nothing the second time, because the attempt's token is no longer that of a live job. What comes after the
+changes nothing the second time, because the attempt's token is no longer that of a live job. An attempt that failed
+may leave its job in the queue for another one instead of ending it (`app.domain.retries`). What comes after the
 transaction (the model card, the status key) is made up for by `follow_up`, as long as the attempt's control folder is
 there.
 """
@@ -18,6 +19,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import EndReason, JobKind, JobStatus, ModelState, Stage
 from app.domain.names import complete_name, online_name, produced_name
+from app.domain.retries import Again
 from app.domain.transitions import TERMINAL
 from app.executor.artifacts import ArtifactKind, ResultManifest, digest_files, write_result
 from app.executor.classification import classify
@@ -26,6 +28,7 @@ from app.executor.model_card import ModelCard, Score, write_model_card
 from app.executor.output import tail_lines
 from app.executor.projections import project_whole_log
 from app.executor.results import Verdict, judge
+from app.executor.retrying import decide_on
 from app.executor.run_folder import RunFolder
 from app.executor.script_status import WITH_STATUS, ScriptStatus
 from app.executor.snapshot import Snapshot
@@ -43,7 +46,6 @@ logger = logging.getLogger(__name__)
 
 TAIL_LINES = 2000  # enough to judge by
 SHOWN_LINES = 20  # kept with the job
-MAX_ATTEMPTS = 5
 
 _PRODUCTS = {
     JobKind.TRAINING: ModelState.CUSTOMIZED,
@@ -71,16 +73,22 @@ class StageSettler:
 
     async def settle(self, claim: Claim, exit_record: ExitRecord) -> None:
         """Write the end of an attempt whose supervisor recorded an exit."""
-        if _never_ran(exit_record) and claim.job.cancel_requested_at is None and claim.job.attempts < MAX_ATTEMPTS:
-            await self._requeue(claim)
+        if _never_ran(exit_record) and await self._recover(claim, exit_record):
             return
         redis_status = await self._status.read(claim.job.id) if claim.job.kind in WITH_STATUS else None
         judged = await asyncio.to_thread(self._judge, claim, exit_record, redis_status)
-        manifest = await self._manifest(claim, judged.verdict) if judged.verdict.succeeded else None
+        verdict = judged.verdict
+        again = None if verdict.succeeded else decide_on(claim.job, verdict.reason, ran=True)
+        if again is not None and await self._requeue(claim, _end(claim.job, exit_record, judged, None), again):
+            return
+        manifest = await self._manifest(claim, verdict) if verdict.succeeded else None
         await self._finish(claim, exit_record, judged, manifest)
 
-    async def end_unlaunched(self, claim: Claim, end: End) -> None:
-        """Write the end of an attempt that was never started."""
+    async def end_unlaunched(self, claim: Claim, end: End, *, final: bool) -> None:
+        """Write the end of an attempt that has no exit; unless it is final, the job may be started again."""
+        again = None if final else decide_on(claim.job, end.reason, ran=False)
+        if again is not None and await self._requeue(claim, end, again):
+            return
         async with self._database.writing() as session:
             ours = await store.finish(session, claim, end, now=await database_now(session))
         if ours:
@@ -98,12 +106,38 @@ class StageSettler:
             await asyncio.to_thread(self._write_card, job, model)
         await self._tell_status(job, succeeded=job.status is JobStatus.SUCCEEDED)
 
-    async def _requeue(self, claim: Claim) -> None:
+    async def _recover(self, claim: Claim, exit_record: ExitRecord) -> bool:
+        """Have a script started again that never ran; False: it was tried often enough, or is not wanted any more."""
+        again = decide_on(claim.job, EndReason.SUPERVISOR_LOST, ran=False)
+        end = End(
+            status=JobStatus.FAILED,
+            reason=EndReason.SUPERVISOR_LOST,
+            params={"detail": exit_record.error or ""},
+            exit=asdict(exit_record),
+        )
+        return again is not None and await self._requeue(claim, end, again)
+
+    async def _requeue(self, claim: Claim, end: End, again: Again) -> bool:
+        """End the attempt, not its job. False: the job is no longer ours, or somebody wants it to stop."""
         async with self._database.writing() as session:
             now = await database_now(session)
-            await store.requeue(session, claim, reason=EndReason.SUPERVISOR_LOST, now=now)
+            changed = await store.requeue(
+                session, claim, reason=end.reason, now=now, again=again, params=end.params, exit_record=end.exit
+            )
+        if not changed:
+            return False
         fault_point("requeued")
-        logger.warning("attempt_never_ran", extra={"job_id": claim.job.id, "attempt": claim.attempt.number})
+        logger.warning(
+            "job_tried_again",
+            extra={
+                "job_id": claim.job.id,
+                "attempt": claim.attempt.number,
+                "reason": end.reason,
+                "charged": again.charged,
+                "delay_seconds": again.delay.total_seconds(),
+            },
+        )
+        return True
 
     async def _finish(
         self, claim: Claim, exit_record: ExitRecord, judged: Judged, manifest: ResultManifest | None
@@ -112,7 +146,8 @@ class StageSettler:
             async with self._database.writing() as session:
                 now = await database_now(session)
                 model = await self._create_model(session, claim, judged, manifest, now=now)
-                end = _end(claim, exit_record, judged, model)
+                # read again: somebody may have wished its end meanwhile
+                end = _end(await store.get(session, claim.job.id), exit_record, judged, model)
                 if not await store.finish(session, claim, end, now=now):
                     raise _NotOurs  # rolls the model back
                 fault_point("before-finish")
@@ -274,11 +309,11 @@ def _never_ran(exit_record: ExitRecord) -> bool:
     return exit_record.why is ExitWhy.NEVER_STARTED
 
 
-def _end(claim: Claim, exit_record: ExitRecord, judged: Judged, model: ModelRow | None) -> End:
+def _end(job: JobRow, exit_record: ExitRecord, judged: Judged, model: ModelRow | None) -> End:
     verdict = judged.verdict
     if verdict.succeeded:
         status = JobStatus.SUCCEEDED
-    elif verdict.reason is EndReason.CANCELLED or (_never_ran(exit_record) and claim.job.cancel_requested_at):
+    elif verdict.reason is EndReason.CANCELLED or (_never_ran(exit_record) and job.cancel_requested_at):
         status = JobStatus.CANCELLED
     else:
         status = JobStatus.FAILED

@@ -20,6 +20,7 @@ from app.domain.errors import AppError, InvalidRequest, NotFound, Unavailable, V
 from app.domain.launchers import with_default_accelerators
 from app.domain.lifecycle import chain, runnable_stages, source_state
 from app.domain.names import shown
+from app.domain.retries import Limits, RetryPolicy, policy_violations
 from app.executor.snapshot import Deployment, Named, PinnedScript, Snapshot
 from app.executor.stage_parameters import CheckedParameters, StageParameters
 from app.presets.catalogue import script_path
@@ -62,6 +63,8 @@ class Submission:
     template: str = ""
     system: str = ""
     deployment_parameters: Mapping[str, Any] = field(default_factory=dict)
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    limits: Limits = field(default_factory=Limits)
     retry_of: str | None = None
     copied_from: str | None = None
 
@@ -134,6 +137,7 @@ class Submissions:
         kinds, found = _wanted_kinds(method, submission)
         inputs = await self._inputs(session, submission, _needed_state(method, submission))
         found += inputs.violations
+        found += policy_violations(submission.retry)
         found += await _unknown_environments(session, method, kinds)
         deployment, wrong = await _deployment(session, method, submission, kinds)
         found += wrong
@@ -283,6 +287,8 @@ class Submissions:
                     parameters=checked.given(stage),
                     launch=snapshot.document(),
                     resources=resources.model_dump(mode="json", exclude_defaults=True),
+                    retry=submission.retry.document(),
+                    limits=submission.limits.document(),
                     created_at=now,
                     updated_at=now,
                 )

@@ -21,13 +21,15 @@ from sqlmodel.sql.expression import SelectOfScalar
 from app.domain.demand import DEFAULT_QUEUE, Demand, Resources
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.errors import Conflict, NotFound
+from app.domain.retries import Again
 from app.domain.transitions import LIVE, TERMINAL, UNFINISHED, check_transition
-from app.store.tables import BUILDING, CLAIMABLE, LIVE_ATTEMPT, AttemptRow, JobEventRow, JobRow
+from app.store.tables import BUILDING, CLAIMABLE, LIVE_ATTEMPT, AttemptRow, JobEventRow, JobRow, NodeRow
 from app.store.types import enum_type
 
 CLAIM_CANDIDATES = 20
 STAGE_KINDS = frozenset(JobKind) - {JobKind.ENVIRONMENT}
 FAILED_AT_ONCE = 100
+UNCHARGED = Again(charged=False, delay=timedelta())
 
 
 class JobNotFound(NotFound):
@@ -48,6 +50,14 @@ class Claim:
 
     job: JobRow
     attempt: AttemptRow
+
+
+@dataclass(frozen=True)
+class PastAttempt:
+    """An attempt and the name of the node that it was launched on."""
+
+    row: AttemptRow
+    node: str
 
 
 @dataclass(frozen=True)
@@ -113,6 +123,17 @@ async def unfinished_builds(
     if node_id is not None:
         statement = statement.where(JobRow.node_id == node_id)
     return {job.environment: job.id for job in (await session.exec(statement)).all()}
+
+
+async def attempts_of(session: AsyncSession, job_id: str) -> Sequence[PastAttempt]:
+    """Return the attempts of the job, oldest first."""
+    statement = (
+        select(AttemptRow, NodeRow.name)
+        .join(NodeRow, col(NodeRow.id) == col(AttemptRow.node_id))
+        .where(AttemptRow.job_id == job_id)
+        .order_by(col(AttemptRow.number))
+    )
+    return [PastAttempt(row=row, node=name) for row, name in (await session.exec(statement)).all()]
 
 
 async def events_after(session: AsyncSession, job_id: str, event_id: int) -> Sequence[JobEventRow]:
@@ -237,19 +258,38 @@ async def mark_stopping(session: AsyncSession, claim: Claim, *, now: datetime) -
     )
 
 
-async def requeue(session: AsyncSession, claim: Claim, *, reason: EndReason, now: datetime) -> bool:
-    """End an attempt whose script never ran and let the job be claimed again."""
+async def requeue(
+    session: AsyncSession,
+    claim: Claim,
+    *,
+    reason: EndReason,
+    now: datetime,
+    again: Again = UNCHARGED,
+    params: Mapping[str, Any] | None = None,
+    exit_record: Mapping[str, Any] | None = None,
+) -> bool:
+    """End an attempt and let the job be claimed again, after the decision's delay.
+
+    False: the job is no longer ours, or somebody wants it to stop, and nothing changed.
+    """
+    counter = JobRow.retries if again.charged else JobRow.recoveries
     changed = await _write_status(
         session,
         claim.job.id,
-        old={JobStatus.LAUNCHING, JobStatus.RUNNING},
+        old=LIVE,
         new=JobStatus.QUEUED,
         now=now,
         token=claim.attempt.token,
-        values={"token": None},
+        unless_cancelled=True,
+        why=reason,
+        values={
+            "token": None,
+            "not_before": now + again.delay if again.delay else None,
+            ("retries" if again.charged else "recoveries"): counter + 1,
+        },
     )
     if changed:
-        await _end_attempt(session, claim.attempt, reason=reason, exit_record=None, now=now)
+        await _end_attempt(session, claim.attempt, reason=reason, params=params, exit_record=exit_record, now=now)
     return changed
 
 
@@ -260,7 +300,7 @@ async def finish(session: AsyncSession, claim: Claim, end: End, *, now: datetime
     )
     if not changed:
         return False
-    await _end_attempt(session, claim.attempt, reason=end.reason, exit_record=end.exit, now=now)
+    await _end_attempt(session, claim.attempt, reason=end.reason, params=end.params, exit_record=end.exit, now=now)
     if end.status is JobStatus.SUCCEEDED:
         await _release_successors(session, claim.job.id, model_id=end.result_model_id, now=now)
     else:
@@ -357,10 +397,15 @@ async def _write_status(
     new: JobStatus,
     now: datetime,
     token: str | None = None,
+    unless_cancelled: bool = False,
+    why: EndReason | None = None,
     end: End | None = None,
     values: Mapping[str, Any] | None = None,
 ) -> bool:
-    """Change the status if it still is one of `old` and (given) the token still is ours; record the event."""
+    """Change the status if it still is one of `old` and (given) the token still is ours; record the event.
+
+    `unless_cancelled`: nor if somebody wants the job to stop. `why` goes into the event where there is no `end`.
+    """
     for status in old:
         check_transition(status, new)
     changes: dict[str, Any] = {"status": new, "updated_at": now, **(values or {})}
@@ -371,12 +416,14 @@ async def _write_status(
     statement = sa.update(JobRow).where(col(JobRow.id) == job_id, col(JobRow.status).in_(old)).values(**changes)
     if token is not None:
         statement = statement.where(col(JobRow.token) == token)
+    if unless_cancelled:
+        statement = statement.where(col(JobRow.cancel_requested_at).is_(None))
     # rows that the session knows are not searched for each of a thousand changes; `get` reads them again
     written = statement.returning(col(JobRow.attempts)).execution_options(synchronize_session=False)
     attempt = (await session.exec(written)).scalar_one_or_none()
     if attempt is None:
         return False
-    await _record(session, job_id, status=new, reason=end.reason if end else None, attempt=attempt, now=now)
+    await _record(session, job_id, status=new, reason=end.reason if end else why, attempt=attempt, now=now)
     return True
 
 
@@ -413,14 +460,21 @@ async def _end_attempt(
     attempt: AttemptRow,
     *,
     reason: EndReason,
+    params: Mapping[str, Any] | None,
     exit_record: Mapping[str, Any] | None,
     now: datetime,
 ) -> None:
+    ended = {"live": False, "reason": reason, "reason_params": _without_tail(params or {}), "finished_at": now}
     await session.exec(
         sa.update(AttemptRow)
         .where(col(AttemptRow.id) == attempt.id, col(AttemptRow.token) == attempt.token, col(AttemptRow.live).is_(True))
-        .values(live=False, reason=reason, exit=dict(exit_record) if exit_record else None, finished_at=now)
+        .values(**ended, exit=dict(exit_record) if exit_record else None)
     )
+
+
+def _without_tail(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The last lines of output are kept with the job; those of an attempt stand in its folder."""
+    return {name: value for name, value in params.items() if name != "log_tail"}
 
 
 async def _release_successors(session: AsyncSession, job_id: str, *, model_id: str | None, now: datetime) -> None:

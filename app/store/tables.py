@@ -350,6 +350,7 @@ class AttemptRow(SQLModel, table=True):
     expected_end_at: datetime | None = _time(nullable=True)
     resumed_from: Json | None = Field(default=None, sa_type=JsonDocument, description="attempt, checkpoint, step")
     reason: EndReason | None = Field(default=None, sa_type=enum_type(EndReason))
+    reason_params: Json = Field(default_factory=dict, sa_type=JsonDocument, description="values for the reason's text")
     exit: Json | None = Field(default=None, sa_type=JsonDocument)
     created_at: datetime = _time()
     started_at: datetime | None = _time(nullable=True)

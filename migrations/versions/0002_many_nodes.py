@@ -99,6 +99,7 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("accelerators", sa.JSON(none_as_null=True), nullable=False, server_default="[]"))
         batch_op.add_column(sa.Column("expected_end_at", sa.DateTime(timezone=True), nullable=True))
         batch_op.add_column(sa.Column("resumed_from", sa.JSON(none_as_null=True), nullable=True))
+        batch_op.add_column(sa.Column("reason_params", sa.JSON(none_as_null=True), nullable=False, server_default="{}"))
 
     with op.batch_alter_table("job", schema=None) as batch_op:
         batch_op.add_column(sa.Column("demand", sa.Text(), nullable=False, server_default=""))
@@ -166,7 +167,7 @@ ADDED = {
         *("recoveries", "retries", "limits", "retry", "resources", "reserved_node_id", "not_before", "submitted_by"),
         *("queue", "demand"),
     ),
-    "attempt": ("resumed_from", "expected_end_at", "accelerators"),
+    "attempt": ("reason_params", "resumed_from", "expected_end_at", "accelerators"),
 }
 
 

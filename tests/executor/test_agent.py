@@ -91,7 +91,7 @@ class Settler:
         await self._finish(claim, job_rows.SUCCESS)
         self.settled.append(claim.job.id)
 
-    async def end_unlaunched(self, claim: Claim, end: End) -> None:
+    async def end_unlaunched(self, claim: Claim, end: End, *, final: bool) -> None:
         self.unlaunched.append(claim.job.id)
         await self._finish(claim, end)
 

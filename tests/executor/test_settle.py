@@ -1,15 +1,16 @@
 """What an end becomes: names of models, verdicts on builds, and what a crash right behind the transaction left."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.domain.enums import EndReason, JobKind, JobStatus, ModelState, TrainingType
+from app.domain.retries import MAX_RECOVERIES
 from app.executor.model_card import FILE_NAME
 from app.executor.run_folder import RunFolder
-from app.executor.settle import MAX_ATTEMPTS, StageSettler, judge_build, model_name
+from app.executor.settle import StageSettler, judge_build, model_name
 from app.executor.snapshot import Deployment, Named, Snapshot
 from app.executor.supervision import ExitRecord, ExitWhy
 from app.store import jobs as store
@@ -74,11 +75,17 @@ class Desk:
         self.settler = StageSettler(database=database, home=self.home, status=self.status)
         self.node_id = ""
 
-    async def claim(self, kind: JobKind = JobKind.TRAINING) -> Claim:
+    async def claim(self, kind: JobKind = JobKind.TRAINING, **overrides: Any) -> Claim:
         method = await job_rows.add_method(self.database)
         launch = Snapshot(technique="sft", base_model=BASE).document()
-        await job_rows.add_job(self.database, kind=kind, method_id=method, method_version=1, launch=launch)
+        await job_rows.add_job(self.database, kind=kind, method_id=method, method_version=1, launch=launch, **overrides)
         claim = await job_rows.claim(self.database, self.node_id)
+        assert claim is not None
+        return claim
+
+    async def claim_again(self) -> Claim:
+        """Claim what was queued again, after every pause."""
+        claim = await job_rows.claim(self.database, self.node_id, now=datetime.now(UTC) + timedelta(days=1))
         assert claim is not None
         return claim
 
@@ -138,17 +145,15 @@ class TestSettle:
     async def test_script_that_never_ran_is_tried_again_but_not_for_ever(self, desk: Desk) -> None:
         never = exit_record(why=ExitWhy.NEVER_STARTED, code=None, started_at=None)
         claim = await desk.claim()
-        for _ in range(MAX_ATTEMPTS - 1):
+        for _ in range(MAX_RECOVERIES):
             await desk.settler.settle(claim, never)
             assert (await desk.row(claim)).status is JobStatus.QUEUED
-            again = await job_rows.claim(desk.database, desk.node_id)
-            assert again is not None
-            claim = again
+            claim = await desk.claim_again()
 
         await desk.settler.settle(claim, never)
 
         row = await desk.row(claim)
-        assert (row.status, row.reason, row.attempts) == (JobStatus.FAILED, EndReason.SPAWN_FAILED, MAX_ATTEMPTS)
+        assert (row.status, row.reason, row.attempts) == (JobStatus.FAILED, EndReason.SPAWN_FAILED, MAX_RECOVERIES + 1)
 
     async def test_lost_exit_is_never_success(self, desk: Desk) -> None:
         claim = await desk.claim()
@@ -157,7 +162,7 @@ class TestSettle:
         await desk.settler.settle(claim, exit_record(why=ExitWhy.LOST, code=None))
 
         row = await desk.row(claim)
-        assert (row.status, row.reason, row.result_model_id) == (JobStatus.FAILED, EndReason.SUPERVISOR_LOST, None)
+        assert (row.status, row.recoveries, row.result_model_id) == (JobStatus.QUEUED, 1, None)
 
 
 class TestFollowUp:

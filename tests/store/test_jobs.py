@@ -294,7 +294,6 @@ class TestNodeWrites:
         async with database.writing() as session:
             await jobs.mark_stopping(session, won, now=LATER)
             assert not await jobs.mark_running(session, won, now=LATER)
-            assert not await jobs.requeue(session, won, reason=EndReason.SUPERVISOR_LOST, now=LATER)
 
         assert (await _job(database, won.job.id)).status is JobStatus.STOPPING
         assert (await _transitions(database, won.job.id))[-1] == (JobStatus.STOPPING, None, 1)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.api.errors import ProblemEntry
 from app.api.schemas.methods import entries
 from app.domain.enums import EndReason, JobKind, JobStatus
+from app.domain.retries import Limits, RetryPolicy
 from app.domain.texts import Language, text
 from app.executor.comparison import Comparison
 from app.executor.evaluations import Evaluation
@@ -20,6 +21,7 @@ from app.executor.progress import Progress
 from app.executor.repetition import Changes
 from app.executor.snapshot import Named
 from app.executor.submission import MAX_NAME, Submission, Submitted
+from app.store.jobs import PastAttempt
 from app.store.tables import JobRow
 
 _ID = "0192f0c1-d2e3-4f5a-8b6c-7d8e9f0a1b2c"
@@ -67,6 +69,10 @@ class JobSubmit(_Body):
     model: str | None = Field(default=None, description="Id or name of the model that `stage` works on.")
     name: str | None = JobName
     deployment: DeploymentOptions = Field(default_factory=DeploymentOptions)
+    retry: RetryPolicy = Field(
+        default_factory=RetryPolicy, description="When each job of the chain is run again by itself."
+    )
+    limits: Limits = Field(default_factory=Limits, description="When an attempt of each job of the chain is stopped.")
 
     def submission(self) -> Submission:
         """Return what the executor takes."""
@@ -83,6 +89,8 @@ class JobSubmit(_Body):
             template=self.deployment.template,
             system=self.deployment.system,
             deployment_parameters=self.deployment.parameters,
+            retry=self.retry,
+            limits=self.limits,
         )
 
 
@@ -99,10 +107,19 @@ class JobCopy(_Body):
     )
     base_model: str | None = Field(default=None, description="Another base model; id or name.")
     dataset: str | None = Field(default=None, description="Another data set; id or name.")
+    retry: RetryPolicy | None = Field(default=None, description="Default: the original's.")
+    limits: Limits | None = Field(default=None, description="Default: the original's.")
 
     def changes(self) -> Changes:
         """Return what the executor takes."""
-        return Changes(parameters=self.parameters, name=self.name, base_model=self.base_model, dataset=self.dataset)
+        return Changes(
+            parameters=self.parameters,
+            name=self.name,
+            base_model=self.base_model,
+            dataset=self.dataset,
+            retry=self.retry,
+            limits=self.limits,
+        )
 
 
 class JobLink(BaseModel):
@@ -179,15 +196,44 @@ class JobSummary(BaseModel):
     retry_of: str | None = Field(description="Id of the job that this one repeats.")
     copied_from: str | None = Field(description="Id of the job that this one is a copy of.")
     attempts: int = Field(description="How often its process was launched.", examples=[1])
+    retries: int = Field(description="How many attempts more it took because one failed; charged to `retry`.")
+    recoveries: int = Field(description="The same because a node or a process of the service was lost; not charged.")
+    not_before: datetime | None = Field(description="A queued job is not started before; null: as soon as possible.")
     cancel_requested: bool = Field(description="Somebody wants it to stop.")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
 
 
+class ResumedFrom(BaseModel):
+    """The checkpoint that an attempt was given."""
+
+    job: str = Field(description="Whose checkpoint it is: this job's, or that of the job it repeats.", examples=[_ID])
+    attempt: int = Field(examples=[1])
+    checkpoint: str = Field(examples=["checkpoint-400"])
+    step: int = Field(examples=[400])
+
+
+class AttemptRead(BaseModel):
+    """One launch of the job's process."""
+
+    number: int = Field(examples=[1])
+    node: str = Field(description="Name of the node that it was launched on.", examples=["gpu-1"])
+    live: bool = Field(description="It has not ended.")
+    reason: EndReason | None = Field(description="Why it ended; null while it has not.")
+    reason_detail: str | None = Field(description="The reason in the caller's language.")
+    resumed_from: ResumedFrom | None = Field(description="Null: it began at the beginning.")
+    created_at: datetime
+    started_at: datetime | None = Field(description="Null: its script never ran.")
+    finished_at: datetime | None
+
+
 class JobRead(JobSummary):
     """A job, and what its run says."""
 
+    retry: RetryPolicy = Field(description="When it is run again by itself.")
+    limits: Limits = Field(description="When an attempt of it is stopped.")
+    history: list[AttemptRead] = Field(description="Its attempts, oldest first.")
     log_tail: list[str] = Field(description="The last lines of its output, once it has ended.")
     effective_parameters: dict[str, Any] = Field(
         description="What the script is given: the caller's parameters and the platform's own values.",
@@ -299,6 +345,9 @@ def job_read(details: JobDetails, language: Language) -> JobRead:
     view, digest = details.view, details.digest
     return JobRead(
         **_members(view, language),
+        retry=RetryPolicy.of(view.job.retry),
+        limits=Limits.of(view.job.limits),
+        history=[_attempt(attempt, language) for attempt in details.history],
         log_tail=view.job.reason_params.get("log_tail", []),
         effective_parameters={**view.snapshot.effective, **view.job.parameters},
         progress=_progress(digest.progress),
@@ -363,11 +412,29 @@ def _members(view: JobView, language: Language) -> dict[str, Any]:
         "retry_of": job.retry_of,
         "copied_from": job.copied_from,
         "attempts": job.attempts,
+        "retries": job.retries,
+        "recoveries": job.recoveries,
+        "not_before": job.not_before if job.status is JobStatus.QUEUED else None,
         "cancel_requested": job.cancel_requested_at is not None,
         "created_at": job.created_at,
         "started_at": job.started_at,
         "finished_at": job.finished_at,
     }
+
+
+def _attempt(attempt: PastAttempt, language: Language) -> AttemptRead:
+    row = attempt.row
+    return AttemptRead(
+        number=row.number,
+        node=attempt.node,
+        live=row.live,
+        reason=row.reason,
+        reason_detail=None if row.reason is None else text(f"reason_{row.reason}", language, **row.reason_params),
+        resumed_from=None if row.resumed_from is None else ResumedFrom(**row.resumed_from),
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+    )
 
 
 def _compared(details: JobDetails) -> ComparedJob:
