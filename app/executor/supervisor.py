@@ -46,6 +46,7 @@ LEFTOVER_GRACE_SECONDS = 5.0
 KILL_BOUND_SECONDS = 10.0  # a process that survives KILL this long is stuck in the kernel
 OOM_SCORE = 500  # the stage goes first when memory runs out, never the supervisor
 FAULT_POINT, _, FAULT_ONCE = os.environ.get("DEEPE_FAULT_POINT", "").partition("=")
+FAULT_SIGNAL = os.environ.get("DEEPE_FAULT_SIGNAL", "KILL")
 
 Record = dict[str, Any]
 
@@ -77,7 +78,10 @@ def main(arguments: list[str]) -> int:
 
 
 def fault_point(name: str) -> None:
-    """Die here, as by kill -9, if a test asks for it: DEEPE_FAULT_POINT=NAME, or NAME=FILE to die only once."""
+    """Die here, as by kill -9, if a test asks for it: DEEPE_FAULT_POINT=NAME, or NAME=FILE to die only once.
+
+    DEEPE_FAULT_SIGNAL names another signal: STOP freezes.
+    """
     if name != FAULT_POINT:
         return
     if FAULT_ONCE:
@@ -85,7 +89,7 @@ def fault_point(name: str) -> None:
             os.close(os.open(FAULT_ONCE, os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             return
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.Signals[f"SIG{FAULT_SIGNAL}"])
 
 
 class Folder:

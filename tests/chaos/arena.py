@@ -73,10 +73,10 @@ class Child:
             self.process.wait(20)
 
     async def end(self) -> None:
-        """End it as a service manager would; it gets ten seconds."""
+        """End it as a service manager would; it must end by itself."""
         self.send(signal.SIGTERM)
         if self.process is not None:
-            await asyncio.to_thread(self.process.wait, 20)
+            await asyncio.to_thread(self.process.wait, 120)
 
 
 class Node:
@@ -343,7 +343,7 @@ def _environment(root: Path, url: str, redis: RedisServer) -> dict[str, str]:
         "DEEPE_HOME": str(root),
         "DEEPE_DATABASE_URL": url,
         "DEEPE_REDIS_URL": f"redis://127.0.0.1:{redis.port}",
-        "DEEPE_POLL_SECONDS": "0.25",
+        "DEEPE_POLL_SECONDS": "0.5",
         "DEEPE_STOP_GRACE_SECONDS": "0.5",
         "DEEPE_SLOTS": str(SLOTS),
         "DEEPE_MIN_FREE_BYTES": "0",

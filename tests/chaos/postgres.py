@@ -36,16 +36,16 @@ class Postgres:
         return self.url_by(self.port)
 
     def url_by(self, port: int, host: str = "127.0.0.1") -> str:
-        """Return the URL by way of another port or address, such as that of a proxy."""
+        """Return the URL by way of another port and address, such as those of a proxy."""
         return f"postgresql+asyncpg://postgres@{host}:{port}/postgres"
 
-    def start(self, *, listen: str = "127.0.0.1") -> None:
+    def start(self) -> None:
         """Start the server; after a kill it recovers first, and its old processes may take a moment to go."""
         deadline = time.monotonic() + 30
         while not self._is_ready():
             assert time.monotonic() < deadline, (self._folder / "log").read_text()
             if self._process is None or self._process.poll() is not None:
-                self._process = self._spawn(listen)
+                self._process = self._spawn()
             time.sleep(0.02)
 
     def kill(self) -> None:
@@ -62,8 +62,8 @@ class Postgres:
             self._process.wait(20)
             self._process = None
 
-    def _spawn(self, listen: str) -> "subprocess.Popen[bytes]":
-        options = ["-D", str(self._data), "-h", listen, "-p", str(self.port), "-k", str(self._folder)]
+    def _spawn(self) -> "subprocess.Popen[bytes]":
+        options = ["-D", str(self._data), "-h", "127.0.0.1", "-p", str(self.port), "-k", str(self._folder)]
         with (self._folder / "log").open("ab") as log:
             return subprocess.Popen(
                 [str(self._server.bin_path / "postgres"), *options, "-c", "max_connections=200"],

@@ -17,9 +17,9 @@ class Line(StrEnum):
 class Proxy:
     """Forwards a port of its own to `target`."""
 
-    def __init__(self, target: int, *, host: str = "127.0.0.1") -> None:
+    def __init__(self, target: int, *, listen: str = "127.0.0.1") -> None:
         self._target = target
-        self._host = host
+        self._listen = listen
         self._line = Line.GOOD
         self._changed = asyncio.Event()
         self._open: set[asyncio.StreamWriter] = set()
@@ -28,7 +28,7 @@ class Proxy:
         self.port = 0
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, self._listen, 0)
         self.port = self._server.sockets[0].getsockname()[1]
 
     def become(self, line: Line) -> None:
@@ -50,21 +50,22 @@ class Proxy:
             writer.transport.abort()
             return
         try:
-            far_reader, far_writer = await asyncio.open_connection(self._host, self._target)
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:
             writer.transport.abort()
             return
         ends = {writer, far_writer}
         self._open |= ends
         try:
-            await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
+            with contextlib.suppress(asyncio.CancelledError):  # the loop ends; asyncio would log it
+                await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
         finally:
             self._open -= ends
             for end in ends:
                 end.transport.abort()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.CancelledError):
+        with contextlib.suppress(OSError):
             while data := await reader.read(65536):
                 while self._line is Line.SILENT:
                     await self._changed.wait()

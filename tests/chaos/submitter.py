@@ -28,7 +28,7 @@ def main(root: Path, port: int, jobs: int, ahead: int) -> None:
         while number < jobs and not (root / "enough").exists():
             try:
                 if under_way(client) >= ahead:
-                    time.sleep(0.1)
+                    time.sleep(0.3)
                     continue
                 job = submit(client, number)
             except httpx.HTTPError:

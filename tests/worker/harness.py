@@ -32,7 +32,9 @@ from app.store.tables import AttemptRow, JobEventRow, JobRow, ModelRow
 from tests import job_rows
 
 T = TypeVar("T")
+ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 25.0
+WORKER = (sys.executable, "-m", "app.worker")
 ASKING = {JobKind.INFERENCE_CUSTOMIZED, JobKind.INFERENCE_COMPLETE}
 
 # What the scripts of the tests import: a module of the script root.
@@ -124,10 +126,10 @@ class Site:
     def node_home(self, node: str = "one") -> NodeHome:
         return NodeHome(self.root / "nodes" / node)
 
-    def start_worker(self, node: str = "one", **variables: str) -> Worker:
+    def start_worker(self, node: str = "one", *, command: Sequence[str] = WORKER, **variables: str) -> Worker:
         """Start a worker on a node that has the environment `base`."""
         self.place_base(node)
-        return self.start_bare_worker(node, **variables)
+        return self.start_bare_worker(node, command=command, **variables)
 
     def place_base(self, node: str = "one") -> None:
         """Give the node the environment `base`, as an operator would place it."""
@@ -137,10 +139,11 @@ class Site:
         if not (home.environments / "base").exists():
             (home.environments / "base").symlink_to(self._base)
 
-    def start_bare_worker(self, node: str = "one", **variables: str) -> Worker:
+    def start_bare_worker(self, node: str = "one", *, command: Sequence[str] = WORKER, **variables: str) -> Worker:
         """Start `python -m app.worker` with an environment of its own."""
         environment = {
             "PATH": os.defpath,
+            "PYTHONPATH": str(ROOT),  # this tree, whatever is installed: mutants are copies of it
             "HOME": str(self.root),
             "DEEPE_HOME": str(self.root),
             "DEEPE_DATABASE_URL": self.database_url,
@@ -153,9 +156,7 @@ class Site:
         }
         log = self.root / f"worker-{len(self.workers)}.log"
         with log.open("wb") as stream:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "app.worker"], env=environment, stdout=stream, stderr=stream, cwd=self.root
-            )
+            process = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream, cwd=self.root)
         worker = Worker(process, log)
         self.workers.append(worker)
         return worker
