@@ -50,7 +50,7 @@ class NamespaceLink:
         network = f"10.231.{os.getpid() % 250}.{4 * number}"
         self.address = network.rpartition(".")[0] + f".{4 * number + 1}"
         self._far = network.rpartition(".")[0] + f".{4 * number + 2}"
-        self.command = ("ip", "netns", "exec", self._space, *WORKER)
+        self.command: Sequence[str] = ("ip", "netns", "exec", self._space, *WORKER)
 
     def open(self) -> None:
         far = f"{self._card}f"

@@ -1,7 +1,7 @@
 """A node of which nothing is heard: its jobs go on, nobody else takes them, their ends are written when it is back."""
 
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -34,7 +34,7 @@ async def links(kind: str, count: int, postgres: Postgres) -> AsyncIterator[list
         proxies = [Proxy(postgres.port, listen=address) for address in addresses]
         for proxy in proxies:
             await proxy.start()
-        ways: list[Link] = [*spaces] or [ProxyLink(proxy, Line(kind)) for proxy in proxies]
+        ways: Sequence[Link] = spaces or [ProxyLink(proxy, Line(kind)) for proxy in proxies]
         yield [(way, postgres.url_by(proxy.port, way.address)) for way, proxy in zip(ways, proxies, strict=True)]
         for proxy in proxies:
             await proxy.close()
