@@ -31,8 +31,8 @@ from app.executor import supervision
 from app.executor.launch import LaunchError, disk_trouble
 from app.executor.projections import Projections
 from app.executor.reconcile import Seen, Step, next_step
-from app.executor.supervision import AttemptIsSupervised, AttemptPhase, ExitRecord, LaunchSpec
-from app.executor.supervisor import fault_point
+from app.executor.supervision import AttemptIsSupervised, AttemptPhase, ExitRecord, LaunchSpec, Observation
+from app.executor.supervisor import end_strays, fault_point
 from app.executor.trouble import TROUBLE, log_trouble, rest_seconds
 from app.store import jobs as store
 from app.store.clock import database_now
@@ -43,6 +43,7 @@ from app.store.session import Database
 logger = logging.getLogger(__name__)
 
 STARTING_SECONDS = 5.0  # how long a supervisor may take to lock its folder before it is started again
+SILENT_SECONDS = 30.0  # six missed beats of a supervisor
 ORPHAN_SECONDS = 60.0
 PROJECTION_SECONDS = 0.5
 REMOVAL_SECONDS = 2.0  # a supervisor holds its folder's lock for a moment after it wrote the exit
@@ -130,6 +131,7 @@ class NodeAgent:
         self._started: dict[str, _Start] = {}
         self._settling: dict[str, asyncio.Task[None]] = {}
         self._rests: dict[str, _Rest] = {}
+        self._silent: set[str] = set()
         self._last_beat = float("-inf")
         self._last_projection = float("-inf")
         self._last_orphan_look = float("-inf")
@@ -241,9 +243,7 @@ class NodeAgent:
             case Step.END_UNSTARTED:
                 await self._end_unstarted(claim)
             case Step.END_LOST:
-                # final: nothing proves that its processes are gone, and it must not run twice
-                end = End(status=JobStatus.FAILED, reason=EndReason.SUPERVISOR_LOST, params={"detail": ""})
-                await self._end_unlaunched(claim, end, final=True)
+                await self._end_lost(claim)
             case Step.SETTLE:
                 await self._settle(claim)
 
@@ -252,6 +252,7 @@ class NodeAgent:
         if claim.attempt.id in self._settling or (rest is not None and self._monotonic() < rest.until):
             return Step.WAIT
         observation = supervision.observe(self._folder(claim))
+        self._notice_silence(claim, observation)
         start = self._started.get(claim.attempt.id)
         if start is not None and (observation.supervised or observation.phase is not start.phase):
             start = None  # it came; should it be gone again, nobody is on the way
@@ -263,6 +264,14 @@ class NodeAgent:
             starting=start is not None and self._monotonic() < start.until,
         )
         return next_step(seen)
+
+    def _notice_silence(self, claim: Claim, observation: Observation) -> None:
+        """Tell once of a supervisor that lives and writes nothing: it is frozen, or its disk is full."""
+        if not observation.supervised or (observation.heartbeat_age or 0.0) < SILENT_SECONDS:
+            self._silent.discard(claim.attempt.id)
+        elif claim.attempt.id not in self._silent:
+            self._silent.add(claim.attempt.id)
+            logger.warning("supervisor_silent", extra=_ids(claim) | {"seconds": observation.heartbeat_age})
 
     async def _launch(self, claim: Claim) -> None:
         try:
@@ -284,6 +293,16 @@ class NodeAgent:
         if folder.exists():  # a supervisor that is late must find the wish, not only an ended row
             await asyncio.to_thread(supervision.request_stop, folder, EndReason.CANCELLED)
         end = End(status=JobStatus.CANCELLED, reason=EndReason.CANCELLED, params={})
+        await self._end_unlaunched(claim, end, final=True)
+
+    async def _end_lost(self, claim: Claim) -> None:
+        """End a job whose folder is gone, but not while something of it lives."""
+        found, left = await asyncio.to_thread(end_strays, claim.attempt.id)
+        logger.warning("folder_lost", extra=_ids(claim) | {"processes": found, "unkillable": left})
+        if left:
+            raise RuntimeError(f"{left} processes of the attempt cannot be killed")
+        # final: a process without our mark may be left, and the script must not run twice
+        end = End(status=JobStatus.FAILED, reason=EndReason.SUPERVISOR_LOST, params={"detail": ""})
         await self._end_unlaunched(claim, end, final=True)
 
     async def _end_unlaunched(self, claim: Claim, end: End, *, final: bool) -> None:
@@ -364,6 +383,7 @@ class NodeAgent:
     def _forget(self, claim: Claim) -> None:
         for known in (self._claims, self._started, self._rests):
             known.pop(claim.attempt.id, None)
+        self._silent.discard(claim.attempt.id)
 
     # ---- folders ----------------------------------------------------------------------------------------------------
 

@@ -235,7 +235,7 @@ class Supervisor:
         self.state = self.folder.read("state.json") or {}
         self.stop_reason = self.state.get("stop_reason")
         if never_ran or "pid" not in self.state:
-            self._finish(why="never_started")  # the stage is released only after its identity is on disk
+            self._conclude_unrecorded(never_ran=never_ran)
             return
         if self.state["boot_id"] != boot_id():
             self.ending = self.folder.read("witness.json")
@@ -244,6 +244,13 @@ class Supervisor:
         for identity in (self.state["witness"], self.state):
             self._watch_foreign(identity)
         self._watch()
+
+    def _conclude_unrecorded(self, *, never_ran: bool) -> None:
+        """Without an identity on disk the stage was never released; unless the disk lost it, and something lives."""
+        found, left = (0, 0) if never_ran else end_strays(str(self.spec.get("attempt_id")))
+        if found:
+            self.ending = {"released": True, "lost": True}
+        self._finish(why=None if found else "never_started", leftovers=found, unkillable=left)
 
     def _fork(self, launch: "Launch") -> int | None:
         """Fork the witness, which forks the stage; return the pipe that releases the stage, None if that failed."""
@@ -632,6 +639,25 @@ def tree_of(main: Record, *, keepers: set[int], marker: str) -> list[Process]:
         found |= {row.pid for row in table.values() if row.session == main["pid"]}
     found |= processes_with(marker, candidates=set(table) - found)
     return [table[pid] for pid in sorted(found - keepers) if not table[pid].zombie]
+
+
+def end_strays(attempt_id: str) -> tuple[int, int]:
+    """KILL all that carries the attempt's mark, where no file says any more what belongs to it.
+
+    Return how many were found, and how many even KILL left.
+    """
+    deadline = time.monotonic() + KILL_BOUND_SECONDS
+    found: set[tuple[int, str]] = set()
+    while True:
+        table = process_table()
+        marked = processes_with(f"DEEPE_ATTEMPT={attempt_id}", candidates=set(table) - {os.getpid()})
+        strays = [table[pid] for pid in marked if not table[pid].zombie]
+        found |= {(stray.pid, stray.start) for stray in strays}
+        if not strays or time.monotonic() > deadline:
+            return len(found), len(strays)
+        for stray in strays:
+            send(stray, signal.SIGKILL)
+        time.sleep(0.05)
 
 
 def _descendants(table: dict[int, Process], roots: set[int]) -> set[int]:

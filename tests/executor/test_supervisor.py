@@ -420,7 +420,6 @@ class TestAtMostOnce:
     @pytest.mark.parametrize(
         ("point", "runs", "why"),
         [
-            ("locked", 1, ExitWhy.EXITED),
             ("started", 0, ExitWhy.NEVER_STARTED),
             ("before-fork", 0, ExitWhy.NEVER_STARTED),
             ("before-record", 0, ExitWhy.NEVER_STARTED),

@@ -1,0 +1,263 @@
+"""What the machine does to a job: its clock jumps, its disk fills, its memory ends, files go, pids come again."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from app.domain.enums import EndReason, JobStatus
+from app.executor import supervision, supervisor
+from app.executor.classification import classify
+from app.executor.supervision import ExitWhy
+from tests.chaos.evidence import collect
+from tests.chaos.stage import JOURNAL, SCRIPT
+from tests.chaos.verdict import Evidence, judge
+from tests.executor.attempts import Attempt, attempts, wait_until
+from tests.worker.harness import Site, kill, until
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+# What makes the wall clock of a process that of a file, whatever it is by then.
+SKEW = """
+import time
+real = time.time
+def skewed():
+    with open({offset!r}) as file:
+        return real() + float(file.read())
+time.time = skewed
+"""
+SKEWED_SUPERVISOR = SKEW + "exec(compile(open({supervisor!r}).read(), {supervisor!r}, 'exec'))\n"
+SKEWED_WORKER = (
+    SKEW
+    + """
+import runpy
+from app.executor import supervisor
+supervisor.__file__ = {wrapper!r}
+runpy.run_module("app.worker", run_name="__main__", alter_sys=True)
+"""
+)
+RUN_AND_SLEEP = "import time\nopen(JOURNAL, 'a').write('run\\n')\nprint('ready', flush=True)\ntime.sleep(60)"
+
+
+@pytest.fixture
+def attempt(tmp_path: Path) -> Iterator[Attempt]:
+    """Return an attempt folder of its own."""
+    for make in attempts(tmp_path):
+        yield make()
+
+
+async def evidence_of(site: Site, *jobs: str) -> Evidence:
+    return await collect(site.database, journal=site.root / JOURNAL, acknowledged=jobs)
+
+
+async def wait_for_line(site: Site, job: str, word: str) -> None:
+    """Wait until the job's script wrote this word into the journal."""
+
+    async def look() -> bool:
+        return any(line.job == job and line.word == word for line in (await evidence_of(site)).journal)
+
+    await until(look, f"{word} of {job}", report=site.report)
+
+
+class TestClock:
+    async def test_that_jumps_by_an_hour_both_ways_changes_no_outcome(self, site: Site, tmp_path: Path) -> None:
+        offset, wrapper, program = (tmp_path / name for name in ("offset", "supervisor.py", "worker.py"))
+        offset.write_text("0")
+        values = {"offset": str(offset), "supervisor": supervisor.__file__, "wrapper": str(wrapper)}
+        wrapper.write_text(SKEWED_SUPERVISOR.format(**values))
+        program.write_text(SKEWED_WORKER.format(**values))
+        worker = site.start_worker(command=(sys.executable, str(program)), DEEPE_SLOTS="3")
+
+        jobs = []
+        for seconds in ("3600", "-3600", "0"):
+            jobs.append(await site.submit(SCRIPT, parameters={"ticks": 30, "family": "stubborn"}))
+            await site.wait(jobs[-1], JobStatus.RUNNING)
+            set_atomically(offset, seconds)
+        stopped = await site.submit(SCRIPT, parameters={"ticks": 1000})
+        await wait_for_line(site, stopped, "start")
+        await site.cancel(stopped)
+        set_atomically(offset, "3600")
+        rows = await site.wait_for_end(*jobs, stopped)
+
+        assert [row.status for row in rows] == [*[JobStatus.SUCCEEDED] * 3, JobStatus.CANCELLED], site.report()
+        evidence = await collect(
+            site.database,
+            journal=site.root / JOURNAL,
+            acknowledged=[*jobs, stopped],
+            cancelled=frozenset({stopped}),
+        )
+        assert judge(evidence).violations() == {}
+        assert {row.attempts for row in rows} == {1}
+        assert "Traceback" not in worker.log
+
+
+class TestDisk:
+    @linux_only
+    async def test_full_keeps_script_and_end_until_there_is_room(self, site: Site) -> None:
+        """A job that comes meanwhile is refused with the reason."""
+        root = site.node_home().root
+        with small_disk(root):
+            job = await site.submit(SCRIPT, parameters={"ticks": 20})
+            site.start_worker(DEEPE_SLOTS="2")
+            await site.wait(job, JobStatus.RUNNING)
+
+            fill(root / "ballast")
+            late = await site.submit(SCRIPT, parameters={"ticks": 1})
+            refused = await site.wait(late)
+            await wait_for_line(site, job, "end")
+            meanwhile = await site.row(job)
+            (root / "ballast").unlink()
+            row = await site.wait(job)
+
+            assert (refused.status, refused.reason) == (JobStatus.FAILED, EndReason.DISK_FULL), site.story(refused)
+            assert meanwhile.status is JobStatus.RUNNING
+            assert (row.status, row.attempts) == (JobStatus.SUCCEEDED, 1), site.story(row)
+            await site.close()
+
+    async def test_that_loses_the_folder_of_a_running_attempt_ends_it_and_what_runs(self, site: Site) -> None:
+        job = await site.submit(SCRIPT, parameters={"ticks": 2000, "family": "session"})
+        worker = site.start_worker()
+        await wait_for_line(site, job, "child")
+        await site.wait(job, JobStatus.RUNNING)
+        (attempt,) = await site.attempts(job)
+
+        shutil.rmtree(site.node_home().attempts / attempt.id)
+        row = await site.wait(job)
+
+        assert (row.status, row.reason, row.attempts) == (JobStatus.FAILED, EndReason.SUPERVISOR_LOST, 1)
+        assert judge(await evidence_of(site, job)).ran_after_end == ()
+        assert worker.events("folder_lost")[0]["unkillable"] == 0
+        await until(lambda: nothing_runs(site), "the end of the supervisor", report=site.report)
+
+    def test_that_loses_the_state_of_a_running_script_is_no_reason_to_run_it_again(self, attempt: Attempt) -> None:
+        attempt.start(RUN_AND_SLEEP)
+        attempt.wait_for_line("ready")
+        stage = attempt.stage()
+        kill(attempt.supervisor().pid)
+        (attempt.folder / "state.json").write_text("")
+
+        supervision.adopt(attempt.folder)
+        record = attempt.wait_for_end()
+
+        assert record.why is ExitWhy.LOST  # and not "never started", which would be tried again as harmless
+        assert not stage.is_running()
+        assert attempt.runs() == 1
+
+
+class TestMemory:
+    @linux_only
+    def test_that_ends_in_the_control_group_is_the_cause(self, attempt: Attempt) -> None:
+        with small_memory(96 * 2**20) as join:
+            attempt.prepare("open(JOURNAL, 'a').write('run\\n')\nblock = bytearray(400 * 2**20)\nprint(len(block))")
+            keeper = subprocess.Popen(
+                [sys.executable, "-I", "-S", supervisor.__file__, str(attempt.folder)], preexec_fn=join
+            )
+            record = attempt.wait_for_end()
+            keeper.wait(10)
+
+        failure = classify(record, ())
+        assert (record.signal, record.code) == (signal.SIGKILL, None)
+        assert (record.oom_kills or 0) >= 1
+        assert (failure.reason, failure.params["probable"]) == (EndReason.OUT_OF_MEMORY, False)
+        assert attempt.runs() == 1
+
+
+class TestPids:
+    @linux_only
+    def test_that_come_again_are_told_from_the_script(self, attempt: Attempt) -> None:
+        attempt.start(RUN_AND_SLEEP)
+        attempt.wait_for_line("ready")
+        stage = attempt.stage()
+        for process in (attempt.supervisor(), attempt.witness(), stage):
+            kill(process.pid)
+        wait_until(lambda: not psutil.pid_exists(stage.pid), "the end of the script")
+
+        with stranger_with(stage.pid) as stranger:
+            supervision.request_stop(attempt.folder, "cancel")
+            supervision.adopt(attempt.folder)
+            record = attempt.wait_for_end()
+
+            assert (record.why, record.code) in ((ExitWhy.LOST, None), (ExitWhy.STOPPED, None))
+            assert stranger.poll() is None
+
+
+# ---- what only some kernels let us do: elsewhere these tests are skipped --------------------------------------------
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """Mount two megabytes at the folder."""
+    folder.mkdir(parents=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("mounting is not permitted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(path: Path) -> None:
+    """Write until the disk is full."""
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while file.write(b"x" * 4096):
+            pass
+
+
+@contextlib.contextmanager
+def small_memory(limit: int) -> Iterator[object]:
+    """Make a control group of so many bytes; yield what a child calls to join it."""
+    root = Path("/sys/fs/cgroup/memory")
+    name, file = ("memory.limit_in_bytes", root) if root.is_dir() else ("memory.max", root.parent)
+    group = file / f"deepe-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / name).write_text(str(limit))
+    except OSError as error:
+        pytest.skip(f"control groups cannot be made here: {error}")
+    try:
+        yield lambda: (group / "cgroup.procs").write_text(str(os.getpid()))
+    finally:
+        wait_until(lambda: _removed(group), "the end of the control group")
+
+
+def _removed(group: Path) -> bool:
+    with contextlib.suppress(OSError):
+        group.rmdir()
+    return not group.exists()
+
+
+@contextlib.contextmanager
+def stranger_with(pid: int) -> "Iterator[subprocess.Popen[bytes]]":
+    """Start a process that gets this pid."""
+    last = Path("/proc/sys/kernel/ns_last_pid")
+    for _ in range(300):
+        try:
+            last.write_text(str(pid - 1))
+        except OSError as error:
+            pytest.skip(f"pids cannot be chosen here: {error}")
+        process = subprocess.Popen(["sleep", "60"])
+        try:
+            if process.pid == pid:
+                yield process
+                return
+        finally:
+            process.kill()
+            process.wait()
+    pytest.skip("the pid was always taken by others")
+
+
+def set_atomically(path: Path, text: str) -> None:
+    draft = path.with_suffix(".draft")
+    draft.write_text(text)
+    draft.replace(path)
+
+
+async def nothing_runs(site: Site) -> bool:
+    return site.processes() == []

@@ -1,0 +1,42 @@
+"""The API dies right behind its commit: the job is there, runs without a hint, and the repeated request finds it."""
+
+import asyncio
+import contextlib
+import signal
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.chaos.arena import arena
+from tests.chaos.stage import submission
+from tests.chaos.verdict import judge
+from tests.conftest import BACKENDS
+
+
+@pytest.mark.redis
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("backend", BACKENDS)
+async def test_job_whose_acceptance_nobody_heard_runs_once(backend: str, tmp_path: Path) -> None:
+    body, key = submission({"ticks": 3}), {"Idempotency-Key": "once"}
+    async with arena(tmp_path / "run", backend=backend, nodes=1) as site:
+        site.api.kill()
+        site.api.start(DEEPE_FAULT_POINT="committed")
+        await site.wait_until(site.api_answers, "the API", 60)
+        async with site.client() as client:
+            with contextlib.suppress(httpx.HTTPError):
+                await client.post("/jobs", json=body, headers=key)
+        assert site.api.process is not None
+        assert await asyncio.to_thread(site.api.process.wait, 20) == -signal.SIGKILL
+
+        site.nodes[0].worker.start()
+        site.api.start()
+        await site.wait_until(site.api_answers, "the API", 60)
+        async with site.client() as client:
+            again = await client.post("/jobs", json=body, headers=key)
+        await site.settle(60)
+        evidence = await site.evidence()
+
+    assert again.status_code == 201, again.text
+    assert [(job.id, job.status) for job in evidence.jobs] == [(again.json()["id"], "succeeded")]
+    assert judge(evidence).violations() == {}
