@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -211,7 +211,7 @@ def fill(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def small_memory(limit: int) -> Iterator[object]:
+def small_memory(limit: int) -> Iterator[Callable[[], object]]:
     """Make a control group of so many bytes; yield what a child calls to join it."""
     root = Path("/sys/fs/cgroup/memory")
     name, file = ("memory.limit_in_bytes", root) if root.is_dir() else ("memory.max", root.parent)
