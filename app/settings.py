@@ -122,6 +122,14 @@ class Settings(BaseSettings):
         "auto", description="What builds environments; auto: conda family on PATH, else rattler, else venv with pip."
     )
 
+    # Environments of a node
+    conda_channels: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Channels, comma-separated, for environments whose specification names none."
+    )
+    offline: bool = Field(
+        False, description="This node has no network: environments are built from packed ones, or not at all."
+    )
+
     # Command line: read by the option --url, listed here so that it is documented with the rest
     url: str = Field("http://127.0.0.1:8000", description="Service that the commands call, unless --url names one.")
 
@@ -191,7 +199,7 @@ class Settings(BaseSettings):
             _check_token(value.get_secret_value())
         return value
 
-    @field_validator("allowed_hosts", "allowed_origins", mode="before")
+    @field_validator("allowed_hosts", "allowed_origins", "conda_channels", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):

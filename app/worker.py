@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from app.domain.enums import JobKind
 from app.executor.agent import Lane, NodeAgent, NodeIsTaken, Timing, exclusive
+from app.executor.builders import BuildRules
 from app.executor.conda import CondaSearch
 from app.executor.hints import listen, listen_to_file
 from app.executor.inventory import find_accelerators
@@ -72,7 +73,7 @@ async def _work(settings: Settings, home: Home, node_home: NodeHome) -> None:
         facts=_facts(settings),
         node_home=node_home,
         search=CondaSearch.of(os.environ, root=settings.conda_root),
-        builder=settings.env_builder,
+        rules=BuildRules(builder=settings.env_builder, channels=settings.conda_channels, offline=settings.offline),
     )
     stopping = asyncio.Event()
     _on_stop(stopping.set)

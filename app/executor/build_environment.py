@@ -64,6 +64,7 @@ class Order:
     prefix: Path
     spec: EnvironmentSpec
     folder: Path  # relative paths of the pip list start here
+    channels: tuple[str, ...] = ()  # for a specification that names none
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,7 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = options.spec.read_text("utf-8") if options.spec else BASE_SPEC
         spec = parse_spec(text)
         prefix = (options.prefix or planned_prefix(options.name, spec, options.envs)).absolute()
-        order = Order(options.name, prefix, spec, (options.spec or Path.cwd() / "-").absolute().parent)
+        folder = (options.spec or Path.cwd() / "-").absolute().parent
+        order = Order(options.name, prefix, spec, folder, tuple(options.default_channel))
         wanted = None if options.builder == "auto" else Builder(options.builder)
         build(order, Tools.found(CondaSearch.of(os.environ)), progress, wanted=wanted)
     except AppError as error:
@@ -90,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build(order: Order, tools: Tools, progress: "Progress", *, wanted: Builder | None = None) -> None:
     """Make the environment ready, unless it is."""
-    builders = choose_builders(order.spec, tools, wanted=wanted)
+    builders = choose_builders(order.spec, tools, wanted=wanted, channels=order.channels)
     with _sole_build(order.prefix) as lock:
         if read_marker(order.prefix) is not None:
             progress.done(f"{order.name} is ready in {order.prefix}")
@@ -114,7 +116,7 @@ def _create(order: Order, builders: Sequence[Builder], tools: Tools, progress: "
     """Make the prefix with the first builder that reaches its sources."""
     progress.total = 3 if order.spec.pip else 2
     for builder in builders:
-        step = create_step(builder, order.spec, order.prefix, tools)
+        step = create_step(builder, order.spec, order.prefix, tools, channels=order.channels)
         progress.step(f"{step.message} ({builder})")
         try:
             _run(step, order, progress, lock)
@@ -251,6 +253,7 @@ def _parser() -> argparse.ArgumentParser:
     place.add_argument("--envs", type=Path, help="folder of this node's environments")
     place.add_argument("--prefix", type=Path, help="exact place, instead of --envs")
     parser.add_argument("--spec", type=Path, help="environment.yml; without it Python and pip only")
+    parser.add_argument("--default-channel", action="append", default=[], help="if the specification names none")
     parser.add_argument("--builder", choices=["auto", *Builder], default="auto")
     return parser
 

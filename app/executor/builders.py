@@ -50,6 +50,15 @@ class EnvironmentBuilderMissing(Invalid):
 
 
 @dataclass(frozen=True)
+class BuildRules:
+    """What the operator says of building: a builder or "auto", and channels for specifications that name none."""
+
+    builder: str = "auto"
+    channels: tuple[str, ...] = ()
+    offline: bool = False
+
+
+@dataclass(frozen=True)
 class Tools:
     """What this node builds with."""
 
@@ -76,14 +85,19 @@ class Step:
     activated: bool = False
 
 
-def choose_builders(spec: EnvironmentSpec, tools: Tools, *, wanted: Builder | None = None) -> Sequence[Builder]:
-    """Return the builders to try in order, never empty; raise an `Invalid` that says what is in the way."""
+def choose_builders(
+    spec: EnvironmentSpec, tools: Tools, *, wanted: Builder | None = None, channels: Sequence[str] = ()
+) -> Sequence[Builder]:
+    """Return the builders to try in order, never empty; raise an `Invalid` that says what is in the way.
+
+    `channels` serve a specification that names none.
+    """
     if wanted is not None:
         return [_available(wanted, spec, tools)]
     if tools.conda is not None:
         return [Builder.CONDA]
     refusal = venv_refusal(spec, tools.python_version)
-    rattler = [Builder.RATTLER] if tools.rattler and spec.channels else []
+    rattler = [Builder.RATTLER] if tools.rattler and (spec.channels or channels) else []
     if refusal is not None and not rattler:
         raise refusal
     return rattler if refusal is not None else [*rattler, Builder.VENV]
@@ -100,10 +114,12 @@ def venv_refusal(spec: EnvironmentSpec, python_version: str) -> Invalid | None:
     return None
 
 
-def create_step(builder: Builder, spec: EnvironmentSpec, prefix: Path, tools: Tools) -> Step:
-    """Return the command that makes the prefix with its conda packages."""
+def create_step(
+    builder: Builder, spec: EnvironmentSpec, prefix: Path, tools: Tools, *, channels: Sequence[str] = ()
+) -> Step:
+    """Return the command that makes the prefix with its conda packages; `channels` if the specification names none."""
     packages = conda_packages(spec)
-    channels = [channel for channel in spec.channels if channel != "nodefaults"]
+    channels = [channel for channel in spec.channels or channels if channel != "nodefaults"]
     options = [option for channel in channels for option in ("--channel", channel)]
     match builder:
         case Builder.CONDA:

@@ -7,11 +7,13 @@ has the environment: then they wait for that node, and this one does not try the
 """
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from sqlalchemy.exc import IntegrityError
@@ -19,10 +21,12 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import EndReason, JobKind, JobStatus, Platform
+from app.domain.environment_reports import EnvironmentState
+from app.executor.builders import BuildRules
 from app.executor.conda import CondaSearch
-from app.executor.environments import BASE, EnvironmentState, FoundEnvironment, find_environment, list_environments
+from app.executor.environments import BASE, mark_used
+from app.executor.local_environments import LocalEnvironments, Look
 from app.executor.snapshot import EnvironmentBuild, Snapshot
-from app.registry.environment_spec import parse_spec
 from app.registry.nodes import living_nodes
 from app.store import jobs as store
 from app.store import nodes
@@ -35,6 +39,7 @@ from app.store.tables import JobRow
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 2.0
+_STANDING = (EnvironmentState.READY, EnvironmentState.STALE)
 
 
 @dataclass(frozen=True)
@@ -52,15 +57,16 @@ class NodeEnvironments:
     """Finds, reports and orders the environments of one node."""
 
     def __init__(
-        self, *, database: Database, facts: NodeFacts, node_home: NodeHome, search: CondaSearch, builder: str
+        self, *, database: Database, facts: NodeFacts, node_home: NodeHome, search: CondaSearch, rules: BuildRules
     ) -> None:
         self._database = database
         self._facts = facts
         self._home = node_home
-        self._search = search
-        self._builder = builder
+        self._rules = rules
+        self._local = LocalEnvironments(envs_dir=node_home.environments, search=search, rules=rules)
         self._node_id = ""
-        self._found: Mapping[str, FoundEnvironment] = {}
+        self._seen = Look({}, ())
+        self._told: Sequence[dict[str, Any]] | None = None
         self._specs: Mapping[str, str | None] = {}
         self._looked_at = float("-inf")
 
@@ -73,30 +79,46 @@ class NodeEnvironments:
                 name=self._facts.name,
                 platform=self._facts.platform,
                 accelerators=self._facts.accelerators,
-                environments=sorted(self._ready()),
+                environments=sorted(self._seen.ready),
                 slots=self._facts.slots,
                 boot_id=self._facts.boot_id,
                 now=await database_now(session),
             )
         self._node_id = row.id
+        self._told = None
         return row.id
 
     async def beat(self) -> None:
-        """Say that the node lives, and which environments it has."""
+        """Say that the node lives, which environments it has, and what it knows of them if that changed."""
         ready = sorted(await self.ready_environments())
+        documents = self._seen.documents()
         async with self._database.writing() as session:
-            await nodes.heartbeat(session, self._node_id, now=await database_now(session), environments=ready)
+            await nodes.heartbeat(
+                session,
+                self._node_id,
+                now=await database_now(session),
+                environments=ready,
+                environment_states=documents if documents != self._told else None,
+            )
+        self._told = documents
 
     async def ready_environments(self) -> Collection[str]:
         """Return the names of the environments that stages can run in here, now."""
         await self._look_again()
-        return self._ready()
+        return self._seen.ready
 
     async def prefix(self, name: str) -> Path | None:
-        """Return where the environment is, None if it is not ready."""
+        """Return where a stage that was claimed runs, None if the environment is gone; remember that it is used.
+
+        A specification may change between claim and launch: the stage then runs where it would have a moment ago.
+        """
         await self._look()
-        found = self._found.get(name)
-        return found.prefix if found is not None and found.state is EnvironmentState.READY else None
+        found = self._seen.found.get(name)
+        if found is None or found.prefix is None or found.state not in _STANDING:
+            return None
+        with contextlib.suppress(OSError):  # nothing but the clean-up misses it
+            await asyncio.to_thread(mark_used, self._home.environments, found.prefix)
+        return found.prefix
 
     async def request_builds(self) -> None:
         """Order the environments that queued jobs wait for; fail jobs whose environment nobody can make."""
@@ -114,7 +136,7 @@ class NodeEnvironments:
 
     async def _order(self, name: str) -> None:
         await self._look()
-        if name in self._ready():
+        if name in self._seen.ready:
             return
         spec = self._specs.get(name)
         if spec is None and name != BASE:
@@ -164,7 +186,8 @@ class NodeEnvironments:
 
     def build_command(self, name: str, *, spec_file: Path | None) -> list[str]:
         """Return the options of `app.executor.build_environment` that build `name` here."""
-        options = ["--name", name, "--envs", str(self._home.environments), "--builder", self._builder]
+        options = ["--name", name, "--envs", str(self._home.environments), "--builder", self._rules.builder]
+        options += [option for channel in self._rules.channels for option in ("--default-channel", channel)]
         return options if spec_file is None else [*options, "--spec", str(spec_file)]
 
     async def _give_up(self, name: str) -> None:
@@ -189,20 +212,8 @@ class NodeEnvironments:
     async def _look(self) -> None:
         async with self._database.reading() as session:
             self._specs = {row.name: row.spec for row in await all_environments(session)}
-        self._found = await asyncio.to_thread(self._find, self._specs)
+        self._seen = await asyncio.to_thread(self._local.look, self._specs)
         self._looked_at = time.monotonic()
-
-    def _find(self, specs: Mapping[str, str | None]) -> Mapping[str, FoundEnvironment]:
-        """Look at what stands on disk: environments without a specification, then those with one."""
-        envs, search = self._home.environments, self._search
-        found = {environment.name: environment for environment in list_environments(envs_dir=envs, search=search)}
-        for name, spec in {BASE: None, **specs}.items():
-            parsed = parse_spec(spec) if spec is not None else None
-            found[name] = find_environment(name, parsed, envs_dir=envs, search=search)
-        return found
-
-    def _ready(self) -> frozenset[str]:
-        return frozenset(name for name, found in self._found.items() if found.state is EnvironmentState.READY)
 
 
 async def build_job(session: AsyncSession, name: str, spec: str | None, *, node_id: str) -> JobRow | None:

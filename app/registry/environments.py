@@ -3,7 +3,7 @@
 Known are those that are registered here, those that a node found or built, and `base`, which every node has.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -13,6 +13,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.domain.errors import Conflict, NotFound, Violation, together_with
 from app.domain.names import environment_name_violations
 from app.registry.environment_spec import parse_spec, spec_hash
+from app.registry.node_environments import NodeEnvironment, Standings, standings
 from app.store import environments as store
 from app.store import named
 from app.store.nodes import all_nodes
@@ -53,22 +54,6 @@ class EnvironmentSource(StrEnum):
     DISCOVERED = "discovered"
 
 
-class NodeEnvironmentState(StrEnum):
-    """What a node says of an environment."""
-
-    READY = "ready"
-    BUILDING = "building"
-    ABSENT = "absent"
-
-
-@dataclass(frozen=True)
-class NodeEnvironment:
-    """State of an environment on one node."""
-
-    node: str
-    state: NodeEnvironmentState
-
-
 @dataclass(frozen=True)
 class EnvironmentView:
     """An environment with what all nodes say of it; `row` is None if it exists on nodes only."""
@@ -98,19 +83,18 @@ class Environments:
 
     async def views(self, session: AsyncSession, *, text: str | None = None) -> list[EnvironmentView]:
         """Return all known environments by name."""
-        rows = {row.name: row for row in await store.all_environments(session)}
+        known = await standings(session)
         nodes = await all_nodes(session)
-        names = {BASE_ENVIRONMENT, *rows, *(name for node in nodes for name in node.environments)}
+        names = {BASE_ENVIRONMENT, *known.rows, *(name for node in nodes for name in node.environments)}
         wanted = sorted(name for name in names if not text or text.casefold() in name.casefold())
-        builds = await store.builds(session)
-        return [_view(name, rows.get(name), nodes, builds) for name in wanted]
+        return _views(wanted, known, nodes)
 
     async def get(self, session: AsyncSession, name: str) -> EnvironmentView:
         """Return the environment with exactly this name."""
         if not await self.is_known(session, name):
             raise EnvironmentNotFound(environment=name)
-        row = await store.find_environment(session, name)
-        return _view(name, row, await all_nodes(session), await store.builds(session))
+        (view,) = _views([name], await standings(session), await all_nodes(session))
+        return view
 
     async def create(self, session: AsyncSession, *, name: str, spec: str | None) -> EnvironmentView:
         """Register an environment; with a spec it can be built, without one it must be on a node already."""
@@ -151,20 +135,23 @@ def environment_version(spec_hash: str | None) -> str:
     return spec_hash or "none"
 
 
-def _view(
-    name: str, row: EnvironmentRow | None, nodes: Sequence[NodeRow], builds: Collection[tuple[str, str]]
-) -> EnvironmentView:
-    source = EnvironmentSource.DISCOVERED
-    if row is not None:
-        source = EnvironmentSource.SHIPPED if row.shipped else EnvironmentSource.REGISTERED
-    states = tuple(NodeEnvironment(node.name, _state(node, name, builds)) for node in nodes)
-    return EnvironmentView(name=name, source=source, row=row, nodes=states)
+def _views(names: Sequence[str], known: Standings, nodes: Sequence[NodeRow]) -> list[EnvironmentView]:
+    by_node = [known.on(node, names) for node in nodes]
+    return [
+        EnvironmentView(
+            name=name,
+            source=_source(known.rows.get(name)),
+            row=known.rows.get(name),
+            nodes=tuple(standing[index] for standing in by_node),
+        )
+        for index, name in enumerate(names)
+    ]
 
 
-def _state(node: NodeRow, name: str, builds: Collection[tuple[str, str]]) -> NodeEnvironmentState:
-    if (name, node.id) in builds:
-        return NodeEnvironmentState.BUILDING
-    return NodeEnvironmentState.READY if name in node.environments else NodeEnvironmentState.ABSENT
+def _source(row: EnvironmentRow | None) -> EnvironmentSource:
+    if row is None:
+        return EnvironmentSource.DISCOVERED
+    return EnvironmentSource.SHIPPED if row.shipped else EnvironmentSource.REGISTERED
 
 
 def _own_row(view: EnvironmentView) -> EnvironmentRow:

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.registry.node_environments import NodeEnvironment, Standings, standings
 from app.registry.readiness import NODE_SILENT_AFTER
 from app.store.clock import database_now
 from app.store.nodes import all_nodes, get_node
@@ -27,6 +28,7 @@ class NodeView:
     row: NodeRow
     heartbeat_age: timedelta
     state: NodeState
+    environments: Sequence[NodeEnvironment] = ()
 
 
 class Nodes:
@@ -34,13 +36,13 @@ class Nodes:
 
     async def views(self, session: AsyncSession) -> Sequence[NodeView]:
         """Return all nodes by name."""
-        now = await database_now(session)
-        return [_view(row, age=now - row.heartbeat_at) for row in await all_nodes(session)]
+        now, known = await database_now(session), await standings(session)
+        return [_view(row, known, age=now - row.heartbeat_at) for row in await all_nodes(session)]
 
     async def get(self, session: AsyncSession, node: str) -> NodeView:
         """Return the node with this id or name."""
         row = await get_node(session, node)
-        return _view(row, age=await database_now(session) - row.heartbeat_at)
+        return _view(row, await standings(session), age=await database_now(session) - row.heartbeat_at)
 
 
 async def living_nodes(session: AsyncSession) -> Sequence[NodeRow]:
@@ -49,6 +51,6 @@ async def living_nodes(session: AsyncSession) -> Sequence[NodeRow]:
     return [node for node in await all_nodes(session) if now - node.heartbeat_at < NODE_SILENT_AFTER]
 
 
-def _view(row: NodeRow, *, age: timedelta) -> NodeView:
+def _view(row: NodeRow, known: Standings, *, age: timedelta) -> NodeView:
     state = NodeState.SILENT if age >= NODE_SILENT_AFTER else NodeState.READY
-    return NodeView(row=row, heartbeat_age=max(age, timedelta()), state=state)
+    return NodeView(row=row, heartbeat_age=max(age, timedelta()), state=state, environments=known.on(row))

@@ -1,16 +1,21 @@
 """Environments that are registered by name, with or without a spec. Others are known because a node has them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import uuid4
 
 import sqlalchemy as sa
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.names import name_key
 from app.store import named
 from app.store.tables import BUILDING, EnvironmentRow, JobRow
+
+REMEMBERED_BUILDS = 500
 
 
 async def find_environment(session: AsyncSession, name: str) -> EnvironmentRow | None:
@@ -42,6 +47,38 @@ async def builds(session: AsyncSession) -> frozenset[tuple[str, str]]:
     """Return the environments that are being built right now, each with the id of the node that builds it."""
     statement = select(JobRow.environment, JobRow.node_id).where(sa.text(BUILDING), col(JobRow.node_id).is_not(None))
     return frozenset((name, node or "") for name, node in (await session.exec(statement)).all())
+
+
+@dataclass(frozen=True)
+class LastBuild:
+    """The newest build of an environment on a node; `spec` is the text that it was made from."""
+
+    job_id: str
+    status: JobStatus
+    reason: EndReason | None
+    params: Mapping[str, Any]
+    spec: str | None
+
+
+async def last_builds(session: AsyncSession) -> Mapping[tuple[str, str], LastBuild]:
+    """Return (environment, node id) → its newest build, of the builds that are remembered: the newest few hundred."""
+    statement = (
+        select(JobRow)
+        # builds have no method: the index on it finds them among a hundred thousand jobs
+        .where(col(JobRow.method_id).is_(None), JobRow.kind == JobKind.ENVIRONMENT)
+        .order_by(col(JobRow.created_at).desc(), col(JobRow.id))
+        .limit(REMEMBERED_BUILDS)
+    )
+    found: dict[tuple[str, str], LastBuild] = {}
+    for job in (await session.exec(statement)).all():
+        order = job.launch.get("build") or {}
+        if job.node_id is not None and order.get("action", "build") == "build":
+            found.setdefault((job.environment, job.node_id), _last_build(job, order.get("spec")))
+    return found
+
+
+def _last_build(job: JobRow, spec: str | None) -> LastBuild:
+    return LastBuild(job_id=job.id, status=job.status, reason=job.reason, params=job.reason_params, spec=spec)
 
 
 def new_environment(

@@ -57,9 +57,12 @@ async def heartbeat(
     *,
     now: datetime,
     environments: Sequence[str] | None = None,
+    environment_states: Sequence[Mapping[str, Any]] | None = None,
 ) -> bool:
     """Say that the node is alive, and what changed on it; return `False` if nobody knows it any more."""
     values: dict[str, Any] = {"heartbeat_at": now}
+    if environment_states is not None:
+        values["environment_states"] = [dict(state) for state in environment_states]
     if environments is not None:
         values["environments"] = sorted(environments)
     result = await session.exec(sa.update(NodeRow).where(col(NodeRow.id) == node_id).values(**values))

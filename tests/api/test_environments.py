@@ -70,7 +70,7 @@ class TestKnownEnvironments:
             ("base", "discovered", "ready"),
             ("found", "discovered", "ready"),
             ("mine", "registered", "building"),
-            ("shipped", "shipped", "absent"),
+            ("shipped", "shipped", "known"),
         ]
 
     async def test_pages_and_filters(self, app: MethodsApp) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from app.domain.environment_reports import EnvironmentState
 from app.executor import supervision
 from app.executor.activation import builder_environment, interpreter, stage_environment
 from app.executor.conda import CondaSearch
 from app.executor.environments import (
-    EnvironmentState,
     find_environment,
     lock_path,
     planned_prefix,
@@ -101,7 +101,7 @@ class TestVenv:
         done = build.run()
 
         assert done.returncode == 0, done.stdout + done.stderr
-        assert (before, build.state()) == (EnvironmentState.MISSING, EnvironmentState.READY)
+        assert (before, build.state()) == (EnvironmentState.KNOWN, EnvironmentState.READY)
         marker = read_marker(build.prefix)
         assert marker is not None
         assert (marker.name, marker.builder) == ("demo", "venv")

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from app.domain.environment_reports import EnvironmentState
 from app.executor.conda import CondaSearch
 from app.executor.environments import (
+    EnvironmentFinder,
     EnvironmentSource,
-    EnvironmentState,
     FoundEnvironment,
     find_environment,
-    list_environments,
     lock_path,
     planned_prefix,
     read_marker,
@@ -55,7 +55,7 @@ class TestFindEnvironment:
     def test_missing_with_specification_names_the_place_to_build(self, envs: Path, search: CondaSearch) -> None:
         found = find_environment("trl", SPEC, envs_dir=envs, search=search)
 
-        assert found == FoundEnvironment("trl", planned_prefix("trl", SPEC, envs), EnvironmentState.MISSING, None)
+        assert found == FoundEnvironment("trl", planned_prefix("trl", SPEC, envs), EnvironmentState.KNOWN, None)
 
     def test_missing_without_specification(self, envs: Path, search: CondaSearch) -> None:
         found = find_environment("trl", None, envs_dir=envs, search=search)
@@ -68,19 +68,19 @@ class TestFindEnvironment:
 
         found = find_environment("trl", SPEC, envs_dir=envs, search=search)
 
-        assert found == FoundEnvironment("trl", prefix, EnvironmentState.READY, EnvironmentSource.BUILT)
+        assert (found.prefix, found.state, found.source) == (prefix, EnvironmentState.READY, EnvironmentSource.BUILT)
 
     def test_build_without_marker_is_missing(self, envs: Path, search: CondaSearch) -> None:
         make_python(planned_prefix("trl", SPEC, envs), kind="venv")
 
-        assert find_environment("trl", SPEC, envs_dir=envs, search=search).state is EnvironmentState.MISSING
+        assert find_environment("trl", SPEC, envs_dir=envs, search=search).state is EnvironmentState.KNOWN
 
     def test_build_of_an_older_specification_is_stale(self, envs: Path, search: CondaSearch) -> None:
         prefix = make_build(envs, "trl", SPEC)
 
         found = find_environment("trl", NEWER, envs_dir=envs, search=search)
 
-        assert found == FoundEnvironment("trl", prefix, EnvironmentState.STALE, EnvironmentSource.BUILT)
+        assert (found.prefix, found.state, found.source) == (prefix, EnvironmentState.STALE, EnvironmentSource.BUILT)
 
     def test_newest_build_serves_a_name_without_specification(self, envs: Path, search: CondaSearch) -> None:
         make_build(envs, "trl", SPEC)
@@ -127,7 +127,7 @@ class TestFindEnvironment:
         root = make_python(search.home / "miniforge3", kind="conda")
         with_conda = find_environment("base", None, envs_dir=envs, search=search)
 
-        assert (planned.prefix, planned.state) == (built, EnvironmentState.MISSING)
+        assert (planned.prefix, planned.state) == (built, EnvironmentState.KNOWN)
         assert (without_conda.prefix, without_conda.state) == (built, EnvironmentState.READY)
         assert with_conda == FoundEnvironment("base", root, EnvironmentState.READY, EnvironmentSource.CONDA)
 
@@ -140,7 +140,7 @@ def test_list_shows_every_ready_name_once(envs: Path, search: CondaSearch) -> No
     make_python(envs / "placed", kind="venv")
     make_python(search.home / ".conda" / "envs" / "users", kind="conda")
 
-    found = list_environments(envs_dir=envs, search=search)
+    found = EnvironmentFinder(envs_dir=envs, search=search).scan().ready()
 
     assert [(environment.name, environment.source) for environment in found] == [
         ("placed", EnvironmentSource.VENV),

@@ -8,6 +8,7 @@ import pytest
 from sqlmodel import col, select
 
 from app.domain.enums import EndReason, JobKind, JobStatus, Platform
+from app.executor.builders import BuildRules
 from app.executor.conda import CondaSearch
 from app.executor.presence import NodeEnvironments, NodeFacts, build_job
 from app.executor.snapshot import Snapshot
@@ -34,7 +35,7 @@ class Node:
             facts=NodeFacts(name="here", platform=Platform.CPU, accelerators=(), slots=1, boot_id="boot"),
             node_home=self.home,
             search=CondaSearch(environ={"PATH": ""}, home=root, root=root / "no-conda"),
-            builder="venv",
+            rules=BuildRules(builder="venv"),
         )
         self.id = ""
 
@@ -230,3 +231,32 @@ class TestNode:
         assert row.environments == ["placed"]
         assert await node.environments.prefix("placed") == prefix
         assert await node.environments.prefix("unheard-of") is None
+
+
+class TestBeat:
+    async def test_tells_states_and_writes_them_only_when_they_changed(self, node: Node) -> None:
+        await node.know("tiny", SPEC)
+        await node.know("foreign", "dependencies: [ffmpeg]\n")
+
+        async def states() -> dict[str, str]:
+            async with node.database.reading() as session:
+                row = await nodes.get_node(session, node.id)
+                return {state["name"]: state["state"] for state in row.environment_states}
+
+        async def forget() -> None:
+            async with node.database.writing() as session:
+                await nodes.heartbeat(session, node.id, now=datetime.now(UTC), environment_states=[])
+
+        await node.environments.prefix("nothing")  # a look
+        await node.environments.beat()
+        told = await states()
+        await forget()
+        await node.environments.beat()
+        untouched = await states()
+        await node.know("later", SPEC)
+        await node.environments.prefix("nothing")
+        await node.environments.beat()
+
+        assert told == {"base": "known", "tiny": "known", "foreign": "missing"}
+        assert untouched == {}
+        assert await states() == {**told, "later": "known"}

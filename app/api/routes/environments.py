@@ -16,6 +16,7 @@ from app.api.schemas.jobs import JobRead, job_read
 from app.api.schemas.resources import EnvironmentCreate, EnvironmentRead, EnvironmentSpecReplace, environment_read
 from app.api.small_lists import page_by_name
 from app.domain.errors import InvalidRequest
+from app.domain.texts import Language
 from app.executor.environment_builds import EnvironmentWithoutSpec, NoNode
 from app.registry.environment_spec import EnvironmentSpecUnreadable
 from app.registry.environments import (
@@ -43,11 +44,12 @@ async def list_environments(
     session: ReadSession,
     services: ServicesDep,
     paging: Paging,
+    language: RequestLanguage,
     q: TextInName = None,
 ) -> Page[EnvironmentRead]:
     """List the environments that are registered or on a node."""
     views = await services.environments.views(session, text=q)
-    return page_by_name([environment_read(view) for view in views], paging, name=lambda view: view.name)
+    return page_by_name([environment_read(view, language) for view in views], paging, name=lambda view: view.name)
 
 
 @router.post(
@@ -57,23 +59,31 @@ async def list_environments(
     responses=problem_responses(InvalidRequest, NameTaken, EnvironmentSpecUnreadable, IdempotencyKeyReused),
 )
 async def create_environment(
-    environment: EnvironmentCreate, session: WriteSession, services: ServicesDep, creation: CreationDep
+    environment: EnvironmentCreate,
+    session: WriteSession,
+    services: ServicesDep,
+    creation: CreationDep,
+    language: RequestLanguage,
 ) -> Response:
     """Register an environment by name, with the spec to build it from if there is one."""
 
     async def create() -> EnvironmentRead:
         view = await services.environments.create(session, name=environment.name, spec=environment.spec)
-        return environment_read(view)
+        return environment_read(view, language)
 
     return await creation.answer(create, headers=_created_headers)
 
 
 @router.get("/environments/{environment}", responses=problem_responses(EnvironmentNotFound))
 async def get_environment(
-    environment: EnvironmentRef, session: ReadSession, services: ServicesDep, response: Response
+    environment: EnvironmentRef,
+    session: ReadSession,
+    services: ServicesDep,
+    language: RequestLanguage,
+    response: Response,
 ) -> EnvironmentRead:
     """Read an environment and its state on every node."""
-    return _tagged(await services.environments.get(session, environment), response)
+    return _tagged(await services.environments.get(session, environment), response, language)
 
 
 @router.put(
@@ -85,11 +95,12 @@ async def replace_environment(
     session: WriteSession,
     services: ServicesDep,
     if_match: IfMatch,
+    language: RequestLanguage,
     response: Response,
 ) -> EnvironmentRead:
     """Replace the spec; nodes build the new environment when a job needs it."""
     view = await services.environments.replace_spec(session, environment, spec=replacement.spec, check=if_match.require)
-    return _tagged(view, response)
+    return _tagged(view, response, language)
 
 
 @router.delete("/environments/{environment}", status_code=204, responses=problem_responses(*_CHANGED, EnvironmentInUse))
@@ -133,6 +144,6 @@ def _created_headers(body: Mapping[str, Any]) -> Mapping[str, str]:
     }
 
 
-def _tagged(view: EnvironmentView, response: Response) -> EnvironmentRead:
+def _tagged(view: EnvironmentView, response: Response, language: Language) -> EnvironmentRead:
     response.headers["ETag"] = etag_of(view.version)
-    return environment_read(view)
+    return environment_read(view, language)

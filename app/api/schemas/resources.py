@@ -6,12 +6,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.errors import ProblemEntry
+from app.api.schemas.node_environments import NodeEnvironmentRead, node_environment_read
 from app.domain.deploy_targets import DeployTargetKind
 from app.domain.enums import Platform
 from app.domain.texts import Language
 from app.registry.base_model_card import BaseModelCard
 from app.registry.datasets import Preview, Validation
-from app.registry.environments import EnvironmentSource, EnvironmentView, NodeEnvironmentState
+from app.registry.environments import EnvironmentSource, EnvironmentView
 from app.registry.nodes import NodeState, NodeView
 from app.store.tables import BaseModelRow, DatasetRow, DeployTargetRow
 
@@ -207,13 +208,6 @@ class EnvironmentSpecReplace(_Body):
     spec: str = Field(max_length=_MAX_SPEC, description="Text of an `environment.yml`.", examples=[_SPEC])
 
 
-class NodeEnvironmentRead(BaseModel):
-    """State of an environment on one node."""
-
-    node: str = Field(examples=["laptop"])
-    state: NodeEnvironmentState
-
-
 class EnvironmentRead(BaseModel):
     """A conda environment that stages can name."""
 
@@ -226,7 +220,7 @@ class EnvironmentRead(BaseModel):
     updated_at: datetime | None
 
 
-def environment_read(view: EnvironmentView) -> EnvironmentRead:
+def environment_read(view: EnvironmentView, language: Language) -> EnvironmentRead:
     """Return the environment as callers see it."""
     row = view.row
     return EnvironmentRead(
@@ -234,7 +228,7 @@ def environment_read(view: EnvironmentView) -> EnvironmentRead:
         source=view.source,
         spec=row and row.spec,
         spec_hash=row and row.spec_hash,
-        nodes=[NodeEnvironmentRead(node=node.node, state=node.state) for node in view.nodes],
+        nodes=[node_environment_read(standing, language) for standing in view.nodes],
         created_at=row and row.created_at,
         updated_at=row and row.updated_at,
     )
@@ -251,14 +245,15 @@ class NodeRead(BaseModel):
     state: NodeState = Field(description="`silent`: not heard of for a minute; it gets no work.")
     platform: Platform
     accelerators: list[dict[str, Any]] = Field(examples=[[{"kind": "cuda", "name": "NVIDIA L4"}]])
-    environments: list[str] = Field(description="Found or built on the node.", examples=[["base", "trl"]])
+    environments: list[str] = Field(description="Ready on the node.", examples=[["base", "trl"]])
+    environment_states: list[NodeEnvironmentRead] = Field(description="Everything that is ready or could be.")
     slots: int = Field(description="Jobs at once.")
     heartbeat_at: datetime
     heartbeat_age_seconds: float = Field(description="By the database's clock.", examples=[1.5])
     created_at: datetime
 
 
-def node_read(view: NodeView) -> NodeRead:
+def node_read(view: NodeView, language: Language) -> NodeRead:
     """Return the node as callers see it."""
     row = view.row
     return NodeRead(
@@ -268,6 +263,7 @@ def node_read(view: NodeView) -> NodeRead:
         platform=row.platform,
         accelerators=row.accelerators,
         environments=row.environments,
+        environment_states=[node_environment_read(standing, language) for standing in view.environments],
         slots=row.slots,
         heartbeat_at=row.heartbeat_at,
         heartbeat_age_seconds=round(view.heartbeat_age.total_seconds(), 3),

@@ -1,0 +1,63 @@
+"""What a node says of its environments; kept in `node.environment_states`, one document an environment."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class EnvironmentState(StrEnum):
+    """How an environment stands on a node."""
+
+    KNOWN = "known"  # not there; this node can build it and does so when a job needs it
+    MISSING = "missing"  # not there, and this node cannot build it
+    BUILDING = "building"
+    READY = "ready"
+    STALE = "stale"  # built from an older specification; built again when a job needs it
+    FAILED = "failed"  # not there: the last build made nothing
+
+
+class Trouble(BaseModel):
+    """What stands in the way: the code of its sentence, and the values in it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    code: str
+    params: dict[str, Any] = {}
+
+
+class EnvironmentReport(BaseModel):
+    """One environment of one node. What is unknown is None: nobody counts the bytes of an environment it found."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    state: EnvironmentState
+    source: str | None = Field(default=None, description="built, conda or venv")
+    prefix: str | None = None
+    spec_hash: str | None = None
+    builder: str | None = None
+    python: str | None = None
+    size_bytes: int | None = None
+    built_at: datetime | None = None
+    used_at: datetime | None = None
+    lock: str | None = None
+    trouble: Trouble | None = None
+
+    @classmethod
+    def read(cls, documents: Sequence[Mapping[str, Any]]) -> Mapping[str, Self]:
+        """Return the reports by name; what another version of the worker wrote and we cannot read is left out."""
+        reports: dict[str, Self] = {}
+        for document in documents:
+            try:
+                report = cls.model_validate(document)
+            except ValidationError:
+                continue
+            reports[report.name] = report
+        return reports
+
+    def document(self) -> dict[str, Any]:
+        """Return what the database keeps."""
+        return self.model_dump(mode="json", exclude_defaults=True)
