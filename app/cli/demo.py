@@ -179,8 +179,9 @@ class Demo:
         return any(node["state"] == "ready" for node in found["nodes"])
 
     def _register(self) -> dict[str, Any]:
-        from app.cli.demo_samples import copy_method, ensure_dataset
+        from app.cli.demo_samples import copy_method, ensure_dataset, ensure_method
 
+        ensure_method(self._api, self._manifest.name)
         ensure_dataset(self._api, self._manifest.demo.dataset)
         method = copy_method(self._api, self._manifest.name, name=f"My {self._manifest.name}")
         self._headline(f"Registered: {method['name']}")

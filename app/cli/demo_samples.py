@@ -47,6 +47,12 @@ def ensure_dataset(api: Api, name: str) -> None:
     api.put_file(f"/datasets/{segment(name)}/file", path)
 
 
+def ensure_method(api: Api, name: str) -> None:
+    """Install the shipped method if it is not there yet."""
+    if not _exists(api, f"/methods/{segment(name)}"):
+        api.post(f"/presets/{segment(name)}:install")
+
+
 def copy_method(api: Api, method: str, *, name: str) -> dict[str, Any]:
     """Copy a method under `name`, with a number behind it when that is taken."""
     for number in range(1, 1000):
@@ -98,7 +104,8 @@ def _build(sample: "SampleBaseModel", folder: Path, settings: "Settings", *, say
     """Run the sample's program; it writes the folder as a whole or not at all."""
     assert sample.program is not None
     assert sample.environment is not None
-    command = [str(environment_python(settings, sample.environment)), str(sample.program), "--output", str(folder)]
+    python = environment_python(settings, sample.environment)
+    command = [str(python), str(sample.program), *sample.arguments, "--output", str(folder)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, errors="replace"
     ) as process:

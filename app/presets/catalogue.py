@@ -56,6 +56,8 @@ class PresetManifest(_Frozen):
     version: int = Field(ge=1)
     platforms: tuple[Platform, ...]
     read_only: bool
+    by_default: bool = True
+    """Whether an installation of one of the platforms has it from the start; the others are installed by name."""
     description: Texts
     definition: dict[str, Any]
     columns: DataColumns
@@ -78,13 +80,14 @@ class SampleDataset(_Frozen):
 class SampleBaseModel(_Frozen):
     """A base model for demo runs: a folder that is shipped, or a program that builds one.
 
-    A program is run as `python <program> --output <folder>` by the interpreter of `environment`.
+    A program is run as `python <program> <arguments> --output <folder>` by the interpreter of `environment`.
     """
 
     name: str
     description: Texts
     folder: Path | None = None
     program: Path | None = None
+    arguments: tuple[str, ...] = ()
     environment: str | None = None
 
     @model_validator(mode="after")
@@ -135,6 +138,7 @@ def sample_base_models() -> tuple[SampleBaseModel, ...]:
             description=entry["description"],
             folder=_in_room(entry.get("folder")),
             program=_in_room(entry.get("program")),
+            arguments=tuple(entry.get("arguments", ())),
             environment=entry.get("environment"),
         )
         for name, entry in _samples()["base_models"].items()

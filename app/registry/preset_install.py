@@ -84,6 +84,8 @@ class PresetInstaller:
             if wanted.isdisjoint(manifest.platforms):
                 continue
             row = known.get(manifest.name)
+            if row is None and not manifest.by_default:
+                continue
             try:
                 if row is None:
                     await self._install(session, manifest)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from app.domain.enums import Platform
+from app.presets.catalogue import load_manifests
 from app.store.nodes import register_node
 from app.store.session import Database
 from tests.api.client import MethodsApp, definition, methods_app
@@ -200,7 +201,8 @@ class TestPresets:
         one = await app.client.get("/api/v1/presets/Custom01")
         unknown = await app.client.get("/api/v1/presets/nope")
 
-        assert [preset["name"] for preset in first["items"] + rest["items"]] == ["Custom01", "Custom02", "SFT-Demo"]
+        listed = [preset["name"] for preset in first["items"] + rest["items"]]
+        assert listed == [manifest.name for manifest in load_manifests()]
         assert rest["next_cursor"] is None
         assert one.json() == first["items"][0]
         assert one.json()["installed"]

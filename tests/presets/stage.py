@@ -40,9 +40,19 @@ class Finished:
     def of_type(self, kind: str) -> list[dict[str, Any]]:
         return [event for event in self.events if event["type"] == kind]
 
-    def exact_match(self, phase: str) -> float:
-        (value,) = [event["value"] for event in self.of_type("evaluation") if event["phase"] == phase]
+    def score(self, phase: str, name: str = "exact_match") -> float:
+        (value,) = [
+            event["value"] for event in self.of_type("evaluation") if (event["phase"], event["name"]) == (phase, name)
+        ]
         return float(value)
+
+    def exact_match(self, phase: str) -> float:
+        return self.score(phase)
+
+    def curve(self, name: str = "loss") -> dict[int, float]:
+        """Return the points of a curve by step."""
+        points = [(event["step"], event["values"]) for event in self.of_type("metrics")]
+        return {step: values[name] for step, values in points if name in values}
 
 
 @dataclass(frozen=True)
@@ -108,3 +118,9 @@ def make_home(path: Path, python: Path = Path(sys.executable)) -> Home:
 def dataset(name: str) -> Path:
     (path,) = [sample.path for sample in catalogue.sample_datasets() if sample.name == name]
     return path
+
+
+def demo_parameters(method: str) -> list[str]:
+    """Return the arguments of the method's demo run."""
+    (manifest,) = [manifest for manifest in catalogue.load_manifests() if manifest.name == method]
+    return [f"--{name}={value}" for name, value in manifest.demo.parameters.items()]

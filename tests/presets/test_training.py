@@ -1,13 +1,11 @@
 """SFT-Demo and Custom02 for real: a base model is built, trained, saved and asked in the `trl` environment."""
 
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from app.presets import catalogue
-from tests.presets.stage import Finished, Home, dataset, make_home
+from tests.presets.stage import Finished, Home, dataset, demo_parameters, make_home
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(240), pytest.mark.xdist_group("training")]
 
@@ -15,29 +13,10 @@ QUESTION = "Which is larger, 3 or 8?"
 
 
 @pytest.fixture(scope="module")
-def tiny_base(training_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    (program,) = [model.program for model in catalogue.sample_base_models() if model.name == "tiny-base"]
-    assert program is not None
-    folder = tmp_path_factory.mktemp("base") / "tiny-base"
-    subprocess.run([training_python, program, "--output", folder], check=True, capture_output=True, timeout=200)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def trained(training_python: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, Finished]:
     """Return the home of a finished demo training and what it reported."""
     home = make_home(tmp_path_factory.mktemp("trained") / "deepe", training_python)
     return home, train(home, tiny_base)
-
-
-@pytest.fixture
-def torch_home(training_python: Path, tmp_path: Path) -> Home:
-    return make_home(tmp_path / "deepe", training_python)
-
-
-def demo_parameters(method: str) -> list[str]:
-    (manifest,) = [manifest for manifest in catalogue.load_manifests() if manifest.name == method]
-    return [f"--{name}={value}" for name, value in manifest.demo.parameters.items()]
 
 
 def sft_arguments(home: Home, base: Path, *more: str, rows: Path | None = None, output: str = "out") -> list[str]:

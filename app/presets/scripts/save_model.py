@@ -84,7 +84,8 @@ def merge(args: argparse.Namespace) -> dict[str, str]:
     log("MergeAdapters", f"{args.base_path}, {args.adapter_path}", args)
     adapted = PeftModel.from_pretrained(base, args.adapter_path)
     if not hasattr(adapted, "merge_and_unload"):
-        raise Refused("this kind of adapter cannot be merged into its base model")
+        kind = adapted.active_peft_config.peft_type.value.lower()
+        raise Refused(f"an adapter of the kind {kind} cannot be merged; use the customized model, base and adapter")
     model = adapted.merge_and_unload(safe_merge=True).to(getattr(torch, dtype))
 
     draft = Path(args.save_path).with_name(f".{Path(args.save_path).name}.part")

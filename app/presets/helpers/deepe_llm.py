@@ -1,0 +1,477 @@
+"""What the training scripts of language models share: machine, model, checkpoints, curves, answers for the score.
+
+`args` are the parsed arguments of the script; every script declares the ones that are read here. torch and its
+relatives are imported inside functions, so that a script's `--help` and its refusals come at once.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import struct
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deepe
+from deepe_rows import Refused, Row, Turns
+
+TINY_BYTES = 64 * 2**20  # threads of a smaller model wait for each other longer than they work
+SHARE_OF_MEMORY = 0.6  # of the free GPU memory; above it activations are recomputed instead of kept
+SCORED_AT_ONCE = 32
+POSITIVE = ("batch_size", "grad_accum_steps", "lora_rank", "logging_steps", "save_steps", "save_total_limit")
+EIGHT_BIT = ("adamw_bnb_8bit", "paged_adamw_8bit")
+PLAIN_TEMPLATE = (  # for a base model that was never taught a chat format
+    "{% for message in messages %}"
+    "{{ '### ' + message['role'] + ':\\n' + message['content'] }}"
+    "{{ eos_token + '\\n' if message['role'] == 'assistant' else '\\n\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### assistant:\\n' }}{% endif %}"
+)
+
+
+# --- the script -----------------------------------------------------------------------------------------------------
+
+
+def str2bool(text: str) -> bool:
+    if text.lower() in ("true", "1", "yes", "on"):
+        return True
+    if text.lower() in ("false", "0", "no", "off", ""):
+        return False
+    raise argparse.ArgumentTypeError(f"'{text}' is neither true nor false")
+
+
+def run_stage(args: argparse.Namespace, work: Callable[[argparse.Namespace], None]) -> None:
+    """Do the work of a training stage; a failure becomes a log record, a refusal one sentence and exit code 1."""
+    prepare_environment(args)
+    try:
+        work(args)
+    except Refused as error:
+        log("TrainingFailed", str(error), args, level="ERROR")
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+    except Exception as error:
+        if advice := _memory_advice(error, args):
+            deepe.note(advice)
+        log("TrainingFailed", f"{type(error).__name__}: {error}\n{advice}".strip(), args, level="ERROR")
+        raise
+
+
+def prepare_environment(args: argparse.Namespace) -> None:
+    """Set what the libraries read when they are imported; what the user has set stays."""
+    weights = sum(file.stat().st_size for file in Path(args.model_path).glob("*.safetensors"))
+    if weights < TINY_BYTES:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # 0 allows a name on the hub as model_path
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what would only fail minutes later."""
+    for name in POSITIVE:
+        if getattr(args, name) < 1:
+            raise Refused(f"{name} must be at least 1, it is {getattr(args, name)}")
+    if args.max_steps is not None and args.max_steps < 1:
+        raise Refused(f"max_steps must be at least 1, it is {args.max_steps}; leave it out to train by epochs")
+    if not 0 <= args.eval_fraction < 1:
+        raise Refused(f"eval_fraction must be at least 0 and below 1, it is {args.eval_fraction}")
+    if not (Path(args.model_path) / "config.json").is_file() and os.environ["HF_HUB_OFFLINE"] != "0":
+        raise Refused(f"there is no base model in {args.model_path}: config.json is missing")
+
+
+def log(code: str, message: str, args: argparse.Namespace, *, level: str = "INFO") -> None:
+    """Write a log record; in a group of processes only the first one speaks."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    from train_callback import LevelEnum, LogEnum, write_log
+
+    write_log(LevelEnum[level], LogEnum[code], message, args.train_id, args.seq, None)
+
+
+def remark(sentence: str, args: argparse.Namespace, *, warning: bool = True) -> None:
+    """Tell the user about a choice or a loss that is worth knowing."""
+    if os.environ.get("RANK", "0") == "0":
+        deepe.note(sentence)
+        log("ParamCheckWarning", sentence, args, level="WARNING" if warning else "INFO")
+
+
+def _memory_advice(error: Exception, args: argparse.Namespace) -> str:
+    """Return what to change if memory was short, else an empty text."""
+    names = (type(error).__name__ == "OutOfMemoryError", isinstance(error, MemoryError))
+    if not any(names) and "t allocate memory" not in str(error):
+        return ""
+    return (
+        f"out of memory: halve batch_size ({args.batch_size}) and double grad_accum_steps ({args.grad_accum_steps}), "
+        f"set gradient_checkpointing to true, shorten the rows, or set load_in_4bit where bitsandbytes is installed"
+    )
+
+
+# --- machine --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this run uses of the machine, decided once."""
+
+    device: str
+    dtype: str
+    attention: str
+    four_bit: bool
+    optimizer: str
+
+
+def choose(args: argparse.Namespace) -> Machine:
+    """Decide on device and formats; what is asked for and not there is replaced, and the user told."""
+    import torch
+
+    use_one_gpu(args)
+    cuda = torch.cuda.is_available()
+    dtype = args.dtype
+    if dtype == "auto":
+        half = "bfloat16" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+        dtype = half if cuda else "float32"
+    eight_bit = args.optimizer in EIGHT_BIT and not _has_bitsandbytes("optimizer", args)
+    return Machine(
+        device="cuda" if cuda else "mps" if torch.backends.mps.is_available() else "cpu",
+        dtype=dtype,
+        attention=_attention(args, cuda=cuda),
+        four_bit=args.load_in_4bit and _has_bitsandbytes("load_in_4bit", args),
+        optimizer="adamw_torch_fused" if eight_bit else args.optimizer,
+    )
+
+
+def use_one_gpu(args: argparse.Namespace) -> None:
+    """Without a launcher (torchrun, accelerate) a process trains on one GPU; hide the others before CUDA starts."""
+    import torch
+
+    if "WORLD_SIZE" in os.environ or torch.cuda.device_count() < 2:
+        return
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    remark(f"{torch.cuda.device_count()} GPUs are visible, GPU {first} is used; start with torchrun to use all", args)
+    os.environ["CUDA_VISIBLE_DEVICES"] = first
+
+
+def _attention(args: argparse.Namespace, *, cuda: bool) -> str:
+    modules = {"flash_attention_3": "flash_attn_interface", "flash_attention_2": "flash_attn"}
+    installed = [name for name, module in modules.items() if cuda and importlib.util.find_spec(module)]
+    if args.attention == "auto":
+        return installed[0] if installed else "sdpa"
+    if args.attention in modules and args.attention not in installed:
+        remark(f"{args.attention} is not available on this machine, sdpa is used", args)
+        return "sdpa"
+    return args.attention
+
+
+def _has_bitsandbytes(parameter: str, args: argparse.Namespace) -> bool:
+    if importlib.util.find_spec("bitsandbytes"):
+        return True
+    remark(f"{parameter}={getattr(args, parameter)} needs the package bitsandbytes; the run goes on without it", args)
+    return False
+
+
+# --- model ----------------------------------------------------------------------------------------------------------
+
+
+def load_tokenizer(path: str) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAIN_TEMPLATE  # saved with the adapter, so that questions are asked the same way
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(args: argparse.Namespace, machine: Machine) -> Any:
+    """Return the base model, after fixing the seed: adapters that are made next start equally."""
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, set_seed
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    set_seed(args.seed)
+    more: dict[str, Any] = {}
+    if machine.device == "cuda":
+        more["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
+    if machine.four_bit:
+        more["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, machine.dtype),
+        )
+    return AutoModelForCausalLM.from_pretrained(
+        args.model_path, dtype=getattr(torch, machine.dtype), attn_implementation=machine.attention, **more
+    )
+
+
+def lora(args: argparse.Namespace) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(r=args.lora_rank, lora_alpha=args.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def needs_checkpointing(args: argparse.Namespace, model: Any, tokens: int) -> bool:
+    """Whether activations of a forward pass (some 34 bytes a token, layer and column) would crowd the GPU."""
+    if args.gradient_checkpointing != "auto":
+        return args.gradient_checkpointing == "true"
+    import torch
+
+    if not torch.cuda.is_available():
+        return False
+    config = model.config.get_text_config()
+    free, _total = torch.cuda.mem_get_info()
+    return 34 * args.batch_size * tokens * config.hidden_size * config.num_hidden_layers > SHARE_OF_MEMORY * free
+
+
+def within_limits(rows: list[Row], tokenizer: Any, args: argparse.Namespace, answers: Sequence[str]) -> list[Row]:
+    """Leave out rows that are too long: cut off, an answer would teach the model to stop in mid-sentence."""
+    kept = [row for row in rows if "text" in row or _fits(row, tokenizer, args, answers)]
+    if rows and not kept:
+        limits = ("max_input_length", "max_content_length") if answers else ("max_input_length",)
+        named = " or ".join(f"{name} ({getattr(args, name)})" for name in limits)
+        raise Refused(f"all {len(rows)} rows are longer than allowed; raise {named}")
+    if len(kept) < len(rows):
+        remark(f"{len(rows) - len(kept)} of {len(rows)} rows are longer than allowed and were left out", args)
+    return kept
+
+
+def _fits(row: Row, tokenizer: Any, args: argparse.Namespace, answers: Sequence[str]) -> bool:
+    head = _count_tokens(tokenizer, row["prompt"], add_generation_prompt=True)
+    wholes = [_count_tokens(tokenizer, row["prompt"] + row[answer], add_generation_prompt=False) for answer in answers]
+    return head <= args.max_input_length and all(whole - head <= args.max_content_length for whole in wholes)
+
+
+def _count_tokens(tokenizer: Any, messages: Turns, *, add_generation_prompt: bool) -> int:
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+# --- training with a Trainer ----------------------------------------------------------------------------------------
+
+
+def trainer_settings(args: argparse.Namespace, machine: Machine, *, checkpointing: bool) -> dict[str, Any]:
+    """Return what every TRL configuration is given."""
+    log("ConfigTrainingParams", f"{machine}, gradient checkpointing {checkpointing}", args)
+    return {
+        "output_dir": args.output_dir,
+        "num_train_epochs": args.epochs,
+        "max_steps": args.max_steps or -1,
+        "per_device_train_batch_size": args.batch_size,
+        "gradient_accumulation_steps": args.grad_accum_steps,
+        "learning_rate": args.learning_rate,
+        "lr_scheduler_type": args.lr_scheduler,
+        "warmup_steps": args.warmup_ratio if args.warmup_steps is None else args.warmup_steps,  # below 1: a ratio
+        "max_grad_norm": args.max_grad_norm,
+        "optim": machine.optimizer,
+        "activation_checkpointing": checkpointing,
+        "bf16": machine.dtype == "bfloat16",
+        "fp16": machine.dtype == "float16",
+        "use_cpu": machine.device == "cpu",
+        "logging_steps": args.logging_steps,
+        "logging_first_step": True,
+        "save_strategy": "steps",
+        "save_steps": args.save_steps,
+        "save_total_limit": args.save_total_limit,
+        "seed": args.seed,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def callbacks(args: argparse.Namespace, shown: str = "loss") -> list[Any]:
+    """Return what reports and guards a training; `shown` is the value in the line for people."""
+    from train_callback import TrainCallback, TrainerCallback
+
+    class Gauges(TrainerCallback):
+        """Adds speed, memory and the time that is left to what is logged."""
+
+        def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+            self.speed = Speed(state.global_step)
+
+        def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+            if logs and shown in logs:
+                logs.update(self.speed.gauges(state.global_step, state.max_steps, logs.get("num_tokens")))
+
+    class Watch(TrainerCallback):
+        """One line for people, readable checkpoints, and a stop that leaves one."""
+
+        def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+            if logs and shown in logs and state.is_world_process_zero:
+                print_step(state.global_step, state.max_steps, shown, logs)
+
+        def on_step_end(self, _args: Any, _state: Any, control: Any, **_: Any) -> None:
+            if deepe.stop_requested():
+                control.should_save = control.should_training_stop = True
+
+        def on_save(self, config: Any, state: Any, _control: Any, **_: Any) -> None:
+            folder = Path(config.output_dir) / f"checkpoint-{state.global_step}"
+            if state.is_world_process_zero and folder.is_dir():
+                make_readable(folder)
+                deepe.artifact(folder, "checkpoint")
+
+    return [Gauges(), TrainCallback(args.logging_steps, args.train_id, args.seq), Watch()]
+
+
+class Speed:
+    """Measures a training from its start, or from where it was resumed."""
+
+    def __init__(self, step: int) -> None:
+        self._began = self._last = time.monotonic()
+        self._first_step = step
+        self._tokens: float | None = None if step else 0.0
+
+    def gauges(self, step: int, steps: int, tokens: float | None) -> dict[str, float]:
+        """Return speed, memory and time left; `tokens` is the number seen so far."""
+        now = time.monotonic()
+        found = {"memory_peak_mib": memory_peak()}
+        if step > self._first_step:
+            found["eta_seconds"] = round((now - self._began) / (step - self._first_step) * (steps - step), 1)
+        if tokens is not None:
+            if self._tokens is not None and now > self._last:
+                found["tokens_per_second"] = round((float(tokens) - self._tokens) / (now - self._last), 1)
+            self._tokens, self._last = float(tokens), now
+        return found
+
+
+def memory_peak() -> float:
+    """Return the most memory used so far in MiB: the GPU's, without one the process's."""
+    import torch
+
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / 2**20 if sys.platform == "darwin" else peak / 2**10, 1)
+
+
+def print_step(step: int, steps: int, shown: str, values: dict[str, Any]) -> None:
+    left = f"  {values['eta_seconds']:.0f} s left" if "eta_seconds" in values else ""
+    print(f"step {step}/{steps}  {shown} {float(values[shown]):.4f}{left}", flush=True)
+
+
+def train(trainer: Any, args: argparse.Namespace) -> None:
+    """Train to the end, from the newest complete checkpoint if there is one; a stop ends the process."""
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    trainer.create_model_card = lambda *_args, **_kwargs: None
+    checkpoint = newest_checkpoint(Path(args.output_dir), args)
+    log("StartTraining", args.model_name, args)
+    deepe.catch_stop()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if deepe.stop_requested():
+        end_stopped(trainer.state.global_step)
+
+
+def end_stopped(step: int) -> None:
+    """End the process as one that was asked to stop and has kept what it did."""
+    sys.stderr.write(f"stopped at step {step}; its checkpoint is complete\n")
+    sys.exit(deepe.STOPPED)
+
+
+def save_adapter(trainer: Any, args: argparse.Namespace) -> None:
+    """Write adapter and tokenizer, and nothing else."""
+    log("SaveTrainedModel", args.model_name, args)
+    trainer.save_model(args.output_dir)
+    for name in ("training_args.bin", "README.md"):  # a pickle that nobody needs, an empty form
+        (Path(args.output_dir) / name).unlink(missing_ok=True)
+    announce_adapter(args)
+
+
+def announce_adapter(args: argparse.Namespace) -> None:
+    make_readable(Path(args.output_dir))
+    deepe.artifact(args.output_dir, "adapter")
+    log("SaveTrainedModelSuccess", args.output_dir, args)
+
+
+def newest_checkpoint(output: Path, args: argparse.Namespace) -> Path | None:
+    """Return the newest checkpoint that was written to its end; a killed run may leave half of one."""
+    if not args.resume:
+        return None
+    found = [folder for folder in output.glob("checkpoint-*") if folder.name[11:].isdigit()]
+    for folder in sorted(found, key=lambda folder: int(folder.name[11:]), reverse=True):
+        if is_complete(folder):
+            remark(f"resumed from {folder.name}", args, warning=False)
+            return folder
+        remark(f"{folder.name} is incomplete and is passed over", args)
+    return None
+
+
+def is_complete(folder: Path) -> bool:
+    try:
+        step = json.loads((folder / "trainer_state.json").read_text("utf-8"))["global_step"]
+        with (folder / "adapter_model.safetensors").open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+            size = file.seek(0, os.SEEK_END)
+        end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+        states = [folder / "optimizer.pt", folder / "scheduler.pt"]
+        return f"checkpoint-{step}" == folder.name and size == 8 + length + end and all(map(zipfile.is_zipfile, states))
+    except (OSError, ValueError, KeyError, struct.error):
+        return False
+
+
+def make_readable(folder: Path) -> None:
+    """Weights are written as 0600 whatever the umask says; others must be able to serve them."""
+    for weights in folder.glob("*.safetensors"):
+        weights.chmod(0o644)
+
+
+# --- score ----------------------------------------------------------------------------------------------------------
+
+
+def report_score(name: str, phase: str, value: float, samples: int) -> None:
+    """Report a number on held-out rows to the platform and to people."""
+    if os.environ.get("RANK", "0") == "0":
+        deepe.evaluation(phase, value, samples, name=name)
+        print(f"{name.replace('_', ' ')} on {samples} held-out rows {phase} training: {value:.3f}", flush=True)
+
+
+def exact_match(model: Any, tokenizer: Any, rows: list[Row], answer: str, max_new_tokens: int) -> float:
+    """Return the share of rows whose greedy answer is exactly the wanted text."""
+    given = greedy_answers(model, tokenizer, [row["prompt"] for row in rows], max_new_tokens)
+    wanted = [row[answer][0]["content"].strip() for row in rows]
+    return sum(text.strip() == right for text, right in zip(given, wanted, strict=True)) / len(rows)
+
+
+def greedy_answers(model: Any, tokenizer: Any, prompts: list[Turns], max_new_tokens: int) -> list[str]:
+    """Return the model's most likely answer to each conversation."""
+    import torch
+
+    side, tokenizer.padding_side = tokenizer.padding_side, "left"
+    training = model.training
+    model.eval()
+    found: list[str] = []
+    with torch.inference_mode():
+        for start in range(0, len(prompts), SCORED_AT_ONCE):
+            encoded = encode_prompts(tokenizer, prompts[start : start + SCORED_AT_ONCE]).to(model.device)
+            output = model.generate(
+                **encoded,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                use_cache=True,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            found += tokenizer.batch_decode(output[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
+            if deepe.stop_requested():
+                sys.exit(deepe.STOPPED)
+    tokenizer.padding_side = side
+    model.train(training)
+    return found
+
+
+def encode_prompts(tokenizer: Any, prompts: list[Turns]) -> Any:
+    """Return the tokens of questions, padded on the tokenizer's side."""
+    texts = [tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) for turns in prompts]
+    encoded = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+    encoded.pop("token_type_ids", None)
+    return encoded

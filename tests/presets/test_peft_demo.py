@@ -1,0 +1,122 @@
+"""PEFT-Demo for real: every adapter trains, is saved and answers; a stopped run goes on."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from app.presets import catalogue
+from tests.presets.curves import assert_went_on, stop_and_resume
+from tests.presets.stage import Finished, Home, dataset, demo_parameters, make_home
+
+SCRIPT = "peft-demo.py"
+EVERY_ADAPTER = """
+import json, runpy, sys
+base, rows, out, adapters = sys.argv[1:5]
+
+def run(script, *arguments):
+    sys.argv = [script, *arguments]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as exit:
+        return exit.code or 0
+    return 0
+
+codes = {}
+for adapter in adapters.split(","):
+    folder = f"{out}/{adapter}"
+    paths = (f"--model_path={base}", f"--dataset_path={rows}", f"--output_dir={folder}", f"--adapter={adapter}")
+    small = ("--max_steps=3", "--batch_size=4", "--eval_samples=4", "--eval_max_new_tokens=4", "--learning_rate=0.01")
+    trained = run("peft-demo.py", *paths, *small)
+    merge = ("--base_path", base, "--adapter_path", folder, "--save_path", f"{folder}-complete", "--dtype_str=float32")
+    codes[adapter] = [trained, run("save_model.py", *merge)]
+print("codes " + json.dumps(codes))
+"""
+
+
+def arguments(home: Home, base: Path, *more: str, rows: Path | None = None) -> list[str]:
+    paths = [f"--model_path={base}", f"--dataset_path={rows or dataset('sft-demo')}", f"--output_dir={home.path}/out"]
+    return [*paths, *demo_parameters("PEFT-Demo"), *more]
+
+
+@pytest.fixture(scope="module")
+def trained(training_python: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, Finished]:
+    """Return the home of a finished demo training and what it reported."""
+    home = make_home(tmp_path_factory.mktemp("peft") / "deepe", training_python)
+    return home, home.run(SCRIPT, *arguments(home, tiny_base), timeout=150)
+
+
+@pytest.mark.training
+@pytest.mark.timeout(240)
+@pytest.mark.xdist_group("training")
+class TestTraining:
+    def test_learns_and_leaves_an_adapter(self, trained: tuple[Home, Finished]) -> None:
+        home, run = trained
+
+        assert run.code == 0, run.stderr
+        assert run.exact_match("before") < 0.4
+        assert run.exact_match("after") >= 0.9
+        names = {file.name: file.stat().st_mode & 0o777 for file in (home.path / "out").iterdir() if file.is_file()}
+        assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= names.keys()
+        assert names["adapter_model.safetensors"] == 0o644
+        assert json.loads((home.path / "out" / "adapter_config.json").read_text())["use_dora"] is True
+
+    def test_reports_curves_speed_memory_and_the_time_left(self, trained: tuple[Home, Finished]) -> None:
+        _, run = trained
+
+        assert run.curve("loss")[120] < run.curve("loss")[1] / 4
+        assert run.curve("eta_seconds")[120] == 0
+        assert min(run.curve("tokens_per_second").values()) > 0
+        assert min(run.curve("memory_peak_mib").values()) > 0
+        assert run.of_type("progress")[-1]["step"] == run.of_type("progress")[-1]["total"] == 120
+        assert [record["msg"] for record in run.records][-1] == 200005
+
+    def test_stopped_run_goes_on_like_an_undisturbed_one(
+        self, torch_home: Home, tiny_base: Path, trained: tuple[Home, Finished]
+    ) -> None:
+        stopped, resumed = stop_and_resume(torch_home, SCRIPT, arguments(torch_home, tiny_base), at=10)
+
+        assert_went_on(trained[1], stopped, resumed, "loss", "learning_rate", "grad_norm")
+
+    def test_every_adapter_trains_and_all_but_prompts_are_saved(self, torch_home: Home, tiny_base: Path) -> None:
+        adapters = "lora,rslora,dora,pissa,oft,loha,lokr,adalora,ia3,vera,prompt_tuning"
+        (torch_home.scripts / "probe.py").write_text(EVERY_ADAPTER)
+
+        run = torch_home.run(
+            "probe.py", str(tiny_base), str(dataset("sft-demo")), str(torch_home.path / "out"), adapters, timeout=200
+        )
+
+        assert run.code == 0, run.stderr
+        (codes,) = [json.loads(line[6:]) for line in run.stdout.splitlines() if line.startswith("codes ")]
+        assert codes == {name: [0, 1 if name == "prompt_tuning" else 0] for name in adapters.split(",")}
+        assert "an adapter of the kind prompt_tuning cannot be merged" in run.json_lines[-1]["message"]
+        assert any("prompt_tuning cannot be merged" in note["message"] for note in run.of_type("note"))
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("row", "more", "sentence"),
+        [
+            ('{"a": 1}', [], "rows.jsonl, line 1: the columns to learn from are missing; there are: a. Name the"),
+            ('{"text": "x"}', ["--load_in_4bit=true", "--adapter=loha"], "adapter=loha cannot be trained on a base"),
+            ('{"text": "x"}', ["--virtual_tokens=0"], "virtual_tokens must be at least 1, it is 0"),
+            ('{"text": "x"}', ["--max_steps=0"], "max_steps must be at least 1"),
+            ('{"text": "x"}', ["--model_path=nowhere"], "there is no base model in nowhere"),
+            ("{", [], "rows.jsonl, line 1: not valid JSON"),
+        ],
+    )
+    def test_gets_one_sentence(self, home: Home, row: str, more: list[str], sentence: str) -> None:
+        base = catalogue.ROOM / "data" / "custom01-base"
+
+        run = home.run(SCRIPT, *arguments(home, base, *more, rows=home.write_rows(row)))
+
+        assert run.code == 1
+        assert sentence in run.stderr
+        assert "Traceback" not in run.stderr
+        assert run.records[-1]["msg"] == 200006
+
+    def test_unknown_adapter_is_a_matter_of_the_form(self, home: Home) -> None:
+        run = home.run(SCRIPT, *arguments(home, home.path, "--adapter=magic"))
+
+        assert run.code == 2
+        assert "invalid choice: 'magic'" in run.stderr
