@@ -24,7 +24,8 @@ from sqlalchemy import event
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.executor.job_actions import LISTED
 from app.executor.job_views import views_of
-from app.store import jobs
+from app.store import claims, jobs
+from app.store.claims import Offer
 from app.store.job_queries import JobFilter, list_jobs
 from app.store.migrate import upgrade
 from app.store.session import Database
@@ -104,9 +105,8 @@ def claim(kinds: frozenset[JobKind], environments: Sequence[str]) -> Operation:
 
     async def operation(table: Table) -> None:
         async with table.database.writing() as session:
-            await jobs.claim(
-                session, node_id=table.node_id, kinds=kinds, environments=environments, now=START, lease=LEASE
-            )
+            offer = Offer(node_id=table.node_id, environments=environments, slots=1)
+            await claims.claim(session, offer, kinds=kinds, now=START, lease=LEASE)
 
     return operation
 

@@ -11,7 +11,8 @@ from app.domain.enums import EndReason, JobKind, JobStatus, Platform, VersionSou
 from app.domain.names import name_key
 from app.executor.run_folder import RunFolder
 from app.executor.snapshot import Snapshot
-from app.store import jobs, methods, nodes
+from app.store import claims, jobs, methods, nodes
+from app.store.claims import Offer
 from app.store.home import Home
 from app.store.jobs import Claim, End
 from app.store.session import Database
@@ -132,13 +133,13 @@ async def claim(
     *,
     kinds: Iterable[JobKind] = STAGES,
     environments: Sequence[str] = (ENVIRONMENT,),
+    slots: int = 1000,
     now: datetime = START,
 ) -> Claim | None:
     """Claim the next job for the node."""
     async with database.writing() as session:
-        return await jobs.claim(
-            session, node_id=node_id, kinds=frozenset(kinds), environments=environments, now=now, lease=LEASE
-        )
+        offer = Offer(node_id=node_id, environments=environments, slots=slots)
+        return await claims.claim(session, offer, kinds=frozenset(kinds), now=now, lease=LEASE)
 
 
 @dataclass

@@ -22,7 +22,7 @@ LabelValue = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([A-Za-z0-9
 class Resources(BaseModel):
     """What a caller may ask of the node beside the environment.
 
-    `accelerators` None means: one where the node has any, none elsewhere.
+    `accelerators` None means: one for each process of the stage where the node has any, none elsewhere.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,11 +31,16 @@ class Resources(BaseModel):
         default=None,
         ge=0,
         le=MAX_ACCELERATORS,
-        description="How many the stage gets for itself. Default: one on a node that has any, none on others.",
+        description="How many the stage gets for itself, on one node. Default: one for each of its processes on a node "
+        "that has any, none on others.",
         examples=[2],
     )
     accelerator_memory_mib: int | None = Field(
-        default=None, ge=1, le=2**31 - 1, description="Least memory of each of them, in MiB.", examples=[40_000]
+        default=None,
+        ge=1,
+        le=2**31 - 1,
+        description="Least memory of each of them, in MiB; only a node with accelerators will do.",
+        examples=[40_000],
     )
     labels: dict[LabelName, LabelValue] = Field(
         default_factory=dict, max_length=MAX_LABELS, description="Labels that the node must carry."
@@ -50,6 +55,9 @@ class Demand(BaseModel):
     kind: JobKind
     environment: str
     resources: Resources = Resources()
+    processes: int | None = (
+        None  # of the stage; as many accelerators where a node has any and the caller named no number
+    )
     queue: str = DEFAULT_QUEUE
     submitted_by: str = ""
     node_id: str | None = None  # only this node may; the building of an environment

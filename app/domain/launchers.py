@@ -1,14 +1,13 @@
 """How a stage's file is started: as one Python process, or as a group of equal ones.
 
 The counts follow from what a job gets: one process for each of its accelerators; where it gets none, as many as the
-method says. A job that does not say how many accelerators it wants asks for as many as the method has processes.
+method says. A job that does not say how many accelerators it wants gets one for each process where a node has any
+(`app.domain.placement`).
 """
 
 from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
-
-from app.domain.demand import Resources
 
 MAX_PROCESSES = 1024
 
@@ -41,10 +40,3 @@ class Launcher(BaseModel):
         if self.kind is LauncherKind.PYTHON:
             return 1
         return accelerators or self.processes or 1
-
-
-def with_default_accelerators(resources: Resources, launcher: Launcher) -> Resources:
-    """Return the resources with a number of accelerators where the caller left it to a method of several processes."""
-    if resources.accelerators is not None or launcher.processes is None or launcher.processes < 2:
-        return resources
-    return resources.model_copy(update={"accelerators": launcher.processes})

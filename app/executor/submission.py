@@ -14,10 +14,8 @@ from uuid import uuid4
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.domain.demand import Resources
 from app.domain.enums import JobKind, JobStatus, ModelState, Stage, TrainingType
 from app.domain.errors import AppError, InvalidRequest, NotFound, Unavailable, Violation
-from app.domain.launchers import with_default_accelerators
 from app.domain.lifecycle import chain, runnable_stages, source_state
 from app.domain.names import shown
 from app.domain.retries import Limits, RetryPolicy, policy_violations
@@ -250,7 +248,6 @@ class Submissions:
         for position, kind in enumerate(kinds):
             stage = Stage(kind)
             launcher = method.definition.launcher(stage)
-            resources = with_default_accelerators(Resources(), launcher)
             snapshot = Snapshot(
                 training_type=TrainingType(method.definition.training_type or ""),
                 technique=method.definition.technique,
@@ -286,7 +283,6 @@ class Submissions:
                     model_id=inputs.model.id if inputs.model else None,
                     parameters=checked.given(stage),
                     launch=snapshot.document(),
-                    resources=resources.model_dump(mode="json", exclude_defaults=True),
                     retry=submission.retry.document(),
                     limits=submission.limits.document(),
                     created_at=now,

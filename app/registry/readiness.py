@@ -2,16 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from app.domain.definition import MethodDefinition
 from app.domain.enums import Stage
 from app.domain.errors import Violation
 from app.registry.method_files import file_pointer, member_pointer, stage_environments, stage_files
+from app.store.nodes import NODE_SILENT_AFTER
 from app.store.registry_facts import BASE_ENVIRONMENT, RegistryFacts
-
-NODE_SILENT_AFTER = timedelta(seconds=60)
-"""A node that was not heard of for so long gets no work and counts as gone until it speaks again."""
 
 
 @dataclass(frozen=True)

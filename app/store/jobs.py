@@ -2,8 +2,8 @@
 
 Who may write what: the API inserts chains and states wishes (`request_cancel`). A live job belongs to the node that
 claimed it; every later write of that node names the token it got with the claim, and changes nothing when the row has
-moved on. A claim is one conditional UPDATE, so two nodes never win the same job; partial unique indexes make a second
-live attempt impossible whatever the code does.
+moved on. To take a job is one conditional UPDATE, so two nodes never win the same one; partial unique indexes make a
+second live attempt impossible whatever the code does. Which job a node takes stands in `app.store.claims`.
 """
 
 import functools
@@ -23,13 +23,15 @@ from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.errors import Conflict, NotFound
 from app.domain.retries import Again
 from app.domain.transitions import LIVE, TERMINAL, UNFINISHED, check_transition
+from app.store import leases
 from app.store.tables import BUILDING, CLAIMABLE, LIVE_ATTEMPT, AttemptRow, JobEventRow, JobRow, NodeRow
 from app.store.types import enum_type
 
-CLAIM_CANDIDATES = 20
 STAGE_KINDS = frozenset(JobKind) - {JobKind.ENVIRONMENT}
 FAILED_AT_ONCE = 100
 UNCHARGED = Again(charged=False, delay=timedelta())
+UNPROVEN = frozenset({EndReason.NODE_LOST, EndReason.SUPERVISOR_LOST})
+"""Ends that, without an exit record, say nothing about the processes."""
 
 
 class JobNotFound(NotFound):
@@ -90,6 +92,7 @@ def demand_of(job: JobRow) -> Demand:
         kind=job.kind,
         environment=job.environment,
         resources=Resources.model_validate(job.resources or {}),
+        processes=(job.launch or {}).get("launcher", {}).get("processes"),
         queue=job.queue or DEFAULT_QUEUE,
         submitted_by=job.submitted_by or "",
         node_id=job.node_id if job.kind is JobKind.ENVIRONMENT else None,
@@ -182,32 +185,45 @@ async def request_cancel_of_method(session: AsyncSession, method_id: str, *, now
 # ---- the node's side ------------------------------------------------------------------------------------------------
 
 
-async def claim(
+async def take(
     session: AsyncSession,
+    job_id: str,
     *,
     node_id: str,
-    kinds: Collection[JobKind],
-    environments: Collection[str],
+    accelerators: Sequence[str],
     now: datetime,
     lease: timedelta,
 ) -> Claim | None:
-    """Win the first queued job of `kinds` whose environment this node has; None when there is none.
-
-    Building an environment is done by the node that the job names.
-    """
-    here = [
-        demand
-        for demand in await waiting_demands(session, kinds)
-        if (demand.node_id == node_id if demand.kind is JobKind.ENVIRONMENT else demand.environment in environments)
-    ]
-    if not here:
+    """Give the queued job to the node, with these accelerators; None when it is not queued any more."""
+    token = str(uuid4())
+    won = await _write_status(
+        session,
+        job_id,
+        old={JobStatus.QUEUED},
+        new=JobStatus.LAUNCHING,
+        now=now,
+        values={"node_id": node_id, "token": token, "attempts": JobRow.attempts + 1},
+    )
+    if not won:
         return None
-    candidates = _first_in_queue(here, now=now)
-    for job_id in (await session.exec(candidates)).all():
-        won = await _claim(session, job_id, node_id=node_id, now=now, lease=lease)
-        if won is not None:
-            return won
-    return None
+    job = await get(session, job_id)
+    seconds = job.limits.get("seconds")
+    attempt = AttemptRow(
+        id=str(uuid4()),
+        job_id=job_id,
+        number=job.attempts,
+        node_id=node_id,
+        token=token,
+        live=True,
+        lease_expires_at=now + lease,
+        accelerators=list(accelerators),
+        expected_end_at=None if seconds is None else now + timedelta(seconds=seconds),
+        created_at=now,
+    )
+    session.add(attempt)
+    await session.flush()
+    await leases.take(session, attempt, now=now)
+    return Claim(job=job, attempt=attempt)
 
 
 async def live_attempts(session: AsyncSession, node_id: str) -> Sequence[Claim]:
@@ -353,6 +369,12 @@ async def waiting_demands(session: AsyncSession, kinds: Collection[JobKind] = fr
 
 @functools.cache
 def _waiting_statement(kinds: frozenset[JobKind]) -> SelectOfScalar[str]:
+    waiting = waiting_demands_cte(kinds)
+    statement: SelectOfScalar[str] = select(waiting.c.demand).where(waiting.c.demand.is_not(None))
+    return statement
+
+
+def waiting_demands_cte(kinds: frozenset[JobKind]) -> sa.CTE:
     """Jump through the index from one demand to the next; a DISTINCT would visit all of a queue of 100,000 jobs."""
     names = (sa.select(sa.literal(kind, enum_type(JobKind)).label("kind")) for kind in sorted(kinds))
     wanted = sa.union_all(*names).subquery()
@@ -362,28 +384,9 @@ def _waiting_statement(kinds: frozenset[JobKind]) -> SelectOfScalar[str]:
     following = sa.select(sa.func.min(JobRow.demand)).where(
         sa.text(CLAIMABLE), col(JobRow.kind) == waiting.c.kind, col(JobRow.demand) > waiting.c.demand
     )
-    waiting = waiting.union_all(
+    return waiting.union_all(
         sa.select(waiting.c.kind, following.scalar_subquery()).where(waiting.c.demand.is_not(None))
     )
-    statement: SelectOfScalar[str] = select(waiting.c.demand).where(waiting.c.demand.is_not(None))
-    return statement
-
-
-def _first_in_queue(demands: Sequence[Demand], *, now: datetime) -> SelectOfScalar[str]:
-    """Return the query of the ids that come first; for each demand it reads the front of one stretch of the index."""
-    order = (col(JobRow.priority), col(JobRow.created_at), col(JobRow.id))
-    due = sa.or_(col(JobRow.not_before).is_(None), col(JobRow.not_before) <= now)
-    fronts = []
-    for demand in demands:
-        front = sa.select(*order).where(
-            sa.text(CLAIMABLE), col(JobRow.kind) == demand.kind, col(JobRow.demand) == demand.text, due
-        )
-        fronts.append(sa.select(front.order_by(*order).limit(CLAIM_CANDIDATES).subquery()))
-    together = sa.union_all(*fronts).subquery()
-    statement: SelectOfScalar[str] = select(together.c.id).order_by(
-        together.c.priority, together.c.created_at, together.c.id
-    )
-    return statement.limit(CLAIM_CANDIDATES)
 
 
 # ---- the one writer of `status` -------------------------------------------------------------------------------------
@@ -408,7 +411,7 @@ async def _write_status(
     """
     for status in old:
         check_transition(status, new)
-    changes: dict[str, Any] = {"status": new, "updated_at": now, **(values or {})}
+    changes: dict[str, Any] = {"status": new, "updated_at": now, "reserved_node_id": None, **(values or {})}
     if end is not None:
         changes |= {"reason": end.reason, "reason_params": dict(end.params), "finished_at": now}
         if end.result_model_id is not None:
@@ -427,34 +430,6 @@ async def _write_status(
     return True
 
 
-async def _claim(session: AsyncSession, job_id: str, *, node_id: str, now: datetime, lease: timedelta) -> Claim | None:
-    token = str(uuid4())
-    won = await _write_status(
-        session,
-        job_id,
-        old={JobStatus.QUEUED},
-        new=JobStatus.LAUNCHING,
-        now=now,
-        values={"node_id": node_id, "token": token, "attempts": JobRow.attempts + 1},
-    )
-    if not won:
-        return None
-    job = await get(session, job_id)
-    attempt = AttemptRow(
-        id=str(uuid4()),
-        job_id=job_id,
-        number=job.attempts,
-        node_id=node_id,
-        token=token,
-        live=True,
-        lease_expires_at=now + lease,
-        created_at=now,
-    )
-    session.add(attempt)
-    await session.flush()
-    return Claim(job=job, attempt=attempt)
-
-
 async def _end_attempt(
     session: AsyncSession,
     attempt: AttemptRow,
@@ -470,6 +445,14 @@ async def _end_attempt(
         .where(col(AttemptRow.id) == attempt.id, col(AttemptRow.token) == attempt.token, col(AttemptRow.live).is_(True))
         .values(**ended, exit=dict(exit_record) if exit_record else None)
     )
+    await leases.end_of_attempt(session, attempt.id, proven_empty=_is_proven_empty(reason, exit_record), now=now)
+
+
+def _is_proven_empty(reason: EndReason, exit_record: Mapping[str, Any] | None) -> bool:
+    """Say whether nothing of the attempt is left: its supervisor found the tree empty, or nothing was ever started."""
+    if exit_record is not None:
+        return not exit_record.get("unkillable")
+    return reason not in UNPROVEN
 
 
 def _without_tail(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Nodes: machines with a worker, and what they last said of themselves."""
 
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -10,9 +10,13 @@ from sqlalchemy.engine import CursorResult
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.domain.accelerators import Accelerator
 from app.domain.enums import Platform
 from app.domain.errors import NotFound
 from app.store.tables import NodeRow
+
+NODE_SILENT_AFTER = timedelta(seconds=60)
+"""A node that was not heard of for so long gets no work and counts as gone until it speaks again."""
 
 
 class NodeNotFound(NotFound):
@@ -73,6 +77,26 @@ async def heartbeat(
 async def all_nodes(session: AsyncSession) -> Sequence[NodeRow]:
     """Return the nodes by name; there are dozens, not thousands."""
     return (await session.exec(select(NodeRow).order_by(col(NodeRow.name)))).all()
+
+
+async def working_nodes(session: AsyncSession, *, now: datetime) -> Sequence[NodeRow]:
+    """Return the nodes that were heard of lately and take jobs."""
+    return [row for row in await all_nodes(session) if now - row.heartbeat_at < NODE_SILENT_AFTER and takes_jobs(row)]
+
+
+def takes_jobs(row: NodeRow) -> bool:
+    """Say whether the node may claim at all: nobody drains it or declared it dead, and it has not refused."""
+    return row.draining_at is None and row.dead_at is None and row.refusal is None
+
+
+def accelerators_of(row: NodeRow) -> Sequence[Accelerator]:
+    """Return the accelerators that the node reported."""
+    return [Accelerator.of(document) for document in row.accelerators if "id" in document]
+
+
+def blocked_of(row: NodeRow) -> Collection[str]:
+    """Return the ids of the accelerators that strangers use, or that are missing, as the node said last."""
+    return {entry["id"] for entry in row.inventory.get("blocked", ())}
 
 
 async def get_node(session: AsyncSession, node: str) -> NodeRow:

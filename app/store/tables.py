@@ -33,7 +33,7 @@ SQLModel.metadata.naming_convention = NAMING_CONVENTION
 
 # conditions of partial indexes; a query uses the index only when it says the very same words
 CLAIMABLE = "status = 'queued' AND blocked_by IS NULL"
-_LIVE = "status IN ('launching', 'running', 'stopping')"
+LIVE_JOB = "status IN ('launching', 'running', 'stopping')"
 RESERVING = "status = 'queued' AND reserved_node_id IS NOT NULL"
 BUILDING = "kind = 'environment' AND status IN ('queued', 'launching', 'running', 'stopping')"
 LIVE_ATTEMPT = "live"
@@ -241,8 +241,8 @@ class JobRow(SQLModel, table=True):
         sa.Index(
             "ix_job_live",
             "node_id",
-            sqlite_where=sa.text(_LIVE),
-            postgresql_where=sa.text(_LIVE),
+            sqlite_where=sa.text(LIVE_JOB),
+            postgresql_where=sa.text(LIVE_JOB),
         ),
         # a node keeps its accelerators for one job at a time
         sa.Index(

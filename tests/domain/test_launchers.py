@@ -9,7 +9,7 @@ from app.domain.definition import MethodDefinition
 from app.domain.demand import Resources
 from app.domain.enums import Stage
 from app.domain.form import FormField, method_form
-from app.domain.launchers import Launcher, LauncherKind, with_default_accelerators
+from app.domain.launchers import Launcher, LauncherKind
 from app.domain.lifecycle import violations
 from app.domain.texts import Language
 from tests.domain.test_form import holds, required
@@ -156,16 +156,3 @@ class TestCounts:
         self, kind: str, processes: int | None, accelerators: int, count: int
     ) -> None:
         assert Launcher(kind=LauncherKind(kind), processes=processes).count(accelerators) == count
-
-    @pytest.mark.parametrize(
-        ("asked", "processes", "wanted"), [(None, 4, 4), (None, 1, None), (None, None, None), (0, 4, 0), (2, 4, 2)]
-    )
-    def test_a_job_asks_for_as_many_accelerators_unless_it_says_how_many(
-        self, asked: int | None, processes: int | None, wanted: int | None
-    ) -> None:
-        launcher = Launcher(kind=LauncherKind.TORCHRUN, processes=processes)
-        resources = Resources(accelerators=asked, labels={"zone": "a"})
-
-        made = with_default_accelerators(resources, launcher)
-
-        assert made == Resources(accelerators=wanted, labels={"zone": "a"})

@@ -173,8 +173,9 @@ class TestSubmit:
 
         training, saving = (await bench.submit(method="group", through="complete")).jobs
 
-        assert (training.resources, saving.resources) == ({"accelerators": 2}, {})
-        assert Demand.parse(training.demand).resources.accelerators == 2
+        assert (training.resources, saving.resources) == ({}, {})
+        assert Demand.parse(training.demand).processes == 2
+        assert Demand.parse(saving.demand).processes is None
         assert Snapshot.of(training).launcher == Launcher(kind=LauncherKind.TORCHRUN, processes=2)
         assert Snapshot.of(saving).launcher == Launcher(kind=LauncherKind.ACCELERATE)
 

@@ -13,7 +13,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.transitions import TERMINAL
-from app.store import jobs
+from app.store import claims, jobs
+from app.store.claims import Offer
 from app.store.jobs import Claim, JobAlreadyFinished, JobNotFound
 from app.store.migrate import upgrade
 from app.store.session import Database
@@ -162,9 +163,8 @@ class TestClaim:
 
         async with database.engine.connect() as connection:
             session = AsyncSession(connection)
-            await jobs.claim(
-                session, node_id=node, kinds=[JobKind.TRAINING], environments=[ENVIRONMENT], now=START, lease=LEASE
-            )
+            offer = Offer(node_id=node, environments=[ENVIRONMENT], slots=1)
+            await claims.claim(session, offer, kinds=[JobKind.TRAINING], now=START, lease=LEASE)
             await session.close()  # the node died before its commit
 
         won = await claim(database, node)
