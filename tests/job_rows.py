@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
+from app.domain.accelerators import Accelerator, AcceleratorKind
 from app.domain.enums import EndReason, JobKind, JobStatus, Platform, VersionSource
 from app.domain.names import name_key
 from app.executor.run_folder import RunFolder
@@ -73,8 +74,25 @@ async def add_job(database: Database, **overrides: Any) -> str:
     return job_id
 
 
+def cards(
+    count: int, *, memory_mib: int = 80_000, kind: AcceleratorKind = AcceleratorKind.SIMULATED
+) -> list[Accelerator]:
+    """Return accelerators as a node has them."""
+    return [
+        Accelerator(id=f"card-{index}", index=index, kind=kind, name="card", memory_mib=memory_mib)
+        for index in range(count)
+    ]
+
+
 async def add_node(
-    database: Database, name: str = "node-1", *, environments: Sequence[str] = (ENVIRONMENT,), slots: int = 1
+    database: Database,
+    name: str = "node-1",
+    *,
+    environments: Sequence[str] = (ENVIRONMENT,),
+    slots: int = 1,
+    accelerators: Sequence[Accelerator] = (),
+    labels: Mapping[str, str] | None = None,
+    heartbeat_at: datetime = START,
 ) -> str:
     """Register a node and return its id."""
     async with database.writing() as session:
@@ -82,12 +100,14 @@ async def add_node(
             session,
             name=name,
             platform=Platform.CPU,
-            accelerators=(),
+            accelerators=[one.document() for one in accelerators],
             environments=environments,
             slots=slots,
             boot_id="boot",
-            now=START,
+            now=heartbeat_at,
         )
+        row.labels = dict(labels or {})
+        session.add(row)
         return row.id
 
 
@@ -134,11 +154,14 @@ async def claim(
     kinds: Iterable[JobKind] = STAGES,
     environments: Sequence[str] = (ENVIRONMENT,),
     slots: int = 1000,
+    usable: Sequence[str] | None = None,
     now: datetime = START,
 ) -> Claim | None:
-    """Claim the next job for the node."""
+    """Claim the next job for the node; no stranger is on its accelerators unless `usable` leaves some out."""
     async with database.writing() as session:
-        offer = Offer(node_id=node_id, environments=environments, slots=slots)
+        if usable is None:
+            usable = [one.id for one in nodes.accelerators_of(await nodes.get_node(session, node_id))]
+        offer = Offer(node_id=node_id, environments=environments, slots=slots, usable=usable)
         return await claims.claim(session, offer, kinds=frozenset(kinds), now=now, lease=LEASE)
 
 

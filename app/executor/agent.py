@@ -11,7 +11,8 @@ the disk ends a round once every attempt had its turn, and the next one comes la
 lets only that one rest.
 
 Settling may take many minutes (the weights are hashed). It holds up nothing: the processes of the attempt are gone, so
-its slot is free. A worker that stops breaks it off, and the next one begins it again.
+its slot is free, and its accelerators are given back. A worker that stops breaks it off, and the next one begins it
+again.
 """
 
 import asyncio
@@ -26,7 +27,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 
+from app.domain.accelerators import Accelerator
 from app.domain.enums import EndReason, JobKind, JobStatus
+from app.domain.placement import LEASING
 from app.executor import supervision
 from app.executor.launch import LaunchError, disk_trouble
 from app.executor.projections import Projections
@@ -34,7 +37,9 @@ from app.executor.reconcile import Seen, Step, next_step
 from app.executor.supervision import AttemptIsSupervised, AttemptPhase, ExitRecord, LaunchSpec, Observation
 from app.executor.supervisor import end_strays, fault_point
 from app.executor.trouble import TROUBLE, log_trouble, rest_seconds
+from app.store import claims, leases
 from app.store import jobs as store
+from app.store.claims import Offer
 from app.store.clock import database_now
 from app.store.home import NodeHome
 from app.store.jobs import Claim, End
@@ -45,6 +50,8 @@ logger = logging.getLogger(__name__)
 STARTING_SECONDS = 5.0  # how long a supervisor may take to lock its folder before it is started again
 SILENT_SECONDS = 30.0  # six missed beats of a supervisor
 ORPHAN_SECONDS = 60.0
+QUARANTINE_SECONDS = 10.0
+LONG_SETTLING_SECONDS = 1.0
 PROJECTION_SECONDS = 0.5
 REMOVAL_SECONDS = 2.0  # a supervisor holds its folder's lock for a moment after it wrote the exit
 LEAST_PAUSE_SECONDS = 0.02  # between two rounds, should a step have no effect
@@ -78,12 +85,18 @@ class NodePresence(Protocol):
 
     async def ready_environments(self) -> Collection[str]: ...
 
+    async def usable_accelerators(self) -> Sequence[Accelerator]:
+        """Return the accelerators that no stranger uses now, those that attempts hold among them."""
+
     async def request_builds(self) -> None: ...
 
 
 @dataclass(frozen=True)
 class Lane:
-    """Kinds of jobs that share slots: an answer to a question does not wait for a training of hours."""
+    """Kinds of jobs that share slots: an answer to a question does not wait for a training of hours.
+
+    A job that holds accelerators takes no slot; those bound it.
+    """
 
     kinds: frozenset[JobKind]
     slots: int
@@ -135,6 +148,7 @@ class NodeAgent:
         self._last_beat = float("-inf")
         self._last_projection = float("-inf")
         self._last_orphan_look = float("-inf")
+        self._last_quarantine_look = float("-inf")
 
     def wake(self) -> None:
         """Look at the database now (a hint arrived)."""
@@ -169,6 +183,7 @@ class NodeAgent:
         self._rests = {key: rest for key, rest in self._rests.items() if key in self._claims}
         await self._advance_all(live)
         await self._clear_folders()
+        await self._look_after_quarantine()
         await self._presence.request_builds()
         for lane in self._lanes:
             while await self._claim_one(lane):
@@ -184,19 +199,19 @@ class NodeAgent:
         self._last_beat = self._monotonic()
 
     async def _claim_one(self, lane: Lane) -> bool:
-        busy = [claim for key, claim in self._claims.items() if key not in self._settling]
-        if sum(claim.job.kind in lane.kinds for claim in busy) >= lane.slots:
+        usable = [one.id for one in await self._presence.usable_accelerators()]
+        slots = lane.slots - sum(self._takes_slot(claim, lane) for claim in self._claims.values())
+        if slots <= 0 and (not usable or not lane.kinds & LEASING):
             return False
-        environments = await self._presence.ready_environments()
+        offer = Offer(
+            node_id=self._node_id,
+            environments=await self._presence.ready_environments(),
+            slots=slots,
+            usable=usable,
+        )
         async with self._database.writing() as session:
-            claim = await store.claim(
-                session,
-                node_id=self._node_id,
-                kinds=lane.kinds,
-                environments=environments,
-                now=await database_now(session),
-                lease=self._timing.lease,
-            )
+            now = await database_now(session)
+            claim = await claims.claim(session, offer, kinds=lane.kinds, now=now, lease=self._timing.lease)
         if claim is None:
             return False
         fault_point("claimed")
@@ -204,6 +219,11 @@ class NodeAgent:
         self._claims[claim.attempt.id] = claim
         await self._advance(claim)
         return True
+
+    def _takes_slot(self, claim: Claim, lane: Lane) -> bool:
+        """Say whether the attempt takes one of the lane's slots; while it is settled, nothing of it runs."""
+        settling = claim.attempt.id in self._settling
+        return claim.job.kind in lane.kinds and not claim.attempt.accelerators and not settling
 
     # ---- one attempt ------------------------------------------------------------------------------------------------
 
@@ -346,6 +366,7 @@ class NodeAgent:
         self._settling[claim.attempt.id] = task
 
     async def _settle_and_forget(self, claim: Claim, exit_record: ExitRecord) -> None:
+        early = asyncio.create_task(self._release_early(claim, exit_record))
         try:
             await self._settler.settle(claim, exit_record)
             fault_point("settled")
@@ -357,6 +378,18 @@ class NodeAgent:
         else:
             await self._remove(self._folder(claim))
         finally:
+            early.cancel()
+            self.wake()
+
+    async def _release_early(self, claim: Claim, exit_record: ExitRecord) -> None:
+        """Give the accelerators back when settling takes its time: nothing of the attempt is left to use them."""
+        if not claim.attempt.accelerators or exit_record.unkillable:
+            return
+        await asyncio.sleep(LONG_SETTLING_SECONDS)
+        with contextlib.suppress(*TROUBLE):  # the end releases them in any case
+            async with self._database.writing() as session:
+                now = await database_now(session)
+                await leases.end_of_attempt(session, claim.attempt.id, proven_empty=True, now=now)
             self.wake()
 
     def _let_rest(self, claim: Claim, event: str, error: Exception) -> None:
@@ -415,6 +448,19 @@ class NodeAgent:
             logger.warning("orphan_stopped", extra={"attempt": folder.name})
             await asyncio.to_thread(supervision.request_stop, folder, "orphan")
             self._last_orphan_look = float("-inf")
+
+    async def _look_after_quarantine(self) -> None:
+        """Give accelerators back whose attempts ended with processes that could not be killed, once those are gone."""
+        if self._monotonic() - self._last_quarantine_look < QUARANTINE_SECONDS:
+            return
+        self._last_quarantine_look = self._monotonic()
+        async with self._database.reading() as session:
+            suspects = await leases.quarantined_attempts(session, self._node_id)
+        gone = [one for one in suspects if not await asyncio.to_thread(supervision.has_processes, one)]
+        if gone:
+            async with self._database.writing() as session:
+                await leases.release_proven(session, gone, now=await database_now(session))
+            logger.info("quarantine_lifted", extra={"attempts": gone})
 
     async def _remove(self, folder: Path) -> None:
         deadline = self._monotonic() + REMOVAL_SECONDS

@@ -9,7 +9,7 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
+from app.domain.accelerators import Accelerator
 from app.domain.enums import EndReason, JobKind
 from app.domain.errors import AppError
 from app.domain.launchers import GROUP_KINDS
@@ -31,6 +32,7 @@ from app.domain.rendering import (
 )
 from app.executor.activation import ActivationFailed, builder_environment, interpreter, stage_environment
 from app.executor.launchers import group_variables, stage_command, usable_cores
+from app.executor.pinning import pinned
 from app.executor.run_folder import RunFolder
 from app.executor.script_status import WITH_STATUS, ScriptStatus, status_variables
 from app.executor.snapshot import PinnedScript, Snapshot
@@ -48,6 +50,7 @@ from app.store.tables import JobRow, ModelRow
 
 DEFAULT_DTYPE = "bfloat16"
 DTYPES = frozenset({"float16", "float32", "bfloat16"})
+QUESTIONS = frozenset({JobKind.INFERENCE_CUSTOMIZED, JobKind.INFERENCE_COMPLETE})
 _PAIRED = frozenset({JobKind.SAVING, JobKind.DEPLOYMENT})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -77,6 +80,11 @@ class Prefixes(Protocol):
     async def prefix(self, name: str) -> Path | None: ...
 
     def build_command(self, name: str, *, spec_file: Path | None) -> list[str]: ...
+
+    @property
+    def accelerators(self) -> Sequence[Accelerator]: ...
+
+    async def roomiest_accelerator(self) -> Accelerator | None: ...
 
 
 @dataclass(frozen=True)
@@ -151,6 +159,7 @@ class StageLauncher:
             "DEEPE_PARAMS": str(parameters),
             "DEEPE_EVENTS": str(run.events),
             **status_variables(self._redis_url),
+            **pinned(await self._seen(claim), self._prefixes.accelerators),
         }
         try:
             env = await asyncio.to_thread(stage_environment, self._environ, prefix, extra)
@@ -194,6 +203,13 @@ class StageLauncher:
             output=run.output_log,
             grace_seconds=self._grace_seconds,
         )
+
+    async def _seen(self, claim: Claim) -> Sequence[str]:
+        """Return the accelerators that the stage sees. Questions hold none and share the one with most room."""
+        if claim.job.kind not in QUESTIONS:
+            return claim.attempt.accelerators
+        roomiest = await self._prefixes.roomiest_accelerator()
+        return [roomiest.id] if roomiest is not None else []
 
     def _locate(self, script: PinnedScript | None) -> ScriptToRun:
         """Return where the pinned bytes stand: in place while the script root still holds them."""

@@ -20,6 +20,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.domain.accelerators import Accelerator
 from app.domain.enums import EndReason, JobKind, JobStatus, Platform
 from app.domain.environment_reports import EnvironmentState
 from app.executor.builders import BuildRules
@@ -101,6 +102,19 @@ class NodeEnvironments:
                 environment_states=documents if documents != self._told else None,
             )
         self._told = documents
+
+    @property
+    def accelerators(self) -> Sequence[Accelerator]:
+        """Return all accelerators of the node."""
+        return [Accelerator.of(document) for document in self._facts.accelerators if "id" in document]
+
+    async def usable_accelerators(self) -> Sequence[Accelerator]:
+        """Return the accelerators that nobody but jobs of this node uses now."""
+        return self.accelerators
+
+    async def roomiest_accelerator(self) -> Accelerator | None:
+        """Return the accelerator that questions share: the one with most memory."""
+        return max(await self.usable_accelerators(), key=lambda one: one.memory_mib or 0, default=None)
 
     async def ready_environments(self) -> Collection[str]:
         """Return the names of the environments that stages can run in here, now."""

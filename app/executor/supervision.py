@@ -174,6 +174,13 @@ def observe(folder: Path) -> Observation:
     )
 
 
+def has_processes(attempt_id: str) -> bool:
+    """Say whether a process of the attempt lives, wherever it went: its environment names the attempt."""
+    table = supervisor.process_table()
+    candidates = {pid for pid, row in table.items() if not row.zombie}
+    return bool(supervisor.processes_with(f"DEEPE_ATTEMPT={attempt_id}", candidates=candidates))
+
+
 def list_attempts(root: Path) -> Sequence[Path]:
     """Return the attempt folders under `root`, sorted by name."""
     if not root.is_dir():

@@ -8,9 +8,9 @@ from enum import StrEnum
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.registry.node_environments import NodeEnvironment, Standings, standings
-from app.registry.readiness import NODE_SILENT_AFTER
+from app.store import leases
 from app.store.clock import database_now
-from app.store.nodes import all_nodes, get_node
+from app.store.nodes import NODE_SILENT_AFTER, all_nodes, get_node
 from app.store.tables import NodeRow
 
 
@@ -43,6 +43,12 @@ class Nodes:
         """Return the node with this id or name."""
         row = await get_node(session, node)
         return _view(row, await standings(session), age=await database_now(session) - row.heartbeat_at)
+
+    async def release(self, session: AsyncSession, node: str, accelerator: str) -> NodeView:
+        """Put a quarantined accelerator back to use; `AcceleratorInUse` while an attempt holds it."""
+        now = await database_now(session)
+        row = await leases.release(session, node, accelerator, now=now)
+        return _view(row, await standings(session), age=now - row.heartbeat_at)
 
 
 async def living_nodes(session: AsyncSession) -> Sequence[NodeRow]:

@@ -14,7 +14,6 @@ from typing import Any
 import sqlalchemy as sa
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
-from sqlmodel.sql.expression import SelectOfScalar
 
 from app.domain.demand import Demand
 from app.domain.enums import JobKind
@@ -173,19 +172,18 @@ async def _candidates(
 
 
 @functools.cache
-def _heads_statement(kinds: frozenset[JobKind]) -> SelectOfScalar[Any]:
+def _heads_statement(kinds: frozenset[JobKind]) -> Any:
     """Return the query of the demands that wait, each with the id of its first job that is due."""
     waiting = jobs.waiting_demands_cte(kinds)
     head = (
-        sa.select(JobRow.id)
+        sa.select(col(JobRow.id))
         .where(sa.text(CLAIMABLE), col(JobRow.kind) == waiting.c.kind, col(JobRow.demand) == waiting.c.demand, _due())
         .order_by(*_ORDER)
         .limit(1)
         .correlate(waiting)
         .scalar_subquery()
     )
-    statement: Any = sa.select(waiting.c.demand, head.label("job_id")).where(waiting.c.demand.is_not(None))
-    return statement
+    return sa.select(waiting.c.demand, head.label("job_id")).where(waiting.c.demand.is_not(None))
 
 
 async def _with_time_limits(session: AsyncSession, demands: Sequence[str], *, now: datetime) -> Sequence[Candidate]:
@@ -201,8 +199,8 @@ async def _with_time_limits(session: AsyncSession, demands: Sequence[str], *, no
 
 
 def _candidate_statement() -> Any:
-    columns = (JobRow.id, JobRow.demand, JobRow.priority, JobRow.created_at, JobRow.limits, JobRow.reserved_node_id)
-    return sa.select(*columns)
+    names = ("id", "demand", "priority", "created_at", "limits", "reserved_node_id")
+    return sa.select(*(getattr(JobRow, name) for name in names))
 
 
 def _candidate(row: Any) -> Candidate:

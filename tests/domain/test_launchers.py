@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from app.domain.definition import MethodDefinition
-from app.domain.demand import Resources
 from app.domain.enums import Stage
 from app.domain.form import FormField, method_form
 from app.domain.launchers import Launcher, LauncherKind

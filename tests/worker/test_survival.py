@@ -10,7 +10,9 @@ import psutil
 from app.domain.enums import EndReason, JobStatus
 from app.executor.stage_events import MetricsEvent, RunEvents
 from app.executor.supervision import LaunchSpec, observe, prepare, start
+from app.store import claims
 from app.store import jobs as store
+from app.store.claims import Offer
 from app.store.nodes import all_nodes
 from tests.worker.harness import ENDED_WELL, TRAIN, Site, alive, kill, pids_alive, until
 
@@ -129,14 +131,9 @@ class TestClaimWithoutLaunch:
         await site.submit(text)
         async with site.database.writing() as session:
             (node,) = await all_nodes(session)
-            claim = await store.claim(
-                session,
-                node_id=node.id,
-                kinds={(await site.job()).kind},
-                environments=["base"],
-                now=datetime.now(UTC),
-                lease=timedelta(seconds=60),
-            )
+            offer = Offer(node_id=node.id, environments=["base"], slots=1)
+            kinds, lease = {(await site.job()).kind}, timedelta(seconds=60)
+            claim = await claims.claim(session, offer, kinds=kinds, now=datetime.now(UTC), lease=lease)
         assert claim is not None
         return claim
 
