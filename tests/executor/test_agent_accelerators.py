@@ -3,6 +3,7 @@
 import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,8 @@ async def test_next_job_starts_while_the_end_of_the_last_is_written(bench: Bench
 
 async def test_accelerators_bound_jobs_and_slots_do_not(bench: Bench) -> None:
     bench.launcher.script = "sleep 60"
-    jobs = [await job_rows.add_job(bench.plain) for _ in range(3)]
+    moments = [job_rows.START + timedelta(seconds=number) for number in range(3)]
+    jobs = [await job_rows.add_job(bench.plain, created_at=moment) for moment in moments]
 
     async with bench.running():
         await bench.reaches(jobs[0], JobStatus.RUNNING)

@@ -41,12 +41,13 @@ async def release_accelerator(
     ],
     session: WriteSession,
     services: ServicesDep,
+    language: RequestLanguage,
 ) -> NodeRead:
     """Put an accelerator back to use whose last attempt left processes that could not be killed.
 
     The node does so by itself once they are gone. A job that holds it is not touched: cancel that instead.
     """
-    return node_read(await services.nodes.release(session, node, accelerator))
+    return node_read(await services.nodes.release(session, node, accelerator), language)
 
 
 @router.get("/nodes/{node}", responses=problem_responses(NodeNotFound))
