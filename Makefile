@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_WORKERS ?= auto
 
-.PHONY: help demo test check chaos format clean
+.PHONY: help demo test check chaos mutants format clean
 help:
 	@echo "make demo    install, start the service, and train, save and ask a model for real"
 	@echo "make test    install what the tests need and run them all"
 	@echo "make check   format, lint, types, imports"
 	@echo "make chaos   random faults: SEED=n FAULTS=n DATABASE=sqlite|postgres"
+	@echo "make mutants safeguards taken out one by one: the tests must notice each"
 
 $(VENV)/.service: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -33,6 +34,9 @@ FAULTS ?= 200
 DATABASE ?= sqlite
 chaos: $(VENV)/.dev
 	@$(BIN)/python -m tests.chaos --seed $(SEED) --faults $(FAULTS) --database $(DATABASE)
+
+mutants: $(VENV)/.dev
+	@$(BIN)/python -m tests.chaos.mutants
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff format --check app migrations tests benchmarks

@@ -63,6 +63,7 @@ async def _reading(services: ServicesDep) -> AsyncIterator[AsyncSession]:
 async def _writing(services: ServicesDep) -> AsyncIterator[AsyncSession]:
     async with services.database.writing() as session:
         yield session
+        fault_point("before-commit")
     for callback in session.info.pop("after_commit", ()):
         await callback()
 

@@ -1,11 +1,13 @@
 """What the machine does to a job: its clock jumps, its disk fills, its memory ends, files go, pids come again."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from tests.chaos.evidence import collect
 from tests.chaos.stage import JOURNAL, SCRIPT
 from tests.chaos.verdict import Evidence, judge
 from tests.executor.attempts import Attempt, attempts, wait_until
-from tests.worker.harness import Site, kill, until
+from tests.worker.harness import ROOT, Site, kill, until
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -43,6 +45,13 @@ supervisor.__file__ = {wrapper!r}
 runpy.run_module("app.worker", run_name="__main__", alter_sys=True)
 """
 )
+WRITE_FOR_EVER = """
+import sys
+from app.executor.supervisor import Folder
+folder = Folder(sys.argv[1])
+while True:
+    folder.write("state.json", {"words": ["word"] * 20000}, durable=False)
+"""
 RUN_AND_SLEEP = "import time\nopen(JOURNAL, 'a').write('run\\n')\nprint('ready', flush=True)\ntime.sleep(60)"
 
 
@@ -135,6 +144,20 @@ class TestDisk:
         assert judge(await evidence_of(site, job)).ran_after_end == ()
         assert worker.events("folder_lost")[0]["unkillable"] == 0
         await until(lambda: nothing_runs(site), "the end of the supervisor", report=site.report)
+
+    def test_that_is_read_while_it_is_written_shows_whole_files_only(self, tmp_path: Path) -> None:
+        """Also when the writer is killed in the middle."""
+        (tmp_path / "state.json").write_text('{"words": []}')
+        for _ in range(5):
+            writer = subprocess.Popen(
+                [sys.executable, "-c", WRITE_FOR_EVER, str(tmp_path)], env={"PYTHONPATH": str(ROOT)}
+            )
+            for _ in range(300):
+                assert "words" in json.loads((tmp_path / "state.json").read_bytes())
+                time.sleep(0.001)
+            writer.kill()
+            writer.wait()
+            assert "words" in json.loads((tmp_path / "state.json").read_bytes())
 
     def test_that_loses_the_state_of_a_running_script_is_no_reason_to_run_it_again(self, attempt: Attempt) -> None:
         attempt.start(RUN_AND_SLEEP)

@@ -1,7 +1,6 @@
-"""The API dies right behind its commit: the job is there, runs without a hint, and the repeated request finds it."""
+"""The API dies around its commit: nobody hears of an acceptance, and the repeated request makes or finds the job."""
 
 import asyncio
-import contextlib
 import signal
 from pathlib import Path
 
@@ -16,18 +15,20 @@ from tests.conftest import BACKENDS
 
 @pytest.mark.redis
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize(("point", "jobs"), [("before-commit", 0), ("committed", 1)])
 @pytest.mark.parametrize("backend", BACKENDS)
-async def test_job_whose_acceptance_nobody_heard_runs_once(backend: str, tmp_path: Path) -> None:
+async def test_job_whose_acceptance_nobody_heard_runs_once(backend: str, point: str, jobs: int, tmp_path: Path) -> None:
     body, key = submission({"ticks": 3}), {"Idempotency-Key": "once"}
     async with arena(tmp_path / "run", backend=backend, nodes=1) as site:
         site.api.kill()
-        site.api.start(DEEPE_FAULT_POINT="committed")
+        site.api.start(DEEPE_FAULT_POINT=point)
         await site.wait_until(site.api_answers, "the API", 60)
         async with site.client() as client:
-            with contextlib.suppress(httpx.HTTPError):
+            with pytest.raises(httpx.TransportError):
                 await client.post("/jobs", json=body, headers=key)
         assert site.api.process is not None
         assert await asyncio.to_thread(site.api.process.wait, 20) == -signal.SIGKILL
+        assert len((await site.evidence()).jobs) == jobs
 
         site.nodes[0].worker.start()
         site.api.start()
