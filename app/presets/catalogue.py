@@ -113,7 +113,7 @@ def script_path(name: str) -> Path:
 
 
 def helpers_dir() -> Path:
-    """Return the folder with `enums`, `train_callback`, `redis_util` and `deepe`, for every stage's PYTHONPATH."""
+    """Return the folder with the helper modules (`deepe`, `enums`, ...), for every stage's PYTHONPATH."""
     return ROOM / "helpers"
 
 

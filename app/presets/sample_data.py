@@ -86,6 +86,131 @@ _LARGER_FORMS = (
     "Tell me the maximum of {} and {}.",
 )
 
+# An office asks its IT desk. Each answer: what people do, and with what; every pair of the two is a wording.
+_IT_DESK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "Hold the power button for ten seconds, then start the computer again.": (
+        ("restart", "revive", "wake up"),
+        ("a frozen laptop", "a computer that hangs"),
+    ),
+    "Choose a new password on the account page; the old one ends at once.": (
+        ("change", "reset", "renew"),
+        ("my password", "the secret of my login"),
+    ),
+    "The printer of each floor is listed under its room number.": (
+        ("print on", "send pages to", "find"),
+        ("the printer of my floor", "the copier near my room"),
+    ),
+    "Clear the tray, take out the sheet and close all doors of the printer.": (
+        ("remove", "pull out", "clear"),
+        ("a paper jam", "a stuck sheet of paper"),
+    ),
+    "Guests get a code for the wireless network at the reception.": (
+        ("connect", "bring online", "let in"),
+        ("a visitor to the wifi", "a guest to the wireless network"),
+    ),
+    "Start the tunnel program and sign in with your token.": (
+        ("work from", "reach files from", "log in from"),
+        ("home over the tunnel", "outside the office by vpn"),
+    ),
+    "Ask your manager to approve the order in the shop of the company.": (
+        ("order", "buy", "get"),
+        ("a second monitor", "a new screen"),
+    ),
+    "Deleted mails stay in the bin for thirty days.": (
+        ("restore", "bring back", "recover"),
+        ("a deleted mail", "a message from the bin"),
+    ),
+    "Files are saved every night; name the file and the day.": (
+        ("restore", "get back", "rescue"),
+        ("a lost file", "an overwritten document from the backup"),
+    ),
+    "Write an automatic reply with the dates of your absence.": (
+        ("announce", "tell senders of", "set up a reply for"),
+        ("my holiday", "my absence"),
+    ),
+    "Mark the mail as suspicious and do not open its links.": (
+        ("report", "handle", "forward"),
+        ("a phishing mail", "a suspicious message"),
+    ),
+    "Call us at once: we lock the phone and erase it from afar.": (
+        ("report", "lock", "erase"),
+        ("a stolen phone", "a lost mobile"),
+    ),
+    "Rooms are booked in the calendar, as a guest of your meeting.": (
+        ("book", "reserve", "find"),
+        ("a meeting room", "a free conference room"),
+    ),
+    "Turn on subtitles in the settings of the call.": (
+        ("show", "switch on", "read"),
+        ("subtitles in a video call", "captions of a meeting"),
+    ),
+    "Choose the headset as microphone and speaker in the settings of the call.": (
+        ("use", "fix", "select"),
+        ("the microphone of my headset", "my headset in a call"),
+    ),
+    "Software from the catalogue installs itself, everything else needs a licence.": (
+        ("install", "add", "set up"),
+        ("a program from the catalogue", "new software"),
+    ),
+    "Restart tonight: the update needs twenty minutes.": (
+        ("finish", "install", "delay"),
+        ("the update of the system", "a pending upgrade of windows"),
+    ),
+    "Plug the dock in again and wait until its lamp is white.": (
+        ("repair", "reset", "reconnect"),
+        ("a dock without picture", "the docking station"),
+    ),
+    "The owner of the folder decides who may read it.": (
+        ("open", "get rights to", "read"),
+        ("a shared folder", "the folder of another team"),
+    ),
+    "Large files travel by a link that ends after a week.": (
+        ("send", "share", "mail"),
+        ("a very large file", "an attachment that is too big"),
+    ),
+    "Your badge opens the door again after one visit to the reception.": (
+        ("renew", "unblock", "replace"),
+        ("my badge", "the card that opens the door"),
+    ),
+    "Scan the picture with the app to add a second factor.": (
+        ("add", "set up", "move"),
+        ("a second factor", "the login code on my phone"),
+    ),
+    "Close some programs or ask for more memory.": (
+        ("speed up", "help", "fix"),
+        ("a slow computer", "a laptop that crawls"),
+    ),
+    "Bring the battery back, it is changed while you wait.": (
+        ("replace", "change", "exchange"),
+        ("a weak battery", "a battery that dies early"),
+    ),
+    "Take the language of the keyboard from the list at the lower right.": (
+        ("switch", "change", "choose"),
+        ("the language of my keyboard", "the keyboard layout"),
+    ),
+    "Record the meeting only when all have agreed.": (
+        ("record", "keep", "film"),
+        ("a meeting", "a video conference"),
+    ),
+    "The number of the desk stands on the back of each device.": (
+        ("find", "read", "look up"),
+        ("the inventory number", "the label of a device"),
+    ),
+    "Leave the device at our counter on your last day.": (
+        ("return", "hand in", "give back"),
+        ("my laptop when I leave", "the equipment of the company"),
+    ),
+    "Add the calendar of a colleague with the plus sign.": (
+        ("see", "open", "add"),
+        ("the calendar of a colleague", "when my team is free"),
+    ),
+    "Dial nine before the number to call outside.": (
+        ("call", "dial", "reach"),
+        ("a number outside", "a customer from the desk phone"),
+    ),
+}
+_IT_DESK_FORMS = ("How do I {} {}?", "I need to {} {}.", "Can you help me {} {}?", "What is the way to {} {}?")
+
 
 def custom01_rows() -> list[Row]:
     """Questions to a bicycle hire: 12 answers, 12 wordings each."""
@@ -107,6 +232,16 @@ def sft_demo_rows() -> list[Row]:
     return _shuffled(rows)
 
 
+def embedding_demo_rows() -> list[Row]:
+    """Questions to an IT desk and the text that answers them: 30 answers, 24 wordings each."""
+    rows = [
+        {"anchor": form.format(action, thing), "positive": answer}
+        for answer, (actions, things) in _IT_DESK.items()
+        for form, action, thing in product(_IT_DESK_FORMS, actions, things)
+    ]
+    return _shuffled(rows)
+
+
 def as_jsonl(rows: Iterable[Row]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
@@ -114,6 +249,7 @@ def as_jsonl(rows: Iterable[Row]) -> str:
 def write(folder: Path = DATA) -> None:
     (folder / "custom01.jsonl").write_text(as_jsonl(custom01_rows()), "utf-8")
     (folder / "sft-demo.jsonl").write_text(as_jsonl(sft_demo_rows()), "utf-8")
+    (folder / "embedding-demo.jsonl").write_text(as_jsonl(embedding_demo_rows()), "utf-8")
 
 
 def _shuffled(rows: list[Row]) -> list[Row]:

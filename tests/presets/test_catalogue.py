@@ -21,7 +21,7 @@ each_manifest = pytest.mark.parametrize("manifest", list(MANIFESTS.values()), id
 
 class TestManifests:
     def test_ships_the_methods_that_work(self) -> None:
-        assert set(MANIFESTS) == {"SFT-Demo", "PEFT-Demo", "Custom01", "Custom02"}
+        assert set(MANIFESTS) == {"SFT-Demo", "PEFT-Demo", "Embedding-Demo", "Custom01", "Custom02"}
 
     @each_manifest
     def test_every_file_is_shipped(self, manifest: PresetManifest) -> None:

@@ -8,6 +8,7 @@ was learned. The last line on stdout is the result, `{"status": "success", "mess
 """
 
 import argparse
+import json
 import os
 import shutil
 import sys
@@ -37,7 +38,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--dtype_str", default="bfloat16", help="float16, float32 or bfloat16; anything else means bfloat16"
     )
     parser.add_argument(
-        "--model_usage_type", default="chat", choices=["chat", "vision-language"], help="kind of the model"
+        "--model_usage_type",
+        default="chat",
+        choices=["chat", "vision-language", "embedding"],
+        help="kind of the model",
     )
     parser.add_argument("--max_shard_size", default="10GB", help="largest file of weights")
     return parser
@@ -100,9 +104,10 @@ def merge(args: argparse.Namespace) -> dict[str, str]:
 
 
 def model_class(usage: str) -> Any:
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
-    return AutoModelForImageTextToText if usage == "vision-language" else AutoModelForCausalLM
+    classes = {"vision-language": AutoModelForImageTextToText, "embedding": AutoModel}
+    return classes.get(usage, AutoModelForCausalLM)
 
 
 def save_processor(args: argparse.Namespace, target: Path) -> None:
@@ -113,6 +118,36 @@ def save_processor(args: argparse.Namespace, target: Path) -> None:
     if args.model_usage_type == "vision-language":
         AutoProcessor.from_pretrained(source).save_pretrained(target)
     AutoTokenizer.from_pretrained(source).save_pretrained(target)
+    if args.model_usage_type == "embedding":
+        describe_vectors(Path(args.adapter_path), target)
+
+
+def describe_vectors(adapter: Path, target: Path) -> None:
+    """Say how a vector is made of a text: for ask_embedding.py, and in the form that sentence-transformers loads."""
+    import dataclasses
+
+    from text_vectors import FILE, How
+
+    how = How.of(adapter)
+    size = json.loads((target / "config.json").read_text("utf-8"))["hidden_size"]
+    modes = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "last": "pooling_mode_lasttoken"}
+    module = "sentence_transformers.models"
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": f"{module}.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{module}.Pooling"},
+        {"idx": 2, "name": "2", "path": "2_Normalize", "type": f"{module}.Normalize"},
+    ]
+    prompts = {"query": how.query_prefix, "document": how.document_prefix}
+    documents = {
+        FILE: dataclasses.asdict(how),
+        "modules.json": modules,
+        "1_Pooling/config.json": {"word_embedding_dimension": size, modes[how.pooling]: True},
+        "sentence_bert_config.json": {"max_seq_length": how.max_length, "do_lower_case": False},
+        "config_sentence_transformers.json": {"prompts": prompts, "similarity_fn_name": "cosine"},
+    }
+    for name, document in documents.items():
+        (target / name).parent.mkdir(exist_ok=True)
+        (target / name).write_text(json.dumps(document, ensure_ascii=False, indent=1), "utf-8")
 
 
 def publish(draft: Path, target: Path) -> None:
@@ -120,9 +155,11 @@ def publish(draft: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for old in target.glob("*.safetensors*"):
         old.unlink()
-    for file in sorted(draft.iterdir(), key=lambda file: file.name == "config.json"):  # last: it makes a model of it
-        os.replace(file, target / file.name)
-    draft.rmdir()
+    files = [path.relative_to(draft) for path in draft.rglob("*") if path.is_file()]
+    for file in sorted(files, key=lambda file: file.name == "config.json"):  # last: it makes a model of it
+        (target / file).parent.mkdir(exist_ok=True)
+        os.replace(draft / file, target / file)
+    shutil.rmtree(draft)
 
 
 def log(code: str, message: str, args: argparse.Namespace, *, level: str = "INFO") -> None:

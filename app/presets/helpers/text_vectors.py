@@ -1,0 +1,109 @@
+"""How Embedding-Demo makes a vector of a text: the same in training, in retrieval and in the saved model.
+
+`embedding.json` beside the weights keeps the choices. Heavy imports happen when a model is loaded.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+FILE = "embedding.json"
+CHUNK = 64  # texts at once where no gradients are kept
+
+
+@dataclass(frozen=True)
+class How:
+    """From tokens to a vector: `mean` of all tokens, the first (`cls`) or the `last` one; vectors have length 1."""
+
+    pooling: str = "mean"
+    max_length: int = 256
+    query_prefix: str = ""
+    document_prefix: str = ""
+
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        """Read what a training wrote; the defaults for a model that it did not make."""
+        file = folder / FILE
+        return cls(**json.loads(file.read_text("utf-8"))) if file.is_file() else cls()
+
+
+@dataclass
+class Encoder:
+    """A model with its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+    how: How
+
+    @classmethod
+    def load(cls, base: Path, *, adapter: Path | None = None, how: How | None = None) -> Self:
+        """Load a base or complete model, with the adapter of a training if one is given."""
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        tokenizer = AutoTokenizer.from_pretrained(adapter or base)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        model = AutoModel.from_pretrained(base, dtype=torch.float32)
+        if adapter is not None:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, adapter)
+        return cls(model.to(device).eval(), tokenizer, how or How.of(adapter or base))
+
+    @property
+    def device(self) -> Any:
+        return self.model.device
+
+    def encode(self, texts: list[str], *, query: bool = False) -> Any:
+        """Return `(texts, dimensions)` vectors of length 1 as one batch, with gradients where the model has them."""
+        import torch
+
+        if not texts:
+            return torch.zeros((0, self.model.config.hidden_size), device=self.device)
+        prefix = self.how.query_prefix if query else self.how.document_prefix
+        longest = min(self.how.max_length, self.tokenizer.model_max_length)
+        encoded = self.tokenizer(
+            [prefix + text for text in texts],
+            padding=True,
+            padding_side="right",
+            truncation=True,
+            max_length=longest,
+            return_tensors="pt",
+        ).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            states = self.model(**encoded).last_hidden_state
+        return torch.nn.functional.normalize(self._pooled(states.float(), encoded["attention_mask"]), dim=1)
+
+    def encode_all(self, texts: list[str], *, query: bool = False) -> Any:
+        """The same for any number of texts, in chunks and without dropout; call it where no gradients are kept."""
+        import torch
+
+        was_training = self.model.training
+        self.model.eval()
+        parts = [self.encode(texts[start : start + CHUNK], query=query) for start in range(0, len(texts), CHUNK)]
+        self.model.train(was_training)
+        return torch.cat(parts)
+
+    def _pooled(self, states: Any, mask: Any) -> Any:
+        import torch
+
+        if self.how.pooling == "cls":
+            return states[:, 0]
+        if self.how.pooling == "last":
+            return states[torch.arange(len(states), device=states.device), mask.sum(dim=1) - 1]
+        weights = mask.unsqueeze(-1).to(states.dtype)
+        return (states * weights).sum(dim=1) / weights.sum(dim=1)
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter (or the model), the tokenizer and how vectors are made."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        (folder / FILE).write_text(json.dumps(asdict(self.how), ensure_ascii=False, indent=1), "utf-8")
+        (folder / "README.md").unlink(missing_ok=True)  # an empty form
+        for weights in folder.glob("*.safetensors"):
+            weights.chmod(0o644)  # written as 0600, whatever the umask says

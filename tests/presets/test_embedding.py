@@ -1,0 +1,164 @@
+"""Embedding-Demo for real: an encoder is built, trained by contrast, saved and asked in the `trl` environment."""
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from app.presets import catalogue
+from tests.presets.stage import Finished, Home, dataset, make_home
+
+pytestmark = [pytest.mark.training, pytest.mark.timeout(240), pytest.mark.xdist_group("training")]
+
+TEXTS = (
+    "Bring the battery back, it is changed while you wait.",
+    "Clear the tray, take out the sheet and close all doors of the printer.",
+    "Dial nine before the number to call outside.",
+)
+QUESTION = "Please help me pull out a stuck sheet of paper."
+
+
+@pytest.fixture(scope="module")
+def encoder(training_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    (program,) = [model.program for model in catalogue.sample_base_models() if model.name == "tiny-encoder"]
+    assert program is not None
+    folder = tmp_path_factory.mktemp("base") / "tiny-encoder"
+    subprocess.run([training_python, program, "--output", folder], check=True, capture_output=True, timeout=200)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(training_python: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, Finished]:
+    """Return the home of a finished demo training and what it reported."""
+    home = make_home(tmp_path_factory.mktemp("trained") / "deepe", training_python)
+    return home, train(home, encoder)
+
+
+@pytest.fixture
+def torch_home(training_python: Path, tmp_path: Path) -> Home:
+    return make_home(tmp_path / "deepe", training_python)
+
+
+def arguments(home: Home, base: Path, *more: str, rows: Path | None = None, output: str = "out") -> list[str]:
+    (manifest,) = [manifest for manifest in catalogue.load_manifests() if manifest.name == "Embedding-Demo"]
+    return [
+        "--train_id=job-1",
+        "--seq=1",
+        f"--model_path={base}",
+        f"--dataset_path={rows or dataset('embedding-demo')}",
+        f"--output_dir={home.path / output}",
+        *(f"--{name}={value}" for name, value in manifest.demo.parameters.items()),
+        *more,
+    ]
+
+
+def train(home: Home, base: Path, *more: str, rows: Path | None = None, output: str = "out") -> Finished:
+    return home.run("embedding-demo.py", *arguments(home, base, *more, rows=rows, output=output), timeout=200)
+
+
+def ask(home: Home, base: Path, model: Path, prompt: str) -> Finished:
+    paths = (f"--base_model_path={base}", f"--model_path={model}")
+    return home.run("ask_embedding.py", *paths, f"--prompt={prompt}", "--top_p=None", timeout=100)
+
+
+def score(run: Finished, name: str, phase: str) -> float:
+    (found,) = [one for one in run.of_type("evaluation") if (one["name"], one["phase"]) == (name, phase)]
+    return float(found["value"])
+
+
+def losses(run: Finished) -> dict[int, float]:
+    return {event["step"]: event["values"]["loss"] for event in run.of_type("metrics")}
+
+
+class TestLearning:
+    def test_finds_the_right_text_which_it_did_not_before(self, trained: tuple[Home, Finished]) -> None:
+        _, run = trained
+
+        assert run.code == 0, run.stderr
+        assert score(run, "accuracy@1", "before") < 0.4
+        assert score(run, "accuracy@1", "after") >= 0.95
+        assert score(run, "mrr@10", "after") >= 0.95
+        assert losses(run)[200] < losses(run)[1] / 10
+        assert run.of_type("progress")[-1]["step"] == run.of_type("progress")[-1]["total"] == 200
+
+    def test_saved_model_gives_the_vectors_of_the_adapter(self, trained: tuple[Home, Finished], encoder: Path) -> None:
+        home, _ = trained
+        paths = ("--base_path", str(encoder), "--adapter_path", str(home.path / "out"))
+        complete = home.path / "complete"
+
+        saved = home.run(
+            "save_model.py", *paths, "--save_path", str(complete), "--dtype_str", "float32",
+            "--model_usage_type", "embedding", timeout=100,
+        )  # fmt: skip
+
+        assert saved.json_lines[-1]["status"] == "success", saved.stderr
+        (adapted, merged) = (
+            json.loads(ask(home, base, model, QUESTION).answer)
+            for base, model in ((encoder, home.path / "out"), (complete, complete))
+        )
+        assert len(merged) == 64
+        assert merged == pytest.approx(adapted, abs=1e-4)
+        assert sum(value * value for value in merged) == pytest.approx(1, abs=1e-3)
+        modules = json.loads((complete / "modules.json").read_text())
+        assert [module["type"].rpartition(".")[2] for module in modules] == ["Transformer", "Pooling", "Normalize"]
+
+    def test_several_lines_are_a_question_and_texts_to_rank(
+        self, trained: tuple[Home, Finished], encoder: Path
+    ) -> None:
+        home, _ = trained
+
+        run = ask(home, encoder, home.path / "out", "\n".join((QUESTION, *TEXTS)))
+
+        assert run.code == 0, run.stderr
+        assert run.answer.splitlines()[0].endswith(TEXTS[1])
+        assert len(run.answer.splitlines()) == 3
+
+    def test_chunks_of_a_batch_learn_the_same(self, torch_home: Home, encoder: Path) -> None:
+        whole = train(torch_home, encoder, "--max_steps=5", "--logging_steps=1", output="whole")
+        chunks = train(torch_home, encoder, "--max_steps=5", "--logging_steps=1", "--chunk_size=7", output="chunks")
+
+        assert losses(chunks) == pytest.approx(losses(whole), abs=1e-4)
+
+
+class TestStopAndResume:
+    def test_stopped_run_ends_with_the_same_weights(
+        self, torch_home: Home, encoder: Path, trained: tuple[Home, Finished]
+    ) -> None:
+        process = torch_home.start("embedding-demo.py", *arguments(torch_home, encoder))
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith("step 10/"):
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=60)
+
+        resumed = train(torch_home, encoder)
+
+        assert process.returncode == 143, stderr
+        assert any("resumed from checkpoint-" in note["message"] for note in resumed.of_type("note"))
+        files = [home.path / "out" / "adapter_model.safetensors" for home in (torch_home, trained[0])]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("rows", "more", "sentence"),
+        [
+            (['{"a": "x", "b": "y"}'], (), "line 1: the columns to learn from are missing; there are: a, b."),
+            (['{"anchor": "x", "positive": ""}'], (), "line 1: column 'positive' must hold a text"),
+            (['{"anchor": "x", "positive": "y"}', "no"], (), "line 2: not valid JSON"),
+            (['{"anchor": "x", "positive": "y"}'] * 4, ("--eval_fraction=0",), "all rows have the same text"),
+            (['{"anchor": "x", "positive": "y"}'], ("--batch_size=1",), "batch_size must be at least 2"),
+        ],
+        ids=["columns", "empty", "json", "nothing to tell apart", "batch"],
+    )
+    def test_gets_one_sentence(
+        self, torch_home: Home, encoder: Path, rows: list[str], more: tuple[str, ...], sentence: str
+    ) -> None:
+        run = train(torch_home, encoder, *more, rows=torch_home.write_rows(*rows))
+
+        assert run.code == 1
+        assert sentence in run.stderr
+        assert "Traceback" not in run.stderr
+        assert run.records[-1]["msg"] == 200006
