@@ -130,6 +130,14 @@ class Settings(BaseSettings):
         False, description="This node has no network: environments are built from packed ones, or not at all."
     )
 
+    # Nodes
+    foreign_memory_mib: int = Field(
+        1024, ge=0, le=2**31 - 1, description="Memory of a card that others may use before it counts as occupied."
+    )
+    simulated_accelerators: str = Field(
+        "", description="For tests: COUNT or COUNTxMIB accelerators that do not exist, in place of the real ones."
+    )
+
     # Command line: read by the option --url, listed here so that it is documented with the rest
     url: str = Field("http://127.0.0.1:8000", description="Service that the commands call, unless --url names one.")
 
@@ -176,6 +184,13 @@ class Settings(BaseSettings):
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name):
             raise ValueError(f"{name!r} cannot be a node's name")
         return name
+
+    @field_validator("simulated_accelerators")
+    @classmethod
+    def _simulated_accelerators(cls, value: str) -> str:
+        if value and not re.fullmatch(r"[0-9]{1,4}(x[1-9][0-9]{0,7})?", value):
+            raise ValueError("give a number of accelerators, or number and memory in MiB like 8x40000")
+        return value
 
     @field_validator("redis_url")
     @classmethod

@@ -18,7 +18,7 @@ from app.executor.agent import Lane, NodeAgent, NodeIsTaken, Timing, exclusive
 from app.executor.builders import BuildRules
 from app.executor.conda import CondaSearch
 from app.executor.hints import listen, listen_to_file
-from app.executor.inventory import find_accelerators
+from app.executor.inventory import Hardware, this_hardware
 from app.executor.launch import StageLauncher
 from app.executor.presence import NodeEnvironments, NodeFacts
 from app.executor.projections import Projections
@@ -68,9 +68,11 @@ async def _work(settings: Settings, home: Home, node_home: NodeHome) -> None:
     redis_url = settings.redis_url.get_secret_value() if settings.redis_url else None
     database = Database(settings.database_url)
     status = RedisScriptStatus(redis_url) if redis_url else NoScriptStatus()
+    hardware = await asyncio.to_thread(_hardware, settings, node_home)
     presence = NodeEnvironments(
         database=database,
         facts=_facts(settings),
+        hardware=hardware,
         node_home=node_home,
         search=CondaSearch.of(os.environ, root=settings.conda_root),
         rules=BuildRules(builder=settings.env_builder, channels=settings.conda_channels, offline=settings.offline),
@@ -83,7 +85,7 @@ async def _work(settings: Settings, home: Home, node_home: NodeHome) -> None:
             return
         agent = _agent(settings, database, home, node_home, presence, status, redis_url, node_id=node_id)
         _on_stop(functools.partial(_stop, stopping, agent))
-        logger.info("worker_started", extra={"node": settings.node_name, "redis": redis_url is not None})
+        await _tell_start(settings, hardware, redis=redis_url is not None)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(agent.run(stopping))
             if redis_url is None:
@@ -153,10 +155,36 @@ def _facts(settings: Settings) -> NodeFacts:
     return NodeFacts(
         name=settings.node_name,
         platform=this_machine(),
-        accelerators=find_accelerators(),
         slots=settings.slots,
         boot_id=boot_id(),
     )
+
+
+def _hardware(settings: Settings, node_home: NodeHome) -> Hardware:
+    return this_hardware(
+        os.environ,
+        home=settings.home,
+        node_home=node_home,
+        simulated=settings.simulated_accelerators,
+        foreign_memory_mib=settings.foreign_memory_mib,
+    )
+
+
+async def _tell_start(settings: Settings, hardware: Hardware, *, redis: bool) -> None:
+    """Say once in the log what this worker works with."""
+    machine = await hardware.inventory()
+    fields = {
+        "node": settings.node_name,
+        "redis": redis,
+        "system": machine.system,
+        "cpus": machine.cpus,
+        "memory_gib": round(machine.memory_bytes / 1024**3, 1),
+        "accelerators": [
+            f"{one.name} {one.memory_mib} MiB" if one.memory_mib is not None else one.name
+            for one in hardware.accelerators
+        ],
+    }
+    logger.info("worker_started", extra=fields)
 
 
 def _stop(stopping: asyncio.Event, agent: NodeAgent) -> None:

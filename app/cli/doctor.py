@@ -5,7 +5,6 @@ import importlib.util
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -152,21 +151,29 @@ def disk(settings: "Settings") -> Finding:
     return Finding("disk", Verdict.OK, detail)
 
 
-def accelerator(_settings: "Settings") -> Finding:
-    if sys.platform == "darwin" and platform.machine() == "arm64":
-        return Finding("accelerator", Verdict.OK, "Apple silicon")
-    if shutil.which("nvidia-smi") is None:
-        advice = (
-            "The demo and Custom01 need none. For large models install the NVIDIA driver; nvidia-smi must be on PATH."
-        )
-        return Finding("accelerator", Verdict.OK, "none: jobs run on the CPU", advice)
-    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+def machine(_settings: "Settings") -> Finding:
+    from app.executor.inventory import machine
+
+    found = machine()
+    memory = f"{found.memory_bytes / GIB:.1f} GiB memory"
+    return Finding("machine", Verdict.OK, f"{found.system}, {found.processor}, {found.cpus} CPUs, {memory}")
+
+
+def accelerator(settings: "Settings") -> Finding:
+    from app.executor.inventory import find_accelerators
+    from app.executor.nvml import CardsUnreadable, NvmlCards
+
+    cards = NvmlCards()
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        advice = "Run nvidia-smi yourself: the driver may not fit the kernel, or a container lacks access to the GPU."
-        return Finding("accelerator", Verdict.WARN, f"nvidia-smi failed: {type(error).__name__}", advice)
-    return Finding("accelerator", Verdict.OK, "; ".join(result.stdout.strip().splitlines()) or "nvidia-smi lists none")
+        cards.read()
+    except CardsUnreadable as error:
+        advice = "Run nvidia-smi: the driver may not fit the kernel, or a container lacks access to the GPU."
+        return Finding("accelerator", Verdict.WARN, f"the NVIDIA driver does not answer: {error}", advice)
+    found = find_accelerators(cards, os.environ, simulated=settings.simulated_accelerators)
+    if not found:
+        advice = "The demo and Custom01 need none. For large models install the NVIDIA driver."
+        return Finding("accelerator", Verdict.OK, "none: jobs run on the CPU", advice)
+    return Finding("accelerator", Verdict.OK, "; ".join(f"{one.name} ({_memory(one.memory_mib)})" for one in found))
 
 
 def port(settings: "Settings") -> Finding:
@@ -219,10 +226,15 @@ CHECKS: Final[dict[str, Check]] = {
     "Redis": redis,
     "environments": environments,
     "disk": disk,
+    "machine": machine,
     "accelerator": accelerator,
     "port": port,
     "licence": licence,
 }
+
+
+def _memory(mib: int | None) -> str:
+    return "memory unknown" if mib is None else f"{mib / 1024:.1f} GiB"
 
 
 def _existing(folder: Path) -> Path:

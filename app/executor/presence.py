@@ -26,6 +26,7 @@ from app.domain.environment_reports import EnvironmentState
 from app.executor.builders import BuildRules
 from app.executor.conda import CondaSearch
 from app.executor.environments import BASE, mark_used
+from app.executor.inventory import Hardware
 from app.executor.local_environments import LocalEnvironments, Look
 from app.executor.snapshot import EnvironmentBuild, Snapshot
 from app.registry.nodes import living_nodes
@@ -49,7 +50,6 @@ class NodeFacts:
 
     name: str
     platform: Platform
-    accelerators: tuple[dict[str, object], ...]
     slots: int
     boot_id: str
 
@@ -58,16 +58,24 @@ class NodeEnvironments:
     """Finds, reports and orders the environments of one node."""
 
     def __init__(
-        self, *, database: Database, facts: NodeFacts, node_home: NodeHome, search: CondaSearch, rules: BuildRules
+        self,
+        *,
+        database: Database,
+        facts: NodeFacts,
+        hardware: Hardware,
+        node_home: NodeHome,
+        search: CondaSearch,
+        rules: BuildRules,
     ) -> None:
         self._database = database
         self._facts = facts
+        self._hardware = hardware
         self._home = node_home
         self._rules = rules
         self._local = LocalEnvironments(envs_dir=node_home.environments, search=search, rules=rules)
         self._node_id = ""
         self._seen = Look({}, ())
-        self._told: Sequence[dict[str, Any]] | None = None
+        self._told: dict[str, Any] = {}
         self._specs: Mapping[str, str | None] = {}
         self._looked_at = float("-inf")
 
@@ -79,29 +87,35 @@ class NodeEnvironments:
                 session,
                 name=self._facts.name,
                 platform=self._facts.platform,
-                accelerators=self._facts.accelerators,
+                accelerators=[accelerator.document() for accelerator in self._hardware.accelerators],
                 environments=sorted(self._seen.ready),
                 slots=self._facts.slots,
                 boot_id=self._facts.boot_id,
                 now=await database_now(session),
             )
-        self._node_id = row.id
-        self._told = None
+        self._node_id, self._told = row.id, {}
         return row.id
 
     async def beat(self) -> None:
-        """Say that the node lives, which environments it has, and what it knows of them if that changed."""
+        """Say that the node lives, which environments it has, and of it and its machine what changed."""
         ready = sorted(await self.ready_environments())
-        documents = self._seen.documents()
+        machine = await self._hardware.inventory()
+        report: dict[str, Any] = {"environment_states": self._seen.documents()}
+        report["inventory"] = machine.model_dump(mode="json")
+        changed = {column: said for column, said in report.items() if said != self._told.get(column)}
         async with self._database.writing() as session:
             await nodes.heartbeat(
                 session,
                 self._node_id,
                 now=await database_now(session),
                 environments=ready,
-                environment_states=documents if documents != self._told else None,
+                **changed,
             )
-        self._told = documents
+        self._told = report
+
+    async def usable_accelerators(self) -> Sequence[Accelerator]:
+        """Return the accelerators that nobody but jobs of this node uses now."""
+        return await self._hardware.usable()
 
     @property
     def accelerators(self) -> Sequence[Accelerator]:

@@ -62,6 +62,7 @@ async def heartbeat(
     now: datetime,
     environments: Sequence[str] | None = None,
     environment_states: Sequence[Mapping[str, Any]] | None = None,
+    inventory: Mapping[str, Any] | None = None,
 ) -> bool:
     """Say that the node is alive, and what changed on it; return `False` if nobody knows it any more."""
     values: dict[str, Any] = {"heartbeat_at": now}
@@ -69,6 +70,8 @@ async def heartbeat(
         values["environment_states"] = [dict(state) for state in environment_states]
     if environments is not None:
         values["environments"] = sorted(environments)
+    if inventory is not None:
+        values["inventory"] = dict(inventory)
     result = await session.exec(sa.update(NodeRow).where(col(NodeRow.id) == node_id).values(**values))
     assert isinstance(result, CursorResult)
     return result.rowcount == 1

@@ -19,6 +19,7 @@ from app.store.home import NodeHome
 from app.store.session import Database
 from app.store.tables import EnvironmentRow, JobRow, NodeRow
 from tests import job_rows
+from tests.executor.machines import machine_with
 
 SPEC = "dependencies: [python]\n"
 
@@ -32,7 +33,8 @@ class Node:
         self.home.create()
         self.environments = NodeEnvironments(
             database=database,
-            facts=NodeFacts(name="here", platform=Platform.CPU, accelerators=(), slots=1, boot_id="boot"),
+            facts=NodeFacts(name="here", platform=Platform.CPU, slots=1, boot_id="boot"),
+            hardware=machine_with(root),
             node_home=self.home,
             search=CondaSearch(environ={"PATH": ""}, home=root, root=root / "no-conda"),
             rules=BuildRules(builder="venv"),
