@@ -120,11 +120,7 @@ class NodeEnvironments:
     @property
     def accelerators(self) -> Sequence[Accelerator]:
         """Return all accelerators of the node."""
-        return [Accelerator.of(document) for document in self._facts.accelerators if "id" in document]
-
-    async def usable_accelerators(self) -> Sequence[Accelerator]:
-        """Return the accelerators that nobody but jobs of this node uses now."""
-        return self.accelerators
+        return self._hardware.accelerators
 
     async def roomiest_accelerator(self) -> Accelerator | None:
         """Return the accelerator that questions share: the one with most memory."""
