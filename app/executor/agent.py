@@ -441,12 +441,15 @@ class NodeAgent:
 
     async def _clear_folder(self, folder: Path) -> None:
         observation = supervision.observe(folder)
-        if observation.exit is not None or not observation.supervised:
+        begun = observation.supervised or observation.phase in (AttemptPhase.STARTED, AttemptPhase.RUNNING)
+        if observation.exit is not None or not begun:
             await self._settler.follow_up(folder.name)
             await self._remove(folder)
-        elif not observation.stopping:
+        elif not (observation.supervised and observation.stopping):
             logger.warning("orphan_stopped", extra={"attempt": folder.name})
             await asyncio.to_thread(supervision.request_stop, folder, "orphan")
+            if not observation.supervised:  # its supervisor died, the script may live
+                await asyncio.to_thread(supervision.adopt, folder)
             self._last_orphan_look = float("-inf")
 
     async def _look_after_quarantine(self) -> None:

@@ -209,6 +209,20 @@ MUTANTS = (
         f"{SURVIVAL}::TestOrphans",
     ),
     _mutant(
+        "orphan without a supervisor is taken for dead",
+        _AGENT,
+        "observation.supervised or observation.phase in (AttemptPhase.STARTED, AttemptPhase.RUNNING)",
+        "observation.supervised",
+        f"{MACHINE}::TestRestoredDatabase",
+    ),
+    _mutant(
+        "lease of an attempt that could not be ended is released",
+        _JOBS,
+        'return not exit_record.get("unkillable")',
+        "return True",
+        "tests/store/test_leases.py",
+    ),
+    _mutant(
         "the queue is the truth, nobody looks in the database",
         _AGENT,
         "deadline = self._monotonic() + self._timing.poll_seconds",

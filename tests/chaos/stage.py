@@ -32,13 +32,13 @@ PAUSE = 0.05
 
 
 def journal(word):
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    held = os.environ.get("DEEPE_ACCELERATORS", "")
     line = {
         "word": word,
         "job": os.environ["DEEPE_JOB_ID"],
         "attempt": os.environ["DEEPE_ATTEMPT"],
         "at": time.time(),
-        "accelerators": [name for name in visible.split(",") if name],
+        "accelerators": [name for name in held.split(",") if name],
     }
     os.write(JOURNAL, json.dumps(line).encode() + b"\\n")
 

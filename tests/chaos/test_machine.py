@@ -13,11 +13,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+import sqlalchemy as sa
 
 from app.domain.enums import EndReason, JobStatus
 from app.executor import supervision, supervisor
 from app.executor.classification import classify
 from app.executor.supervision import ExitWhy
+from app.store.tables import AttemptRow, JobRow
 from tests.chaos.evidence import collect
 from tests.chaos.stage import JOURNAL, SCRIPT
 from tests.chaos.verdict import Evidence, judge
@@ -174,6 +176,28 @@ class TestDisk:
         assert attempt.runs() == 1
 
 
+class TestRestoredDatabase:
+    async def test_script_that_nobody_knows_is_ended_although_its_supervisor_is_dead(self, site: Site) -> None:
+        job = await site.submit(SCRIPT, parameters={"ticks": 2000, "family": "orphan"})
+        first = site.start_worker()
+        await wait_for_line(site, job, "child")
+        await site.wait(job, JobStatus.RUNNING)
+        (attempt,) = await site.attempts(job)
+        first.kill()
+        folder = site.node_home().attempts / attempt.id
+        state = json.loads((folder / "state.json").read_bytes())
+        kill(state["supervisor_pid"])
+        async with site.database.writing() as session:
+            await session.exec(sa.update(AttemptRow).values(live=False))
+            await session.exec(sa.update(JobRow).values(status=JobStatus.FAILED))
+
+        worker = site.start_worker()
+        await until(lambda: nothing_runs(site), "the end of the script", report=site.report)
+
+        await until(lambda: is_gone(folder), "the folder's end", report=site.report)
+        assert worker.events("orphan_stopped")
+
+
 class TestMemory:
     @linux_only
     def test_that_ends_in_the_control_group_is_the_cause(self, attempt: Attempt) -> None:
@@ -280,6 +304,10 @@ def set_atomically(path: Path, text: str) -> None:
     draft = path.with_suffix(".draft")
     draft.write_text(text)
     draft.replace(path)
+
+
+async def is_gone(folder: Path) -> bool:
+    return not folder.exists()
 
 
 async def nothing_runs(site: Site) -> bool:

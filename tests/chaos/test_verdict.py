@@ -78,6 +78,12 @@ def test_accelerator_with_two_holders_is_found_in_rows_and_journal() -> None:
     }
 
 
+def test_use_without_a_lease_or_after_it_is_found() -> None:
+    assert found(replace(CLEAN, leases=CLEAN.leases[1:])) == {"double_leases"}
+    early = (Lease("n", "0", "a1", 0.5, 2.5), *CLEAN.leases[1:])
+    assert found(replace(CLEAN, leases=early)) == {"double_leases"}
+
+
 def test_accelerators_of_the_same_name_on_other_nodes_are_others() -> None:
     rows = (*CLEAN.leases, Lease("m", "0", "x1", 3.0, None))
 
@@ -87,7 +93,7 @@ def test_accelerators_of_the_same_name_on_other_nodes_are_others() -> None:
 def test_line_after_the_recorded_end_is_found() -> None:
     late = Line("child", "a", "a1", 3.7)
 
-    assert found(replace(CLEAN, journal=(*CLEAN.journal, late))) == {"ran_after_end"}
+    assert found(replace(CLEAN, journal=(*CLEAN.journal, late))) == {"ran_after_end", "double_leases"}
 
 
 def test_success_without_outputs_is_false() -> None:

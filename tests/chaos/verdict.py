@@ -191,10 +191,23 @@ def _double_leases(evidence: Evidence, runs: Sequence[Run]) -> Iterator[str]:
     for lease in evidence.leases:
         until = float("inf") if lease.ended is None else lease.ended
         promised[lease.node, lease.accelerator].append((lease.begun, until, lease.attempt))
+    yield from _outside_of_leases(evidence, runs)
     for verb, spans in (("used by", used), ("leased to", promised)):
         for (holder, accelerator), own in spans.items():
             for one, other in _collisions(own):
                 yield f"accelerator {accelerator} of {holder} was {verb} {one} and {other} at once"
+
+
+def _outside_of_leases(evidence: Evidence, runs: Sequence[Run]) -> Iterator[str]:
+    """An accelerator is leased before the script starts and until nothing of it is left."""
+    leases = {(lease.attempt, lease.accelerator): lease for lease in evidence.leases}
+    for run in runs:
+        for accelerator in run.accelerators:
+            lease = leases.get((run.attempt, accelerator))
+            if lease is None:
+                yield f"attempt {run.attempt} used accelerator {accelerator} without a lease"
+            elif lease.ended is not None and run.last > lease.ended + CLOCK_SECONDS:
+                yield f"attempt {run.attempt} used accelerator {accelerator} after its lease"
 
 
 _Span = tuple[float, float, str]
