@@ -1,7 +1,8 @@
 """One installation with everything that may be killed: nodes, API, Redis, Postgres, a submitter, all real processes.
 
-Nodes are folders of one host, each with its own `python -m app.worker`. On Postgres every node reaches the database
-through a proxy of its own. Whatever is done to an attempt that may spoil its end is written down first (`hurt`).
+Nodes are folders of one host, each with its own `python -m app.worker` and simulated accelerators. On Postgres every
+node reaches the database through a proxy of its own. Whatever is done to an attempt that may spoil its end is written
+down first (`hurt`).
 """
 
 import asyncio
@@ -346,6 +347,7 @@ def _environment(root: Path, url: str, redis: RedisServer) -> dict[str, str]:
         "DEEPE_POLL_SECONDS": "0.5",
         "DEEPE_STOP_GRACE_SECONDS": "0.5",
         "DEEPE_SLOTS": str(SLOTS),
+        "DEEPE_SIMULATED_ACCELERATORS": str(SLOTS),
         "DEEPE_MIN_FREE_BYTES": "0",
         "DEEPE_LOG_FORMAT": "json",
     }

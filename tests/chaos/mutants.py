@@ -87,22 +87,21 @@ MUTANTS = (
         _KEEPER,
         "        supervisor.adopt(never_ran=first)\n",
         "        supervisor.run()\n",
-        f"{SUPERVISOR}::TestKilledSupervisor",
-        SURVIVAL,
+        f"{SUPERVISOR}::TestKilledSupervisor::test_adopter_delivers_exit_code",
     ),
     _mutant(
         "unknown exit is success",
         _KEEPER,
         'or {"released": True, "lost": True}\n\n    def _watch_foreign',
         'or {"released": True, "code": 0}\n\n    def _watch_foreign',
-        f"{SUPERVISOR}",
+        f"{SUPERVISOR}::TestKilledSupervisor::test_unknown_exit_is_lost_never_success",
     ),
     _mutant(
         "end recorded without a sweep",
         _KEEPER,
         "leftovers, unkillable = self._sweep()",
         "leftovers, unkillable = 0, 0",
-        f"{SUPERVISOR}::TestNothingIsLeft",
+        f"{SUPERVISOR}::TestNothingIsLeft::test_killing_the_recorded_pid_ends_the_tree",
     ),
     _mutant(
         "cancel reaches the script's own process only",
@@ -116,7 +115,7 @@ MUTANTS = (
         _KEEPER,
         'return row is not None and row.start == identity["start"]',
         "return row is not None and bool(identity)",
-        f"{SUPERVISOR}",
+        f"{SUPERVISOR}::TestKilledSupervisor::test_stranger_with_the_stages_pid_is_neither_watched_nor_killed",
         f"{MACHINE}::TestPids",
     ),
     _mutant(
@@ -124,7 +123,7 @@ MUTANTS = (
         _KEEPER,
         'if self.state["boot_id"] != boot_id():',
         'if self.state["boot_id"] == "":',
-        f"{SUPERVISOR}",
+        f"{SUPERVISOR}::TestKilledSupervisor::test_reboot_is_told_from_loss",
     ),
     _mutant(
         "files written in place",
@@ -138,7 +137,7 @@ MUTANTS = (
         _KEEPER,
         '            folder.write("witness.json", ending)\n',
         "",
-        f"{SUPERVISOR}",
+        f"{SUPERVISOR}::TestKilledSupervisor::test_adopter_delivers_exit_code_of_a_stage_that_ended_unwatched",
     ),
     _mutant(
         "lost state means never started",
@@ -216,6 +215,16 @@ MUTANTS = (
         f"{MACHINE}::TestRestoredDatabase",
     ),
     _mutant(
+        "leases released before the tree is empty",
+        _AGENT,
+        '        fault_point("stop-asked")\n',
+        '        fault_point("stop-asked")\n'
+        "        async with self._database.writing() as session:\n"
+        "            now = await database_now(session)\n"
+        "            await leases.end_of_attempt(session, claim.attempt.id, proven_empty=True, now=now)\n",
+        f"{MACHINE}::TestLease",
+    ),
+    _mutant(
         "lease of an attempt that could not be ended is released",
         _JOBS,
         'return not exit_record.get("unkillable")',
@@ -227,7 +236,7 @@ MUTANTS = (
         _AGENT,
         "deadline = self._monotonic() + self._timing.poll_seconds",
         "deadline = self._monotonic() + 1e9",
-        "tests/worker/test_hints.py",
+        "tests/worker/test_hints.py::TestWithout::test_jobs_are_found_in_the_database",
     ),
     _mutant(
         "token not checked",
@@ -286,7 +295,7 @@ MUTANTS = (
         _AGENT,
         "            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
         "            pass\n",
-        "tests/executor/test_agent.py",
+        "tests/executor/test_agent.py::TestNothingRunsTwice::test_second_agent_of_a_node_is_refused",
     ),
 )
 

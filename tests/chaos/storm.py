@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -86,6 +87,8 @@ class Storm:
         except NothingToHit:
             return
         self.counts[kind] += 1
+        if (done := sum(self.counts.values())) % 100 == 0:
+            print(f"{done} faults", file=sys.stderr, flush=True)
         if seconds is not None:
             self.recoveries[kind].append(seconds)
 

@@ -198,6 +198,25 @@ class TestRestoredDatabase:
         assert worker.events("orphan_stopped")
 
 
+class TestLease:
+    async def test_of_a_cancelled_job_ends_after_the_last_of_its_processes(self, any_site: Site) -> None:
+        """The next job waits for the accelerator as long as something of the one before may use it."""
+        first = await any_site.submit(SCRIPT, parameters={"ticks": 2000, "family": "stubborn"})
+        any_site.start_worker(DEEPE_SIMULATED_ACCELERATORS="1", DEEPE_SLOTS="2")
+        await wait_for_line(any_site, first, "child")
+        await any_site.wait(first, JobStatus.RUNNING)
+        second = await any_site.submit(SCRIPT, parameters={"ticks": 3})
+
+        await any_site.cancel(first)
+        await any_site.wait_for_end(first, second)
+
+        known = {"acknowledged": [first, second], "cancelled": frozenset({first})}
+        evidence = await collect(any_site.database, journal=any_site.root / JOURNAL, **known)
+        assert judge(evidence).violations() == {}
+        assert {line.accelerators for line in evidence.journal} == {("simulated-0",)}
+        assert len(evidence.leases) == 2
+
+
 class TestMemory:
     @linux_only
     def test_that_ends_in_the_control_group_is_the_cause(self, attempt: Attempt) -> None:
