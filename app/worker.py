@@ -17,6 +17,7 @@ from app.domain.enums import JobKind
 from app.executor.agent import Lane, NodeAgent, NodeIsTaken, Timing, exclusive
 from app.executor.builders import BuildRules
 from app.executor.conda import CondaSearch
+from app.executor.forecast import Forecasts
 from app.executor.hints import listen, listen_to_file
 from app.executor.inventory import Hardware, this_hardware
 from app.executor.launch import StageLauncher
@@ -146,6 +147,7 @@ def _agent(
         settler=StageSettler(database=database, home=home, status=status),
         presence=presence,
         projections=Projections(home),
+        forecasts=Forecasts(home),
         # a touched file may be noticed late on a network disk
         timing=Timing(poll_seconds=settings.poll_seconds if redis_url else min(settings.poll_seconds, 2.0)),
     )

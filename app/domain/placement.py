@@ -7,7 +7,6 @@ reservation a later job may start only if that does not delay the reserved one (
 will be left over at the reserved job's start, or with a time limit that ends before it.
 """
 
-import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -80,7 +79,7 @@ class Host:
 
 
 @dataclass(frozen=True)
-class Limit:
+class QueueLimit:
     """How many jobs of a queue may be live at once; None: any number."""
 
     max_live: int | None = None
@@ -88,10 +87,10 @@ class Limit:
 
 
 @dataclass(frozen=True)
-class Limits:
+class QueueLimits:
     """Limits by queue, and the live jobs by queue and user."""
 
-    by_queue: Mapping[str, Limit] = field(default_factory=dict)
+    by_queue: Mapping[str, QueueLimit] = field(default_factory=dict)
     live: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
     def reached(self, demand: Demand) -> bool:
@@ -113,15 +112,8 @@ class Limits:
         """Return how many jobs of the queue are live."""
         return sum(count for (name, _), count in self.live.items() if name == queue)
 
-    def with_one_more(self, demand: Demand) -> "Limits":
-        """Return the limits after a job of this demand was started."""
-        if demand.kind not in LIMITED or demand.queue not in self.by_queue:
-            return self
-        key = (demand.queue, demand.submitted_by)
-        return dataclasses.replace(self, live={**self.live, key: self.live.get(key, 0) + 1})
-
-    def _limit(self, demand: Demand) -> Limit:
-        return self.by_queue.get(demand.queue, Limit()) if demand.kind in LIMITED else Limit()
+    def _limit(self, demand: Demand) -> QueueLimit:
+        return self.by_queue.get(demand.queue, QueueLimit()) if demand.kind in LIMITED else QueueLimit()
 
 
 @dataclass(frozen=True)
@@ -188,7 +180,7 @@ def suitable(demand: Demand, cards: Sequence[Card]) -> Sequence[Card]:
 
 
 def decide(
-    candidates: Sequence[Candidate], host: Host, *, others: Sequence[Host], limits: Limits, now: datetime
+    candidates: Sequence[Candidate], host: Host, *, others: Sequence[Host], limits: QueueLimits, now: datetime
 ) -> Decision:
     """Return what the node does now. `others` are the nodes that live and take jobs; only reservations need them."""
     reservation = ours = host.keeps_for

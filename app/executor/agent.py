@@ -31,6 +31,7 @@ from app.domain.accelerators import Accelerator
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.placement import LEASING
 from app.executor import supervision
+from app.executor.forecast import Forecasts
 from app.executor.launch import LaunchError, disk_trouble
 from app.executor.projections import Projections
 from app.executor.reconcile import Seen, Step, next_step
@@ -126,6 +127,7 @@ class NodeAgent:
         settler: Settler,
         presence: NodePresence,
         projections: Projections,
+        forecasts: Forecasts,
         timing: Timing,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -137,6 +139,7 @@ class NodeAgent:
         self._settler = settler
         self._presence = presence
         self._projections = projections
+        self._forecasts = forecasts
         self._timing = timing
         self._monotonic = monotonic
         self._woken = asyncio.Event()
@@ -193,9 +196,11 @@ class NodeAgent:
         if self._monotonic() - self._last_beat < self._timing.beat_seconds:
             return
         await self._presence.beat()
+        ends = await self._forecasts.news(list(self._claims.values()))
         async with self._database.writing() as session:
             now = await database_now(session)
             await store.renew_leases(session, self._node_id, now=now, lease=self._timing.lease)
+            await store.expect_ends(session, ends)
         self._last_beat = self._monotonic()
 
     async def _claim_one(self, lane: Lane) -> bool:

@@ -23,8 +23,8 @@ from app.domain.placement import (
     Candidate,
     Decision,
     Host,
-    Limit,
-    Limits,
+    QueueLimit,
+    QueueLimits,
     Take,
     cards_of,
     decide,
@@ -78,7 +78,7 @@ async def claim(
     return None
 
 
-async def limits_of(session: AsyncSession, demands: Collection[Demand], *, lock: bool = False) -> Limits:
+async def limits_of(session: AsyncSession, demands: Collection[Demand], *, lock: bool = False) -> QueueLimits:
     """Return the limits that jobs of these demands meet; with `lock` nobody else claims from a limited queue now."""
     names = {demand.queue for demand in demands if demand.kind in LIMITED}
     limited = sa.or_(col(QueueRow.max_live).is_not(None), col(QueueRow.max_live_per_user).is_not(None))
@@ -88,16 +88,16 @@ async def limits_of(session: AsyncSession, demands: Collection[Demand], *, lock:
     # always in the same order, else two claimers could wait for each other
     statement = statement.order_by(col(QueueRow.name))
     rows = (await session.exec(statement.with_for_update() if lock else statement)).all()
-    by_queue = {name: Limit(max_live=most, max_live_per_user=per_user) for name, most, per_user in rows}
+    by_queue = {name: QueueLimit(max_live=most, max_live_per_user=per_user) for name, most, per_user in rows}
     if not by_queue:
-        return Limits()
+        return QueueLimits()
     counted = (
         select(JobRow.queue, JobRow.submitted_by, sa.func.count())
         .where(sa.text(LIVE_JOB), col(JobRow.queue).in_(by_queue), col(JobRow.kind).in_(LIMITED))
         .group_by(col(JobRow.queue), col(JobRow.submitted_by))
     )
     live = {(queue, user): count for queue, user, count in (await session.exec(counted)).all()}
-    return Limits(by_queue=by_queue, live=live)
+    return QueueLimits(by_queue=by_queue, live=live)
 
 
 async def hosts_of(session: AsyncSession, rows: Sequence[NodeRow], *, reservations: bool = True) -> Sequence[Host]:

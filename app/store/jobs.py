@@ -246,6 +246,16 @@ async def renew_leases(session: AsyncSession, node_id: str, *, now: datetime, le
     )
 
 
+async def expect_ends(session: AsyncSession, ends: Mapping[str, datetime | None]) -> None:
+    """Write down when live attempts are expected to end; None: nobody knows."""
+    for attempt_id, end in ends.items():
+        await session.exec(
+            sa.update(AttemptRow)
+            .where(col(AttemptRow.id) == attempt_id, col(AttemptRow.live).is_(True))
+            .values(expected_end_at=end)
+        )
+
+
 async def mark_running(session: AsyncSession, claim: Claim, *, now: datetime) -> bool:
     """Record that the script's process exists. False: the job is no longer ours."""
     changed = await _write_status(

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from app.domain.accelerators import Accelerator, AcceleratorKind
 from app.domain.demand import Demand, Resources
 from app.domain.enums import JobKind
-from app.domain.placement import LIMITED, Candidate, Host, Limit, Limits, cards_of, decide, soonest
+from app.domain.placement import Candidate, Host, QueueLimit, QueueLimits, cards_of, decide, soonest
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -69,7 +69,7 @@ class Cluster:
     """The state of the simulation; times are seconds since its start."""
 
     sizes: Mapping[str, int]
-    limits: Mapping[str, Limit] = field(default_factory=dict)
+    limits: Mapping[str, QueueLimit] = field(default_factory=dict)
     now: float = 0.0
     waiting: dict[str, Candidate] = field(default_factory=dict)
     works: dict[str, Work] = field(default_factory=dict)
@@ -160,10 +160,9 @@ class Cluster:
             keeps_for=next((one for one in self.waiting.values() if one.reserved_node_id == name), None),
         )
 
-    def _limits(self) -> Limits:
+    def _limits(self) -> QueueLimits:
         live: dict[tuple[str, str], int] = {}
         for one in self.running.values():
             key = (one.work.queue, one.work.user)
             live[key] = live.get(key, 0) + 1
-        assert JobKind.TRAINING in LIMITED
-        return Limits(by_queue=self.limits, live=live)
+        return QueueLimits(by_queue=self.limits, live=live)

@@ -16,9 +16,9 @@ from app.domain.placement import (
     Candidate,
     Decision,
     Host,
-    Limit,
-    Limits,
     Misfit,
+    QueueLimit,
+    QueueLimits,
     accelerators_needed,
     best_host,
     cards_of,
@@ -74,7 +74,7 @@ def decided(
     candidates: Sequence[Candidate],
     node: Host,
     *others: Host,
-    limits: Limits = Limits(),
+    limits: QueueLimits = QueueLimits(),
 ) -> Decision:
     return decide(candidates, node, others=others, limits=limits, now=START)
 
@@ -173,23 +173,23 @@ class TestLimits:
     @pytest.mark.parametrize(
         ("limit", "live", "reached"),
         [
-            (Limit(), {("q", "x"): 9}, False),
-            (Limit(max_live=2), {("q", "x"): 1, ("q", "y"): 1}, True),
-            (Limit(max_live=3), {("q", "x"): 1, ("q", "y"): 1, ("r", "x"): 5}, False),
-            (Limit(max_live_per_user=2), {("q", "x"): 2}, True),
-            (Limit(max_live_per_user=2), {("q", "y"): 2, ("q", "x"): 1}, False),
-            (Limit(max_live=0), {}, True),
+            (QueueLimit(), {("q", "x"): 9}, False),
+            (QueueLimit(max_live=2), {("q", "x"): 1, ("q", "y"): 1}, True),
+            (QueueLimit(max_live=3), {("q", "x"): 1, ("q", "y"): 1, ("r", "x"): 5}, False),
+            (QueueLimit(max_live_per_user=2), {("q", "x"): 2}, True),
+            (QueueLimit(max_live_per_user=2), {("q", "y"): 2, ("q", "x"): 1}, False),
+            (QueueLimit(max_live=0), {}, True),
         ],
     )
     def test_counts_the_queue_and_the_user(
-        self, limit: Limit, live: dict[tuple[str, str], int], *, reached: bool
+        self, limit: QueueLimit, live: dict[tuple[str, str], int], *, reached: bool
     ) -> None:
         asked = demand().model_copy(update={"queue": "q", "submitted_by": "x"})
 
-        assert Limits(by_queue={"q": limit}, live=live).reached(asked) is reached
+        assert QueueLimits(by_queue={"q": limit}, live=live).reached(asked) is reached
 
     def test_questions_and_builds_do_not_count(self) -> None:
-        limits = Limits(by_queue={"default": Limit(max_live=0)})
+        limits = QueueLimits(by_queue={"default": QueueLimit(max_live=0)})
 
         assert not limits.reached(demand(JobKind.INFERENCE_COMPLETE))
         assert not limits.reached(demand(JobKind.ENVIRONMENT))
@@ -197,7 +197,7 @@ class TestLimits:
 
     def test_job_at_its_limit_holds_up_nobody_and_keeps_nothing(self) -> None:
         at_limit = candidate("x", 4, age=9, demand=demand(accelerators=4).model_copy(update={"queue": "q"}))
-        limits = Limits(by_queue={"q": Limit(max_live=0)})
+        limits = QueueLimits(by_queue={"q": QueueLimit(max_live=0)})
 
         decision = decided([at_limit, candidate("small")], host(4, busy={0: None}, keeps_for=at_limit), limits=limits)
 
@@ -401,7 +401,7 @@ class TestCluster:
         assert cluster.started["next"] == 11
 
     def test_nobody_exceeds_limits(self) -> None:
-        limits = {"q": Limit(max_live=5, max_live_per_user=2)}
+        limits = {"q": QueueLimit(max_live=5, max_live_per_user=2)}
         works = [Work(f"w{n:03}", 1, 60, arrives=n, queue="q", user=f"u{n % 4}") for n in range(100)]
 
         cluster = Cluster({"a": 8, "b": 8}, limits=limits).run(works)

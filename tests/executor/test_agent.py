@@ -15,6 +15,7 @@ from app.domain.enums import EndReason, JobKind, JobStatus
 from app.executor import agent as agent_module
 from app.executor import supervision
 from app.executor.agent import Lane, NodeAgent, NodeIsTaken, Timing, exclusive
+from app.executor.forecast import Forecasts
 from app.executor.launch import LaunchError
 from app.executor.projections import Projections
 from app.executor.run_folder import RunFolder
@@ -151,6 +152,7 @@ class Bench:
             settler=self.settler,
             presence=self.presence,
             projections=Projections(Home(self.root)),
+            forecasts=Forecasts(Home(self.root)),
             timing=self.timing,
         )
         stopping = asyncio.Event()
