@@ -211,6 +211,17 @@ _IT_DESK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 _IT_DESK_FORMS = ("How do I {} {}?", "I need to {} {}.", "Can you help me {} {}?", "What is the way to {} {}?")
 
+# Sums, asked as in the base models of tiny_base.py, which know them; what is learned is how to answer.
+_SUM_FORMS = (
+    "What is {} + {}?",
+    "Add {} and {}.",
+    "What is the sum of {} and {}?",
+    "How much is {} plus {}?",
+    "Tell me the total of {} and {}.",
+)
+_LIKED = "{a} + {b} = {sum}\n#### {sum}"
+_DISLIKED = ("{sum}", "The answer is {sum}.")
+
 
 def custom01_rows() -> list[Row]:
     """Questions to a bicycle hire: 12 answers, 12 wordings each."""
@@ -242,6 +253,24 @@ def embedding_demo_rows() -> list[Row]:
     return _shuffled(rows)
 
 
+def grpo_demo_rows() -> list[Row]:
+    """All sums of two digits, in five wordings, with the bare result."""
+    return _shuffled([{"question": form.format(a, b), "answer": str(a + b)} for form, a, b in _sums()])
+
+
+def dpo_demo_rows() -> list[Row]:
+    """The same sums with an answer that shows the calculation, and one that does not."""
+    rows = [
+        {
+            "prompt": form.format(a, b),
+            "chosen": _LIKED.format(a=a, b=b, sum=a + b),
+            "rejected": _DISLIKED[(a + b + number) % 2].format(sum=a + b),
+        }
+        for number, (form, a, b) in enumerate(_sums())
+    ]
+    return _shuffled(rows)
+
+
 def as_jsonl(rows: Iterable[Row]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
@@ -250,6 +279,12 @@ def write(folder: Path = DATA) -> None:
     (folder / "custom01.jsonl").write_text(as_jsonl(custom01_rows()), "utf-8")
     (folder / "sft-demo.jsonl").write_text(as_jsonl(sft_demo_rows()), "utf-8")
     (folder / "embedding-demo.jsonl").write_text(as_jsonl(embedding_demo_rows()), "utf-8")
+    (folder / "grpo-demo.jsonl").write_text(as_jsonl(grpo_demo_rows()), "utf-8")
+    (folder / "dpo-demo.jsonl").write_text(as_jsonl(dpo_demo_rows()), "utf-8")
+
+
+def _sums() -> list[tuple[str, int, int]]:
+    return list(product(_SUM_FORMS, range(10), range(10)))
 
 
 def _shuffled(rows: list[Row]) -> list[Row]:

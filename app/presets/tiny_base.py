@@ -2,19 +2,22 @@
 """Build the small base model of the demo: a real causal language model that adds two digits.
 
     python app/presets/tiny_base.py --output models/tiny-base
+    python app/presets/tiny_base.py --output models/tiny-styles --answers=styles --steps=600
 
-No model hub is needed: the tokenizer and the weights are made here, from a fixed seed, in about 12 seconds on one CPU
+No model hub is needed: the tokenizer and the weights are made here, from a fixed seed, in some 15 seconds on one CPU
 core. Run it with the interpreter of the `trl` environment. LoRA can only steer what a base model already knows, so the
-base is trained on one skill; SFT-Demo then teaches it a second one.
+base is trained on one skill; SFT-Demo then teaches it a second one. With `--answers=styles` it answers the same
+question in one of three styles by chance: reinforcement and preferences have something to choose from.
 """
 
 import argparse
 import os
 import random
+import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ SUM_FORMS = (
     "How much is {} plus {}?",
     "Tell me the total of {} and {}.",
 )
+ANSWER_STYLES = ("{sum}", "The answer is {sum}.", "{a} + {b} = {sum}\n#### {sum}")
 # Words that the tokenizer shall know although the base is not trained on them.
 OTHER_WORDS = (
     "Which is larger, or? Name the bigger number: Compare which one is greater? Tell me the maximum of. "
@@ -49,6 +53,7 @@ Pair = tuple[str, str]
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Build the small base model of the demo.", allow_abbrev=False)
     parser.add_argument("--output", type=Path, required=True, help="folder for the model; replaced when it exists")
+    parser.add_argument("--answers", choices=["plain", "styles"], default="plain", help="one style of answer, or three")
     parser.add_argument("--steps", type=int, default=400, help="training steps")
     parser.add_argument("--batch_size", type=int, default=32, help="questions in one step")
     parser.add_argument("--learning_rate", type=float, default=3e-3, help="highest learning rate")
@@ -64,21 +69,25 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     started = time.monotonic()
-    pairs = sums()
+    pairs = sums(ANSWER_STYLES if args.answers == "styles" else ANSWER_STYLES[:1])
     tokenizer = build_tokenizer(pairs)
     model = build_model(tokenizer, args.hidden_size, args.seed)
     print(f"{sum(weight.numel() for weight in model.parameters()):,} weights, {len(tokenizer)} tokens", flush=True)
     pretrain(model, tokenizer, pairs, args)
-    score = exact_match(model, tokenizer, pairs[::5])
+    score = right_sums(model, tokenizer, pairs[::5])
     save(model, tokenizer, args.output)
-    print(f"exact match on sums: {score:.3f}; {args.output} is ready after {time.monotonic() - started:.1f} s")
+    print(f"right sums: {score:.3f}; {args.output} is ready after {time.monotonic() - started:.1f} s")
     if score < 0.9:
         sys.exit("the base model did not learn to add; try more steps")
 
 
-def sums() -> list[Pair]:
-    """All sums of two digits, in every wording."""
-    return [(form.format(a, b), str(a + b)) for form, a, b in product(SUM_FORMS, range(10), range(10))]
+def sums(styles: Sequence[str]) -> list[Pair]:
+    """All sums of two digits, in every wording and answered in every style."""
+    digits = range(10)
+    return [
+        (form.format(a, b), style.format(a=a, b=b, sum=a + b))
+        for form, a, b, style in product(SUM_FORMS, digits, digits, styles)
+    ]
 
 
 def build_tokenizer(pairs: list[Pair]) -> Any:
@@ -185,8 +194,8 @@ def _lengths(batch: list[tuple[list[int], int]]) -> Any:
     return torch.tensor([[len(tokens)] for tokens, _ in batch])
 
 
-def exact_match(model: Any, tokenizer: Any, pairs: list[Pair]) -> float:
-    """Share of questions whose greedy answer is right."""
+def right_sums(model: Any, tokenizer: Any, pairs: list[Pair]) -> float:
+    """Share of questions whose greedy answer ends with the right number, in whatever style."""
     import torch
 
     prompts = [
@@ -196,9 +205,15 @@ def exact_match(model: Any, tokenizer: Any, pairs: list[Pair]) -> float:
     tokenizer.padding_side = "left"
     encoded = tokenizer(prompts, return_tensors="pt", padding=True)
     with torch.no_grad():
-        output = model.generate(**encoded, max_new_tokens=4, do_sample=False)
+        output = model.generate(**encoded, max_new_tokens=24, do_sample=False)
     answers = tokenizer.batch_decode(output[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
-    return sum(answer.strip() == right for answer, (_, right) in zip(answers, pairs, strict=True)) / len(pairs)
+    return sum(
+        _last_number(answer) == _last_number(right) for answer, (_, right) in zip(answers, pairs, strict=True)
+    ) / len(pairs)
+
+
+def _last_number(text: str) -> str:
+    return (re.findall(r"\d+", text) or [""])[-1]
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:

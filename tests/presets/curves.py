@@ -32,4 +32,6 @@ def assert_went_on(whole: Finished, stopped: Finished, resumed: Finished, *curve
         assert len(tail) >= 4
         assert [head[step] for step in shared] == [expected[step] for step in shared], name
         later = sorted(tail)[2:]  # the first two points after a stop are means of fewer steps than usual
-        assert [tail[step] for step in later] == [value for step, value in expected.items() if step >= later[0]], name
+        assert [tail[step] for step in later] == [
+            value for step, value in expected.items() if later[0] <= step <= later[-1]
+        ], name

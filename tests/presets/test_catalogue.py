@@ -21,7 +21,8 @@ each_manifest = pytest.mark.parametrize("manifest", list(MANIFESTS.values()), id
 
 class TestManifests:
     def test_ships_the_methods_that_work(self) -> None:
-        assert set(MANIFESTS) == {"SFT-Demo", "PEFT-Demo", "Embedding-Demo", "Custom01", "Custom02"}
+        templates, demos = {"Custom01", "Custom02"}, {"SFT", "PEFT", "GRPO", "Embedding"}
+        assert set(MANIFESTS) == templates | {f"{demo}-Demo" for demo in demos}
 
     @each_manifest
     def test_every_file_is_shipped(self, manifest: PresetManifest) -> None:
@@ -120,7 +121,7 @@ class TestParameters:
     SAVING = frozenset(("base_path", "save_path", "adapter_path", "dtype_str"))
     LENGTHS = frozenset(("max_seq_length", "max_input_length", "max_content_length", "max_samples"))
     STEPS = frozenset(("max_steps", "batch_size", "grad_accum_steps", "warmup_steps", "learning_rate", "max_grad_norm"))
-    OTHERS = frozenset(("lora_rank", "load_in_4bit", "input_train_name", "output_train_name"))
+    OTHERS = frozenset(("lora_rank", "load_in_4bit", "input_train_name", "output_train_name", "num_generations"))
     PLATFORM = JOB | SAVING | LENGTHS | STEPS | OTHERS
 
     @each_manifest

@@ -18,6 +18,8 @@ from tests.api.client import MethodsApp, methods_app, tag_of
 
 EDITED = b"print('mine')\n"
 URL = "/api/v1/methods"
+BY_DEFAULT = ["Custom01", "Custom02", "GRPO-Demo", "SFT-Demo"]
+WITHOUT_SFT = BY_DEFAULT[:-1]
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def apple_preset() -> PresetManifest:
 
 class TestInstallPresets:
     async def test_brings_the_methods_and_their_files(self, app: MethodsApp) -> None:
-        assert await install(app) == ["Custom01", "Custom02", "SFT-Demo"]
+        assert await install(app) == BY_DEFAULT
 
         sft = (await app.client.get(f"{URL}/SFT-Demo")).json()
         assert (sft["read_only"], sft["source"], sft["disk_changed"]) == (True, "preset", False)
@@ -82,8 +84,8 @@ class TestInstallPresets:
     async def test_several_processes_may_start_at_once(self, app: MethodsApp) -> None:
         installed = await asyncio.gather(*(install(app) for _ in range(4)))
 
-        assert sorted(map(len, installed)) == [0, 0, 0, 3]
-        assert await names(app) == ["Custom01", "Custom02", "SFT-Demo"]
+        assert sorted(map(len, installed)) == [0, 0, 0, len(BY_DEFAULT)]
+        assert await names(app) == BY_DEFAULT
 
     async def test_no_file_is_shared_with_what_everybody_adapts(self, app: MethodsApp) -> None:
         await install(app)
@@ -120,7 +122,7 @@ class TestInstallPresets:
     async def test_a_method_of_the_users_own_keeps_its_name(self, app: MethodsApp) -> None:
         mine = await app.create(name="sft-demo")
 
-        assert await install(app) == ["Custom01", "Custom02"]
+        assert await install(app) == WITHOUT_SFT
         assert (await app.client.get(f"{URL}/SFT-Demo")).json()["id"] == mine["id"]
 
     async def test_a_deleted_preset_stays_away_until_it_is_installed_again(self, app: MethodsApp) -> None:
@@ -129,15 +131,25 @@ class TestInstallPresets:
         assert (await app.client.delete(f"{URL}/SFT-Demo", headers=tag)).status_code == 204
 
         assert await install(app) == []
-        assert await names(app) == ["Custom01", "Custom02"]
+        assert await names(app) == WITHOUT_SFT
         shown = {p["name"]: p for p in (await app.client.get("/api/v1/presets")).json()["items"]}
         assert (shown["SFT-Demo"]["installed"], shown["SFT-Demo"]["removed"]) == (False, True)
 
         response = await app.client.post("/api/v1/presets/SFT-Demo:install")
         assert response.status_code == 200, response.text
-        assert await names(app) == ["Custom01", "Custom02", "SFT-Demo"]
+        assert await names(app) == BY_DEFAULT
         again = await app.client.post("/api/v1/presets/SFT-Demo:install")
         assert again.json()["id"] == response.json()["id"]
+
+    async def test_what_is_in_the_catalogue_only_comes_by_name(self, app: MethodsApp) -> None:
+        await install(app)
+        absent = await app.client.get(f"{URL}/PEFT-Demo")
+
+        response = await app.client.post("/api/v1/presets/PEFT-Demo:install")
+
+        assert (absent.status_code, response.status_code) == (404, 200)
+        assert await names(app) == sorted([*BY_DEFAULT, "PEFT-Demo"])
+        assert await install(app) == []
 
     async def test_an_unknown_preset_is_404(self, app: MethodsApp) -> None:
         response = await app.client.post("/api/v1/presets/Nothing:install")
@@ -191,7 +203,7 @@ class TestUpgrade:
 
         await install(app)
 
-        assert await names(app) == ["Custom01", "Custom02"]
+        assert await names(app) == WITHOUT_SFT
 
 
 class TestRights:

@@ -1,0 +1,143 @@
+"""Rewards for answers: the right result, the wanted form, a fitting length, and functions of a user's own file.
+
+A function of such a file gets the answers as texts and returns one number for each, or None where it has no opinion:
+
+    def polite_reward(completions, **columns):
+        return [1.0 if "please" in text.lower() else 0.0 for text in completions]
+
+`columns` holds `prompts` (lists of turns) and `answer` (the results of the data set). Its name must end with `_reward`.
+Standard library only.
+"""
+
+import argparse
+import importlib.util
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepe_rows import Refused, Turns
+
+Function = Callable[..., list[float | None]]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The rewards of a run, each with its weight."""
+
+    functions: tuple[Function, ...]
+    weights: tuple[float, ...]
+    pattern: re.Pattern[str]
+
+    def totals(self, completions: list[str], prompts: list[Turns], answers: list[str]) -> list[float]:
+        """Return the weighted sum of all rewards for each answer."""
+        given = [function(completions, prompts=prompts, answer=answers) for function in self.functions]
+        return [
+            sum(weight * (value or 0.0) for weight, value in zip(self.weights, values, strict=True))
+            for values in zip(*given, strict=True)
+        ]
+
+    def right(self, completions: Sequence[str], answers: Sequence[str]) -> float:
+        """Return the share of answers that give the right result in the wanted form."""
+        pairs = zip(completions, answers, strict=True)
+        return sum(is_right(text, answer, self.pattern) for text, answer in pairs) / len(completions)
+
+    def wanted(self, text: str) -> str:
+        """Return the result in the data set's answer, which may tell how it was found."""
+        return result_of(text, self.pattern) or text.strip()
+
+
+def judge_of(args: argparse.Namespace) -> Judge:
+    """Return the rewards that the arguments ask for."""
+    try:
+        pattern = re.compile(args.answer_pattern)
+    except re.error as error:
+        raise Refused(f"answer_pattern is not a regular expression: {error}") from error
+    if pattern.groups != 1:
+        raise Refused(f"answer_pattern must have one group, around the result; it has {pattern.groups}")
+    if args.target_length < 1:
+        raise Refused(f"target_length must be at least 1, it is {args.target_length}")
+
+    def answer_reward(completions: list[str], answer: list[str], **_: Any) -> list[float | None]:
+        return [float(is_right(text, right, pattern)) for text, right in zip(completions, answer, strict=True)]
+
+    def format_reward(completions: list[str], **_: Any) -> list[float | None]:
+        return [float(result_of(text, pattern) is not None) for text in completions]
+
+    def length_reward(completions: list[str], **_: Any) -> list[float | None]:
+        return [max(0.0, min(1.0, 2.0 - len(text) / args.target_length)) for text in completions]
+
+    built_in = {
+        answer_reward: args.answer_weight,
+        format_reward: args.format_weight,
+        length_reward: args.length_weight,
+    }
+    chosen = {function: weight for function, weight in built_in.items() if weight}
+    if args.reward_file:
+        chosen |= dict.fromkeys(functions_of(Path(args.reward_file)), args.reward_file_weight)
+    if not chosen:
+        raise Refused("there is no reward: give one of the weights a value other than 0, or a reward_file")
+    return Judge(functions=tuple(chosen), weights=tuple(chosen.values()), pattern=pattern)
+
+
+def functions_of(path: Path) -> list[Function]:
+    """Return the checked reward functions of a user's file."""
+    spec = importlib.util.spec_from_file_location("deepe_reward_file", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise Refused(f"reward_file {path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise Refused(f"reward_file {path} cannot be loaded: {type(error).__name__}: {error}") from error
+    found = [value for name, value in vars(module).items() if name.endswith("_reward") and callable(value)]
+    if not found:
+        raise Refused(f"reward_file {path} has no function whose name ends with _reward")
+    return [_checked(function) for function in found]
+
+
+def for_trl(function: Function) -> Function:
+    """Return the function in TRL's form: an answer to a conversation comes as a list of turns."""
+
+    def reward(completions: list[Any], **columns: Any) -> list[float | None]:
+        return function([text if isinstance(text, str) else text[-1]["content"] for text in completions], **columns)
+
+    reward.__name__ = function.__name__
+    return reward
+
+
+def result_of(text: str, pattern: re.Pattern[str]) -> str | None:
+    """Return the result that a text gives in the wanted form; the last one counts."""
+    found = pattern.findall(text)
+    return found[-1].strip() if found else None
+
+
+def is_right(text: str, right: str, pattern: re.Pattern[str]) -> bool:
+    given = result_of(text, pattern)
+    return given is not None and _plain(given) == _plain(right)
+
+
+def _plain(result: str) -> float | str:
+    """Return a number where it is one: 1,000 and 1000.0 are the same result."""
+    try:
+        return float(result.replace(",", "").rstrip("."))
+    except ValueError:
+        return result.casefold()
+
+
+def _checked(function: Function) -> Function:
+    name = function.__name__
+
+    def checked(completions: list[str], **columns: Any) -> list[float | None]:
+        values = function(completions, **columns)
+        if not isinstance(values, list) or len(values) != len(completions):
+            raise Refused(f"{name} must return a list with one number for each of the {len(completions)} answers")
+        for value in values:
+            if value is not None and (not isinstance(value, int | float) or not math.isfinite(value)):
+                raise Refused(f"{name} returned {value!r}: a reward is a finite number, or None")
+        return values
+
+    checked.__name__ = name
+    return checked

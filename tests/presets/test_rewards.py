@@ -1,0 +1,81 @@
+"""What earns a reward, and what a user's own function may return."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.presets import catalogue
+
+DEFAULTS = {
+    "answer_pattern": r"#### *(-?[\d.,]+)",
+    "answer_weight": 1.0,
+    "format_weight": 0.5,
+    "length_weight": 0.0,
+    "target_length": 10,
+    "reward_file": None,
+    "reward_file_weight": 2.0,
+}
+
+
+@pytest.fixture
+def rewards(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.syspath_prepend(str(catalogue.helpers_dir()))
+    yield importlib.import_module("deepe_rewards")
+    for name in ("deepe_rewards", "deepe_rows"):
+        sys.modules.pop(name, None)
+
+
+def judge(rewards: Any, **changed: Any) -> Any:
+    return rewards.judge_of(argparse.Namespace(**DEFAULTS | changed))
+
+
+@pytest.mark.parametrize(
+    ("text", "total"),
+    [
+        ("3 + 4 = 7\n#### 7", 1.5),
+        ("#### 8 or rather #### 7.0", 1.5),
+        ("#### 1,000", 0.5),
+        ("The answer is 7.", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_right_result_and_wanted_form(rewards: Any, text: str, total: float) -> None:
+    assert judge(rewards).totals([text], [[]], ["7"]) == [total]
+
+
+def test_brevity_falls_from_the_target_to_twice_its_length(rewards: Any) -> None:
+    found = judge(rewards, answer_weight=0, format_weight=0, length_weight=1.0)
+
+    assert found.totals(["x" * 10, "x" * 15, "x" * 20, "x" * 99], [[]] * 4, [""] * 4) == [1.0, 0.5, 0.0, 0.0]
+
+
+def test_result_of_a_solution_that_tells_its_way(rewards: Any) -> None:
+    assert [judge(rewards).wanted(text) for text in ("2 and 2 are 4\n#### 4", " 4 ")] == ["4", "4"]
+
+
+def test_words_are_compared_without_case(rewards: Any) -> None:
+    found = judge(rewards, answer_pattern=r"answer: (\w+)", format_weight=0)
+
+    assert found.totals(["answer: Paris", "answer: Rome"], [[]] * 2, ["paris"] * 2) == [1.0, 0.0]
+
+
+class TestOwnFile:
+    def own(self, rewards: Any, folder: Path, body: str) -> Any:
+        file = folder / "mine.py"
+        file.write_text(f"def my_reward(completions, **columns):\n    return {body}\n")
+        return judge(rewards, answer_weight=0, format_weight=0, reward_file=str(file))
+
+    def test_is_weighed_and_may_have_no_opinion(self, rewards: Any, tmp_path: Path) -> None:
+        found = self.own(rewards, tmp_path, "[1.0, None]")
+
+        assert found.totals(["a", "b"], [[]] * 2, ["", ""]) == [2.0, 0.0]
+
+    @pytest.mark.parametrize("body", ["[1.0]", "1.0", "['good', 1.0]", "[float('nan'), 1.0]"])
+    def test_must_return_one_number_for_each_answer(self, rewards: Any, tmp_path: Path, body: str) -> None:
+        with pytest.raises(rewards.Refused, match="my_reward"):
+            self.own(rewards, tmp_path, body).totals(["a", "b"], [[]] * 2, ["", ""])
