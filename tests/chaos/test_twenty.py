@@ -1,0 +1,57 @@
+"""Worker and all twenty supervisors die at once: every script goes on, is adopted and ends once."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from app.domain.enums import JobStatus
+from tests.chaos.evidence import collect
+from tests.chaos.stage import JOURNAL, SCRIPT
+from tests.chaos.verdict import judge
+from tests.worker.harness import Site, kill, until
+
+TWENTY = 20
+
+
+def keepers(site: Site) -> dict[str, int]:
+    """Return the living supervisor of each attempt."""
+    found = {}
+    for file in site.node_home().attempts.glob("*/state.json"):
+        pid = json.loads(file.read_bytes())["supervisor_pid"]
+        if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            found[file.parent.name] = pid
+    return found
+
+
+@pytest.mark.timeout(180)
+async def test_twenty_scripts_are_adopted(site: Site, record_property: Callable[[str, object], None]) -> None:
+    jobs = [await site.submit(SCRIPT, parameters={"ticks": 200}) for _ in range(TWENTY)]
+    first = site.start_worker(DEEPE_SLOTS=str(TWENTY))
+    for job in jobs:
+        await site.wait(job, JobStatus.RUNNING, seconds=60)
+    before = keepers(site)
+
+    first.kill()
+    for pid in before.values():
+        kill(pid)
+    begun = time.monotonic()
+    site.start_worker(DEEPE_SLOTS=str(TWENTY))
+    await until(lambda: adopted(site, before), "twenty new supervisors", 60, site.report)
+    record_property("seconds_until_twenty_are_adopted", time.monotonic() - begun)
+    rows = await site.wait_for_end(*jobs, seconds=90)
+
+    assert {(row.status, row.attempts) for row in rows} == {(JobStatus.SUCCEEDED, 1)}
+    evidence = await collect(site.database, journal=site.root / JOURNAL, acknowledged=jobs)
+    assert judge(evidence).violations() == {}, site.report()
+
+
+async def adopted(site: Site, before: dict[str, int]) -> bool:
+    """Say whether each attempt has ended or has another supervisor."""
+    now = keepers(site)
+    ended = {path.parent.name for path in site.node_home().attempts.glob("*/exit.json")}
+    gone = {name for name in before if not Path(site.node_home().attempts / name).exists()}
+    return all(name in ended | gone or now.get(name) not in (None, pid) for name, pid in before.items())
