@@ -450,12 +450,13 @@ class NodeAgent:
         if observation.exit is not None or not begun:
             await self._settler.follow_up(folder.name)
             await self._remove(folder)
-        elif not (observation.supervised and observation.stopping):
+            return
+        self._last_orphan_look = float("-inf")  # look again until it is gone
+        if not (observation.supervised and observation.stopping):
             logger.warning("orphan_stopped", extra={"attempt": folder.name})
             await asyncio.to_thread(supervision.request_stop, folder, "orphan")
             if not observation.supervised:  # its supervisor died, the script may live
                 await asyncio.to_thread(supervision.adopt, folder)
-            self._last_orphan_look = float("-inf")
 
     async def _look_after_quarantine(self) -> None:
         """Give accelerators back whose attempts ended with processes that could not be killed, once those are gone."""
