@@ -37,6 +37,7 @@ from app.domain.enums import Platform
 from app.executor.asking import Answers
 from app.executor.hints import Doorbell, FileDoorbell, RedisDoorbell
 from app.executor.job_actions import JobActions
+from app.executor.joining import set_join_token
 from app.executor.observe import RunObserver
 from app.executor.questions import Questions
 from app.executor.stage_parameters import StageParameters
@@ -70,7 +71,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     database = Database(settings.database_url)
     licence = LicenceGuard(Home(settings.home).licence, load_public_key(settings.license_public_key), utc_now)
     services = build_services(settings, database, licence=licence, clock=utc_now)
-    app = new_application(_http_options(settings), lifespan=_lifespan(services, database))
+    app = new_application(_http_options(settings), lifespan=_lifespan(services, database, settings))
     app.state.services = services
     app.state.licence = licence
     app.state.readiness = Readiness(database=database.ping, optional=_optional_checks(settings))
@@ -140,12 +141,12 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def _lifespan(services: Services, database: Database) -> Lifespan:
+def _lifespan(services: Services, database: Database, settings: Settings) -> Lifespan:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         services.home.create()
         await upgrade(database)
-        await _prepare(services)
+        await _prepare(services, settings)
         logger.info("api_started")
         yield
         await services.doorbell.close()
@@ -155,9 +156,10 @@ def _lifespan(services: Services, database: Database) -> Lifespan:
     return lifespan
 
 
-async def _prepare(services: Services) -> None:
+async def _prepare(services: Services, settings: Settings) -> None:
     async with services.database.writing() as session:
         await services.methods.presets.install_presets(session)
+        await set_join_token(session, settings.join_token.get_secret_value() if settings.join_token else None)
         await idempotency.forget_before(session, utc_now() - IDEMPOTENCY_KEPT)
     await services.models.finish_deletions()
     await services.datasets.remove_abandoned_uploads()

@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails, PydanticUndefined
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.access.loopback import is_loopback
+from app.domain.labels import parse_labels
 
 PREFIX: Final = "DEEPE_"
 MIN_TOKEN_LENGTH: Final = 16
@@ -131,6 +132,14 @@ class Settings(BaseSettings):
     )
 
     # Nodes
+    node_labels: Annotated[dict[str, str], NoDecode] = Field(
+        {}, description="Labels of this node that jobs may ask for, comma-separated: gpu=a100,zone=b."
+    )
+    join_token: SecretStr | None = Field(
+        None,
+        description="Secret that workers must share with the API to join the installation; "
+        f"at least {MIN_TOKEN_LENGTH} characters.",
+    )
     foreign_memory_mib: int = Field(
         1024, ge=0, le=2**31 - 1, description="Memory of a card that others may use before it counts as occupied."
     )
@@ -207,7 +216,12 @@ class Settings(BaseSettings):
             raise ValueError("give an IP address or a host name, without a port")
         return host
 
-    @field_validator("api_token")
+    @field_validator("node_labels", mode="before")
+    @classmethod
+    def _labels(cls, value: object) -> object:
+        return parse_labels(value) if isinstance(value, str) else value
+
+    @field_validator("api_token", "join_token")
     @classmethod
     def _token(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
@@ -363,7 +377,7 @@ def _problem(error: ErrorDetails) -> str:
     field = Settings.model_fields.get(name)
     if field is None:
         return f"{PREFIX}{name.upper()}: {message}"
-    given = "" if name in {"api_token", "redis_url"} else f" (got {str(error['input'])!r})"
+    given = "" if name in {"api_token", "join_token", "redis_url"} else f" (got {str(error['input'])!r})"
     return f"{PREFIX}{name.upper()}: {message}{given}. {field.description or ''}{_bounds(name)}"
 
 
@@ -396,6 +410,8 @@ def _shown(value: object) -> str:
             return ""
         case SecretStr():
             return _MASK
+        case dict():
+            return ",".join(f"{key}={item}" for key, item in value.items())
         case tuple():
             return ",".join(str(item) for item in value)
         case _:

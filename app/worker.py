@@ -20,6 +20,7 @@ from app.executor.conda import CondaSearch
 from app.executor.forecast import Forecasts
 from app.executor.hints import listen, listen_to_file
 from app.executor.inventory import Hardware, this_hardware
+from app.executor.joining import node_id
 from app.executor.launch import StageLauncher
 from app.executor.presence import NodeEnvironments, NodeFacts
 from app.executor.projections import Projections
@@ -31,6 +32,7 @@ from app.observability import configure_logging
 from app.registry.platforms import this_machine
 from app.settings import Settings, SettingsError, load_settings
 from app.store.home import Home, NodeHome
+from app.store.nodes import RegistrationRefused
 from app.store.session import Database
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,15 @@ logger = logging.getLogger(__name__)
 STAGES = frozenset({JobKind.TRAINING, JobKind.SAVING, JobKind.DEPLOYMENT})
 QUESTIONS = frozenset({JobKind.INFERENCE_CUSTOMIZED, JobKind.INFERENCE_COMPLETE})
 BUILDS = frozenset({JobKind.ENVIRONMENT})
+
+
+class NodeRemoved(RegistrationRefused):
+    """A person took the node out of the installation while its worker was running."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"The node {name!r} was removed, and everything of it has ended. Start the worker again to add it anew."
+        )
 
 
 def main() -> int:
@@ -52,6 +63,9 @@ def main() -> int:
         asyncio.run(work(settings))
     except NodeIsTaken:
         sys.stderr.write(f"Another worker is running as node {settings.node_name!r}; set DEEPE_NODE_NAME to add one.\n")
+        return 2
+    except RegistrationRefused as error:
+        sys.stderr.write(f"{error}\n")
         return 2
     return 0
 
@@ -72,7 +86,7 @@ async def _work(settings: Settings, home: Home, node_home: NodeHome) -> None:
     hardware = await asyncio.to_thread(_hardware, settings, node_home)
     presence = NodeEnvironments(
         database=database,
-        facts=_facts(settings),
+        facts=_facts(settings, node_home),
         hardware=hardware,
         node_home=node_home,
         search=CondaSearch.of(os.environ, root=settings.conda_root),
@@ -81,10 +95,10 @@ async def _work(settings: Settings, home: Home, node_home: NodeHome) -> None:
     stopping = asyncio.Event()
     _on_stop(stopping.set)
     try:
-        node_id = await _register(presence, stopping)
-        if node_id is None:
+        registered = await _register(presence, stopping)
+        if registered is None:
             return
-        agent = _agent(settings, database, home, node_home, presence, status, redis_url, node_id=node_id)
+        agent = _agent(settings, database, home, node_home, presence, status, redis_url, node_id=registered)
         _on_stop(functools.partial(_stop, stopping, agent))
         await _tell_start(settings, hardware, redis=redis_url is not None)
         async with asyncio.TaskGroup() as tasks:
@@ -93,6 +107,8 @@ async def _work(settings: Settings, home: Home, node_home: NodeHome) -> None:
                 tasks.create_task(listen_to_file(home.doorbell, wake=agent.wake, stopping=stopping))
             else:
                 tasks.create_task(listen(redis_url, node=settings.node_name, wake=agent.wake, stopping=stopping))
+        if agent.removed:
+            raise NodeRemoved(settings.node_name)
     finally:
         await status.close()
         await database.close()
@@ -153,12 +169,15 @@ def _agent(
     )
 
 
-def _facts(settings: Settings) -> NodeFacts:
+def _facts(settings: Settings, node_home: NodeHome) -> NodeFacts:
     return NodeFacts(
         name=settings.node_name,
         platform=this_machine(),
         slots=settings.slots,
         boot_id=boot_id(),
+        home_id=node_id(node_home),
+        labels=settings.node_labels,
+        join_token=settings.join_token.get_secret_value() if settings.join_token else None,
     )
 
 

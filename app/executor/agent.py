@@ -36,18 +36,21 @@ from app.executor.launch import LaunchError, disk_trouble
 from app.executor.projections import Projections
 from app.executor.reconcile import Seen, Step, next_step
 from app.executor.supervision import AttemptIsSupervised, AttemptPhase, ExitRecord, LaunchSpec, Observation
-from app.executor.supervisor import end_strays, fault_point
+from app.executor.supervisor import clock_since_boot, end_strays, fault_point
 from app.executor.trouble import TROUBLE, log_trouble, rest_seconds
-from app.store import claims, leases
+from app.store import claims, leases, nodes
 from app.store import jobs as store
 from app.store.claims import Offer
 from app.store.clock import database_now
 from app.store.home import NodeHome
 from app.store.jobs import Claim, End
+from app.store.nodes import GONE, NODE_SILENT_AFTER, Standing
 from app.store.session import Database
 
 logger = logging.getLogger(__name__)
 
+# Nobody can have declared a node dead that was heard of so lately: what was claimed before may still be started.
+SURE_SECONDS = NODE_SILENT_AFTER.total_seconds() - 10.0
 STARTING_SECONDS = 5.0  # how long a supervisor may take to lock its folder before it is started again
 SILENT_SECONDS = 30.0  # six missed beats of a supervisor
 ORPHAN_SECONDS = 60.0
@@ -148,6 +151,9 @@ class NodeAgent:
         self._settling: dict[str, asyncio.Task[None]] = {}
         self._rests: dict[str, _Rest] = {}
         self._silent: set[str] = set()
+        self._orphans: set[str] = set()
+        self._heard_at = float("-inf")
+        self.removed = False
         self._last_beat = float("-inf")
         self._last_projection = float("-inf")
         self._last_orphan_look = float("-inf")
@@ -160,7 +166,7 @@ class NodeAgent:
     async def run(self, stopping: asyncio.Event) -> None:
         """Work until `stopping` is set. The caller holds the node's lock (`exclusive`)."""
         failures = 0
-        while not stopping.is_set():
+        while not stopping.is_set() and not self.removed:
             try:
                 await self._round()
                 await self._watch(stopping)
@@ -171,6 +177,8 @@ class NodeAgent:
                 log_trouble(logger, "agent_round_failed", error, {"node": self._node_id, "next_try_in": rest})
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stopping.wait(), timeout=rest)
+        if self.removed:
+            stopping.set()
         await self._finish_settling()
 
     # ---- one round --------------------------------------------------------------------------------------------------
@@ -181,12 +189,19 @@ class NodeAgent:
         # Tasks that are done stay known until here: rows that were read before they ended must not be acted upon.
         self._settling = {key: task for key, task in self._settling.items() if not task.done()}
         async with self._database.reading() as session:
+            standing = await nodes.standing_of_node(session, self._node_id)
             live = await store.live_attempts(session, self._node_id)
         self._claims = {claim.attempt.id: claim for claim in live}
         self._rests = {key: rest for key, rest in self._rests.items() if key in self._claims}
         await self._advance_all(live)
+        if standing in GONE:
+            self._last_orphan_look = float("-inf")  # whatever has a folder is an orphan now
         await self._clear_folders()
         await self._look_after_quarantine()
+        if standing in GONE and not self._orphans:
+            await self._return(standing)
+        if standing is not Standing.READY or self._orphans:  # what runs goes on, nothing begins
+            return
         await self._presence.request_builds()
         for lane in self._lanes:
             while await self._claim_one(lane):
@@ -195,13 +210,29 @@ class NodeAgent:
     async def _beat(self) -> None:
         if self._monotonic() - self._last_beat < self._timing.beat_seconds:
             return
+        heard_at = clock_since_boot()
         await self._presence.beat()
         ends = await self._forecasts.news(list(self._claims.values()))
         async with self._database.writing() as session:
             now = await database_now(session)
             await store.renew_leases(session, self._node_id, now=now, lease=self._timing.lease)
             await store.expect_ends(session, ends)
-        self._last_beat = self._monotonic()
+        self._heard_at, self._last_beat = heard_at, self._monotonic()
+
+    async def _return(self, standing: Standing) -> None:
+        """Live again after having been declared dead: every attempt of before has ended, and nothing of it is left.
+
+        The jobs were given to other nodes, or ended. Whoever was removed does not come back by itself.
+        """
+        if standing is Standing.REMOVED:
+            self.removed = True
+            return
+        async with self._database.writing() as session:
+            revived = await nodes.revive(session, self._node_id, now=await database_now(session))
+        if revived:
+            logger.warning("node_returned", extra={"node": self._node_id})
+            self._last_quarantine_look = float("-inf")  # what it held may be free now
+            self.wake()
 
     async def _claim_one(self, lane: Lane) -> bool:
         usable = [one.id for one in await self._presence.usable_accelerators()]
@@ -310,6 +341,8 @@ class NodeAgent:
             await self._end_unlaunched(claim, end, final=False)
             return
         fault_point("after-spec")
+        if clock_since_boot() - self._heard_at > SURE_SECONDS:
+            return  # this process stood still: the job may be another node's by now; the next round looks
         await self._start(claim, supervision.start)
         fault_point("supervisor-asked")
 
@@ -426,37 +459,42 @@ class NodeAgent:
     # ---- folders ----------------------------------------------------------------------------------------------------
 
     async def _clear_folders(self) -> None:
-        """Remove the folders of ended attempts, and end what runs although no live row knows it.
+        """Remove the folders of ended attempts, and end what runs although no live row knows it: orphans.
 
-        The first are left by a crash between an end and the removal, the second by a database that was restored.
+        The first are left by a crash between an end and the removal, the second by a database that was restored and
+        by a node that was declared dead. While there are orphans, every round looks.
         """
-        if self._monotonic() - self._last_orphan_look < ORPHAN_SECONDS:
+        if self._monotonic() - self._last_orphan_look < ORPHAN_SECONDS and not self._orphans:
             return
         self._last_orphan_look = self._monotonic()
         await asyncio.to_thread(supervision.finish_removals, self._home.attempts)
+        orphans: set[str] = set()
         for folder in await asyncio.to_thread(supervision.list_attempts, self._home.attempts):
             if folder.name in self._claims or folder.name in self._settling:
                 continue
             try:
-                await self._clear_folder(folder)
+                if not await self._clear_folder(folder):
+                    orphans.add(folder.name)
             except TROUBLE:
                 raise
             except Exception:
                 logger.exception("folder_not_cleared", extra={"attempt": folder.name})
+        self._orphans = orphans
 
-    async def _clear_folder(self, folder: Path) -> None:
+    async def _clear_folder(self, folder: Path) -> bool:
+        """Remove the folder of an attempt that has ended, else see to its end. False: something of it may run."""
         observation = supervision.observe(folder)
         begun = observation.supervised or observation.phase in (AttemptPhase.STARTED, AttemptPhase.RUNNING)
         if observation.exit is not None or not begun:
             await self._settler.follow_up(folder.name)
             await self._remove(folder)
-            return
-        self._last_orphan_look = float("-inf")  # look again until it is gone
+            return True
         if not (observation.supervised and observation.stopping):
             logger.warning("orphan_stopped", extra={"attempt": folder.name})
             await asyncio.to_thread(supervision.request_stop, folder, "orphan")
             if not observation.supervised:  # its supervisor died, the script may live
                 await asyncio.to_thread(supervision.adopt, folder)
+        return False
 
     async def _look_after_quarantine(self) -> None:
         """Give accelerators back whose attempts ended with processes that could not be killed, once those are gone."""

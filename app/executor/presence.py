@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -23,10 +23,12 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.domain.accelerators import Accelerator
 from app.domain.enums import EndReason, JobKind, JobStatus, Platform
 from app.domain.environment_reports import EnvironmentState
+from app.domain.labels import automatic_labels
 from app.executor.builders import BuildRules
 from app.executor.conda import CondaSearch
 from app.executor.environments import BASE, mark_used
-from app.executor.inventory import Hardware
+from app.executor.inventory import Hardware, machine
+from app.executor.joining import require_join_token
 from app.executor.local_environments import LocalEnvironments, Look
 from app.executor.snapshot import EnvironmentBuild, Snapshot
 from app.registry.nodes import living_nodes
@@ -52,6 +54,9 @@ class NodeFacts:
     platform: Platform
     slots: int
     boot_id: str
+    home_id: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    join_token: str | None = field(default=None, repr=False)
 
 
 class NodeEnvironments:
@@ -80,9 +85,11 @@ class NodeEnvironments:
         self._looked_at = float("-inf")
 
     async def register(self) -> str:
-        """Make this node known and return its id."""
+        """Make this node known and return its id; raise `RegistrationRefused` if it may not be this node."""
         await self._look()
+        automatic = automatic_labels(self._facts.name, self._facts.platform, self._hardware.accelerators)
         async with self._database.writing() as session:
+            await require_join_token(session, self._facts.join_token)
             row = await nodes.register_node(
                 session,
                 name=self._facts.name,
@@ -91,6 +98,9 @@ class NodeEnvironments:
                 environments=sorted(self._seen.ready),
                 slots=self._facts.slots,
                 boot_id=self._facts.boot_id,
+                home_id=self._facts.home_id,
+                hostname=machine().hostname,
+                labels={**automatic, **self._facts.labels},
                 now=await database_now(session),
             )
         self._node_id, self._told = row.id, {}
@@ -99,9 +109,9 @@ class NodeEnvironments:
     async def beat(self) -> None:
         """Say that the node lives, which environments it has, and of it and its machine what changed."""
         ready = sorted(await self.ready_environments())
-        machine = await self._hardware.inventory()
+        inventory = await self._hardware.inventory()
         report: dict[str, Any] = {"environment_states": self._seen.documents()}
-        report["inventory"] = machine.model_dump(mode="json")
+        report["inventory"] = inventory.model_dump(mode="json")
         changed = {column: said for column, said in report.items() if said != self._told.get(column)}
         async with self._database.writing() as session:
             await nodes.heartbeat(

@@ -52,9 +52,13 @@ class Nodes:
 
 
 async def living_nodes(session: AsyncSession) -> Sequence[NodeRow]:
-    """Return the nodes that were heard of lately."""
+    """Return the nodes that were heard of lately and that nobody declared dead."""
     now = await database_now(session)
-    return [node for node in await all_nodes(session) if now - node.heartbeat_at < NODE_SILENT_AFTER]
+    return [
+        node
+        for node in await all_nodes(session)
+        if node.dead_at is None and now - node.heartbeat_at < NODE_SILENT_AFTER
+    ]
 
 
 def _view(row: NodeRow, known: Standings, *, age: timedelta) -> NodeView:

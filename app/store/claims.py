@@ -58,7 +58,8 @@ async def claim(
 
     A job that this node will be free for soonest gets its reservation on the way.
     """
-    node = await session.get_one(NodeRow, offer.node_id)
+    # locked: a person must not declare it dead, or drain it, between this look and the end of the transaction
+    node = await session.get_one(NodeRow, offer.node_id, with_for_update={"read": True})
     if not takes_jobs(node):  # what it keeps accelerators for is taken over by others
         return None
     for _ in range(MOST_TRIES):

@@ -77,6 +77,11 @@ class NodeHome:
     def environments(self) -> Path:
         return self.root / "envs"
 
+    @property
+    def node_id(self) -> Path:
+        """The file with the random id that this home is known by."""
+        return self.root / "node-id"
+
     def create(self) -> None:
         """Make all folders; only the owner may read them, specs hold the scripts' environment."""
         self.root.mkdir(parents=True, exist_ok=True)

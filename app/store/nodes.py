@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Any
 from uuid import uuid4
 
@@ -19,10 +20,49 @@ NODE_SILENT_AFTER = timedelta(seconds=60)
 """A node that was not heard of for so long gets no work and counts as gone until it speaks again."""
 
 
+class Standing(StrEnum):
+    """What people and the node itself say of it, whether or not it was heard of lately."""
+
+    READY = "ready"
+    DRAINING = "draining"  # a person wants it empty: what runs goes on, nothing new begins
+    REFUSING = "refusing"  # it takes no jobs by itself; `refusal` says why
+    DEAD = "dead"  # a person says that its processes are gone
+    REMOVED = "removed"
+
+
+GONE = frozenset({Standing.DEAD, Standing.REMOVED})
+
+
 class NodeNotFound(NotFound):
     """No node has this id or name."""
 
     code = "node_not_found"
+
+
+class RegistrationRefused(Exception):
+    """The worker cannot be this node; the message is for the person who started it."""
+
+
+class NodeNameTaken(RegistrationRefused):
+    """Another machine has the name."""
+
+    def __init__(self, row: NodeRow, *, age: timedelta) -> None:
+        host = row.inventory.get("hostname") or "another machine"
+        super().__init__(
+            f"The name {row.name!r} belongs to a node with another DEEPE_NODE_HOME ({host}, last heard of "
+            f"{age.total_seconds():.0f} s ago). Give this worker a name of its own with DEEPE_NODE_NAME; or, if that "
+            f"machine is gone for good, free the name: deepe nodes declare-dead {row.name} --yes"
+        )
+
+
+class NodeHomeShared(RegistrationRefused):
+    """A worker on another machine uses the same node home right now."""
+
+    def __init__(self, row: NodeRow) -> None:
+        super().__init__(
+            f"A worker on {row.inventory.get('hostname')} is running as node {row.name!r} with this very "
+            "DEEPE_NODE_HOME. Every machine needs a local folder of its own there, and a DEEPE_NODE_NAME of its own."
+        )
 
 
 async def register_node(
@@ -35,21 +75,38 @@ async def register_node(
     slots: int,
     boot_id: str,
     now: datetime,
+    home_id: str = "",
+    hostname: str = "",
+    labels: Mapping[str, str] | None = None,
 ) -> NodeRow:
-    """Insert the node or bring its row up to date; a node keeps its id as long as it keeps its name."""
-    row = (await session.exec(select(NodeRow).where(NodeRow.name == name))).first()
+    """Insert the node or bring its row up to date; raise `RegistrationRefused` if another machine is this node.
+
+    A node keeps its row as long as it keeps its node home, whatever became of it: a dead one stays dead here.
+    """
+    row = (await session.exec(select(NodeRow).where(NodeRow.name == name).with_for_update())).first()
+    if row is not None and row.home_id not in ("", home_id):
+        if row.dead_at is None:
+            raise NodeNameTaken(row, age=now - row.heartbeat_at)
+        await remove_node(session, row, now=now)  # the dead machine's replacement takes the name
+        row = None
+    if row is not None and _is_elsewhere(row, boot_id=boot_id, hostname=hostname, now=now):
+        raise NodeHomeShared(row)
     said: dict[str, Any] = {
+        "home_id": home_id,
+        "boot_id": boot_id,
         "platform": platform,
         "accelerators": [dict(accelerator) for accelerator in accelerators],
         "environments": sorted(environments),
         "slots": slots,
-        "boot_id": boot_id,
-        "heartbeat_at": now,
+        "worker_labels": dict(labels or {}),
     }
     if row is None:
-        row = NodeRow(id=str(uuid4()), name=name, created_at=now, **said)
+        row = NodeRow(id=str(uuid4()), name=name, created_at=now, heartbeat_at=now, **said)
+    elif row.dead_at is None:
+        row.heartbeat_at = now
     for column, value in said.items():
         setattr(row, column, value)
+    row.labels = row.worker_labels | row.extra_labels
     session.add(row)
     await session.flush()
     return row
@@ -64,7 +121,7 @@ async def heartbeat(
     environment_states: Sequence[Mapping[str, Any]] | None = None,
     inventory: Mapping[str, Any] | None = None,
 ) -> bool:
-    """Say that the node is alive, and what changed on it; return `False` if nobody knows it any more."""
+    """Say that the node is alive, and what changed on it. False: it is dead or removed, and stays so."""
     values: dict[str, Any] = {"heartbeat_at": now}
     if environment_states is not None:
         values["environment_states"] = [dict(state) for state in environment_states]
@@ -72,14 +129,46 @@ async def heartbeat(
         values["environments"] = sorted(environments)
     if inventory is not None:
         values["inventory"] = dict(inventory)
-    result = await session.exec(sa.update(NodeRow).where(col(NodeRow.id) == node_id).values(**values))
+    result = await session.exec(
+        sa.update(NodeRow)
+        .where(col(NodeRow.id) == node_id, col(NodeRow.dead_at).is_(None), col(NodeRow.removed_at).is_(None))
+        .values(**values)
+    )
     assert isinstance(result, CursorResult)
     return result.rowcount == 1
 
 
+async def revive(session: AsyncSession, node_id: str, *, now: datetime) -> bool:
+    """Let a dead node live again, which proved that nothing of its attempts is left. False: it was not dead."""
+    result = await session.exec(
+        sa.update(NodeRow)
+        .where(col(NodeRow.id) == node_id, col(NodeRow.dead_at).is_not(None), col(NodeRow.removed_at).is_(None))
+        .values(dead_at=None, heartbeat_at=now)
+    )
+    assert isinstance(result, CursorResult)
+    return result.rowcount == 1
+
+
+async def remove_node(session: AsyncSession, row: NodeRow, *, now: datetime) -> None:
+    """Take the node out of all lists and free its name; its attempts go on to refer to the row."""
+    row.removed_at = now
+    row.name = f"{row.name[:80]} (removed {row.id[:8]})"
+    session.add(row)
+    await session.flush()
+
+
+async def set_extra_labels(session: AsyncSession, row: NodeRow, labels: Mapping[str, str]) -> None:
+    """Replace the labels that people gave; they win over those of the worker."""
+    row.extra_labels = dict(labels)
+    row.labels = row.worker_labels | row.extra_labels
+    session.add(row)
+    await session.flush()
+
+
 async def all_nodes(session: AsyncSession) -> Sequence[NodeRow]:
-    """Return the nodes by name; there are dozens, not thousands."""
-    return (await session.exec(select(NodeRow).order_by(col(NodeRow.name)))).all()
+    """Return the nodes by name, dead ones among them; there are dozens, not thousands."""
+    statement = select(NodeRow).where(col(NodeRow.removed_at).is_(None)).order_by(col(NodeRow.name))
+    return (await session.exec(statement)).all()
 
 
 async def working_nodes(session: AsyncSession, *, now: datetime) -> Sequence[NodeRow]:
@@ -87,9 +176,25 @@ async def working_nodes(session: AsyncSession, *, now: datetime) -> Sequence[Nod
     return [row for row in await all_nodes(session) if now - row.heartbeat_at < NODE_SILENT_AFTER and takes_jobs(row)]
 
 
+async def standing_of_node(session: AsyncSession, node_id: str) -> Standing:
+    """Return how it stands with the node now."""
+    return standing_of(await session.get_one(NodeRow, node_id, populate_existing=True))
+
+
+def standing_of(row: NodeRow) -> Standing:
+    """Return how it stands with the node: the gravest first."""
+    if row.removed_at is not None:
+        return Standing.REMOVED
+    if row.dead_at is not None:
+        return Standing.DEAD
+    if row.draining_at is not None:
+        return Standing.DRAINING
+    return Standing.READY if row.refusal is None else Standing.REFUSING
+
+
 def takes_jobs(row: NodeRow) -> bool:
     """Say whether the node may claim at all: nobody drains it or declared it dead, and it has not refused."""
-    return row.draining_at is None and row.dead_at is None and row.refusal is None
+    return standing_of(row) is Standing.READY
 
 
 def accelerators_of(row: NodeRow) -> Sequence[Accelerator]:
@@ -102,10 +207,21 @@ def blocked_of(row: NodeRow) -> Collection[str]:
     return {entry["id"] for entry in row.inventory.get("blocked", ())}
 
 
-async def get_node(session: AsyncSession, node: str) -> NodeRow:
-    """Return the node with this id or name or raise `NodeNotFound`."""
-    row = await session.get(NodeRow, node)
-    row = row or (await session.exec(select(NodeRow).where(NodeRow.name == node))).first()
+async def get_node(session: AsyncSession, node: str, *, lock: bool = False) -> NodeRow:
+    """Return the node with this id or name or raise `NodeNotFound`. With `lock` it claims nothing meanwhile."""
+    named = sa.or_(col(NodeRow.id) == node, col(NodeRow.name) == node)
+    statement = select(NodeRow).where(named, col(NodeRow.removed_at).is_(None))
+    if lock:
+        # "for no key update": attempts that merely refer to the row are not held up
+        statement = statement.with_for_update(key_share=True).execution_options(populate_existing=True)
+    found = {row.id: row for row in (await session.exec(statement)).all()}
+    row = found.get(node) or next(iter(found.values()), None)
     if row is None:
         raise NodeNotFound(node=node)
     return row
+
+
+def _is_elsewhere(row: NodeRow, *, boot_id: str, hostname: str, now: datetime) -> bool:
+    """Say whether a worker on another machine is this node: it beats, under another kernel and another host's name."""
+    beats = now - row.heartbeat_at < NODE_SILENT_AFTER and row.dead_at is None
+    return beats and row.boot_id != boot_id and row.inventory.get("hostname", hostname) != hostname

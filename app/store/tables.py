@@ -207,7 +207,13 @@ class NodeRow(SQLModel, table=True):
     )
     accelerators: list[Json] = Field(sa_type=JsonDocument)
     inventory: Json = Field(default_factory=dict, sa_type=JsonDocument, description="CPU, memory, disk, system")
-    labels: dict[str, str] = Field(default_factory=dict, sa_type=JsonDocument)
+    labels: dict[str, str] = Field(
+        default_factory=dict, sa_type=JsonDocument, description="those of the worker, overlaid with the extra ones"
+    )
+    worker_labels: dict[str, str] = Field(default_factory=dict, sa_type=JsonDocument)
+    extra_labels: dict[str, str] = Field(
+        default_factory=dict, sa_type=JsonDocument, description="set by people; the worker does not touch them"
+    )
     environments: list[str] = Field(sa_type=JsonDocument, description="names found or built on the node")
     environment_states: list[Json] = Field(
         default_factory=list, sa_type=JsonDocument, description="what the node knows of each environment"
@@ -218,6 +224,7 @@ class NodeRow(SQLModel, table=True):
     heartbeat_at: datetime = _time()
     draining_at: datetime | None = _time(nullable=True)
     dead_at: datetime | None = _time(nullable=True)
+    removed_at: datetime | None = _time(nullable=True)
     refusal: Json | None = Field(
         default=None, sa_type=JsonDocument, description="code and params of why it takes no jobs"
     )

@@ -137,11 +137,14 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("home_id", sa.String(length=36), nullable=False, server_default=""))
         batch_op.add_column(sa.Column("inventory", sa.JSON(none_as_null=True), nullable=False, server_default="{}"))
         batch_op.add_column(sa.Column("labels", sa.JSON(none_as_null=True), nullable=False, server_default="{}"))
+        batch_op.add_column(sa.Column("worker_labels", sa.JSON(none_as_null=True), nullable=False, server_default="{}"))
+        batch_op.add_column(sa.Column("extra_labels", sa.JSON(none_as_null=True), nullable=False, server_default="{}"))
         batch_op.add_column(
             sa.Column("environment_states", sa.JSON(none_as_null=True), nullable=False, server_default="[]")
         )
         batch_op.add_column(sa.Column("draining_at", sa.DateTime(timezone=True), nullable=True))
         batch_op.add_column(sa.Column("dead_at", sa.DateTime(timezone=True), nullable=True))
+        batch_op.add_column(sa.Column("removed_at", sa.DateTime(timezone=True), nullable=True))
         batch_op.add_column(sa.Column("refusal", sa.JSON(none_as_null=True), nullable=True))
 
 
@@ -162,7 +165,10 @@ def _write_demands() -> None:
 
 # Columns are dropped in place (SQLite 3.35): a table that others refer to cannot be copied and dropped there.
 ADDED = {
-    "node": ("refusal", "dead_at", "draining_at", "environment_states", "labels", "inventory", "home_id"),
+    "node": (
+        *("refusal", "removed_at", "dead_at", "draining_at", "environment_states", "extra_labels", "worker_labels"),
+        *("labels", "inventory", "home_id"),
+    ),
     "job": (
         *("recoveries", "retries", "limits", "retry", "resources", "reserved_node_id", "not_before", "submitted_by"),
         *("queue", "demand"),
