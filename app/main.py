@@ -31,10 +31,13 @@ from app.api.routes import (
     presets,
     scripts,
     system,
+    webhooks,
 )
 from app.api.routes.system import Readiness
 from app.domain.enums import Platform
+from app.domain.webhooks import AddressPolicy
 from app.executor.asking import Answers
+from app.executor.background import in_background
 from app.executor.hints import Doorbell, FileDoorbell, RedisDoorbell
 from app.executor.job_actions import JobActions
 from app.executor.joining import set_join_token
@@ -42,6 +45,9 @@ from app.executor.observe import RunObserver
 from app.executor.questions import Questions
 from app.executor.stage_parameters import StageParameters
 from app.executor.submission import Submissions
+from app.executor.webhook_post import WebhookClient
+from app.executor.webhook_sender import WebhookSender
+from app.executor.webhooks import Webhooks
 from app.observability import configure_logging
 from app.registry.base_models import BaseModels
 from app.registry.datasets import Datasets
@@ -100,6 +106,7 @@ def build_services(
     )
     datasets_ = Datasets(home=home, max_characters=settings.dataset_max_line, clock=clock)
     doorbell = _doorbell(settings, database)
+    addresses = AddressPolicy(settings.webhook_addresses)
     submissions = Submissions(
         database=database,
         home=home,
@@ -124,6 +131,8 @@ def build_services(
         questions=Questions(methods=methods_, clock=clock),
         answers=Answers(database, home, doorbell, clock=clock),
         doorbell=doorbell,
+        webhooks=Webhooks(policy=addresses),
+        webhook_sender=WebhookSender(database, WebhookClient(policy=addresses)),
     )
 
 
@@ -131,7 +140,7 @@ def include_routes(app: FastAPI) -> None:
     """Include every router."""
     for module in (
         system, methods, scripts, presets, jobs, models, chat, base_models, datasets, deploy_targets, environments,
-        nodes,
+        nodes, webhooks,
     ):  # fmt: skip
         app.include_router(module.router)
 
@@ -148,7 +157,8 @@ def _lifespan(services: Services, database: Database, settings: Settings) -> Lif
         await upgrade(database)
         await _prepare(services, settings)
         logger.info("api_started")
-        yield
+        async with in_background(services.webhook_sender.run):
+            yield
         await services.doorbell.close()
         await database.close()
         logger.info("api_stopped")

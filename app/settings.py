@@ -147,6 +147,13 @@ class Settings(BaseSettings):
         "", description="For tests: COUNT or COUNTxMIB accelerators that do not exist, in place of the real ones."
     )
 
+    # Webhooks
+    webhook_addresses: Literal["any", "public"] = Field(
+        "any",
+        description="Where messages may be sent: anywhere, private networks included, or public addresses only. "
+        "Metadata services of clouds are always refused.",
+    )
+
     # Command line: read by the option --url, listed here so that it is documented with the rest
     url: str = Field("http://127.0.0.1:8000", description="Service that the commands call, unless --url names one.")
 
@@ -156,7 +163,7 @@ class Settings(BaseSettings):
         "auto", description="Form of the log; auto: console on a terminal, else one JSON object a line."
     )
 
-    @field_validator("platform", "env_builder", "log_level", "log_format", mode="before")
+    @field_validator("platform", "env_builder", "webhook_addresses", "log_level", "log_format", mode="before")
     @classmethod
     def _lower(cls, value: object) -> object:
         return value.strip().lower() if isinstance(value, str) else value

@@ -13,6 +13,8 @@ from app.executor.job_actions import JobActions
 from app.executor.questions import Questions
 from app.executor.submission import Submissions
 from app.executor.supervisor import fault_point
+from app.executor.webhook_sender import WebhookSender
+from app.executor.webhooks import Webhooks
 from app.registry.base_models import BaseModels
 from app.registry.datasets import Datasets
 from app.registry.deploy_targets import DeployTargets
@@ -44,6 +46,8 @@ class Services:
     questions: Questions
     answers: Answers
     doorbell: Doorbell
+    webhooks: Webhooks
+    webhook_sender: WebhookSender
 
 
 def get_services(request: Request) -> Services:

@@ -23,7 +23,8 @@ from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.errors import Conflict, NotFound
 from app.domain.retries import Again
 from app.domain.transitions import LIVE, TERMINAL, UNFINISHED, check_transition
-from app.store import leases
+from app.domain.webhooks import TOLD_STATUSES, event_of
+from app.store import leases, webhooks
 from app.store.tables import BUILDING, CLAIMABLE, LIVE_ATTEMPT, AttemptRow, JobEventRow, JobRow, NodeRow
 from app.store.types import enum_type
 
@@ -432,11 +433,15 @@ async def _write_status(
     if unless_cancelled:
         statement = statement.where(col(JobRow.cancel_requested_at).is_(None))
     # rows that the session knows are not searched for each of a thousand changes; `get` reads them again
-    written = statement.returning(col(JobRow.attempts)).execution_options(synchronize_session=False)
-    attempt = (await session.exec(written)).scalar_one_or_none()
-    if attempt is None:
+    listened = webhooks.anybody_listens() if new in TOLD_STATUSES else sa.false()
+    written = statement.returning(col(JobRow.attempts), col(JobRow.kind), listened)
+    row = (await session.exec(written.execution_options(synchronize_session=False))).one_or_none()
+    if row is None:
         return False
+    attempt, kind, is_listened = row
     await _record(session, job_id, status=new, reason=end.reason if end else why, attempt=attempt, now=now)
+    if is_listened and (event := event_of(kind, new)) is not None:
+        await webhooks.tell(session, await get(session, job_id), event, now=now)
     return True
 
 

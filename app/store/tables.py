@@ -434,6 +434,7 @@ class DeliveryRow(SQLModel, table=True):
     __table_args__ = (
         sa.Index(
             "ix_delivery_pending",
+            "webhook_id",
             "next_try_at",
             sqlite_where=sa.text(PENDING_DELIVERY),
             postgresql_where=sa.text(PENDING_DELIVERY),

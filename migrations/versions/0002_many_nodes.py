@@ -64,7 +64,7 @@ def upgrade() -> None:
     with op.batch_alter_table("delivery", schema=None) as batch_op:
         batch_op.create_index(
             "ix_delivery_pending",
-            ["next_try_at"],
+            ["webhook_id", "next_try_at"],
             unique=False,
             sqlite_where=sa.text("state = 'pending'"),
             postgresql_where=sa.text("state = 'pending'"),

@@ -1,0 +1,186 @@
+"""Webhooks as values: what is told, to whom it may be told, how it is signed, and when it is tried again.
+
+Messages follow the open specification Standard Webhooks (`webhook-id`, `webhook-timestamp`, `webhook-signature`).
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import ipaddress
+import json
+import secrets
+from collections.abc import Collection, Mapping
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from app.domain.enums import JobKind, JobStatus
+from app.domain.errors import Violation
+
+MAX_URL_LENGTH: Final = 2000
+SECRET_PREFIX: Final = "whsec_"  # noqa: S105 - what every secret begins with
+MAX_TRIES: Final = 12
+
+_SECRET_BYTES = 32
+_FIRST_DELAY = timedelta(seconds=5)
+_LONGEST_DELAY = timedelta(hours=4)
+_LONGEST_WISH = timedelta(days=1)
+_MIN_SECRET_BYTES, _MAX_SECRET_BYTES = 24, 64
+
+
+class WebhookEvent(StrEnum):
+    """What a webhook can ask to be told. `job`: training, saving, deployment; the others must be named to be told."""
+
+    JOB_STARTED = "job.started"
+    JOB_SUCCEEDED = "job.succeeded"
+    JOB_FAILED = "job.failed"
+    JOB_CANCELLED = "job.cancelled"
+    QUESTION_SUCCEEDED = "question.succeeded"
+    QUESTION_FAILED = "question.failed"
+    QUESTION_CANCELLED = "question.cancelled"
+    ENVIRONMENT_SUCCEEDED = "environment.succeeded"
+    ENVIRONMENT_FAILED = "environment.failed"
+    ENVIRONMENT_CANCELLED = "environment.cancelled"
+
+
+DEFAULT_EVENTS: Final = (WebhookEvent.JOB_SUCCEEDED, WebhookEvent.JOB_FAILED, WebhookEvent.JOB_CANCELLED)
+TEST_EVENT: Final = "webhook.test"
+
+_SUBJECTS: Final[Mapping[JobKind, str]] = {
+    JobKind.TRAINING: "job",
+    JobKind.SAVING: "job",
+    JobKind.DEPLOYMENT: "job",
+    JobKind.INFERENCE_CUSTOMIZED: "question",
+    JobKind.INFERENCE_COMPLETE: "question",
+    JobKind.ENVIRONMENT: "environment",
+}
+_WORDS: Final[Mapping[JobStatus, str]] = {
+    JobStatus.RUNNING: "started",
+    JobStatus.SUCCEEDED: "succeeded",
+    JobStatus.FAILED: "failed",
+    JobStatus.CANCELLED: "cancelled",
+}
+TOLD_STATUSES: Final = frozenset(_WORDS)
+"""Transitions that a webhook may ask for."""
+
+
+class AddressPolicy(StrEnum):
+    """Which addresses a message may be sent to."""
+
+    ANY = "any"
+    PUBLIC = "public"
+
+
+def event_of(kind: JobKind, status: JobStatus) -> WebhookEvent | None:
+    """Return what the transition to `status` is called; None when nobody can ask for it."""
+    name = f"{_SUBJECTS[kind]}.{_WORDS.get(status)}"
+    return WebhookEvent(name) if name in set(WebhookEvent) else None
+
+
+# ---- addresses ------------------------------------------------------------------------------------------------------
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+# where clouds hand machines their credentials, beside the link-local ranges
+_METADATA: Final[Collection[Address]] = frozenset(
+    ipaddress.ip_address(text) for text in ("100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254")
+)
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+
+def normal_url(url: str) -> str:
+    """Return the address as it is kept."""
+    return url.strip()
+
+
+def url_violations(url: str, *, policy: AddressPolicy, pointer: str = "/url") -> list[Violation]:
+    """Return what is wrong with the address of a receiver. What its name leads to is looked at before every send."""
+    url = normal_url(url)
+    if not url.isascii() or not url.isprintable() or " " in url or "\\" in url or len(url) > MAX_URL_LENGTH:
+        return [Violation(pointer, "invalid_webhook_url")]
+    try:
+        parts = urlsplit(url)
+        port_fits = parts.port is None or 1 <= parts.port <= 65535
+    except ValueError:
+        return [Violation(pointer, "invalid_webhook_url")]
+    if parts.username is not None or parts.password is not None:
+        return [Violation(pointer, "url_with_credentials")]
+    if parts.scheme not in {"http", "https"} or not parts.hostname or not port_fits or parts.fragment:
+        return [Violation(pointer, "invalid_webhook_url")]
+    try:
+        address = ipaddress.ip_address(parts.hostname)
+    except ValueError:
+        return []
+    if is_refused(address, policy):
+        return [Violation(pointer, "webhook_address_refused", {"address": str(address)})]
+    return []
+
+
+def is_refused(address: Address, policy: AddressPolicy) -> bool:
+    """Say whether nothing may be sent there: no machine, a cloud's metadata service, or against the policy."""
+    address = _unwrapped(address)
+    if address.is_link_local or address.is_multicast or address.is_unspecified or address in _METADATA:
+        return True
+    return policy is AddressPolicy.PUBLIC and not address.is_global
+
+
+def _unwrapped(address: Address) -> Address:
+    """Return the IPv4 address that an IPv6 one stands for."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    if address in _NAT64:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour or address
+
+
+# ---- signature ------------------------------------------------------------------------------------------------------
+
+
+def new_secret() -> str:
+    """Return a new key to sign with."""
+    return SECRET_PREFIX + base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode()
+
+
+def secret_violations(secret: str, pointer: str = "/secret") -> list[Violation]:
+    """Return what is wrong with a key that a caller chose."""
+    try:
+        size = len(_key(secret))
+    except (ValueError, binascii.Error):
+        size = 0
+    if not secret.startswith(SECRET_PREFIX) or not _MIN_SECRET_BYTES <= size <= _MAX_SECRET_BYTES:
+        limits = {"least": _MIN_SECRET_BYTES, "most": _MAX_SECRET_BYTES}
+        return [Violation(pointer, "invalid_webhook_secret", limits)]
+    return []
+
+
+def body_bytes(body: Mapping[str, Any]) -> bytes:
+    """Return the message as it is sent; the same bytes at every try."""
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def signed_headers(secret: str, *, message: str, timestamp: int, body: bytes) -> dict[str, str]:
+    """Return the headers that prove where the message comes from and when it was sent."""
+    content = f"{message}.{timestamp}.".encode() + body
+    signature = base64.b64encode(hmac.new(_key(secret), content, hashlib.sha256).digest()).decode()
+    return {"webhook-id": message, "webhook-timestamp": str(timestamp), "webhook-signature": f"v1,{signature}"}
+
+
+def _key(secret: str) -> bytes:
+    return base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
+
+
+# ---- tries ----------------------------------------------------------------------------------------------------------
+
+
+def next_delay(tries: int, *, chance: float, wish: timedelta | None = None) -> timedelta | None:
+    """Return how long to wait after so many failed tries; None: give up, after about a day.
+
+    `chance` (0 to 1) spreads messages that failed together. `wish` is what the receiver asked for (`Retry-After`).
+    """
+    if tries >= MAX_TRIES:
+        return None
+    grown: timedelta = _FIRST_DELAY * float(4 ** (tries - 1))
+    delay = min(grown, _LONGEST_DELAY) * (0.8 + 0.4 * chance)
+    return delay if wish is None else max(delay, min(wish, _LONGEST_WISH))
