@@ -38,6 +38,7 @@ from app.domain.enums import Platform
 from app.domain.webhooks import AddressPolicy
 from app.executor.asking import Answers
 from app.executor.background import in_background
+from app.executor.disk_guard import DiskGuard
 from app.executor.hints import Doorbell, FileDoorbell, RedisDoorbell
 from app.executor.job_actions import JobActions
 from app.executor.joining import set_join_token
@@ -203,9 +204,10 @@ def _http_options(settings: Settings) -> HttpOptions:
 
 
 def _optional_checks(settings: Settings) -> dict[str, Callable[[], Awaitable[object]]]:
+    disk = DiskGuard({"DEEPE_HOME": Home(settings.home).runs}, min_free_bytes=settings.min_free_bytes)
     if settings.redis_url is None:
-        return {}
+        return {"disk": disk.require}
     client = redis.asyncio.Redis.from_url(
         settings.redis_url.get_secret_value(), socket_timeout=1, socket_connect_timeout=1
     )
-    return {"redis": client.ping}
+    return {"redis": client.ping, "disk": disk.require}

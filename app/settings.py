@@ -115,7 +115,12 @@ class Settings(BaseSettings):
     inference_slots: int = Field(2, ge=1, le=1024, description="Inference processes at once on this node.")
     poll_seconds: float = Field(2.0, ge=0.05, le=300, description="Pause between two looks for jobs in the database.")
     stop_grace_seconds: float = Field(10.0, ge=0, le=3600, description="Time between TERM and KILL for a stage.")
-    min_free_bytes: int = Field(1 * GIB, ge=0, le=1024 * GIB, description="Free disk space that a submit demands.")
+    min_free_bytes: int = Field(
+        1 * GIB,
+        ge=0,
+        le=1024 * GIB,
+        description="Free disk space that a submit demands, and a node to take jobs; 0: none.",
+    )
     conda_root: Path | None = Field(
         None, description="Root prefix of the conda installation. Default: found from CONDA_EXE, PATH and usual places."
     )

@@ -17,6 +17,7 @@ from app.domain.enums import JobKind
 from app.executor.agent import Lane, NodeAgent, NodeIsTaken, Timing, exclusive
 from app.executor.builders import BuildRules
 from app.executor.conda import CondaSearch
+from app.executor.disk_guard import DiskGuard
 from app.executor.forecast import Forecasts
 from app.executor.hints import listen, listen_to_file
 from app.executor.inventory import Hardware, this_hardware
@@ -91,6 +92,9 @@ async def _work(settings: Settings, home: Home, node_home: NodeHome) -> None:
         node_home=node_home,
         search=CondaSearch.of(os.environ, root=settings.conda_root),
         rules=BuildRules(builder=settings.env_builder, channels=settings.conda_channels, offline=settings.offline),
+        disks=DiskGuard(
+            {"DEEPE_HOME": home.runs, "DEEPE_NODE_HOME": node_home.root}, min_free_bytes=settings.min_free_bytes
+        ),
     )
     stopping = asyncio.Event()
     _on_stop(stopping.set)

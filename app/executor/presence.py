@@ -26,6 +26,7 @@ from app.domain.environment_reports import EnvironmentState
 from app.domain.labels import automatic_labels
 from app.executor.builders import BuildRules
 from app.executor.conda import CondaSearch
+from app.executor.disk_guard import DiskGuard
 from app.executor.environments import BASE, mark_used
 from app.executor.inventory import Hardware, machine
 from app.executor.joining import require_join_token
@@ -71,8 +72,10 @@ class NodeEnvironments:
         node_home: NodeHome,
         search: CondaSearch,
         rules: BuildRules,
+        disks: DiskGuard | None = None,
     ) -> None:
         self._database = database
+        self._disks = disks
         self._facts = facts
         self._hardware = hardware
         self._home = node_home
@@ -110,6 +113,7 @@ class NodeEnvironments:
         """Say that the node lives, which environments it has, and of it and its machine what changed."""
         ready = sorted(await self.ready_environments())
         inventory = await self._hardware.inventory()
+        refusal = None if self._disks is None else await self._disks.refusal()
         report: dict[str, Any] = {"environment_states": self._seen.documents()}
         report["inventory"] = inventory.model_dump(mode="json")
         changed = {column: said for column, said in report.items() if said != self._told.get(column)}
@@ -119,6 +123,7 @@ class NodeEnvironments:
                 self._node_id,
                 now=await database_now(session),
                 environments=ready,
+                refusal=refusal,
                 **changed,
             )
         self._told = report

@@ -120,9 +120,13 @@ async def heartbeat(
     environments: Sequence[str] | None = None,
     environment_states: Sequence[Mapping[str, Any]] | None = None,
     inventory: Mapping[str, Any] | None = None,
+    refusal: Mapping[str, Any] | None = None,
 ) -> bool:
-    """Say that the node is alive, and what changed on it. False: it is dead or removed, and stays so."""
-    values: dict[str, Any] = {"heartbeat_at": now}
+    """Say that the node is alive, and what changed on it. False: it is dead or removed, and stays so.
+
+    `refusal` is said anew with every beat: None means that the node takes jobs.
+    """
+    values: dict[str, Any] = {"heartbeat_at": now, "refusal": None if refusal is None else dict(refusal)}
     if environment_states is not None:
         values["environment_states"] = [dict(state) for state in environment_states]
     if environments is not None:
