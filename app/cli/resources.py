@@ -15,6 +15,9 @@ presets = typer.Typer(no_args_is_help=True, help="Methods that the product ships
 nodes = typer.Typer(no_args_is_help=True, help="Machines with a worker.")
 
 Text = Annotated[str | None, typer.Option("--text", "-q", help="Only those with this text in their name.")]
+EnvironmentName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the environment.")]
+OnNode = Annotated[str | None, typer.Option("--node", help="On this node; id or name. Default: one that fits.")]
+Watch = Annotated[bool, typer.Option("--watch", "-w", help="Watch to the end.")]
 Description = Annotated[str, typer.Option("--description", help="A sentence for people.")]
 
 
@@ -142,18 +145,95 @@ def add_environment(
 
 @environments.command("build")
 def build_environment(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the environment.")],
-    watch_it: Annotated[bool, typer.Option("--watch", "-w", help="Watch to the end.")] = False,
+    name: EnvironmentName,
+    node: OnNode = None,
+    locked: Annotated[
+        bool, typer.Option("--locked", help="Install exactly what another node installed for this specification.")
+    ] = False,
+    lock_of: Annotated[
+        str | None, typer.Option("--lock-of", metavar="NODE", help="That of this node; implies --locked.")
+    ] = None,
+    watch_it: Watch = False,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
     """Build an environment; it is a job with a log."""
+    _order("build", name, node, {"locked": locked, "lock_of": lock_of}, watch_it=watch_it, url=url, as_json=as_json)
+
+
+@environments.command("pack")
+def pack_environment(
+    name: EnvironmentName, node: OnNode = None, watch_it: Watch = False, url: Url = DEFAULT_URL, as_json: AsJson = False
+) -> None:
+    """Pack an environment into one file, from which nodes without a network build it; a job with a log."""
+    _order("pack", name, node, None, watch_it=watch_it, url=url, as_json=as_json)
+
+
+@environments.command("show")
+def show_environment(name: EnvironmentName, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Show how an environment stands on every node."""
+    from app.cli.client import Api, segment
+    from app.cli.output import print_fields, print_json, print_table, size
+
+    with Api(url) as api:
+        found = api.get(f"/environments/{segment(name)}")
+    if as_json:
+        print_json(found)
+        return
+    print_fields({"name": found["name"], "source": found["source"], "spec": found["spec_hash"]})
+    rows = [
+        (
+            one["node"],
+            one["state"],
+            one["python"] or "",
+            one["builder"] or one["source"] or "",
+            "" if one["size_bytes"] is None else size(one["size_bytes"]),
+            (one["lock"] or "")[:12],
+            one["prefix"] or (one["trouble"] or {}).get("detail", ""),
+        )
+        for one in found["nodes"]
+    ]
+    print_table(
+        ("node", "state", "python", "builder", "size", "lock", "where, or what is in the way"), rows, nothing=""
+    )
+
+
+@environments.command("lock")
+def show_lock(name: EnvironmentName, node: OnNode = None, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Show exactly which packages are installed."""
+    from app.cli.client import Api, segment
+    from app.cli.output import print_json, print_table
+
+    with Api(url) as api:
+        query = "" if node is None else f"?node={segment(node)}"
+        lock = api.get(f"/environments/{segment(name)}/lock{query}")
+    if as_json:
+        print_json(lock)
+        return
+    rows = [("conda", one["name"], one["version"], one["sha256"] or one["md5"] or "") for one in lock["conda"]]
+    rows += [("pip", one["name"], one["version"], one["sha256"] or one["url"] or "") for one in lock["pip"]]
+    rows += [("bundled", *one.partition("==")[::2], "") for one in lock["bundled"]]
+    print_table(("by", "package", "version", "sha256"), rows, nothing="Nothing is installed.")
+
+
+def _order(
+    action: str,
+    name: str,
+    node: str | None,
+    body: dict[str, object] | None,
+    *,
+    watch_it: bool,
+    url: str,
+    as_json: bool,
+) -> None:
+    """Order a job on an environment, and watch it if wanted."""
     from app.cli.client import Api, segment
     from app.cli.jobs import watch_to_end
     from app.cli.output import print_json, write
 
     with Api(url) as api:
-        job = api.post(f"/environments/{segment(name)}:build")
+        query = "" if node is None else f"?node={segment(node)}"
+        job = api.post(f"/environments/{segment(name)}:{action}{query}", body)
         if as_json and not watch_it:
             print_json(job)
         elif not as_json:

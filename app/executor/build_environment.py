@@ -1,6 +1,10 @@
 """Build an environment in its final place; the command of an environment job, run under the supervisor.
 
     python -m app.executor.build_environment --name NAME --envs DIR [--spec FILE] [--builder auto|conda|rattler|venv]
+        [--archive DIR --node NODE] [--lock FILE] [--offline]
+
+A packed environment of the same specification is preferred to the network, and the only way with --offline. With
+--lock exactly those packages are installed, in a prefix of their own.
 
 One build of a prefix at a time, by a lock that its child processes hold as well: the second build waits and then finds
 everything ready. A prefix without marker is a build that did not finish and is deleted first; so is the prefix when the
@@ -21,24 +25,42 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
+from app.domain.environment_locks import EnvironmentLock, differences
 from app.domain.errors import AppError
 from app.executor.activation import activated, interpreter
 from app.executor.builders import (
     CHANNELS_UNREACHABLE,
     REQUIREMENTS,
     Builder,
+    EnvironmentNeedsPack,
     Step,
     Tools,
     choose_builders,
     create_step,
+    explicit_file,
+    locked_builder,
+    locked_create_step,
+    locked_pip_steps,
+    needs_network,
     pip_step,
 )
 from app.executor.conda import CondaSearch
-from app.executor.environments import lock_path, planned_prefix, read_marker, write_marker
-from app.registry.environment_spec import BASE_SPEC, EnvironmentSpec, parse_spec
+from app.executor.environment_archive import (
+    WHEELS_PACK,
+    EnvironmentArchive,
+    Pack,
+    read_lock,
+    this_platform,
+    write_durably,
+)
+from app.executor.environments import LOCK, lock_path, planned_prefix, read_marker, write_marker
+from app.executor.installed import PIP_REPORTS, lock_of, pip_reports
+from app.executor.packs import PackDamaged, unpack
+from app.registry.environment_spec import BASE_SPEC, EnvironmentSpec, parse_spec, spec_hash
 
 FAILED = 1
 REFUSED = 2
@@ -56,6 +78,13 @@ class BuildFailed(Exception):
         super().__init__(f"{step.message} failed (exit {code}); its output stands above.")
 
 
+class NotAsLocked(Exception):
+    """What is installed differs from the lock."""
+
+    def __init__(self, differing: Sequence[str]) -> None:
+        super().__init__("Other packages than the lock says:\n" + "\n".join(differing))
+
+
 @dataclass(frozen=True)
 class Order:
     """What to build and where."""
@@ -65,35 +94,57 @@ class Order:
     spec: EnvironmentSpec
     folder: Path  # relative paths of the pip list start here
     channels: tuple[str, ...] = ()  # for a specification that names none
+    archive: EnvironmentArchive | None = None
+    node: str = ""
+    lock: EnvironmentLock | None = None
+    offline: bool = False
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run with the command line's arguments and this process's environment."""
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, stop)
     progress = Progress(os.environ.get("DEEPE_EVENTS"))
     try:
-        text = options.spec.read_text("utf-8") if options.spec else BASE_SPEC
-        spec = parse_spec(text)
-        prefix = (options.prefix or planned_prefix(options.name, spec, options.envs)).absolute()
-        folder = (options.spec or Path.cwd() / "-").absolute().parent
-        order = Order(options.name, prefix, spec, folder, tuple(options.default_channel))
+        order = _order(options)
         wanted = None if options.builder == "auto" else Builder(options.builder)
+        if order.offline:
+            os.environ["PIP_NO_INDEX"] = "1"  # what tries all the same fails at once
         build(order, Tools.found(CondaSearch.of(os.environ)), progress, wanted=wanted)
     except AppError as error:
         for line in [violation.detail() for violation in error.violations()] or [error.detail()]:
             say(line)
         return REFUSED
-    except (BuildFailed, OSError, UnicodeDecodeError) as error:
+    except (BuildFailed, NotAsLocked, PackDamaged, OSError, UnicodeDecodeError) as error:
         say(str(error))
         return FAILED
     return 0
 
 
+def _order(options: argparse.Namespace) -> Order:
+    spec = parse_spec(options.spec.read_text("utf-8") if options.spec else BASE_SPEC)
+    lock = EnvironmentLock.model_validate_json(options.lock.read_text("utf-8")) if options.lock else None
+    digest = lock.digest if lock else ""
+    prefix = options.prefix or planned_prefix(options.name, spec, options.envs, lock=digest)
+    return Order(
+        name=options.name,
+        prefix=prefix.absolute(),
+        spec=spec,
+        folder=(options.spec or Path.cwd() / "-").absolute().parent,
+        channels=tuple(options.default_channel),
+        archive=EnvironmentArchive(options.archive, options.name, spec) if options.archive else None,
+        node=options.node,
+        lock=lock,
+        offline=options.offline,
+    )
+
+
 def build(order: Order, tools: Tools, progress: "Progress", *, wanted: Builder | None = None) -> None:
     """Make the environment ready, unless it is."""
-    builders = choose_builders(order.spec, tools, wanted=wanted, channels=order.channels)
-    with _sole_build(order.prefix) as lock:
+    digest = order.lock.digest if order.lock else ""
+    pack = order.archive.usable_pack(lock=digest) if order.archive else None
+    builders = [] if pack else _builders(order, tools, wanted)
+    with sole_build(order.prefix) as held:
         if read_marker(order.prefix) is not None:
             progress.done(f"{order.name} is ready in {order.prefix}")
             return
@@ -101,25 +152,69 @@ def build(order: Order, tools: Tools, progress: "Progress", *, wanted: Builder |
             progress.tell("Removing a build that did not finish")
             shutil.rmtree(order.prefix)
         try:
-            builder = _create(order, builders, tools, progress, lock)
-            _furnish(order, progress, lock)
-            packages = _installed(order.prefix)
-            write_marker(order.prefix, name=order.name, spec=order.spec, builder=builder, packages=packages)
+            builder = None if pack is None else _unpacked(order, pack, progress, held)
+            if builder is None:
+                builder = _create(order, builders or _builders(order, tools, wanted), tools, progress, held)
+                _furnish(order, progress, held)
+            _check(order, progress, held)
+            lock = _locked(order, builder)
+            write_marker(
+                order.prefix,
+                name=order.name,
+                spec=order.spec,
+                builder=builder,
+                packages=[f"{one.name}-{one.version}-{one.build}" for one in lock.conda]
+                + [f"{one.name}=={one.version}" for one in lock.pip]
+                + list(lock.bundled),
+                python_version=lock.python,
+                lock=lock.digest,
+            )
         except BaseException:
             say(f"Removing {order.prefix}")
             shutil.rmtree(order.prefix, ignore_errors=True)
             raise
-        progress.done(f"{order.name} is ready in {order.prefix} ({len(packages)} packages, built by {builder})")
+        count = len(lock.conda) + len(lock.pip) + len(lock.bundled)
+        progress.done(f"{order.name} is ready in {order.prefix} ({count} packages, built by {builder})")
 
 
-def _create(order: Order, builders: Sequence[Builder], tools: Tools, progress: "Progress", lock: int) -> Builder:
+def _builders(order: Order, tools: Tools, wanted: Builder | None) -> Sequence[Builder]:
+    if order.offline and needs_network(order.spec):
+        raise EnvironmentNeedsPack(environment=order.name, platform=this_platform())
+    if order.lock is not None:
+        return [locked_builder(order.lock, tools, platform=this_platform())]
+    return choose_builders(order.spec, tools, wanted=wanted, channels=order.channels)
+
+
+def _unpacked(order: Order, pack: Pack, progress: "Progress", held: int) -> str | None:
+    """Make the prefix from a pack; None if it is damaged and the network may help."""
+    assert order.archive is not None
+    progress.total = 3
+    progress.step(f"Unpacking what {pack.node} packed ({pack.size_bytes} bytes, {pack.kind})")
+    try:
+        unpack(pack, order.archive.path_of(pack), order.prefix, lambda step: run(step, order, progress, held))
+    except PackDamaged as error:
+        if order.offline:
+            raise
+        say(f"{error} Building it from its sources instead.")
+        shutil.rmtree(order.prefix, ignore_errors=True)
+        return None
+    if pack.kind == WHEELS_PACK:
+        _set_variables(order)
+    return "pack"
+
+
+def _create(order: Order, builders: Sequence[Builder], tools: Tools, progress: "Progress", held: int) -> Builder:
     """Make the prefix with the first builder that reaches its sources."""
     progress.total = 3 if order.spec.pip else 2
     for builder in builders:
-        step = create_step(builder, order.spec, order.prefix, tools, channels=order.channels)
+        if order.lock is None:
+            step = create_step(builder, order.spec, order.prefix, tools, channels=order.channels)
+        else:
+            explicit_file(order.prefix).write_text(order.lock.explicit, "utf-8")
+            step = locked_create_step(builder, order.lock, order.spec, order.prefix, tools, channels=order.channels)
         progress.step(f"{step.message} ({builder})")
         try:
-            _run(step, order, progress, lock)
+            run(step, order, progress, held)
         except BuildFailed as failure:
             if failure.code != CHANNELS_UNREACHABLE or builder == builders[-1]:
                 raise
@@ -127,26 +222,65 @@ def _create(order: Order, builders: Sequence[Builder], tools: Tools, progress: "
             shutil.rmtree(order.prefix, ignore_errors=True)
         else:
             return builder
+        finally:
+            explicit_file(order.prefix).unlink(missing_ok=True)
     raise AssertionError("choose_builders returns at least one")
 
 
-def _furnish(order: Order, progress: "Progress", lock: int) -> None:
-    """Add what is in the specification beside conda packages: variables and the pip list."""
+def _furnish(order: Order, progress: "Progress", held: int) -> None:
+    """Add what is in the specification beside conda packages: variables and the pip list, or that of the lock."""
+    _set_variables(order)
+    steps: Sequence[Step] = ()
+    if order.lock is not None and order.lock.pip:
+        for part, strict in (("hashed", True), ("other", False)):
+            lines = [one.requirement for one in order.lock.pip if (one.sha256 is not None) is strict]
+            (order.prefix / f"deepe-{part}.txt").write_text("\n".join(lines) + "\n", "utf-8")
+        steps = locked_pip_steps(order.lock, order.prefix, reports=pip_reports(order.prefix))
+    elif order.lock is None and order.spec.pip:
+        (order.prefix / REQUIREMENTS).write_text("\n".join(order.spec.pip) + "\n", "utf-8")
+        step = pip_step(order.spec, order.prefix, reports=pip_reports(order.prefix))
+        steps = [step] if step is not None else []
+    if steps:
+        progress.step(steps[0].message)
+    for step in steps:
+        run(step, order, progress, held)
+
+
+def _set_variables(order: Order) -> None:
     if order.spec.variables:
         folder = order.prefix / "etc" / "conda" / "env_vars.d"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "deepe.json").write_text(json.dumps(dict(order.spec.variables)), "utf-8")
-    step = pip_step(order.spec, order.prefix)
-    if step is not None:
-        (order.prefix / REQUIREMENTS).write_text("\n".join(order.spec.pip) + "\n", "utf-8")
-        progress.step(step.message)
-        _run(step, order, progress, lock)
+
+
+def _check(order: Order, progress: "Progress", held: int) -> None:
     progress.step("Checking the environment")
     check = "import sys; print('Python', sys.version)"
-    _run(Step("Starting its Python", (str(interpreter(order.prefix)), "-c", check), True), order, progress, lock)
+    run(Step("Starting its Python", (str(interpreter(order.prefix)), "-c", check), True), order, progress, held)
 
 
-def _run(step: Step, order: Order, progress: "Progress", lock: int) -> None:
+def _locked(order: Order, builder: str) -> EnvironmentLock:
+    """Write down what was installed, in the prefix and for the other nodes."""
+    lock = read_lock(order.prefix / LOCK)  # came with a packed prefix
+    if lock is None:
+        digest = spec_hash(order.spec)
+        lock = lock_of(order.prefix, environment=order.name, spec_hash=digest, node=order.node, builder=builder)
+    lock = lock.model_copy(update={"node": order.node, "created_at": datetime.now(UTC)})
+    if order.lock is not None and lock.digest != order.lock.digest:
+        raise NotAsLocked(differences(order.lock, lock))
+    text = lock.model_dump_json(indent=1)
+    write_durably(order.prefix / LOCK, text)
+    for report in order.prefix.glob(PIP_REPORTS):
+        report.unlink()
+    if order.archive is not None and order.node:
+        try:
+            write_durably(order.archive.lock_file(order.node), text)
+        except OSError as error:
+            say(f"Other nodes will not know what was installed: {error}")
+    return lock
+
+
+def run(step: Step, order: Order, progress: "Progress", held: int) -> None:
     """Run a command, its output passing through as it comes."""
     say("$ " + " ".join(step.argv))
     environment: Mapping[str, str] = activated(os.environ, order.prefix) if step.activated else os.environ
@@ -157,7 +291,7 @@ def _run(step: Step, order: Order, progress: "Progress", lock: int) -> None:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        pass_fds=[lock],
+        pass_fds=[held],
         bufsize=0,
     )
     assert process.stdout is not None
@@ -187,16 +321,8 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
         process.wait()
 
 
-def _installed(prefix: Path) -> Sequence[str]:
-    """Return what is in the environment: pip's list, and conda's packages with version and build."""
-    command = [str(interpreter(prefix)), "-m", "pip", "freeze", "--all", "--disable-pip-version-check"]
-    frozen = subprocess.run(command, capture_output=True, text=True, check=False)
-    packages = frozen.stdout.splitlines() if frozen.returncode == 0 else []
-    return packages + sorted(file.stem for file in (prefix / "conda-meta").glob("*.json"))
-
-
 @contextlib.contextmanager
-def _sole_build(prefix: Path) -> Iterator[int]:
+def sole_build(prefix: Path) -> Iterator[int]:
     """Hold the lock of the prefix; wait for another build of it."""
     prefix.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(lock_path(prefix), os.O_RDWR | os.O_CREAT, 0o600)
@@ -254,11 +380,16 @@ def _parser() -> argparse.ArgumentParser:
     place.add_argument("--prefix", type=Path, help="exact place, instead of --envs")
     parser.add_argument("--spec", type=Path, help="environment.yml; without it Python and pip only")
     parser.add_argument("--default-channel", action="append", default=[], help="if the specification names none")
+    parser.add_argument("--archive", type=Path, help="folder of locks and packs that nodes share")
+    parser.add_argument("--node", default="", help="name of this node, for its lock")
+    parser.add_argument("--lock", type=Path, help="install exactly this")
+    parser.add_argument("--offline", action="store_true", help="without any network: from a pack")
     parser.add_argument("--builder", choices=["auto", *Builder], default="auto")
     return parser
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
+def stop(number: int, frame: FrameType | None) -> None:
+    """End as a signal handler; what was begun is removed on the way out."""
     raise SystemExit(STOPPED)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from app.domain.environment_locks import EnvironmentLock
 from app.domain.errors import Invalid
 from app.executor.activation import interpreter
 from app.executor.conda import CondaSearch, find_executable
@@ -41,6 +42,18 @@ class EnvironmentNeedsOtherPython(Invalid):
     """The specification excludes the only Python that venv can offer."""
 
     code = "environment_needs_other_python"
+
+
+class EnvironmentNeedsPack(Invalid):
+    """The node has no network, and nobody packed the environment for it."""
+
+    code = "environment_needs_pack"
+
+
+class EnvironmentLockUnfit(Invalid):
+    """What was locked on another machine cannot run on this one."""
+
+    code = "environment_lock_unfit"
 
 
 class EnvironmentBuilderMissing(Invalid):
@@ -119,8 +132,7 @@ def create_step(
 ) -> Step:
     """Return the command that makes the prefix with its conda packages; `channels` if the specification names none."""
     packages = conda_packages(spec)
-    channels = [channel for channel in spec.channels or channels if channel != "nodefaults"]
-    options = [option for channel in channels for option in ("--channel", channel)]
+    options = _channel_options(spec, channels)
     match builder:
         case Builder.CONDA:
             assert tools.conda is not None
@@ -134,13 +146,118 @@ def create_step(
     return Step(f"Installing {len(packages)} conda packages and what they need", tuple(command))
 
 
-def pip_step(spec: EnvironmentSpec, prefix: Path) -> Step | None:
-    """Return the command that installs the `pip:` list, as conda does it."""
+def pip_step(spec: EnvironmentSpec, prefix: Path, *, reports: bool = True) -> Step | None:
+    """Return the command that installs the `pip:` list, as conda does it; `reports`: pip can write down what it did."""
     if not spec.pip:
         return None
-    options = ("--exists-action=b", "--disable-pip-version-check", "--no-input")
+    options = ("--exists-action=b", *_PIP_OPTIONS, *(_report(prefix, "") if reports else ()))
     command = (str(interpreter(prefix)), "-m", "pip", "install", *options, "-U", "-r", str(prefix / REQUIREMENTS))
     return Step(f"Installing {len(spec.pip)} packages with pip", command, activated=True)
+
+
+# ---- from a lock ----------------------------------------------------------------------------------------------------
+
+
+def locked_builder(lock: EnvironmentLock, tools: Tools, *, platform: str) -> Builder:
+    """Return who can install exactly what the lock says; raise an `Invalid` if nobody here can."""
+    if lock.platform != platform:
+        raise EnvironmentLockUnfit(wanted=lock.platform, found=platform, node=lock.node)
+    if not lock.conda:
+        if lock.python.split(".")[:2] != tools.python_version.split(".")[:2]:
+            wanted, found = f"Python {lock.python}", f"Python {tools.python_version}"
+            raise EnvironmentLockUnfit(wanted=wanted, found=found, node=lock.node)
+        return Builder.VENV
+    if tools.conda is not None:
+        return Builder.CONDA
+    if not tools.rattler:
+        raise EnvironmentNeedsConda(packages=", ".join(package.name for package in lock.conda))
+    return Builder.RATTLER
+
+
+def locked_create_step(
+    builder: Builder,
+    lock: EnvironmentLock,
+    spec: EnvironmentSpec,
+    prefix: Path,
+    tools: Tools,
+    *,
+    channels: Sequence[str],
+) -> Step:
+    """Return the command that makes the prefix with the very conda packages of the lock."""
+    said = f"Installing {len(lock.conda)} conda packages of the lock"
+    match builder:
+        case Builder.VENV:
+            return create_step(builder, spec, prefix, tools)
+        case Builder.CONDA:
+            command = (
+                str(tools.conda),
+                "create",
+                "--yes",
+                "--prefix",
+                str(prefix),
+                "--file",
+                str(explicit_file(prefix)),
+            )
+            return Step(said, command)
+        case Builder.RATTLER:
+            program = (sys.executable, "-P", "-u", str(RATTLER_PROGRAM), "--prefix", str(prefix))
+            packages = tuple(package.spec for package in lock.conda)
+            return Step(said, (*program, *_channel_options(spec, channels), *packages))
+
+
+def locked_pip_steps(lock: EnvironmentLock, prefix: Path, *, reports: bool = True) -> Sequence[Step]:
+    """Return the commands that install what pip installed there: with digests those that have one, then the others."""
+    steps = []
+    for part, strict in (("hashed", True), ("other", False)):
+        count = sum((package.sha256 is not None) is strict for package in lock.pip)
+        if count:
+            options = [*_PIP_OPTIONS, "--no-deps", *(("--require-hashes",) if strict else ())]
+            options += _report(prefix, f"-{part}") if reports else ()
+            command = (
+                str(interpreter(prefix)),
+                "-m",
+                "pip",
+                "install",
+                *options,
+                "-r",
+                str(prefix / f"deepe-{part}.txt"),
+            )
+            steps.append(Step(f"Installing {count} packages of the lock with pip", command, activated=True))
+    return steps
+
+
+def explicit_file(prefix: Path) -> Path:
+    """Return where conda's explicit list stands; beside the prefix, which is not there yet."""
+    return prefix.with_name(f".{prefix.name}.explicit.txt")
+
+
+# ---- from a pack ----------------------------------------------------------------------------------------------------
+
+
+def wheels_step(prefix: Path, wheels: Path) -> Step:
+    """Return the command that installs a folder of wheels and nothing else."""
+    hashed = ("--no-deps", "--require-hashes", "--no-index", "--find-links", str(wheels))
+    options = (*_PIP_OPTIONS, *hashed, *_report(prefix, ""))
+    command = (str(interpreter(prefix)), "-m", "pip", "install", *options, "-r", str(wheels / "requirements.txt"))
+    return Step("Installing the packed wheels with pip", command, activated=True)
+
+
+def needs_network(spec: EnvironmentSpec) -> bool:
+    """Say whether building takes more than a Python of this machine."""
+    return bool(spec.pip) or any(dependency.name not in {"python", "pip"} for dependency in spec.dependencies)
+
+
+_PIP_OPTIONS = ("--disable-pip-version-check", "--no-input")
+
+
+def _report(prefix: Path, part: str) -> tuple[str, str]:
+    return ("--report", str(prefix / f"deepe-pip-report{part}.json"))
+
+
+def _channel_options(spec: EnvironmentSpec, default: Sequence[str]) -> Sequence[str]:
+    """Return the channels as options; `default` if the specification names none."""
+    channels = [channel for channel in spec.channels or default if channel != "nodefaults"]
+    return [option for channel in channels for option in ("--channel", channel)]
 
 
 def conda_packages(spec: EnvironmentSpec) -> Sequence[str]:

@@ -23,9 +23,11 @@ from app.domain.environment_reports import EnvironmentState
 from app.executor import conda
 from app.executor.activation import interpreter
 from app.executor.conda import CondaSearch
+from app.executor.environment_archive import folder_name
 from app.registry.environment_spec import BASE_SPEC, EnvironmentSpec, parse_spec, spec_hash
 
 MARKER = "deepe-ready.json"
+LOCK = "deepe-lock.json"  # what is installed, exactly
 USES = ".used"  # folder of files whose times say when a stage was last started in a prefix
 BASE = "base"
 _BASE = parse_spec(BASE_SPEC)
@@ -181,8 +183,7 @@ def find_environment(
 
 def planned_prefix(name: str, spec: EnvironmentSpec, envs_dir: Path, *, lock: str = "") -> Path:
     """Return where the environment of this specification is built, or of a lock of it with this digest."""
-    behind = f"-{lock[:8]}" if lock else ""
-    return envs_dir / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name).lstrip('.')}-{spec_hash(spec)[:12]}{behind}"
+    return envs_dir / (folder_name(name, spec_hash(spec)) + (f"-{lock[:8]}" if lock else ""))
 
 
 def read_marker(prefix: Path) -> Build | None:

@@ -12,7 +12,7 @@ from app.domain.enums import JobKind, JobStatus
 from app.domain.errors import Conflict, InvalidRequest, Violation
 from app.domain.transitions import TERMINAL
 from app.executor.comparison import Comparison, by_metric, differences, parameters_of
-from app.executor.environment_builds import order_build
+from app.executor.environment_builds import BuildWish, EnvironmentOrders
 from app.executor.evaluations import Evaluation
 from app.executor.job_views import JobDetails, JobView, view_of, views_of
 from app.executor.log_pages import LogPage, LogRange, read_page
@@ -78,6 +78,7 @@ class JobActions:
     def __init__(
         self, *, home: Home, submissions: Submissions, observer: RunObserver, clock: Callable[[], datetime]
     ) -> None:
+        self.environments = EnvironmentOrders(home.environments)
         self._home = home
         self._submissions = submissions
         self._observer = observer
@@ -175,10 +176,17 @@ class JobActions:
         return await self._submissions.submit(session, await _copy_of(session, job_id, changes))
 
     async def build_environment(
-        self, session: AsyncSession, environment: str, *, node: str | None
+        self, session: AsyncSession, environment: str, wish: BuildWish
     ) -> tuple[JobDetails, bool]:
         """Return the job that builds the environment, and whether it is a new one."""
-        job, is_new = await order_build(session, environment, node=node)
+        job, is_new = await self.environments.build(session, environment, wish)
+        return await self.get(session, job.id), is_new
+
+    async def pack_environment(
+        self, session: AsyncSession, environment: str, *, node: str | None
+    ) -> tuple[JobDetails, bool]:
+        """Return the job that packs the environment, and whether it is a new one."""
+        job, is_new = await self.environments.pack(session, environment, node=node)
         return await self.get(session, job.id), is_new
 
     # ---- inside -----------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from app.executor.launchers import group_variables, stage_command, usable_cores
 from app.executor.pinning import pinned
 from app.executor.run_folder import RunFolder
 from app.executor.script_status import WITH_STATUS, ScriptStatus, status_variables
-from app.executor.snapshot import PinnedScript, Snapshot
+from app.executor.snapshot import EnvironmentBuild, PinnedScript, Snapshot
 from app.executor.supervision import LaunchSpec
 from app.presets.catalogue import helpers_dir, script_path
 from app.registry.method_files import MethodFiles, PinnedFile
@@ -79,7 +79,9 @@ class Prefixes(Protocol):
 
     async def prefix(self, name: str) -> Path | None: ...
 
-    def build_command(self, name: str, *, spec_file: Path | None) -> list[str]: ...
+    def build_command(
+        self, build: EnvironmentBuild, *, archive: Path, spec_file: Path | None, lock_file: Path | None
+    ) -> list[str]: ...
 
     @property
     def accelerators(self) -> Sequence[Accelerator]: ...
@@ -189,15 +191,19 @@ class StageLauncher:
     async def _resolve_build(self, claim: Claim, run: RunFolder) -> LaunchSpec:
         build = _snapshot(claim.job).build
         assert build is not None
-        spec_file = None
-        if build.spec is not None:
-            spec_file = run.path / "environment.yml"
-            with disk_trouble():
+        spec_file = run.path / "environment.yml" if build.spec is not None else None
+        lock_file = run.path / "environment-lock.json" if build.lock is not None else None
+        with disk_trouble():
+            if spec_file is not None and build.spec is not None:
                 await asyncio.to_thread(spec_file.write_text, build.spec, "utf-8")
-        command = self._prefixes.build_command(build.name, spec_file=spec_file)
+            if lock_file is not None and build.lock is not None:
+                await asyncio.to_thread(lock_file.write_text, build.lock.model_dump_json(), "utf-8")
+        command = self._prefixes.build_command(
+            build, archive=self._home.environments, spec_file=spec_file, lock_file=lock_file
+        )
         return LaunchSpec(
             attempt_id=claim.attempt.id,
-            argv=(sys.executable, "-u", "-m", "app.executor.build_environment", *command),
+            argv=(sys.executable, "-u", "-m", *command),
             cwd=Path(__file__).parents[2],
             env=builder_environment(self._environ) | {"DEEPE_EVENTS": str(run.events)},
             output=run.output_log,

@@ -13,7 +13,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 from sqlalchemy.exc import IntegrityError
@@ -22,6 +22,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.accelerators import Accelerator
 from app.domain.enums import EndReason, JobKind, JobStatus, Platform
+from app.domain.environment_locks import EnvironmentLock
 from app.domain.environment_reports import EnvironmentState
 from app.domain.labels import automatic_labels
 from app.executor.builders import BuildRules
@@ -36,7 +37,7 @@ from app.registry.nodes import living_nodes
 from app.store import jobs as store
 from app.store import nodes
 from app.store.clock import database_now
-from app.store.environments import all_environments, builds
+from app.store.environments import all_environments, builds, spec_hashes
 from app.store.home import NodeHome
 from app.store.session import Database
 from app.store.tables import JobRow
@@ -44,6 +45,7 @@ from app.store.tables import JobRow
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 2.0
+_LAST_JOBS = 20  # packing an environment is a job like building it
 _STANDING = (EnvironmentState.READY, EnvironmentState.STALE)
 
 
@@ -85,6 +87,7 @@ class NodeEnvironments:
         self._seen = Look({}, ())
         self._told: dict[str, Any] = {}
         self._specs: Mapping[str, str | None] = {}
+        self._hashes: Mapping[str, str | None] = {}
         self._looked_at = float("-inf")
 
     async def register(self) -> str:
@@ -197,13 +200,14 @@ class NodeEnvironments:
             select(JobRow)
             .where(JobRow.kind == JobKind.ENVIRONMENT, JobRow.environment == name, JobRow.node_id == self._node_id)
             .order_by(col(JobRow.created_at).desc())
-            .limit(1)
+            .limit(_LAST_JOBS)
         )
-        last = (await session.exec(statement)).first()
-        if last is None or last.status not in (JobStatus.FAILED, JobStatus.CANCELLED):
-            return None
-        build = Snapshot.of(last).build
-        return last if build is not None and build.spec == spec else None
+        for last in (await session.exec(statement)).all():
+            build = Snapshot.of(last).build
+            if build is not None and build.action == "build":
+                failed = last.status in (JobStatus.FAILED, JobStatus.CANCELLED)
+                return last if failed and build.spec == spec and build.lock is None else None
+        return None
 
     async def _fail_waiting_for(self, build: JobRow) -> int:
         """Fail jobs that could have run had the build succeeded; return how many. Later ones get another build."""
@@ -223,11 +227,20 @@ class NodeEnvironments:
                 waiting_since=build.finished_at,
             )
 
-    def build_command(self, name: str, *, spec_file: Path | None) -> list[str]:
-        """Return the options of `app.executor.build_environment` that build `name` here."""
-        options = ["--name", name, "--envs", str(self._home.environments), "--builder", self._rules.builder]
+    def build_command(
+        self, build: EnvironmentBuild, *, archive: Path, spec_file: Path | None, lock_file: Path | None
+    ) -> list[str]:
+        """Return the program that builds or packs the environment here, with its options."""
+        options = ["--name", build.name, "--envs", str(self._home.environments)]
+        options += ["--archive", str(archive), "--node", self._facts.name]
+        options += [] if spec_file is None else ["--spec", str(spec_file)]
+        if build.action == "pack":
+            return ["app.executor.pack_environment", *options]
+        options += ["--builder", self._rules.builder]
         options += [option for channel in self._rules.channels for option in ("--default-channel", channel)]
-        return options if spec_file is None else [*options, "--spec", str(spec_file)]
+        options += ["--offline"] if self._rules.offline else []
+        options += [] if lock_file is None else ["--lock", str(lock_file)]
+        return ["app.executor.build_environment", *options]
 
     async def _give_up(self, name: str) -> None:
         """Nothing here can make it; jobs wait only while another node has it."""
@@ -245,18 +258,32 @@ class NodeEnvironments:
         logger.warning("environment_missing", extra={"environment": name, "failed_jobs": count})
 
     async def _look_again(self) -> None:
-        if time.monotonic() - self._looked_at > LOOK_SECONDS:
-            await self._look()
+        """Look at the disk every few seconds, and at once when a specification changed: the next job waits for it."""
+        if time.monotonic() - self._looked_at <= LOOK_SECONDS:
+            async with self._database.reading() as session:
+                if await spec_hashes(session) == self._hashes:
+                    return
+        await self._look()
 
     async def _look(self) -> None:
         async with self._database.reading() as session:
-            self._specs = {row.name: row.spec for row in await all_environments(session)}
+            rows = await all_environments(session)
+        self._specs = {row.name: row.spec for row in rows}
+        self._hashes = {row.name: row.spec_hash for row in rows}
         self._seen = await asyncio.to_thread(self._local.look, self._specs)
         self._looked_at = time.monotonic()
 
 
-async def build_job(session: AsyncSession, name: str, spec: str | None, *, node_id: str) -> JobRow | None:
-    """Insert the job that builds `name` on the node; None when one is at it already."""
+async def build_job(
+    session: AsyncSession,
+    name: str,
+    spec: str | None,
+    *,
+    node_id: str,
+    action: Literal["build", "pack"] = "build",
+    lock: EnvironmentLock | None = None,
+) -> JobRow | None:
+    """Insert the job that builds or packs `name` on the node; None when one is at it already."""
     now = await database_now(session)
     job_id = str(uuid4())
     job = JobRow(
@@ -269,7 +296,7 @@ async def build_job(session: AsyncSession, name: str, spec: str | None, *, node_
         environment=name,
         node_id=node_id,
         parameters={},
-        launch=Snapshot(build=EnvironmentBuild(name=name, spec=spec)).document(),
+        launch=Snapshot(build=EnvironmentBuild(name=name, spec=spec, action=action, lock=lock)).document(),
         created_at=now,
         updated_at=now,
     )

@@ -3,11 +3,12 @@
 Kept as JSON in `job.launch`. Paths are relative to `DEEPE_HOME`.
 """
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
 from app.domain.enums import TrainingType
+from app.domain.environment_locks import EnvironmentLock
 from app.domain.launchers import Launcher
 from app.domain.rendering import ArgumentForm
 from app.store.tables import JobRow
@@ -63,10 +64,12 @@ class Deployment(_Frozen):
 
 
 class EnvironmentBuild(_Frozen):
-    """An environment to build: its name and `environment.yml` (None: plain Python)."""
+    """An environment to build or pack: its name, `environment.yml` (None: plain Python), and a lock to keep to."""
 
     name: str
     spec: str | None
+    action: Literal["build", "pack"] = "build"
+    lock: EnvironmentLock | None = None
 
 
 class Snapshot(_Frozen):

@@ -28,6 +28,11 @@ async def all_environments(session: AsyncSession) -> Sequence[EnvironmentRow]:
     return (await session.exec(select(EnvironmentRow).order_by(col(EnvironmentRow.name_key)))).all()
 
 
+async def spec_hashes(session: AsyncSession) -> Mapping[str, str | None]:
+    """Return name → digest of the specification of every registered environment."""
+    return dict((await session.exec(select(EnvironmentRow.name, EnvironmentRow.spec_hash))).all())
+
+
 async def ensure_shipped(session: AsyncSession, name: str, *, spec: str, spec_hash: str, now: datetime) -> bool:
     """Register an environment of the product or bring its spec up to date; return whether anything changed.
 

@@ -37,6 +37,11 @@ class Home:
         return self.root / "versions"
 
     @property
+    def environments(self) -> Path:
+        """What nodes share of environments: locks and packs (`app.executor.environment_archive`)."""
+        return self.root / "environments"
+
+    @property
     def doorbell(self) -> Path:
         """The file whose time says that there is something to do, where no Redis carries hints."""
         return self.root / ".doorbell"

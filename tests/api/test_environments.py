@@ -10,7 +10,11 @@ import httpx
 import pytest
 
 from app.domain.enums import JobKind, JobStatus, Platform
-from app.store import environments, nodes
+from app.domain.environment_locks import EnvironmentLock, PipPackage
+from app.executor.environment_archive import EnvironmentArchive, write_durably
+from app.executor.snapshot import Snapshot
+from app.registry.environment_spec import parse_spec, spec_hash
+from app.store import environments, jobs, nodes
 from app.store.session import Database
 from tests.api.client import MethodsApp, methods_app, tag_of
 from tests.api.resources import ROUTERS, codes, insert_job
@@ -200,6 +204,95 @@ class TestEnsureShipped:
         assert await ship(app, name="trl", spec="dependencies: [python]\n") is False
 
         assert (await app.client.get(f"{URL}/trl")).json()["spec"] == SPEC
+
+
+def lock_of(node: str, **values: Any) -> EnvironmentLock:
+    defaults: dict[str, Any] = {
+        "environment": "trl",
+        "spec_hash": spec_hash(parse_spec(SPEC)),
+        "platform": "linux-x86_64",
+        "python": "3.11.7",
+        "builder": "venv",
+        "conda": (),
+        "pip": (PipPackage(name="trl", version="1.16.0", sha256="0" * 64),),
+        "created_at": datetime.now(UTC),
+    }
+    return EnvironmentLock(**{**defaults, "node": node, **values})
+
+
+def keep(app: MethodsApp, lock: EnvironmentLock) -> None:
+    """Write a lock down as a build does."""
+    archive = EnvironmentArchive(app.home.environments, "trl", parse_spec(SPEC))
+    write_durably(archive.lock_file(lock.node), lock.model_dump_json())
+
+
+class TestLocks:
+    async def test_reads_the_newest_or_that_of_a_node(self, app: MethodsApp) -> None:
+        await create(app, spec=SPEC)
+        for name in ("one", "two"):
+            await register_node(app, name)
+            keep(app, lock_of(name))
+
+        newest = (await app.client.get(f"{URL}/trl/lock")).json()
+        one = (await app.client.get(f"{URL}/trl/lock", params={"node": "one"})).json()
+
+        assert (newest["node"], one["node"]) == ("two", "one")
+        assert one["pip"] == [{"name": "trl", "version": "1.16.0", "url": None, "sha256": "0" * 64}]
+
+    async def test_says_what_is_not_there(self, app: MethodsApp) -> None:
+        await create(app, spec=SPEC)
+        await create(app, name="bare")
+
+        found = [
+            (await app.client.get(f"{URL}/{address}")).json()["code"]
+            for address in ("trl/lock", "bare/lock", "nowhere/lock", "trl/lock?node=../one")
+        ]
+
+        assert found == [
+            "environment_lock_not_found",
+            "environment_without_spec",
+            "environment_not_found",
+            "node_not_found",
+        ]
+
+    async def test_build_keeps_to_the_lock_of_another_node(self, app: MethodsApp) -> None:
+        await create(app, spec=SPEC)
+        await register_node(app, "one", age=timedelta(seconds=5))
+        await register_node(app, "two")
+        refused = await app.client.post(f"{URL}/trl:build", json={"locked": True})
+        keep(app, lock_of("one"))
+        keep(app, lock_of("two"))
+
+        made = await app.client.post(f"{URL}/trl:build", json={"locked": True}, params={"node": "two"})
+        again = await app.client.post(f"{URL}/trl:build", json={"lock_of": "one"}, params={"node": "two"})
+
+        assert (refused.status_code, refused.json()["code"]) == (409, "environment_lock_missing")
+        assert (made.status_code, again.status_code, again.json()["id"]) == (201, 200, made.json()["id"])
+        async with app.database.reading() as session:
+            build = Snapshot.of(await jobs.get(session, made.json()["id"])).build
+        assert build is not None
+        assert build.lock is not None
+        assert (build.action, build.lock.node) == ("build", "one")
+
+    async def test_packs_what_a_living_node_has(self, app: MethodsApp) -> None:
+        await create(app, spec=SPEC)
+        await register_node(app, "one", age=timedelta(hours=1), environments=["trl"])
+        nowhere = await app.client.post(f"{URL}/trl:pack")
+        node = await register_node(app, "two", environments=["trl"])
+
+        made = await app.client.post(f"{URL}/trl:pack")
+        without = await app.client.post(f"{URL}/base:pack", params={"node": "two"})
+
+        assert (nowhere.status_code, nowhere.json()["code"]) == (409, "environment_ready_nowhere")
+        assert (made.status_code, made.json()["stage"]) == (201, "environment")
+        assert without.json()["code"] == "environment_ready_nowhere"
+        async with app.database.reading() as session:
+            row = await jobs.get(session, made.json()["id"])
+        order = Snapshot.of(row).build
+        assert order is not None
+        assert (row.node_id, order.action) == (node, "pack")
+        state = (await app.client.get(f"{URL}/trl")).json()["nodes"][1]
+        assert (state["node"], state["state"], state["build"]) == ("two", "ready", None)
 
 
 class TestNodes:

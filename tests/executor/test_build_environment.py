@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,83 +13,22 @@ import pytest
 
 from app.domain.environment_reports import EnvironmentState
 from app.executor import supervision
-from app.executor.activation import builder_environment, interpreter, stage_environment
-from app.executor.conda import CondaSearch
+from app.executor.activation import interpreter, stage_environment
 from app.executor.environments import (
-    find_environment,
     lock_path,
-    planned_prefix,
     read_marker,
 )
 from app.executor.supervision import ExitWhy, LaunchSpec
-from app.registry.environment_spec import BASE_SPEC, parse_spec
+from app.registry.environment_spec import BASE_SPEC
 from tests.executor.attempts import Attempt, attempts, wait_until
+from tests.executor.building import TINY, Build
 from tests.executor.channel import make_channel
-
-PROGRAM = [sys.executable, "-u", "-m", "app.executor.build_environment"]
-
-
-@pytest.fixture(scope="session")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with one tiny package."""
-    folder = tmp_path_factory.mktemp("wheels")
-    info = "tinypkg-1.0.dist-info"
-    with zipfile.ZipFile(folder / "tinypkg-1.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("tinypkg.py", "VALUE = 42\n")
-        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tinypkg\nVersion: 1.0\n")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{info}/RECORD", "")
-    return folder
-
-
-@pytest.fixture
-def environment(wheels: Path, tmp_path: Path) -> dict[str, str]:
-    """Return a builder's environment that reaches the local packages only."""
-    base = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
-    return {**builder_environment(base), "RATTLER_CACHE_DIR": str(tmp_path / "cache")}
 
 
 @pytest.fixture
 def attempt(tmp_path: Path) -> Iterator[Attempt]:
     for make in attempts(tmp_path):
         yield make()
-
-
-class Build:
-    """One specification, built in a folder of its own."""
-
-    def __init__(self, root: Path, environment: dict[str, str], text: str) -> None:
-        self.text = text
-        self.spec_file = root / "environment.yml"
-        self.spec_file.write_text(text)
-        self.envs = root / "envs"
-        self.events = root / "events.jsonl"
-        self.environment = {**environment, "DEEPE_EVENTS": str(self.events)}
-
-    @property
-    def prefix(self) -> Path:
-        return planned_prefix("demo", parse_spec(self.text), self.envs)
-
-    @property
-    def command(self) -> list[str]:
-        return [*PROGRAM, "--name", "demo", "--envs", str(self.envs), "--spec", str(self.spec_file)]
-
-    def run(self, *options: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [*self.command, *options], env=self.environment, capture_output=True, text=True, check=False
-        )
-
-    def popen(self) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            self.command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-
-    def state(self) -> EnvironmentState:
-        search = CondaSearch(environ={"PATH": ""}, home=self.envs)
-        return find_environment("demo", parse_spec(self.text), envs_dir=self.envs, search=search).state
-
-
-TINY = "dependencies: [python, pip, {pip: [tinypkg]}]\nvariables: {GREETING: hello}\n"
 
 
 class TestVenv:

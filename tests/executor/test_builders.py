@@ -1,18 +1,25 @@
 """Who builds what, decided from values."""
 
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from app.domain.environment_locks import CondaPackage, EnvironmentLock, PipPackage
 from app.executor.builders import (
     Builder,
     EnvironmentBuilderMissing,
+    EnvironmentLockUnfit,
     EnvironmentNeedsConda,
     EnvironmentNeedsOtherPython,
     Tools,
     choose_builders,
     conda_packages,
     create_step,
+    locked_builder,
+    locked_create_step,
+    locked_pip_steps,
     pip_step,
 )
 from app.registry.environment_spec import BASE_SPEC, parse_spec
@@ -57,6 +64,93 @@ class TestChooseBuilders:
         assert choose_builders(OURS, WITH_CONDA, wanted=Builder.VENV) == [Builder.VENV]
         with pytest.raises(EnvironmentNeedsConda):
             choose_builders(FOREIGN, WITH_CONDA, wanted=Builder.VENV)
+
+
+def locked(**values: Any) -> EnvironmentLock:
+    defaults: dict[str, Any] = {
+        "environment": "x",
+        "spec_hash": "",
+        "node": "one",
+        "platform": "linux-x86_64",
+        "python": "3.11.2",
+        "builder": "venv",
+        "conda": (),
+        "pip": (),
+        "created_at": datetime(2026, 1, 2, tzinfo=UTC),
+    }
+    return EnvironmentLock(**{**defaults, **values})
+
+
+CONDA_LOCK = locked(
+    conda=(
+        CondaPackage(name="python", version="3.11.7", build="h1_0", url="https://c/py.conda", md5="ab", sha256="cd"),
+    )
+)
+
+
+class TestLocks:
+    def test_who_installs_what_is_locked(self) -> None:
+        assert locked_builder(locked(), WITH_CONDA, platform="linux-x86_64") is Builder.VENV
+        assert locked_builder(CONDA_LOCK, WITH_CONDA, platform="linux-x86_64") is Builder.CONDA
+        assert locked_builder(CONDA_LOCK, WITH_RATTLER, platform="linux-x86_64") is Builder.RATTLER
+        with pytest.raises(EnvironmentNeedsConda):
+            locked_builder(CONDA_LOCK, BARE, platform="linux-x86_64")
+
+    @pytest.mark.parametrize(
+        ("lock", "says"),
+        [(locked(platform="darwin-arm64"), "darwin-arm64"), (locked(python="3.12.1"), r"Python 3\.12\.1")],
+    )
+    def test_refuses_what_another_machine_locked(self, lock: EnvironmentLock, says: str) -> None:
+        with pytest.raises(EnvironmentLockUnfit, match=says):
+            locked_builder(lock, BARE, platform="linux-x86_64")
+
+    @pytest.mark.parametrize("family", ["conda", "mamba", "micromamba"])
+    def test_conda_family_gets_the_explicit_list(self, family: str) -> None:
+        tools = Tools(conda=Path("/bin") / family, rattler=False, python_version="3.11.7")
+
+        step = locked_create_step(Builder.CONDA, CONDA_LOCK, OURS, Path("/envs/x"), tools, channels=())
+
+        create = (f"/bin/{family}", "create", "--yes", "--prefix", "/envs/x")
+        assert step.argv == (*create, "--file", "/envs/.x.explicit.txt")
+        assert CONDA_LOCK.explicit == "@EXPLICIT\nhttps://c/py.conda#ab\n"
+
+    def test_rattler_gets_every_package_with_its_digest(self) -> None:
+        step = locked_create_step(Builder.RATTLER, CONDA_LOCK, OURS, Path("/envs/x"), WITH_RATTLER, channels=())
+
+        assert step.argv[-3:] == ("--channel", "main", "python ==3.11.7 h1_0[sha256=cd]")
+
+    def test_pip_gets_digests_for_those_that_have_one(self) -> None:
+        packages = (
+            PipPackage(name="a", version="1", sha256="ab"),
+            PipPackage(name="b", version="2", url="git+https://b"),
+        )
+
+        hashed, other = locked_pip_steps(locked(pip=packages), Path("/envs/x"))
+
+        assert ("--require-hashes" in hashed.argv, "--require-hashes" in other.argv) == (True, False)
+        assert all("--no-deps" in step.argv for step in (hashed, other))
+        assert [package.requirement for package in packages] == ["a==1 --hash=sha256:ab", "b @ git+https://b"]
+
+    def test_digest_is_that_of_the_packages(self) -> None:
+        packages = tuple(PipPackage(name=name, version="1", sha256="ab") for name in "ab")
+
+        same = locked(pip=packages[::-1], node="two", python="3.11.9", bundled=("pip==1",))
+
+        assert locked(pip=packages).digest == same.digest
+        assert locked(pip=packages[:1]).digest != same.digest
+
+
+class TestDefaultChannels:
+    def test_serve_a_specification_that_names_none(self) -> None:
+        bare = parse_spec("dependencies: [python, ffmpeg]")
+
+        with pytest.raises(EnvironmentNeedsConda):
+            choose_builders(bare, WITH_RATTLER)
+        assert choose_builders(bare, WITH_RATTLER, channels=["inner"]) == [Builder.RATTLER]
+        step = create_step(Builder.RATTLER, bare, Path("/envs/x"), WITH_RATTLER, channels=["inner"])
+        assert step.argv[-4:] == ("--channel", "inner", "python", "ffmpeg")
+        named = create_step(Builder.RATTLER, OURS, Path("/envs/x"), WITH_RATTLER, channels=["inner"])
+        assert "inner" not in named.argv
 
 
 class TestSteps:

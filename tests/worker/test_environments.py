@@ -1,7 +1,8 @@
 """Environments that jobs wait for: built once, by a job with a log, and then the stage runs in them."""
 
 import asyncio
-from datetime import UTC, datetime
+import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -9,14 +10,18 @@ import pytest
 from sqlmodel import select
 
 from app.domain.enums import EndReason, JobKind, JobStatus
+from app.executor.presence import build_job
 from app.registry.environment_spec import parse_spec, spec_hash
-from app.store.nodes import all_nodes
+from app.store.nodes import all_nodes, heartbeat
 from app.store.tables import EnvironmentRow, JobRow
+from tests.executor.building import make_wheel
 from tests.executor.channel import make_channel
 from tests.worker.harness import Site, until
 
 # without conda this one is refused, at once
 IMPOSSIBLE = "dependencies: [python, ffmpeg]\n"
+pytestmark = pytest.mark.timeout(180)  # several builds in one test, on a busy machine
+
 OFFLINE = {"PIP_NO_INDEX": "1", "DEEPE_ENV_BUILDER": "venv"}
 SHOW = "import json, os, play, sys\nplay.adapter()\nprint(json.dumps([sys.prefix, os.environ.get('GREETING')]))\n"
 
@@ -112,6 +117,62 @@ class TestBuild:
 
         assert row.status is JobStatus.SUCCEEDED, site.story(row)
         assert [build.environment for build in await builds(site)] == ["base"]
+
+
+class TestSpecification:
+    async def test_change_leaves_running_jobs_alone_and_gives_the_next_a_new_build(self, site: Site) -> None:
+        await register(site, "mine", "dependencies: [python]\nvariables: {GREETING: old}\n")
+        running = await site.submit("import play\nplay.wait_for('go')\n" + SHOW, environment="mine")
+        site.start_worker(DEEPE_SLOTS="2", **OFFLINE)
+        await site.wait(running, JobStatus.RUNNING, seconds=60)
+        async with site.database.writing() as session:
+            row = (await session.exec(select(EnvironmentRow))).one()
+            row.spec = "dependencies: [python]\nvariables: {GREETING: new}\n"
+            row.spec_hash = spec_hash(parse_spec(row.spec))
+
+        later = await site.submit(SHOW, environment="mine")
+        new = await site.wait(later, seconds=60)
+        old_status = (await site.row(running)).status
+        site.open("go")
+        old = await site.wait(running)
+
+        assert (new.status, old_status, old.status) == (JobStatus.SUCCEEDED, JobStatus.RUNNING, JobStatus.SUCCEEDED)
+        (old_prefix, old_word), (new_prefix, new_word) = [
+            json.loads(site.output(job_id).splitlines()[-1]) for job_id in (running, later)
+        ]
+        assert (old_word, new_word) == ("old", "new")
+        assert old_prefix != new_prefix
+
+
+class TestPack:
+    async def test_carries_an_environment_to_a_node_without_network(self, site: Site, tmp_path: Path) -> None:
+        wheels = tmp_path / "wheels"
+        make_wheel(wheels)
+        spec = "dependencies: [python, {pip: [tinypkg]}]\n"
+        await register(site, "tiny", spec)
+        one = site.start_worker(PIP_FIND_LINKS=str(wheels), **OFFLINE)
+        await site.wait(await site.submit(SHOW, environment="tiny"), seconds=60)
+        async with site.database.writing() as session:
+            node = (await all_nodes(session))[0]
+            job = await build_job(session, "tiny", spec, node_id=node.id, action="pack")
+            assert job is not None
+        packing = await site.wait(job.id, seconds=60)
+        one.stop()
+
+        job_id = await site.submit("import tinypkg\nprint(tinypkg.VALUE)\n" + SHOW, environment="tiny")
+        async with site.database.writing() as session:
+            await heartbeat(session, node.id, now=datetime.now(UTC) - timedelta(hours=1), environments=[])
+        site.start_worker("two", DEEPE_OFFLINE="true", **OFFLINE)
+        row = await site.wait(job_id, seconds=60)
+
+        assert packing.status is JobStatus.SUCCEEDED, site.story(packing)
+        assert row.status is JobStatus.SUCCEEDED, site.story(row)
+        said = site.output(job_id).splitlines()
+        assert said[0] == "42"
+        assert str(site.node_home("two").environments) in said[1]
+        order = [build for build in await builds(site) if build.node_id == row.node_id]
+        assert [build.environment for build in order] == ["tiny"]
+        assert "Unpacking what one packed" in site.output(order[0].id)
 
 
 @pytest.mark.parametrize("script", ["exit 7", "echo broken >&2; return 1"])

@@ -4,20 +4,36 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Response
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.api.conditional import IfMatch, StaleVersion, etag_of
 from app.api.creation import CreationDep
-from app.api.dependencies import ReadSession, ServicesDep, WriteSession, ring_after_commit
+from app.api.dependencies import ReadSession, Services, ServicesDep, WriteSession, ring_after_commit
 from app.api.errors import PreconditionRequired, problem_responses
 from app.api.idempotency import IdempotencyKeyReused
 from app.api.language import RequestLanguage
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
 from app.api.schemas.jobs import JobRead, job_read
-from app.api.schemas.resources import EnvironmentCreate, EnvironmentRead, EnvironmentSpecReplace, environment_read
+from app.api.schemas.resources import (
+    EnvironmentBuildOptions,
+    EnvironmentCreate,
+    EnvironmentRead,
+    EnvironmentSpecReplace,
+    environment_read,
+)
 from app.api.small_lists import page_by_name
+from app.domain.environment_locks import EnvironmentLock
 from app.domain.errors import InvalidRequest
 from app.domain.texts import Language
-from app.executor.environment_builds import EnvironmentWithoutSpec, NoNode
+from app.executor.environment_builds import (
+    BuildWish,
+    EnvironmentLockMissing,
+    EnvironmentLockNotFound,
+    EnvironmentOnNoNode,
+    EnvironmentWithoutSpec,
+    NoNode,
+)
+from app.executor.job_views import JobDetails
 from app.registry.environment_spec import EnvironmentSpecUnreadable
 from app.registry.environments import (
     EnvironmentInUse,
@@ -115,8 +131,8 @@ async def delete_environment(
     "/environments/{environment}:build",
     status_code=201,
     responses={
-        200: {"model": JobRead, "description": "It is being built already: that job."},
-        **problem_responses(EnvironmentNotFound, EnvironmentWithoutSpec, NoNode, NodeNotFound),
+        200: {"model": JobRead, "description": "It is being built or packed already: that job."},
+        **problem_responses(EnvironmentNotFound, EnvironmentWithoutSpec, NoNode, NodeNotFound, EnvironmentLockMissing),
     },
 )
 async def build_environment(
@@ -125,12 +141,69 @@ async def build_environment(
     services: ServicesDep,
     language: RequestLanguage,
     response: Response,
+    options: EnvironmentBuildOptions | None = None,
     node: Annotated[
         str | None, Query(description="Build it on this node; id or name. Default: any that lives.")
     ] = None,
 ) -> JobRead:
-    """Build an environment before a job needs it. A job that needs one has it built by itself."""
-    details, is_new = await services.job_actions.build_environment(session, environment, node=node)
+    """Build an environment before a job needs it. A job that needs one has it built by itself.
+
+    With `locked` exactly the packages that another node has are installed, beside what this node may have already.
+    """
+    options = options or EnvironmentBuildOptions()
+    wish = BuildWish(node=node, locked=options.locked, lock_of=options.lock_of)
+    details, is_new = await services.job_actions.build_environment(session, environment, wish)
+    return _ordered(details, session, services, language, response, is_new=is_new)
+
+
+@router.post(
+    "/environments/{environment}:pack",
+    status_code=201,
+    responses={
+        200: {"model": JobRead, "description": "It is being built or packed already: that job."},
+        **problem_responses(EnvironmentNotFound, EnvironmentWithoutSpec, EnvironmentOnNoNode, NodeNotFound),
+    },
+)
+async def pack_environment(
+    environment: EnvironmentRef,
+    session: WriteSession,
+    services: ServicesDep,
+    language: RequestLanguage,
+    response: Response,
+    node: Annotated[
+        str | None, Query(description="Pack what this node has; id or name. Default: any that has it.")
+    ] = None,
+) -> JobRead:
+    """Pack an environment into one file under DEEPE_HOME; nodes of the same kind then build it without a network."""
+    details, is_new = await services.job_actions.pack_environment(session, environment, node=node)
+    return _ordered(details, session, services, language, response, is_new=is_new)
+
+
+@router.get(
+    "/environments/{environment}/lock",
+    responses=problem_responses(EnvironmentNotFound, EnvironmentWithoutSpec, EnvironmentLockNotFound, NodeNotFound),
+)
+async def get_environment_lock(
+    environment: EnvironmentRef,
+    session: ReadSession,
+    services: ServicesDep,
+    node: Annotated[
+        str | None, Query(description="Of this node; id or name. Default: of the one that built it last.")
+    ] = None,
+) -> EnvironmentLock:
+    """Read exactly which packages are installed, of the present spec."""
+    return await services.job_actions.environments.lock(session, environment, node=node)
+
+
+def _ordered(
+    details: JobDetails,
+    session: AsyncSession,
+    services: Services,
+    language: Language,
+    response: Response,
+    *,
+    is_new: bool,
+) -> JobRead:
     ring_after_commit(session, services.doorbell, details.view.job.id)
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/api/v1/jobs/{details.view.job.id}"

@@ -208,6 +208,17 @@ class EnvironmentSpecReplace(_Body):
     spec: str = Field(max_length=_MAX_SPEC, description="Text of an `environment.yml`.", examples=[_SPEC])
 
 
+class EnvironmentBuildOptions(_Body):
+    """How to build; without a body as the spec says."""
+
+    locked: bool = Field(default=False, description="Install exactly what another node installed for this spec.")
+    lock_of: str | None = Field(
+        default=None,
+        description="That of this node, by id or name; implies `locked`. Default: of the one that built it last.",
+        examples=["laptop"],
+    )
+
+
 class EnvironmentRead(BaseModel):
     """A conda environment that stages can name."""
 
