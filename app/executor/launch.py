@@ -31,6 +31,7 @@ from app.domain.rendering import (
     training_arguments,
 )
 from app.executor.activation import ActivationFailed, builder_environment, interpreter, stage_environment
+from app.executor.checkpoints import Checkpoint, hand_on, newest_checkpoint
 from app.executor.launchers import group_variables, stage_command, usable_cores
 from app.executor.pinning import pinned
 from app.executor.run_folder import RunFolder
@@ -43,7 +44,7 @@ from app.registry.method_runs import ScriptToRun, script_to_run
 from app.registry.scripts import ScriptRoot
 from app.registry.version_store import VersionStore
 from app.store.home import Home
-from app.store.jobs import Claim
+from app.store.jobs import Claim, record_resume
 from app.store.models import find_model
 from app.store.session import Database
 from app.store.tables import JobRow, ModelRow
@@ -51,6 +52,7 @@ from app.store.tables import JobRow, ModelRow
 DEFAULT_DTYPE = "bfloat16"
 DTYPES = frozenset({"float16", "float32", "bfloat16"})
 QUESTIONS = frozenset({JobKind.INFERENCE_CUSTOMIZED, JobKind.INFERENCE_COMPLETE})
+WITH_CHECKPOINTS = frozenset({JobKind.TRAINING, JobKind.SAVING})
 _PAIRED = frozenset({JobKind.SAVING, JobKind.DEPLOYMENT})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -153,6 +155,7 @@ class StageLauncher:
         parameters = run.path / "params.json"
         with disk_trouble():
             await asyncio.to_thread(parameters.write_text, json.dumps(snapshot.effective | job.parameters), "utf-8")
+        resumed_from = await self._resume(claim, snapshot, run)
         extra = {
             # a user's own copy of a helper module comes before ours
             "PYTHONPATH": os.pathsep.join(map(str, (*script.import_paths, helpers_dir()))),
@@ -160,6 +163,7 @@ class StageLauncher:
             "DEEPE_OUTPUT_DIR": str(run.output),
             "DEEPE_PARAMS": str(parameters),
             "DEEPE_EVENTS": str(run.events),
+            **({"DEEPE_RESUME_FROM": str(resumed_from)} if resumed_from is not None else {}),
             **status_variables(self._redis_url),
             **pinned(await self._seen(claim), self._prefixes.accelerators),
         }
@@ -187,6 +191,25 @@ class StageLauncher:
             output=run.output_log,
             grace_seconds=self._grace_seconds,
         )
+
+    async def _resume(self, claim: Claim, snapshot: Snapshot, run: RunFolder) -> Path | None:
+        """Put the newest whole checkpoint of earlier attempts into this one's output folder, and write that down."""
+        if claim.job.kind not in WITH_CHECKPOINTS:
+            return None
+        with disk_trouble():
+            found = await asyncio.to_thread(self._newest_checkpoint, claim, snapshot)
+            if found is None:
+                return None
+            folder = await asyncio.to_thread(hand_on, found, run.output)
+        async with self._database.writing() as session:
+            await record_resume(session, claim, found.record())
+        return folder
+
+    def _newest_checkpoint(self, claim: Claim, snapshot: Snapshot) -> Checkpoint | None:
+        found = newest_checkpoint(self._home, claim.job.id, before=claim.attempt.number)
+        if found is None and snapshot.resume_of is not None:
+            found = newest_checkpoint(self._home, snapshot.resume_of)
+        return found
 
     async def _resolve_build(self, claim: Claim, run: RunFolder) -> LaunchSpec:
         build = _snapshot(claim.job).build

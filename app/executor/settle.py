@@ -22,6 +22,7 @@ from app.domain.names import complete_name, online_name, produced_name
 from app.domain.retries import Again
 from app.domain.transitions import TERMINAL
 from app.executor.artifacts import ArtifactKind, ResultManifest, digest_files, write_result
+from app.executor.checkpoints import newest_checkpoint
 from app.executor.classification import classify
 from app.executor.evaluations import Reached, reached
 from app.executor.model_card import ModelCard, Score, write_model_card
@@ -78,7 +79,7 @@ class StageSettler:
         redis_status = await self._status.read(claim.job.id) if claim.job.kind in WITH_STATUS else None
         judged = await asyncio.to_thread(self._judge, claim, exit_record, redis_status)
         verdict = judged.verdict
-        again = None if verdict.succeeded else decide_on(claim.job, verdict.reason, ran=True)
+        again = None if verdict.succeeded else await self._decide(claim, verdict.reason)
         if again is not None and await self._requeue(claim, _end(claim.job, exit_record, judged, None), again):
             return
         manifest = await self._manifest(claim, verdict) if verdict.succeeded else None
@@ -105,6 +106,18 @@ class StageSettler:
         if model is not None and model.deleted_at is None:
             await asyncio.to_thread(self._write_card, job, model)
         await self._tell_status(job, succeeded=job.status is JobStatus.SUCCEEDED)
+
+    async def _decide(self, claim: Claim, reason: EndReason) -> Again | None:
+        progressed = reason is EndReason.TIMED_OUT and await self._progressed(claim)
+        return decide_on(claim.job, reason, ran=True, progressed=progressed)
+
+    async def _progressed(self, claim: Claim) -> bool:
+        """Say whether the attempt left a checkpoint that is farther than the one it began with."""
+        newest = await asyncio.to_thread(newest_checkpoint, self._home, claim.job.id)
+        async with self._database.reading() as session:
+            attempt = await session.get(AttemptRow, claim.attempt.id)
+        begun = attempt.resumed_from["step"] if attempt is not None and attempt.resumed_from else 0
+        return newest is not None and newest.step > begun
 
     async def _recover(self, claim: Claim, exit_record: ExitRecord) -> bool:
         """Have a script started again that never ran; False: it was tried often enough, or is not wanted any more."""

@@ -89,6 +89,7 @@ class Snapshot(_Frozen):
     question: Question | None = None
     deployment: Deployment | None = None
     build: EnvironmentBuild | None = None
+    resume_of: str | None = None  # job whose newest checkpoint the first attempt goes on from
 
     @classmethod
     def of(cls, job: JobRow) -> Self:

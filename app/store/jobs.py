@@ -285,6 +285,15 @@ async def mark_stopping(session: AsyncSession, claim: Claim, *, now: datetime) -
     )
 
 
+async def record_resume(session: AsyncSession, claim: Claim, checkpoint: Mapping[str, Any]) -> None:
+    """Remember which checkpoint the attempt is given."""
+    await session.exec(
+        sa.update(AttemptRow)
+        .where(col(AttemptRow.id) == claim.attempt.id, sa.text(LIVE_ATTEMPT))
+        .values(resumed_from=dict(checkpoint))
+    )
+
+
 async def requeue(
     session: AsyncSession,
     claim: Claim,

@@ -7,14 +7,18 @@
         loss = train_one(batch)
         deepe.metrics(step, loss=loss, learning_rate=rate)
         deepe.progress(step, steps)
+        if step % 100 == 0 or deepe.stop_requested():
+            save_everything(output / f"checkpoint-{step}")
+            deepe.checkpoint(output / f"checkpoint-{step}", step)
         if deepe.stop_requested():
-            save_checkpoint(); sys.exit(deepe.STOPPED)
+            sys.exit(deepe.STOPPED)
 
 Every call appends one JSON line to the file named by `$DEEPE_EVENTS`; without that variable nothing happens, so the
 same script runs by hand. A line is one `write` on a file opened for appending: lines of several processes never mix.
 In a group of processes (torchrun, accelerate) rank 0 speaks for all; calls of the others do nothing.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -26,6 +30,10 @@ from typing import Any
 
 STOPPED = 128 + signal.SIGTERM
 """Exit code of a script that was asked to stop and left a checkpoint: never a success."""
+
+_CHECKPOINT = "deepe-checkpoint.json"
+_BLOCK_BYTES = 1024 * 1024
+_SAMPLES = 64
 
 _stop = False
 _catching = False
@@ -49,6 +57,38 @@ def evaluation(phase: str, value: float, samples: int, name: str = "exact_match"
 def artifact(path: str | os.PathLike[str], kind: str = "file") -> None:
     """Report a file or folder that the script made, such as a checkpoint."""
     _append("artifact", path=os.fspath(path), kind=kind)
+
+
+def checkpoint(folder: str | os.PathLike[str], step: int) -> None:
+    """Declare a folder a whole checkpoint: everything is written. Call it last, before the next step.
+
+    Writes `deepe-checkpoint.json` with the size and digest of every file, by which the platform knows later that the
+    folder is what was written; of files above 64 MiB samples are read, so it takes the same moment for any size.
+    Of a group of processes, call it when all have written their part.
+    """
+    if not is_first():
+        return
+    folder = Path(folder)
+    try:
+        paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+        files = [
+            {"path": path.relative_to(folder).as_posix(), "size": path.stat().st_size, "sha256": _digest(path)}
+            for path in paths
+            if _CHECKPOINT not in path.name
+        ]
+        draft = folder / f".{_CHECKPOINT}.part"
+        draft.write_text(json.dumps({"format": 1, "step": int(step), "files": files}), "utf-8")
+        os.replace(draft, folder / _CHECKPOINT)
+    except OSError as error:  # the training goes on; the platform takes the checkpoint before this one
+        sys.stderr.write(f"deepe: cannot declare {folder.name}: {error}\n")
+        return
+    artifact(folder, "checkpoint")
+
+
+def resume_from() -> Path | None:
+    """Return the checkpoint to go on from: that of an earlier attempt, checked and in this attempt's output folder."""
+    folder = os.environ.get("DEEPE_RESUME_FROM")
+    return Path(folder) if folder else None
 
 
 def note(message: str) -> None:
@@ -99,6 +139,19 @@ def _remember_stop(_number: int, _frame: object) -> None:
 def is_first() -> bool:
     """Whether this process is alone, or rank 0 of a group: the one that reports, and writes what all share."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def _digest(path: Path) -> str:
+    """Return the sha256 of a file; of a large one, that of blocks spread over it, the first and the last included."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        last = size - _BLOCK_BYTES
+        whole = size <= _SAMPLES * _BLOCK_BYTES
+        for offset in range(0, size, _BLOCK_BYTES) if whole else [last * i // (_SAMPLES - 1) for i in range(_SAMPLES)]:
+            file.seek(offset)
+            digest.update(file.read(_BLOCK_BYTES))
+    return digest.hexdigest()
 
 
 def _append(event: str, /, **fields: Any) -> None:

@@ -223,7 +223,7 @@ def save_checkpoint(model: Model, output: Path, step: int) -> Path:
     model.save(draft, {"step": step}, kind="d")  # full precision, so that a resumed run gives the same numbers
     shutil.rmtree(target, ignore_errors=True)
     draft.rename(target)
-    deepe.artifact(target, "checkpoint")
+    deepe.checkpoint(target, step)  # from here on another attempt of the job may go on from it
     for old in checkpoints(output)[2:]:
         shutil.rmtree(old, ignore_errors=True)
     return target

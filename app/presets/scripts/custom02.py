@@ -271,7 +271,7 @@ def save_checkpoint(model: Any, optimizer: Any, schedule: Any, output: Path, ste
     torch.save(state, draft / "state.pt")
     shutil.rmtree(target, ignore_errors=True)
     draft.rename(target)
-    deepe.artifact(target, "checkpoint")
+    deepe.checkpoint(target, step)
     for old in checkpoints(output)[2:]:
         shutil.rmtree(old, ignore_errors=True)
 

@@ -563,9 +563,10 @@ def callbacks(args: argparse.Namespace) -> list[Any]:
 
         def on_save(self, config: Any, state: Any, _control: Any, **_: Any) -> None:
             folder = Path(config.output_dir) / f"checkpoint-{state.global_step}"
+            wait_for_all(self.group)  # each process has written its part
             if state.is_world_process_zero and folder.is_dir():
                 make_readable(folder)
-                deepe.artifact(folder, "checkpoint")
+                deepe.checkpoint(folder, state.global_step)
 
     return [TrainCallback(args.logging_steps, args.train_id, args.seq), Watch()]
 
@@ -576,6 +577,13 @@ def stop_group() -> Any:
 
     several = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.new_group(backend="gloo") if several else None
+
+
+def wait_for_all(group: Any) -> None:
+    if group is not None:
+        import torch
+
+        torch.distributed.barrier(group=group)
 
 
 def stop_wished(group: Any) -> bool:
