@@ -23,6 +23,7 @@ from app.executor.hints import listen, listen_to_file
 from app.executor.inventory import Hardware, this_hardware
 from app.executor.joining import node_id
 from app.executor.launch import StageLauncher
+from app.executor.limits import LimitWatch
 from app.executor.presence import NodeEnvironments, NodeFacts
 from app.executor.projections import Projections
 from app.executor.script_status import NoScriptStatus, RedisScriptStatus
@@ -169,6 +170,7 @@ def _agent(
         projections=Projections(home),
         forecasts=Forecasts(home),
         # a touched file may be noticed late on a network disk
+        limits=LimitWatch(home, node_home),
         timing=Timing(poll_seconds=settings.poll_seconds if redis_url else min(settings.poll_seconds, 2.0)),
     )
 

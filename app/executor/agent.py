@@ -33,6 +33,7 @@ from app.domain.placement import LEASING
 from app.executor import supervision
 from app.executor.forecast import Forecasts
 from app.executor.launch import LaunchError, disk_trouble
+from app.executor.limits import LimitWatch
 from app.executor.projections import Projections
 from app.executor.reconcile import Seen, Step, next_step
 from app.executor.supervision import AttemptIsSupervised, AttemptPhase, ExitRecord, LaunchSpec, Observation
@@ -131,6 +132,7 @@ class NodeAgent:
         presence: NodePresence,
         projections: Projections,
         forecasts: Forecasts,
+        limits: LimitWatch,
         timing: Timing,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -143,6 +145,7 @@ class NodeAgent:
         self._presence = presence
         self._projections = projections
         self._forecasts = forecasts
+        self._limits = limits
         self._timing = timing
         self._monotonic = monotonic
         self._woken = asyncio.Event()
@@ -317,6 +320,7 @@ class NodeAgent:
             observation=observation,
             status=claim.job.status,
             cancel_requested=claim.job.cancel_requested_at is not None,
+            overdue=self._limits.overdue(claim) is not None,
             starting=start is not None and self._monotonic() < start.until,
         )
         return next_step(seen)
@@ -385,7 +389,9 @@ class NodeAgent:
 
     async def _stop(self, claim: Claim) -> None:
         # the file first: after a crash in between, the next round writes the status
-        await asyncio.to_thread(supervision.request_stop, self._folder(claim), EndReason.CANCELLED)
+        wished = claim.job.cancel_requested_at is not None
+        reason = EndReason.CANCELLED if wished else self._limits.overdue(claim) or EndReason.CANCELLED
+        await asyncio.to_thread(supervision.request_stop, self._folder(claim), reason)
         fault_point("stop-asked")
         if claim.job.status is not JobStatus.STOPPING:
             async with self._database.writing() as session:
@@ -538,6 +544,7 @@ class NodeAgent:
                 return
             await self._beat()
             await self._project()
+            await self._limits.look(list(self._claims.values()))
             due = min(deadline, self._last_beat + self._timing.beat_seconds)
             if self._claims:
                 due = min(due, self._monotonic() + self._timing.watch_seconds)

@@ -291,6 +291,8 @@ def _stopped(stop_reason: str | None, detail: str) -> Failure:
     if stop_reason == "supervisor_terminated":
         # not by us: a person or the system sent TERM to the stage's keeper
         return _failure(EndReason.SIGNAL, detail, signal="SIGTERM")
+    if stop_reason in (EndReason.TIMED_OUT, EndReason.STALLED):
+        return _failure(EndReason(stop_reason), detail)
     return _failure(EndReason.CANCELLED, detail)
 
 

@@ -27,11 +27,15 @@ class Step(StrEnum):
 
 @dataclass(frozen=True)
 class Seen:
-    """Both sides of an attempt. `starting`: we started its supervisor a moment ago, its lock may not be held yet."""
+    """Both sides of an attempt. `starting`: we started its supervisor a moment ago, its lock may not be held yet.
+
+    `overdue`: it is beyond a limit of its job.
+    """
 
     observation: Observation
     status: JobStatus
     cancel_requested: bool
+    overdue: bool = False
     starting: bool = False
 
 
@@ -40,7 +44,8 @@ def next_step(seen: Seen) -> Step:
     phase = seen.observation.phase
     if phase is AttemptPhase.EXITED:
         return Step.SETTLE
-    wants_stop = seen.cancel_requested and not (seen.observation.stopping and seen.status is JobStatus.STOPPING)
+    stops = seen.observation.stopping and seen.status is JobStatus.STOPPING
+    wants_stop = (seen.cancel_requested or seen.overdue) and not stops
     if seen.observation.supervised:
         if wants_stop:
             return Step.STOP
@@ -51,6 +56,7 @@ def next_step(seen: Seen) -> Step:
         return Step.WAIT
     if phase in (AttemptPhase.STARTED, AttemptPhase.RUNNING):
         return Step.ADOPT
-    if seen.status is JobStatus.RUNNING:
+    # an overdue one is stopping without anybody's wish
+    if seen.status is JobStatus.RUNNING or (seen.status is JobStatus.STOPPING and not seen.cancel_requested):
         return Step.END_LOST
     return Step.END_UNSTARTED if seen.cancel_requested else Step.LAUNCH

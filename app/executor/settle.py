@@ -19,12 +19,13 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import EndReason, JobKind, JobStatus, ModelState, Stage
 from app.domain.names import complete_name, online_name, produced_name
-from app.domain.retries import Again
+from app.domain.retries import Again, Limits
 from app.domain.transitions import TERMINAL
 from app.executor.artifacts import ArtifactKind, ResultManifest, digest_files, write_result
 from app.executor.checkpoints import newest_checkpoint
 from app.executor.classification import classify
 from app.executor.evaluations import Reached, reached
+from app.executor.limits import limit_seconds
 from app.executor.model_card import ModelCard, Score, write_model_card
 from app.executor.output import tail_lines
 from app.executor.projections import project_whole_log
@@ -330,10 +331,12 @@ def _end(job: JobRow, exit_record: ExitRecord, judged: Judged, model: ModelRow |
         status = JobStatus.CANCELLED
     else:
         status = JobStatus.FAILED
+    limit = limit_seconds(Limits.of(job.limits), verdict.reason)
+    more = {} if limit is None else {"limit_seconds": limit}
     return End(
         status=status,
         reason=EndReason.CANCELLED if status is JobStatus.CANCELLED else verdict.reason,
-        params={"detail": verdict.detail, **verdict.params, "log_tail": list(judged.log_tail)},
+        params={"detail": verdict.detail, **verdict.params, **more, "log_tail": list(judged.log_tail)},
         exit=asdict(exit_record),
         result_model_id=model.id if model else None,
     )

@@ -99,6 +99,7 @@ class Observation:
     """What the files of an attempt say now. `supervised`: a supervisor is alive (it holds the lock).
 
     `heartbeat_age` is in seconds and survives clock changes; None before the first beat and after a reboot.
+    `running_seconds`: its own time, without what the machine slept; None before the start and after a reboot.
     `unkillable` counts processes that a stop could not end so far.
     """
 
@@ -109,6 +110,7 @@ class Observation:
     started_at: float | None = None
     heartbeat_at: float | None = None
     heartbeat_age: float | None = None
+    running_seconds: float | None = None
     unkillable: int = 0
     exit: ExitRecord | None = None
 
@@ -169,6 +171,7 @@ def observe(folder: Path) -> Observation:
         started_at=state.get("started_at"),
         heartbeat_at=beat.get("wall"),
         heartbeat_age=_age(beat, state.get("boot_id")),
+        running_seconds=_running_seconds(state),
         unkillable=state.get("unkillable", 0),
         exit=_exit_record(ended) if ended is not None else None,
     )
@@ -244,6 +247,12 @@ def _age(beat: Mapping[str, Any], boot_id: str | None) -> float | None:
     if "boot" not in beat or boot_id != supervisor.boot_id():
         return None
     return max(0.0, supervisor.clock_since_boot() - float(beat["boot"]))
+
+
+def _running_seconds(state: Mapping[str, Any]) -> float | None:
+    if "pid" not in state or "started_monotonic" not in state or state.get("boot_id") != supervisor.boot_id():
+        return None
+    return max(0.0, time.monotonic() - float(state["started_monotonic"]))
 
 
 def _as_record(spec: LaunchSpec) -> dict[str, Any]:

@@ -207,6 +207,7 @@ class Supervisor:
             "boot_id": boot_id(),
             "oom_kills": oom_kills(),
             "started_at": time.time(),
+            "started_monotonic": time.monotonic(),  # the same for every process until the next boot
         }
         self._save()
         fault_point("before-fork")

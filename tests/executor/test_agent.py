@@ -17,6 +17,7 @@ from app.executor import supervision
 from app.executor.agent import Lane, NodeAgent, NodeIsTaken, Timing, exclusive
 from app.executor.forecast import Forecasts
 from app.executor.launch import LaunchError
+from app.executor.limits import LimitWatch
 from app.executor.projections import Projections
 from app.executor.run_folder import RunFolder
 from app.executor.supervision import ExitRecord, LaunchSpec
@@ -153,6 +154,7 @@ class Bench:
             presence=self.presence,
             projections=Projections(Home(self.root)),
             forecasts=Forecasts(Home(self.root)),
+            limits=LimitWatch(Home(self.root), self.home),
             timing=self.timing,
         )
         stopping = asyncio.Event()

@@ -31,7 +31,10 @@ def _expected(seen: Seen) -> Step:
         # a supervisor took the folder and died: the script may live
         (folder.phase in (AttemptPhase.STARTED, AttemptPhase.RUNNING), Step.ADOPT),
         # the row knows of a run, the folder does not: it is lost, and must not run again
-        (seen.status is JobStatus.RUNNING, Step.END_LOST),
+        (
+            seen.status is JobStatus.RUNNING or (seen.status is JobStatus.STOPPING and not seen.cancel_requested),
+            Step.END_LOST,
+        ),
         # nothing ever ran here
         (seen.cancel_requested, Step.END_UNSTARTED),
         (True, Step.LAUNCH),
