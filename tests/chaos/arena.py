@@ -29,6 +29,7 @@ from app.store.migrate import upgrade
 from app.store.session import Database
 from app.store.tables import JobEventRow, JobRow, NodeRow
 from tests.chaos.evidence import collect
+from tests.chaos.nursery import Forked, Nursery
 from tests.chaos.postgres import Postgres, own_postgres
 from tests.chaos.proxy import Line as Network
 from tests.chaos.proxy import Proxy
@@ -43,23 +44,28 @@ QUIET = ("--log-level", "warning", "--timeout-graceful-shutdown", "3")
 
 
 class Child:
-    """A process of the service that is killed and started again."""
+    """A process of the service that is killed and started again: `python ARGUMENTS`, forked if there is a nursery."""
 
-    def __init__(self, name: str, command: Sequence[str], environment: dict[str, str], log: Path) -> None:
-        self.name = name
-        self.command = command
+    def __init__(
+        self, arguments: Sequence[str], environment: dict[str, str], log: Path, nursery: Nursery | None = None
+    ) -> None:
+        self.arguments = arguments
         self.environment = environment
         self.log = log
-        self.process: subprocess.Popen[bytes] | None = None
+        self.nursery = nursery
+        self.process: subprocess.Popen[bytes] | Forked | None = None
 
     def start(self, **variables: str) -> None:
         """Start it unless it runs."""
         if self.is_alive():
             return
+        environment = self.environment | variables
+        if self.nursery is not None:
+            self.process = self.nursery.start(self.arguments, environment, self.log)
+            return
+        command = [sys.executable, *self.arguments]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                self.command, env=self.environment | variables, stdout=log, stderr=log, cwd=self.log.parent
-            )
+            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=self.log.parent)
 
     def is_alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
@@ -292,8 +298,13 @@ class Arena:
 
 
 @asynccontextmanager
-async def arena(root: Path, *, backend: str, nodes: int = 3, jobs: int = 0, ahead: int = 8) -> AsyncIterator[Arena]:
-    """Run an installation under `root`. The submitter, once started, submits `jobs` jobs, `ahead` at a time."""
+async def arena(
+    root: Path, *, backend: str, nodes: int = 3, jobs: int = 0, ahead: int = 8, warm: bool = False
+) -> AsyncIterator[Arena]:
+    """Run an installation under `root`. The submitter, once started, submits `jobs` jobs, `ahead` at a time.
+
+    With `warm`, workers and API are forked from a nursery.
+    """
     with contextlib.ExitStack() as servers:
         postgres = servers.enter_context(own_postgres()) if backend == "postgres" else None
         (root / "redis").mkdir(parents=True)
@@ -303,26 +314,26 @@ async def arena(root: Path, *, backend: str, nodes: int = 3, jobs: int = 0, ahea
         database = Database(url)
         await upgrade(database)
         Home(root).create()
+        common = _environment(root, url, redis)
+        nursery = Nursery(common, root) if warm else None
+        if nursery is not None:
+            servers.callback(nursery.close)
         proxies = [Proxy(postgres.port) if postgres else None for _ in range(nodes)]
         made = []
         for number, proxy in enumerate(proxies, 1):
             if proxy is not None:
                 await proxy.start()
-            made.append(_node(root, f"node-{number}", base, redis, url_of(url, postgres, proxy), proxy))
+            environment = _environment(root, url_of(url, postgres, proxy), redis)
+            made.append(_node(root, f"node-{number}", base, environment, proxy, nursery))
         port = free_port()
-        common = _environment(root, url, redis)
         api = Child(
-            "api",
-            [sys.executable, "-m", "uvicorn", "--factory", "app.main:create_app", "--port", str(port), *QUIET],
+            ["-m", "uvicorn", "--factory", "app.main:create_app", "--port", str(port), *QUIET],
             common | {"DEEPE_PORT": str(port)},
             root / "api.log",
+            nursery,
         )
-        submitter = Child(
-            "submitter",
-            [sys.executable, "-m", "tests.chaos.submitter", str(root), str(port), str(jobs), str(ahead)],
-            common,
-            root / "submitter.log",
-        )
+        arguments = ["-m", "tests.chaos.submitter", str(root), str(port), str(jobs), str(ahead)]
+        submitter = Child(arguments, common, root / "submitter.log")
         arena = Arena(root, database, made, api, submitter, port, redis, postgres)
         try:
             await arena.prepare()
@@ -353,13 +364,14 @@ def _environment(root: Path, url: str, redis: RedisServer) -> dict[str, str]:
     }
 
 
-def _node(root: Path, name: str, base: Path, redis: RedisServer, url: str, proxy: Proxy | None) -> Node:
+def _node(
+    root: Path, name: str, base: Path, environment: dict[str, str], proxy: Proxy | None, nursery: Nursery | None
+) -> Node:
     home = NodeHome(root / "nodes" / name)
     home.root.parent.mkdir(exist_ok=True)
     home.create()
     (home.environments / "base").symlink_to(base)
-    environment = _environment(root, url, redis) | {"DEEPE_NODE_NAME": name}
-    worker = Child(name, [sys.executable, "-m", "app.worker"], environment, root / f"{name}.log")
+    worker = Child(["-m", "app.worker"], environment | {"DEEPE_NODE_NAME": name}, root / f"{name}.log", nursery)
     return Node(name, home, worker, proxy)
 
 

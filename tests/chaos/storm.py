@@ -12,6 +12,8 @@ from random import Random
 from statistics import median
 from typing import Any
 
+import psutil
+
 from app.store.tables import AttemptRow
 from tests.chaos.arena import Arena, Folder, Node, arena, supervisors
 from tests.chaos.faults import BACKENDS, NothingToHit
@@ -31,7 +33,8 @@ class Plan:
     pause: tuple[float, float] = (0.2, 0.4)
     nodes: int = 3
     ahead: int = 8
-    patience: float = 120.0
+    patience: float = 300.0
+    warm: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class Storm:
         inject, _ = BACKENDS[self.plan.backend][kind]
         try:
             seconds = await inject(self, rng)
-        except NothingToHit:
+        except (NothingToHit, psutil.NoSuchProcess):
             return
         self.counts[kind] += 1
         if (done := sum(self.counts.values())) % 100 == 0:
@@ -150,7 +153,9 @@ class Storm:
 async def run(plan: Plan, root: Path) -> Outcome:
     """Run the plan under `root` and judge what happened."""
     begun = time.monotonic()
-    async with arena(root, backend=plan.backend, nodes=plan.nodes, jobs=100_000, ahead=plan.ahead) as site:
+    async with arena(
+        root, backend=plan.backend, nodes=plan.nodes, jobs=100_000, ahead=plan.ahead, warm=plan.warm
+    ) as site:
         for child in site.children():
             child.start()
         storm = Storm(site, plan)

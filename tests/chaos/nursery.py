@@ -1,0 +1,128 @@
+"""Forks workers and APIs from a process that has imported them: a start costs a tenth of the CPU time.
+
+    python -m tests.chaos.nursery
+
+Long runs start a thousand of them. Each is a process of its own with its own environment, log and main function, and
+is killed like any other; only the import is shared. Reads orders as JSON lines, answers each with the pid.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+import psutil
+
+
+class Forked:
+    """A process that somebody else reaps, seen as `subprocess.Popen` shows one."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._process: psutil.Process | None = None
+        with contextlib.suppress(psutil.Error):
+            self._process = psutil.Process(pid)
+
+    def poll(self) -> int | None:
+        """Return None while it runs; nobody tells us its exit status."""
+        with contextlib.suppress(psutil.Error):
+            if self._process is not None and self._process.is_running():
+                return None if self._process.status() != psutil.STATUS_ZOMBIE else 0
+        return 0
+
+    def wait(self, timeout: float) -> int:
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            time.sleep(0.01)
+        return 0
+
+    def send_signal(self, number: int) -> None:
+        with contextlib.suppress(psutil.Error):
+            if self._process is not None:
+                self._process.send_signal(number)
+
+
+class Nursery:
+    """The process that forks, and the orders to it."""
+
+    def __init__(self, environment: Mapping[str, str], folder: Path) -> None:
+        with (folder / "nursery.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.chaos.nursery"],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                cwd=folder,
+            )
+
+    def start(self, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> Forked:
+        """Fork a process that does what `python ARGUMENTS` would."""
+        order = {"arguments": [*arguments], "environment": {**environment}, "log": str(log)}
+        orders, answers = self._pipes()
+        orders.write(json.dumps(order).encode() + b"\n")
+        orders.flush()
+        return Forked(int(answers.readline()))
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        return self._process.stdin, self._process.stdout
+
+
+def main() -> None:
+    """Fork what is ordered until there are no more orders."""
+    import uvicorn  # noqa: F401 - imported for the children
+
+    import app.main
+    import app.worker  # noqa: F401
+
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them here
+    for line in sys.stdin.buffer:
+        pid = os.fork()
+        if pid == 0:
+            become(json.loads(line))
+        sys.stdout.buffer.write(b"%d\n" % pid)
+        sys.stdout.buffer.flush()
+
+
+def become(order: Mapping[str, Any]) -> NoReturn:
+    """Be the ordered process and end as it does."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    log = os.open(order["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for descriptor, place in ((nothing, 0), (log, 1), (log, 2)):
+        os.dup2(descriptor, place)
+    os.environ.clear()
+    os.environ.update(order["environment"])
+    _, module, *options = order["arguments"]
+    sys.argv = [module, *options]
+    status = 1
+    try:
+        if module == "app.worker":
+            from app.worker import main as work
+
+            status = work()
+        else:
+            from uvicorn import main as serve
+
+            serve(options, standalone_mode=False)
+            status = 0
+    finally:
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    main()
