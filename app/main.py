@@ -42,6 +42,7 @@ from app.executor.disk_guard import DiskGuard
 from app.executor.hints import Doorbell, FileDoorbell, RedisDoorbell
 from app.executor.job_actions import JobActions
 from app.executor.joining import set_join_token
+from app.executor.node_actions import NodeActions
 from app.executor.observe import RunObserver
 from app.executor.questions import Questions
 from app.executor.stage_parameters import StageParameters
@@ -57,7 +58,7 @@ from app.registry.environments import Environments
 from app.registry.method_services import method_services
 from app.registry.methods import LicenceGate
 from app.registry.models import Models
-from app.registry.nodes import Nodes, living_nodes
+from app.registry.nodes import living_nodes
 from app.registry.platforms import this_machine
 from app.settings import Settings, load_settings
 from app.store import idempotency
@@ -125,7 +126,7 @@ def build_services(
         datasets=datasets_,
         deploy_targets=DeployTargets(clock=clock),
         environments=Environments(clock=clock),
-        nodes=Nodes(),
+        nodes=NodeActions(),
         models=Models(database=database, home=home, clock=clock),
         submissions=submissions,
         job_actions=JobActions(home=home, submissions=submissions, observer=RunObserver(home), clock=clock),

@@ -10,6 +10,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.executor.asking import Answers
 from app.executor.hints import Doorbell
 from app.executor.job_actions import JobActions
+from app.executor.node_actions import NodeActions
 from app.executor.questions import Questions
 from app.executor.submission import Submissions
 from app.executor.supervisor import fault_point
@@ -21,7 +22,6 @@ from app.registry.deploy_targets import DeployTargets
 from app.registry.environments import Environments
 from app.registry.method_services import MethodServices
 from app.registry.models import Models
-from app.registry.nodes import Nodes
 from app.store.home import Home
 from app.store.session import Database
 
@@ -39,7 +39,7 @@ class Services:
     datasets: Datasets
     deploy_targets: DeployTargets
     environments: Environments
-    nodes: Nodes
+    nodes: NodeActions
     models: Models
     submissions: Submissions
     job_actions: JobActions

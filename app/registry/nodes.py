@@ -1,24 +1,83 @@
-"""Nodes as people see them: what they have, and whether they were heard of lately."""
+"""Nodes as people see them: what they have, what they do, how it stands with them; and what people wish of them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import timedelta
+import hashlib
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Any
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.domain.accelerators import Accelerator
+from app.domain.errors import Invalid
+from app.domain.inventory import BlockedAccelerator, Inventory, Obstacle
+from app.domain.labels import MAX_NODE_LABELS
+from app.domain.texts import Language, text
 from app.registry.node_environments import NodeEnvironment, Standings, standings
 from app.store import leases
 from app.store.clock import database_now
-from app.store.nodes import NODE_SILENT_AFTER, all_nodes, get_node
+from app.store.node_work import Holder, LiveJob, holders, live_jobs
+from app.store.nodes import (
+    NODE_SILENT_AFTER,
+    Standing,
+    accelerators_of,
+    all_nodes,
+    get_node,
+    set_extra_labels,
+    standing_of,
+)
 from app.store.tables import NodeRow
 
 
+class TooManyLabels(Invalid):
+    """A node has no more than a few dozen labels."""
+
+    code = "too_many_labels"
+
+
 class NodeState(StrEnum):
-    """Whether a node says that it is alive."""
+    """How it stands with a node now. Only `ready` ones get jobs; what runs on the others goes on."""
 
     READY = "ready"
-    SILENT = "silent"
+    DRAINING = "draining"
+    DRAINED = "drained"
+    REFUSING = "refusing"
+    UNKNOWN = "unknown"
+    DEAD = "dead"
+
+
+class AcceleratorState(StrEnum):
+    """Who has an accelerator now."""
+
+    FREE = "free"
+    LEASED = "leased"
+    QUARANTINED = "quarantined"
+    OCCUPIED = "occupied"
+    MISSING = "missing"
+
+
+@dataclass(frozen=True)
+class Reason:
+    """A sentence for people, by its code."""
+
+    code: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    def detail(self, language: Language) -> str:
+        """Return the sentence."""
+        return text(self.code, language, **self.params)
+
+
+@dataclass(frozen=True)
+class AcceleratorView:
+    """An accelerator and who has it: a job's attempt, or strangers."""
+
+    accelerator: Accelerator
+    state: AcceleratorState
+    holder: Holder | None = None
+    strangers: BlockedAccelerator | None = None
 
 
 @dataclass(frozen=True)
@@ -28,27 +87,105 @@ class NodeView:
     row: NodeRow
     heartbeat_age: timedelta
     state: NodeState
+    reason: Reason
+    inventory: Inventory
+    accelerators: Sequence[AcceleratorView]
+    jobs: Sequence[LiveJob] = ()
     environments: Sequence[NodeEnvironment] = ()
+
+    @property
+    def version(self) -> str:
+        """What changes when a person changes the node; the ETag."""
+        return labels_version(self.row.extra_labels)
 
 
 class Nodes:
-    """What can be asked about nodes; they register themselves."""
+    """What can be asked about nodes, and wished of them; they register themselves."""
 
     async def views(self, session: AsyncSession) -> Sequence[NodeView]:
         """Return all nodes by name."""
-        now, known = await database_now(session), await standings(session)
-        return [_view(row, known, age=now - row.heartbeat_at) for row in await all_nodes(session)]
+        return await _views(session, await all_nodes(session))
 
     async def get(self, session: AsyncSession, node: str) -> NodeView:
         """Return the node with this id or name."""
-        row = await get_node(session, node)
-        return _view(row, await standings(session), age=await database_now(session) - row.heartbeat_at)
+        return await _view(session, await get_node(session, node))
 
     async def release(self, session: AsyncSession, node: str, accelerator: str) -> NodeView:
         """Put a quarantined accelerator back to use; `AcceleratorInUse` while an attempt holds it."""
-        now = await database_now(session)
-        row = await leases.release(session, node, accelerator, now=now)
-        return _view(row, await standings(session), age=now - row.heartbeat_at)
+        return await _view(session, await leases.release(session, node, accelerator, now=await database_now(session)))
+
+    async def drain(self, session: AsyncSession, node: str) -> NodeView:
+        """Have the node take no more jobs; twice is fine."""
+        row = await get_node(session, node, lock=True)
+        row.draining_at = row.draining_at or await database_now(session)
+        session.add(row)
+        return await _view(session, row)
+
+    async def undrain(self, session: AsyncSession, node: str) -> NodeView:
+        """Let the node take jobs again; twice is fine."""
+        row = await get_node(session, node, lock=True)
+        row.draining_at = None
+        session.add(row)
+        return await _view(session, row)
+
+    async def change_labels(
+        self,
+        session: AsyncSession,
+        node: str,
+        changes: Mapping[str, str | None] | None,
+        *,
+        check: Callable[[str], None],
+    ) -> NodeView:
+        """Set labels beside those of the worker, or take them away (None; all of them if `changes` is None)."""
+        row = await get_node(session, node, lock=True)
+        check(labels_version(row.extra_labels))
+        labels = merged_labels(row.extra_labels, changes)
+        if len(labels) > MAX_NODE_LABELS:
+            raise TooManyLabels(pointer="/extra_labels", limit=MAX_NODE_LABELS)
+        await set_extra_labels(session, row, labels)
+        return await _view(session, row)
+
+
+def state_of(row: NodeRow, *, age: timedelta, jobs: int) -> tuple[NodeState, Reason]:
+    """Return how it stands with the node that has so many live jobs, and why, as a sentence."""
+    minutes = {"minutes": max(1, int(age.total_seconds() // 60)), "jobs": jobs, "node": row.name}
+    standing = standing_of(row)
+    if standing in (Standing.DEAD, Standing.REMOVED):
+        return NodeState.DEAD, Reason("node_dead", {"node": row.name})
+    if age >= NODE_SILENT_AFTER:
+        return NodeState.UNKNOWN, Reason("node_unknown_with_jobs" if jobs else "node_unknown", minutes)
+    if standing is Standing.DRAINING:
+        if jobs:
+            return NodeState.DRAINING, Reason("node_draining", {"jobs": jobs})
+        return NodeState.DRAINED, Reason("node_drained")
+    if standing is Standing.REFUSING:
+        refusal = row.refusal or {}
+        return NodeState.REFUSING, Reason(str(refusal.get("code", "")), refusal.get("params") or {})
+    return NodeState.READY, Reason("node_ready", {"jobs": jobs})
+
+
+def accelerator_view(
+    accelerator: Accelerator, *, holder: Holder | None, blocked: BlockedAccelerator | None
+) -> AcceleratorView:
+    """Return who has the accelerator; a job that holds it is the answer whatever else uses it."""
+    if holder is not None:
+        state = AcceleratorState.QUARANTINED if holder.quarantined else AcceleratorState.LEASED
+    elif blocked is not None:
+        state = AcceleratorState.MISSING if blocked.obstacle is Obstacle.MISSING else AcceleratorState.OCCUPIED
+    else:
+        state = AcceleratorState.FREE
+    return AcceleratorView(accelerator, state, holder, blocked)
+
+
+def merged_labels(labels: Mapping[str, str], changes: Mapping[str, str | None] | None) -> dict[str, str]:
+    """Apply a merge patch (RFC 7396) to the labels."""
+    merged = {**labels, **changes} if changes is not None else {}
+    return {name: value for name, value in merged.items() if value is not None}
+
+
+def labels_version(labels: Mapping[str, str]) -> str:
+    """Return what names these labels in `ETag`."""
+    return hashlib.sha256(json.dumps(dict(labels), sort_keys=True).encode()).hexdigest()[:16]
 
 
 async def living_nodes(session: AsyncSession) -> Sequence[NodeRow]:
@@ -61,6 +198,35 @@ async def living_nodes(session: AsyncSession) -> Sequence[NodeRow]:
     ]
 
 
-def _view(row: NodeRow, known: Standings, *, age: timedelta) -> NodeView:
-    state = NodeState.SILENT if age >= NODE_SILENT_AFTER else NodeState.READY
-    return NodeView(row=row, heartbeat_age=max(age, timedelta()), state=state, environments=known.on(row))
+async def _view(session: AsyncSession, row: NodeRow) -> NodeView:
+    (view,) = await _views(session, [row])
+    return view
+
+
+async def _views(session: AsyncSession, rows: Collection[NodeRow]) -> Sequence[NodeView]:
+    """Return the views of these nodes; a handful of queries however many there are."""
+    ids = [row.id for row in rows]
+    now, known = await database_now(session), await standings(session)
+    jobs, held = await live_jobs(session, ids), await holders(session, ids)
+    return [_made(row, known, now=now, jobs=jobs.get(row.id, ()), held=held.get(row.id, {})) for row in rows]
+
+
+def _made(
+    row: NodeRow, known: Standings, *, now: datetime, jobs: Sequence[LiveJob], held: Mapping[str, Holder]
+) -> NodeView:
+    age = max(now - row.heartbeat_at, timedelta())
+    inventory = Inventory.model_validate(row.inventory)
+    blocked = {entry.id: entry for entry in inventory.blocked}
+    state, reason = state_of(row, age=age, jobs=len(jobs))
+    return NodeView(
+        row=row,
+        heartbeat_age=age,
+        state=state,
+        reason=reason,
+        inventory=inventory,
+        accelerators=[
+            accelerator_view(one, holder=held.get(one.id), blocked=blocked.get(one.id)) for one in accelerators_of(row)
+        ],
+        jobs=jobs,
+        environments=known.on(row),
+    )

@@ -374,6 +374,17 @@ async def fail_queued(
     return len(job_ids)
 
 
+async def end_queued_builds(session: AsyncSession, node_id: str, end: End, *, now: datetime) -> int:
+    """End the queued builds of environments on this node; return how many there were."""
+    statement = select(JobRow.id).where(
+        JobRow.node_id == node_id, JobRow.status == JobStatus.QUEUED, JobRow.kind == JobKind.ENVIRONMENT
+    )
+    builds = (await session.exec(statement)).all()
+    for job_id in builds:
+        await _write_status(session, job_id, old={JobStatus.QUEUED}, new=end.status, now=now, end=end)
+    return len(builds)
+
+
 async def environments_waited_for(session: AsyncSession) -> Sequence[str]:
     """Return the names of the environments that queued, unblocked stage jobs need."""
     return sorted({demand.environment for demand in await waiting_demands(session, STAGE_KINDS)})

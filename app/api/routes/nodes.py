@@ -1,15 +1,24 @@
-"""Nodes: machines with a worker. They register themselves."""
+"""Nodes: machines with a worker. They register themselves.
+
+What people wish (drain, labels) stands in the node's row; the worker acts on it in its next round, or at once when the
+bell rings.
+"""
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path
+from fastapi import APIRouter, Depends, Path, Response
 
-from app.api.dependencies import ReadSession, ServicesDep, WriteSession
-from app.api.errors import problem_responses
+from app.api.conditional import IfMatch, StaleVersion, etag_of
+from app.api.dependencies import ReadSession, ServicesDep, WriteSession, ring_after_commit
+from app.api.errors import PreconditionRequired, problem_responses
 from app.api.language import RequestLanguage
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
-from app.api.schemas.resources import NodeRead, node_read
+from app.api.schemas.nodes import NodeDeclaration, NodePatch, NodeRead, node_read
 from app.api.small_lists import page_by_name
+from app.domain.errors import InvalidRequest
+from app.domain.texts import Language
+from app.executor.lost_nodes import NodeInUse, NodeIsAlive, NodeNotConfirmed
+from app.registry.nodes import NodeView, TooManyLabels
 from app.store.leases import AcceleratorInUse, AcceleratorNotFound
 from app.store.nodes import NodeNotFound
 
@@ -52,10 +61,83 @@ async def release_accelerator(
 
 @router.get("/nodes/{node}", responses=problem_responses(NodeNotFound))
 async def get_node(
+    node: NodeRef, session: ReadSession, services: ServicesDep, language: RequestLanguage, response: Response
+) -> NodeRead:
+    """Read a node: its machine, who has its accelerators, what it is at, and how it stands with it."""
+    return _tagged(await services.nodes.get(session, node), language, response)
+
+
+@router.patch(
+    "/nodes/{node}",
+    responses=problem_responses(NodeNotFound, TooManyLabels, InvalidRequest, PreconditionRequired, StaleVersion),
+)
+async def update_node(
     node: NodeRef,
-    session: ReadSession,
+    patch: NodePatch,
+    session: WriteSession,
+    services: ServicesDep,
+    if_match: IfMatch,
+    language: RequestLanguage,
+    response: Response,
+) -> NodeRead:
+    """Set labels of a node (JSON merge patch, RFC 7396): null takes one away. Those of its worker stay."""
+    changes = patch.extra_labels if "extra_labels" in patch.model_fields_set else {}
+    view = await services.nodes.change_labels(session, node, changes, check=if_match.require)
+    ring_after_commit(session, services.doorbell, view.row.id)
+    return _tagged(view, language, response)
+
+
+@router.post("/nodes/{node}:drain", responses=problem_responses(NodeNotFound))
+async def drain_node(
+    node: NodeRef, session: WriteSession, services: ServicesDep, language: RequestLanguage
+) -> NodeRead:
+    """Give the node no more jobs; those that run go on. It is `drained` when the last one has ended."""
+    view = await services.nodes.drain(session, node)
+    ring_after_commit(session, services.doorbell, view.row.id)
+    return node_read(view, language)
+
+
+@router.post("/nodes/{node}:undrain", responses=problem_responses(NodeNotFound))
+async def undrain_node(
+    node: NodeRef, session: WriteSession, services: ServicesDep, language: RequestLanguage
+) -> NodeRead:
+    """Let a node take jobs again."""
+    view = await services.nodes.undrain(session, node)
+    ring_after_commit(session, services.doorbell, view.row.id)
+    return node_read(view, language)
+
+
+@router.post(
+    "/nodes/{node}:declare-dead",
+    responses=problem_responses(NodeNotFound, NodeNotConfirmed, NodeIsAlive, InvalidRequest),
+)
+async def declare_node_dead(
+    node: NodeRef,
+    declaration: NodeDeclaration,
+    session: WriteSession,
     services: ServicesDep,
     language: RequestLanguage,
 ) -> NodeRead:
-    """Read a node."""
-    return node_read(await services.nodes.get(session, node), language)
+    """Say that the processes of a silent node are gone: its jobs run elsewhere, or end as `node_lost`.
+
+    Only a person can know that. Should the node live after all, it can change nothing any more: its worker ends what is
+    left and the node is ready again by itself.
+    """
+    view = await services.nodes.declare_dead(session, node, confirm=declaration.confirm)
+    ring_after_commit(session, services.doorbell, view.row.id)
+    return node_read(view, language)
+
+
+@router.delete(
+    "/nodes/{node}",
+    status_code=204,
+    responses=problem_responses(NodeNotFound, NodeInUse, PreconditionRequired, StaleVersion),
+)
+async def delete_node(node: NodeRef, session: WriteSession, services: ServicesDep, if_match: IfMatch) -> None:
+    """Remove a node that is dead, or drained and empty. Its worker ends; started again, it joins as a new node."""
+    await services.nodes.remove(session, node, check=if_match.require)
+
+
+def _tagged(view: NodeView, language: Language, response: Response) -> NodeRead:
+    response.headers["ETag"] = etag_of(view.version)
+    return node_read(view, language)

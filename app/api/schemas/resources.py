@@ -1,4 +1,4 @@
-"""Over the wire: base models, data sets, deploy targets, environments and nodes."""
+"""Over the wire: base models, data sets, deploy targets and environments."""
 
 from datetime import datetime
 from typing import Any
@@ -8,12 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.api.errors import ProblemEntry
 from app.api.schemas.node_environments import NodeEnvironmentRead, node_environment_read
 from app.domain.deploy_targets import DeployTargetKind
-from app.domain.enums import Platform
 from app.domain.texts import Language
 from app.registry.base_model_card import BaseModelCard
 from app.registry.datasets import Preview, Validation
 from app.registry.environments import EnvironmentSource, EnvironmentView
-from app.registry.nodes import NodeState, NodeView
 from app.store.tables import BaseModelRow, DatasetRow, DeployTargetRow
 
 _ID = "5b0e4c1e-9f3d-4a59-8f5e-0d6f3f8f2a11"
@@ -242,41 +240,4 @@ def environment_read(view: EnvironmentView, language: Language) -> EnvironmentRe
         nodes=[node_environment_read(standing, language) for standing in view.nodes],
         created_at=row and row.created_at,
         updated_at=row and row.updated_at,
-    )
-
-
-# ---- nodes ----------------------------------------------------------------------------------------------------------
-
-
-class NodeRead(BaseModel):
-    """A machine with a worker."""
-
-    id: str = Field(examples=[_ID])
-    name: str = Field(examples=["laptop"])
-    state: NodeState = Field(description="`silent`: not heard of for a minute; it gets no work.")
-    platform: Platform
-    accelerators: list[dict[str, Any]] = Field(examples=[[{"kind": "cuda", "name": "NVIDIA L4"}]])
-    environments: list[str] = Field(description="Ready on the node.", examples=[["base", "trl"]])
-    environment_states: list[NodeEnvironmentRead] = Field(description="Everything that is ready or could be.")
-    slots: int = Field(description="Jobs at once.")
-    heartbeat_at: datetime
-    heartbeat_age_seconds: float = Field(description="By the database's clock.", examples=[1.5])
-    created_at: datetime
-
-
-def node_read(view: NodeView, language: Language) -> NodeRead:
-    """Return the node as callers see it."""
-    row = view.row
-    return NodeRead(
-        id=row.id,
-        name=row.name,
-        state=view.state,
-        platform=row.platform,
-        accelerators=row.accelerators,
-        environments=row.environments,
-        environment_states=[node_environment_read(standing, language) for standing in view.environments],
-        slots=row.slots,
-        heartbeat_at=row.heartbeat_at,
-        heartbeat_age_seconds=round(view.heartbeat_age.total_seconds(), 3),
-        created_at=row.created_at,
     )
