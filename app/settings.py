@@ -134,6 +134,9 @@ class Settings(BaseSettings):
     conda_channels: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Channels, comma-separated, for environments whose specification names none."
     )
+    keep_environment_days: float = Field(
+        30, ge=0.01, le=36_500, description="Days that an environment built here stays after its last use."
+    )
     offline: bool = Field(
         False, description="This node has no network: environments are built from packed ones, or not at all."
     )

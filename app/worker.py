@@ -18,6 +18,7 @@ from app.executor.agent import Lane, NodeAgent, NodeIsTaken, Timing, exclusive
 from app.executor.builders import BuildRules
 from app.executor.conda import CondaSearch
 from app.executor.disk_guard import DiskGuard
+from app.executor.environment_cleaning import DAY, CleaningRules, EnvironmentCleaning
 from app.executor.forecast import Forecasts
 from app.executor.hints import listen, listen_to_file
 from app.executor.inventory import Hardware, this_hardware
@@ -96,6 +97,7 @@ async def _work(settings: Settings, home: Home, node_home: NodeHome) -> None:
         disks=DiskGuard(
             {"DEEPE_HOME": home.runs, "DEEPE_NODE_HOME": node_home.root}, min_free_bytes=settings.min_free_bytes
         ),
+        cleaning=environment_cleaning(settings, database),
     )
     stopping = asyncio.Event()
     _on_stop(stopping.set)
@@ -212,6 +214,18 @@ async def _tell_start(settings: Settings, hardware: Hardware, *, redis: bool) ->
         ],
     }
     logger.info("worker_started", extra=fields)
+
+
+def environment_cleaning(settings: Settings, database: Database) -> EnvironmentCleaning:
+    """Return the clean-up of this node's environments."""
+    rules = CleaningRules(
+        keep_seconds=settings.keep_environment_days * DAY,
+        # before jobs are refused
+        min_free_bytes=2 * settings.min_free_bytes,
+    )
+    search = CondaSearch.of(os.environ, root=settings.conda_root)
+    envs_dir = NodeHome(settings.node_home).environments
+    return EnvironmentCleaning(database=database, envs_dir=envs_dir, search=search, rules=rules)
 
 
 def _stop(stopping: asyncio.Event, agent: NodeAgent) -> None:

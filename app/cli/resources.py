@@ -216,6 +216,32 @@ def show_lock(name: EnvironmentName, node: OnNode = None, url: Url = DEFAULT_URL
     print_table(("by", "package", "version", "sha256"), rows, nothing="Nothing is installed.")
 
 
+@environments.command("clean")
+def clean_environments(
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Only say what would be removed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove environments of this machine that nobody needs; its worker does it by itself every few minutes.
+
+    Run it on the node, with the worker's DEEPE_* variables.
+    """
+    from app.cli.cleaning import ask_worker, planned
+    from app.cli.output import print_json, print_table, size, write
+    from app.cli.service import load
+
+    settings = load()
+    found = planned(settings)
+    if not dry_run:
+        ask_worker(settings)
+    if as_json:
+        print_json({"items": found, "dry_run": dry_run})
+        return
+    rows = [(one["environment"], one["why"], size(one["size_bytes"]), one["prefix"]) for one in found]
+    print_table(("environment", "why", "size", "where"), rows, nothing="Nothing to remove.")
+    if found and not dry_run:
+        write("The worker of this node removes them between two jobs.\n")
+
+
 def _order(
     action: str,
     name: str,

@@ -28,6 +28,7 @@ from app.domain.labels import automatic_labels
 from app.executor.builders import BuildRules
 from app.executor.conda import CondaSearch
 from app.executor.disk_guard import DiskGuard
+from app.executor.environment_cleaning import EnvironmentCleaning
 from app.executor.environments import BASE, mark_used
 from app.executor.inventory import Hardware, machine
 from app.executor.joining import require_join_token
@@ -75,8 +76,10 @@ class NodeEnvironments:
         search: CondaSearch,
         rules: BuildRules,
         disks: DiskGuard | None = None,
+        cleaning: EnvironmentCleaning | None = None,
     ) -> None:
         self._database = database
+        self._cleaning = cleaning
         self._disks = disks
         self._facts = facts
         self._hardware = hardware
@@ -170,6 +173,8 @@ class NodeEnvironments:
             building = await self._being_built(session) if waited_for else set()
         for name in sorted(waited_for - building):
             await self._order(name)
+        if self._cleaning is not None:
+            await self._cleaning.turn(self._node_id, self._seen)
 
     async def _being_built(self, session: AsyncSession) -> set[str]:
         """Return what is being built here or on another living node; nobody waits for a node that is silent."""

@@ -12,6 +12,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.names import name_key
+from app.domain.transitions import LIVE
 from app.store import named
 from app.store.tables import BUILDING, EnvironmentRow, JobRow
 
@@ -31,6 +32,13 @@ async def all_environments(session: AsyncSession) -> Sequence[EnvironmentRow]:
 async def spec_hashes(session: AsyncSession) -> Mapping[str, str | None]:
     """Return name → digest of the specification of every registered environment."""
     return dict((await session.exec(select(EnvironmentRow.name, EnvironmentRow.spec_hash))).all())
+
+
+async def environments_in_use(session: AsyncSession, node_id: str) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the environments that queued jobs will need, and those that live jobs of the node run in."""
+    queued = select(JobRow.environment).where(JobRow.status == JobStatus.QUEUED).distinct()
+    live = select(JobRow.environment).where(JobRow.node_id == node_id, col(JobRow.status).in_(LIVE)).distinct()
+    return frozenset((await session.exec(queued)).all()), frozenset((await session.exec(live)).all())
 
 
 async def ensure_shipped(session: AsyncSession, name: str, *, spec: str, spec_hash: str, now: datetime) -> bool:
