@@ -9,7 +9,7 @@ from sqlalchemy.exc import SQLAlchemyError
 TROUBLE: Final = (SQLAlchemyError, OSError)
 
 _FIRST_REST_SECONDS = 0.5
-_LONGEST_REST_SECONDS = 30.0
+_LONGEST_REST_SECONDS = 10.0  # a node that slept through the end of an outage would take no jobs for longer
 
 
 def rest_seconds(failures: int) -> float:
