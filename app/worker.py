@@ -54,6 +54,16 @@ class NodeRemoved(RegistrationRefused):
         )
 
 
+class HomeUnusable(Exception):
+    """The disk of a home is full, read-only, or not ours."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(
+            f"A worker must be able to write in DEEPE_HOME and DEEPE_NODE_HOME: {error}. Give it the rights or another "
+            "folder, and start it again; scripts that run are found then."
+        )
+
+
 def main() -> int:
     """Run until told to stop; return the exit status."""
     try:
@@ -67,7 +77,7 @@ def main() -> int:
     except NodeIsTaken:
         sys.stderr.write(f"Another worker is running as node {settings.node_name!r}; set DEEPE_NODE_NAME to add one.\n")
         return 2
-    except RegistrationRefused as error:
+    except (RegistrationRefused, HomeUnusable) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     return 0
@@ -76,9 +86,13 @@ def main() -> int:
 async def work(settings: Settings) -> None:
     """Be the worker of this node until SIGTERM or SIGINT; raise `NodeIsTaken` if there is one already."""
     home, node_home = Home(settings.home), NodeHome(settings.node_home)
-    home.create()
-    node_home.create()
-    with exclusive(node_home.root / "agent.lock"):
+    with contextlib.ExitStack() as held:
+        try:
+            home.create()
+            node_home.create()
+            held.enter_context(exclusive(node_home.root / "agent.lock"))
+        except OSError as error:
+            raise HomeUnusable(error) from error
         await _work(settings, home, node_home)
 
 

@@ -116,7 +116,7 @@ class TestDisk:
         root = site.node_home().root
         with small_disk(root):
             job = await site.submit(SCRIPT, parameters={"ticks": 20})
-            site.start_worker(DEEPE_SLOTS="2")
+            site.start_worker(DEEPE_SLOTS="2", DEEPE_MIN_FREE_BYTES="0")
             await site.wait(job, JobStatus.RUNNING)
 
             fill(root / "ballast")
@@ -131,6 +131,24 @@ class TestDisk:
             assert meanwhile.status is JobStatus.RUNNING
             assert (row.status, row.attempts) == (JobStatus.SUCCEEDED, 1), site.story(row)
             await site.close()
+
+    @linux_only
+    async def test_that_became_read_only_is_named_and_the_script_is_found_when_it_is_not(self, site: Site) -> None:
+        root = site.node_home().root
+        with small_disk(root):
+            site.place_base()
+            remount(root, "ro")
+            refused = site.start_bare_worker()
+            assert refused.process.wait(20) == 2
+            remount(root, "rw")
+            job = await site.submit(SCRIPT, parameters={"ticks": 3})
+            site.start_bare_worker(DEEPE_MIN_FREE_BYTES="0")
+            row = await site.wait(job)
+            await site.close()
+
+        assert "DEEPE_NODE_HOME" in refused.log
+        assert "Traceback" not in refused.log
+        assert row.status is JobStatus.SUCCEEDED
 
     async def test_that_loses_the_folder_of_a_running_attempt_ends_it_and_what_runs(self, site: Site) -> None:
         job = await site.submit(SCRIPT, parameters={"ticks": 2000, "family": "session"})
@@ -267,6 +285,10 @@ def small_disk(folder: Path) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "-l", folder], check=True)
+
+
+def remount(folder: Path, mode: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{mode}", folder], check=True)
 
 
 def fill(path: Path) -> None:
