@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -409,3 +409,33 @@ class TestDeleteMethod:
         await app.client.patch(f"{URL}/finance", json={"description": "new"}, headers=tag)
 
         assert (await app.client.delete(f"{URL}/finance", headers=tag)).status_code == 412
+
+
+class TestLauncher:
+    GROUP: ClassVar[dict[str, Any]] = {"kind": "torchrun", "processes": 2}
+
+    async def test_is_kept_patched_copied_and_refused_like_the_rest(self, app: MethodsApp) -> None:
+        stages = {"training": {"file": "train.py", "conda_env": "base", "launcher": self.GROUP}}
+        made = await app.create(stages=stages)
+        url = f"/api/v1/methods/{made['name']}"
+        assert made["stages"]["training"]["launcher"] == self.GROUP
+
+        patch = {"stages": {"training": {"launcher": {"processes": 4}}}}
+        patched = await app.client.patch(url, json=patch, headers=tag_of(await app.client.get(url)))
+        assert patched.json()["stages"]["training"]["launcher"] == {**self.GROUP, "processes": 4}
+        assert patched.json()["version"] == 2
+
+        copied = await app.client.post(f"{url}:copy", json={"name": "copy"})
+        assert copied.json()["stages"]["training"]["launcher"] == {**self.GROUP, "processes": 4}
+
+        python = {"stages": {"training": {"launcher": {"kind": "python"}}}}
+        refused = await app.client.patch(url, json=python, headers=tag_of(patched))
+        assert refused.status_code == 422
+        (error,) = refused.json()["errors"]
+        assert (error["pointer"], error["code"]) == ("/stages/training/launcher/processes", "processes_of_python")
+
+        gone = {"stages": {"training": {"launcher": None}}}
+        alone = await app.client.patch(url, json=gone, headers=tag_of(patched))
+        assert alone.json()["stages"]["training"]["launcher"] is None
+        again = await app.client.put(url, json=alone.json(), headers=tag_of(alone))
+        assert (again.status_code, again.json()["version"]) == (200, alone.json()["version"])

@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from app.domain.launchers import Launcher, LauncherKind
+from app.executor.launchers import group_variables, stage_command
 from app.presets import catalogue
 
 Variables = dict[str, str]
+ALONE = Launcher()
 
 
 @dataclass(frozen=True)
@@ -70,14 +73,24 @@ class Home:
     def events_file(self) -> Path:
         return self.path / "events.jsonl"
 
-    def run(self, script: str, *arguments: str, timeout: float = 50, environment: Variables | None = None) -> Finished:
+    def run(
+        self,
+        script: str,
+        *arguments: str,
+        timeout: float = 50,
+        environment: Variables | None = None,
+        launcher: Launcher = ALONE,
+    ) -> Finished:
         """Run to the end. Events of earlier runs are not part of the result."""
         self.events_file.unlink(missing_ok=True)
-        process = self.start(script, *arguments, environment=environment)
+        process = self.start(script, *arguments, environment=environment, launcher=launcher)
         stdout, stderr = process.communicate(timeout=timeout)
         return Finished(process.returncode, stdout, stderr, self.events())
 
-    def start(self, script: str, *arguments: str, environment: Variables | None = None) -> subprocess.Popen[str]:
+    def start(
+        self, script: str, *arguments: str, environment: Variables | None = None, launcher: Launcher = ALONE
+    ) -> subprocess.Popen[str]:
+        processes = launcher.count(0)
         variables = {
             "PATH": os.environ["PATH"],
             "HOME": str(self.path),
@@ -87,8 +100,18 @@ class Home:
             "HF_HUB_OFFLINE": "1",
             **(environment or {}),
         }
+        if launcher.kind is not LauncherKind.PYTHON:
+            variables |= group_variables(variables, processes=processes, grace_seconds=10, cores=processes)
+        command = stage_command(
+            launcher,
+            python=self.python,
+            script=Path(script),
+            arguments=arguments,
+            processes=processes,
+            ranks=self.path / "ranks",
+        )
         return subprocess.Popen(
-            [self.python, "-u", script, *arguments],
+            command,
             cwd=self.scripts,
             env=variables,
             stdin=subprocess.DEVNULL,

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from app.domain.launchers import Launcher, LauncherKind
 from tests.presets.stage import Finished, Home, dataset, demo_parameters, make_home
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(240), pytest.mark.xdist_group("training")]
 
+PAIR = Launcher(kind=LauncherKind.TORCHRUN, processes=2)
 QUESTION = "Which is larger, 3 or 8?"
 
 
@@ -223,6 +225,57 @@ class TestCustom02:
         assert run.code == 1
         assert run.json_lines[-1]["status"] == "failed"
         assert "column 'instruction' is missing; there are: a" in run.stderr
+
+
+class TestGroupOfProcesses:
+    """The shipped scripts as two processes of one group, on CPUs."""
+
+    def test_sft_demo_learns_and_reports_once(self, torch_home: Home, tiny_base: Path) -> None:
+        # the demo's rows of a step are shared by two
+        arguments = sft_arguments(torch_home, tiny_base, "--batch_size=16", "--eval_samples=20")
+
+        run = torch_home.run("sft-demo.py", *arguments, timeout=200, launcher=PAIR)
+
+        assert run.code == 0, run.stderr
+        steps = [event["step"] for event in run.of_type("metrics") if "loss" in event["values"]]
+        assert steps == sorted(set(steps))
+        assert last_loss(run) < run.of_type("metrics")[0]["values"]["loss"] / 4
+        assert [event["phase"] for event in run.of_type("evaluation")] == ["before", "after"]
+        assert run.exact_match("after") >= 0.8
+        assert [event["kind"] for event in run.of_type("artifact")].count("adapter") == 1
+        (log,) = (torch_home.path / "logs").iterdir()
+        assert log.read_text().count('"msg": 200005') == 1
+
+    def test_sft_demo_stops_at_one_step_and_goes_on(self, torch_home: Home, tiny_base: Path) -> None:
+        arguments = sft_arguments(torch_home, tiny_base, "--save_steps=1000", "--eval_fraction=0")
+        process = torch_home.start("sft-demo.py", *arguments, launcher=PAIR)
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith("step 10/"):
+            assert process.poll() is None
+
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=60)
+
+        stopped = [line for line in stderr.splitlines() if "its checkpoint is complete" in line]
+        assert len({line.removeprefix("[rank1]: ") for line in stopped}) == 1, stderr
+        (made,) = [event for event in torch_home.events() if event["type"] == "artifact"]
+        assert made["kind"] == "checkpoint"
+        resumed = torch_home.run("sft-demo.py", *arguments, "--max_steps=14", timeout=150, launcher=PAIR)
+        assert resumed.code == 0, resumed.stderr
+        (note,) = [note["message"] for note in resumed.of_type("note") if "resumed" in note["message"]]
+        assert note.removeprefix("resumed from ") == Path(made["path"]).name
+
+    def test_custom02_makes_the_same_model_as_one_process(self, torch_home: Home, tiny_base: Path) -> None:
+        arguments = TestCustom02().arguments(torch_home, tiny_base, "--max_steps", "10", "--logging_steps", "1")
+
+        alone = torch_home.run("custom02.py", *arguments, "--eval_samples", "5")
+        pair = torch_home.run("custom02.py", *arguments, "--eval_samples", "5", launcher=PAIR)
+
+        assert (alone.code, pair.code) == (0, 0), pair.stderr
+        losses = [[event["values"]["loss"] for event in run.of_type("metrics")] for run in (alone, pair)]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+        assert len(losses[0]) == 10
+        assert pair.json_lines[-1]["status"] == "success"
 
 
 def last_loss(run: Finished) -> float:

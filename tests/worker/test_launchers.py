@@ -43,6 +43,7 @@ seen = {"weights": model.module.weight.flatten().tolist(), "argv": sys.argv, "th
 print(f"rank {rank} of {group.get_world_size()} is done", flush=True)
 if rank == 0:
     play.adapter()
+group.destroy_process_group()
 """
 )
 HANG = GROUP + "import time\nprint('ready', flush=True)\ntime.sleep(600)\n"

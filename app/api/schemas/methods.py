@@ -53,7 +53,7 @@ class _MethodMembers(BaseModel):
     technique: str = Field(examples=["sft"])
     lifecycle: list[ModelState] = Field(examples=[["customized", "complete"]])
     stages: dict[str, StageConfig] = Field(
-        examples=[{"training": {"file": "finance_sft.py", "conda_env": "trl"}}],
+        examples=[{"training": {"file": "finance_sft.py", "conda_env": "trl", "launcher": None}}],
     )
     inference: InferenceSwitches
     deployment: DeploymentConfig | None

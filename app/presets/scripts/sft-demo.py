@@ -197,6 +197,7 @@ def run(args: argparse.Namespace) -> None:
     log("SaveTrainedModelSuccess", args.output_dir, args)
     score(trainer, tokenizer, held_out, args, "after")
     log("TrainingSuccess", args.model_name, args)
+    leave_group()
 
 
 # --- data -----------------------------------------------------------------------------------------------------------
@@ -597,6 +598,14 @@ def stop_wished(group: Any) -> bool:
     return bool(wished.item())
 
 
+def leave_group() -> None:
+    """Part from the other processes: one that ends within the group may crash in doing so."""
+    import torch.distributed
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def train(trainer: Any, args: argparse.Namespace) -> None:
     checkpoint = newest_checkpoint(Path(args.output_dir), args) if args.resume else None
     if checkpoint:
@@ -605,6 +614,8 @@ def train(trainer: Any, args: argparse.Namespace) -> None:
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if deepe.stop_requested() or trainer.state.global_step < trainer.state.max_steps:
         sys.stderr.write(f"stopped at step {trainer.state.global_step}; its checkpoint is complete\n")
+        trainer.accelerator.wait_for_everyone()  # the first to end with a code would end the one that writes
+        leave_group()
         sys.exit(deepe.STOPPED)
 
 
