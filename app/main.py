@@ -179,7 +179,8 @@ async def _prepare(services: Services, settings: Settings) -> None:
 
 def _doorbell(settings: Settings, database: Database) -> Doorbell:
     if settings.redis_url is None:
-        return FileDoorbell(Home(settings.home).doorbell)
+        home = Home(settings.home)
+        return FileDoorbell(home.doorbell, bells=home.bells)
 
     async def node_names() -> Sequence[str]:
         async with database.reading() as session:

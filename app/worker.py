@@ -125,7 +125,8 @@ async def _work(settings: Settings, home: Home, node_home: NodeHome) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(agent.run(stopping))
             if redis_url is None:
-                tasks.create_task(listen_to_file(home.doorbell, wake=agent.wake, stopping=stopping))
+                bell = home.bells / settings.node_name
+                tasks.create_task(listen_to_file(home.doorbell, bell=bell, wake=agent.wake, stopping=stopping))
             else:
                 tasks.create_task(listen(redis_url, node=settings.node_name, wake=agent.wake, stopping=stopping))
         if agent.removed:

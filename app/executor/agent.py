@@ -5,10 +5,10 @@ supervisor and goes on when this process dies; the next agent finds it by its fo
 the next round, which looks at rows and folders again (`app.executor.reconcile`). The folder goes last, when nothing is
 left to write down.
 
-A round talks to the database; between rounds only folders are looked at, which is cheap, so an exit is noticed within
-`watch_seconds` while the database is asked every `poll_seconds`, or at once after a hint. Trouble with the database or
-the disk ends a round once every attempt had its turn, and the next one comes later each time; a fault with one attempt
-lets only that one rest.
+A round talks to the database, every `poll_seconds` or at once after a hint. A supervisor that has something new to show
+strikes the node's bell; should nobody have heard it, the folders are looked at every `watch_seconds`, which is cheap.
+Trouble with the database or the disk ends a round once every attempt had its turn, and the next one comes later each
+time; a fault with one attempt lets only that one rest.
 
 Settling may take many minutes (the weights are hashed). It holds up nothing: the processes of the attempt are gone, so
 its slot is free, and its accelerators are given back. A worker that stops breaks it off, and the next one begins it
@@ -31,6 +31,7 @@ from app.domain.accelerators import Accelerator
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.placement import LEASING
 from app.executor import supervision
+from app.executor.bell import listening
 from app.executor.forecast import Forecasts
 from app.executor.launch import LaunchError, disk_trouble
 from app.executor.limits import LimitWatch
@@ -112,7 +113,7 @@ class Timing:
     """Seconds between looks; `lease` is what a claim promises until the next beat."""
 
     poll_seconds: float = 2.0
-    watch_seconds: float = 0.1
+    watch_seconds: float = 0.5
     beat_seconds: float = 5.0
     lease: timedelta = timedelta(seconds=60)
 
@@ -168,6 +169,13 @@ class NodeAgent:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Work until `stopping` is set. The caller holds the node's lock (`exclusive`)."""
+        with listening(self._home.bell, self.wake):
+            await self._run(stopping)
+        if self.removed:
+            stopping.set()
+        await self._finish_settling()
+
+    async def _run(self, stopping: asyncio.Event) -> None:
         failures = 0
         while not stopping.is_set() and not self.removed:
             try:
@@ -180,9 +188,6 @@ class NodeAgent:
                 log_trouble(logger, "agent_round_failed", error, {"node": self._node_id, "next_try_in": rest})
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stopping.wait(), timeout=rest)
-        if self.removed:
-            stopping.set()
-        await self._finish_settling()
 
     # ---- one round --------------------------------------------------------------------------------------------------
 

@@ -1,9 +1,9 @@
-"""Hints, "look at the database now": over Redis, else by a file.
+"""Hints, "look at the database now": over Redis, else by a file and by bells.
 
-They may be lost, late or doubled, and change nothing but latency. arq carries them over Redis, one queue per node. Its
-function only wakes the agent: were it to run the training itself, a crash would be noticed after the job's timeout, a
-restart would start the training again, and a job queued for a day would be forgotten (docs/decisions/0002-queue.md has
-the measurements).
+They may be lost, late or doubled, and change nothing but latency. arq carries them over Redis, one queue per node that
+keeps them for one that is away; a message on a channel of the same name is heard at once. arq's function only wakes
+the agent: were it to run the training itself, a crash would be noticed after the job's timeout, a restart would start
+the training again, and a job queued for a day would be forgotten (docs/decisions/0002-queue.md has the measurements).
 """
 
 import asyncio
@@ -19,20 +19,25 @@ from typing import Any, Protocol
 from arq import Worker
 from arq.connections import ArqRedis, RedisSettings, create_pool
 from arq.worker import func
+from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from app.executor.bell import listening, strike
 from app.executor.trouble import TROUBLE
 
 logger = logging.getLogger(__name__)
 
 HINT_DATABASE = 1  # database 0 belongs to the status keys of scripts
 SILENCE_SECONDS = 5.0
-FILE_SECONDS = 0.05
+# how often one looks who did not hear the bell, or the message on the channel
+FILE_SECONDS = 0.2
+QUEUE_SECONDS = 0.5
 _EXPIRES_SECONDS = 300
+_CHANNEL_PAUSE_SECONDS = 2.0
 
 
 class Doorbell(Protocol):
@@ -44,22 +49,26 @@ class Doorbell(Protocol):
 
 
 class FileDoorbell:
-    """Without Redis: touches a file of the home. Nodes look at its time often, which costs them next to nothing.
+    """Without Redis: strikes the bells in a folder, which nodes on this machine hear at once, and touches a file.
 
-    A network disk may show the new time late; nodes look in the database all the same.
+    Nodes elsewhere look at its time often, which costs them next to nothing. A network disk may show the new time late;
+    nodes look in the database all the same.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, bells: Path) -> None:
         self._path = path
+        self._bells = bells
 
     def ring(self, job_id: str) -> None:
-        """Touch the file in the background."""
+        """Strike and touch in the background."""
         asyncio.get_running_loop().run_in_executor(None, self._touch, job_id)
 
     async def close(self) -> None:
         """Do nothing: what is on its way arrives."""
 
     def _touch(self, job_id: str) -> None:
+        for bell in self._bells.glob("*"):
+            strike(bell)
         try:
             self._path.touch()
         except OSError as error:
@@ -107,6 +116,7 @@ class RedisDoorbell:
                     _queue_name=queue_name(node),
                     _expires=_EXPIRES_SECONDS,
                 )
+                await pool.publish(queue_name(node), job_id)
         except (RedisError, *TROUBLE) as error:
             self._silent_until = time.monotonic() + SILENCE_SECONDS
             logger.warning("hint_lost", extra={"job_id": job_id, "error": str(error)})
@@ -125,6 +135,16 @@ async def hint(ctx: dict[Any, Any], job_id: str) -> None:
 
 
 async def listen(redis_url: str, *, node: str, wake: Callable[[], None], stopping: asyncio.Event) -> None:
+    """Hear the hints for this node until `stopping`, in its queue and on its channel."""
+    channel = asyncio.create_task(_follow_channel(redis_url, node=node, wake=wake), name="channel")
+    try:
+        await _work_off_queue(redis_url, node=node, wake=wake, stopping=stopping)
+    finally:
+        channel.cancel()
+        await asyncio.gather(channel, return_exceptions=True)
+
+
+async def _work_off_queue(redis_url: str, *, node: str, wake: Callable[[], None], stopping: asyncio.Event) -> None:
     """Run arq's worker for this node until `stopping`; restart it with back-off when Redis goes away."""
     pause = 0.5
     while not stopping.is_set():
@@ -148,16 +168,29 @@ async def listen(redis_url: str, *, node: str, wake: Callable[[], None], stoppin
                 await asyncio.wait_for(stopping.wait(), timeout=pause)
 
 
-async def listen_to_file(path: Path, *, wake: Callable[[], None], stopping: asyncio.Event) -> None:
-    """Wake the agent whenever the file was touched, until `stopping`."""
+async def _follow_channel(redis_url: str, *, node: str, wake: Callable[[], None]) -> None:
+    """Wake the agent at every message on the node's channel, for ever; while Redis is away the queue's side says so."""
+    while True:
+        with contextlib.suppress(RedisError, OSError):
+            async with Redis.from_url(redis_url, socket_connect_timeout=1) as client, client.pubsub() as channel:
+                await channel.subscribe(queue_name(node))
+                async for _ in channel.listen():
+                    wake()
+        await asyncio.sleep(_CHANNEL_PAUSE_SECONDS)
+
+
+async def listen_to_file(path: Path, *, bell: Path, wake: Callable[[], None], stopping: asyncio.Event) -> None:
+    """Wake the agent whenever its bell was struck or the file was touched, until `stopping`."""
+    bell.parent.mkdir(mode=0o700, exist_ok=True)
     seen = _touched_at(path)
-    while not stopping.is_set():
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stopping.wait(), timeout=FILE_SECONDS)
-        now = _touched_at(path)
-        if now != seen:
-            seen = now
-            wake()
+    with listening(bell, wake):
+        while not stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), timeout=FILE_SECONDS)
+            now = _touched_at(path)
+            if now != seen:
+                seen = now
+                wake()
 
 
 def queue_name(node: str) -> str:
@@ -190,7 +223,7 @@ def _worker(redis_url: str, *, node: str, wake: Callable[[], None]) -> Worker:
         queue_name=queue_name(node),
         ctx={"wake": wake},
         handle_signals=False,
-        poll_delay=0.1,
+        poll_delay=QUEUE_SECONDS,
         job_timeout=30,
         max_tries=1,
         keep_result=0,

@@ -76,6 +76,7 @@ class ExitRecord:
 
     `code` and `signal` are both None when the exit is unknown, which is never success. `started_at` is None if the
     command did not run. `oom_kills` counts kills in the control group during the attempt, not necessarily ours.
+    `finished_at` is the end of the script itself, `emptied_at` that of the last process of its tree.
     """
 
     attempt_id: str | None
@@ -92,6 +93,7 @@ class ExitRecord:
     system_seconds: float | None
     started_at: float | None
     finished_at: float
+    emptied_at: float | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ worker, the API and Redis. Everything it knows stands in files of the folder, ea
     lock          held by flock while a supervisor lives      started       created once: the command runs at most once
     state.json    identity of the process, phase, heartbeat   witness.json  how the process ended, by its parent
     exit.json     the end, after the tree is proven empty     wake          FIFO: "look at `stop` now"
+    ../.bell      FIFO of the worker: "look at the folders now"
 
 Three processes: the supervisor; the *witness*, its fork, which is the parent of the stage and keeps the exit status
 should the supervisor be killed; and the stage itself, leader of its own session. The recorded pid is the stage's own:
@@ -31,6 +32,7 @@ import json
 import os
 import select
 import signal
+import stat
 import sys
 import time
 from typing import Any, NamedTuple, NoReturn
@@ -147,6 +149,16 @@ class Folder:
         if durable:
             self._sync()
 
+    def strike_bell(self) -> None:
+        """Let the worker look here now, if it listens."""
+        with contextlib.suppress(OSError):
+            descriptor = os.open(os.path.join(os.path.dirname(self.path), ".bell"), os.O_WRONLY | os.O_NONBLOCK)
+            try:
+                if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                    os.write(descriptor, b".")
+            finally:
+                os.close(descriptor)
+
     def _sync(self) -> None:
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
@@ -224,6 +236,7 @@ class Supervisor:
                 os.close(release)
                 break
         else:
+            self.folder.strike_bell()
             fault_point("before-release")
             with contextlib.suppress(BrokenPipeError):
                 os.write(release, b"g")
@@ -433,12 +446,14 @@ class Supervisor:
             "system_seconds": ending.get("system_seconds"),
             "started_at": self.state.get("started_at") if ending.get("released") else None,
             "finished_at": ending.get("finished_at") or time.time(),
+            "emptied_at": time.time(),
         }
         fault_point("before-exit")
         while not self._write("exit.json", record, durable=True):
             if not os.path.isdir(self.folder.path):
                 return  # somebody removed it: there is nobody left to tell
             time.sleep(0.5)
+        self.folder.strike_bell()
         fault_point("after-exit")
 
     def _why(self, ending: Record) -> str:
@@ -521,8 +536,7 @@ class Pressure:
                 send(process, signal.SIGKILL)
             elif (process.pid, process.start) not in self.told:
                 self.told.add((process.pid, process.start))
-                send(process, signal.SIGTERM)
-                send(process, signal.SIGCONT)  # a stopped process would not see the TERM
+                send(process, signal.SIGTERM, signal.SIGCONT)  # a stopped process would not see the TERM
         self.pause = min(self.pause * 2, POLL_SECONDS)
         self.next_look = now + self.pause
         if now < self.kill_from < self.next_look:
@@ -638,7 +652,9 @@ def tree_of(main: Record, *, keepers: set[int], marker: str) -> list[Process]:
     leader = table.get(main["pid"])
     if leader is None or _is(leader, main):  # else the number belongs to a stranger and its session too
         found |= {row.pid for row in table.values() if row.session == main["pid"]}
-    found |= processes_with(marker, candidates=set(table) - found)
+    # an environment is only read of what is as young as the stage: of a thousand processes beside, hardly any
+    strangers = {pid for pid, row in table.items() if pid not in found and not began_before(row, main)}
+    found |= processes_with(marker, candidates=strangers)
     return [table[pid] for pid in sorted(found - keepers) if not table[pid].zombie]
 
 
@@ -696,11 +712,16 @@ if sys.platform == "linux":
     def read_process(pid: int) -> Process | None:
         """Return one row of the process table."""
         try:
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                text = file.read()
+            descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
         except OSError:
             return None
-        fields = text[text.rindex(b")") + 2 :].split()
+        try:
+            text = os.read(descriptor, 4096)  # not through `open`, which costs as much again: there may be thousands
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)
+        fields = text[text.rindex(b")") + 2 :].split(None, 20)
         return Process(pid, int(fields[1]), int(fields[3]), fields[19].decode(), fields[0] in b"ZXx")
 
     def process_table() -> dict[int, Process]:
@@ -718,20 +739,26 @@ if sys.platform == "linux":
                     found.add(pid)
         return found
 
-    def send(process: Process, number: int) -> None:
-        """Signal this very process, never a later one of the same pid."""
+    def began_before(row: Process, identity: Record) -> bool:
+        """Say whether a process is older than another one."""
+        return int(row.start) < int(identity["start"] or 0)
+
+    def send(process: Process, *numbers: int) -> None:
+        """Send signals to this very process, never to a later one of the same pid."""
         try:
             descriptor = os.pidfd_open(process.pid)
         except OSError as problem:
             if problem.errno == errno.ENOSYS and is_present(process.identity()):
                 with contextlib.suppress(OSError):
-                    os.kill(process.pid, number)
+                    for number in numbers:
+                        os.kill(process.pid, number)
             return
         try:
             row = read_process(process.pid)
             if row is not None and row.start == process.start:
                 with contextlib.suppress(OSError):
-                    signal.pidfd_send_signal(descriptor, number)
+                    for number in numbers:
+                        signal.pidfd_send_signal(descriptor, number)
         finally:
             os.close(descriptor)
 
@@ -804,11 +831,16 @@ else:  # macOS: no sub-reaper, no pidfd, no session id in `ps`; the process grou
         lines = (line.split(None, 1) for line in _output("/bin/ps", "-axEww", "-o", "pid=,command=").splitlines())
         return {int(line[0]) for line in lines if len(line) == 2 and marker in line[1].split()} & candidates
 
-    def send(process: Process, number: int) -> None:
-        """Signal this very process, as far as a start time of one second's grain can tell."""
+    def began_before(_row: Process, _identity: Record) -> bool:
+        """Say no: a start time of one second's grain cannot tell, and one `ps` reads all environments."""
+        return False
+
+    def send(process: Process, *numbers: int) -> None:
+        """Send signals to this very process, as far as a start time of one second's grain can tell."""
         if is_present(process.identity()):
             with contextlib.suppress(OSError):
-                os.kill(process.pid, number)
+                for number in numbers:
+                    os.kill(process.pid, number)
 
     def become_subreaper() -> None:
         """There is none; orphans are found by group and environment."""

@@ -47,6 +47,11 @@ class Home:
         return self.root / ".doorbell"
 
     @property
+    def bells(self) -> Path:
+        """One FIFO for each node on this machine, where no Redis carries hints; it is heard at once."""
+        return self.root / ".bells"
+
+    @property
     def licence(self) -> Path:
         return self.root / "license.json"
 
@@ -77,6 +82,11 @@ class NodeHome:
     @property
     def attempts(self) -> Path:
         return self.root / "attempts"
+
+    @property
+    def bell(self) -> Path:
+        """The FIFO that supervisors strike when there is something new in their folder."""
+        return self.attempts / ".bell"
 
     @property
     def environments(self) -> Path:

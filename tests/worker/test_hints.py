@@ -112,8 +112,9 @@ class TestFileDoorbell:
         woken = asyncio.Event()
         stopping = asyncio.Event()
         path = tmp_path / "doorbell"
-        doorbell = FileDoorbell(path)
-        listener = asyncio.create_task(listen_to_file(path, wake=woken.set, stopping=stopping))
+        bell = tmp_path / "bells" / "one"
+        doorbell = FileDoorbell(path, bells=tmp_path / "elsewhere")
+        listener = asyncio.create_task(listen_to_file(path, bell=bell, wake=woken.set, stopping=stopping))
         await asyncio.sleep(0)  # it has looked once
 
         for _ in range(3):
@@ -124,8 +125,23 @@ class TestFileDoorbell:
         stopping.set()
         await asyncio.wait_for(listener, timeout=5)
 
+    async def test_nodes_on_this_machine_hear_the_bell(self, tmp_path: Path) -> None:
+        woken, stopping = asyncio.Event(), asyncio.Event()
+        bells = tmp_path / "bells"
+        never_touched = tmp_path / "other" / "doorbell"
+        listener = asyncio.create_task(
+            listen_to_file(never_touched, bell=bells / "one", wake=woken.set, stopping=stopping)
+        )
+        await asyncio.sleep(0)  # it listens
+
+        FileDoorbell(tmp_path / "doorbell", bells=bells).ring("job")
+        await asyncio.wait_for(woken.wait(), timeout=5)
+
+        stopping.set()
+        await asyncio.wait_for(listener, timeout=5)
+
     async def test_ring_that_cannot_be_heard_is_silent(self, tmp_path: Path) -> None:
-        doorbell = FileDoorbell(tmp_path / "no-folder" / "doorbell")
+        doorbell = FileDoorbell(tmp_path / "no-folder" / "doorbell", bells=tmp_path / "no-bells")
 
         doorbell.ring("job")
 
