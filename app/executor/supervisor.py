@@ -9,7 +9,7 @@ worker, the API and Redis. Everything it knows stands in files of the folder, ea
     lock          held by flock while a supervisor lives      started       created once: the command runs at most once
     state.json    identity of the process, phase, heartbeat   witness.json  how the process ended, by its parent
     exit.json     the end, after the tree is proven empty     wake          FIFO: "look at `stop` now"
-    ../.bell      FIFO of the worker: "look at the folders now"
+    ../../.bell   FIFO of the worker: "look at the folders now"
 
 Three processes: the supervisor; the *witness*, its fork, which is the parent of the stage and keeps the exit status
 should the supervisor be killed; and the stage itself, leader of its own session. The recorded pid is the stage's own:
@@ -152,7 +152,7 @@ class Folder:
     def strike_bell(self) -> None:
         """Let the worker look here now, if it listens."""
         with contextlib.suppress(OSError):
-            descriptor = os.open(os.path.join(os.path.dirname(self.path), ".bell"), os.O_WRONLY | os.O_NONBLOCK)
+            descriptor = os.open(os.path.join(self.path, "..", "..", ".bell"), os.O_WRONLY | os.O_NONBLOCK)
             try:
                 if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
                     os.write(descriptor, b".")

@@ -86,7 +86,7 @@ class NodeHome:
     @property
     def bell(self) -> Path:
         """The FIFO that supervisors strike when there is something new in their folder."""
-        return self.attempts / ".bell"
+        return self.root / ".bell"
 
     @property
     def environments(self) -> Path:

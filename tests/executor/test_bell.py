@@ -51,8 +51,7 @@ class TestSupervisor:
         for make in attempts(tmp_path):
             attempt = make()
             heard = asyncio.Event()
-            attempt.folder.parent.mkdir(parents=True)
-            with listening(attempt.folder.parent / ".bell", heard.set):
+            with listening(attempt.folder.parents[1] / ".bell", heard.set):
                 attempt.start("import time\nprint('ready')\ntime.sleep(60)")
                 await asyncio.wait_for(heard.wait(), timeout=20)
                 assert attempt.observe().process is not None
