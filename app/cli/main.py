@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli import jobs, methods, models, resources, service, webhooks
+from app.cli import jobs, methods, models, nodes, resources, service, webhooks
 from app.cli import license as license_commands
 from app.cli.demo import demo
 from app.cli.dev import dev
@@ -61,7 +61,7 @@ app.add_typer(resources.datasets, name="datasets", rich_help_panel=WORK)
 app.add_typer(resources.base_models, name="base-models", rich_help_panel=WORK)
 app.add_typer(resources.environments, name="environments", rich_help_panel=WORK)
 app.add_typer(resources.presets, name="presets", rich_help_panel=WORK)
-app.add_typer(resources.nodes, name="nodes", rich_help_panel=WORK)
+app.add_typer(nodes.nodes, name="nodes", rich_help_panel=WORK)
 app.add_typer(webhooks.app, name="webhooks", rich_help_panel=UPKEEP)
 app.command(rich_help_panel=UPKEEP)(service.migrate)
 app.command(rich_help_panel=UPKEEP)(service.settings)

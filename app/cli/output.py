@@ -26,6 +26,17 @@ STATUS_STYLES = {
     "ok": "green",
     "warn": "yellow",
     "fail": "bold red",
+    "ready": "green",
+    "free": "green",
+    "leased": "cyan",
+    "draining": "yellow",
+    "drained": "yellow",
+    "refusing": "yellow",
+    "occupied": "yellow",
+    "quarantined": "bold red",
+    "missing": "bold red",
+    "unknown": "bold red",
+    "dead": "bold red",
 }
 
 

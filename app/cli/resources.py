@@ -1,4 +1,4 @@
-"""What jobs work with: `deepe datasets`, `base-models`, `environments`, `presets`, `nodes`."""
+"""What jobs work with: `deepe datasets`, `base-models`, `environments`, `presets`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,6 @@ datasets = typer.Typer(no_args_is_help=True, help="Data sets: what models are tr
 base_models = typer.Typer(no_args_is_help=True, help="Base models: what trainings start from.")
 environments = typer.Typer(no_args_is_help=True, help="Conda environments that stages run in.")
 presets = typer.Typer(no_args_is_help=True, help="Methods that the product ships.")
-nodes = typer.Typer(no_args_is_help=True, help="Machines with a worker.")
 
 Text = Annotated[str | None, typer.Option("--text", "-q", help="Only those with this text in their name.")]
 EnvironmentName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the environment.")]
@@ -301,32 +300,6 @@ def install_preset(
         print_json(made)
     else:
         write(f"{made['id']}  {made['name']}\n")
-
-
-@nodes.command("list")
-def list_nodes(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """List the machines with a worker."""
-    from app.cli.client import Api
-    from app.cli.output import print_json, print_table
-
-    with Api(url) as api:
-        found = list(api.items("/nodes"))
-    if as_json:
-        print_json({"items": found})
-        return
-    rows = [
-        (
-            entry["name"],
-            entry["state"],
-            entry["platform"],
-            ", ".join(str(accelerator.get("name", accelerator)) for accelerator in entry["accelerators"]) or "none",
-            entry["slots"],
-            ", ".join(entry["environments"]),
-        )
-        for entry in found
-    ]
-    columns = ("name", "state", "platform", "accelerators", "slots", "environments")
-    print_table(columns, rows, nothing="No node has registered yet: start a worker.")
 
 
 def _preset_state(preset: dict[str, object]) -> str:
