@@ -130,6 +130,7 @@ def show(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
             "progress": _progress_cell(document),
             "reason": document["reason"],
             "": document["reason_detail"],
+            "silent node": document["node_silent"],
             "method": _method_cell(document),
             "base model": (document["base_model"] or {}).get("name"),
             "data set": (document["dataset"] or {}).get("name"),

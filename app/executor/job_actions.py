@@ -14,7 +14,7 @@ from app.domain.transitions import TERMINAL
 from app.executor.comparison import Comparison, by_metric, differences, parameters_of
 from app.executor.environment_builds import BuildWish, EnvironmentOrders
 from app.executor.evaluations import Evaluation
-from app.executor.job_views import JobDetails, JobView, view_of, views_of
+from app.executor.job_views import JobDetails, JobView, silence_of, view_of, views_of
 from app.executor.log_pages import LogPage, LogRange, read_page
 from app.executor.metrics import Point
 from app.executor.observe import RunDigest, RunObserver
@@ -114,7 +114,11 @@ class JobActions:
     async def get(self, session: AsyncSession, job_id: str) -> JobDetails:
         """Return the job and what its run says."""
         details = await self._details(await view_of(session, job_id))
-        return replace(details, history=tuple(await store.attempts_of(session, job_id)))
+        return replace(
+            details,
+            history=tuple(await store.attempts_of(session, job_id)),
+            silence=await silence_of(session, details.view.job),
+        )
 
     async def logs(self, session: AsyncSession, job_id: str, wanted: LogRange) -> LogPage:
         """Return a page of the job's output, of its newest attempt unless another is named."""

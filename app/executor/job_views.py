@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import JobKind, JobStatus
+from app.domain.transitions import LIVE
 from app.executor.observe import RunDigest
 from app.executor.snapshot import Snapshot
+from app.registry.nodes import Reason
 from app.store import jobs as store
+from app.store.clock import database_now
 from app.store.jobs import PastAttempt
-from app.store.tables import JobRow
+from app.store.nodes import NODE_SILENT_AFTER
+from app.store.tables import JobRow, NodeRow
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,15 @@ class JobView:
 
 @dataclass(frozen=True)
 class JobDetails:
-    """A job with what its run folders say, and what became of its attempts, oldest first (when it was asked for)."""
+    """A job with what its run folders say, and what became of its attempts, oldest first (when it was asked for).
+
+    `silence`: what it means for the job that its node is silent, None while it is not.
+    """
 
     view: JobView
     digest: RunDigest
     history: tuple[PastAttempt, ...] = ()
+    silence: Reason | None = None
 
 
 async def views_of(session: AsyncSession, rows: Sequence[JobRow]) -> list[JobView]:
@@ -55,6 +63,18 @@ async def view_of(session: AsyncSession, job_id: str) -> JobView:
     """Return the view of one job or raise `JobNotFound`."""
     (view,) = await views_of(session, [await store.get(session, job_id)])
     return view
+
+
+async def silence_of(session: AsyncSession, job: JobRow) -> Reason | None:
+    """Return what to know and to do when the node of a live job is silent: the job stays with it."""
+    if job.status not in LIVE or job.node_id is None:
+        return None
+    node = await session.get_one(NodeRow, job.node_id)
+    age = await database_now(session) - node.heartbeat_at
+    if age < NODE_SILENT_AFTER:
+        return None
+    code = "job_node_silent" if job.cancel_requested_at is None else "job_cancel_waits_for_node"
+    return Reason(code, {"node": node.name, "minutes": int(age.total_seconds() // 60)})
 
 
 def _can_wait(row: JobRow) -> bool:

@@ -112,6 +112,20 @@ class TestView:
         assert body["jobs"][0]["id"] == claim.job.id
         assert (await app.get(f"/jobs/{claim.job.id}"))["status"] == "running"
 
+    async def test_job_of_a_silent_node_says_what_it_waits_for(self, app: JobsApp) -> None:
+        node = await add_node(app)
+        claim = await run_on(app, node)
+        assert (await app.get(f"/jobs/{claim.job.id}"))["node_silent"] is None
+        await fall_silent(app, node)
+
+        running = await app.get(f"/jobs/{claim.job.id}")
+        cancelled = await app.post(f"/jobs/{claim.job.id}:cancel")
+
+        assert "may well be running there" in running["node_silent"]
+        assert cancelled["status"] == "running"
+        assert cancelled["node_silent"].startswith('The cancel waits for node "gpu-1"')
+        assert "deepe nodes declare-dead gpu-1" in cancelled["node_silent"]
+
     async def test_refusal_is_told_in_the_callers_language(self, app: JobsApp) -> None:
         await add_node(app)
         async with app.database.writing() as session:

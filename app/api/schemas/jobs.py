@@ -234,6 +234,10 @@ class JobRead(JobSummary):
     retry: RetryPolicy = Field(description="When it is run again by itself.")
     limits: Limits = Field(description="When an attempt of it is stopped.")
     history: list[AttemptRead] = Field(description="Its attempts, oldest first.")
+    node_silent: str | None = Field(
+        description="What it means that the job's node is silent, in the caller's language; null while it is not. "
+        "A cancel waits for the node."
+    )
     log_tail: list[str] = Field(description="The last lines of its output, once it has ended.")
     effective_parameters: dict[str, Any] = Field(
         description="What the script is given: the caller's parameters and the platform's own values.",
@@ -348,6 +352,7 @@ def job_read(details: JobDetails, language: Language) -> JobRead:
         retry=RetryPolicy.of(view.job.retry),
         limits=Limits.of(view.job.limits),
         history=[_attempt(attempt, language) for attempt in details.history],
+        node_silent=details.silence.detail(language) if details.silence else None,
         log_tail=view.job.reason_params.get("log_tail", []),
         effective_parameters={**view.snapshot.effective, **view.job.parameters},
         progress=_progress(digest.progress),
