@@ -18,6 +18,7 @@ from app.access.licence import load_public_key
 from app.api.application import HttpOptions, Lifespan, new_application
 from app.api.dependencies import Services
 from app.api.guards import AccessPolicy
+from app.api.prometheus import Metrics
 from app.api.routes import (
     base_models,
     chat,
@@ -26,6 +27,7 @@ from app.api.routes import (
     environments,
     jobs,
     methods,
+    metrics,
     models,
     nodes,
     presets,
@@ -79,10 +81,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     database = Database(settings.database_url)
     licence = LicenceGuard(Home(settings.home).licence, load_public_key(settings.license_public_key), utc_now)
     services = build_services(settings, database, licence=licence, clock=utc_now)
-    app = new_application(_http_options(settings), lifespan=_lifespan(services, database, settings))
+    checks = _optional_checks(settings)
+    metrics_ = Metrics(database, redis=checks.get("redis"))
+    app = new_application(_http_options(settings, metrics_), lifespan=_lifespan(services, database, settings))
+    app.state.metrics = metrics_
     app.state.services = services
     app.state.licence = licence
-    app.state.readiness = Readiness(database=database.ping, optional=_optional_checks(settings))
+    app.state.readiness = Readiness(database=database.ping, optional=checks)
     include_routes(app)
     return app
 
@@ -141,8 +146,8 @@ def build_services(
 def include_routes(app: FastAPI) -> None:
     """Include every router."""
     for module in (
-        system, methods, scripts, presets, jobs, models, chat, base_models, datasets, deploy_targets, environments,
-        nodes, webhooks,
+        system, metrics, methods, scripts, presets, jobs, models, chat, base_models, datasets, deploy_targets,
+        environments, nodes, webhooks,
     ):  # fmt: skip
         app.include_router(module.router)
 
@@ -189,9 +194,12 @@ def _doorbell(settings: Settings, database: Database) -> Doorbell:
     return RedisDoorbell(settings.redis_url.get_secret_value(), nodes=node_names)
 
 
-def _http_options(settings: Settings) -> HttpOptions:
+def _http_options(settings: Settings, metrics_: Metrics) -> HttpOptions:
     access = AccessPolicy(
-        token=settings.token, allowed_hosts=settings.allowed_hosts, allowed_origins=settings.allowed_origins
+        token=settings.token,
+        metrics_token=settings.metrics_token.get_secret_value() if settings.metrics_token else None,
+        allowed_hosts=settings.allowed_hosts,
+        allowed_origins=settings.allowed_origins,
     )
     uploads = (
         *scripts.script_uploads(settings.max_script_bytes),
@@ -202,6 +210,7 @@ def _http_options(settings: Settings) -> HttpOptions:
         access=access,
         max_body_bytes=settings.max_body_bytes,
         uploads=uploads,
+        metrics=metrics_.http,
     )
 
 

@@ -164,6 +164,11 @@ class Settings(BaseSettings):
         "Metadata services of clouds are always refused.",
     )
 
+    # Metrics
+    metrics_token: SecretStr | None = Field(
+        None, description="Bearer token that opens /metrics and nothing else, beside DEEPE_API_TOKEN."
+    )
+
     # Command line: read by the option --url, listed here so that it is documented with the rest
     url: str = Field("http://127.0.0.1:8000", description="Service that the commands call, unless --url names one.")
 

@@ -17,6 +17,7 @@ from app.api.guards import (
     RawUpload,
     RequestContextMiddleware,
 )
+from app.api.prometheus import HttpMetrics, HttpMetricsMiddleware
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 _DESCRIPTION = """Register training methods, run their stages, keep the models they make.
@@ -35,6 +36,7 @@ class HttpOptions:
     access: AccessPolicy = field(default_factory=AccessPolicy)
     max_body_bytes: int = 4 * 1024 * 1024
     uploads: Sequence[RawUpload] = ()
+    metrics: HttpMetrics | None = None
 
 
 def new_application(options: HttpOptions, *, lifespan: Lifespan | None = None) -> FastAPI:
@@ -72,3 +74,5 @@ def configure_http(app: FastAPI, options: HttpOptions) -> None:
             expose_headers=list(_EXPOSED_HEADERS),
         )
     app.add_middleware(RequestContextMiddleware)
+    if options.metrics is not None:
+        app.add_middleware(HttpMetricsMiddleware, metrics=options.metrics)

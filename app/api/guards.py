@@ -28,7 +28,8 @@ access_logger = logging.getLogger(ACCESS_LOGGER)
 
 JSON_METHODS: Final = frozenset({"POST", "PUT", "PATCH"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_QUIET_PATHS = frozenset({"/healthz", "/readyz"})
+METRICS_PATH: Final = "/metrics"
+_QUIET_PATHS = frozenset({"/healthz", "/readyz", METRICS_PATH})
 
 
 class TokenMissing(Unauthenticated):
@@ -89,6 +90,8 @@ class AccessPolicy:
     token: str | None = None
     allowed_hosts: Sequence[str] = ()
     allowed_origins: Sequence[str] = ()
+    metrics_token: str | None = None
+    """Opens `/metrics` and nothing else, so that a monitoring system need not hold the token of everything."""
     open_paths: Sequence[str] = ("/", "/healthz", "/readyz", "/docs", "/openapi.json")
     """Paths that need no token: probes have none, and a browser cannot send one when it opens the documentation."""
 
@@ -157,6 +160,7 @@ class AccessMiddleware:
         self._app = app
         self._policy = policy
         self._token = policy.token.encode() if policy.token else None
+        self._metrics_token = policy.metrics_token.encode() if policy.metrics_token else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in {"http", "websocket"}:
@@ -169,7 +173,10 @@ class AccessMiddleware:
             raise ForeignOrigin(origin=origin)
         if self._token is not None:
             if not self._is_open(scope["path"]):
-                self._check_token(headers.get("authorization", ""), self._token)
+                accepted = [self._token]
+                if scope["path"] == METRICS_PATH and self._metrics_token is not None:
+                    accepted.append(self._metrics_token)
+                self._check_token(headers.get("authorization", ""), accepted)
             return
         name = host_name(host)
         if name is None or not (is_loopback(name) or name in self._policy.allowed_hosts):
@@ -187,11 +194,12 @@ class AccessMiddleware:
     def _is_open(self, path: str) -> bool:
         return path in self._policy.open_paths or path.startswith("/docs/static/")
 
-    def _check_token(self, authorization: str, expected: bytes) -> None:
+    def _check_token(self, authorization: str, accepted: Sequence[bytes]) -> None:
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
             raise TokenMissing
-        if not hmac.compare_digest(token.strip().encode("utf-8", "replace"), expected):
+        given = token.strip().encode("utf-8", "replace")
+        if not any(hmac.compare_digest(given, expected) for expected in accepted):
             raise TokenWrong
 
 
