@@ -19,12 +19,14 @@ from app.executor.builders import BuildRules
 from app.executor.conda import CondaSearch
 from app.executor.disk_guard import DiskGuard
 from app.executor.environment_cleaning import DAY, CleaningRules, EnvironmentCleaning
+from app.executor.environment_probe import EnvironmentProbes
 from app.executor.forecast import Forecasts
 from app.executor.hints import listen, listen_to_file
 from app.executor.inventory import Hardware, this_hardware
 from app.executor.joining import node_id
 from app.executor.launch import StageLauncher
 from app.executor.limits import LimitWatch
+from app.executor.method_probing import MethodProbing
 from app.executor.presence import NodeEnvironments, NodeFacts
 from app.executor.projections import Projections
 from app.executor.script_status import NoScriptStatus, RedisScriptStatus
@@ -32,7 +34,11 @@ from app.executor.settle import StageSettler
 from app.executor.supervisor import boot_id
 from app.executor.trouble import TROUBLE, log_trouble, rest_seconds
 from app.observability import configure_logging
+from app.registry.method_files import MethodFiles
 from app.registry.platforms import this_machine
+from app.registry.script_modules import ScriptModules
+from app.registry.scripts import ScriptRoot
+from app.registry.version_store import VersionStore
 from app.settings import Settings, SettingsError, load_settings
 from app.store.home import Home, NodeHome
 from app.store.nodes import RegistrationRefused
@@ -112,6 +118,7 @@ async def _work(settings: Settings, home: Home, node_home: NodeHome) -> None:
             {"DEEPE_HOME": home.runs, "DEEPE_NODE_HOME": node_home.root}, min_free_bytes=settings.min_free_bytes
         ),
         cleaning=environment_cleaning(settings, database),
+        probing=_probing(database, home, node_home),
     )
     stopping = asyncio.Event()
     _on_stop(stopping.set)
@@ -229,6 +236,12 @@ async def _tell_start(settings: Settings, hardware: Hardware, *, redis: bool) ->
         ],
     }
     logger.info("worker_started", extra=fields)
+
+
+def _probing(database: Database, home: Home, node_home: NodeHome) -> MethodProbing:
+    files = MethodFiles(ScriptRoot(home.scripts), VersionStore(home.versions))
+    probes = EnvironmentProbes(node_home.environments, os.environ)
+    return MethodProbing(database=database, modules=ScriptModules(files), probes=probes)
 
 
 def environment_cleaning(settings: Settings, database: Database) -> EnvironmentCleaning:

@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from app.cli.exits import ExitCode
-from app.cli.options import AsJson, HomeFolder
+from app.cli.options import DEFAULT_URL, AsJson, HomeFolder, Url
 
 if TYPE_CHECKING:
     from app.settings import Settings
@@ -50,7 +50,14 @@ class Finding:
 Check = Callable[["Settings"], Finding]
 
 
-def doctor(home: HomeFolder = None, as_json: AsJson = False) -> None:
+def doctor(
+    home: HomeFolder = None,
+    methods: Annotated[
+        bool, typer.Option("--methods", help="Ask a running service which method could run on which node.")
+    ] = False,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
     """Say what is missing on this machine and how to get it.
 
     Ends with 1 when something is missing that the service cannot work without.
@@ -58,6 +65,11 @@ def doctor(home: HomeFolder = None, as_json: AsJson = False) -> None:
     from app.cli.output import print_json
     from app.cli.service import load
 
+    if methods:
+        from app.cli.methods import readiness
+
+        readiness(method=None, url=url, as_json=as_json)
+        return
     findings = list(examine(load(home=home)))
     if as_json:
         print_json([asdict(finding) for finding in findings])

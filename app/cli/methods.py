@@ -217,6 +217,52 @@ def parameters(method: Method, url: Url = DEFAULT_URL, as_json: AsJson = False) 
         print_parameters(document)
 
 
+@app.command()
+def readiness(
+    method: Annotated[str | None, typer.Argument(metavar="METHOD", help="Id or name. Default: all methods.")] = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Show which stage could run on which node, and what to do where it could not."""
+    from app.cli.client import Api
+    from app.cli.output import print_json
+
+    with Api(url) as api:
+        rows = readiness_rows(api, method)
+    if as_json:
+        print_json(rows[0] if method is not None else {"items": rows})
+    else:
+        print_matrix(rows)
+
+
+def readiness_rows(api: "Api", method: str | None = None) -> list[dict[str, Any]]:
+    """Return the rows of the readiness matrix: of one method, or of all."""
+    if method is None:
+        return list(api.items("/readiness"))
+    found = api.get(f"/methods/{_segment(method)}/readiness")
+    return [{"method": method, **found}]
+
+
+def print_matrix(rows: list[dict[str, Any]]) -> None:
+    """Print the matrix as a table, a line a stage, a column a node, and below it what is to be done."""
+    from app.cli.output import print_table
+
+    nodes = sorted({cell["node"] for row in rows for stage in row["stages"] for cell in stage["cells"]})
+    lines = []
+    advice: dict[str, str] = {}
+    for row in rows:
+        for stage in row["stages"]:
+            cells = {cell["node"]: cell for cell in stage["cells"]}
+            shown = [cells[node]["verdict"] if node in cells else "" for node in nodes]
+            lines.append((row["method"], stage["stage"], stage["environment"] or "", *shown))
+            found = [finding for cell in stage["cells"] for finding in cell["findings"]]
+            advice |= {one["detail"]: one["verdict"] for one in [*found, *stage["problems"]] if "verdict" in one}
+            advice |= {one["detail"]: "never" for one in stage["problems"] if not stage["cells"]}
+    print_table(("method", "stage", "environment", *nodes), lines, nothing="No methods.")
+    if advice:
+        print_table(("", "what to do"), [(verdict, detail) for detail, verdict in advice.items()], nothing="")
+
+
 def upload_script(api: "Api", path: Path, *, replace: bool) -> None:
     """Put a file into the script root; the same bytes there already are fine, others only with `replace`."""
     from app.cli.client import ServiceRefused

@@ -28,6 +28,23 @@ class Trouble(BaseModel):
     params: dict[str, Any] = {}
 
 
+class Probe(BaseModel):
+    """What a look into the environment found: `missing` of the `modules` that methods import, accelerators seen.
+
+    `cuda` and `mps` as torch sees them, `mlx` the device that mlx takes; None where the library is not installed.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str = ""
+    modules: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    cuda: int | None = None
+    mps: bool | None = None
+    mlx: str | None = None
+    trouble: str | None = None
+
+
 class EnvironmentReport(BaseModel):
     """One environment of one node. What is unknown is None: nobody counts the bytes of an environment it found."""
 
@@ -45,6 +62,7 @@ class EnvironmentReport(BaseModel):
     used_at: datetime | None = None
     lock: str | None = None
     trouble: Trouble | None = None
+    probe: Probe | None = None
 
     @classmethod
     def read(cls, documents: Sequence[Mapping[str, Any]]) -> Mapping[str, Self]:

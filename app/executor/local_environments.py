@@ -15,6 +15,7 @@ from app.domain.environment_reports import EnvironmentReport, EnvironmentState, 
 from app.domain.errors import AppError
 from app.executor.builders import Builder, BuildRules, Tools, choose_builders
 from app.executor.conda import CondaSearch
+from app.executor.environment_probe import EnvironmentProbes
 from app.executor.environments import BASE, EnvironmentFinder, FoundEnvironment, last_use
 from app.registry.environment_spec import BASE_SPEC, EnvironmentSpec, parse_spec
 
@@ -41,7 +42,10 @@ class Look:
 class LocalEnvironments:
     """Looks at one node's disk."""
 
-    def __init__(self, *, envs_dir: Path, search: CondaSearch, rules: BuildRules) -> None:
+    def __init__(
+        self, *, envs_dir: Path, search: CondaSearch, rules: BuildRules, probes: EnvironmentProbes | None = None
+    ) -> None:
+        self._probes = probes
         self._envs_dir = envs_dir
         self._search = search
         self._rules = rules
@@ -78,6 +82,7 @@ class LocalEnvironments:
             used_at=_time(used_at) if used_at is not None else None,
             lock=(build.lock or None) if build else None,
             trouble=trouble,
+            probe=self._probes.of(prefix) if there and prefix and self._probes else None,
         )
 
     def _in_the_way(self, name: str, spec: EnvironmentSpec | None) -> Trouble | None:

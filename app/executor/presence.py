@@ -33,6 +33,7 @@ from app.executor.environments import BASE, mark_used
 from app.executor.inventory import Hardware, machine
 from app.executor.joining import require_join_token
 from app.executor.local_environments import LocalEnvironments, Look
+from app.executor.method_probing import MethodProbing
 from app.executor.snapshot import EnvironmentBuild, Snapshot
 from app.registry.nodes import living_nodes
 from app.store import jobs as store
@@ -77,6 +78,7 @@ class NodeEnvironments:
         rules: BuildRules,
         disks: DiskGuard | None = None,
         cleaning: EnvironmentCleaning | None = None,
+        probing: MethodProbing | None = None,
     ) -> None:
         self._database = database
         self._cleaning = cleaning
@@ -85,7 +87,9 @@ class NodeEnvironments:
         self._hardware = hardware
         self._home = node_home
         self._rules = rules
-        self._local = LocalEnvironments(envs_dir=node_home.environments, search=search, rules=rules)
+        self._probing = probing
+        probes = probing.probes if probing is not None else None
+        self._local = LocalEnvironments(envs_dir=node_home.environments, search=search, rules=rules, probes=probes)
         self._node_id = ""
         self._seen = Look({}, ())
         self._told: dict[str, Any] = {}
@@ -175,6 +179,8 @@ class NodeEnvironments:
             await self._order(name)
         if self._cleaning is not None:
             await self._cleaning.turn(self._node_id, self._seen)
+        if self._probing is not None:
+            await self._probing.turn(self._seen)
 
     async def _being_built(self, session: AsyncSession) -> set[str]:
         """Return what is being built here or on another living node; nobody waits for a node that is silent."""

@@ -20,7 +20,9 @@ from app.presets.catalogue import ParameterInfo, load_manifests
 from app.registry.method_files import FileCheck, FileState, FileStatus, MethodFiles, PinnedFile, file_pointer
 from app.registry.method_record import Method
 from app.registry.methods import Clock, MethodRegistry
-from app.registry.readiness import Readiness, readiness
+from app.registry.readiness import Readiness, readiness, with_cells
+from app.registry.readiness_matrix import cells_of, matrix
+from app.registry.script_modules import ScriptModules
 from app.registry.script_reading import ScriptReader
 from app.store import registry_facts
 
@@ -46,6 +48,7 @@ class MethodGuide:
         self._registry = registry
         self._files = files
         self._reader = reader
+        self._modules = ScriptModules(files)
         self._clock = clock
 
     async def validate(
@@ -58,10 +61,19 @@ class MethodGuide:
 
     async def readiness(self, session: AsyncSession, method: str) -> Readiness:
         """Say whether the method could run now, stage by stage."""
-        found = await self._registry.get(session, method)
-        facts = await registry_facts.load(session)
-        problems = await asyncio.to_thread(self._problems, found)
-        return readiness(found.definition, facts, file_problems=problems, now=self._clock())
+        (found,) = await self.readiness_of(session, [await self._registry.get(session, method)])
+        return found
+
+    async def readiness_of(self, session: AsyncSession, methods: Sequence[Method]) -> list[Readiness]:
+        """Say whether the methods could run now, stage by stage and node by node."""
+        now = self._clock()
+        facts, found = await registry_facts.load(session), await matrix(session, now=now)
+        answers = []
+        for method in methods:
+            problems = await asyncio.to_thread(self._problems, method)
+            plain = readiness(method.definition, facts, file_problems=problems, now=now)
+            answers.append(with_cells(plain, await cells_of(method, found, self._modules)))
+        return answers
 
     async def form(self, session: AsyncSession) -> MethodForm:
         """Return what a form for methods is made of, with what this installation has to choose from."""

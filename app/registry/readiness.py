@@ -1,13 +1,14 @@
 """Whether a method could run now, and where. What is missing here is no reason to refuse a method."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from app.domain.definition import MethodDefinition
 from app.domain.enums import Stage
 from app.domain.errors import Violation
 from app.registry.method_files import file_pointer, member_pointer, stage_environments, stage_files
+from app.registry.readiness_cells import Cell, Verdict
 from app.store.nodes import NODE_SILENT_AFTER
 from app.store.registry_facts import BASE_ENVIRONMENT, RegistryFacts
 
@@ -20,6 +21,7 @@ class StageReadiness:
     environment: str | None
     nodes: tuple[str, ...]
     problems: tuple[Violation, ...]
+    cells: tuple[Cell, ...] = ()
 
     @property
     def ready(self) -> bool:
@@ -35,6 +37,22 @@ class Readiness:
     @property
     def ready(self) -> bool:
         return all(stage.ready for stage in self.stages)
+
+
+def with_cells(found: Readiness, cells: Mapping[Stage, tuple[Cell, ...]]) -> Readiness:
+    """Return the readiness with how each stage stands on every node; where it could run now is said by the cells."""
+    return Readiness(stages=tuple(_with_cells(stage, cells.get(stage.stage, ())) for stage in found.stages))
+
+
+def _with_cells(stage: StageReadiness, cells: tuple[Cell, ...]) -> StageReadiness:
+    able = {one.node for one in cells if one.verdict is Verdict.READY}
+    nodes = tuple(name for name in stage.nodes if name in able)
+    problems = list(stage.problems)
+    if stage.nodes and not nodes:  # the environment is ready somewhere, and yet it cannot run there
+        pointer = member_pointer(stage.stage, "conda_env")
+        told = {finding.code: finding for cell in cells for finding in cell.findings if cell.node in stage.nodes}
+        problems += [Violation(pointer, one.code, one.params) for one in told.values()]
+    return replace(stage, nodes=nodes, problems=tuple(problems), cells=cells)
 
 
 def readiness(

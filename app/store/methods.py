@@ -244,3 +244,22 @@ def _raise_name_taken(exc: sa.exc.IntegrityError, name: str) -> NoReturn:
 def _rows(result: Any) -> int:
     assert isinstance(result, CursorResult)
     return result.rowcount
+
+
+async def stages_by_environment(session: AsyncSession) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+    """Return environment → pinned files of the stages that the living methods run in it, of their newest versions."""
+    statement = (
+        select(MethodVersionRow)
+        .join(
+            MethodRow,
+            (col(MethodVersionRow.method_id) == MethodRow.id) & (col(MethodVersionRow.number) == MethodRow.version),
+        )
+        .where(col(MethodRow.deleted_at).is_(None))
+    )
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for version in (await session.exec(statement)).all():
+        configs = {**(version.definition.get("stages") or {}), "deployment": version.definition.get("deployment")}
+        for stage, pinned in version.files.items():
+            if environment := (configs.get(stage) or {}).get("conda_env"):
+                found.setdefault(environment, []).append(pinned)
+    return found

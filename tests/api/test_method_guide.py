@@ -9,7 +9,7 @@ import pytest
 
 from app.domain.enums import Platform
 from app.presets.catalogue import load_manifests
-from app.store.nodes import register_node
+from app.store.nodes import all_nodes, heartbeat, register_node
 from app.store.session import Database
 from tests.api.client import MethodsApp, definition, methods_app
 
@@ -207,3 +207,27 @@ class TestPresets:
         assert one.json() == first["items"][0]
         assert one.json()["installed"]
         assert (unknown.status_code, unknown.json()["code"]) == (404, "preset_not_found")
+
+
+class TestMatrix:
+    async def test_cells_say_what_to_do_on_every_node(self, app: MethodsApp) -> None:
+        app.script("train.py", b"import json, torch\n" + SCRIPT)
+        app.script("helper.py", b"")
+        await app.create()
+        await start_node(app, "base", "trl")
+        environment = (await app.client.get(f"{URL}/finance")).json()["stages"]["training"]["conda_env"]
+        probe = {"modules": ["torch"], "missing": ["torch"]}
+        states = [{"name": environment, "state": "ready", "probe": probe}]
+        async with app.database.writing() as session:
+            row = (await all_nodes(session))[0]
+            await heartbeat(session, row.id, now=datetime.now(UTC), environment_states=states)
+
+        stage = await only_stage(app)
+        (listed,) = (await app.client.get("/api/v1/readiness")).json()["items"]
+
+        (cell,) = stage["cells"]
+        assert (stage["ready"], stage["nodes"]) == (False, [])
+        assert (cell["node"], cell["verdict"], cell["environment"]) == ("gpu-1", "never", "ready")
+        assert [finding["code"] for finding in cell["findings"]] == ["cell_modules_missing"]
+        assert "imports torch" in cell["findings"][0]["detail"]
+        assert (listed["method"], listed["ready"], listed["stages"]) == ("finance", False, [stage])

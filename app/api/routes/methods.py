@@ -18,11 +18,13 @@ from app.api.schemas.methods import (
     MethodParameters,
     MethodPatch,
     MethodRead,
+    MethodReadinessRead,
     MethodSummary,
     MethodValidation,
     MethodVersionRead,
     ReadinessRead,
     method_read,
+    method_readiness_read,
     method_summary,
     method_version_read,
     parameters_read,
@@ -226,8 +228,19 @@ async def get_method_version(
 async def get_method_readiness(
     method: MethodRef, session: ReadSession, services: ServicesDep, language: RequestLanguage
 ) -> ReadinessRead:
-    """Say whether the stages of the method could run now, and where."""
+    """Say whether the stages of the method could run now, node by node, and what to do where they could not."""
     return readiness_read(await services.methods.guide.readiness(session, method), language)
+
+
+@router.get("/readiness", responses=problem_responses(InvalidCursor, InvalidSort))
+async def list_readiness(
+    session: ReadSession, services: ServicesDep, paging: Paging, language: RequestLanguage
+) -> Page[MethodReadinessRead]:
+    """Return the readiness matrix: every method, stage and node."""
+    methods, following = await services.methods.registry.page(session, MethodFilter(), paging)
+    found = await services.methods.guide.readiness_of(session, methods)
+    rows = [method_readiness_read(method, one, language) for method, one in zip(methods, found, strict=True)]
+    return paging.page(rows, following)
 
 
 @router.get("/methods/{method}/parameters", responses=problem_responses(MethodNotFound))

@@ -16,15 +16,18 @@ from app.domain.definition import (
     Wire,
 )
 from app.domain.enums import ModelState, Platform, Stage, TrainingType, VersionSource
+from app.domain.environment_reports import EnvironmentState
 from app.domain.errors import Violation
-from app.domain.texts import Language
+from app.domain.texts import Language, text
 from app.registry.method_files import FileState, FileStatus, PinnedFile
 from app.registry.method_guide import StageParameters
 from app.registry.method_record import Method
 from app.registry.preset_install import PresetStatus
 from app.registry.readiness import Readiness
+from app.registry.readiness_cells import Cell, Verdict
 from app.registry.scripts import ScriptEntry
 
+_ID = "5b0e4c1e-9f3d-4a59-8f5e-0d6f3f8f2a11"
 _SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 
 
@@ -128,6 +131,26 @@ class MethodPatch(Wire):
     arguments: ArgumentPatch | None = None
 
 
+class ReadinessFinding(BaseModel):
+    """One thing about a stage on a node: the sentence says what to do."""
+
+    verdict: Verdict = Field(description="`ready`: worth knowing, nothing is in the way.")
+    code: str = Field(examples=["cell_modules_missing"])
+    detail: str = Field(description="In the caller's language.")
+
+
+class ReadinessCell(BaseModel):
+    """How a stage stands on a node."""
+
+    node: str = Field(examples=["gpu-1"])
+    verdict: Verdict = Field(
+        description="`ready`: it could run there now. `later`: it will be able to by itself. `never`: not before "
+        "somebody does something."
+    )
+    environment: EnvironmentState | None
+    findings: list[ReadinessFinding] = Field(description="The gravest first; empty if all is well.")
+
+
 class StageReadinessRead(BaseModel):
     """Whether a stage could run now, where, and what stands in the way."""
 
@@ -136,6 +159,7 @@ class StageReadinessRead(BaseModel):
     environment: str | None
     nodes: list[str] = Field(description="Nodes that could run it now.", examples=[["gpu-1"]])
     problems: list[ProblemEntry]
+    cells: list[ReadinessCell] = Field(description="Every node that is registered and not given up.")
 
 
 class ReadinessRead(BaseModel):
@@ -143,6 +167,13 @@ class ReadinessRead(BaseModel):
 
     ready: bool
     stages: list[StageReadinessRead]
+
+
+class MethodReadinessRead(ReadinessRead):
+    """A row of the readiness matrix."""
+
+    method_id: str = Field(examples=[_ID])
+    method: str = Field(examples=["SFT-Demo"])
 
 
 class StageParametersRead(BaseModel):
@@ -273,8 +304,27 @@ def readiness_read(readiness: Readiness, language: Language) -> ReadinessRead:
                 environment=stage.environment,
                 nodes=list(stage.nodes),
                 problems=entries(stage.problems, language),
+                cells=[_cell(cell, language) for cell in stage.cells],
             )
             for stage in readiness.stages
+        ],
+    )
+
+
+def method_readiness_read(method: Method, readiness: Readiness, language: Language) -> MethodReadinessRead:
+    """Return a row of the matrix in the caller's language."""
+    read = readiness_read(readiness, language)
+    return MethodReadinessRead(method_id=method.id, method=method.name, ready=read.ready, stages=read.stages)
+
+
+def _cell(cell: Cell, language: Language) -> ReadinessCell:
+    return ReadinessCell(
+        node=cell.node,
+        verdict=cell.verdict,
+        environment=cell.environment,
+        findings=[
+            ReadinessFinding(verdict=one.verdict, code=one.code, detail=text(one.code, language, **one.params))
+            for one in cell.findings
         ],
     )
 

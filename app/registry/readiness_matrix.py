@@ -1,0 +1,65 @@
+"""Collect what the readiness matrix is made of, for methods as they stand now."""
+
+import asyncio
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.domain.enums import Stage
+from app.registry.method_files import stage_environments
+from app.registry.method_record import Method
+from app.registry.node_environments import Standings, standings
+from app.registry.readiness_cells import Cell, NodeFacts, cell
+from app.registry.script_modules import ScriptModules
+from app.store.nodes import GONE, NODE_SILENT_AFTER, Standing, accelerators_of, all_nodes, standing_of
+from app.store.tables import NodeRow
+
+_ABSENT = {
+    Standing.DRAINING: "cell_node_draining",
+    Standing.REFUSING: "cell_node_refusing",
+}
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Nodes that are registered and not given up, and what is known of their environments."""
+
+    nodes: tuple[tuple[NodeFacts, NodeRow], ...]
+    known: Standings
+
+    def cells(
+        self, environment: str | None, modules: Collection[str], *, only_reporting: bool = False
+    ) -> tuple[Cell, ...]:
+        """Return how a stage stands on every node; `only_reporting`: on those that tell of their environments."""
+        return tuple(
+            cell(facts, self.known.on(row, [environment])[0] if environment else None, modules)
+            for facts, row in self.nodes
+            if row.environment_states or not only_reporting
+        )
+
+
+async def matrix(session: AsyncSession, *, now: datetime) -> Matrix:
+    """Read what is known now."""
+    rows = [row for row in await all_nodes(session) if standing_of(row) not in GONE]
+    return Matrix(
+        nodes=tuple((_facts(row, silent=now - row.heartbeat_at >= NODE_SILENT_AFTER), row) for row in rows),
+        known=await standings(session),
+    )
+
+
+async def cells_of(method: Method, found: Matrix, modules: ScriptModules) -> Mapping[Stage, tuple[Cell, ...]]:
+    """Return the cells of every stage that the method configures."""
+    environments = stage_environments(method.definition)
+    needed = await asyncio.to_thread(lambda: {stage: modules.needed(pin) for stage, pin in method.files.items()})
+    return {
+        stage: found.cells(environments.get(stage), needed.get(stage, frozenset()))
+        for stage in Stage
+        if stage in method.files or stage in environments
+    }
+
+
+def _facts(row: NodeRow, *, silent: bool) -> NodeFacts:
+    absent = "cell_node_silent" if silent else _ABSENT.get(standing_of(row))
+    return NodeFacts(row.name, row.platform, len(accelerators_of(row)), absent)
