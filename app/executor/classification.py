@@ -72,12 +72,14 @@ def recognise(log_tail: Sequence[str]) -> Failure | None:
     """Return the cause that the output itself names; None if it names none that we know."""
     lines = _clean(log_tail)
     if exceptions := _final_exceptions(lines):
-        return _first_match(exceptions, _RULES, lines)
-    if found := _first_match(_reported_failures(lines), _RULES, lines):
+        return _first_match(exceptions, _ALL, lines)
+    if found := _first_match(_reported_failures(lines), _ALL, lines):
         return found
     # libraries warn about optional modules at their start: only the very end may be believed there
     spoken = _spoken(lines)[::-1]
-    return _first_match(spoken[:_LAST_LINES], _RULES, lines) or _first_match(spoken[:_LINES_SEARCHED], _SCARCITY, lines)
+    near, far = spoken[:_LAST_LINES], spoken[:_LINES_SEARCHED]
+    # a lost peer or a lost GPU comes last: what it was lost by was said before
+    return _first_match(near, _RULES, lines) or _first_match(far, _SCARCITY, lines) or _first_match(far, _LOSSES, lines)
 
 
 def _first_match(candidates: Sequence[str], rules: Sequence["_Rule"], lines: Sequence[str]) -> Failure | None:
@@ -220,7 +222,16 @@ _Rule = Callable[[str, Sequence[str]], Failure | None]
 _CUDA_MEMORY = re.compile(
     r"OutOfMemoryError|(?:CUDA|HIP|XPU|MPS)(?: backend)? out of memory|CUDA error: out of memory"
     r"|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|cudaErrorMemoryAllocation"
-    r"|\[METAL\].*[Ii]nsufficient [Mm]emory",
+    r"|\[METAL\].*[Ii]nsufficient [Mm]emory|Cuda failure (?:\d+ )?'out of memory'",
+)
+_NCCL = re.compile(
+    r"NCCL error in: |\bnccl(?:UnhandledCuda|System|Internal|Remote)Error\b|NCCL communicator (?:was )?aborted"
+    r"|Watchdog caught collective operation timeout: WorkNCCL"
+    r"|(?:NCCL|Process group) watchdog thread terminated with exception",
+)
+_METAL = re.compile(
+    r"kIOGPUCommandBufferCallbackError(?:Timeout|Hang|ImpactingInteractivity|InnocentVictim)"
+    r"|Caused GPU (?:Timeout|Hang) Error",
 )
 _HOST_MEMORY = re.compile(r"^MemoryError\b|DefaultCPUAllocator: can't allocate memory|Cannot allocate memory")
 _DISK = re.compile(r"No space left on device|Disk quota exceeded|\bENOSPC\b", re.IGNORECASE)
@@ -282,8 +293,22 @@ def _reads_a_row(name: str, lines: Sequence[str]) -> bool:
     )
 
 
+def _nccl(line: str, lines: Sequence[str]) -> Failure | None:
+    """Processes that lost each other; the library says on another line when it was for memory."""
+    if not _NCCL.search(line):
+        return None
+    memory = next((other for other in lines if "Cuda failure" in other and _CUDA_MEMORY.search(other)), None)
+    return _failure(EndReason.NCCL_ERROR, line) if memory is None else _failure(EndReason.CUDA_OUT_OF_MEMORY, memory)
+
+
+def _metal(line: str, _: Sequence[str]) -> Failure | None:
+    return _failure(EndReason.METAL_WATCHDOG, line) if _METAL.search(line) else None
+
+
 _SCARCITY: tuple[_Rule, ...] = (_cuda_memory, _disk, _host_memory, _killed)
 _RULES: tuple[_Rule, ...] = (*_SCARCITY, _module, _column)
+_LOSSES: tuple[_Rule, ...] = (_nccl, _metal)
+_ALL: tuple[_Rule, ...] = (*_RULES, *_LOSSES)
 
 
 def _stopped(stop_reason: str | None, detail: str) -> Failure:

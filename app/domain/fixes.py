@@ -1,0 +1,140 @@
+"""What to change in a job that failed so that it may go through: "retry with fix". Pure.
+
+Only parameters that the stage's script declares are changed, to values of the kind that it declares. What costs
+nothing comes first: half the batch with twice the accumulation is the same training in less memory, recomputing
+activations the same in more time. Shorter rows and four bits change what is learned, so they come last.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from app.domain.enums import EndReason
+from app.domain.script_parameters import ParameterKind, ScriptParameter
+from app.domain.texts import DEFAULT_LANGUAGE, Language, text
+
+SHORTEST_SEQUENCE = 128  # halved no further: hardly a row is that short
+CLOSE_ENOUGH = 0.5
+_BATCH = ("batch_size", "per_device_train_batch_size", "train_batch_size")
+_ACCUMULATION = ("grad_accum_steps", "gradient_accumulation_steps")
+_CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing", "grad_checkpoint")
+_LENGTH = ("max_seq_length", "max_length", "max_seq_len")
+_FOUR_BIT = ("load_in_4bit",)
+_COLUMNS = ("input_train_name", "output_train_name")
+_YES = frozenset({"true", "1", "yes", "on"})
+
+
+@dataclass(frozen=True)
+class Fix:
+    """Parameters to give instead, and why (code and values of a sentence)."""
+
+    changes: Mapping[str, Any]
+    code: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    def detail(self, language: Language = DEFAULT_LANGUAGE) -> str:
+        """Return what changes and what that costs, as a sentence."""
+        return text(self.code, language, **self.params)
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """The parameters that the script declares, and what the job gave; defaults stand in for what it did not."""
+
+    declared: Mapping[str, ScriptParameter]
+    given: Mapping[str, Any]
+
+    def first(self, names: Sequence[str]) -> str | None:
+        """Return the first of these names that the script declares."""
+        return next((name for name in names if name in self.declared), None)
+
+    def value(self, name: str) -> Any:
+        """Return what the script works with."""
+        return self.given.get(name, self.declared[name].default)
+
+    def count(self, name: str | None) -> int | None:
+        """Return a whole number of at least 1; None for anything else."""
+        value = None if name is None else self.value(name)
+        return value if isinstance(value, int) and not isinstance(value, bool) and value >= 1 else None
+
+
+def fix_for(reason: EndReason, params: Mapping[str, Any], knobs: Knobs, *, columns: Sequence[str] = ()) -> Fix | None:
+    """Return what to change after an end with this reason; None if nothing concrete is known."""
+    match reason:
+        case EndReason.CUDA_OUT_OF_MEMORY:
+            return _smaller_batch(knobs) or _recompute(knobs) or _shorter_rows(knobs) or _four_bit(knobs)
+        case EndReason.OUT_OF_MEMORY | EndReason.METAL_WATCHDOG:
+            return _smaller_batch(knobs) or _shorter_rows(knobs)
+        case EndReason.COLUMN_MISSING:
+            return _closest_column(str(params.get("column", "")), knobs, columns)
+        case _:
+            return None
+
+
+def _smaller_batch(knobs: Knobs) -> Fix | None:
+    """Halve the batch; the accumulation makes up for it, so that a step sees the same rows."""
+    batch_name, accumulation_name = knobs.first(_BATCH), knobs.first(_ACCUMULATION)
+    batch, accumulation = knobs.count(batch_name), knobs.count(accumulation_name)
+    if batch_name is None or batch is None or batch < 2:
+        return None
+    if accumulation_name is None or accumulation is None:
+        new = batch // 2
+        return Fix({batch_name: new}, "fix_smaller_batch_only", {"name": batch_name, "old": batch, "new": new})
+    effective = batch * accumulation
+    new = next(size for size in range(batch // 2, 0, -1) if effective % size == 0)
+    changes = {batch_name: new, accumulation_name: effective // new}
+    params = {
+        "name": batch_name,
+        "old": batch,
+        "new": new,
+        "accumulation": accumulation_name,
+        "steps": effective // new,
+        "effective": effective,
+    }
+    return Fix(changes, "fix_smaller_batch", params)
+
+
+def _recompute(knobs: Knobs) -> Fix | None:
+    name = knobs.first(_CHECKPOINTING)
+    return None if name is None or _is_on(knobs, name) else _switched_on(knobs, name, "fix_recompute")
+
+
+def _four_bit(knobs: Knobs) -> Fix | None:
+    name = knobs.first(_FOUR_BIT)
+    return None if name is None or _is_on(knobs, name) else _switched_on(knobs, name, "fix_four_bit")
+
+
+def _switched_on(knobs: Knobs, name: str, code: str) -> Fix | None:
+    parameter = knobs.declared[name]
+    if parameter.choices is not None:
+        yes: Any = next((choice for choice in parameter.choices if str(choice).lower() in _YES), None)
+    else:
+        yes = True if parameter.kind in (ParameterKind.BOOLEAN, ParameterKind.ANY) else None
+    return None if yes is None else Fix({name: yes}, code, {"name": name})
+
+
+def _is_on(knobs: Knobs, name: str) -> bool:
+    return str(knobs.value(name)).lower() in _YES
+
+
+def _shorter_rows(knobs: Knobs) -> Fix | None:
+    name = knobs.first(_LENGTH)
+    length = knobs.count(name)
+    if name is None or length is None or length // 2 < SHORTEST_SEQUENCE:
+        return None
+    return Fix({name: length // 2}, "fix_shorter_rows", {"name": name, "old": length, "new": length // 2})
+
+
+def _closest_column(missing: str, knobs: Knobs, columns: Sequence[str]) -> Fix | None:
+    """Name the column that looks most like the missing one, in the parameter that named it."""
+    name = next((name for name in _COLUMNS if name in knobs.declared and knobs.value(name) == missing), None)
+    if name is None:
+        return None
+    taken = {knobs.value(other) for other in _COLUMNS if other in knobs.declared and other != name}
+    by_lower = {column.lower(): column for column in columns if column not in taken}
+    close = difflib.get_close_matches(missing.lower(), by_lower, n=1, cutoff=CLOSE_ENOUGH)
+    if not close:
+        return None
+    column = by_lower[close[0]]
+    return Fix({name: column}, "fix_column", {"name": name, "missing": missing, "column": column})
