@@ -41,6 +41,7 @@ from app.domain.webhooks import AddressPolicy
 from app.executor.asking import Answers
 from app.executor.background import in_background
 from app.executor.disk_guard import DiskGuard
+from app.executor.fixing import Fixes
 from app.executor.hints import Doorbell, FileDoorbell, RedisDoorbell
 from app.executor.job_actions import JobActions
 from app.executor.joining import set_join_token
@@ -114,12 +115,13 @@ def build_services(
     datasets_ = Datasets(home=home, max_characters=settings.dataset_max_line, clock=clock)
     doorbell = _doorbell(settings, database)
     addresses = AddressPolicy(settings.webhook_addresses)
+    parameters = StageParameters(methods_.reader)
     submissions = Submissions(
         database=database,
         home=home,
         runs=methods_.runs,
         datasets=datasets_,
-        parameters=StageParameters(methods_.reader),
+        parameters=parameters,
         min_free_bytes=settings.min_free_bytes,
         clock=clock,
     )
@@ -134,7 +136,14 @@ def build_services(
         nodes=NodeActions(),
         models=Models(database=database, home=home, clock=clock),
         submissions=submissions,
-        job_actions=JobActions(home=home, submissions=submissions, observer=RunObserver(home), clock=clock),
+        job_actions=JobActions(
+            database=database,
+            home=home,
+            submissions=submissions,
+            fixes=Fixes(parameters),
+            observer=RunObserver(home),
+            clock=clock,
+        ),
         questions=Questions(methods=methods_, clock=clock),
         answers=Answers(database, home, doorbell, clock=clock),
         doorbell=doorbell,

@@ -40,6 +40,19 @@ def submit(
     stage: Annotated[str | None, typer.Option("--stage", help="Run this stage only, for --model.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="The model that --stage starts from.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="A name for the job.")] = None,
+    max_retries: Annotated[
+        int | None, typer.Option("--max-retries", help="How many more attempts a failure may cost.")
+    ] = None,
+    retry_on: Annotated[
+        list[str] | None,
+        typer.Option("--retry-on", metavar="REASON", help="Only after this reason. May be repeated."),
+    ] = None,
+    time_limit: Annotated[
+        float | None, typer.Option("--time-limit", metavar="SECONDS", help="Stop an attempt that runs longer.")
+    ] = None,
+    silence_limit: Annotated[
+        float | None, typer.Option("--silence-limit", metavar="SECONDS", help="Stop one that writes nothing so long.")
+    ] = None,
     param: Parameter = None,
     params: ParameterFile = None,
     watch_it: Watch = False,
@@ -61,6 +74,13 @@ def submit(
     }
     body = {key: value for key, value in given.items() if value is not None}
     body["parameters"] = parameters(param or [], params)
+    conditions: dict[str, dict[str, Any]] = {
+        "retry": {"max_retries": max_retries, "on": retry_on or None},
+        "limits": {"seconds": time_limit, "silent_seconds": silence_limit},
+    }
+    for name_of, members in conditions.items():
+        if chosen := {key: value for key, value in members.items() if value is not None}:
+            body[name_of] = chosen
     with Api(url) as api:
         job = api.post("/jobs", body)
         if as_json and not watch_it:
@@ -131,6 +151,8 @@ def show(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
             "reason": document["reason"],
             "": document["reason_detail"],
             "silent node": document["node_silent"],
+            "fix": _fix_cell(document),
+            "attempts": _attempts_cell(document),
             "method": _method_cell(document),
             "base model": (document["base_model"] or {}).get("name"),
             "data set": (document["dataset"] or {}).get("name"),
@@ -195,9 +217,23 @@ def cancel(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def retry(job: JobId, watch_it: Watch = False, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """Run a job that has ended once more."""
-    document = _act(job, "retry", url=url, as_json=as_json)
+def retry(
+    job: JobId,
+    resume: Annotated[
+        bool | None,
+        typer.Option("--resume/--no-resume", help="Go on from its newest checkpoint. Default: when that fits."),
+    ] = None,
+    fix: Annotated[bool, typer.Option("--fix", help="Make the changes that `show` offers.")] = False,
+    param: Parameter = None,
+    params: ParameterFile = None,
+    watch_it: Watch = False,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Run a job that has failed or was cancelled once more."""
+    given = {"resume": resume, "fix": fix or None, "parameters": parameters(param or [], params) or None}
+    body = {key: value for key, value in given.items() if value is not None}
+    document = _act(job, "retry", body or None, url=url, as_json=as_json)
     if watch_it:
         from app.cli.client import Api
 
@@ -310,6 +346,23 @@ def _progress_cell(job: dict[str, Any]) -> str:
         return str(job.get("reason") or "")
     percent = progress.get("percent")
     return "" if percent is None or job["status"] == "succeeded" else f"{percent:.0f} %"
+
+
+def _fix_cell(job: dict[str, Any]) -> str | None:
+    fix = job["fix"]
+    return f"{fix['detail']} deepe jobs retry {job['id']} --fix" if fix else None
+
+
+def _attempts_cell(job: dict[str, Any]) -> str | None:
+    """Tell of each attempt why it ended and where it began; one that is alone has nothing to tell."""
+    if len(job["history"]) < 2:
+        return None
+    lines = []
+    for attempt in job["history"]:
+        begun = attempt["resumed_from"]
+        words = [f"{attempt['number']} on {attempt['node']}", attempt["reason"] or "live"]
+        lines.append(", ".join([*words, *([f"from step {begun['step']}"] if begun else [])]))
+    return "\n".join(lines)
 
 
 def _method_cell(job: dict[str, Any]) -> str | None:

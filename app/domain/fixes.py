@@ -16,9 +16,9 @@ from app.domain.texts import DEFAULT_LANGUAGE, Language, text
 
 SHORTEST_SEQUENCE = 128  # halved no further: hardly a row is that short
 CLOSE_ENOUGH = 0.5
-_BATCH = ("batch_size", "per_device_train_batch_size", "train_batch_size")
-_ACCUMULATION = ("grad_accum_steps", "gradient_accumulation_steps")
-_CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing", "grad_checkpoint")
+BATCH = ("batch_size", "per_device_train_batch_size", "train_batch_size")
+ACCUMULATION = ("grad_accum_steps", "gradient_accumulation_steps")
+CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing", "grad_checkpoint")
 _LENGTH = ("max_seq_length", "max_length", "max_seq_len")
 _FOUR_BIT = ("load_in_4bit",)
 _COLUMNS = ("input_train_name", "output_train_name")
@@ -74,7 +74,7 @@ def fix_for(reason: EndReason, params: Mapping[str, Any], knobs: Knobs, *, colum
 
 def _smaller_batch(knobs: Knobs) -> Fix | None:
     """Halve the batch; the accumulation makes up for it, so that a step sees the same rows."""
-    batch_name, accumulation_name = knobs.first(_BATCH), knobs.first(_ACCUMULATION)
+    batch_name, accumulation_name = knobs.first(BATCH), knobs.first(ACCUMULATION)
     batch, accumulation = knobs.count(batch_name), knobs.count(accumulation_name)
     if batch_name is None or batch is None or batch < 2:
         return None
@@ -96,7 +96,7 @@ def _smaller_batch(knobs: Knobs) -> Fix | None:
 
 
 def _recompute(knobs: Knobs) -> Fix | None:
-    name = knobs.first(_CHECKPOINTING)
+    name = knobs.first(CHECKPOINTING)
     return None if name is None or _is_on(knobs, name) else _switched_on(knobs, name, "fix_recompute")
 
 

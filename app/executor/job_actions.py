@@ -10,16 +10,30 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import JobKind, JobStatus
 from app.domain.errors import Conflict, InvalidRequest, Violation
+from app.domain.resuming import same_course
 from app.domain.transitions import TERMINAL
+from app.executor.checkpoints import newest_checkpoint
 from app.executor.comparison import Comparison, by_metric, differences, parameters_of
 from app.executor.environment_builds import BuildWish, EnvironmentOrders
 from app.executor.evaluations import Evaluation
+from app.executor.fixing import Fixes, given_to
 from app.executor.job_views import JobDetails, JobView, silence_of, view_of, views_of
 from app.executor.log_pages import LogPage, LogRange, read_page
 from app.executor.metrics import Point
 from app.executor.observe import RunDigest, RunObserver
 from app.executor.progress import Progress
-from app.executor.repetition import QUESTIONS, Changes, PredecessorNotSucceeded, copied, retried, to_retry
+from app.executor.repetition import (
+    QUESTIONS,
+    Changes,
+    NoCheckpointToResume,
+    NoFixKnown,
+    PredecessorNotSucceeded,
+    Retry,
+    copied,
+    resuming,
+    retried,
+    to_retry,
+)
 from app.executor.run_folder import RunFolder
 from app.executor.snapshot import Snapshot
 from app.executor.submission import Submission, Submissions, Submitted
@@ -28,9 +42,11 @@ from app.store import jobs as store
 from app.store import methods as method_store
 from app.store.home import Home
 from app.store.job_queries import JobFilter
+from app.store.session import Database
 from app.store.tables import DatasetRow, JobRow, MethodRow
 
 MIN_COMPARED, MAX_COMPARED = 2, 10
+AS_IT_WAS = Retry()
 LISTED = frozenset(JobKind) - QUESTIONS
 
 
@@ -76,8 +92,17 @@ class JobActions:
     """The service behind the routes of jobs."""
 
     def __init__(
-        self, *, home: Home, submissions: Submissions, observer: RunObserver, clock: Callable[[], datetime]
+        self,
+        *,
+        database: Database,
+        home: Home,
+        submissions: Submissions,
+        fixes: Fixes,
+        observer: RunObserver,
+        clock: Callable[[], datetime],
     ) -> None:
+        self._database = database
+        self._fixes = fixes
         self.environments = EnvironmentOrders(home.environments)
         self._home = home
         self._submissions = submissions
@@ -118,6 +143,7 @@ class JobActions:
             details,
             history=tuple(await store.attempts_of(session, job_id)),
             silence=await silence_of(session, details.view.job),
+            fix=await self._fixes.of(session, details.view.job),
         )
 
     async def logs(self, session: AsyncSession, job_id: str, wanted: LogRange) -> LogPage:
@@ -159,8 +185,26 @@ class JobActions:
         await store.request_cancel(session, job_id, now=self._clock())
         return await self.get(session, job_id)
 
-    async def retry(self, session: AsyncSession, job_id: str) -> Submitted:
-        """Repeat a failed or cancelled job and the rest of its chain as they were submitted."""
+    async def checkpoint_of(self, job_id: str) -> str | None:
+        """Return the job whose newest checkpoint a retry could go on from: this one, or the one that it went on from.
+
+        Reads the checkpoint's files: call it before the transaction of a retry.
+        """
+        async with self._database.reading() as session:
+            job = await store.get(session, job_id)
+        origin = Snapshot.of(job).resume_of
+        for candidate in (job_id, *([origin] if origin is not None else [])):
+            if await asyncio.to_thread(newest_checkpoint, self._home, candidate) is not None:
+                return candidate
+        return None
+
+    async def retry(
+        self, session: AsyncSession, job_id: str, wanted: Retry = AS_IT_WAS, *, checkpoint_of: str | None = None
+    ) -> Submitted:
+        """Repeat a failed or cancelled job and the rest of its chain as they were submitted, save for what is wanted.
+
+        `checkpoint_of` is what the method of that name found.
+        """
         job = await store.get(session, job_id)
         jobs = to_retry(job, await store.chain_of(session, [job.chain_id]))
         if job.method_id is not None and await method_store.find(session, job.method_id, lock=True) is None:
@@ -168,8 +212,14 @@ class JobActions:
         model_id = await _model_to_work_on(session, job)
         await self._require_inputs(session, job, model_id)
         made = retried(jobs, model_id=model_id, now=self._clock())
+        changes = {**(await self._fix_of(session, job) if wanted.fix else {}), **wanted.parameters}
+        warnings = await self._submissions.change(session, made, changes) if changes else ()
+        if wanted.resume is True and checkpoint_of is None:
+            raise NoCheckpointToResume(job=job.id)
+        fits = wanted.resume or (wanted.resume is None and await self._same_course(session, job, made[0]))
+        resuming(made[0], checkpoint_of if fits else None)
         await store.insert(session, made)
-        return Submitted(jobs=made, warnings=())
+        return Submitted(jobs=made, warnings=warnings)
 
     async def dataset_of_copy(self, session: AsyncSession, job_id: str, changes: Changes) -> str | None:
         """Return the data set that a copy would train with, for `Submissions.prepare`."""
@@ -200,6 +250,17 @@ class JobActions:
 
     async def _digest(self, job: JobRow) -> RunDigest:
         return await asyncio.to_thread(self._observer.digest, job.id, job.attempts)
+
+    async def _fix_of(self, session: AsyncSession, job: JobRow) -> Mapping[str, Any]:
+        fix = await self._fixes.of(session, job)
+        if fix is None:
+            raise NoFixKnown(job=job.id)
+        return fix.changes
+
+    async def _same_course(self, session: AsyncSession, old: JobRow, new: JobRow) -> bool:
+        knobs = await self._fixes.knobs(session, old)
+        defaults = {name: one.default for name, one in knobs.declared.items()} if knobs is not None else {}
+        return same_course({**defaults, **given_to(old)}, {**defaults, **given_to(new)})
 
     async def _require_inputs(self, session: AsyncSession, job: JobRow, model_id: str | None) -> None:
         """A retry must find what the job was submitted with."""

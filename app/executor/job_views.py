@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import JobKind, JobStatus
+from app.domain.fixes import Fix
 from app.domain.transitions import LIVE
 from app.executor.observe import RunDigest
 from app.executor.snapshot import Snapshot
@@ -32,13 +33,15 @@ class JobView:
 class JobDetails:
     """A job with what its run folders say, and what became of its attempts, oldest first (when it was asked for).
 
-    `silence`: what it means for the job that its node is silent, None while it is not.
+    `silence`: what it means for the job that its node is silent, None while it is not. `fix`: what may help one that
+    failed.
     """
 
     view: JobView
     digest: RunDigest
     history: tuple[PastAttempt, ...] = ()
     silence: Reason | None = None
+    fix: Fix | None = None
 
 
 async def views_of(session: AsyncSession, rows: Sequence[JobRow]) -> list[JobView]:

@@ -34,6 +34,18 @@ class PredecessorNotSucceeded(Conflict):
     code = "predecessor_not_succeeded"
 
 
+class NoFixKnown(Conflict):
+    """Nothing concrete is known that would help the job."""
+
+    code = "no_fix_known"
+
+
+class NoCheckpointToResume(Conflict):
+    """The job left nothing to go on from."""
+
+    code = "no_checkpoint_to_resume"
+
+
 class JobIsQuestion(Conflict):
     """A question is asked again, where its answer goes to."""
 
@@ -58,12 +70,26 @@ class Changes:
     limits: Limits | None = None
 
 
+@dataclass(frozen=True)
+class Retry:
+    """How a retry differs from the job. `resume` None: when there is a checkpoint and it fits; `fix`: as offered."""
+
+    resume: bool | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    fix: bool = False
+
+
 def to_retry(job: JobRow, chain: Sequence[JobRow]) -> Sequence[JobRow]:
     """Return the jobs that a retry of `job` repeats: itself and the rest of its chain."""
     _refuse_what_is_no_stage(job)
     if job.status not in (JobStatus.FAILED, JobStatus.CANCELLED):
         raise JobNotRetryable(job=job.id, status=job.status)
     return [other for other in chain if other.position >= job.position]
+
+
+def resuming(job: JobRow, checkpoint_of: str | None) -> None:
+    """Let a job that is not queued yet begin with the newest checkpoint of another one."""
+    job.launch = Snapshot.of(job).model_copy(update={"resume_of": checkpoint_of}).document()
 
 
 def retried(jobs: Sequence[JobRow], *, model_id: str | None, now: datetime) -> list[JobRow]:

@@ -19,6 +19,7 @@ from app.domain.errors import AppError, InvalidRequest, NotFound, Unavailable, V
 from app.domain.lifecycle import chain, runnable_stages, source_state
 from app.domain.names import shown
 from app.domain.retries import Limits, RetryPolicy, policy_violations
+from app.executor.fixing import columns_of, pinned_method
 from app.executor.snapshot import Deployment, Named, PinnedScript, Snapshot
 from app.executor.stage_parameters import CheckedParameters, StageParameters
 from app.presets.catalogue import script_path
@@ -146,6 +147,28 @@ class Submissions:
         jobs = self._jobs(method, submission, kinds, inputs, checked, deployment)
         await store.insert(session, jobs)
         return Submitted(jobs=jobs, warnings=checked.warnings)
+
+    async def change(
+        self, session: AsyncSession, jobs: Sequence[JobRow], parameters: Mapping[str, Any]
+    ) -> Sequence[Violation]:
+        """Change the parameters of jobs that are not queued yet, checked against the version that they run.
+
+        A value that is None leaves the parameter out. Returns what is unusual, raises `InvalidRequest` for the wrong.
+        """
+        method = await pinned_method(session, jobs[0])
+        assert method is not None
+        given = {name: value for job in reversed(jobs) for name, value in job.parameters.items()}
+        values = {name: value for name, value in {**given, **parameters}.items() if value is not None}
+        columns = await columns_of(session, jobs[0]) if jobs[0].model_id is None else None
+        checked = await self._parameters.check(method, [job.kind for job in jobs], values, columns)
+        if checked.violations:
+            raise InvalidRequest(list(checked.violations))
+        for job in jobs:
+            stage = Stage(job.kind)
+            job.parameters = checked.given(stage)
+            effective = {"effective": checked.effective(stage)}
+            job.launch = Snapshot.of(job).model_copy(update=effective).document()
+        return checked.warnings
 
     # ---- checks -----------------------------------------------------------------------------------------------------
 

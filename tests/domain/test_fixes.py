@@ -14,7 +14,7 @@ INTEGER, BOOLEAN, STRING = ParameterKind.INTEGER, ParameterKind.BOOLEAN, Paramet
 SWITCH = ("auto", "true", "false")
 
 
-def knobs(given: dict[str, Any] | None = None, **declared: ScriptParameter) -> Knobs:
+def knobs(given: Any = None, **declared: ScriptParameter) -> Knobs:
     return Knobs(declared=declared, given=given or {})
 
 

@@ -18,6 +18,7 @@ from app.api.schemas.jobs import (
     JobCopy,
     JobMetrics,
     JobRead,
+    JobRetry,
     JobSubmit,
     JobSubmitted,
     JobSummary,
@@ -35,7 +36,14 @@ from app.domain.errors import InvalidRequest
 from app.executor.job_actions import JobDatasetChanged, JobInputsGone, JobMethodDeleted, JobQuery
 from app.executor.log_pages import MAX_PAGE_BYTES, LogRange
 from app.executor.output import CHUNK_BYTES
-from app.executor.repetition import JobIsBuild, JobIsQuestion, JobNotRetryable, PredecessorNotSucceeded
+from app.executor.repetition import (
+    JobIsBuild,
+    JobIsQuestion,
+    JobNotRetryable,
+    NoCheckpointToResume,
+    NoFixKnown,
+    PredecessorNotSucceeded,
+)
 from app.executor.stream import InvalidEventId, StreamPosition
 from app.executor.submission import InsufficientDiskSpace
 from app.registry.method_runs import FileModified
@@ -213,20 +221,29 @@ async def cancel_job(job: JobId, session: WriteSession, services: ServicesDep, l
         JobInputsGone,
         JobDatasetChanged,
         JobMethodDeleted,
+        NoFixKnown,
+        NoCheckpointToResume,
+        InvalidRequest,
         IdempotencyKeyReused,
     ),
 )
 async def retry_job(
-    job: JobId, session: WriteSession, services: ServicesDep, language: RequestLanguage, creation: CreationDep
+    job: JobId,
+    session: WriteSession,
+    services: ServicesDep,
+    language: RequestLanguage,
+    creation: CreationDep,
+    retry: Annotated[JobRetry, Body(default_factory=JobRetry)],
 ) -> Response:
-    """Run a failed or cancelled job again, and the rest of its chain, exactly as submitted.
+    """Run a failed or cancelled job again, and the rest of its chain, as submitted or with changed parameters.
 
-    An end is final, so these are new jobs. They run the same version of the method, to the byte, with the same
-    parameters; copy the job to run the method as it is now.
+    An end is final, so these are new jobs. They run the same version of the method, to the byte; copy the job to run
+    the method as it is now. A training goes on from the newest checkpoint unless the changes make it another training.
     """
+    found = None if retry.resume is False else await services.job_actions.checkpoint_of(job)
 
     async def create() -> JobSubmitted:
-        submitted = await services.job_actions.retry(session, job)
+        submitted = await services.job_actions.retry(session, job, retry.wanted(), checkpoint_of=found)
         ring_after_commit(session, services.doorbell, submitted.jobs[0].id)
         return job_submitted(submitted, language)
 

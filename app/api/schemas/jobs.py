@@ -18,7 +18,7 @@ from app.executor.job_views import JobDetails, JobView
 from app.executor.log_pages import LogPage
 from app.executor.metrics import Point
 from app.executor.progress import Progress
-from app.executor.repetition import Changes
+from app.executor.repetition import Changes, Retry
 from app.executor.snapshot import Named
 from app.executor.submission import MAX_NAME, Submission, Submitted
 from app.store.jobs import PastAttempt
@@ -120,6 +120,27 @@ class JobCopy(_Body):
             retry=self.retry,
             limits=self.limits,
         )
+
+
+class JobRetry(_Body):
+    """How the retry differs from the job; an empty body repeats it."""
+
+    resume: bool | None = Field(
+        default=None,
+        description="Go on from the newest checkpoint of the job. Default: when it left a whole one and no parameter "
+        "that matters to it was changed. True demands one, also for changed parameters (such as more steps); false "
+        "begins at the beginning.",
+    )
+    parameters: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Put over the parameters of the job; null leaves one out.",
+        examples=[{"batch_size": 4, "grad_accum_steps": 2}],
+    )
+    fix: bool = Field(default=False, description="Make the changes that the job offers in `fix`.")
+
+    def wanted(self) -> Retry:
+        """Return what the executor takes."""
+        return Retry(resume=self.resume, parameters=self.parameters, fix=self.fix)
 
 
 class JobLink(BaseModel):
@@ -228,6 +249,16 @@ class AttemptRead(BaseModel):
     finished_at: datetime | None
 
 
+class FixRead(BaseModel):
+    """A change of parameters after which the job may go through."""
+
+    changes: dict[str, Any] = Field(
+        description="Parameters to give instead; `:retry` makes them when it is told to.",
+        examples=[{"batch_size": 4, "grad_accum_steps": 2}],
+    )
+    detail: str = Field(description="What changes and what that costs, in the caller's language.")
+
+
 class JobRead(JobSummary):
     """A job, and what its run says."""
 
@@ -238,6 +269,7 @@ class JobRead(JobSummary):
         description="What it means that the job's node is silent, in the caller's language; null while it is not. "
         "A cancel waits for the node."
     )
+    fix: FixRead | None = Field(description="Null: it did not fail, or no concrete change is known.")
     log_tail: list[str] = Field(description="The last lines of its output, once it has ended.")
     effective_parameters: dict[str, Any] = Field(
         description="What the script is given: the caller's parameters and the platform's own values.",
@@ -353,6 +385,7 @@ def job_read(details: JobDetails, language: Language) -> JobRead:
         limits=Limits.of(view.job.limits),
         history=[_attempt(attempt, language) for attempt in details.history],
         node_silent=details.silence.detail(language) if details.silence else None,
+        fix=FixRead(changes=dict(details.fix.changes), detail=details.fix.detail(language)) if details.fix else None,
         log_tail=view.job.reason_params.get("log_tail", []),
         effective_parameters={**view.snapshot.effective, **view.job.parameters},
         progress=_progress(digest.progress),
