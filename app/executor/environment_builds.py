@@ -16,6 +16,7 @@ from app.registry.environments import EnvironmentNotFound
 from app.registry.nodes import living_nodes
 from app.store import jobs as store
 from app.store import nodes
+from app.store.clock import database_now
 from app.store.environments import find_environment
 from app.store.registry_facts import BASE_ENVIRONMENT
 from app.store.tables import JobRow, NodeRow
@@ -141,7 +142,7 @@ async def _job(
 async def _builder(session: AsyncSession, node: str | None) -> NodeRow:
     if node is not None:
         return await nodes.get_node(session, node)
-    alive = await living_nodes(session)
-    if not alive:
+    working = await nodes.working_nodes(session, now=await database_now(session))
+    if not working:
         raise NoNode()
-    return max(alive, key=lambda other: other.heartbeat_at)
+    return max(working, key=lambda other: other.heartbeat_at)

@@ -183,8 +183,8 @@ class NodeEnvironments:
             await self._probing.turn(self._seen)
 
     async def _being_built(self, session: AsyncSession) -> set[str]:
-        """Return what is being built here or on another living node; nobody waits for a node that is silent."""
-        others = {node.id for node in await living_nodes(session)}
+        """Return what is being built here or on another node that takes jobs; nobody waits for a silent one."""
+        others = {node.id for node in await nodes.working_nodes(session, now=await database_now(session))}
         return {name for name, node_id in await builds(session) if node_id in {*others, self._node_id}}
 
     async def _order(self, name: str) -> None:
