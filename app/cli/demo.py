@@ -1,5 +1,7 @@
 """`deepe demo`: register a method, train, save, deploy and ask the model, with everything to be seen on the way.
 
+`--all` does it with every method for this machine and ends with a table: time, scores before and after, what was made.
+
 Needs no terminal and no input. Uses the home of `deepe dev`, so that what it made can be looked at afterwards. Leaves
 no process behind, however it ends.
 """
@@ -59,6 +61,7 @@ class Times:
 
 def demo(
     method: Annotated[str, typer.Argument(help="The shipped method to show.")] = DEFAULT_METHOD,
+    every: Annotated[bool, typer.Option("--all", help="Show every method for this machine, and compare.")] = False,
     home: HomeFolder = None,
     no_redis: Annotated[bool, typer.Option("--no-redis", help="Run without any Redis.")] = False,
 ) -> None:
@@ -70,11 +73,11 @@ def demo(
     from app.cli.dev import Interrupted, ending_on_signals, say
     from app.cli.service import load
 
-    manifest = shipped(method)
+    manifests = for_this_machine() if every else [shipped(method)]
     settings = load(home=home, port=0)
     with ending_on_signals(at_once=True):
         try:
-            _run(manifest, settings, no_redis=no_redis)
+            _run(manifests, settings, no_redis=no_redis)
         except Interrupted:
             say("interrupted; nothing of it goes on")
             raise typer.Exit(ExitCode.INTERRUPTED) from None
@@ -91,7 +94,15 @@ def shipped(method: str) -> "PresetManifest":
     return manifests[method.casefold()]
 
 
-def _run(manifest: "PresetManifest", settings: "Settings", *, no_redis: bool) -> None:
+def for_this_machine() -> "list[PresetManifest]":
+    """Return the manifests of all shipped methods that can run here."""
+    from app.presets.catalogue import load_manifests
+    from app.registry.platforms import this_machine
+
+    return [manifest for manifest in load_manifests() if this_machine() in manifest.platforms]
+
+
+def _run(manifests: "list[PresetManifest]", settings: "Settings", *, no_redis: bool) -> None:
     from app.cli.client import Api
     from app.cli.demo_licence import borrowed_licence
     from app.cli.dev import say
@@ -116,10 +127,32 @@ def _run(manifest: "PresetManifest", settings: "Settings", *, no_redis: bool) ->
             for line in (f"API: {url}", f"home: {settings.home}", f"Redis: {service.redis.describe()}"):
                 screen.print(f"  {line}", markup=False, soft_wrap=True)
             with Api(url, token=settings.token) as api:
-                made = Demo(api, manifest, settings, times, screen).run()
+                if len(manifests) > 1:
+                    _show_all(api, manifests, settings, screen)
+                    return
+                made = Demo(api, manifests[0], settings, times, screen).run()
         finally:
             service.stop()
     _farewell(screen, times, made)
+
+
+def _show_all(api: "Api", manifests: "list[PresetManifest]", settings: "Settings", screen: "Console") -> None:
+    """Show one method after the other, also when one fails, and what came of each; exit 1 if one failed."""
+    from app.cli.demo_summary import Outcome, outcome_of, print_outcomes
+
+    outcomes = []
+    for manifest in manifests:
+        times = Times()
+        demo = Demo(api, manifest, settings, times, screen)
+        try:
+            demo.run()
+            outcomes.append(outcome_of(api, manifest.name, demo.ended, seconds=times.total - times.preparing))
+        except CliFailure as failure:
+            screen.print(f"  {failure.message}", style="red", markup=False, soft_wrap=True)
+            outcomes.append(Outcome(manifest.name, seconds=times.total - times.preparing, failure=failure.message))
+    print_outcomes(outcomes)
+    if any(outcome.failure for outcome in outcomes):
+        raise typer.Exit(ExitCode.FAILED)
 
 
 class Demo:
@@ -134,6 +167,7 @@ class Demo:
         self._times = times
         self._screen = screen
         self._jobs: list[str] = []
+        self.ended: list[dict[str, Any]] = []
 
     def run(self) -> str | None:
         """Show everything and return a model that can be asked; `CliFailure` if a job fails, after it was shown why."""
@@ -141,7 +175,8 @@ class Demo:
             with self._times.preparation():
                 self._prepare()
             method = self._register()
-            asked = [model for job in self._train(method) if (model := self._ask(job))]
+            self.ended = self._train(method)
+            asked = [model for job in self.ended if (model := self._ask(job))]
             return asked[-1] if asked else None
         except BaseException:
             self._cancel()

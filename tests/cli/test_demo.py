@@ -7,13 +7,17 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from app.access import licence as licences
 from app.access.guard import LicenceGuard, LicenseState
-from app.cli.demo import shipped
+from app.cli.client import Api
+from app.cli.demo import for_this_machine, shipped
 from app.cli.demo_licence import borrowed_licence
+from app.cli.demo_summary import outcome_of
 from app.cli.exits import CliFailure
 from app.settings import load_settings
 
@@ -64,6 +68,28 @@ def test_names_what_is_shipped_when_asked_for_something_else() -> None:
         shipped("No-Such-Demo")
 
     assert "Custom01" in failure.value.notes[0]
+
+
+def test_all_shows_the_methods_for_this_machine() -> None:
+    assert {"Custom01", "SFT-Demo", "PEFT-Demo", "GRPO-Demo", "DPO-Demo", "PPO-Demo"} <= {
+        manifest.name for manifest in for_this_machine()
+    }
+
+
+def test_an_outcome_tells_scores_and_what_was_made() -> None:
+    score = {"name": "exact_match", "before": 0.1, "after": 0.9, "samples": 40}
+    answers = {
+        "/jobs/1": {"id": "1", "evaluations": [score], "result_model": "m"},
+        "/jobs/2": {"id": "2", "evaluations": [], "result_model": None},
+        "/models/m": {"path": "models/m"},
+    }
+
+    outcome = outcome_of(
+        cast(Api, SimpleNamespace(get=answers.__getitem__)), "X", [{"id": "1"}, {"id": "2"}], seconds=2
+    )
+
+    assert outcome.scores == ("exact_match 0.1 → 0.9 (held-out samples: 40)",)
+    assert outcome.artefacts == ("models/m",)
 
 
 class TestBorrowedLicence:

@@ -44,3 +44,8 @@ def build_base(training_python: Path) -> BuildBase:
 @pytest.fixture(scope="session")
 def tiny_base(build_base: BuildBase) -> Path:
     return build_base("tiny-base")
+
+
+@pytest.fixture(scope="session")
+def styles_base(build_base: BuildBase) -> Path:
+    return build_base("tiny-styles")

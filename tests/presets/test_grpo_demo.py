@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from app.presets import catalogue
-from tests.presets.conftest import BuildBase
 from tests.presets.curves import assert_went_on, stop_and_resume
 from tests.presets.stage import Finished, Home, dataset, demo_parameters, make_home
 
@@ -23,21 +22,16 @@ def arguments(home: Home, base: Path, *more: str, rows: Path | None = None) -> l
 
 
 @pytest.fixture(scope="module")
-def styles_base(build_base: BuildBase) -> Path:
-    return build_base("tiny-styles")
-
-
-@pytest.fixture(scope="module")
 def trained(
     training_python: Path, styles_base: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Home, Finished]:
     """Return the home of a finished demo training and what it reported."""
     home = make_home(tmp_path_factory.mktemp("grpo") / "deepe", training_python)
-    return home, home.run(SCRIPT, *arguments(home, styles_base), timeout=200)
+    return home, home.run(SCRIPT, *arguments(home, styles_base), timeout=400)
 
 
 @pytest.mark.training
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.xdist_group("training")
 class TestTraining:
     def test_learns_the_wanted_form_from_rewards(self, trained: tuple[Home, Finished]) -> None:
@@ -70,7 +64,7 @@ class TestTraining:
         own = ("--reward_file=mine.py", "--answer_weight=0", "--length_weight=0.1", "--vllm=true", "--save_steps=1")
         few = ("--max_steps=2", "--batch_size=8", "--eval_samples=4")
 
-        run = torch_home.run(SCRIPT, *arguments(torch_home, styles_base, *own, *few), timeout=100)
+        run = torch_home.run(SCRIPT, *arguments(torch_home, styles_base, *own, *few), timeout=400)
 
         assert run.code == 0, run.stderr
         assert {"rewards/brevity_reward/mean", "rewards/length_reward/mean"} <= set(run.of_type("metrics")[0]["values"])

@@ -43,11 +43,11 @@ def arguments(home: Home, base: Path, *more: str, rows: Path | None = None) -> l
 def trained(training_python: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, Finished]:
     """Return the home of a finished demo training and what it reported."""
     home = make_home(tmp_path_factory.mktemp("peft") / "deepe", training_python)
-    return home, home.run(SCRIPT, *arguments(home, tiny_base), timeout=150)
+    return home, home.run(SCRIPT, *arguments(home, tiny_base), timeout=400)
 
 
 @pytest.mark.training
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 @pytest.mark.xdist_group("training")
 class TestTraining:
     def test_learns_and_leaves_an_adapter(self, trained: tuple[Home, Finished]) -> None:
@@ -83,7 +83,7 @@ class TestTraining:
         (torch_home.scripts / "probe.py").write_text(EVERY_ADAPTER)
 
         run = torch_home.run(
-            "probe.py", str(tiny_base), str(dataset("sft-demo")), str(torch_home.path / "out"), adapters, timeout=200
+            "probe.py", str(tiny_base), str(dataset("sft-demo")), str(torch_home.path / "out"), adapters, timeout=400
         )
 
         assert run.code == 0, run.stderr
@@ -91,6 +91,13 @@ class TestTraining:
         assert codes == {name: [0, 1 if name == "prompt_tuning" else 0] for name in adapters.split(",")}
         assert "an adapter of the kind prompt_tuning cannot be merged" in run.json_lines[-1]["message"]
         assert any("prompt_tuning cannot be merged" in note["message"] for note in run.of_type("note"))
+
+    def test_layer_that_is_not_there_gets_one_sentence(self, torch_home: Home, tiny_base: Path) -> None:
+        run = torch_home.run(SCRIPT, *arguments(torch_home, tiny_base, "--target_modules=q_proj,nothing"), timeout=400)
+
+        assert run.code == 1
+        assert "no linear layer is called 'nothing'; there are: down_proj, gate_proj" in run.stderr
+        assert "Traceback" not in run.stderr
 
 
 class TestRefusals:

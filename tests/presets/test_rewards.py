@@ -55,7 +55,15 @@ def test_brevity_falls_from_the_target_to_twice_its_length(rewards: Any) -> None
 
 
 def test_result_of_a_solution_that_tells_its_way(rewards: Any) -> None:
-    assert [judge(rewards).wanted(text) for text in ("2 and 2 are 4\n#### 4", " 4 ")] == ["4", "4"]
+    rows = [
+        {"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": text}]}
+        for text in ("2 and 2 are 4\n#### 4", " 4 ")
+    ]
+
+    tasks = [judge(rewards).task(row, "Think.") for row in rows]
+
+    assert [task["answer"] for task in tasks] == ["4", "4"]
+    assert [turn["role"] for turn in tasks[0]["prompt"]] == ["system", "user"]
 
 
 def test_words_are_compared_without_case(rewards: Any) -> None:

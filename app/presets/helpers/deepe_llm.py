@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import deepe
+from deepe_rewards import Judge
 from deepe_rows import Refused, Row, Turns
 
 TINY_BYTES = 64 * 2**20  # threads of a smaller model wait for each other longer than they work
@@ -87,7 +88,7 @@ def check(args: argparse.Namespace) -> None:
 
 def log(code: str, message: str, args: argparse.Namespace, *, level: str = "INFO") -> None:
     """Write a log record; in a group of processes only the first one speaks."""
-    if os.environ.get("RANK", "0") != "0":
+    if not deepe.is_first():
         return
     from train_callback import LevelEnum, LogEnum, write_log
 
@@ -96,7 +97,7 @@ def log(code: str, message: str, args: argparse.Namespace, *, level: str = "INFO
 
 def remark(sentence: str, args: argparse.Namespace, *, warning: bool = True) -> None:
     """Tell the user about a choice or a loss that is worth knowing."""
-    if os.environ.get("RANK", "0") == "0":
+    if deepe.is_first():
         deepe.note(sentence)
         log("ParamCheckWarning", sentence, args, level="WARNING" if warning else "INFO")
 
@@ -303,21 +304,53 @@ def callbacks(args: argparse.Namespace, shown: str = "loss") -> list[Any]:
     class Watch(TrainerCallback):
         """One line for people, readable checkpoints, and a stop that leaves one."""
 
+        group: Any = None
+
+        def on_train_begin(self, *_args: Any, **_: Any) -> None:
+            self.group = stop_group()
+
         def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
             if logs and shown in logs and state.is_world_process_zero:
                 print_step(state.global_step, state.max_steps, shown, logs)
 
         def on_step_end(self, _args: Any, _state: Any, control: Any, **_: Any) -> None:
-            if deepe.stop_requested():
+            if stop_wished(self.group):
                 control.should_save = control.should_training_stop = True
 
         def on_save(self, config: Any, state: Any, _control: Any, **_: Any) -> None:
             folder = Path(config.output_dir) / f"checkpoint-{state.global_step}"
+            wait_for_all(self.group)  # each process has written its part
             if state.is_world_process_zero and folder.is_dir():
                 make_readable(folder)
-                deepe.artifact(folder, "checkpoint")
+                deepe.checkpoint(folder, state.global_step)
 
     return [Gauges(), TrainCallback(args.logging_steps, args.train_id, args.seq), Watch()]
+
+
+def stop_group() -> Any:
+    """Return what the processes of a group agree through, None for one that is alone; on CPUs, so no GPU waits."""
+    import torch.distributed
+
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.new_group(backend="gloo") if several else None
+
+
+def wait_for_all(group: Any) -> None:
+    if group is not None:
+        import torch
+
+        torch.distributed.barrier(group=group)
+
+
+def stop_wished(group: Any) -> bool:
+    """Whether one of the processes was asked to stop: all leave at the same step, else some would wait for the rest."""
+    if group is None:
+        return deepe.stop_requested()
+    import torch
+
+    wished = torch.tensor([int(deepe.stop_requested())])
+    torch.distributed.all_reduce(wished, torch.distributed.ReduceOp.MAX, group=group)
+    return bool(wished.item())
 
 
 class Speed:
@@ -368,7 +401,7 @@ def train(trainer: Any, args: argparse.Namespace) -> None:
     log("StartTraining", args.model_name, args)
     deepe.catch_stop()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if deepe.stop_requested():
+    if deepe.stop_requested() or trainer.state.global_step < trainer.state.max_steps:
         end_stopped(trainer.state.global_step)
 
 
@@ -382,31 +415,35 @@ def save_adapter(trainer: Any, args: argparse.Namespace) -> None:
     """Write adapter and tokenizer, and nothing else."""
     log("SaveTrainedModel", args.model_name, args)
     trainer.save_model(args.output_dir)
-    for name in ("training_args.bin", "README.md"):  # a pickle that nobody needs, an empty form
-        (Path(args.output_dir) / name).unlink(missing_ok=True)
     announce_adapter(args)
 
 
 def announce_adapter(args: argparse.Namespace) -> None:
+    """Leave out what the libraries write besides, and let others read the rest."""
+    for name in ("training_args.bin", "README.md"):  # a pickle that nobody needs, an empty form
+        (Path(args.output_dir) / name).unlink(missing_ok=True)
     make_readable(Path(args.output_dir))
     deepe.artifact(args.output_dir, "adapter")
     log("SaveTrainedModelSuccess", args.output_dir, args)
 
 
-def newest_checkpoint(output: Path, args: argparse.Namespace) -> Path | None:
+def newest_checkpoint(
+    output: Path, args: argparse.Namespace, states: Sequence[str] = ("optimizer.pt", "scheduler.pt")
+) -> Path | None:
     """Return the newest checkpoint that was written to its end; a killed run may leave half of one."""
     if not args.resume:
         return None
     found = [folder for folder in output.glob("checkpoint-*") if folder.name[11:].isdigit()]
     for folder in sorted(found, key=lambda folder: int(folder.name[11:]), reverse=True):
-        if is_complete(folder):
+        if is_complete(folder, states):
             remark(f"resumed from {folder.name}", args, warning=False)
             return folder
         remark(f"{folder.name} is incomplete and is passed over", args)
     return None
 
 
-def is_complete(folder: Path) -> bool:
+def is_complete(folder: Path, states: Sequence[str]) -> bool:
+    """Whether the adapter's weights have the length that they announce, and all files of state their end."""
     try:
         step = json.loads((folder / "trainer_state.json").read_text("utf-8"))["global_step"]
         with (folder / "adapter_model.safetensors").open("rb") as file:
@@ -414,8 +451,8 @@ def is_complete(folder: Path) -> bool:
             header = json.loads(file.read(length))
             size = file.seek(0, os.SEEK_END)
         end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
-        states = [folder / "optimizer.pt", folder / "scheduler.pt"]
-        return f"checkpoint-{step}" == folder.name and size == 8 + length + end and all(map(zipfile.is_zipfile, states))
+        whole = all(zipfile.is_zipfile(folder / name) for name in states)
+        return f"checkpoint-{step}" == folder.name and size == 8 + length + end and whole
     except (OSError, ValueError, KeyError, struct.error):
         return False
 
@@ -431,7 +468,7 @@ def make_readable(folder: Path) -> None:
 
 def report_score(name: str, phase: str, value: float, samples: int) -> None:
     """Report a number on held-out rows to the platform and to people."""
-    if os.environ.get("RANK", "0") == "0":
+    if deepe.is_first():
         deepe.evaluation(phase, value, samples, name=name)
         print(f"{name.replace('_', ' ')} on {samples} held-out rows {phase} training: {value:.3f}", flush=True)
 
@@ -441,6 +478,16 @@ def exact_match(model: Any, tokenizer: Any, rows: list[Row], answer: str, max_ne
     given = greedy_answers(model, tokenizer, [row["prompt"] for row in rows], max_new_tokens)
     wanted = [row[answer][0]["content"].strip() for row in rows]
     return sum(text.strip() == right for text, right in zip(given, wanted, strict=True)) / len(rows)
+
+
+def score_rewards(
+    model: Any, tokenizer: Any, tasks: list[Row], judge: Judge, args: argparse.Namespace, phase: str
+) -> None:
+    """Report how many held-out questions are answered right in the wanted form, and the mean reward."""
+    prompts, answers = [task["prompt"] for task in tasks], [task["answer"] for task in tasks]
+    given = greedy_answers(model, tokenizer, prompts, args.max_content_length)
+    report_score("exact_match", phase, judge.right(given, answers), len(tasks))
+    report_score("reward", phase, sum(judge.totals(given, prompts, answers)) / len(tasks), len(tasks))
 
 
 def greedy_answers(model: Any, tokenizer: Any, prompts: list[Turns], max_new_tokens: int) -> list[str]:

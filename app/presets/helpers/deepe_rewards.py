@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepe_rows import Refused, Turns
+from deepe_rows import Refused, Row, Turns, message
 
 Function = Callable[..., list[float | None]]
 
@@ -44,9 +44,12 @@ class Judge:
         pairs = zip(completions, answers, strict=True)
         return sum(is_right(text, answer, self.pattern) for text, answer in pairs) / len(completions)
 
-    def wanted(self, text: str) -> str:
-        """Return the result in the data set's answer, which may tell how it was found."""
-        return result_of(text, self.pattern) or text.strip()
+    def task(self, row: Row, system_prompt: str) -> Row:
+        """Return a row's question, with the instruction before it, and the right result out of its answer."""
+        prompt, told = row["prompt"], row["completion"][0]["content"]
+        if system_prompt and prompt[0]["role"] != "system":
+            prompt = [message("system", system_prompt), *prompt]
+        return {"prompt": prompt, "answer": result_of(told, self.pattern) or told.strip()}
 
 
 def judge_of(args: argparse.Namespace) -> Judge:

@@ -1,8 +1,8 @@
 """Read training rows of a JSONL file, whatever form people write them in. Standard library only.
 
 `load_rows` gives `{"prompt": [turns], "completion": [one turn]}` or `{"text": ...}` for each example;
-`load_preferences` gives `{"prompt", "chosen", "rejected"}` for each pair. What is wrong with a row is a `Refused` that
-names its line.
+`load_preferences` gives `{"prompt", "chosen", "rejected"}` for each pair, `load_labelled` also single answers with a
+`label`. What is wrong with a row is a `Refused` that names its line.
 """
 
 import argparse
@@ -54,6 +54,7 @@ PREFERENCE_FORMS = (
     Form(("instruction", "chosen", "rejected")),
     Form(("chosen", "rejected")),
 )
+LABELLED_FORMS = (*PREFERENCE_FORMS, Form(("prompt", "completion", "label")))
 
 
 def load_parts(args: argparse.Namespace, read: Reader) -> tuple[list[Row], list[Row]]:
@@ -85,22 +86,12 @@ def load_questions(args: argparse.Namespace, path: Path) -> list[Row]:
 
 def load_preferences(args: argparse.Namespace, path: Path) -> list[Row]:
     """Return pairs of a better and a worse answer to the same prompt."""
-    form: Form | None = None
-    rows = []
-    for raw, where in _lines(path, args.max_samples):
-        form = form or find_form(raw, PREFERENCE_FORMS, where)
-        *prompt, chosen, rejected = form.values(raw, where)
-        if prompt:
-            rows.append(
-                {
-                    "prompt": _question(prompt[0], where),
-                    "chosen": _answer(chosen, where),
-                    "rejected": _answer(rejected, where),
-                }
-            )
-        else:
-            rows.append(_common_prompt(turns(chosen, where), turns(rejected, where), where))
-    return rows
+    return _judged(args, path, PREFERENCE_FORMS)
+
+
+def load_labelled(args: argparse.Namespace, path: Path) -> list[Row]:
+    """Return pairs, or single answers that are labelled as good or bad."""
+    return _judged(args, path, LABELLED_FORMS)
 
 
 def named_form(args: argparse.Namespace) -> Form | None:
@@ -114,9 +105,10 @@ def find_form(raw: Row, forms: tuple[Form, ...], where: str) -> Form:
     for form in forms:
         if set(form.columns) <= raw.keys():
             return form
-    naming = "" if forms is PREFERENCE_FORMS else "Name the columns in input_train_name and output_train_name, or use"
+    nameable = forms in (FORMS, QUESTION_FORMS)
     raise Refused(
-        f"{where}: the columns to learn from are missing; there are: {', '.join(raw) or 'none'}. {naming or 'Use'} "
+        f"{where}: the columns to learn from are missing; there are: {', '.join(raw) or 'none'}. "
+        f"{'Name the columns in input_train_name and output_train_name, or use' if nameable else 'Use'} "
         f"one of these: {'; '.join(' and '.join(form.columns) for form in forms)}"
     )
 
@@ -185,6 +177,27 @@ def _examples(form: Form, raw: Row, where: str) -> list[Row]:
     more = raw.get("input") if form.columns[0] == "instruction" else None
     question = f"{question}\n\n{more}" if more else question
     return [{"prompt": _question(question, where), "completion": _answer(answer, where)}]
+
+
+def _judged(args: argparse.Namespace, path: Path, forms: tuple[Form, ...]) -> list[Row]:
+    form: Form | None = None
+    rows = []
+    for raw, where in _lines(path, args.max_samples):
+        form = form or find_form(raw, forms, where)
+        rows.append(_judged_row(form, raw, where))
+    return rows
+
+
+def _judged_row(form: Form, raw: Row, where: str) -> Row:
+    values = form.values(raw, where)
+    if len(values) == 2:
+        return _common_prompt(turns(values[0], where), turns(values[1], where), where)
+    prompt = _question(values[0], where)
+    if form.columns[-1] != "label":
+        return {"prompt": prompt, "chosen": _answer(values[1], where), "rejected": _answer(values[2], where)}
+    if not isinstance(values[2], bool):
+        raise Refused(f"{where}: label must be true or false, it is {json.dumps(values[2])}")
+    return {"prompt": prompt, "completion": _answer(values[1], where), "label": values[2]}
 
 
 def _answers_of(conversation: Turns, where: str) -> list[Row]:

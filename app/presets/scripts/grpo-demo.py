@@ -32,7 +32,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent.parent / "helpers"))
 import deepe_llm as llm
 from deepe_rewards import Judge, for_trl, judge_of
-from deepe_rows import Refused, Row, load_parts, load_questions, message
+from deepe_rows import Refused, Row, load_parts, load_questions
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -120,7 +120,8 @@ def run(args: argparse.Namespace) -> None:
     check(args)
     judge = judge_of(args)
     llm.log("HandleWithDataset", args.dataset_path, args)
-    train_rows, held_out = ([task(row, judge, args) for row in part] for part in load_parts(args, load_questions))
+    parts = load_parts(args, load_questions)
+    train_rows, held_out = ([judge.task(row, args.system_prompt) for row in part] for part in parts)
 
     llm.log("InitializingModel", args.model_path, args)
     machine = llm.choose(args)
@@ -147,14 +148,6 @@ def check(args: argparse.Namespace) -> None:
         )
     if args.temperature <= 0:
         raise Refused(f"temperature must be above 0, it is {args.temperature}: equal answers teach nothing")
-
-
-def task(row: Row, judge: Judge, args: argparse.Namespace) -> Row:
-    """Return the question, with the instruction before it, and the result that is right."""
-    prompt = row["prompt"]
-    if args.system_prompt and prompt[0]["role"] != "system":
-        prompt = [message("system", args.system_prompt), *prompt]
-    return {"prompt": prompt, "answer": judge.wanted(row["completion"][0]["content"])}
 
 
 def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, rows: list[Row], judge: Judge) -> Any:
@@ -199,13 +192,9 @@ def generation(args: argparse.Namespace, machine: llm.Machine) -> dict[str, Any]
     return {}
 
 
-def score(trainer: Any, tokenizer: Any, rows: list[Row], judge: Judge, args: argparse.Namespace, phase: str) -> None:
-    """Report how many held-out questions are answered right in the wanted form, and the mean reward."""
-    if rows and trainer.is_world_process_zero():
-        prompts, answers = [row["prompt"] for row in rows], [row["answer"] for row in rows]
-        given = llm.greedy_answers(trainer.model, tokenizer, prompts, args.max_content_length)
-        llm.report_score("exact_match", phase, judge.right(given, answers), len(rows))
-        llm.report_score("reward", phase, sum(judge.totals(given, prompts, answers)) / len(rows), len(rows))
+def score(trainer: Any, tokenizer: Any, tasks: list[Row], judge: Judge, args: argparse.Namespace, phase: str) -> None:
+    if tasks and trainer.is_world_process_zero():
+        llm.score_rewards(trainer.model, tokenizer, tasks, judge, args, phase)
     trainer.accelerator.wait_for_everyone()
 
 

@@ -167,6 +167,7 @@ def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any
     from trl import SFTConfig, SFTTrainer
 
     model = llm.load_model(args, machine)
+    check_targets(args, model)
     model.config.use_cache = False
     longest = args.max_input_length + args.max_content_length
     checkpointing = llm.needs_checkpointing(args, model, longest)
@@ -187,6 +188,22 @@ def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any
     return trainer
 
 
+def check_targets(args: argparse.Namespace, model: Any) -> None:
+    """Refuse names that no layer has, and say which there are."""
+    if args.target_modules == "all-linear":
+        return
+    import torch
+
+    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    if unknown := [name for name in targets_of(args) if name not in linear]:
+        there = ", ".join(sorted(linear))
+        raise Refused(f"target_modules: no linear layer is called '{unknown[0]}'; there are: {there}")
+
+
+def targets_of(args: argparse.Namespace) -> list[str]:
+    return [name.strip() for name in args.target_modules.split(",")]
+
+
 def steps_of(args: argparse.Namespace, rows: int) -> int:
     """Return the number of steps; ranks are given away along them."""
     together = args.batch_size * args.grad_accum_steps * int(os.environ.get("WORLD_SIZE", "1"))
@@ -196,10 +213,9 @@ def steps_of(args: argparse.Namespace, rows: int) -> int:
 def adapter_config(args: argparse.Namespace, steps: int) -> Any:
     import peft
 
-    targets = args.target_modules
     common = {
         "task_type": "CAUSAL_LM",
-        "target_modules": targets if targets == "all-linear" else [name.strip() for name in targets.split(",")],
+        "target_modules": args.target_modules if args.target_modules == "all-linear" else targets_of(args),
     }
     lora = {"r": args.lora_rank, "lora_alpha": args.lora_alpha, "lora_dropout": args.lora_dropout, **common}
     product = {"r": args.lora_rank, "alpha": args.lora_alpha, "rank_dropout": args.lora_dropout, **common}

@@ -1,0 +1,109 @@
+"""A reward model: made from preference data, and asked what an answer is worth."""
+
+import argparse
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import deepe_llm as llm
+from deepe_rows import Row, Turns, load_preferences, message
+
+Worth = Callable[[list[str], list[Turns], list[str]], list[float]]
+
+
+def make_reward_model(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, folder: Path) -> None:
+    """Train a copy of the base model to give the better of two answers the higher number; all its weights learn.
+
+    A folder that is there already was written to its end and is kept.
+    """
+    if folder.is_dir():
+        return
+    from datasets import Dataset
+    from trl import RewardConfig, RewardTrainer
+
+    llm.log("HandleWithDataset", args.preference_path, args)
+    pairs = load_preferences(args, Path(args.preference_path))
+    pairs = llm.within_limits(pairs, tokenizer, args, ["chosen", "rejected"])
+    held_out = pairs[: max(1, len(pairs) // 10)]
+    model = load_reward_model(args.model_path, tokenizer, machine, dtype="float32")
+    config = RewardConfig(
+        output_dir=str(folder.with_name(f".{folder.name}.work")),
+        max_steps=args.reward_steps,
+        per_device_train_batch_size=args.batch_size,
+        learning_rate=args.reward_learning_rate,
+        max_length=args.max_input_length + args.max_content_length,
+        activation_checkpointing=False,
+        bf16=machine.dtype == "bfloat16",
+        use_cpu=machine.device == "cpu",
+        save_strategy="no",
+        seed=args.seed,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    trainer = RewardTrainer(
+        model=model,
+        args=config,
+        train_dataset=Dataset.from_list(pairs[len(held_out) :] or pairs),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    accuracy = pair_accuracy(model, tokenizer, held_out)
+    llm.remark(f"the reward model judges {accuracy:.0%} of {len(held_out)} held-out pairs right", args, warning=False)
+    draft = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(draft, ignore_errors=True)
+    model.save_pretrained(draft)
+    tokenizer.save_pretrained(draft)
+    llm.make_readable(draft)
+    draft.rename(folder)
+    shutil.rmtree(config.output_dir, ignore_errors=True)
+
+
+def load_reward_model(path: str | Path, tokenizer: Any, machine: llm.Machine, dtype: str | None = None) -> Any:
+    """Return a model with one number as its output."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, logging
+
+    logging.set_verbosity_error()  # a new head is no news
+    model = AutoModelForSequenceClassification.from_pretrained(
+        path, num_labels=1, dtype=getattr(torch, dtype or machine.dtype)
+    )
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model.to(machine.device).eval()
+
+
+def worth_by(model: Any, tokenizer: Any) -> Worth:
+    """Return what tells the worth of answers."""
+
+    def worth(completions: list[str], prompts: list[Turns], _answers: list[str]) -> list[float]:
+        conversations = [[*turns, message("assistant", text)] for turns, text in zip(prompts, completions, strict=True)]
+        return worths(model, tokenizer, conversations)
+
+    return worth
+
+
+def worths(model: Any, tokenizer: Any, conversations: list[Turns]) -> list[float]:
+    import torch
+
+    found: list[float] = []
+    with torch.inference_mode():
+        for start in range(0, len(conversations), llm.SCORED_AT_ONCE):
+            texts = [
+                tokenizer.apply_chat_template(turns, tokenize=False)
+                for turns in conversations[start : start + llm.SCORED_AT_ONCE]
+            ]
+            encoded = tokenizer(
+                texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False
+            ).to(model.device)
+            encoded.pop("token_type_ids", None)
+            found += model(**encoded).logits[:, 0].float().tolist()
+    return found
+
+
+def pair_accuracy(model: Any, tokenizer: Any, pairs: list[Row]) -> float:
+    """Return the share of pairs whose better answer gets the higher number."""
+    model.eval()
+    good, bad = (
+        worths(model, tokenizer, [pair["prompt"] + pair[name] for pair in pairs]) for name in ("chosen", "rejected")
+    )
+    return sum(a > b for a, b in zip(good, bad, strict=True)) / len(pairs)

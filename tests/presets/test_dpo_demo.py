@@ -1,0 +1,101 @@
+"""DPO-Demo for real: by each objective the model learns to prefer right; a stopped run goes on."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from app.presets import catalogue
+from tests.presets.curves import assert_went_on, stop_and_resume
+from tests.presets.stage import Finished, Home, dataset, demo_parameters, make_home
+
+SCRIPT = "dpo-demo.py"
+LABELLED = [
+    json.dumps({"prompt": f"What is {a} + 1?", "completion": text, "label": label})
+    for a in range(8)
+    for text, label in ((f"{a} + 1 = {a + 1}\n#### {a + 1}", True), (str(a + 1), False))
+]
+
+
+def arguments(home: Home, base: Path, *more: str, rows: Path | None = None) -> list[str]:
+    paths = [f"--model_path={base}", f"--dataset_path={rows or dataset('dpo-demo')}", f"--output_dir={home.path}/out"]
+    return [*paths, *demo_parameters("DPO-Demo"), *more]
+
+
+@pytest.fixture(scope="module")
+def trained(
+    training_python: Path, styles_base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Home, Finished]:
+    """Return the home of a finished demo training and what it reported."""
+    home = make_home(tmp_path_factory.mktemp("dpo") / "deepe", training_python)
+    return home, home.run(SCRIPT, *arguments(home, styles_base), timeout=400)
+
+
+@pytest.mark.training
+@pytest.mark.timeout(900)
+@pytest.mark.xdist_group("training")
+class TestTraining:
+    def test_learns_to_give_the_preferred_answer(self, trained: tuple[Home, Finished]) -> None:
+        home, run = trained
+
+        assert run.code == 0, run.stderr
+        assert run.score("before", "preference_accuracy") < 0.9
+        assert run.score("after", "preference_accuracy") >= 0.95
+        assert run.score("before") < 0.4
+        assert run.score("after") >= 0.8
+        assert run.curve("rewards/margins")[60] > run.curve("rewards/margins")[1]
+        assert {"tokens_per_second", "memory_peak_mib"} <= run.of_type("metrics")[2]["values"].keys()
+        assert (home.path / "out" / "adapter_model.safetensors").is_file()
+
+    def test_stopped_run_goes_on_like_an_undisturbed_one(
+        self, torch_home: Home, styles_base: Path, trained: tuple[Home, Finished]
+    ) -> None:
+        stopped, resumed = stop_and_resume(torch_home, SCRIPT, arguments(torch_home, styles_base), at=10)
+
+        assert_went_on(trained[1], stopped, resumed, "loss", "rewards/margins")
+
+    @pytest.mark.parametrize("objective", ["kto", "orpo"])
+    def test_other_objectives_take_pairs_too(self, torch_home: Home, styles_base: Path, objective: str) -> None:
+        more = (f"--objective={objective}", "--max_steps=20", "--learning_rate=0.002", "--eval_samples=20")
+
+        run = torch_home.run(SCRIPT, *arguments(torch_home, styles_base, *more), timeout=400)
+
+        assert run.code == 0, run.stderr
+        assert run.score("after", "preference_accuracy") >= run.score("before", "preference_accuracy")
+        assert run.score("after") > run.score("before")
+
+    def test_kto_takes_single_answers_with_a_label(self, torch_home: Home, styles_base: Path) -> None:
+        more = ("--objective=kto", "--max_steps=2", "--batch_size=4")
+
+        run = torch_home.run(
+            SCRIPT, *arguments(torch_home, styles_base, *more, rows=torch_home.write_rows(*LABELLED)), timeout=400
+        )
+
+        assert run.code == 0, run.stderr
+        assert {event["name"] for event in run.of_type("evaluation")} <= {"exact_match"}
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("row", "more", "sentence"),
+        [
+            ({"prompt": "a"}, [], "line 1: the columns to learn from are missing; there are: prompt. Use one of these"),
+            ({"prompt": "a", "completion": "b", "label": True}, [], "line 1: the columns to learn from are missing"),
+            ({"prompt": "a", "completion": "b", "label": 1}, ["--objective=kto"], "label must be true or false"),
+            (
+                {"chosen": [{"role": "user", "content": "a"}], "rejected": [{"role": "user", "content": "a"}]},
+                [],
+                "chosen and rejected must be the same conversation up to the last answer",
+            ),
+            ({"prompt": "a", "chosen": "b", "rejected": "c"}, ["--beta=0"], "beta must be above 0"),
+        ],
+    )
+    def test_gets_one_sentence(self, home: Home, row: dict[str, object], more: list[str], sentence: str) -> None:
+        base = catalogue.ROOM / "data" / "custom01-base"
+
+        run = home.run(SCRIPT, *arguments(home, base, *more, rows=home.write_rows(json.dumps(row))))
+
+        assert run.code == 1
+        assert sentence in run.stderr
+        assert "Traceback" not in run.stderr
+        assert run.records[-1]["msg"] == 200006
