@@ -31,6 +31,7 @@ from app.api.routes import (
     models,
     nodes,
     presets,
+    queues,
     scripts,
     system,
     webhooks,
@@ -63,6 +64,7 @@ from app.registry.methods import LicenceGate
 from app.registry.models import Models
 from app.registry.nodes import living_nodes
 from app.registry.platforms import this_machine
+from app.registry.queues import Queues
 from app.settings import Settings, load_settings
 from app.store import idempotency
 from app.store import jobs as job_store
@@ -132,6 +134,7 @@ def build_services(
         base_models=BaseModels(home=home, clock=clock),
         datasets=datasets_,
         deploy_targets=DeployTargets(clock=clock),
+        queues=Queues(clock=clock),
         environments=Environments(clock=clock),
         nodes=NodeActions(),
         models=Models(database=database, home=home, clock=clock),
@@ -156,7 +159,7 @@ def include_routes(app: FastAPI) -> None:
     """Include every router."""
     for module in (
         system, metrics, methods, scripts, presets, jobs, models, chat, base_models, datasets, deploy_targets,
-        environments, nodes, webhooks,
+        environments, nodes, queues, webhooks,
     ):  # fmt: skip
         app.include_router(module.router)
 

@@ -22,6 +22,7 @@ from app.registry.deploy_targets import DeployTargets
 from app.registry.environments import Environments
 from app.registry.method_services import MethodServices
 from app.registry.models import Models
+from app.registry.queues import Queues
 from app.store.home import Home
 from app.store.session import Database
 
@@ -38,6 +39,7 @@ class Services:
     base_models: BaseModels
     datasets: Datasets
     deploy_targets: DeployTargets
+    queues: Queues
     environments: Environments
     nodes: NodeActions
     models: Models

@@ -136,6 +136,11 @@ class Api:
             raise
         return response.content, response.headers.get("ETag")
 
+    def replace(self, path: str, body: Any) -> Any:
+        """Replace what stands at `path` as it was read just now."""
+        etag = self.etag(path)
+        return self._document("PUT", path, json=body, headers={"If-Match": etag} if etag else {})
+
     def delete(self, path: str, params: Mapping[str, Any] | None = None) -> None:
         """Delete what stands at `path` as it was read just now."""
         etag = self.etag(path)

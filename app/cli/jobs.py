@@ -23,6 +23,20 @@ Parameter = Annotated[
 ParameterFile = Annotated[
     Path | None, typer.Option("--params", metavar="FILE", help="JSON file with parameters; --param wins.")
 ]
+Accelerators = Annotated[
+    int | None,
+    typer.Option("--accelerators", min=0, help="How many on one node. Default: one per process where there are any."),
+]
+Memory = Annotated[
+    int | None, typer.Option("--memory", metavar="MIB", min=1, help="Least memory of each accelerator, in MiB.")
+]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option("--label", metavar="NAME=VALUE", help="A label that the node must carry. May be repeated."),
+]
+Priority = Annotated[int | None, typer.Option("--priority", help="-100 to 100; smaller starts first.")]
+Queue = Annotated[str | None, typer.Option("--queue", help="Whose limits it counts against; see deepe queues.")]
+User = Annotated[str | None, typer.Option("--user", help="For whom it runs; limits per user go by this name.")]
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="Watch to the end; ends with 1 if the job fails.")]
 
 LOG_PAGE_BYTES = 256 * 1024
@@ -55,6 +69,12 @@ def submit(
     ] = None,
     param: Parameter = None,
     params: ParameterFile = None,
+    accelerators: Accelerators = None,
+    memory: Memory = None,
+    label: Labels = None,
+    priority: Priority = None,
+    queue: Queue = None,
+    user: User = None,
     watch_it: Watch = False,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
@@ -71,6 +91,10 @@ def submit(
         "stage": stage,
         "model": model,
         "name": name,
+        "resources": resources(accelerators, memory, label or []),
+        "priority": priority,
+        "queue": queue,
+        "user": user,
     }
     body = {key: value for key, value in given.items() if value is not None}
     body["parameters"] = parameters(param or [], params)
@@ -121,11 +145,13 @@ def list_jobs(
             job["stage"],
             styled(job["status"]),
             job["reason"] if job["status"] == "failed" else "",
+            _place_cell(job),
+            job["user"],
             ago(job["created_at"]),
         )
         for job in jobs
     ]
-    print_table(("id", "name", "stage", "status", "", "when"), rows, nothing="No jobs.")
+    print_table(("id", "name", "stage", "status", "", "where", "user", "when"), rows, nothing="No jobs.")
 
 
 @app.command()
@@ -162,7 +188,14 @@ def show(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
             "metrics": document["metrics"],
             "evaluations": "; ".join(describe_evaluation(entry["name"], entry) for entry in document["evaluations"]),
             "chain": Markup(" → ".join(chain)),
+            "waits": _waiting_cell(document),
             "waiting for": document["waiting_for"],
+            "queue": document["queue"],
+            "priority": document["priority"] or None,
+            "user": document["user"],
+            "resources": {name: value for name, value in document["resources"].items() if value not in (None, {})},
+            "node": document["node"],
+            "accelerators": ", ".join(document["accelerators"]),
             "submitted": document["created_at"],
             "started": document["started_at"],
             "finished": document["finished_at"],
@@ -300,6 +333,17 @@ def parameters(assignments: list[str], file: Path | None) -> dict[str, Any]:
     return merged
 
 
+def resources(accelerators: int | None, memory: int | None, labels: list[str]) -> dict[str, Any] | None:
+    """Return what a job asks of a node; None when it asks for nothing."""
+    asked: dict[str, Any] = {"accelerators": accelerators, "accelerator_memory_mib": memory}
+    for label in labels:
+        name, separator, value = label.partition("=")
+        if not separator or not name:
+            raise Misused(f"--label {label!r} must look like NAME=VALUE.")
+        asked.setdefault("labels", {})[name] = value
+    return {key: value for key, value in asked.items() if value is not None} or None
+
+
 def watch_to_end(api: "Api", job_id: str, *, as_json: bool) -> list[dict[str, Any]]:
     """Watch a chain on whatever screen there is and return the jobs as they ended."""
     from app.cli.output import console, is_terminal
@@ -363,6 +407,24 @@ def _attempts_cell(job: dict[str, Any]) -> str | None:
         words = [f"{attempt['number']} on {attempt['node']}", attempt["reason"] or "live"]
         lines.append(", ".join([*words, *([f"from step {begun['step']}"] if begun else [])]))
     return "\n".join(lines)
+
+
+def _place_cell(job: dict[str, Any]) -> str:
+    """Return where a job runs or ran, or its place in the queue."""
+    waiting = job.get("waiting")
+    if waiting is None:
+        held = len(job["accelerators"])
+        return f"{job['node']} ({held})" if held else job["node"] or ""
+    return "" if waiting["position"] is None else f"place {waiting['position']}"
+
+
+def _waiting_cell(job: dict[str, Any]) -> str | None:
+    waiting = job["waiting"]
+    if waiting is None:
+        return None
+    place = "" if waiting["position"] is None else f"place {waiting['position']}: "
+    start = "" if waiting["estimated_start"] is None else f" Expected to start at {waiting['estimated_start']}."
+    return f"{place}{waiting['detail']}{start}"
 
 
 def _method_cell(job: dict[str, Any]) -> str | None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli import jobs, methods, models, nodes, resources, service, webhooks
+from app.cli import jobs, methods, models, nodes, queues, resources, service, webhooks
 from app.cli import license as license_commands
 from app.cli.demo import demo
 from app.cli.dev import dev
@@ -56,6 +56,7 @@ app.command(rich_help_panel=SERVICE)(service.serve)
 app.command(rich_help_panel=SERVICE)(service.worker)
 app.add_typer(methods.app, name="methods", rich_help_panel=WORK)
 app.add_typer(jobs.app, name="jobs", rich_help_panel=WORK)
+app.add_typer(queues.app, name="queues", rich_help_panel=WORK)
 app.add_typer(models.app, name="models", rich_help_panel=WORK)
 app.add_typer(resources.datasets, name="datasets", rich_help_panel=WORK)
 app.add_typer(resources.base_models, name="base-models", rich_help_panel=WORK)

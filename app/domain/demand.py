@@ -10,12 +10,16 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.domain.enums import JobKind
+from app.domain.errors import Violation
 
 DEFAULT_QUEUE = "default"
+LEAST_PRIORITY, MOST_PRIORITY = -100, 100
 MAX_ACCELERATORS = 1024
 MAX_LABELS = 8
 
 LabelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$")]
+QueueName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?$")]
+UserName = Annotated[str, StringConstraints(strip_whitespace=True, max_length=100, pattern=r"^[^\x00-\x1f\x7f]*$")]
 LabelValue = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$")]
 
 
@@ -45,6 +49,17 @@ class Resources(BaseModel):
     labels: dict[LabelName, LabelValue] = Field(
         default_factory=dict, max_length=MAX_LABELS, description="Labels that the node must carry."
     )
+
+    def document(self) -> dict[str, object]:
+        """Return the JSON that a job keeps."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+
+def resource_violations(resources: Resources) -> list[Violation]:
+    """Return what cannot be meant."""
+    if resources.accelerators == 0 and resources.accelerator_memory_mib is not None:
+        return [Violation("/resources/accelerator_memory_mib", "memory_without_accelerators", {})]
+    return []
 
 
 class Demand(BaseModel):

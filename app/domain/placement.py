@@ -226,8 +226,15 @@ def soonest(demand: Demand, host: Host, *, now: datetime) -> datetime:
     needed = accelerators_needed(demand, host.cards)
     if needed == 0:
         return now
-    times = sorted(_free_at(card, now=now) for card in suitable(demand, host.cards))
+    times = sorted(free_at(card, now=now) for card in suitable(demand, host.cards))
     return times[needed - 1] if len(times) >= needed else NEVER
+
+
+def free_at(card: Card, *, now: datetime) -> datetime:
+    """Return when the card is expected to be free; an end that is overdue may come at any moment."""
+    if card.free:
+        return now
+    return NEVER if card.until is None else max(card.until, now)
 
 
 def best_host(demand: Demand, hosts: Sequence[Host], *, now: datetime) -> Host | None:
@@ -254,7 +261,7 @@ def _spared(binding: Candidate, host: Host, *, now: datetime) -> Sequence[Card]:
     """Return the free cards that the reserved job will not miss at its start."""
     start = soonest(binding.demand, host, now=now)
     theirs = suitable(binding.demand, host.cards)
-    by_then = 0 if start == NEVER else sum(_free_at(card, now=now) <= start for card in theirs)
+    by_then = 0 if start == NEVER else sum(free_at(card, now=now) <= start for card in theirs)
     left_over = max(by_then - accelerators_needed(binding.demand, host.cards), 0)
     useless = [card for card in host.cards if card.free and card not in theirs]
     return [*useless, *[card for card in theirs if card.free][:left_over]]
@@ -265,12 +272,6 @@ def _chosen(demand: Demand, cards: Sequence[Card], needed: int) -> tuple[str, ..
     if len(fitting) < needed:
         return None
     return tuple(card.accelerator.id for card in fitting[:needed])
-
-
-def _free_at(card: Card, *, now: datetime) -> datetime:
-    if card.free:
-        return now
-    return NEVER if card.until is None else max(card.until, now)
 
 
 def _decision(take: Take | None, ours: Candidate | None, reservation: Candidate | None) -> Decision:

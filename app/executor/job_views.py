@@ -11,6 +11,7 @@ from app.domain.fixes import Fix
 from app.domain.transitions import LIVE
 from app.executor.observe import RunDigest
 from app.executor.snapshot import Snapshot
+from app.executor.waiting import Waiting, waiting_of
 from app.registry.nodes import Reason
 from app.store import jobs as store
 from app.store.clock import database_now
@@ -21,12 +22,18 @@ from app.store.tables import JobRow, NodeRow
 
 @dataclass(frozen=True)
 class JobView:
-    """What the database knows. `waiting_for` is the job that builds the environment which a queued job needs."""
+    """What the database knows. `waiting_for` is the job that builds the environment which a queued job needs.
+
+    `node` is the name of the node of its newest attempt, `accelerators` what that attempt held or holds.
+    """
 
     job: JobRow
     snapshot: Snapshot
     chain: tuple[JobRow, ...]
     waiting_for: str | None
+    waiting: Waiting | None = None
+    node: str | None = None
+    accelerators: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,18 +52,23 @@ class JobDetails:
 
 
 async def views_of(session: AsyncSession, rows: Sequence[JobRow]) -> list[JobView]:
-    """Return the views of these jobs, in their order; two queries for all of them."""
+    """Return the views of these jobs, in their order; a handful of queries for all of them."""
     chains: dict[str, list[JobRow]] = defaultdict(list)
     for row in await store.chain_of(session, {row.chain_id for row in rows}):
         chains[row.chain_id].append(row)
     wanted = {row.environment for row in rows if _can_wait(row)}
     builds = await store.unfinished_builds(session, wanted) if wanted else {}
+    waiting = await waiting_of(session, rows)
+    places = await store.places_of(session, [row.id for row in rows if row.attempts])
     return [
         JobView(
             job=row,
             snapshot=Snapshot.of(row),
             chain=tuple(chains[row.chain_id]),
             waiting_for=builds.get(row.environment) if _can_wait(row) else None,
+            waiting=waiting.get(row.id),
+            node=places[row.id].node if row.id in places else None,
+            accelerators=tuple(places[row.id].row.accelerators) if row.id in places else (),
         )
         for row in rows
     ]

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
+from app.domain.demand import Resources
 from app.domain.enums import JobKind, JobStatus, Stage
 from app.domain.errors import Conflict, InvalidRequest, Violation
 from app.domain.lifecycle import STATE_OF_STAGE
@@ -68,6 +69,10 @@ class Changes:
     dataset: str | None = None
     retry: RetryPolicy | None = None
     limits: Limits | None = None
+    resources: Resources | None = None
+    priority: int | None = None
+    queue: str | None = None
+    user: str | None = None
 
 
 @dataclass(frozen=True)
@@ -181,6 +186,10 @@ def _conditions(job: JobRow, changes: Changes) -> dict[str, Any]:
     return {
         "retry": changes.retry if changes.retry is not None else RetryPolicy.of(job.retry),
         "limits": changes.limits if changes.limits is not None else Limits.of(job.limits),
+        "resources": changes.resources if changes.resources is not None else Resources.model_validate(job.resources),
+        "priority": changes.priority if changes.priority is not None else job.priority,
+        "queue": changes.queue if changes.queue is not None else job.queue,
+        "user": changes.user if changes.user is not None else job.submitted_by,
     }
 
 

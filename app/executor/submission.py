@@ -14,6 +14,7 @@ from uuid import uuid4
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.domain.demand import DEFAULT_QUEUE, Resources, resource_violations
 from app.domain.enums import JobKind, JobStatus, ModelState, Stage, TrainingType
 from app.domain.errors import AppError, InvalidRequest, NotFound, Unavailable, Violation
 from app.domain.lifecycle import chain, runnable_stages, source_state
@@ -64,6 +65,10 @@ class Submission:
     deployment_parameters: Mapping[str, Any] = field(default_factory=dict)
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     limits: Limits = field(default_factory=Limits)
+    resources: Resources = field(default_factory=Resources)
+    priority: int = 0
+    queue: str = DEFAULT_QUEUE
+    user: str = ""
     retry_of: str | None = None
     copied_from: str | None = None
 
@@ -136,6 +141,7 @@ class Submissions:
         kinds, found = _wanted_kinds(method, submission)
         inputs = await self._inputs(session, submission, _needed_state(method, submission))
         found += inputs.violations
+        found += resource_violations(submission.resources)
         found += policy_violations(submission.retry)
         found += await _unknown_environments(session, method, kinds)
         deployment, wrong = await _deployment(session, method, submission, kinds)
@@ -306,6 +312,10 @@ class Submissions:
                     model_id=inputs.model.id if inputs.model else None,
                     parameters=checked.given(stage),
                     launch=snapshot.document(),
+                    priority=submission.priority,
+                    queue=submission.queue,
+                    submitted_by=submission.user,
+                    resources=stage_resources(submission, method, kind).document(),
                     retry=submission.retry.document(),
                     limits=submission.limits.document(),
                     created_at=now,
@@ -313,6 +323,19 @@ class Submissions:
                 )
             )
         return jobs
+
+
+def stage_resources(submission: Submission, method: Method, kind: JobKind) -> Resources:
+    """Return what one stage of the submission asks for.
+
+    Number and memory of accelerators are for the stages that produce: training, and saving on a path without
+    `customized`. The others of a chain get the labels; a single stage gets everything.
+    """
+    lifecycle = method.definition.lifecycle or ()
+    produces = kind is JobKind.TRAINING or (kind is JobKind.SAVING and ModelState.CUSTOMIZED not in lifecycle)
+    if produces or submission.stage is not None:
+        return submission.resources
+    return Resources(labels=submission.resources.labels)
 
 
 def _wanted_kinds(method: Method, submission: Submission) -> tuple[Sequence[JobKind], list[Violation]]:

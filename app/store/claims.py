@@ -6,6 +6,7 @@ accelerator (a partial unique index), and a limited queue lets its claimers in o
 """
 
 import functools
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -34,7 +35,16 @@ from app.domain.placement import (
 from app.store import jobs, leases
 from app.store.jobs import Claim
 from app.store.nodes import accelerators_of, blocked_of, takes_jobs, working_nodes
-from app.store.tables import CLAIMABLE, LIVE_JOB, RESERVING, JobRow, NodeRow, QueueRow
+from app.store.tables import (
+    CLAIMABLE,
+    LIVE_ATTEMPT,
+    LIVE_JOB,
+    RESERVING,
+    AttemptRow,
+    JobRow,
+    NodeRow,
+    QueueRow,
+)
 from app.store.types import UtcDateTime
 
 MOST_TRIES = 20  # other nodes may be faster so often before this one looks again later
@@ -117,6 +127,31 @@ async def hosts_of(session: AsyncSession, rows: Sequence[NodeRow], *, reservatio
         )
         for row in rows
     ]
+
+
+async def first_in_order(
+    session: AsyncSession, kinds: Collection[JobKind], *, now: datetime, limit: int
+) -> Sequence[Candidate]:
+    """Return the first jobs of `kinds` in the queue that are due, whatever they ask for."""
+    statement = _candidate_statement().where(sa.text(CLAIMABLE), col(JobRow.kind).in_(kinds), _due())
+    return [
+        _candidate(row)
+        for row in (await session.exec(statement.order_by(*_ORDER).limit(limit), params={"now": now})).all()
+    ]
+
+
+async def slot_holders(session: AsyncSession) -> Mapping[str, Sequence[datetime | None]]:
+    """Return node → when the jobs that hold one of its slots are expected to end; None when nobody knows."""
+    statement = (
+        select(AttemptRow.node_id, AttemptRow.expected_end_at, AttemptRow.accelerators)
+        .join(JobRow, col(JobRow.id) == col(AttemptRow.job_id))
+        .where(sa.text(f"attempt.{LIVE_ATTEMPT}"), col(JobRow.kind).in_(LIMITED))
+    )
+    found: dict[str, list[datetime | None]] = defaultdict(list)
+    for node_id, expected_end_at, accelerators in (await session.exec(statement)).all():
+        if not accelerators:
+            found[node_id].append(expected_end_at)
+    return found
 
 
 # ---- the node itself ------------------------------------------------------------------------------------------------

@@ -140,6 +140,19 @@ async def attempts_of(session: AsyncSession, job_id: str) -> Sequence[PastAttemp
     return [PastAttempt(row=row, node=name) for row, name in (await session.exec(statement)).all()]
 
 
+async def places_of(session: AsyncSession, job_ids: Collection[str]) -> Mapping[str, PastAttempt]:
+    """Return job → its newest attempt, for those that have one."""
+    if not job_ids:
+        return {}
+    statement = (
+        select(AttemptRow, NodeRow.name)
+        .join(NodeRow, col(NodeRow.id) == col(AttemptRow.node_id))
+        .join(JobRow, col(JobRow.id) == col(AttemptRow.job_id))
+        .where(col(AttemptRow.job_id).in_(job_ids), col(AttemptRow.number) == col(JobRow.attempts))
+    )
+    return {row.job_id: PastAttempt(row=row, node=name) for row, name in (await session.exec(statement)).all()}
+
+
 async def events_after(session: AsyncSession, job_id: str, event_id: int) -> Sequence[JobEventRow]:
     """Return the transitions of the job that came after `event_id`, in order."""
     statement = select(JobEventRow).where(JobEventRow.job_id == job_id, col(JobEventRow.id) > event_id)

@@ -245,6 +245,15 @@ class JobRow(SQLModel, table=True):
             sqlite_where=sa.text(CLAIMABLE),
             postgresql_where=sa.text(CLAIMABLE),
         ),
+        # for people: what comes before a job, whatever it asks for
+        sa.Index(
+            "ix_job_order",
+            "priority",
+            "created_at",
+            "id",
+            sqlite_where=sa.text(CLAIMABLE),
+            postgresql_where=sa.text(CLAIMABLE),
+        ),
         sa.Index(
             "ix_job_live",
             "node_id",

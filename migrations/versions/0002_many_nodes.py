@@ -124,6 +124,13 @@ def upgrade() -> None:
         )
 
         batch_op.create_index(
+            "ix_job_order",
+            ["priority", "created_at", "id"],
+            unique=False,
+            sqlite_where=sa.text("status = 'queued' AND blocked_by IS NULL"),
+            postgresql_where=sa.text("status = 'queued' AND blocked_by IS NULL"),
+        )
+        batch_op.create_index(
             "uq_job_reserved_node_id",
             ["reserved_node_id"],
             unique=True,
@@ -181,6 +188,7 @@ def downgrade() -> None:
     waiting = sa.text("status = 'queued' AND blocked_by IS NULL")
     op.drop_index("ix_job_queue", table_name="job")
     op.drop_index("uq_job_reserved_node_id", table_name="job")
+    op.drop_index("ix_job_order", table_name="job")
     for table, columns in ADDED.items():
         for column in columns:
             op.drop_column(table, column)

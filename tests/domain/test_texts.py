@@ -19,7 +19,7 @@ from app.domain.texts import Language, catalogue, text
 
 ROOT = Path(app.__file__).parent
 # Calls whose argument is a code: the name of the function, and which argument (position or keyword).
-CODE_ARGUMENTS = {"Violation": (1, "code"), "Remark": (0, "code"), "_lose": (0, "code")}
+CODE_ARGUMENTS = {"Violation": (1, "code"), "Remark": (0, "code"), "_lose": (0, "code"), "WaitingReason": (0, "code")}
 
 
 def import_everything() -> None:

@@ -8,6 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.errors import ProblemEntry
 from app.api.schemas.methods import entries
+from app.domain.demand import (
+    DEFAULT_QUEUE,
+    LEAST_PRIORITY,
+    MOST_PRIORITY,
+    QueueName,
+    Resources,
+    UserName,
+)
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.retries import Limits, RetryPolicy
 from app.domain.texts import Language, text
@@ -21,6 +29,7 @@ from app.executor.progress import Progress
 from app.executor.repetition import Changes, Retry
 from app.executor.snapshot import Named
 from app.executor.submission import MAX_NAME, Submission, Submitted
+from app.executor.waiting import Waiting
 from app.store.jobs import PastAttempt
 from app.store.tables import JobRow
 
@@ -30,6 +39,11 @@ _MAX_TEXT = 100_000
 
 JobName = Field(
     default=None, min_length=1, max_length=MAX_NAME, description="Default: the method's name.", examples=["faq, rank 8"]
+)
+
+
+Priority = Field(
+    default=0, ge=LEAST_PRIORITY, le=MOST_PRIORITY, description="Smaller starts first; then the older one."
 )
 
 
@@ -73,6 +87,18 @@ class JobSubmit(_Body):
         default_factory=RetryPolicy, description="When each job of the chain is run again by itself."
     )
     limits: Limits = Field(default_factory=Limits, description="When an attempt of each job of the chain is stopped.")
+    resources: Resources = Field(
+        default_factory=Resources,
+        description="What a node must have. Accelerators and their memory are for the stage that produces the model, "
+        "the labels for every stage of the chain.",
+    )
+    priority: int = Priority
+    queue: QueueName = Field(
+        default=DEFAULT_QUEUE, description="Whose limits it counts against; see `GET /api/v1/queues`."
+    )
+    user: UserName = Field(
+        default="", description="For whom it runs: limits per user go by this name.", examples=["ann@example.com"]
+    )
 
     def submission(self) -> Submission:
         """Return what the executor takes."""
@@ -91,6 +117,10 @@ class JobSubmit(_Body):
             deployment_parameters=self.deployment.parameters,
             retry=self.retry,
             limits=self.limits,
+            resources=self.resources,
+            priority=self.priority,
+            queue=self.queue,
+            user=self.user,
         )
 
 
@@ -109,6 +139,12 @@ class JobCopy(_Body):
     dataset: str | None = Field(default=None, description="Another data set; id or name.")
     retry: RetryPolicy | None = Field(default=None, description="Default: the original's.")
     limits: Limits | None = Field(default=None, description="Default: the original's.")
+    resources: Resources | None = Field(default=None, description="Default: the original's.")
+    priority: int | None = Field(
+        default=None, ge=LEAST_PRIORITY, le=MOST_PRIORITY, description="Default: the original's."
+    )
+    queue: QueueName | None = Field(default=None, description="Default: the original's.")
+    user: UserName | None = Field(default=None, description="Default: the original's.")
 
     def changes(self) -> Changes:
         """Return what the executor takes."""
@@ -119,6 +155,10 @@ class JobCopy(_Body):
             dataset=self.dataset,
             retry=self.retry,
             limits=self.limits,
+            resources=self.resources,
+            priority=self.priority,
+            queue=self.queue,
+            user=self.user,
         )
 
 
@@ -196,6 +236,24 @@ class EvaluationRead(BaseModel):
     samples: int | None = Field(examples=[40])
 
 
+class WaitingRead(BaseModel):
+    """Why a queued job does not run yet."""
+
+    position: int | None = Field(
+        description="Its place among the queued jobs, 1 is the next; null: it is not in the queue yet, or behind the "
+        "first thousand.",
+        examples=[14],
+    )
+    estimated_start: datetime | None = Field(
+        description="If nothing more urgent comes and running jobs end as expected; null where nobody can know."
+    )
+    code: str = Field(description="Stable code of the reason.", examples=["waiting_user_limit"])
+    detail: str = Field(
+        description="The reason in the caller's language.",
+        examples=["3 jobs of user ann run in the queue default; the limit is 3."],
+    )
+
+
 class JobSummary(BaseModel):
     """A job in a list."""
 
@@ -214,6 +272,16 @@ class JobSummary(BaseModel):
     parameters: dict[str, Any] = Field(description="As the caller gave them.", examples=[_PARAMETERS])
     chain: list[JobLink] = Field(description="All jobs of its chain, itself among them, in order.")
     waiting_for: str | None = Field(description="Id of the job that builds the environment which this one needs.")
+    waiting: WaitingRead | None = Field(description="Why it does not run yet; null unless it is queued.")
+    queue: str = Field(examples=["default"])
+    priority: int = Field(description="Smaller starts first.", examples=[0])
+    user: str = Field(description="For whom it runs; empty: not said.", examples=["ann@example.com"])
+    resources: Resources = Field(description="What it asks of a node.")
+    node: str | None = Field(description="Name of the node of its newest attempt.", examples=["gpu-1"])
+    accelerators: list[str] = Field(
+        description="Ids of the accelerators that its newest attempt holds or held.",
+        examples=[["GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"]],
+    )
     retry_of: str | None = Field(description="Id of the job that this one repeats.")
     copied_from: str | None = Field(description="Id of the job that this one is a copy of.")
     attempts: int = Field(description="How often its process was launched.", examples=[1])
@@ -447,6 +515,13 @@ def _members(view: JobView, language: Language) -> dict[str, Any]:
         "parameters": job.parameters,
         "chain": _links(view.chain),
         "waiting_for": view.waiting_for,
+        "waiting": _waiting(view.waiting, language),
+        "queue": job.queue,
+        "priority": job.priority,
+        "user": job.submitted_by,
+        "resources": Resources.model_validate(job.resources),
+        "node": view.node,
+        "accelerators": list(view.accelerators),
         "retry_of": job.retry_of,
         "copied_from": job.copied_from,
         "attempts": job.attempts,
@@ -503,6 +578,17 @@ def _method(job: JobRow) -> JobMethod | None:
 
 def _input(named: Named | None) -> JobInput | None:
     return None if named is None else JobInput(id=named.id, name=named.name)
+
+
+def _waiting(waiting: Waiting | None, language: Language) -> WaitingRead | None:
+    if waiting is None:
+        return None
+    return WaitingRead(
+        position=waiting.position,
+        estimated_start=waiting.estimated_start,
+        code=waiting.reason.code,
+        detail=text(waiting.reason.code, language, **waiting.reason.params),
+    )
 
 
 def _links(jobs: Sequence[JobRow]) -> list[JobLink]:
