@@ -159,8 +159,6 @@ async def claim(
 ) -> Claim | None:
     """Claim the next job for the node; no stranger is on its accelerators unless `usable` leaves some out."""
     async with database.writing() as session:
-        if usable is None:
-            usable = [one.id for one in nodes.accelerators_of(await nodes.get_node(session, node_id))]
         offer = Offer(node_id=node_id, environments=environments, slots=slots, usable=usable)
         return await claims.claim(session, offer, kinds=frozenset(kinds), now=now, lease=LEASE)
 

@@ -1,5 +1,6 @@
 """What can be done with queues: look at them, set their limits, take these away."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -7,8 +8,17 @@ from datetime import datetime
 from sqlalchemy.exc import IntegrityError
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.domain.demand import QUEUE_NAME
+from app.domain.errors import NotFound
 from app.store import queues
 from app.store.tables import QueueRow
+
+
+class QueueNotFound(NotFound):
+    """No queue can have this name."""
+
+    code = "queue_not_found"
+
 
 Check = Callable[[str], None]
 MOST_COUNTED = 10_000
@@ -48,6 +58,7 @@ class Queues:
 
     async def get(self, session: AsyncSession, name: str) -> QueueView:
         """Return the queue. Every name is one: without limits and jobs it is merely empty."""
+        _require_name(name)
         found = {view.name: view for view in await self.views(session)}
         return found.get(name) or QueueView(name=name, row=None, running=0, waiting=0)
 
@@ -55,6 +66,7 @@ class Queues:
         self, session: AsyncSession, name: str, *, max_live: int | None, max_live_per_user: int | None, check: Check
     ) -> QueueView:
         """Set the limits; what runs already goes on. `check` gets the version that is replaced and may refuse."""
+        _require_name(name)
         check(queue_version(await queues.find_queue(session, name, lock=True)))
         now = self._clock()
         try:
@@ -68,6 +80,7 @@ class Queues:
 
     async def delete_limits(self, session: AsyncSession, name: str, *, check: Check) -> None:
         """Take the limits away; twice is fine."""
+        _require_name(name)
         check(queue_version(await queues.find_queue(session, name, lock=True)))
         await queues.delete_limits(session, name)
 
@@ -75,3 +88,8 @@ class Queues:
 def queue_version(row: QueueRow | None) -> str:
     """Return a version of the limits."""
     return "none" if row is None else row.updated_at.strftime("%Y%m%d%H%M%S%f")
+
+
+def _require_name(name: str) -> None:
+    if not re.fullmatch(QUEUE_NAME, name):
+        raise QueueNotFound(queue=name)

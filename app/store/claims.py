@@ -53,12 +53,15 @@ _ORDER = (col(JobRow.priority), col(JobRow.created_at), col(JobRow.id))
 
 @dataclass(frozen=True)
 class Offer:
-    """What a node could run now. `slots`: for jobs that hold no accelerator; `usable`: ids, held ones among them."""
+    """What a node could run now. `slots`: for jobs that hold no accelerator; `usable`: ids, held ones among them.
+
+    `usable` None: no stranger uses any of its accelerators.
+    """
 
     node_id: str
     environments: Collection[str]
     slots: int
-    usable: Collection[str] = ()
+    usable: Collection[str] | None = None
 
 
 async def claim(
@@ -161,13 +164,15 @@ async def _host(session: AsyncSession, node: NodeRow, offer: Offer, kinds: Colle
     """Return this node with what it offers; reservations are for kinds that hold accelerators."""
     known = accelerators_of(node)
     holders = await leases.held(session, [node.id]) if known else {}
-    kept = await _reserved_for(session, [node.id]) if set(kinds) >= LEASING else {}
+    several = len(known) > 1 and set(kinds) >= LEASING
+    kept = await _reserved_for(session, [node.id]) if several else {}
+    blocked = set() if offer.usable is None else {one.id for one in known} - set(offer.usable)
     return Host(
         node_id=node.id,
         name=node.name,
         environments=frozenset(offer.environments),
         labels=node.labels,
-        cards=cards_of(known, held=holders.get(node.id, {}), blocked={one.id for one in known} - set(offer.usable)),
+        cards=cards_of(known, held=holders.get(node.id, {}), blocked=blocked),
         slots=offer.slots,
         keeps_for=kept.get(node.id),
     )
@@ -197,19 +202,15 @@ async def _candidates(
 ) -> Sequence[Candidate]:
     """Return the first job of each demand that the node could meet, and beside a reservation some more of each."""
     heads = (await session.exec(_heads_statement(frozenset(kinds)), params={"now": now})).all()
-    here = {text: job_id for text, job_id in heads if job_id and not misfits(Demand.parse(text), host)}
-    if not here:
-        return ()
-    statement = _candidate_statement().where(col(JobRow.id).in_(here.values()))
-    found = [_candidate(row) for row in (await session.exec(statement)).all()]
+    found = [one for one in map(_candidate, heads) if not misfits(one.demand, host)]
     if host.keeps_for is not None:
-        found += await _with_time_limits(session, list(here), now=now)
+        found += await _with_time_limits(session, [one.demand for one in found], now=now)
     return found
 
 
 @functools.cache
 def _heads_statement(kinds: frozenset[JobKind]) -> Any:
-    """Return the query of the demands that wait, each with the id of its first job that is due."""
+    """Return the query of the first job of each demand that is due."""
     waiting = jobs.waiting_demands_cte(kinds)
     head = (
         sa.select(col(JobRow.id))
@@ -219,15 +220,15 @@ def _heads_statement(kinds: frozenset[JobKind]) -> Any:
         .correlate(waiting)
         .scalar_subquery()
     )
-    return sa.select(waiting.c.demand, head.label("job_id")).where(waiting.c.demand.is_not(None))
+    return _candidate_statement().join_from(waiting, JobRow, col(JobRow.id) == head)
 
 
-async def _with_time_limits(session: AsyncSession, demands: Sequence[str], *, now: datetime) -> Sequence[Candidate]:
+async def _with_time_limits(session: AsyncSession, demands: Sequence[Demand], *, now: datetime) -> Sequence[Candidate]:
     """Return jobs near the front that have a time limit: one may fit into a gap where the first one does not."""
     found: list[Candidate] = []
-    for text in demands[:MOST_TRIES]:
+    for demand in demands[:MOST_TRIES]:
         statement = _candidate_statement().where(
-            sa.text(CLAIMABLE), col(JobRow.kind) == Demand.parse(text).kind, col(JobRow.demand) == text, _due()
+            sa.text(CLAIMABLE), col(JobRow.kind) == demand.kind, col(JobRow.demand) == demand.text, _due()
         )
         rows = await session.exec(statement.order_by(*_ORDER).limit(MOST_TRIES), params={"now": now})
         found += [one for one in map(_candidate, rows.all()) if one.seconds is not None]

@@ -493,7 +493,8 @@ async def _end_attempt(
         .where(col(AttemptRow.id) == attempt.id, col(AttemptRow.token) == attempt.token, col(AttemptRow.live).is_(True))
         .values(**ended, exit=dict(exit_record) if exit_record else None)
     )
-    await leases.end_of_attempt(session, attempt.id, proven_empty=_is_proven_empty(reason, exit_record), now=now)
+    if attempt.accelerators:
+        await leases.end_of_attempt(session, attempt.id, proven_empty=_is_proven_empty(reason, exit_record), now=now)
 
 
 def _is_proven_empty(reason: EndReason, exit_record: Mapping[str, Any] | None) -> bool:

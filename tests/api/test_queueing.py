@@ -200,3 +200,6 @@ class TestQueues:
 
         assert answer.status_code == 422
         assert codes(answer.json())[0][0] == f"/{next(iter(wrong))}"
+
+    async def test_name_that_none_can_have_is_unknown(self, app: JobsApp) -> None:
+        assert (await app.get("/queues/a b", 404))["code"] == "queue_not_found"

@@ -10,13 +10,12 @@ from app.api.errors import PreconditionRequired, problem_responses
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
 from app.api.schemas.queues import QueueLimitsWrite, QueueRead, queue_read
 from app.api.small_lists import page_by_name
-from app.domain.demand import QueueName
-from app.registry.queues import QueueView
+from app.registry.queues import QueueNotFound, QueueView
 
 router = APIRouter(prefix="/api/v1", tags=["queues"])
 
 Paging = Annotated[PageParams, Depends(page_params("name", default="name"))]
-QueueRef = Annotated[QueueName, Path(description="Name of the queue.", examples=["default"])]
+QueueRef = Annotated[str, Path(description="Name of the queue.", examples=["default"])]
 """`{queue}` in the addresses."""
 
 
@@ -27,13 +26,13 @@ async def list_queues(session: ReadSession, services: ServicesDep, paging: Pagin
     return page_by_name([queue_read(view) for view in views], paging, name=lambda view: view.name)
 
 
-@router.get("/queues/{queue}", responses=problem_responses())
+@router.get("/queues/{queue}", responses=problem_responses(QueueNotFound))
 async def get_queue(queue: QueueRef, session: ReadSession, services: ServicesDep, response: Response) -> QueueRead:
     """Read a queue. Every name is one: jobs may be submitted to it, without limits until some are set."""
     return _tagged(await services.queues.get(session, queue), response)
 
 
-@router.put("/queues/{queue}", responses=problem_responses(PreconditionRequired, StaleVersion))
+@router.put("/queues/{queue}", responses=problem_responses(QueueNotFound, PreconditionRequired, StaleVersion))
 async def set_queue_limits(
     queue: QueueRef,
     limits: QueueLimitsWrite,
@@ -53,7 +52,9 @@ async def set_queue_limits(
     return _tagged(view, response)
 
 
-@router.delete("/queues/{queue}", status_code=204, responses=problem_responses(PreconditionRequired, StaleVersion))
+@router.delete(
+    "/queues/{queue}", status_code=204, responses=problem_responses(QueueNotFound, PreconditionRequired, StaleVersion)
+)
 async def delete_queue_limits(queue: QueueRef, session: WriteSession, services: ServicesDep, if_match: IfMatch) -> None:
     """Take the limits of a queue away; its jobs stay."""
     await services.queues.delete_limits(session, queue, check=if_match.require)
