@@ -236,7 +236,7 @@ MUTANTS = (
         _AGENT,
         "deadline = self._monotonic() + self._timing.poll_seconds",
         "deadline = self._monotonic() + 1e9",
-        "tests/worker/test_hints.py::TestWithout::test_jobs_are_found_in_the_database",
+        f"{SILENCE}::TestFrozenWorker::test_that_resumes_after_its_lease_changes_nothing",
     ),
     _mutant(
         "token not checked",
@@ -272,8 +272,8 @@ MUTANTS = (
     _mutant(
         "success is exit code 0",
         "app/executor/results.py",
-        "            return _judge_output(output_dir, complete=False)\n",
-        "            return Verdict(succeeded=True, reason=EndReason.COMPLETED)\n",
+        "        return _failed(_plain(problem.reason, problem.detail), result=result)\n",
+        "        return Verdict(succeeded=bool(problem), reason=EndReason.COMPLETED, result=result)\n",
         "tests/executor/test_results.py::TestJudgeTraining",
     ),
     _mutant(

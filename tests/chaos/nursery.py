@@ -6,7 +6,6 @@ Long runs start a thousand of them. Each is a process of its own with its own en
 is killed like any other; only the import is shared. Reads orders as JSON lines, answers each with the pid.
 """
 
-import contextlib
 import json
 import os
 import signal
@@ -17,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-import psutil
+from app.executor.supervisor import read_process, send
 
 
 class Forked:
@@ -25,16 +24,13 @@ class Forked:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self._process: psutil.Process | None = None
-        with contextlib.suppress(psutil.Error):
-            self._process = psutil.Process(pid)
+        self._born = read_process(pid)
 
     def poll(self) -> int | None:
         """Return None while it runs; nobody tells us its exit status."""
-        with contextlib.suppress(psutil.Error):
-            if self._process is not None and self._process.is_running():
-                return None if self._process.status() != psutil.STATUS_ZOMBIE else 0
-        return 0
+        now = read_process(self.pid)
+        runs = self._born is not None and now is not None and now.start == self._born.start and not now.zombie
+        return None if runs else 0
 
     def wait(self, timeout: float) -> int:
         deadline = time.monotonic() + timeout
@@ -45,9 +41,8 @@ class Forked:
         return 0
 
     def send_signal(self, number: int) -> None:
-        with contextlib.suppress(psutil.Error):
-            if self._process is not None:
-                self._process.send_signal(number)
+        if self._born is not None:
+            send(self._born, number)
 
 
 class Nursery:

@@ -71,6 +71,7 @@ class Storm:
             number = 0
             while sum(self.counts.values()) < self.plan.faults:
                 await asyncio.sleep(rng.uniform(*self.plan.pause))
+                self._restart_what_ended()
                 (kind,) = rng.choices(list(kinds), weights)
                 number += 1
                 task = asyncio.create_task(self._inject(kind, Random(f"{self.plan.seed}-{number}")))
@@ -82,6 +83,14 @@ class Storm:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(watching, *self._tasks, return_exceptions=True)
+
+    def _restart_what_ended(self) -> None:
+        """Start again what ended by itself, as a service manager does."""
+        for node in self.arena.nodes:
+            if node.name not in self._held:
+                node.worker.start()
+        if "api" not in self._held:
+            self.arena.api.start()
 
     async def _inject(self, kind: str, rng: Random) -> None:
         inject, _ = BACKENDS[self.plan.backend][kind]
