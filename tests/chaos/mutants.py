@@ -236,7 +236,7 @@ MUTANTS = (
         _AGENT,
         "deadline = self._monotonic() + self._timing.poll_seconds",
         "deadline = self._monotonic() + 1e9",
-        f"{SILENCE}::TestFrozenWorker::test_that_resumes_after_its_lease_changes_nothing",
+        f"{SILENCE}::TestNobodyRings",
     ),
     _mutant(
         "token not checked",

@@ -3,7 +3,7 @@
 import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -146,6 +146,32 @@ class TestFrozenWorker:
 
         assert (row.status, row.attempts) == (JobStatus.SUCCEEDED, 1), any_site.story(row)
         await check(any_site, job)
+
+
+class TestNobodyRings:
+    async def test_job_is_found_by_an_idle_worker(self, site: Site) -> None:
+        """Its hint was lost; the worker had nothing to do for a whole beat."""
+        first = await site.submit(SCRIPT, parameters={"ticks": 1})
+        site.start_worker()
+        await site.wait(first)
+        await until(lambda: _true(not site.control_folders()), "the folder's end", report=site.report)
+        before = await heartbeat(site)
+        await until(lambda: beats_after(site, before), "the next beat", report=site.report)
+
+        job = await site.submit(SCRIPT, parameters={"ticks": 1})
+        row = await site.wait(job)
+
+        assert row.status is JobStatus.SUCCEEDED
+        await check(site, first, job)
+
+
+async def heartbeat(site: Site) -> datetime:
+    async with site.database.reading() as session:
+        return (await session.exec(select(NodeRow.heartbeat_at))).one()
+
+
+async def beats_after(site: Site, before: datetime) -> bool:
+    return await heartbeat(site) > before
 
 
 async def _true(value: bool) -> bool:
