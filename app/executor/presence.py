@@ -120,23 +120,20 @@ class NodeEnvironments:
         return row.id
 
     async def beat(self) -> None:
-        """Say that the node lives, which environments it has, and of it and its machine what changed."""
-        ready = sorted(await self.ready_environments())
+        """Say that the node lives, and what changed on it since it said so last: most beats write a time only."""
+        environments = sorted(await self.ready_environments())
         inventory = await self._hardware.inventory()
         refusal = None if self._disks is None else await self._disks.refusal()
-        report: dict[str, Any] = {"environment_states": self._seen.documents()}
-        report["inventory"] = inventory.model_dump(mode="json")
+        report: dict[str, Any] = {
+            "environments": environments,
+            "environment_states": self._seen.documents(),
+            "inventory": inventory.model_dump(mode="json"),
+        }
         changed = {column: said for column, said in report.items() if said != self._told.get(column)}
         async with self._database.writing() as session:
-            await nodes.heartbeat(
-                session,
-                self._node_id,
-                now=await database_now(session),
-                environments=ready,
-                refusal=refusal,
-                **changed,
-            )
-        self._told = report
+            now = await database_now(session)
+            written = await nodes.heartbeat(session, self._node_id, now=now, refusal=refusal, **changed)
+        self._told = report if written else {}
 
     async def usable_accelerators(self) -> Sequence[Accelerator]:
         """Return the accelerators that nobody but jobs of this node uses now."""

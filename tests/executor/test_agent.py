@@ -14,7 +14,7 @@ from app.domain.accelerators import Accelerator
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.executor import agent as agent_module
 from app.executor import supervision
-from app.executor.agent import Lane, NodeAgent, NodeIsTaken, Timing, exclusive
+from app.executor.agent import SURE_SECONDS, Lane, NodeAgent, NodeIsTaken, Timing, exclusive
 from app.executor.forecast import Forecasts
 from app.executor.launch import LaunchError
 from app.executor.limits import LimitWatch
@@ -407,3 +407,35 @@ async def is_settling() -> bool:
 
 async def removed(folder: Path) -> bool:
     return not folder.exists()
+
+
+class TestStoodStill:
+    async def test_process_that_stood_still_starts_nothing_of_before(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Meanwhile its node was declared dead, and the job is another's."""
+        now = [0.0]
+        monkeypatch.setattr(agent_module, "clock_since_boot", lambda: now[0])
+        resolve = bench.launcher.resolve
+
+        async def resolve_and_stand_still(claim: Claim) -> LaunchSpec:
+            spec = await resolve(claim)
+            now[0] += SURE_SECONDS + 1
+            async with bench.plain.writing() as session:
+                end = End(status=JobStatus.FAILED, reason=EndReason.NODE_LOST, params={})
+                assert await store.finish(session, claim, end, now=datetime.now(UTC))
+            return spec
+
+        monkeypatch.setattr(bench.launcher, "resolve", resolve_and_stand_still)
+        job_id = await job_rows.add_job(bench.plain)
+        async with bench.running():
+            await bench.reaches(job_id, JobStatus.FAILED)
+            reads = bench.database.reads
+
+            async def a_few_rounds_later() -> bool:
+                return bench.database.reads > reads + 5
+
+            await until(a_few_rounds_later, "rounds")
+
+        assert bench.launcher.resolved == [job_id]
+        assert list(bench.root.glob("*.log")) == []

@@ -2,9 +2,11 @@
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
+from sqlalchemy import event
 from sqlmodel import col, select
 
 from app.domain.enums import EndReason, JobKind, JobStatus, Platform
@@ -262,3 +264,27 @@ class TestBeat:
         assert told == {"base": "known", "tiny": "known", "foreign": "missing"}
         assert untouched == {}
         assert await states() == {**told, "later": "known"}
+
+    async def test_beat_writes_a_time_only_unless_something_changed(self, node: Node) -> None:
+        written: list[str] = []
+
+        def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            if statement.startswith("UPDATE node"):
+                written.append(statement)
+
+        event.listen(node.database.engine.sync_engine, "before_cursor_execute", note)
+        for _ in range(2):
+            await node.environments.beat()
+        async with node.database.writing() as session:  # dead: what is said now is not heard
+            row = await nodes.get_node(session, node.id)
+            row.dead_at = datetime.now(UTC)
+            session.add(row)
+        written.pop()
+        await node.environments.beat()
+        async with node.database.writing() as session:
+            await nodes.revive(session, node.id, now=datetime.now(UTC))
+        written.pop()
+        await node.environments.beat()
+
+        told = ["inventory=" in statement for statement in written]
+        assert told == [True, False, False, True]
