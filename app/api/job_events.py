@@ -5,9 +5,10 @@ from contextlib import aclosing
 from typing import Any
 
 from app.api.dependencies import Services
-from app.api.schemas.jobs import reason_detail
+from app.api.schemas.jobs import attempt_detail, reason_detail
 from app.api.sse import ServerEvent
 from app.domain.texts import Language
+from app.domain.transitions import TERMINAL
 from app.executor.stream import JobStream, StreamItem, StreamPosition
 from app.store import jobs
 
@@ -28,5 +29,10 @@ async def _data(services: Services, job_id: str, item: StreamItem, language: Lan
     detail = None
     if item.reason is not None:
         async with services.database.reading() as session:
-            detail = reason_detail(await jobs.get(session, job_id), language)
+            if item.data["status"] in TERMINAL:
+                detail = reason_detail(await jobs.get(session, job_id), language)
+            else:  # an attempt ended, and the job is tried again
+                past = await jobs.attempts_of(session, job_id)
+                ended = [attempt for attempt in past if attempt.row.number == item.data["attempt"]]
+                detail = attempt_detail(ended[0], language) if ended else None
     return {**item.data, "reason_detail": detail}

@@ -266,7 +266,7 @@ def retry(
     """Run a job that has failed or was cancelled once more."""
     given = {"resume": resume, "fix": fix or None, "parameters": parameters(param or [], params) or None}
     body = {key: value for key, value in given.items() if value is not None}
-    document = _act(job, "retry", body or None, url=url, as_json=as_json)
+    document = _act(job, "retry", body, url=url, as_json=as_json)
     if watch_it:
         from app.cli.client import Api
 

@@ -106,6 +106,21 @@ class TestHistory:
         assert (two["live"], two["reason"], two["resumed_from"]) == (True, None, resumed)
         assert one["node"] == two["node"] == "node-1"
 
+    async def test_stream_tells_why_the_job_is_queued_again(self, app: JobsApp) -> None:
+        job_id = (await app.submit(through="customized"))["id"]
+        won = await app.runner.start(job_id)
+        async with app.database.writing() as session:
+            crash = {"detail": "ValueError: no", "exit_code": 3}
+            await jobs.requeue(session, won, reason=EndReason.EXIT_CODE, params=crash, now=START)
+        await app.post(f"/jobs/{job_id}:cancel")
+
+        events = await app.events(f"/jobs/{job_id}/events")
+
+        told = [event.data for event in events if event.name == "state"]
+        assert [one["status"] for one in told] == ["queued", "launching", "running", "queued", "cancelled"]
+        assert (told[3]["reason"], told[3]["attempt"]) == ("exit_code", 1)
+        assert "ValueError: no" in told[3]["reason_detail"]
+
 
 class TestFix:
     async def test_failed_job_offers_what_its_script_can_change(self, app: JobsApp) -> None:

@@ -468,6 +468,12 @@ def reason_detail(job: JobRow, language: Language) -> str | None:
     return None if job.reason is None else text(f"reason_{job.reason}", language, **job.reason_params)
 
 
+def attempt_detail(attempt: PastAttempt, language: Language) -> str | None:
+    """Return why an attempt ended, as a sentence."""
+    row = attempt.row
+    return None if row.reason is None else text(f"reason_{row.reason}", language, **row.reason_params)
+
+
 def log_page_read(page: LogPage) -> LogPageRead:
     """Return a piece of output."""
     return LogPageRead(**vars(page))
@@ -542,7 +548,7 @@ def _attempt(attempt: PastAttempt, language: Language) -> AttemptRead:
         node=attempt.node,
         live=row.live,
         reason=row.reason,
-        reason_detail=None if row.reason is None else text(f"reason_{row.reason}", language, **row.reason_params),
+        reason_detail=attempt_detail(attempt, language),
         resumed_from=None if row.resumed_from is None else ResumedFrom(**row.resumed_from),
         created_at=row.created_at,
         started_at=row.started_at,
