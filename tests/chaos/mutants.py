@@ -29,6 +29,7 @@ SURVIVAL = "tests/worker/test_survival.py"
 SILENCE = "tests/chaos/test_silence.py"
 POINTS = "tests/chaos/test_crash_points.py"
 MACHINE = "tests/chaos/test_machine.py"
+DEAD_NODES = "tests/worker/test_dead_nodes.py"
 
 
 @dataclass(frozen=True)
@@ -296,6 +297,34 @@ MUTANTS = (
         "            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
         "            pass\n",
         "tests/executor/test_agent.py::TestNothingRunsTwice::test_second_agent_of_a_node_is_refused",
+    ),
+    _mutant(
+        "dead node returns before its orphans have ended",
+        _AGENT,
+        "if standing in GONE and not self._orphans:",
+        "if standing in GONE:",
+        f"{DEAD_NODES}::TestDeclaredDead::test_zombie_is_stopped_and_the_other_attempt_counts",
+    ),
+    _mutant(
+        "jobs begin beside orphans",
+        _AGENT,
+        "if standing is not Standing.READY or self._orphans:",
+        "if standing is not Standing.READY:",
+        f"{DEAD_NODES}::TestIdentity::test_node_that_joins_anew_ends_what_its_home_still_runs_first",
+    ),
+    _mutant(
+        "process that stood still starts what it claimed before",
+        _AGENT,
+        "if clock_since_boot() - self._heard_at > SURE_SECONDS:",
+        "if False:",
+        "tests/executor/test_agent.py::TestStoodStill",
+    ),
+    _mutant(
+        "node declared dead while it beats",
+        "app/executor/lost_nodes.py",
+        "if age < NODE_SILENT_AFTER:",
+        "if False:",
+        "tests/api/test_nodes.py::TestDeclareDead::test_needs_its_name_and_its_silence",
     ),
 )
 

@@ -12,7 +12,7 @@ from app.executor.joining import set_join_token
 from app.executor.node_actions import NodeActions
 from app.registry.nodes import NodeState
 from app.store import nodes
-from tests.worker.harness import ENDED_WELL, PATIENCE, Site, Worker, until
+from tests.worker.harness import ENDED_WELL, PATIENCE, Site, Worker, pids_alive, until
 
 # says which attempt it is; every attempt waits for a gate of its own
 STAGE = """
@@ -51,6 +51,10 @@ async def freeze(site: Site, worker: Worker, node: str) -> None:
     async with site.database.writing() as session:
         row = await nodes.get_node(session, node)
         await nodes.heartbeat(session, row.id, now=datetime.now(UTC) - timedelta(minutes=5))
+
+
+def journal_pids(site: Site, job_id: str) -> list[int]:
+    return [int(line.split()[1]) for line in (site.root / "journal" / job_id).read_text().splitlines()]
 
 
 async def declare_dead(site: Site, node: str) -> None:
@@ -202,3 +206,25 @@ class TestIdentity:
         assert "was removed" in worker.log
         async with site.database.reading() as session:
             assert (await nodes.get_node(session, "one")).id != old
+
+    @pytest.mark.timeout(120)
+    async def test_node_that_joins_anew_ends_what_its_home_still_runs_first(self, site: Site) -> None:
+        """Removed while its machine was thought to be gone; no row knows its script any more."""
+        first = site.start_worker("one")
+        job_id = await site.submit("import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + STAGE)
+        await site.wait_for_journal(job_id, "run1")
+        await site.wait(job_id, JobStatus.RUNNING)
+        await freeze(site, first, "one")
+        await declare_dead(site, "one")
+        async with site.database.writing() as session:
+            await NodeActions().remove(session, "one", check=lambda version: None)
+        first.kill()
+        (pid,) = journal_pids(site, job_id)
+
+        site.start_worker("one", DEEPE_STOP_GRACE_SECONDS="1")
+        await site.wait_for_journal(job_id, "run2")
+
+        assert pids_alive([pid]) == []
+        site.open("go2")
+        assert (await site.wait(job_id)).status is JobStatus.SUCCEEDED
+        assert site.journal(job_id) == ["run1", "run2", "done2"]
