@@ -25,6 +25,7 @@ from app.api.routes import (
     datasets,
     deploy_targets,
     environments,
+    housekeeping,
     jobs,
     methods,
     metrics,
@@ -38,12 +39,14 @@ from app.api.routes import (
 )
 from app.api.routes.system import Readiness
 from app.domain.enums import Platform
+from app.domain.retention import Leftover, Retention
 from app.domain.webhooks import AddressPolicy
 from app.executor.asking import Answers
 from app.executor.background import in_background
 from app.executor.disk_guard import DiskGuard
 from app.executor.fixing import Fixes
 from app.executor.hints import Doorbell, FileDoorbell, RedisDoorbell
+from app.executor.housekeeping import Housekeeper
 from app.executor.job_actions import JobActions
 from app.executor.joining import set_join_token
 from app.executor.node_actions import NodeActions
@@ -66,7 +69,6 @@ from app.registry.nodes import living_nodes
 from app.registry.platforms import this_machine
 from app.registry.queues import Queues
 from app.settings import Settings, load_settings
-from app.store import idempotency
 from app.store import jobs as job_store
 from app.store.home import Home
 from app.store.migrate import upgrade
@@ -152,14 +154,15 @@ def build_services(
         doorbell=doorbell,
         webhooks=Webhooks(policy=addresses),
         webhook_sender=WebhookSender(database, WebhookClient(policy=addresses)),
+        housekeeper=Housekeeper(database=database, home=home, retention=_retention(settings)),
     )
 
 
 def include_routes(app: FastAPI) -> None:
     """Include every router."""
     for module in (
-        system, metrics, methods, scripts, presets, jobs, models, chat, base_models, datasets, deploy_targets,
-        environments, nodes, queues, webhooks,
+        system, metrics, housekeeping, methods, scripts, presets, jobs, models, chat, base_models, datasets,
+        deploy_targets, environments, nodes, queues, webhooks,
     ):  # fmt: skip
         app.include_router(module.router)
 
@@ -176,7 +179,7 @@ def _lifespan(services: Services, database: Database, settings: Settings) -> Lif
         await upgrade(database)
         await _prepare(services, settings)
         logger.info("api_started")
-        async with in_background(services.webhook_sender.run):
+        async with in_background(services.webhook_sender.run, services.housekeeper.run_now_and_then):
             yield
         await services.doorbell.close()
         await database.close()
@@ -189,7 +192,6 @@ async def _prepare(services: Services, settings: Settings) -> None:
     async with services.database.writing() as session:
         await services.methods.presets.install_presets(session)
         await set_join_token(session, settings.join_token.get_secret_value() if settings.join_token else None)
-        await idempotency.forget_before(session, utc_now() - IDEMPOTENCY_KEPT)
     await services.models.finish_deletions()
     await services.datasets.remove_abandoned_uploads()
 
@@ -204,6 +206,22 @@ def _doorbell(settings: Settings, database: Database) -> Doorbell:
             return [node.name for node in await living_nodes(session)]
 
     return RedisDoorbell(settings.redis_url.get_secret_value(), nodes=node_names)
+
+
+def _retention(settings: Settings) -> Retention:
+    def days(count: int) -> timedelta | None:
+        return timedelta(days=count) if count else None
+
+    return Retention(
+        {
+            Leftover.FAILED_RUNS: days(settings.keep_failed_runs_days),
+            Leftover.QUESTION_RUNS: days(settings.keep_questions_days),
+            Leftover.CHECKPOINTS: days(settings.keep_checkpoints_days),
+            Leftover.SCRIPT_LOGS: days(settings.keep_logs_days),
+            Leftover.DELIVERIES: days(settings.keep_deliveries_days),
+            Leftover.IDEMPOTENCY_KEYS: IDEMPOTENCY_KEPT,
+        }
+    )
 
 
 def _http_options(settings: Settings, metrics_: Metrics) -> HttpOptions:

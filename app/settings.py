@@ -164,6 +164,26 @@ class Settings(BaseSettings):
         "Metadata services of clouds are always refused.",
     )
 
+    # What is kept how long
+    keep_failed_runs_days: int = Field(
+        90, ge=0, le=36500, description="Days that run folders of failed and cancelled jobs are kept; 0: for ever."
+    )
+    keep_questions_days: int = Field(
+        30, ge=0, le=36500, description="Days that run folders of questions to models are kept; 0: for ever."
+    )
+    keep_checkpoints_days: int = Field(
+        0,
+        ge=0,
+        le=36500,
+        description="Days that the checkpoints beside the model of a successful training are kept; 0: for ever.",
+    )
+    keep_logs_days: int = Field(
+        90, ge=0, le=36500, description="Days that log files of scripts (logs/*.jsonl) are kept; 0: for ever."
+    )
+    keep_deliveries_days: int = Field(
+        30, ge=0, le=36500, description="Days that messages of webhooks are kept once they are through; 0: for ever."
+    )
+
     # Metrics
     metrics_token: SecretStr | None = Field(
         None, description="Bearer token that opens /metrics and nothing else, beside DEEPE_API_TOKEN."

@@ -9,6 +9,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.executor.asking import Answers
 from app.executor.hints import Doorbell
+from app.executor.housekeeping import Housekeeper
 from app.executor.job_actions import JobActions
 from app.executor.node_actions import NodeActions
 from app.executor.questions import Questions
@@ -50,6 +51,7 @@ class Services:
     doorbell: Doorbell
     webhooks: Webhooks
     webhook_sender: WebhookSender
+    housekeeper: Housekeeper
 
 
 def get_services(request: Request) -> Services:

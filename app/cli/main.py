@@ -7,6 +7,7 @@ import typer
 
 from app.cli import jobs, methods, models, nodes, queues, resources, service, webhooks
 from app.cli import license as license_commands
+from app.cli.clean import clean
 from app.cli.demo import demo
 from app.cli.dev import dev
 from app.cli.doctor import doctor
@@ -67,4 +68,5 @@ app.add_typer(webhooks.app, name="webhooks", rich_help_panel=UPKEEP)
 app.command(rich_help_panel=UPKEEP)(service.migrate)
 app.command(rich_help_panel=UPKEEP)(service.settings)
 app.command(rich_help_panel=UPKEEP)(doctor)
+app.command(rich_help_panel=UPKEEP)(clean)
 app.add_typer(license_commands.app, name="license", rich_help_panel=UPKEEP)

@@ -32,6 +32,11 @@ class Home:
         return self.root / "runs"
 
     @property
+    def logs(self) -> Path:
+        """Where helpers of scripts write, a file a day."""
+        return self.root / "logs"
+
+    @property
     def versions(self) -> Path:
         """Bytes of every script version, by sha256."""
         return self.root / "versions"

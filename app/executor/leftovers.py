@@ -1,0 +1,67 @@
+"""Leftovers on disk: found, measured and removed. Everything here blocks; call it in a thread.
+
+Links are never followed and never counted: a link that somebody put here may lead anywhere.
+"""
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+
+from app.registry.model_folders import remove_folder
+
+CHECKPOINT = "checkpoint-"
+
+
+def job_folders(runs: Path, *, at_once: int) -> Iterator[Sequence[str]]:
+    """Yield the names of the folders in `runs`, some at a time."""
+    with os.scandir(runs) as entries:
+        names = (entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        while batch := list(islice(names, at_once)):
+            yield batch
+
+
+def checkpoints(run: Path, *, keep: Collection[Path]) -> list[Path]:
+    """Return the checkpoints below the attempts' outputs; none that is, or holds, a folder of `keep`."""
+    found = []
+    for here, folders, _ in os.walk(run):
+        root = Path(here)
+        mine = [root / name for name in folders if name.startswith(CHECKPOINT) and not (root / name).is_symlink()]
+        found += [path for path in mine if not any(kept.is_relative_to(path) for kept in keep)]
+        folders[:] = [name for name in folders if not name.startswith(CHECKPOINT)]
+    return found
+
+
+def old_logs(logs: Path, before: datetime) -> list[Path]:
+    """Return the log files of scripts that nobody has written to since `before`."""
+    with os.scandir(logs) as entries:
+        return [
+            Path(entry.path)
+            for entry in entries
+            if entry.name.endswith(".jsonl")
+            and entry.is_file(follow_symlinks=False)
+            and entry.stat(follow_symlinks=False).st_mtime < before.timestamp()
+        ]
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, or of the files below a folder."""
+    if not path.is_dir():
+        return path.lstat().st_size if path.exists() else 0
+    total = 0
+    for here, _, files in os.walk(path):
+        for name in files:
+            try:
+                total += (Path(here) / name).lstat().st_size
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def remove(path: Path, *, root: Path, keep: Collection[Path] = ()) -> bool:
+    """Remove a folder or file below `root`; return whether it was allowed."""
+    if path.is_dir():
+        return remove_folder(path, root=root, keep=keep)
+    path.unlink(missing_ok=True)
+    return True
