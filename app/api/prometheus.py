@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 KEPT_SECONDS: Final = 2.0
 _ANSWER_SECONDS: Final = 5.0
+_FOLD_SECONDS: Final = 1.0
 _UNMATCHED: Final = "unmatched"
 
 Check = Callable[[], Any]
@@ -111,7 +112,9 @@ class Metrics:
     async def _figures(self) -> Figures | None:
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
-                while await self._fold():
+                # the first scrape after a long time sums up much; what is left comes with the next ones
+                until = time.monotonic() + _FOLD_SECONDS
+                while await self._fold() and time.monotonic() < until:
                     pass
                 async with self._database.reading() as session:
                     return await statistics.figures(session)

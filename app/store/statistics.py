@@ -200,6 +200,7 @@ def _transitions(event_id: int) -> Any:
         col(AttemptRow.job_id) == newer.c.job_id,
         col(AttemptRow.number) == newer.c.attempt,
         col(AttemptRow.finished_at) == newer.c.created_at,
+        col(AttemptRow.reason) == newer.c.reason,  # not its launch, should both be of one instant
     )
     return (
         sa.select(

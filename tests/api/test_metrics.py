@@ -103,6 +103,15 @@ class TestFigures:
         assert found[key("deepe_attempts_ended_total", kind="training", reason="completed")] == 1
         assert found[key("deepe_job_waiting_seconds_count", kind="training")] == 1
 
+    async def test_launch_and_end_of_one_instant_are_one_attempt(self, database: Database) -> None:
+        node_id = await add_node(database)
+        await add_job(database)
+        await end(database, await won_by(database, node_id, after=9), SUCCESS)
+
+        found = await scrape(database)
+
+        assert found[key("deepe_attempts_ended_total", kind="training", reason="completed")] == 1
+
     async def test_every_process_gives_the_same_answer_and_counts_nothing_twice(self, database: Database) -> None:
         node_id = await add_node(database)
         await add_job(database)
