@@ -1,7 +1,7 @@
 """A service with real processes in a temporary home, for benchmarks that go through HTTP."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -12,7 +12,9 @@ from tests.worker.harness import make_base
 
 
 @contextmanager
-def running_service(*, redis: bool, **variables: str) -> Iterator[Installation]:
+def running_service(
+    *, redis: bool, environments: Mapping[str, Path] | None = None, **variables: str
+) -> Iterator[Installation]:
     """Yield a licensed service with the samples of Custom01; its node has the environment `base`.
 
     It polls the database as seldom as a real one does.
@@ -25,7 +27,9 @@ def running_service(*, redis: bool, **variables: str) -> Iterator[Installation]:
             (root / "redis").mkdir()
             server = stack.enter_context(private_redis(root / "redis"))
             choice = RedisChoice(RedisKind.CONFIGURED, url=f"redis://127.0.0.1:{server.port}")
-        site = Installation(root, {"base": base}, redis=choice, **{"DEEPE_POLL_SECONDS": "2", **variables})
+        site = Installation(
+            root, {"base": base, **(environments or {})}, redis=choice, **{"DEEPE_POLL_SECONDS": "2", **variables}
+        )
         stack.callback(site.close)
         site.install_licence()
         site.start()
