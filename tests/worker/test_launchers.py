@@ -86,14 +86,16 @@ class TestGroup:
     pytestmark = with_torch
 
     @pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
-    async def test_learns_as_one(self, torch_site: Site, launcher: Launcher) -> None:
-        job_id = await submit(torch_site, LEARN, launcher)
+    async def test_learns_as_one_with_an_accelerator_for_each(self, torch_site: Site, launcher: Launcher) -> None:
+        job_id = await submit(torch_site, LEARN, launcher, resources={})
 
-        torch_site.start_worker()
+        torch_site.start_worker(DEEPE_SIMULATED_ACCELERATORS="4")
         row = await torch_site.wait(job_id, seconds=STARTUP)
 
         assert (row.status, row.reason) == ENDED_WELL, torch_site.story(row)
         first, second = (json.loads((torch_site.root / f"seen-{rank}.json").read_text()) for rank in (0, 1))
+        (attempt,) = await torch_site.attempts(job_id)
+        assert len(attempt.accelerators) == 2
         assert first["weights"] == second["weights"]
         assert first["argv"] == second["argv"]
         assert first["argv"][1].startswith("--train_id=")
