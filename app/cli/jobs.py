@@ -75,6 +75,7 @@ def submit(
     priority: Priority = None,
     queue: Queue = None,
     user: User = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Submit it although no node can run it as things are.")] = False,
     watch_it: Watch = False,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
@@ -95,6 +96,7 @@ def submit(
         "priority": priority,
         "queue": queue,
         "user": user,
+        "wait": wait or None,
     }
     body = {key: value for key, value in given.items() if value is not None}
     body["parameters"] = parameters(param or [], params)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from app.domain.python_source import NotPython, parse
 
+HELPERS = "helpers"
 _OPTIONAL = frozenset({"ImportError", "ModuleNotFoundError", "Exception", "BaseException"})
 
 
@@ -13,11 +14,15 @@ def imported_modules(source: bytes) -> frozenset[str]:
     """Return the top-level names of the modules that the script needs beside the standard library.
 
     Imports in functions count, too. Those that the script can do without (it catches their failure) do not, nor do
-    relative ones. Of a file that is not Python nothing is said.
+    relative ones. Of a file that is not Python, or that looks in folders of its own (`sys.path`), nothing is said; the
+    folder of our helper modules, which the shipped scripts and their copies add, is known.
     """
     try:
         tree = parse(source)
     except NotPython:
+        return frozenset()
+    ours = {id(part) for node in ast.walk(tree) if _adds_helpers(node) for part in ast.walk(node)}
+    if any(_is_search_path(node) and id(node) not in ours for node in ast.walk(tree)):
         return frozenset()
     return frozenset(_needed(tree)) - sys.stdlib_module_names - {"__future__"}
 
@@ -38,6 +43,23 @@ def _needed(node: ast.AST) -> Iterator[str]:
         case _:
             for child in ast.iter_child_nodes(node):
                 yield from _needed(child)
+
+
+def _adds_helpers(node: ast.AST) -> bool:
+    match node:
+        case ast.Call(func=ast.Attribute(value=value, attr="append" | "insert")) if _is_search_path(value):
+            texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+            return [one for one in texts if isinstance(one, str)] == [HELPERS]
+    return False
+
+
+def _is_search_path(node: ast.AST) -> bool:
+    match node:
+        case ast.Attribute(value=ast.Name(id="sys"), attr="path"):
+            return True
+        case ast.ImportFrom(module="sys", names=names):
+            return any(alias.name == "path" for alias in names)
+    return False
 
 
 def _catches_imports(handler: ast.ExceptHandler) -> bool:

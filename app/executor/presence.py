@@ -262,8 +262,10 @@ class NodeEnvironments:
                 reason=EndReason.ENV_MISSING,
                 params={"environment": name, "detail": ""},
                 now=now,
+                spare_patient=True,
             )
-        logger.warning("environment_missing", extra={"environment": name, "failed_jobs": count})
+        if count:
+            logger.warning("environment_missing", extra={"environment": name, "failed_jobs": count})
 
     async def _look_again(self) -> None:
         """Look at the disk every few seconds, and at once when a specification changed: the next job waits for it."""

@@ -90,6 +90,7 @@ class Snapshot(_Frozen):
     deployment: Deployment | None = None
     build: EnvironmentBuild | None = None
     resume_of: str | None = None  # job whose newest checkpoint the first attempt goes on from
+    wait: bool = False  # for an environment that nobody has or can build yet
 
     @classmethod
     def of(cls, job: JobRow) -> Self:

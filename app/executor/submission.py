@@ -21,6 +21,7 @@ from app.domain.lifecycle import chain, runnable_stages, source_state
 from app.domain.names import shown
 from app.domain.retries import Limits, RetryPolicy, policy_violations
 from app.executor.fixing import columns_of, pinned_method
+from app.executor.runnability import unrunnable
 from app.executor.snapshot import Deployment, Named, PinnedScript, Snapshot
 from app.executor.stage_parameters import CheckedParameters, StageParameters
 from app.presets.catalogue import script_path
@@ -69,6 +70,7 @@ class Submission:
     priority: int = 0
     queue: str = DEFAULT_QUEUE
     user: str = ""
+    wait: bool = False  # although no node can run it as things are
     retry_of: str | None = None
     copied_from: str | None = None
 
@@ -151,6 +153,10 @@ class Submissions:
         if found:
             raise InvalidRequest(found)
         jobs = self._jobs(method, submission, kinds, inputs, checked, deployment)
+        if not submission.wait:
+            found = await unrunnable(session, method, jobs, self._runs.modules, now=self._clock())
+            if found:
+                raise InvalidRequest(found)
         await store.insert(session, jobs)
         return Submitted(jobs=jobs, warnings=checked.warnings)
 
@@ -290,6 +296,7 @@ class Submissions:
                 dataset=inputs.dataset,
                 effective=checked.effective(stage),
                 deployment=deployment if kind is JobKind.DEPLOYMENT else None,
+                wait=submission.wait,
             )
             jobs.append(
                 JobRow(

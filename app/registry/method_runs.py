@@ -15,6 +15,7 @@ from app.domain.errors import Conflict, InvalidRequest
 from app.registry.method_files import FileState, MethodFiles, PinnedFile
 from app.registry.method_record import Method, method_of
 from app.registry.methods import MethodRegistry
+from app.registry.script_modules import ScriptModules
 from app.store import methods as store
 
 
@@ -40,6 +41,7 @@ class MethodRuns:
     def __init__(self, *, registry: MethodRegistry, files: MethodFiles) -> None:
         self._registry = registry
         self._files = files
+        self.modules = ScriptModules(files)
 
     async def pin_for_run(self, session: AsyncSession, method: str) -> Method:
         """Return the version of the method that a job of this moment runs.

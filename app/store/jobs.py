@@ -365,11 +365,12 @@ async def fail_queued(
     params: Mapping[str, Any],
     now: datetime,
     waiting_since: datetime | None = None,
+    spare_patient: bool = False,
 ) -> int:
     """Fail queued stage jobs that need `environment`, oldest first, and return how many; 0 means that none is left.
 
     At most `FAILED_AT_ONCE`, so that other writers get their turn. With `waiting_since` only those that could have run
-    at that time.
+    at that time; with `spare_patient` not those whose caller said that they shall wait.
     """
     demands = [
         demand.text for demand in await waiting_demands(session, STAGE_KINDS) if demand.environment == environment
@@ -379,6 +380,8 @@ async def fail_queued(
     )
     if waiting_since is not None:
         statement = statement.where(col(JobRow.updated_at) <= waiting_since)
+    if spare_patient:
+        statement = statement.where(col(JobRow.launch)["wait"].as_boolean().is_not(True))
     end = End(status=JobStatus.FAILED, reason=reason, params=params)
     job_ids = (await session.exec(statement.order_by(col(JobRow.created_at)).limit(FAILED_AT_ONCE))).all()
     for job_id in job_ids:

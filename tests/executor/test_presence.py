@@ -237,6 +237,17 @@ class TestNode:
         assert await node.environments.prefix("unheard-of") is None
 
 
+class TestPatience:
+    async def test_waits_for_an_environment_that_nobody_has(self, node: Node) -> None:
+        patient = await job_rows.add_job(node.database, environment="gone", launch=Snapshot(wait=True).document())
+        other = await job_rows.add_job(node.database, environment="gone")
+
+        await node.environments.request_builds()
+
+        assert (await node.job(patient)).status is JobStatus.QUEUED
+        assert (await node.job(other)).reason is EndReason.ENV_MISSING
+
+
 class TestBeat:
     async def test_tells_states_and_writes_them_only_when_they_changed(self, node: Node) -> None:
         await node.know("tiny", SPEC)

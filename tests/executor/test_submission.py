@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from sqlmodel import select
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.definition import MethodDefinition
 from app.domain.demand import Demand
@@ -22,8 +23,10 @@ from app.registry.method_services import MethodServices, method_services
 from app.store import jobs as job_store
 from app.store import models
 from app.store.home import Home
+from app.store.nodes import get_node, heartbeat
 from app.store.session import Database
 from app.store.tables import DatasetRow, JobRow
+from tests import job_rows
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 
@@ -281,3 +284,59 @@ class TestRefusals:
 
         (violation,) = refused.value.violations()
         assert (violation.code, violation.params["line"]) == ("invalid_python", 2)
+
+
+class TestNodes:
+    """What no node can run is refused; whether any lives does not matter."""
+
+    async def node(self, bench: Bench, name: str, *states: dict[str, object]) -> None:
+        node = await job_rows.add_node(bench.database, name, environments=["base"])
+        async with bench.database.writing() as session:
+            await heartbeat(session, node, now=NOW, environment_states=states)
+
+    async def refused(self, bench: Bench, **values: Any) -> list[tuple[str, str]]:
+        with pytest.raises(InvalidRequest) as error:
+            await bench.submit(**values)
+        return [(violation.pointer, violation.code) for violation in error.value.violations()]
+
+    async def test_nothing_is_judged_by_nodes_that_say_nothing(self, bench: Bench) -> None:
+        await job_rows.add_node(bench.database, "older", environments=[])
+
+        assert (await bench.submit()).jobs
+
+    async def test_missing_modules_on_every_node_that_has_the_environment(self, bench: Bench) -> None:
+        script = bench.home.scripts / "custom01.py"
+        script.write_text("import nowhere_to_be_found\n" + script.read_text())
+        probe = {"modules": ["nowhere_to_be_found"], "missing": ["nowhere_to_be_found"]}
+        await self.node(bench, "one", {"name": "base", "state": "ready", "probe": probe})
+
+        found = await self.refused(bench)
+        waiting = await bench.submit(wait=True)
+        await self.node(bench, "two", {"name": "base", "state": "known"})
+        built = await bench.submit()
+
+        assert found == [("/method", "stage_runs_nowhere"), ("/method", "cell_modules_missing")]
+        assert Snapshot.of(waiting.jobs[0]).wait
+        assert not Snapshot.of(built.jobs[0]).wait
+
+    async def test_an_environment_that_nobody_can_build(self, bench: Bench) -> None:
+        trouble = {"code": "environment_needs_conda", "params": {"packages": "ffmpeg"}}
+        await self.node(bench, "one", {"name": "base", "state": "missing", "trouble": trouble})
+        found = await self.refused(bench, through="customized")
+
+        async with bench.database.writing() as session:
+            await declare_dead(session, "one")
+        accepted = await bench.submit(through="customized")
+
+        assert found == [("/method", "stage_runs_nowhere"), ("/method", "environment_needs_conda")]
+        assert accepted.jobs
+
+    @pytest.mark.parametrize("state", ["known", "building", "stale", "failed", "ready"])
+    async def test_what_is_or_will_be_there_is_no_obstacle(self, bench: Bench, state: str) -> None:
+        await self.node(bench, "one", {"name": "base", "state": state})
+
+        assert (await bench.submit()).jobs
+
+
+async def declare_dead(session: AsyncSession, name: str) -> None:
+    (await get_node(session, name)).dead_at = NOW

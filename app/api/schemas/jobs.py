@@ -99,6 +99,10 @@ class JobSubmit(_Body):
     user: UserName = Field(
         default="", description="For whom it runs: limits per user go by this name.", examples=["ann@example.com"]
     )
+    wait: bool = Field(
+        default=False,
+        description="Accept the jobs although no registered node can run them as things are; they wait for one.",
+    )
 
     def submission(self) -> Submission:
         """Return what the executor takes."""
@@ -121,6 +125,7 @@ class JobSubmit(_Body):
             priority=self.priority,
             queue=self.queue,
             user=self.user,
+            wait=self.wait,
         )
 
 

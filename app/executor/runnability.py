@@ -1,0 +1,71 @@
+"""Whether any node could run the jobs of a submission; what none can is refused unless the caller would rather wait.
+
+Judged is by the nodes that are registered, not given up, and tell of their environments: an installation whose worker
+has not started yet takes jobs, and no acceptance depends on a heartbeat. A stage is refused when every one of them says
+`never`: the environment is not there and cannot be built, modules that the script imports are missing in it, or labels,
+accelerators or their memory do not fit what the job asks for. An environment that is merely not built is none of that.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.domain.demand import Demand
+from app.domain.enums import Stage
+from app.domain.errors import Violation
+from app.domain.placement import Host, Misfit, cards_of, misfits
+from app.registry.method_record import Method
+from app.registry.readiness_cells import Cell, Finding, Verdict
+from app.registry.readiness_matrix import cells_of, matrix
+from app.registry.script_modules import ScriptModules
+from app.store import jobs as store
+from app.store.nodes import accelerators_of
+from app.store.tables import JobRow, NodeRow
+
+POINTER = "/method"
+
+
+async def unrunnable(
+    session: AsyncSession, method: Method, jobs: Sequence[JobRow], modules: ScriptModules, *, now: datetime
+) -> list[Violation]:
+    """Return, for every stage that no node can run, that it is so and what is in the way on each node."""
+    found = await matrix(session, now=now)
+    rows = {facts.name: row for facts, row in found.nodes if row.environment_states}
+    if not rows:
+        return []
+    cells = await cells_of(method, found, modules)
+    violations: list[Violation] = []
+    for job in jobs:
+        demand = store.demand_of(job)
+        told = {cell.node: cell for cell in cells.get(Stage(job.kind), ())}
+        in_the_way = [_in_the_way(row, told.get(name), demand) for name, row in rows.items()]
+        if all(in_the_way):
+            params = {"stage": job.kind.value, "environment": job.environment}
+            reasons = [Violation(POINTER, one.code, one.params) for findings in in_the_way for one in findings]
+            violations += [Violation(POINTER, "stage_runs_nowhere", params), *reasons]
+    return violations
+
+
+def _in_the_way(row: NodeRow, cell: Cell | None, demand: Demand) -> list[Finding]:
+    """Return why the node cannot run the job before somebody does something."""
+    found = [one for one in cell.findings if one.verdict is Verdict.NEVER] if cell is not None else []
+    host = Host(
+        node_id=row.id,
+        name=row.name,
+        environments=frozenset([demand.environment]),  # the cell knows more
+        labels=row.labels,
+        cards=cards_of(accelerators_of(row), held={}),
+    )
+    asked = demand.resources
+    params = {
+        "node": row.name,
+        "labels": ", ".join(f"{name}={value}" for name, value in sorted(asked.labels.items())),
+        "accelerators": asked.accelerators or demand.processes or 1,
+        "memory": asked.accelerator_memory_mib or 0,
+    }
+    return found + [
+        Finding(Verdict.NEVER, f"cell_misfit_{misfit}", params)
+        for misfit in misfits(demand, host)
+        if misfit in (Misfit.LABELS, Misfit.ACCELERATORS, Misfit.MEMORY)
+    ]
