@@ -136,5 +136,6 @@ def _files(*roots: Path) -> Iterator[Path]:
 
 
 def _pause(limits: Limits) -> float:
-    shortest = min(limit for limit in (limits.seconds, limits.silent_seconds) if limit is not None)
+    given = [limit for limit in (limits.seconds, limits.silent_seconds) if limit is not None]
+    shortest = min(given, default=LONGEST_PAUSE)
     return min(max(shortest / LOOKS_PER_SILENCE, SHORTEST_PAUSE), LONGEST_PAUSE)

@@ -23,7 +23,7 @@ from app.domain.retries import Again, Limits
 from app.domain.transitions import TERMINAL
 from app.executor.artifacts import ArtifactKind, ResultManifest, digest_files, write_result
 from app.executor.checkpoints import newest_checkpoint
-from app.executor.classification import classify
+from app.executor.classification import KEEPER_TERMINATED, classify
 from app.executor.evaluations import Reached, reached
 from app.executor.limits import limit_seconds
 from app.executor.model_card import ModelCard, Score, write_model_card
@@ -80,7 +80,7 @@ class StageSettler:
         redis_status = await self._status.read(claim.job.id) if claim.job.kind in WITH_STATUS else None
         judged = await asyncio.to_thread(self._judge, claim, exit_record, redis_status)
         verdict = judged.verdict
-        again = None if verdict.succeeded else await self._decide(claim, verdict.reason)
+        again = None if verdict.succeeded else await self._decide(claim, exit_record, verdict.reason)
         if again is not None and await self._requeue(claim, _end(claim.job, exit_record, judged, None), again):
             return
         manifest = await self._manifest(claim, verdict) if verdict.succeeded else None
@@ -108,7 +108,9 @@ class StageSettler:
             await asyncio.to_thread(self._write_card, job, model)
         await self._tell_status(job, succeeded=job.status is JobStatus.SUCCEEDED)
 
-    async def _decide(self, claim: Claim, reason: EndReason) -> Again | None:
+    async def _decide(self, claim: Claim, exit_record: ExitRecord, reason: EndReason) -> Again | None:
+        if exit_record.why is ExitWhy.STOPPED and exit_record.stop_reason == KEEPER_TERMINATED:
+            reason = EndReason.SUPERVISOR_LOST  # a machine that shuts down in order is a lost one all the same
         progressed = reason is EndReason.TIMED_OUT and await self._progressed(claim)
         return decide_on(claim.job, reason, ran=True, progressed=progressed)
 

@@ -14,8 +14,13 @@ SUBMITTED = {**LINK, "chain": [LINK], "warnings": []}
 ATTEMPT = {"number": 1, "node": "gpu-1", "reason": "signal", "resumed_from": None}
 FAILED: dict[str, Any] = {
     **LINK,
-    **dict.fromkeys(("reason_detail", "base_model", "dataset", "model", "result_model", "waiting_for", "node_silent")),
+    **dict.fromkeys(
+        ("reason_detail", "base_model", "dataset", "model", "result_model", "waiting_for", "waiting", "node_silent")
+    ),
     **dict.fromkeys(("created_at", "started_at", "finished_at", "progress")),
+    **dict.fromkeys(("node", "priority", "queue", "user")),
+    "accelerators": [],
+    "resources": {},
     "name": "faq",
     "status": "failed",
     "reason": "cuda_out_of_memory",

@@ -52,6 +52,17 @@ class TestLostNode:
         assert (attempt.live, attempt.reason, attempt.exit["why"]) == (False, EndReason.NODE_LOST, "reboot")
         assert desk.status.ends == []
 
+    async def test_machine_that_shuts_down_in_order_is_a_lost_one_too(self, desk: Desk) -> None:
+        claim = await desk.claim()
+
+        await desk.settler.settle(
+            claim, exit_record(why=ExitWhy.STOPPED, code=143, stop_reason="supervisor_terminated")
+        )
+
+        row = await desk.row(claim)
+        assert (row.status, row.retries, row.recoveries) == (JobStatus.QUEUED, 0, 1)
+        assert (await attempts(desk, claim))[0].reason is EndReason.SIGNAL
+
     async def test_deployment_that_had_begun_is_not_repeated(self, desk: Desk) -> None:
         claim = await desk.claim(JobKind.DEPLOYMENT, retry=TWICE)
 

@@ -380,7 +380,7 @@ def save_checkpoint(encoder: Encoder, optimizer: Any, schedule: Any, args: argpa
     torch.save(state, draft / "state.pt")
     shutil.rmtree(target, ignore_errors=True)
     draft.rename(target)
-    deepe.artifact(target, "checkpoint")
+    deepe.checkpoint(target, step)
     for old in checkpoints(output)[2:]:
         shutil.rmtree(old, ignore_errors=True)
     return target
