@@ -1,9 +1,11 @@
 """Listing and claiming with few and with many jobs in the table; both should cost the same.
 
-    python -m benchmarks.claim_and_list [--sizes 100,10000,100000] [--runs 50] [--backend sqlite|postgres|both]
+    python -m benchmarks.claim_and_list [--sizes 100,10000,100000] [--runs 50] [--users 1]
+        [--backend sqlite|postgres|both]
 
 Every size is a database of its own with that many finished and as many queued jobs. The peer is reading one job by its
 primary key; the ratio is to the same figure with the smallest table. Below it stands which indexes the statements use.
+The node has a thousand accelerators; jobs of so many users ask for as many different things (`app.domain.demand`).
 """
 
 import argparse
@@ -32,7 +34,7 @@ from app.store.session import Database
 from app.store.tables import AttemptRow, JobRow
 from app.worker import QUESTIONS, STAGES
 from benchmarks.reporting import Samples, ms, print_machine, print_table, ratio
-from tests.job_rows import LEASE, START, add_method, add_node, new_job
+from tests.job_rows import LEASE, START, add_method, add_node, cards, new_job
 from tests.servers import postgres_url, private_postgres
 
 PAGE = 50
@@ -65,15 +67,16 @@ async def main() -> None:
     print_machine()
     sizes = [int(size) for size in args.sizes.split(",")]
     if args.backend in {"sqlite", "both"}:
-        await _measure("SQLite", _sqlite, sizes, runs=args.runs)
+        await _measure("SQLite", _sqlite, sizes, runs=args.runs, users=args.users)
     if args.backend in {"postgres", "both"}:
-        await _measure("Postgres", _postgres, sizes, runs=args.runs)
+        await _measure("Postgres", _postgres, sizes, runs=args.runs, users=args.users)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="100,10000,100000", help="finished jobs, and as many queued ones")
     parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--users", type=int, default=1, help="different demands in the queue")
     parser.add_argument("--backend", choices=("sqlite", "postgres", "both"), default="both")
     return parser.parse_args()
 
@@ -147,12 +150,12 @@ OPERATIONS: dict[str, Operation] = {
 }
 
 
-async def _measure(name: str, databases: Callable[[int], Any], sizes: Sequence[int], *, runs: int) -> None:
+async def _measure(name: str, databases: Callable[[int], Any], sizes: Sequence[int], *, runs: int, users: int) -> None:
     found: dict[str, list[Samples]] = {operation: [] for operation in OPERATIONS}
     plans: dict[str, list[str]] = {}
     for size in sizes:
         async with databases(size) as database:
-            table = await _fill(database, size)
+            table = await _fill(database, size, users=users)
             for title, operation in OPERATIONS.items():
                 await operation(table)  # warms up statement caches
                 samples = Samples()
@@ -212,11 +215,14 @@ async def _migrated(url: str) -> AsyncIterator[Database]:
         await database.close()
 
 
-async def _fill(database: Database, size: int) -> Table:
-    node_id = await add_node(database)
+async def _fill(database: Database, size: int, *, users: int) -> Table:
+    node_id = await add_node(database, accelerators=cards(1000))
     methods = [await add_method(database, f"method {number}") for number in range(METHODS)]
     finished = [_finished(number, methods) for number in range(size)]
-    queued = [_job(size + number, methods, status=JobStatus.QUEUED) for number in range(size)]
+    queued = [
+        _job(size + number, methods, status=JobStatus.QUEUED, submitted_by=f"user {number % users}")
+        for number in range(size)
+    ]
     attempts = [_attempt(job, node_id) for job in finished]
     for table, rows in ((JobRow, finished), (JobRow, queued), (AttemptRow, attempts)):
         for batch in _batches(rows):
@@ -252,6 +258,7 @@ def _job(number: int, methods: Sequence[str], **changes: Any) -> dict[str, Any]:
     moment = START + timedelta(seconds=number)
     method = {"method_id": methods[number % METHODS], "method_name": f"method {number % METHODS}", "method_version": 1}
     row = new_job(id=str(uuid4()), name=f"job {number}", created_at=moment, updated_at=moment, **method, **changes)
+    row.demand = jobs.demand_of(row).text
     return {column: getattr(row, column) for column in JobRow.model_fields}
 
 
