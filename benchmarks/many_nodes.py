@@ -3,10 +3,10 @@
     python -m benchmarks.many_nodes [--jobs 10000] [--seconds 30] [--real 64] [--backend sqlite|postgres|both]
 
 Three figures from the same machine in the same run. *Claim and end*: each of 8 nodes with 8 accelerators (a process
-each; on SQLite all in one, where its writers take turns) claims real jobs with their leases and ends them, nothing runs.
-*Real* (Postgres): 8 worker processes, a supervisor and a script that does nothing for each job, from the submit to the
-last end. *arq*: 8 workers of 8 jobs at once and the same number of jobs whose function returns at once; it keeps nothing
-durable, and what it loses is not looked for.
+each; on SQLite all in one, where its writers take turns) claims real jobs with their leases and ends them; nothing
+runs. *Real* (Postgres): 8 worker processes, a supervisor and a script that does nothing for each job, from the submit
+to the last end. *arq*: 8 workers of 8 jobs at once and the same number of jobs whose function returns at once; it
+keeps nothing durable, and what it loses is not looked for.
 """
 
 import argparse
