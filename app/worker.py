@@ -193,7 +193,7 @@ def _agent(
         presence=presence,
         projections=Projections(home),
         forecasts=Forecasts(home),
-        # a touched file may be noticed late on a network disk
+        # neither a bell nor a touched file is sure to reach another machine
         limits=LimitWatch(home, node_home),
         timing=Timing(poll_seconds=settings.poll_seconds if redis_url else min(settings.poll_seconds, 2.0)),
     )
