@@ -36,6 +36,7 @@ from app.store.tables import (
     LeaseRow,
     NodeRow,
 )
+from app.store.types import enum_type
 
 TOTALS_KEY: Final = "statistics"
 FOLDED_AT_ONCE: Final = 5000
@@ -116,12 +117,21 @@ async def figures(session: AsyncSession) -> Figures:
 
 
 async def _waiting(session: AsyncSession) -> Sequence[Waiting]:
-    # everything stands in the index of the queue; the name of the queue is part of the demand
-    statement = (
-        select(col(JobRow.kind), col(JobRow.demand), sa.func.count(), sa.func.min(col(JobRow.created_at)))
-        .where(sa.text(CLAIMABLE))
-        .group_by(col(JobRow.kind), col(JobRow.demand))
-    )
+    # everything stands in the index of the queue, which SQLite takes for an equality only; the queue's name is part of
+    # the demand
+    of_kinds: list[Any] = [
+        sa.select(
+            sa.literal(kind, enum_type(JobKind)).label("kind"),
+            col(JobRow.demand).label("demand"),
+            sa.func.count().label("count"),
+            sa.func.min(col(JobRow.created_at)).label("oldest"),
+        )
+        .where(sa.text(CLAIMABLE), col(JobRow.kind) == kind)
+        .group_by(col(JobRow.demand))
+        for kind in JobKind
+    ]
+    waiting = sa.union_all(*of_kinds).subquery()
+    statement = select(waiting.c.kind, waiting.c.demand, waiting.c.count, waiting.c.oldest)
     found: dict[tuple[JobKind, str], Waiting] = {}
     for kind, demand, count, oldest in (await session.exec(statement)).all():
         key = (kind, Demand.parse(demand).queue)
