@@ -113,7 +113,12 @@ async def _work(settings: Settings, home: Home, node_home: NodeHome) -> None:
         hardware=hardware,
         node_home=node_home,
         search=CondaSearch.of(os.environ, root=settings.conda_root),
-        rules=BuildRules(builder=settings.env_builder, channels=settings.conda_channels, offline=settings.offline),
+        rules=BuildRules(
+            builder=settings.env_builder,
+            channels=settings.conda_channels,
+            offline=settings.offline,
+            archive=home.environments,
+        ),
         disks=DiskGuard(
             {"DEEPE_HOME": home.runs, "DEEPE_NODE_HOME": node_home.root}, min_free_bytes=settings.min_free_bytes
         ),

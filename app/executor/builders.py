@@ -69,6 +69,7 @@ class BuildRules:
     builder: str = "auto"
     channels: tuple[str, ...] = ()
     offline: bool = False
+    archive: Path | None = None  # where nodes share packs
 
 
 @dataclass(frozen=True)

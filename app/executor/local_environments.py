@@ -13,8 +13,9 @@ from typing import Any
 
 from app.domain.environment_reports import EnvironmentReport, EnvironmentState, Trouble
 from app.domain.errors import AppError
-from app.executor.builders import Builder, BuildRules, Tools, choose_builders
+from app.executor.builders import Builder, BuildRules, EnvironmentNeedsPack, Tools, choose_builders, needs_network
 from app.executor.conda import CondaSearch
+from app.executor.environment_archive import EnvironmentArchive, this_platform
 from app.executor.environment_probe import EnvironmentProbes
 from app.executor.environments import BASE, EnvironmentFinder, FoundEnvironment, last_use
 from app.registry.environment_spec import BASE_SPEC, EnvironmentSpec, parse_spec
@@ -90,10 +91,15 @@ class LocalEnvironments:
         if spec is None and name != BASE:
             return Trouble(code="environment_without_spec", params={"environment": name})
         wanted = None if self._rules.builder == "auto" else Builder(self._rules.builder)
+        spec = spec or _BASE
         try:
-            choose_builders(spec or _BASE, self._known_tools(), wanted=wanted, channels=self._rules.channels)
+            if self._rules.offline and needs_network(spec):
+                raise EnvironmentNeedsPack(environment=name, platform=this_platform())
+            choose_builders(spec, self._known_tools(), wanted=wanted, channels=self._rules.channels)
         except AppError as error:
-            return Trouble(code=error.code, params=error.params)
+            archive = EnvironmentArchive(self._rules.archive, name, spec) if self._rules.archive else None
+            packed = archive is not None and archive.usable_pack() is not None
+            return None if packed else Trouble(code=error.code, params=error.params)
         return None
 
     def _known_tools(self) -> Tools:

@@ -23,7 +23,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.domain.accelerators import Accelerator
 from app.domain.enums import EndReason, JobKind, JobStatus, Platform
 from app.domain.environment_locks import EnvironmentLock
-from app.domain.environment_reports import EnvironmentState
+from app.domain.environment_reports import EnvironmentReport, EnvironmentState
 from app.domain.labels import automatic_labels
 from app.executor.builders import BuildRules
 from app.executor.conda import CondaSearch
@@ -42,7 +42,7 @@ from app.store.clock import database_now
 from app.store.environments import all_environments, builds, spec_hashes
 from app.store.home import NodeHome
 from app.store.session import Database
-from app.store.tables import JobRow
+from app.store.tables import JobRow, NodeRow
 
 logger = logging.getLogger(__name__)
 
@@ -193,6 +193,8 @@ class NodeEnvironments:
             await self._give_up(name)
             return
         async with self._database.reading() as session:
+            if self._is_for_others(name, await living_nodes(session)):
+                return
             failed = await self._failed_here(session, name, spec)
             elsewhere = any(name in node.environments for node in await living_nodes(session))
         if failed is not None and (elsewhere or await self._fail_waiting_for(failed)):
@@ -201,6 +203,14 @@ class NodeEnvironments:
             job = await build_job(session, name, spec, node_id=self._node_id)
         if job is not None:
             logger.info("environment_ordered", extra={"environment": name, "job_id": job.id})
+
+    def _is_for_others(self, name: str, living: Sequence[NodeRow]) -> bool:
+        """Say whether this node cannot build the environment and another one that lives can, or has it."""
+        mine = next((report for report in self._seen.reports if report.name == name), None)
+        if mine is None or mine.state is not EnvironmentState.MISSING:
+            return False
+        reports = (EnvironmentReport.read(node.environment_states or []).get(name) for node in living)
+        return any(report is not None and report.state is not EnvironmentState.MISSING for report in reports)
 
     async def _failed_here(self, session: AsyncSession, name: str, spec: str | None) -> JobRow | None:
         """Return the last build of the environment on this node if it made nothing of this specification."""

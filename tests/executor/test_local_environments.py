@@ -8,6 +8,7 @@ from app.domain.environment_reports import EnvironmentReport, EnvironmentState
 from app.executor import environments
 from app.executor.builders import BuildRules
 from app.executor.conda import CondaSearch
+from app.executor.environment_archive import EnvironmentArchive, Pack
 from app.executor.environments import last_use, lock_path, mark_used, planned_prefix, write_marker
 from app.executor.local_environments import LocalEnvironments, Look
 from app.registry.environment_spec import parse_spec, spec_hash
@@ -84,6 +85,34 @@ class TestReports:
             "foreign": (EnvironmentState.MISSING, "environment_needs_conda"),
             "odd": (EnvironmentState.MISSING, "invalid_request"),
         }
+
+    def test_node_without_network_can_build_what_is_packed(self, node: Node, tmp_path: Path) -> None:
+        rules = BuildRules(builder="venv", offline=True, archive=tmp_path / "shared")
+        node.local = LocalEnvironments(envs_dir=node.envs, search=node.search, rules=rules)
+        before = node.report("trl", trl=SPEC)
+        archive = EnvironmentArchive(tmp_path / "shared", "trl", parse_spec(SPEC))
+        file = archive.pack_file("wheels")
+        file.parent.mkdir(parents=True)
+        file.touch()
+        pack = Pack(
+            kind="wheels",
+            file=file.name,
+            sha256="",
+            size_bytes=0,
+            spec_hash=spec_hash(parse_spec(SPEC)),
+            platform="",
+            python="",
+            lock="",
+            node="one",
+        )
+        file.with_suffix(".json").write_text(pack.model_dump_json())
+
+        after = node.report("trl", trl=SPEC)
+
+        assert before.trouble is not None
+        assert (before.state, before.trouble.code) == (EnvironmentState.MISSING, "environment_needs_pack")
+        assert (after.state, after.trouble) == (EnvironmentState.KNOWN, None)
+        assert node.report("base").state is EnvironmentState.KNOWN
 
     def test_found_environments_tell_their_python(self, node: Node) -> None:
         python(node.envs / "placed")

@@ -248,6 +248,21 @@ class TestPatience:
         assert (await node.job(other)).reason is EndReason.ENV_MISSING
 
 
+class TestOthers:
+    @pytest.mark.parametrize(("state", "builds"), [("known", 0), ("missing", 1)])
+    async def test_what_only_another_node_can_build_is_left_to_it(self, node: Node, state: str, builds: int) -> None:
+        await node.know("foreign", "dependencies: [ffmpeg]\n")
+        other = await node.other()
+        async with node.database.writing() as session:
+            states = [{"name": "foreign", "state": state}]
+            await nodes.heartbeat(session, other, now=datetime.now(UTC), environment_states=states)
+        await job_rows.add_job(node.database, environment="foreign")
+
+        await node.environments.request_builds()
+
+        assert len(await node.builds()) == builds
+
+
 class TestBeat:
     async def test_tells_states_and_writes_them_only_when_they_changed(self, node: Node) -> None:
         await node.know("tiny", SPEC)
