@@ -30,6 +30,8 @@ for adapter in adapters.split(","):
     trained = run("peft-demo.py", *paths, *small)
     merge = ("--base_path", base, "--adapter_path", folder, "--save_path", f"{folder}-complete", "--dtype_str=float32")
     codes[adapter] = [trained, run("save_model.py", *merge)]
+again = (*paths[:2], f"--output_dir={out}/again", "--adapter=adalora", *small, "--max_steps=8", "--save_steps=4")
+codes["adalora twice"] = [run("peft-demo.py", *again), run("peft-demo.py", *again)]
 print("codes " + json.dumps(codes))
 """
 
@@ -88,9 +90,15 @@ class TestTraining:
 
         assert run.code == 0, run.stderr
         (codes,) = [json.loads(line[6:]) for line in run.stdout.splitlines() if line.startswith("codes ")]
+        assert codes.pop("adalora twice") == [0, 0]
         assert codes == {name: [0, 1 if name == "prompt_tuning" else 0] for name in adapters.split(",")}
         assert "an adapter of the kind prompt_tuning cannot be merged" in run.json_lines[-1]["message"]
-        assert any("prompt_tuning cannot be merged" in note["message"] for note in run.of_type("note"))
+        notes = [note["message"] for note in run.of_type("note")]
+        assert any("prompt_tuning cannot be merged" in note for note in notes)
+        assert [note.split(" ")[0] for note in notes if "that AdaLoRA has cut" in note] == [
+            "checkpoint-8",
+            "checkpoint-4",
+        ]
 
     def test_layer_that_is_not_there_gets_one_sentence(self, torch_home: Home, tiny_base: Path) -> None:
         run = torch_home.run(SCRIPT, *arguments(torch_home, tiny_base, "--target_modules=q_proj,nothing"), timeout=400)

@@ -435,11 +435,23 @@ def newest_checkpoint(
         return None
     found = [folder for folder in output.glob("checkpoint-*") if folder.name[11:].isdigit()]
     for folder in sorted(found, key=lambda folder: int(folder.name[11:]), reverse=True):
-        if is_complete(folder, states):
+        if has_cut_ranks(folder):
+            remark(f"{folder.name} holds matrices that AdaLoRA has cut: training starts anew instead", args)
+        elif is_complete(folder, states):
             remark(f"resumed from {folder.name}", args, warning=False)
             return folder
-        remark(f"{folder.name} is incomplete and is passed over", args)
+        else:
+            remark(f"{folder.name} is incomplete and is passed over", args)
     return None
+
+
+def has_cut_ranks(folder: Path) -> bool:
+    """Whether AdaLoRA's matrices were saved as they are to be used; the optimizer's state is for the whole ones."""
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return config.get("peft_type") == "ADALORA" and bool(config.get("rank_pattern"))
 
 
 def is_complete(folder: Path, states: Sequence[str]) -> bool:

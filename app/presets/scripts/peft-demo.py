@@ -14,7 +14,7 @@ Try it by hand, in a checkout of the product, with the interpreter of the `trl` 
 | pissa | LoRA that starts at the main directions of the weights: learns faster; the base is changed while it trains |
 | oft | a rotation of the weights in blocks: keeps what the base knows |
 | loha, lokr | products of small matrices: a high rank from few weights |
-| adalora | LoRA that gives its ranks to the layers that need them |
+| adalora | LoRA that gives its ranks to the layers that need them; it starts anew after an interruption |
 | ia3 | one factor for each output of a layer: very few weights |
 | vera | factors between two fixed random matrices: very few weights |
 | prompt_tuning | some tokens before the question; it cannot be merged, so that there is no complete model of it |
