@@ -1,4 +1,7 @@
-"""What a worker finds on its machine, and which cards it leaves to others. The readings were recorded from NVML."""
+"""What a worker finds on its machine, and which cards it leaves to others.
+
+The readings are written after the documentation of NVML and `system_profiler`: no card and no Mac was at hand.
+"""
 
 import dataclasses
 import logging
@@ -51,7 +54,7 @@ MIG = [
 ]
 ALL = [A100, L4, *MIG]
 
-# `system_profiler SPDisplaysDataType -json` of a Mac Studio with two displays, shortened
+# the form of `system_profiler SPDisplaysDataType -json` for a Mac with two displays, written by hand
 STUDIO = {
     "SPDisplaysDataType": [
         {
