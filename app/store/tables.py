@@ -248,6 +248,7 @@ class JobRow(SQLModel, table=True):
         # for people: what comes before a job, whatever it asks for
         sa.Index(
             "ix_job_order",
+            "status",  # always the same: makes SQLite take this index, in whose order nothing is left to sort
             "priority",
             "created_at",
             "id",

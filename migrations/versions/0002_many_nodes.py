@@ -125,7 +125,7 @@ def upgrade() -> None:
 
         batch_op.create_index(
             "ix_job_order",
-            ["priority", "created_at", "id"],
+            ["status", "priority", "created_at", "id"],
             unique=False,
             sqlite_where=sa.text("status = 'queued' AND blocked_by IS NULL"),
             postgresql_where=sa.text("status = 'queued' AND blocked_by IS NULL"),

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from app.domain.enums import JobKind
-from app.store import jobs
+from app.store import claims, jobs
 from app.store.jobs import Claim
 from app.store.migrate import upgrade
 from app.store.session import Database
@@ -231,6 +231,8 @@ class TestCost:
         await add_job(database, resources={"accelerators": 8}, priority=-1)
         said.clear()
         await claim(database, node)
+        async with database.reading() as session:
+            await claims.first_in_order(session, [JobKind.TRAINING, JobKind.SAVING], now=START, limit=10)
         looked = [one for one in said if one[0].startswith(("SELECT", "WITH", "UPDATE"))]
 
         async with database.engine.connect() as connection:
@@ -243,4 +245,6 @@ class TestCost:
 
         assert len(looked) < 20
         whole = ("SCAN job", "SCAN attempt", "SCAN lease", "ix_job_status_created")
+        assert "SEARCH job USING INDEX ix_job_order (status=?)" in plans
+        assert "USE TEMP B-TREE FOR ORDER BY" not in plans
         assert [plan for plan in plans if plan.startswith(whole) and "ix_job_queue" not in plan] == []
