@@ -33,7 +33,7 @@ SEED ?= 1
 FAULTS ?= 200
 DATABASE ?= sqlite
 chaos: $(VENV)/.dev
-	@$(BIN)/python -m tests.chaos --seed $(SEED) --faults $(FAULTS) --database $(DATABASE)
+	@$(BIN)/python -m tests.chaos --seed $(SEED) --faults $(FAULTS) --database $(DATABASE) $(if $(WARM),--warm)
 
 mutants: $(VENV)/.dev
 	@$(BIN)/python -m tests.chaos.mutants

@@ -253,7 +253,9 @@ class Supervisor:
             return
         if self.state["boot_id"] != boot_id():
             self.ending = self.folder.read("witness.json")
-            self._finish(why=None if self.ending else "reboot")
+            # nothing survives a boot; should the id lie (a container that was moved), nothing survives us
+            found, left = end_strays(self.state["attempt_id"])
+            self._finish(why=None if self.ending else "reboot", leftovers=found, unkillable=left)
             return
         for identity in (self.state["witness"], self.state):
             self._watch_foreign(identity)

@@ -96,18 +96,17 @@ async def kill_supervisor(storm: "Storm", rng: Random) -> float | None:
     """SIGKILL. Sign: another supervisor holds the attempt, or its end is on disk."""
     with storm.holding_attempt(rng) as (_, folder):
         pid = _keeper(folder)
-        os.kill(pid, signal.SIGKILL)
+        _send(pid, signal.SIGKILL)
         return await _until(lambda: _is_over(folder) or _keeper_now(folder) not in (None, pid))
 
 
 async def freeze_supervisor(storm: "Storm", rng: Random) -> float | None:
     """SIGSTOP for some seconds."""
     with storm.holding_attempt(rng) as (_, folder):
-        keeper = psutil.Process(_keeper(folder))
-        with contextlib.suppress(psutil.Error):
-            keeper.suspend()
-            await asyncio.sleep(rng.uniform(0.5, 3.0))
-            keeper.resume()
+        pid = _keeper(folder)
+        _send(pid, signal.SIGSTOP)
+        await asyncio.sleep(rng.uniform(0.5, 3.0))
+        _send(pid, signal.SIGCONT)
     return None
 
 
@@ -116,7 +115,7 @@ async def kill_supervisor_and_worker(storm: "Storm", rng: Random) -> float | Non
     with storm.holding_attempt(rng) as (node, folder), storm.holding(node.name):
         pid = _keeper(folder)
         node.worker.kill()
-        os.kill(pid, signal.SIGKILL)
+        _send(pid, signal.SIGKILL)
         await asyncio.sleep(rng.choice((0.0, 1.0)))
         node.worker.start()
         return await _until(lambda: _is_over(folder) or _keeper_now(folder) not in (None, pid))
@@ -142,7 +141,7 @@ async def kill_tree(storm: "Storm", rng: Random) -> float | None:
     """SIGKILL of supervisor, witness, script and all its children. Sign: the end of the attempt is on disk."""
     with storm.holding_attempt(rng) as (_, folder):
         storm.arena.hurt.add(folder.attempt)
-        _kill_all(_processes_of([folder.path]))
+        _kill_all([folder.path])
         return await _until(lambda: _is_over(folder))
 
 
@@ -191,7 +190,7 @@ async def reboot(storm: "Storm", rng: Random) -> float | None:
         node.worker.kill()
         folders = [path for path in node.home.attempts.glob("[!.]*") if path.is_dir()]
         storm.arena.hurt |= {path.name for path in folders}
-        _kill_all(_processes_of(folders))
+        _kill_all(folders)
         for path in folders:
             with contextlib.suppress(OSError):
                 state = json.loads((path / "state.json").read_bytes())
@@ -404,28 +403,36 @@ def _keeper_now(folder: Folder) -> int | None:
 def _kill(process: psutil.Process | None) -> None:
     if process is None:
         raise NothingToHit
-    with contextlib.suppress(psutil.Error):
-        process.kill()
+    _send(process.pid, signal.SIGKILL)
 
 
-def _processes_of(folders: Sequence[Path]) -> list[psutil.Process]:
+def _processes_of(folders: Sequence[Path]) -> set[int]:
     """Return what keeps, or belongs to, these attempts."""
     names = {path.name for path in folders}
-    found = []
-    for process in psutil.process_iter():
+    found = set()
+    for pid in psutil.pids():
         with contextlib.suppress(psutil.Error):
+            process = psutil.Process(pid)
             kept = any(Path(word).name in names for word in process.cmdline() if word.startswith("/"))
             if kept or process.environ().get("DEEPE_ATTEMPT") in names:
-                found.append(process)
+                found.add(pid)
     return found
 
 
-def _kill_all(processes: Sequence[psutil.Process]) -> None:
-    """Kill them as a power cut would: nobody gets a turn in between."""
-    for number in (signal.SIGSTOP, signal.SIGKILL):
-        for process in processes:
-            with contextlib.suppress(psutil.Error):
-                process.send_signal(number)
+def _kill_all(folders: Sequence[Path]) -> None:
+    """Kill them as a power cut would: nobody gets a turn in between, and what was forked meanwhile dies, too."""
+    frozen: set[int] = set()
+    while more := _processes_of(folders) - frozen:
+        for pid in more:
+            _send(pid, signal.SIGSTOP)
+        frozen |= more
+    for pid in frozen:
+        _send(pid, signal.SIGKILL)
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def _redis(storm: "Storm") -> "redis_client.Redis":
