@@ -70,7 +70,7 @@ class TestDoorbell:
         assert row.status is JobStatus.SUCCEEDED
         assert worker.process.poll() is None
         assert "Traceback" not in worker.log
-        assert worker.stop() < 2
+        assert worker.stop() < 6
 
     async def test_flush_changes_nothing(self, redis_site: Site, own_redis: RedisServer) -> None:
         ids = [
@@ -166,7 +166,7 @@ class TestWithout:
         row = await site.wait(job_id)
 
         assert row.status is JobStatus.SUCCEEDED
-        assert worker.stop() < 2
+        assert worker.stop() < 6
         assert "Traceback" not in worker.log
 
     async def test_ring_for_a_redis_that_is_away_is_silent(self, caplog: pytest.LogCaptureFixture) -> None:

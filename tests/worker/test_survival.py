@@ -178,7 +178,7 @@ class TestTerm:
         seconds = worker.stop()
 
         assert worker.process.returncode == 0, worker.log
-        assert seconds < 2
+        assert seconds < 6
         scripts = [p for p in site.processes() if "training-" in " ".join(p.cmdline())]
         assert any(alive(process) for process in scripts)
         assert "Traceback" not in worker.log
