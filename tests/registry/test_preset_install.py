@@ -38,7 +38,7 @@ async def names(app: MethodsApp) -> list[str]:
 
 
 def ship(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **contents: bytes) -> None:
-    """Let the product ship the next version of everything, with other bytes for some files (`sft_demo`: sft-demo.py)."""
+    """Let the product ship the next version of everything, with other bytes for some files."""
     upgraded = tuple(
         manifest.model_copy(update={"version": manifest.version + 1}) for manifest in catalogue.load_manifests()
     )
