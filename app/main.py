@@ -41,22 +41,22 @@ from app.api.routes.system import Readiness
 from app.domain.enums import Platform
 from app.domain.retention import Leftover, Retention
 from app.domain.webhooks import AddressPolicy
-from app.executor.asking import Answers
-from app.executor.background import in_background
-from app.executor.disk_guard import DiskGuard
-from app.executor.fixing import Fixes
-from app.executor.hints import Doorbell, FileDoorbell, RedisDoorbell
-from app.executor.housekeeping import Housekeeper
-from app.executor.job_actions import JobActions
-from app.executor.joining import set_join_token
-from app.executor.node_actions import NodeActions
-from app.executor.observe import RunObserver
-from app.executor.questions import Questions
-from app.executor.stage_parameters import StageParameters
-from app.executor.submission import Submissions
-from app.executor.webhook_post import WebhookClient
-from app.executor.webhook_sender import WebhookSender
-from app.executor.webhooks import Webhooks
+from app.executor.jobs.asking import Answers
+from app.executor.jobs.fixing import Fixes
+from app.executor.jobs.job_actions import JobActions
+from app.executor.jobs.questions import Questions
+from app.executor.jobs.stage_parameters import StageParameters
+from app.executor.jobs.submission import Submissions
+from app.executor.nodes.disk_guard import DiskGuard
+from app.executor.nodes.hints import Doorbell, FileDoorbell, RedisDoorbell
+from app.executor.nodes.joining import set_join_token
+from app.executor.nodes.node_actions import NodeActions
+from app.executor.output.observe import RunObserver
+from app.executor.upkeep.background import in_background
+from app.executor.upkeep.housekeeping import Housekeeper
+from app.executor.upkeep.webhook_post import WebhookClient
+from app.executor.upkeep.webhook_sender import WebhookSender
+from app.executor.upkeep.webhooks import Webhooks
 from app.observability import configure_logging
 from app.registry.base_models import BaseModels
 from app.registry.datasets import Datasets

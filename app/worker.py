@@ -14,25 +14,25 @@ import sys
 from collections.abc import Callable
 
 from app.domain.enums import JobKind
-from app.executor.agent import Lane, NodeAgent, NodeIsTaken, Timing, exclusive
-from app.executor.builders import BuildRules
-from app.executor.conda import CondaSearch
-from app.executor.disk_guard import DiskGuard
-from app.executor.environment_cleaning import DAY, CleaningRules, EnvironmentCleaning
-from app.executor.environment_probe import EnvironmentProbes
-from app.executor.forecast import Forecasts
-from app.executor.hints import listen, listen_to_file
-from app.executor.inventory import Hardware, this_hardware
-from app.executor.joining import node_id
-from app.executor.launch import StageLauncher
-from app.executor.limits import LimitWatch
-from app.executor.method_probing import MethodProbing
-from app.executor.presence import NodeEnvironments, NodeFacts
-from app.executor.projections import Projections
-from app.executor.script_status import NoScriptStatus, RedisScriptStatus
-from app.executor.settle import StageSettler
-from app.executor.supervisor import boot_id
-from app.executor.trouble import TROUBLE, log_trouble, rest_seconds
+from app.executor.attempts.forecast import Forecasts
+from app.executor.attempts.launch import StageLauncher
+from app.executor.attempts.limits import LimitWatch
+from app.executor.attempts.script_status import NoScriptStatus, RedisScriptStatus
+from app.executor.attempts.settle import StageSettler
+from app.executor.attempts.supervisor import boot_id
+from app.executor.environments.builders import BuildRules
+from app.executor.environments.conda import CondaSearch
+from app.executor.environments.environment_cleaning import DAY, CleaningRules, EnvironmentCleaning
+from app.executor.environments.environment_probe import EnvironmentProbes
+from app.executor.environments.method_probing import MethodProbing
+from app.executor.nodes.agent import Lane, NodeAgent, NodeIsTaken, Timing, exclusive
+from app.executor.nodes.disk_guard import DiskGuard
+from app.executor.nodes.hints import listen, listen_to_file
+from app.executor.nodes.inventory import Hardware, this_hardware
+from app.executor.nodes.joining import node_id
+from app.executor.nodes.presence import NodeEnvironments, NodeFacts
+from app.executor.nodes.trouble import TROUBLE, log_trouble, rest_seconds
+from app.executor.output.projections import Projections
 from app.observability import configure_logging
 from app.registry.method_files import MethodFiles
 from app.registry.platforms import this_machine

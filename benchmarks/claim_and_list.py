@@ -24,8 +24,8 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from app.domain.enums import EndReason, JobKind, JobStatus
-from app.executor.job_actions import LISTED
-from app.executor.job_views import views_of
+from app.executor.jobs.job_actions import LISTED
+from app.executor.jobs.job_views import views_of
 from app.store import claims, jobs
 from app.store.claims import Offer
 from app.store.job_queries import JobFilter, list_jobs

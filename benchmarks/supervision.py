@@ -20,8 +20,8 @@ from uuid import uuid4
 
 import psutil
 
-from app.executor import supervision
-from app.executor.supervision import AttemptPhase, LaunchSpec
+from app.executor.attempts import supervision
+from app.executor.attempts.supervision import AttemptPhase, LaunchSpec
 from benchmarks.reporting import Samples, ms, print_machine, print_table, ratio
 
 PATIENCE = 60.0

@@ -16,8 +16,8 @@ import pluggy
 import pytest
 import sqlalchemy as sa
 
-from app.executor.activation import interpreter
-from app.executor.environments import planned_prefix
+from app.executor.attempts.activation import interpreter
+from app.executor.environments.environments import planned_prefix
 from app.presets.catalogue import environment_specs
 from app.registry.environment_spec import parse_spec
 from app.store.migrate import upgrade
@@ -107,7 +107,7 @@ def training_python() -> Path:
     spec_file = environment_specs()["trl"]
     subprocess.run(
         [
-            sys.executable, "-m", "app.executor.build_environment",
+            sys.executable, "-m", "app.executor.environments.build_environment",
             "--name", "trl", "--envs", str(ENVIRONMENTS), "--spec", str(spec_file), "--builder", "venv",
         ],
         cwd=ROOT,

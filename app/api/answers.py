@@ -12,8 +12,8 @@ from app.api.schemas.jobs import reason_detail
 from app.api.sse import ServerEvent
 from app.domain.enums import EndReason
 from app.domain.texts import Language
-from app.executor.asking import AnswerEnd, AnswerPiece
-from app.executor.inference_protocol import FinishReason
+from app.executor.jobs.asking import AnswerEnd, AnswerPiece
+from app.executor.output.inference_protocol import FinishReason
 from app.store import jobs
 
 

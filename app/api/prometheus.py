@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy.exc import IntegrityError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.executor.trouble import TROUBLE, log_trouble
+from app.executor.nodes.trouble import TROUBLE, log_trouble
 from app.store import statistics
 from app.store.session import Database
 from app.store.statistics import WAITING_BUCKETS, Figures, NodeFigures

@@ -17,17 +17,17 @@ def planned(settings: "Settings") -> list[dict[str, Any]]:
 
 def ask_worker(settings: "Settings") -> None:
     """Let the worker of this node clean up at its next look."""
-    from app.executor.environment_cleaning import WISH
+    from app.executor.environments.environment_cleaning import WISH
 
     (settings.node_home / WISH).touch()
 
 
 async def _planned(settings: "Settings") -> list[dict[str, Any]]:
-    from app.executor.builders import BuildRules
-    from app.executor.conda import CondaSearch
-    from app.executor.environment_cleaning import Why, unfinished
-    from app.executor.environments import size_of
-    from app.executor.local_environments import LocalEnvironments
+    from app.executor.environments.builders import BuildRules
+    from app.executor.environments.conda import CondaSearch
+    from app.executor.environments.environment_cleaning import Why, unfinished
+    from app.executor.environments.environments import size_of
+    from app.executor.environments.local_environments import LocalEnvironments
     from app.store.environments import all_environments
     from app.store.home import NodeHome
     from app.store.nodes import NodeNotFound, get_node

@@ -81,9 +81,9 @@ def base_model_sample(name: str) -> "SampleBaseModel":
 def environment_python(settings: "Settings", name: str) -> Path:
     """Return the interpreter of an environment that is ready on this machine."""
     from app.domain.environment_reports import EnvironmentState
-    from app.executor.activation import interpreter
-    from app.executor.conda import CondaSearch
-    from app.executor.environments import find_environment
+    from app.executor.attempts.activation import interpreter
+    from app.executor.environments.conda import CondaSearch
+    from app.executor.environments.environments import find_environment
     from app.presets.catalogue import environment_specs
     from app.registry.environment_spec import parse_spec
     from app.store.home import NodeHome

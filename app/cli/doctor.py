@@ -164,7 +164,7 @@ def disk(settings: "Settings") -> Finding:
 
 
 def machine(_settings: "Settings") -> Finding:
-    from app.executor.inventory import machine
+    from app.executor.nodes.inventory import machine
 
     found = machine()
     memory = f"{found.memory_bytes / GIB:.1f} GiB memory"
@@ -172,8 +172,8 @@ def machine(_settings: "Settings") -> Finding:
 
 
 def accelerator(settings: "Settings") -> Finding:
-    from app.executor.inventory import find_accelerators
-    from app.executor.nvml import CardsUnreadable, NvmlCards
+    from app.executor.nodes.inventory import find_accelerators
+    from app.executor.nodes.nvml import CardsUnreadable, NvmlCards
 
     cards = NvmlCards()
     try:

@@ -43,7 +43,7 @@ class Home:
 
     @property
     def environments(self) -> Path:
-        """What nodes share of environments: locks and packs (`app.executor.environment_archive`)."""
+        """What nodes share of environments: locks and packs (`app.executor.environments.environment_archive`)."""
         return self.root / "environments"
 
     @property

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from app.api.application import HttpOptions, new_application
 from app.api.dependencies import Services
-from app.executor.asking import Answers
+from app.executor.jobs.asking import Answers
 from app.main import build_services, include_routes
 from app.presets.catalogue import sample_base_models, sample_datasets
 from app.settings import load_settings

@@ -15,7 +15,7 @@ import uvicorn
 from sqlmodel import col, select
 
 from app.domain.enums import EndReason, JobKind, JobStatus, ModelState, TrainingType
-from app.executor.snapshot import Question, Snapshot
+from app.executor.jobs.snapshot import Question, Snapshot
 from app.store import jobs, models
 from app.store.jobs import Claim, End
 from app.store.session import Database

@@ -24,8 +24,8 @@ import httpx
 import psutil
 import redis.asyncio as redis_client
 
-from app.executor import supervisor
-from app.executor.hints import RedisDoorbell
+from app.executor.attempts import supervisor
+from app.executor.nodes.hints import RedisDoorbell
 from tests.chaos.arena import Folder, Node
 from tests.chaos.proxy import Line as Network
 

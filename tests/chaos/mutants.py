@@ -54,8 +54,8 @@ def _mutant(name: str, file: str, old: str, new: str, *tests: str) -> Mutant:
     return Mutant(name, (Change(file, old, new),), tests)
 
 
-_KEEPER = "app/executor/supervisor.py"
-_AGENT = "app/executor/agent.py"
+_KEEPER = "app/executor/attempts/supervisor.py"
+_AGENT = "app/executor/nodes/agent.py"
 _JOBS = "app/store/jobs.py"
 _TABLES = "app/store/tables.py"
 _FIRST_SCHEMA = "migrations/versions/0001_create_the_tables.py"
@@ -149,7 +149,7 @@ MUTANTS = (
     ),
     _mutant(
         "dead supervisor is a dead attempt",
-        "app/executor/reconcile.py",
+        "app/executor/attempts/reconcile.py",
         "        return Step.ADOPT\n",
         "        return Step.END_LOST\n",
         f"{SURVIVAL}::TestWorkerIsKilled::test_supervisor_alone_while_the_worker_watches",
@@ -157,7 +157,7 @@ MUTANTS = (
     ),
     _mutant(
         "lost folder is launched again",
-        "app/executor/reconcile.py",
+        "app/executor/attempts/reconcile.py",
         "        return Step.END_LOST\n    return",
         "        return Step.LAUNCH\n    return",
         f"{SURVIVAL}::TestClaimWithoutLaunch::test_running_row_whose_folder_is_gone_is_lost_not_repeated",
@@ -272,14 +272,14 @@ MUTANTS = (
     ),
     _mutant(
         "success is exit code 0",
-        "app/executor/results.py",
+        "app/executor/attempts/results.py",
         "        return _failed(_plain(problem.reason, problem.detail), result=result)\n",
         "        return Verdict(succeeded=bool(problem), reason=EndReason.COMPLETED, result=result)\n",
         "tests/executor/test_results.py::TestJudgeTraining",
     ),
     _mutant(
         "stale end makes a model",
-        "app/executor/settle.py",
+        "app/executor/attempts/settle.py",
         "                    raise _NotOurs  # rolls the model back\n",
         "                    pass\n",
         "tests/executor/test_settle.py::TestSettle",
@@ -321,7 +321,7 @@ MUTANTS = (
     ),
     _mutant(
         "node declared dead while it beats",
-        "app/executor/lost_nodes.py",
+        "app/executor/nodes/lost_nodes.py",
         "if age < NODE_SILENT_AFTER:",
         "if False:",
         "tests/api/test_nodes.py::TestDeclareDead::test_needs_its_name_and_its_silence",

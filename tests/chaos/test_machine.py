@@ -16,9 +16,9 @@ import pytest
 import sqlalchemy as sa
 
 from app.domain.enums import EndReason, JobStatus
-from app.executor import supervision, supervisor
-from app.executor.classification import classify
-from app.executor.supervision import ExitWhy
+from app.executor.attempts import supervision, supervisor
+from app.executor.attempts.classification import classify
+from app.executor.attempts.supervision import ExitWhy
 from app.store.tables import AttemptRow, JobRow
 from tests.chaos.evidence import collect
 from tests.chaos.stage import JOURNAL, SCRIPT
@@ -42,14 +42,14 @@ SKEWED_WORKER = (
     SKEW
     + """
 import runpy
-from app.executor import supervisor
+from app.executor.attempts import supervisor
 supervisor.__file__ = {wrapper!r}
 runpy.run_module("app.worker", run_name="__main__", alter_sys=True)
 """
 )
 WRITE_FOR_EVER = """
 import sys
-from app.executor.supervisor import Folder
+from app.executor.attempts.supervisor import Folder
 folder = Folder(sys.argv[1])
 while True:
     folder.write("state.json", {"words": ["word"] * 20000}, durable=False)

@@ -12,8 +12,8 @@ from uuid import uuid4
 
 import psutil
 
-from app.executor import supervision, supervisor
-from app.executor.supervision import AttemptPhase, ExitRecord, LaunchSpec, Observation
+from app.executor.attempts import supervision, supervisor
+from app.executor.attempts.supervision import AttemptPhase, ExitRecord, LaunchSpec, Observation
 
 
 class Attempt:

@@ -6,11 +6,11 @@ import zipfile
 from pathlib import Path
 
 from app.domain.environment_reports import EnvironmentState
-from app.executor.conda import CondaSearch
-from app.executor.environments import find_environment, planned_prefix
+from app.executor.environments.conda import CondaSearch
+from app.executor.environments.environments import find_environment, planned_prefix
 from app.registry.environment_spec import parse_spec
 
-PROGRAM = [sys.executable, "-u", "-m", "app.executor.build_environment"]
+PROGRAM = [sys.executable, "-u", "-m", "app.executor.environments.build_environment"]
 TINY = "dependencies: [python, pip, {pip: [tinypkg]}]\nvariables: {GREETING: hello}\n"
 
 

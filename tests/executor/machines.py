@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from app.domain.accelerators import Accelerator
-from app.executor.inventory import Hardware
-from app.executor.nvml import CardReading, CardsUnreadable
+from app.executor.nodes.inventory import Hardware
+from app.executor.nodes.nvml import CardReading, CardsUnreadable
 
 
 class Cards:

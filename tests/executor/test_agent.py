@@ -12,15 +12,15 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.accelerators import Accelerator
 from app.domain.enums import EndReason, JobKind, JobStatus
-from app.executor import agent as agent_module
-from app.executor import supervision
-from app.executor.agent import SURE_SECONDS, Lane, NodeAgent, NodeIsTaken, Timing, exclusive
-from app.executor.forecast import Forecasts
-from app.executor.launch import LaunchError
-from app.executor.limits import LimitWatch
-from app.executor.projections import Projections
-from app.executor.run_folder import RunFolder
-from app.executor.supervision import ExitRecord, LaunchSpec
+from app.executor.attempts import supervision
+from app.executor.attempts.forecast import Forecasts
+from app.executor.attempts.launch import LaunchError
+from app.executor.attempts.limits import LimitWatch
+from app.executor.attempts.run_folder import RunFolder
+from app.executor.attempts.supervision import ExitRecord, LaunchSpec
+from app.executor.nodes import agent as agent_module
+from app.executor.nodes.agent import SURE_SECONDS, Lane, NodeAgent, NodeIsTaken, Timing, exclusive
+from app.executor.output.projections import Projections
 from app.store import jobs as store
 from app.store.home import Home, NodeHome
 from app.store.jobs import Claim, End

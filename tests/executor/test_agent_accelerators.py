@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.domain.enums import JobStatus
-from app.executor import agent as agent_module
+from app.executor.nodes import agent as agent_module
 from app.store import jobs as store
 from app.store import leases
 from tests import job_rows

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from app.domain.environment_reports import EnvironmentState
-from app.executor import supervision
-from app.executor.activation import interpreter, stage_environment
-from app.executor.environments import (
+from app.executor.attempts import supervision
+from app.executor.attempts.activation import interpreter, stage_environment
+from app.executor.attempts.supervision import ExitWhy, LaunchSpec
+from app.executor.environments.environments import (
     lock_path,
     read_marker,
 )
-from app.executor.supervision import ExitWhy, LaunchSpec
 from app.registry.environment_spec import BASE_SPEC
 from tests.executor.attempts import Attempt, attempts, wait_until
 from tests.executor.building import TINY, Build

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from app.domain.environment_locks import CondaPackage, EnvironmentLock, PipPackage
-from app.executor.builders import (
+from app.executor.environments.builders import (
     Builder,
     EnvironmentBuilderMissing,
     EnvironmentLockUnfit,

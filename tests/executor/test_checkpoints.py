@@ -10,8 +10,8 @@ from types import ModuleType
 
 import pytest
 
-from app.executor import checkpoints
-from app.executor.checkpoints import MANIFEST, Checkpoint, hand_on, newest_checkpoint, sampled_digest
+from app.executor.attempts import checkpoints
+from app.executor.attempts.checkpoints import MANIFEST, Checkpoint, hand_on, newest_checkpoint, sampled_digest
 from app.presets.catalogue import helpers_dir
 from app.store.home import Home
 

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from app.executor.conda import CondaSearch, environment_folders, find_executable, find_root, list_environments, resolve
+from app.executor.environments.conda import (
+    CondaSearch,
+    environment_folders,
+    find_executable,
+    find_root,
+    list_environments,
+    resolve,
+)
 
 
 @pytest.fixture

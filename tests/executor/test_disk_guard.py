@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from app.domain.texts import Language, text
-from app.executor.disk_guard import DiskGuard
+from app.executor.nodes.disk_guard import DiskGuard
 from app.store import nodes
 from app.store.nodes import Standing
 from app.store.session import Database

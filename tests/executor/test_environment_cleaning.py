@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from app.domain.enums import JobStatus
-from app.executor import environment_cleaning
-from app.executor.environment_cleaning import (
+from app.executor.environments import environment_cleaning
+from app.executor.environments.environment_cleaning import (
     DAY,
     WISH,
     CleaningRules,
@@ -21,7 +21,7 @@ from app.executor.environment_cleaning import (
     choose,
     unfinished,
 )
-from app.executor.environments import MARKER, USES, last_use, lock_path, mark_used, planned_prefix
+from app.executor.environments.environments import MARKER, USES, last_use, lock_path, mark_used, planned_prefix
 from app.registry.environment_spec import parse_spec
 from app.store.session import Database
 from tests import job_rows

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from app.domain.environment_locks import EnvironmentLock, differences
-from app.executor.activation import builder_environment, interpreter
-from app.executor.environment_archive import EnvironmentArchive, Pack, read_lock
-from app.executor.environments import LOCK, planned_prefix, read_marker
+from app.executor.attempts.activation import builder_environment, interpreter
+from app.executor.environments.environment_archive import EnvironmentArchive, Pack, read_lock
+from app.executor.environments.environments import LOCK, planned_prefix, read_marker
 from app.registry.environment_spec import parse_spec
 from tests.executor.building import PROGRAM, TINY
 from tests.executor.channel import make_channel
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.xdist_group("packs")]  # a venv takes its time on a busy machine
 
-PACKER = [sys.executable, "-u", "-m", "app.executor.pack_environment"]
+PACKER = [sys.executable, "-u", "-m", "app.executor.environments.pack_environment"]
 
 
 class Cluster:

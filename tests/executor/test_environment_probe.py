@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from app.domain.environment_reports import Probe
-from app.executor import environment_probe
-from app.executor.environment_probe import EnvironmentProbes, probe
+from app.executor.environments import environment_probe
+from app.executor.environments.environment_probe import EnvironmentProbes, probe
 
 ENVIRON = {"PATH": os.defpath}
 

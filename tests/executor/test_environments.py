@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from app.domain.environment_reports import EnvironmentState
-from app.executor.conda import CondaSearch
-from app.executor.environments import (
+from app.executor.environments.conda import CondaSearch
+from app.executor.environments.environments import (
     EnvironmentFinder,
     EnvironmentSource,
     FoundEnvironment,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.executor.forecast import Forecasts
+from app.executor.attempts.forecast import Forecasts
 from app.store import jobs as store
 from app.store.home import Home
 from app.store.jobs import Claim

@@ -17,11 +17,11 @@ import pytest
 
 from app.domain.accelerators import AcceleratorKind
 from app.domain.inventory import Inventory, Obstacle
-from app.executor import inventory as module
-from app.executor.apple import apple_accelerator
-from app.executor.cards import accelerator_of, blocked_cards, visible_cards
-from app.executor.inventory import belongs_to_attempt, find_accelerators, machine, simulated_accelerators
-from app.executor.nvml import CardProcess, CardReading, NvmlCards
+from app.executor.nodes import inventory as module
+from app.executor.nodes.apple import apple_accelerator
+from app.executor.nodes.cards import accelerator_of, blocked_cards, visible_cards
+from app.executor.nodes.inventory import belongs_to_attempt, find_accelerators, machine, simulated_accelerators
+from app.executor.nodes.nvml import CardProcess, CardReading, NvmlCards
 from tests.executor.machines import Cards, machine_with
 
 A100 = CardReading(
@@ -165,7 +165,7 @@ class TestFound:
 
     def test_machine_without_driver_has_no_cards(self) -> None:
         without = "import sys; sys.modules['pynvml'] = None\n"
-        code = without + "from app.executor.nvml import NvmlCards\nassert not NvmlCards().read()"
+        code = without + "from app.executor.nodes.nvml import NvmlCards\nassert not NvmlCards().read()"
 
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
         if not Path("/dev/nvidiactl").exists():

@@ -10,7 +10,7 @@ import pytest
 from app.domain.accelerators import Accelerator, AcceleratorKind
 from app.domain.enums import Platform
 from app.domain.labels import automatic_labels, parse_labels
-from app.executor.joining import (
+from app.executor.nodes.joining import (
     JoinTokenWrong,
     NodeIdUnreadable,
     node_id,

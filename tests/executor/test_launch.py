@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from app.domain.enums import EndReason, JobKind
-from app.executor.launch import Inputs, LaunchError, disk_trouble, stage_arguments
-from app.executor.snapshot import Named, PinnedScript, Snapshot
+from app.executor.attempts.launch import Inputs, LaunchError, disk_trouble, stage_arguments
+from app.executor.jobs.snapshot import Named, PinnedScript, Snapshot
 from tests import job_rows
 
 ROOT = Path("/home/scripts")

@@ -7,10 +7,10 @@ import pytest
 
 from app.domain.enums import EndReason
 from app.domain.launchers import Launcher, LauncherKind
-from app.executor.classification import Failure, classify
-from app.executor.launchers import group_variables, stage_command
-from app.executor.log_projection import LogProjector
-from app.executor.supervision import ExitRecord, ExitWhy
+from app.executor.attempts.classification import Failure, classify
+from app.executor.attempts.launchers import group_variables, stage_command
+from app.executor.attempts.supervision import ExitRecord, ExitWhy
+from app.executor.output.log_projection import LogProjector
 
 TRACEBACK = ["Traceback (most recent call last):", '  File "x.py", line 1, in <module>', "    f()"]
 LOST_PEER = "RuntimeError: [gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:58031"

@@ -6,10 +6,10 @@ import pytest
 
 from app.domain.enums import EndReason, JobStatus
 from app.domain.retries import Limits
-from app.executor.limits import limit_seconds, signature, silence
-from app.executor.reconcile import Seen, Step, next_step
-from app.executor.run_folder import RunFolder
-from app.executor.supervision import AttemptPhase, Observation
+from app.executor.attempts.limits import limit_seconds, signature, silence
+from app.executor.attempts.reconcile import Seen, Step, next_step
+from app.executor.attempts.run_folder import RunFolder
+from app.executor.attempts.supervision import AttemptPhase, Observation
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from app.domain.environment_reports import EnvironmentReport, EnvironmentState
-from app.executor import environments
-from app.executor.builders import BuildRules
-from app.executor.conda import CondaSearch
-from app.executor.environment_archive import EnvironmentArchive, Pack
-from app.executor.environments import last_use, lock_path, mark_used, planned_prefix, write_marker
-from app.executor.local_environments import LocalEnvironments, Look
+from app.executor.environments import environments
+from app.executor.environments.builders import BuildRules
+from app.executor.environments.conda import CondaSearch
+from app.executor.environments.environment_archive import EnvironmentArchive, Pack
+from app.executor.environments.environments import last_use, lock_path, mark_used, planned_prefix, write_marker
+from app.executor.environments.local_environments import LocalEnvironments, Look
 from app.registry.environment_spec import parse_spec, spec_hash
 
 SPEC = "dependencies: [python, pip, {pip: [torch]}]"

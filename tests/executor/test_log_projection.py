@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.executor import log_projection
-from app.executor.log_projection import LogProjector
-from app.executor.run_folder import RunFolder
-from app.executor.stage_events import EventReader, MetricsEvent, ProgressEvent, RecordEvent, StageEvent
+from app.executor.attempts.run_folder import RunFolder
+from app.executor.output import log_projection
+from app.executor.output.log_projection import LogProjector
+from app.executor.output.stage_events import EventReader, MetricsEvent, ProgressEvent, RecordEvent, StageEvent
 
 
 def record(code: int = 200009, **fields: Any) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from app.domain.enums import EndReason
-from app.executor.classification import classify
+from app.executor.attempts.classification import classify
 from tests.executor.test_results import TRACEBACK, ended
 
 ABORTED: dict[str, Any] = {"code": None, "signal": 6}

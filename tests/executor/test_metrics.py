@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.executor.metrics import MetricSeries, Point, downsample
-from app.executor.progress import ProgressEstimator
-from app.executor.run_folder import RunFolder
-from app.executor.stage_events import (
+from app.executor.attempts.run_folder import RunFolder
+from app.executor.output.metrics import MetricSeries, Point, downsample
+from app.executor.output.progress import ProgressEstimator
+from app.executor.output.stage_events import (
     READ_BYTES,
     BrokenEvent,
     EvaluationEvent,

@@ -6,8 +6,8 @@ from pathlib import Path
 import yaml
 
 from app.domain.enums import ModelState, TrainingType
-from app.executor.artifacts import ArtifactKind
-from app.executor.model_card import ModelCard, Score, render, write_model_card
+from app.executor.attempts.artifacts import ArtifactKind
+from app.executor.attempts.model_card import ModelCard, Score, render, write_model_card
 
 CARD = ModelCard(
     name="Qwen|学习_20260101",

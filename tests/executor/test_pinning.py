@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from app.domain.accelerators import Accelerator, AcceleratorKind
-from app.executor.activation import stage_environment
-from app.executor.pinning import pinned
+from app.executor.attempts.activation import stage_environment
+from app.executor.attempts.pinning import pinned
 from tests.job_rows import cards
 
 CUDA, APPLE, SIMULATED = (cards(2, kind=kind) for kind in AcceleratorKind)

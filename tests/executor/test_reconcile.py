@@ -6,8 +6,8 @@ import pytest
 
 from app.domain.enums import JobStatus
 from app.domain.transitions import LIVE
-from app.executor.reconcile import Seen, Step, next_step
-from app.executor.supervision import AttemptPhase, Observation
+from app.executor.attempts.reconcile import Seen, Step, next_step
+from app.executor.attempts.supervision import AttemptPhase, Observation
 
 UNTOUCHED = (AttemptPhase.ABSENT, AttemptPhase.PREPARED)
 

@@ -10,8 +10,8 @@ import pytest
 
 from app.domain.enums import EndReason, Stage
 from app.domain.texts import Language, catalogue, text
-from app.executor import artifacts
-from app.executor.artifacts import (
+from app.executor.attempts import artifacts
+from app.executor.attempts.artifacts import (
     ArtifactKind,
     ArtifactProblem,
     ResultManifest,
@@ -22,9 +22,9 @@ from app.executor.artifacts import (
     read_result,
     write_result,
 )
-from app.executor.classification import classify, last_words
-from app.executor.results import judge, judge_printed_result
-from app.executor.supervision import ExitRecord, ExitWhy
+from app.executor.attempts.classification import classify, last_words
+from app.executor.attempts.results import judge, judge_printed_result
+from app.executor.attempts.supervision import ExitRecord, ExitWhy
 
 
 def ended(why: str = "exited", code: int | None = 0, **overrides: Any) -> ExitRecord:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from app.executor import supervision
-from app.executor.supervision import AttemptIsSupervised, AttemptPhase, Observation
+from app.executor.attempts import supervision
+from app.executor.attempts.supervision import AttemptIsSupervised, AttemptPhase, Observation
 from tests.executor.attempts import Attempt, attempts, wait_until
 
 SLEEP = "import time\nprint('ready')\ntime.sleep(60)"
@@ -68,7 +68,7 @@ class TestObserve:
             [
                 sys.executable,
                 "-c",
-                "import sys; from pathlib import Path; from app.executor import supervision\n"
+                "import sys; from pathlib import Path; from app.executor.attempts import supervision\n"
                 "while supervision.observe(Path(sys.argv[1])).exit is None: pass",
                 str(attempt.folder),
             ]
@@ -82,7 +82,7 @@ class TestObserve:
     def test_works_for_an_attempt_that_another_worker_started(self, attempt: Attempt) -> None:
         attempt.prepare(SLEEP)
         code = (
-            "import sys; from pathlib import Path; from app.executor import supervision; "
+            "import sys; from pathlib import Path; from app.executor.attempts import supervision; "
             "supervision.start(Path(sys.argv[1]))"
         )
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app.executor import supervision
-from app.executor.supervision import AttemptPhase, ExitWhy
+from app.executor.attempts import supervision
+from app.executor.attempts.supervision import AttemptPhase, ExitWhy
 from tests.executor.attempts import Attempt, attempts, wait_until
 
 Maker = Callable[[], Attempt]

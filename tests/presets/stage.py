@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from app.domain.launchers import Launcher, LauncherKind
-from app.executor.launchers import group_variables, stage_command
+from app.executor.attempts.launchers import group_variables, stage_command
 from app.presets import catalogue
 
 Variables = dict[str, str]

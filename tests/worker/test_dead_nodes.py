@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from app.domain.enums import EndReason, JobStatus
-from app.executor.joining import set_join_token
-from app.executor.node_actions import NodeActions
+from app.executor.nodes.joining import set_join_token
+from app.executor.nodes.node_actions import NodeActions
 from app.registry.nodes import NodeState
 from app.store import nodes
 from tests.worker.harness import ENDED_WELL, PATIENCE, Site, Worker, pids_alive, until

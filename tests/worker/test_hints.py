@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from app.domain.enums import JobStatus
-from app.executor.hints import FileDoorbell, RedisDoorbell, listen_to_file, queue_name
+from app.executor.nodes.hints import FileDoorbell, RedisDoorbell, listen_to_file, queue_name
 from tests.servers import RedisServer, free_port
 from tests.worker.harness import Site, until
 
@@ -182,4 +182,6 @@ class TestWithout:
         await doorbell.close()
 
         assert time.monotonic() - begun < 3
-        assert [record.message for record in caplog.records if record.name == "app.executor.hints"] == ["hint_lost"]
+        assert [record.message for record in caplog.records if record.name == "app.executor.nodes.hints"] == [
+            "hint_lost"
+        ]

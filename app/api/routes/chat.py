@@ -13,7 +13,7 @@ from app.api.schemas.chat import ChatAnswer, ChatRequest
 from app.api.sse import event_stream
 from app.domain.errors import InvalidRequest
 from app.domain.rendering import ArgumentTooLong
-from app.executor.questions import ModelCannotBeAsked, OnlineModelNotAsked
+from app.executor.jobs.questions import ModelCannotBeAsked, OnlineModelNotAsked
 from app.store.models import ModelNameAmbiguous, ModelNotFound
 
 router = APIRouter(prefix="/api/v1", tags=["models"])

@@ -25,7 +25,7 @@ from app.api.small_lists import page_by_name
 from app.domain.environment_locks import EnvironmentLock
 from app.domain.errors import InvalidRequest
 from app.domain.texts import Language
-from app.executor.environment_builds import (
+from app.executor.environments.environment_builds import (
     BuildWish,
     EnvironmentLockMissing,
     EnvironmentLockNotFound,
@@ -33,7 +33,7 @@ from app.executor.environment_builds import (
     EnvironmentWithoutSpec,
     NoNode,
 )
-from app.executor.job_views import JobDetails
+from app.executor.jobs.job_views import JobDetails
 from app.registry.environment_spec import EnvironmentSpecUnreadable
 from app.registry.environments import (
     EnvironmentInUse,

@@ -33,10 +33,8 @@ from app.api.schemas.jobs import (
 from app.api.sse import event_stream
 from app.domain.enums import JobKind, JobStatus
 from app.domain.errors import InvalidRequest
-from app.executor.job_actions import JobDatasetChanged, JobInputsGone, JobMethodDeleted, JobQuery
-from app.executor.log_pages import MAX_PAGE_BYTES, LogRange
-from app.executor.output import CHUNK_BYTES
-from app.executor.repetition import (
+from app.executor.jobs.job_actions import JobDatasetChanged, JobInputsGone, JobMethodDeleted, JobQuery
+from app.executor.jobs.repetition import (
     JobIsBuild,
     JobIsQuestion,
     JobNotRetryable,
@@ -44,8 +42,10 @@ from app.executor.repetition import (
     NoFixKnown,
     PredecessorNotSucceeded,
 )
-from app.executor.stream import InvalidEventId, StreamPosition
-from app.executor.submission import InsufficientDiskSpace
+from app.executor.jobs.submission import InsufficientDiskSpace
+from app.executor.output.log_pages import MAX_PAGE_BYTES, LogRange
+from app.executor.output.output import CHUNK_BYTES
+from app.executor.output.stream import InvalidEventId, StreamPosition
 from app.registry.method_runs import FileModified
 from app.store.jobs import JobAlreadyFinished, JobNotFound
 

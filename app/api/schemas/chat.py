@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.executor.inference_protocol import FinishReason
-from app.executor.questions import Conversation, Message
+from app.executor.jobs.questions import Conversation, Message
+from app.executor.output.inference_protocol import FinishReason
 
 MAX_MESSAGES = 10_000
 _ID = "0192f0c1-d2e3-4f5a-8b6c-7d8e9f0a1b2c"

@@ -19,17 +19,17 @@ from app.domain.demand import (
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.retries import Limits, RetryPolicy
 from app.domain.texts import Language, text
-from app.executor.comparison import Comparison
-from app.executor.evaluations import Evaluation
-from app.executor.job_actions import Curves
-from app.executor.job_views import JobDetails, JobView
-from app.executor.log_pages import LogPage
-from app.executor.metrics import Point
-from app.executor.progress import Progress
-from app.executor.repetition import Changes, Retry
-from app.executor.snapshot import Named
-from app.executor.submission import MAX_NAME, Submission, Submitted
-from app.executor.waiting import Waiting
+from app.executor.jobs.comparison import Comparison
+from app.executor.jobs.job_actions import Curves
+from app.executor.jobs.job_views import JobDetails, JobView
+from app.executor.jobs.repetition import Changes, Retry
+from app.executor.jobs.snapshot import Named
+from app.executor.jobs.submission import MAX_NAME, Submission, Submitted
+from app.executor.jobs.waiting import Waiting
+from app.executor.output.evaluations import Evaluation
+from app.executor.output.log_pages import LogPage
+from app.executor.output.metrics import Point
+from app.executor.output.progress import Progress
 from app.store.jobs import PastAttempt
 from app.store.tables import JobRow
 

@@ -1,0 +1,395 @@
+"""Make the launch of an attempt concrete: which interpreter, which arguments, which environment, which folders.
+
+The decision (`stage_arguments`) takes values only; `StageLauncher` fetches what it needs and writes the run folder.
+"""
+
+import asyncio
+import contextlib
+import errno
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import UUID
+
+from pydantic import ValidationError
+
+from app.domain.accelerators import Accelerator
+from app.domain.enums import EndReason, JobKind
+from app.domain.errors import AppError
+from app.domain.launchers import GROUP_KINDS
+from app.domain.names import online_name
+from app.domain.rendering import (
+    deployment_arguments,
+    inference_arguments,
+    render_equals,
+    render_pairs,
+    saving_arguments,
+    training_arguments,
+)
+from app.executor.attempts.activation import ActivationFailed, builder_environment, interpreter, stage_environment
+from app.executor.attempts.checkpoints import Checkpoint, hand_on, newest_checkpoint
+from app.executor.attempts.launchers import group_variables, stage_command, usable_cores
+from app.executor.attempts.pinning import pinned
+from app.executor.attempts.run_folder import RunFolder
+from app.executor.attempts.script_status import WITH_STATUS, ScriptStatus, status_variables
+from app.executor.attempts.supervision import LaunchSpec
+from app.executor.jobs.snapshot import EnvironmentBuild, PinnedScript, Snapshot
+from app.presets.catalogue import helpers_dir, script_path
+from app.registry.method_files import MethodFiles, PinnedFile
+from app.registry.method_runs import ScriptToRun, script_to_run
+from app.registry.scripts import ScriptRoot
+from app.registry.version_store import VersionStore
+from app.store.home import Home
+from app.store.jobs import Claim, record_resume
+from app.store.models import find_model
+from app.store.session import Database
+from app.store.tables import JobRow, ModelRow
+
+DEFAULT_DTYPE = "bfloat16"
+DTYPES = frozenset({"float16", "float32", "bfloat16"})
+QUESTIONS = frozenset({JobKind.INFERENCE_CUSTOMIZED, JobKind.INFERENCE_COMPLETE})
+WITH_CHECKPOINTS = frozenset({JobKind.TRAINING, JobKind.SAVING})
+_PAIRED = frozenset({JobKind.SAVING, JobKind.DEPLOYMENT})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class LaunchError(Exception):
+    """The attempt cannot run; `reason` and `params` become the end of its job."""
+
+    def __init__(self, reason: EndReason, **params: Any) -> None:
+        self.reason = reason
+        self.params = params
+        super().__init__(f"{reason}: {params}")
+
+
+@contextlib.contextmanager
+def disk_trouble() -> Iterator[None]:
+    """Let what the disk says end the job, instead of trying for ever."""
+    try:
+        yield
+    except OSError as error:
+        reason = EndReason.DISK_FULL if error.errno in _FULL else EndReason.SPAWN_FAILED
+        raise LaunchError(reason, detail=str(error)) from error
+
+
+class Prefixes(Protocol):
+    """Knows where the environments of this node are."""
+
+    async def prefix(self, name: str) -> Path | None: ...
+
+    def build_command(
+        self, build: EnvironmentBuild, *, archive: Path, spec_file: Path | None, lock_file: Path | None
+    ) -> list[str]: ...
+
+    @property
+    def accelerators(self) -> Sequence[Accelerator]: ...
+
+    async def roomiest_accelerator(self) -> Accelerator | None: ...
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Paths that a stage's arguments name, absolute."""
+
+    base_model: Path | None
+    dataset: Path | None
+    model: Path | None
+    model_name: str
+    output: Path
+
+
+class StageLauncher:
+    """Resolves claims of one node to launch specs."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        home: Home,
+        prefixes: Prefixes,
+        status: ScriptStatus,
+        environ: Mapping[str, str],
+        redis_url: str | None,
+        grace_seconds: float,
+    ) -> None:
+        self._database = database
+        self._home = home
+        self._prefixes = prefixes
+        self._status = status
+        self._environ = environ
+        self._redis_url = redis_url
+        self._grace_seconds = grace_seconds
+        self._files = MethodFiles(ScriptRoot(home.scripts), VersionStore(home.versions))
+
+    async def resolve(self, claim: Claim) -> LaunchSpec:
+        """Return what to run for the claim, with its run folder made; raise `LaunchError` when it cannot run."""
+        run = RunFolder(self._home.run_folder(claim.job.id, claim.attempt.number))
+        with disk_trouble():
+            await asyncio.to_thread(run.output.mkdir, parents=True, exist_ok=True)
+        if claim.job.kind is JobKind.ENVIRONMENT:
+            return await self._resolve_build(claim, run)
+        return await self._resolve_stage(claim, run)
+
+    async def launched(self, claim: Claim, pid: int) -> None:
+        """Tell DeepExtension's backend the pid of the training that runs now."""
+        if claim.job.kind is JobKind.TRAINING:
+            await self._status.running(claim.job.id, pid)
+
+    async def _resolve_stage(self, claim: Claim, run: RunFolder) -> LaunchSpec:
+        job, snapshot = claim.job, _snapshot(claim.job)
+        prefix = await self._prefixes.prefix(job.environment)
+        if prefix is None:
+            raise LaunchError(EndReason.ENV_MISSING, environment=job.environment)
+        with disk_trouble():
+            script = await asyncio.to_thread(self._locate, snapshot.script)
+        model = await self._model(job.model_id)
+        inputs = self._inputs(snapshot, model, run)
+        try:
+            argv = stage_arguments(job, snapshot, inputs, script_root=self._home.scripts)
+        except AppError as error:
+            raise LaunchError(EndReason.SPAWN_FAILED, detail=error.detail()) from error
+        parameters = run.path / "params.json"
+        with disk_trouble():
+            await asyncio.to_thread(parameters.write_text, json.dumps(snapshot.effective | job.parameters), "utf-8")
+        resumed_from = await self._resume(claim, snapshot, run)
+        extra = {
+            # a user's own copy of a helper module comes before ours
+            "PYTHONPATH": os.pathsep.join(map(str, (*script.import_paths, helpers_dir()))),
+            "DEEPE_JOB_ID": job.id,
+            "DEEPE_OUTPUT_DIR": str(run.output),
+            "DEEPE_PARAMS": str(parameters),
+            "DEEPE_EVENTS": str(run.events),
+            **({"DEEPE_RESUME_FROM": str(resumed_from)} if resumed_from is not None else {}),
+            **status_variables(self._redis_url),
+            **pinned(await self._seen(claim), self._prefixes.accelerators),
+        }
+        try:
+            env = await asyncio.to_thread(stage_environment, self._environ, prefix, extra)
+        except ActivationFailed as error:
+            raise LaunchError(EndReason.SPAWN_FAILED, detail=str(error)) from error
+        processes = snapshot.launcher.count(len(claim.attempt.accelerators))
+        if snapshot.launcher.kind in GROUP_KINDS:
+            env |= group_variables(env, processes=processes, grace_seconds=self._grace_seconds, cores=usable_cores())
+        if job.kind in WITH_STATUS:
+            await self._status.launching(job.id)
+        return LaunchSpec(
+            attempt_id=claim.attempt.id,
+            argv=stage_command(
+                snapshot.launcher,
+                python=interpreter(prefix),
+                script=script.path,
+                arguments=argv,
+                processes=processes,
+                ranks=run.ranks,
+            ),
+            cwd=self._home.scripts,
+            env=env,
+            output=run.output_log,
+            grace_seconds=self._grace_seconds,
+        )
+
+    async def _resume(self, claim: Claim, snapshot: Snapshot, run: RunFolder) -> Path | None:
+        """Put the newest whole checkpoint of earlier attempts into this one's output folder, and write that down."""
+        if claim.job.kind not in WITH_CHECKPOINTS:
+            return None
+        with disk_trouble():
+            found = await asyncio.to_thread(self._newest_checkpoint, claim, snapshot)
+            if found is None:
+                return None
+            folder = await asyncio.to_thread(hand_on, found, run.output)
+        async with self._database.writing() as session:
+            await record_resume(session, claim, found.record())
+        return folder
+
+    def _newest_checkpoint(self, claim: Claim, snapshot: Snapshot) -> Checkpoint | None:
+        found = newest_checkpoint(self._home, claim.job.id, before=claim.attempt.number)
+        if found is None and snapshot.resume_of is not None:
+            found = newest_checkpoint(self._home, snapshot.resume_of)
+        return found
+
+    async def _resolve_build(self, claim: Claim, run: RunFolder) -> LaunchSpec:
+        build = _snapshot(claim.job).build
+        assert build is not None
+        spec_file = run.path / "environment.yml" if build.spec is not None else None
+        lock_file = run.path / "environment-lock.json" if build.lock is not None else None
+        with disk_trouble():
+            if spec_file is not None and build.spec is not None:
+                await asyncio.to_thread(spec_file.write_text, build.spec, "utf-8")
+            if lock_file is not None and build.lock is not None:
+                await asyncio.to_thread(lock_file.write_text, build.lock.model_dump_json(), "utf-8")
+        command = self._prefixes.build_command(
+            build, archive=self._home.environments, spec_file=spec_file, lock_file=lock_file
+        )
+        return LaunchSpec(
+            attempt_id=claim.attempt.id,
+            argv=(sys.executable, "-u", "-m", *command),
+            cwd=Path(__file__).parents[3],
+            env=builder_environment(self._environ) | {"DEEPE_EVENTS": str(run.events)},
+            output=run.output_log,
+            grace_seconds=self._grace_seconds,
+        )
+
+    async def _seen(self, claim: Claim) -> Sequence[str]:
+        """Return the accelerators that the stage sees. Questions hold none and share the one with most room."""
+        if claim.job.kind not in QUESTIONS:
+            return claim.attempt.accelerators
+        roomiest = await self._prefixes.roomiest_accelerator()
+        return [roomiest.id] if roomiest is not None else []
+
+    def _locate(self, script: PinnedScript | None) -> ScriptToRun:
+        """Return where the pinned bytes stand: in place while the script root still holds them."""
+        assert script is not None
+        if script.shipped:
+            path = script_path(script.file)
+            return ScriptToRun(path=path, sha256=script.sha256, in_place=True, import_paths=(self._home.scripts,))
+        try:
+            return script_to_run(self._files, PinnedFile(file=script.file, sha256=script.sha256, size=script.size))
+        except AppError as error:
+            raise LaunchError(EndReason.SCRIPT_MISSING, file=script.file, detail=error.detail()) from error
+
+    async def _model(self, model_id: str | None) -> ModelRow | None:
+        if model_id is None:
+            return None
+        async with self._database.reading() as session:
+            model = await find_model(session, model_id)
+        if model is None or model.deleted_at is not None:
+            raise LaunchError(EndReason.INPUT_MISSING, detail=f"model {model_id}")
+        return model
+
+    def _inputs(self, snapshot: Snapshot, model: ModelRow | None, run: RunFolder) -> Inputs:
+        base, data = snapshot.base_model, snapshot.dataset
+        inputs = Inputs(
+            base_model=self._home.absolute(base.path) if base else None,
+            dataset=self._home.absolute(data.path) if data else None,
+            model=self._home.absolute(model.path) if model is not None and model.path else None,
+            model_name=model.name if model is not None else "",
+            output=run.output,
+        )
+        for path in (inputs.base_model, inputs.dataset, inputs.model):
+            if path is not None and not path.exists():
+                raise LaunchError(EndReason.INPUT_MISSING, detail=self._home.relative(path))
+        return inputs
+
+
+def _snapshot(job: JobRow) -> Snapshot:
+    try:
+        return Snapshot.of(job)
+    except ValidationError as error:  # such as one that a newer version of the service wrote
+        raise LaunchError(EndReason.SPAWN_FAILED, detail=str(error)) from error
+
+
+def stage_arguments(job: JobRow, snapshot: Snapshot, inputs: Inputs, *, script_root: Path) -> list[str]:
+    """Return the arguments of the stage's script as the contract writes them."""
+    arguments = _arguments(job, snapshot, _Relative(inputs, script_root))
+    if snapshot.declared_only and snapshot.declared is not None:
+        arguments = {name: value for name, value in arguments.items() if name in snapshot.declared}
+    render = render_pairs if job.kind in _PAIRED else render_equals
+    return render(arguments, false_as=snapshot.false_as, forms=snapshot.forms)
+
+
+class _Relative:
+    """The inputs as the contract passes them: relative to the script root."""
+
+    def __init__(self, inputs: Inputs, script_root: Path) -> None:
+        self.base_model = _relative(inputs.base_model, script_root)
+        self.dataset = _relative(inputs.dataset, script_root)
+        self.model = _relative(inputs.model, script_root)
+        self.output = _relative(inputs.output, script_root)
+        self.folder = str(inputs.model or inputs.base_model or "")
+        self.model_name = inputs.model_name
+
+
+def _relative(path: Path | None, root: Path) -> str:
+    return "" if path is None else os.path.relpath(path, root)
+
+
+def _arguments(job: JobRow, snapshot: Snapshot, inputs: _Relative) -> dict[str, Any]:
+    match job.kind:
+        case JobKind.TRAINING:
+            return _training(job, snapshot, inputs)
+        case JobKind.SAVING:
+            from_base = not inputs.model
+            return saving_arguments(
+                train_id=job.id,
+                seq=job.position + 1,
+                save_path=inputs.output,
+                base_path=inputs.base_model,
+                adapter_path=inputs.model,
+                dtype_str=_saving_dtype(snapshot),
+                model_usage_type=snapshot.training_type,
+                # the producing script of a path without `customized`
+                training=_training(job, snapshot, inputs) if from_base or snapshot.effective else None,
+            )
+        case JobKind.DEPLOYMENT:
+            return _deployment(job, snapshot, inputs)
+        case JobKind.INFERENCE_CUSTOMIZED | JobKind.INFERENCE_COMPLETE:
+            return _inference(job, snapshot, inputs)
+        case JobKind.ENVIRONMENT:
+            raise AssertionError("building an environment is no stage")
+
+
+def _saving_dtype(snapshot: Snapshot) -> str:
+    """Saving keeps the precision of the base model: a smaller one would change the answers."""
+    dtype = snapshot.base_model.dtype if snapshot.base_model else None
+    return dtype if dtype in DTYPES else DEFAULT_DTYPE
+
+
+def _training(job: JobRow, snapshot: Snapshot, inputs: _Relative) -> dict[str, Any]:
+    return training_arguments(
+        train_id=job.id,
+        seq=job.position + 1,
+        model_name=snapshot.base_model.name if snapshot.base_model else "",
+        model_path=inputs.base_model,
+        dataset_path=inputs.dataset,
+        output_dir=inputs.output,
+        parameters=job.parameters | {k: v for k, v in snapshot.effective.items() if k not in job.parameters},
+        train_file_name=snapshot.script.file if snapshot.script else "",
+        train_env=job.environment,
+    )
+
+
+def _inference(job: JobRow, snapshot: Snapshot, inputs: _Relative) -> dict[str, Any]:
+    question = snapshot.question
+    assert question is not None
+    complete = job.kind is JobKind.INFERENCE_COMPLETE
+    return inference_arguments(
+        model_id=job.model_id or "",
+        model_name=inputs.model_name,
+        base_model_path=inputs.model if complete else inputs.base_model,
+        prompt=question.prompt,
+        session_id=question.session_id,
+        max_length=question.max_length,
+        max_context_tokens=question.max_context_tokens,
+        temperature=question.temperature,
+        top_p=question.top_p,
+        top_k=question.top_k,
+        model_type=snapshot.training_type,
+        template=question.template,
+        system_prompt=question.system_prompt,
+        history=question.history,
+        model_path=inputs.model,
+    )
+
+
+def _deployment(job: JobRow, snapshot: Snapshot, inputs: _Relative) -> dict[str, Any]:
+    deployment = snapshot.deployment
+    assert deployment is not None
+    return deployment_arguments(
+        train_id=job.id,
+        seq=job.position + 1,
+        folder_path=inputs.folder,
+        server_url=deployment.url,
+        model_name=online_name(
+            source_name=inputs.model_name, deployment_id=UUID(job.id), quantization=deployment.quantize
+        ),
+        quantize=deployment.quantize,
+        template=deployment.template,
+        base_path=inputs.base_model,
+        actual_path=inputs.model,
+        system=deployment.system,
+        parameters=deployment.parameters,
+    )

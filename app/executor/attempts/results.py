@@ -1,0 +1,137 @@
+"""Did a stage succeed? The contract's rule for the stage, then a look at what it made.
+
+Exit code 0 alone is not success: scripts report failure through their status key in Redis or through the result that
+they print, and a folder without loadable weights is no model. An unknown exit is never success.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from app.domain.enums import EndReason, Stage
+from app.executor.attempts.artifacts import Artifact, ArtifactProblem, check_complete, check_customized
+from app.executor.attempts.classification import LOG_DATA, Failure, classify, last_words, recognise
+from app.executor.attempts.script_status import FAILED
+from app.executor.attempts.supervision import ExitRecord, ExitWhy
+
+_SUCCESS = re.compile(r"\bsuccess(?:fully)?\b", re.IGNORECASE)
+_MAX_DETAIL = 500
+_SILENT = "(no output)"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How an attempt ended. `result` is the object that the script printed, `artifact` the model it made."""
+
+    succeeded: bool
+    reason: EndReason
+    detail: str = ""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    result: Mapping[str, Any] | None = None
+    artifact: Artifact | None = None
+
+
+def judge(
+    stage: Stage,
+    exit_record: ExitRecord,
+    *,
+    log_tail: Sequence[str],
+    redis_status: int | None,
+    output_dir: Path,
+) -> Verdict:
+    """Decide on an attempt that has ended. Reads the output folder: call it in a thread.
+
+    `log_tail` are the last lines of stdout and stderr together (as `tail_lines` gives them); noise is expected.
+    """
+    if not _exited_cleanly(exit_record):
+        return _failed(classify(exit_record, log_tail))
+    if redis_status == FAILED:
+        # the script says that it failed; its output may say why
+        return _failed(
+            recognise(log_tail) or _plain(EndReason.SCRIPT_REPORTED_FAILURE, last_words(log_tail) or _SILENT)
+        )
+    match stage:
+        case Stage.TRAINING:
+            return _judge_output(output_dir, complete=False)
+        case Stage.SAVING:
+            printed = judge_printed_result(log_tail)
+            return _judge_output(output_dir, complete=True, result=printed.result) if printed.succeeded else printed
+        case Stage.DEPLOYMENT:
+            return judge_printed_result(log_tail)
+        case Stage.INFERENCE_CUSTOMIZED | Stage.INFERENCE_COMPLETE:
+            return _judge_answer(log_tail)
+
+
+def judge_printed_result(log_tail: Sequence[str]) -> Verdict:
+    """Apply the contract's rule for saving and deployment to what the script printed.
+
+    The last line that is a JSON object decides by its `status`; without any, the word `success` does ("unsuccessful" is
+    another word). Objects without a status, such as log lines of a library, are looked past while one with it is there.
+    """
+    objects = json_objects(log_tail)
+    result = next((document for document in reversed(objects) if "status" in document), None)
+    if result is not None:
+        if str(result["status"]).lower() == "success":
+            return Verdict(succeeded=True, reason=EndReason.COMPLETED, result=result)
+        message = result.get("message") or result.get("error") or f"status {result['status']}"
+        cause = recognise([str(message)]) or _plain(EndReason.RESULT_FAILED, str(message))
+        return _failed(cause, result=result)
+    if objects:
+        return _failed(_plain(EndReason.RESULT_FAILED, "the result that was printed has no status"), result=objects[-1])
+    if any(_SUCCESS.search(line) for line in log_tail if LOG_DATA not in line):
+        return Verdict(succeeded=True, reason=EndReason.COMPLETED)
+    words = last_words(log_tail)
+    return _failed(_plain(EndReason.RESULT_FAILED, words or "the script printed no result"))
+
+
+def json_objects(lines: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the JSON objects that stand on lines of their own, in order; one may span several lines."""
+    text = "\n".join(lines)
+    decoder = json.JSONDecoder()
+    found: list[dict[str, Any]] = []
+    position = 0
+    for match in re.finditer(r"^[ \t]*(?=\{)", text, re.MULTILINE):
+        if match.start() < position:
+            continue
+        try:
+            document, end = decoder.raw_decode(text, match.end())
+        except (ValueError, RecursionError):
+            continue
+        rest = text[end:].partition("\n")[0]
+        if isinstance(document, dict) and not rest.strip():
+            found.append(document)
+            position = end
+    return found
+
+
+def _exited_cleanly(exit_record: ExitRecord) -> bool:
+    return exit_record.why is ExitWhy.EXITED and exit_record.code == 0 and exit_record.signal is None
+
+
+def _judge_answer(log_tail: Sequence[str]) -> Verdict:
+    """An inference script may report an error in its protocol and still exit with code 0."""
+    for document in json_objects(log_tail):
+        if document.get("status") == "error":
+            error = str(document.get("error") or "the script gave no reason")
+            return _failed(recognise([error]) or _plain(EndReason.SCRIPT_REPORTED_FAILURE, error))
+    return Verdict(succeeded=True, reason=EndReason.COMPLETED)
+
+
+def _judge_output(output_dir: Path, *, complete: bool, result: Mapping[str, Any] | None = None) -> Verdict:
+    try:
+        artifact = check_complete(output_dir) if complete else check_customized(output_dir)
+    except ArtifactProblem as problem:
+        return _failed(_plain(problem.reason, problem.detail), result=result)
+    return Verdict(succeeded=True, reason=EndReason.COMPLETED, result=result, artifact=artifact)
+
+
+def _plain(reason: EndReason, detail: str) -> Failure:
+    detail = detail[:_MAX_DETAIL]
+    return Failure(reason=reason, detail=detail, params={"detail": detail})
+
+
+def _failed(failure: Failure, *, result: Mapping[str, Any] | None = None) -> Verdict:
+    return Verdict(succeeded=False, reason=failure.reason, detail=failure.detail, params=failure.params, result=result)

@@ -1,0 +1,344 @@
+"""The end of an attempt: judge it, keep what it made, write the end and all that follows from it in one transaction.
+
+Everything slow (reading the log's tail, checking and hashing weights) happens before the transaction. Settling may be
+cancelled, or cut off by a crash, at any point and is then repeated: files are written atomically, and the transaction
+changes nothing the second time, because the attempt's token is no longer that of a live job. An attempt that failed
+may leave its job in the queue for another one instead of ending it (`app.domain.retries`). What comes after the
+transaction (the model card, the status key) is made up for by `follow_up`, as long as the attempt's control folder is
+there.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from uuid import UUID
+
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.domain.enums import EndReason, JobKind, JobStatus, ModelState, Stage
+from app.domain.names import complete_name, online_name, produced_name
+from app.domain.retries import Again, Limits
+from app.domain.transitions import TERMINAL
+from app.executor.attempts.artifacts import ArtifactKind, ResultManifest, digest_files, write_result
+from app.executor.attempts.checkpoints import newest_checkpoint
+from app.executor.attempts.classification import KEEPER_TERMINATED, classify
+from app.executor.attempts.limits import limit_seconds
+from app.executor.attempts.model_card import ModelCard, Score, write_model_card
+from app.executor.attempts.results import Verdict, judge
+from app.executor.attempts.run_folder import RunFolder
+from app.executor.attempts.script_status import WITH_STATUS, ScriptStatus
+from app.executor.attempts.supervision import ExitRecord, ExitWhy
+from app.executor.attempts.supervisor import fault_point
+from app.executor.jobs.retrying import decide_on
+from app.executor.jobs.snapshot import Snapshot
+from app.executor.output.evaluations import Reached, reached
+from app.executor.output.output import tail_lines
+from app.executor.output.projections import project_whole_log
+from app.store import jobs as store
+from app.store import models
+from app.store.clock import database_now
+from app.store.home import Home
+from app.store.jobs import Claim, End
+from app.store.session import Database
+from app.store.tables import AttemptRow, JobRow, ModelRow
+
+logger = logging.getLogger(__name__)
+
+TAIL_LINES = 2000  # enough to judge by
+SHOWN_LINES = 20  # kept with the job
+
+_PRODUCTS = {
+    JobKind.TRAINING: ModelState.CUSTOMIZED,
+    JobKind.SAVING: ModelState.COMPLETE,
+    JobKind.DEPLOYMENT: ModelState.ONLINE,
+}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The verdict, and what is needed to write it down."""
+
+    verdict: Verdict
+    log_tail: tuple[str, ...]
+    reached: Reached
+
+
+class StageSettler:
+    """Settles the attempts of one node."""
+
+    def __init__(self, *, database: Database, home: Home, status: ScriptStatus) -> None:
+        self._database = database
+        self._home = home
+        self._status = status
+
+    async def settle(self, claim: Claim, exit_record: ExitRecord) -> None:
+        """Write the end of an attempt whose supervisor recorded an exit."""
+        if _never_ran(exit_record) and await self._recover(claim, exit_record):
+            return
+        redis_status = await self._status.read(claim.job.id) if claim.job.kind in WITH_STATUS else None
+        judged = await asyncio.to_thread(self._judge, claim, exit_record, redis_status)
+        verdict = judged.verdict
+        again = None if verdict.succeeded else await self._decide(claim, exit_record, verdict.reason)
+        if again is not None and await self._requeue(claim, _end(claim.job, exit_record, judged, None), again):
+            return
+        manifest = await self._manifest(claim, verdict) if verdict.succeeded else None
+        await self._finish(claim, exit_record, judged, manifest)
+
+    async def end_unlaunched(self, claim: Claim, end: End, *, final: bool) -> None:
+        """Write the end of an attempt that has no exit; unless it is final, the job may be started again."""
+        again = None if final else decide_on(claim.job, end.reason, ran=False)
+        if again is not None and await self._requeue(claim, end, again):
+            return
+        async with self._database.writing() as session:
+            ours = await store.finish(session, claim, end, now=await database_now(session))
+        if ours:
+            await self._ended(claim, end)
+
+    async def follow_up(self, attempt_id: str) -> None:
+        """Write what follows from an end that is in the database already; safe to repeat."""
+        async with self._database.reading() as session:
+            attempt = await session.get(AttemptRow, attempt_id)
+            job = await store.get(session, attempt.job_id) if attempt is not None else None
+            model = await models.find_model(session, job.result_model_id) if job and job.result_model_id else None
+        if attempt is None or job is None or job.status not in TERMINAL or attempt.number != job.attempts:
+            return
+        if model is not None and model.deleted_at is None:
+            await asyncio.to_thread(self._write_card, job, model)
+        await self._tell_status(job, succeeded=job.status is JobStatus.SUCCEEDED)
+
+    async def _decide(self, claim: Claim, exit_record: ExitRecord, reason: EndReason) -> Again | None:
+        if exit_record.why is ExitWhy.STOPPED and exit_record.stop_reason == KEEPER_TERMINATED:
+            reason = EndReason.SUPERVISOR_LOST  # a machine that shuts down in order is a lost one all the same
+        progressed = reason is EndReason.TIMED_OUT and await self._progressed(claim)
+        return decide_on(claim.job, reason, ran=True, progressed=progressed)
+
+    async def _progressed(self, claim: Claim) -> bool:
+        """Say whether the attempt left a checkpoint that is farther than the one it began with."""
+        newest = await asyncio.to_thread(newest_checkpoint, self._home, claim.job.id)
+        async with self._database.reading() as session:
+            attempt = await session.get(AttemptRow, claim.attempt.id)
+        begun = attempt.resumed_from["step"] if attempt is not None and attempt.resumed_from else 0
+        return newest is not None and newest.step > begun
+
+    async def _recover(self, claim: Claim, exit_record: ExitRecord) -> bool:
+        """Have a script started again that never ran; False: it was tried often enough, or is not wanted any more."""
+        again = decide_on(claim.job, EndReason.SUPERVISOR_LOST, ran=False)
+        end = End(
+            status=JobStatus.FAILED,
+            reason=EndReason.SUPERVISOR_LOST,
+            params={"detail": exit_record.error or ""},
+            exit=asdict(exit_record),
+        )
+        return again is not None and await self._requeue(claim, end, again)
+
+    async def _requeue(self, claim: Claim, end: End, again: Again) -> bool:
+        """End the attempt, not its job. False: the job is no longer ours, or somebody wants it to stop."""
+        async with self._database.writing() as session:
+            now = await database_now(session)
+            changed = await store.requeue(
+                session, claim, reason=end.reason, now=now, again=again, params=end.params, exit_record=end.exit
+            )
+        if not changed:
+            return False
+        fault_point("requeued")
+        logger.warning(
+            "job_tried_again",
+            extra={
+                "job_id": claim.job.id,
+                "attempt": claim.attempt.number,
+                "reason": end.reason,
+                "charged": again.charged,
+                "delay_seconds": again.delay.total_seconds(),
+            },
+        )
+        return True
+
+    async def _finish(
+        self, claim: Claim, exit_record: ExitRecord, judged: Judged, manifest: ResultManifest | None
+    ) -> None:
+        try:
+            async with self._database.writing() as session:
+                now = await database_now(session)
+                model = await self._create_model(session, claim, judged, manifest, now=now)
+                # read again: somebody may have wished its end meanwhile
+                end = _end(await store.get(session, claim.job.id), exit_record, judged, model)
+                if not await store.finish(session, claim, end, now=now):
+                    raise _NotOurs  # rolls the model back
+                fault_point("before-finish")
+        except _NotOurs:
+            logger.warning("stale_end_dropped", extra={"job_id": claim.job.id, "attempt": claim.attempt.number})
+            return
+        fault_point("after-finish")
+        if model is not None:
+            await asyncio.to_thread(self._write_card, claim.job, model)
+        await self._ended(claim, end)
+
+    async def _ended(self, claim: Claim, end: End) -> None:
+        await self._tell_status(claim.job, succeeded=end.status is JobStatus.SUCCEEDED)
+        logger.info(
+            "job_ended",
+            extra={"job_id": claim.job.id, "attempt": claim.attempt.number, "status": end.status, "reason": end.reason},
+        )
+
+    async def _tell_status(self, job: JobRow, *, succeeded: bool) -> None:
+        if job.kind in WITH_STATUS:
+            await self._status.ended(job.id, succeeded=succeeded)
+
+    # ---- judging (in a thread) --------------------------------------------------------------------------------------
+
+    def _judge(self, claim: Claim, exit_record: ExitRecord, redis_status: int | None) -> Judged:
+        run = RunFolder(self._home.run_folder(claim.job.id, claim.attempt.number))
+        tail = tuple(tail_lines(run.output_log, TAIL_LINES))
+        if claim.job.kind is JobKind.ENVIRONMENT:
+            verdict = judge_build(exit_record, tail)
+        else:
+            stage = Stage(claim.job.kind)
+            verdict = judge(stage, exit_record, log_tail=tail, redis_status=redis_status, output_dir=run.output)
+        project_whole_log(run)
+        return Judged(verdict=verdict, log_tail=tail[-SHOWN_LINES:], reached=reached(run))
+
+    async def _manifest(self, claim: Claim, verdict: Verdict) -> ResultManifest | None:
+        """Write down what a stage that succeeded made, byte for byte."""
+        if claim.job.kind is JobKind.ENVIRONMENT:
+            return None
+        artifact = verdict.artifact
+        manifest = ResultManifest(
+            job_id=claim.job.id,
+            attempt=claim.attempt.number,
+            stage=Stage(claim.job.kind),
+            kind=artifact.kind if artifact else None,
+            root=self._home.relative(artifact.root) if artifact else None,
+            files=await digest_files(artifact.root) if artifact else (),
+            created_at=datetime.now(UTC),
+            result=dict(verdict.result) if verdict.result else None,
+        )
+        run = RunFolder(self._home.run_folder(claim.job.id, claim.attempt.number))
+        fault_point("before-publish")
+        await asyncio.to_thread(write_result, run.result, manifest)
+        fault_point("after-publish")
+        return manifest
+
+    # ---- the model --------------------------------------------------------------------------------------------------
+
+    async def _create_model(
+        self, session: AsyncSession, claim: Claim, judged: Judged, manifest: ResultManifest | None, *, now: datetime
+    ) -> ModelRow | None:
+        job, snapshot = claim.job, Snapshot.of(claim.job)
+        if not judged.verdict.succeeded or job.kind not in _PRODUCTS:
+            return None
+        assert snapshot.base_model is not None
+        assert manifest is not None
+        assert job.method_id is not None
+        assert job.method_version is not None
+        parent = await models.find_model(session, job.model_id) if job.model_id else None
+        data = snapshot.dataset
+        new = models.NewModel(
+            name=model_name(job, snapshot, parent, now=now),
+            state=_PRODUCTS[job.kind],
+            training_type=snapshot.training_type,
+            path=manifest.root,
+            size_bytes=manifest.size_bytes,
+            base_model_id=snapshot.base_model.id,
+            base_model_name=snapshot.base_model.name,
+            base_model_path=snapshot.base_model.path,
+            parent_id=parent.id if parent else None,
+            job_id=job.id,
+            method_id=job.method_id,
+            method_version=job.method_version,
+            dataset_id=data.id if data else None,
+            dataset_name=data.name if data else None,
+            dataset_digest=data.digest if data else None,
+            parameters=snapshot.effective | job.parameters,
+            details={
+                "kind": manifest.kind,
+                "files": [file.model_dump() for file in manifest.files],
+                "result": manifest.result,
+                "deployment": snapshot.deployment.model_dump() if snapshot.deployment else None,
+                "evaluations": [asdict(evaluation) for evaluation in judged.reached.evaluations],
+                "metrics": judged.reached.metrics,
+            },
+        )
+        return await models.create_model(session, new, now=now)
+
+    def _write_card(self, job: JobRow, model: ModelRow) -> None:
+        """Write the card of a model whose files are ours, from what the database knows of it."""
+        if model.path is None or not self._home.absolute(model.path).is_dir():
+            return
+        lineage = {"model": model.id, "job": model.job_id, "base model": model.base_model_id, "method": model.method_id}
+        if model.parent_id is not None:
+            lineage["made from"] = model.parent_id
+        card = ModelCard(
+            name=model.name,
+            state=model.state,
+            training_type=model.training_type,
+            kind=ArtifactKind(model.details["kind"]),
+            technique=Snapshot.of(job).technique,
+            base_model=model.base_model_name,
+            method=job.method_name or "",
+            method_version=model.method_version,
+            created_at=model.created_at,
+            dataset=model.dataset_name,
+            dataset_digest=model.dataset_digest,
+            parameters=model.parameters,
+            metrics=model.details["metrics"],
+            scores=[
+                Score(name=one["name"], before=one["before"], after=one["after"], samples=one["samples"] or 0)
+                for one in model.details["evaluations"]
+            ],
+            lineage=lineage,
+        )
+        try:
+            write_model_card(self._home.absolute(model.path), card)
+        except OSError as error:  # the model is as good without it
+            logger.warning("model_card_not_written", extra={"job_id": job.id, "error": str(error)})
+
+
+class _NotOurs(Exception):
+    """The attempt's token is stale: somebody else ended it."""
+
+
+def judge_build(exit_record: ExitRecord, log_tail: Sequence[str]) -> Verdict:
+    """Decide on the building of an environment."""
+    if exit_record.why is ExitWhy.EXITED and exit_record.code == 0:
+        return Verdict(succeeded=True, reason=EndReason.COMPLETED)
+    failure = classify(exit_record, log_tail)
+    reason = EndReason.ENV_BUILD_FAILED if failure.reason is EndReason.EXIT_CODE else failure.reason
+    return Verdict(succeeded=False, reason=reason, detail=failure.detail, params=failure.params)
+
+
+def model_name(job: JobRow, snapshot: Snapshot, parent: ModelRow | None, *, now: datetime) -> str:
+    """Return the name that the contract gives to what the job makes."""
+    job_id = UUID(job.id)
+    if job.kind is JobKind.DEPLOYMENT:
+        assert parent is not None
+        quantize = snapshot.deployment.quantize if snapshot.deployment else None
+        return online_name(source_name=parent.name, deployment_id=job_id, quantization=quantize)
+    if job.kind is JobKind.SAVING and parent is not None:
+        return complete_name(source_name=parent.name, saving_id=job_id)
+    assert snapshot.base_model is not None
+    return produced_name(technical_name=snapshot.base_model.name, train_name=job.name, produced_at=now, job_id=job_id)
+
+
+def _never_ran(exit_record: ExitRecord) -> bool:
+    return exit_record.why is ExitWhy.NEVER_STARTED
+
+
+def _end(job: JobRow, exit_record: ExitRecord, judged: Judged, model: ModelRow | None) -> End:
+    verdict = judged.verdict
+    if verdict.succeeded:
+        status = JobStatus.SUCCEEDED
+    elif verdict.reason is EndReason.CANCELLED or (_never_ran(exit_record) and job.cancel_requested_at):
+        status = JobStatus.CANCELLED
+    else:
+        status = JobStatus.FAILED
+    limit = limit_seconds(Limits.of(job.limits), verdict.reason)
+    more = {} if limit is None else {"limit_seconds": limit}
+    return End(
+        status=status,
+        reason=EndReason.CANCELLED if status is JobStatus.CANCELLED else verdict.reason,
+        params={"detail": verdict.detail, **verdict.params, **more, "log_tail": list(judged.log_tail)},
+        exit=asdict(exit_record),
+        result_model_id=model.id if model else None,
+    )

@@ -1,0 +1,1 @@
+"""Conda environments of a node: found, built, packed, looked into, removed."""

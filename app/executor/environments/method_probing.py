@@ -1,0 +1,45 @@
+"""Find out what the methods need of the environments of this node, and have it looked for there."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from app.domain.environment_reports import EnvironmentState
+from app.executor.environments.environment_probe import EnvironmentProbes
+from app.executor.environments.local_environments import Look
+from app.registry.method_files import PinnedFile
+from app.registry.script_modules import ScriptModules
+from app.store.methods import stages_by_environment
+from app.store.session import Database
+
+
+class MethodProbing:
+    """Begins probes between the rounds of a node's agent."""
+
+    def __init__(self, *, database: Database, modules: ScriptModules, probes: EnvironmentProbes) -> None:
+        self._database = database
+        self._modules = modules
+        self.probes = probes
+
+    async def turn(self, seen: Look) -> None:
+        """Begin to look into what is ready and named by a method, now and then."""
+        if not self.probes.due():
+            return
+        async with self._database.reading() as session:
+            stages = await stages_by_environment(session)
+        self.probes.begin(await asyncio.to_thread(self._wanted, stages, seen))
+
+    def _wanted(self, stages: Mapping[str, Sequence[Mapping[str, object]]], seen: Look) -> dict[Path, frozenset[str]]:
+        wanted: dict[Path, frozenset[str]] = {}
+        for environment, files in stages.items():
+            found = seen.found.get(environment)
+            if found is None or found.prefix is None or found.state is not EnvironmentState.READY:
+                continue
+            needed = frozenset[str]().union(*(self._modules.needed(_pinned(file)) for file in files))
+            if needed:
+                wanted[found.prefix] = wanted.get(found.prefix, frozenset()) | needed
+        return wanted
+
+
+def _pinned(file: Mapping[str, object]) -> PinnedFile:
+    return PinnedFile(file=str(file["file"]), sha256=str(file["sha256"]), size=0)

@@ -1,0 +1,106 @@
+"""Ask a model: one inference job per question, answered through the method's inference script.
+
+The job runs on a node like any other, with slots of its own; the answer is read from its output as it grows. A caller
+who goes away before the end cancels the job.
+"""
+
+import logging
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from app.domain.enums import EndReason, JobStatus
+from app.executor.output.inference_protocol import Failure, FinishReason, InferenceParser, Noise, Piece
+from app.executor.output.stream import JobStream, StreamPosition
+from app.store import jobs as store
+from app.store.home import Home
+from app.store.jobs import JobAlreadyFinished
+from app.store.session import Database
+
+logger = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.1
+
+
+class Ringer(Protocol):
+    """Tells the nodes that there is something to do."""
+
+    def ring(self, job_id: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class AnswerPiece:
+    """A piece of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class AnswerEnd:
+    """The end of the answer; `error` says what went wrong when `finish_reason` is `error`."""
+
+    finish_reason: FinishReason
+    job_id: str
+    error: str | None = None
+    reason: EndReason | None = None
+
+
+AnswerEvent = AnswerPiece | AnswerEnd
+
+
+class Answers:
+    """Reads the answers of inference jobs."""
+
+    def __init__(self, database: Database, home: Home, doorbell: Ringer, *, clock: Callable[[], datetime]) -> None:
+        self._database = database
+        self._home = home
+        self._doorbell = doorbell
+        self._clock = clock
+
+    async def follow(self, job_id: str) -> AsyncGenerator[AnswerEvent, None]:
+        """Yield the answer as it comes; the last event is an `AnswerEnd`, whatever happens to the job."""
+        parser = InferenceParser()
+        error: str | None = None
+        reason: EndReason | None = None
+        finished = False
+        stream = JobStream(self._database, self._home, job_id, StreamPosition(), database_seconds=_LOOK_SECONDS)
+        try:
+            async for item in stream.items():
+                match item.name:
+                    case "log":
+                        events = parser.feed(item.data["text"])
+                    case "state":
+                        reason = item.reason
+                        continue
+                    case "end":
+                        finished = True
+                        events = parser.close()
+                    case _:
+                        continue
+                for event in events:
+                    match event:
+                        case Piece():
+                            yield AnswerPiece(event.text)
+                        case Failure():
+                            error = event.error
+                        case Noise():
+                            logger.debug("inference_noise", extra={"job_id": job_id, "line": event.line})
+                if finished:
+                    status = JobStatus(item.data["status"])
+                    finish = parser.finish_reason(
+                        succeeded=status is JobStatus.SUCCEEDED, cancelled=status is JobStatus.CANCELLED
+                    )
+                    yield AnswerEnd(finish_reason=finish, job_id=job_id, error=error, reason=reason)
+        finally:
+            if not finished:
+                await self._cancel(job_id)
+
+    async def _cancel(self, job_id: str) -> None:
+        try:
+            async with self._database.writing() as session:
+                await store.request_cancel(session, job_id, now=self._clock())
+        except JobAlreadyFinished:
+            return
+        self._doorbell.ring(job_id)
+        logger.info("answer_abandoned", extra={"job_id": job_id})

@@ -1,0 +1,299 @@
+"""What people do with jobs: list, look at, cancel, retry, copy, compare; and order the building of an environment."""
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.domain.enums import JobKind, JobStatus
+from app.domain.errors import Conflict, InvalidRequest, Violation
+from app.domain.resuming import same_course
+from app.domain.transitions import TERMINAL
+from app.executor.attempts.checkpoints import newest_checkpoint
+from app.executor.attempts.run_folder import RunFolder
+from app.executor.environments.environment_builds import BuildWish, EnvironmentOrders
+from app.executor.jobs.comparison import Comparison, by_metric, differences, parameters_of
+from app.executor.jobs.fixing import Fixes, given_to
+from app.executor.jobs.job_views import JobDetails, JobView, silence_of, view_of, views_of
+from app.executor.jobs.repetition import (
+    QUESTIONS,
+    Changes,
+    NoCheckpointToResume,
+    NoFixKnown,
+    PredecessorNotSucceeded,
+    Retry,
+    copied,
+    resuming,
+    retried,
+    to_retry,
+)
+from app.executor.jobs.snapshot import Snapshot
+from app.executor.jobs.submission import Submission, Submissions, Submitted
+from app.executor.output.evaluations import Evaluation
+from app.executor.output.log_pages import LogPage, LogRange, read_page
+from app.executor.output.metrics import Point
+from app.executor.output.observe import RunDigest, RunObserver
+from app.executor.output.progress import Progress
+from app.store import job_queries, models
+from app.store import jobs as store
+from app.store import methods as method_store
+from app.store.home import Home
+from app.store.job_queries import JobFilter
+from app.store.session import Database
+from app.store.tables import DatasetRow, JobRow, MethodRow
+
+MIN_COMPARED, MAX_COMPARED = 2, 10
+AS_IT_WAS = Retry()
+LISTED = frozenset(JobKind) - QUESTIONS
+
+
+class JobInputsGone(Conflict):
+    """What the job worked on is not there any more."""
+
+    code = "job_inputs_gone"
+
+
+class JobDatasetChanged(Conflict):
+    """The data set holds other rows than when the job was submitted."""
+
+    code = "job_dataset_changed"
+
+
+class JobMethodDeleted(Conflict):
+    """The job's method is gone."""
+
+    code = "job_method_deleted"
+
+
+@dataclass(frozen=True)
+class JobQuery:
+    """Which jobs a list shows; `method` is an id or a name. Questions are shown only when `kinds` has them."""
+
+    statuses: Collection[JobStatus] = ()
+    kinds: Collection[JobKind] = ()
+    method: str | None = None
+    chain: str | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What the run measured."""
+
+    series: Mapping[str, Sequence[Point]]
+    evaluations: Sequence[Evaluation]
+    progress: Progress | None
+
+
+class JobActions:
+    """The service behind the routes of jobs."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        home: Home,
+        submissions: Submissions,
+        fixes: Fixes,
+        observer: RunObserver,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._database = database
+        self._fixes = fixes
+        self.environments = EnvironmentOrders(home.environments)
+        self._home = home
+        self._submissions = submissions
+        self._observer = observer
+        self._clock = clock
+
+    # ---- look -------------------------------------------------------------------------------------------------------
+
+    async def page(
+        self,
+        session: AsyncSession,
+        query: JobQuery,
+        *,
+        sort: str,
+        descending: bool,
+        after: tuple[Any, Any] | None,
+        limit: int,
+    ) -> tuple[list[JobView], tuple[Any, Any] | None]:
+        """Return one page of jobs and the position of the next one."""
+        wanted = JobFilter(
+            statuses=query.statuses,
+            kinds=query.kinds or LISTED,
+            method_id=await _method_id(session, query.method) if query.method is not None else None,
+            chain_id=query.chain,
+            text=query.text,
+        )
+        found = await job_queries.list_jobs(session, wanted, sort=sort, descending=descending, after=after, limit=limit)
+        return await views_of(session, found.rows), found.next_position
+
+    async def view(self, session: AsyncSession, job_id: str) -> JobView:
+        """Return what the database knows of the job."""
+        return await view_of(session, job_id)
+
+    async def get(self, session: AsyncSession, job_id: str) -> JobDetails:
+        """Return the job and what its run says."""
+        details = await self._details(await view_of(session, job_id))
+        return replace(
+            details,
+            history=tuple(await store.attempts_of(session, job_id)),
+            silence=await silence_of(session, details.view.job),
+            fix=await self._fixes.of(session, details.view.job),
+        )
+
+    async def logs(self, session: AsyncSession, job_id: str, wanted: LogRange) -> LogPage:
+        """Return a page of the job's output, of its newest attempt unless another is named."""
+        job = await store.get(session, job_id)
+        attempt = min(wanted.attempt or job.attempts, job.attempts)
+        ended = job.status in TERMINAL or attempt < job.attempts
+        path = RunFolder(self._home.run_folder(job.id, attempt)).output_log
+        return await asyncio.to_thread(read_page, path, wanted, attempt=attempt, ended=ended)
+
+    async def curves(self, session: AsyncSession, job_id: str, *, names: Sequence[str], points: int) -> Curves:
+        """Return the job's curves, each reduced to at most `points` points."""
+        job = await store.get(session, job_id)
+        digest = await self._digest(job)
+        series = await asyncio.to_thread(self._observer.curves, job.id, job.attempts, names=names, points=points)
+        return Curves(series=series, evaluations=digest.evaluations, progress=digest.progress)
+
+    async def compare(self, session: AsyncSession, job_ids: Sequence[str], *, points: int) -> Comparison:
+        """Return the jobs side by side."""
+        if not MIN_COMPARED <= len(set(job_ids)) == len(job_ids) <= MAX_COMPARED:
+            params = {"least": MIN_COMPARED, "most": MAX_COMPARED}
+            raise InvalidRequest([Violation("?ids", "compare_needs_ids", params)])
+        jobs = [await store.get(session, job_id) for job_id in job_ids]
+        details = [await self._details(view) for view in await views_of(session, jobs)]
+        curves = {
+            job.id: await asyncio.to_thread(self._observer.curves, job.id, job.attempts, names=(), points=points)
+            for job in jobs
+        }
+        return Comparison(
+            jobs=tuple(details),
+            differences=differences([parameters_of(compared) for compared in details]),
+            curves=by_metric(curves),
+        )
+
+    # ---- act --------------------------------------------------------------------------------------------------------
+
+    async def cancel(self, session: AsyncSession, job_id: str) -> JobDetails:
+        """End the job if it waits, ask its node to stop it if it runs; `JobAlreadyFinished` after its end."""
+        await store.request_cancel(session, job_id, now=self._clock())
+        return await self.get(session, job_id)
+
+    async def checkpoint_of(self, job_id: str) -> str | None:
+        """Return the job whose newest checkpoint a retry could go on from: this one, or the one that it went on from.
+
+        Reads the checkpoint's files: call it before the transaction of a retry.
+        """
+        async with self._database.reading() as session:
+            job = await store.get(session, job_id)
+        origin = Snapshot.of(job).resume_of
+        for candidate in (job_id, *([origin] if origin is not None else [])):
+            if await asyncio.to_thread(newest_checkpoint, self._home, candidate) is not None:
+                return candidate
+        return None
+
+    async def retry(
+        self, session: AsyncSession, job_id: str, wanted: Retry = AS_IT_WAS, *, checkpoint_of: str | None = None
+    ) -> Submitted:
+        """Repeat a failed or cancelled job and the rest of its chain as they were submitted, save for what is wanted.
+
+        `checkpoint_of` is what the method of that name found.
+        """
+        job = await store.get(session, job_id)
+        jobs = to_retry(job, await store.chain_of(session, [job.chain_id]))
+        if job.method_id is not None and await method_store.find(session, job.method_id, lock=True) is None:
+            raise JobMethodDeleted(job=job.id, method=job.method_name)
+        model_id = await _model_to_work_on(session, job)
+        await self._require_inputs(session, job, model_id)
+        made = retried(jobs, model_id=model_id, now=self._clock())
+        changes = {**(await self._fix_of(session, job) if wanted.fix else {}), **wanted.parameters}
+        warnings = await self._submissions.change(session, made, changes) if changes else ()
+        if wanted.resume is True and checkpoint_of is None:
+            raise NoCheckpointToResume(job=job.id)
+        fits = wanted.resume or (wanted.resume is None and await self._same_course(session, job, made[0]))
+        resuming(made[0], checkpoint_of if fits else None)
+        await store.insert(session, made)
+        return Submitted(jobs=made, warnings=warnings)
+
+    async def dataset_of_copy(self, session: AsyncSession, job_id: str, changes: Changes) -> str | None:
+        """Return the data set that a copy would train with, for `Submissions.prepare`."""
+        return (await _copy_of(session, job_id, changes)).dataset
+
+    async def copy(self, session: AsyncSession, job_id: str, changes: Changes) -> Submitted:
+        """Submit a job like this one, with the method as it is now."""
+        return await self._submissions.submit(session, await _copy_of(session, job_id, changes))
+
+    async def build_environment(
+        self, session: AsyncSession, environment: str, wish: BuildWish
+    ) -> tuple[JobDetails, bool]:
+        """Return the job that builds the environment, and whether it is a new one."""
+        job, is_new = await self.environments.build(session, environment, wish)
+        return await self.get(session, job.id), is_new
+
+    async def pack_environment(
+        self, session: AsyncSession, environment: str, *, node: str | None
+    ) -> tuple[JobDetails, bool]:
+        """Return the job that packs the environment, and whether it is a new one."""
+        job, is_new = await self.environments.pack(session, environment, node=node)
+        return await self.get(session, job.id), is_new
+
+    # ---- inside -----------------------------------------------------------------------------------------------------
+
+    async def _details(self, view: JobView) -> JobDetails:
+        return JobDetails(view=view, digest=await self._digest(view.job))
+
+    async def _digest(self, job: JobRow) -> RunDigest:
+        return await asyncio.to_thread(self._observer.digest, job.id, job.attempts)
+
+    async def _fix_of(self, session: AsyncSession, job: JobRow) -> Mapping[str, Any]:
+        fix = await self._fixes.of(session, job)
+        if fix is None:
+            raise NoFixKnown(job=job.id)
+        return fix.changes
+
+    async def _same_course(self, session: AsyncSession, old: JobRow, new: JobRow) -> bool:
+        knobs = await self._fixes.knobs(session, old)
+        defaults = {name: one.default for name, one in knobs.declared.items()} if knobs is not None else {}
+        return same_course({**defaults, **given_to(old)}, {**defaults, **given_to(new)})
+
+    async def _require_inputs(self, session: AsyncSession, job: JobRow, model_id: str | None) -> None:
+        """A retry must find what the job was submitted with."""
+        snapshot = Snapshot.of(job)
+        model = await models.find_model(session, model_id) if model_id is not None else None
+        data = snapshot.dataset if model is None else None  # what works on a model needs its rows no more
+        named_paths = [given.path for given in (snapshot.base_model, data) if given is not None]
+        paths = [*named_paths, *([model.path] if model is not None and model.path else [])]
+        gone = [path for path in paths if not await asyncio.to_thread(self._home.absolute(path).exists)]
+        if gone or (model is not None and model.deleted_at is not None):
+            raise JobInputsGone(job=job.id, paths=", ".join(gone or [model.name if model else ""]))
+        if data is not None and data.digest is not None:
+            row = await session.get(DatasetRow, data.id)
+            if row is not None and row.digest != data.digest:
+                raise JobDatasetChanged(job=job.id, dataset=row.name)
+
+
+async def _method_id(session: AsyncSession, method: str) -> str:
+    """Return the id of the method with this id or name, of a deleted one too if it is an id."""
+    row = await method_store.find(session, method) or await session.get(MethodRow, method)
+    return row.id if row is not None else method
+
+
+async def _copy_of(session: AsyncSession, job_id: str, changes: Changes) -> Submission:
+    job = await store.get(session, job_id)
+    return copied(job, await store.chain_of(session, [job.chain_id]), changes)
+
+
+async def _model_to_work_on(session: AsyncSession, job: JobRow) -> str | None:
+    """Return the model that the job got, or would get now from the job before it."""
+    if job.blocked_by is None:
+        return job.model_id
+    predecessor = await store.get(session, job.blocked_by)
+    if predecessor.status is not JobStatus.SUCCEEDED:
+        raise PredecessorNotSucceeded(job=job.id, predecessor=predecessor.id, status=predecessor.status)
+    return predecessor.result_model_id

@@ -1,0 +1,171 @@
+"""Turn a conversation with a model into an inference job, after everything that can be checked was checked.
+
+The job runs the inference script of the method version that made the model. If that version's models could not be asked
+and the method has learned it since, its newest version answers.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import uuid4
+
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.domain.enums import JobKind, JobStatus, Stage
+from app.domain.errors import Conflict, InvalidRequest, Violation
+from app.domain.lifecycle import STATE_RULES
+from app.domain.rendering import inference_arguments, render_equals
+from app.executor.jobs.snapshot import Named, PinnedScript, Question, Snapshot
+from app.registry.method_record import Method, method_of
+from app.registry.method_services import MethodServices
+from app.store import jobs as store
+from app.store import methods as method_store
+from app.store import models
+from app.store.registry_facts import BASE_ENVIRONMENT
+from app.store.tables import JobRow, ModelRow
+
+PRIORITY: Final = -10
+"""A person waits: questions come before trainings."""
+ROLES: Final = ("system", "user", "assistant")
+
+
+class OnlineModelNotAsked(Conflict):
+    """An online model has no files here; the tool that serves it answers."""
+
+    code = "online_model_not_asked"
+
+
+class ModelCannotBeAsked(Conflict):
+    """The method has no inference for models in this state."""
+
+    code = "model_cannot_be_asked"
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What a caller asks; `options` are members of `Question` that the caller gave."""
+
+    messages: Sequence[Message]
+    system_prompt: str | None
+    options: Mapping[str, Any]
+
+
+class Questions:
+    """Makes the jobs that answer questions."""
+
+    def __init__(self, *, methods: MethodServices, clock: Callable[[], datetime]) -> None:
+        self._methods = methods
+        self._clock = clock
+
+    async def ask(self, session: AsyncSession, model: str, conversation: Conversation) -> JobRow:
+        """Queue the job that answers; refuses what could not be answered."""
+        job_id = str(uuid4())
+        question = question_of(conversation, session_id=job_id)
+        row = await models.get_model(session, model)
+        stage = _asking_stage(row)
+        method = await self._answering_method(session, row, stage)
+        snapshot = await self._snapshot(row, method, stage, question)
+        now = self._clock()
+        job = JobRow(
+            id=job_id,
+            name=row.name,
+            kind=JobKind(stage),
+            status=JobStatus.QUEUED,
+            reason_params={},
+            priority=PRIORITY,
+            chain_id=job_id,
+            method_id=method.id,
+            method_name=method.name,
+            method_version=method.version,
+            environment=method.environment(stage) or BASE_ENVIRONMENT,
+            base_model_id=row.base_model_id,
+            dataset_id=None,
+            model_id=row.id,
+            parameters={},
+            launch=snapshot.document(),
+            created_at=now,
+            updated_at=now,
+        )
+        await store.insert(session, [job])
+        return job
+
+    async def _answering_method(self, session: AsyncSession, model: ModelRow, stage: Stage) -> Method:
+        row = await method_store.get_even_deleted(session, model.method_id)
+        for number in dict.fromkeys((model.method_version, row.version)):
+            method = method_of(row, await method_store.get_version(session, row, number))
+            if method.definition.switched_on(model.state) and stage in method.files:
+                return method
+        raise ModelCannotBeAsked(model=model.name, state=model.state, method=row.name)
+
+    async def _snapshot(self, model: ModelRow, method: Method, stage: Stage, question: Question) -> Snapshot:
+        pinned = method.files[stage]
+        script = await asyncio.to_thread(self._methods.reader.pinned, pinned)
+        return Snapshot(
+            training_type=model.training_type,
+            technique=method.definition.technique,
+            script=PinnedScript(file=pinned.file, sha256=pinned.sha256, size=pinned.size),
+            declared=None if script.partly_read else script.declared_names,
+            declared_only=bool(method.definition.arguments.declared_only),
+            false_as=method.definition.arguments.false_as,
+            forms=script.forms,
+            base_model=Named(id=model.base_model_id, name=model.base_model_name, path=model.base_model_path),
+            question=question,
+        )
+
+
+def question_of(conversation: Conversation, *, session_id: str) -> Question:
+    """Return the question of a conversation, or raise what is wrong with it: order, roles, length."""
+    if wrong := list(_violations(conversation.messages)):
+        raise InvalidRequest(wrong)
+    turns = [{"role": message.role, "content": message.content} for message in conversation.messages]
+    if conversation.system_prompt:
+        # scripts of the platform read the history only, once there is one
+        turns.insert(0, {"role": "system", "content": conversation.system_prompt})
+    question = Question(
+        prompt=conversation.messages[-1].content,
+        history=tuple(turns),
+        session_id=session_id,
+        system_prompt=conversation.system_prompt,
+        **conversation.options,
+    )
+    _check_length(question)
+    return question
+
+
+def _violations(messages: Sequence[Message]) -> list[Violation]:
+    if not messages:
+        return [Violation("/messages", "messages_needed", {})]
+    found = [
+        Violation(f"/messages/{index}/role", "unknown_role", {"role": message.role, "roles": ", ".join(ROLES)})
+        for index, message in enumerate(messages)
+        if message.role not in ROLES
+    ]
+    last = len(messages) - 1
+    if messages[last].role in ROLES and messages[last].role != "user":
+        found.append(Violation(f"/messages/{last}/role", "last_message_not_user", {}))
+    elif not messages[last].content.strip():
+        found.append(Violation(f"/messages/{last}/content", "question_empty", {}))
+    return found
+
+
+def _check_length(question: Question) -> None:
+    """Raise `ArgumentTooLong` for what the operating system would refuse when the script is started."""
+    texts = question.model_dump(include={"prompt", "history", "session_id", "system_prompt", "template"})
+    render_equals(inference_arguments(model_id="", model_name="", base_model_path="", **texts))
+
+
+def _asking_stage(model: ModelRow) -> Stage:
+    stage = STATE_RULES[model.state].inference
+    if stage is None or model.path is None:
+        raise OnlineModelNotAsked(model=model.name)
+    return stage

@@ -1,0 +1,602 @@
+"""The node's agent: claims jobs, launches them, watches their folders, ends them. One per node, by a lock.
+
+It runs in `deepe worker` as the process's main loop. Nothing here runs a stage: a stage belongs to its detached
+supervisor and goes on when this process dies; the next agent finds it by its folder. A crash at any point is met by
+the next round, which looks at rows and folders again (`attempts.reconcile`). The folder goes last, when nothing is left to
+write down.
+
+A round talks to the database, every `poll_seconds` or at once after a hint. A supervisor that has something new to show
+strikes the node's bell; should nobody have heard it, the folders are looked at every `watch_seconds`, which is cheap.
+Trouble with the database or the disk ends a round once every attempt had its turn, and the next one comes later each
+time; a fault with one attempt lets only that one rest.
+
+Settling may take many minutes (the weights are hashed). It holds up nothing: the processes of the attempt are gone, so
+its slot is free, and its accelerators are given back. A worker that stops breaks it off, and the next one begins it
+again.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Protocol
+
+from app.domain.accelerators import Accelerator
+from app.domain.enums import EndReason, JobKind, JobStatus
+from app.domain.placement import LEASING
+from app.executor.attempts import supervision
+from app.executor.attempts.bell import listening
+from app.executor.attempts.forecast import Forecasts
+from app.executor.attempts.launch import LaunchError, disk_trouble
+from app.executor.attempts.limits import LimitWatch
+from app.executor.attempts.reconcile import Seen, Step, next_step
+from app.executor.attempts.supervision import AttemptIsSupervised, AttemptPhase, ExitRecord, LaunchSpec, Observation
+from app.executor.attempts.supervisor import clock_since_boot, end_strays, fault_point
+from app.executor.nodes.trouble import TROUBLE, log_trouble, rest_seconds
+from app.executor.output.projections import Projections
+from app.store import claims, leases, nodes
+from app.store import jobs as store
+from app.store.claims import Offer
+from app.store.clock import database_now
+from app.store.home import NodeHome
+from app.store.jobs import Claim, End
+from app.store.nodes import GONE, NODE_SILENT_AFTER, Standing
+from app.store.session import Database
+
+logger = logging.getLogger(__name__)
+
+# Nobody can have declared a node dead that was heard of so lately: what was claimed before may still be started.
+SURE_SECONDS = NODE_SILENT_AFTER.total_seconds() - 10.0
+STARTING_SECONDS = 5.0  # how long a supervisor may take to lock its folder before it is started again
+SILENT_SECONDS = 30.0  # six missed beats of a supervisor
+ORPHAN_SECONDS = 60.0
+QUARANTINE_SECONDS = 10.0
+LONG_SETTLING_SECONDS = 1.0
+PROJECTION_SECONDS = 0.5
+REMOVAL_SECONDS = 2.0  # a supervisor holds its folder's lock for a moment after it wrote the exit
+LEAST_PAUSE_SECONDS = 0.02  # between two rounds, should a step have no effect
+STOPPING_SECONDS = 3.0  # how long a worker that stops waits for ends that are being written
+
+
+class Launcher(Protocol):
+    """Makes the launch of an attempt concrete; raises `LaunchError` when it cannot run."""
+
+    async def resolve(self, claim: Claim) -> LaunchSpec: ...
+
+    async def launched(self, claim: Claim, pid: int) -> None: ...
+
+
+class Settler(Protocol):
+    """Judges an ended attempt and writes the end, with all that follows from it, in one transaction."""
+
+    async def settle(self, claim: Claim, exit_record: ExitRecord) -> None: ...
+
+    async def end_unlaunched(self, claim: Claim, end: End, *, final: bool) -> None:
+        """Write the end of an attempt that has no exit; unless it is final, the job may be started again."""
+
+    async def follow_up(self, attempt_id: str) -> None:
+        """Write what follows from an end that is in the database, after a crash right behind it."""
+
+
+class NodePresence(Protocol):
+    """What the node tells the database about itself, and which environments it can run stages in."""
+
+    async def beat(self) -> None: ...
+
+    async def ready_environments(self) -> Collection[str]: ...
+
+    async def usable_accelerators(self) -> Sequence[Accelerator]:
+        """Return the accelerators that no stranger uses now, those that attempts hold among them."""
+
+    async def request_builds(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Lane:
+    """Kinds of jobs that share slots: an answer to a question does not wait for a training of hours.
+
+    A job that holds accelerators takes no slot; those bound it.
+    """
+
+    kinds: frozenset[JobKind]
+    slots: int
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds between looks; `lease` is what a claim promises until the next beat."""
+
+    poll_seconds: float = 2.0
+    watch_seconds: float = 0.5
+    beat_seconds: float = 5.0
+    lease: timedelta = timedelta(seconds=60)
+
+
+class NodeAgent:
+    """Moves the attempts of one node forward until it is told to stop; stages outlive it."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        node_id: str,
+        node_home: NodeHome,
+        lanes: Sequence[Lane],
+        launcher: Launcher,
+        settler: Settler,
+        presence: NodePresence,
+        projections: Projections,
+        forecasts: Forecasts,
+        limits: LimitWatch,
+        timing: Timing,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._database = database
+        self._node_id = node_id
+        self._home = node_home
+        self._lanes = lanes
+        self._launcher = launcher
+        self._settler = settler
+        self._presence = presence
+        self._projections = projections
+        self._forecasts = forecasts
+        self._limits = limits
+        self._timing = timing
+        self._monotonic = monotonic
+        self._woken = asyncio.Event()
+        self._claims: dict[str, Claim] = {}
+        self._started: dict[str, _Start] = {}
+        self._settling: dict[str, asyncio.Task[None]] = {}
+        self._rests: dict[str, _Rest] = {}
+        self._silent: set[str] = set()
+        self._orphans: set[str] = set()
+        self._heard_at = float("-inf")
+        self.removed = False
+        self._last_beat = float("-inf")
+        self._last_projection = float("-inf")
+        self._last_orphan_look = float("-inf")
+        self._last_quarantine_look = float("-inf")
+
+    def wake(self) -> None:
+        """Look at the database now (a hint arrived)."""
+        self._woken.set()
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Work until `stopping` is set. The caller holds the node's lock (`exclusive`)."""
+        with listening(self._home.bell, self.wake):
+            await self._run(stopping)
+        if self.removed:
+            stopping.set()
+        await self._finish_settling()
+
+    async def _run(self, stopping: asyncio.Event) -> None:
+        failures = 0
+        while not stopping.is_set() and not self.removed:
+            try:
+                await self._round()
+                await self._watch(stopping)
+                failures = 0
+            except Exception as error:
+                failures += 1
+                rest = rest_seconds(failures)
+                log_trouble(logger, "agent_round_failed", error, {"node": self._node_id, "next_try_in": rest})
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stopping.wait(), timeout=rest)
+
+    # ---- one round --------------------------------------------------------------------------------------------------
+
+    async def _round(self) -> None:
+        self._woken.clear()
+        await self._beat()
+        # Tasks that are done stay known until here: rows that were read before they ended must not be acted upon.
+        self._settling = {key: task for key, task in self._settling.items() if not task.done()}
+        async with self._database.reading() as session:
+            standing = await nodes.standing_of_node(session, self._node_id)
+            live = await store.live_attempts(session, self._node_id)
+        self._claims = {claim.attempt.id: claim for claim in live}
+        self._rests = {key: rest for key, rest in self._rests.items() if key in self._claims}
+        await self._advance_all(live)
+        if standing in GONE:
+            self._last_orphan_look = float("-inf")  # whatever has a folder is an orphan now
+        await self._clear_folders()
+        await self._look_after_quarantine()
+        if standing in GONE and not self._orphans:
+            await self._return(standing)
+        if standing is not Standing.READY or self._orphans:  # what runs goes on, nothing begins
+            return
+        await self._presence.request_builds()
+        for lane in self._lanes:
+            while await self._claim_one(lane):
+                pass
+
+    async def _beat(self) -> None:
+        if self._monotonic() - self._last_beat < self._timing.beat_seconds:
+            return
+        heard_at = clock_since_boot()
+        await self._presence.beat()
+        ends = await self._forecasts.news(list(self._claims.values()))
+        async with self._database.writing() as session:
+            now = await database_now(session)
+            await store.renew_leases(session, self._node_id, now=now, lease=self._timing.lease)
+            await store.expect_ends(session, ends)
+        self._heard_at, self._last_beat = heard_at, self._monotonic()
+
+    async def _return(self, standing: Standing) -> None:
+        """Live again after having been declared dead: every attempt of before has ended, and nothing of it is left.
+
+        The jobs were given to other nodes, or ended. Whoever was removed does not come back by itself.
+        """
+        if standing is Standing.REMOVED:
+            self.removed = True
+            return
+        async with self._database.writing() as session:
+            revived = await nodes.revive(session, self._node_id, now=await database_now(session))
+        if revived:
+            logger.warning("node_returned", extra={"node": self._node_id})
+            self._last_quarantine_look = float("-inf")  # what it held may be free now
+            self.wake()
+
+    async def _claim_one(self, lane: Lane) -> bool:
+        usable = [one.id for one in await self._presence.usable_accelerators()]
+        slots = lane.slots - sum(self._takes_slot(claim, lane) for claim in self._claims.values())
+        if slots <= 0 and (not usable or not lane.kinds & LEASING):
+            return False
+        offer = Offer(
+            node_id=self._node_id,
+            environments=await self._presence.ready_environments(),
+            slots=slots,
+            usable=usable,
+        )
+        async with self._database.writing() as session:
+            now = await database_now(session)
+            claim = await claims.claim(session, offer, kinds=lane.kinds, now=now, lease=self._timing.lease)
+        if claim is None:
+            return False
+        fault_point("claimed")
+        logger.info("job_claimed", extra=_ids(claim))
+        self._claims[claim.attempt.id] = claim
+        await self._advance(claim)
+        return True
+
+    def _takes_slot(self, claim: Claim, lane: Lane) -> bool:
+        """Say whether the attempt takes one of the lane's slots; while it is settled, nothing of it runs."""
+        settling = claim.attempt.id in self._settling
+        return claim.job.kind in lane.kinds and not claim.attempt.accelerators and not settling
+
+    # ---- one attempt ------------------------------------------------------------------------------------------------
+
+    async def _advance_all(self, claims: Sequence[Claim]) -> None:
+        """Give every attempt its turn, then raise the first trouble that was met."""
+        troubles: list[Exception] = []
+        for claim in claims:
+            try:
+                await self._advance(claim)
+            except TROUBLE as error:
+                troubles.append(error)
+        if troubles:
+            raise troubles[0]
+
+    async def _advance(self, claim: Claim) -> None:
+        """Do the next step of one attempt; one that cannot be done must not hold up the others."""
+        try:
+            await self._do(self._step(claim), claim)
+        except TROUBLE:
+            raise
+        except Exception as error:
+            self._let_rest(claim, "attempt_failed", error)
+
+    async def _do(self, step: Step, claim: Claim) -> None:
+        match step:
+            case Step.WAIT:
+                pass
+            case Step.LAUNCH:
+                await self._launch(claim)
+            case Step.ADOPT:
+                logger.warning("supervisor_died", extra=_ids(claim))
+                await self._start(claim, supervision.adopt)
+            case Step.MARK_RUNNING:
+                await self._mark_running(claim)
+            case Step.STOP:
+                await self._stop(claim)
+            case Step.END_UNSTARTED:
+                await self._end_unstarted(claim)
+            case Step.END_LOST:
+                await self._end_lost(claim)
+            case Step.SETTLE:
+                await self._settle(claim)
+
+    def _step(self, claim: Claim) -> Step:
+        rest = self._rests.get(claim.attempt.id)
+        if claim.attempt.id in self._settling or (rest is not None and self._monotonic() < rest.until):
+            return Step.WAIT
+        observation = supervision.observe(self._folder(claim))
+        self._notice_silence(claim, observation)
+        start = self._started.get(claim.attempt.id)
+        if start is not None and (observation.supervised or observation.phase is not start.phase):
+            start = None  # it came; should it be gone again, nobody is on the way
+            del self._started[claim.attempt.id]
+        seen = Seen(
+            observation=observation,
+            status=claim.job.status,
+            cancel_requested=claim.job.cancel_requested_at is not None,
+            overdue=self._limits.overdue(claim) is not None,
+            starting=start is not None and self._monotonic() < start.until,
+        )
+        return next_step(seen)
+
+    def _notice_silence(self, claim: Claim, observation: Observation) -> None:
+        """Tell once of a supervisor that lives and writes nothing: it is frozen, or its disk is full."""
+        if not observation.supervised or (observation.heartbeat_age or 0.0) < SILENT_SECONDS:
+            self._silent.discard(claim.attempt.id)
+        elif claim.attempt.id not in self._silent:
+            self._silent.add(claim.attempt.id)
+            logger.warning("supervisor_silent", extra=_ids(claim) | {"seconds": observation.heartbeat_age})
+
+    async def _launch(self, claim: Claim) -> None:
+        try:
+            spec = await self._launcher.resolve(claim)
+            fault_point("before-spec")
+            with disk_trouble():
+                await asyncio.to_thread(supervision.prepare, self._folder(claim), spec)
+        except LaunchError as error:
+            logger.warning("launch_refused", extra=_ids(claim) | {"reason": error.reason, **error.params})
+            end = End(status=JobStatus.FAILED, reason=error.reason, params=error.params)
+            await self._end_unlaunched(claim, end, final=False)
+            return
+        fault_point("after-spec")
+        if clock_since_boot() - self._heard_at > SURE_SECONDS:
+            return  # this process stood still: the job may be another node's by now; the next round looks
+        await self._start(claim, supervision.start)
+        fault_point("supervisor-asked")
+
+    async def _end_unstarted(self, claim: Claim) -> None:
+        folder = self._folder(claim)
+        if folder.exists():  # a supervisor that is late must find the wish, not only an ended row
+            await asyncio.to_thread(supervision.request_stop, folder, EndReason.CANCELLED)
+        end = End(status=JobStatus.CANCELLED, reason=EndReason.CANCELLED, params={})
+        await self._end_unlaunched(claim, end, final=True)
+
+    async def _end_lost(self, claim: Claim) -> None:
+        """End a job whose folder is gone, but not while something of it lives."""
+        found, left = await asyncio.to_thread(end_strays, claim.attempt.id)
+        logger.warning("folder_lost", extra=_ids(claim) | {"processes": found, "unkillable": left})
+        if left:
+            raise RuntimeError(f"{left} processes of the attempt cannot be killed")
+        # final: a process without our mark may be left, and the script must not run twice
+        end = End(status=JobStatus.FAILED, reason=EndReason.SUPERVISOR_LOST, params={"detail": ""})
+        await self._end_unlaunched(claim, end, final=True)
+
+    async def _end_unlaunched(self, claim: Claim, end: End, *, final: bool) -> None:
+        await self._settler.end_unlaunched(claim, end, final=final)
+        self._forget(claim)
+
+    async def _start(self, claim: Claim, start: Callable[[Path], None]) -> None:
+        folder = self._folder(claim)
+        phase = supervision.observe(folder).phase
+        await asyncio.to_thread(start, folder)
+        self._started[claim.attempt.id] = _Start(phase=phase, until=self._monotonic() + STARTING_SECONDS)
+
+    async def _mark_running(self, claim: Claim) -> None:
+        async with self._database.writing() as session:
+            await store.mark_running(session, claim, now=await database_now(session))
+        fault_point("running")
+        await self._refresh(claim)
+        process = supervision.observe(self._folder(claim)).process
+        if process is not None:
+            await self._launcher.launched(claim, process.pid)
+        logger.info("job_running", extra=_ids(claim))
+
+    async def _stop(self, claim: Claim) -> None:
+        # the file first: after a crash in between, the next round writes the status
+        wished = claim.job.cancel_requested_at is not None
+        reason = EndReason.CANCELLED if wished else self._limits.overdue(claim) or EndReason.CANCELLED
+        await asyncio.to_thread(supervision.request_stop, self._folder(claim), reason)
+        fault_point("stop-asked")
+        if claim.job.status is not JobStatus.STOPPING:
+            async with self._database.writing() as session:
+                await store.mark_stopping(session, claim, now=await database_now(session))
+            fault_point("stopping")
+            await self._refresh(claim)
+            logger.info("job_stopping", extra=_ids(claim))
+
+    async def _settle(self, claim: Claim) -> None:
+        exit_record = supervision.observe(self._folder(claim)).exit
+        assert exit_record is not None
+        if claim.job.status is JobStatus.LAUNCHING and exit_record.started_at is not None:
+            await self._mark_running(claim)  # it came and went between two looks
+            claim = self._claims[claim.attempt.id]
+        task = asyncio.create_task(self._settle_and_forget(claim, exit_record), name=f"settle {claim.job.id}")
+        self._settling[claim.attempt.id] = task
+
+    async def _settle_and_forget(self, claim: Claim, exit_record: ExitRecord) -> None:
+        early = asyncio.create_task(self._release_early(claim, exit_record))
+        try:
+            await self._settler.settle(claim, exit_record)
+            fault_point("settled")
+            self._forget(claim)
+            self.wake()  # its slot is free, the next in the chain may run
+        except Exception as error:
+            # tried again: exit record and outputs are still there
+            self._let_rest(claim, "settle_failed", error)
+        else:
+            await self._remove(self._folder(claim))
+        finally:
+            early.cancel()
+            self.wake()
+
+    async def _release_early(self, claim: Claim, exit_record: ExitRecord) -> None:
+        """Give the accelerators back when settling takes its time: nothing of the attempt is left to use them."""
+        if not claim.attempt.accelerators or exit_record.unkillable:
+            return
+        await asyncio.sleep(LONG_SETTLING_SECONDS)
+        with contextlib.suppress(*TROUBLE):  # the end releases them in any case
+            async with self._database.writing() as session:
+                now = await database_now(session)
+                await leases.end_of_attempt(session, claim.attempt.id, proven_empty=True, now=now)
+            self.wake()
+
+    def _let_rest(self, claim: Claim, event: str, error: Exception) -> None:
+        """Leave an attempt alone for a while, longer each time."""
+        before = self._rests.get(claim.attempt.id)
+        failures = before.failures + 1 if before is not None else 1
+        seconds = rest_seconds(failures)
+        self._rests[claim.attempt.id] = _Rest(failures=failures, until=self._monotonic() + seconds)
+        log_trouble(logger, event, error, _ids(claim) | {"next_try_in": seconds})
+
+    async def _project(self) -> None:
+        """Keep up with scripts that report through their output; settling attempts are projected by the settler."""
+        if self._monotonic() - self._last_projection < PROJECTION_SECONDS:
+            return
+        self._last_projection = self._monotonic()
+        running = [claim for claim in self._claims.values() if claim.attempt.id not in self._settling]
+        await self._projections.advance(running)
+
+    async def _refresh(self, claim: Claim) -> None:
+        async with self._database.reading() as session:
+            job = await store.get(session, claim.job.id)
+        self._claims[claim.attempt.id] = Claim(job=job, attempt=claim.attempt)
+
+    def _forget(self, claim: Claim) -> None:
+        for known in (self._claims, self._started, self._rests):
+            known.pop(claim.attempt.id, None)
+        self._silent.discard(claim.attempt.id)
+
+    # ---- folders ----------------------------------------------------------------------------------------------------
+
+    async def _clear_folders(self) -> None:
+        """Remove the folders of ended attempts, and end what runs although no live row knows it: orphans.
+
+        The first are left by a crash between an end and the removal, the second by a database that was restored and
+        by a node that was declared dead. While there are orphans, every round looks.
+        """
+        if self._monotonic() - self._last_orphan_look < ORPHAN_SECONDS and not self._orphans:
+            return
+        self._last_orphan_look = self._monotonic()
+        await asyncio.to_thread(supervision.finish_removals, self._home.attempts)
+        orphans: set[str] = set()
+        for folder in await asyncio.to_thread(supervision.list_attempts, self._home.attempts):
+            if folder.name in self._claims or folder.name in self._settling:
+                continue
+            try:
+                if not await self._clear_folder(folder):
+                    orphans.add(folder.name)
+            except TROUBLE:
+                raise
+            except Exception:
+                logger.exception("folder_not_cleared", extra={"attempt": folder.name})
+        self._orphans = orphans
+
+    async def _clear_folder(self, folder: Path) -> bool:
+        """Remove the folder of an attempt that has ended, else see to its end. False: something of it may run."""
+        observation = supervision.observe(folder)
+        begun = observation.supervised or observation.phase in (AttemptPhase.STARTED, AttemptPhase.RUNNING)
+        if observation.exit is not None or not begun:
+            await self._settler.follow_up(folder.name)
+            await self._remove(folder)
+            return True
+        if not (observation.supervised and observation.stopping):
+            logger.warning("orphan_stopped", extra={"attempt": folder.name})
+            await asyncio.to_thread(supervision.request_stop, folder, "orphan")
+            if not observation.supervised:  # its supervisor died, the script may live
+                await asyncio.to_thread(supervision.adopt, folder)
+        return False
+
+    async def _look_after_quarantine(self) -> None:
+        """Give accelerators back whose attempts ended with processes that could not be killed, once those are gone."""
+        if self._monotonic() - self._last_quarantine_look < QUARANTINE_SECONDS:
+            return
+        self._last_quarantine_look = self._monotonic()
+        async with self._database.reading() as session:
+            suspects = await leases.quarantined_attempts(session, self._node_id)
+        gone = [one for one in suspects if not await asyncio.to_thread(supervision.has_processes, one)]
+        if gone:
+            async with self._database.writing() as session:
+                await leases.release_proven(session, gone, now=await database_now(session))
+            logger.info("quarantine_lifted", extra={"attempts": gone})
+
+    async def _remove(self, folder: Path) -> None:
+        deadline = self._monotonic() + REMOVAL_SECONDS
+        while True:
+            try:
+                await asyncio.to_thread(supervision.remove, folder)
+            except AttemptIsSupervised:
+                if self._monotonic() > deadline:
+                    return  # the next look clears it
+                await asyncio.sleep(0.02)
+            except OSError as error:
+                logger.warning("folder_not_removed", extra={"attempt": folder.name, "error": str(error)})
+                return
+            else:
+                return
+
+    def _folder(self, claim: Claim) -> Path:
+        return self._home.attempts / claim.attempt.id
+
+    # ---- waiting ----------------------------------------------------------------------------------------------------
+
+    async def _watch(self, stopping: asyncio.Event) -> None:
+        """Look at the folders, and beat, until the next round is due or there is something to do in one."""
+        deadline = self._monotonic() + self._timing.poll_seconds
+        while not stopping.is_set() and not self._woken.is_set() and self._monotonic() < deadline:
+            if any(self._step(claim) is not Step.WAIT for claim in self._claims.values()):
+                await asyncio.sleep(LEAST_PAUSE_SECONDS)
+                return
+            await self._beat()
+            await self._project()
+            await self._limits.look(list(self._claims.values()))
+            due = min(deadline, self._last_beat + self._timing.beat_seconds)
+            if self._claims:
+                due = min(due, self._monotonic() + self._timing.watch_seconds)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), timeout=max(due - self._monotonic(), 0.0))
+
+    async def _finish_settling(self) -> None:
+        """Let ends that are nearly written be written; a model that is still being hashed waits for the next worker."""
+        if self._settling:
+            _, late = await asyncio.wait(list(self._settling.values()), timeout=STOPPING_SECONDS)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A supervisor that we started: how far the attempt was then, and until when it may be on its way."""
+
+    phase: AttemptPhase
+    until: float
+
+
+@dataclass(frozen=True)
+class _Rest:
+    failures: int
+    until: float
+
+
+class NodeIsTaken(Exception):
+    """Another agent holds this node's lock."""
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`; raise `NodeIsTaken` when another process does. A crash releases it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise NodeIsTaken(str(path)) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _ids(claim: Claim) -> dict[str, object]:
+    return {"job_id": claim.job.id, "attempt": claim.attempt.number, "kind": claim.job.kind}

@@ -1,0 +1,1 @@
+"""What a stage says: its log, events, curves, streams."""

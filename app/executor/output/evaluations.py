@@ -1,0 +1,56 @@
+"""What a run reached, from its events: scores on held-out rows before and after, and the last value of each curve."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from app.executor.attempts.run_folder import RunFolder
+from app.executor.output.stage_events import EvaluationEvent, MetricsEvent, RunEvents
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A score on held-out rows; None where the script has not measured (yet)."""
+
+    name: str
+    before: float | None
+    after: float | None
+    samples: int | None
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What an attempt reached: its scores, and the last number of every curve."""
+
+    evaluations: tuple[Evaluation, ...]
+    metrics: dict[str, float]
+
+
+def reached(folder: RunFolder) -> Reached:
+    """Read the events of an attempt that has ended; blocks."""
+    evaluations: list[EvaluationEvent] = []
+    metrics: dict[str, float] = {}
+    for event in RunEvents(folder).read():
+        match event:
+            case EvaluationEvent():
+                evaluations.append(event)
+            case MetricsEvent():
+                metrics |= {name: value for name, value in event.values.items() if value is not None}
+            case _:
+                pass
+    return Reached(evaluations=paired_evaluations(evaluations), metrics=metrics)
+
+
+def paired_evaluations(events: Iterable[EvaluationEvent]) -> tuple[Evaluation, ...]:
+    """Join the `before` and `after` of each score, in the order in which they were first reported."""
+    found: dict[str, dict[str, EvaluationEvent]] = {}
+    for event in events:
+        found.setdefault(event.name, {})[event.phase] = event
+    return tuple(
+        Evaluation(
+            name=name,
+            before=phases["before"].value if "before" in phases else None,
+            after=phases["after"].value if "after" in phases else None,
+            samples=next(iter(reversed(phases.values()))).samples,
+        )
+        for name, phases in found.items()
+    )

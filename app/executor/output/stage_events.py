@@ -1,0 +1,356 @@
+"""Events of a stage: JSON lines that a script (or the log projection) appends to a file, and that readers follow.
+
+Whoever writes them is not under our control: a line that is foreign, broken or over-long is skipped and counted, and
+the values of the others are made safe to store and send (finite numbers, valid text of bounded length).
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.executor.attempts.run_folder import RunFolder
+
+MAX_LINE_BYTES = 1024 * 1024
+READ_BYTES = 4 * 1024 * 1024
+_MAX_TEXT = 10_000
+_MAX_NAME = 200
+_MAX_VALUES = 500
+_MAX_STEP = 2**53
+
+
+@dataclass(frozen=True)
+class MetricsEvent:
+    """Named numbers at a step; a value that was NaN, infinite or null is None."""
+
+    time: float
+    step: int
+    values: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class ProgressEvent:
+    """How far the stage is: steps of a total, or a percentage where the total is not known."""
+
+    time: float
+    step: int
+    total: int | None = None
+    message: str | None = None
+    percent: float | None = None
+
+
+@dataclass(frozen=True)
+class ArtifactEvent:
+    """A file that the script made."""
+
+    time: float
+    path: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class EvaluationEvent:
+    """A score on held-out samples, before or after the training."""
+
+    time: float
+    name: str
+    phase: str
+    value: float | None
+    samples: int
+
+
+@dataclass(frozen=True)
+class NoteEvent:
+    """A sentence for the person who watches."""
+
+    time: float
+    message: str
+
+
+@dataclass(frozen=True)
+class RecordEvent:
+    """A log record of the contract (`write_log`) that is no metric: its code and what it carries."""
+
+    time: float
+    code: int
+    level: str
+    detail: str
+
+
+StageEvent = MetricsEvent | ProgressEvent | ArtifactEvent | EvaluationEvent | NoteEvent | RecordEvent
+
+_TYPE_NAMES: dict[type[StageEvent], str] = {
+    MetricsEvent: "metrics",
+    ProgressEvent: "progress",
+    ArtifactEvent: "artifact",
+    EvaluationEvent: "evaluation",
+    NoteEvent: "note",
+    RecordEvent: "record",
+}
+
+
+class BrokenEvent(ValueError):
+    """A line that is no event."""
+
+
+def parse_event(line: bytes) -> StageEvent | None:
+    """Read one line; None for a line that is well-formed but says nothing (blank, bookmark).
+
+    Raises `BrokenEvent` for everything else that is no event.
+    """
+    if not line.strip():
+        return None
+    if len(line) > MAX_LINE_BYTES:
+        raise BrokenEvent("line too long")
+    try:
+        document = json.loads(line)
+        return _event(document)
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as exc:
+        raise BrokenEvent(str(exc)) from exc
+
+
+def event_document(event: StageEvent) -> dict[str, Any]:
+    """Return the event as the JSON object that stands in a file; what is not known is left out or null."""
+    document: dict[str, Any] = {"type": _TYPE_NAMES[type(event)], **vars(event)}
+    if isinstance(event, ProgressEvent) and event.percent is None:
+        del document["percent"]
+    return document
+
+
+def finite(value: object) -> float | None:
+    """Return a number as a finite float; None for everything that is none, such as NaN, infinity, null or a flag."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def clean_text(value: object, limit: int = _MAX_TEXT) -> str:
+    """Return text that databases and encoders take: no lone surrogates, no NUL, bounded."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text[:limit].encode("utf-8", "replace").decode("utf-8").replace("\x00", "")
+
+
+def _event(document: Any) -> StageEvent | None:
+    if not isinstance(document, dict):
+        raise BrokenEvent("not an object")
+    time = finite(document.get("time")) or 0.0
+    match document.get("type"):
+        case "metrics":
+            return MetricsEvent(time=time, step=_step(document["step"]), values=_values(document["values"]))
+        case "progress":
+            return _progress(document, time=time)
+        case "artifact":
+            return ArtifactEvent(time=time, path=_text(document["path"]), kind=_text(document.get("kind", "file")))
+        case "evaluation":
+            return _evaluation(document, time=time)
+        case "note":
+            return NoteEvent(time=time, message=_text(document["message"]))
+        case "record":
+            level, detail = _text(document["level"]), _text(document["detail"])
+            return RecordEvent(time=time, code=_step(document["code"]), level=level, detail=detail)
+        case "offset":  # a bookmark of the log projection
+            return None
+        case other:
+            raise BrokenEvent(f"unknown type {other!r}")
+
+
+def _progress(document: dict[str, Any], *, time: float) -> ProgressEvent:
+    total = document.get("total")
+    message = document.get("message")
+    return ProgressEvent(
+        time=time,
+        step=_step(document["step"]),
+        total=None if total is None else _step(total),
+        message=None if message is None else _text(message),
+        percent=finite(document.get("percent")),
+    )
+
+
+def _evaluation(document: dict[str, Any], *, time: float) -> EvaluationEvent:
+    phase = document["phase"]
+    if phase not in ("before", "after"):
+        raise BrokenEvent("phase is neither before nor after")
+    return EvaluationEvent(
+        time=time,
+        name=_text(document["name"])[:_MAX_NAME],
+        phase=phase,
+        value=finite(document["value"]),
+        samples=_step(document.get("samples", 0)),
+    )
+
+
+def _step(value: object) -> int:
+    number = finite(value) if not isinstance(value, str) else None
+    if number is None or number < 0 or number > _MAX_STEP or number != int(number):
+        raise BrokenEvent("not a count")
+    return int(number)
+
+
+def _values(values: object) -> dict[str, float | None]:
+    if not isinstance(values, dict):
+        raise BrokenEvent("values are no object")
+    named = list(values.items())[:_MAX_VALUES]
+    # a value of another kind (text, a list) is no metric; null and NaN are holes
+    return {
+        clean_text(name, _MAX_NAME): finite(value)
+        for name, value in named
+        if value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    }
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise BrokenEvent("not a text")
+    return clean_text(value)
+
+
+class EventReader:
+    """Reads the events of one file as they come. A half-written last line waits for its end.
+
+    `offset` is the byte behind the last line that was read; a new reader can go on there.
+    """
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        self._path = path
+        self._inside_long_line = False
+        self.offset = offset
+        self.skipped = 0
+
+    def read(self, limit: int = READ_BYTES) -> list[StageEvent]:
+        """Return the events in the next `limit` bytes (at least one line's worth); empty when there is nothing new."""
+        data = _read_at(self._path, self.offset, max(limit, MAX_LINE_BYTES))
+        complete, _, rest = data.rpartition(b"\n") if b"\n" in data else (b"", b"", data)
+        self.offset += len(data) - len(rest)
+        lines = complete.split(b"\n") if len(rest) < len(data) else []
+        if self._inside_long_line and lines:
+            del lines[0]
+            self._inside_long_line = False
+        if len(rest) >= MAX_LINE_BYTES:
+            self._skip_long(len(rest))
+        return self._parse(lines)
+
+    def batches(self) -> Iterator[list[StageEvent]]:
+        """Yield the events up to the present end of the file, some megabytes at a time."""
+        while True:
+            before = self.offset
+            events = self.read()
+            if self.offset == before:
+                return
+            yield events
+
+    def _skip_long(self, size: int) -> None:
+        self.offset += size
+        if not self._inside_long_line:
+            self.skipped += 1
+        self._inside_long_line = True
+
+    def _parse(self, lines: Sequence[bytes]) -> list[StageEvent]:
+        events: list[StageEvent] = []
+        for line in lines:
+            try:
+                event = parse_event(line)
+            except BrokenEvent:
+                self.skipped += 1
+                continue
+            if event is not None:
+                events.append(event)
+        return events
+
+
+def _read_at(path: Path, offset: int, limit: int) -> bytes:
+    try:
+        with path.open("rb", buffering=0) as file:
+            return os.pread(file.fileno(), limit, offset)
+    except FileNotFoundError:
+        return b""
+
+
+@dataclass(frozen=True)
+class EventPosition:
+    """How far a reader is in an attempt's two event files, and what it knows of them; as text it fits a stream id."""
+
+    own: int = 0
+    projected: int = 0
+    own_metrics: bool = False
+    own_progress: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.own}.{self.projected}.{2 * self.own_metrics + self.own_progress}"
+
+    @classmethod
+    def parse(cls, text: str) -> "EventPosition":
+        """Read the text form; raises ValueError for anything else."""
+        own, projected, flags = (int(part) for part in text.split("."))
+        if min(own, projected, flags) < 0:
+            raise ValueError("a position is not negative")
+        return cls(own=own, projected=projected, own_metrics=bool(flags & 2), own_progress=bool(flags & 1))
+
+
+class RunEvents:
+    """Follows the events of one attempt: what the script wrote itself, and what was found in its output.
+
+    A script that uses our helper says everything twice. Metrics from the output therefore count only while the script
+    has written none itself; the same holds for progress. Records stand in the output only.
+    """
+
+    def __init__(self, folder: RunFolder, position: EventPosition | None = None) -> None:
+        position = position or EventPosition()
+        self._own = EventReader(folder.events, position.own)
+        self._projected = EventReader(folder.projected_events, position.projected)
+        self._own_metrics = position.own_metrics
+        self._own_progress = position.own_progress
+
+    @property
+    def position(self) -> EventPosition:
+        """Return where a new reader can go on."""
+        return EventPosition(
+            own=self._own.offset,
+            projected=self._projected.offset,
+            own_metrics=self._own_metrics,
+            own_progress=self._own_progress,
+        )
+
+    @property
+    def skipped(self) -> int:
+        """Return how many lines were no events."""
+        return self._own.skipped + self._projected.skipped
+
+    @property
+    def has_own_metrics(self) -> bool:
+        """Say whether the script writes metrics itself."""
+        return self._own_metrics
+
+    def read(self) -> Iterator[StageEvent]:
+        """Yield what is new in both files, up to their present ends; never holds more than a few megabytes."""
+        for batch in self.batches():
+            yield from batch
+
+    def batches(self) -> Iterator[list[StageEvent]]:
+        """Yield what `read` does in pieces; `position` is behind the last one."""
+        for own in self._own.batches():
+            self._own_metrics |= any(isinstance(event, MetricsEvent) for event in own)
+            self._own_progress |= any(isinstance(event, ProgressEvent) for event in own)
+            yield own
+        for projected in self._projected.batches():
+            yield [event for event in projected if self._counts(event)]
+
+    def _counts(self, event: StageEvent) -> bool:
+        match event:
+            case MetricsEvent():
+                return not self._own_metrics
+            case ProgressEvent():
+                return not self._own_progress
+            case _:
+                return True

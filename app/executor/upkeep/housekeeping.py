@@ -1,0 +1,189 @@
+"""Removes what is old enough: run folders of failed jobs and of questions, checkpoints, logs, rows nobody needs.
+
+One process of an installation keeps house at a time: the turn is taken by a conditional update and held by a lease on
+the database's clock, so a process that dies gives it up by itself. Small steps, in threads, with no session open; what
+a step was cut off in is found again by the next run. What is not certain stays: jobs that are not ended, folders of no
+job of ours, links, and every folder of a living model.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+from app.domain.errors import Conflict
+from app.domain.retention import Leftover, Retention, too_old
+from app.executor.upkeep import leftovers
+from app.executor.upkeep.background import Stopping, keep_doing
+from app.store import housekeeping as store
+from app.store.clock import database_now
+from app.store.home import Home
+from app.store.models import living_paths
+from app.store.session import Database
+
+logger = logging.getLogger(__name__)
+
+EVERY = timedelta(hours=1)
+LEASE = timedelta(minutes=10)
+LOOK_SECONDS = 300.0
+JOBS_AT_ONCE = 100
+
+
+class HousekeepingRunning(Conflict):
+    """Another process is at it."""
+
+    code = "housekeeping_running"
+
+
+@dataclass(frozen=True)
+class Removed:
+    """How much of a kind goes or went; bytes are those of files."""
+
+    leftover: Leftover
+    count: int = 0
+    size_bytes: int = 0
+
+    def plus(self, count: int, size_bytes: int = 0) -> "Removed":
+        """Return the sum."""
+        return Removed(self.leftover, self.count + count, self.size_bytes + size_bytes)
+
+
+class Housekeeper:
+    """Keeps house now and then, or when asked."""
+
+    def __init__(self, *, database: Database, home: Home, retention: Retention) -> None:
+        self._database = database
+        self._home = home
+        self._retention = retention
+
+    async def run_now_and_then(self, stopping: Stopping) -> None:
+        """Keep house whenever it is due and nobody else does, until told to stop."""
+
+        async def look() -> None:
+            if await self._take_turn(unasked=True) is not None:
+                logger.info("housekeeping_done")
+
+        await keep_doing(look, every=LOOK_SECONDS, stopping=stopping, event="housekeeping_failed")
+
+    async def run(self) -> Sequence[Removed]:
+        """Remove what is too old now; `HousekeepingRunning` while another process does."""
+        removed = await self._take_turn(unasked=False)
+        if removed is None:
+            raise HousekeepingRunning
+        return removed
+
+    async def preview(self) -> Sequence[Removed]:
+        """Return what a run would remove now; nothing is changed."""
+        return await _Round(self._database, self._home, self._retention, remove=False).all()
+
+    async def _take_turn(self, *, unasked: bool) -> Sequence[Removed] | None:
+        holder = str(uuid4())
+        async with self._database.writing() as session:
+            if not await store.take_turn(session, holder, lease=LEASE, unasked=unasked):
+                return None
+
+        async def keep() -> None:
+            async with self._database.writing() as session:
+                if not await store.keep_turn(session, holder, lease=LEASE):
+                    raise HousekeepingRunning
+
+        try:
+            return await _Round(self._database, self._home, self._retention, remove=True, keep_turn=keep).all()
+        finally:
+            async with self._database.writing() as session:
+                await store.give_turn_back(session, holder, next_in=EVERY)
+
+
+_Act = Callable[..., Awaitable[int]]
+
+
+async def _nothing_to_keep() -> None: ...
+
+
+class _Round:
+    """One look at everything."""
+
+    def __init__(
+        self,
+        database: Database,
+        home: Home,
+        retention: Retention,
+        *,
+        remove: bool,
+        keep_turn: Callable[[], Awaitable[None]] = _nothing_to_keep,
+    ) -> None:
+        self._database = database
+        self._home = home
+        self._retention = retention
+        self._remove = remove
+        self._keep_turn = keep_turn
+        self._removed = {leftover: Removed(leftover) for leftover in Leftover}
+
+    async def all(self) -> Sequence[Removed]:
+        async with self._database.reading() as session:
+            now = await database_now(session)
+        await self._runs(now)
+        await self._logs(now)
+        await self._rows(Leftover.DELIVERIES, store.old_deliveries, now)
+        await self._rows(Leftover.IDEMPOTENCY_KEYS, store.old_idempotency_keys, now)
+        found = list(self._removed.values())
+        if self._remove and any(entry.count for entry in found):
+            fields = {entry.leftover.value: f"{entry.count} ({entry.size_bytes} bytes)" for entry in found}
+            logger.info("leftovers_removed", extra=fields)
+        return found
+
+    async def _runs(self, now: datetime) -> None:
+        batches = leftovers.job_folders(self._home.runs, at_once=JOBS_AT_ONCE)
+        while batch := await asyncio.to_thread(next, batches, None):
+            await self._keep_turn()
+            async with self._database.reading() as session:
+                runs = await store.ended_runs(session, batch)
+            for job_id, run in runs.items():
+                leftover = too_old(run, self._retention, now)
+                if leftover is not None:
+                    await self._run(job_id, leftover)
+
+    async def _run(self, job_id: str, leftover: Leftover) -> None:
+        folder = self._home.runs / job_id
+        async with self._database.reading() as session:
+            keep = [
+                self._home.absolute(path) for path in await living_paths(session, inside=self._home.relative(folder))
+            ]
+        if leftover is Leftover.CHECKPOINTS:
+            found = await asyncio.to_thread(leftovers.checkpoints, folder, keep=keep)
+            await self._paths(leftover, found, root=self._home.runs)
+        elif not keep:  # a model lives there: its folder is not a leftover, whatever became of the job
+            await self._paths(leftover, [folder], root=self._home.runs)
+
+    async def _logs(self, now: datetime) -> None:
+        limit = self._retention.limit(Leftover.SCRIPT_LOGS, now)
+        if limit is not None:
+            found = await asyncio.to_thread(leftovers.old_logs, self._home.logs, limit)
+            await self._paths(Leftover.SCRIPT_LOGS, found, root=self._home.logs)
+
+    async def _paths(self, leftover: Leftover, paths: Iterable[Path], *, root: Path) -> None:
+        for path in paths:
+            size = await asyncio.to_thread(leftovers.size_of, path)
+            if self._remove and not await asyncio.to_thread(leftovers.remove, path, root=root):
+                logger.warning("leftover_kept", extra={"path": str(path)})
+                continue
+            self._removed[leftover] = self._removed[leftover].plus(1, size)
+
+    async def _rows(self, leftover: Leftover, act: _Act, now: datetime) -> None:
+        limit = self._retention.limit(leftover, now)
+        if limit is None:
+            return
+        while True:
+            count = await self._in_session(act, limit)
+            self._removed[leftover] = self._removed[leftover].plus(count)
+            if not self._remove or count == 0:
+                return
+            await self._keep_turn()
+
+    async def _in_session(self, act: _Act, limit: datetime) -> int:
+        opened = self._database.writing() if self._remove else self._database.reading()
+        async with opened as session:
+            return await act(session, limit, remove=self._remove)
