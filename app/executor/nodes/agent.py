@@ -2,8 +2,8 @@
 
 It runs in `deepe worker` as the process's main loop. Nothing here runs a stage: a stage belongs to its detached
 supervisor and goes on when this process dies; the next agent finds it by its folder. A crash at any point is met by
-the next round, which looks at rows and folders again (`attempts.reconcile`). The folder goes last, when nothing is left to
-write down.
+the next round, which looks at rows and folders again (`app/executor/attempts/reconcile.py`). The folder goes last,
+when nothing is left to write down.
 
 A round talks to the database, every `poll_seconds` or at once after a hint. A supervisor that has something new to show
 strikes the node's bell; should nobody have heard it, the folders are looked at every `watch_seconds`, which is cheap.
