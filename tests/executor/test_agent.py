@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -38,6 +39,7 @@ class WatchedDatabase(Database):
     after_read: Callable[[], Awaitable[None]] | None = None
     broken = False
     reads = 0
+    writes = 0
 
     @contextlib.asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncSession]:
@@ -48,6 +50,12 @@ class WatchedDatabase(Database):
             yield session
         if self.after_read is not None:
             await self.after_read()
+
+    @contextlib.asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncSession]:
+        self.writes += 1
+        async with super().writing() as session:
+            yield session
 
 
 class Launcher:
@@ -374,6 +382,11 @@ class TestSettling:
         assert bench.launcher.resolved == [job_id]
 
 
+async def rounds(bench: Bench, count: int) -> bool:
+    """Say whether the agent has looked at the database often enough for so many rounds."""
+    return bench.database.reads >= 2 * count
+
+
 class TestWaiting:
     async def test_beats_between_rare_rounds(self, bench: Bench) -> None:
         bench.timing = Timing(poll_seconds=300, watch_seconds=0.01, beat_seconds=0.05)
@@ -385,7 +398,18 @@ class TestWaiting:
 
             await until(beaten, "beats")
 
-        assert bench.database.reads == 2  # what runs, and whether something is quarantined
+        assert bench.database.reads == 3  # what runs, what is quarantined, what waits
+
+    async def test_round_in_which_nobody_waits_writes_nothing(self, bench: Bench) -> None:
+        bench.timing = replace(QUICK, beat_seconds=600)
+
+        async with bench.running():
+            await until(lambda: rounds(bench, 2), "rounds")
+            writes = bench.database.writes
+            await until(lambda: rounds(bench, 20), "rounds")
+
+            assert bench.database.writes == writes
+            await bench.reaches(await job_rows.add_job(bench.plain), JobStatus.SUCCEEDED)
 
     async def test_wake_looks_at_once(self, bench: Bench) -> None:
         bench.timing = Timing(poll_seconds=300, watch_seconds=0.01, beat_seconds=300)

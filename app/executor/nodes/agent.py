@@ -211,8 +211,10 @@ class NodeAgent:
         if standing is not Standing.READY or self._orphans:  # what runs goes on, nothing begins
             return
         await self._presence.request_builds()
+        async with self._database.reading() as session:  # a claim is a writing transaction: not where nobody waits
+            waiting = {demand.kind for demand in await store.waiting_demands(session)}
         for lane in self._lanes:
-            while await self._claim_one(lane):
+            while lane.kinds & waiting and await self._claim_one(lane):
                 pass
 
     async def _beat(self) -> None:
