@@ -27,6 +27,7 @@ demo: $(VENV)/.service
 	@$(BIN)/deepe demo
 
 test: $(VENV)/.dev
+	@$(BIN)/python -m tests.training_environment
 	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS)
 
 SEED ?= 1

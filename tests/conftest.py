@@ -4,10 +4,7 @@ A Postgres or Redis that cannot be started is a failure, not a skip: what is not
 """
 
 import asyncio
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -16,16 +13,10 @@ import pluggy
 import pytest
 import sqlalchemy as sa
 
-from app.executor.attempts.activation import interpreter
-from app.executor.environments.environments import planned_prefix
-from app.presets.catalogue import environment_specs
-from app.registry.environment_spec import parse_spec
 from app.store.migrate import upgrade
 from app.store.session import Database
+from tests import training_environment
 from tests.servers import RedisServer, postgres_url, private_postgres, private_redis
-
-ROOT = Path(__file__).resolve().parents[1]
-ENVIRONMENTS = ROOT / ".cache" / "envs"
 
 BACKENDS = [
     pytest.param("sqlite", id="sqlite"),
@@ -97,23 +88,8 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 
 @pytest.fixture(scope="session")
 def training_python() -> Path:
-    """Return the interpreter of the `trl` environment, built by our own builder on first use (some minutes).
-
-    It is kept in `.cache/` between runs. `DEEPE_TEST_PYTHON` names a ready one instead.
-    """
-    ready = os.environ.get("DEEPE_TEST_PYTHON")
-    if ready:
-        return Path(ready)
-    spec_file = environment_specs()["trl"]
-    subprocess.run(
-        [
-            sys.executable, "-m", "app.executor.environments.build_environment",
-            "--name", "trl", "--envs", str(ENVIRONMENTS), "--spec", str(spec_file), "--builder", "venv",
-        ],
-        cwd=ROOT,
-        check=True,
-    )  # fmt: skip
-    return interpreter(planned_prefix("trl", parse_spec(spec_file.read_text("utf-8")), ENVIRONMENTS))
+    """Return the interpreter of the `trl` environment (`tests.training_environment`)."""
+    return training_environment.ready()
 
 
 def _fresh_database(request: pytest.FixtureRequest, tmp_path: Path, *, backend: str) -> Iterator[str]:

@@ -69,7 +69,7 @@ class Condition(_Frozen):
 
     pointer: str
     equals: Any = None
-    one_of: list[Any] | None = None
+    one_of: list[str] | None = None
 
 
 class FormField(_Frozen):

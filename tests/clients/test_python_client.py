@@ -15,8 +15,8 @@ import pytest
 
 from app.presets.catalogue import ROOM
 from tests.clients.document import write_document
-from tests.conftest import ROOT
 from tests.e2e.installation import Installation
+from tests.training_environment import ROOT
 from tests.worker.harness import make_base
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.xdist_group("python-client")]

