@@ -294,8 +294,8 @@ MUTANTS = (
     _mutant(
         "second worker of a node",
         _AGENT,
-        "            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
-        "            pass\n",
+        "                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+        "                pass\n",
         "tests/executor/test_agent.py::TestNothingRunsTwice::test_second_agent_of_a_node_is_refused",
     ),
     _mutant(

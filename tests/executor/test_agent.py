@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -228,6 +229,15 @@ class TestNothingRunsTwice:
     async def test_second_agent_of_a_node_is_refused(self, tmp_path: Path) -> None:
         with exclusive(tmp_path / "agent.lock"), pytest.raises(NodeIsTaken), exclusive(tmp_path / "agent.lock"):
             pass
+
+        with exclusive(tmp_path / "agent.lock"):
+            pass
+
+    async def test_lock_that_a_dying_agent_still_holds_is_waited_for(self, tmp_path: Path) -> None:
+        """A child that it was about to start has a copy of the descriptor until it becomes another program."""
+        held = exclusive(tmp_path / "agent.lock")
+        held.__enter__()
+        threading.Timer(0.2, held.__exit__, (None, None, None)).start()
 
         with exclusive(tmp_path / "agent.lock"):
             pass

@@ -54,6 +54,7 @@ logger = logging.getLogger(__name__)
 # Nobody can have declared a node dead that was heard of so lately: what was claimed before may still be started.
 SURE_SECONDS = NODE_SILENT_AFTER.total_seconds() - 10.0
 STARTING_SECONDS = 5.0  # how long a supervisor may take to lock its folder before it is started again
+LOCK_SECONDS = 1.0  # how long a worker waits for the lock of its node
 SILENT_SECONDS = 30.0  # six missed beats of a supervisor
 ORPHAN_SECONDS = 60.0
 QUARANTINE_SECONDS = 10.0
@@ -587,14 +588,22 @@ class NodeIsTaken(Exception):
 
 @contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`; raise `NodeIsTaken` when another process does. A crash releases it."""
+    """Hold the lock file `path`; raise `NodeIsTaken` when another process does. A crash releases it.
+
+    Not always at once: a child that the dead one was about to start holds it until it has become another program.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise NodeIsTaken(str(path)) from error
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise NodeIsTaken(str(path)) from error
+            time.sleep(0.02)
         yield
     finally:
         os.close(descriptor)
