@@ -9,7 +9,7 @@ help:
 	@echo "make demo    install, start the service, and train, save and ask a model for real"
 	@echo "make test    install what the tests need and run them all"
 	@echo "make check   format, lint, types, imports"
-	@echo "make chaos   random faults: SEED=n FAULTS=n DATABASE=sqlite|postgres"
+	@echo "make chaos   random faults: SEED=n FAULTS=n DATABASE=sqlite|postgres, WARM=1 for long runs"
 	@echo "make mutants safeguards taken out one by one: the tests must notice each"
 
 $(VENV)/.service: pyproject.toml
