@@ -101,8 +101,9 @@ class Installation:
 
     def kill(self, *names: str) -> float:
         """Kill processes of the service as a crash would (they are started again); return when that was."""
-        assert self._service is not None
-        pids = self._service.pids
+        # one that met its database while that was away has ended by itself and is on its way
+        wait_for(lambda: all(name in self.pids for name in names), "the processes to kill")
+        pids = self.pids
         for name in names:
             os.kill(pids[name], signal.SIGKILL)
         killed_at = time.monotonic()
