@@ -171,7 +171,8 @@ class TestStatusKeys:
         row = await redis_site.wait(job_id)
 
         assert (row.status, row.reason) == (JobStatus.FAILED, EndReason.SIGNAL)
-        assert redis_site.processes() == []
+        # the supervisor itself lives for a moment after it has told of the end
+        await until_true(redis_site, lambda: redis_site.processes() == [], "the end of every process")
         await until_true(redis_site, lambda: self.read(own_redis, job_id)["status"] == 3, "the final status")
 
     async def test_saving_and_deployment_have_no_pid(self, redis_site: Site, own_redis: RedisServer) -> None:

@@ -55,6 +55,7 @@ class TestEnvironment:
             "DEEPE_OUTPUT_DIR": str(run.output),
             "DEEPE_PARAMS": str(run.path / "params.json"),
             "DEEPE_EVENTS": str(run.events),
+            "DEEPE_ACCELERATORS": "",
         }
         assert json.loads((run.path / "params.json").read_text()) == {"epochs": 3}
         assert env["PYTHONPATH"] == f"{site.home.scripts}:{helpers_dir()}"

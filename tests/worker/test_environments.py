@@ -20,6 +20,7 @@ from tests.worker.harness import Site, until
 
 # without conda this one is refused, at once
 IMPOSSIBLE = "dependencies: [python, ffmpeg]\n"
+FAILING = "dependencies: [python, pip, {pip: [deepe-no-such-package==1]}]\n"  # can be tried, comes to nothing
 pytestmark = pytest.mark.timeout(180)  # several builds in one test, on a busy machine
 
 OFFLINE = {"PIP_NO_INDEX": "1", "DEEPE_ENV_BUILDER": "venv"}
@@ -83,7 +84,7 @@ class TestBuild:
         assert any("ffmpeg" in line for line in params["log_tail"])
 
     async def test_failure_spares_jobs_that_another_node_can_run(self, site: Site) -> None:
-        await register(site, "shared", IMPOSSIBLE)
+        await register(site, "shared", FAILING)
         busy = await site.submit("import play\nplay.wait_for('go')\nplay.adapter()\n")
         site.start_worker("two")
         await site.wait(busy, JobStatus.RUNNING)

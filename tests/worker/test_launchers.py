@@ -82,6 +82,15 @@ async def wait_until_ready(site: Site, job_id: str) -> dict[int, int]:
     return {rank: int(pid) for rank, (pid, _) in found.items()}
 
 
+async def nothing_is_left(site: Site) -> None:
+    """Wait for the supervisor itself, which lives for a moment after it has told of the end."""
+
+    async def look() -> bool:
+        return site.processes() == []
+
+    await until(look, "the end of every process", report=site.report)
+
+
 class TestGroup:
     pytestmark = with_torch
 
@@ -114,7 +123,7 @@ class TestGroup:
 
         assert (row.status, row.reason) == (JobStatus.CANCELLED, EndReason.CANCELLED)
         assert pids_alive([*ranks.values()]) == []
-        assert torch_site.processes() == []
+        await nothing_is_left(torch_site)
         (attempt,) = await torch_site.attempts(job_id)
         assert attempt.exit is not None
         assert attempt.exit["unkillable"] == 0
@@ -130,7 +139,7 @@ class TestGroup:
         assert row.status is JobStatus.FAILED
         assert (row.reason, row.reason_params["signal"]) == (EndReason.SIGNAL, "SIGKILL"), torch_site.story(row)
         assert row.reason_params["detail"] == f"rank 1: Signal 9 (SIGKILL) received by PID {ranks[1]}"
-        assert torch_site.processes() == []
+        await nothing_is_left(torch_site)
 
     async def test_error_of_the_process_that_failed_first_is_shown(self, torch_site: Site) -> None:
         job_id = await submit(torch_site, FAIL, TORCHRUN)
