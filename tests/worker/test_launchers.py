@@ -43,7 +43,9 @@ seen = {"weights": model.module.weight.flatten().tolist(), "argv": sys.argv, "th
 print(f"rank {rank} of {group.get_world_size()} is done", flush=True)
 if rank == 0:
     play.adapter()
+group.barrier()
 group.destroy_process_group()
+deepe.end()
 """
 )
 HANG = GROUP + "import time\nprint('ready', flush=True)\ntime.sleep(600)\n"

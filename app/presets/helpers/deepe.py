@@ -126,6 +126,13 @@ def catch_stop() -> None:
         _catching = True
 
 
+def end(code: int = 0) -> None:
+    """End the process now, without the interpreter's own end; what was printed is kept."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def stop_requested() -> bool:
     """Whether SIGTERM has arrived since `catch_stop()`."""
     return _stop

@@ -142,13 +142,17 @@ def join_group() -> str:
     return device
 
 
-def leave_group() -> None:
-    """Wait for the others and part: the first to end would end them all."""
+def leave_group(code: int = 0) -> None:
+    """Wait for the others, part and end: the first to end would end them all. Alone, do nothing.
+
+    At once: threads that gloo left may abort the interpreter's own end (torch 2.13).
+    """
     import torch
 
     if PROCESSES > 1:
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+        deepe.end(code)
 
 
 def share_gradients(model: Any) -> None:
@@ -216,7 +220,7 @@ def train(model: Any, examples: list[Example], output: Path, pad: int, args: arg
             save_checkpoint(model, optimizer, schedule, output, step)
         if stops:
             print(f"stopped at step {step} of {steps}; its checkpoint is complete", file=sys.stderr)
-            leave_group()
+            leave_group(deepe.STOPPED)
             sys.exit(deepe.STOPPED)
 
 

@@ -598,12 +598,17 @@ def stop_wished(group: Any) -> bool:
     return bool(wished.item())
 
 
-def leave_group() -> None:
-    """Part from the other processes: one that ends within the group may crash in doing so."""
+def leave_group(code: int = 0) -> None:
+    """Part from the other processes and end; alone, do nothing.
+
+    At once: threads that gloo left may abort the interpreter's own end (torch 2.13).
+    """
     import torch.distributed
 
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+        deepe.end(code)
 
 
 def train(trainer: Any, args: argparse.Namespace) -> None:
@@ -615,7 +620,7 @@ def train(trainer: Any, args: argparse.Namespace) -> None:
     if deepe.stop_requested() or trainer.state.global_step < trainer.state.max_steps:
         sys.stderr.write(f"stopped at step {trainer.state.global_step}; its checkpoint is complete\n")
         trainer.accelerator.wait_for_everyone()  # the first to end with a code would end the one that writes
-        leave_group()
+        leave_group(deepe.STOPPED)
         sys.exit(deepe.STOPPED)
 
 
