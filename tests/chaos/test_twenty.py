@@ -5,14 +5,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from app.domain.enums import JobStatus
 from tests.chaos.evidence import collect
 from tests.chaos.stage import JOURNAL, SCRIPT
 from tests.chaos.verdict import judge
-from tests.worker.harness import Site, kill, until
+from tests.worker.harness import Site, kill, pids_alive, until
 
 TWENTY = 20
 
@@ -22,7 +21,7 @@ def keepers(site: Site) -> dict[str, int]:
     found = {}
     for file in site.node_home().attempts.glob("*/state.json"):
         pid = json.loads(file.read_bytes())["supervisor_pid"]
-        if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        if pids_alive([pid]):
             found[file.parent.name] = pid
     return found
 

@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ pytestmark = [
     pytest.mark.xdist_group("training-resume"),
 ]
 
-STEPS = 800
+STEPS = 1000
 SAVE_STEPS = 20
 RESTARTS = 20
 KILLS = 5
@@ -45,6 +46,14 @@ class Laboratory:
     site: Installation
     postgres: Postgres
     undisturbed: Any
+
+    def kill_everything_around(self) -> None:
+        """Kill worker, API, Redis and Postgres in one moment and wait until all are there again."""
+        with ThreadPoolExecutor() as pool:
+            others = pool.submit(self.site.kill, "worker", "api", "redis")
+            self.postgres.kill()
+            self.postgres.start()
+            others.result()
 
     def submit(self, **members: Any) -> str:
         return submit(self.site, **members)
@@ -112,9 +121,7 @@ class TestCrashesAroundIt:
         begun = time.monotonic()
 
         while killed.total() < RESTARTS and site.stage_pids(job):
-            site.kill("worker", "api", "redis")
-            laboratory.postgres.kill()
-            laboratory.postgres.start()
+            laboratory.kill_everything_around()
             killed.update(("worker", "api", "redis", "postgres"))
         seconds, last = time.monotonic() - begun, laboratory.at(job)
         site.wait_until_ready()
