@@ -71,10 +71,14 @@ async def _write(session: AsyncSession, value: dict[str, Any], *, now: datetime)
 async def ended_runs(session: AsyncSession, job_ids: Collection[str]) -> Mapping[str, EndedRun]:
     """Return what is known of these jobs; a stranger's id is missing."""
     rows = (await session.exec(select(JobRow).where(col(JobRow.id).in_(job_ids)))).all()
-    repeating = select(col(JobRow.retry_of)).where(
-        col(JobRow.status).in_(UNFINISHED), col(JobRow.retry_of).in_(job_ids)
+    # a retry repeats one job and may go on from the checkpoint of another, which that one went on from
+    resume_of = col(JobRow.launch)["resume_of"].as_string()
+    repeating = select(col(JobRow.retry_of), resume_of).where(
+        col(JobRow.status).in_(UNFINISHED),
+        col(JobRow.retry_of).is_not(None),
+        sa.or_(col(JobRow.retry_of).in_(job_ids), resume_of.in_(job_ids)),
     )
-    needed = set((await session.exec(repeating)).all())
+    needed = {job_id for pair in (await session.exec(repeating)).all() for job_id in pair}
     return {
         row.id: EndedRun(kind=row.kind, status=row.status, finished_at=row.finished_at, needed=row.id in needed)
         for row in rows

@@ -86,6 +86,17 @@ class TestRuns:
         assert await counts(housekeeper(database, home)) == {}
         assert failed.exists()
 
+    async def test_keeps_the_checkpoint_that_a_retry_of_a_retry_goes_on_from(
+        self, database: Database, home: Home
+    ) -> None:
+        first = await ended(database, home, JobStatus.FAILED)
+        second = await ended(database, home, JobStatus.FAILED)
+        other = await ended(database, home, JobStatus.FAILED)
+        await add_job(database, retry_of=second.name, launch={"resume_of": first.name})
+
+        assert await counts(housekeeper(database, home)) == {"failed_runs": (1, 5)}
+        assert (first.exists(), second.exists(), other.exists()) == (True, True, False)
+
     async def test_keeps_everything_for_ever_where_no_age_is_set(self, database: Database, home: Home) -> None:
         await ended(database, home, JobStatus.FAILED)
 
