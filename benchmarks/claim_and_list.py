@@ -232,7 +232,7 @@ async def _fill(database: Database, size: int, *, users: int) -> Table:
     if not database.url.startswith("sqlite"):
         # what autovacuum does within a minute
         async with database.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
-            await connection.execute(sa.text("VACUUM ANALYZE job"))
+            await connection.execute(sa.text("VACUUM ANALYZE"))
     return Table(
         database=database,
         size=size,
