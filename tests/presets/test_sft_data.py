@@ -15,7 +15,7 @@ PROBE = """
 import json, runpy, sys
 sft = runpy.run_path("sft-demo.py", run_name="sft")
 args, _ = sft["make_parser"]().parse_known_args()
-train, held_out = sft["split"](sft["load_rows"](args), args)
+train, held_out = sft["load_parts"](args, sft["load_rows"])
 print(json.dumps({"train": train, "held_out": held_out}))
 """
 

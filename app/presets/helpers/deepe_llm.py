@@ -51,6 +51,7 @@ def run_stage(args: argparse.Namespace, work: Callable[[argparse.Namespace], Non
     prepare_environment(args)
     try:
         work(args)
+        leave_group()
     except Refused as error:
         log("TrainingFailed", str(error), args, level="ERROR")
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
@@ -234,20 +235,24 @@ def needs_checkpointing(args: argparse.Namespace, model: Any, tokens: int) -> bo
 
 def within_limits(rows: list[Row], tokenizer: Any, args: argparse.Namespace, answers: Sequence[str]) -> list[Row]:
     """Leave out rows that are too long: cut off, an answer would teach the model to stop in mid-sentence."""
-    kept = [row for row in rows if "text" in row or _fits(row, tokenizer, args, answers)]
+    kept = [row for row in rows if fits(row, tokenizer, args, answers)]
     if rows and not kept:
-        limits = ("max_input_length", "max_content_length") if answers else ("max_input_length",)
-        named = " or ".join(f"{name} ({getattr(args, name)})" for name in limits)
+        limits = ("max_input_length", *(("max_content_length", "max_seq_length") if answers else ()))
+        named = " or ".join(f"{name} ({getattr(args, name)})" for name in limits if name in args)
         raise Refused(f"all {len(rows)} rows are longer than allowed; raise {named}")
     if len(kept) < len(rows):
         remark(f"{len(rows) - len(kept)} of {len(rows)} rows are longer than allowed and were left out", args)
     return kept
 
 
-def _fits(row: Row, tokenizer: Any, args: argparse.Namespace, answers: Sequence[str]) -> bool:
+def fits(row: Row, tokenizer: Any, args: argparse.Namespace, answers: Sequence[str]) -> bool:
+    """Whether a row keeps the limits of question, answers and, where there is one, of both together."""
+    if "text" in row:
+        return True
     head = _count_tokens(tokenizer, row["prompt"], add_generation_prompt=True)
     wholes = [_count_tokens(tokenizer, row["prompt"] + row[answer], add_generation_prompt=False) for answer in answers]
-    return head <= args.max_input_length and all(whole - head <= args.max_content_length for whole in wholes)
+    most = min(head + args.max_content_length, getattr(args, "max_seq_length", sys.maxsize))
+    return head <= args.max_input_length and all(whole <= most for whole in wholes)
 
 
 def _count_tokens(tokenizer: Any, messages: Turns, *, add_generation_prompt: bool) -> int:
@@ -353,6 +358,21 @@ def stop_wished(group: Any) -> bool:
     return bool(wished.item())
 
 
+def leave_group(code: int = 0) -> None:
+    """Part from the other processes and end; alone, do nothing.
+
+    At once: threads that gloo left may abort the interpreter's own end (torch 2.13).
+    """
+    if "torch" not in sys.modules:
+        return
+    import torch.distributed
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()  # the first to end with a code would end the one that still writes
+        torch.distributed.destroy_process_group()
+        deepe.end(code)
+
+
 class Speed:
     """Measures a training from its start, or from where it was resumed."""
 
@@ -408,6 +428,7 @@ def train(trainer: Any, args: argparse.Namespace) -> None:
 def end_stopped(step: int) -> None:
     """End the process as one that was asked to stop and has kept what it did."""
     sys.stderr.write(f"stopped at step {step}; its checkpoint is complete\n")
+    leave_group(deepe.STOPPED)
     sys.exit(deepe.STOPPED)
 
 
@@ -483,6 +504,14 @@ def report_score(name: str, phase: str, value: float, samples: int) -> None:
     if deepe.is_first():
         deepe.evaluation(phase, value, samples, name=name)
         print(f"{name.replace('_', ' ')} on {samples} held-out rows {phase} training: {value:.3f}", flush=True)
+
+
+def score_exact_match(trainer: Any, tokenizer: Any, rows: list[Row], args: argparse.Namespace, phase: str) -> None:
+    """Report how many held-out questions the model answers with exactly the wanted text; the others wait for rank 0."""
+    if rows and trainer.is_world_process_zero():
+        value = exact_match(trainer.model, tokenizer, rows, "completion", args.eval_max_new_tokens)
+        report_score("exact_match", phase, value, len(rows))
+    trainer.accelerator.wait_for_everyone()
 
 
 def exact_match(model: Any, tokenizer: Any, rows: list[Row], answer: str, max_new_tokens: int) -> float:

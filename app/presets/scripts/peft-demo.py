@@ -145,10 +145,10 @@ def run(args: argparse.Namespace) -> None:
     asked = [row for row in held_out if "text" not in row]
     trainer = build_trainer(args, machine, tokenizer, train_rows)
 
-    score(trainer, tokenizer, asked, args, "before")
+    llm.score_exact_match(trainer, tokenizer, asked, args, "before")
     llm.train(trainer, args)
     llm.save_adapter(trainer, args)
-    score(trainer, tokenizer, asked, args, "after")
+    llm.score_exact_match(trainer, tokenizer, asked, args, "after")
     llm.log("TrainingSuccess", args.model_name, args)
 
 
@@ -256,13 +256,6 @@ def rank_allocation() -> Any:
             model.base_model.update_and_allocate(state.global_step)
 
     return RankAllocation()
-
-
-def score(trainer: Any, tokenizer: Any, rows: list[Row], args: argparse.Namespace, phase: str) -> None:
-    if rows and trainer.is_world_process_zero():
-        value = llm.exact_match(trainer.model, tokenizer, rows, "completion", args.eval_max_new_tokens)
-        llm.report_score("exact_match", phase, value, len(rows))
-    trainer.accelerator.wait_for_everyone()
 
 
 if __name__ == "__main__":
