@@ -56,6 +56,7 @@ def _mutant(name: str, file: str, old: str, new: str, *tests: str) -> Mutant:
 
 _KEEPER = "app/executor/attempts/supervisor.py"
 _AGENT = "app/executor/nodes/agent.py"
+_FOLDERS = "app/executor/nodes/attempt_folders.py"
 _JOBS = "app/store/jobs.py"
 _TABLES = "app/store/tables.py"
 _FIRST_SCHEMA = "migrations/versions/0001_create_the_tables.py"
@@ -203,14 +204,14 @@ MUTANTS = (
     ),
     _mutant(
         "orphans are left alone",
-        _AGENT,
+        _FOLDERS,
         '            await asyncio.to_thread(supervision.request_stop, folder, "orphan")\n',
         "",
         f"{SURVIVAL}::TestOrphans",
     ),
     _mutant(
         "orphan without a supervisor is taken for dead",
-        _AGENT,
+        _FOLDERS,
         "observation.supervised or observation.phase in (AttemptPhase.STARTED, AttemptPhase.RUNNING)",
         "observation.supervised",
         f"{MACHINE}::TestRestoredDatabase",
@@ -293,7 +294,7 @@ MUTANTS = (
     ),
     _mutant(
         "second worker of a node",
-        _AGENT,
+        "app/executor/nodes/node_lock.py",
         "                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
         "                pass\n",
         "tests/executor/test_agent.py::TestNothingRunsTwice::test_second_agent_of_a_node_is_refused",
@@ -301,14 +302,14 @@ MUTANTS = (
     _mutant(
         "dead node returns before its orphans have ended",
         _AGENT,
-        "if standing in GONE and not self._orphans:",
+        "if standing in GONE and not self._folders.has_orphans:",
         "if standing in GONE:",
         f"{DEAD_NODES}::TestDeclaredDead::test_zombie_is_stopped_and_the_other_attempt_counts",
     ),
     _mutant(
         "jobs begin beside orphans",
         _AGENT,
-        "if standing is not Standing.READY or self._orphans:",
+        "if standing is not Standing.READY or self._folders.has_orphans:",
         "if standing is not Standing.READY:",
         f"{DEAD_NODES}::TestIdentity::test_node_that_joins_anew_ends_what_its_home_still_runs_first",
     ),

@@ -21,7 +21,8 @@ from app.executor.attempts.limits import LimitWatch
 from app.executor.attempts.run_folder import RunFolder
 from app.executor.attempts.supervision import ExitRecord, LaunchSpec
 from app.executor.nodes import agent as agent_module
-from app.executor.nodes.agent import SURE_SECONDS, Lane, NodeAgent, NodeIsTaken, Timing, exclusive
+from app.executor.nodes.agent import SURE_SECONDS, Lane, NodeAgent, Timing
+from app.executor.nodes.node_lock import NodeIsTaken, exclusive
 from app.executor.output.projections import Projections
 from app.store import jobs as store
 from app.store.home import Home, NodeHome

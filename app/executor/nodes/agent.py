@@ -17,11 +17,9 @@ again.
 
 import asyncio
 import contextlib
-import fcntl
 import logging
-import os
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -36,8 +34,9 @@ from app.executor.attempts.forecast import Forecasts
 from app.executor.attempts.launch import LaunchError, disk_trouble
 from app.executor.attempts.limits import LimitWatch
 from app.executor.attempts.reconcile import Seen, Step, next_step
-from app.executor.attempts.supervision import AttemptIsSupervised, AttemptPhase, ExitRecord, LaunchSpec, Observation
+from app.executor.attempts.supervision import AttemptPhase, ExitRecord, LaunchSpec, Observation
 from app.executor.attempts.supervisor import clock_since_boot, end_strays, fault_point
+from app.executor.nodes.attempt_folders import AttemptFolders
 from app.executor.nodes.trouble import TROUBLE, log_trouble, rest_seconds
 from app.executor.output.projections import Projections
 from app.store import claims, leases, nodes
@@ -54,13 +53,10 @@ logger = logging.getLogger(__name__)
 # Nobody can have declared a node dead that was heard of so lately: what was claimed before may still be started.
 SURE_SECONDS = NODE_SILENT_AFTER.total_seconds() - 10.0
 STARTING_SECONDS = 5.0  # how long a supervisor may take to lock its folder before it is started again
-LOCK_SECONDS = 1.0  # how long a worker waits for the lock of its node
 SILENT_SECONDS = 30.0  # six missed beats of a supervisor
-ORPHAN_SECONDS = 60.0
 QUARANTINE_SECONDS = 10.0
 LONG_SETTLING_SECONDS = 1.0
 PROJECTION_SECONDS = 0.5
-REMOVAL_SECONDS = 2.0  # a supervisor holds its folder's lock for a moment after it wrote the exit
 LEAST_PAUSE_SECONDS = 0.02  # between two rounds, should a step have no effect
 STOPPING_SECONDS = 3.0  # how long a worker that stops waits for ends that are being written
 
@@ -144,6 +140,7 @@ class NodeAgent:
         self._lanes = lanes
         self._launcher = launcher
         self._settler = settler
+        self._folders = AttemptFolders(node_home.attempts, follow_up=settler.follow_up, monotonic=monotonic)
         self._presence = presence
         self._projections = projections
         self._forecasts = forecasts
@@ -156,12 +153,10 @@ class NodeAgent:
         self._settling: dict[str, asyncio.Task[None]] = {}
         self._rests: dict[str, _Rest] = {}
         self._silent: set[str] = set()
-        self._orphans: set[str] = set()
         self._heard_at = float("-inf")
         self.removed = False
         self._last_beat = float("-inf")
         self._last_projection = float("-inf")
-        self._last_orphan_look = float("-inf")
         self._last_quarantine_look = float("-inf")
 
     def wake(self) -> None:
@@ -204,12 +199,12 @@ class NodeAgent:
         self._rests = {key: rest for key, rest in self._rests.items() if key in self._claims}
         await self._advance_all(live)
         if standing in GONE:
-            self._last_orphan_look = float("-inf")  # whatever has a folder is an orphan now
-        await self._clear_folders()
+            self._folders.look_again()  # whatever has a folder is an orphan now
+        await self._folders.clear(known=self._claims.keys() | self._settling.keys())
         await self._look_after_quarantine()
-        if standing in GONE and not self._orphans:
+        if standing in GONE and not self._folders.has_orphans:
             await self._return(standing)
-        if standing is not Standing.READY or self._orphans:  # what runs goes on, nothing begins
+        if standing is not Standing.READY or self._folders.has_orphans:  # what runs goes on, nothing begins
             return
         await self._presence.request_builds()
         async with self._database.reading() as session:  # a claim is a writing transaction: not where nobody waits
@@ -318,7 +313,7 @@ class NodeAgent:
         rest = self._rests.get(claim.attempt.id)
         if claim.attempt.id in self._settling or (rest is not None and self._monotonic() < rest.until):
             return Step.WAIT
-        observation = supervision.observe(self._folder(claim))
+        observation = supervision.observe(self._folders.of(claim.attempt.id))
         self._notice_silence(claim, observation)
         start = self._started.get(claim.attempt.id)
         if start is not None and (observation.supervised or observation.phase is not start.phase):
@@ -346,7 +341,7 @@ class NodeAgent:
             spec = await self._launcher.resolve(claim)
             fault_point("before-spec")
             with disk_trouble():
-                await asyncio.to_thread(supervision.prepare, self._folder(claim), spec)
+                await asyncio.to_thread(supervision.prepare, self._folders.of(claim.attempt.id), spec)
         except LaunchError as error:
             logger.warning("launch_refused", extra=_ids(claim) | {"reason": error.reason, **error.params})
             end = End(status=JobStatus.FAILED, reason=error.reason, params=error.params)
@@ -359,7 +354,7 @@ class NodeAgent:
         fault_point("supervisor-asked")
 
     async def _end_unstarted(self, claim: Claim) -> None:
-        folder = self._folder(claim)
+        folder = self._folders.of(claim.attempt.id)
         if folder.exists():  # a supervisor that is late must find the wish, not only an ended row
             await asyncio.to_thread(supervision.request_stop, folder, EndReason.CANCELLED)
         end = End(status=JobStatus.CANCELLED, reason=EndReason.CANCELLED, params={})
@@ -380,7 +375,7 @@ class NodeAgent:
         self._forget(claim)
 
     async def _start(self, claim: Claim, start: Callable[[Path], None]) -> None:
-        folder = self._folder(claim)
+        folder = self._folders.of(claim.attempt.id)
         phase = supervision.observe(folder).phase
         await asyncio.to_thread(start, folder)
         self._started[claim.attempt.id] = _Start(phase=phase, until=self._monotonic() + STARTING_SECONDS)
@@ -390,7 +385,7 @@ class NodeAgent:
             await store.mark_running(session, claim, now=await database_now(session))
         fault_point("running")
         await self._refresh(claim)
-        process = supervision.observe(self._folder(claim)).process
+        process = supervision.observe(self._folders.of(claim.attempt.id)).process
         if process is not None:
             await self._launcher.launched(claim, process.pid)
         logger.info("job_running", extra=_ids(claim))
@@ -399,7 +394,7 @@ class NodeAgent:
         # the file first: after a crash in between, the next round writes the status
         wished = claim.job.cancel_requested_at is not None
         reason = EndReason.CANCELLED if wished else self._limits.overdue(claim) or EndReason.CANCELLED
-        await asyncio.to_thread(supervision.request_stop, self._folder(claim), reason)
+        await asyncio.to_thread(supervision.request_stop, self._folders.of(claim.attempt.id), reason)
         fault_point("stop-asked")
         if claim.job.status is not JobStatus.STOPPING:
             async with self._database.writing() as session:
@@ -409,7 +404,7 @@ class NodeAgent:
             logger.info("job_stopping", extra=_ids(claim))
 
     async def _settle(self, claim: Claim) -> None:
-        exit_record = supervision.observe(self._folder(claim)).exit
+        exit_record = supervision.observe(self._folders.of(claim.attempt.id)).exit
         assert exit_record is not None
         if claim.job.status is JobStatus.LAUNCHING and exit_record.started_at is not None:
             await self._mark_running(claim)  # it came and went between two looks
@@ -428,7 +423,7 @@ class NodeAgent:
             # tried again: exit record and outputs are still there
             self._let_rest(claim, "settle_failed", error)
         else:
-            await self._remove(self._folder(claim))
+            await self._folders.remove(claim.attempt.id)
         finally:
             early.cancel()
             self.wake()
@@ -470,45 +465,7 @@ class NodeAgent:
             known.pop(claim.attempt.id, None)
         self._silent.discard(claim.attempt.id)
 
-    # ---- folders ----------------------------------------------------------------------------------------------------
-
-    async def _clear_folders(self) -> None:
-        """Remove the folders of ended attempts, and end what runs although no live row knows it: orphans.
-
-        The first are left by a crash between an end and the removal, the second by a database that was restored and
-        by a node that was declared dead. While there are orphans, every round looks.
-        """
-        if self._monotonic() - self._last_orphan_look < ORPHAN_SECONDS and not self._orphans:
-            return
-        self._last_orphan_look = self._monotonic()
-        await asyncio.to_thread(supervision.finish_removals, self._home.attempts)
-        orphans: set[str] = set()
-        for folder in await asyncio.to_thread(supervision.list_attempts, self._home.attempts):
-            if folder.name in self._claims or folder.name in self._settling:
-                continue
-            try:
-                if not await self._clear_folder(folder):
-                    orphans.add(folder.name)
-            except TROUBLE:
-                raise
-            except Exception:
-                logger.exception("folder_not_cleared", extra={"attempt": folder.name})
-        self._orphans = orphans
-
-    async def _clear_folder(self, folder: Path) -> bool:
-        """Remove the folder of an attempt that has ended, else see to its end. False: something of it may run."""
-        observation = supervision.observe(folder)
-        begun = observation.supervised or observation.phase in (AttemptPhase.STARTED, AttemptPhase.RUNNING)
-        if observation.exit is not None or not begun:
-            await self._settler.follow_up(folder.name)
-            await self._remove(folder)
-            return True
-        if not (observation.supervised and observation.stopping):
-            logger.warning("orphan_stopped", extra={"attempt": folder.name})
-            await asyncio.to_thread(supervision.request_stop, folder, "orphan")
-            if not observation.supervised:  # its supervisor died, the script may live
-                await asyncio.to_thread(supervision.adopt, folder)
-        return False
+    # ---- quarantine -------------------------------------------------------------------------------------------------
 
     async def _look_after_quarantine(self) -> None:
         """Give accelerators back whose attempts ended with processes that could not be killed, once those are gone."""
@@ -522,24 +479,6 @@ class NodeAgent:
             async with self._database.writing() as session:
                 await leases.release_proven(session, gone, now=await database_now(session))
             logger.info("quarantine_lifted", extra={"attempts": gone})
-
-    async def _remove(self, folder: Path) -> None:
-        deadline = self._monotonic() + REMOVAL_SECONDS
-        while True:
-            try:
-                await asyncio.to_thread(supervision.remove, folder)
-            except AttemptIsSupervised:
-                if self._monotonic() > deadline:
-                    return  # the next look clears it
-                await asyncio.sleep(0.02)
-            except OSError as error:
-                logger.warning("folder_not_removed", extra={"attempt": folder.name, "error": str(error)})
-                return
-            else:
-                return
-
-    def _folder(self, claim: Claim) -> Path:
-        return self._home.attempts / claim.attempt.id
 
     # ---- waiting ----------------------------------------------------------------------------------------------------
 
@@ -580,33 +519,6 @@ class _Start:
 class _Rest:
     failures: int
     until: float
-
-
-class NodeIsTaken(Exception):
-    """Another agent holds this node's lock."""
-
-
-@contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`; raise `NodeIsTaken` when another process does. A crash releases it.
-
-    Not always at once: a child that the dead one was about to start holds it until it has become another program.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise NodeIsTaken(str(path)) from error
-            time.sleep(0.02)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _ids(claim: Claim) -> dict[str, object]:
