@@ -13,18 +13,13 @@ from app.api.idempotency import IdempotencyKeyReused
 from app.api.job_events import job_events
 from app.api.language import RequestLanguage
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
+from app.api.schemas.job_curves import JobComparison, JobMetrics, job_comparison, job_metrics
+from app.api.schemas.job_requests import JobCopy, JobRetry, JobSubmit
 from app.api.schemas.jobs import (
-    JobComparison,
-    JobCopy,
-    JobMetrics,
     JobRead,
-    JobRetry,
-    JobSubmit,
     JobSubmitted,
     JobSummary,
     LogPageRead,
-    job_comparison,
-    job_metrics,
     job_read,
     job_submitted,
     job_summary,

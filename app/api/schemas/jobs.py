@@ -1,191 +1,31 @@
-"""Jobs over the wire: submitting, reading, their output, curves and comparison."""
+"""Jobs as they are answered, and pieces of their output."""
 
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from app.api.errors import ProblemEntry
 from app.api.schemas.methods import entries
 from app.domain.demand import (
-    DEFAULT_QUEUE,
-    LEAST_PRIORITY,
-    MOST_PRIORITY,
-    QueueName,
     Resources,
-    UserName,
 )
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.retries import Limits, RetryPolicy
 from app.domain.texts import Language, text
-from app.executor.jobs.comparison import Comparison
-from app.executor.jobs.job_actions import Curves
 from app.executor.jobs.job_views import JobDetails, JobView
-from app.executor.jobs.repetition import Changes, Retry
 from app.executor.jobs.snapshot import Named
-from app.executor.jobs.submission import MAX_NAME, Submission, Submitted
+from app.executor.jobs.submission import Submitted
 from app.executor.jobs.waiting import Waiting
 from app.executor.output.evaluations import Evaluation
 from app.executor.output.log_pages import LogPage
-from app.executor.output.metrics import Point
 from app.executor.output.progress import Progress
 from app.store.jobs import PastAttempt
 from app.store.tables import JobRow
 
 _ID = "0192f0c1-d2e3-4f5a-8b6c-7d8e9f0a1b2c"
 _PARAMETERS = {"learning_rate": 0.0002, "max_steps": 100}
-_MAX_TEXT = 100_000
-
-JobName = Field(
-    default=None, min_length=1, max_length=MAX_NAME, description="Default: the method's name.", examples=["faq, rank 8"]
-)
-
-
-Priority = Field(
-    default=0, ge=LEAST_PRIORITY, le=MOST_PRIORITY, description="Smaller starts first; then the older one."
-)
-
-
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-# ---- submit ---------------------------------------------------------------------------------------------------------
-
-
-class DeploymentOptions(_Body):
-    """How an online model is served; for Ollama."""
-
-    quantize: str | None = Field(default=None, max_length=50, examples=["q4_K_M"])
-    template: str = Field(default="", max_length=_MAX_TEXT, description="Prompt template.")
-    system: str = Field(default="", max_length=_MAX_TEXT, description="System prompt.")
-    parameters: dict[str, Any] = Field(default_factory=dict, examples=[{"temperature": 0.2}])
-
-
-class JobSubmit(_Body):
-    """A chain of jobs (`base_model`, `dataset`, `through`), or one stage (`stage`, and the `model` it works on)."""
-
-    method: str = Field(description="Id or name.", examples=["SFT-Demo"])
-    base_model: str | None = Field(default=None, description="Id or name.", examples=["tiny-base"])
-    dataset: str | None = Field(default=None, description="Id or name.", examples=["sft-demo"])
-    parameters: dict[str, Any] = Field(
-        default_factory=dict,
-        description="What the training script takes; see `GET /api/v1/methods/{method}/parameters`.",
-        examples=[_PARAMETERS],
-    )
-    through: str | None = Field(
-        default=None,
-        description="How far the model shall go: `customized`, `complete` or `online`.",
-        examples=["complete"],
-    )
-    stage: str | None = Field(default=None, description="Run this stage only.", examples=["saving"])
-    model: str | None = Field(default=None, description="Id or name of the model that `stage` works on.")
-    name: str | None = JobName
-    deployment: DeploymentOptions = Field(default_factory=DeploymentOptions)
-    retry: RetryPolicy = Field(
-        default_factory=RetryPolicy, description="When each job of the chain is run again by itself."
-    )
-    limits: Limits = Field(default_factory=Limits, description="When an attempt of each job of the chain is stopped.")
-    resources: Resources = Field(
-        default_factory=Resources,
-        description="What a node must have. Accelerators and their memory are for the stage that produces the model, "
-        "the labels for every stage of the chain.",
-    )
-    priority: int = Priority
-    queue: QueueName = Field(
-        default=DEFAULT_QUEUE, description="Whose limits it counts against; see `GET /api/v1/queues`."
-    )
-    user: UserName = Field(
-        default="", description="For whom it runs: limits per user go by this name.", examples=["ann@example.com"]
-    )
-    wait: bool = Field(
-        default=False,
-        description="Accept the jobs although no registered node can run them as things are; they wait for one.",
-    )
-
-    def submission(self) -> Submission:
-        """Return what the executor takes."""
-        return Submission(
-            method=self.method,
-            base_model=self.base_model,
-            dataset=self.dataset,
-            parameters=self.parameters,
-            through=self.through,
-            stage=self.stage,
-            model=self.model,
-            name=self.name,
-            quantize=self.deployment.quantize,
-            template=self.deployment.template,
-            system=self.deployment.system,
-            deployment_parameters=self.deployment.parameters,
-            retry=self.retry,
-            limits=self.limits,
-            resources=self.resources,
-            priority=self.priority,
-            queue=self.queue,
-            user=self.user,
-            wait=self.wait,
-        )
-
-
-class JobCopy(_Body):
-    """In what the copy differs."""
-
-    parameters: dict[str, Any] = Field(
-        default_factory=dict,
-        description="Put over the parameters of the original; null leaves one out.",
-        examples=[{"learning_rate": 0.0001}],
-    )
-    name: str | None = Field(
-        default=None, min_length=1, max_length=MAX_NAME, description="Default: the original's name."
-    )
-    base_model: str | None = Field(default=None, description="Another base model; id or name.")
-    dataset: str | None = Field(default=None, description="Another data set; id or name.")
-    retry: RetryPolicy | None = Field(default=None, description="Default: the original's.")
-    limits: Limits | None = Field(default=None, description="Default: the original's.")
-    resources: Resources | None = Field(default=None, description="Default: the original's.")
-    priority: int | None = Field(
-        default=None, ge=LEAST_PRIORITY, le=MOST_PRIORITY, description="Default: the original's."
-    )
-    queue: QueueName | None = Field(default=None, description="Default: the original's.")
-    user: UserName | None = Field(default=None, description="Default: the original's.")
-
-    def changes(self) -> Changes:
-        """Return what the executor takes."""
-        return Changes(
-            parameters=self.parameters,
-            name=self.name,
-            base_model=self.base_model,
-            dataset=self.dataset,
-            retry=self.retry,
-            limits=self.limits,
-            resources=self.resources,
-            priority=self.priority,
-            queue=self.queue,
-            user=self.user,
-        )
-
-
-class JobRetry(_Body):
-    """How the retry differs from the job; an empty body repeats it."""
-
-    resume: bool | None = Field(
-        default=None,
-        description="Go on from the newest checkpoint of the job. Default: when it left a whole one and no parameter "
-        "that matters to it was changed. True demands one, also for changed parameters (such as more steps); false "
-        "begins at the beginning.",
-    )
-    parameters: dict[str, Any] = Field(
-        default_factory=dict,
-        description="Put over the parameters of the job; null leaves one out.",
-        examples=[{"batch_size": 4, "grad_accum_steps": 2}],
-    )
-    fix: bool = Field(default=False, description="Make the changes that the job offers in `fix`.")
-
-    def wanted(self) -> Retry:
-        """Return what the executor takes."""
-        return Retry(resume=self.resume, parameters=self.parameters, fix=self.fix)
 
 
 class JobLink(BaseModel):
@@ -201,9 +41,6 @@ class JobSubmitted(JobLink):
 
     chain: list[JobLink]
     warnings: list[ProblemEntry] = Field(description="What is unusual about the parameters; nothing was refused.")
-
-
-# ---- read -----------------------------------------------------------------------------------------------------------
 
 
 class JobMethod(BaseModel):
@@ -365,70 +202,6 @@ class LogPageRead(BaseModel):
     attempt: int = Field(description="Whose output it is; 0: the job was not launched yet.", examples=[1])
 
 
-class SeriesRead(BaseModel):
-    """A curve: points by step."""
-
-    name: str = Field(examples=["loss"])
-    points: list[tuple[int, float | None]] = Field(
-        description="Step and value; a value that was no number is null.", examples=[[[1, 2.31], [2, 1.97]]]
-    )
-
-
-class JobMetrics(BaseModel):
-    """What a job measured."""
-
-    series: list[SeriesRead]
-    evaluations: list[EvaluationRead]
-    progress: ProgressRead | None
-
-
-class ComparedJob(BaseModel):
-    """One of the jobs that are compared."""
-
-    id: str = Field(examples=[_ID])
-    name: str
-    stage: JobKind
-    status: JobStatus
-    reason: EndReason | None
-    method: JobMethod | None
-    base_model: JobInput | None
-    dataset: JobInput | None
-    result_model: str | None
-    seconds: float | None = Field(description="From its start to its end.", examples=[61.5])
-    metrics: dict[str, float] = Field(description="The last value of each curve.", examples=[{"loss": 0.31}])
-    evaluations: list[EvaluationRead]
-    created_at: datetime
-
-
-class DifferenceRead(BaseModel):
-    """A parameter in which the jobs differ."""
-
-    name: str = Field(examples=["learning_rate"])
-    values: list[Any] = Field(description="In the order of `jobs`; null: it has none.", examples=[[0.0002, 0.0001]])
-
-
-class ComparedSeries(BaseModel):
-    """The curve of one job."""
-
-    job: str = Field(examples=[_ID])
-    points: list[tuple[int, float | None]] = Field(examples=[[[1, 2.31], [2, 1.97]]])
-
-
-class ComparedCurve(BaseModel):
-    """One metric in all jobs that have it."""
-
-    name: str = Field(examples=["loss"])
-    series: list[ComparedSeries]
-
-
-class JobComparison(BaseModel):
-    """Jobs side by side."""
-
-    jobs: list[ComparedJob]
-    differences: list[DifferenceRead] = Field(description="The parameters that are not the same in all jobs.")
-    curves: list[ComparedCurve]
-
-
 # ---- from values ----------------------------------------------------------------------------------------------------
 
 
@@ -461,9 +234,9 @@ def job_read(details: JobDetails, language: Language) -> JobRead:
         fix=FixRead(changes=dict(details.fix.changes), detail=details.fix.detail(language)) if details.fix else None,
         log_tail=view.job.reason_params.get("log_tail", []),
         effective_parameters={**view.snapshot.effective, **view.job.parameters},
-        progress=_progress(digest.progress),
+        progress=progress_read(digest.progress),
         metrics=digest.latest,
-        evaluations=_evaluations(digest.evaluations),
+        evaluations=evaluations_read(digest.evaluations),
         notes=list(digest.notes),
     )
 
@@ -484,30 +257,6 @@ def log_page_read(page: LogPage) -> LogPageRead:
     return LogPageRead(**vars(page))
 
 
-def job_metrics(curves: Curves) -> JobMetrics:
-    """Return the curves of a job."""
-    return JobMetrics(
-        series=[SeriesRead(name=name, points=_points(points)) for name, points in curves.series.items()],
-        evaluations=_evaluations(curves.evaluations),
-        progress=_progress(curves.progress),
-    )
-
-
-def job_comparison(comparison: Comparison) -> JobComparison:
-    """Return jobs side by side."""
-    return JobComparison(
-        jobs=[_compared(details) for details in comparison.jobs],
-        differences=[DifferenceRead(name=row.name, values=list(row.values)) for row in comparison.differences],
-        curves=[
-            ComparedCurve(
-                name=name,
-                series=[ComparedSeries(job=job, points=_points(points)) for job, points in jobs.items()],
-            )
-            for name, jobs in comparison.curves.items()
-        ],
-    )
-
-
 def _members(view: JobView, language: Language) -> dict[str, Any]:
     job, snapshot = view.job, view.snapshot
     return {
@@ -517,10 +266,10 @@ def _members(view: JobView, language: Language) -> dict[str, Any]:
         "status": job.status,
         "reason": job.reason,
         "reason_detail": reason_detail(job, language),
-        "method": _method(job),
+        "method": method_of(job),
         "environment": job.environment,
-        "base_model": _input(snapshot.base_model),
-        "dataset": _input(snapshot.dataset),
+        "base_model": input_of(snapshot.base_model),
+        "dataset": input_of(snapshot.dataset),
         "model": job.model_id,
         "result_model": job.result_model_id,
         "parameters": job.parameters,
@@ -561,33 +310,15 @@ def _attempt(attempt: PastAttempt, language: Language) -> AttemptRead:
     )
 
 
-def _compared(details: JobDetails) -> ComparedJob:
-    job, snapshot = details.view.job, details.view.snapshot
-    lasted = job.finished_at - job.started_at if job.finished_at and job.started_at else None
-    return ComparedJob(
-        id=job.id,
-        name=job.name,
-        stage=job.kind,
-        status=job.status,
-        reason=job.reason,
-        method=_method(job),
-        base_model=_input(snapshot.base_model),
-        dataset=_input(snapshot.dataset),
-        result_model=job.result_model_id,
-        seconds=None if lasted is None else lasted.total_seconds(),
-        metrics=details.digest.latest,
-        evaluations=_evaluations(details.digest.evaluations),
-        created_at=job.created_at,
-    )
-
-
-def _method(job: JobRow) -> JobMethod | None:
+def method_of(job: JobRow) -> JobMethod | None:
+    """Return the method and the version that the job runs."""
     if job.method_id is None or job.method_version is None:
         return None
     return JobMethod(id=job.method_id, name=job.method_name or "", version=job.method_version)
 
 
-def _input(named: Named | None) -> JobInput | None:
+def input_of(named: Named | None) -> JobInput | None:
+    """Return what a job was given, by its name of then."""
     return None if named is None else JobInput(id=named.id, name=named.name)
 
 
@@ -606,15 +337,13 @@ def _links(jobs: Sequence[JobRow]) -> list[JobLink]:
     return [JobLink(id=job.id, stage=job.kind, status=job.status) for job in jobs]
 
 
-def _progress(progress: Progress | None) -> ProgressRead | None:
+def progress_read(progress: Progress | None) -> ProgressRead | None:
+    """Return how far a job is."""
     return (
         None if progress is None else ProgressRead(**{key: getattr(progress, key) for key in ProgressRead.model_fields})
     )
 
 
-def _evaluations(evaluations: Sequence[Evaluation]) -> list[EvaluationRead]:
+def evaluations_read(evaluations: Sequence[Evaluation]) -> list[EvaluationRead]:
+    """Return scores on held-out rows."""
     return [EvaluationRead(**vars(evaluation)) for evaluation in evaluations]
-
-
-def _points(points: Sequence[Point]) -> list[tuple[int, float | None]]:
-    return [(point.step, point.value) for point in points]

@@ -1,0 +1,161 @@
+"""What a caller says about jobs: submit, copy, retry."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.domain.demand import DEFAULT_QUEUE, LEAST_PRIORITY, MOST_PRIORITY, QueueName, Resources, UserName
+from app.domain.retries import Limits, RetryPolicy
+from app.executor.jobs.repetition import Changes, Retry
+from app.executor.jobs.submission import MAX_NAME, Submission
+
+_ID = "0192f0c1-d2e3-4f5a-8b6c-7d8e9f0a1b2c"
+_PARAMETERS = {"learning_rate": 0.0002, "max_steps": 100}
+_MAX_TEXT = 100_000
+
+JobName = Field(
+    default=None, min_length=1, max_length=MAX_NAME, description="Default: the method's name.", examples=["faq, rank 8"]
+)
+
+
+Priority = Field(
+    default=0, ge=LEAST_PRIORITY, le=MOST_PRIORITY, description="Smaller starts first; then the older one."
+)
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class DeploymentOptions(_Body):
+    """How an online model is served; for Ollama."""
+
+    quantize: str | None = Field(default=None, max_length=50, examples=["q4_K_M"])
+    template: str = Field(default="", max_length=_MAX_TEXT, description="Prompt template.")
+    system: str = Field(default="", max_length=_MAX_TEXT, description="System prompt.")
+    parameters: dict[str, Any] = Field(default_factory=dict, examples=[{"temperature": 0.2}])
+
+
+class JobSubmit(_Body):
+    """A chain of jobs (`base_model`, `dataset`, `through`), or one stage (`stage`, and the `model` it works on)."""
+
+    method: str = Field(description="Id or name.", examples=["SFT-Demo"])
+    base_model: str | None = Field(default=None, description="Id or name.", examples=["tiny-base"])
+    dataset: str | None = Field(default=None, description="Id or name.", examples=["sft-demo"])
+    parameters: dict[str, Any] = Field(
+        default_factory=dict,
+        description="What the training script takes; see `GET /api/v1/methods/{method}/parameters`.",
+        examples=[_PARAMETERS],
+    )
+    through: str | None = Field(
+        default=None,
+        description="How far the model shall go: `customized`, `complete` or `online`.",
+        examples=["complete"],
+    )
+    stage: str | None = Field(default=None, description="Run this stage only.", examples=["saving"])
+    model: str | None = Field(default=None, description="Id or name of the model that `stage` works on.")
+    name: str | None = JobName
+    deployment: DeploymentOptions = Field(default_factory=DeploymentOptions)
+    retry: RetryPolicy = Field(
+        default_factory=RetryPolicy, description="When each job of the chain is run again by itself."
+    )
+    limits: Limits = Field(default_factory=Limits, description="When an attempt of each job of the chain is stopped.")
+    resources: Resources = Field(
+        default_factory=Resources,
+        description="What a node must have. Accelerators and their memory are for the stage that produces the model, "
+        "the labels for every stage of the chain.",
+    )
+    priority: int = Priority
+    queue: QueueName = Field(
+        default=DEFAULT_QUEUE, description="Whose limits it counts against; see `GET /api/v1/queues`."
+    )
+    user: UserName = Field(
+        default="", description="For whom it runs: limits per user go by this name.", examples=["ann@example.com"]
+    )
+    wait: bool = Field(
+        default=False,
+        description="Accept the jobs although no registered node can run them as things are; they wait for one.",
+    )
+
+    def submission(self) -> Submission:
+        """Return what the executor takes."""
+        return Submission(
+            method=self.method,
+            base_model=self.base_model,
+            dataset=self.dataset,
+            parameters=self.parameters,
+            through=self.through,
+            stage=self.stage,
+            model=self.model,
+            name=self.name,
+            quantize=self.deployment.quantize,
+            template=self.deployment.template,
+            system=self.deployment.system,
+            deployment_parameters=self.deployment.parameters,
+            retry=self.retry,
+            limits=self.limits,
+            resources=self.resources,
+            priority=self.priority,
+            queue=self.queue,
+            user=self.user,
+            wait=self.wait,
+        )
+
+
+class JobCopy(_Body):
+    """In what the copy differs."""
+
+    parameters: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Put over the parameters of the original; null leaves one out.",
+        examples=[{"learning_rate": 0.0001}],
+    )
+    name: str | None = Field(
+        default=None, min_length=1, max_length=MAX_NAME, description="Default: the original's name."
+    )
+    base_model: str | None = Field(default=None, description="Another base model; id or name.")
+    dataset: str | None = Field(default=None, description="Another data set; id or name.")
+    retry: RetryPolicy | None = Field(default=None, description="Default: the original's.")
+    limits: Limits | None = Field(default=None, description="Default: the original's.")
+    resources: Resources | None = Field(default=None, description="Default: the original's.")
+    priority: int | None = Field(
+        default=None, ge=LEAST_PRIORITY, le=MOST_PRIORITY, description="Default: the original's."
+    )
+    queue: QueueName | None = Field(default=None, description="Default: the original's.")
+    user: UserName | None = Field(default=None, description="Default: the original's.")
+
+    def changes(self) -> Changes:
+        """Return what the executor takes."""
+        return Changes(
+            parameters=self.parameters,
+            name=self.name,
+            base_model=self.base_model,
+            dataset=self.dataset,
+            retry=self.retry,
+            limits=self.limits,
+            resources=self.resources,
+            priority=self.priority,
+            queue=self.queue,
+            user=self.user,
+        )
+
+
+class JobRetry(_Body):
+    """How the retry differs from the job; an empty body repeats it."""
+
+    resume: bool | None = Field(
+        default=None,
+        description="Go on from the newest checkpoint of the job. Default: when it left a whole one and no parameter "
+        "that matters to it was changed. True demands one, also for changed parameters (such as more steps); false "
+        "begins at the beginning.",
+    )
+    parameters: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Put over the parameters of the job; null leaves one out.",
+        examples=[{"batch_size": 4, "grad_accum_steps": 2}],
+    )
+    fix: bool = Field(default=False, description="Make the changes that the job offers in `fix`.")
+
+    def wanted(self) -> Retry:
+        """Return what the executor takes."""
+        return Retry(resume=self.resume, parameters=self.parameters, fix=self.fix)
