@@ -14,6 +14,8 @@ from app.cli import app
 from app.cli.embedded import EmbeddedOptions, EmbeddedService
 from app.presets.catalogue import ROOM
 from app.settings import load_settings
+from tests.cli.waiting import wait_for
+from tests.webhook_receiver import receiving
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.xdist_group("walk_through")]
 
@@ -150,3 +152,61 @@ def test_replaces_the_file_of_a_stage_that_everyone_may_adapt(deepe: Deepe, tmp_
 
     assert result.exit_code == 0, result.output
     assert "version 2" in result.stdout
+
+
+def test_tells_an_address_about_ends_until_that_is_deleted(deepe: Deepe, tmp_path: Path) -> None:
+    with receiving(tmp_path) as receiver:
+        added = document(deepe("webhooks", "add", receiver.url("/ok"), "--json"))
+        sent = document(deepe("webhooks", "test", added["id"], "--json"))
+        wait_for(lambda: receiver.received("/ok"))
+        (delivery,) = wait_for(
+            lambda: [
+                one
+                for one in document(deepe("webhooks", "deliveries", added["id"], "--json"))["items"]
+                if one["state"] == "delivered"
+            ]
+        )
+        again = deepe("webhooks", "redeliver", added["id"], delivery["id"])
+        wait_for(lambda: len(receiver.received("/ok")) == 2)
+
+    assert added["secret"]
+    assert delivery["id"] == sent["id"]
+    assert again.exit_code == 0, again.output
+    assert receiver.url("/ok") in deepe("webhooks", "list").stdout
+    assert added["secret"] not in deepe("webhooks", "list", "--json").stdout
+    assert deepe("webhooks", "delete", added["id"]).stdout == f"{added['id']} deleted\n"
+    assert "No webhooks" in deepe("webhooks", "list").stdout
+    missing = deepe("webhooks", "test", added["id"])
+    assert (missing.exit_code, added["id"] in missing.stderr) == (1, True)
+
+
+def test_shows_what_a_clean_up_would_remove(deepe: Deepe) -> None:
+    assert document(deepe("clean", "--dry-run", "--json"))["items"]
+    assert deepe("clean", "--dry-run").stdout.strip() == "Nothing is old enough."
+
+
+def test_shows_where_an_environment_is_ready(deepe: Deepe) -> None:
+    shown = deepe("environments", "show", "base")
+
+    assert shown.exit_code == 0, shown.output
+    assert "ready" in shown.stdout
+    assert document(deepe("environments", "show", "base", "--json"))["nodes"][0]["node"] == "test"
+
+
+def test_cleans_environments_of_a_node_only_where_there_is_one(
+    deepe: Deepe, url: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert url  # the node has joined
+    monkeypatch.setenv("DEEPE_HOME", str(home))
+    monkeypatch.setenv("DEEPE_NODE_NAME", "test")
+    left = home / "nodes" / "test" / "envs" / "unneeded"
+    (left / "conda-meta").mkdir(parents=True)
+
+    planned = document(deepe("environments", "clean", "--dry-run", "--json"))
+    monkeypatch.setenv("DEEPE_NODE_NAME", "elsewhere")
+    stranger = deepe("environments", "clean")
+
+    assert planned["dry_run"] is True
+    assert "base" not in {one["environment"] for one in planned["items"]}
+    assert stranger.exit_code == 1
+    assert "elsewhere" in stranger.stderr
