@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from app.cli import app
 from app.cli.embedded import EmbeddedOptions, EmbeddedService
+from app.cli.exits import ExitCode
 from app.presets.catalogue import ROOM
 from app.settings import load_settings
 from tests.cli.waiting import wait_for
@@ -177,7 +178,7 @@ def test_tells_an_address_about_ends_until_that_is_deleted(deepe: Deepe, tmp_pat
     assert deepe("webhooks", "delete", added["id"]).stdout == f"{added['id']} deleted\n"
     assert "No webhooks" in deepe("webhooks", "list").stdout
     missing = deepe("webhooks", "test", added["id"])
-    assert (missing.exit_code, added["id"] in missing.stderr) == (1, True)
+    assert (missing.exit_code, added["id"] in missing.stderr) == (ExitCode.REFUSED, True)
 
 
 def test_shows_what_a_clean_up_would_remove(deepe: Deepe) -> None:

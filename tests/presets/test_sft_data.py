@@ -93,7 +93,7 @@ class TestBadData:
     @pytest.mark.parametrize(
         ("lines", "more", "sentence"),
         [
-            (['{"a": 1, "b": 2}'], [], "rows.jsonl, line 1: the column to learn from is missing; there are: a, b"),
+            (['{"a": 1, "b": 2}'], [], "rows.jsonl, line 1: the columns to learn from are missing; there are: a, b"),
             (
                 ['{"a": "x", "b": "y"}', '{"a": "x"}'],
                 ["--input_train_name=a", "--output_train_name=b"],
