@@ -21,6 +21,7 @@ Maker = Callable[[], Attempt]
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 SLEEP = "import time\nprint('ready')\ntime.sleep(60)"
+LEAVES_IN_ORDER = "import signal, sys\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n" + SLEEP
 RUN_AND_SLEEP = "open(JOURNAL, 'a').write('run\\n')\n" + SLEEP
 UNTIL_TOLD = """
 import os, time
@@ -236,6 +237,23 @@ class TestStop:
         attempt.supervisor().terminate()
 
         assert attempt.wait_for_end().stop_reason == "supervisor_terminated"
+
+    @pytest.mark.parametrize("script", [SLEEP, LEAVES_IN_ORDER])
+    def test_of_the_machine_may_end_the_stage_before_the_supervisor_hears_of_it(
+        self, attempt: Attempt, script: str
+    ) -> None:
+        attempt.start(script)
+        attempt.wait_for_line("ready")
+
+        supervisor, witness = attempt.supervisor(), attempt.witness()
+        supervisor.suspend()
+        attempt.stage().terminate()
+        wait_until(lambda: witness.status() == psutil.STATUS_ZOMBIE, "the witness's report")
+        supervisor.terminate()
+        supervisor.resume()
+
+        record = attempt.wait_for_end()
+        assert (record.why, record.stop_reason) == (ExitWhy.STOPPED, "supervisor_terminated")
 
     def test_after_the_end_changes_nothing(self, attempt: Attempt) -> None:
         attempt.start("")

@@ -45,6 +45,7 @@ HEARTBEAT_SECONDS = 5.0
 POLL_SECONDS = 0.5  # a `stop` that somebody made by hand, without the FIFO
 SETTLE_SECONDS = 0.5  # helpers that end by themselves when their parent has gone are no leftovers
 LEFTOVER_GRACE_SECONDS = 5.0
+SHUTDOWN_SECONDS = 0.3  # from the TERM that ended the stage to our own, if both came from a shutdown
 KILL_BOUND_SECONDS = 10.0  # a process that survives KILL this long is stuck in the kernel
 OOM_SCORE = 500  # the stage goes first when memory runs out, never the supervisor
 FAULT_POINT, _, FAULT_ONCE = os.environ.get("DEEPE_FAULT_POINT", "").partition("=")
@@ -304,7 +305,19 @@ class Supervisor:
                 self._beat()
         fault_point("exit-seen")
         leftovers, unkillable = self._sweep()
+        self._listen_for_shutdown()
         self._finish(why=None, leftovers=leftovers, unkillable=unkillable)
+
+    def _listen_for_shutdown(self) -> None:
+        """A machine that shuts down sends TERM to all in one breath: the stage may end before we hear of ours."""
+        if self.stop_reason is not None or not was_terminated(self.ending or {}):
+            return
+        deadline = time.monotonic() + SHUTDOWN_SECONDS
+        while not self.terminated and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self._look_for_stop()
+        if self.stop_reason is not None:
+            self.state |= {"phase": "stopping", "stop_reason": self.stop_reason}
 
     def _wait(self) -> None:
         """Sleep until something happens or is due."""
@@ -620,6 +633,11 @@ def ending_of(status: int, usage: Any) -> Record:
         "system_seconds": round(usage.ru_stime, 3),
         "finished_at": time.time(),
     }
+
+
+def was_terminated(ending: Record) -> bool:
+    """Say whether a process ended by TERM, or as one that caught it and left in order."""
+    return ending.get("signal") == signal.SIGTERM or ending.get("code") == 128 + signal.SIGTERM
 
 
 def _wait_for(stage: int) -> Record:
