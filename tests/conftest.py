@@ -92,6 +92,12 @@ def training_python() -> Path:
     return training_environment.ready()
 
 
+@pytest.fixture(scope="session")
+def mlx_python() -> Path:
+    """Return the interpreter of the `mlx` environment (`tests.training_environment`)."""
+    return training_environment.ready("mlx")
+
+
 def _fresh_database(request: pytest.FixtureRequest, tmp_path: Path, *, backend: str) -> Iterator[str]:
     if backend == "sqlite":
         yield _copy_sqlite(request.getfixturevalue("sqlite_template"), tmp_path)

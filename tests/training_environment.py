@@ -1,9 +1,9 @@
-"""The torch environment of the tests that train, built by our own builder on first use (some minutes).
+"""The environments of the tests that train, built by our own builder on first use (some minutes).
 
     python -m tests.training_environment
 
-`make test` does it before pytest starts, so that no test's time limit has to hold an installation. It is kept in
-`.cache/` between runs; `DEEPE_TEST_PYTHON` names a ready interpreter instead.
+`make test` does it before pytest starts, so that no test's time limit has to hold an installation. They are kept in
+`.cache/` between runs; `DEEPE_TEST_PYTHON` and `DEEPE_TEST_MLX_PYTHON` name ready interpreters instead.
 """
 
 import os
@@ -18,24 +18,25 @@ from app.registry.environment_spec import parse_spec
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENTS = ROOT / ".cache" / "envs"
-NAME = "trl"
+GIVEN = {"trl": "DEEPE_TEST_PYTHON", "mlx": "DEEPE_TEST_MLX_PYTHON"}
 
 
-def ready() -> Path:
+def ready(name: str = "trl") -> Path:
     """Return its interpreter; builds what is missing."""
-    if given := os.environ.get("DEEPE_TEST_PYTHON"):
+    if given := os.environ.get(GIVEN[name]):
         return Path(given)
-    spec_file = environment_specs()[NAME]
+    spec_file = environment_specs()[name]
     subprocess.run(
         [
             sys.executable, "-m", "app.executor.environments.build_environment",
-            "--name", NAME, "--envs", str(ENVIRONMENTS), "--spec", str(spec_file), "--builder", "venv",
+            "--name", name, "--envs", str(ENVIRONMENTS), "--spec", str(spec_file), "--builder", "venv",
         ],
         cwd=ROOT,
         check=True,
     )  # fmt: skip
-    return interpreter(planned_prefix(NAME, parse_spec(spec_file.read_text("utf-8")), ENVIRONMENTS))
+    return interpreter(planned_prefix(name, parse_spec(spec_file.read_text("utf-8")), ENVIRONMENTS))
 
 
 if __name__ == "__main__":
-    ready()
+    for each in GIVEN:
+        ready(each)

@@ -56,13 +56,20 @@ class PresetManifest(_Frozen):
     version: int = Field(ge=1)
     platforms: tuple[Platform, ...]
     read_only: bool
-    by_default: bool = True
-    """Whether an installation of one of the platforms has it from the start; the others are installed by name."""
+    by_default: bool | tuple[Platform, ...] = True
+    """Whether an installation of one of the platforms has it from the start, or of which; else it comes by name."""
     description: Texts
     definition: dict[str, Any]
     columns: DataColumns
     demo: DemoRun
     parameters: tuple[ParameterInfo, ...]
+
+    @property
+    def default_platforms(self) -> frozenset[Platform]:
+        """Platforms whose installations have the method from the start."""
+        if isinstance(self.by_default, bool):
+            return frozenset(self.platforms if self.by_default else ())
+        return frozenset(self.by_default)
 
     @property
     def files(self) -> tuple[str, ...]:

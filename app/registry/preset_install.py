@@ -84,7 +84,7 @@ class PresetInstaller:
             if wanted.isdisjoint(manifest.platforms):
                 continue
             row = known.get(manifest.name)
-            if row is None and not manifest.by_default:
+            if row is None and wanted.isdisjoint(manifest.default_platforms):
                 continue
             try:
                 if row is None:

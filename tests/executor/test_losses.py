@@ -87,6 +87,19 @@ WHAT = "  what():  [PG ID 0 PG GUID 0(default_pg) Rank 1] Process group watchdog
             ABORTED,
             EndReason.CUDA_OUT_OF_MEMORY,
         ),
+        (
+            [
+                *TRACEBACK,
+                "RuntimeError: [metal::malloc] Attempting to allocate 99 bytes which is greater than the maximum",
+            ],
+            {"code": 1},
+            EndReason.CUDA_OUT_OF_MEMORY,
+        ),
+        (
+            [*TRACEBACK, "RuntimeError: [malloc] Unable to allocate 99 bytes."],
+            {"code": 1},
+            EndReason.OUT_OF_MEMORY,
+        ),
         # said and survived: the exception that ended the script is another
         ([WATCHDOG, *TRACEBACK, "ValueError: other"], {"code": 1}, EndReason.EXIT_CODE),
         # words about NCCL are no failure of it

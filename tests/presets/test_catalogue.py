@@ -21,7 +21,7 @@ each_manifest = pytest.mark.parametrize("manifest", list(MANIFESTS.values()), id
 
 class TestManifests:
     def test_ships_the_methods_that_work(self) -> None:
-        templates, demos = {"Custom01", "Custom02"}, {"SFT", "PEFT", "GRPO", "DPO", "PPO", "Embedding"}
+        templates, demos = {"Custom01", "Custom02"}, {"SFT", "PEFT", "GRPO", "DPO", "PPO", "Embedding", "MLX"}
         assert set(MANIFESTS) == templates | {f"{demo}-Demo" for demo in demos}
 
     @each_manifest

@@ -1,13 +1,13 @@
 """Embedding-Demo for real: an encoder is built, trained by contrast, saved and asked in the `trl` environment."""
 
 import json
-import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from app.presets import catalogue
+from tests.presets.curves import assert_went_on, stop_and_resume
 from tests.presets.stage import Finished, Home, dataset, make_home
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(240), pytest.mark.xdist_group("training")]
@@ -123,20 +123,12 @@ class TestLearning:
 
 
 class TestStopAndResume:
-    def test_stopped_run_ends_with_the_same_weights(
+    def test_stopped_run_has_the_curves_and_the_weights_of_an_undisturbed_one(
         self, torch_home: Home, encoder: Path, trained: tuple[Home, Finished]
     ) -> None:
-        process = torch_home.start("embedding-demo.py", *arguments(torch_home, encoder))
-        assert process.stdout is not None
-        while not process.stdout.readline().startswith("step 10/"):
-            assert process.poll() is None
-        process.send_signal(signal.SIGTERM)
-        _, stderr = process.communicate(timeout=60)
+        stopped, resumed = stop_and_resume(torch_home, "embedding-demo.py", arguments(torch_home, encoder), at=10)
 
-        resumed = train(torch_home, encoder)
-
-        assert process.returncode == 143, stderr
-        assert any("resumed from checkpoint-" in note["message"] for note in resumed.of_type("note"))
+        assert_went_on(trained[1], stopped, resumed, "loss", "learning_rate", "grad_norm", "in_batch_accuracy")
         files = [home.path / "out" / "adapter_model.safetensors" for home in (torch_home, trained[0])]
         assert files[0].read_bytes() == files[1].read_bytes()
 

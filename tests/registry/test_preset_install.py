@@ -10,7 +10,6 @@ import pytest
 from app.domain.enums import Platform
 from app.domain.errors import InvalidRequest
 from app.presets import catalogue
-from app.presets.catalogue import PresetManifest
 from app.registry.platforms import this_machine, wanted_platforms
 from app.store.nodes import register_node
 from app.store.session import Database
@@ -53,14 +52,6 @@ def ship(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **contents: bytes) -> 
 
     monkeypatch.setattr(catalogue, "load_manifests", lambda: upgraded)
     monkeypatch.setattr(catalogue, "script_path", shipped)
-
-
-def apple_preset() -> PresetManifest:
-    (custom,) = [manifest for manifest in catalogue.load_manifests() if manifest.name == "Custom01"]
-    definition = {**custom.definition, "name": "For-Macs"}
-    return custom.model_copy(
-        update={"name": "For-Macs", "platforms": (Platform.APPLE,), "definition": definition, "read_only": True}
-    )
 
 
 class TestInstallPresets:
@@ -269,13 +260,9 @@ class TestRights:
 
 
 class TestPlatforms:
-    async def test_a_mac_that_joins_brings_the_methods_for_macs(
-        self, app: MethodsApp, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        manifests = (*catalogue.load_manifests(), apple_preset())
-        monkeypatch.setattr(catalogue, "load_manifests", lambda: manifests)
+    async def test_a_mac_that_joins_brings_the_methods_for_macs(self, app: MethodsApp) -> None:
         app.services.presets._choice = "auto"
-        assert "For-Macs" not in await install(app)
+        assert await install(app) == BY_DEFAULT
 
         async with app.database.writing() as session:
             await register_node(
@@ -289,7 +276,20 @@ class TestPlatforms:
                 now=datetime.now(UTC),
             )
 
-        assert await install(app) == ["For-Macs"]
+        assert await install(app) == ["MLX-Demo"]
+
+    @pytest.mark.parametrize(
+        ("platform", "expected"),
+        [
+            (Platform.CUDA, BY_DEFAULT),
+            (Platform.CPU, BY_DEFAULT),
+            (Platform.APPLE, ["Custom01", "Custom02", "MLX-Demo"]),
+        ],
+    )
+    def test_what_a_platform_has_from_the_start(self, platform: Platform, expected: list[str]) -> None:
+        manifests = catalogue.load_manifests()
+
+        assert [manifest.name for manifest in manifests if platform in manifest.default_platforms] == expected
 
     def test_the_choice_of_platforms(self) -> None:
         cpu, apple = Platform.CPU, Platform.APPLE

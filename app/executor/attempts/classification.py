@@ -223,7 +223,8 @@ _Rule = Callable[[str, Sequence[str]], Failure | None]
 _CUDA_MEMORY = re.compile(
     r"OutOfMemoryError|(?:CUDA|HIP|XPU|MPS)(?: backend)? out of memory|CUDA error: out of memory"
     r"|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|cudaErrorMemoryAllocation"
-    r"|\[METAL\].*[Ii]nsufficient [Mm]emory|Cuda failure (?:\d+ )?'out of memory'",
+    r"|\[METAL\].*[Ii]nsufficient [Mm]emory|\[metal::malloc\]|\[malloc_or_wait\] Unable"
+    r"|Cuda failure (?:\d+ )?'out of memory'",
 )
 _NCCL = re.compile(
     r"NCCL error in: |\bnccl(?:UnhandledCuda|System|Internal|Remote)Error\b|NCCL communicator (?:was )?aborted"
@@ -234,7 +235,9 @@ _METAL = re.compile(
     r"kIOGPUCommandBufferCallbackError(?:Timeout|Hang|ImpactingInteractivity|InnocentVictim)"
     r"|Caused GPU (?:Timeout|Hang) Error",
 )
-_HOST_MEMORY = re.compile(r"^MemoryError\b|DefaultCPUAllocator: can't allocate memory|Cannot allocate memory")
+_HOST_MEMORY = re.compile(
+    r"^MemoryError\b|DefaultCPUAllocator: can't allocate memory|Cannot allocate memory|\[malloc\] Unable to allocate"
+)
 _DISK = re.compile(r"No space left on device|Disk quota exceeded|\bENOSPC\b", re.IGNORECASE)
 _MODULES = (
     re.compile(r"No module named ['\"]?(?P<name>[\w.]+)"),

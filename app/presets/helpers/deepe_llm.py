@@ -46,8 +46,15 @@ def str2bool(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"'{text}' is neither true nor false")
 
 
-def run_stage(args: argparse.Namespace, work: Callable[[argparse.Namespace], None]) -> None:
-    """Do the work of a training stage; a failure becomes a log record, a refusal one sentence and exit code 1."""
+def run_stage(
+    args: argparse.Namespace,
+    work: Callable[[argparse.Namespace], None],
+    advice: Callable[[Exception], str] | None = None,
+) -> None:
+    """Do the work of a training stage; a failure becomes a log record, a refusal one sentence and exit code 1.
+
+    `advice` says what to change when memory was short, or nothing; left out, it is what suits torch.
+    """
     prepare_environment(args)
     try:
         work(args)
@@ -56,9 +63,9 @@ def run_stage(args: argparse.Namespace, work: Callable[[argparse.Namespace], Non
         log("TrainingFailed", str(error), args, level="ERROR")
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     except Exception as error:
-        if advice := _memory_advice(error, args):
-            deepe.note(advice)
-        log("TrainingFailed", f"{type(error).__name__}: {error}\n{advice}".strip(), args, level="ERROR")
+        if sentence := advice(error) if advice else _memory_advice(error, args):
+            deepe.note(sentence)
+        log("TrainingFailed", f"{type(error).__name__}: {error}\n{sentence}".strip(), args, level="ERROR")
         raise
 
 
@@ -374,9 +381,10 @@ def leave_group(code: int = 0) -> None:
 
 
 class Speed:
-    """Measures a training from its start, or from where it was resumed."""
+    """Measures a training from its start, or from where it was resumed; `memory` gives the peak if torch does not."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, memory: Callable[[], float] | None = None) -> None:
+        self._memory = memory or memory_peak
         self._began = self._last = time.monotonic()
         self._first_step = step
         self._tokens: float | None = None if step else 0.0
@@ -384,7 +392,7 @@ class Speed:
     def gauges(self, step: int, steps: int, tokens: float | None) -> dict[str, float]:
         """Return speed, memory and time left; `tokens` is the number seen so far."""
         now = time.monotonic()
-        found = {"memory_peak_mib": memory_peak()}
+        found = {"memory_peak_mib": self._memory()}
         if step > self._first_step:
             found["eta_seconds"] = round((now - self._began) / (step - self._first_step) * (steps - step), 1)
         if tokens is not None:
@@ -449,7 +457,10 @@ def announce_adapter(args: argparse.Namespace) -> None:
 
 
 def newest_checkpoint(
-    output: Path, args: argparse.Namespace, states: Sequence[str] = ("optimizer.pt", "scheduler.pt")
+    output: Path,
+    args: argparse.Namespace,
+    states: Sequence[str] = ("optimizer.pt", "scheduler.pt"),
+    weights: str = "adapter_model.safetensors",
 ) -> Path | None:
     """Return the newest checkpoint that was written to its end; a killed run may leave half of one."""
     if not args.resume:
@@ -458,7 +469,7 @@ def newest_checkpoint(
     for folder in sorted(found, key=lambda folder: int(folder.name[11:]), reverse=True):
         if has_cut_ranks(folder):
             remark(f"{folder.name} holds matrices that AdaLoRA has cut: training starts anew instead", args)
-        elif is_complete(folder, states):
+        elif is_complete(folder, (weights, *states)):
             remark(f"resumed from {folder.name}", args, warning=False)
             return folder
         else:
@@ -475,19 +486,24 @@ def has_cut_ranks(folder: Path) -> bool:
     return config.get("peft_type") == "ADALORA" and bool(config.get("rank_pattern"))
 
 
-def is_complete(folder: Path, states: Sequence[str]) -> bool:
-    """Whether the adapter's weights have the length that they announce, and all files of state their end."""
+def is_complete(folder: Path, names: Sequence[str]) -> bool:
+    """Whether the step is that of the folder's name, and all files are there to their end."""
     try:
         step = json.loads((folder / "trainer_state.json").read_text("utf-8"))["global_step"]
-        with (folder / "adapter_model.safetensors").open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-            size = file.seek(0, os.SEEK_END)
-        end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
-        whole = all(zipfile.is_zipfile(folder / name) for name in states)
-        return f"checkpoint-{step}" == folder.name and size == 8 + length + end and whole
+        return f"checkpoint-{step}" == folder.name and all(_is_whole(folder / name) for name in names)
     except (OSError, ValueError, KeyError, struct.error):
         return False
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a safetensors file has the length that it announces, or one of torch its end."""
+    if path.suffix != ".safetensors":
+        return zipfile.is_zipfile(path)
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+        size = file.seek(0, os.SEEK_END)
+    return bool(size == 8 + length + max(e["data_offsets"][1] for name, e in header.items() if name != "__metadata__"))
 
 
 def make_readable(folder: Path) -> None:

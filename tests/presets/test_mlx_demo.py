@@ -1,0 +1,317 @@
+"""MLX-Demo for real: trained, saved and asked in the `mlx` environment, on the CPU where there is no Apple silicon."""
+
+import json
+import platform
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.executor.attempts.checkpoints import whole_step
+from app.presets import catalogue
+from tests.presets.curves import assert_went_on, stop_and_resume
+from tests.presets.stage import Finished, Home, dataset, demo_parameters, make_home
+
+SCRIPT = "mlx-demo.py"
+QUESTION = "Which is larger, 3 or 8?"
+SHORTER = ("--max_steps=80", "--eval_steps=40", "--eval_samples=60")
+EVERY_KIND = """
+import json, runpy, sys
+base, rows, out = sys.argv[1:4]
+
+def run(script, *arguments):
+    sys.argv = [script, *arguments]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as exit:
+        return exit.code or 0
+    return 0
+
+kinds = {
+    "dora": ["--fine_tune_type=dora", "--num_layers=1"],
+    "full": ["--fine_tune_type=full", "--num_layers=1", "--mask_prompt=false", "--weight_decay=0.1"],
+    "4 bits": ["--load_in_4bit=true", "--lora_dropout=0.1"],
+    "bfloat16": ["--dtype=bfloat16", "--lr_scheduler=linear", "--gradient_checkpointing=true"],
+}
+small = ("--max_steps=3", "--batch_size=4", "--eval_samples=3", "--eval_max_new_tokens=4", "--learning_rate=0.01")
+codes = {}
+for number, (kind, more) in enumerate(kinds.items()):
+    folder = f"{out}/{number}"
+    paths = (f"--model_path={base}", f"--dataset_path={rows}", f"--output_dir={folder}")
+    trained = run("mlx-demo.py", *paths, *small, *more)
+    merge = ("--base_path", base, "--adapter_path", folder, "--save_path", f"{folder}-complete", "--dtype_str=float32")
+    saved = run("save_mlx.py", *merge)
+    question = ("--prompt=What is 3 + 4?", "--temperature=0", "--max_length=4")
+    asked = [run("ask_mlx.py", f"--base_model_path={base}", f"--model_path={model}", *question)
+             for model in (folder, f"{folder}-complete")]
+    codes[kind] = [trained, saved, *asked]
+print("codes " + json.dumps(codes))
+"""
+
+
+def arguments(home: Home, base: Path, *more: str, rows: Path | None = None, output: str = "out") -> list[str]:
+    data, folder = rows or dataset("sft-demo"), home.path / output
+    paths = [f"--model_path={base}", f"--dataset_path={data}", f"--output_dir={folder}"]
+    return [*paths, *demo_parameters("MLX-Demo"), *more]
+
+
+def ask(home: Home, base: Path, model: Path, *more: str) -> Finished:
+    paths = (f"--base_model_path={base}", f"--model_path={model}")
+    return home.run("ask_mlx.py", *paths, f"--prompt={QUESTION}", "--temperature=0", "--top_p=None", *more)
+
+
+@pytest.fixture
+def mlx_home(mlx_python: Path, tmp_path: Path) -> Home:
+    return make_home(tmp_path / "deepe", mlx_python)
+
+
+@pytest.fixture(scope="module")
+def trained(mlx_python: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, Finished]:
+    """Return the home of a finished demo training and what it reported."""
+    home = make_home(tmp_path_factory.mktemp("mlx") / "deepe", mlx_python)
+    return home, home.run(SCRIPT, *arguments(home, tiny_base, *SHORTER), timeout=400)
+
+
+@pytest.mark.training
+@pytest.mark.timeout(900)
+@pytest.mark.xdist_group("training")
+class TestTraining:
+    def test_learns_and_leaves_an_adapter(self, trained: tuple[Home, Finished]) -> None:
+        home, run = trained
+
+        assert run.code == 0, run.stderr
+        assert run.exact_match("before") < 0.4
+        assert run.exact_match("after") >= 0.9
+        names = {path.name: path.stat().st_mode & 0o777 for path in (home.path / "out").iterdir()}
+        assert {"adapter_config.json", "adapters.safetensors", "tokenizer.json"} <= names.keys()
+        assert names["adapters.safetensors"] == 0o644
+        assert not any(name.startswith(("checkpoint-", ".")) for name in names)
+
+    def test_reports_curves_speed_memory_and_the_time_left(self, trained: tuple[Home, Finished]) -> None:
+        _, run = trained
+
+        assert run.curve("loss")[80] < run.curve("loss")[1] / 4
+        assert run.curve("eval_loss").keys() == {40, 80}
+        assert run.curve("learning_rate")[1] < run.curve("learning_rate")[5] > run.curve("learning_rate")[80]
+        assert run.curve("eta_seconds")[80] == 0
+        assert min(run.curve("tokens_per_second").values()) > 0
+        assert min(run.curve("memory_peak_mib").values()) > 0
+        assert run.of_type("progress")[-1]["step"] == run.of_type("progress")[-1]["total"] == 80
+        assert [record["msg"] for record in run.records][-1] == 200005
+
+    def test_prints_nothing_but_its_own_lines(self, trained: tuple[Home, Finished]) -> None:
+        _, run = trained
+
+        ours = ("[log_data]: ", "step ", "exact match on ", "lora trains ")
+        assert [line for line in run.stdout.splitlines() if not line.startswith(ours)] == []
+        assert run.stderr == ""
+
+    def test_saved_model_answers_like_the_adapter_also_in_transformers(
+        self, trained: tuple[Home, Finished], tiny_base: Path, training_python: Path
+    ) -> None:
+        home, _ = trained
+        complete = home.path / "complete"
+        paths = ("--base_path", str(tiny_base), "--adapter_path", str(home.path / "out"), "--save_path", str(complete))
+
+        saved = home.run("save_mlx.py", *paths, "--dtype_str", "float32")
+
+        assert saved.code == 0, saved.stderr
+        result = saved.json_lines[-1]
+        assert (result["status"], result["dtype_used"], result["model_type"]) == ("success", "float32", "qwen3")
+        assert (complete / "model.safetensors").stat().st_mode & 0o777 == 0o644
+        assert ask(home, tiny_base, tiny_base).answer == "11"
+        assert ask(home, tiny_base, home.path / "out").answer == "8"
+        assert ask(home, complete, complete).answer == "8"
+        elsewhere = Home(home.path, training_python)
+        both = (f"--base_model_path={complete}", f"--model_path={complete}", f"--prompt={QUESTION}", "--temperature=0")
+        assert elsewhere.run("ask_model.py", *both, timeout=100).answer == "8"
+
+    def test_newest_turn_of_the_history_wins_and_the_base_is_found_by_the_adapter(
+        self, trained: tuple[Home, Finished]
+    ) -> None:
+        home, _ = trained
+        turns = [{"role": "user", "content": question} for question in ("Hello?", "Which is larger, 9 or 4?")]
+        more = (f"--history={json.dumps(turns)}", "--max_context_tokens=20", "--temperature=None", "--seed=3")
+
+        run = home.run("ask_mlx.py", f"--model_path={home.path / 'out'}", *more)
+
+        assert run.answer == "9", run.stdout
+
+    def test_every_kind_trains_is_saved_and_answers(self, mlx_home: Home, tiny_base: Path) -> None:
+        (mlx_home.scripts / "probe.py").write_text(EVERY_KIND)
+
+        run = mlx_home.run(
+            "probe.py", str(tiny_base), str(dataset("sft-demo")), str(mlx_home.path / "out"), timeout=400
+        )
+
+        assert run.code == 0, run.stderr
+        (codes,) = [json.loads(line[6:]) for line in run.stdout.splitlines() if line.startswith("codes ")]
+        assert codes == {kind: [0, 0, 0, 0] for kind in ("dora", "full", "4 bits", "bfloat16")}
+
+    def test_passes_of_a_step_learn_like_one_large_batch(self, mlx_home: Home, tiny_base: Path) -> None:
+        more = ("--max_steps=3", "--logging_steps=1", "--max_samples=80", "--eval_samples=0", "--resume=false")
+
+        whole = mlx_home.run(SCRIPT, *arguments(mlx_home, tiny_base, *more, "--batch_size=64"))
+        parts = ("--batch_size=16", "--grad_accum_steps=4", "--gradient_checkpointing=true")
+        passes = mlx_home.run(SCRIPT, *arguments(mlx_home, tiny_base, *more, *parts))
+
+        assert (whole.code, passes.code) == (0, 0), whole.stderr + passes.stderr
+        assert passes.curve("loss") == pytest.approx(whole.curve("loss"), rel=1e-3)
+        assert passes.curve("grad_norm") == pytest.approx(whole.curve("grad_norm"), rel=1e-2)
+
+    @pytest.mark.macos
+    @pytest.mark.skipif(
+        (sys.platform, platform.machine()) != ("darwin", "arm64"), reason="Metal is on Apple silicon only"
+    )
+    def test_runs_on_the_gpu_of_a_mac(self, mlx_home: Home) -> None:
+        (mlx_home.scripts / "probe.py").write_text("import mlx.core as mx; print(mx.default_device())")
+
+        assert "gpu" in mlx_home.run("probe.py").stdout
+
+
+@pytest.mark.training
+@pytest.mark.timeout(900)
+@pytest.mark.xdist_group("training")
+class TestStopAndResume:
+    def test_stopped_run_ends_with_the_weights_of_an_undisturbed_one(
+        self, mlx_home: Home, tiny_base: Path, trained: tuple[Home, Finished]
+    ) -> None:
+        stopped, resumed = stop_and_resume(mlx_home, SCRIPT, arguments(mlx_home, tiny_base, *SHORTER), at=40)
+
+        assert_went_on(trained[1], stopped, resumed, "loss", "learning_rate", "grad_norm")
+        assert stopped.curve("eval_loss") | resumed.curve("eval_loss") == trained[1].curve("eval_loss")
+        weights = [home.path / "out" / "adapters.safetensors" for home in (mlx_home, trained[0])]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+
+    def test_killed_run_goes_on_from_the_newest_whole_checkpoint(self, mlx_home: Home, tiny_base: Path) -> None:
+        more = ("--max_steps=8", "--save_steps=2", "--logging_steps=1", "--batch_size=4", "--eval_samples=2")
+        dropping = arguments(mlx_home, tiny_base, *more, "--lora_dropout=0.2", "--save_total_limit=3")
+        whole = mlx_home.run(SCRIPT, *dropping[:2], f"--output_dir={mlx_home.path}/whole", *dropping[3:])
+        process = mlx_home.start(SCRIPT, *dropping)
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith("step 7/"):
+            assert process.poll() is None
+        process.kill()
+        process.communicate(timeout=60)
+        out = mlx_home.path / "out"
+        assert [whole_step(out / f"checkpoint-{step}") for step in (2, 4, 6)] == [2, 4, 6]
+        weights = out / "checkpoint-6" / "adapters.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+
+        resumed = mlx_home.run(SCRIPT, *dropping)
+
+        assert (whole.code, resumed.code) == (0, 0), resumed.stderr
+        assert [note["message"] for note in resumed.of_type("note")] == [
+            "checkpoint-6 is incomplete and is passed over",
+            "resumed from checkpoint-4",
+        ]
+        assert resumed.curve() == {step: loss for step, loss in whole.curve().items() if step > 4}
+        after = [mlx_home.path / name / "adapters.safetensors" for name in ("out", "whole")]
+        assert after[0].read_bytes() == after[1].read_bytes()
+
+
+@pytest.mark.training
+@pytest.mark.timeout(240)
+@pytest.mark.xdist_group("training")
+class TestData:
+    def test_plain_text_and_conversations_train(self, mlx_home: Home, tiny_base: Path) -> None:
+        said = [
+            {"role": role, "content": "Add 1 and 2."} for role in ("system", "user", "assistant", "user", "assistant")
+        ]
+        rows = {"text": {"text": "some words to read"}, "messages": {"messages": said}}
+        for name, row in rows.items():
+            file = mlx_home.write_rows(*[json.dumps(row)] * 4, name=f"{name}.jsonl")
+
+            more = ("--max_steps=1", "--eval_fraction=0")
+            run = mlx_home.run(SCRIPT, *arguments(mlx_home, tiny_base, *more, rows=file, output=name))
+
+            assert run.code == 0, run.stderr
+            assert run.of_type("evaluation") == []
+
+    def test_layers_that_are_not_there_get_one_sentence(self, mlx_home: Home, tiny_base: Path) -> None:
+        run = mlx_home.run(SCRIPT, *arguments(mlx_home, tiny_base, "--num_layers=3"))
+
+        assert run.code == 1
+        assert "num_layers is 3, but the model has 2 layers; -1 takes all" in run.stderr
+        assert "Traceback" not in run.stderr
+
+    def test_model_that_mlx_does_not_know_gets_one_sentence(self, mlx_home: Home, tiny_base: Path) -> None:
+        base = mlx_home.path / "base"
+        base.mkdir()
+        for file in tiny_base.iterdir():
+            (base / file.name).write_bytes(file.read_bytes())
+        config = json.loads((base / "config.json").read_text())
+        (base / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
+
+        run = mlx_home.run(SCRIPT, *arguments(mlx_home, base))
+
+        assert run.code == 1
+        assert f"mlx-lm cannot load the model in {base}: Model type bert not supported." in run.stderr
+        assert "Traceback" not in run.stderr
+
+    def test_missing_model_is_an_error_in_the_protocol(self, mlx_home: Home, tmp_path: Path) -> None:
+        run = ask(mlx_home, tmp_path, tmp_path)
+
+        assert run.code == 1
+        assert [line["status"] for line in run.json_lines] == ["error"]
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("row", "more", "sentence"),
+        [
+            ('{"a": 1}', [], "rows.jsonl, line 1: the columns to learn from are missing; there are: a. Name the"),
+            ('{"prompt": "x", "completion": "y"}\n{"prompt": "x"}', [], "line 2: column 'completion' is missing"),
+            ('{"text": "x"}\n', [], "rows.jsonl, line 2: not valid JSON"),
+            ('{"text": "x"}', ["--load_in_4bit=true", "--fine_tune_type=full"], "weights in 4 bits cannot be trained"),
+            ('{"text": "x"}', ["--num_layers=0"], "num_layers must be at least 1, or -1 for all, it is 0"),
+            ('{"text": "x"}', ["--eval_steps=0"], "eval_steps must be at least 1, it is 0"),
+            ('{"text": "x"}', ["--max_steps=0"], "max_steps must be at least 1"),
+            ('{"text": "x"}', ["--model_path=nowhere"], "there is no base model in nowhere"),
+        ],
+    )
+    def test_gets_one_sentence(self, home: Home, row: str, more: list[str], sentence: str) -> None:
+        base = catalogue.ROOM / "data" / "custom01-base"
+
+        run = home.run(SCRIPT, *arguments(home, base, *more, rows=home.write_rows(row)))
+
+        assert run.code == 1
+        assert sentence in run.stderr
+        assert "Traceback" not in run.stderr
+        assert run.records[-1]["msg"] == 200006
+
+    def test_saving_needs_an_adapter_of_mlx(self, home: Home, tmp_path: Path) -> None:
+        (tmp_path / "adapter_config.json").write_text("{}")
+        base = catalogue.ROOM / "data" / "custom01-base"
+
+        run = home.run(
+            "save_mlx.py",
+            "--base_path",
+            str(base),
+            "--adapter_path",
+            str(tmp_path),
+            "--save_path",
+            str(home.path / "x"),
+        )
+
+        assert run.code == 1
+        assert run.json_lines[-1]["status"] == "failed"
+        assert "holds no adapter of mlx-lm" in run.json_lines[-1]["message"]
+
+
+class TestMemoryAdvice:
+    @pytest.mark.parametrize(
+        ("error", "advice"),
+        [
+            ("[malloc_or_wait] Unable to allocate 34359738368 bytes.", "out of memory: halve batch_size (7)"),
+            ("[metal::malloc] Attempting to allocate 9 bytes which is greater than", "out of memory"),
+            ("[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPU", "out of memory"),
+            ("[METAL] Command buffer execution failed: Caused GPU Timeout Error (00000002", "kept the GPU too long"),
+            ("[METAL] Command buffer execution failed: Impacting Interactivity (0000000e", "kept the GPU too long"),
+        ],
+    )
+    def test_says_what_to_change(self, home: Home, error: str, advice: str) -> None:
+        probe = f"import deepe_mlx\nprint(deepe_mlx.memory_advice(RuntimeError({error!r}), 7))\n"
+        (home.scripts / "probe.py").write_text(probe)
+
+        assert advice in home.run("probe.py").stdout
