@@ -81,7 +81,7 @@ MUTANTS = (
         "released before it is recorded",
         _KEEPER,
         '        fault_point("before-record")\n',
-        '        os.write(release, b"g")\n        fault_point("before-record")\n',
+        '        os.write(release.pipe, release.word)\n        fault_point("before-record")\n',
         f"{SUPERVISOR}::TestAtMostOnce::test_crash_of_the_supervisor_at_any_point_runs_it_once_or_never",
     ),
     _mutant(

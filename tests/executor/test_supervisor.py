@@ -33,9 +33,13 @@ raise SystemExit(7)
 """
 
 
-@pytest.fixture
-def make(tmp_path: Path) -> Iterator[Callable[[], Attempt]]:
-    yield from attempts(tmp_path)
+WAYS = ["cold", pytest.param("warm", marks=linux_only)]
+
+
+@pytest.fixture(params=WAYS)
+def make(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[[], Attempt]]:
+    """Return a maker of attempts; how a stage was started makes no difference to anything here."""
+    yield from attempts(tmp_path, warm=request.param == "warm")
 
 
 @pytest.fixture
@@ -67,7 +71,7 @@ class TestExit:
         assert (record.why, record.code, record.signal) == (ExitWhy.EXITED, None, signal.SIGSEGV)
 
     def test_says_why_if_interpreter_is_missing(self, attempt: Attempt) -> None:
-        attempt.start("", argv=("no-such-interpreter", "x.py"))
+        attempt.start("", argv=("no-such-interpreter", "-u", "x.py"))
 
         record = attempt.wait_for_end()
 

@@ -51,7 +51,10 @@ class ExitWhy(StrEnum):
 
 @dataclass(frozen=True)
 class LaunchSpec:
-    """What to run. `env` is the whole environment; DEEPE_ATTEMPT is added. `output` gets stdout and stderr."""
+    """What to run. `env` is the whole environment; DEEPE_ATTEMPT is added. `output` gets stdout and stderr.
+
+    `preload`: the file of imports that an interpreter may have run beforehand, if warm starts are on.
+    """
 
     attempt_id: str
     argv: tuple[str, ...]
@@ -59,6 +62,7 @@ class LaunchSpec:
     env: Mapping[str, str]
     output: Path
     grace_seconds: float = 30.0
+    preload: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -131,12 +135,12 @@ def prepare(folder: Path, spec: LaunchSpec) -> None:
 
 def start(folder: Path) -> None:
     """Start a detached supervisor that runs the prepared attempt; it does nothing if one did before."""
-    _spawn(folder)
+    spawn(supervisor.__file__, str(folder), log=folder / "supervisor.log")
 
 
 def adopt(folder: Path) -> None:
     """Start a detached supervisor for an attempt whose own one died. This never starts the stage."""
-    _spawn(folder, "--adopt")
+    spawn(supervisor.__file__, str(folder), "--adopt", log=folder / "supervisor.log")
 
 
 def request_stop(folder: Path, reason: str) -> None:
@@ -213,19 +217,23 @@ def remove(folder: Path) -> None:
     shutil.rmtree(grave)
 
 
-def _spawn(folder: Path, *options: str) -> None:
-    """Start the program in its own session and leave it to init, so that we keep neither a child nor a zombie."""
-    command = [sys.executable, "-I", "-S", supervisor.__file__, str(folder), *options]
+def spawn(program: str, *arguments: str, log: Path, keep: Sequence[int] = ()) -> None:
+    """Start the program in its own session and leave it to init, so that we keep neither a child nor a zombie.
+
+    It gets the descriptors `keep`.
+    """
+    command = [sys.executable, "-I", "-S", program, *arguments]
     environment = {name: os.environ[name] for name in _SUPERVISOR_VARIABLES if name in os.environ}
-    with (folder / "supervisor.log").open("ab") as log:
+    with log.open("ab") as said:
         subprocess.run(
             ["/bin/sh", "-c", '"$@" &', "sh", *command],
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            stdout=said,
+            stderr=said,
             env=environment,
             cwd="/",
             start_new_session=True,
+            pass_fds=keep,
             check=True,
         )
 
@@ -265,6 +273,7 @@ def _as_record(spec: LaunchSpec) -> dict[str, Any]:
         "env": dict(spec.env),
         "output": str(spec.output),
         "grace_seconds": spec.grace_seconds,
+        **({"preload": str(spec.preload)} if spec.preload is not None else {}),
     }
 
 

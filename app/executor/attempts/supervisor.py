@@ -21,6 +21,9 @@ their sub-reaper (Linux), and every process whose environment carries DEEPE_ATTE
 
 `fault_point` marks where a fault-injection test may let a process die; the worker and the API use it as well.
 
+A start may be warm (`standby.py`): then witness and stage were there before, waiting for their attempt. The stage's own
+interpreter, which has imported things meanwhile, is released instead of held at the pipe; all else is the same.
+
 Exit status: 0 ended or had ended, 74 the folder cannot be written (nothing ran), 75 another supervisor holds the
 lock, 76 the command was started before and may not be started again.
 """
@@ -54,8 +57,8 @@ FAULT_SIGNAL = os.environ.get("DEEPE_FAULT_SIGNAL", "KILL")
 Record = dict[str, Any]
 
 
-def main(arguments: list[str]) -> int:
-    """Take the folder's lock and run or adopt its attempt."""
+def main(arguments: list[str], spare: "Spare | None" = None) -> int:
+    """Take the folder's lock and run or adopt its attempt; `spare` is a stage that waits for one."""
     adopt = "--adopt" in arguments
     folder = Folder(next(argument for argument in arguments if not argument.startswith("--")))
     try:
@@ -70,7 +73,7 @@ def main(arguments: list[str]) -> int:
         log(f"cannot write in {folder.path}: {problem}")
         return CANNOT_WRITE
     fault_point("started")
-    supervisor = Supervisor(folder, lock)
+    supervisor = Supervisor(folder, lock, spare)
     if adopt:
         supervisor.adopt(never_ran=first)
     elif first:
@@ -184,8 +187,9 @@ class Process(NamedTuple):
 class Supervisor:
     """Run or adopt one attempt; write `exit.json` at its end."""
 
-    def __init__(self, folder: Folder, lock: int) -> None:
+    def __init__(self, folder: Folder, lock: int, spare: "Spare | None" = None) -> None:
         self.folder = folder
+        self.spare = spare
         self.spec: Record = folder.read("spec.json") or {}
         self.state: Record = {}
         self.ending: Record | None = None
@@ -224,7 +228,7 @@ class Supervisor:
         }
         self._save()
         fault_point("before-fork")
-        release = self._fork(launch)
+        release = self._take_spare() or self._fork(launch)
         if release is None:
             self._finish(why="spawn_failed", error="fork: Resource temporarily unavailable")
             return
@@ -234,14 +238,14 @@ class Supervisor:
             time.sleep(0.5)
             self._look_for_stop()
             if self.stop_reason is not None:
-                os.close(release)
+                os.close(release.pipe)
                 break
         else:
             self.folder.strike_bell()
             fault_point("before-release")
             with contextlib.suppress(BrokenPipeError):
-                os.write(release, b"g")
-            os.close(release)
+                os.write(release.pipe, release.word)
+            os.close(release.pipe)
             fault_point("after-release")
         self._watch()
 
@@ -269,8 +273,21 @@ class Supervisor:
             self.ending = {"released": True, "lost": True}
         self._finish(why=None if found else "never_started", leftovers=found, unkillable=left)
 
-    def _fork(self, launch: "Launch") -> int | None:
-        """Fork the witness, which forks the stage; return the pipe that releases the stage, None if that failed."""
+    def _take_spare(self) -> "Release | None":
+        """Make what waits the witness and the stage of this attempt; None if nothing does, or it has died."""
+        if self.spare is None:
+            return None
+        release = self.spare.take(self.folder)
+        if release is None:
+            self.spare.end()
+            return None
+        self.report = self.spare.report
+        os.set_blocking(self.report, False)
+        self.state |= {"witness": self.spare.witness, **self.spare.stage, "warm": True}
+        return release
+
+    def _fork(self, launch: "Launch") -> "Release | None":
+        """Fork the witness, which forks the stage; None if that failed."""
         report_read, report_write = os.pipe()
         release_read, release_write = os.pipe()
         witness = os.fork()
@@ -281,15 +298,13 @@ class Supervisor:
         os.close(report_write)
         os.close(release_read)
         self.report = report_read
-        line = b""
-        while not line.endswith(b"\n") and (piece := os.read(report_read, 1)):
-            line += piece
+        line = read_line(report_read)
         if not line:
             return None
         os.set_blocking(report_read, False)
         self.state["witness"] = identity_of(witness)
         self.state |= identity_of(int(line))
-        return release_write
+        return Release(release_write, b"g")
 
     # --- the life of the stage
 
@@ -528,6 +543,61 @@ class Launch:
             raise ValueError("argv is empty")
 
 
+class Release(NamedTuple):
+    """How a stage that is held gets going: this word on this pipe. The pipe's end without it ends the stage."""
+
+    pipe: int
+    word: bytes
+
+
+class Spare:
+    """A witness and its stage that are there before their attempt; each waits at a pipe for the folder's path."""
+
+    def __init__(
+        self, *, witness: Record, stage: Record, mark: str, report: int, to_witness: int, to_stage: int
+    ) -> None:
+        self.witness = witness
+        self.stage = stage
+        self.mark = mark
+        self.report = report
+        self.pipes = (to_witness, to_stage)
+        self.is_waiting = True
+
+    def take(self, folder: Folder) -> Release | None:
+        """Tell the witness whose it is, and return what tells the stage; None if they do not live."""
+        if not self.is_waiting or not is_present(self.stage):
+            return None
+        to_witness, to_stage = self.pipes
+        word = os.fsencode(folder.path) + b"\n"
+        try:
+            os.write(to_witness, word)
+        except BrokenPipeError:
+            return None
+        self.is_waiting = False
+        os.close(to_witness)
+        set_oom_score(max(OOM_SCORE, oom_score()), self.stage["pid"])
+        return Release(to_stage, word)
+
+    def end(self) -> None:
+        """Kill what waited in vain, and all that it started; nothing happens to what was taken."""
+        if not self.is_waiting:
+            return
+        self.is_waiting = False
+        for descriptor in (self.report, *self.pipes):
+            os.close(descriptor)
+        deadline = time.monotonic() + KILL_BOUND_SECONDS
+        mine = {os.getpid()}
+        while members := tree_of(self.stage, keepers=mine, marker=f"DEEPE_ATTEMPT={self.mark}"):
+            if time.monotonic() > deadline:
+                return
+            for process in members:
+                send(process, signal.SIGKILL)
+            time.sleep(0.01)
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+
+
 class Pressure:
     """The schedule of a stop: TERM each process once, after the grace KILL, looking less often as time passes."""
 
@@ -580,31 +650,37 @@ def bear_witness(folder: Folder, launch: Launch, report: int, release: int, rele
         os.write(report, b"%d\n" % stage)
         with open(failure_read, "rb") as pipe:
             failure = pipe.read().decode(errors="replace")
-        ending = _wait_for(stage)
+        ending = wait_for(stage)
         if failure:
             released = failure != NOT_RELEASED
             ending = {"released": False, "finished_at": ending["finished_at"], "error": failure if released else None}
         fault_point("stage-ended")
-        _deposit(folder, report, ending)
+        deposit(folder, report, ending)
     os._exit(0)
 
 
 NOT_RELEASED = "not released"
+BEGUN = b"begun\n"  # what a warm stage says as its last word before the script
+
+
+def lead_session() -> None:
+    """Begin a session of our own with every signal at its default."""
+    os.setsid()
+    for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
+        with contextlib.suppress(OSError, ValueError):
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, set())
 
 
 def become_stage(launch: Launch, release: int, failure: int) -> NoReturn:
     """Wait for the release, then become the command; say on the pipe why that failed."""
     target = "process"
     try:
-        os.setsid()
-        for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
-            with contextlib.suppress(OSError, ValueError):
-                signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, set())
+        lead_session()
         if os.read(release, 1) != b"g":  # the supervisor died before it recorded us
             os.write(failure, NOT_RELEASED.encode())
             os._exit(124)
-        offer_to_oom_killer()
+        set_oom_score(max(OOM_SCORE, oom_score()))
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         target = launch.output
         output = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -640,14 +716,16 @@ def was_terminated(ending: Record) -> bool:
     return ending.get("signal") == signal.SIGTERM or ending.get("code") == 128 + signal.SIGTERM
 
 
-def _wait_for(stage: int) -> Record:
+def wait_for(stage: int) -> Record:
+    """Wait for the end of the stage, collecting orphans meanwhile."""
     while True:
         pid, status, usage = os.wait4(-1, 0)
         if pid == stage:
             return ending_of(status, usage)
 
 
-def _deposit(folder: Folder, report: int, ending: Record) -> None:
+def deposit(folder: Folder, report: int, ending: Record) -> None:
+    """Tell the end of the stage by file and pipe; one of them is enough."""
     line = json.dumps(ending).encode() + b"\n"
     while True:
         written = reported = False
@@ -789,12 +867,18 @@ if sys.platform == "linux":
         pr_set_child_subreaper = 36
         ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1, 0, 0, 0)
 
-    def offer_to_oom_killer() -> None:
-        """Raise our own score; never lower it, that needs privileges."""
-        with contextlib.suppress(OSError, ValueError), open("/proc/self/oom_score_adj", "r+") as file:
-            if int(file.read()) < OOM_SCORE:
-                file.seek(0)
-                file.write(str(OOM_SCORE))
+    def oom_score() -> int:
+        """Return our own score: who has the highest goes first when memory runs out."""
+        try:
+            with open("/proc/self/oom_score_adj") as file:
+                return int(file.read())
+        except (OSError, ValueError):
+            return 0
+
+    def set_oom_score(score: int, pid: int | str = "self") -> None:
+        """Set a score; one lower than what the process began with needs privileges."""
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/oom_score_adj", "w") as file:
+            file.write(str(score))
 
     def oom_kills() -> int | None:
         """Return how often the kernel killed for memory: in our control group, else on the whole machine."""
@@ -865,7 +949,11 @@ else:  # macOS: no sub-reaper, no pidfd, no session id in `ps`; the process grou
     def become_subreaper() -> None:
         """There is none; orphans are found by group and environment."""
 
-    def offer_to_oom_killer() -> None:
+    def oom_score() -> int:
+        """Return nothing of meaning: there is no score."""
+        return 0
+
+    def set_oom_score(_score: int, _pid: int | str = "self") -> None:
         """There is no score to set."""
 
     def oom_kills() -> int | None:
@@ -885,6 +973,17 @@ else:  # macOS: no sub-reaper, no pidfd, no session id in `ps`; the process grou
         import subprocess
 
         return subprocess.run(command, capture_output=True, text=True, check=False, env={"LC_ALL": "C"}).stdout
+
+
+def read_line(descriptor: int) -> bytes:
+    """Return a line without its end, nothing beyond it being read; empty if the pipe ends before."""
+    line = b""
+    while not line.endswith(b"\n"):
+        piece = os.read(descriptor, 1)
+        if not piece:
+            return b""
+        line += piece
+    return line[:-1]
 
 
 def log(message: str) -> None:

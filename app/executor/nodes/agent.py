@@ -36,6 +36,7 @@ from app.executor.attempts.limits import LimitWatch
 from app.executor.attempts.reconcile import Seen, Step, next_step
 from app.executor.attempts.supervision import AttemptPhase, ExitRecord, LaunchSpec, Observation
 from app.executor.attempts.supervisor import clock_since_boot, end_strays, fault_point
+from app.executor.attempts.warm_starts import ColdStarts, Starter
 from app.executor.nodes.attempt_folders import AttemptFolders
 from app.executor.nodes.trouble import TROUBLE, log_trouble, rest_seconds
 from app.executor.output.projections import Projections
@@ -132,6 +133,7 @@ class NodeAgent:
         forecasts: Forecasts,
         limits: LimitWatch,
         timing: Timing,
+        starter: Starter | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
@@ -146,6 +148,7 @@ class NodeAgent:
         self._forecasts = forecasts
         self._limits = limits
         self._timing = timing
+        self._starter = starter or ColdStarts()
         self._monotonic = monotonic
         self._woken = asyncio.Event()
         self._claims: dict[str, Claim] = {}
@@ -165,8 +168,11 @@ class NodeAgent:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Work until `stopping` is set. The caller holds the node's lock (`exclusive`)."""
-        with listening(self._home.bell, self.wake):
-            await self._run(stopping)
+        try:
+            with listening(self._home.bell, self.wake):
+                await self._run(stopping)
+        finally:
+            self._starter.close()
         if self.removed:
             stopping.set()
         await self._finish_settling()
@@ -224,6 +230,7 @@ class NodeAgent:
             await store.renew_leases(session, self._node_id, now=now, lease=self._timing.lease)
             await store.expect_ends(session, ends)
         self._heard_at, self._last_beat = heard_at, self._monotonic()
+        await asyncio.to_thread(self._starter.tend)
 
     async def _return(self, standing: Standing) -> None:
         """Live again after having been declared dead: every attempt of before has ended, and nothing of it is left.
@@ -350,7 +357,7 @@ class NodeAgent:
         fault_point("after-spec")
         if clock_since_boot() - self._heard_at > SURE_SECONDS:
             return  # this process stood still: the job may be another node's by now; the next round looks
-        await self._start(claim, supervision.start)
+        await self._start(claim, self._starter.start)
         fault_point("supervisor-asked")
 
     async def _end_unstarted(self, claim: Claim) -> None:
