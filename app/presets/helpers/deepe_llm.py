@@ -73,7 +73,7 @@ def prepare_environment(args: argparse.Namespace) -> None:
     """Set what the libraries read when they are imported; what the user has set stays."""
     weights = sum(file.stat().st_size for file in Path(args.model_path).glob("*.safetensors"))
     if weights < TINY_BYTES:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        deepe.use_threads(1)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # 0 allows a name on the hub as model_path
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

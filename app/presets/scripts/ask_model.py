@@ -18,6 +18,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+DEEPE_WARM = "warm_trl"  # may be started where that helper has done the imports
 TINY_BYTES = 64 * 2**20  # threads of a smaller model wait for each other longer than they work
 
 
@@ -78,6 +79,8 @@ def prepare_environment(args: argparse.Namespace) -> None:
     """Set what the libraries read when they are imported; what the user has set stays."""
     base, _adapter = folders(args)
     if sum(file.stat().st_size for file in base.glob("*.safetensors")) < TINY_BYTES:
+        if "OMP_NUM_THREADS" not in os.environ and "torch" in sys.modules:  # a warm start: the variable is too late
+            sys.modules["torch"].set_num_threads(1)
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
