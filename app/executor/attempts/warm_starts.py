@@ -33,7 +33,7 @@ from app.executor.environments.environments import MARKER
 
 logger = logging.getLogger(__name__)
 
-PAUSE_SECONDS = 15.0  # between a start and the imports for the next one
+PAUSE_SECONDS = 15.0  # at most, between a start and the imports for the next one
 MOST = 2  # that wait at a time on a node
 LEAST_FREE_BYTES = 2 * 1024**3  # of memory; with less none waits
 
@@ -73,6 +73,7 @@ class WarmStarts:
 
     def __init__(self, *, keep_seconds: float, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._keep_seconds = keep_seconds
+        self._pause = min(PAUSE_SECONDS, keep_seconds / 10)
         self._monotonic = monotonic
         self._waiting: dict[str, Standby] = {}
         self._due: dict[str, tuple[float, Recipe]] = {}
@@ -85,7 +86,7 @@ class WarmStarts:
         else:
             supervision.start(folder)
         if recipe is not None:
-            self._due[recipe.key] = (self._monotonic() + PAUSE_SECONDS, recipe)
+            self._due[recipe.key] = (self._monotonic() + self._pause, recipe)
 
     def tend(self) -> None:
         now = self._monotonic()

@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import deepe
+from deepe_log import write_log
 from deepe_rewards import Judge
 from deepe_rows import Refused, Row, Turns
+from enums import LevelEnum, LogEnum
 
 TINY_BYTES = 64 * 2**20  # threads of a smaller model wait for each other longer than they work
 SHARE_OF_MEMORY = 0.6  # of the free GPU memory; above it activations are recomputed instead of kept
@@ -98,8 +100,6 @@ def log(code: str, message: str, args: argparse.Namespace, *, level: str = "INFO
     """Write a log record; in a group of processes only the first one speaks."""
     if not deepe.is_first():
         return
-    from train_callback import LevelEnum, LogEnum, write_log
-
     write_log(LevelEnum[level], LogEnum[code], message, args.train_id, args.seq, None)
 
 

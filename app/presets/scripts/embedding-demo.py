@@ -440,7 +440,8 @@ def ranking(encoder: Encoder, asked: list[Pair], documents: list[str]) -> list[l
 
 
 def log(code: str, message: str, args: argparse.Namespace, *, level: str = "INFO") -> None:
-    from train_callback import LevelEnum, LogEnum, write_log
+    from deepe_log import write_log
+    from enums import LevelEnum, LogEnum
 
     write_log(LevelEnum[level], LogEnum[code], message, args.train_id, args.seq, None)
 

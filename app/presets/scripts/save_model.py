@@ -164,7 +164,8 @@ def publish(draft: Path, target: Path) -> None:
 
 
 def log(code: str, message: str, args: argparse.Namespace, *, level: str = "INFO") -> None:
-    from train_callback import LevelEnum, LogEnum, write_log
+    from deepe_log import write_log
+    from enums import LevelEnum, LogEnum
 
     write_log(LevelEnum[level], LogEnum[code], message, args.train_id, args.seq, None)
 
