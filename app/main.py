@@ -31,6 +31,7 @@ from app.api.routes import (
     metrics,
     models,
     nodes,
+    pictures,
     presets,
     queues,
     scripts,
@@ -161,7 +162,7 @@ def build_services(
 def include_routes(app: FastAPI) -> None:
     """Include every router."""
     for module in (
-        system, metrics, housekeeping, methods, scripts, presets, jobs, models, chat, base_models, datasets,
+        system, metrics, housekeeping, methods, scripts, presets, jobs, models, chat, pictures, base_models, datasets,
         deploy_targets, environments, nodes, queues, webhooks,
     ):  # fmt: skip
         app.include_router(module.router)

@@ -12,7 +12,7 @@ from app.api.schemas.jobs import reason_detail
 from app.api.sse import ServerEvent
 from app.domain.enums import EndReason
 from app.domain.texts import Language
-from app.executor.jobs.asking import AnswerEnd, AnswerPiece
+from app.executor.jobs.asking import AnswerEnd, AnswerPicture, AnswerPiece
 from app.executor.output.inference_protocol import FinishReason
 from app.store import jobs
 
@@ -24,6 +24,8 @@ async def answer_events(services: Services, job_id: str, language: Language) -> 
             match event:
                 case AnswerPiece():
                     yield ServerEvent({"text": event.text}, event="piece")
+                case AnswerPicture():
+                    yield ServerEvent({"url": event.url}, event="image")
                 case AnswerEnd():
                     yield ServerEvent(await _end(services, event, language), event="done")
 
@@ -41,22 +43,27 @@ async def whole_answer(request: Request, services: Services, job_id: str, langua
         await asyncio.wait({answering, leaving})
     if answering.cancelled():
         # nobody reads this
-        return ChatAnswer(text="", finish_reason=FinishReason.CANCELLED, job=job_id, error=None, reason_detail=None)
+        return ChatAnswer(
+            text="", images=[], finish_reason=FinishReason.CANCELLED, job=job_id, error=None, reason_detail=None
+        )
     return answering.result()
 
 
 async def _collect(services: Services, job_id: str, language: Language) -> ChatAnswer:
     pieces: list[str] = []
+    images: list[str] = []
     end: ChatEnd | None = None
     async with aclosing(services.answers.follow(job_id)) as answer:
         async for event in answer:
             match event:
                 case AnswerPiece():
                     pieces.append(event.text)
+                case AnswerPicture():
+                    images.append(event.url)
                 case AnswerEnd():
                     end = await _end(services, event, language)
     assert end is not None, "an answer always has an end"
-    return ChatAnswer(text="".join(pieces), **end.model_dump())
+    return ChatAnswer(text="".join(pieces), images=images, **end.model_dump())
 
 
 async def _end(services: Services, end: AnswerEnd, language: Language) -> ChatEnd:

@@ -26,6 +26,8 @@ _ASKED = (
     *("temperature", "top_p", "top_k", "model_type", "template", "system_prompt", "reset_context", "history"),
     "model_path",
 )
+# The contract's own form of asking a model for pictures.
+FILLED_FOR_PICTURES = ("model_path", "lora_path", "prompt", "negative_prompt", "output", "batch_size", "aspect_ratio")
 FILLED: Mapping[Stage, tuple[str, ...]] = MappingProxyType(
     {
         Stage.TRAINING: (
@@ -187,6 +189,31 @@ def inference_arguments(
         "reset_context": None if reset_context is None else json.dumps(reset_context),
         "history": None if history is None else [dict(turn) for turn in history],
         "model_path": model_path,
+    }
+
+
+def picture_arguments(
+    *,
+    model_path: str,
+    prompt: str,
+    output: str,
+    lora_path: str = "",
+    negative_prompt: str = "",
+    batch_size: int = 1,
+    aspect_ratio: str = "1:1",
+) -> dict[str, Any]:
+    """Return the arguments of a script that draws pictures.
+
+    It writes `output`; with a `batch_size` above 1 the stem of it with `_001`, `_002` and so on behind.
+    """
+    return {
+        "model_path": model_path,
+        "lora_path": lora_path,
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "output": output,
+        "batch_size": batch_size,
+        "aspect_ratio": aspect_ratio,
     }
 
 

@@ -8,12 +8,12 @@ from typing import Any
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.definition import MethodDefinition
-from app.domain.enums import Stage
+from app.domain.enums import Stage, TrainingType
 from app.domain.errors import Invalid, Violation
 from app.domain.form import MethodForm, method_form
 from app.domain.lifecycle import find_path, producing_stage
 from app.domain.parameters import argument_notes, json_schema
-from app.domain.rendering import FILLED
+from app.domain.rendering import FILLED, FILLED_FOR_PICTURES
 from app.domain.script_parameters import Remark, ScriptParameters
 from app.domain.texts import Language
 from app.presets.catalogue import ParameterInfo, load_manifests
@@ -128,8 +128,11 @@ def _notes(
     path = find_path(definition.lifecycle)
     producer = producing_stage(path) if path else None
     notes: dict[Stage, tuple[Violation, ...]] = {}
+    draws = definition.training_type == TrainingType.IMAGE_GENERATION
     for stage, script in scripts.items():
-        passed = [*FILLED[stage], *(FILLED[Stage.TRAINING] if stage is producer else ())]
+        asked = draws and stage in (Stage.INFERENCE_CUSTOMIZED, Stage.INFERENCE_COMPLETE)
+        own = FILLED_FOR_PICTURES if asked else FILLED[stage]
+        passed = [*own, *(FILLED[Stage.TRAINING] if stage is producer else ())]
         names = tuple(dict.fromkeys(name for name in passed if name not in _OCCASIONAL))
         notes[stage] = tuple(argument_notes(script, names, file_pointer(stage)))
     return notes

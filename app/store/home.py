@@ -37,6 +37,11 @@ class Home:
         return self.root / "logs"
 
     @property
+    def images(self) -> Path:
+        """What models draw."""
+        return self.root / "images"
+
+    @property
     def versions(self) -> Path:
         """Bytes of every script version, by sha256."""
         return self.root / "versions"

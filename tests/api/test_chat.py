@@ -152,7 +152,8 @@ class TestWholeAnswer:
         (job,) = await _questions(app)
         assert response.headers["content-type"] == "application/json"
         assert response.json() == {
-            "text": "One two.", "finish_reason": "stop", "job": job.id, "error": None, "reason_detail": None,
+            "text": "One two.", "images": [], "finish_reason": "stop", "job": job.id, "error": None,
+            "reason_detail": None,
         }  # fmt: skip
 
     async def test_body_wins_over_the_header(self, app: JobsApp) -> None:
@@ -163,6 +164,74 @@ class TestWholeAnswer:
         )
 
         assert [event.name for event in parse_events(response.text)] == ["piece", "done"]
+
+
+class TestPictures:
+    """A model that draws answers with addresses of pictures, which can be read."""
+
+    PIXELS = b"\x89PNG\r\n\x1a\n..."
+
+    async def _draw(self, app: JobsApp, *names: str, body: dict[str, Any]) -> httpx.Response:
+        """Ask, write files as the script would, and end the job; `{job}` in a name is the job's id."""
+        model = await _make_model(app, training_type=TrainingType.IMAGE_GENERATION)
+        asking = asyncio.create_task(app.client.post(f"{API}/models/{model}/chat", json=HELLO | body))
+        won = await _next_question(app)
+        for name in names:
+            (app.services.home.images / name.format(job=won.job.id)).write_bytes(self.PIXELS)
+        await app.runner.end(won, SUCCESS)
+        async with asyncio.timeout(20):
+            return await asking
+
+    async def test_come_with_the_answer_and_can_be_read(self, app: JobsApp) -> None:
+        names = ("{job}_002.png", "{job}_001.png", "{job}-other.png", "someone.png")
+
+        answer = (await self._draw(app, *names, body={"stream": False, "batch_size": 2})).json()
+
+        job = answer["job"]
+        assert answer["finish_reason"] == "stop"
+        assert answer["images"] == [f"/images/{job}_001.png", f"/images/{job}_002.png"]
+        picture = await app.client.get(answer["images"][0])
+        assert (picture.status_code, picture.headers["content-type"]) == (200, "image/png")
+        assert picture.content == self.PIXELS
+
+    async def test_are_events_of_a_stream(self, app: JobsApp) -> None:
+        response = await self._draw(app, "{job}.png", body={})
+
+        image, done = parse_events(response.text)
+        assert (image.name, image.data) == ("image", {"url": f"/images/{done.data['job']}.png"})
+
+    async def test_that_were_not_drawn_are_an_error(self, app: JobsApp) -> None:
+        answer = (await self._draw(app, body={"stream": False})).json()
+
+        assert (answer["finish_reason"], answer["images"]) == ("error", [])
+        assert "drew no picture" in answer["error"]
+
+    async def test_wishes_reach_the_script(self, app: JobsApp) -> None:
+        wishes = {"negative_prompt": "text", "batch_size": 3, "aspect_ratio": "16:9"}
+
+        await self._draw(app, "{job}_001.png", body=wishes)
+
+        (job,) = await _questions(app)
+        question = Snapshot.of(job).question
+        assert question is not None
+        assert question.model_dump(include=set(wishes)) == wishes
+
+    @pytest.mark.parametrize("name", ["nothing.png", "secret.txt", "..%2Fdeepe.db", "a.svg", ".png"])
+    async def test_nothing_else_can_be_read(self, app: JobsApp, name: str) -> None:
+        (app.services.home.images / "secret.txt").write_text("x")
+        (app.services.home.images / "a.svg").write_text("<svg/>")
+
+        response = await app.client.get(f"/images/{name}")
+
+        assert response.status_code == 404
+
+    @pytest.mark.parametrize("wish", [{"batch_size": 0}, {"aspect_ratio": "wide"}, {"aspect_ratio": "0:1"}])
+    async def test_wishes_that_are_none(self, app: JobsApp, wish: dict[str, Any]) -> None:
+        model = await _make_model(app)
+
+        problem = await app.post(f"/models/{model}/chat", HELLO | wish, 422)
+
+        assert codes(problem)[0][0] == f"/{next(iter(wish))}"
 
 
 class TestQuestionJob:

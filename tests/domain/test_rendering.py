@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from app.domain.enums import Stage
 from app.domain.rendering import (
     FILLED,
+    FILLED_FOR_PICTURES,
     MAX_ARGUMENT_BYTES,
     ArgumentForm,
     ArgumentNotText,
     ArgumentTooLong,
     deployment_arguments,
     inference_arguments,
+    picture_arguments,
     render_equals,
     render_pairs,
     saving_arguments,
@@ -253,6 +255,15 @@ class TestStages:
             "--reset_context=false",
             '--history=[{"role": "user", "content": "gr\\u00fc\\u00df"}]',
             "--model_path=../runs/t-1/output",
+        ]
+
+    def test_pictures_are_asked_for_in_the_form_of_the_contract(self) -> None:
+        told = picture_arguments(model_path="../models/b", prompt="- a cat", output="../images/j.png", batch_size=2)
+
+        assert tuple(told) == FILLED_FOR_PICTURES
+        assert render_pairs(told) == [
+            *("--model_path", "../models/b", "--lora_path", "", "--prompt=- a cat", "--negative_prompt", ""),
+            *("--output", "../images/j.png", "--batch_size", "2", "--aspect_ratio", "1:1"),
         ]
 
     def test_deployment_forwards_system_and_parameters_when_given(self) -> None:

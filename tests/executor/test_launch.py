@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from app.domain.enums import EndReason, JobKind
+from app.domain.enums import EndReason, JobKind, TrainingType
 from app.executor.attempts.launch import Inputs, LaunchError, disk_trouble, stage_arguments
-from app.executor.jobs.snapshot import Named, PinnedScript, Snapshot
+from app.executor.jobs.snapshot import Named, PinnedScript, Question, Snapshot
 from tests import job_rows
 
 ROOT = Path("/home/scripts")
@@ -66,6 +66,31 @@ class TestSaving:
 
         assert "--dataset_path" not in told
         assert told[told.index("--adapter_path") + 1] == "../runs/t/1/output"
+
+
+class TestPictures:
+    @pytest.mark.parametrize(
+        ("kind", "paths"),
+        [
+            (JobKind.INFERENCE_CUSTOMIZED, ["../models/base", "--lora_path", "../runs/t/1/output"]),
+            (JobKind.INFERENCE_COMPLETE, ["../runs/t/1/output", "--lora_path", ""]),
+        ],
+    )
+    def test_are_asked_for_with_base_and_adapter_or_the_whole_model(self, kind: JobKind, paths: list[str]) -> None:
+        question = Question(prompt="a cat", history=(), session_id="s", batch_size=2)
+
+        told = arguments(
+            kind,
+            model=Path("/home/runs/t/1/output"),
+            question=question,
+            training_type=TrainingType.IMAGE_GENERATION,
+        )
+
+        assert told[:4] == ["--model_path", *paths]
+        assert told[4:] == [
+            *("--prompt", "a cat", "--negative_prompt", "", "--output", "../images/j.png"),
+            *("--batch_size", "2", "--aspect_ratio", "1:1"),
+        ]
 
 
 class TestDiskTrouble:

@@ -35,6 +35,16 @@ class ChatRequest(_Body):
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0, le=1_000_000)
     template: str | None = Field(default=None, description="Chat template, for scripts that take one.")
+    negative_prompt: str | None = Field(
+        default=None, max_length=10_000, description="Models that draw: what the picture shall not show."
+    )
+    batch_size: int | None = Field(default=None, ge=1, le=64, description="Models that draw: number of pictures.")
+    aspect_ratio: str | None = Field(
+        default=None,
+        pattern=r"^[1-9][0-9]?:[1-9][0-9]?$",
+        description="Models that draw: width and height, such as `16:9`.",
+        examples=["1:1"],
+    )
     stream: bool | None = Field(
         default=None,
         description="False: the whole answer as one JSON document. Default: events, unless `Accept` wants JSON only.",
@@ -49,6 +59,9 @@ class ChatRequest(_Body):
             "top_p": self.top_p,
             "top_k": self.top_k,
             "template": self.template,
+            "negative_prompt": self.negative_prompt,
+            "batch_size": self.batch_size,
+            "aspect_ratio": self.aspect_ratio,
         }
         options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         messages = [Message(role=message.role, content=message.content) for message in self.messages]
@@ -68,3 +81,6 @@ class ChatAnswer(ChatEnd):
     """A whole answer."""
 
     text: str = Field(examples=["8 is larger."])
+    images: list[str] = Field(
+        description="Addresses of the pictures, if the model draws.", examples=[[f"/images/{_ID}.png"]]
+    )

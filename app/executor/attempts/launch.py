@@ -18,13 +18,14 @@ from uuid import UUID
 from pydantic import ValidationError
 
 from app.domain.accelerators import Accelerator
-from app.domain.enums import EndReason, JobKind
+from app.domain.enums import EndReason, JobKind, TrainingType
 from app.domain.errors import AppError
 from app.domain.launchers import GROUP_KINDS, Launcher
 from app.domain.names import online_name
 from app.domain.rendering import (
     deployment_arguments,
     inference_arguments,
+    picture_arguments,
     render_equals,
     render_pairs,
     saving_arguments,
@@ -297,8 +298,13 @@ def stage_arguments(job: JobRow, snapshot: Snapshot, inputs: Inputs, *, script_r
     arguments = _arguments(job, snapshot, _Relative(inputs, script_root))
     if snapshot.declared_only and snapshot.declared is not None:
         arguments = {name: value for name, value in arguments.items() if name in snapshot.declared}
-    render = render_pairs if job.kind in _PAIRED else render_equals
+    render = render_pairs if job.kind in _PAIRED or _draws(job, snapshot) else render_equals
     return render(arguments, false_as=snapshot.false_as, forms=snapshot.forms)
+
+
+def _draws(job: JobRow, snapshot: Snapshot) -> bool:
+    """Whether the stage is asked for pictures, which has a form of its own."""
+    return job.kind in QUESTIONS and snapshot.training_type is TrainingType.IMAGE_GENERATION
 
 
 class _Relative:
@@ -309,6 +315,7 @@ class _Relative:
         self.dataset = _relative(inputs.dataset, script_root)
         self.model = _relative(inputs.model, script_root)
         self.output = _relative(inputs.output, script_root)
+        self.pictures = _relative(script_root.parent / "images", script_root)
         self.folder = str(inputs.model or inputs.base_model or "")
         self.model_name = inputs.model_name
 
@@ -366,10 +373,21 @@ def _inference(job: JobRow, snapshot: Snapshot, inputs: _Relative) -> dict[str, 
     question = snapshot.question
     assert question is not None
     complete = job.kind is JobKind.INFERENCE_COMPLETE
+    whole_model = inputs.model if complete else inputs.base_model
+    if _draws(job, snapshot):
+        return picture_arguments(
+            model_path=whole_model,
+            lora_path="" if complete else inputs.model,
+            prompt=question.prompt,
+            negative_prompt=question.negative_prompt,
+            output=f"{inputs.pictures}/{job.id}.png",
+            batch_size=question.batch_size,
+            aspect_ratio=question.aspect_ratio,
+        )
     return inference_arguments(
         model_id=job.model_id or "",
         model_name=inputs.model_name,
-        base_model_path=inputs.model if complete else inputs.base_model,
+        base_model_path=whole_model,
         prompt=question.prompt,
         session_id=question.session_id,
         max_length=question.max_length,

@@ -4,14 +4,17 @@ The job runs on a node like any other, with slots of its own; the answer is read
 who goes away before the end cancels the job.
 """
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from app.domain.enums import EndReason, JobStatus
+from app.domain.enums import EndReason, JobStatus, TrainingType
+from app.executor.jobs.snapshot import Snapshot
 from app.executor.output.inference_protocol import Failure, FinishReason, InferenceParser, Noise, Piece
+from app.executor.output.pictures import URL, pictures_of
 from app.executor.output.stream import JobStream, StreamPosition
 from app.store import jobs as store
 from app.store.home import Home
@@ -37,6 +40,13 @@ class AnswerPiece:
 
 
 @dataclass(frozen=True)
+class AnswerPicture:
+    """A picture of the answer, by its address."""
+
+    url: str
+
+
+@dataclass(frozen=True)
 class AnswerEnd:
     """The end of the answer; `error` says what went wrong when `finish_reason` is `error`."""
 
@@ -46,7 +56,7 @@ class AnswerEnd:
     reason: EndReason | None = None
 
 
-AnswerEvent = AnswerPiece | AnswerEnd
+AnswerEvent = AnswerPiece | AnswerPicture | AnswerEnd
 
 
 class Answers:
@@ -88,13 +98,21 @@ class Answers:
                             logger.debug("inference_noise", extra={"job_id": job_id, "line": event.line})
                 if finished:
                     status = JobStatus(item.data["status"])
-                    finish = parser.finish_reason(
-                        succeeded=status is JobStatus.SUCCEEDED, cancelled=status is JobStatus.CANCELLED
-                    )
+                    pictures = await asyncio.to_thread(pictures_of, self._home.images, job_id)
+                    for name in pictures:
+                        yield AnswerPicture(URL.format(name=name))
+                    succeeded = status is JobStatus.SUCCEEDED
+                    if succeeded and not pictures and await self._draws(job_id):
+                        succeeded, error = False, error or "the script ended without an error, but drew no picture"
+                    finish = parser.finish_reason(succeeded=succeeded, cancelled=status is JobStatus.CANCELLED)
                     yield AnswerEnd(finish_reason=finish, job_id=job_id, error=error, reason=reason)
         finally:
             if not finished:
                 await self._cancel(job_id)
+
+    async def _draws(self, job_id: str) -> bool:
+        async with self._database.reading() as session:
+            return Snapshot.of(await store.get(session, job_id)).training_type is TrainingType.IMAGE_GENERATION
 
     async def _cancel(self, job_id: str) -> None:
         try:

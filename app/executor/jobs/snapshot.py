@@ -38,7 +38,10 @@ class Named(_Frozen):
 
 
 class Question(_Frozen):
-    """One turn of a conversation with a model; the optional fields are passed on only when they are given."""
+    """One turn of a conversation with a model; the optional fields are passed on only when they are given.
+
+    The last three are for models that draw pictures.
+    """
 
     prompt: str
     history: tuple[dict[str, Any], ...]
@@ -50,6 +53,9 @@ class Question(_Frozen):
     top_p: float = 0.9
     top_k: int = 50
     template: str = ""
+    negative_prompt: str = ""
+    batch_size: int = 1
+    aspect_ratio: str = "1:1"
 
 
 class Deployment(_Frozen):
