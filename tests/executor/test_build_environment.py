@@ -61,6 +61,15 @@ class TestVenv:
         assert (steps[0], steps[-1], {event["total"] for event in events}) == (0, 3, {3})
         assert any("tinypkg" in event["message"] for event in events)
 
+    @pytest.mark.timeout(180)  # it compiles pip as well
+    def test_compiles_what_its_builder_did_not(self, tmp_path: Path, environment: dict[str, str]) -> None:
+        build = Build(tmp_path, {**environment, "PIP_COMPILE": "0"}, TINY)
+
+        done = build.run()
+
+        assert done.returncode == 0, done.stdout
+        assert list(build.prefix.glob("lib/python3*/site-packages/__pycache__/tinypkg.*.pyc"))
+
     def test_second_run_finds_it_ready(self, tmp_path: Path, environment: dict[str, str]) -> None:
         build = Build(tmp_path, environment, BASE_SPEC)
         build.run()

@@ -66,6 +66,10 @@ FAILED = 1
 REFUSED = 2
 STOPPED = 128 + signal.SIGTERM
 
+_SAY_VERSION = "import sys; print('Python', sys.version)"
+# Not every builder compiles, and what was unpacked may be newer than its bytecode; where stages may not write, each of
+# their starts would compile anew. What does not compile is passed over: packages hold files for other versions.
+_COMPILE = "import compileall, sysconfig; compileall.compile_dir(sysconfig.get_path('purelib'), quiet=2, workers=0)"
 # What pip and conda say when they turn to the next thing; shown as the progress message.
 _TELLING = re.compile(r"^\s*((?:Collecting|Downloading|Building|Installing|Solved|Preparing)\b.*?)\s*$")
 
@@ -255,8 +259,9 @@ def _set_variables(order: Order) -> None:
 
 def _check(order: Order, progress: "Progress", held: int) -> None:
     progress.step("Checking the environment")
-    check = "import sys; print('Python', sys.version)"
-    run(Step("Starting its Python", (str(interpreter(order.prefix)), "-c", check), True), order, progress, held)
+    python = str(interpreter(order.prefix))
+    run(Step("Starting its Python", (python, "-c", _SAY_VERSION), True), order, progress, held)
+    run(Step("Compiling what is not compiled", (python, "-c", _COMPILE), True), order, progress, held)
 
 
 def _locked(order: Order, builder: str) -> EnvironmentLock:
