@@ -104,7 +104,7 @@ print(json.dumps({
     "limits": [resource.getrlimit(n) for n in range(15)],
     "hooks": [sys.excepthook is sys.__excepthook__, sys.gettrace(), gc.isenabled(), gc.get_threshold()],
     "seen_by_ps": open("/proc/self/cmdline").read().strip(chr(0)).split(chr(0)),
-    "mark": os.environ["DEEPE_ATTEMPT"] in open("/proc/self/environ").read().split("DEEPE_ATTEMPT=")[1],
+    "variables_seen_by_ps": sorted(filter(None, open("/proc/self/environ").read().split(chr(0)))),
 }, indent=1))
 """
 

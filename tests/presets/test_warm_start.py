@@ -38,7 +38,7 @@ def test_trains_the_same_cold_and_warm(training_python: Path, tiny_base: Path, t
                 "PYTHONPATH": str(catalogue.helpers_dir()),
                 "DEEPE_EVENTS": str(output.with_suffix(".jsonl")),
             },
-            **({"preload": catalogue.helpers_dir() / "warm_trl.py"} if warm else {}),
+            preload=catalogue.helpers_dir() / "warm_trl.py" if warm else None,
         )
         record = attempt.wait_for_end(200)
 

@@ -27,8 +27,7 @@ if __name__ == "__main__":  # -I and -S leave out where we are
 from app.executor.attempts import supervisor  # noqa: E402
 
 WARM_PROGRAM = os.path.join(HERE, "warm.py")
-ROOM = 4096  # bytes of its command line, which later names the script
-MARK_LENGTH = 64  # of the value of DEEPE_ATTEMPT, which later is the attempt's
+ROOM = 8192  # bytes each for the command line and the variables that the process table will show
 OOM_SCORE = 1000  # while it waits, nothing is lost with it
 
 
@@ -56,7 +55,7 @@ def main(arguments: list[str]) -> int:
 
 def prepare(recipe: supervisor.Record, channel: int) -> supervisor.Spare:
     """Fork the witness, which forks the interpreter."""
-    mark = f"warm-{uuid4().hex}".ljust(MARK_LENGTH, ".")
+    mark = f"warm-{uuid4().hex}".ljust(ROOM, ".")
     stage_read, to_stage = os.pipe()
     witness_read, to_witness = os.pipe()
     report_read, report_write = os.pipe()

@@ -24,7 +24,6 @@ import os  # noqa: E402
 from typing import Any  # noqa: E402
 
 MARK = b"DEEPE_ATTEMPT="
-MARK_LENGTH = 64
 BEGUN = b"begun\n"
 NOT_RELEASED = 124
 NOT_STARTED = 127
@@ -85,7 +84,7 @@ def become(folder: str, told: int, trouble: str) -> None:
             path = module_path(command[2], environment)
             check(path)
             code = compiled(command[2])
-            sign(command, spec["attempt_id"])
+            sign(command, environment)
         except Unfit as reason:
             note(folder, "started cold: %s" % reason)
             os.write(told, BEGUN)
@@ -181,25 +180,33 @@ def compiled(script: str) -> Any:
 # --- becoming it
 
 
-def sign(command: list[str], attempt_id: str) -> None:
+def sign(command: list[str], environment: dict[str, str]) -> None:
     """Let the process table show our attempt and our script: the kernel reads both where it put them at our start.
 
-    The variables that the interpreter and its libraries see were set anew; nobody else looks at the old place.
+    Of the variables only the room of DEEPE_ATTEMPT is written to, which is long enough for all that are the attempt's
+    own: a library may remember where the others stand.
     """
     import ctypes
 
-    mark = attempt_id.encode()
     with open("/proc/self/environ", "rb") as file:
-        place = file.read().find(MARK)
+        block = file.read()
     with open("/proc/self/stat", "rb") as file:
         fields = file.read().rpartition(b")")[2].split()
     arguments, arguments_end, variables = (int(field) for field in fields[45:48])
-    if place < 0 or len(mark) > MARK_LENGTH or not 0 < arguments < arguments_end:
+    place = block.find(MARK)
+    room = block.find(b"\0", place) - place
+    given = block.split(b"\0")
+    entries = [os.fsencode("%s=%s" % variable) for variable in environment.items()]
+    own = sorted((entry for entry in entries if entry not in given), key=lambda entry: not entry.startswith(MARK))
+    while len(own) > 1 and len(b"\0".join(own)) > room:
+        own.pop()
+    shown = b"\0".join(own)
+    if place < 0 or not shown.startswith(MARK) or len(shown) > room or not 0 < arguments < arguments_end:
         raise Unfit("the process cannot be marked")
-    ctypes.memmove(variables + place + len(MARK), mark.ljust(MARK_LENGTH, b"\0"), MARK_LENGTH)
+    ctypes.memmove(variables + place, shown.ljust(room, b"\0"), room)
     room = arguments_end - arguments
-    shown = b"\0".join(os.fsencode(part) for part in command)[: room - 1]
-    ctypes.memmove(arguments, shown.ljust(room, b"\0"), room)
+    line = b"\0".join(os.fsencode(part) for part in command)[: room - 1]
+    ctypes.memmove(arguments, line.ljust(room, b"\0"), room)
 
 
 def run(code: Any, command: list[str], path: list[str]) -> None:
