@@ -33,7 +33,7 @@ from tests.chaos.nursery import Forked, Nursery
 from tests.chaos.postgres import Postgres, own_postgres
 from tests.chaos.proxy import Line as Network
 from tests.chaos.proxy import Proxy
-from tests.chaos.stage import BASE_MODEL, DATASET, JOURNAL, SCRIPT, submission
+from tests.chaos.stage import BASE_MODEL, DATASET, IMPORTS, JOURNAL, SCRIPT, submission
 from tests.chaos.verdict import TERMINAL, Evidence
 from tests.servers import RedisServer, free_port, private_redis
 from tests.worker.harness import alive, make_base
@@ -166,6 +166,7 @@ class Arena:
         """Bring the service up and give it a method whose training is the stage of the runs."""
         self.api.start()
         await self.wait_until(self.api_answers, "the API", 60)
+        (self.root / "scripts" / IMPORTS).write_text("import colorsys\n")
         async with self.client() as client:
             folder = self.root / "models" / BASE_MODEL
             shutil.copytree(ROOT / "app" / "presets" / "data" / "custom01-base", folder)
@@ -324,6 +325,8 @@ async def arena(
             if proxy is not None:
                 await proxy.start()
             environment = _environment(root, url_of(url, postgres, proxy), redis)
+            if number > 1:  # the first one starts everything cold
+                environment["DEEPE_WARM_START_SECONDS"] = "3"
             made.append(_node(root, f"node-{number}", base, environment, proxy, nursery))
         port = free_port()
         api = Child(
@@ -378,7 +381,7 @@ def _node(
 def belongs_to(process: psutil.Process, root: str) -> bool:
     """Say whether a process is of an attempt under `root`."""
     if any(f"{root}/nodes/" in word or f"{root}/scripts/" in word for word in process.cmdline()):
-        return True
+        return not process.environ().get("DEEPE_ATTEMPT", "").startswith("warm-")  # which waits for an attempt
     return process.environ().get("DEEPE_OUTPUT_DIR", "").startswith(root + "/")
 
 

@@ -195,6 +195,7 @@ class NodeAgent:
 
     async def _round(self) -> None:
         self._woken.clear()
+        await asyncio.to_thread(self._starter.tend)
         await self._beat()
         # Tasks that are done stay known until here: rows that were read before they ended must not be acted upon.
         self._settling = {key: task for key, task in self._settling.items() if not task.done()}
@@ -230,7 +231,6 @@ class NodeAgent:
             await store.renew_leases(session, self._node_id, now=now, lease=self._timing.lease)
             await store.expect_ends(session, ends)
         self._heard_at, self._last_beat = heard_at, self._monotonic()
-        await asyncio.to_thread(self._starter.tend)
 
     async def _return(self, standing: Standing) -> None:
         """Live again after having been declared dead: every attempt of before has ended, and nothing of it is left.
