@@ -33,7 +33,7 @@ from tests.chaos.nursery import Forked, Nursery
 from tests.chaos.postgres import Postgres, own_postgres
 from tests.chaos.proxy import Line as Network
 from tests.chaos.proxy import Proxy
-from tests.chaos.stage import BASE_MODEL, DATASET, IMPORTS, JOURNAL, SCRIPT, submission
+from tests.chaos.stage import BASE_MODEL, DATASET, JOURNAL, SCRIPT, submission
 from tests.chaos.verdict import TERMINAL, Evidence
 from tests.servers import RedisServer, free_port, private_redis
 from tests.worker.harness import alive, make_base
@@ -166,7 +166,6 @@ class Arena:
         """Bring the service up and give it a method whose training is the stage of the runs."""
         self.api.start()
         await self.wait_until(self.api_answers, "the API", 60)
-        (self.root / "scripts" / IMPORTS).write_text("import colorsys\n")
         async with self.client() as client:
             folder = self.root / "models" / BASE_MODEL
             shutil.copytree(ROOT / "app" / "presets" / "data" / "custom01-base", folder)

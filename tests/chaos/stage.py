@@ -12,13 +12,12 @@ from typing import Any
 from tests.chaos.verdict import Line
 
 BASE_MODEL, DATASET = "chaos-base", "chaos"
-IMPORTS = "chaos_imports.py"
 JOURNAL = "chaos.journal"
 
 SCRIPT = '''
 """Tick for a while, leave checkpoints, then leave an adapter."""
 
-DEEPE_WARM = "chaos_imports"
+DEEPE_WARM = "warm_trl"
 
 import argparse
 import json

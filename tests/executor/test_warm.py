@@ -17,6 +17,7 @@ import pytest
 from app.executor.attempts import supervision, supervisor, warm, warm_starts
 from app.executor.attempts.supervision import ExitRecord, ExitWhy
 from app.executor.attempts.warm_starts import ColdStarts, Recipe, WarmStarts, preload_of, starts
+from app.presets.catalogue import helpers_dir
 from tests.executor.attempts import Attempt, attempts, wait_until
 from tests.executor.warming import make_ready, waiting
 
@@ -550,23 +551,35 @@ class TestWarmStarts:
 
 
 class TestDeclaration:
-    def test_names_a_file_beside_the_script_or_a_helper(self, tmp_path: Path) -> None:
-        script, helpers = tmp_path / "stage.py", tmp_path / "helpers"
+    @pytest.mark.parametrize("text", ['DEEPE_WARM = "warm_it"', '"""Text."""\n\nDEEPE_WARM = "warm_it"  # why\n'])
+    def test_names_one_of_our_helpers(self, tmp_path: Path, text: str) -> None:
+        helpers = tmp_path / "helpers"
         helpers.mkdir()
-        script.write_text('"""Text."""\n\nDEEPE_WARM = "heavy"\n')
-        assert preload_of(script, [helpers]) is None
+        (tmp_path / "stage.py").write_text(text)
+        (tmp_path / "warm_it.py").touch()
+        assert preload_of(tmp_path / "stage.py", helpers) is None  # what stands beside the script is not ours
 
-        (helpers / "heavy.py").touch()
-        assert preload_of(script, [helpers]) == helpers / "heavy.py"
-        (tmp_path / "heavy.py").touch()
-        assert preload_of(script, [helpers]) == tmp_path / "heavy.py"
+        (helpers / "warm_it.py").touch()
+        assert preload_of(tmp_path / "stage.py", helpers) == helpers / "warm_it.py"
 
-    @pytest.mark.parametrize("text", ["", "  DEEPE_WARM = 'heavy'", "DEEPE_WARM = '../heavy'", "DEEPE_WARM = heavy"])
+    @pytest.mark.parametrize(
+        "text",
+        ["", "  DEEPE_WARM = 'warm_it'", "DEEPE_WARM = '../warm_it'", "DEEPE_WARM = warm_it", "DEEPE_WARM = 'it'"],
+    )
     def test_anything_else_declares_nothing(self, tmp_path: Path, text: str) -> None:
-        (tmp_path / "heavy.py").touch()
+        for name in ("warm_it.py", "it.py"):
+            (tmp_path / name).touch()
         (tmp_path / "stage.py").write_text(text)
 
-        assert preload_of(tmp_path / "stage.py", []) is None
+        assert preload_of(tmp_path / "stage.py", tmp_path) is None
+
+    def test_of_every_shipped_script_that_has_one_is_there(self) -> None:
+        named = [
+            script for script in (helpers_dir().parent / "scripts").glob("*.py") if b"DEEPE_WARM" in script.read_bytes()
+        ]
+
+        assert len(named) >= 7
+        assert [script.name for script in named if preload_of(script, helpers_dir()) is None] == []
 
 
 def _idle(imports: Path) -> psutil.Process:

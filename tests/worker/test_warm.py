@@ -1,21 +1,23 @@
 """Warm starts on a real node: used where they fit, and never left behind."""
 
+import contextlib
 import sys
 
 import psutil
 import pytest
 
 from app.domain.enums import JobStatus
+from app.presets.catalogue import helpers_dir
 from tests.executor.warming import waiting
 from tests.worker.harness import ENDED_WELL, Site, Worker, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="warm starts are for Linux")
 
 SCRIPT = """
-DEEPE_WARM = "heavy"
-import sys
+DEEPE_WARM = "warm_trl"
+import os
 import play
-play.journal("warm" if "colorsys" in sys.modules else "cold")
+play.journal("warm" if "HF_HUB_OFFLINE" in os.environ else "cold")
 print("hello", flush=True)
 play.wait_for("go")
 play.adapter()
@@ -27,8 +29,6 @@ class WarmSite:
 
     def __init__(self, site: Site) -> None:
         self.site = site
-        self.imports = site.home.scripts / "heavy.py"
-        self.imports.write_text("import colorsys\n")
 
     def start_worker(self) -> Worker:
         return self.site.start_worker(DEEPE_WARM_START_SECONDS="40", DEEPE_SLOTS="4")
@@ -45,10 +45,22 @@ class WarmSite:
         return job_id
 
     async def interpreter(self) -> psutil.Process | None:
-        return next(iter(waiting(self.imports)), None)
+        return next(iter(self.waiting()), None)
 
     async def none_waits(self) -> bool:
-        return waiting(self.imports) == []
+        return self.waiting() == []
+
+    def waiting(self) -> list[psutil.Process]:
+        """Return the interpreters of this site's nodes that wait."""
+        found = waiting(helpers_dir() / "warm_trl.py")
+        return [one for one in found if any(word.startswith(f"{self.site.root}/") for word in words(one))]
+
+
+def words(process: psutil.Process) -> list[str]:
+    """Return its command line; of one that has ended meanwhile none."""
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []
 
 
 @pytest.fixture
@@ -101,5 +113,5 @@ class TestNode:
         rows = await site.wait_for_end(await warm.run("cold"), await warm.run("cold"))
 
         assert {(row.status, row.reason) for row in rows} == {ENDED_WELL}
-        assert waiting(warm.imports) == []
+        assert warm.waiting() == []
         assert worker.events("making_warm") == []

@@ -201,7 +201,7 @@ class StageLauncher:
         """Return the imports that may be done beforehand; the processes of a group are started by its launcher."""
         if not self._warm or launcher.kind in GROUP_KINDS:
             return None
-        return preload_of(script.path, (*script.import_paths, helpers_dir()))
+        return preload_of(script.path, helpers_dir())
 
     async def _resume(self, claim: Claim, snapshot: Snapshot, run: RunFolder) -> Path | None:
         """Put the newest whole checkpoint of earlier attempts into this one's output folder, and write that down."""

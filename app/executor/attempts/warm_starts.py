@@ -1,9 +1,9 @@
 """Warm starts: an interpreter that has imported what stages of an environment need waits for the next of them.
 
-The imports of a training are most of what passes before its first step. A script that says `DEEPE_WARM = "NAME"` is
-started, once a script like it ran on this node, in an interpreter that has run NAME.py beforehand: a file beside the
-script, or one of our helpers. That is a promise of the script: what it sets in its environment before its own imports
-is either set there as well or does not matter to them.
+The imports of a training are most of what passes before its first step. A script that says `DEEPE_WARM = "warm_NAME"`
+is started, once a script like it ran on this node, in an interpreter that has run warm_NAME.py beforehand, one of our
+helpers: what runs before there is an attempt is ours. The script promises that what it sets in its environment before
+its own imports is set there as well, or does not matter to them.
 
 The interpreter is used once; then the next is made ready, with a pause that leaves the machine to the script that has
 just begun. It fits an attempt whose interpreter, working directory and variables are the same, but for those that are
@@ -37,7 +37,7 @@ PAUSE_SECONDS = 15.0  # at most, between a start and the imports for the next on
 MOST = 2  # that wait at a time on a node
 LEAST_FREE_BYTES = 2 * 1024**3  # of memory; with less none waits
 
-_DECLARED = re.compile(rb"""^DEEPE_WARM = ["']([A-Za-z_][A-Za-z0-9_]*)["']""", re.MULTILINE)
+_DECLARED = re.compile(rb"""^DEEPE_WARM = ["'](warm_[a-z0-9_]+)["']""", re.MULTILINE)
 _INTERPRETER = 2  # python -u
 _CARDS = "CUDA_VISIBLE_DEVICES"
 
@@ -117,16 +117,14 @@ class WarmStarts:
         logger.info("making_warm", extra={"python": recipe.argv[0], "imports": recipe.preload})
 
 
-def preload_of(script: Path, import_paths: Sequence[Path]) -> Path | None:
-    """Return the file of imports that a script may find done, None if it says nothing of it."""
+def preload_of(script: Path, helpers: Path) -> Path | None:
+    """Return the file of imports that a script may find done, None if it says nothing of it or there is none."""
     try:
         declared = _DECLARED.search(script.read_bytes())
     except OSError:
         return None
-    if declared is None:
-        return None
-    places = (script.parent, *import_paths)
-    return next((path for place in places if (path := place / f"{declared[1].decode()}.py").is_file()), None)
+    path = helpers / f"{declared[1].decode()}.py" if declared is not None else None
+    return path if path is not None and path.is_file() else None
 
 
 @dataclass(frozen=True)
