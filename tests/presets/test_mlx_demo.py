@@ -17,7 +17,11 @@ QUESTION = "Which is larger, 3 or 8?"
 SHORTER = ("--max_steps=80", "--eval_steps=40", "--eval_samples=60")
 EVERY_KIND = """
 import json, runpy, sys
-base, rows, out = sys.argv[1:4]
+from mlx_lm import convert
+
+tiny, rows, out = sys.argv[1:4]
+quantized = f"{out}/quantized"
+convert(tiny, quantized, quantize=True, q_bits=4, q_group_size=32)
 
 def run(script, *arguments):
     sys.argv = [script, *arguments]
@@ -28,14 +32,15 @@ def run(script, *arguments):
     return 0
 
 kinds = {
-    "dora": ["--fine_tune_type=dora", "--num_layers=1"],
-    "full": ["--fine_tune_type=full", "--num_layers=1", "--mask_prompt=false", "--weight_decay=0.1"],
-    "4 bits": ["--load_in_4bit=true", "--lora_dropout=0.1"],
-    "bfloat16": ["--dtype=bfloat16", "--lr_scheduler=linear", "--gradient_checkpointing=true"],
+    "dora": (tiny, "--fine_tune_type=dora", "--num_layers=1"),
+    "full": (tiny, "--fine_tune_type=full", "--num_layers=1", "--mask_prompt=false", "--weight_decay=0.1"),
+    "4 bits": (tiny, "--load_in_4bit=true", "--lora_dropout=0.1"),
+    "quantized base": (quantized,),
+    "bfloat16": (tiny, "--dtype=bfloat16", "--lr_scheduler=linear", "--gradient_checkpointing=true"),
 }
 small = ("--max_steps=3", "--batch_size=4", "--eval_samples=3", "--eval_max_new_tokens=4", "--learning_rate=0.01")
 codes = {}
-for number, (kind, more) in enumerate(kinds.items()):
+for number, (kind, (base, *more)) in enumerate(kinds.items()):
     folder = f"{out}/{number}"
     paths = (f"--model_path={base}", f"--dataset_path={rows}", f"--output_dir={folder}")
     trained = run("mlx-demo.py", *paths, *small, *more)
@@ -146,7 +151,7 @@ class TestTraining:
 
         assert run.code == 0, run.stderr
         (codes,) = [json.loads(line[6:]) for line in run.stdout.splitlines() if line.startswith("codes ")]
-        assert codes == {kind: [0, 0, 0, 0] for kind in ("dora", "full", "4 bits", "bfloat16")}
+        assert codes == {kind: [0, 0, 0, 0] for kind in ("dora", "full", "4 bits", "quantized base", "bfloat16")}
 
     def test_passes_of_a_step_learn_like_one_large_batch(self, mlx_home: Home, tiny_base: Path) -> None:
         more = ("--max_steps=3", "--logging_steps=1", "--max_samples=80", "--eval_samples=0", "--resume=false")
@@ -185,7 +190,8 @@ class TestStopAndResume:
 
     def test_killed_run_goes_on_from_the_newest_whole_checkpoint(self, mlx_home: Home, tiny_base: Path) -> None:
         more = ("--max_steps=8", "--save_steps=2", "--logging_steps=1", "--batch_size=4", "--eval_samples=2")
-        dropping = arguments(mlx_home, tiny_base, *more, "--lora_dropout=0.2", "--save_total_limit=3")
+        more = (*more, "--lora_dropout=0.2", "--num_layers=1", "--save_total_limit=3")
+        dropping = arguments(mlx_home, tiny_base, *more)
         whole = mlx_home.run(SCRIPT, *dropping[:2], f"--output_dir={mlx_home.path}/whole", *dropping[3:])
         process = mlx_home.start(SCRIPT, *dropping)
         assert process.stdout is not None
@@ -266,6 +272,7 @@ class TestRefusals:
             ('{"text": "x"}', ["--load_in_4bit=true", "--fine_tune_type=full"], "weights in 4 bits cannot be trained"),
             ('{"text": "x"}', ["--num_layers=0"], "num_layers must be at least 1, or -1 for all, it is 0"),
             ('{"text": "x"}', ["--eval_steps=0"], "eval_steps must be at least 1, it is 0"),
+            ('{"text": "x"}', ["--lora_dropout=1"], "lora_dropout must be at least 0 and below 1, it is 1.0"),
             ('{"text": "x"}', ["--max_steps=0"], "max_steps must be at least 1"),
             ('{"text": "x"}', ["--model_path=nowhere"], "there is no base model in nowhere"),
         ],

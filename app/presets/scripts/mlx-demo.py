@@ -148,8 +148,11 @@ def run(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> None:
     llm.check(args)
-    if args.eval_steps < 1:
-        raise Refused(f"eval_steps must be at least 1, it is {args.eval_steps}")
+    for name, least in {"eval_steps": 1, "seed": 0}.items():
+        if getattr(args, name) < least:
+            raise Refused(f"{name} must be at least {least}, it is {getattr(args, name)}")
+    if not 0 <= args.lora_dropout < 1:
+        raise Refused(f"lora_dropout must be at least 0 and below 1, it is {args.lora_dropout}")
     if args.num_layers != -1 and args.num_layers < 1:
         raise Refused(f"num_layers must be at least 1, or -1 for all, it is {args.num_layers}")
     if args.fine_tune_type == "full" and args.load_in_4bit:
@@ -357,6 +360,7 @@ class Learner:
             norm = change(gradients)
             mx.eval(seen, changed, loss, norm)
             self.tokens_seen += sum(len(example.tokens) for batch in batches for example in batch)
+            mx.clear_cache()  # buffers of this width: the next step may need others
             return loss.item(), norm.item()
 
         return take
