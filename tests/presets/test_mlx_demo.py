@@ -189,9 +189,9 @@ class TestStopAndResume:
         assert weights[0].read_bytes() == weights[1].read_bytes()
 
     def test_killed_run_goes_on_from_the_newest_whole_checkpoint(self, mlx_home: Home, tiny_base: Path) -> None:
-        more = ("--max_steps=8", "--save_steps=2", "--logging_steps=1", "--batch_size=4", "--eval_samples=2")
-        more = (*more, "--lora_dropout=0.2", "--num_layers=1", "--save_total_limit=3")
-        dropping = arguments(mlx_home, tiny_base, *more)
+        steps = ("--max_steps=8", "--save_steps=2", "--logging_steps=1", "--batch_size=4", "--eval_samples=2")
+        adapter = ("--lora_dropout=0.2", "--num_layers=1", "--save_total_limit=3")
+        dropping = arguments(mlx_home, tiny_base, *steps, *adapter)
         whole = mlx_home.run(SCRIPT, *dropping[:2], f"--output_dir={mlx_home.path}/whole", *dropping[3:])
         process = mlx_home.start(SCRIPT, *dropping)
         assert process.stdout is not None
