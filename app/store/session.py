@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 BUSY_TIMEOUT_MS = 10_000
-SILENT_AFTER_SECONDS = 60.0  # a Postgres that does not answer (network, failover) is asked anew on another connection
+SILENT_AFTER_SECONDS = 30.0  # a Postgres that does not answer (network, failover) is asked anew on another connection
 _POSTGRES = {
     "application_name": "deepe",
     "jit": "off",
@@ -30,11 +30,14 @@ _POSTGRES = {
 
 
 class Database:
-    """Hands out sessions: `reading()` for queries, `writing()` for one transaction that commits at the end."""
+    """Hands out sessions: `reading()` for queries, `writing()` for one transaction that commits at the end.
 
-    def __init__(self, url: str, *, pool_size: int = 10) -> None:
+    `silent_after`: seconds after which a statement on Postgres is given up; None waits for ever.
+    """
+
+    def __init__(self, url: str, *, pool_size: int = 10, silent_after: float | None = SILENT_AFTER_SECONDS) -> None:
         self.url = url
-        self.engine = _create_engine(url, pool_size=pool_size)
+        self.engine = _create_engine(url, pool_size=pool_size, silent_after=silent_after)
         self._readers = async_sessionmaker(self.engine, class_=AsyncSession, expire_on_commit=False)
         self._write_lock = asyncio.Lock()
 
@@ -87,13 +90,13 @@ class _Turn:
             self._lock.release()
 
 
-def _create_engine(url: str, *, pool_size: int) -> AsyncEngine:
+def _create_engine(url: str, *, pool_size: int, silent_after: float | None) -> AsyncEngine:
     if make_url(url).get_backend_name() != "sqlite":
         return create_async_engine(
             url,
             pool_size=pool_size,
             pool_pre_ping=True,
-            connect_args={"server_settings": _POSTGRES, "timeout": 10, "command_timeout": SILENT_AFTER_SECONDS},
+            connect_args={"server_settings": _POSTGRES, "timeout": 10, "command_timeout": silent_after},
         )
     engine = create_async_engine(url, pool_size=pool_size, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
