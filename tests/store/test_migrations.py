@@ -43,12 +43,12 @@ class TestPatience:
         )
         try:
             async with other.writing() as session:
-                await session.exec(sa.select(sa.func.pg_advisory_xact_lock(ADVISORY_LOCK)))
+                await (await session.connection()).execute(sa.select(sa.func.pg_advisory_xact_lock(ADVISORY_LOCK)))
                 second = asyncio.create_task(upgrade(impatient))
 
                 async def is_waiting() -> bool:
                     async with other.reading() as looking:
-                        return bool((await looking.exec(waiting)).scalar())
+                        return bool((await (await looking.connection()).execute(waiting)).scalar())
 
                 await until(is_waiting, "the second process")
                 assert not second.done()
