@@ -52,6 +52,18 @@ for number, (kind, (base, *more)) in enumerate(kinds.items()):
     codes[kind] = [trained, saved, *asked]
 print("codes " + json.dumps(codes))
 """
+KILLED_IN_STEP_7 = """
+import os, runpy, signal, sys
+import deepe_llm
+
+def print_step(step, *more):
+    if step == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+deepe_llm.print_step = print_step
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 def arguments(home: Home, base: Path, *more: str, rows: Path | None = None, output: str = "out") -> list[str]:
@@ -181,7 +193,7 @@ class TestStopAndResume:
     def test_stopped_run_ends_with_the_weights_of_an_undisturbed_one(
         self, mlx_home: Home, tiny_base: Path, trained: tuple[Home, Finished]
     ) -> None:
-        stopped, resumed = stop_and_resume(mlx_home, SCRIPT, arguments(mlx_home, tiny_base, *SHORTER), at=40)
+        stopped, resumed = stop_and_resume(mlx_home, SCRIPT, arguments(mlx_home, tiny_base, *SHORTER), at=25)
 
         assert_went_on(trained[1], stopped, resumed, "loss", "learning_rate", "grad_norm")
         assert stopped.curve("eval_loss") | resumed.curve("eval_loss") == trained[1].curve("eval_loss")
@@ -193,19 +205,18 @@ class TestStopAndResume:
         adapter = ("--lora_dropout=0.2", "--num_layers=1", "--save_total_limit=3")
         dropping = arguments(mlx_home, tiny_base, *steps, *adapter)
         whole = mlx_home.run(SCRIPT, *dropping[:2], f"--output_dir={mlx_home.path}/whole", *dropping[3:])
-        process = mlx_home.start(SCRIPT, *dropping)
-        assert process.stdout is not None
-        while not process.stdout.readline().startswith("step 7/"):
-            assert process.poll() is None
-        process.kill()
-        process.communicate(timeout=60)
+        (mlx_home.scripts / "probe.py").write_text(KILLED_IN_STEP_7)
+        killed = mlx_home.run("probe.py", SCRIPT, *dropping)
         out = mlx_home.path / "out"
         assert [whole_step(out / f"checkpoint-{step}") for step in (2, 4, 6)] == [2, 4, 6]
         weights = out / "checkpoint-6" / "adapters.safetensors"
         weights.write_bytes(weights.read_bytes()[:-100])
 
+        other = mlx_home.run(SCRIPT, *dropping, "--lora_rank=4")
         resumed = mlx_home.run(SCRIPT, *dropping)
 
+        assert (killed.code, other.code) == (-9, 1), killed.stderr
+        assert "checkpoint-4 was made with other settings of model or adapter; empty output_dir" in other.stderr
         assert (whole.code, resumed.code) == (0, 0), resumed.stderr
         assert [note["message"] for note in resumed.of_type("note")] == [
             "checkpoint-6 is incomplete and is passed over",
