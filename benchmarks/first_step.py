@@ -1,10 +1,11 @@
-"""From the start of a process to the first step of a training: by hand, under the supervisor, and warm.
+"""From the start of a process to the first step of a training, and to the answer to a question: cold and warm.
 
     python -m benchmarks.first_step --python .cache/envs/trl-*/bin/python [--runs 5]
 
-SFT-Demo on its tiny base model, one step. By hand is `python -u sft-demo.py` as a plain subprocess; supervised is what
-a worker does with a prepared attempt; warm is the same where an interpreter with the imports done was waiting. The ways
-take turns. Then what the imports are made of, by `-X importtime`, and what the interpreter that waits costs.
+SFT-Demo on its tiny base model, one step; then a question to that model. By hand is `python -u SCRIPT` as a plain
+subprocess; supervised is what a worker does with a prepared attempt; warm is the same where an interpreter with the
+imports done was waiting. The ways take turns. Then what the imports are made of, by `-X importtime`, and what the
+interpreter that waits costs.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -31,17 +32,41 @@ from benchmarks.reporting import Samples, print_machine, print_table, ratio
 PATIENCE = 300.0
 HEAVY = 12
 PRELOAD = helpers_dir() / "warm_trl.py"
-SCRIPT = script_path("sft-demo.py")
-BASE = SCRIPT.parents[1] / "tiny_base.py"
+BASE = script_path("sft-demo.py").parents[1] / "tiny_base.py"
 DATASET = DATA / "sft-demo.jsonl"
-# what the output says, and which phase of the start is over then
-MARKS = {
-    b'"msg": 200002': "interpreter, arguments",  # HandleWithDataset
-    b'"msg": 200001': "rows read",  # InitializingModel
-    b'"msg": 200003': "imports, tokenizer, model loaded",  # ConfigTrainingParams
-    b'"msg": 200004': "rows encoded, trainer built",  # StartTraining
-    b"step 1/1": "first step",
-}
+
+
+@dataclass(frozen=True)
+class Work:
+    """A script with its arguments; `marks`: what its output says, and which phase of the start is over then."""
+
+    title: str
+    script: str
+    arguments: tuple[str, ...]
+    marks: Mapping[bytes, str]
+
+
+TRAINING = Work(
+    title="training",
+    script="sft-demo.py",
+    arguments=(
+        *("--model_path={root}/base", f"--dataset_path={DATASET}", "--output_dir={root}/out/{fresh}"),
+        *("--max_steps=1", "--batch_size=8", "--eval_fraction=0"),
+    ),
+    marks={
+        b'"msg": 200002': "first words",  # HandleWithDataset
+        b'"msg": 200001': "rows read",  # InitializingModel
+        b'"msg": 200003': "imports, tokenizer, model loaded",  # ConfigTrainingParams
+        b'"msg": 200004': "rows encoded, trainer built",  # StartTraining
+        b"step 1/1": "first step",
+    },
+)
+QUESTION = Work(
+    title="question",
+    script="ask_model.py",
+    arguments=("--base_model_path={root}/base", "--prompt=What is 3 + 4?", "--temperature=0", "--max_length=8"),
+    marks={b'"status": "resp"': "imports, model loaded, answered"},
+)
 
 
 @dataclass
@@ -51,13 +76,10 @@ class Site:
     root: Path
     python: Path
 
-    def command(self) -> tuple[str, ...]:
-        output = self.root / "out" / uuid4().hex
-        return (
-            *(str(self.python), "-u", str(SCRIPT), f"--model_path={self.root / 'base'}"),
-            *(f"--dataset_path={DATASET}", f"--output_dir={output}"),
-            *("--max_steps=1", "--batch_size=8", "--eval_fraction=0"),
-        )
+    def command(self, work: Work) -> tuple[str, ...]:
+        fresh = uuid4().hex
+        arguments = (argument.format(root=self.root, fresh=fresh) for argument in work.arguments)
+        return (str(self.python), "-u", str(script_path(work.script)), *arguments)
 
     def environment(self) -> dict[str, str]:
         return {"PATH": os.environ["PATH"], "HOME": str(self.root), "PYTHONPATH": str(helpers_dir())}
@@ -66,39 +88,40 @@ class Site:
 class Run:
     """One run of the script, and when each of its phases was over."""
 
-    def __init__(self, output: Path, begin: Callable[[], None], ended: Callable[[], bool]) -> None:
+    def __init__(self, work: Work, output: Path, begin: Callable[[], None], ended: Callable[[], bool]) -> None:
         begun = time.perf_counter()
         begin()
         self.phases: dict[str, float] = {}
         deadline = begun + PATIENCE
-        while len(self.phases) < len(MARKS):
+        while len(self.phases) < len(work.marks):
+            over = ended()  # first: what was said before is read then
             said = output.read_bytes() if output.exists() else b""
             now = time.perf_counter()
-            for mark, phase in MARKS.items():
+            for mark, phase in work.marks.items():
                 if mark in said:
                     self.phases.setdefault(phase, now - begun)
-            if now > deadline or (ended() and len(self.phases) < len(MARKS) and said == output.read_bytes()):
-                raise RuntimeError(f"the script did not come to its first step:\n{said.decode(errors='replace')}")
+            if now > deadline or (over and len(self.phases) < len(work.marks)):
+                raise RuntimeError(f"{work.script} did not come so far:\n{said.decode(errors='replace')}")
             time.sleep(0.001)
         while not ended():
             time.sleep(0.01)
 
 
-def by_hand(site: Site) -> Run:
+def by_hand(site: Site, work: Work) -> Run:
     output = site.root / f"{uuid4().hex}.log"
     started: list[subprocess.Popen[bytes]] = []
 
     def begin() -> None:
         with output.open("wb") as stream:
-            command, env = site.command(), site.environment()
+            command, env = site.command(work), site.environment()
             started.append(subprocess.Popen(command, env=env, cwd=site.root, stdout=stream, stderr=stream))
 
-    return Run(output, begin, lambda: started[0].poll() is not None)
+    return Run(work, output, begin, lambda: started[0].poll() is not None)
 
 
-def supervised(site: Site, *, warm: bool) -> Run:
-    folder, output = prepared(site)
-    waiting = make_ready(folder) if warm else None
+def supervised(site: Site, work: Work, *, warm: bool) -> Run:
+    folder, output = prepared(site, work)
+    waiting = make_ready(site, folder) if warm else None
 
     def begin() -> None:
         if waiting is None:
@@ -106,44 +129,44 @@ def supervised(site: Site, *, warm: bool) -> Run:
         else:
             assert waiting.take(folder)
 
-    return Run(output, begin, lambda: supervision.observe(folder).phase is AttemptPhase.EXITED)
+    return Run(work, output, begin, lambda: supervision.observe(folder).phase is AttemptPhase.EXITED)
 
 
-def prepared(site: Site) -> tuple[Path, Path]:
+def prepared(site: Site, work: Work) -> tuple[Path, Path]:
     """Return the folder of an attempt that may start, and its output."""
     folder = site.root / "attempts" / uuid4().hex
     output = site.root / f"{folder.name}.log"
-    spec = LaunchSpec(folder.name, site.command(), site.root, site.environment(), output, preload=PRELOAD)
+    spec = LaunchSpec(folder.name, site.command(work), site.root, site.environment(), output, preload=PRELOAD)
     supervision.prepare(folder, spec)
     return folder, output
 
 
-def make_ready(folder: Path) -> Standby:
+def make_ready(site: Site, folder: Path) -> Standby:
     """Return an interpreter that has done its imports."""
     recipe = Recipe.of(folder)
     assert recipe is not None
     waiting = Standby.started(recipe, since=0.0)
-    wait_for_imports()
+    wait_for_imports(site)
     return waiting
 
 
-def wait_for_imports() -> psutil.Process:
+def wait_for_imports(site: Site) -> psutil.Process:
     """Wait until the interpreter has nothing to do any more."""
     deadline, used, quiet = time.monotonic() + PATIENCE, -1.0, 0
     while quiet < 10:
         if time.monotonic() > deadline:
             raise TimeoutError
         time.sleep(0.1)
-        found = [process for process in psutil.process_iter() if is_waiting(process)]
+        found = [process for process in psutil.process_iter() if is_waiting(process, site)]
         now = sum(sum(process.cpu_times()[:2]) for process in found)
         quiet = quiet + 1 if found and now == used else 0
         used = now
     return found[0]
 
 
-def is_waiting(process: psutil.Process) -> bool:
+def is_waiting(process: psutil.Process, site: Site) -> bool:
     with contextlib.suppress(psutil.Error):
-        return str(PRELOAD) in process.cmdline()
+        return str(PRELOAD) in process.cmdline() and process.cwd() == str(site.root)
     return False
 
 
@@ -158,27 +181,31 @@ def main() -> None:
         site = Site(Path(name), Path(os.path.abspath(args.python)))
         command = [site.python, BASE, "--output", site.root / "base", "--steps=5"]
         subprocess.run(command, check=False, capture_output=True)  # it complains that it has not learnt: it need not
-        measure_starts(site, args.runs)
+        for work in (TRAINING, QUESTION):
+            measure_starts(site, work, args.runs)
         show_imports(site)
         show_costs(site)
 
 
-def measure_starts(site: Site, runs: int) -> None:
+def measure_starts(site: Site, work: Work, runs: int) -> None:
     ways: dict[str, Callable[[], Run]] = {
-        "by hand (peer)": lambda: by_hand(site),
-        "supervised, cold": lambda: supervised(site, warm=False),
-        "supervised, warm": lambda: supervised(site, warm=True),
+        "by hand (peer)": lambda: by_hand(site, work),
+        "supervised, cold": lambda: supervised(site, work, warm=False),
+        "supervised, warm": lambda: supervised(site, work, warm=True),
     }
     found: dict[str, list[Run]] = {way: [] for way in ways}
     for _ in range(runs):
         for way, run in ways.items():
             found[way].append(run())
-    peer = median_of(found["by hand (peer)"], "first step")
+    phases = list(work.marks.values())
+    peer = median_of(found["by hand (peer)"], phases[-1])
     rows = []
     for way, done in found.items():
-        medians = [median_of(done, phase) for phase in MARKS.values()]
+        medians = [median_of(done, phase) for phase in phases]
         rows.append([way, *(f"{seconds:.2f}" for seconds in medians), ratio(medians[-1], peer)])
-    print_table(f"seconds since the start until ..., medians of {runs} runs", ["", *MARKS.values(), "/ peer"], rows)
+    print_table(
+        f"{work.title}: seconds from the start until ..., medians of {runs} runs", ["", *phases, "/ peer"], rows
+    )
 
 
 def median_of(runs: Sequence[Run], phase: str) -> float:
@@ -201,11 +228,11 @@ def show_imports(site: Site) -> None:
 
 def show_costs(site: Site) -> None:
     """Print what waits, and what it holds."""
-    folder, _ = prepared(site)
+    folder, _ = prepared(site, TRAINING)
     begun = time.perf_counter()
-    waiting = make_ready(folder)
+    waiting = make_ready(site, folder)
     seconds = time.perf_counter() - begun - 1.0  # of quiet
-    process = wait_for_imports()
+    process = wait_for_imports(site)
     witness = process.parent()
     assert witness is not None
     keeper = witness.parent()
