@@ -150,7 +150,7 @@ def build_services(
             observer=RunObserver(home),
             clock=clock,
         ),
-        questions=Questions(methods=methods_, clock=clock),
+        questions=Questions(methods=methods_, home=home, clock=clock),
         answers=Answers(database, home, doorbell, clock=clock),
         doorbell=doorbell,
         webhooks=Webhooks(policy=addresses),

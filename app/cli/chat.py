@@ -1,7 +1,10 @@
 """`deepe models chat`: one question, or a conversation at a terminal."""
 
+import base64
+import mimetypes
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.cli.exits import CliFailure
@@ -20,7 +23,7 @@ class AnswerFailed(CliFailure):
     """The model gave no whole answer."""
 
 
-def ask(api: "Api", model: str, messages: list[dict[str, str]], options: Mapping[str, Any], *, as_json: bool) -> str:
+def ask(api: "Api", model: str, messages: list[dict[str, Any]], options: Mapping[str, Any], *, as_json: bool) -> str:
     """Stream one answer to stdout and return it."""
     from app.cli.client import segment
 
@@ -49,10 +52,22 @@ def ask(api: "Api", model: str, messages: list[dict[str, str]], options: Mapping
     return "".join(pieces)
 
 
+def picture(path: Path) -> dict[str, str]:
+    """Return a picture file as a message carries it."""
+    kind = mimetypes.guess_type(path.name, strict=False)[0] or ""
+    if not kind.startswith("image/"):
+        raise CliFailure(f"{path} is not called like a picture (.png, .jpg, .webp, .gif, .bmp).")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CliFailure(f"{path} cannot be read: {error.strerror}") from error
+    return {"data": f"data:{kind};base64,{base64.b64encode(content).decode()}"}
+
+
 def converse(api: "Api", model: str, options: Mapping[str, Any]) -> None:
     """Ask what the person types until the input ends; the model sees the whole conversation."""
     print(f"Talking to {model}. {AGAIN} forgets what was said, {'/bye'} or Ctrl-D ends.", file=sys.stderr)
-    messages: list[dict[str, str]] = []
+    messages: list[dict[str, Any]] = []
     while (question := _question()) is not None:
         if question == AGAIN:
             messages = []

@@ -1,7 +1,8 @@
 """`deepe models`: what jobs made, and asking it."""
 
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -74,6 +75,9 @@ def show(model: Model, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
 def chat(
     model: Model,
     prompt: Annotated[str | None, typer.Argument(help="The question; without one, a conversation.")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option("--image", help="A picture that the question is about; may be repeated.")
+    ] = None,
     system: Annotated[str | None, typer.Option("--system", help="What the model is told before the question.")] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1)] = None,
     temperature: Annotated[float | None, typer.Option("--temperature", min=0.0)] = None,
@@ -83,7 +87,7 @@ def chat(
     as_json: AsJson = False,
 ) -> None:
     """Ask a model; the answer comes as it is made."""
-    from app.cli.chat import ask, converse
+    from app.cli.chat import ask, converse, picture
     from app.cli.client import Api
 
     given = {
@@ -95,10 +99,13 @@ def chat(
     }
     options = {name: value for name, value in given.items() if value is not None}
     with Api(url) as api:
-        if prompt is None and sys.stdin.isatty() and not as_json:
+        if prompt is None and sys.stdin.isatty() and not as_json and not image:
             converse(api, model, options)
             return
         question = prompt if prompt is not None else sys.stdin.read().strip()
         if not question:
             raise Misused("Give a question, or run it in a terminal for a conversation.")
-        ask(api, model, [{"role": "user", "content": question}], options, as_json=as_json)
+        message: dict[str, Any] = {"role": "user", "content": question}
+        if image:
+            message["images"] = [picture(path) for path in image]
+        ask(api, model, [message], options, as_json=as_json)

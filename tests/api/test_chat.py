@@ -1,6 +1,7 @@
 """Asking a model over HTTP. A runner plays the node that runs the inference script."""
 
 import asyncio
+import base64
 import json
 import socket
 import time
@@ -16,6 +17,7 @@ from sqlmodel import col, select
 
 from app.domain.enums import EndReason, JobKind, JobStatus, ModelState, TrainingType
 from app.executor.jobs.snapshot import Question, Snapshot
+from app.presets.sample_pictures import draw
 from app.store import jobs, models
 from app.store.jobs import Claim, End
 from app.store.session import Database
@@ -316,7 +318,7 @@ class TestRefusals:
             ([{"role": "assistant", "content": "Hi"}], ("/messages/0/role", "last_message_not_user")),
             ([{"role": "ghost", "content": "Boo"}], ("/messages/0/role", "unknown_role")),
             ([{"role": "user"}], ("/messages/0/content", "field_required")),
-            ([{"role": "user", "content": "a", "images": []}], ("/messages/0/images", "field_unknown")),
+            ([{"role": "user", "content": "a", "audio": []}], ("/messages/0/audio", "field_unknown")),
             ("Hello", ("/messages", "field_type")),
         ],
         ids=lambda value: value[1] if isinstance(value, tuple) else None,
@@ -355,6 +357,65 @@ class TestRefusals:
         problem = await app.post("/models/nobody/chat", {**HELLO, **option}, 422)
 
         assert codes(problem)[0][0] == f"/{next(iter(option))}"
+
+
+class TestShownPictures:
+    PICTURE = draw("red-ring-16-16-11-128.png")
+    URL = f"data:image/png;base64,{base64.b64encode(PICTURE).decode()}"
+
+    async def test_reach_the_script_as_paths_from_its_root(self, app: JobsApp) -> None:
+        model = await _make_model(app, training_type=TrainingType.VISION_LANGUAGE)
+        home = app.services.home
+        (home.root / "multimodal" / "a.png").write_bytes(self.PICTURE)
+        images = [{"data": "multimodal/a.png"}, {"data": self.URL}]
+
+        await _ask(app, model, {"messages": [{"role": "user", "content": "Same?", "images": images}]}, _said("Yes"))
+
+        (job,) = await _questions(app)
+        question = Snapshot.of(job).question
+        assert question is not None
+        (turn,) = question.history
+        lying, sent = (image["data"] for image in turn["images"])
+        assert lying == "../multimodal/a.png"
+        assert (home.scripts / sent).resolve() == (home.runs / job.id / "pictures" / "0-1.png").resolve()
+        assert (home.scripts / sent).read_bytes() == self.PICTURE
+
+    @pytest.mark.parametrize(
+        ("data", "code"),
+        [
+            ("scripts/custom01.py", "picture_elsewhere"),
+            ("a.png", "picture_elsewhere"),
+            ("/etc/passwd", "picture_elsewhere"),
+            ("multimodal/../scripts/custom01.py", "path_outside_folder"),
+            ("multimodal/none.png", "path_not_found"),
+            ("multimodal/", "invalid_path"),
+            ("data:text/html;base64,AAAA", "picture_not_readable"),
+            ("data:image/png;base64,A", "picture_not_readable"),
+            ("data:image/svg;base64,AAAA", "picture_not_readable"),
+        ],
+    )
+    async def test_that_cannot_be_used_leaves_nothing(self, app: JobsApp, data: str, code: str) -> None:
+        model = await _make_model(app, training_type=TrainingType.VISION_LANGUAGE)
+        before = sorted(app.services.home.runs.iterdir())
+        images = [{"data": self.URL}, {"data": data}]
+
+        problem = await app.post(
+            f"/models/{model}/chat", {"messages": [{**HELLO["messages"][0], "images": images}]}, 422
+        )
+
+        assert codes(problem) == [("/messages/0/images/1/data", code)]
+        assert sorted(app.services.home.runs.iterdir()) == before
+        assert await _questions(app) == []
+
+    async def test_are_refused_for_a_model_that_cannot_see(self, app: JobsApp) -> None:
+        model = await _make_model(app)
+        before = sorted(app.services.home.runs.iterdir())
+        body = {"messages": [{**HELLO["messages"][0], "images": [{"data": self.URL}]}]}
+
+        problem = await app.post(f"/models/{model}/chat", body, 422)
+
+        assert codes(problem) == [("/messages/0/images", "pictures_not_taken")]
+        assert sorted(app.services.home.runs.iterdir()) == before
 
 
 class TestCallerLeaves:

@@ -191,6 +191,24 @@ class TestChat:
         for words in ("CUDA is gone", "Ask again later.", "deepe jobs logs j1"):
             assert words in result.stderr
 
+    def test_sends_pictures_with_the_question(self, runner: CliRunner, tmp_path: Path) -> None:
+        picture = tmp_path / "a.webp"
+        picture.write_bytes(b"drawn")
+
+        with stand_in(lambda _: stream(("1", "done", self.END))) as (url, asked):
+            result = runner.invoke(app, ["models", "chat", "m", "What?", "--image", str(picture), "--url", url])
+
+        assert result.exit_code == 0
+        images = [{"data": "data:image/webp;base64,ZHJhd24="}]
+        assert json.loads(asked[0].body)["messages"] == [{"role": "user", "content": "What?", "images": images}]
+
+    @pytest.mark.parametrize(("name", "told"), [("a.txt", "is not called like a picture"), ("a.png", "cannot be read")])
+    def test_1_for_what_is_no_picture(self, runner: CliRunner, tmp_path: Path, name: str, told: str) -> None:
+        result = runner.invoke(app, ["models", "chat", "m", "What?", "--image", str(tmp_path / name)])
+
+        assert result.exit_code == 1
+        assert told in result.stderr
+
     def test_1_for_an_answer_without_its_end(self, runner: CliRunner) -> None:
         with stand_in(lambda _: stream(("1", "piece", {"text": "8"}))) as (url, _):
             result = runner.invoke(app, ["models", "chat", "m", "Which?", "--url", url])

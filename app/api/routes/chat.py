@@ -63,8 +63,8 @@ async def chat_with_model(
 
     Every question is a job of its own. Going away before the end cancels it.
     """
-    async with services.database.writing() as session:
-        job = await services.questions.ask(session, model, chat.conversation())
+    async with services.questions.received(chat.conversation()) as received, services.database.writing() as session:
+        job = await services.questions.ask(session, model, received)
     services.doorbell.ring(job.id)
     if _wants_stream(chat, accept):
         return event_stream(request, answer_events(services, job.id, language))

@@ -8,6 +8,7 @@ from app.executor.jobs.questions import Conversation, Message
 from app.executor.output.inference_protocol import FinishReason
 
 MAX_MESSAGES = 10_000
+MAX_IMAGES = 100
 _ID = "0192f0c1-d2e3-4f5a-8b6c-7d8e9f0a1b2c"
 
 
@@ -15,11 +16,24 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class ChatImage(_Body):
+    """A picture that a turn is about."""
+
+    data: str = Field(
+        description="Path of the picture, relative to DEEPE_HOME, in `multimodal/`, `images/` or `datasets/`; or the "
+        "picture itself as a data URL (`data:image/png;base64,...`), which is kept in `multimodal/`.",
+        examples=["multimodal/label.png"],
+    )
+
+
 class ChatMessage(_Body):
     """One turn of the conversation."""
 
     role: str = Field(description="`system`, `user` or `assistant`.", examples=["user"])
     content: str = Field(examples=["Which is larger, 3 or 8?"])
+    images: Annotated[
+        list[ChatImage], Field(max_length=MAX_IMAGES, description="Pictures, for vision-language models.")
+    ] = []
 
 
 class ChatRequest(_Body):
@@ -64,7 +78,10 @@ class ChatRequest(_Body):
             "aspect_ratio": self.aspect_ratio,
         }
         options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        messages = [Message(role=message.role, content=message.content) for message in self.messages]
+        messages = [
+            Message(role=message.role, content=message.content, images=tuple(image.data for image in message.images))
+            for message in self.messages
+        ]
         return Conversation(messages=messages, system_prompt=self.system_prompt, options=options)
 
 

@@ -5,24 +5,29 @@ and the method has learned it since, its newest version answers.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.domain.enums import JobKind, JobStatus, Stage
-from app.domain.errors import Conflict, InvalidRequest, Violation
+from app.domain.enums import JobKind, JobStatus, Stage, TrainingType
+from app.domain.errors import Conflict, Invalid, InvalidRequest, Violation
 from app.domain.lifecycle import STATE_RULES
 from app.domain.rendering import inference_arguments, render_equals
+from app.executor.jobs.asked_pictures import place_picture
 from app.executor.jobs.snapshot import Named, PinnedScript, Question, Snapshot
 from app.registry.method_record import Method, method_of
 from app.registry.method_services import MethodServices
 from app.store import jobs as store
 from app.store import methods as method_store
 from app.store import models
+from app.store.home import Home
 from app.store.registry_facts import BASE_ENVIRONMENT
 from app.store.tables import JobRow, ModelRow
 
@@ -45,10 +50,11 @@ class ModelCannotBeAsked(Conflict):
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation; `images` as the caller gives them, or as paths from the script root."""
 
     role: str
     content: str
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,19 +66,47 @@ class Conversation:
     options: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Received:
+    """A conversation whose pictures are files, and the id of the job that will answer."""
+
+    job_id: str
+    conversation: Conversation
+
+
 class Questions:
     """Makes the jobs that answer questions."""
 
-    def __init__(self, *, methods: MethodServices, clock: Callable[[], datetime]) -> None:
+    def __init__(self, *, methods: MethodServices, home: Home, clock: Callable[[], datetime]) -> None:
         self._methods = methods
+        self._home = home
         self._clock = clock
 
-    async def ask(self, session: AsyncSession, model: str, conversation: Conversation) -> JobRow:
-        """Queue the job that answers; refuses what could not be answered."""
+    @asynccontextmanager
+    async def received(self, conversation: Conversation) -> AsyncIterator[Received]:
+        """Yield the conversation with its pictures in place; those that came with it go again if it is refused.
+
+        They lie in the job's folder, so that they are removed with it.
+        """
         job_id = str(uuid4())
-        question = question_of(conversation, session_id=job_id)
+        folder = self._home.runs / job_id
+        if not any(message.images for message in conversation.messages):
+            yield Received(job_id, conversation)
+            return
+        try:
+            messages = await asyncio.to_thread(_with_pictures, conversation.messages, self._home, folder / "pictures")
+            yield Received(job_id, replace(conversation, messages=messages))
+        except BaseException:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            raise
+
+    async def ask(self, session: AsyncSession, model: str, received: Received) -> JobRow:
+        """Queue the job that answers; refuses what could not be answered."""
+        job_id = received.job_id
+        question = question_of(received.conversation, session_id=job_id)
         row = await models.get_model(session, model)
         stage = _asking_stage(row)
+        _check_sight(received.conversation, row)
         method = await self._answering_method(session, row, stage)
         snapshot = await self._snapshot(row, method, stage, question)
         now = self._clock()
@@ -127,7 +161,7 @@ def question_of(conversation: Conversation, *, session_id: str) -> Question:
     """Return the question of a conversation, or raise what is wrong with it: order, roles, length."""
     if wrong := list(_violations(conversation.messages)):
         raise InvalidRequest(wrong)
-    turns = [{"role": message.role, "content": message.content} for message in conversation.messages]
+    turns = [_turn(message) for message in conversation.messages]
     if conversation.system_prompt:
         # scripts of the platform read the history only, once there is one
         turns.insert(0, {"role": "system", "content": conversation.system_prompt})
@@ -140,6 +174,39 @@ def question_of(conversation: Conversation, *, session_id: str) -> Question:
     )
     _check_length(question)
     return question
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    images = {"images": [{"data": path} for path in message.images]} if message.images else {}
+    return {"role": message.role, "content": message.content, **images}
+
+
+def _with_pictures(messages: Sequence[Message], home: Home, folder: Path) -> list[Message]:
+    """Replace what the caller gave by paths; raise everything that is wrong with it."""
+    found: list[Violation] = []
+    placed = []
+    for index, message in enumerate(messages):
+        paths = []
+        for number, data in enumerate(message.images):
+            pointer = f"/messages/{index}/images/{number}/data"
+            try:
+                paths.append(place_picture(data, pointer, home=home, kept_as=folder / f"{index}-{number}"))
+            except Invalid as error:
+                found += error.violations()
+        placed.append(replace(message, images=tuple(paths)))
+    if found:
+        raise InvalidRequest(found)
+    return placed
+
+
+def _check_sight(conversation: Conversation, model: ModelRow) -> None:
+    """Raise which pictures the model could not look at."""
+    if model.training_type is TrainingType.VISION_LANGUAGE:
+        return
+    blind = [index for index, message in enumerate(conversation.messages) if message.images]
+    if blind:
+        params = {"model": model.name, "type": model.training_type}
+        raise InvalidRequest([Violation(f"/messages/{index}/images", "pictures_not_taken", params) for index in blind])
 
 
 def _violations(messages: Sequence[Message]) -> list[Violation]:
