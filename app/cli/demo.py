@@ -217,7 +217,7 @@ class Demo:
         from app.cli.demo_samples import copy_method, ensure_dataset, ensure_method
 
         ensure_method(self._api, self._manifest.name)
-        ensure_dataset(self._api, self._manifest.demo.dataset)
+        ensure_dataset(self._api, self._settings, self._manifest.demo.dataset)
         method = copy_method(self._api, self._manifest.name, name=f"My {self._manifest.name}")
         self._headline(f"Registered: {method['name']}")
         self._say(method["description"])
@@ -244,17 +244,20 @@ class Demo:
     def _ask(self, job: dict[str, Any]) -> str | None:
         """Ask the model that a job made, if the method can; return its name."""
         from app.cli.chat import ask
+        from app.cli.demo_samples import ensure_pictures
 
         state = ASKED_STATES.get(job["stage"])
         if state is None or not self._manifest.definition.get("inference", {}).get(state):
             return None
         model: str = self._api.get(f"/models/{job['result_model']}")["name"]
         self._headline(f"Asking the {state} model {model}")
-        for question in self._manifest.demo.questions[:QUESTIONS]:
-            self._say(question)
+        for question, pictures in self._manifest.demo.asked()[:QUESTIONS]:
+            self._say(" ".join((*pictures, question)))
             self._screen.print("    → ", end="")
-            messages = [{"role": "user", "content": question}]
-            ask(self._api, job["result_model"], messages, {"max_tokens": ANSWER_TOKENS}, as_json=False)
+            message: dict[str, Any] = {"role": "user", "content": question}
+            if pictures:
+                message["images"] = ensure_pictures(self._settings, pictures)
+            ask(self._api, job["result_model"], [message], {"max_tokens": ANSWER_TOKENS}, as_json=False)
         return model
 
     def _watch(self, job_id: str, *jobs: dict[str, Any]) -> list[dict[str, Any]]:

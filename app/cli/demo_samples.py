@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,16 +36,29 @@ def ensure_base_model(api: Api, settings: "Settings", name: str, *, say: Say) ->
     api.post("/base-models", {"name": name, "path": name, "description": sample.description[DEFAULT_LANGUAGE]})
 
 
-def ensure_dataset(api: Api, name: str) -> None:
-    """Upload the sample data set if it is not there yet."""
+def ensure_dataset(api: Api, settings: "Settings", name: str) -> None:
+    """Upload the sample data set if it is not there yet; one with pictures becomes a folder of the home."""
     from app.presets.catalogue import sample_datasets
+    from app.presets.sample_data import write_with_pictures
 
     if _exists(api, f"/datasets/{segment(name)}"):
         return
-    path = next((sample.path for sample in sample_datasets() if sample.name == name), None)
-    if path is None:
+    sample = next((sample for sample in sample_datasets() if sample.name == name), None)
+    if sample is None:
         raise SampleMissing(f"No data set {name} is shipped.")
-    api.put_file(f"/datasets/{segment(name)}/file", path)
+    if not sample.with_pictures:
+        api.put_file(f"/datasets/{segment(name)}/file", sample.path)
+        return
+    write_with_pictures(sample.path, settings.home / "datasets" / name)
+    api.post("/datasets", {"name": name, "path": name, "description": sample.description[DEFAULT_LANGUAGE]})
+
+
+def ensure_pictures(settings: "Settings", names: Sequence[str]) -> list[dict[str, str]]:
+    """Draw pictures where those of questions lie, and return them as a message has them."""
+    from app.presets.sample_pictures import draw_all
+
+    draw_all(names, settings.home / "multimodal")
+    return [{"data": f"multimodal/{name}"} for name in names]
 
 
 def ensure_method(api: Api, name: str) -> None:

@@ -38,6 +38,8 @@ class DataColumns(_Frozen):
 
     any_of: tuple[tuple[str, ...], ...]
     named_by: tuple[str, ...] = ()
+    pictures_in: tuple[str, ...] = ()
+    """One of these is needed besides: it names the pictures of a row."""
 
 
 class DemoRun(_Frozen):
@@ -47,6 +49,18 @@ class DemoRun(_Frozen):
     dataset: str
     parameters: dict[str, Any] = {}
     questions: tuple[str, ...] = ()
+    pictures: tuple[tuple[str, ...], ...] = ()
+    """Names of the drawn pictures that each question is about."""
+
+    @model_validator(mode="after")
+    def _pictures_of_questions(self) -> Self:
+        if self.pictures and len(self.pictures) != len(self.questions):
+            raise ValueError("pictures has one list for each question, or nothing")
+        return self
+
+    def asked(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Return each question with the pictures that it is about."""
+        return list(zip(self.questions, self.pictures or [()] * len(self.questions), strict=True))
 
 
 class PresetManifest(_Frozen):
@@ -79,9 +93,12 @@ class PresetManifest(_Frozen):
 
 
 class SampleDataset(_Frozen):
+    """A data set for demo runs: a JSONL file, and the pictures that its rows name, which are drawn where it is used."""
+
     name: str
     path: Path
     description: Texts
+    with_pictures: bool = False
 
 
 class SampleBaseModel(_Frozen):
@@ -132,7 +149,12 @@ def environment_specs() -> dict[str, Path]:
 @cache
 def sample_datasets() -> tuple[SampleDataset, ...]:
     return tuple(
-        SampleDataset(name=name, path=ROOM / entry["file"], description=entry["description"])
+        SampleDataset(
+            name=name,
+            path=ROOM / entry["file"],
+            description=entry["description"],
+            with_pictures=entry.get("with_pictures", False),
+        )
         for name, entry in _samples()["datasets"].items()
     )
 

@@ -1,17 +1,23 @@
 """The sample data sets, made from a few word lists: the same rows each time.
 
-    python -m app.presets.sample_data        # writes app/presets/data/*.jsonl
+    python -m app.presets.sample_data            # writes app/presets/data/*.jsonl
+    python -m app.presets.sample_data FOLDER     # the same into a folder, and draws the pictures of vl-demo
 
 Rows are pure functions of this file, so that a test can tell whether the files beside it are theirs.
 """
 
 import json
+import shutil
+import sys
 from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from random import Random
+from typing import Any
 
-Row = dict[str, str]
+from app.presets.sample_pictures import COLOURS, SHAPES, draw_all, picture_name
+
+Row = dict[str, Any]
 
 DATA = Path(__file__).parent / "data"
 SEED = 2025
@@ -222,6 +228,10 @@ _SUM_FORMS = (
 _LIKED = "{a} + {b} = {sum}\n#### {sum}"
 _DISLIKED = ("{sum}", "The answer is {sum}.")
 
+# What is drawn; the base model of tiny_vl.py can name the colour or the shape, what is learned is to say both.
+_ONE_PICTURE = ("What is in the picture?", "Describe the picture.")
+_TWO_PICTURES = ("What is in the pictures?", "Describe both pictures.")
+
 
 def custom01_rows() -> list[Row]:
     """Questions to a bicycle hire: 12 answers, 12 wordings each."""
@@ -271,6 +281,23 @@ def dpo_demo_rows() -> list[Row]:
     return _shuffled(rows)
 
 
+def vl_demo_rows() -> list[Row]:
+    """Pictures and what they show: 20 of each colour and shape alone, and 160 pairs."""
+    chance = Random(SEED)  # noqa: S311 (the same pictures each time, no secret)
+    kinds = list(product(COLOURS, SHAPES))
+    shown = [[kind] for kind in kinds * 20] + [[chance.choice(kinds), chance.choice(kinds)] for _ in range(160)]
+    taken: set[str] = set()
+    rows = [
+        {
+            "images": [{"imageId": _new_picture(colour, shape, chance, taken)} for colour, shape in pair],
+            "question": chance.choice(_ONE_PICTURE if len(pair) == 1 else _TWO_PICTURES),
+            "answer": " and ".join(f"a {colour} {shape}" for colour, shape in pair),
+        }
+        for pair in shown
+    ]
+    return _shuffled(rows)
+
+
 def as_jsonl(rows: Iterable[Row]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
@@ -281,15 +308,46 @@ def write(folder: Path = DATA) -> None:
     (folder / "embedding-demo.jsonl").write_text(as_jsonl(embedding_demo_rows()), "utf-8")
     (folder / "grpo-demo.jsonl").write_text(as_jsonl(grpo_demo_rows()), "utf-8")
     (folder / "dpo-demo.jsonl").write_text(as_jsonl(dpo_demo_rows()), "utf-8")
+    (folder / "vl-demo.jsonl").write_text(as_jsonl(vl_demo_rows()), "utf-8")
+
+
+def write_with_pictures(rows: Path, folder: Path) -> None:
+    """Make a folder of rows and the pictures that they name, as a whole or not at all; one that is there is kept."""
+    if folder.exists():
+        return
+    draft = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(draft, ignore_errors=True)
+    parsed = [json.loads(line) for line in rows.read_text("utf-8").splitlines()]
+    draw_all((image["imageId"] for row in parsed for image in row["images"]), draft / "images")
+    shutil.copyfile(rows, draft / rows.name)
+    draft.rename(folder)
 
 
 def _sums() -> list[tuple[str, int, int]]:
     return list(product(_SUM_FORMS, range(10), range(10)))
 
 
+def _new_picture(colour: str, shape: str, chance: Random, taken: set[str]) -> str:
+    """No picture twice: what is held out for the score is not among what was learned."""
+    while (name := picture_name(colour, shape, chance)) in taken:
+        pass
+    taken.add(name)
+    return name
+
+
 def _shuffled(rows: list[Row]) -> list[Row]:
     return Random(SEED).sample(rows, len(rows))  # noqa: S311 (a fixed order, no secret)
 
 
+def main() -> None:
+    if len(sys.argv) == 1:
+        write()
+        return
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder)
+    write_with_pictures(folder / "vl-demo.jsonl", folder / "vl-demo")
+
+
 if __name__ == "__main__":
-    write()
+    main()

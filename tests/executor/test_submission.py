@@ -265,6 +265,34 @@ class TestRefusals:
 
         assert found == [("/parameters/input_train_name", "column_missing")]
 
+    @pytest.mark.parametrize(
+        ("row", "missing"),
+        [
+            ('{"question": "a", "answer": "b", "image": "c.png"}', None),
+            ('{"question": "a", "answer": "b"}', "images / image / file_name"),
+            ('{"images": [], "text": "a"}', "question + answer"),
+        ],
+        ids=["both", "no pictures", "no words"],
+    )
+    async def test_a_method_for_pictures_wants_columns_of_both(
+        self, bench: Bench, row: str, missing: str | None
+    ) -> None:
+        async with bench.database.writing() as session:
+            await bench.methods.presets.install(session, "VL-Demo")
+        (bench.home.datasets / "drawn.jsonl").write_text(row + "\n")
+        await bench.register_data("drawn")
+        submission = {"method": "VL-Demo", "dataset": "drawn", "through": "customized"}
+
+        if missing is None:
+            assert (await bench.submit(**submission)).jobs
+            return
+        with pytest.raises(InvalidRequest) as refused:
+            await bench.submit(**submission)
+
+        (violation,) = refused.value.violations()
+        assert violation.code == "columns_missing"
+        assert missing in violation.params["wanted"]
+
     async def test_refuses_when_the_files_of_the_base_model_are_gone(self, bench: Bench) -> None:
         shutil.rmtree(bench.home.models / "custom01-base")
 

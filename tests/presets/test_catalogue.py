@@ -13,6 +13,8 @@ import yaml
 from app.domain.texts import Language
 from app.presets import catalogue, sample_data
 from app.presets.catalogue import PresetManifest
+from app.presets.sample_pictures import draw
+from app.registry import dataset_files
 
 MANIFESTS = {manifest.name: manifest for manifest in catalogue.load_manifests()}
 SCRIPTS = sorted(path.name for path in catalogue.script_path("custom01.py").parent.glob("*.py"))
@@ -21,7 +23,7 @@ each_manifest = pytest.mark.parametrize("manifest", list(MANIFESTS.values()), id
 
 class TestManifests:
     def test_ships_the_methods_that_work(self) -> None:
-        templates, demos = {"Custom01", "Custom02"}, {"SFT", "PEFT", "GRPO", "DPO", "PPO", "Embedding", "MLX"}
+        templates, demos = {"Custom01", "Custom02"}, {"SFT", "PEFT", "GRPO", "DPO", "PPO", "Embedding", "MLX", "VL"}
         assert set(MANIFESTS) == templates | {f"{demo}-Demo" for demo in demos}
 
     @each_manifest
@@ -49,6 +51,7 @@ class TestManifests:
 
         assert manifest.demo.base_model in bases
         assert any(set(columns) <= set(first) for columns in manifest.columns.any_of)
+        assert not manifest.columns.pictures_in or set(manifest.columns.pictures_in) & set(first)
 
     def test_only_the_templates_may_be_changed(self) -> None:
         assert {name for name, manifest in MANIFESTS.items() if not manifest.read_only} == {"Custom01", "Custom02"}
@@ -85,6 +88,29 @@ class TestSamples:
 
         for sample in catalogue.sample_datasets():
             assert sample.path.read_bytes() == (tmp_path / sample.path.name).read_bytes()
+
+    def test_pictures_are_drawn_from_their_names(self, tmp_path: Path) -> None:
+        (sample,) = [sample for sample in catalogue.sample_datasets() if sample.with_pictures]
+
+        sample_data.write_with_pictures(sample.path, tmp_path / "vl-demo")
+
+        report = dataset_files.inspect(tmp_path / "vl-demo", max_characters=4000).report
+        assert (report.rows, report.problem_count) == (400, 0)
+        drawn = [path.read_bytes() for path in (tmp_path / "vl-demo" / "images").iterdir()]
+        assert len(set(drawn)) == len(drawn) == 560
+        assert all(picture.startswith(b"\x89PNG") for picture in drawn)
+
+    def test_folder_that_is_there_is_left_alone(self, tmp_path: Path) -> None:
+        (tmp_path / "vl-demo").mkdir()
+
+        sample_data.write_with_pictures(sample_data.DATA / "vl-demo.jsonl", tmp_path / "vl-demo")
+
+        assert list((tmp_path / "vl-demo").iterdir()) == []
+
+    @pytest.mark.parametrize("name", ["", "red-ring.png", "pink-ring-16-16-10-100.png", "../red-ring-1-1-1-1.png"])
+    def test_name_that_describes_no_picture(self, name: str) -> None:
+        with pytest.raises(ValueError, match="describes no picture"):
+            draw(name)
 
     def test_data_sets_keep_the_rules_of_the_platform(self) -> None:
         for sample in catalogue.sample_datasets():

@@ -138,16 +138,29 @@ def _column_problems(
     """Return which columns the data set lacks: those that the parameters name, else those of a shipped script."""
     named = {name: values[name] for name in _COLUMN_PARAMETERS if isinstance(values.get(name), str) and values[name]}
     shipped = _shipped_columns(method, stage)
-    if shipped is not None and not (shipped.named_by and all(name in named for name in shipped.named_by)):
-        if any(set(wanted) <= set(columns) for wanted in shipped.any_of):
-            return []
-        alternatives = " / ".join(" + ".join(wanted) for wanted in shipped.any_of)
-        return [Violation("/dataset", "columns_missing", {"wanted": alternatives, "columns": ", ".join(columns)})]
-    return [
-        Violation(pointer("parameters", name), "column_missing", {"column": column, "columns": ", ".join(columns)})
-        for name, column in named.items()
-        if column not in columns
-    ]
+    found = []
+    if shipped is not None and (wanted := _wanted_columns(shipped, named, columns)):
+        found.append(Violation("/dataset", "columns_missing", {"wanted": wanted, "columns": ", ".join(columns)}))
+    if shipped is None or _all_named(shipped, named):
+        found += [
+            Violation(pointer("parameters", name), "column_missing", {"column": column, "columns": ", ".join(columns)})
+            for name, column in named.items()
+            if column not in columns
+        ]
+    return found
+
+
+def _wanted_columns(shipped: DataColumns, named: Mapping[str, str], columns: Sequence[str]) -> str:
+    """Return what is missing, as alternatives; an empty text if nothing is."""
+    needs = [shipped.any_of] if not _all_named(shipped, named) else []
+    if shipped.pictures_in:
+        needs.append(tuple((column,) for column in shipped.pictures_in))
+    missing = [any_of for any_of in needs if not any(set(wanted) <= set(columns) for wanted in any_of)]
+    return "; ".join(" / ".join(" + ".join(wanted) for wanted in any_of) for any_of in missing)
+
+
+def _all_named(shipped: DataColumns, named: Mapping[str, str]) -> bool:
+    return bool(shipped.named_by) and all(name in named for name in shipped.named_by)
 
 
 def _shipped_columns(method: Method, stage: Stage) -> DataColumns | None:

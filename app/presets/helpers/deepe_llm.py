@@ -115,9 +115,13 @@ def _memory_advice(error: Exception, args: argparse.Namespace) -> str:
     names = (type(error).__name__ == "OutOfMemoryError", isinstance(error, MemoryError))
     if not any(names) and "t allocate memory" not in str(error):
         return ""
+    pictures = ""
+    if "max_image_side" in args:
+        pictures = f"lower max_image_side ({args.max_image_side}), show fewer pictures in a row, "
     return (
         f"out of memory: halve batch_size ({args.batch_size}) and double grad_accum_steps ({args.grad_accum_steps}), "
-        f"set gradient_checkpointing to true, shorten the rows, or set load_in_4bit where bitsandbytes is installed"
+        f"{pictures}set gradient_checkpointing to true, shorten the rows, "
+        f"or set load_in_4bit where bitsandbytes is installed"
     )
 
 
@@ -198,8 +202,11 @@ def load_tokenizer(path: str) -> Any:
     return tokenizer
 
 
-def load_model(args: argparse.Namespace, machine: Machine) -> Any:
-    """Return the base model, after fixing the seed: adapters that are made next start equally."""
+def load_model(args: argparse.Namespace, machine: Machine, auto_class: Any = None) -> Any:
+    """Return the base model, after fixing the seed: adapters that are made next start equally.
+
+    `auto_class` is the one of transformers that loads it, without one that of causal language models.
+    """
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, set_seed
     from transformers.utils.logging import disable_progress_bar
@@ -216,15 +223,15 @@ def load_model(args: argparse.Namespace, machine: Machine) -> Any:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=getattr(torch, machine.dtype),
         )
-    return AutoModelForCausalLM.from_pretrained(
+    return (auto_class or AutoModelForCausalLM).from_pretrained(
         args.model_path, dtype=getattr(torch, machine.dtype), attn_implementation=machine.attention, **more
     )
 
 
-def lora(args: argparse.Namespace) -> Any:
+def lora(args: argparse.Namespace, layers: str = "all-linear") -> Any:
     from peft import LoraConfig
 
-    return LoraConfig(r=args.lora_rank, lora_alpha=args.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    return LoraConfig(r=args.lora_rank, lora_alpha=args.lora_alpha, target_modules=layers, task_type="CAUSAL_LM")
 
 
 def needs_checkpointing(args: argparse.Namespace, model: Any, tokens: int) -> bool:
@@ -547,17 +554,27 @@ def score_rewards(
     report_score("reward", phase, sum(judge.totals(given, prompts, answers)) / len(tasks), len(tasks))
 
 
-def greedy_answers(model: Any, tokenizer: Any, prompts: list[Turns], max_new_tokens: int) -> list[str]:
-    """Return the model's most likely answer to each conversation."""
+def greedy_answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: list[Any],
+    max_new_tokens: int,
+    encode: Callable[[Any, list[Any]], Any] | None = None,
+    *,
+    at_once: int = SCORED_AT_ONCE,
+) -> list[str]:
+    """Return the model's most likely answer to each conversation, or to what `encode` makes tokens of."""
     import torch
+
+    encode = encode or encode_prompts
 
     side, tokenizer.padding_side = tokenizer.padding_side, "left"
     training = model.training
     model.eval()
     found: list[str] = []
     with torch.inference_mode():
-        for start in range(0, len(prompts), SCORED_AT_ONCE):
-            encoded = encode_prompts(tokenizer, prompts[start : start + SCORED_AT_ONCE]).to(model.device)
+        for start in range(0, len(prompts), at_once):
+            encoded = encode(tokenizer, prompts[start : start + at_once]).to(model.device)
             output = model.generate(
                 **encoded,
                 max_new_tokens=max_new_tokens,

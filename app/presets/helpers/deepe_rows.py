@@ -72,10 +72,10 @@ def load_rows(args: argparse.Namespace, path: Path, forms: tuple[Form, ...] = FO
     """Return the examples of a file, or of the one file in a folder; a conversation has one for each answer."""
     form: Form | None = None
     rows: list[Row] = []
-    for raw, where in _lines(path, args.max_samples):
+    for raw, where in lines(path, args.max_samples):
         if form is None:
             form = named_form(args) or find_form(raw, forms, where)
-        rows += _examples(form, raw, where)
+        rows += examples(form, raw, where)
     return rows
 
 
@@ -129,7 +129,7 @@ def message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def _lines(path: Path, limit: int) -> Iterator[tuple[Row, str]]:
+def lines(path: Path, limit: int) -> Iterator[tuple[Row, str]]:
     """Yield the objects of a file with the place of each, at most `limit` if that is positive."""
     path = _data_file(path)
     number = 0
@@ -167,7 +167,7 @@ def _parse(line: str, where: str) -> Row:
     return raw
 
 
-def _examples(form: Form, raw: Row, where: str) -> list[Row]:
+def examples(form: Form, raw: Row, where: str) -> list[Row]:
     values = form.values(raw, where)
     if form.columns == ("text",):
         return [{"text": str(values[0])}]
@@ -182,7 +182,7 @@ def _examples(form: Form, raw: Row, where: str) -> list[Row]:
 def _judged(args: argparse.Namespace, path: Path, forms: tuple[Form, ...]) -> list[Row]:
     form: Form | None = None
     rows = []
-    for raw, where in _lines(path, args.max_samples):
+    for raw, where in lines(path, args.max_samples):
         form = form or find_form(raw, forms, where)
         rows.append(_judged_row(form, raw, where))
     return rows

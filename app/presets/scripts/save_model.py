@@ -118,6 +118,9 @@ def save_processor(args: argparse.Namespace, target: Path) -> None:
     source = args.adapter_path if (Path(args.adapter_path) / "tokenizer_config.json").is_file() else args.base_path
     if args.model_usage_type == "vision-language":
         AutoProcessor.from_pretrained(source).save_pretrained(target)
+        size_of_pictures = Path(args.adapter_path) / "deepe-pictures.json"
+        if size_of_pictures.is_file():
+            shutil.copyfile(size_of_pictures, target / size_of_pictures.name)
     AutoTokenizer.from_pretrained(source).save_pretrained(target)
     if args.model_usage_type == "embedding":
         describe_vectors(Path(args.adapter_path), target)

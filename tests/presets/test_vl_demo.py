@@ -1,0 +1,247 @@
+"""VL-Demo for real: a small model that sees is trained, saved and asked; a stopped run goes on; bad rows are named."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.domain.launchers import Launcher, LauncherKind
+from app.presets import catalogue, sample_data
+from app.presets.sample_pictures import draw, draw_all
+from tests.presets.conftest import BuildBase
+from tests.presets.curves import assert_went_on, stop_and_resume
+from tests.presets.stage import Finished, Home, dataset, demo_parameters, make_home
+
+SCRIPT = "vl-demo.py"
+RING, SQUARE = "yellow-ring-15-17-11-27.png", "green-square-16-16-11-13.png"
+SMALL = ("--max_steps=2", "--batch_size=4", "--eval_samples=4", "--logging_steps=1")
+# What follows a training, in one process: importing torch takes longer than all of it.
+AFTERWARDS = """
+import json, runpy, sys
+steps = json.loads(sys.argv[1])
+for name, arguments in steps:
+    sys.argv = [name, *arguments]
+    print("=== " + name, flush=True)
+    try:
+        runpy.run_path(name, run_name="__main__")
+    except SystemExit as exit:
+        if exit.code:
+            print(f"exit {exit.code}")
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_vl(build_base: BuildBase) -> Path:
+    return build_base("tiny-vl")
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("datasets") / "vl-demo"
+    sample_data.write_with_pictures(dataset("vl-demo"), folder)
+    return folder
+
+
+def arguments(home: Home, base: Path, data: Path, *more: str, output: str = "out") -> list[str]:
+    paths = [f"--model_path={base}", f"--dataset_path={data}", f"--output_dir={home.path / output}"]
+    return [*paths, *demo_parameters("VL-Demo"), *more]
+
+
+def write_data(home: Home, *rows: object, pictures: tuple[str, ...] = (RING, SQUARE)) -> Path:
+    """Write a data set with pictures as the contract has it."""
+    folder = home.path / "datasets" / "mine"
+    (folder / "images").mkdir(parents=True)
+    draw_all(pictures, folder / "images")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(
+    training_python: Path, tiny_vl: Path, drawn: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Home, Finished]:
+    """Return the home of a finished demo training and what it reported."""
+    home = make_home(tmp_path_factory.mktemp("vl") / "deepe", training_python)
+    return home, home.run(SCRIPT, *arguments(home, tiny_vl, drawn), timeout=400)
+
+
+@pytest.mark.training
+@pytest.mark.timeout(900)
+@pytest.mark.xdist_group("training")
+class TestTraining:
+    def test_learns_to_say_what_pictures_show(self, trained: tuple[Home, Finished]) -> None:
+        _, run = trained
+
+        assert run.code == 0, run.stderr
+        assert run.exact_match("before") < 0.2
+        assert run.exact_match("after") >= 0.85
+        steps = max(run.curve())
+        assert run.curve()[steps] < run.curve()[1] / 4
+        assert run.curve("eta_seconds")[steps] == 0
+        assert min(run.curve("tokens_per_second").values()) > 0
+        assert min(run.curve("memory_peak_mib").values()) > 0
+        assert run.of_type("progress")[-1]["step"] == run.of_type("progress")[-1]["total"] == steps
+        assert [record["msg"] for record in run.records][-1] == 200005
+
+    def test_adapts_the_language_model_alone(self, trained: tuple[Home, Finished]) -> None:
+        home, _ = trained
+        out = home.path / "out"
+
+        with (out / "adapter_model.safetensors").open("rb") as file:
+            names = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+
+        assert names.keys() - {"__metadata__"}
+        assert all("language_model.layers" in name for name in names if name != "__metadata__")
+        assert (out / "adapter_model.safetensors").stat().st_mode & 0o777 == 0o644
+        assert (out / "processor_config.json").is_file()
+        assert json.loads((out / "deepe-pictures.json").read_text()) == {"max_image_side": 1024}
+
+    def test_customized_and_complete_model_answer_alike(self, trained: tuple[Home, Finished], tiny_vl: Path) -> None:
+        home, _ = trained
+        out, complete = str(home.path / "out"), str(home.path / "complete")
+        draw_all([RING, SQUARE], home.path / "multimodal")
+        images = [{"data": f"../multimodal/{name}"} for name in (RING, SQUARE)]
+        turn = {"role": "user", "content": "What is in the pictures?", "images": images}
+        save = ["--base_path", str(tiny_vl), "--adapter_path", out, "--save_path", complete]
+        two = [f"--history={json.dumps([turn])}", "--temperature=0", "--system_prompt=None"]
+        one = ["--prompt=What is in the picture?", f"--image=../multimodal/{RING}", "--temperature=0", "--top_p=None"]
+        broken = [f"--history={json.dumps([turn | {'images': [{'data': '../multimodal/none.png'}]}])}"]
+        (home.scripts / "probe.py").write_text(AFTERWARDS)
+        steps = [
+            ("save_model.py", [*save, "--dtype_str=float32", "--model_usage_type", "vision-language"]),
+            *(
+                ("ask_vision.py", [f"--base_model_path={base}", f"--model_path={model}", *question])
+                for base, model in ((str(tiny_vl), out), (complete, complete))
+                for question in (one, two, broken)
+            ),
+        ]
+
+        run = home.run("probe.py", json.dumps(steps), timeout=200)
+
+        assert run.code == 0, run.stderr
+        saved, *asked = run.stdout.split("=== ")[1:]
+        assert '"status": "success"' in saved
+        answers = [Finished(0, text, "", []).answer for text in asked]
+        assert answers == 2 * ["a yellow ring", "a yellow ring and a green square", ""]
+        errors = [line["error"] for line in run.json_lines if line["status"] == "error"]
+        assert errors == 2 * ["there is no picture ../multimodal/none.png"]
+        assert (Path(complete) / "deepe-pictures.json").is_file()
+
+    def test_stopped_run_goes_on_like_an_undisturbed_one(
+        self, torch_home: Home, tiny_vl: Path, drawn: Path, trained: tuple[Home, Finished]
+    ) -> None:
+        stopped, resumed = stop_and_resume(torch_home, SCRIPT, arguments(torch_home, tiny_vl, drawn), at=10)
+
+        assert_went_on(trained[1], stopped, resumed, "loss", "learning_rate", "grad_norm")
+
+    def test_two_processes_train_vision_with_rows_of_every_form(self, torch_home: Home, tiny_vl: Path) -> None:
+        chat = [
+            {"role": "user", "content": [{"type": "text", "text": "This?"}, {"type": "image"}]},
+            {"role": "assistant", "content": "a yellow ring"},
+            {"role": "user", "content": "<image>\nAnd this?"},
+            {"role": "assistant", "content": "a green square"},
+        ]
+        data = write_data(
+            torch_home,
+            *[{"image": [RING, SQUARE], "messages": chat}] * 4,
+            *[{"image": "", "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "a"}]}]
+            * 4,
+            {"image": RING, "messages": chat[:2]},
+        )
+        more = ("--train_vision=true", "--gradient_checkpointing=true", "--eval_fraction=0", "--max_image_side=16")
+        pair = Launcher(kind=LauncherKind.TORCHRUN, processes=2)
+
+        run = torch_home.run(SCRIPT, *arguments(torch_home, tiny_vl, data, *more, *SMALL), timeout=200, launcher=pair)
+
+        assert run.code == 0, run.stderr
+        assert sorted(run.curve()) == [1, 2]
+        weights = (torch_home.path / "out" / "adapter_model.safetensors").read_bytes()
+        assert b"vision_tower" in weights
+        assert b"multi_modal_projector" in weights
+
+    @pytest.mark.parametrize(
+        ("name", "content", "sentence"),
+        [
+            ("text.png", b"no picture at all", "rows.jsonl, line 2: {folder}/text.png is no picture of a known kind"),
+            ("empty.png", b"", "rows.jsonl, line 2: {folder}/empty.png is no picture of a known kind"),
+            ("cut.png", draw(RING)[:-40], "rows.jsonl, line 2: the picture {folder}/cut.png cannot be read: "),
+        ],
+        ids=["text", "empty", "cut"],
+    )
+    def test_broken_picture_is_named(self, torch_home: Home, name: str, content: bytes, sentence: str) -> None:
+        rows = [
+            {"image": RING, "question": "What?", "answer": "a"},
+            {"image": name, "question": "What?", "answer": "a"},
+        ]
+        data = write_data(torch_home, *rows)
+        (data / "images" / name).write_bytes(content)
+        base = catalogue.ROOM / "data" / "custom01-base"
+
+        run = torch_home.run(SCRIPT, *arguments(torch_home, base, data))
+
+        assert run.code == 1
+        assert sentence.format(folder=data / "images") in run.stderr
+        assert "Traceback" not in run.stderr
+
+    def test_rows_that_are_too_long_are_counted_with_their_pictures(
+        self, torch_home: Home, tiny_vl: Path, drawn: Path
+    ) -> None:
+        limits = ("--max_input_length=24", "--eval_fraction=0")
+
+        run = torch_home.run(SCRIPT, *arguments(torch_home, tiny_vl, drawn, *limits), timeout=100)
+
+        assert run.code == 1
+        assert "all 400 rows are longer than allowed, with " in run.stderr
+        assert "lower max_image_side (1024)" in run.stderr
+
+
+ASKED = {"question": "What?", "answer": "a"}
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("row", "more", "sentence"),
+        [
+            (ASKED, (), "line 1: no column names the pictures; there are: question, answer. Use one of these: images,"),
+            ({"image": RING, "a": 1}, (), "line 1: the columns to learn from are missing; there are: image, a. Name"),
+            (ASKED | {"images": [{"imageId": "none.png"}]}, (), "line 1: there is no picture none.png in {images}"),
+            (ASKED | {"images": [{"id": RING}]}, (), 'line 1: images must name a file, or several as [{{"imageId":'),
+            (ASKED | {"file_name": 7}, (), "line 1: file_name must name a file"),
+            (ASKED | {"image": "../rows.jsonl"}, (), "line 1: the picture ../rows.jsonl must lie in the folder of the"),
+            (ASKED | {"image": ""}, (), "no row has a picture; give their files in one of these columns: images"),
+            (ASKED | {"image": RING, "question": "<image><image>"}, (), "line 1: 2 times <image>, but 1 pictures"),
+            (ASKED | {"image": RING, "answer": "<image>"}, (), "line 1: <image> stands in an answer"),
+            (ASKED | {"image": RING}, ("--pic_relative_path=x",), "pic_relative_path: there is no folder x"),
+            (ASKED | {"image": RING}, ("--max_image_side=-1",), "max_image_side must be at least 0, it is -1"),
+            (ASKED | {"image": RING}, ("--model_path=nowhere",), "there is no base model in nowhere"),
+        ],
+        ids=[
+            "no column", "no words", "missing", "no name", "number", "outside", "none", "marks", "mark in answer",
+            "folder", "side", "base",
+        ],
+    )  # fmt: skip
+    def test_gets_one_sentence(self, home: Home, row: object, more: tuple[str, ...], sentence: str) -> None:
+        data = write_data(home, row)
+        base = catalogue.ROOM / "data" / "custom01-base"
+
+        run = home.run(SCRIPT, *arguments(home, base, data, *more))
+
+        assert run.code == 1
+        assert sentence.format(images=data / "images") in run.stderr
+        assert "Traceback" not in run.stderr
+        assert run.records[-1]["msg"] == 200006
+
+    def test_empty_folder_of_pictures_is_called_empty(self, home: Home) -> None:
+        data = write_data(home, ASKED | {"images": [{"imageId": RING}]}, pictures=())
+
+        run = home.run(SCRIPT, *arguments(home, catalogue.ROOM / "data" / "custom01-base", data))
+
+        assert f"line 1: there is no picture {RING} in {data / 'images'}, which is empty" in run.stderr
+
+
+def test_sample_program_draws_what_the_docstring_promises(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "app.presets.sample_data", str(tmp_path)], check=True, timeout=50)
+
+    assert len(list((tmp_path / "vl-demo" / "images").iterdir())) == 560
