@@ -28,7 +28,7 @@ demo: $(VENV)/.service
 
 test: $(VENV)/.dev
 	@$(BIN)/python -m tests.training_environment
-	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS)
+	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --durations=20
 
 SEED ?= 1
 FAULTS ?= 200
