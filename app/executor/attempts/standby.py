@@ -146,7 +146,7 @@ def become_interpreter(recipe: supervisor.Record, mark: str, *, folder: int, tol
         for descriptor in (folder, told):
             os.set_inheritable(descriptor, True)
         os.chdir(recipe["cwd"])
-        command = [*recipe["argv"], WARM_PROGRAM, str(folder), str(told), recipe["preload"], " " * ROOM]
+        command = [*recipe["argv"], WARM_PROGRAM, str(folder), str(told), recipe["preload"], *[""] * ROOM]
         # last, so that who reads the environment up to its first empty entry finds all of it
         environment = {**recipe["env"], "DEEPE_ATTEMPT": mark}
         os.execve(command[0], command, environment)

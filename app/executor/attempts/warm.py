@@ -1,6 +1,6 @@
 """Import what a stage will need, learn which stage that is, and become it.
 
-    python -u warm.py FOLDER TOLD PRELOAD ROOM
+    python -u warm.py FOLDER TOLD PRELOAD [nothing, many times: room for another command line]
 
 `standby.py` starts it with the environment's own Python, so: standard library only, and nothing that Python 3.8 lacks.
 It runs PRELOAD, a file of imports, and waits at the pipe FOLDER for the path of an attempt; the pipe's end without one
