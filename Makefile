@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_WORKERS ?= auto
 
-.PHONY: help demo test check chaos mutants format clean
+.PHONY: help demo test simpletuner check chaos mutants format clean
 help:
 	@echo "make demo    install, start the service, and train, save and ask a model for real"
 	@echo "make test    install what the tests need and run them all"
+	@echo "make simpletuner  build SimpleTuner's environment (9 GB) and train with it for real"
 	@echo "make check   format, lint, types, imports"
 	@echo "make chaos   random faults: SEED=n FAULTS=n DATABASE=sqlite|postgres, WARM=1 for long runs"
 	@echo "make mutants safeguards taken out one by one: the tests must notice each"
@@ -29,6 +30,11 @@ demo: $(VENV)/.service
 test: $(VENV)/.dev
 	@$(BIN)/python -m tests.training_environment
 	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --durations=20
+
+# SimpleTuner is AGPL-3.0 and large: nothing else of the project needs it or builds its environment.
+simpletuner: $(VENV)/.dev
+	@$(BIN)/python -m tests.training_environment trl simpletuner
+	@$(BIN)/python -m pytest -n 0 -s -m simpletuner tests/presets/test_sd_demo.py
 
 SEED ?= 1
 FAULTS ?= 200

@@ -98,6 +98,14 @@ def mlx_python() -> Path:
     return training_environment.ready("mlx")
 
 
+@pytest.fixture(scope="session")
+def simpletuner_python() -> Path:
+    """Return the interpreter of the `simpletuner` environment, which is too large to be built by a test."""
+    if not training_environment.is_built("simpletuner"):
+        pytest.skip("SimpleTuner's environment (9 GB) is not built: make simpletuner does it, and trains with it")
+    return training_environment.ready("simpletuner")
+
+
 def _fresh_database(request: pytest.FixtureRequest, tmp_path: Path, *, backend: str) -> Iterator[str]:
     if backend == "sqlite":
         yield _copy_sqlite(request.getfixturevalue("sqlite_template"), tmp_path)

@@ -1,9 +1,11 @@
 """The environments of the tests that train, built by our own builder on first use (some minutes).
 
-    python -m tests.training_environment
+    python -m tests.training_environment                     # what `make test` needs
+    python -m tests.training_environment trl simpletuner     # what `make simpletuner` needs
 
 `make test` does it before pytest starts, so that no test's time limit has to hold an installation. They are kept in
-`.cache/` between runs; `DEEPE_TEST_PYTHON` and `DEEPE_TEST_MLX_PYTHON` name ready interpreters instead.
+`.cache/` between runs; `DEEPE_TEST_PYTHON`, `DEEPE_TEST_MLX_PYTHON` and `DEEPE_TEST_SIMPLETUNER_PYTHON` name ready
+interpreters instead.
 """
 
 import os
@@ -12,13 +14,14 @@ import sys
 from pathlib import Path
 
 from app.executor.attempts.activation import interpreter
-from app.executor.environments.environments import planned_prefix
+from app.executor.environments.environments import planned_prefix, read_marker
 from app.presets.catalogue import environment_specs
 from app.registry.environment_spec import parse_spec
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENTS = ROOT / ".cache" / "envs"
-GIVEN = {"trl": "DEEPE_TEST_PYTHON", "mlx": "DEEPE_TEST_MLX_PYTHON"}
+GIVEN = {"trl": "DEEPE_TEST_PYTHON", "mlx": "DEEPE_TEST_MLX_PYTHON", "simpletuner": "DEEPE_TEST_SIMPLETUNER_PYTHON"}
+USUAL = ("trl", "mlx")
 
 
 def ready(name: str = "trl") -> Path:
@@ -34,9 +37,18 @@ def ready(name: str = "trl") -> Path:
         cwd=ROOT,
         check=True,
     )  # fmt: skip
-    return interpreter(planned_prefix(name, parse_spec(spec_file.read_text("utf-8")), ENVIRONMENTS))
+    return interpreter(_prefix(name))
+
+
+def is_built(name: str) -> bool:
+    """Whether `ready` has nothing to do."""
+    return bool(os.environ.get(GIVEN[name])) or read_marker(_prefix(name)) is not None
+
+
+def _prefix(name: str) -> Path:
+    return planned_prefix(name, parse_spec(environment_specs()[name].read_text("utf-8")), ENVIRONMENTS)
 
 
 if __name__ == "__main__":
-    for each in GIVEN:
+    for each in sys.argv[1:] or USUAL:
         ready(each)

@@ -196,10 +196,18 @@ class Demo:
     def _environments(self, of_base_model: str | None) -> list[str]:
         """Return the environments that the run needs and the node has not."""
         definition = self._manifest.definition
-        stages = [*definition.get("stages", {}).values(), definition.get("deployment") or {}]
-        wanted = dict.fromkeys(name for name in (of_base_model, *(stage.get("conda_env") for stage in stages)) if name)
+        stages = definition.get("stages", {}) | {"deployment": definition.get("deployment") or {}}
+        used = [self._replaced().get(name, stage.get("conda_env")) for name, stage in stages.items()]
+        wanted = dict.fromkeys(name for name in (of_base_model, *used) if name)
         self._wait_for_node()
         return [name for name in wanted if not self._is_ready(name)]
+
+    def _replaced(self) -> dict[str, str]:
+        """Return the environments that stages of the demo run in on this machine instead of the method's own."""
+        from app.domain.enums import Platform
+        from app.registry.platforms import this_machine
+
+        return {} if this_machine() is Platform.CUDA else self._manifest.demo.environments_without_cuda
 
     def _wait_for_node(self) -> None:
         """Wait until the worker has told what the node has; what an earlier run told does not count."""
@@ -222,6 +230,12 @@ class Demo:
         self._headline(f"Registered: {method['name']}")
         self._say(method["description"])
         self._say(f"lifecycle: {' → '.join(method['lifecycle'])}")
+        if replaced := self._replaced():
+            stages = {stage: {"conda_env": environment} for stage, environment in replaced.items()}
+            method = self._api.patch(f"/methods/{method['id']}", {"stages": stages})
+            for stage, environment in replaced.items():
+                own = self._manifest.definition["stages"][stage]["conda_env"]
+                self._say(f"no NVIDIA GPU here: {stage} runs in the environment {environment} instead of {own}")
         return method
 
     def _train(self, method: dict[str, Any]) -> list[dict[str, Any]]:

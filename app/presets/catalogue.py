@@ -51,6 +51,8 @@ class DemoRun(_Frozen):
     questions: tuple[str, ...] = ()
     pictures: tuple[tuple[str, ...], ...] = ()
     """Names of the drawn pictures that each question is about."""
+    environments_without_cuda: dict[str, str] = {}
+    """Environments that stages of the run take instead of the method's own where there is no NVIDIA GPU, by stage."""
 
     @model_validator(mode="after")
     def _pictures_of_questions(self) -> Self:

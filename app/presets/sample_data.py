@@ -1,7 +1,7 @@
 """The sample data sets, made from a few word lists: the same rows each time.
 
     python -m app.presets.sample_data            # writes app/presets/data/*.jsonl
-    python -m app.presets.sample_data FOLDER     # the same into a folder, and draws the pictures of vl-demo
+    python -m app.presets.sample_data FOLDER     # the same into a folder, and draws the pictures of vl-demo and sd-demo
 
 Rows are pure functions of this file, so that a test can tell whether the files beside it are theirs.
 """
@@ -15,7 +15,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from app.presets.sample_pictures import COLOURS, SHAPES, draw_all, picture_name
+from app.presets import sample_pictures, sample_signs
+from app.presets.sample_pictures import COLOURS, SHAPES, picture_name
 
 Row = dict[str, Any]
 
@@ -298,6 +299,15 @@ def vl_demo_rows() -> list[Row]:
     return _shuffled(rows)
 
 
+def sd_demo_rows() -> list[Row]:
+    """Neon signs and what they show: each colour, shape and place once."""
+    rows = [
+        {"images": [{"imageId": name}], "caption": f"a neon sign of {words}"}
+        for name, words in sample_signs.pictures("sign")
+    ]
+    return _shuffled(rows)
+
+
 def as_jsonl(rows: Iterable[Row]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
@@ -309,6 +319,7 @@ def write(folder: Path = DATA) -> None:
     (folder / "grpo-demo.jsonl").write_text(as_jsonl(grpo_demo_rows()), "utf-8")
     (folder / "dpo-demo.jsonl").write_text(as_jsonl(dpo_demo_rows()), "utf-8")
     (folder / "vl-demo.jsonl").write_text(as_jsonl(vl_demo_rows()), "utf-8")
+    (folder / "sd-demo.jsonl").write_text(as_jsonl(sd_demo_rows()), "utf-8")
 
 
 def write_with_pictures(rows: Path, folder: Path) -> None:
@@ -318,7 +329,10 @@ def write_with_pictures(rows: Path, folder: Path) -> None:
     draft = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     parsed = [json.loads(line) for line in rows.read_text("utf-8").splitlines()]
-    draw_all((image["imageId"] for row in parsed for image in row["images"]), draft / "images")
+    (draft / "images").mkdir(parents=True)
+    for name in (image["imageId"] for row in parsed for image in row["images"]):
+        drawing = sample_signs if sample_signs.is_named(name) else sample_pictures
+        (draft / "images" / name).write_bytes(drawing.draw(name))
     shutil.copyfile(rows, draft / rows.name)
     draft.rename(folder)
 
@@ -346,7 +360,8 @@ def main() -> None:
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     write(folder)
-    write_with_pictures(folder / "vl-demo.jsonl", folder / "vl-demo")
+    for name in ("vl-demo", "sd-demo"):
+        write_with_pictures(folder / f"{name}.jsonl", folder / name)
 
 
 if __name__ == "__main__":

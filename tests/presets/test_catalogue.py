@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from app.domain.texts import Language
-from app.presets import catalogue, sample_data
+from app.presets import catalogue, sample_data, sample_signs
 from app.presets.catalogue import PresetManifest
 from app.presets.sample_pictures import draw
 from app.registry import dataset_files
@@ -23,7 +23,10 @@ each_manifest = pytest.mark.parametrize("manifest", list(MANIFESTS.values()), id
 
 class TestManifests:
     def test_ships_the_methods_that_work(self) -> None:
-        templates, demos = {"Custom01", "Custom02"}, {"SFT", "PEFT", "GRPO", "DPO", "PPO", "Embedding", "MLX", "VL"}
+        templates, demos = (
+            {"Custom01", "Custom02"},
+            {"SFT", "PEFT", "GRPO", "DPO", "PPO", "Embedding", "MLX", "VL", "SD"},
+        )
         assert set(MANIFESTS) == templates | {f"{demo}-Demo" for demo in demos}
 
     @each_manifest
@@ -89,15 +92,17 @@ class TestSamples:
         for sample in catalogue.sample_datasets():
             assert sample.path.read_bytes() == (tmp_path / sample.path.name).read_bytes()
 
-    def test_pictures_are_drawn_from_their_names(self, tmp_path: Path) -> None:
-        (sample,) = [sample for sample in catalogue.sample_datasets() if sample.with_pictures]
+    @pytest.mark.parametrize(("name", "rows", "pictures"), [("vl-demo", 400, 560), ("sd-demo", 120, 120)])
+    def test_pictures_are_drawn_from_their_names(self, tmp_path: Path, name: str, rows: int, pictures: int) -> None:
+        (sample,) = [sample for sample in catalogue.sample_datasets() if sample.name == name]
+        assert sample.with_pictures
 
-        sample_data.write_with_pictures(sample.path, tmp_path / "vl-demo")
+        sample_data.write_with_pictures(sample.path, tmp_path / name)
 
-        report = dataset_files.inspect(tmp_path / "vl-demo", max_characters=4000).report
-        assert (report.rows, report.problem_count) == (400, 0)
-        drawn = [path.read_bytes() for path in (tmp_path / "vl-demo" / "images").iterdir()]
-        assert len(set(drawn)) == len(drawn) == 560
+        report = dataset_files.inspect(tmp_path / name, max_characters=4000).report
+        assert (report.rows, report.problem_count) == (rows, 0)
+        drawn = [path.read_bytes() for path in (tmp_path / name / "images").iterdir()]
+        assert len(set(drawn)) == len(drawn) == pictures
         assert all(picture.startswith(b"\x89PNG") for picture in drawn)
 
     def test_folder_that_is_there_is_left_alone(self, tmp_path: Path) -> None:
@@ -111,6 +116,10 @@ class TestSamples:
     def test_name_that_describes_no_picture(self, name: str) -> None:
         with pytest.raises(ValueError, match="describes no picture"):
             draw(name)
+
+    def test_sign_that_is_none(self) -> None:
+        with pytest.raises(ValueError, match="describes no picture"):
+            sample_signs.draw("sign-pink-circle-middle.png")
 
     def test_data_sets_keep_the_rules_of_the_platform(self) -> None:
         for sample in catalogue.sample_datasets():
