@@ -1,6 +1,7 @@
 """VL-Demo for real: a small model that sees is trained, saved and asked; a stopped run goes on; bad rows are named."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -150,16 +151,19 @@ class TestTraining:
             * 4,
             {"image": RING, "messages": chat[:2]},
         )
+        plain = torch_home.path / "models" / "plain"
+        shutil.copytree(tiny_vl, plain, ignore=shutil.ignore_patterns("chat_template.jinja"))
         more = ("--train_vision=true", "--gradient_checkpointing=true", "--eval_fraction=0", "--max_image_side=16")
         pair = Launcher(kind=LauncherKind.TORCHRUN, processes=2)
 
-        run = torch_home.run(SCRIPT, *arguments(torch_home, tiny_vl, data, *more, *SMALL), timeout=200, launcher=pair)
+        run = torch_home.run(SCRIPT, *arguments(torch_home, plain, data, *more, *SMALL), timeout=200, launcher=pair)
 
         assert run.code == 0, run.stderr
         assert sorted(run.curve()) == [1, 2]
         weights = (torch_home.path / "out" / "adapter_model.safetensors").read_bytes()
         assert b"vision_tower" in weights
         assert b"multi_modal_projector" in weights
+        assert "### assistant" in (torch_home.path / "out" / "chat_template.jinja").read_text()  # it had no format
 
     @pytest.mark.parametrize(
         ("name", "content", "sentence"),
@@ -185,16 +189,50 @@ class TestTraining:
         assert sentence.format(folder=data / "images") in run.stderr
         assert "Traceback" not in run.stderr
 
-    def test_rows_that_are_too_long_are_counted_with_their_pictures(
-        self, torch_home: Home, tiny_vl: Path, drawn: Path
+    def test_what_only_the_processor_can_tell_gets_one_sentence(
+        self, torch_home: Home, tiny_base: Path, tiny_vl: Path, drawn: Path
     ) -> None:
-        limits = ("--max_input_length=24", "--eval_fraction=0")
+        video = torch_home.path / "models" / "video"
+        shutil.copytree(tiny_vl, video)
+        (video / "processor_config.json").unlink()
+        (video / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
+        names = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor"}
+        (video / "preprocessor_config.json").write_text(json.dumps(names))
+        unknown = catalogue.ROOM / "data" / "custom01-base"
+        (torch_home.scripts / "probe.py").write_text(AFTERWARDS)
+        runs = [
+            (SCRIPT, arguments(torch_home, base, drawn, "--max_input_length=24", "--eval_fraction=0"))
+            for base in (tiny_vl, tiny_base, unknown, video)
+        ]
 
-        run = torch_home.run(SCRIPT, *arguments(torch_home, tiny_vl, drawn, *limits), timeout=100)
+        run = torch_home.run("probe.py", json.dumps(runs), timeout=100)
+
+        assert run.code == 0, run.stderr
+        reasons = [text.rpartition("exit vl-demo.py: ")[2].strip() for text in run.stdout.split("=== ")[1:]]
+        assert reasons[0].startswith("all 400 rows are longer than allowed, with ")
+        assert "or lower max_image_side (1024)" in reasons[0]
+        assert reasons[1] == f"the model in {tiny_base} cannot be shown pictures: it has no image processor"
+        assert reasons[2].startswith(f"the model in {unknown} has no processor that can be loaded: ")
+        assert reasons[3].startswith(f"the processor of {video} needs the package torchvision, which the environment")
+
+    def test_short_memory_is_told_what_to_change(self, torch_home: Home, tiny_vl: Path, drawn: Path) -> None:
+        """The first look at a picture fails as a GPU that is full does."""
+        (torch_home.scripts / "probe.py").write_text(
+            "import runpy, sys, deepe_pictures\n"
+            "class OutOfMemoryError(RuntimeError): ...\n"
+            "def load_processor(path): raise OutOfMemoryError('CUDA out of memory')\n"
+            "deepe_pictures.load_processor = load_processor\n"
+            f"runpy.run_path({SCRIPT!r}, run_name='__main__')\n"
+        )
+
+        run = torch_home.run("probe.py", *arguments(torch_home, tiny_vl, drawn), timeout=100)
 
         assert run.code == 1
-        assert "all 400 rows are longer than allowed, with " in run.stderr
-        assert "lower max_image_side (1024)" in run.stderr
+        (note,) = run.of_type("note")
+        assert "halve batch_size (16)" in note["message"]
+        assert (
+            "lower max_image_side (1024), show fewer pictures in a row, set gradient_checkpointing" in note["message"]
+        )
 
 
 ASKED = {"question": "What?", "answer": "a"}

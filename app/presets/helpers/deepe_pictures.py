@@ -229,13 +229,15 @@ def load_processor(path: Path) -> Any:
 
     try:
         processor = AutoProcessor.from_pretrained(path)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError) as error:  # what is said differs from processor to processor
         if importlib.util.find_spec("torchvision") is None:
             raise Refused(
-                f"the processor of {path} needs the package torchvision ({error}); add the version that fits torch to "
-                f"the environment"
+                f"the processor of {path} needs the package torchvision, which the environment has not; "
+                f"add the version that fits torch"
             ) from error
         raise
+    except (OSError, ValueError) as error:
+        raise Refused(f"the model in {path} has no processor that can be loaded: {error}") from error
     if not hasattr(processor, "image_processor"):
         raise Refused(f"the model in {path} cannot be shown pictures: it has no image processor")
     tokenizer = processor.tokenizer
