@@ -29,12 +29,18 @@ def real_number(text: str) -> float | None:
     return None if text in ("", "None") else float(text)
 
 
-def run(parser: argparse.ArgumentParser, answer: Callable[[argparse.Namespace], Iterator[str]]) -> None:
-    """Say what `answer` yields for the command line; what goes wrong is said in the protocol, too."""
-    args, _unknown = parser.parse_known_args()
+def run(
+    args: argparse.Namespace,
+    default_of: Callable[[str], Any],
+    answer: Callable[[argparse.Namespace], Iterator[str]],
+) -> None:
+    """Say what `answer` yields for the arguments; what goes wrong is said in the protocol, too.
+
+    A field that was sent as null arrives as the text None: it gets its default.
+    """
     for name, value in vars(args).items():
         if value in (None, "None"):
-            setattr(args, name, parser.get_default(name))
+            setattr(args, name, default_of(name))
     try:
         prepare_environment(args)
         for piece in answer(args):

@@ -47,7 +47,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    ask.run(make_parser(), answer)
+    parser = make_parser()
+    args, _unknown = parser.parse_known_args()
+    ask.run(args, parser.get_default, answer)
 
 
 def answer(args: argparse.Namespace) -> Iterator[str]:
