@@ -21,7 +21,7 @@ class ChatImage(_Body):
 
     data: str = Field(
         description="Path of the picture, relative to DEEPE_HOME, in `multimodal/`, `images/` or `datasets/`; or the "
-        "picture itself as a data URL (`data:image/png;base64,...`), which is kept in `multimodal/`.",
+        "picture itself as a data URL (`data:image/png;base64,...`), which is kept with the job.",
         examples=["multimodal/label.png"],
     )
 

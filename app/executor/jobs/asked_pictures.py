@@ -13,7 +13,7 @@ from app.registry.resource_paths import resolve_inside
 from app.store.home import Home
 
 FOLDERS: Final = ("multimodal", "images", "datasets")
-KINDS: Final = ("png", "jpeg", "webp", "gif", "bmp")
+KINDS: Final = ("png", "jpeg", "jpg", "webp", "gif", "bmp")
 _URL = re.compile(r"data:image/([a-z]+);base64,(.*)", re.DOTALL)
 
 

@@ -59,7 +59,7 @@ def load_rows(args: argparse.Namespace, path: Path) -> list[Row]:
 
 
 def picture_folders(args: argparse.Namespace, path: Path) -> list[Path]:
-    """Return where pictures are looked for: the folder that was given, else `images` beside the rows, and there."""
+    """Return where pictures are looked for: the folder that was given, else `images` and the folder of the rows."""
     beside = path if path.is_dir() else path.parent
     if not args.pic_relative_path:
         return [folder for folder in (beside / "images", beside) if folder.is_dir()]
