@@ -1,9 +1,9 @@
 """The shipped methods are whole: every file, environment, data set and text that they name is there."""
 
 import json
+import os
 import subprocess
 import sys
-import time
 from itertools import chain
 from pathlib import Path
 
@@ -65,12 +65,14 @@ class TestScripts:
     def test_help_comes_at_once(self, script: str) -> None:
         path = catalogue.script_path(script)
 
-        started = time.monotonic()
+        before = os.times()
         run = subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True, timeout=20, check=False)
 
         assert run.returncode == 0, run.stderr
         assert "--help" in run.stdout
-        assert time.monotonic() - started < 1
+        after = os.times()  # seconds of computing: on a busy machine the clock tells of the neighbours
+        spent = (after.children_user - before.children_user) + (after.children_system - before.children_system)
+        assert spent < 1
 
     @pytest.mark.parametrize("script", SCRIPTS)
     def test_never_imports_the_service(self, script: str) -> None:

@@ -21,7 +21,9 @@ PictureName = Annotated[str, Path(description="File name.", examples=["0192f0c1-
     responses={
         200: {
             "description": "The picture.",
-            "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in {*MEDIA_TYPES.values()}},
+            "content": {
+                kind: {"schema": {"type": "string", "format": "binary"}} for kind in sorted({*MEDIA_TYPES.values()})
+            },
         },
         **problem_responses(PictureNotFound),
     },
