@@ -85,7 +85,7 @@ def become(folder: str, told: int, trouble: str) -> None:
             check(path)
             code = compiled(command[2])
             sign(command, environment)
-        except Unfit as reason:
+        except Exception as reason:  # nothing of the script has run: whatever it is, a new interpreter does without
             note(folder, "started cold: %s" % reason)
             os.write(told, BEGUN)
             target = command[0]
@@ -193,7 +193,7 @@ def sign(command: list[str], environment: dict[str, str]) -> None:
     with open("/proc/self/stat", "rb") as file:
         fields = file.read().rpartition(b")")[2].split()
     arguments, arguments_end, variables = (int(field) for field in fields[45:48])
-    place = block.find(MARK)
+    place = block.rfind(MARK)
     room = block.find(b"\0", place) - place
     given = block.split(b"\0")
     entries = [os.fsencode("%s=%s" % variable) for variable in environment.items()]
