@@ -114,7 +114,9 @@ def by_hand(site: Site, work: Work) -> Run:
     def begin() -> None:
         with output.open("wb") as stream:
             command, env = site.command(work), site.environment()
-            started.append(subprocess.Popen(command, env=env, cwd=site.root, stdout=stream, stderr=stream))
+            # a session of its own, as a stage has: kernels share the processor among sessions
+            more = {"stdout": stream, "stderr": stream, "start_new_session": True}
+            started.append(subprocess.Popen(command, env=env, cwd=site.root, **more))
 
     return Run(work, output, begin, lambda: started[0].poll() is not None)
 
