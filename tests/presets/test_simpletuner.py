@@ -77,12 +77,6 @@ class TestConfiguration:
 
         assert (settings["mixed_precision"], settings["optimizer"]) == (precision, optimizer)
 
-    def test_pictures_on_the_way_are_drawn_for_a_prompt(self, tmp_path: Path) -> None:
-        settings = simpletuner.configuration(plan(tmp_path, validation_prompt="a cat"), URL)
-
-        assert (settings["validation_prompt"], settings["validation_step_interval"]) == ("a cat", 10)
-        assert "validation_disable" not in settings
-
     def test_resume_and_options_of_the_user(self, tmp_path: Path) -> None:
         options = simpletuner.read_options('{"--base_model_precision": "int8-quanto", "seed": 1}')
 

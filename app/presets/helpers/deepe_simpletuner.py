@@ -64,6 +64,7 @@ PRECISIONS = {
 STOP_SECONDS = 6.0  # the platform's grace is 10 s unless the operator has set it
 ANSWER_SECONDS = 4.0  # SimpleTuner waits 5 s for the answer to a post
 TAIL = 40
+SHOWN = 10
 DECLARED = "deepe-checkpoint.json"
 
 START = """
@@ -109,8 +110,6 @@ class Plan:
     prediction: str | None = None
     processes: int = 1
     resume: str | None = None
-    validation_prompt: str = ""
-    validation_steps: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -197,6 +196,7 @@ def configuration(plan: Plan, callback_url: str) -> dict[str, Any]:
         "checkpointing_use_tempdir": True,
         "seed": plan.seed,
         "disable_benchmark": True,
+        "validation_disable": True,
         "report_to": "none",
         "webhook_config": [{"webhook_type": "raw", "callback_url": callback_url, "log_level": "info"}],
     }
@@ -204,21 +204,7 @@ def configuration(plan: Plan, callback_url: str) -> dict[str, Any]:
         settings["prediction_type"] = plan.prediction
     if plan.resume:
         settings["resume_from_checkpoint"] = plan.resume
-    return settings | _validation(plan) | dict(plan.options)
-
-
-def _validation(plan: Plan) -> dict[str, Any]:
-    """Return the settings of the pictures that are drawn on the way; none without a prompt."""
-    if not plan.validation_prompt:
-        return {"validation_disable": True}
-    return {
-        "validation_prompt": plan.validation_prompt,
-        "validation_step_interval": plan.validation_steps or plan.save_steps,
-        "validation_num_inference_steps": 20,
-        "validation_resolution": str(plan.resolution),
-        "validation_guidance": 5.0,
-        "validation_seed": plan.seed,
-    }
+    return settings | dict(plan.options)
 
 
 def data_backends(plan: Plan) -> list[dict[str, Any]]:
@@ -470,11 +456,13 @@ class Run:
             print(line, flush=True)
 
     def _why(self, code: int | None) -> str:
-        last = "\n".join(self._tail)
+        last = "\n".join(list(self._tail)[-SHOWN:])
         if not self._error and code == 0 and self._complete:
             return "SimpleTuner said that it is done, but wrote no weights"
         reason = self._error or next((line for line in reversed(self._tail) if "rror" in line), "")
         how = f"ended by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        if code == -signal.SIGKILL:
+            how = "killed, as the operating system does when it is out of memory"
         return f"SimpleTuner failed ({how}): {reason or last or 'it said nothing'}"
 
 

@@ -45,7 +45,7 @@ from deepe_rows import Refused
 LEAST = {
     **dict.fromkeys(("batch_size", "grad_accum_steps", "lora_rank", "logging_steps", "save_steps"), 1),
     **dict.fromkeys(("save_total_limit",), 1),
-    **dict.fromkeys(("warmup_steps", "eval_samples", "eval_pictures", "seed", "validation_steps"), 0),
+    **dict.fromkeys(("warmup_steps", "eval_samples", "eval_pictures", "seed"), 0),
 }
 
 
@@ -95,8 +95,6 @@ def make_parser() -> argparse.ArgumentParser:
     watch.add_argument("--eval_fraction", type=float, default=0.1, help="part of the pictures held out for the score")
     watch.add_argument("--eval_samples", type=int, default=16, help="held-out pictures that are used at most")
     watch.add_argument("--eval_pictures", type=int, default=4, help="held-out captions that are drawn; 0 draws none")
-    watch.add_argument("--validation_prompt", default="", help="SimpleTuner: draw this on the way; empty draws nothing")
-    watch.add_argument("--validation_steps", type=int, default=0, help="steps between those pictures; 0: as save_steps")
     return parser
 
 
@@ -237,7 +235,6 @@ def plan_of(args: argparse.Namespace, learned: list[Captioned], kind: str, dtype
     names = (
         *("resolution", "batch_size", "grad_accum_steps", "learning_rate", "lr_scheduler", "warmup_steps"),
         *("max_grad_norm", "weight_decay", "lora_rank", "save_steps", "save_total_limit", "seed"),
-        *("validation_prompt", "validation_steps"),
     )
     return simpletuner.Plan(
         **{name: getattr(args, name) for name in names},
@@ -295,10 +292,11 @@ class Gauges:
 
 
 def tidy(output: Path) -> None:
-    """Leave the weights and the pictures: checkpoints and caches have done their work."""
-    for folder in (*diffusion.checkpoints(output), output / "simpletuner", output / "logs"):
+    """Leave the weights, the pictures and the settings: checkpoints and caches have done their work."""
+    for folder in (*diffusion.checkpoints(output), *(output / name for name in ("simpletuner", "logs", "assets"))):
         shutil.rmtree(folder, ignore_errors=True)
-    (output / "README.md").unlink(missing_ok=True)  # an empty form
+    for file in (*output.glob("all_*_files_*.json"), output / "README.md"):  # SimpleTuner's lists, an empty form
+        file.unlink(missing_ok=True)
     diffusion.make_readable(output)
 
 
