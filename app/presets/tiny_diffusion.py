@@ -50,8 +50,13 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     started = time.monotonic()
+    import diffusers
     import torch
+    import transformers
 
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
     torch.manual_seed(args.seed)
     chance = random.Random(args.seed)  # noqa: S311 (the same pictures each time, no secret)
     tokenizer = build_tokenizer(args.output)

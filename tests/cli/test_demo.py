@@ -11,14 +11,17 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from rich.console import Console
 
 from app.access import licence as licences
 from app.access.guard import LicenceGuard, LicenseState
 from app.cli.client import Api
-from app.cli.demo import for_this_machine, shipped
+from app.cli.demo import Demo, Times, for_this_machine, shipped
 from app.cli.demo_licence import borrowed_licence
 from app.cli.demo_summary import outcome_of
 from app.cli.exits import CliFailure
+from app.domain.enums import Platform
+from app.registry import platforms
 from app.settings import load_settings
 
 
@@ -74,6 +77,20 @@ def test_all_shows_the_methods_for_this_machine() -> None:
     assert {"Custom01", "SFT-Demo", "PEFT-Demo", "GRPO-Demo", "DPO-Demo", "PPO-Demo"} <= {
         manifest.name for manifest in for_this_machine()
     }
+
+
+@pytest.mark.parametrize(
+    ("machine", "built"), [(Platform.CPU, ["trl"]), (Platform.CUDA, ["trl", "simpletuner"])], ids=["cpu", "cuda"]
+)
+def test_takes_a_lighter_environment_where_there_is_no_cuda(
+    monkeypatch: pytest.MonkeyPatch, machine: Platform, built: list[str]
+) -> None:
+    monkeypatch.setattr(platforms, "this_machine", lambda: machine)
+    api = SimpleNamespace(items=lambda _: [{"heartbeat_age_seconds": -1.0}], get=lambda _: {"nodes": []})
+
+    demo = Demo(cast(Api, api), shipped("SD-Demo"), load_settings(), Times(), Console())
+
+    assert demo._environments("trl") == built
 
 
 def test_an_outcome_tells_scores_and_what_was_made() -> None:

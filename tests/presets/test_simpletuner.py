@@ -163,6 +163,24 @@ class TestConfiguration:
         assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-20"]
 
 
+class TestMemory:
+    def test_is_that_of_the_gpu_where_there_is_one(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        program = tmp_path / "nvidia-smi"
+        program.write_text('#!/bin/sh\ntest "$1" = --id=3 && echo 20480\n')
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4")
+
+        assert simpletuner.memory_mib() == 20480
+
+    @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc, which only Linux has")
+    def test_is_that_of_the_process_elsewhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PATH", "")
+
+        assert 1 < simpletuner.memory_mib(os.getpid()) < 100_000
+        assert simpletuner.memory_mib(2**22 + 1) is None
+
+
 DRIVER = """
 import json, sys
 from pathlib import Path

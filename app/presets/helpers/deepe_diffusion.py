@@ -88,12 +88,13 @@ def load_pipeline(folder: Path, machine: Machine, lora: Path | None = None, scal
 
 
 def quiet() -> None:
-    """Keep the libraries' progress bars out of the log."""
+    """Keep progress bars out of the log, and warnings that say nothing of the user's model."""
     import diffusers
     import transformers
 
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
 
 
 def load_lora(pipeline: Any, lora: Path, scale: float = 1.0) -> None:

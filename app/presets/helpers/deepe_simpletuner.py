@@ -392,11 +392,12 @@ class Run:
             end(process)
             server.close()
         reader.join(timeout=5)
-        if self.stopped_at is not None:
-            return False
-        if process.returncode == 0 and self._complete and weights.is_file():
+        if self.stopped_at is None and process.returncode == 0 and self._complete and weights.is_file():
             return True
-        raise Failed(self._why(process.returncode))
+        if self.stopped_at is None and not self._stop_requested():
+            raise Failed(self._why(process.returncode))
+        self.stopped_at = self.stopped_at if self.stopped_at is not None else self._number()
+        return False
 
     def _attend(self, process: "subprocess.Popen[bytes]") -> None:
         """Answer the posts until the process has ended or was stopped."""
@@ -405,7 +406,7 @@ class Run:
             if asked is None and self._stop_requested():
                 asked = time.monotonic()
             if asked is not None and (self._last is None or time.monotonic() - asked > STOP_SECONDS):
-                self.stopped_at = self._last.number if self._last else 0
+                self.stopped_at = self._number()
                 return
             try:
                 post = self._inbox.get(timeout=0.1)
@@ -413,9 +414,12 @@ class Run:
                 continue
             self._take(post.body)
             if asked is not None and self._may_stop(post.body, asked):
-                self.stopped_at = self._last.number if self._last else 0
+                self.stopped_at = self._number()
                 return
             post.answered.set()
+
+    def _number(self) -> int:
+        return self._last.number if self._last else 0
 
     def _take(self, body: dict[str, Any]) -> None:
         step = read_step(body)

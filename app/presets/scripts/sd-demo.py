@@ -160,11 +160,17 @@ def measure(
     phase: str,
     lora: Path | None = None,
 ) -> None:
-    """Load the model, report its score, and give the memory back."""
-    if held_out:
+    """Load the model, report its score, and give the memory back; one that is too large for that is not scored."""
+    if not held_out:
+        return
+    import torch
+
+    try:
         pipeline = diffusion.load_pipeline(Path(args.model_path), machine, lora)
         diffusion.score(pipeline, held_out, args, phase)
         diffusion.forget(pipeline)
+    except torch.OutOfMemoryError:
+        remark(f"no score {phase} the training: the whole model does not fit into the memory of the GPU", args)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -229,7 +235,10 @@ def train_with_simpletuner(args: argparse.Namespace, learned: list[Captioned], k
 def plan_of(args: argparse.Namespace, learned: list[Captioned], kind: str, dtype: str) -> simpletuner.Plan:
     output = Path(args.output_dir).resolve()
     output.mkdir(parents=True, exist_ok=True)
-    resume = simpletuner.newest_declared(output) if args.resume else None
+    if not args.resume:
+        for folder in output.glob("checkpoint-*"):  # SimpleTuner writes no checkpoint over another
+            shutil.rmtree(folder, ignore_errors=True)
+    resume = simpletuner.newest_declared(output)
     if resume:
         remark(f"resumed from {resume}", args, warning=False)
     names = (
