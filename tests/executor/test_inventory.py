@@ -287,7 +287,14 @@ class TestOurs:
         (tmp_path / "mine").mkdir()
         for name, ours in (("mine", True), ("theirs", False), ("../attempts/mine", False)):
             variables = {**os.environ, "DEEPE_ATTEMPT": name}
-            process = subprocess.Popen([sys.executable, "-c", "input()"], env=variables, stdin=subprocess.PIPE)
+            process = subprocess.Popen(
+                [sys.executable, "-c", "print('ready', flush=True); input()"],
+                env=variables,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"  # before, the kernel may not show its variables yet
             try:
                 assert belongs_to_attempt(tmp_path, process.pid) is ours
             finally:
