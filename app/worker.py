@@ -20,7 +20,6 @@ from app.executor.attempts.limits import LimitWatch
 from app.executor.attempts.script_status import NoScriptStatus, RedisScriptStatus
 from app.executor.attempts.settle import StageSettler
 from app.executor.attempts.supervisor import boot_id
-from app.executor.attempts.warm_starts import starts
 from app.executor.environments.builders import BuildRules
 from app.executor.environments.conda import CondaSearch
 from app.executor.environments.environment_cleaning import DAY, CleaningRules, EnvironmentCleaning
@@ -185,7 +184,6 @@ def _agent(
         environ=os.environ,
         redis_url=redis_url,
         grace_seconds=settings.stop_grace_seconds,
-        warm=settings.warm_start_seconds > 0,
     )
     return NodeAgent(
         database=database,
@@ -204,7 +202,6 @@ def _agent(
         # neither a bell nor a touched file is sure to reach another machine
         limits=LimitWatch(home, node_home),
         timing=Timing(poll_seconds=settings.poll_seconds if redis_url else min(settings.poll_seconds, 2.0)),
-        starter=starts(keep_seconds=settings.warm_start_seconds),
     )
 
 

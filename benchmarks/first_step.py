@@ -1,11 +1,10 @@
-"""From the start of a process to the first step of a training, and to the answer to a question: cold and warm.
+"""From the start of a process to the first step of a training, and to the answer to a question.
 
     python -m benchmarks.first_step --python .cache/envs/trl-*/bin/python [--runs 5]
 
 SFT-Demo on its tiny base model, one step; then a question to that model. By hand is `python -u SCRIPT` as a plain
-subprocess; supervised is what a worker does with a prepared attempt; warm is the same where an interpreter with the
-imports done was waiting. The ways take turns. Then what the imports are made of, by `-X importtime`, and what the
-interpreter that waits costs.
+subprocess; supervised is what a worker does with a prepared attempt. The ways take turns. Then what the imports are
+made of, by `-X importtime`.
 """
 
 import argparse
@@ -20,18 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-import psutil
-
 from app.executor.attempts import supervision
 from app.executor.attempts.supervision import AttemptPhase, LaunchSpec
-from app.executor.attempts.warm_starts import Recipe, Standby
 from app.presets.catalogue import helpers_dir, script_path
 from app.presets.sample_data import DATA
 from benchmarks.reporting import Samples, print_machine, print_table, ratio
 
 PATIENCE = 300.0
 HEAVY = 12
-PRELOAD = helpers_dir() / "warm_trl.py"
+IMPORTS = "import datasets, peft, torch, transformers, trl"
 BASE = script_path("sft-demo.py").parents[1] / "tiny_base.py"
 DATASET = DATA / "sft-demo.jsonl"
 
@@ -121,55 +117,19 @@ def by_hand(site: Site, work: Work) -> Run:
     return Run(work, output, begin, lambda: started[0].poll() is not None)
 
 
-def supervised(site: Site, work: Work, *, warm: bool) -> Run:
+def supervised(site: Site, work: Work) -> Run:
     folder, output = prepared(site, work)
-    waiting = make_ready(site, folder) if warm else None
-
-    def begin() -> None:
-        if waiting is None:
-            supervision.start(folder)
-        else:
-            assert waiting.take(folder)
-
-    return Run(work, output, begin, lambda: supervision.observe(folder).phase is AttemptPhase.EXITED)
+    ended = lambda: supervision.observe(folder).phase is AttemptPhase.EXITED  # noqa: E731
+    return Run(work, output, lambda: supervision.start(folder), ended)
 
 
 def prepared(site: Site, work: Work) -> tuple[Path, Path]:
     """Return the folder of an attempt that may start, and its output."""
     folder = site.root / "attempts" / uuid4().hex
     output = site.root / f"{folder.name}.log"
-    spec = LaunchSpec(folder.name, site.command(work), site.root, site.environment(), output, preload=PRELOAD)
+    spec = LaunchSpec(folder.name, site.command(work), site.root, site.environment(), output)
     supervision.prepare(folder, spec)
     return folder, output
-
-
-def make_ready(site: Site, folder: Path) -> Standby:
-    """Return an interpreter that has done its imports."""
-    recipe = Recipe.of(folder)
-    assert recipe is not None
-    waiting = Standby.started(recipe, since=0.0)
-    wait_for_imports(site)
-    return waiting
-
-
-def wait_for_imports(site: Site) -> psutil.Process:
-    """Wait until the interpreter has nothing to do any more."""
-    deadline, used, quiet = time.monotonic() + PATIENCE, -1.0, 0
-    while quiet < 10:
-        if time.monotonic() > deadline:
-            raise TimeoutError
-        time.sleep(0.1)
-        found = [process for process in psutil.process_iter() if is_waiting(process, site)]
-        now = sum(sum(process.cpu_times()[:2]) for process in found)
-        quiet = quiet + 1 if found and now == used else 0
-        used = now
-    return found[0]
-
-
-def is_waiting(process: psutil.Process, site: Site) -> bool:
-    with contextlib.suppress(psutil.Error):
-        return str(PRELOAD) in process.cmdline() and process.cwd() == str(site.root)
-    return False
 
 
 def main() -> None:
@@ -186,14 +146,12 @@ def main() -> None:
         for work in (TRAINING, QUESTION):
             measure_starts(site, work, args.runs)
         show_imports(site)
-        show_costs(site)
 
 
 def measure_starts(site: Site, work: Work, runs: int) -> None:
     ways: dict[str, Callable[[], Run]] = {
         "by hand (peer)": lambda: by_hand(site, work),
-        "supervised, cold": lambda: supervised(site, work, warm=False),
-        "supervised, warm": lambda: supervised(site, work, warm=True),
+        "supervised": lambda: supervised(site, work),
     }
     found: dict[str, list[Run]] = {way: [] for way in ways}
     for _ in range(runs):
@@ -216,7 +174,7 @@ def median_of(runs: Sequence[Run], phase: str) -> float:
 
 def show_imports(site: Site) -> None:
     """Print what the imports are made of."""
-    command = [str(site.python), "-X", "importtime", str(PRELOAD)]
+    command = [str(site.python), "-X", "importtime", "-c", IMPORTS]
     said = subprocess.run(command, capture_output=True, check=True, text=True, env=site.environment()).stderr
     packages: dict[str, float] = {}
     for own, name in re.findall(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)", said):
@@ -226,28 +184,6 @@ def show_imports(site: Site) -> None:
     total = sum(packages.values())
     rows = [[name, f"{seconds:.2f}", f"{seconds / total:.0%}"] for name, seconds in heavy]
     print_table(f"{total:.1f} s of imports, by package (own time)", ["", "seconds", "of all"], rows)
-
-
-def show_costs(site: Site) -> None:
-    """Print what waits, and what it holds."""
-    folder, _ = prepared(site, TRAINING)
-    begun = time.perf_counter()
-    waiting = make_ready(site, folder)
-    seconds = time.perf_counter() - begun - 1.0  # of quiet
-    process = wait_for_imports(site)
-    witness = process.parent()
-    assert witness is not None
-    keeper = witness.parent()
-    assert keeper is not None
-    family = {"interpreter": process, "witness": witness, "supervisor": keeper}
-    before = {name: sum(one.cpu_times()[:2]) for name, one in family.items()}
-    time.sleep(10)
-    rows = []
-    for name, one in family.items():
-        memory, used = one.memory_full_info(), sum(one.cpu_times()[:2]) - before[name]
-        rows.append([name, f"{memory.rss / 2**20:.0f}", f"{memory.uss / 2**20:.0f}", f"{used / 10:.2%}"])
-    waiting.end()
-    print_table(f"what waits, ready after {seconds:.1f} s", ["", "RSS MiB", "own MiB", "of a core"], rows)
 
 
 if __name__ == "__main__":

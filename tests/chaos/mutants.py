@@ -29,7 +29,6 @@ SURVIVAL = "tests/worker/test_survival.py"
 SILENCE = "tests/chaos/test_silence.py"
 POINTS = "tests/chaos/test_crash_points.py"
 MACHINE = "tests/chaos/test_machine.py"
-WARM = "tests/executor/test_warm.py"
 DEAD_NODES = "tests/worker/test_dead_nodes.py"
 
 
@@ -327,27 +326,6 @@ MUTANTS = (
         "if age < NODE_SILENT_AFTER:",
         "if False:",
         "tests/api/test_nodes.py::TestDeclareDead::test_needs_its_name_and_its_silence",
-    ),
-    _mutant(
-        "interpreter that was killed before the script has run it",
-        "app/executor/attempts/standby.py",
-        "if told != supervisor.BEGUN:",
-        "if told.removeprefix(supervisor.BEGUN):",
-        f"{WARM}::TestWhoWaits::test_killed_before_the_script_begins_means_that_nothing_ran",
-    ),
-    _mutant(
-        "interpreter that waits serves an environment that has changed",
-        "app/executor/attempts/warm_starts.py",
-        '"stamps": [_stamp(path) for path in self._sources()],',
-        '"stamps": [],',
-        f"{WARM}::TestWarmStarts::test_does_not_serve_an_environment_that_has_changed",
-    ),
-    _mutant(
-        "interpreter that waited does not carry the attempt's mark",
-        "app/executor/attempts/warm.py",
-        'ctypes.memmove(variables + place, shown.ljust(room, b"\\0"), room)',
-        "pass",
-        f"{WARM}::TestScriptSees::test_its_forks_carry_its_mark",
     ),
 )
 

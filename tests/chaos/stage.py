@@ -17,8 +17,6 @@ JOURNAL = "chaos.journal"
 SCRIPT = '''
 """Tick for a while, leave checkpoints, then leave an adapter."""
 
-DEEPE_WARM = "warm_trl"
-
 import argparse
 import json
 import os

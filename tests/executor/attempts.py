@@ -14,15 +14,12 @@ import psutil
 
 from app.executor.attempts import supervision, supervisor
 from app.executor.attempts.supervision import AttemptPhase, ExitRecord, LaunchSpec, Observation
-from app.executor.attempts.warm_starts import Recipe
-from tests.executor.warming import PRELOAD, make_ready, supervise_warm
 
 
 class Attempt:
     """One attempt folder, its output and its processes."""
 
-    def __init__(self, root: Path, *, warm: bool = False) -> None:
-        self.warm = warm
+    def __init__(self, root: Path) -> None:
         self.id = uuid4().hex
         self.root = root
         self.folder = root / "attempts" / self.id
@@ -32,35 +29,23 @@ class Attempt:
     def prepare(self, script: str, *, grace_seconds: float = 5.0, **changes: object) -> None:
         """Prepare `script` (Python source; `JOURNAL` is a file it may append to)."""
         source = f"JOURNAL = {str(self.journal)!r}\n{script}"
-        command: tuple[str, ...] = ("-c", source)
-        imports = self.root / "imports.py"
-        if self.warm:  # that takes a file
-            (file := self.root / f"{self.id}.py").write_text(source)
-            command = (str(file),)
-            imports.write_text(PRELOAD)
         spec = LaunchSpec(
             attempt_id=self.id,
-            argv=(sys.executable, "-u", *command),
+            argv=(sys.executable, "-u", "-c", source),
             cwd=self.root,
             env={"PATH": os.environ["PATH"]},
             output=self.output,
             grace_seconds=grace_seconds,
-            preload=imports if self.warm else None,
         )
         supervision.prepare(self.folder, LaunchSpec(**{**vars(spec), **changes}))
 
     def start(self, script: str, *, grace_seconds: float = 5.0, **changes: object) -> None:
         """Prepare and start."""
         self.prepare(script, grace_seconds=grace_seconds, **changes)
-        if Recipe.of(self.folder) is not None:
-            assert make_ready(self.folder).take(self.folder)
-        else:
-            supervision.start(self.folder)
+        supervision.start(self.folder)
 
     def supervise(self, *options: str, fault_point: str = "") -> "subprocess.Popen[bytes]":
         """Run a supervisor as a child of the test, to see its exit status."""
-        if not options and (recipe := Recipe.of(self.folder)) is not None:
-            return supervise_warm(recipe, self.folder, fault_point=fault_point)
         command = [sys.executable, "-I", "-S", supervisor.__file__, str(self.folder), *options]
         return subprocess.Popen(command, env=os.environ | {"DEEPE_FAULT_POINT": fault_point})
 
@@ -119,12 +104,12 @@ class Attempt:
                 process.send_signal(signal.SIGKILL)
 
 
-def attempts(root: Path, *, warm: bool = False) -> Iterator[Callable[[], Attempt]]:
+def attempts(root: Path) -> Iterator[Callable[[], Attempt]]:
     """Yield a maker of attempts and clean up after them (the body of a fixture)."""
     made: list[Attempt] = []
 
     def make() -> Attempt:
-        made.append(Attempt(root, warm=warm))
+        made.append(Attempt(root))
         return made[-1]
 
     yield make

@@ -33,13 +33,10 @@ raise SystemExit(7)
 """
 
 
-WAYS = ["cold", pytest.param("warm", marks=linux_only)]
-
-
-@pytest.fixture(params=WAYS)
-def make(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[[], Attempt]]:
-    """Return a maker of attempts; how a stage was started makes no difference to anything here."""
-    yield from attempts(tmp_path, warm=request.param == "warm")
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[[], Attempt]]:
+    """Return a maker of attempts."""
+    yield from attempts(tmp_path)
 
 
 @pytest.fixture

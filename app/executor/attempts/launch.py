@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from app.domain.accelerators import Accelerator
 from app.domain.enums import EndReason, JobKind, TrainingType
 from app.domain.errors import AppError
-from app.domain.launchers import GROUP_KINDS, Launcher
+from app.domain.launchers import GROUP_KINDS
 from app.domain.names import online_name
 from app.domain.rendering import (
     deployment_arguments,
@@ -38,7 +38,6 @@ from app.executor.attempts.pinning import pinned
 from app.executor.attempts.run_folder import RunFolder
 from app.executor.attempts.script_status import WITH_STATUS, ScriptStatus, status_variables
 from app.executor.attempts.supervision import LaunchSpec
-from app.executor.attempts.warm_starts import preload_of
 from app.executor.jobs.snapshot import EnvironmentBuild, PinnedScript, Snapshot
 from app.presets.catalogue import helpers_dir, script_path
 from app.registry.method_files import MethodFiles, PinnedFile
@@ -117,7 +116,6 @@ class StageLauncher:
         environ: Mapping[str, str],
         redis_url: str | None,
         grace_seconds: float,
-        warm: bool = False,
     ) -> None:
         self._database = database
         self._home = home
@@ -126,7 +124,6 @@ class StageLauncher:
         self._environ = environ
         self._redis_url = redis_url
         self._grace_seconds = grace_seconds
-        self._warm = warm
         self._files = MethodFiles(ScriptRoot(home.scripts), VersionStore(home.versions))
 
     async def resolve(self, claim: Claim) -> LaunchSpec:
@@ -194,14 +191,7 @@ class StageLauncher:
             env=env,
             output=run.output_log,
             grace_seconds=self._grace_seconds,
-            preload=await asyncio.to_thread(self._preload, script, snapshot.launcher),
         )
-
-    def _preload(self, script: ScriptToRun, launcher: Launcher) -> Path | None:
-        """Return the imports that may be done beforehand; the processes of a group are started by its launcher."""
-        if not self._warm or launcher.kind in GROUP_KINDS:
-            return None
-        return preload_of(script.path, helpers_dir())
 
     async def _resume(self, claim: Claim, snapshot: Snapshot, run: RunFolder) -> Path | None:
         """Put the newest whole checkpoint of earlier attempts into this one's output folder, and write that down."""

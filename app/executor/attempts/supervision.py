@@ -51,10 +51,7 @@ class ExitWhy(StrEnum):
 
 @dataclass(frozen=True)
 class LaunchSpec:
-    """What to run. `env` is the whole environment; DEEPE_ATTEMPT is added. `output` gets stdout and stderr.
-
-    `preload`: the file of imports that an interpreter may have run beforehand, if warm starts are on.
-    """
+    """What to run. `env` is the whole environment; DEEPE_ATTEMPT is added. `output` gets stdout and stderr."""
 
     attempt_id: str
     argv: tuple[str, ...]
@@ -62,7 +59,6 @@ class LaunchSpec:
     env: Mapping[str, str]
     output: Path
     grace_seconds: float = 30.0
-    preload: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -135,12 +131,12 @@ def prepare(folder: Path, spec: LaunchSpec) -> None:
 
 def start(folder: Path) -> None:
     """Start a detached supervisor that runs the prepared attempt; it does nothing if one did before."""
-    spawn(supervisor.__file__, str(folder), log=folder / "supervisor.log")
+    _spawn(str(folder), log=folder / "supervisor.log")
 
 
 def adopt(folder: Path) -> None:
     """Start a detached supervisor for an attempt whose own one died. This never starts the stage."""
-    spawn(supervisor.__file__, str(folder), "--adopt", log=folder / "supervisor.log")
+    _spawn(str(folder), "--adopt", log=folder / "supervisor.log")
 
 
 def request_stop(folder: Path, reason: str) -> None:
@@ -217,12 +213,9 @@ def remove(folder: Path) -> None:
     shutil.rmtree(grave)
 
 
-def spawn(program: str, *arguments: str, log: Path, keep: Sequence[int] = ()) -> None:
-    """Start the program in its own session and leave it to init, so that we keep neither a child nor a zombie.
-
-    It gets the descriptors `keep`.
-    """
-    command = [sys.executable, "-I", "-S", program, *arguments]
+def _spawn(*arguments: str, log: Path) -> None:
+    """Start the supervisor in its own session and leave it to init, so that we keep neither a child nor a zombie."""
+    command = [sys.executable, "-I", "-S", supervisor.__file__, *arguments]
     environment = {name: os.environ[name] for name in _SUPERVISOR_VARIABLES if name in os.environ}
     with log.open("ab") as said:
         subprocess.run(
@@ -233,7 +226,6 @@ def spawn(program: str, *arguments: str, log: Path, keep: Sequence[int] = ()) ->
             env=environment,
             cwd="/",
             start_new_session=True,
-            pass_fds=keep,
             check=True,
         )
 
@@ -273,7 +265,6 @@ def _as_record(spec: LaunchSpec) -> dict[str, Any]:
         "env": dict(spec.env),
         "output": str(spec.output),
         "grace_seconds": spec.grace_seconds,
-        **({"preload": str(spec.preload)} if spec.preload is not None else {}),
     }
 
 

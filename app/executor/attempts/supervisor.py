@@ -21,9 +21,6 @@ their sub-reaper (Linux), and every process whose environment carries DEEPE_ATTE
 
 `fault_point` marks where a fault-injection test may let a process die; the worker and the API use it as well.
 
-A start may be warm (`standby.py`): then witness and stage were there before, waiting for their attempt. The stage's own
-interpreter, which has imported things meanwhile, is released instead of held at the pipe; all else is the same.
-
 Exit status: 0 ended or had ended, 74 the folder cannot be written (nothing ran), 75 another supervisor holds the
 lock, 76 the command was started before and may not be started again.
 """
@@ -57,8 +54,8 @@ FAULT_SIGNAL = os.environ.get("DEEPE_FAULT_SIGNAL", "KILL")
 Record = dict[str, Any]
 
 
-def main(arguments: list[str], spare: "Spare | None" = None) -> int:
-    """Take the folder's lock and run or adopt its attempt; `spare` is a stage that waits for one."""
+def main(arguments: list[str]) -> int:
+    """Take the folder's lock and run or adopt its attempt."""
     adopt = "--adopt" in arguments
     folder = Folder(next(argument for argument in arguments if not argument.startswith("--")))
     try:
@@ -73,7 +70,7 @@ def main(arguments: list[str], spare: "Spare | None" = None) -> int:
         log(f"cannot write in {folder.path}: {problem}")
         return CANNOT_WRITE
     fault_point("started")
-    supervisor = Supervisor(folder, lock, spare)
+    supervisor = Supervisor(folder, lock)
     if adopt:
         supervisor.adopt(never_ran=first)
     elif first:
@@ -187,9 +184,8 @@ class Process(NamedTuple):
 class Supervisor:
     """Run or adopt one attempt; write `exit.json` at its end."""
 
-    def __init__(self, folder: Folder, lock: int, spare: "Spare | None" = None) -> None:
+    def __init__(self, folder: Folder, lock: int) -> None:
         self.folder = folder
-        self.spare = spare
         self.spec: Record = folder.read("spec.json") or {}
         self.state: Record = {}
         self.ending: Record | None = None
@@ -228,7 +224,7 @@ class Supervisor:
         }
         self._save()
         fault_point("before-fork")
-        release = self._take_spare() or self._fork(launch)
+        release = self._fork(launch)
         if release is None:
             self._finish(why="spawn_failed", error="fork: Resource temporarily unavailable")
             return
@@ -238,14 +234,14 @@ class Supervisor:
             time.sleep(0.5)
             self._look_for_stop()
             if self.stop_reason is not None:
-                os.close(release.pipe)
+                os.close(release)
                 break
         else:
             self.folder.strike_bell()
             fault_point("before-release")
             with contextlib.suppress(BrokenPipeError):
-                os.write(release.pipe, release.word)
-            os.close(release.pipe)
+                os.write(release, b"g")
+            os.close(release)
             fault_point("after-release")
         self._watch()
 
@@ -273,21 +269,8 @@ class Supervisor:
             self.ending = {"released": True, "lost": True}
         self._finish(why=None if found else "never_started", leftovers=found, unkillable=left)
 
-    def _take_spare(self) -> "Release | None":
-        """Make what waits the witness and the stage of this attempt; None if nothing does, or it has died."""
-        if self.spare is None:
-            return None
-        release = self.spare.take(self.folder)
-        if release is None:
-            self.spare.end()
-            return None
-        self.report = self.spare.report
-        os.set_blocking(self.report, False)
-        self.state |= {"witness": self.spare.witness, **self.spare.stage, "warm": True}
-        return release
-
-    def _fork(self, launch: "Launch") -> "Release | None":
-        """Fork the witness, which forks the stage; None if that failed."""
+    def _fork(self, launch: "Launch") -> int | None:
+        """Fork the witness, which forks the stage; return the pipe that releases it, None if that failed."""
         report_read, report_write = os.pipe()
         release_read, release_write = os.pipe()
         witness = os.fork()
@@ -304,7 +287,7 @@ class Supervisor:
         os.set_blocking(report_read, False)
         self.state["witness"] = identity_of(witness)
         self.state |= identity_of(int(line))
-        return Release(release_write, b"g")
+        return release_write
 
     # --- the life of the stage
 
@@ -543,61 +526,6 @@ class Launch:
             raise ValueError("argv is empty")
 
 
-class Release(NamedTuple):
-    """How a stage that is held gets going: this word on this pipe. The pipe's end without it ends the stage."""
-
-    pipe: int
-    word: bytes
-
-
-class Spare:
-    """A witness and its stage that are there before their attempt; each waits at a pipe for the folder's path."""
-
-    def __init__(
-        self, *, witness: Record, stage: Record, mark: str, report: int, to_witness: int, to_stage: int
-    ) -> None:
-        self.witness = witness
-        self.stage = stage
-        self.mark = mark
-        self.report = report
-        self.pipes = (to_witness, to_stage)
-        self.is_waiting = True
-
-    def take(self, folder: Folder) -> Release | None:
-        """Tell the witness whose it is, and return what tells the stage; None if they do not live."""
-        if not self.is_waiting or not is_present(self.stage):
-            return None
-        to_witness, to_stage = self.pipes
-        word = os.fsencode(folder.path) + b"\n"
-        try:
-            os.write(to_witness, word)
-        except BrokenPipeError:
-            return None
-        self.is_waiting = False
-        os.close(to_witness)
-        set_oom_score(max(OOM_SCORE, oom_score()), self.stage["pid"])
-        return Release(to_stage, word)
-
-    def end(self) -> None:
-        """Kill what waited in vain, and all that it started; nothing happens to what was taken."""
-        if not self.is_waiting:
-            return
-        self.is_waiting = False
-        for descriptor in (self.report, *self.pipes):
-            os.close(descriptor)
-        deadline = time.monotonic() + KILL_BOUND_SECONDS
-        mine = {os.getpid()}
-        while members := tree_of(self.stage, keepers=mine, marker=f"DEEPE_ATTEMPT={self.mark}"):
-            if time.monotonic() > deadline:
-                return
-            for process in members:
-                send(process, signal.SIGKILL)
-            time.sleep(0.01)
-            with contextlib.suppress(ChildProcessError):
-                while os.waitpid(-1, os.WNOHANG)[0]:
-                    pass
-
-
 class Pressure:
     """The schedule of a stop: TERM each process once, after the grace KILL, looking less often as time passes."""
 
@@ -660,23 +588,17 @@ def bear_witness(folder: Folder, launch: Launch, report: int, release: int, rele
 
 
 NOT_RELEASED = "not released"
-BEGUN = b"begun\n"  # what a warm stage says as its last word before the script
-
-
-def lead_session() -> None:
-    """Begin a session of our own with every signal at its default."""
-    os.setsid()
-    for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
-        with contextlib.suppress(OSError, ValueError):
-            signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, set())
 
 
 def become_stage(launch: Launch, release: int, failure: int) -> NoReturn:
     """Wait for the release, then become the command; say on the pipe why that failed."""
     target = "process"
     try:
-        lead_session()
+        os.setsid()
+        for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
+            with contextlib.suppress(OSError, ValueError):
+                signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, set())
         if os.read(release, 1) != b"g":  # the supervisor died before it recorded us
             os.write(failure, NOT_RELEASED.encode())
             os._exit(124)

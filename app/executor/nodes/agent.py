@@ -36,7 +36,6 @@ from app.executor.attempts.limits import LimitWatch
 from app.executor.attempts.reconcile import Seen, Step, next_step
 from app.executor.attempts.supervision import AttemptPhase, ExitRecord, LaunchSpec, Observation
 from app.executor.attempts.supervisor import clock_since_boot, end_strays, fault_point
-from app.executor.attempts.warm_starts import ColdStarts, Starter
 from app.executor.nodes.attempt_folders import AttemptFolders
 from app.executor.nodes.trouble import TROUBLE, log_trouble, rest_seconds
 from app.executor.output.projections import Projections
@@ -133,7 +132,6 @@ class NodeAgent:
         forecasts: Forecasts,
         limits: LimitWatch,
         timing: Timing,
-        starter: Starter | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
@@ -148,7 +146,6 @@ class NodeAgent:
         self._forecasts = forecasts
         self._limits = limits
         self._timing = timing
-        self._starter = starter or ColdStarts()
         self._monotonic = monotonic
         self._woken = asyncio.Event()
         self._claims: dict[str, Claim] = {}
@@ -168,11 +165,8 @@ class NodeAgent:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Work until `stopping` is set. The caller holds the node's lock (`exclusive`)."""
-        try:
-            with listening(self._home.bell, self.wake):
-                await self._run(stopping)
-        finally:
-            self._starter.close()
+        with listening(self._home.bell, self.wake):
+            await self._run(stopping)
         if self.removed:
             stopping.set()
         await self._finish_settling()
@@ -195,7 +189,6 @@ class NodeAgent:
 
     async def _round(self) -> None:
         self._woken.clear()
-        await asyncio.to_thread(self._starter.tend)
         await self._beat()
         # Tasks that are done stay known until here: rows that were read before they ended must not be acted upon.
         self._settling = {key: task for key, task in self._settling.items() if not task.done()}
@@ -357,7 +350,7 @@ class NodeAgent:
         fault_point("after-spec")
         if clock_since_boot() - self._heard_at > SURE_SECONDS:
             return  # this process stood still: the job may be another node's by now; the next round looks
-        await self._start(claim, self._starter.start)
+        await self._start(claim, supervision.start)
         fault_point("supervisor-asked")
 
     async def _end_unstarted(self, claim: Claim) -> None:

@@ -119,15 +119,8 @@ def output_dir(default: str | os.PathLike[str] = "outputs") -> Path:
 
 
 def use_threads(count: int) -> None:
-    """Compute with so many threads, unless OMP_NUM_THREADS says so already; call it before importing torch.
-
-    Where torch is imported already, as in a warm start, the variable comes too late, so torch is told itself.
-    """
-    if "OMP_NUM_THREADS" in os.environ:
-        return
-    os.environ["OMP_NUM_THREADS"] = str(count)
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(count)
+    """Compute with so many threads, unless OMP_NUM_THREADS says so already; call it before importing torch."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(count))
 
 
 def catch_stop() -> None:

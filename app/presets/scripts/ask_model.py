@@ -19,8 +19,6 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent.parent / "helpers"))
 import deepe_ask as ask
 
-DEEPE_WARM = "warm_trl"  # may be started where that helper has done the imports
-
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Ask a causal language model.", allow_abbrev=False)

@@ -22,8 +22,6 @@ import deepe_ask as ask
 import deepe_pictures as pictures
 from deepe_rows import Refused
 
-DEEPE_WARM = "warm_trl"  # may be started where that helper has done the imports
-
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Ask a vision-language model.", allow_abbrev=False)

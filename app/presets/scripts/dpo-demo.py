@@ -28,7 +28,6 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "helpers"))
 import deepe_llm as llm
 from deepe_rows import Refused, Row, load_labelled, load_parts, load_preferences
 
-DEEPE_WARM = "warm_trl"  # may be started where that helper has done the imports
 SCORED_AT_ONCE = 4  # the probabilities of whole rows over a large vocabulary take gigabytes
 
 

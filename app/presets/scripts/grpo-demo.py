@@ -34,8 +34,6 @@ import deepe_llm as llm
 from deepe_rewards import Judge, for_trl, judge_of
 from deepe_rows import Refused, Row, load_parts, load_questions
 
-DEEPE_WARM = "warm_trl"  # may be started where that helper has done the imports
-
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Reinforcement learning from computed rewards.", allow_abbrev=False)

@@ -35,7 +35,6 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "helpers"))
 import deepe_llm as llm
 from deepe_rows import Refused, Row, load_parts, load_rows
 
-DEEPE_WARM = "warm_trl"  # may be started where that helper has done the imports
 RATES = {  # what is customary on models of billions of weights
     "lora": 2e-4,
     "rslora": 1e-4,

@@ -40,7 +40,6 @@ from deepe_reward_model import Worth, load_reward_model, make_reward_model, wort
 from deepe_rewards import Judge, judge_of
 from deepe_rows import Refused, Row, load_parts, load_questions
 
-DEEPE_WARM = "warm_trl"  # may be started where that helper has done the imports
 STATE = "ppo.pt"
 LAMBDA = 0.95  # how far advantages look ahead
 VALUE_WEIGHT = 0.1

@@ -19,7 +19,6 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent.parent / "helpers"))
 import deepe
 
-DEEPE_WARM = "warm_trl"  # may be started where that helper has done the imports
 SMALL_BYTES = 8 * 2**30  # a base model up to this size is merged in float32 and rounded once, at the end
 DTYPES = ("float16", "float32", "bfloat16")
 

@@ -29,8 +29,6 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "helpers"))
 import deepe_llm as llm
 from deepe_rows import Refused, Row, load_parts, load_rows
 
-DEEPE_WARM = "warm_trl"  # may be started where that helper has done the imports
-
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Fine-tune a causal language model with LoRA.", allow_abbrev=False)

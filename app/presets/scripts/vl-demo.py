@@ -35,8 +35,6 @@ import deepe_llm as llm
 import deepe_pictures as pictures
 from deepe_rows import Refused, Row, load_parts
 
-DEEPE_WARM = "warm_trl"  # may be started where that helper has done the imports
-
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Fine-tune a vision-language model.", allow_abbrev=False)
