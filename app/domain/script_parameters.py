@@ -1,4 +1,4 @@
-"""What a script says about its command line: the values that `app.domain.argparse_reader` finds."""
+"""What a script says about its command line: the values that the platform works with."""
 
 from collections.abc import Mapping
 from enum import StrEnum

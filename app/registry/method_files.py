@@ -1,16 +1,17 @@
 """The files of a method: which stages run which, what pins them, and how they stand on disk now."""
 
+import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from app.argspec.source import NotPython, parse
 from app.domain.definition import MethodDefinition, RunConfig
 from app.domain.enums import Stage
 from app.domain.errors import Invalid, Violation
 from app.domain.lifecycle import METHOD_STAGES
 from app.domain.pointers import pointer
-from app.domain.python_source import python_problem
 from app.registry.script_paths import script_path
 from app.registry.scripts import ScriptRoot, digest_of
 from app.registry.version_store import VersionStore
@@ -127,6 +128,23 @@ class MethodFiles:
                 digest = digest_of(content)
                 return PinnedFile(file=pinned.file, sha256=digest.sha256, size=digest.size), content
         return pinned, self.versions.get(pinned.sha256)
+
+
+def python_problem(content: bytes, file: str, pointer: str = "") -> Violation | None:
+    """Return the violation for a file that is not Python, `None` if it is."""
+    try:
+        parse(content)
+    except NotPython as error:
+        problem = error.problem
+        params = {
+            "file": file,
+            "line": problem.line,
+            "column": problem.column,
+            "problem": problem.message,
+            "python": platform.python_version(),
+        }
+        return Violation(pointer, "invalid_python", params)
+    return None
 
 
 def stage_files(definition: MethodDefinition) -> dict[Stage, str]:

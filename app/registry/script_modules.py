@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from app.argspec.imports import read_imports
+from app.argspec.source import NotPython, parse
 from app.domain.errors import AppError
-from app.domain.script_imports import imported_modules
 from app.presets.catalogue import helpers_dir
 from app.registry.method_files import MethodFiles, PinnedFile
 
 _REMEMBERED = 1000
+_KNOWN_FOLDERS = frozenset({"helpers"})  # added by the shipped scripts and their copies
 
 
 class ScriptModules:
@@ -23,7 +25,7 @@ class ScriptModules:
         modules = self._read.get(pinned.sha256)
         if modules is None:
             try:
-                modules = imported_modules(self._files.versions.get(pinned.sha256))
+                modules = _needed(self._files.versions.get(pinned.sha256))
             except (AppError, OSError):
                 return frozenset()  # bytes that nobody has are not the environment's fault
             if len(self._read) >= _REMEMBERED:
@@ -31,6 +33,15 @@ class ScriptModules:
             self._read[pinned.sha256] = modules
         folders = [helpers_dir(), *_folders(self._files.scripts.root, pinned.file)]
         return frozenset(module for module in modules if not any(_is_there(folder, module) for folder in folders))
+
+
+def _needed(source: bytes) -> frozenset[str]:
+    """Return what `source` imports; nothing if it is not Python or looks in folders that we do not know."""
+    try:
+        imports = read_imports(parse(source))
+    except NotPython:
+        return frozenset()
+    return frozenset(imports.modules) if set(imports.search_path) <= _KNOWN_FOLDERS else frozenset()
 
 
 def _folders(root: Path, file: str) -> Iterator[Path]:

@@ -12,8 +12,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import Stage, VersionSource
 from app.domain.errors import InvalidRequest, NotAllowed, NotFound
-from app.domain.python_source import python_problem
-from app.registry.method_files import FileStatus, MethodFiles, PinnedFile
+from app.registry.method_files import FileStatus, MethodFiles, PinnedFile, python_problem
 from app.registry.method_record import Method, method_of
 from app.registry.methods import MethodRegistry, Precondition, PresetReadOnly
 from app.registry.script_paths import script_path

@@ -3,13 +3,13 @@ from typing import Any
 import jsonschema
 import pytest
 
-from app.domain.argparse_reader import read_parameters
 from app.domain.enums import Stage
 from app.domain.known_parameters import KNOWN
 from app.domain.parameters import ParameterCheck, argument_notes, check_parameters, json_schema
 from app.domain.rendering import FILLED
 from app.domain.script_parameters import ScriptParameters
 from app.domain.texts import Language
+from tests.argspec.reading import read_parameters
 
 DECLARATIONS = """
     p.add_argument("--train_id", required=True)

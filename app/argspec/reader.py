@@ -10,12 +10,10 @@ import ast
 import re
 from collections.abc import Iterable, Sequence
 
-from app.domain.argparse_model import Action, Exclusive, Group, Parser, describe
-from app.domain.names import shown
-from app.domain.python_source import NotPython, parse
-from app.domain.script_parameters import Remark, ScriptParameters
-from app.domain.script_walker import LEAVES, ClassValue, FunctionValue, InstanceValue, Walker, last_name
-from app.domain.static_values import PURE_METHODS, UNKNOWN, Imported, TooComplex, is_constant, pure_call, pure_method
+from app.argspec.parsers import Action, Exclusive, Group, Parser, describe
+from app.argspec.report import Arguments, Remark, printable
+from app.argspec.values import PURE_METHODS, UNKNOWN, Imported, TooComplex, is_constant, pure_call, pure_method
+from app.argspec.walker import LEAVES, ClassValue, FunctionValue, InstanceValue, Walker, last_name
 
 _BUDGET = 100_000
 
@@ -36,15 +34,12 @@ _HARMLESS_FUNCTIONS = frozenset({"print", "vars", "isinstance", "type", "repr", 
 _FOREIGN_NAME = re.compile(r"parse_(known_)?args|parser", re.IGNORECASE)
 
 
-def read_parameters(source: str | bytes, *, filename: str = "") -> ScriptParameters:
-    """Return the options that the script declares and the places that could not be read. Runs nothing, never raises."""
+def read_arguments(tree: ast.Module) -> Arguments:
+    """Return the options that the script declares and the places that could not be read. Runs nothing."""
     try:
-        return _Reader(parse(source)).read(filename)
-    except NotPython as error:
-        remark = Remark(code="unread_not_python", line=error.problem.line, subject=error.problem.message)
-    except (TooComplex, RecursionError, MemoryError):
-        remark = Remark(code="unread_too_complex", line=1)
-    return ScriptParameters(filename=filename, accepts_unknown=True, unread=(remark,))
+        return _Reader(tree).read()
+    except (TooComplex, RecursionError):
+        return Arguments(unread=(Remark(code="unread_too_complex", line=1),))
 
 
 class _Reader(Walker):
@@ -57,7 +52,7 @@ class _Reader(Walker):
         self._parsers: list[Parser] = []
         self._unread: list[Remark] = []
 
-    def read(self, filename: str) -> ScriptParameters:
+    def read(self) -> Arguments:
         """Walk the module, then, if the command line was not parsed on the way, every function by itself."""
         self.block(self._tree.body)
         if not any(parser.parses for parser in self._parsers):
@@ -69,9 +64,8 @@ class _Reader(Walker):
             self._unread.append(Remark(code="unread_parse_not_found", line=parsers[0].line))
         parses = [lenient for parser in parsers for lenient in parser.parses]
         described = describe(parsers)
-        return ScriptParameters(
-            filename=filename,
-            parameters=described.parameters,
+        return Arguments(
+            options=described.options,
             positionals=described.positionals,
             exclusive=described.exclusive,
             accepts_unknown=all(parses) if parses else True,
@@ -249,7 +243,7 @@ class _Reader(Walker):
         action = Action(
             names=known,
             keywords=keywords,
-            default_source=shown(ast.unparse(default), limit=200) if default else "",
+            default_source=printable(ast.unparse(default), limit=200) if default else "",
             line=node.lineno,
             group=group.title,
             exclusive=group.exclusive,
@@ -260,7 +254,7 @@ class _Reader(Walker):
 
     def _lose(self, code: str, node: ast.AST, subject: ast.AST | str = "") -> None:
         """Note where the reading broke off."""
-        source = subject if isinstance(subject, str) else shown(" ".join(ast.unparse(subject).split()), limit=80)
+        source = subject if isinstance(subject, str) else printable(" ".join(ast.unparse(subject).split()), limit=80)
         self._unread.append(Remark(code=code, line=_line(node), subject=source))
 
 
@@ -275,7 +269,6 @@ def _is_parser_class(value: Imported) -> bool:
 def _relevant_names(tree: ast.Module) -> frozenset[str]:
     """Return the names of the functions and classes that have to do with parsers, directly or through others."""
     definitions = [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))]
-    mentioned = [(node.name, _mentioned(node)) for node in definitions]
     aliases = {
         alias.asname or alias.name
         for node in ast.walk(tree)
@@ -283,13 +276,17 @@ def _relevant_names(tree: ast.Module) -> frozenset[str]:
         for alias in node.names
         if "arser" in alias.name or alias.name == "argparse"
     }
-    seeds = _PARSES | _BUILDS | _DATACLASS_PARSERS | aliases | {"ArgumentParser"}
+    mentioned_in: dict[str, list[str]] = {}
+    for node in definitions:
+        for word in _mentioned(node):
+            mentioned_in.setdefault(word, []).append(node.name)
     relevant: set[str] = set()
-    while True:
-        found = {name for name, words in mentioned if name not in relevant and words & (seeds | relevant)}
-        if not found:
-            return frozenset(relevant)
+    reached = [*_PARSES, *_BUILDS, *_DATACLASS_PARSERS, *aliases, "ArgumentParser"]
+    while reached:
+        found = set(mentioned_in.pop(reached.pop(), ())) - relevant
         relevant |= found
+        reached += found
+    return frozenset(relevant)
 
 
 def _mentioned(node: ast.AST) -> set[str]:

@@ -8,7 +8,7 @@ import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from app.domain.static_values import UNKNOWN, Evaluator, Imported, builtin, is_constant
+from app.argspec.values import UNKNOWN, Evaluator, Imported, builtin, is_constant
 
 _MAX_DEPTH = 25
 _SHORT_BODY = 3

@@ -2,7 +2,9 @@
 
 import pytest
 
-from app.domain.script_imports import imported_modules
+from app.argspec.imports import read_imports
+from app.argspec.report import Imports
+from app.argspec.source import parse
 
 
 @pytest.mark.parametrize(
@@ -18,13 +20,23 @@ from app.domain.script_imports import imported_modules
         ("try:\n    import a\nexcept ValueError:\n    pass", {"a"}),
         ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import numpy\nelse:\n    import c", {"c"}),
         ("import importlib.util", set()),
-        ("import sys, own\nsys.path.insert(0, '../lib')", set()),
-        ("import sys, own\nsys.path.append(str(Path(__file__).parent / 'helpers'))", {"own"}),
-        ("import sys, own\nsys.path.append('helpers')\nsys.path.append('lib')", set()),
-        ("from sys import path\nimport own", set()),
-        ("this is no Python", set()),
         ("", set()),
     ],
 )
 def test_modules(source: str, modules: set[str]) -> None:
-    assert imported_modules(source.encode()) == modules
+    assert read_imports(parse(source)) == Imports(modules=tuple(modules))
+
+
+@pytest.mark.parametrize(
+    ("source", "search_path"),
+    [
+        ("sys.path.insert(0, '../lib')", ("../lib",)),
+        ("sys.path.append(str(Path(__file__).parent / 'helpers'))", ("helpers",)),
+        ("sys.path.append('helpers')\nsys.path.append('lib')", ("helpers", "lib")),
+        ("sys.path.append('a' + 'b')", ("",)),
+        ("sys.path[0] = 'a'", ("",)),
+        ("from sys import path", ("",)),
+    ],
+)
+def test_folders_that_a_script_adds_to_its_search_path(source: str, search_path: tuple[str, ...]) -> None:
+    assert read_imports(parse(f"import sys, own\n{source}")) == Imports(("own",), search_path)

@@ -3,8 +3,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from app.domain.python_source import check_python, python_problem
+from app.argspec.report import SyntaxProblem
+from app.argspec.source import NotPython, parse
 from app.domain.texts import Language
+from app.registry.method_files import python_problem
+
+
+def check_python(source: str | bytes) -> SyntaxProblem | None:
+    try:
+        parse(source)
+    except NotPython as error:
+        return error.problem
+    return None
 
 
 class TestCheckPython:

@@ -2,25 +2,9 @@
 
 import ast
 import codecs
-import platform
-import threading
 import warnings
-from dataclasses import dataclass
 
-from app.domain.errors import Violation
-from app.domain.names import shown
-
-# Warnings of the compiler are switched off for the whole process, so that only one thread may do it at a time.
-_compiling = threading.Lock()
-
-
-@dataclass(frozen=True)
-class SyntaxProblem:
-    """Where Python stops understanding a file (both counted from 1), and what it says."""
-
-    line: int
-    column: int
-    message: str
+from app.argspec.report import SyntaxProblem, printable
 
 
 class NotPython(ValueError):
@@ -31,39 +15,18 @@ class NotPython(ValueError):
         super().__init__(f"line {problem.line}, column {problem.column}: {problem.message}")
 
 
-def python_problem(content: bytes, file: str, pointer: str = "") -> Violation | None:
-    """Return the violation for a file that is not Python, `None` if it is."""
-    problem = check_python(content)
-    if problem is None:
-        return None
-    params = {
-        "file": file,
-        "line": problem.line,
-        "column": problem.column,
-        "problem": problem.message,
-        "python": platform.python_version(),
-    }
-    return Violation(pointer, "invalid_python", params)
-
-
-def check_python(source: str | bytes) -> SyntaxProblem | None:
-    """Return why `source` is not Python, `None` if it is. Bytes are decoded as Python does (mark, coding line)."""
-    try:
-        parse(source)
-    except NotPython as error:
-        return error.problem
-    return None
-
-
 def parse(source: str | bytes) -> ast.Module:
-    """Return the tree of `source`; raise `NotPython` with the place. Whatever the compiler refuses counts too."""
+    """Return the tree of `source`; raise `NotPython` with the place. Whatever the compiler refuses counts too.
+
+    Switches the compiler's warnings off for the whole process meanwhile: not for two threads at once.
+    """
     if isinstance(source, str):
         source = source.removeprefix("\ufeff")
     nul = source.find("\0") if isinstance(source, str) else source.find(b"\0")
     if nul >= 0:
         raise NotPython(_at(source, nul, "the file contains NUL bytes; it is not UTF-8 text"))
     try:
-        with _compiling, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = ast.parse(source)
             # finds what only the compiler knows, such as a return outside of a function
@@ -71,9 +34,9 @@ def parse(source: str | bytes) -> ast.Module:
     except SyntaxError as exc:
         raise NotPython(_problem(source, exc)) from exc
     except (RecursionError, MemoryError) as exc:
-        raise NotPython(SyntaxProblem(1, 1, "the code is nested too deeply")) from exc
+        raise NotPython(SyntaxProblem(1, 1, "the code is nested too deeply, or too large to be checked")) from exc
     except ValueError as exc:
-        raise NotPython(SyntaxProblem(1, 1, shown(str(exc), limit=200))) from exc
+        raise NotPython(SyntaxProblem(1, 1, printable(str(exc), limit=200))) from exc
     return tree
 
 
@@ -83,7 +46,7 @@ def _problem(source: str | bytes, exc: SyntaxError) -> SyntaxProblem:
             source.removeprefix(codecs.BOM_UTF8).decode()
         except UnicodeDecodeError as undecodable:
             return _at(source, undecodable.start, "the file is not UTF-8 text")
-    return SyntaxProblem(max(exc.lineno or 1, 1), max(exc.offset or 1, 1), shown(exc.msg, limit=200))
+    return SyntaxProblem(max(exc.lineno or 1, 1), max(exc.offset or 1, 1), printable(exc.msg, limit=200))
 
 
 def _at(source: str | bytes, position: int, message: str) -> SyntaxProblem:

@@ -4,27 +4,24 @@ import ast
 import sys
 from collections.abc import Iterator
 
-from app.domain.python_source import NotPython, parse
+from app.argspec.report import Imports
 
-HELPERS = "helpers"
 _OPTIONAL = frozenset({"ImportError", "ModuleNotFoundError", "Exception", "BaseException"})
 
 
-def imported_modules(source: bytes) -> frozenset[str]:
+def read_imports(tree: ast.Module) -> Imports:
     """Return the top-level names of the modules that the script needs beside the standard library.
 
     Imports in functions count, too. Those that the script can do without (it catches their failure) do not, nor do
-    relative ones. Of a file that is not Python, or that looks in folders of its own (`sys.path`), nothing is said; the
-    folder of our helper modules, which the shipped scripts and their copies add, is known.
+    relative ones. What is imported may lie in a folder of `search_path`.
     """
-    try:
-        tree = parse(source)
-    except NotPython:
-        return frozenset()
-    ours = {id(part) for node in ast.walk(tree) if _adds_helpers(node) for part in ast.walk(node)}
-    if any(_is_search_path(node) and id(node) not in ours for node in ast.walk(tree)):
-        return frozenset()
-    return frozenset(_needed(tree)) - sys.stdlib_module_names - {"__future__"}
+    modules = frozenset(_needed(tree)) - sys.stdlib_module_names - {"__future__"}
+    added = [node for node in ast.walk(tree) if _adds_to_search_path(node)]
+    known = {id(part) for node in added for part in ast.walk(node)}
+    folders = [_only_text(node) for node in added]
+    if any(_is_search_path(node) and id(node) not in known for node in ast.walk(tree)):
+        folders.append("")
+    return Imports(modules=tuple(sorted(modules)), search_path=tuple(dict.fromkeys(folders)))
 
 
 def _needed(node: ast.AST) -> Iterator[str]:
@@ -45,12 +42,18 @@ def _needed(node: ast.AST) -> Iterator[str]:
                 yield from _needed(child)
 
 
-def _adds_helpers(node: ast.AST) -> bool:
+def _adds_to_search_path(node: ast.AST) -> bool:
     match node:
-        case ast.Call(func=ast.Attribute(value=value, attr="append" | "insert")) if _is_search_path(value):
-            texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
-            return [one for one in texts if isinstance(one, str)] == [HELPERS]
+        case ast.Call(func=ast.Attribute(value=value, attr="append" | "insert")):
+            return _is_search_path(value)
     return False
+
+
+def _only_text(node: ast.AST) -> str:
+    """Return the only text in a piece of code, an empty one if there is none or there are several."""
+    constants = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+    texts = [value for value in constants if isinstance(value, str)]
+    return texts[0] if len(texts) == 1 else ""
 
 
 def _is_search_path(node: ast.AST) -> bool:

@@ -7,10 +7,10 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.argparse_reader import read_parameters
 from app.domain.parameters import check_parameters, json_schema
 from app.domain.rendering import ArgumentForm, render_equals, render_pairs
 from app.domain.script_parameters import ParameterKind, ScriptParameters
+from tests.argspec.reading import read_parameters
 
 OPTION_NAMES = [f"{word}{number}" for word in ("alpha", "lora_rank_", "with-way", "x") for number in range(4)]
 TEXTS = st.text(st.characters(codec="ascii", categories=["L", "N", "P", "Zs"]), max_size=8)

@@ -3,16 +3,16 @@ from typing import Any
 
 import pytest
 
-from app.domain.argparse_reader import read_parameters
 from app.domain.rendering import ArgumentForm
 from app.domain.script_parameters import ParameterKind, ScriptParameter, ScriptParameters
+from tests.argspec.reading import read_parameters
 
 HEAD = "import argparse\np = argparse.ArgumentParser()\n"
 TAIL = "\nargs = p.parse_args()\n"
 
 
 def read(source: str) -> ScriptParameters:
-    return read_parameters(dedent(source), filename="train.py")
+    return read_parameters(dedent(source))
 
 
 def names(script: ScriptParameters) -> list[str]:

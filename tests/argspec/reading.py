@@ -1,0 +1,16 @@
+"""Reads scripts in the tests' own process: those that cannot do harm."""
+
+from app.argspec.reader import read_arguments
+from app.argspec.report import Arguments, Remark
+from app.argspec.source import NotPython, parse
+from app.domain.script_parameters import ScriptParameters
+from app.registry.script_reading import script_parameters
+
+
+def read_parameters(source: str) -> ScriptParameters:
+    """Return what the platform makes of a script."""
+    try:
+        return script_parameters(read_arguments(parse(source)))
+    except NotPython as error:
+        remark = Remark("unread_not_python", error.problem.line, error.problem.message)
+        return script_parameters(Arguments(unread=(remark,)))
