@@ -48,16 +48,16 @@ from app.executor.jobs.job_actions import JobActions
 from app.executor.jobs.questions import Questions
 from app.executor.jobs.stage_parameters import StageParameters
 from app.executor.jobs.submission import Submissions
+from app.executor.maintenance.background import in_background
+from app.executor.maintenance.housekeeping import Housekeeper
+from app.executor.maintenance.webhook_post import WebhookClient
+from app.executor.maintenance.webhook_sender import WebhookSender
+from app.executor.maintenance.webhooks import Webhooks
 from app.executor.nodes.disk_guard import DiskGuard
 from app.executor.nodes.hints import Doorbell, FileDoorbell, RedisDoorbell
 from app.executor.nodes.joining import set_join_token
 from app.executor.nodes.node_actions import NodeActions
-from app.executor.output.observe import RunObserver
-from app.executor.upkeep.background import in_background
-from app.executor.upkeep.housekeeping import Housekeeper
-from app.executor.upkeep.webhook_post import WebhookClient
-from app.executor.upkeep.webhook_sender import WebhookSender
-from app.executor.upkeep.webhooks import Webhooks
+from app.executor.runs.observe import RunObserver
 from app.observability import configure_logging
 from app.registry.base_models import BaseModels
 from app.registry.datasets import Datasets

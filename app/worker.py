@@ -17,9 +17,9 @@ from app.domain.enums import JobKind
 from app.executor.attempts.forecast import Forecasts
 from app.executor.attempts.launch import StageLauncher
 from app.executor.attempts.limits import LimitWatch
+from app.executor.attempts.projections import Projections
 from app.executor.attempts.script_status import NoScriptStatus, RedisScriptStatus
 from app.executor.attempts.settle import StageSettler
-from app.executor.attempts.supervisor import boot_id
 from app.executor.environments.builders import BuildRules
 from app.executor.environments.conda import CondaSearch
 from app.executor.environments.environment_cleaning import DAY, CleaningRules, EnvironmentCleaning
@@ -33,7 +33,7 @@ from app.executor.nodes.joining import node_id
 from app.executor.nodes.node_lock import NodeIsTaken, exclusive
 from app.executor.nodes.presence import NodeEnvironments, NodeFacts
 from app.executor.nodes.trouble import TROUBLE, log_trouble, rest_seconds
-from app.executor.output.projections import Projections
+from app.executor.supervisor.program import boot_id
 from app.observability import configure_logging
 from app.registry.method_files import MethodFiles
 from app.registry.platforms import this_machine

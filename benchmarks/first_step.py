@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from app.executor.attempts import supervision
-from app.executor.attempts.supervision import AttemptPhase, LaunchSpec
+from app.executor.supervisor import client
+from app.executor.supervisor.client import AttemptPhase, LaunchSpec
 from app.presets.catalogue import helpers_dir, script_path
 from app.presets.sample_data import DATA
 from benchmarks.reporting import Samples, print_machine, print_table, ratio
@@ -119,8 +119,8 @@ def by_hand(site: Site, work: Work) -> Run:
 
 def supervised(site: Site, work: Work) -> Run:
     folder, output = prepared(site, work)
-    ended = lambda: supervision.observe(folder).phase is AttemptPhase.EXITED  # noqa: E731
-    return Run(work, output, lambda: supervision.start(folder), ended)
+    ended = lambda: client.observe(folder).phase is AttemptPhase.EXITED  # noqa: E731
+    return Run(work, output, lambda: client.start(folder), ended)
 
 
 def prepared(site: Site, work: Work) -> tuple[Path, Path]:
@@ -128,7 +128,7 @@ def prepared(site: Site, work: Work) -> tuple[Path, Path]:
     folder = site.root / "attempts" / uuid4().hex
     output = site.root / f"{folder.name}.log"
     spec = LaunchSpec(folder.name, site.command(work), site.root, site.environment(), output)
-    supervision.prepare(folder, spec)
+    client.prepare(folder, spec)
     return folder, output
 
 

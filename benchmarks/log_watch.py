@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from app.executor.output.output import LogFollower
+from app.executor.runs.log_file import LogFollower
 from benchmarks.reporting import Samples, ms, print_machine, print_table, ratio
 
 PRINT_LINES = """

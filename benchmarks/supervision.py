@@ -20,8 +20,8 @@ from uuid import uuid4
 
 import psutil
 
-from app.executor.attempts import supervision
-from app.executor.attempts.supervision import AttemptPhase, LaunchSpec
+from app.executor.supervisor import client
+from app.executor.supervisor.client import AttemptPhase, LaunchSpec
 from benchmarks.reporting import Samples, ms, print_machine, print_table, ratio
 
 PATIENCE = 60.0
@@ -65,7 +65,7 @@ class Attempt:
     def __init__(self, root: Path, script: str, *arguments: str) -> None:
         self.folder = root / "attempts" / uuid4().hex
         self.output = root / f"{self.folder.name}.log"
-        supervision.prepare(
+        client.prepare(
             self.folder,
             LaunchSpec(
                 attempt_id=self.folder.name,
@@ -78,24 +78,24 @@ class Attempt:
         )
 
     def start(self) -> None:
-        supervision.start(self.folder)
+        client.start(self.folder)
 
     def wait_until_recorded(self) -> None:
-        wait(lambda: supervision.observe(self.folder).process is not None)
+        wait(lambda: client.observe(self.folder).process is not None)
 
     def wait_for_line(self) -> None:
         wait(lambda: self.output.exists() and b"\n" in self.output.read_bytes())
 
     def wait_for_end(self) -> None:
-        wait(lambda: supervision.observe(self.folder).phase is AttemptPhase.EXITED)
+        wait(lambda: client.observe(self.folder).phase is AttemptPhase.EXITED)
 
     def stop(self) -> None:
-        supervision.request_stop(self.folder, "benchmark")
+        client.request_stop(self.folder, "benchmark")
         self.wait_for_end()
 
     def processes(self) -> dict[str, psutil.Process]:
         """Return the supervisor and the witness, which is the stage's parent."""
-        process = supervision.observe(self.folder).process
+        process = client.observe(self.folder).process
         assert process is not None
         witness = psutil.Process(process.pid).parent()
         assert witness is not None

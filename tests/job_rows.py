@@ -10,8 +10,8 @@ from uuid import uuid4
 from app.domain.accelerators import Accelerator, AcceleratorKind
 from app.domain.enums import EndReason, JobKind, JobStatus, Platform, VersionSource
 from app.domain.names import name_key
-from app.executor.attempts.run_folder import RunFolder
-from app.executor.jobs.snapshot import Snapshot
+from app.executor.runs.job_spec import Snapshot
+from app.executor.runs.run_folder import RunFolder
 from app.store import claims, jobs, methods, nodes
 from app.store.claims import Offer
 from app.store.home import Home

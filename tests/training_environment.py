@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from app.executor.attempts.activation import interpreter
+from app.executor.environments.activation import interpreter
 from app.executor.environments.environments import planned_prefix, read_marker
 from app.presets.catalogue import environment_specs
 from app.registry.environment_spec import parse_spec

@@ -13,7 +13,7 @@ from app.api.sse import ServerEvent
 from app.domain.enums import EndReason
 from app.domain.texts import Language
 from app.executor.jobs.asking import AnswerEnd, AnswerPicture, AnswerPiece
-from app.executor.output.inference_protocol import FinishReason
+from app.executor.runs.inference_protocol import FinishReason
 from app.store import jobs
 
 

@@ -7,16 +7,16 @@ from typing import Annotated
 from fastapi import Depends, Request
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.executor.attempts.supervisor import fault_point
 from app.executor.jobs.asking import Answers
 from app.executor.jobs.job_actions import JobActions
 from app.executor.jobs.questions import Questions
 from app.executor.jobs.submission import Submissions
+from app.executor.maintenance.housekeeping import Housekeeper
+from app.executor.maintenance.webhook_sender import WebhookSender
+from app.executor.maintenance.webhooks import Webhooks
 from app.executor.nodes.hints import Doorbell
 from app.executor.nodes.node_actions import NodeActions
-from app.executor.upkeep.housekeeping import Housekeeper
-from app.executor.upkeep.webhook_sender import WebhookSender
-from app.executor.upkeep.webhooks import Webhooks
+from app.executor.supervisor.program import fault_point
 from app.registry.base_models import BaseModels
 from app.registry.datasets import Datasets
 from app.registry.deploy_targets import DeployTargets

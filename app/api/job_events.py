@@ -9,7 +9,7 @@ from app.api.schemas.jobs import attempt_detail, reason_detail
 from app.api.sse import ServerEvent
 from app.domain.texts import Language
 from app.domain.transitions import TERMINAL
-from app.executor.output.stream import JobStream, StreamItem, StreamPosition
+from app.executor.runs.stream import JobStream, StreamItem, StreamPosition
 from app.store import jobs
 
 

@@ -95,7 +95,7 @@ def base_model_sample(name: str) -> "SampleBaseModel":
 def environment_python(settings: "Settings", name: str) -> Path:
     """Return the interpreter of an environment that is ready on this machine."""
     from app.domain.environment_reports import EnvironmentState
-    from app.executor.attempts.activation import interpreter
+    from app.executor.environments.activation import interpreter
     from app.executor.environments.conda import CondaSearch
     from app.executor.environments.environments import find_environment
     from app.presets.catalogue import environment_specs

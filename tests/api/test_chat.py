@@ -16,7 +16,7 @@ import uvicorn
 from sqlmodel import col, select
 
 from app.domain.enums import EndReason, JobKind, JobStatus, ModelState, TrainingType
-from app.executor.jobs.snapshot import Question, Snapshot
+from app.executor.runs.job_spec import Question, Snapshot
 from app.presets.sample_pictures import draw
 from app.store import jobs, models
 from app.store.jobs import Claim, End

@@ -12,7 +12,7 @@ import pytest
 from app.domain.enums import JobKind, JobStatus, Platform
 from app.domain.environment_locks import EnvironmentLock, PipPackage
 from app.executor.environments.environment_archive import EnvironmentArchive, write_durably
-from app.executor.jobs.snapshot import Snapshot
+from app.executor.runs.job_spec import Snapshot
 from app.registry.environment_spec import parse_spec, spec_hash
 from app.store import environments, jobs, nodes
 from app.store.session import Database

@@ -8,7 +8,7 @@ import pytest
 
 from app.domain.enums import EndReason, JobStatus
 from app.domain.retries import Again
-from app.executor.jobs.snapshot import Snapshot
+from app.executor.runs.job_spec import Snapshot
 from app.store import jobs
 from app.store.jobs import UNCHARGED, End
 from app.store.session import Database

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from app.domain.enums import EndReason, JobKind, JobStatus, ModelState, TrainingType
-from app.executor.jobs.snapshot import Named, Snapshot
+from app.executor.runs.job_spec import Named, Snapshot
 from app.store import jobs, models, nodes
 from app.store.jobs import End
 from app.store.session import Database

@@ -24,8 +24,8 @@ import httpx
 import psutil
 import redis.asyncio as redis_client
 
-from app.executor.attempts import supervisor
 from app.executor.nodes.hints import RedisDoorbell
+from app.executor.supervisor import program
 from tests.chaos.arena import Folder, Node
 from tests.chaos.proxy import Line as Network
 
@@ -380,7 +380,7 @@ async def _until(look: Callable[[], bool], seconds: float = 60.0) -> float:
 
 
 def _supervise(folder: Folder, *options: str) -> None:
-    command = [sys.executable, "-I", "-S", supervisor.__file__, str(folder.path), *options]
+    command = [sys.executable, "-I", "-S", program.__file__, str(folder.path), *options]
     subprocess.run(command, stderr=subprocess.DEVNULL, check=False)
 
 

@@ -54,7 +54,7 @@ def _mutant(name: str, file: str, old: str, new: str, *tests: str) -> Mutant:
     return Mutant(name, (Change(file, old, new),), tests)
 
 
-_KEEPER = "app/executor/attempts/supervisor.py"
+_KEEPER = "app/executor/supervisor/program.py"
 _AGENT = "app/executor/nodes/agent.py"
 _FOLDERS = "app/executor/nodes/attempt_folders.py"
 _JOBS = "app/store/jobs.py"
@@ -205,7 +205,7 @@ MUTANTS = (
     _mutant(
         "orphans are left alone",
         _FOLDERS,
-        '            await asyncio.to_thread(supervision.request_stop, folder, "orphan")\n',
+        '            await asyncio.to_thread(client.request_stop, folder, "orphan")\n',
         "",
         f"{SURVIVAL}::TestOrphans",
     ),

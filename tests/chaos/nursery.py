@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from app.executor.attempts.supervisor import read_process, send
+from app.executor.supervisor.program import read_process, send
 
 
 class Forked:

@@ -16,9 +16,9 @@ import pytest
 import sqlalchemy as sa
 
 from app.domain.enums import EndReason, JobStatus
-from app.executor.attempts import supervision, supervisor
 from app.executor.attempts.classification import classify
-from app.executor.attempts.supervision import ExitWhy
+from app.executor.supervisor import client, program
+from app.executor.supervisor.client import ExitWhy
 from app.store.tables import AttemptRow, JobRow
 from tests.chaos.evidence import collect
 from tests.chaos.stage import JOURNAL, SCRIPT
@@ -42,14 +42,14 @@ SKEWED_WORKER = (
     SKEW
     + """
 import runpy
-from app.executor.attempts import supervisor
-supervisor.__file__ = {wrapper!r}
+from app.executor.supervisor import program
+program.__file__ = {wrapper!r}
 runpy.run_module("app.worker", run_name="__main__", alter_sys=True)
 """
 )
 WRITE_FOR_EVER = """
 import sys
-from app.executor.attempts.supervisor import Folder
+from app.executor.supervisor.program import Folder
 folder = Folder(sys.argv[1])
 while True:
     folder.write("state.json", {"words": ["word"] * 20000}, durable=False)
@@ -79,12 +79,12 @@ async def wait_for_line(site: Site, job: str, word: str) -> None:
 
 class TestClock:
     async def test_that_jumps_by_an_hour_both_ways_changes_no_outcome(self, site: Site, tmp_path: Path) -> None:
-        offset, wrapper, program = (tmp_path / name for name in ("offset", "supervisor.py", "worker.py"))
+        offset, wrapper, worker_file = (tmp_path / name for name in ("offset", "supervisor.py", "worker.py"))
         offset.write_text("0")
-        values = {"offset": str(offset), "supervisor": supervisor.__file__, "wrapper": str(wrapper)}
+        values = {"offset": str(offset), "supervisor": program.__file__, "wrapper": str(wrapper)}
         wrapper.write_text(SKEWED_SUPERVISOR.format(**values))
-        program.write_text(SKEWED_WORKER.format(**values))
-        worker = site.start_worker(command=(sys.executable, str(program)), DEEPE_SLOTS="3")
+        worker_file.write_text(SKEWED_WORKER.format(**values))
+        worker = site.start_worker(command=(sys.executable, str(worker_file)), DEEPE_SLOTS="3")
 
         jobs = []
         for seconds in ("3600", "-3600", "0"):
@@ -186,7 +186,7 @@ class TestDisk:
         kill(attempt.supervisor().pid)
         (attempt.folder / "state.json").write_text("")
 
-        supervision.adopt(attempt.folder)
+        client.adopt(attempt.folder)
         record = attempt.wait_for_end()
 
         assert record.why is ExitWhy.LOST  # and not "never started", which would be tried again as harmless
@@ -241,7 +241,7 @@ class TestMemory:
         with small_memory(96 * 2**20) as join:
             attempt.prepare("open(JOURNAL, 'a').write('run\\n')\nblock = bytearray(400 * 2**20)\nprint(len(block))")
             keeper = subprocess.Popen(
-                [sys.executable, "-I", "-S", supervisor.__file__, str(attempt.folder)], preexec_fn=join
+                [sys.executable, "-I", "-S", program.__file__, str(attempt.folder)], preexec_fn=join
             )
             record = attempt.wait_for_end()
             keeper.wait(10)
@@ -264,8 +264,8 @@ class TestPids:
         wait_until(lambda: not psutil.pid_exists(stage.pid), "the end of the script")
 
         with stranger_with(stage.pid) as stranger:
-            supervision.request_stop(attempt.folder, "cancel")
-            supervision.adopt(attempt.folder)
+            client.request_stop(attempt.folder, "cancel")
+            client.adopt(attempt.folder)
             record = attempt.wait_for_end()
 
             assert (record.why, record.code) in ((ExitWhy.LOST, None), (ExitWhy.STOPPED, None))

@@ -12,8 +12,8 @@ from uuid import uuid4
 
 import psutil
 
-from app.executor.attempts import supervision, supervisor
-from app.executor.attempts.supervision import AttemptPhase, ExitRecord, LaunchSpec, Observation
+from app.executor.supervisor import client, program
+from app.executor.supervisor.client import AttemptPhase, ExitRecord, LaunchSpec, Observation
 
 
 class Attempt:
@@ -37,20 +37,20 @@ class Attempt:
             output=self.output,
             grace_seconds=grace_seconds,
         )
-        supervision.prepare(self.folder, LaunchSpec(**{**vars(spec), **changes}))
+        client.prepare(self.folder, LaunchSpec(**{**vars(spec), **changes}))
 
     def start(self, script: str, *, grace_seconds: float = 5.0, **changes: object) -> None:
         """Prepare and start."""
         self.prepare(script, grace_seconds=grace_seconds, **changes)
-        supervision.start(self.folder)
+        client.start(self.folder)
 
     def supervise(self, *options: str, fault_point: str = "") -> "subprocess.Popen[bytes]":
         """Run a supervisor as a child of the test, to see its exit status."""
-        command = [sys.executable, "-I", "-S", supervisor.__file__, str(self.folder), *options]
+        command = [sys.executable, "-I", "-S", program.__file__, str(self.folder), *options]
         return subprocess.Popen(command, env=os.environ | {"DEEPE_FAULT_POINT": fault_point})
 
     def observe(self) -> Observation:
-        return supervision.observe(self.folder)
+        return client.observe(self.folder)
 
     def wait_for_line(self, line: str) -> None:
         """Wait until the script has printed `line`."""
@@ -66,13 +66,13 @@ class Attempt:
 
     def supervisor(self) -> psutil.Process:
         """Return the living supervisor."""
-        state = supervisor.Folder(str(self.folder)).read("state.json")
+        state = program.Folder(str(self.folder)).read("state.json")
         assert state is not None
         return psutil.Process(state["supervisor_pid"])
 
     def witness(self) -> psutil.Process:
         """Return the stage's parent."""
-        state = supervisor.Folder(str(self.folder)).read("state.json")
+        state = program.Folder(str(self.folder)).read("state.json")
         assert state is not None
         return psutil.Process(state["witness"]["pid"])
 

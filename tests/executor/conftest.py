@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from app.executor.attempts.activation import builder_environment
+from app.executor.environments.activation import builder_environment
 from tests.executor.building import make_wheel
 
 

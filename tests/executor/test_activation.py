@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from app.executor.attempts import activation
-from app.executor.attempts.activation import ActivationFailed, builder_environment, interpreter, stage_environment
+from app.executor.environments import activation
+from app.executor.environments.activation import ActivationFailed, builder_environment, interpreter, stage_environment
 
 WORKER = {
     "PATH": "/srv/worker/bin:/usr/bin:/bin",

@@ -14,16 +14,16 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.accelerators import Accelerator
 from app.domain.enums import EndReason, JobKind, JobStatus
-from app.executor.attempts import supervision
 from app.executor.attempts.forecast import Forecasts
 from app.executor.attempts.launch import LaunchError
 from app.executor.attempts.limits import LimitWatch
-from app.executor.attempts.run_folder import RunFolder
-from app.executor.attempts.supervision import ExitRecord, LaunchSpec
+from app.executor.attempts.projections import Projections
 from app.executor.nodes import agent as agent_module
 from app.executor.nodes.agent import SURE_SECONDS, Lane, NodeAgent, Timing
 from app.executor.nodes.node_lock import NodeIsTaken, exclusive
-from app.executor.output.projections import Projections
+from app.executor.runs.run_folder import RunFolder
+from app.executor.supervisor import client
+from app.executor.supervisor.client import ExitRecord, LaunchSpec
 from app.store import jobs as store
 from app.store.home import Home, NodeHome
 from app.store.jobs import Claim, End
@@ -207,7 +207,7 @@ class TestNothingRunsTwice:
         async def end_meanwhile() -> None:
             if not await is_settling() or stale.is_set():
                 return
-            (attempt,) = supervision.list_attempts(bench.home.attempts)
+            (attempt,) = client.list_attempts(bench.home.attempts)
             stale.set()
             bench.settler.allowed.set()
             await until(lambda: removed(attempt), "the folder's end")
@@ -225,7 +225,7 @@ class TestNothingRunsTwice:
 
         assert bench.launcher.resolved == [job_id]
         assert (bench.settler.settled, bench.settler.unlaunched) == ([job_id], [])
-        assert supervision.list_attempts(bench.home.attempts) == []
+        assert client.list_attempts(bench.home.attempts) == []
 
     async def test_second_agent_of_a_node_is_refused(self, tmp_path: Path) -> None:
         with exclusive(tmp_path / "agent.lock"), pytest.raises(NodeIsTaken), exclusive(tmp_path / "agent.lock"):
@@ -312,8 +312,8 @@ class TestTrouble:
         async with bench.running():
 
             async def ended() -> bool:
-                folders = supervision.list_attempts(bench.home.attempts)
-                return bool(folders) and supervision.observe(folders[0]).exit is not None
+                folders = client.list_attempts(bench.home.attempts)
+                return bool(folders) and client.observe(folders[0]).exit is not None
 
             await until(ended, "the script's end")
             bench.database.broken = True

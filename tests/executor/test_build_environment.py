@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from app.domain.environment_reports import EnvironmentState
-from app.executor.attempts import supervision
-from app.executor.attempts.activation import interpreter, stage_environment
-from app.executor.attempts.supervision import ExitWhy, LaunchSpec
+from app.executor.environments.activation import interpreter, stage_environment
 from app.executor.environments.environments import (
     lock_path,
     read_marker,
 )
+from app.executor.supervisor import client
+from app.executor.supervisor.client import ExitWhy, LaunchSpec
 from app.registry.environment_spec import BASE_SPEC
 from tests.executor.attempts import Attempt, attempts, wait_until
 from tests.executor.building import TINY, Build
@@ -121,7 +121,7 @@ class TestVenv:
         attempt.start("", argv=tuple(build.command), env=build.environment)
         wait_until(lambda: build.prefix.exists(), "the prefix")
 
-        supervision.request_stop(attempt.folder, "cancel")
+        client.request_stop(attempt.folder, "cancel")
         record = attempt.wait_for_end()
 
         assert (record.why, record.code) == (ExitWhy.STOPPED, 128 + signal.SIGTERM)
@@ -183,7 +183,7 @@ class TestRattler:
         env = stage_environment({"PATH": "/usr/bin:/bin"}, build.prefix, {})
         script = tmp_path / "stage.py"
         script.write_text("import os\nprint(os.environ['GREETING'])\nprint(os.environ['CONDA_PREFIX'])\n")
-        supervision.prepare(
+        client.prepare(
             attempt.folder,
             LaunchSpec(
                 attempt_id=attempt.id,
@@ -193,7 +193,7 @@ class TestRattler:
                 output=attempt.output,
             ),
         )
-        supervision.start(attempt.folder)
+        client.start(attempt.folder)
         record = attempt.wait_for_end()
 
         assert record.code == 0, attempt.output.read_text()

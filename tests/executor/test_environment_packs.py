@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.domain.environment_locks import EnvironmentLock, differences
-from app.executor.attempts.activation import builder_environment, interpreter
+from app.executor.environments.activation import builder_environment, interpreter
 from app.executor.environments.environment_archive import EnvironmentArchive, Pack, read_lock
 from app.executor.environments.environments import LOCK, planned_prefix, read_marker
 from app.registry.environment_spec import parse_spec

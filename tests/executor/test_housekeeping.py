@@ -13,8 +13,8 @@ from sqlmodel import col, select
 from app.domain.enums import DeliveryState, JobKind, JobStatus
 from app.domain.retention import Leftover, Retention
 from app.domain.webhooks import DEFAULT_EVENTS, AddressPolicy
-from app.executor.upkeep.housekeeping import EVERY, LEASE, Housekeeper, HousekeepingRunning
-from app.executor.upkeep.webhooks import Webhooks
+from app.executor.maintenance.housekeeping import EVERY, LEASE, Housekeeper, HousekeepingRunning
+from app.executor.maintenance.webhooks import Webhooks
 from app.store import housekeeping as store
 from app.store import webhooks
 from app.store.home import Home

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.executor.output.inference_protocol import Done, Failure, FinishReason, InferenceParser, Noise, Piece
+from app.executor.runs.inference_protocol import Done, Failure, FinishReason, InferenceParser, Noise, Piece
 
 OUTPUT = (
     "Loading checkpoint shards\r 50%\r100%\n"

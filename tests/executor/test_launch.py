@@ -8,7 +8,7 @@ import pytest
 
 from app.domain.enums import EndReason, JobKind, TrainingType
 from app.executor.attempts.launch import Inputs, LaunchError, disk_trouble, stage_arguments
-from app.executor.jobs.snapshot import Named, PinnedScript, Question, Snapshot
+from app.executor.runs.job_spec import Named, PinnedScript, Question, Snapshot
 from tests import job_rows
 
 ROOT = Path("/home/scripts")

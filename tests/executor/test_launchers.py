@@ -9,8 +9,8 @@ from app.domain.enums import EndReason
 from app.domain.launchers import Launcher, LauncherKind
 from app.executor.attempts.classification import Failure, classify
 from app.executor.attempts.launchers import group_variables, stage_command
-from app.executor.attempts.supervision import ExitRecord, ExitWhy
-from app.executor.output.log_projection import LogProjector
+from app.executor.attempts.log_projection import LogProjector
+from app.executor.supervisor.client import ExitRecord, ExitWhy
 
 TRACEBACK = ["Traceback (most recent call last):", '  File "x.py", line 1, in <module>', "    f()"]
 LOST_PEER = "RuntimeError: [gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:58031"

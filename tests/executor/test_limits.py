@@ -8,8 +8,8 @@ from app.domain.enums import EndReason, JobStatus
 from app.domain.retries import Limits
 from app.executor.attempts.limits import limit_seconds, signature, silence
 from app.executor.attempts.reconcile import Seen, Step, next_step
-from app.executor.attempts.run_folder import RunFolder
-from app.executor.attempts.supervision import AttemptPhase, Observation
+from app.executor.runs.run_folder import RunFolder
+from app.executor.supervisor.client import AttemptPhase, Observation
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.executor.attempts.run_folder import RunFolder
-from app.executor.output import log_projection
-from app.executor.output.log_projection import LogProjector
-from app.executor.output.stage_events import EventReader, MetricsEvent, ProgressEvent, RecordEvent, StageEvent
+from app.executor.attempts import log_projection
+from app.executor.attempts.log_projection import LogProjector
+from app.executor.runs.events import EventReader, MetricsEvent, ProgressEvent, RecordEvent, StageEvent
+from app.executor.runs.run_folder import RunFolder
 
 
 def record(code: int = 200009, **fields: Any) -> str:

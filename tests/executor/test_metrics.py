@@ -9,10 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.executor.attempts.run_folder import RunFolder
-from app.executor.output.metrics import MetricSeries, Point, downsample
-from app.executor.output.progress import ProgressEstimator
-from app.executor.output.stage_events import (
+from app.executor.runs.events import (
     READ_BYTES,
     BrokenEvent,
     EvaluationEvent,
@@ -25,6 +22,9 @@ from app.executor.output.stage_events import (
     event_document,
     parse_event,
 )
+from app.executor.runs.metrics import MetricSeries, Point, downsample
+from app.executor.runs.progress import ProgressEstimator
+from app.executor.runs.run_folder import RunFolder
 
 
 def metrics_line(step: int, **values: Any) -> str:

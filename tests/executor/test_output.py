@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.executor.output.output import LogChunk, LogFollower, collapse_carriage_returns, read_chunk, tail_lines
+from app.executor.runs.log_file import LogChunk, LogFollower, collapse_carriage_returns, read_chunk, tail_lines
 
 TEXT = "größe 学习率 🚀 ok\n"
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from app.domain.accelerators import Accelerator, AcceleratorKind
-from app.executor.attempts.activation import stage_environment
 from app.executor.attempts.pinning import pinned
+from app.executor.environments.activation import stage_environment
 from tests.job_rows import cards
 
 CUDA, APPLE, SIMULATED = (cards(2, kind=kind) for kind in AcceleratorKind)

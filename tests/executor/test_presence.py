@@ -12,8 +12,8 @@ from sqlmodel import col, select
 from app.domain.enums import EndReason, JobKind, JobStatus, Platform
 from app.executor.environments.builders import BuildRules
 from app.executor.environments.conda import CondaSearch
-from app.executor.jobs.snapshot import Snapshot
 from app.executor.nodes.presence import NodeEnvironments, NodeFacts, build_job
+from app.executor.runs.job_spec import Snapshot
 from app.registry.environment_spec import parse_spec, spec_hash
 from app.store import jobs as store
 from app.store import nodes

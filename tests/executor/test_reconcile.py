@@ -7,7 +7,7 @@ import pytest
 from app.domain.enums import JobStatus
 from app.domain.transitions import LIVE
 from app.executor.attempts.reconcile import Seen, Step, next_step
-from app.executor.attempts.supervision import AttemptPhase, Observation
+from app.executor.supervisor.client import AttemptPhase, Observation
 
 UNTOUCHED = (AttemptPhase.ABSENT, AttemptPhase.PREPARED)
 

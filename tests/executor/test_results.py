@@ -24,7 +24,7 @@ from app.executor.attempts.artifacts import (
 )
 from app.executor.attempts.classification import classify, last_words
 from app.executor.attempts.results import judge, judge_printed_result
-from app.executor.attempts.supervision import ExitRecord, ExitWhy
+from app.executor.supervisor.client import ExitRecord, ExitWhy
 
 
 def ended(why: str = "exited", code: int | None = 0, **overrides: Any) -> ExitRecord:

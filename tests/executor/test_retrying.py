@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from app.domain.enums import EndReason, JobKind, JobStatus
-from app.executor.attempts.run_folder import RunFolder
-from app.executor.attempts.supervision import ExitWhy
+from app.executor.runs.run_folder import RunFolder
+from app.executor.supervisor.client import ExitWhy
 from app.store import jobs as store
 from app.store.jobs import Claim, End
 from app.store.session import Database

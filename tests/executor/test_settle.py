@@ -9,10 +9,10 @@ import pytest
 from app.domain.enums import EndReason, JobKind, JobStatus, ModelState, TrainingType
 from app.domain.retries import MAX_RECOVERIES
 from app.executor.attempts.model_card import FILE_NAME
-from app.executor.attempts.run_folder import RunFolder
 from app.executor.attempts.settle import StageSettler, judge_build, model_name
-from app.executor.attempts.supervision import ExitRecord, ExitWhy
-from app.executor.jobs.snapshot import Deployment, Named, Snapshot
+from app.executor.runs.job_spec import Deployment, Named, Snapshot
+from app.executor.runs.run_folder import RunFolder
+from app.executor.supervisor.client import ExitRecord, ExitWhy
 from app.store import jobs as store
 from app.store.home import Home
 from app.store.jobs import Claim

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from app.domain.enums import EndReason
-from app.executor.output.stage_events import EventPosition
-from app.executor.output.stream import InvalidEventId, JobStream, StreamItem, StreamPosition
+from app.executor.runs.events import EventPosition
+from app.executor.runs.stream import InvalidEventId, JobStream, StreamItem, StreamPosition
 from app.store import jobs
 from app.store.home import Home
 from app.store.session import Database

@@ -13,9 +13,9 @@ from app.domain.demand import Demand
 from app.domain.enums import JobKind, JobStatus, ModelState, Platform, TrainingType, VersionSource
 from app.domain.errors import InvalidRequest
 from app.domain.launchers import Launcher, LauncherKind
-from app.executor.jobs.snapshot import Snapshot
 from app.executor.jobs.stage_parameters import StageParameters
 from app.executor.jobs.submission import InsufficientDiskSpace, Submission, Submissions, Submitted
+from app.executor.runs.job_spec import Snapshot
 from app.presets.catalogue import sample_base_models, sample_datasets
 from app.registry.base_models import BaseModels
 from app.registry.datasets import Datasets

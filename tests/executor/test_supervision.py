@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from app.executor.attempts import supervision
-from app.executor.attempts.supervision import AttemptIsSupervised, AttemptPhase, Observation
+from app.executor.supervisor import client
+from app.executor.supervisor.client import AttemptIsSupervised, AttemptPhase, Observation
 from tests.executor.attempts import Attempt, attempts, wait_until
 
 SLEEP = "import time\nprint('ready')\ntime.sleep(60)"
@@ -27,10 +27,10 @@ class TestObserve:
         absent = attempt.observe()
         attempt.prepare(SLEEP)
         prepared = attempt.observe()
-        supervision.start(attempt.folder)
+        client.start(attempt.folder)
         attempt.wait_for_line("ready")
         running, command = attempt.observe(), attempt.stage().cmdline()
-        supervision.request_stop(attempt.folder, "cancel")
+        client.request_stop(attempt.folder, "cancel")
         attempt.wait_for_end()
         exited = attempt.observe()
 
@@ -68,13 +68,13 @@ class TestObserve:
             [
                 sys.executable,
                 "-c",
-                "import sys; from pathlib import Path; from app.executor.attempts import supervision\n"
-                "while supervision.observe(Path(sys.argv[1])).exit is None: pass",
+                "import sys; from pathlib import Path; from app.executor.supervisor import client\n"
+                "while client.observe(Path(sys.argv[1])).exit is None: pass",
                 str(attempt.folder),
             ]
         )
 
-        supervision.start(attempt.folder)
+        client.start(attempt.folder)
 
         assert attempt.wait_for_end().code == 0
         assert observer.wait(10) == 0
@@ -82,8 +82,8 @@ class TestObserve:
     def test_works_for_an_attempt_that_another_worker_started(self, attempt: Attempt) -> None:
         attempt.prepare(SLEEP)
         code = (
-            "import sys; from pathlib import Path; from app.executor.attempts import supervision; "
-            "supervision.start(Path(sys.argv[1]))"
+            "import sys; from pathlib import Path; from app.executor.supervisor import client; "
+            "client.start(Path(sys.argv[1]))"
         )
 
         subprocess.run([sys.executable, "-c", code, str(attempt.folder)], check=True)
@@ -91,7 +91,7 @@ class TestObserve:
 
         assert attempt.observe().supervised
         assert attempt.supervisor().parent() != attempt.stage()
-        supervision.request_stop(attempt.folder, "cancel")
+        client.request_stop(attempt.folder, "cancel")
         assert attempt.wait_for_end().stop_reason == "cancel"
 
 
@@ -100,7 +100,7 @@ class TestPrepare:
         attempt.prepare("print('first')")
 
         attempt.prepare("print('second')")
-        supervision.start(attempt.folder)
+        client.start(attempt.folder)
         attempt.wait_for_end()
 
         assert attempt.output.read_text() == "first\n"
@@ -116,8 +116,8 @@ class TestRequestStop:
         attempt.start(SLEEP)
         attempt.wait_for_line("ready")
 
-        supervision.request_stop(attempt.folder, "cancel")
-        supervision.request_stop(attempt.folder, "shutdown")
+        client.request_stop(attempt.folder, "cancel")
+        client.request_stop(attempt.folder, "shutdown")
 
         assert attempt.wait_for_end().stop_reason == "cancel"
 
@@ -128,15 +128,15 @@ class TestRemoveAndList:
             (tmp_path / name).mkdir()
         (tmp_path / "file").touch()
 
-        assert [path.name for path in supervision.list_attempts(tmp_path)] == ["a", "b"]
-        assert supervision.list_attempts(tmp_path / "absent") == []
+        assert [path.name for path in client.list_attempts(tmp_path)] == ["a", "b"]
+        assert client.list_attempts(tmp_path / "absent") == []
 
     def test_refuses_to_remove_while_supervised(self, attempt: Attempt) -> None:
         attempt.start(SLEEP)
         attempt.wait_for_line("ready")
 
         with pytest.raises(AttemptIsSupervised):
-            supervision.remove(attempt.folder)
+            client.remove(attempt.folder)
 
         assert attempt.observe().phase is AttemptPhase.RUNNING
 
@@ -144,8 +144,8 @@ class TestRemoveAndList:
         attempt.start("")
         attempt.wait_for_end()
 
-        supervision.remove(attempt.folder)
-        supervision.remove(attempt.folder)
+        client.remove(attempt.folder)
+        client.remove(attempt.folder)
 
         assert list(attempt.folder.parent.iterdir()) == []
         assert attempt.output.exists()
@@ -157,6 +157,6 @@ class TestRemoveAndList:
         grave.mkdir()
         (grave / "spec.json").touch()
 
-        supervision.finish_removals(attempt.folder.parent)
+        client.finish_removals(attempt.folder.parent)
 
         assert list(attempt.folder.parent.iterdir()) == [attempt.folder]

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app.executor.attempts import supervision
-from app.executor.attempts.supervision import AttemptPhase, ExitWhy
+from app.executor.supervisor import client
+from app.executor.supervisor.client import AttemptPhase, ExitWhy
 from tests.executor.attempts import Attempt, attempts, wait_until
 
 Maker = Callable[[], Attempt]
@@ -159,7 +159,7 @@ class TestStop:
         attempt.wait_for_line("ready")
 
         asked = time.time()
-        supervision.request_stop(attempt.folder, "cancel")
+        client.request_stop(attempt.folder, "cancel")
         record = attempt.wait_for_end()
 
         assert (record.why, record.signal, record.stop_reason) == (ExitWhy.STOPPED, signal.SIGTERM, "cancel")
@@ -172,7 +172,7 @@ class TestStop:
         )
         attempt.wait_for_line("ready")
 
-        supervision.request_stop(attempt.folder, "cancel")
+        client.request_stop(attempt.folder, "cancel")
         record = attempt.wait_for_end()
 
         assert (record.why, record.code) == (ExitWhy.STOPPED, 3)
@@ -183,7 +183,7 @@ class TestStop:
         attempt.wait_for_line("ready")
 
         asked = time.time()
-        supervision.request_stop(attempt.folder, "cancel")
+        client.request_stop(attempt.folder, "cancel")
         wait_until(lambda: attempt.observe().stopping or attempt.observe().exit is not None, "stopping")
         record = attempt.wait_for_end()
 
@@ -197,7 +197,7 @@ class TestStop:
         assert len(pids) == 5
         assert all(psutil.pid_exists(pid) for pid in pids)
 
-        supervision.request_stop(attempt.folder, "cancel")
+        client.request_stop(attempt.folder, "cancel")
         record = attempt.wait_for_end()
 
         assert record.unkillable == 0
@@ -209,15 +209,15 @@ class TestStop:
         attempt.wait_for_line("ready")
         attempt.stage().suspend()
 
-        supervision.request_stop(attempt.folder, "cancel")
+        client.request_stop(attempt.folder, "cancel")
 
         assert attempt.wait_for_end().signal == signal.SIGTERM
 
     def test_before_start_means_that_nothing_runs(self, attempt: Attempt) -> None:
         attempt.prepare(RUN_AND_SLEEP)
 
-        supervision.request_stop(attempt.folder, "cancel")
-        supervision.start(attempt.folder)
+        client.request_stop(attempt.folder, "cancel")
+        client.start(attempt.folder)
         record = attempt.wait_for_end()
 
         assert (record.why, record.stop_reason, record.started_at) == (ExitWhy.STOPPED, "cancel", None)
@@ -260,9 +260,9 @@ class TestStop:
         attempt.start("")
         record = attempt.wait_for_end()
 
-        supervision.request_stop(attempt.folder, "cancel")
-        supervision.start(attempt.folder)
-        supervision.adopt(attempt.folder)
+        client.request_stop(attempt.folder, "cancel")
+        client.start(attempt.folder)
+        client.adopt(attempt.folder)
 
         assert attempt.supervise().wait(10) == 0
         assert attempt.observe().exit == record
@@ -304,7 +304,7 @@ class TestKilledSupervisor:
         wait_until(lambda: not attempt.observe().supervised, "free lock")
         assert attempt.observe().phase is AttemptPhase.RUNNING
 
-        supervision.adopt(attempt.folder)
+        client.adopt(attempt.folder)
         wait_until(lambda: attempt.observe().supervised, "adoption")
         attempt.journal.with_name(attempt.journal.name + ".go").touch()
         record = attempt.wait_for_end()
@@ -321,7 +321,7 @@ class TestKilledSupervisor:
         attempt.journal.with_name(attempt.journal.name + ".go").touch()
         wait_until(lambda: not stage.is_running() and not witness.is_running(), "the stage's end")
 
-        supervision.adopt(attempt.folder)
+        client.adopt(attempt.folder)
         record = attempt.wait_for_end()
 
         assert (record.why, record.code) == (ExitWhy.EXITED, 7)
@@ -331,8 +331,8 @@ class TestKilledSupervisor:
         attempt.wait_for_line("ready")
         kill(attempt.supervisor())
 
-        supervision.request_stop(attempt.folder, "cancel")
-        supervision.adopt(attempt.folder)
+        client.request_stop(attempt.folder, "cancel")
+        client.adopt(attempt.folder)
         record = attempt.wait_for_end()
 
         assert (record.why, record.stop_reason, record.unkillable) == (ExitWhy.STOPPED, "cancel", 0)
@@ -350,13 +350,13 @@ class TestKilledSupervisor:
         )
         attempt.wait_for_line("ready")
         stage, witness = attempt.stage(), attempt.witness()
-        supervision.request_stop(attempt.folder, "cancel")
+        client.request_stop(attempt.folder, "cancel")
         attempt.wait_for_line("told")
         kill(attempt.supervisor())
         attempt.journal.with_name(attempt.journal.name + ".go").touch()
         wait_until(lambda: not stage.is_running() and not witness.is_running(), "the stage's end")
 
-        supervision.adopt(attempt.folder)
+        client.adopt(attempt.folder)
         record = attempt.wait_for_end()
 
         assert (record.why, record.code, record.stop_reason) == (ExitWhy.STOPPED, 3, "cancel")
@@ -368,7 +368,7 @@ class TestKilledSupervisor:
         for process in (attempt.supervisor(), attempt.witness(), stage):
             kill(process)
 
-        supervision.adopt(attempt.folder)
+        client.adopt(attempt.folder)
         record = attempt.wait_for_end()
 
         assert (record.why, record.code, record.signal) == (ExitWhy.LOST, None, None)
@@ -391,7 +391,7 @@ class TestKilledSupervisor:
             kill(process)
         change(attempt.folder / "state.json", boot_id="another boot")
 
-        supervision.adopt(attempt.folder)
+        client.adopt(attempt.folder)
 
         assert attempt.wait_for_end().why is ExitWhy.REBOOT
 
@@ -405,8 +405,8 @@ class TestKilledSupervisor:
             kill(process)
         change(attempt.folder / "state.json", pid=stranger.stage().pid)
 
-        supervision.request_stop(attempt.folder, "cancel")
-        supervision.adopt(attempt.folder)
+        client.request_stop(attempt.folder, "cancel")
+        client.adopt(attempt.folder)
         record = attempt.wait_for_end()
 
         assert record.code is None
@@ -455,10 +455,10 @@ class TestAtMostOnce:
         attempt.prepare("open(JOURNAL, 'a').write('run\\n')\nraise SystemExit(7)")
         assert attempt.supervise(fault_point=point).wait(10) == -signal.SIGKILL
 
-        supervision.start(attempt.folder)
-        supervision.adopt(attempt.folder)
+        client.start(attempt.folder)
+        client.adopt(attempt.folder)
         wait_until(lambda: not attempt.observe().supervised or attempt.observe().exit is not None, "the starter's end")
-        supervision.adopt(attempt.folder)
+        client.adopt(attempt.folder)
         record = attempt.wait_for_end()
 
         assert (record.why, attempt.runs()) == (why, runs)
@@ -467,7 +467,7 @@ class TestAtMostOnce:
     def test_adopting_what_never_started_bars_it_for_ever(self, attempt: Attempt) -> None:
         attempt.prepare(RUN_AND_SLEEP)
 
-        supervision.adopt(attempt.folder)
+        client.adopt(attempt.folder)
         record = attempt.wait_for_end()
 
         assert (record.why, record.started_at) == (ExitWhy.NEVER_STARTED, None)

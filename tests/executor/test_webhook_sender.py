@@ -24,11 +24,11 @@ from sqlmodel import col, select
 
 from app.domain.enums import DeliveryState, JobKind
 from app.domain.webhooks import DEFAULT_EVENTS, AddressPolicy, WebhookEvent
-from app.executor.upkeep import webhook_sender
-from app.executor.upkeep.background import in_background
-from app.executor.upkeep.webhook_post import WebhookClient
-from app.executor.upkeep.webhook_sender import WebhookSender
-from app.executor.upkeep.webhooks import Webhooks
+from app.executor.maintenance import webhook_sender
+from app.executor.maintenance.background import in_background
+from app.executor.maintenance.webhook_post import WebhookClient
+from app.executor.maintenance.webhook_sender import WebhookSender
+from app.executor.maintenance.webhooks import Webhooks
 from app.store import jobs
 from app.store import webhooks as store
 from app.store.session import Database

@@ -23,8 +23,8 @@ from sqlmodel import col, select
 
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.transitions import TERMINAL
-from app.executor.attempts.run_folder import RunFolder
-from app.executor.jobs.snapshot import Deployment, Named, PinnedScript, Question, Snapshot
+from app.executor.runs.job_spec import Deployment, Named, PinnedScript, Question, Snapshot
+from app.executor.runs.run_folder import RunFolder
 from app.store import jobs as store
 from app.store.home import Home, NodeHome
 from app.store.session import Database

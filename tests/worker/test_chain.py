@@ -13,8 +13,8 @@ import redis
 
 from app.domain.enums import EndReason, JobKind, JobStatus, ModelState
 from app.executor.attempts.artifacts import read_result
-from app.executor.jobs.snapshot import PinnedScript
-from app.executor.output.stage_events import MetricsEvent, RunEvents
+from app.executor.runs.events import MetricsEvent, RunEvents
+from app.executor.runs.job_spec import PinnedScript
 from app.presets.catalogue import load_manifests, sample_base_models, sample_datasets, script_path
 from app.store.tables import JobRow
 from tests.servers import RedisServer

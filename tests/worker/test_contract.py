@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.domain.enums import JobKind, JobStatus
-from app.executor.jobs.snapshot import Deployment, Question
+from app.executor.runs.job_spec import Deployment, Question
 from app.presets.catalogue import helpers_dir
 from tests.worker.harness import ASKING, Site
 

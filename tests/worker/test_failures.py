@@ -3,7 +3,7 @@
 from typing import Any
 
 from app.domain.enums import EndReason, JobKind, JobStatus
-from app.executor.jobs.snapshot import Named
+from app.executor.runs.job_spec import Named
 from app.registry.version_store import VersionStore
 from tests.worker.harness import SAVE, TRAIN, Site
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 
 from app.domain.enums import EndReason, JobStatus
-from app.executor.attempts.supervision import LaunchSpec, observe, prepare, start
-from app.executor.output.stage_events import MetricsEvent, RunEvents
+from app.executor.runs.events import MetricsEvent, RunEvents
+from app.executor.supervisor.client import LaunchSpec, observe, prepare, start
 from app.store import claims
 from app.store import jobs as store
 from app.store.claims import Offer

@@ -25,7 +25,7 @@ from app.api.small_lists import page_by_name
 from app.domain.environment_locks import EnvironmentLock
 from app.domain.errors import InvalidRequest
 from app.domain.texts import Language
-from app.executor.environments.environment_builds import (
+from app.executor.jobs.environment_builds import (
     BuildWish,
     EnvironmentLockMissing,
     EnvironmentLockNotFound,

@@ -9,7 +9,7 @@ from app.api.dependencies import ServicesDep
 from app.api.errors import problem_responses
 from app.domain.errors import InvalidRequest
 from app.domain.retention import Leftover
-from app.executor.upkeep.housekeeping import HousekeepingRunning
+from app.executor.maintenance.housekeeping import HousekeepingRunning
 
 router = APIRouter(prefix="/api/v1", tags=["system"])
 

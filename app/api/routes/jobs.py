@@ -38,9 +38,9 @@ from app.executor.jobs.repetition import (
     PredecessorNotSucceeded,
 )
 from app.executor.jobs.submission import InsufficientDiskSpace
-from app.executor.output.log_pages import MAX_PAGE_BYTES, LogRange
-from app.executor.output.output import CHUNK_BYTES
-from app.executor.output.stream import InvalidEventId, StreamPosition
+from app.executor.runs.log_file import CHUNK_BYTES
+from app.executor.runs.log_pages import MAX_PAGE_BYTES, LogRange
+from app.executor.runs.stream import InvalidEventId, StreamPosition
 from app.registry.method_runs import FileModified
 from app.store.jobs import JobAlreadyFinished, JobNotFound
 

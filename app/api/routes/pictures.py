@@ -8,7 +8,7 @@ from fastapi.responses import FileResponse
 
 from app.api.dependencies import ServicesDep
 from app.api.errors import problem_responses
-from app.executor.output.pictures import MEDIA_TYPES, PictureNotFound, picture_path
+from app.executor.runs.pictures import MEDIA_TYPES, PictureNotFound, picture_path
 
 router = APIRouter(tags=["models"])
 

@@ -21,7 +21,7 @@ from app.api.schemas.webhooks import (
 )
 from app.domain.enums import DeliveryState
 from app.domain.errors import InvalidRequest
-from app.executor.upkeep.webhooks import WebhookInactive, version_of
+from app.executor.maintenance.webhooks import WebhookInactive, version_of
 from app.store.webhooks import DeliveryNotFound, WebhookNotFound
 
 router = APIRouter(prefix="/api/v1", tags=["webhooks"])

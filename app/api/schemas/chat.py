@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.executor.jobs.questions import Conversation, Message
-from app.executor.output.inference_protocol import FinishReason
+from app.executor.runs.inference_protocol import FinishReason
 
 MAX_MESSAGES = 10_000
 MAX_IMAGES = 100

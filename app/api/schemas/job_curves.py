@@ -20,7 +20,7 @@ from app.domain.enums import EndReason, JobKind, JobStatus
 from app.executor.jobs.comparison import Comparison
 from app.executor.jobs.job_actions import Curves
 from app.executor.jobs.job_views import JobDetails
-from app.executor.output.metrics import Point
+from app.executor.runs.metrics import Point
 
 _ID = "0192f0c1-d2e3-4f5a-8b6c-7d8e9f0a1b2c"
 

@@ -15,12 +15,12 @@ from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.retries import Limits, RetryPolicy
 from app.domain.texts import Language, text
 from app.executor.jobs.job_views import JobDetails, JobView
-from app.executor.jobs.snapshot import Named
 from app.executor.jobs.submission import Submitted
 from app.executor.jobs.waiting import Waiting
-from app.executor.output.evaluations import Evaluation
-from app.executor.output.log_pages import LogPage
-from app.executor.output.progress import Progress
+from app.executor.runs.evaluations import Evaluation
+from app.executor.runs.job_spec import Named
+from app.executor.runs.log_pages import LogPage
+from app.executor.runs.progress import Progress
 from app.store.jobs import PastAttempt
 from app.store.tables import JobRow
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from app.domain.enums import DeliveryState
 from app.domain.webhooks import DEFAULT_EVENTS, MAX_URL_LENGTH, WebhookEvent
-from app.executor.upkeep.webhooks import WebhookPatch
+from app.executor.maintenance.webhooks import WebhookPatch
 from app.store.tables import DeliveryRow, WebhookRow
 
 _ID = "7a1c0b52-3d4e-4f5a-8b6c-9d8e7f6a5b4c"

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from app.executor.attempts.artifacts import ArtifactProblem, check_safetensors
-from app.executor.attempts.run_folder import RunFolder
+from app.executor.runs.run_folder import RunFolder
 from app.store.home import Home
 
 MANIFEST = "deepe-checkpoint.json"

@@ -11,9 +11,9 @@ from datetime import UTC, datetime, timedelta
 
 from app.domain.enums import JobKind
 from app.domain.retries import Limits
-from app.executor.attempts.run_folder import RunFolder
-from app.executor.output.progress import ProgressEstimator
-from app.executor.output.stage_events import ProgressEvent, RunEvents
+from app.executor.runs.events import ProgressEvent, RunEvents
+from app.executor.runs.progress import ProgressEstimator
+from app.executor.runs.run_folder import RunFolder
 from app.store.home import Home
 from app.store.jobs import Claim
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from app.domain.enums import EndReason, JobStatus
 from app.domain.retries import Limits
-from app.executor.attempts import supervision, supervisor
-from app.executor.attempts.run_folder import RunFolder
+from app.executor.runs.run_folder import RunFolder
+from app.executor.supervisor import client, program
 from app.store.home import Home, NodeHome
 from app.store.jobs import Claim
 
@@ -61,7 +61,7 @@ class LimitWatch:
 
     def _judge(self, claim: Claim, limits: Limits) -> EndReason | None:
         folder = self._attempts / claim.attempt.id
-        observation = supervision.observe(folder)
+        observation = client.observe(folder)
         if observation.running_seconds is None:
             return None
         if limits.seconds is not None and observation.running_seconds > limits.seconds:
@@ -69,7 +69,7 @@ class LimitWatch:
         if limits.silent_seconds is None:
             return None
         run = RunFolder(self._home.run_folder(claim.job.id, claim.attempt.number))
-        silent = silence(folder, signature(run), now=self._monotonic(), boot_id=supervisor.boot_id())
+        silent = silence(folder, signature(run), now=self._monotonic(), boot_id=program.boot_id())
         return EndReason.STALLED if silent > limits.silent_seconds else None
 
 
@@ -115,7 +115,7 @@ class _Activity:
             return None
 
     def write(self, folder: Path) -> None:
-        supervisor.Folder(str(folder)).write(ACTIVITY, vars(self), durable=False)
+        program.Folder(str(folder)).write(ACTIVITY, vars(self), durable=False)
 
 
 def _add(digest: "hashlib._Hash", path: Path) -> None:

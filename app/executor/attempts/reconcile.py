@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from app.domain.enums import JobStatus
-from app.executor.attempts.supervision import AttemptPhase, Observation
+from app.executor.supervisor.client import AttemptPhase, Observation
 
 
 class Step(StrEnum):

@@ -26,16 +26,16 @@ from app.executor.attempts.checkpoints import newest_checkpoint
 from app.executor.attempts.classification import KEEPER_TERMINATED, classify
 from app.executor.attempts.limits import limit_seconds
 from app.executor.attempts.model_card import ModelCard, Score, write_model_card
+from app.executor.attempts.projections import project_whole_log
 from app.executor.attempts.results import Verdict, judge
-from app.executor.attempts.run_folder import RunFolder
+from app.executor.attempts.retrying import decide_on
 from app.executor.attempts.script_status import WITH_STATUS, ScriptStatus
-from app.executor.attempts.supervision import ExitRecord, ExitWhy
-from app.executor.attempts.supervisor import fault_point
-from app.executor.jobs.retrying import decide_on
-from app.executor.jobs.snapshot import Snapshot
-from app.executor.output.evaluations import Reached, reached
-from app.executor.output.output import tail_lines
-from app.executor.output.projections import project_whole_log
+from app.executor.runs.evaluations import Reached, reached
+from app.executor.runs.job_spec import Snapshot
+from app.executor.runs.log_file import tail_lines
+from app.executor.runs.run_folder import RunFolder
+from app.executor.supervisor.client import ExitRecord, ExitWhy
+from app.executor.supervisor.program import fault_point
 from app.store import jobs as store
 from app.store import models
 from app.store.clock import database_now

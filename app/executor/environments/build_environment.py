@@ -31,7 +31,7 @@ from types import FrameType
 
 from app.domain.environment_locks import EnvironmentLock, differences
 from app.domain.errors import AppError
-from app.executor.attempts.activation import activated, interpreter
+from app.executor.environments.activation import activated, interpreter
 from app.executor.environments.builders import (
     CHANNELS_UNREACHABLE,
     REQUIREMENTS,

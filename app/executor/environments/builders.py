@@ -15,7 +15,7 @@ from pathlib import Path
 
 from app.domain.environment_locks import EnvironmentLock
 from app.domain.errors import Invalid
-from app.executor.attempts.activation import interpreter
+from app.executor.environments.activation import interpreter
 from app.executor.environments.conda import CondaSearch, find_executable
 from app.registry.environment_spec import EnvironmentSpec, version_matches
 

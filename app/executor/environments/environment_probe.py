@@ -19,7 +19,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from app.domain.environment_reports import Probe
-from app.executor.attempts.activation import ActivationFailed, interpreter, stage_environment
+from app.executor.environments.activation import ActivationFailed, interpreter, stage_environment
 from app.executor.environments.environment_archive import write_durably
 
 logger = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from app.domain.environment_reports import EnvironmentState
-from app.executor.attempts.activation import interpreter
 from app.executor.environments import conda
+from app.executor.environments.activation import interpreter
 from app.executor.environments.conda import CondaSearch
 from app.executor.environments.environment_archive import folder_name
 from app.registry.environment_spec import BASE_SPEC, EnvironmentSpec, parse_spec, spec_hash

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from app.domain.environment_locks import CondaPackage, EnvironmentLock, PipPackage
-from app.executor.attempts.activation import interpreter
+from app.executor.environments.activation import interpreter
 from app.executor.environments.environment_archive import this_platform
 
 PIP_REPORTS = "deepe-pip-report*.json"

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 from app.domain.environment_locks import EnvironmentLock
 from app.domain.errors import Invalid
-from app.executor.attempts.activation import interpreter
+from app.executor.environments.activation import interpreter
 from app.executor.environments.builders import Step, wheels_step
 from app.executor.environments.environment_archive import CONDA_PACK, WHEELS_PACK, EnvironmentArchive, Pack
 from app.executor.environments.environments import MARKER

@@ -12,10 +12,10 @@ from datetime import datetime
 from typing import Protocol
 
 from app.domain.enums import EndReason, JobStatus, TrainingType
-from app.executor.jobs.snapshot import Snapshot
-from app.executor.output.inference_protocol import Failure, FinishReason, InferenceParser, Noise, Piece
-from app.executor.output.pictures import URL, pictures_of
-from app.executor.output.stream import JobStream, StreamPosition
+from app.executor.runs.inference_protocol import Failure, FinishReason, InferenceParser, Noise, Piece
+from app.executor.runs.job_spec import Snapshot
+from app.executor.runs.pictures import URL, pictures_of
+from app.executor.runs.stream import JobStream, StreamPosition
 from app.store import jobs as store
 from app.store.home import Home
 from app.store.jobs import JobAlreadyFinished

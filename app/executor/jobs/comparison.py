@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.executor.jobs.job_views import JobDetails
-from app.executor.output.metrics import Point
+from app.executor.runs.metrics import Point
 
 
 @dataclass(frozen=True)

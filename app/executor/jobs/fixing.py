@@ -9,8 +9,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.domain.enums import EndReason, JobKind, JobStatus, Stage
 from app.domain.errors import NotFound
 from app.domain.fixes import Fix, Knobs, fix_for
-from app.executor.jobs.snapshot import Snapshot
 from app.executor.jobs.stage_parameters import StageParameters
+from app.executor.runs.job_spec import Snapshot
 from app.registry.method_record import Method, method_of
 from app.store import methods
 from app.store.tables import DatasetRow, JobRow

@@ -13,9 +13,8 @@ from app.domain.errors import Conflict, InvalidRequest, Violation
 from app.domain.resuming import same_course
 from app.domain.transitions import TERMINAL
 from app.executor.attempts.checkpoints import newest_checkpoint
-from app.executor.attempts.run_folder import RunFolder
-from app.executor.environments.environment_builds import BuildWish, EnvironmentOrders
 from app.executor.jobs.comparison import Comparison, by_metric, differences, parameters_of
+from app.executor.jobs.environment_builds import BuildWish, EnvironmentOrders
 from app.executor.jobs.fixing import Fixes, given_to
 from app.executor.jobs.job_views import JobDetails, JobView, silence_of, view_of, views_of
 from app.executor.jobs.repetition import (
@@ -30,13 +29,14 @@ from app.executor.jobs.repetition import (
     retried,
     to_retry,
 )
-from app.executor.jobs.snapshot import Snapshot
 from app.executor.jobs.submission import Submission, Submissions, Submitted
-from app.executor.output.evaluations import Evaluation
-from app.executor.output.log_pages import LogPage, LogRange, read_page
-from app.executor.output.metrics import Point
-from app.executor.output.observe import RunDigest, RunObserver
-from app.executor.output.progress import Progress
+from app.executor.runs.evaluations import Evaluation
+from app.executor.runs.job_spec import Snapshot
+from app.executor.runs.log_pages import LogPage, LogRange, read_page
+from app.executor.runs.metrics import Point
+from app.executor.runs.observe import RunDigest, RunObserver
+from app.executor.runs.progress import Progress
+from app.executor.runs.run_folder import RunFolder
 from app.store import job_queries, models
 from app.store import jobs as store
 from app.store import methods as method_store

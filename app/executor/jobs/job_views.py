@@ -9,9 +9,9 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.domain.enums import JobKind, JobStatus
 from app.domain.fixes import Fix
 from app.domain.transitions import LIVE
-from app.executor.jobs.snapshot import Snapshot
 from app.executor.jobs.waiting import Waiting, waiting_of
-from app.executor.output.observe import RunDigest
+from app.executor.runs.job_spec import Snapshot
+from app.executor.runs.observe import RunDigest
 from app.registry.nodes import Reason
 from app.store import jobs as store
 from app.store.clock import database_now

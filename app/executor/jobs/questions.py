@@ -21,7 +21,7 @@ from app.domain.errors import Conflict, Invalid, InvalidRequest, Violation
 from app.domain.lifecycle import STATE_RULES
 from app.domain.rendering import inference_arguments, render_equals
 from app.executor.jobs.asked_pictures import place_picture
-from app.executor.jobs.snapshot import Named, PinnedScript, Question, Snapshot
+from app.executor.runs.job_spec import Named, PinnedScript, Question, Snapshot
 from app.registry.method_record import Method, method_of
 from app.registry.method_services import MethodServices
 from app.store import jobs as store

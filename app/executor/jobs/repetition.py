@@ -16,8 +16,8 @@ from app.domain.enums import JobKind, JobStatus, Stage
 from app.domain.errors import Conflict, InvalidRequest, Violation
 from app.domain.lifecycle import STATE_OF_STAGE
 from app.domain.retries import Limits, RetryPolicy
-from app.executor.jobs.snapshot import Snapshot
 from app.executor.jobs.submission import Submission
+from app.executor.runs.job_spec import Snapshot
 from app.store.tables import JobRow
 
 QUESTIONS = frozenset({JobKind.INFERENCE_CUSTOMIZED, JobKind.INFERENCE_COMPLETE})

@@ -1,7 +1,7 @@
 """Submit: check everything that can be checked now, then write the chain of jobs down.
 
 A job that cannot work is refused here, with every reason at once, and not minutes later by its script. What passes is
-written with everything that its arguments are made of (`app.executor.jobs.snapshot`), so that it runs as submitted.
+written with everything that its arguments are made of (`app.executor.runs.job_spec`), so that it runs as submitted.
 """
 
 import asyncio
@@ -22,8 +22,8 @@ from app.domain.names import shown
 from app.domain.retries import Limits, RetryPolicy, policy_violations
 from app.executor.jobs.fixing import columns_of, pinned_method
 from app.executor.jobs.runnability import unrunnable
-from app.executor.jobs.snapshot import Deployment, Named, PinnedScript, Snapshot
 from app.executor.jobs.stage_parameters import CheckedParameters, StageParameters
+from app.executor.runs.job_spec import Deployment, Named, PinnedScript, Snapshot
 from app.presets.catalogue import script_path
 from app.registry.dataset_files import locate
 from app.registry.datasets import Datasets

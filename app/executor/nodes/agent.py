@@ -28,17 +28,17 @@ from typing import Protocol
 from app.domain.accelerators import Accelerator
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.placement import LEASING
-from app.executor.attempts import supervision
-from app.executor.attempts.bell import listening
 from app.executor.attempts.forecast import Forecasts
 from app.executor.attempts.launch import LaunchError, disk_trouble
 from app.executor.attempts.limits import LimitWatch
+from app.executor.attempts.projections import Projections
 from app.executor.attempts.reconcile import Seen, Step, next_step
-from app.executor.attempts.supervision import AttemptPhase, ExitRecord, LaunchSpec, Observation
-from app.executor.attempts.supervisor import clock_since_boot, end_strays, fault_point
 from app.executor.nodes.attempt_folders import AttemptFolders
 from app.executor.nodes.trouble import TROUBLE, log_trouble, rest_seconds
-from app.executor.output.projections import Projections
+from app.executor.nodes.wakeup_fifo import listening
+from app.executor.supervisor import client
+from app.executor.supervisor.client import AttemptPhase, ExitRecord, LaunchSpec, Observation
+from app.executor.supervisor.program import clock_since_boot, end_strays, fault_point
 from app.store import claims, leases, nodes
 from app.store import jobs as store
 from app.store.claims import Offer
@@ -297,7 +297,7 @@ class NodeAgent:
                 await self._launch(claim)
             case Step.ADOPT:
                 logger.warning("supervisor_died", extra=_ids(claim))
-                await self._start(claim, supervision.adopt)
+                await self._start(claim, client.adopt)
             case Step.MARK_RUNNING:
                 await self._mark_running(claim)
             case Step.STOP:
@@ -313,7 +313,7 @@ class NodeAgent:
         rest = self._rests.get(claim.attempt.id)
         if claim.attempt.id in self._settling or (rest is not None and self._monotonic() < rest.until):
             return Step.WAIT
-        observation = supervision.observe(self._folders.of(claim.attempt.id))
+        observation = client.observe(self._folders.of(claim.attempt.id))
         self._notice_silence(claim, observation)
         start = self._started.get(claim.attempt.id)
         if start is not None and (observation.supervised or observation.phase is not start.phase):
@@ -341,7 +341,7 @@ class NodeAgent:
             spec = await self._launcher.resolve(claim)
             fault_point("before-spec")
             with disk_trouble():
-                await asyncio.to_thread(supervision.prepare, self._folders.of(claim.attempt.id), spec)
+                await asyncio.to_thread(client.prepare, self._folders.of(claim.attempt.id), spec)
         except LaunchError as error:
             logger.warning("launch_refused", extra=_ids(claim) | {"reason": error.reason, **error.params})
             end = End(status=JobStatus.FAILED, reason=error.reason, params=error.params)
@@ -350,13 +350,13 @@ class NodeAgent:
         fault_point("after-spec")
         if clock_since_boot() - self._heard_at > SURE_SECONDS:
             return  # this process stood still: the job may be another node's by now; the next round looks
-        await self._start(claim, supervision.start)
+        await self._start(claim, client.start)
         fault_point("supervisor-asked")
 
     async def _end_unstarted(self, claim: Claim) -> None:
         folder = self._folders.of(claim.attempt.id)
         if folder.exists():  # a supervisor that is late must find the wish, not only an ended row
-            await asyncio.to_thread(supervision.request_stop, folder, EndReason.CANCELLED)
+            await asyncio.to_thread(client.request_stop, folder, EndReason.CANCELLED)
         end = End(status=JobStatus.CANCELLED, reason=EndReason.CANCELLED, params={})
         await self._end_unlaunched(claim, end, final=True)
 
@@ -376,7 +376,7 @@ class NodeAgent:
 
     async def _start(self, claim: Claim, start: Callable[[Path], None]) -> None:
         folder = self._folders.of(claim.attempt.id)
-        phase = supervision.observe(folder).phase
+        phase = client.observe(folder).phase
         await asyncio.to_thread(start, folder)
         self._started[claim.attempt.id] = _Start(phase=phase, until=self._monotonic() + STARTING_SECONDS)
 
@@ -385,7 +385,7 @@ class NodeAgent:
             await store.mark_running(session, claim, now=await database_now(session))
         fault_point("running")
         await self._refresh(claim)
-        process = supervision.observe(self._folders.of(claim.attempt.id)).process
+        process = client.observe(self._folders.of(claim.attempt.id)).process
         if process is not None:
             await self._launcher.launched(claim, process.pid)
         logger.info("job_running", extra=_ids(claim))
@@ -394,7 +394,7 @@ class NodeAgent:
         # the file first: after a crash in between, the next round writes the status
         wished = claim.job.cancel_requested_at is not None
         reason = EndReason.CANCELLED if wished else self._limits.overdue(claim) or EndReason.CANCELLED
-        await asyncio.to_thread(supervision.request_stop, self._folders.of(claim.attempt.id), reason)
+        await asyncio.to_thread(client.request_stop, self._folders.of(claim.attempt.id), reason)
         fault_point("stop-asked")
         if claim.job.status is not JobStatus.STOPPING:
             async with self._database.writing() as session:
@@ -404,7 +404,7 @@ class NodeAgent:
             logger.info("job_stopping", extra=_ids(claim))
 
     async def _settle(self, claim: Claim) -> None:
-        exit_record = supervision.observe(self._folders.of(claim.attempt.id)).exit
+        exit_record = client.observe(self._folders.of(claim.attempt.id)).exit
         assert exit_record is not None
         if claim.job.status is JobStatus.LAUNCHING and exit_record.started_at is not None:
             await self._mark_running(claim)  # it came and went between two looks
@@ -474,7 +474,7 @@ class NodeAgent:
         self._last_quarantine_look = self._monotonic()
         async with self._database.reading() as session:
             suspects = await leases.quarantined_attempts(session, self._node_id)
-        gone = [one for one in suspects if not await asyncio.to_thread(supervision.has_processes, one)]
+        gone = [one for one in suspects if not await asyncio.to_thread(client.has_processes, one)]
         if gone:
             async with self._database.writing() as session:
                 await leases.release_proven(session, gone, now=await database_now(session))

@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Final
 
-from app.executor.attempts import supervision
-from app.executor.attempts.supervision import AttemptIsSupervised, AttemptPhase
 from app.executor.nodes.trouble import TROUBLE
+from app.executor.supervisor import client
+from app.executor.supervisor.client import AttemptIsSupervised, AttemptPhase
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +54,9 @@ class AttemptFolders:
         if self._monotonic() - self._looked_at < LOOK_SECONDS and not self._orphans:
             return
         self._looked_at = self._monotonic()
-        await asyncio.to_thread(supervision.finish_removals, self._root)
+        await asyncio.to_thread(client.finish_removals, self._root)
         orphans: set[str] = set()
-        for folder in await asyncio.to_thread(supervision.list_attempts, self._root):
+        for folder in await asyncio.to_thread(client.list_attempts, self._root):
             if folder.name in known:
                 continue
             try:
@@ -73,7 +73,7 @@ class AttemptFolders:
         deadline = self._monotonic() + REMOVAL_SECONDS
         while True:
             try:
-                await asyncio.to_thread(supervision.remove, self.of(attempt_id))
+                await asyncio.to_thread(client.remove, self.of(attempt_id))
             except AttemptIsSupervised:
                 if self._monotonic() > deadline:
                     return
@@ -86,7 +86,7 @@ class AttemptFolders:
 
     async def _clear(self, folder: Path) -> bool:
         """Remove the folder of an attempt that has ended, else see to its end. False: something of it may run."""
-        observation = supervision.observe(folder)
+        observation = client.observe(folder)
         begun = observation.supervised or observation.phase in (AttemptPhase.STARTED, AttemptPhase.RUNNING)
         if observation.exit is not None or not begun:
             await self._follow_up(folder.name)
@@ -94,7 +94,7 @@ class AttemptFolders:
             return True
         if not (observation.supervised and observation.stopping):
             logger.warning("orphan_stopped", extra={"attempt": folder.name})
-            await asyncio.to_thread(supervision.request_stop, folder, "orphan")
+            await asyncio.to_thread(client.request_stop, folder, "orphan")
             if not observation.supervised:  # its supervisor died, the script may live
-                await asyncio.to_thread(supervision.adopt, folder)
+                await asyncio.to_thread(client.adopt, folder)
         return False

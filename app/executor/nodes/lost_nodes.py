@@ -12,7 +12,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import EndReason, JobStatus
 from app.domain.errors import Conflict, Invalid
-from app.executor.jobs.retrying import decide_on
+from app.executor.attempts.retrying import decide_on
 from app.store import jobs as store
 from app.store.clock import database_now
 from app.store.jobs import Claim, End

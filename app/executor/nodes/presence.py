@@ -31,10 +31,10 @@ from app.executor.environments.environment_cleaning import EnvironmentCleaning
 from app.executor.environments.environments import BASE, mark_used
 from app.executor.environments.local_environments import LocalEnvironments, Look
 from app.executor.environments.method_probing import MethodProbing
-from app.executor.jobs.snapshot import EnvironmentBuild, Snapshot
 from app.executor.nodes.disk_guard import DiskGuard
 from app.executor.nodes.inventory import Hardware, machine
 from app.executor.nodes.joining import require_join_token
+from app.executor.runs.job_spec import EnvironmentBuild, Snapshot
 from app.registry.nodes import living_nodes
 from app.store import jobs as store
 from app.store import nodes

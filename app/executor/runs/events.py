@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.executor.attempts.run_folder import RunFolder
+from app.executor.runs.run_folder import RunFolder
 
 MAX_LINE_BYTES = 1024 * 1024
 READ_BYTES = 4 * 1024 * 1024

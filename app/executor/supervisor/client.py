@@ -1,6 +1,6 @@
 """The worker's view of an attempt: write what to run, start or adopt its supervisor, look at what the files say.
 
-One folder per attempt on the node's local disk (`supervisor.py` describes its files). Every function is a few file
+One folder per attempt on the node's local disk (`program.py` describes its files). Every function is a few file
 operations; none waits for the stage. A folder's command runs at most once: `start` may be called again and
 again, by anybody, and only the first has an effect.
 """
@@ -19,8 +19,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from app.executor.attempts import supervisor
-from app.executor.attempts.supervisor import fault_point
+from app.executor.supervisor import program
+from app.executor.supervisor.program import fault_point
 
 # What an interpreter may need to start at all, and where a test wants it to die; the stage's own environment stands in
 # `spec.json`.
@@ -131,12 +131,12 @@ def prepare(folder: Path, spec: LaunchSpec) -> None:
 
 def start(folder: Path) -> None:
     """Start a detached supervisor that runs the prepared attempt; it does nothing if one did before."""
-    _spawn(str(folder), log=folder / "supervisor.log")
+    _spawn(str(folder), log=folder / "program.log")
 
 
 def adopt(folder: Path) -> None:
     """Start a detached supervisor for an attempt whose own one died. This never starts the stage."""
-    _spawn(str(folder), "--adopt", log=folder / "supervisor.log")
+    _spawn(str(folder), "--adopt", log=folder / "program.log")
 
 
 def request_stop(folder: Path, reason: str) -> None:
@@ -181,9 +181,9 @@ def observe(folder: Path) -> Observation:
 
 def has_processes(attempt_id: str) -> bool:
     """Say whether a process of the attempt lives, wherever it went: its environment names the attempt."""
-    table = supervisor.process_table()
+    table = program.process_table()
     candidates = {pid for pid, row in table.items() if not row.zombie}
-    return bool(supervisor.processes_with(f"DEEPE_ATTEMPT={attempt_id}", candidates=candidates))
+    return bool(program.processes_with(f"DEEPE_ATTEMPT={attempt_id}", candidates=candidates))
 
 
 def list_attempts(root: Path) -> Sequence[Path]:
@@ -215,7 +215,7 @@ def remove(folder: Path) -> None:
 
 def _spawn(*arguments: str, log: Path) -> None:
     """Start the supervisor in its own session and leave it to init, so that we keep neither a child nor a zombie."""
-    command = [sys.executable, "-I", "-S", supervisor.__file__, *arguments]
+    command = [sys.executable, "-I", "-S", program.__file__, *arguments]
     environment = {name: os.environ[name] for name in _SUPERVISOR_VARIABLES if name in os.environ}
     with log.open("ab") as said:
         subprocess.run(
@@ -246,13 +246,13 @@ def _is_locked(path: Path) -> bool:
 
 
 def _age(beat: Mapping[str, Any], boot_id: str | None) -> float | None:
-    if "boot" not in beat or boot_id != supervisor.boot_id():
+    if "boot" not in beat or boot_id != program.boot_id():
         return None
-    return max(0.0, supervisor.clock_since_boot() - float(beat["boot"]))
+    return max(0.0, program.clock_since_boot() - float(beat["boot"]))
 
 
 def _running_seconds(state: Mapping[str, Any]) -> float | None:
-    if "pid" not in state or "started_monotonic" not in state or state.get("boot_id") != supervisor.boot_id():
+    if "pid" not in state or "started_monotonic" not in state or state.get("boot_id") != program.boot_id():
         return None
     return max(0.0, time.monotonic() - float(state["started_monotonic"]))
 
@@ -281,4 +281,4 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _write_atomically(folder: Path, name: str, record: Mapping[str, Any]) -> None:
-    supervisor.Folder(str(folder)).write(name, dict(record))
+    program.Folder(str(folder)).write(name, dict(record))

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from app.executor.attempts.run_folder import RunFolder
-from app.executor.output.stage_events import EvaluationEvent, MetricsEvent, RunEvents
+from app.executor.runs.events import EvaluationEvent, MetricsEvent, RunEvents
+from app.executor.runs.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Own one stage process from its first instruction to the proof that nothing of it is left.
 
-    python -I -S supervisor.py FOLDER [--adopt]
+    python -I -S program.py FOLDER [--adopt]
 
 A program of its own: standard library only, one per attempt folder, started detached, so that a stage outlives the
 worker, the API and Redis. Everything it knows stands in files of the folder, each either absent or complete:

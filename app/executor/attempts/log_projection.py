@@ -20,7 +20,7 @@ from time import time
 from typing import Any
 
 from app.executor.attempts.classification import LOG_DATA, TRAINING_FAILED, failure_text
-from app.executor.output.stage_events import (
+from app.executor.runs.events import (
     MetricsEvent,
     ProgressEvent,
     RecordEvent,

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 
-from app.executor.output.stage_events import ProgressEvent
+from app.executor.runs.events import ProgressEvent
 
 _WINDOW = 60
 # an interval is a break (suspended machine, clock set forward) when it is both long and far out of line

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from app.executor.attempts.run_folder import RunFolder
-from app.executor.output.stage_events import MetricsEvent, RunEvents
+from app.executor.runs.events import MetricsEvent, RunEvents
+from app.executor.runs.run_folder import RunFolder
 
 
 class Point(NamedTuple):

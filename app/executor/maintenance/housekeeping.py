@@ -16,8 +16,8 @@ from uuid import uuid4
 
 from app.domain.errors import Conflict
 from app.domain.retention import Leftover, Retention, too_old
-from app.executor.upkeep import leftovers
-from app.executor.upkeep.background import Stopping, keep_doing
+from app.executor.maintenance import leftovers
+from app.executor.maintenance.background import Stopping, keep_doing
 from app.store import housekeeping as store
 from app.store.clock import database_now
 from app.store.home import Home

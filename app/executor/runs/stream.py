@@ -14,10 +14,7 @@ from typing import Any, Final
 from app.domain.enums import EndReason, JobStatus
 from app.domain.errors import Invalid
 from app.domain.transitions import TERMINAL
-from app.executor.attempts.run_folder import RunFolder
-from app.executor.output.output import CHUNK_BYTES, read_chunk
-from app.executor.output.progress import ProgressEstimator
-from app.executor.output.stage_events import (
+from app.executor.runs.events import (
     EvaluationEvent,
     EventPosition,
     MetricsEvent,
@@ -26,6 +23,9 @@ from app.executor.output.stage_events import (
     RunEvents,
     StageEvent,
 )
+from app.executor.runs.log_file import CHUNK_BYTES, read_chunk
+from app.executor.runs.progress import ProgressEstimator
+from app.executor.runs.run_folder import RunFolder
 from app.store import jobs as store
 from app.store.home import Home
 from app.store.session import Database

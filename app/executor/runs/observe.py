@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 
-from app.executor.attempts.run_folder import RunFolder
-from app.executor.output.evaluations import Evaluation, paired_evaluations
-from app.executor.output.metrics import MetricSeries, Point
-from app.executor.output.progress import Progress, ProgressEstimator
-from app.executor.output.stage_events import EvaluationEvent, NoteEvent, ProgressEvent, RunEvents
+from app.executor.runs.evaluations import Evaluation, paired_evaluations
+from app.executor.runs.events import EvaluationEvent, NoteEvent, ProgressEvent, RunEvents
+from app.executor.runs.metrics import MetricSeries, Point
+from app.executor.runs.progress import Progress, ProgressEstimator
+from app.executor.runs.run_folder import RunFolder
 from app.store.home import Home
 
 KEPT_JOBS = 64

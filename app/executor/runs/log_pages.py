@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.executor.output.output import CHUNK_BYTES, TAIL_BYTES, collapse_carriage_returns, read_chunk
+from app.executor.runs.log_file import CHUNK_BYTES, TAIL_BYTES, collapse_carriage_returns, read_chunk
 
 MAX_PAGE_BYTES = 1024 * 1024
 _BLOCK_BYTES = 64 * 1024

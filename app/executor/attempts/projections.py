@@ -5,8 +5,8 @@ import logging
 from collections.abc import Iterable
 
 from app.domain.enums import JobKind
-from app.executor.attempts.run_folder import RunFolder
-from app.executor.output.log_projection import LogProjector
+from app.executor.attempts.log_projection import LogProjector
+from app.executor.runs.run_folder import RunFolder
 from app.store.home import Home
 from app.store.jobs import Claim
 

@@ -1,1 +1,0 @@
-"""What a stage says: its log, events, curves, streams."""

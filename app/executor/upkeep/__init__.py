@@ -1,1 +1,0 @@
-"""What API processes do beside answering: webhooks sent, old things removed."""
