@@ -1,6 +1,7 @@
 """`deepe doctor`: what is missing on this machine, and how to get it."""
 
 import asyncio
+import importlib
 import importlib.util
 import os
 import platform
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 GIB: Final = 1024**3
 COMFORTABLE_DISK: Final = 10 * GIB
 OLDEST_PYTHON: Final = (3, 11)
+SERVICE_MODULES: Final = ("uvicorn", "app.main", "app.worker")
 CONDA_FAMILY: Final = ("conda", "mamba", "micromamba")
 _PATIENCE_SECONDS = 10.0
 
@@ -93,6 +95,17 @@ def python(_settings: "Settings") -> Finding:
     if sys.version_info < OLDEST_PYTHON:
         return Finding("Python", Verdict.FAIL, version, "Install Python 3.11 or newer and make a new environment.")
     return Finding("Python", Verdict.OK, f"{version} ({sys.executable})")
+
+
+def packages(_settings: "Settings") -> Finding:
+    """Import what the API and the worker import: a package that is missing or broken is found before they start."""
+    for module in SERVICE_MODULES:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            advice = "Install the service again into this Python environment, with all of its dependencies."
+            return Finding("packages", Verdict.FAIL, f"{module} cannot be imported: {error}", advice)
+    return Finding("packages", Verdict.OK, "the API and the worker can be imported")
 
 
 def home(settings: "Settings") -> Finding:
@@ -232,6 +245,7 @@ def variables(_settings: "Settings") -> Finding:
 
 CHECKS: Final[dict[str, Check]] = {
     "Python": python,
+    "packages": packages,
     "home": home,
     "settings": variables,
     "database": database,

@@ -96,6 +96,18 @@ class TestDoctor:
         assert "DEEPE_MIN_FREE_BYTES" in result.stdout
         assert "disk" in result.stderr
 
+    def test_says_which_package_the_worker_lacks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "arq.py").write_text("import arqs_own_dependency\n")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+        command = [sys.executable, "-P", "-m", "app.cli", "doctor", "--json"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+
+        found = next(finding for finding in json.loads(result.stdout) if finding["name"] == "packages")
+        assert result.returncode == 1
+        assert found["verdict"] == "fail"
+        assert "arqs_own_dependency" in found["detail"]
+
     def test_proposes_a_name_for_a_variable_that_nothing_reads(
         self, runner: CliRunner, monkeypatch: pytest.MonkeyPatch
     ) -> None:
