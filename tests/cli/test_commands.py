@@ -170,7 +170,7 @@ class TestService:
 
         document = json.loads(runner.invoke(app, ["settings", "--json"]).stdout)
 
-        assert document["unknown"] == {}
+        assert "DEEPE_URL" not in document["unknown"]
         assert {row["name"]: row["current"] for row in document["settings"]}["DEEPE_URL"] == "http://127.0.0.1:9"
 
     def test_starts_without_the_heavy_libraries(self) -> None:
