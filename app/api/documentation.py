@@ -26,7 +26,7 @@ from app.api.errors import (
     UnsupportedMediaType,
     problem_responses,
 )
-from app.api.guards import BodyTooLarge, ForeignClient, ForeignHost, ForeignOrigin, TokenMissing, TokenWrong
+from app.api.guards import BodyTooLarge, ForeignClient, ForeignHost, ForeignOrigin, ThroughProxy, TokenMissing, TokenWrong
 from app.api.headers import IDEMPOTENCY_KEY, IF_MATCH
 from app.api.idempotency import IdempotencyKeyReused, InvalidIdempotencyKey
 from app.api.pagination import InvalidCursor, InvalidSort
@@ -129,7 +129,7 @@ def _with_plain_names(document: dict[str, Any]) -> dict[str, Any]:
 
 def _document_errors(operation: dict[str, Any], *, path: str, method: str) -> None:
     """Add the errors that the guards and the foundation give, beside those that the route names itself."""
-    errors: list[type[AppError]] = [InternalError, ForeignHost, ForeignOrigin, ForeignClient]
+    errors: list[type[AppError]] = [InternalError, ForeignHost, ForeignOrigin, ForeignClient, ThroughProxy]
     if path.startswith("/api/"):
         errors += [TokenMissing, TokenWrong, DatabaseUnavailable, DatabaseBusy]
     if method in {"post", "put", "patch"}:

@@ -27,6 +27,9 @@ from app.observability import ACCESS_LOGGER, request_id
 access_logger = logging.getLogger(ACCESS_LOGGER)
 
 JSON_METHODS: Final = frozenset({"POST", "PUT", "PATCH"})
+# what a proxy adds to the requests that it passes on
+_PROXY_HEADERS: Final = frozenset({"forwarded", "via", "x-real-ip"})
+_PROXY_PREFIX: Final = "x-forwarded-"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 METRICS_PATH: Final = "/metrics"
 _QUIET_PATHS = frozenset({"/healthz", "/readyz", METRICS_PATH})
@@ -62,6 +65,12 @@ class ForeignClient(NotAllowed):
     code = "foreign_client"
 
 
+class ThroughProxy(NotAllowed):
+    """Without a token: a proxy passed the request on, so its caller may be on any machine."""
+
+    code = "through_proxy"
+
+
 class BodyTooLarge(TooLarge):
     """The body is over the limit of its address."""
 
@@ -85,7 +94,7 @@ class RawUpload:
 
 @dataclass(frozen=True)
 class AccessPolicy:
-    """Who may call. With a token: who has it. Without: this machine, and no web page of another origin."""
+    """Who may call. With a token: who has it. Without: this machine, no proxy on it, and no web page of another origin."""
 
     token: str | None = None
     allowed_hosts: Sequence[str] = ()
@@ -184,6 +193,9 @@ class AccessMiddleware:
         client = scope.get("client")
         if client is not None and not is_loopback(client[0]):
             raise ForeignClient(address=client[0])
+        proxied = next((header for header in headers if _is_of_proxy(header)), None)
+        if proxied is not None:
+            raise ThroughProxy(header=proxied)
 
     def _is_own_origin(self, origin: str, host: str) -> bool:
         if origin.lower() in self._policy.allowed_origins:
@@ -237,6 +249,10 @@ class BodyMiddleware:
             if upload.method == scope["method"] and upload.pattern.fullmatch(scope["path"])
         )
         return next(matching, None)
+
+
+def _is_of_proxy(header: str) -> bool:
+    return header in _PROXY_HEADERS or header.startswith(_PROXY_PREFIX)
 
 
 def host_name(host: str) -> str | None:

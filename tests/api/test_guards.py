@@ -116,6 +116,21 @@ class TestHostWithoutToken:
         assert (response.status_code, response.json()["code"]) == (403, "foreign_client")
 
     @pytest.mark.parametrize(
+        "header", ["Forwarded", "Via", "X-Real-IP", "X-Forwarded-For", "x-forwarded-host", "X-FORWARDED-PROTO"]
+    )
+    @pytest.mark.parametrize("value", ["127.0.0.1", "for=8.8.8.8", ""])
+    async def test_returns_403_for_a_request_that_a_proxy_passed_on(self, header: str, value: str) -> None:
+        response = await get(headers={header: value})
+
+        assert (response.status_code, response.json()["code"]) == (403, "through_proxy")
+        assert header.lower() in response.json()["detail"]
+
+    async def test_with_token_a_proxy_may_pass_requests_on(self) -> None:
+        headers = {"Authorization": f"Bearer {TOKEN}", "X-Forwarded-For": "203.0.113.9", "Via": "1.1 nginx"}
+
+        assert (await get(access={"token": TOKEN}, headers=headers)).status_code == 200
+
+    @pytest.mark.parametrize(
         ("header", "name"),
         [
             ("a:1", "a"),
