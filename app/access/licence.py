@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from app.domain.errors import Conflict, Invalid
+from app.store.home import make_private_folder
 
 PRODUCT: Final = "deepextension"
 METHODS_WRITE: Final = "methods:write"
@@ -202,13 +203,15 @@ def licence_path(home: Path) -> Path:
 def install(text: str, path: Path, *, public_key: Ed25519PublicKey, now: datetime) -> Licence:
     """Verify `text` and put it at `path` in one step; a licence that does not count replaces nothing."""
     licence = verify(text, public_key, now)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private_folder(path.parent)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fchmod(descriptor, 0o644)  # no secret; the service may run as another user
+            if os.geteuid() == 0:  # the service that is to read it may run as the home's owner
+                owner = path.parent.stat()
+                os.fchown(descriptor, owner.st_uid, owner.st_gid)
             os.fsync(file.fileno())
         Path(temporary).replace(path)
     except BaseException:

@@ -26,7 +26,15 @@ from app.api.errors import (
     UnsupportedMediaType,
     problem_responses,
 )
-from app.api.guards import BodyTooLarge, ForeignClient, ForeignHost, ForeignOrigin, ThroughProxy, TokenMissing, TokenWrong
+from app.api.guards import (
+    BodyTooLarge,
+    ForeignClient,
+    ForeignHost,
+    ForeignOrigin,
+    ThroughProxy,
+    TokenMissing,
+    TokenWrong,
+)
 from app.api.headers import IDEMPOTENCY_KEY, IF_MATCH
 from app.api.idempotency import IdempotencyKeyReused, InvalidIdempotencyKey
 from app.api.pagination import InvalidCursor, InvalidSort

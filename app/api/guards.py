@@ -94,7 +94,7 @@ class RawUpload:
 
 @dataclass(frozen=True)
 class AccessPolicy:
-    """Who may call. With a token: who has it. Without: this machine, no proxy on it, and no web page of another origin."""
+    """Who may call. With a token: who has it. Without: this machine, but no proxy and no foreign web page."""
 
     token: str | None = None
     allowed_hosts: Sequence[str] = ()

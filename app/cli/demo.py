@@ -109,9 +109,10 @@ def _run(manifests: "list[PresetManifest]", settings: "Settings", *, no_redis: b
     from app.cli.embedded import EmbeddedOptions, EmbeddedService
     from app.cli.output import console
     from app.cli.private_redis import NO_REDIS, choices
+    from app.store.home import make_private_folder
 
     times, screen = Times(), console()
-    settings.home.mkdir(parents=True, exist_ok=True)
+    make_private_folder(settings.home)
     with borrowed_licence(settings, say=say) as environment:
         configured = settings.redis_url.get_secret_value() if settings.redis_url else None
         options = EmbeddedOptions(

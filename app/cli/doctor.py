@@ -6,6 +6,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -118,6 +119,36 @@ def home(settings: "Settings") -> Finding:
         return Finding("home", Verdict.FAIL, f"{folder}: {error.strerror}", advice)
     detail = "is writable" if folder == settings.home else "will be made at the first start"
     return Finding("home", Verdict.OK, f"{settings.home} {detail}")
+
+
+def privacy(settings: "Settings") -> Finding:
+    """Say who else on this machine can read what the service keeps."""
+    from sqlalchemy.engine import make_url
+
+    from app.store.home import is_open_to_others
+
+    if not settings.home.is_dir():
+        return Finding("privacy", Verdict.OK, "the home will be made for you alone (0700)")
+    if is_open_to_others(settings.home):
+        detail = f"other accounts can look into {settings.home} (mode {_mode(settings.home)})"
+        advice = f"Run: chmod o-rwx {settings.home}; leave it only if another service has to read there."
+        return Finding("privacy", Verdict.WARN, detail, advice)
+    url = make_url(settings.database_url)
+    elsewhere = [
+        settings.node_home,
+        *([Path(url.database)] if url.get_backend_name() == "sqlite" and url.database else []),
+    ]
+    exposed = [
+        str(path)
+        for path in elsewhere
+        if not path.is_relative_to(settings.home) and path.exists() and is_open_to_others(path)
+    ]
+    if exposed:
+        names = " ".join(exposed)
+        return Finding("privacy", Verdict.WARN, f"other accounts can read {names}", f"Run: chmod o-rwx {names}")
+    group = settings.home.stat().st_mode & 0o070
+    who = f"your account and its group only (mode {_mode(settings.home)})" if group else "your account only"
+    return Finding("privacy", Verdict.OK, f"what the service keeps is for {who}")
 
 
 def database(settings: "Settings") -> Finding:
@@ -247,6 +278,7 @@ CHECKS: Final[dict[str, Check]] = {
     "Python": python,
     "packages": packages,
     "home": home,
+    "privacy": privacy,
     "settings": variables,
     "database": database,
     "Redis": redis,
@@ -257,6 +289,10 @@ CHECKS: Final[dict[str, Check]] = {
     "port": port,
     "licence": licence,
 }
+
+
+def _mode(path: Path) -> str:
+    return f"{stat.S_IMODE(path.stat().st_mode):04o}"
 
 
 def _memory(mib: int | None) -> str:

@@ -21,6 +21,7 @@ from app.cli.home_lock import HomeLock
 from app.cli.ports import any_free, is_free, next_free
 from app.cli.private_redis import NO_REDIS, RedisChoice, RedisKind
 from app.cli.processes import Guardian, ManagedProcess, ProcessSpec, Say, describe_exit
+from app.store.home import make_private_folder
 
 if TYPE_CHECKING:
     from app.settings import Settings
@@ -86,13 +87,13 @@ class EmbeddedService:
 
     def start(self, *, timeout: float = READY_SECONDS) -> str:
         """Bring everything up and return the URL; on failure nothing stays behind."""
-        self._settings.home.mkdir(parents=True, exist_ok=True)
+        make_private_folder(self._settings.home)
         self._lock.take(command=self._options.command)
         try:
             self.port = self._listening_port()
             self._guardian = Guardian(hold=self._lock.descriptor)
             if self._options.log_folder is not None:
-                self._options.log_folder.mkdir(parents=True, exist_ok=True)
+                make_private_folder(self._options.log_folder)
             environment = self._environment(redis_url=self._start_redis())
             api = self._child("api", self._python("serve"), environment)
             worker = self._child("worker", self._python("worker"), environment)

@@ -85,9 +85,10 @@ def migrate(
     import asyncio
 
     from app.cli.output import print_json
+    from app.store.home import make_private_folder
 
     settings = load()
-    settings.home.mkdir(parents=True, exist_ok=True)
+    make_private_folder(settings.home)
     asyncio.run(_migrate(settings))
     if as_json:
         print_json({"database": settings.database_url.partition("+")[0], "up_to_date": True})

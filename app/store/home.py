@@ -1,8 +1,19 @@
-"""The folders of `DEEPE_HOME` (shared between nodes) and of `DEEPE_NODE_HOME` (local disk of one node)."""
+"""The folders of `DEEPE_HOME` (shared between nodes) and of `DEEPE_NODE_HOME` (local disk of one node).
 
+A home that the service makes is closed to other accounts (0700). One that exists keeps its mode: a group or another
+service may share it on purpose, and `deepe doctor` says so. Files with secrets are closed in either case.
+"""
+
+import contextlib
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
+PRIVATE_FOLDER: Final = 0o700
+PRIVATE_FILE: Final = 0o600
+_BESIDE_SQLITE: Final = ("", "-wal", "-shm", "-journal")
 FOLDERS = ("scripts", "models", "datasets", "runs", "versions", "logs", "images", "multimodal", "knowledgeBase")
 
 
@@ -79,8 +90,11 @@ class Home:
 
     def create(self) -> None:
         """Make all folders; helpers of user scripts write to `../logs` without creating it."""
+        make_private_folder(self.root)
         for name in FOLDERS:
             (self.root / name).mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # there is none, or it is another account's to change
+            close_to_others(self.licence)
 
 
 @dataclass(frozen=True)
@@ -109,6 +123,39 @@ class NodeHome:
 
     def create(self) -> None:
         """Make all folders; only the owner may read them, specs hold the scripts' environment."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        make_private_folder(self.root)
         for folder in (self.attempts, self.environments):
-            folder.mkdir(mode=0o700, exist_ok=True)
+            folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+
+
+def make_private_folder(folder: Path) -> None:
+    """Make `folder` for its owner alone, whatever the umask; one that exists keeps its mode."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=PRIVATE_FOLDER)
+
+
+def keep_sqlite_private(database: Path) -> None:
+    """Make the database's file before SQLite does, with `PRIVATE_FILE`, and close it and its neighbours to others.
+
+    SQLite gives `-wal`, `-shm` and `-journal` the mode of the database. SQLite itself tells trouble with the disk.
+    """
+    with contextlib.suppress(OSError):
+        os.close(os.open(database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE))
+    for suffix in _BESIDE_SQLITE:
+        with contextlib.suppress(OSError):
+            close_to_others(database.with_name(database.name + suffix))
+
+
+def close_to_others(path: Path) -> None:
+    """Take from `path` the rights of other accounts. A group that may write keeps its own: somebody gave them."""
+    mode = stat.S_IMODE(path.stat().st_mode)
+    group = mode & stat.S_IRWXG if mode & stat.S_IWGRP else 0
+    closed = mode & stat.S_IRWXU | group
+    if closed != mode:
+        path.chmod(closed)
+
+
+def is_open_to_others(path: Path) -> bool:
+    """Say whether accounts outside of the owner and the group have any right on `path`."""
+    return bool(path.stat().st_mode & stat.S_IRWXO)

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,6 +17,8 @@ from sqlalchemy import event
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.store.home import keep_sqlite_private
 
 BUSY_TIMEOUT_MS = 10_000
 SILENT_AFTER_SECONDS = 30.0  # a Postgres that does not answer (network, failover) is asked anew on another connection
@@ -99,9 +102,16 @@ def _create_engine(url: str, *, pool_size: int, silent_after: float | None) -> A
             connect_args={"server_settings": _POSTGRES, "timeout": 10, "command_timeout": silent_after},
         )
     engine = create_async_engine(url, pool_size=pool_size, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
+    event.listen(engine.sync_engine, "do_connect", _keep_private)
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine
+
+
+def _keep_private(_dialect: Any, _record: Any, arguments: list[Any], _parameters: Any) -> None:
+    # what is read through a descriptor from before the mode was set stays readable, so it is set first
+    if not str(arguments[0]).startswith((":memory:", "file:")):
+        keep_sqlite_private(Path(arguments[0]))
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -1,5 +1,6 @@
 import base64
 import json
+import os
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -196,6 +197,16 @@ class TestInstall:
         assert licence.id == "L-1"
         assert read_file(path) == TEXT
         assert [entry.name for entry in path.parent.iterdir()] == ["license.json"]
+
+    def test_file_is_for_the_owner_of_the_home_alone(self, tmp_path: Path) -> None:
+        path = licence_path(tmp_path)
+        if os.geteuid() == 0:  # an administrator installs it for a service that runs as another account
+            os.chown(tmp_path, 65534, 65534)
+
+        install(TEXT, path, public_key=KEY.public_key(), now=NOW)
+
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert path.stat().st_uid == tmp_path.stat().st_uid
 
     @pytest.mark.parametrize("text", ["", with_payload(licensee="me")], ids=["empty", "forged"])
     def test_licence_that_does_not_count_replaces_nothing(self, tmp_path: Path, text: str) -> None:

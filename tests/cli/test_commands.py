@@ -124,6 +124,33 @@ class TestDoctor:
 
         assert finding.verdict is Verdict.WARN
 
+    @pytest.mark.parametrize(
+        ("mode", "verdict", "detail"),
+        [
+            (0o700, Verdict.OK, "your account only"),
+            (0o770, Verdict.OK, "its group"),
+            (0o755, Verdict.WARN, "mode 0755"),
+        ],
+    )
+    def test_says_who_can_read_the_home(self, tmp_path: Path, mode: int, verdict: Verdict, detail: str) -> None:
+        tmp_path.chmod(mode)
+
+        findings = {finding.name: finding for finding in examine(load_settings(home=tmp_path))}
+
+        assert findings["privacy"].verdict is verdict
+        assert detail in findings["privacy"].detail
+
+    def test_says_that_a_database_elsewhere_can_be_read(self, tmp_path: Path) -> None:
+        home, file = tmp_path / "home", tmp_path / "elsewhere.db"
+        home.mkdir(mode=0o700)
+        file.touch(mode=0o644)
+
+        settings = load_settings(home=home, database_url=f"sqlite:///{file}")
+        findings = {finding.name: finding for finding in examine(settings)}
+
+        assert findings["privacy"].verdict is Verdict.WARN
+        assert str(file) in findings["privacy"].advice
+
     def test_goes_on_after_a_check_that_broke(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def broken(_settings: Settings) -> Finding:
             raise RuntimeError("oh")
