@@ -165,7 +165,7 @@ def database(settings: "Settings") -> Finding:
 
 
 def redis(settings: "Settings") -> Finding:
-    from app.cli.private_redis import RedisKind, choices
+    from app.cli.private_redis import HOST, RedisKind, choices, socket_path
 
     choice = next(choices(settings.redis_url.get_secret_value() if settings.redis_url else None))
     if choice.kind is RedisKind.NONE:
@@ -179,7 +179,10 @@ def redis(settings: "Settings") -> Finding:
                 "Start that server or correct DEEPE_REDIS_URL; meanwhile the service works without it, more slowly."
             )
             return Finding("Redis", Verdict.WARN, f"{choice.describe()}: {type(error).__name__}", advice)
-    return Finding("Redis", Verdict.OK, choice.describe())
+        return Finding("Redis", Verdict.OK, choice.describe())
+    way = "a Unix socket in the home" if socket_path(settings.home / "redis") else f"{HOST} with a password"
+    detail = f"{choice.describe()}; the service connects by {way}, other accounts reach status keys of scripts only"
+    return Finding("Redis", Verdict.OK, detail)
 
 
 def environments(settings: "Settings") -> Finding:

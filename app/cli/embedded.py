@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from app.cli import private_redis
 from app.cli.exits import CliFailure
 from app.cli.home_lock import HomeLock
 from app.cli.ports import any_free, is_free, next_free
-from app.cli.private_redis import NO_REDIS, RedisChoice, RedisKind
+from app.cli.private_redis import NO_REDIS, PrivateRedis, RedisChoice
 from app.cli.processes import Guardian, ManagedProcess, ProcessSpec, Say, describe_exit
 from app.store.home import make_private_folder
 
@@ -94,7 +93,7 @@ class EmbeddedService:
             self._guardian = Guardian(hold=self._lock.descriptor)
             if self._options.log_folder is not None:
                 make_private_folder(self._options.log_folder)
-            environment = self._environment(redis_url=self._start_redis())
+            environment = self._environment(redis=self._start_redis())
             api = self._child("api", self._python("serve"), environment)
             worker = self._child("worker", self._python("worker"), environment)
             api.start()
@@ -128,36 +127,37 @@ class EmbeddedService:
             raise PortTaken(host, port)
         return port
 
-    def _start_redis(self) -> str | None:
-        """Start the first Redis that works; return its URL, None when there is none."""
+    def _start_redis(self) -> dict[str, str]:
+        """Start the first Redis that works; return the variables by which the children find it."""
         for choice in self._options.redis:
-            url = choice.url if choice.executable is None else self._try_private_redis(choice.executable)
-            if url is not None or choice.kind is RedisKind.NONE:
+            variables = (
+                {"DEEPE_REDIS_URL": choice.url or ""}
+                if choice.executable is None
+                else self._try_private_redis(choice.executable)
+            )
+            if variables is not None:
                 self.redis = choice
-                return url
+                return variables
             self._say(f"{choice.executable} does not start; going on without it")
-        return None
+        return {"DEEPE_REDIS_URL": ""}
 
-    def _try_private_redis(self, executable: Path) -> str | None:
-        data = self._settings.home / "redis"
-        data.mkdir(exist_ok=True)
-        port = private_redis.new_port()
-        argv = private_redis.arguments(executable, port=port, data=data)
-        # its own chatter never belongs on the console
-        redis = self._child("redis", argv, os.environ, log=data / "redis.log")
+    def _try_private_redis(self, executable: Path) -> dict[str, str] | None:
         try:
+            server = PrivateRedis(executable, self._settings.home / "redis")
+            # its own chatter never belongs on the console
+            redis = self._child("redis", server.configure(), os.environ, log=server.folder / "redis.log", umask=0o077)
             redis.start()
         except OSError:
-            self._children.remove(redis)
+            self._children = []  # Redis is the first one
             return None
         deadline = time.monotonic() + REDIS_SECONDS
-        while not private_redis.answers(port):
+        while not server.answers():
             if redis.exit_code() is not None or time.monotonic() > deadline:
                 redis.stop()
                 self._children.remove(redis)
                 return None
             time.sleep(_LOOK_SECONDS)
-        return f"redis://{private_redis.HOST}:{port}"
+        return {"DEEPE_REDIS_URL": server.url, **server.script_variables}
 
     def _wait_until_ready(self, api: ManagedProcess, *, timeout: float) -> None:
         deadline = time.monotonic() + timeout
@@ -170,18 +170,28 @@ class EmbeddedService:
             time.sleep(_LOOK_SECONDS)
 
     def _child(
-        self, name: str, argv: tuple[str, ...], environment: Mapping[str, str], *, log: Path | None = None
+        self,
+        name: str,
+        argv: tuple[str, ...],
+        environment: Mapping[str, str],
+        *,
+        log: Path | None = None,
+        umask: int = -1,
     ) -> ManagedProcess:
         assert self._guardian is not None
         folder = self._options.log_folder
         spec = ProcessSpec(
-            name=name, argv=argv, env=environment, log=log or (folder / f"{name}.log" if folder is not None else None)
+            name=name,
+            argv=argv,
+            env=environment,
+            log=log or (folder / f"{name}.log" if folder is not None else None),
+            umask=umask,
         )
         child = ManagedProcess(spec, guardian=self._guardian, say=self._say)
         self._children.append(child)
         return child
 
-    def _environment(self, *, redis_url: str | None) -> dict[str, str]:
+    def _environment(self, *, redis: Mapping[str, str]) -> dict[str, str]:
         """Return the children's environment: ours, with every choice that was made here spelled out."""
         settings = self._settings
         made = {
@@ -191,7 +201,7 @@ class EmbeddedService:
             "DEEPE_DATABASE_URL": settings.database_url,
             "DEEPE_HOST": settings.host,
             "DEEPE_PORT": str(self.port),
-            "DEEPE_REDIS_URL": redis_url or "",
+            **redis,
         }
         return {**os.environ, **made, **self._options.environment}
 

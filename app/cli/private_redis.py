@@ -1,22 +1,43 @@
 """Which Redis the embedded service uses: the configured one, a private one, or none at all.
 
-A private one listens on a free loopback port, keeps its data in the home and ends with us. None is no defect: the
-database is the truth, and the worker finds its jobs by looking there.
+A private one keeps its data in the home and ends with us. None is no defect: the database is the truth, and the worker
+finds its jobs by looking there.
+
+Every account of a machine reaches a loopback port, and scripts of users know no password: a private server therefore
+has two users. `deepe`, with a new random password at each start, is the service; it connects by a Unix socket in a 0700
+folder where the file system has them. `default`, without a password, reads and writes status keys of jobs whose id it
+knows, and nothing else.
 """
 
+import hashlib
 import importlib.util
 import os
+import re
+import secrets
 import shutil
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Final
+from urllib.parse import quote, urlsplit
 
 from app.cli.ports import any_free
+from app.store.home import PRIVATE_FILE, PRIVATE_FOLDER, close_to_others, make_private_folder
 
-HOST = "127.0.0.1"
+HOST: Final = "127.0.0.1"
+SERVICE_USER: Final = "deepe"
+SOCKET_PATH_BYTES: Final = 103
+"""macOS takes 103 bytes for the path of a Unix socket, Linux 107."""
+
+# Ids of jobs; keys of the queue do not look like them.
+_STATUS_KEYS: Final = "~????????-????-????-????-????????????"
+_STATUS_COMMANDS: Final = "+ping +get +set +del +exists"
+# Status keys and hints are small. What others write into status keys must not fill the memory.
+_LIMITS: Final = {"maxmemory": "256mb", "maxmemory-policy": "noeviction", "proto-max-bulk-len": "1mb"}
 
 
 class RedisKind(StrEnum):
@@ -80,33 +101,110 @@ def wheel_executable() -> Path | None:
     return executable if os.access(executable, os.X_OK) else None
 
 
-def arguments(executable: Path, *, port: int, data: Path) -> tuple[str, ...]:
-    """Return the command line of a private server."""
-    options = {
-        "bind": HOST,
-        "port": str(port),
-        "dir": str(data),
-        "appendonly": "yes",
-        "save": "",
-        "maxmemory-policy": "noeviction",
-        "daemonize": "no",
-        "databases": "16",
-    }
-    return (str(executable), *(part for name, value in options.items() for part in (f"--{name}", value)))
-
-
-def new_port() -> int:
-    return any_free(HOST)
-
-
-def answers(port: int, *, timeout: float = 0.5) -> bool:
-    """Say whether the private server has loaded its data and answers."""
+def socket_path(folder: Path) -> Path | None:
+    """Return where a private server in `folder` listens; None where a socket's path is too long or none can be made."""
+    path, probe = folder / "redis.sock", folder / "probe.sock"
+    if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
+        return None
+    if not folder.is_dir():
+        return path
     try:
-        with socket.create_connection((HOST, port), timeout=timeout) as connection:
-            connection.sendall(b"PING\r\n")
-            return connection.recv(16).startswith(b"+PONG")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(os.fspath(probe))
     except OSError:
-        return False
+        return None
+    finally:
+        probe.unlink(missing_ok=True)
+    return path
+
+
+class PrivateRedis:
+    """A server of our own: what it is told, and how it is reached. All its files lie in `folder`."""
+
+    def __init__(self, executable: Path, folder: Path) -> None:
+        """Close the folder to others and choose where to listen; raise `OSError` where the folder is not ours."""
+        make_private_folder(folder)
+        folder.chmod(PRIVATE_FOLDER)
+        for file in folder.rglob("*"):
+            close_to_others(file)
+        self.folder = folder
+        self._executable = executable
+        self._socket = socket_path(folder)
+        self._port = any_free(HOST)
+        self._password = secrets.token_urlsafe(32)
+
+    def configure(self) -> tuple[str, ...]:
+        """Write the configuration and return the command line, which every account can read."""
+        configuration = self.folder / "redis.conf"
+        configuration.unlink(missing_ok=True)
+        descriptor = os.open(configuration, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(self._configuration())
+        return (str(self._executable), str(configuration))
+
+    @property
+    def url(self) -> str:
+        """Where the service connects, with its name and password."""
+        user = f"{SERVICE_USER}:{self._password}"
+        if self._socket is None:
+            return f"redis://{user}@{HOST}:{self._port}"
+        return f"unix://{user}@{quote(os.fspath(self._socket))}"
+
+    @property
+    def script_variables(self) -> dict[str, str]:
+        """What scripts of users read to find their status keys; they connect by TCP and know no password."""
+        port = str(self._port)
+        return {"AI_PY_REDIS_HOST": HOST, "AI_PY_REDIS_START_PORT": port, "AI_PY_REDIS_EXPOSED_PORT": port}
+
+    def answers(self, *, timeout: float = 0.5) -> bool:
+        """Say whether the server has loaded its data and knows the service."""
+        family = socket.AF_INET if self._socket is None else socket.AF_UNIX
+        address = (HOST, self._port) if self._socket is None else os.fspath(self._socket)
+        reply = b""
+        try:
+            with socket.socket(family) as connection:
+                connection.settimeout(timeout)
+                connection.connect(address)
+                connection.sendall(f"AUTH {SERVICE_USER} {self._password}\r\nPING\r\n".encode())
+                while reply.count(b"\r\n") < 2 and (more := connection.recv(64)):
+                    reply += more
+        except OSError:
+            return False
+        return reply == b"+OK\r\n+PONG\r\n"
+
+    def _configuration(self) -> bytes:
+        digest = hashlib.sha256(self._password.encode()).hexdigest()
+        lines = [
+            *(f"{name} {value}" for name, value in _LIMITS.items()),
+            f"bind {HOST}",
+            "protected-mode yes",
+            f"port {self._port}",
+            f"dir {_quoted(self.folder)}",
+            *([f"unixsocket {_quoted(self._socket)}", "unixsocketperm 700"] if self._socket is not None else []),
+            "appendonly yes",
+            'save ""',
+            "databases 16",
+            f"user default reset on nopass {_STATUS_KEYS} -@all {_STATUS_COMMANDS}",
+            # arq asks for INFO once
+            f"user {SERVICE_USER} reset on #{digest} ~*{_channels(self._executable)} +@all -@admin -@dangerous +info",
+        ]
+        return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _channels(executable: Path) -> str:
+    """Return the rule that lets a user publish and subscribe; servers before 6.2 know none and let everybody."""
+    with suppress(OSError, subprocess.SubprocessError):
+        said = subprocess.run([executable, "--version"], capture_output=True, text=True, timeout=5, check=False).stdout
+        version = re.search(r"v=(\d+)\.(\d+)", said)
+        if version and (int(version[1]), int(version[2])) < (6, 2):
+            return ""
+    return " allchannels"
+
+
+def _quoted(path: Path) -> str:
+    """Return a path as the server's configuration takes it."""
+    octets = os.fsencode(path).decode("latin-1")
+    return '"' + re.sub(r"[^ !#-\[\]-~]", lambda found: f"\\x{ord(found[0]):02x}", octets) + '"'
 
 
 def _without_password(url: str) -> str:

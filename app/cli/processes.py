@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from app.cli import guardian
+from app.store.home import PRIVATE_FILE
 
 Say = Callable[[str], None]
 
@@ -29,12 +30,13 @@ STEADY_SECONDS: Final = 30.0
 
 @dataclass(frozen=True)
 class ProcessSpec:
-    """What to run. `log` gets stdout and stderr; without one they go to our stderr."""
+    """What to run. `log` gets stdout and stderr; without one they go to our stderr. `umask`: -1 is ours."""
 
     name: str
     argv: tuple[str, ...]
     env: Mapping[str, str]
     log: Path | None = None
+    umask: int = -1
     grace_seconds: float = 10.0
 
 
@@ -156,7 +158,7 @@ class ManagedProcess:
 
     def _spawn(self, *, mode: str) -> None:
         with contextlib.ExitStack() as files:
-            output = files.enter_context(self.spec.log.open(mode)) if self.spec.log else sys.stderr
+            output = files.enter_context(_open_log(self.spec.log, mode)) if self.spec.log else sys.stderr
             self._process = subprocess.Popen(
                 self.spec.argv,
                 env=dict(self.spec.env),
@@ -164,6 +166,7 @@ class ManagedProcess:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
+                umask=self.spec.umask,
             )
         self._started_at = time.monotonic()
         self._guardian.watch(self._process.pid)
@@ -173,6 +176,10 @@ class ManagedProcess:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         self._guardian.forget(process.pid)
+
+
+def _open_log(path: Path, mode: str) -> IO[bytes]:
+    return open(path, mode, opener=lambda name, flags: os.open(name, flags, PRIVATE_FILE))
 
 
 def describe_exit(code: int) -> str:

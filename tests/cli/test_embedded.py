@@ -82,7 +82,9 @@ class TestEmbeddedService:
         assert ready == {"status": "ready", "degraded": []}
         assert service.redis.kind is RedisKind.WHEEL
         assert is_gone(redis)
-        assert any((home / "redis").iterdir())
+        files = {file.name: file.stat().st_mode & 0o077 for file in (home / "redis").rglob("*")}
+        assert {"redis.conf", "redis.log"} < set(files)
+        assert set(files.values()) == {0}
 
     def test_goes_on_without_a_redis_that_does_not_start(self, home: Path, tmp_path: Path) -> None:
         broken = tmp_path / "redis-server"

@@ -15,7 +15,7 @@ from app.cli.jobs import parameters
 from app.cli.language import accept_language
 from app.cli.output import ago, duration, print_table
 from app.cli.ports import is_free, next_free
-from app.cli.private_redis import RedisKind, arguments, choices, wheel_executable
+from app.cli.private_redis import RedisKind, choices, wheel_executable
 from app.cli.sse import StreamEvent, parse_events
 
 
@@ -190,15 +190,6 @@ class TestRedisChoices:
         executable = wheel_executable()
 
         assert executable is None or executable.name == "redis-server"
-
-    def test_keeps_what_a_private_one_is_told(self, tmp_path: Path) -> None:
-        words = arguments(Path("redis-server"), port=7001, data=tmp_path)
-
-        options = dict(zip(words[1::2], words[2::2], strict=True))
-        assert options["--bind"] == "127.0.0.1"
-        assert options["--appendonly"] == "yes"
-        assert options["--maxmemory-policy"] == "noeviction"
-        assert options["--dir"] == str(tmp_path)
 
 
 class TestTables:

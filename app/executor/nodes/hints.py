@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 from arq import Worker
 from arq.connections import ArqRedis, RedisSettings, create_pool
@@ -202,6 +203,8 @@ def redis_settings(redis_url: str) -> RedisSettings:
     """Return connection settings that survive a short absence of Redis but do not wait long for a long one."""
     settings = RedisSettings.from_dsn(redis_url)
     settings.database = HINT_DATABASE
+    if settings.unix_socket_path is not None:
+        settings.unix_socket_path = unquote(settings.unix_socket_path)  # as redis-py does
     settings.conn_timeout = 1
     settings.conn_retries = 0
     settings.retry = Retry(ExponentialBackoff(cap=1, base=0.1), 3)
