@@ -20,6 +20,7 @@ from app.executor.attempts.limits import LimitWatch
 from app.executor.attempts.projections import Projections
 from app.executor.attempts.script_status import NoScriptStatus, RedisScriptStatus
 from app.executor.attempts.settle import StageSettler
+from app.executor.engines.local import LocalEngine, boot_id
 from app.executor.environments.builders import BuildRules
 from app.executor.environments.conda import CondaSearch
 from app.executor.environments.environment_cleaning import DAY, CleaningRules, EnvironmentCleaning
@@ -33,7 +34,6 @@ from app.executor.nodes.joining import node_id
 from app.executor.nodes.node_lock import NodeIsTaken, exclusive
 from app.executor.nodes.presence import NodeEnvironments, NodeFacts
 from app.executor.nodes.trouble import TROUBLE, log_trouble, rest_seconds
-from app.executor.supervisor.program import boot_id
 from app.observability import configure_logging
 from app.registry.method_files import MethodFiles
 from app.registry.platforms import this_machine
@@ -185,10 +185,11 @@ def _agent(
         redis_url=redis_url,
         grace_seconds=settings.stop_grace_seconds,
     )
+    engine = LocalEngine(node_home)
     return NodeAgent(
         database=database,
         node_id=node_id,
-        node_home=node_home,
+        engine=engine,
         lanes=(
             Lane(STAGES, settings.slots),
             Lane(QUESTIONS, settings.inference_slots),
@@ -199,8 +200,8 @@ def _agent(
         presence=presence,
         projections=Projections(home),
         forecasts=Forecasts(home),
+        limits=LimitWatch(home, engine),
         # neither a bell nor a touched file is sure to reach another machine
-        limits=LimitWatch(home, node_home),
         timing=Timing(poll_seconds=settings.poll_seconds if redis_url else min(settings.poll_seconds, 2.0)),
     )
 

@@ -20,6 +20,10 @@ WRONG = {
         "def f():\n    from app.executor.nodes.agent import NodeAgent",
         "imports of the executor point down",
     ),
+    "app/executor/nodes/orphans.py": (
+        "from app.executor.supervisor.client import observe",
+        "an attempt's place and processes are known to engines only",
+    ),
     "app/access/guard.py": (
         "from app.settings import Settings",
         "settings are read by the composition roots and the command only",

@@ -56,7 +56,7 @@ def _mutant(name: str, file: str, old: str, new: str, *tests: str) -> Mutant:
 
 _KEEPER = "app/executor/supervisor/program.py"
 _AGENT = "app/executor/nodes/agent.py"
-_FOLDERS = "app/executor/nodes/attempt_folders.py"
+_FOLDERS = "app/executor/nodes/orphans.py"
 _JOBS = "app/store/jobs.py"
 _TABLES = "app/store/tables.py"
 _FIRST_SCHEMA = "migrations/versions/0001_create_the_tables.py"
@@ -145,7 +145,7 @@ MUTANTS = (
         "lost state means never started",
         _KEEPER,
         'found, left = (0, 0) if never_ran else end_strays(str(self.spec.get("attempt_id")))',
-        "found, left = 0, 0",
+        "strays = Strays(0, 0)",
         f"{MACHINE}::TestDisk::test_that_loses_the_state_of_a_running_script_is_no_reason_to_run_it_again",
     ),
     _mutant(
@@ -166,9 +166,9 @@ MUTANTS = (
     ),
     _mutant(
         "lost folder is no reason to look for processes",
-        _AGENT,
-        "found, left = await asyncio.to_thread(end_strays, claim.attempt.id)",
-        "found, left = 0, 0",
+        "app/executor/engines/local.py",
+        "return Strays(*await asyncio.to_thread(program.end_strays, attempt_id))",
+        "return Strays(0, 0)",
         f"{MACHINE}::TestDisk::test_that_loses_the_folder_of_a_running_attempt_ends_it_and_what_runs",
     ),
     _mutant(
@@ -205,14 +205,14 @@ MUTANTS = (
     _mutant(
         "orphans are left alone",
         _FOLDERS,
-        '            await asyncio.to_thread(client.request_stop, folder, "orphan")\n',
+        '            await self._engine.stop(attempt_id, "orphan")\n',
         "",
         f"{SURVIVAL}::TestOrphans",
     ),
     _mutant(
         "orphan without a supervisor is taken for dead",
         _FOLDERS,
-        "observation.supervised or observation.phase in (AttemptPhase.STARTED, AttemptPhase.RUNNING)",
+        "state.supervised or state.phase in (AttemptPhase.STARTED, AttemptPhase.RUNNING)",
         "observation.supervised",
         f"{MACHINE}::TestRestoredDatabase",
     ),
@@ -302,14 +302,14 @@ MUTANTS = (
     _mutant(
         "dead node returns before its orphans have ended",
         _AGENT,
-        "if standing in GONE and not self._folders.has_orphans:",
+        "if standing in GONE and not self._orphans.exist:",
         "if standing in GONE:",
         f"{DEAD_NODES}::TestDeclaredDead::test_zombie_is_stopped_and_the_other_attempt_counts",
     ),
     _mutant(
         "jobs begin beside orphans",
         _AGENT,
-        "if standing is not Standing.READY or self._folders.has_orphans:",
+        "if standing is not Standing.READY or self._orphans.exist:",
         "if standing is not Standing.READY:",
         f"{DEAD_NODES}::TestIdentity::test_node_that_joins_anew_ends_what_its_home_still_runs_first",
     ),

@@ -18,12 +18,13 @@ from app.executor.attempts.forecast import Forecasts
 from app.executor.attempts.launch import LaunchError
 from app.executor.attempts.limits import LimitWatch
 from app.executor.attempts.projections import Projections
+from app.executor.engines.base import ExitRecord, LaunchSpec
+from app.executor.engines.local import LocalEngine
 from app.executor.nodes import agent as agent_module
 from app.executor.nodes.agent import SURE_SECONDS, Lane, NodeAgent, Timing
 from app.executor.nodes.node_lock import NodeIsTaken, exclusive
 from app.executor.runs.run_folder import RunFolder
 from app.executor.supervisor import client
-from app.executor.supervisor.client import ExitRecord, LaunchSpec
 from app.store import jobs as store
 from app.store.home import Home, NodeHome
 from app.store.jobs import Claim, End
@@ -154,17 +155,18 @@ class Bench:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[NodeAgent]:
         """Run the agent while the block runs; its crash is the test's failure."""
+        engine = LocalEngine(self.home)
         agent = NodeAgent(
             database=self.database,
             node_id=self.node_id,
-            node_home=self.home,
+            engine=engine,
             lanes=[Lane(frozenset({JobKind.TRAINING}), 2)],
             launcher=self.launcher,
             settler=self.settler,
             presence=self.presence,
             projections=Projections(Home(self.root)),
             forecasts=Forecasts(Home(self.root)),
-            limits=LimitWatch(Home(self.root), self.home),
+            limits=LimitWatch(Home(self.root), engine),
             timing=self.timing,
         )
         stopping = asyncio.Event()

@@ -5,7 +5,7 @@ import os
 import stat
 from pathlib import Path
 
-from app.executor.nodes.wakeup_fifo import listening, strike
+from app.executor.engines.wakeup_fifo import listening, strike
 from tests.executor.attempts import attempts
 
 

@@ -1,4 +1,4 @@
-"""Silence is measured on the machine's own clock, kept over a restart of the worker, and never taken over a boot."""
+"""An attempt is overdue by its own time or by its silence, and stopped once."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ import pytest
 
 from app.domain.enums import EndReason, JobStatus
 from app.domain.retries import Limits
-from app.executor.attempts.limits import limit_seconds, signature, silence
+from app.executor.attempts.limits import limit_seconds, signature
 from app.executor.attempts.reconcile import Seen, Step, next_step
+from app.executor.engines.base import AttemptPhase, AttemptState
 from app.executor.runs.run_folder import RunFolder
-from app.executor.supervisor.client import AttemptPhase, Observation
 
 
 @pytest.fixture
@@ -17,26 +17,6 @@ def run(tmp_path: Path) -> RunFolder:
     run = RunFolder(tmp_path / "run")
     run.output.mkdir(parents=True)
     return run
-
-
-class TestSilence:
-    def test_grows_until_something_changes(self, tmp_path: Path) -> None:
-        told = [
-            silence(tmp_path, seen, now=now, boot_id="b") for seen, now in (("x", 5), ("x", 8), ("y", 9), ("y", 12))
-        ]
-
-        assert told == [0, 3, 0, 3]
-
-    def test_does_not_count_over_a_boot(self, tmp_path: Path) -> None:
-        silence(tmp_path, "x", now=5_000, boot_id="before")
-
-        assert silence(tmp_path, "x", now=10, boot_id="after") == 0
-        assert silence(tmp_path, "x", now=30, boot_id="after") == 20
-
-    def test_broken_memory_is_forgotten(self, tmp_path: Path) -> None:
-        (tmp_path / "activity.json").write_text('{"seen": 3}')
-
-        assert silence(tmp_path, "x", now=5, boot_id="b") == 0
 
 
 class TestSignature:
@@ -71,7 +51,7 @@ class TestStep:
     def seen(self, status: JobStatus, *, stopping: bool = False, supervised: bool = True) -> Seen:
         phase = AttemptPhase.RUNNING if supervised else AttemptPhase.ABSENT
         return Seen(
-            observation=Observation(phase=phase, supervised=supervised, stopping=stopping),
+            state=AttemptState(phase=phase, supervised=supervised, stopping=stopping),
             status=status,
             cancel_requested=False,
             overdue=supervised,

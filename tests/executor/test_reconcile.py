@@ -1,4 +1,4 @@
-"""The node's table: every combination of what the folder says and what the row says has its one step."""
+"""The node's table: every combination of what the engine says and what the row says has its one step."""
 
 from itertools import product
 
@@ -7,14 +7,14 @@ import pytest
 from app.domain.enums import JobStatus
 from app.domain.transitions import LIVE
 from app.executor.attempts.reconcile import Seen, Step, next_step
-from app.executor.supervisor.client import AttemptPhase, Observation
+from app.executor.engines.base import AttemptPhase, AttemptState
 
 UNTOUCHED = (AttemptPhase.ABSENT, AttemptPhase.PREPARED)
 
 
 def _expected(seen: Seen) -> Step:
     """Say it again, from the rules rather than from the code: the first rule that fits."""
-    folder = seen.observation
+    folder = seen.state
     told = folder.stopping and seen.status is JobStatus.STOPPING
     rules = (
         # whatever else is true, an end is an end
@@ -27,7 +27,7 @@ def _expected(seen: Seen) -> Step:
         ),
         (folder.supervised, Step.WAIT),
         # nobody holds the lock, but we started somebody a moment ago
-        (seen.starting, Step.WAIT),
+        (folder.pending, Step.WAIT),
         # a supervisor took the folder and died: the script may live
         (folder.phase in (AttemptPhase.STARTED, AttemptPhase.RUNNING), Step.ADOPT),
         # the row knows of a run, the folder does not: it is lost, and must not run again
@@ -44,12 +44,11 @@ def _expected(seen: Seen) -> Step:
 
 COMBINATIONS = [
     Seen(
-        observation=Observation(phase=phase, supervised=supervised, stopping=stopping),
+        state=AttemptState(phase=phase, supervised=supervised, pending=pending, stopping=stopping),
         status=status,
         cancel_requested=cancel,
-        starting=starting,
     )
-    for phase, supervised, stopping, status, cancel, starting in product(
+    for phase, supervised, stopping, status, cancel, pending in product(
         AttemptPhase, (False, True), (False, True), sorted(LIVE), (False, True), (False, True)
     )
 ]
@@ -66,10 +65,10 @@ def _seen(
     stopping: bool = False,
     status: JobStatus = JobStatus.LAUNCHING,
     cancel: bool = False,
-    starting: bool = False,
+    pending: bool = False,
 ) -> Seen:
-    observation = Observation(phase=phase, supervised=supervised, stopping=stopping)
-    return Seen(observation=observation, status=status, cancel_requested=cancel, starting=starting)
+    state = AttemptState(phase=phase, supervised=supervised, pending=pending, stopping=stopping)
+    return Seen(state=state, status=status, cancel_requested=cancel)
 
 
 class TestEveryCombination:
@@ -82,13 +81,13 @@ class TestEveryCombination:
 
     def test_launches_only_where_nothing_ever_ran(self) -> None:
         for seen in _that_lead_to(Step.LAUNCH):
-            assert seen.observation.phase in UNTOUCHED
-            assert not seen.observation.supervised
+            assert seen.state.phase in UNTOUCHED
+            assert not seen.state.supervised
             assert not seen.cancel_requested
             assert seen.status is not JobStatus.RUNNING
 
     def test_settles_exactly_what_has_ended(self) -> None:
-        ended = [seen for seen in COMBINATIONS if seen.observation.phase is AttemptPhase.EXITED]
+        ended = [seen for seen in COMBINATIONS if seen.state.phase is AttemptPhase.EXITED]
 
         assert _that_lead_to(Step.SETTLE) == ended
 
@@ -104,7 +103,7 @@ class TestStories:
         assert next_step(_seen(AttemptPhase.PREPARED)) is Step.LAUNCH
 
     def test_supervisor_on_its_way_is_waited_for(self) -> None:
-        assert next_step(_seen(AttemptPhase.PREPARED, starting=True)) is Step.WAIT
+        assert next_step(_seen(AttemptPhase.PREPARED, pending=True)) is Step.WAIT
 
     def test_running_script_is_shown(self) -> None:
         assert next_step(_seen(AttemptPhase.RUNNING, supervised=True)) is Step.MARK_RUNNING

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.domain.enums import EndReason
+from app.executor.engines.base import ExitRecord, ExitWhy
 from app.executor.runs.log_file import collapse_carriage_returns
-from app.executor.supervisor.client import ExitRecord, ExitWhy
 
 _MAX_DETAIL = 500
 _LINES_SEARCHED = 40

@@ -35,10 +35,10 @@ from app.executor.attempts.checkpoints import Checkpoint, hand_on, newest_checkp
 from app.executor.attempts.launchers import group_variables, stage_command, usable_cores
 from app.executor.attempts.pinning import pinned
 from app.executor.attempts.script_status import WITH_STATUS, ScriptStatus, status_variables
+from app.executor.engines.base import LaunchSpec
 from app.executor.environments.activation import ActivationFailed, builder_environment, interpreter, stage_environment
 from app.executor.runs.job_spec import EnvironmentBuild, PinnedScript, Snapshot
 from app.executor.runs.run_folder import RunFolder
-from app.executor.supervisor.client import LaunchSpec
 from app.presets.catalogue import helpers_dir, script_path
 from app.registry.method_files import MethodFiles, PinnedFile
 from app.registry.method_runs import ScriptToRun, script_to_run

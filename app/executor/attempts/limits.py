@@ -1,29 +1,24 @@
 """Attempts that run too long, or have fallen silent: found here, stopped by the agent.
 
-Time is the attempt's own: the supervisor writes down when it began on the machine's monotonic clock, which nobody can
-set and which stands still while the machine sleeps. What a script last wrote (output, events, files in its output
-folder) is compared by sizes and times of change, and the moment at which that was seen to change is kept in the
-attempt's control folder, so that a restarted worker goes on counting. A moment of another boot counts for nothing.
+Time is the attempt's own, as the engine tells it. What a script last wrote (output, events, files in its output folder)
+is compared by sizes and times of change.
 """
 
 import asyncio
 import contextlib
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from app.domain.enums import EndReason, JobStatus
 from app.domain.retries import Limits
+from app.executor.engines.base import Engine
 from app.executor.runs.run_folder import RunFolder
-from app.executor.supervisor import client, program
-from app.store.home import Home, NodeHome
+from app.store.home import Home
 from app.store.jobs import Claim
 
-ACTIVITY = "activity.json"
 LOOKS_PER_SILENCE = 20  # how exact the silence is measured, in parts of its limit
 LONGEST_PAUSE = 30.0
 SHORTEST_PAUSE = 0.25
@@ -33,9 +28,9 @@ MOST_FILES = 10_000
 class LimitWatch:
     """Knows which of a node's attempts are beyond a limit of their job."""
 
-    def __init__(self, home: Home, node_home: NodeHome, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, home: Home, engine: Engine, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._home = home
-        self._attempts = node_home.attempts
+        self._engine = engine
         self._monotonic = monotonic
         self._next_look: dict[str, float] = {}
         self._overdue: dict[str, EndReason] = {}
@@ -60,16 +55,15 @@ class LimitWatch:
                 self._overdue[key] = reason
 
     def _judge(self, claim: Claim, limits: Limits) -> EndReason | None:
-        folder = self._attempts / claim.attempt.id
-        observation = client.observe(folder)
-        if observation.running_seconds is None:
+        running_seconds = self._engine.observe(claim.attempt.id).running_seconds
+        if running_seconds is None:
             return None
-        if limits.seconds is not None and observation.running_seconds > limits.seconds:
+        if limits.seconds is not None and running_seconds > limits.seconds:
             return EndReason.TIMED_OUT
         if limits.silent_seconds is None:
             return None
         run = RunFolder(self._home.run_folder(claim.job.id, claim.attempt.number))
-        silent = silence(folder, signature(run), now=self._monotonic(), boot_id=program.boot_id())
+        silent = self._engine.silent_seconds(claim.attempt.id, signature(run))
         return EndReason.STALLED if silent > limits.silent_seconds else None
 
 
@@ -77,16 +71,6 @@ def limit_seconds(limits: Limits, reason: EndReason) -> float | None:
     """Return the limit that an attempt was stopped by, for the text of the reason."""
     seconds = {EndReason.TIMED_OUT: limits.seconds, EndReason.STALLED: limits.silent_seconds}.get(reason)
     return int(seconds) if seconds is not None and seconds == int(seconds) else seconds
-
-
-def silence(folder: Path, seen: str, *, now: float, boot_id: str) -> float:
-    """Return for how long the attempt has looked as it does, and remember its looks in its control folder."""
-    known = _Activity.read(folder / ACTIVITY)
-    if known is not None and known.seen == seen and known.boot_id == boot_id:
-        return now - known.since
-    with contextlib.suppress(OSError):  # a full disk: counted anew, so later than it should
-        _Activity(seen=seen, since=now, boot_id=boot_id).write(folder)
-    return 0.0
 
 
 def signature(run: RunFolder) -> str:
@@ -97,25 +81,6 @@ def signature(run: RunFolder) -> str:
     for path in _files(run.output, run.ranks):
         _add(digest, path)
     return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class _Activity:
-    """What an attempt looked like, and since when (monotonic)."""
-
-    seen: str
-    since: float
-    boot_id: str
-
-    @classmethod
-    def read(cls, path: Path) -> "_Activity | None":
-        try:
-            return cls(**json.loads(path.read_bytes()))
-        except (OSError, ValueError, TypeError):
-            return None
-
-    def write(self, folder: Path) -> None:
-        program.Folder(str(folder)).write(ACTIVITY, vars(self), durable=False)
 
 
 def _add(digest: "hashlib._Hash", path: Path) -> None:

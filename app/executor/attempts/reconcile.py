@@ -1,7 +1,7 @@
 """What to do next with a claimed attempt: one table, for boot and for every day.
 
-An attempt is seen from two sides: its row (status, the wish to cancel) and its folder (what the supervisor wrote, and
-whether the supervisor's lock is held). There is no separate path for recovery: a restarted worker looks at the same
+An attempt is seen from two sides: its row (status, the wish to cancel) and its engine (how far it came, and whether a
+supervisor is alive). There is no separate path for recovery: a restarted worker looks at the same
 two sides and does the same thing.
 """
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from app.domain.enums import JobStatus
-from app.executor.supervisor.client import AttemptPhase, Observation
+from app.executor.engines.base import AttemptPhase, AttemptState
 
 
 class Step(StrEnum):
@@ -27,32 +27,28 @@ class Step(StrEnum):
 
 @dataclass(frozen=True)
 class Seen:
-    """Both sides of an attempt. `starting`: we started its supervisor a moment ago, its lock may not be held yet.
+    """Both sides of an attempt. `overdue`: it is beyond a limit of its job."""
 
-    `overdue`: it is beyond a limit of its job.
-    """
-
-    observation: Observation
+    state: AttemptState
     status: JobStatus
     cancel_requested: bool
     overdue: bool = False
-    starting: bool = False
 
 
 def next_step(seen: Seen) -> Step:
     """Return the one thing to do now."""
-    phase = seen.observation.phase
+    phase = seen.state.phase
     if phase is AttemptPhase.EXITED:
         return Step.SETTLE
-    stops = seen.observation.stopping and seen.status is JobStatus.STOPPING
+    stops = seen.state.stopping and seen.status is JobStatus.STOPPING
     wants_stop = (seen.cancel_requested or seen.overdue) and not stops
-    if seen.observation.supervised:
+    if seen.state.supervised:
         if wants_stop:
             return Step.STOP
         if phase is AttemptPhase.RUNNING and seen.status is JobStatus.LAUNCHING:
             return Step.MARK_RUNNING
         return Step.WAIT
-    if seen.starting:
+    if seen.state.pending:
         return Step.WAIT
     if phase in (AttemptPhase.STARTED, AttemptPhase.RUNNING):
         return Step.ADOPT

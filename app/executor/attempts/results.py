@@ -15,7 +15,7 @@ from app.domain.enums import EndReason, Stage
 from app.executor.attempts.artifacts import Artifact, ArtifactProblem, check_complete, check_customized
 from app.executor.attempts.classification import LOG_DATA, Failure, classify, last_words, recognise
 from app.executor.attempts.script_status import FAILED
-from app.executor.supervisor.client import ExitRecord, ExitWhy
+from app.executor.engines.base import ExitRecord, ExitWhy
 
 _SUCCESS = re.compile(r"\bsuccess(?:fully)?\b", re.IGNORECASE)
 _MAX_DETAIL = 500

@@ -30,11 +30,11 @@ from app.executor.attempts.projections import project_whole_log
 from app.executor.attempts.results import Verdict, judge
 from app.executor.attempts.retrying import decide_on
 from app.executor.attempts.script_status import WITH_STATUS, ScriptStatus
+from app.executor.engines.base import ExitRecord, ExitWhy
 from app.executor.runs.evaluations import Reached, reached
 from app.executor.runs.job_spec import Snapshot
 from app.executor.runs.log_file import tail_lines
 from app.executor.runs.run_folder import RunFolder
-from app.executor.supervisor.client import ExitRecord, ExitWhy
 from app.executor.supervisor.program import fault_point
 from app.store import jobs as store
 from app.store import models

@@ -1,14 +1,14 @@
-"""The node's agent: claims jobs, launches them, watches their folders, ends them. One per node, by a lock.
+"""The node's agent: claims jobs, launches them, watches their attempts, ends them. One per node, by a lock.
 
-It runs in `deepe worker` as the process's main loop. Nothing here runs a stage: a stage belongs to its detached
-supervisor and goes on when this process dies; the next agent finds it by its folder. A crash at any point is met by
-the next round, which looks at rows and folders again (`app/executor/attempts/reconcile.py`). The folder goes last,
+It runs in `deepe worker` as the process's main loop. Nothing here runs a stage: the node's engine places it
+(`app/executor/engines`), and it goes on when this process dies. A crash at any point is met by the next round, which
+looks at rows and attempts again (`app/executor/attempts/reconcile.py`). What the engine keeps of an attempt goes last,
 when nothing is left to write down.
 
-A round talks to the database, every `poll_seconds` or at once after a hint. A supervisor that has something new to show
-strikes the node's bell; should nobody have heard it, the folders are looked at every `watch_seconds`, which is cheap.
-Trouble with the database or the disk ends a round once every attempt had its turn, and the next one comes later each
-time; a fault with one attempt lets only that one rest.
+A round talks to the database, every `poll_seconds` or at once after a hint. The engine notifies when an attempt has
+something new to show; that may be lost, so attempts are observed every `watch_seconds`, which is cheap. Trouble with
+the database or the disk ends a round once every attempt had its turn, and the next one comes later each time; a fault
+with one attempt lets only that one rest.
 
 Settling may take many minutes (the weights are hashed). It holds up nothing: the processes of the attempt are gone, so
 its slot is free, and its accelerators are given back. A worker that stops breaks it off, and the next one begins it
@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Protocol
 
 from app.domain.accelerators import Accelerator
@@ -33,17 +32,15 @@ from app.executor.attempts.launch import LaunchError, disk_trouble
 from app.executor.attempts.limits import LimitWatch
 from app.executor.attempts.projections import Projections
 from app.executor.attempts.reconcile import Seen, Step, next_step
-from app.executor.nodes.attempt_folders import AttemptFolders
+from app.executor.engines.base import AttemptState, Engine, ExitRecord, LaunchSpec
+from app.executor.engines.local import clock_since_boot
+from app.executor.nodes.orphans import Orphans
 from app.executor.nodes.trouble import TROUBLE, log_trouble, rest_seconds
-from app.executor.nodes.wakeup_fifo import listening
-from app.executor.supervisor import client
-from app.executor.supervisor.client import AttemptPhase, ExitRecord, LaunchSpec, Observation
-from app.executor.supervisor.program import clock_since_boot, end_strays, fault_point
+from app.executor.supervisor.program import fault_point
 from app.store import claims, leases, nodes
 from app.store import jobs as store
 from app.store.claims import Offer
 from app.store.clock import database_now
-from app.store.home import NodeHome
 from app.store.jobs import Claim, End
 from app.store.nodes import GONE, NODE_SILENT_AFTER, Standing
 from app.store.session import Database
@@ -52,7 +49,6 @@ logger = logging.getLogger(__name__)
 
 # Nobody can have declared a node dead that was heard of so lately: what was claimed before may still be started.
 SURE_SECONDS = NODE_SILENT_AFTER.total_seconds() - 10.0
-STARTING_SECONDS = 5.0  # how long a supervisor may take to lock its folder before it is started again
 SILENT_SECONDS = 30.0  # six missed beats of a supervisor
 QUARANTINE_SECONDS = 10.0
 LONG_SETTLING_SECONDS = 1.0
@@ -123,7 +119,7 @@ class NodeAgent:
         *,
         database: Database,
         node_id: str,
-        node_home: NodeHome,
+        engine: Engine,
         lanes: Sequence[Lane],
         launcher: Launcher,
         settler: Settler,
@@ -136,11 +132,11 @@ class NodeAgent:
     ) -> None:
         self._database = database
         self._node_id = node_id
-        self._home = node_home
+        self._engine = engine
         self._lanes = lanes
         self._launcher = launcher
         self._settler = settler
-        self._folders = AttemptFolders(node_home.attempts, follow_up=settler.follow_up, monotonic=monotonic)
+        self._orphans = Orphans(engine, follow_up=settler.follow_up, monotonic=monotonic)
         self._presence = presence
         self._projections = projections
         self._forecasts = forecasts
@@ -149,7 +145,6 @@ class NodeAgent:
         self._monotonic = monotonic
         self._woken = asyncio.Event()
         self._claims: dict[str, Claim] = {}
-        self._started: dict[str, _Start] = {}
         self._settling: dict[str, asyncio.Task[None]] = {}
         self._rests: dict[str, _Rest] = {}
         self._silent: set[str] = set()
@@ -165,7 +160,7 @@ class NodeAgent:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Work until `stopping` is set. The caller holds the node's lock (`exclusive`)."""
-        with listening(self._home.bell, self.wake):
+        with self._engine.notifications(self.wake):
             await self._run(stopping)
         if self.removed:
             stopping.set()
@@ -199,12 +194,12 @@ class NodeAgent:
         self._rests = {key: rest for key, rest in self._rests.items() if key in self._claims}
         await self._advance_all(live)
         if standing in GONE:
-            self._folders.look_again()  # whatever has a folder is an orphan now
-        await self._folders.clear(known=self._claims.keys() | self._settling.keys())
+            self._orphans.look_again()  # whatever the engine has is an orphan now
+        await self._orphans.clear(known=self._claims.keys() | self._settling.keys())
         await self._look_after_quarantine()
-        if standing in GONE and not self._folders.has_orphans:
+        if standing in GONE and not self._orphans.exist:
             await self._return(standing)
-        if standing is not Standing.READY or self._folders.has_orphans:  # what runs goes on, nothing begins
+        if standing is not Standing.READY or self._orphans.exist:  # what runs goes on, nothing begins
             return
         await self._presence.request_builds()
         async with self._database.reading() as session:  # a claim is a writing transaction: not where nobody waits
@@ -297,7 +292,7 @@ class NodeAgent:
                 await self._launch(claim)
             case Step.ADOPT:
                 logger.warning("supervisor_died", extra=_ids(claim))
-                await self._start(claim, client.adopt)
+                await self._engine.recover(claim.attempt.id)
             case Step.MARK_RUNNING:
                 await self._mark_running(claim)
             case Step.STOP:
@@ -313,35 +308,30 @@ class NodeAgent:
         rest = self._rests.get(claim.attempt.id)
         if claim.attempt.id in self._settling or (rest is not None and self._monotonic() < rest.until):
             return Step.WAIT
-        observation = client.observe(self._folders.of(claim.attempt.id))
-        self._notice_silence(claim, observation)
-        start = self._started.get(claim.attempt.id)
-        if start is not None and (observation.supervised or observation.phase is not start.phase):
-            start = None  # it came; should it be gone again, nobody is on the way
-            del self._started[claim.attempt.id]
+        state = self._engine.observe(claim.attempt.id)
+        self._notice_silence(claim, state)
         seen = Seen(
-            observation=observation,
+            state=state,
             status=claim.job.status,
             cancel_requested=claim.job.cancel_requested_at is not None,
             overdue=self._limits.overdue(claim) is not None,
-            starting=start is not None and self._monotonic() < start.until,
         )
         return next_step(seen)
 
-    def _notice_silence(self, claim: Claim, observation: Observation) -> None:
+    def _notice_silence(self, claim: Claim, state: AttemptState) -> None:
         """Tell once of a supervisor that lives and writes nothing: it is frozen, or its disk is full."""
-        if not observation.supervised or (observation.heartbeat_age or 0.0) < SILENT_SECONDS:
+        if not state.supervised or (state.heartbeat_age or 0.0) < SILENT_SECONDS:
             self._silent.discard(claim.attempt.id)
         elif claim.attempt.id not in self._silent:
             self._silent.add(claim.attempt.id)
-            logger.warning("supervisor_silent", extra=_ids(claim) | {"seconds": observation.heartbeat_age})
+            logger.warning("supervisor_silent", extra=_ids(claim) | {"seconds": state.heartbeat_age})
 
     async def _launch(self, claim: Claim) -> None:
         try:
             spec = await self._launcher.resolve(claim)
             fault_point("before-spec")
             with disk_trouble():
-                await asyncio.to_thread(client.prepare, self._folders.of(claim.attempt.id), spec)
+                await self._engine.prepare(claim.attempt.id, spec)
         except LaunchError as error:
             logger.warning("launch_refused", extra=_ids(claim) | {"reason": error.reason, **error.params})
             end = End(status=JobStatus.FAILED, reason=error.reason, params=error.params)
@@ -350,22 +340,20 @@ class NodeAgent:
         fault_point("after-spec")
         if clock_since_boot() - self._heard_at > SURE_SECONDS:
             return  # this process stood still: the job may be another node's by now; the next round looks
-        await self._start(claim, client.start)
+        await self._engine.place(claim.attempt.id)
         fault_point("supervisor-asked")
 
     async def _end_unstarted(self, claim: Claim) -> None:
-        folder = self._folders.of(claim.attempt.id)
-        if folder.exists():  # a supervisor that is late must find the wish, not only an ended row
-            await asyncio.to_thread(client.request_stop, folder, EndReason.CANCELLED)
+        await self._engine.stop(claim.attempt.id, EndReason.CANCELLED)  # what is late must find that, not only a row
         end = End(status=JobStatus.CANCELLED, reason=EndReason.CANCELLED, params={})
         await self._end_unlaunched(claim, end, final=True)
 
     async def _end_lost(self, claim: Claim) -> None:
         """End a job whose folder is gone, but not while something of it lives."""
-        found, left = await asyncio.to_thread(end_strays, claim.attempt.id)
-        logger.warning("folder_lost", extra=_ids(claim) | {"processes": found, "unkillable": left})
-        if left:
-            raise RuntimeError(f"{left} processes of the attempt cannot be killed")
+        strays = await self._engine.end_strays(claim.attempt.id)
+        logger.warning("folder_lost", extra=_ids(claim) | {"processes": strays.ended, "unkillable": strays.unkillable})
+        if strays.unkillable:
+            raise RuntimeError(f"{strays.unkillable} processes of the attempt cannot be killed")
         # final: a process without our mark may be left, and the script must not run twice
         end = End(status=JobStatus.FAILED, reason=EndReason.SUPERVISOR_LOST, params={"detail": ""})
         await self._end_unlaunched(claim, end, final=True)
@@ -374,27 +362,21 @@ class NodeAgent:
         await self._settler.end_unlaunched(claim, end, final=final)
         self._forget(claim)
 
-    async def _start(self, claim: Claim, start: Callable[[Path], None]) -> None:
-        folder = self._folders.of(claim.attempt.id)
-        phase = client.observe(folder).phase
-        await asyncio.to_thread(start, folder)
-        self._started[claim.attempt.id] = _Start(phase=phase, until=self._monotonic() + STARTING_SECONDS)
-
     async def _mark_running(self, claim: Claim) -> None:
         async with self._database.writing() as session:
             await store.mark_running(session, claim, now=await database_now(session))
         fault_point("running")
         await self._refresh(claim)
-        process = client.observe(self._folders.of(claim.attempt.id)).process
-        if process is not None:
-            await self._launcher.launched(claim, process.pid)
+        pid = self._engine.observe(claim.attempt.id).pid
+        if pid is not None:
+            await self._launcher.launched(claim, pid)
         logger.info("job_running", extra=_ids(claim))
 
     async def _stop(self, claim: Claim) -> None:
         # the file first: after a crash in between, the next round writes the status
         wished = claim.job.cancel_requested_at is not None
         reason = EndReason.CANCELLED if wished else self._limits.overdue(claim) or EndReason.CANCELLED
-        await asyncio.to_thread(client.request_stop, self._folders.of(claim.attempt.id), reason)
+        await self._engine.stop(claim.attempt.id, reason)
         fault_point("stop-asked")
         if claim.job.status is not JobStatus.STOPPING:
             async with self._database.writing() as session:
@@ -404,7 +386,7 @@ class NodeAgent:
             logger.info("job_stopping", extra=_ids(claim))
 
     async def _settle(self, claim: Claim) -> None:
-        exit_record = client.observe(self._folders.of(claim.attempt.id)).exit
+        exit_record = self._engine.observe(claim.attempt.id).exit
         assert exit_record is not None
         if claim.job.status is JobStatus.LAUNCHING and exit_record.started_at is not None:
             await self._mark_running(claim)  # it came and went between two looks
@@ -423,7 +405,7 @@ class NodeAgent:
             # tried again: exit record and outputs are still there
             self._let_rest(claim, "settle_failed", error)
         else:
-            await self._folders.remove(claim.attempt.id)
+            await self._engine.discard(claim.attempt.id)
         finally:
             early.cancel()
             self.wake()
@@ -461,7 +443,7 @@ class NodeAgent:
         self._claims[claim.attempt.id] = Claim(job=job, attempt=claim.attempt)
 
     def _forget(self, claim: Claim) -> None:
-        for known in (self._claims, self._started, self._rests):
+        for known in (self._claims, self._rests):
             known.pop(claim.attempt.id, None)
         self._silent.discard(claim.attempt.id)
 
@@ -474,7 +456,7 @@ class NodeAgent:
         self._last_quarantine_look = self._monotonic()
         async with self._database.reading() as session:
             suspects = await leases.quarantined_attempts(session, self._node_id)
-        gone = [one for one in suspects if not await asyncio.to_thread(client.has_processes, one)]
+        gone = [one for one in suspects if await self._engine.is_empty(one)]
         if gone:
             async with self._database.writing() as session:
                 await leases.release_proven(session, gone, now=await database_now(session))
@@ -483,7 +465,7 @@ class NodeAgent:
     # ---- waiting ----------------------------------------------------------------------------------------------------
 
     async def _watch(self, stopping: asyncio.Event) -> None:
-        """Look at the folders, and beat, until the next round is due or there is something to do in one."""
+        """Observe the attempts, and beat, until the next round is due or there is something to do in one."""
         deadline = self._monotonic() + self._timing.poll_seconds
         while not stopping.is_set() and not self._woken.is_set() and self._monotonic() < deadline:
             if any(self._step(claim) is not Step.WAIT for claim in self._claims.values()):
@@ -505,14 +487,6 @@ class NodeAgent:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-
-
-@dataclass(frozen=True)
-class _Start:
-    """A supervisor that we started: how far the attempt was then, and until when it may be on its way."""
-
-    phase: AttemptPhase
-    until: float
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from app.executor.engines.wakeup_fifo import listening, strike
 from app.executor.nodes.trouble import TROUBLE
-from app.executor.nodes.wakeup_fifo import listening, strike
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""What places, watches and ends attempts: this machine, later clusters."""
