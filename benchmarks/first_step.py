@@ -21,15 +21,14 @@ from uuid import uuid4
 
 from app.executor.supervisor import client
 from app.executor.supervisor.client import AttemptPhase, LaunchSpec
-from app.presets.catalogue import helpers_dir, script_path
-from app.presets.sample_data import DATA
+from app.presets.catalogue import ROOM, SHARED, helpers_dir, script_path
 from benchmarks.reporting import Samples, print_machine, print_table, ratio
 
 PATIENCE = 300.0
 HEAVY = 12
 IMPORTS = "import datasets, peft, torch, transformers, trl"
-BASE = script_path("sft-demo.py").parents[1] / "tiny_base.py"
-DATASET = DATA / "sft-demo.jsonl"
+BASE = SHARED / "tiny_base.py"
+DATASET = ROOM / "sft-demo" / "sft-demo.jsonl"
 
 
 @dataclass(frozen=True)

@@ -189,10 +189,10 @@ def api_server(jobs: int) -> Iterator[tuple[int, str]]:
 
 async def fill(home: Path, port: int, jobs: int) -> str:
     """Register the samples and insert finished jobs; return the id of one."""
-    shutil.copytree(ROOM / "data" / "custom01-base", home / "models" / "bike-base")
+    shutil.copytree(ROOM / "custom01" / "custom01-base", home / "models" / "bike-base")
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}/api/v1", trust_env=False) as client:
         base = await client.post("/base-models", json={"name": "bike-base", "path": "bike-base"})
-        rows = await client.put("/datasets/bike-hire/file", content=(ROOM / "data" / "custom01.jsonl").read_bytes())
+        rows = await client.put("/datasets/bike-hire/file", content=(ROOM / "custom01" / "custom01.jsonl").read_bytes())
     assert (base.status_code, rows.status_code) == (201, 201), (base.text, rows.text)
     database = Database(database_url(f"sqlite:///{home / 'deepe.db'}"))
     done = {"status": JobStatus.SUCCEEDED, "reason": EndReason.COMPLETED}

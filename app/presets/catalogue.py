@@ -1,12 +1,15 @@
 """What the product ships: methods, their scripts, helper modules, environments, and samples to try them on.
 
-Everything is data in this folder; this module reads and checks it. A method's `definition` is a plain dict in the wire
-shape, so that the rules of the registry judge it like any other.
+A preset is one folder: `manifest.toml`, its stage scripts and its samples. What several presets use lies in `shared`.
+This module reads and checks them. A method's `definition` is a plain dict in the wire shape, so that the rules of the
+registry judge it like any other.
 """
 
 import tomllib
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -15,6 +18,9 @@ from app.domain.enums import Platform
 from app.domain.texts import DEFAULT_LANGUAGE, Language
 
 ROOM = Path(__file__).parent
+SHARED = ROOM / "shared"
+OLLAMA_SCRIPT = "deploy_ollama.py"
+"""Deploys to every configured target; no manifest names it."""
 
 Texts = dict[Language, str]
 
@@ -69,6 +75,7 @@ class PresetManifest(_Frozen):
     """A shipped method. A higher `version` is an upgrade for who has not changed it."""
 
     name: str
+    folder: Path
     version: int = Field(ge=1)
     platforms: tuple[Platform, ...]
     read_only: bool
@@ -126,26 +133,31 @@ class SampleBaseModel(_Frozen):
 @cache
 def load_manifests() -> tuple[PresetManifest, ...]:
     """Return every shipped method, by name."""
-    files = sorted((ROOM / "manifests").glob("*.toml"))
+    files = sorted(ROOM.glob("*/manifest.toml"))
     return tuple(sorted((_manifest(file) for file in files), key=lambda manifest: manifest.name))
 
 
+@cache
+def stage_scripts() -> Mapping[str, Path]:
+    """Return every shipped stage script by its name: that of the preset's own folder, else the shared one."""
+    named = {name: manifest.folder / name for manifest in load_manifests() for name in manifest.files}
+    found = {name: own if own.is_file() else SHARED / name for name, own in named.items()}
+    return MappingProxyType({**found, OLLAMA_SCRIPT: SHARED / OLLAMA_SCRIPT})
+
+
 def script_path(name: str) -> Path:
-    """Return the shipped file of this name; `KeyError` if there is none."""
-    path = ROOM / "scripts" / name
-    if path.name != name or not path.is_file():
-        raise KeyError(name)
-    return path
+    """Return the shipped stage script of this name; `KeyError` if there is none."""
+    return stage_scripts()[name]
 
 
 def helpers_dir() -> Path:
     """Return the folder with the helper modules (`deepe`, `enums`, ...), for every stage's PYTHONPATH."""
-    return ROOM / "helpers"
+    return SHARED / "helpers"
 
 
 def environment_specs() -> dict[str, Path]:
     """Return the `environment.yml` of each environment that the shipped methods need, by name."""
-    return {file.stem: file for file in sorted((ROOM / "environments").glob("*.yml"))}
+    return {file.stem: file for file in sorted((SHARED / "environments").glob("*.yml"))}
 
 
 @cache
@@ -153,11 +165,11 @@ def sample_datasets() -> tuple[SampleDataset, ...]:
     return tuple(
         SampleDataset(
             name=name,
-            path=ROOM / entry["file"],
+            path=folder / entry["file"],
             description=entry["description"],
             with_pictures=entry.get("with_pictures", False),
         )
-        for name, entry in _samples()["datasets"].items()
+        for folder, name, entry in _samples("datasets")
     )
 
 
@@ -167,27 +179,29 @@ def sample_base_models() -> tuple[SampleBaseModel, ...]:
         SampleBaseModel(
             name=name,
             description=entry["description"],
-            folder=_in_room(entry.get("folder")),
-            program=_in_room(entry.get("program")),
+            folder=folder / entry["folder"] if "folder" in entry else None,
+            program=folder / entry["program"] if "program" in entry else None,
             arguments=tuple(entry.get("arguments", ())),
             environment=entry.get("environment"),
         )
-        for name, entry in _samples()["base_models"].items()
+        for folder, name, entry in _samples("base_models")
     )
 
 
 @cache
 def shared_parameters() -> dict[str, ParameterInfo]:
     """Return labels, help and typical ranges of the parameters that our scripts add to the platform's."""
-    entries = tomllib.loads((ROOM / "parameters.toml").read_text("utf-8"))
+    entries = tomllib.loads((SHARED / "parameters.toml").read_text("utf-8"))
     return {name: ParameterInfo(name=name, **entry) for name, entry in entries.items()}
 
 
 def _manifest(file: Path) -> PresetManifest:
     raw = tomllib.loads(file.read_text("utf-8"))
     own = raw.pop("parameters", {})
+    for samples in ("datasets", "base_models"):
+        raw.pop(samples, None)  # read by `_samples`
     definition = {"name": raw["name"], "description": raw["description"][DEFAULT_LANGUAGE], **raw.pop("definition")}
-    return PresetManifest(**raw, definition=definition, parameters=_with_shared(own))
+    return PresetManifest(**raw, folder=file.parent, definition=definition, parameters=_with_shared(own))
 
 
 def _with_shared(own: dict[str, dict[str, Any]]) -> tuple[ParameterInfo, ...]:
@@ -197,9 +211,8 @@ def _with_shared(own: dict[str, dict[str, Any]]) -> tuple[ParameterInfo, ...]:
     return tuple(ParameterInfo(**({"name": name} | shared.get(name, {}) | own.get(name, {}))) for name in names)
 
 
-def _samples() -> dict[str, dict[str, Any]]:
-    return tomllib.loads((ROOM / "samples.toml").read_text("utf-8"))
-
-
-def _in_room(name: str | None) -> Path | None:
-    return ROOM / name if name else None
+def _samples(kind: str) -> Iterator[tuple[Path, str, dict[str, Any]]]:
+    """Yield the folder, the name and the entry of each sample of a kind, the shared ones first."""
+    for file in (SHARED / "samples.toml", *sorted(ROOM.glob("*/manifest.toml"))):
+        for name, entry in tomllib.loads(file.read_text("utf-8")).get(kind, {}).items():
+            yield file.parent, name, entry

@@ -1,6 +1,6 @@
 """The sample data sets, made from a few word lists: the same rows each time.
 
-    python -m app.presets.sample_data            # writes app/presets/data/*.jsonl
+    python -m app.presets.sample_data            # writes app/presets/NAME/NAME.jsonl
     python -m app.presets.sample_data FOLDER     # the same into a folder, and draws the pictures of vl-demo and sd-demo
 
 Rows are pure functions of this file, so that a test can tell whether the files beside it are theirs.
@@ -9,7 +9,7 @@ Rows are pure functions of this file, so that a test can tell whether the files 
 import json
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path
 from random import Random
@@ -20,7 +20,6 @@ from app.presets.sample_pictures import COLOURS, SHAPES, picture_name
 
 Row = dict[str, Any]
 
-DATA = Path(__file__).parent / "data"
 SEED = 2025
 
 # A bicycle hire answers its customers: what is asked about, in three wordings, and the one right answer.
@@ -312,14 +311,19 @@ def as_jsonl(rows: Iterable[Row]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def write(folder: Path = DATA) -> None:
-    (folder / "custom01.jsonl").write_text(as_jsonl(custom01_rows()), "utf-8")
-    (folder / "sft-demo.jsonl").write_text(as_jsonl(sft_demo_rows()), "utf-8")
-    (folder / "embedding-demo.jsonl").write_text(as_jsonl(embedding_demo_rows()), "utf-8")
-    (folder / "grpo-demo.jsonl").write_text(as_jsonl(grpo_demo_rows()), "utf-8")
-    (folder / "dpo-demo.jsonl").write_text(as_jsonl(dpo_demo_rows()), "utf-8")
-    (folder / "vl-demo.jsonl").write_text(as_jsonl(vl_demo_rows()), "utf-8")
-    (folder / "sd-demo.jsonl").write_text(as_jsonl(sd_demo_rows()), "utf-8")
+def write(place: Callable[[str], Path]) -> None:
+    """Write the rows of every data set to `place(name)`."""
+    data_sets = {
+        "custom01": custom01_rows,
+        "sft-demo": sft_demo_rows,
+        "embedding-demo": embedding_demo_rows,
+        "grpo-demo": grpo_demo_rows,
+        "dpo-demo": dpo_demo_rows,
+        "vl-demo": vl_demo_rows,
+        "sd-demo": sd_demo_rows,
+    }
+    for name, rows in data_sets.items():
+        place(name).write_text(as_jsonl(rows()), "utf-8")
 
 
 def write_with_pictures(rows: Path, folder: Path) -> None:
@@ -355,11 +359,11 @@ def _shuffled(rows: list[Row]) -> list[Row]:
 
 def main() -> None:
     if len(sys.argv) == 1:
-        write()
+        write(lambda name: Path(__file__).parent / name / f"{name}.jsonl")
         return
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
-    write(folder)
+    write(lambda name: folder / f"{name}.jsonl")
     for name in ("vl-demo", "sd-demo"):
         write_with_pictures(folder / f"{name}.jsonl", folder / name)
 

@@ -10,7 +10,7 @@ from app.presets.catalogue import helpers_dir
 from app.registry.method_files import MethodFiles, PinnedFile
 
 _REMEMBERED = 1000
-_KNOWN_FOLDERS = frozenset({"helpers"})  # added by the shipped scripts and their copies
+_KNOWN_FOLDERS = frozenset({"helpers", "shared/helpers"})  # added by the shipped scripts and their copies
 
 
 class ScriptModules:

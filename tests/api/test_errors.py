@@ -23,7 +23,7 @@ async def call(method: str, path: str, **options: Any) -> httpx.Response:
 
 def leaves() -> list[type[AppError]]:
     for module in pkgutil.walk_packages(package.__path__, "app."):
-        if not module.name.startswith(("app.presets.scripts", "app.main", "app.worker", "app.cli")):
+        if not module.name.startswith(("app.main", "app.worker", "app.cli")):
             importlib.import_module(module.name)
     found, waiting = set(), [AppError]
     while waiting:

@@ -168,7 +168,7 @@ class Arena:
         await self.wait_until(self.api_answers, "the API", 60)
         async with self.client() as client:
             folder = self.root / "models" / BASE_MODEL
-            shutil.copytree(ROOT / "app" / "presets" / "data" / "custom01-base", folder)
+            shutil.copytree(ROOT / "app" / "presets" / "custom01" / "custom01-base", folder)
             tag = (await client.get("/methods/Custom01/files/training")).headers["ETag"]
             answers = [
                 await client.post("/base-models", json={"name": BASE_MODEL, "path": BASE_MODEL}),

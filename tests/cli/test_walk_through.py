@@ -27,7 +27,7 @@ Deepe = Callable[..., Result]
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a home with a base model's folder, whose node has `base` already: the interpreter that runs the tests."""
     folder = tmp_path_factory.mktemp("walk") / "home"
-    shutil.copytree(ROOM / "data" / "custom01-base", folder / "models" / "custom01-base")
+    shutil.copytree(ROOM / "custom01" / "custom01-base", folder / "models" / "custom01-base")
     environments = folder / "nodes" / "test" / "envs"
     environments.mkdir(parents=True)
     (environments / "base").symlink_to(sys.prefix)
@@ -58,7 +58,7 @@ def document(result: Result) -> Any:
 
 def test_from_folder_and_file_to_a_model_that_answers(deepe: Deepe) -> None:
     added = deepe("base-models", "add", "custom01-base")
-    uploaded = deepe("datasets", "add", str(ROOM / "data" / "custom01.jsonl"), "--name", "faq", "--json")
+    uploaded = deepe("datasets", "add", str(ROOM / "custom01" / "custom01.jsonl"), "--name", "faq", "--json")
     submitted = deepe(
         "jobs", "submit", "Custom01", "-b", "custom01-base", "-d", "faq", "-p", "epochs=20", "-p", "learning_rate=0.5",
         "-p", "batch_size=8", "--through", "complete", "--name", "walk", "--watch",
@@ -144,7 +144,7 @@ def test_needs_a_licence_to_create(deepe: Deepe, tmp_path: Path) -> None:
 
 def test_replaces_the_file_of_a_stage_that_everyone_may_adapt(deepe: Deepe, tmp_path: Path) -> None:
     file = tmp_path / "custom02.py"
-    original = (ROOM / "scripts" / "custom02.py").read_text("utf-8")
+    original = (ROOM / "custom02" / "custom02.py").read_text("utf-8")
     file.write_text(f"{original}\n# adapted\n")
     stages = document(deepe("methods", "show", "Custom02", "--json"))["stages"]
     stage = next(name for name, config in stages.items() if config.get("file") == "custom02.py")

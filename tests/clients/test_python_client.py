@@ -63,7 +63,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     installation = Installation(tmp_path_factory.mktemp("site"), {"base": base})
     try:
         installation.start()
-        shutil.copytree(ROOM / "data" / "custom01-base", installation.home / "models" / "bike-base")
+        shutil.copytree(ROOM / "custom01" / "custom01-base", installation.home / "models" / "bike-base")
         yield installation
     finally:
         installation.close()
@@ -90,7 +90,7 @@ class TestGeneratedClient:
         assert result.returncode == 0, result.stdout + result.stderr
 
     def test_does_the_main_job(self, walk_through: ModuleType, site: Installation) -> None:
-        rows = (ROOM / "data" / "custom01.jsonl").read_bytes()
+        rows = (ROOM / "custom01" / "custom01.jsonl").read_bytes()
 
         with walk_through.connect(site.url) as client:
             walk_through.fail_without_a_licence(client)

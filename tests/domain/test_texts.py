@@ -24,7 +24,7 @@ CODE_ARGUMENTS = {"Violation": (1, "code"), "Remark": (0, "code"), "_lose": (0, 
 
 def import_everything() -> None:
     for module in pkgutil.walk_packages(app.__path__, "app."):
-        if not module.name.endswith("__main__") and not module.name.startswith("app.presets.scripts"):
+        if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
 
 

@@ -164,7 +164,7 @@ class Installation:
 
     def add_samples(self) -> None:
         """Add the base model `bike-base` and the data set `bike-hire` of Custom01."""
-        shutil.copytree(ROOM / "data" / "custom01-base", self.home / "models" / "bike-base")
+        shutil.copytree(ROOM / "custom01" / "custom01-base", self.home / "models" / "bike-base")
         self.post("/base-models", {"name": "bike-base", "path": "bike-base"})
         self.add_dataset("bike-hire", "custom01")
 

@@ -134,7 +134,9 @@ class Home:
 def make_home(path: Path, python: Path = Path(sys.executable)) -> Home:
     for name in ("logs", "models", "datasets", "images"):
         (path / name).mkdir(parents=True)
-    shutil.copytree(catalogue.script_path("custom01.py").parent, path / "scripts")
+    (path / "scripts").mkdir()
+    for script in catalogue.stage_scripts().values():
+        shutil.copy(script, path / "scripts")
     return Home(path, python)
 
 

@@ -17,7 +17,7 @@ from app.presets.sample_pictures import draw
 from app.registry import dataset_files
 
 MANIFESTS = {manifest.name: manifest for manifest in catalogue.load_manifests()}
-SCRIPTS = sorted(path.name for path in catalogue.script_path("custom01.py").parent.glob("*.py"))
+SCRIPTS = sorted(catalogue.stage_scripts())
 each_manifest = pytest.mark.parametrize("manifest", list(MANIFESTS.values()), ids=list(MANIFESTS))
 
 
@@ -61,6 +61,11 @@ class TestManifests:
 
 
 class TestScripts:
+    def test_every_stage_script_lies_in_one_folder_only(self) -> None:
+        copies = {name: [path.parent.name for path in catalogue.ROOM.glob(f"*/{name}")] for name in SCRIPTS}
+
+        assert {name: folders for name, folders in copies.items() if len(folders) != 1} == {}
+
     @pytest.mark.parametrize("script", SCRIPTS)
     def test_help_comes_at_once(self, script: str) -> None:
         path = catalogue.script_path(script)
@@ -89,7 +94,7 @@ class TestScripts:
 
 class TestSamples:
     def test_data_files_are_those_that_the_generator_makes(self, tmp_path: Path) -> None:
-        sample_data.write(tmp_path)
+        sample_data.write(lambda name: tmp_path / f"{name}.jsonl")
 
         for sample in catalogue.sample_datasets():
             assert sample.path.read_bytes() == (tmp_path / sample.path.name).read_bytes()
@@ -110,7 +115,7 @@ class TestSamples:
     def test_folder_that_is_there_is_left_alone(self, tmp_path: Path) -> None:
         (tmp_path / "vl-demo").mkdir()
 
-        sample_data.write_with_pictures(sample_data.DATA / "vl-demo.jsonl", tmp_path / "vl-demo")
+        sample_data.write_with_pictures(catalogue.ROOM / "vl-demo" / "vl-demo.jsonl", tmp_path / "vl-demo")
 
         assert list((tmp_path / "vl-demo").iterdir()) == []
 

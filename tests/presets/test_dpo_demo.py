@@ -91,7 +91,7 @@ class TestRefusals:
         ],
     )
     def test_gets_one_sentence(self, home: Home, row: dict[str, object], more: list[str], sentence: str) -> None:
-        base = catalogue.ROOM / "data" / "custom01-base"
+        base = catalogue.ROOM / "custom01" / "custom01-base"
 
         run = home.run(SCRIPT, *arguments(home, base, *more, rows=home.write_rows(json.dumps(row))))
 

@@ -92,7 +92,7 @@ class TestRefusals:
     def test_gets_one_sentence(self, home: Home, row: str | None, more: list[str], sentence: str) -> None:
         (home.scripts / "empty.py").write_text("")
         (home.scripts / "broken.py").write_text("oops")
-        base = catalogue.ROOM / "data" / "custom01-base"
+        base = catalogue.ROOM / "custom01" / "custom01-base"
         rows = home.write_rows(row or '{"question": "a", "answer": "b"}')
 
         run = home.run(SCRIPT, *arguments(home, base, *more, rows=rows))

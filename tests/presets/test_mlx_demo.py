@@ -289,7 +289,7 @@ class TestRefusals:
         ],
     )
     def test_gets_one_sentence(self, home: Home, row: str, more: list[str], sentence: str) -> None:
-        base = catalogue.ROOM / "data" / "custom01-base"
+        base = catalogue.ROOM / "custom01" / "custom01-base"
 
         run = home.run(SCRIPT, *arguments(home, base, *more, rows=home.write_rows(row)))
 
@@ -300,7 +300,7 @@ class TestRefusals:
 
     def test_saving_needs_an_adapter_of_mlx(self, home: Home, tmp_path: Path) -> None:
         (tmp_path / "adapter_config.json").write_text("{}")
-        base = catalogue.ROOM / "data" / "custom01-base"
+        base = catalogue.ROOM / "custom01" / "custom01-base"
 
         run = home.run(
             "save_mlx.py",

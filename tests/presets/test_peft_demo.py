@@ -121,7 +121,7 @@ class TestRefusals:
         ],
     )
     def test_gets_one_sentence(self, home: Home, row: str, more: list[str], sentence: str) -> None:
-        base = catalogue.ROOM / "data" / "custom01-base"
+        base = catalogue.ROOM / "custom01" / "custom01-base"
 
         run = home.run(SCRIPT, *arguments(home, base, *more, rows=home.write_rows(row)))
 

@@ -86,7 +86,7 @@ class TestRefusals:
         ],
     )
     def test_gets_one_sentence(self, home: Home, row: str | None, more: list[str], sentence: str) -> None:
-        base = catalogue.ROOM / "data" / "custom01-base"
+        base = catalogue.ROOM / "custom01" / "custom01-base"
         rows = home.write_rows(row or '{"question": "a", "answer": "b"}')
 
         run = home.run(SCRIPT, *arguments(home, base, *more, rows=rows))
@@ -97,7 +97,7 @@ class TestRefusals:
         assert run.records[-1]["msg"] == 200006
 
     def test_a_group_of_processes_is_refused(self, home: Home) -> None:
-        base = catalogue.ROOM / "data" / "custom01-base"
+        base = catalogue.ROOM / "custom01" / "custom01-base"
         rows = home.write_rows('{"question": "a", "answer": "b"}')
 
         run = home.run(SCRIPT, *arguments(home, base, rows=rows), environment={"WORLD_SIZE": "2"})

@@ -21,7 +21,7 @@ print(json.dumps({"train": train, "held_out": held_out}))
 
 
 def arguments(rows: Path, *more: str) -> list[str]:
-    base = catalogue.ROOM / "data" / "custom01-base"
+    base = catalogue.ROOM / "custom01" / "custom01-base"
     return [f"--model_path={base}", f"--dataset_path={rows}", "--output_dir=out", "--eval_fraction=0", *more]
 
 

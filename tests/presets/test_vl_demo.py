@@ -181,7 +181,7 @@ class TestTraining:
         ]
         data = write_data(torch_home, *rows)
         (data / "images" / name).write_bytes(content)
-        base = catalogue.ROOM / "data" / "custom01-base"
+        base = catalogue.ROOM / "custom01" / "custom01-base"
 
         run = torch_home.run(SCRIPT, *arguments(torch_home, base, data))
 
@@ -198,7 +198,7 @@ class TestTraining:
         (video / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
         names = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor"}
         (video / "preprocessor_config.json").write_text(json.dumps(names))
-        unknown = catalogue.ROOM / "data" / "custom01-base"
+        unknown = catalogue.ROOM / "custom01" / "custom01-base"
         (torch_home.scripts / "probe.py").write_text(AFTERWARDS)
         runs = [
             (SCRIPT, arguments(torch_home, base, drawn, "--max_input_length=24", "--eval_fraction=0"))
@@ -262,7 +262,7 @@ class TestRefusals:
     )  # fmt: skip
     def test_gets_one_sentence(self, home: Home, row: object, more: tuple[str, ...], sentence: str) -> None:
         data = write_data(home, row)
-        base = catalogue.ROOM / "data" / "custom01-base"
+        base = catalogue.ROOM / "custom01" / "custom01-base"
 
         run = home.run(SCRIPT, *arguments(home, base, data, *more))
 
@@ -274,7 +274,7 @@ class TestRefusals:
     def test_empty_folder_of_pictures_is_called_empty(self, home: Home) -> None:
         data = write_data(home, ASKED | {"images": [{"imageId": RING}]}, pictures=())
 
-        run = home.run(SCRIPT, *arguments(home, catalogue.ROOM / "data" / "custom01-base", data))
+        run = home.run(SCRIPT, *arguments(home, catalogue.ROOM / "custom01" / "custom01-base", data))
 
         assert f"line 1: there is no picture {RING} in {data / 'images'}, which is empty" in run.stderr
 

@@ -24,7 +24,7 @@ from app.executor.jobs.fixing import columns_of, pinned_method
 from app.executor.jobs.runnability import unrunnable
 from app.executor.jobs.stage_parameters import CheckedParameters, StageParameters
 from app.executor.runs.job_spec import Deployment, Named, PinnedScript, Snapshot
-from app.presets.catalogue import script_path
+from app.presets.catalogue import OLLAMA_SCRIPT, script_path
 from app.registry.dataset_files import locate
 from app.registry.datasets import Datasets
 from app.registry.method_record import Method
@@ -37,7 +37,6 @@ from app.store.session import Database
 from app.store.tables import BaseModelRow, DatasetRow, DeployTargetRow, JobRow, ModelRow
 
 CUSTOM_TARGET = "custom"
-OLLAMA_SCRIPT = "deploy_ollama.py"
 BASE_ENVIRONMENT = "base"
 MAX_NAME = 100
 

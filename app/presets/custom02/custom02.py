@@ -1,0 +1,398 @@
+"""Custom02: from a base model straight to a complete model, in a training loop of plain PyTorch.
+
+Copy it when Custom01 is too small for you: this one trains every weight of a Hugging Face causal language model, on a
+GPU in bfloat16 or on a CPU, with a loop that you can read and change. Its method has no customized state, so the
+*saving* stage is the one that produces the model: it gets the training's parameters besides its own paths.
+
+Try it by hand, in a checkout of the product, with the interpreter of the `trl` environment:
+
+    python app/presets/shared/tiny_base.py --output tiny-base
+    python app/presets/custom02/custom02.py --base_path tiny-base --dataset_path app/presets/sft-demo/sft-demo.jsonl \
+        --save_path custom02-complete --max_steps 100 --batch_size 32 --learning_rate 0.002
+
+Started by torchrun or accelerate, several processes share the rows of each step and add up their gradients: the model
+is the same, only sooner. Rank 0 reports, saves and writes.
+
+Checkpoints go to `output_dir` and hold the weights, the optimizer and the state of the random numbers: a run that was
+interrupted goes on from the newest and gives the same weights. The last line on stdout is the result.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
+sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
+import deepe
+
+TINY_BYTES = 64 * 2**20  # threads of a smaller model wait for each other longer than they work
+RANK, PROCESSES = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+IGNORED = -100  # label of a token that is not learned: the question and the padding
+
+Pair = tuple[str, str]
+Example = tuple[list[int], list[int]]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Train every weight of a causal model.", allow_abbrev=False)
+    parser.add_argument("--train_id", default="manual", help="id of the job, for the log")
+    parser.add_argument("--seq", default="1", help="number of the step in the job, for the log")
+    parser.add_argument("--model_name", default="custom02", help="name of the model")
+    parser.add_argument("--base_path", required=True, help="folder of the base model")
+    parser.add_argument("--save_path", required=True, help="folder for the complete model")
+    parser.add_argument("--dataset_path", required=True, help="JSONL file, or a folder with one")
+    parser.add_argument("--output_dir", default=None, help="folder for checkpoints; empty takes save_path")
+    parser.add_argument("--dtype_str", default="float32", help="numbers of the complete model")
+    parser.add_argument("--input_train_name", default="instruction", help="column with the question")
+    parser.add_argument("--output_train_name", default="output", help="column with the answer")
+    parser.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
+    parser.add_argument("--max_seq_length", type=int, default=512, help="tokens of a row; longer rows are left out")
+    parser.add_argument("--epochs", type=int, default=3, help="passes over the rows, unless max_steps is given")
+    parser.add_argument("--max_steps", type=int, default=None, help="number of steps, instead of epochs")
+    parser.add_argument("--batch_size", type=int, default=8, help="rows in one forward pass")
+    parser.add_argument("--grad_accum_steps", type=int, default=1, help="forward passes in one step")
+    parser.add_argument("--learning_rate", type=float, default=2e-5, help="highest learning rate")
+    parser.add_argument("--warmup_steps", type=int, default=5, help="steps until the highest learning rate")
+    parser.add_argument("--max_grad_norm", type=float, default=1.0, help="longer gradients are cut to this length")
+    parser.add_argument("--weight_decay", type=float, default=0.0, help="pull of the weights towards zero")
+    parser.add_argument("--seed", type=int, default=42, help="same seed and machine, same model")
+    parser.add_argument("--logging_steps", type=int, default=5, help="steps between two points of the curve")
+    parser.add_argument("--save_steps", type=int, default=50, help="steps between two checkpoints")
+    parser.add_argument("--eval_fraction", type=float, default=0.1, help="part of the rows held out for the score")
+    parser.add_argument("--eval_samples", type=int, default=100, help="held-out rows that are used at most")
+    return parser
+
+
+def main() -> None:
+    args, _unknown = make_parser().parse_known_args()
+    if sum(file.stat().st_size for file in Path(args.base_path).glob("*.safetensors")) < TINY_BYTES:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
+    for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
+        os.environ.setdefault(name, "1")
+    try:
+        run(args)
+    except Exception as error:
+        log(args, "TrainingFailed", str(error), level="ERROR")
+        deepe.result("failed", message=str(error))
+        if isinstance(error, ValueError | OSError):  # what the user can put right gets no traceback
+            sys.exit(f"custom02.py: {error}")
+        raise
+
+
+def run(args: argparse.Namespace) -> None:
+    for name in ("batch_size", "grad_accum_steps", "logging_steps", "save_steps"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"{name} must be at least 1")
+    log(args, "HandleWithDataset", args.dataset_path)
+    pairs = load_pairs(Path(args.dataset_path), args)
+    random.Random(args.seed).shuffle(pairs)
+    held_out = pairs[: int(len(pairs) * args.eval_fraction)]
+
+    log(args, "InitializingModel", args.base_path)
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    torch.manual_seed(args.seed)
+    device = join_group()
+    tokenizer = AutoTokenizer.from_pretrained(args.base_path)
+    model = AutoModelForCausalLM.from_pretrained(args.base_path, dtype=torch.float32).to(device)
+    examples = encode(tokenizer, pairs[len(held_out) :], args.max_seq_length)
+    if len(examples) < len(pairs) - len(held_out):
+        deepe.note(f"{len(pairs) - len(held_out) - len(examples)} rows are longer than max_seq_length and left out")
+
+    score = scorer(model, tokenizer, held_out[: args.eval_samples])
+    score("before")
+    log(args, "StartTraining", args.model_name)
+    output = Path(args.output_dir or args.save_path)
+    train(model, examples, output, tokenizer.pad_token_id or 0, args)
+    score("after")
+
+    log(args, "SaveTrainedModel", args.model_name)
+    if deepe.is_first():
+        save_complete(model.to(getattr(torch, args.dtype_str, torch.bfloat16)), tokenizer, Path(args.save_path))
+        for checkpoint in checkpoints(output):  # a finished run needs none, and each is three times the model
+            shutil.rmtree(checkpoint, ignore_errors=True)
+        deepe.result(message=f"the model is complete in {args.save_path}", model_type=model.config.model_type)
+    log(args, "SaveTrainedModelSuccess", args.save_path)
+    leave_group()
+
+
+# --- several processes ----------------------------------------------------------------------------------------------
+
+
+def join_group() -> str:
+    """Return the device of this process, after it has met the others."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if cuda else "cpu"
+    if cuda:
+        torch.cuda.set_device(device)
+    if PROCESSES > 1:
+        torch.distributed.init_process_group("nccl" if cuda else "gloo")
+    return device
+
+
+def leave_group(code: int = 0) -> None:
+    """Wait for the others, part and end: the first to end would end them all. Alone, do nothing.
+
+    At once: threads that gloo left may abort the interpreter's own end (torch 2.13).
+    """
+    import torch
+
+    if PROCESSES > 1:
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+        deepe.end(code)
+
+
+def share_gradients(model: Any) -> None:
+    """Add up what the processes found; each has weighted its rows by their part of the step's."""
+    import torch
+
+    if PROCESSES > 1:
+        for parameter in model.parameters():
+            if parameter.grad is None:  # this process had no row in a short step
+                parameter.grad = torch.zeros_like(parameter)
+            torch.distributed.all_reduce(parameter.grad)
+
+
+def summed(model: Any, *values: float) -> list[float]:
+    """Return each value added up over the processes."""
+    import torch
+
+    shared = torch.tensor(values, dtype=torch.float64, device=model.device)
+    if PROCESSES > 1:
+        torch.distributed.all_reduce(shared)
+    return shared.tolist()
+
+
+# --- the loop -------------------------------------------------------------------------------------------------------
+
+
+def train(model: Any, examples: list[Example], output: Path, pad: int, args: argparse.Namespace) -> None:
+    """AdamW with warm-up and a cosine; a step is `grad_accum_steps` forward passes."""
+    import torch
+
+    rows_of_step = args.batch_size * args.grad_accum_steps
+    per_epoch = math.ceil(len(examples) / rows_of_step)
+    steps = args.max_steps or args.epochs * per_epoch
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, course(args.warmup_steps, steps))
+    done = resume(model, optimizer, schedule, output)
+    order: list[Example] = []
+    deepe.catch_stop()
+    model.train()
+    for step in range(done + 1, steps + 1):
+        epoch, position = divmod(step - 1, per_epoch)
+        if position == 0 or step == done + 1:  # the order depends on the epoch only: a resumed run sees the same rows
+            order = random.Random(f"{args.seed}/{epoch}").sample(examples, len(examples))
+        rows = order[position * rows_of_step : (position + 1) * rows_of_step]
+        own = rows[RANK::PROCESSES]
+        loss = 0.0
+        for start in range(0, len(own), args.batch_size):
+            part = own[start : start + args.batch_size]
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
+                part_loss = model(**collate(part, pad, model.device)).loss * len(part) / len(rows)
+            part_loss.backward()
+            loss += part_loss.item()
+        share_gradients(model)
+        loss, stops = summed(model, loss, deepe.stop_requested())  # all leave the loop at the same step
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+        rate = schedule.get_last_lr()[0]
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+
+        if deepe.is_first() and (step % args.logging_steps == 0 or step in (1, steps)):
+            metrics = {"loss": loss, "grad_norm": norm.item(), "learning_rate": rate, "epoch": step / per_epoch}
+            report(args, step, steps, metrics)
+        if deepe.is_first() and (step % args.save_steps == 0 or stops):
+            save_checkpoint(model, optimizer, schedule, output, step)
+        if stops:
+            print(f"stopped at step {step} of {steps}; its checkpoint is complete", file=sys.stderr)
+            leave_group(deepe.STOPPED)
+            sys.exit(deepe.STOPPED)
+
+
+def course(warmup: int, steps: int) -> Callable[[int], float]:
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+    return factor
+
+
+def collate(rows: list[Example], pad: int, device: Any) -> dict[str, Any]:
+    import torch
+
+    width = max(len(tokens) for tokens, _ in rows)
+    columns = {
+        "input_ids": [tokens + [pad] * (width - len(tokens)) for tokens, _ in rows],
+        "attention_mask": [[1] * len(tokens) + [0] * (width - len(tokens)) for tokens, _ in rows],
+        "labels": [labels + [IGNORED] * (width - len(labels)) for _, labels in rows],
+    }
+    return {name: torch.tensor(values, device=device) for name, values in columns.items()}
+
+
+def report(args: argparse.Namespace, step: int, steps: int, metrics: dict[str, float]) -> None:
+    """A record of code 200009 is a line of the log, a point of the curves and a step of the progress bar."""
+    from train_callback import METRICS, LevelEnum, LogEnum, write_log
+
+    details = dict.fromkeys(METRICS) | metrics | {"step": step}
+    write_log(LevelEnum.INFO, LogEnum.Training, str(round(100 * step / steps, 2)), args.train_id, args.seq, details)
+    deepe.progress(step, steps)
+    print(f"step {step}/{steps}  loss {metrics['loss']:.4f}", flush=True)
+
+
+# --- checkpoints and the complete model -----------------------------------------------------------------------------
+
+
+def save_checkpoint(model: Any, optimizer: Any, schedule: Any, output: Path, step: int) -> None:
+    """Write to a folder beside it first and rename: a checkpoint is there as a whole or not at all."""
+    import torch
+
+    target, draft = output / f"checkpoint-{step}", output / f".checkpoint-{step}"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    state = {
+        "step": step,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+        "random": torch.get_rng_state(),
+    }
+    torch.save(state, draft / "state.pt")
+    shutil.rmtree(target, ignore_errors=True)
+    draft.rename(target)
+    deepe.checkpoint(target, step)
+    for old in checkpoints(output)[2:]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def resume(model: Any, optimizer: Any, schedule: Any, output: Path) -> int:
+    """Load the newest checkpoint that can be read, and return its step; 0 starts from the beginning."""
+    import torch
+
+    for folder in checkpoints(output):
+        try:  # weights_only: a checkpoint is data, loading it runs no code
+            state = torch.load(folder / "state.pt", map_location=model.device, weights_only=True)
+        except Exception as error:  # cut off, not a checkpoint, written by another version: the one before may do
+            print(f"{folder.name} cannot be used: {error}", file=sys.stderr)
+            continue
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        torch.set_rng_state(state["random"].cpu())
+        deepe.note(f"resumed from {folder.name}")
+        return int(state["step"])
+    return 0
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """Newest first."""
+    found = [folder for folder in output.glob("checkpoint-*") if folder.name[11:].isdigit()]
+    return sorted(found, key=lambda folder: int(folder.name[11:]), reverse=True)
+
+
+def save_complete(model: Any, tokenizer: Any, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder, max_shard_size="10GB")
+    tokenizer.save_pretrained(folder)
+    for weights in folder.glob("*.safetensors"):
+        weights.chmod(0o644)  # written as 0600, whatever the umask says
+    deepe.artifact(folder, "model")
+
+
+# --- data and score -------------------------------------------------------------------------------------------------
+
+
+def load_pairs(path: Path, args: argparse.Namespace) -> list[Pair]:
+    """Read (question, answer) pairs; every complaint names the line."""
+    if path.is_dir():
+        files = sorted(path.glob("*.jsonl"))
+        if len(files) != 1:
+            raise ValueError(f"{path} must hold exactly one .jsonl file, it holds {len(files)}")
+        path = files[0]
+    pairs: list[Pair] = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path.name}, line {number}: not valid JSON ({error})") from error
+        for column in (args.input_train_name, args.output_train_name):
+            if not isinstance(row, dict) or column not in row:
+                there = ", ".join(row) if isinstance(row, dict) and row else "none"
+                raise ValueError(f"{path.name}, line {number}: column '{column}' is missing; there are: {there}")
+        pairs.append((str(row[args.input_train_name]), str(row[args.output_train_name])))
+        if len(pairs) == args.max_samples:
+            break
+    if not pairs:
+        raise ValueError(f"{path.name} has no rows")
+    return pairs
+
+
+def prompt_of(tokenizer: Any, question: str) -> str:
+    if tokenizer.chat_template is None:
+        return question + "\n"
+    turns = [{"role": "user", "content": question}]
+    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+
+def encode(tokenizer: Any, pairs: list[Pair], longest: int) -> list[Example]:
+    """Tokens and labels of each pair; only the answer and its end are learned."""
+    examples = []
+    for question, answer in pairs:
+        head = tokenizer(prompt_of(tokenizer, question), add_special_tokens=False)["input_ids"]
+        tail = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        if len(head) + len(tail) <= longest:
+            examples.append((head + tail, [IGNORED] * len(head) + tail))
+    if not examples:
+        raise ValueError(f"all {len(pairs)} rows are longer than max_seq_length ({longest})")
+    return examples
+
+
+def scorer(model: Any, tokenizer: Any, pairs: list[Pair]) -> Callable[[str], None]:
+    """Return a function that reports how many held-out questions are answered with exactly the wanted text."""
+    import torch
+
+    def score(phase: str) -> None:
+        if not pairs or not deepe.is_first():
+            return
+        model.eval()
+        right = 0
+        for question, wanted in pairs:
+            encoded = tokenizer(prompt_of(tokenizer, question), return_tensors="pt", add_special_tokens=False)
+            tokens = encoded["input_ids"].to(model.device)
+            with torch.inference_mode():
+                output = model.generate(
+                    tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=32, do_sample=False
+                )
+            right += tokenizer.decode(output[0, tokens.shape[1] :], skip_special_tokens=True).strip() == wanted.strip()
+        deepe.evaluation(phase, right / len(pairs), len(pairs))
+        print(f"exact match on {len(pairs)} held-out rows {phase} training: {right / len(pairs):.3f}", flush=True)
+
+    return score
+
+
+def log(args: argparse.Namespace, code: str, message: str, *, level: str = "INFO") -> None:
+    """Write a log record; of several processes only rank 0 speaks."""
+    if not deepe.is_first():
+        return
+    from train_callback import LevelEnum, LogEnum, write_log
+
+    write_log(LevelEnum[level], LogEnum[code], message, args.train_id, args.seq, None)
+
+
+if __name__ == "__main__":
+    main()

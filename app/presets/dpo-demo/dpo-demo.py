@@ -1,0 +1,224 @@
+r"""DPO-Demo, training: learning from preferences with LoRA, by TRL's trainers for DPO, KTO and ORPO.
+
+| objective | needs | learns |
+|---|---|---|
+| dpo | pairs | to tell the better answer from the worse, compared with the base model |
+| kto | pairs, or single answers with a label | what is good and what is bad, each by itself |
+| orpo | pairs | to answer like the better one and to avoid the worse, without a reference: the least memory |
+
+Try it by hand, in a checkout of the product, with the interpreter of the `trl` environment (about half a minute):
+
+    python app/presets/shared/tiny_base.py --output tiny-styles --answers=styles --steps=600
+    python app/presets/dpo-demo/dpo-demo.py --model_path=tiny-styles \
+        --dataset_path=app/presets/dpo-demo/dpo-demo.jsonl \
+        --output_dir=dpo-out --max_steps=60 --batch_size=32 --learning_rate=0.001 \
+        --sft_weight=1
+
+A row has `prompt`, `chosen` and `rejected` (texts, or lists of turns), or `chosen` and `rejected` alone, which are then
+whole conversations that differ in their last turn; for kto also `prompt`, `completion` and `label` (true or false).
+Held-out file, checkpoints and SIGTERM as in sft-demo.py: `output_dir` holds adapter and tokenizer at the end.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+# The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
+sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
+import deepe_llm as llm
+from deepe_rows import Refused, Row, load_labelled, load_parts, load_preferences
+
+SCORED_AT_ONCE = 4  # the probabilities of whole rows over a large vocabulary take gigabytes
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Learn from preferences.", allow_abbrev=False)
+    job = parser.add_argument_group("what the platform fills in")
+    job.add_argument("--train_id", default="manual", help="id of the job, for the log")
+    job.add_argument("--seq", type=int, default=1, help="number of the step in the job, for the log")
+    job.add_argument("--model_name", default="dpo-demo", help="name of the model")
+    job.add_argument("--model_path", required=True, help="folder of the base model")
+    job.add_argument("--dataset_path", required=True, help="JSONL file, or a folder with one")
+    job.add_argument("--output_dir", required=True, help="folder for the adapter and the checkpoints")
+
+    method = parser.add_argument_group("method")
+    method.add_argument(
+        "--objective", choices=["dpo", "kto", "orpo"], default="dpo", help="how preferences are learned"
+    )
+    method.add_argument(
+        "--beta", type=float, default=0.1, help="dpo, kto: ties to the base model; orpo: weight of pairs"
+    )
+    method.add_argument(
+        "--sft_weight", type=float, default=0.0, help="dpo: weight of learning the better answer itself"
+    )
+
+    data = parser.add_argument_group("data")
+    data.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
+    data.add_argument("--max_input_length", type=int, default=1024, help="tokens of a prompt")
+    data.add_argument("--max_content_length", type=int, default=1024, help="tokens of an answer")
+
+    steps = parser.add_argument_group("training")
+    steps.add_argument("--epochs", type=float, default=1.0, help="passes over the rows, unless max_steps is given")
+    steps.add_argument("--max_steps", type=int, default=None, help="number of steps, instead of epochs")
+    steps.add_argument("--batch_size", type=int, default=8, help="rows in one forward pass")
+    steps.add_argument("--grad_accum_steps", type=int, default=1, help="forward passes in one step")
+    steps.add_argument("--learning_rate", type=float, default=1e-5, help="highest learning rate")
+    steps.add_argument("--warmup_steps", type=int, default=None, help="steps until the highest learning rate")
+    steps.add_argument("--warmup_ratio", type=float, default=0.1, help="the same as part of all steps")
+    steps.add_argument("--lr_scheduler", choices=["cosine", "linear", "constant"], default="cosine")
+    steps.add_argument("--max_grad_norm", type=float, default=1.0, help="longer gradients are cut to this length")
+    steps.add_argument(
+        "--optimizer",
+        choices=["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor"],
+        default="adamw_torch_fused",
+        help="the 8-bit ones need bitsandbytes",
+    )
+    steps.add_argument("--seed", type=int, default=42, help="same seed and machine, same model")
+
+    machine = parser.add_argument_group("adapter, memory and speed")
+    machine.add_argument("--lora_rank", type=int, default=16, help="rank of the adapter's matrices")
+    machine.add_argument("--lora_alpha", type=int, default=32, help="weight of the adapter, divided by the rank")
+    machine.add_argument("--load_in_4bit", type=llm.str2bool, default=False, help="QLoRA; needs bitsandbytes")
+    machine.add_argument("--dtype", choices=["auto", "bfloat16", "float16", "float32"], default="auto")
+    machine.add_argument(
+        "--attention", choices=["auto", "sdpa", "flash_attention_2", "flash_attention_3", "eager"], default="auto"
+    )
+    machine.add_argument("--gradient_checkpointing", choices=["auto", "true", "false"], default="auto")
+
+    watch = parser.add_argument_group("checkpoints and score")
+    watch.add_argument("--logging_steps", type=int, default=5, help="steps between two points of the curves")
+    watch.add_argument("--save_steps", type=int, default=100, help="steps between two checkpoints")
+    watch.add_argument("--save_total_limit", type=int, default=2, help="checkpoints that are kept")
+    watch.add_argument("--resume", type=llm.str2bool, default=True, help="go on from the newest complete checkpoint")
+    watch.add_argument("--eval_fraction", type=float, default=0.1, help="part of the rows held out for the score")
+    watch.add_argument("--eval_samples", type=int, default=100, help="held-out rows that are used at most")
+    watch.add_argument("--eval_max_new_tokens", type=int, default=64, help="tokens of an answer that is scored")
+    return parser
+
+
+def main() -> None:
+    args, _unknown = make_parser().parse_known_args()
+    llm.run_stage(args, run)
+
+
+def run(args: argparse.Namespace) -> None:
+    llm.check(args)
+    if args.beta <= 0:
+        raise Refused(f"beta must be above 0, it is {args.beta}")
+    if args.sft_weight < 0:
+        raise Refused(f"sft_weight must be at least 0, it is {args.sft_weight}")
+    llm.log("HandleWithDataset", args.dataset_path, args)
+    train_rows, held_out = load_parts(args, load_labelled if args.objective == "kto" else load_preferences)
+
+    llm.log("InitializingModel", args.model_path, args)
+    machine = llm.choose(args)
+    tokenizer = llm.load_tokenizer(args.model_path)
+    answers = ["completion"] if "label" in train_rows[0] else ["chosen", "rejected"]
+    train_rows = llm.within_limits(train_rows, tokenizer, args, answers)
+    trainer = build_trainer(args, machine, tokenizer, train_rows)
+
+    score(trainer, tokenizer, held_out, args, "before")
+    llm.train(trainer, args)
+    llm.save_adapter(trainer, args)
+    score(trainer, tokenizer, held_out, args, "after")
+    llm.log("TrainingSuccess", args.model_name, args)
+
+
+def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, rows: list[Row]) -> Any:
+    from datasets import Dataset
+
+    model = llm.load_model(args, machine)
+    longest = args.max_input_length + args.max_content_length
+    settings = llm.trainer_settings(args, machine, checkpointing=llm.needs_checkpointing(args, model, 2 * longest))
+    trainer_class, config_class = trainer_of(args.objective)
+    if args.objective == "orpo":
+        settings["remove_unused_columns"] = False
+    if args.objective == "dpo" and args.sft_weight:
+        settings |= {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, args.sft_weight]}
+    if args.objective == "kto":
+        rows = [single for row in rows for single in singles(row)]
+    return trainer_class(
+        model=model,
+        args=config_class(beta=args.beta, max_length=longest, **settings),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=llm.lora(args),
+        callbacks=llm.callbacks(args),
+    )
+
+
+def trainer_of(objective: str) -> tuple[Any, Any]:
+    match objective:
+        case "kto":
+            from trl import KTOConfig, KTOTrainer
+
+            return KTOTrainer, KTOConfig
+        case "orpo":
+            from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+            return ORPOTrainer, ORPOConfig
+        case _:
+            from trl import DPOConfig, DPOTrainer
+
+            return DPOTrainer, DPOConfig
+
+
+def singles(row: Row) -> list[Row]:
+    """Return a pair as two answers that are judged by themselves; what is single already stays."""
+    if "label" in row:
+        return [row]
+    return [
+        {"prompt": row["prompt"], "completion": row[name], "label": name == "chosen"} for name in ("chosen", "rejected")
+    ]
+
+
+# --- score ----------------------------------------------------------------------------------------------------------
+
+
+def score(trainer: Any, tokenizer: Any, rows: list[Row], args: argparse.Namespace, phase: str) -> None:
+    """Report in how many held-out pairs the better answer is the likelier one, and how many answers are exactly it."""
+    good = "completion" if rows and "label" in rows[0] else "chosen"
+    liked = [row for row in rows if row.get("label", True)]
+    if liked and trainer.is_world_process_zero():
+        if good == "chosen":
+            value = preference_accuracy(trainer.model, tokenizer, liked)
+            llm.report_score("preference_accuracy", phase, value, len(liked))
+        value = llm.exact_match(trainer.model, tokenizer, liked, good, args.eval_max_new_tokens)
+        llm.report_score("exact_match", phase, value, len(liked))
+    trainer.accelerator.wait_for_everyone()
+
+
+def preference_accuracy(model: Any, tokenizer: Any, pairs: list[Row]) -> float:
+    """Return the share of pairs whose better answer has the higher probability per token."""
+    better, worse = (
+        [
+            value
+            for start in range(0, len(pairs), SCORED_AT_ONCE)
+            for value in likelihoods(model, tokenizer, pairs[start : start + SCORED_AT_ONCE], name)
+        ]
+        for name in ("chosen", "rejected")
+    )
+    return sum(good > bad for good, bad in zip(better, worse, strict=True)) / len(pairs)
+
+
+def likelihoods(model: Any, tokenizer: Any, rows: list[Row], answer: str) -> list[float]:
+    """Return the mean log probability of the tokens of each row's answer."""
+    import torch
+
+    model.eval()
+    texts = [tokenizer.apply_chat_template(row["prompt"] + row[answer], tokenize=False) for row in rows]
+    heads = [len(llm.encode_prompts(tokenizer, [row["prompt"]])["input_ids"][0]) for row in rows]
+    encoded = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False)
+    encoded.pop("token_type_ids", None)
+    encoded = encoded.to(model.device)
+    with torch.inference_mode():
+        logits = model(**encoded).logits[:, :-1].float()
+    found = torch.gather(logits.log_softmax(-1), 2, encoded["input_ids"][:, 1:, None])[..., 0]
+    places = torch.arange(1, encoded["input_ids"].shape[1], device=model.device)
+    answered = encoded["attention_mask"][:, 1:] * (places >= torch.tensor(heads, device=model.device)[:, None])
+    return ((found * answered).sum(1) / answered.sum(1)).tolist()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,451 @@
+"""Embedding-Demo, training: teach a text encoder which texts belong together, by contrast, with LoRA.
+
+Try it by hand, in a checkout of the product, with the interpreter of the `trl` environment (about half a minute):
+
+    python app/presets/embedding-demo/tiny_encoder.py --output tiny-encoder
+    python app/presets/embedding-demo/embedding-demo.py --model_path=tiny-encoder --output_dir=embedding-out \
+        --dataset_path=app/presets/embedding-demo/embedding-demo.jsonl \
+        --max_steps=200 --batch_size=24 --learning_rate=0.003
+
+A row is a pair of texts that belong together: `anchor` and `positive` (also `query` and `document`, `question` and
+`answer`, or the columns named by `input_train_name` and `output_train_name`), and optionally a `negative` that looks
+alike and does not belong. Each text of a batch is told from all others of the batch (InfoNCE; van den Oord et al.
+2018): large batches teach more. `chunk_size` lets a batch be larger than the memory: vectors first, then their
+gradients chunk by chunk (Gao et al. 2021), with the same result.
+
+The score is retrieval on rows put aside, before and after: how often the right text is the nearest of all
+(`accuracy@1`), and one divided by its place (`mrr@10`). `output_dir` holds the adapter, the tokenizer and
+`embedding.json`, which says how a vector is made of a text. A run that was interrupted goes on from the newest
+checkpoint and gives the same weights.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
+sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
+import deepe
+from text_vectors import Encoder, How
+
+TINY_BYTES = 64 * 2**20  # threads of a smaller model wait for each other longer than they work
+COLUMNS = (("anchor", "positive"), ("query", "document"), ("question", "answer"))
+
+
+class Refused(Exception):
+    """What the user can put right: one sentence, no traceback."""
+
+
+class Pair(NamedTuple):
+    anchor: str
+    positive: str
+    negative: str | None
+
+
+def str2bool(text: str) -> bool:
+    if text.lower() in ("true", "1", "yes", "on"):
+        return True
+    if text.lower() in ("false", "0", "no", "off", ""):
+        return False
+    raise argparse.ArgumentTypeError(f"'{text}' is neither true nor false")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Train a text encoder by contrast.", allow_abbrev=False)
+    parser.add_argument("--train_id", default="manual", help="id of the job, for the log")
+    parser.add_argument("--seq", type=int, default=1, help="number of the step in the job, for the log")
+    parser.add_argument("--model_name", default="embedding-demo", help="name of the model")
+    parser.add_argument("--model_path", required=True, help="folder of the base model")
+    parser.add_argument("--dataset_path", required=True, help="JSONL file, or a folder with one")
+    parser.add_argument("--output_dir", required=True, help="folder for the adapter and the checkpoints")
+
+    data = parser.add_argument_group("data")
+    data.add_argument("--input_train_name", default=None, help="column with the query; empty finds it by itself")
+    data.add_argument("--output_train_name", default=None, help="column with its text; empty finds it by itself")
+    data.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
+    data.add_argument("--max_seq_length", type=int, default=256, help="tokens of a text; the rest is cut off")
+    data.add_argument("--query_prefix", default="", help="put before each query, such as 'query: '")
+    data.add_argument("--document_prefix", default="", help="put before each text, such as 'passage: '")
+    data.add_argument("--pooling", choices=["mean", "cls", "last"], default="mean", help="how tokens become a vector")
+
+    steps = parser.add_argument_group("training")
+    steps.add_argument("--epochs", type=float, default=1.0, help="passes over the rows, unless max_steps is given")
+    steps.add_argument("--max_steps", type=int, default=None, help="number of steps, instead of epochs")
+    steps.add_argument("--batch_size", type=int, default=64, help="pairs that are told from each other in one step")
+    steps.add_argument("--chunk_size", type=int, default=0, help="pairs in memory at once; 0 takes the whole batch")
+    steps.add_argument("--learning_rate", type=float, default=2e-4, help="highest learning rate")
+    steps.add_argument("--warmup_steps", type=int, default=10, help="steps until the highest learning rate")
+    steps.add_argument("--max_grad_norm", type=float, default=1.0, help="longer gradients are cut to this length")
+    steps.add_argument("--scale", type=float, default=20.0, help="sharpness: similarities are multiplied by it")
+    steps.add_argument("--seed", type=int, default=42, help="same seed and machine, same model")
+
+    lora = parser.add_argument_group("adapter")
+    lora.add_argument("--lora_rank", type=int, default=16, help="rank of the adapter's matrices")
+    lora.add_argument("--lora_alpha", type=int, default=32, help="weight of the adapter, divided by the rank")
+
+    watch = parser.add_argument_group("checkpoints and score")
+    watch.add_argument("--logging_steps", type=int, default=5, help="steps between two points of the curves")
+    watch.add_argument("--save_steps", type=int, default=100, help="steps between two checkpoints")
+    watch.add_argument("--resume", type=str2bool, default=True, help="go on from the newest complete checkpoint")
+    watch.add_argument("--eval_fraction", type=float, default=0.1, help="part of the rows held out for the score")
+    watch.add_argument("--eval_samples", type=int, default=200, help="held-out rows that are used at most")
+    return parser
+
+
+def main() -> None:
+    args, _unknown = make_parser().parse_known_args()
+    if sum(file.stat().st_size for file in Path(args.model_path).glob("*.safetensors")) < TINY_BYTES:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
+    for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
+        os.environ.setdefault(name, "1")
+    try:
+        run(args)
+    except (Refused, UnicodeDecodeError) as error:
+        log("TrainingFailed", str(error), args, level="ERROR")
+        sys.exit(f"embedding-demo.py: {error}")
+    except Exception as error:
+        log("TrainingFailed", f"{type(error).__name__}: {error}", args, level="ERROR")
+        raise
+
+
+def run(args: argparse.Namespace) -> None:
+    check(args)
+    log("HandleWithDataset", args.dataset_path, args)
+    pairs = load_pairs(args)
+    order = random.Random(args.seed).sample(pairs, len(pairs))
+    held_out, learned = order[: int(len(order) * args.eval_fraction)], order[int(len(order) * args.eval_fraction) :]
+    if len({pair.positive for pair in learned}) < 2:
+        raise Refused("there is nothing to tell apart: all rows have the same text")
+
+    log("InitializingModel", args.model_path, args)
+    encoder = load(args)
+    documents = sorted({pair.positive for pair in pairs})
+    score(encoder, held_out[: args.eval_samples], documents, "before")
+    log("StartTraining", args.model_name, args)
+    train(encoder, learned, args)
+
+    log("SaveTrainedModel", args.model_name, args)
+    encoder.save(Path(args.output_dir))
+    deepe.artifact(args.output_dir, "adapter")
+    log("SaveTrainedModelSuccess", args.output_dir, args)
+    score(encoder, held_out[: args.eval_samples], documents, "after")
+    for checkpoint in checkpoints(Path(args.output_dir)):  # a finished run needs none
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    log("TrainingSuccess", args.model_name, args)
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what would only fail minutes later."""
+    for name, least in {
+        "batch_size": 2,
+        "lora_rank": 1,
+        "max_seq_length": 2,
+        "logging_steps": 1,
+        "save_steps": 1,
+    }.items():
+        if getattr(args, name) < least:
+            raise Refused(f"{name} must be at least {least}, it is {getattr(args, name)}")
+    if not 0 <= args.eval_fraction < 1:
+        raise Refused(f"eval_fraction must be at least 0 and below 1, it is {args.eval_fraction}")
+    if not (Path(args.model_path) / "config.json").is_file():
+        raise Refused(f"there is no base model in {args.model_path}: config.json is missing")
+    if bool(args.input_train_name) != bool(args.output_train_name):
+        raise Refused("give both input_train_name and output_train_name, or neither")
+
+
+def load_pairs(args: argparse.Namespace) -> list[Pair]:
+    """Read the pairs; every complaint names the line."""
+    path = Path(args.dataset_path)
+    if path.is_dir():
+        files = sorted(path.glob("*.jsonl"))
+        if len(files) != 1:
+            raise Refused(f"{path} must hold exactly one .jsonl file, it holds {len(files)}")
+        path = files[0]
+    pairs: list[Pair] = []
+    columns: tuple[str, str] | None = None
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if 0 < args.max_samples < number:
+                break
+            where = f"{path.name}, line {number}"
+            row = parse(line, where)
+            columns = columns or find_columns(row, args, where)
+            texts = [row.get(column) for column in columns]
+            for column, text in zip(columns, texts, strict=True):
+                if not isinstance(text, str) or not text.strip():
+                    raise Refused(f"{where}: column '{column}' must hold a text; there are: {', '.join(row) or 'none'}")
+            pairs.append(Pair(texts[0], texts[1], row.get("negative") or None))
+    if not pairs:
+        raise Refused(f"{path.name} has no rows")
+    return pairs
+
+
+def parse(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise Refused(f"{where}: not valid JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise Refused(f"{where}: a JSON object is expected")
+    return row
+
+
+def find_columns(row: dict[str, Any], args: argparse.Namespace, where: str) -> tuple[str, str]:
+    if args.input_train_name:
+        return args.input_train_name, args.output_train_name
+    for columns in COLUMNS:
+        if set(columns) <= row.keys():
+            return columns
+    wanted = "; ".join(" and ".join(columns) for columns in COLUMNS)
+    raise Refused(
+        f"{where}: the columns to learn from are missing; there are: {', '.join(row) or 'none'}. Name them in "
+        f"input_train_name and output_train_name, or use one of these: {wanted}"
+    )
+
+
+class Batches:
+    """Rows of each step, made of the step's number only: a resumed run sees what an undisturbed one would."""
+
+    def __init__(self, pairs: list[Pair], args: argparse.Namespace) -> None:
+        self.pairs, self.size, self.seed = pairs, args.batch_size, args.seed
+        self.per_epoch = max(1, len(pairs) // args.batch_size)
+
+    def of_step(self, step: int) -> list[Pair]:
+        """Take rows in the order of the epoch; a text that is in the batch already would be told from itself."""
+        epoch, position = divmod(step - 1, self.per_epoch)
+        order = random.Random(f"{self.seed}/{epoch}").sample(self.pairs, len(self.pairs))
+        start = position * self.size
+        batch: dict[str, Pair] = {}
+        for pair in (*order[start:], *order[:start]):
+            batch.setdefault(pair.positive, pair)
+            if len(batch) == self.size:
+                break
+        return list(batch.values())
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+def load(args: argparse.Namespace) -> Encoder:
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(args.seed)
+    how = How(
+        pooling=args.pooling,
+        max_length=args.max_seq_length,
+        query_prefix=args.query_prefix,
+        document_prefix=args.document_prefix,
+    )
+    encoder = Encoder.load(Path(args.model_path), how=how)
+    adapter = LoraConfig(
+        r=args.lora_rank, lora_alpha=args.lora_alpha, target_modules="all-linear", task_type="FEATURE_EXTRACTION"
+    )
+    encoder.model = get_peft_model(encoder.model, adapter)
+    return encoder
+
+
+def train(encoder: Encoder, pairs: list[Pair], args: argparse.Namespace) -> None:
+    """AdamW with warm-up and a cosine."""
+    import torch
+
+    batches = Batches(pairs, args)
+    steps = args.max_steps or max(1, round(args.epochs * batches.per_epoch))
+    weights = [weight for weight in encoder.model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=args.learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: course(step, args.warmup_steps, steps))
+    done = resume(encoder, optimizer, schedule, args) if args.resume else 0
+    deepe.catch_stop()
+    encoder.model.train()
+    begun = time.monotonic()
+    for step in range(done + 1, steps + 1):
+        batch = batches.of_step(step)
+        loss, accuracy = learn(encoder, batch, args)
+        norm = torch.nn.utils.clip_grad_norm_(weights, args.max_grad_norm)
+        rate = schedule.get_last_lr()[0]
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % args.logging_steps == 0 or step in (1, steps):
+            speed = (step - done) * args.batch_size / (time.monotonic() - begun)
+            values = {"loss": loss, "in_batch_accuracy": accuracy, "grad_norm": norm.item(), "learning_rate": rate}
+            report(args, step, steps, {**values, "epoch": step / batches.per_epoch, "samples_per_second": speed})
+        if step % args.save_steps == 0 or deepe.stop_requested():
+            checkpoint = save_checkpoint(encoder, optimizer, schedule, args, step)
+            if deepe.stop_requested():
+                sys.stderr.write(f"stopped at step {step} of {steps}; {checkpoint.name} is complete\n")
+                sys.exit(deepe.STOPPED)
+
+
+def course(step: int, warmup: int, steps: int) -> float:
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def learn(encoder: Encoder, batch: list[Pair], args: argparse.Namespace) -> tuple[float, float]:
+    """Add the gradients of one batch; return its loss and how many anchors find their own text in it."""
+    import torch
+
+    size = args.chunk_size or len(batch)
+    chunks = [batch[start : start + size] for start in range(0, len(batch), size)]
+    if len(chunks) == 1:
+        loss, accuracy = contrast(*vectors(encoder, batch), scale=args.scale)
+        loss.backward()
+        return loss.item(), accuracy
+    with torch.no_grad():  # first without a graph, then each chunk again with the gradients that its vectors got
+        states, found = [], []
+        for chunk in chunks:
+            states.append(random_state())
+            found.append(vectors(encoder, chunk))
+    whole = [torch.cat(parts).requires_grad_() for parts in zip(*found, strict=True)]
+    loss, accuracy = contrast(*whole, scale=args.scale)
+    loss.backward()
+    after = random_state()
+    parts = zip(*(torch.split(kind.grad, [len(v[i]) for v in found]) for i, kind in enumerate(whole)), strict=True)
+    for chunk, state, gradients in zip(chunks, states, parts, strict=True):
+        set_random_state(state)  # the same dropout as the first time
+        again = zip(vectors(encoder, chunk), gradients, strict=True)
+        pairs = [(vector, gradient) for vector, gradient in again if len(vector)]
+        torch.autograd.backward([vector for vector, _ in pairs], [gradient for _, gradient in pairs])
+    set_random_state(after)
+    return loss.item(), accuracy
+
+
+def random_state() -> tuple[Any, Any]:
+    import torch
+
+    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+
+
+def set_random_state(state: tuple[Any, Any]) -> None:
+    import torch
+
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1])
+
+
+def vectors(encoder: Encoder, batch: list[Pair]) -> tuple[Any, Any, Any]:
+    """Return the vectors of anchors, positives and negatives, `(rows, dimensions)` each."""
+    negatives = [pair.negative for pair in batch if pair.negative]
+    texts = encoder.encode([pair.positive for pair in batch] + negatives)
+    return encoder.encode([pair.anchor for pair in batch], query=True), texts[: len(batch)], texts[len(batch) :]
+
+
+def contrast(anchors: Any, positives: Any, negatives: Any, *, scale: float) -> tuple[Any, float]:
+    """Cross entropy of each anchor's own text among all texts of the batch."""
+    import torch
+
+    similarities = anchors @ torch.cat([positives, negatives]).T * scale
+    own = torch.arange(len(anchors), device=similarities.device)
+    loss = torch.nn.functional.cross_entropy(similarities.float(), own)
+    return loss, (similarities.argmax(dim=1) == own).float().mean().item()
+
+
+def report(args: argparse.Namespace, step: int, steps: int, values: dict[str, float]) -> None:
+    deepe.metrics(step, **values)
+    deepe.progress(step, steps)
+    print(f"step {step}/{steps}  loss {values['loss']:.4f}", flush=True)
+
+
+# --- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(encoder: Encoder, optimizer: Any, schedule: Any, args: argparse.Namespace, step: int) -> Path:
+    """Write to a folder beside it first and rename: a checkpoint is there as a whole or not at all."""
+    import torch
+    from peft import get_peft_model_state_dict
+
+    output = Path(args.output_dir)
+    target, draft = output / f"checkpoint-{step}", output / f".checkpoint-{step}"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    state = {
+        "step": step,
+        "adapter": get_peft_model_state_dict(encoder.model),
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+        "random": random_state(),
+    }
+    torch.save(state, draft / "state.pt")
+    shutil.rmtree(target, ignore_errors=True)
+    draft.rename(target)
+    deepe.checkpoint(target, step)
+    for old in checkpoints(output)[2:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def resume(encoder: Encoder, optimizer: Any, schedule: Any, args: argparse.Namespace) -> int:
+    """Load the newest checkpoint that can be read, and return its step; 0 starts from the beginning."""
+    import torch
+    from peft import set_peft_model_state_dict
+
+    for folder in checkpoints(Path(args.output_dir)):
+        try:  # weights_only: a checkpoint is data, loading it runs no code
+            state = torch.load(folder / "state.pt", map_location=encoder.device, weights_only=True)
+        except Exception as error:  # cut off, not a checkpoint, written by another version: the one before may do
+            deepe.note(f"{folder.name} cannot be used: {error}")
+            continue
+        set_peft_model_state_dict(encoder.model, state["adapter"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        set_random_state(tuple(part if part is None else part.cpu() for part in state["random"]))
+        deepe.note(f"resumed from {folder.name}")
+        return int(state["step"])
+    return 0
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """Newest first."""
+    found = [folder for folder in output.glob("checkpoint-*") if folder.name[11:].isdigit()]
+    return sorted(found, key=lambda folder: int(folder.name[11:]), reverse=True)
+
+
+# --- score ----------------------------------------------------------------------------------------------------------
+
+
+def score(encoder: Encoder, asked: list[Pair], documents: list[str], phase: str) -> None:
+    """Report where the right text comes among all texts of the data set, by similarity."""
+    if not asked:
+        return
+    places = [
+        1 + ranked.index(pair.positive) for pair, ranked in zip(asked, ranking(encoder, asked, documents), strict=True)
+    ]
+    first = sum(place == 1 for place in places) / len(places)
+    deepe.evaluation(phase, first, len(places), name="accuracy@1")
+    deepe.evaluation(phase, sum(1 / place for place in places if place <= 10) / len(places), len(places), name="mrr@10")
+    print(f"right text first on {len(places)} held-out queries {phase} training: {first:.3f}", flush=True)
+
+
+def ranking(encoder: Encoder, asked: list[Pair], documents: list[str]) -> list[list[str]]:
+    """Return the documents for each query, the nearest first."""
+    import torch
+
+    with torch.inference_mode():
+        texts = encoder.encode_all(documents)
+        queries = encoder.encode_all([pair.anchor for pair in asked], query=True)
+        nearest = (queries @ texts.T).argsort(dim=1, descending=True).tolist()
+    return [[documents[index] for index in row] for row in nearest]
+
+
+def log(code: str, message: str, args: argparse.Namespace, *, level: str = "INFO") -> None:
+    from deepe_log import write_log
+    from enums import LevelEnum, LogEnum
+
+    write_log(LevelEnum[level], LogEnum[code], message, args.train_id, args.seq, None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+r"""GRPO-Demo, training: reinforcement learning from rewards that are computed, with LoRA, by TRL's GRPOTrainer.
+
+The model answers each question several times. Answers with more reward than the others of their group become more
+likely, those with less become rarer. What earns a reward:
+
+| reward | parameter | earned by |
+|---|---|---|
+| answer | `answer_weight` | the right result, in the form of `answer_pattern` |
+| format | `format_weight` | the form of `answer_pattern`, whatever the result |
+| length | `length_weight` | at most `target_length` characters; none from twice as many |
+| your own | `reward_file`, `reward_file_weight` | what functions `..._reward(completions, **columns)` of a file say |
+
+Try it by hand, in a checkout of the product, with the interpreter of the `trl` environment (about half a minute):
+
+    python app/presets/shared/tiny_base.py --output tiny-styles --answers=styles --steps=600
+    python app/presets/grpo-demo/grpo-demo.py --model_path=tiny-styles \
+        --dataset_path=app/presets/grpo-demo/grpo-demo.jsonl \
+        --output_dir=grpo-out --system_prompt= --max_steps=40 --batch_size=64 --num_generations=8 \
+        --learning_rate=0.001 --max_content_length=24
+
+A row is a question and its result (`question` and `answer`, `prompt` and `completion`, ..., or the columns named by
+`input_train_name` and `output_train_name`); of a solution that tells its way, the result is what `answer_pattern`
+finds. Held-out file, checkpoints and SIGTERM as in sft-demo.py: `output_dir` holds adapter and tokenizer at the end.
+"""
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+# The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
+sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
+import deepe_llm as llm
+from deepe_rewards import Judge, for_trl, judge_of
+from deepe_rows import Refused, Row, load_parts, load_questions
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Reinforcement learning from computed rewards.", allow_abbrev=False)
+    job = parser.add_argument_group("what the platform fills in")
+    job.add_argument("--train_id", default="manual", help="id of the job, for the log")
+    job.add_argument("--seq", type=int, default=1, help="number of the step in the job, for the log")
+    job.add_argument("--model_name", default="grpo-demo", help="name of the model")
+    job.add_argument("--model_path", required=True, help="folder of the base model")
+    job.add_argument("--dataset_path", required=True, help="JSONL file, or a folder with one")
+    job.add_argument("--output_dir", required=True, help="folder for the adapter and the checkpoints")
+
+    reward = parser.add_argument_group("reward")
+    reward.add_argument("--answer_pattern", default=r"#### *(-?[\d.,]+)", help="where the result stands in an answer")
+    reward.add_argument("--answer_weight", type=float, default=1.0, help="reward for the right result")
+    reward.add_argument("--format_weight", type=float, default=0.5, help="reward for the form of answer_pattern")
+    reward.add_argument("--length_weight", type=float, default=0.0, help="reward for an answer that is short enough")
+    reward.add_argument("--target_length", type=int, default=1000, help="characters of a short answer")
+    reward.add_argument("--reward_file", default=None, help="Python file with functions ..._reward")
+    reward.add_argument("--reward_file_weight", type=float, default=1.0, help="weight of each of its functions")
+
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--system_prompt",
+        default="Think step by step. Write the result into the last line, like this: #### 42",
+        help="instruction before each question; empty gives none",
+    )
+    data.add_argument("--input_train_name", default=None, help="column with the question; empty finds it by itself")
+    data.add_argument("--output_train_name", default=None, help="column with the result; empty finds it by itself")
+    data.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
+    data.add_argument("--max_input_length", type=int, default=1024, help="tokens of a question")
+    data.add_argument("--max_content_length", type=int, default=512, help="tokens of an answer")
+
+    method = parser.add_argument_group("method")
+    method.add_argument("--num_generations", type=int, default=8, help="answers to each question that are compared")
+    method.add_argument("--temperature", type=float, default=1.0, help="how different the answers are")
+    method.add_argument("--kl_coef", type=float, default=0.0, help="pull back to the base model; 0 saves its pass")
+    method.add_argument("--loss_type", choices=["dapo", "grpo", "dr_grpo", "bnpo"], default="dapo")
+    method.add_argument("--vllm", choices=["auto", "true", "false"], default="auto", help="answer by vLLM on a GPU")
+
+    steps = parser.add_argument_group("training")
+    steps.add_argument("--epochs", type=float, default=1.0, help="passes over the rows, unless max_steps is given")
+    steps.add_argument("--max_steps", type=int, default=None, help="number of steps, instead of epochs")
+    steps.add_argument("--batch_size", type=int, default=8, help="answers in one forward pass")
+    steps.add_argument("--grad_accum_steps", type=int, default=4, help="forward passes in one step")
+    steps.add_argument("--learning_rate", type=float, default=1e-5, help="highest learning rate")
+    steps.add_argument("--warmup_steps", type=int, default=None, help="steps until the highest learning rate")
+    steps.add_argument("--warmup_ratio", type=float, default=0.0, help="the same as part of all steps")
+    steps.add_argument("--lr_scheduler", choices=["cosine", "linear", "constant"], default="constant")
+    steps.add_argument("--max_grad_norm", type=float, default=1.0, help="longer gradients are cut to this length")
+    steps.add_argument(
+        "--optimizer",
+        choices=["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor"],
+        default="adamw_torch_fused",
+        help="the 8-bit ones need bitsandbytes",
+    )
+    steps.add_argument("--seed", type=int, default=42, help="same seed and machine, same model")
+
+    machine = parser.add_argument_group("adapter, memory and speed")
+    machine.add_argument("--lora_rank", type=int, default=16, help="rank of the adapter's matrices")
+    machine.add_argument("--lora_alpha", type=int, default=32, help="weight of the adapter, divided by the rank")
+    machine.add_argument("--load_in_4bit", type=llm.str2bool, default=False, help="QLoRA; needs bitsandbytes")
+    machine.add_argument("--dtype", choices=["auto", "bfloat16", "float16", "float32"], default="auto")
+    machine.add_argument(
+        "--attention", choices=["auto", "sdpa", "flash_attention_2", "flash_attention_3", "eager"], default="auto"
+    )
+    machine.add_argument("--gradient_checkpointing", choices=["auto", "true", "false"], default="auto")
+
+    watch = parser.add_argument_group("checkpoints and score")
+    watch.add_argument("--logging_steps", type=int, default=1, help="steps between two points of the curves")
+    watch.add_argument("--save_steps", type=int, default=50, help="steps between two checkpoints")
+    watch.add_argument("--save_total_limit", type=int, default=2, help="checkpoints that are kept")
+    watch.add_argument("--resume", type=llm.str2bool, default=True, help="go on from the newest complete checkpoint")
+    watch.add_argument("--eval_fraction", type=float, default=0.1, help="part of the rows held out for the score")
+    watch.add_argument("--eval_samples", type=int, default=100, help="held-out rows that are used at most")
+    return parser
+
+
+def main() -> None:
+    args, _unknown = make_parser().parse_known_args()
+    llm.run_stage(args, run)
+
+
+def run(args: argparse.Namespace) -> None:
+    check(args)
+    judge = judge_of(args)
+    llm.log("HandleWithDataset", args.dataset_path, args)
+    parts = load_parts(args, load_questions)
+    train_rows, held_out = ([judge.task(row, args.system_prompt) for row in part] for part in parts)
+
+    llm.log("InitializingModel", args.model_path, args)
+    machine = llm.choose(args)
+    tokenizer = llm.load_tokenizer(args.model_path)
+    train_rows = llm.within_limits(train_rows, tokenizer, args, [])
+    trainer = build_trainer(args, machine, tokenizer, train_rows, judge)
+
+    score(trainer, tokenizer, held_out, judge, args, "before")
+    llm.train(trainer, args)
+    llm.save_adapter(trainer, args)
+    score(trainer, tokenizer, held_out, judge, args, "after")
+    llm.log("TrainingSuccess", args.model_name, args)
+
+
+def check(args: argparse.Namespace) -> None:
+    llm.check(args)
+    if args.num_generations < 2:
+        raise Refused(f"num_generations must be at least 2, it is {args.num_generations}: answers are compared")
+    together = args.batch_size * args.grad_accum_steps
+    if together % args.num_generations:
+        raise Refused(
+            f"batch_size times grad_accum_steps ({together}) must be a multiple of num_generations "
+            f"({args.num_generations}): the answers to a question stay together"
+        )
+    if args.temperature <= 0:
+        raise Refused(f"temperature must be above 0, it is {args.temperature}: equal answers teach nothing")
+
+
+def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, rows: list[Row], judge: Judge) -> Any:
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    model = llm.load_model(args, machine)
+    longest = args.max_input_length + args.max_content_length
+    checkpointing = llm.needs_checkpointing(args, model, longest)
+    config = GRPOConfig(
+        num_generations=args.num_generations,
+        max_completion_length=args.max_content_length,
+        temperature=args.temperature,
+        beta=args.kl_coef,
+        loss_type=args.loss_type,
+        reward_weights=list(judge.weights),
+        mask_truncated_completions=True,  # what has no end says nothing about its result
+        **generation(args, machine),
+        **llm.trainer_settings(args, machine, checkpointing=checkpointing),
+    )
+    return GRPOTrainer(
+        model=model,
+        args=config,
+        reward_funcs=[for_trl(function) for function in judge.functions],
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=llm.lora(args),
+        callbacks=llm.callbacks(args, shown="reward"),
+    )
+
+
+def generation(args: argparse.Namespace, machine: llm.Machine) -> dict[str, Any]:
+    """Return how answers are made: by vLLM on the same GPU where it is there, else by the model itself."""
+    if args.vllm == "false":
+        return {}
+    there = machine.device == "cuda" and importlib.util.find_spec("vllm") is not None
+    if there and not machine.four_bit:
+        return {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.3}
+    if args.vllm == "true":
+        missing = "a base model that is not in 4 bits" if there else "the package vllm and a GPU"
+        llm.remark(f"vllm=true needs {missing}; the model answers by itself", args)
+    return {}
+
+
+def score(trainer: Any, tokenizer: Any, tasks: list[Row], judge: Judge, args: argparse.Namespace, phase: str) -> None:
+    if tasks and trainer.is_world_process_zero():
+        llm.score_rewards(trainer.model, tokenizer, tasks, judge, args, phase)
+    trainer.accelerator.wait_for_everyone()
+
+
+if __name__ == "__main__":
+    main()

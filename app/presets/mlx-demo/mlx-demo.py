@@ -1,0 +1,472 @@
+"""MLX-Demo, training: LoRA, DoRA or full fine-tuning of a language model with MLX, on Apple silicon or a CPU.
+
+Try it by hand, in a checkout of the product, with the interpreter of the `mlx` environment (about half a minute);
+the base model is built by the one of the `trl` environment:
+
+    python app/presets/shared/tiny_base.py --output tiny-base
+    python app/presets/mlx-demo/mlx-demo.py --model_path=tiny-base --dataset_path=app/presets/sft-demo/sft-demo.jsonl \
+        --output_dir=mlx-out --max_steps=120 --batch_size=32 --learning_rate=0.01 --lora_scale=2
+
+| fine_tune_type | what is trained |
+|---|---|
+| lora | two narrow matrices beside each linear layer of the last `num_layers` blocks |
+| dora | direction by LoRA and length by itself: closer to full fine-tuning, slower |
+| full | all weights of these blocks |
+
+A base model that is quantized on disk, or `load_in_4bit`, makes it QLoRA. Rows and held-out file are those of
+sft-demo.py. The layers and the form of the adapter are mlx-lm's, so its own commands take what is made here
+(`python -m mlx_lm generate --model tiny-base --adapter-path mlx-out`). The loop is ours: mlx-lm's keeps neither the
+optimizer's state nor its place in the data, and could not go on as if nothing had been.
+
+A checkpoint holds weights and optimizer; the rows and the random numbers of a step follow from its number. SIGTERM
+writes one and ends the script with code 143. A resumed run gives the same weights as an undisturbed one.
+"""
+
+import argparse
+import json
+import math
+import random
+import shutil
+import sys
+from collections.abc import Callable
+from functools import partial
+from itertools import takewhile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+# The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
+sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
+import deepe
+import deepe_llm as llm
+import deepe_mlx as mlx_models
+from deepe_rows import Refused, Row, load_parts, load_rows
+
+WEIGHTS, STATE = "adapters.safetensors", "optimizer.safetensors"
+WIDTH = 32  # rows are padded to a multiple of it: a step is compiled once for each width
+
+
+class Example(NamedTuple):
+    """Tokens of a row; the model learns those from `start` on."""
+
+    tokens: list[int]
+    start: int
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Fine-tune a language model with MLX.", allow_abbrev=False)
+    job = parser.add_argument_group("what the platform fills in")
+    job.add_argument("--train_id", default="manual", help="id of the job, for the log")
+    job.add_argument("--seq", type=int, default=1, help="number of the step in the job, for the log")
+    job.add_argument("--model_name", default="mlx-demo", help="name of the model")
+    job.add_argument("--model_path", required=True, help="folder of the base model")
+    job.add_argument("--dataset_path", required=True, help="JSONL file, or a folder with one")
+    job.add_argument("--output_dir", required=True, help="folder for the adapter and the checkpoints")
+
+    adapter = parser.add_argument_group("what is trained")
+    adapter.add_argument("--fine_tune_type", choices=["lora", "dora", "full"], default="lora")
+    adapter.add_argument("--num_layers", type=int, default=-1, help="blocks, counted from the last; -1 takes all")
+    adapter.add_argument("--lora_rank", type=int, default=16, help="rank of the adapter's matrices")
+    adapter.add_argument("--lora_scale", type=float, default=20.0, help="weight of the adapter")
+    adapter.add_argument("--lora_dropout", type=float, default=0.0, help="part of the adapter's inputs switched off")
+
+    data = parser.add_argument_group("data")
+    data.add_argument("--input_train_name", default=None, help="column with the input; empty finds it by itself")
+    data.add_argument("--output_train_name", default=None, help="column with the output; empty finds it by itself")
+    data.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
+    data.add_argument("--max_input_length", type=int, default=1024, help="tokens of the input of a row")
+    data.add_argument("--max_content_length", type=int, default=1024, help="tokens of the output of a row")
+    data.add_argument("--mask_prompt", type=llm.str2bool, default=True, help="learn the answers, not the questions")
+
+    steps = parser.add_argument_group("training")
+    steps.add_argument("--epochs", type=float, default=1.0, help="passes over the rows, unless max_steps is given")
+    steps.add_argument("--max_steps", type=int, default=None, help="number of steps, instead of epochs")
+    steps.add_argument("--batch_size", type=int, default=4, help="rows in one forward pass")
+    steps.add_argument("--grad_accum_steps", type=int, default=1, help="forward passes in one step")
+    steps.add_argument("--learning_rate", type=float, default=1e-5, help="highest learning rate")
+    steps.add_argument("--warmup_steps", type=int, default=None, help="steps until the highest learning rate")
+    steps.add_argument("--warmup_ratio", type=float, default=0.03, help="the same as part of all steps")
+    steps.add_argument(
+        "--lr_scheduler", choices=["cosine", "linear", "constant"], default="cosine", help="course of the learning rate"
+    )
+    steps.add_argument("--max_grad_norm", type=float, default=1.0, help="longer gradients are cut to this length")
+    steps.add_argument("--weight_decay", type=float, default=0.0, help="pull of the weights towards zero")
+    steps.add_argument("--seed", type=int, default=42, help="same seed and machine, same model")
+
+    machine = parser.add_argument_group("memory and speed")
+    machine.add_argument("--load_in_4bit", type=llm.str2bool, default=False, help="QLoRA: the base model in 4 bits")
+    machine.add_argument(
+        "--dtype",
+        choices=["auto", "bfloat16", "float16", "float32"],
+        default="auto",
+        help="auto keeps the base model's own",
+    )
+    machine.add_argument(
+        "--gradient_checkpointing", type=llm.str2bool, default=False, help="recompute activations instead of keeping"
+    )
+
+    watch = parser.add_argument_group("checkpoints and score")
+    watch.add_argument("--logging_steps", type=int, default=5, help="steps between two points of the curves")
+    watch.add_argument("--eval_steps", type=int, default=50, help="steps between two losses on the held-out rows")
+    watch.add_argument("--save_steps", type=int, default=100, help="steps between two checkpoints")
+    watch.add_argument("--save_total_limit", type=int, default=2, help="checkpoints that are kept")
+    watch.add_argument("--resume", type=llm.str2bool, default=True, help="go on from the newest complete checkpoint")
+    watch.add_argument("--eval_fraction", type=float, default=0.1, help="part of the rows held out for the score")
+    watch.add_argument("--eval_samples", type=int, default=100, help="held-out rows that are used at most")
+    watch.add_argument("--eval_max_new_tokens", type=int, default=64, help="tokens of an answer that is scored")
+    return parser
+
+
+def main() -> None:
+    args, _unknown = make_parser().parse_known_args()
+    mlx_models.prepare_environment()
+    llm.run_stage(args, run, advice=lambda error: mlx_models.memory_advice(error, args.batch_size))
+
+
+def run(args: argparse.Namespace) -> None:
+    check(args)
+    llm.log("HandleWithDataset", args.dataset_path, args)
+    train_rows, held_out = load_parts(args, load_rows)
+
+    llm.log("InitializingModel", args.model_path, args)
+    tokenizer = llm.load_tokenizer(args.model_path)
+    train_rows = llm.within_limits(train_rows, tokenizer, args, ["completion"])
+    learner = Learner(args)
+    examples = [encode(row, tokenizer, args) for row in train_rows]
+    unseen = [encode(row, tokenizer, args) for row in held_out]
+    unseen = [example for example in unseen if len(example.tokens) <= args.max_input_length + args.max_content_length]
+
+    score(learner, tokenizer, held_out, "before")
+    train(learner, tokenizer, examples, unseen)
+    learner.write(Path(args.output_dir), tokenizer)
+    llm.announce_adapter(args)
+    score(learner, tokenizer, held_out, "after")
+    for checkpoint in checkpoints(Path(args.output_dir)):  # a finished run needs none
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    llm.log("TrainingSuccess", args.model_name, args)
+
+
+def check(args: argparse.Namespace) -> None:
+    llm.check(args)
+    for name, least in {"eval_steps": 1, "seed": 0}.items():
+        if getattr(args, name) < least:
+            raise Refused(f"{name} must be at least {least}, it is {getattr(args, name)}")
+    if not 0 <= args.lora_dropout < 1:
+        raise Refused(f"lora_dropout must be at least 0 and below 1, it is {args.lora_dropout}")
+    if args.num_layers != -1 and args.num_layers < 1:
+        raise Refused(f"num_layers must be at least 1, or -1 for all, it is {args.num_layers}")
+    if args.fine_tune_type == "full" and args.load_in_4bit:
+        raise Refused(
+            "weights in 4 bits cannot be trained: take fine_tune_type lora or dora, or leave load_in_4bit off"
+        )
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+def encode(row: Row, tokenizer: Any, args: argparse.Namespace) -> Example:
+    """Return the tokens of a row; those that question and whole row have in common may be left out of the loss."""
+    longest = args.max_input_length + args.max_content_length
+    if "text" in row:
+        return Example([*tokenizer.encode(row["text"]), tokenizer.eos_token_id][:longest], 1)
+    whole, question = (
+        tokenizer.encode(
+            tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=asking), add_special_tokens=False
+        )
+        for turns, asking in ((row["prompt"] + row["completion"], False), (row["prompt"], True))
+    )
+    shared = takewhile(lambda pair: pair[0] == pair[1], zip(whole, question, strict=False))
+    return Example(whole, max(1, sum(1 for _ in shared)) if args.mask_prompt else 1)
+
+
+class Batches:
+    """Rows of each step, made of the step's number only: a resumed run sees what an undisturbed one would."""
+
+    def __init__(self, examples: list[Example], args: argparse.Namespace) -> None:
+        self.examples, self.size, self.passes, self.seed = examples, args.batch_size, args.grad_accum_steps, args.seed
+        self.per_epoch = math.ceil(math.ceil(len(examples) / self.size) / self.passes)
+        self._epoch, self._order = -1, []
+
+    def of_step(self, step: int) -> list[list[Example]]:
+        """Return what is learned in one step, as one list for each forward pass."""
+        epoch, place = divmod(step - 1, self.per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._shuffled(epoch)
+        return self._order[place * self.passes : (place + 1) * self.passes]
+
+    def _shuffled(self, epoch: int) -> list[list[Example]]:
+        """Put rows of one width together, so that little is padded, and the batches in any order."""
+        order = random.Random(f"{self.seed}/{epoch}")
+        rows = sorted(order.sample(self.examples, len(self.examples)), key=width)
+        batches = [rows[start : start + self.size] for start in range(0, len(rows), self.size)]
+        return order.sample(batches, len(batches))
+
+
+def width(example: Example) -> int:
+    """Return the columns of a row: its last token is only foretold, never read."""
+    return WIDTH * max(1, math.ceil((len(example.tokens) - 1) / WIDTH)) + 1
+
+
+def arrays(batch: list[Example]) -> tuple[Any, Any]:
+    """Return tokens, `(rows, columns)`, and which of them are learned, as 1 and 0, without the first column."""
+    import mlx.core as mx
+
+    columns = max(width(example) for example in batch)
+    tokens = [example.tokens + [0] * (columns - len(example.tokens)) for example in batch]
+    learned = [
+        [float(example.start <= place < len(example.tokens)) for place in range(1, columns)] for example in batch
+    ]
+    return mx.array(tokens), mx.array(learned)
+
+
+def learned_tokens(batches: list[list[Example]]) -> int:
+    return sum(len(example.tokens) - example.start for batch in batches for example in batch)
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+def train(learner: "Learner", tokenizer: Any, examples: list[Example], unseen: list[Example]) -> None:
+    """Take all steps, from the newest complete checkpoint on; a stop writes one and ends the process."""
+    from train_callback import TrainCallback
+
+    args = learner.args
+    batches = Batches(examples, args)
+    steps = args.max_steps or max(1, math.ceil(args.epochs * batches.per_epoch))
+    done = learner.restore()
+    report, speed = TrainCallback(args.logging_steps, args.train_id, args.seq), llm.Speed(done, learner.memory_peak)
+    llm.log("StartTraining", args.model_name, args)
+    deepe.catch_stop()
+    take_step = learner.compiled()
+    losses: list[float] = []
+    for step in range(done + 1, steps + 1):
+        rate = args.learning_rate * course(step - 1, steps, args)
+        loss, norm = take_step(step, batches.of_step(step), rate)
+        losses.append(loss)
+        values: dict[str, float] = {}
+        if step % args.logging_steps == 0 or step in (1, steps):
+            values = {"loss": sum(losses) / len(losses), "learning_rate": rate, "grad_norm": norm}
+            values |= {"epoch": step / batches.per_epoch, **speed.gauges(step, steps, learner.tokens_seen)}
+            llm.print_step(step, steps, "loss", values)
+            losses = []
+        if unseen and (step % args.eval_steps == 0 or step == steps):
+            values["eval_loss"] = learner.loss_on(unseen)
+        if values:
+            state = SimpleNamespace(global_step=step, max_steps=steps, log_history=[], is_world_process_zero=True)
+            report.on_log(None, state, None, logs=values)
+        stopping = deepe.stop_requested()
+        if stopping or (step % args.save_steps == 0 and step < steps):
+            learner.checkpoint(step, tokenizer)
+        if stopping:
+            llm.end_stopped(step)
+
+
+def course(step: int, steps: int, args: argparse.Namespace) -> float:
+    """Return which part of the highest learning rate a step has; `step` counts from 0."""
+    warmup = args.warmup_ratio * steps if args.warmup_steps is None else args.warmup_steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    gone = (step - warmup) / max(1, steps - warmup)
+    return {"cosine": 0.5 * (1 + math.cos(math.pi * gone)), "linear": 1 - gone, "constant": 1.0}[args.lr_scheduler]
+
+
+class Learner:
+    """The model, its optimizer, and how both are kept."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        import mlx.core as mx
+        import mlx.optimizers
+
+        self.args, self.tokens_seen = args, 0
+        if mx.metal.is_available():  # keep the weights where the GPU reaches them
+            mx.set_wired_limit(mx.device_info()["max_recommended_working_set_size"])
+        mx.random.seed(args.seed)  # adapters that are made next start equally
+        self.model, self.config = mlx_models.load_base(Path(args.model_path), four_bit=args.load_in_4bit)
+        if args.dtype != "auto":
+            self.model.set_dtype(getattr(mx, args.dtype))
+        self._choose_weights()
+        mx.eval(self.model.parameters())
+        self.optimizer = mlx.optimizers.AdamW(
+            learning_rate=args.learning_rate, weight_decay=args.weight_decay, bias_correction=True
+        )
+        self.optimizer.init(self.model.trainable_parameters())
+
+    def _choose_weights(self) -> None:
+        """Freeze the model but for what is to be learned."""
+        from mlx.utils import tree_flatten
+        from mlx_lm.tuner.utils import linear_to_lora_layers
+
+        args, blocks = self.args, self.model.layers
+        if args.num_layers > len(blocks):
+            raise Refused(f"num_layers is {args.num_layers}, but the model has {len(blocks)} layers; -1 takes all")
+        if args.fine_tune_type == "full" and mlx_models.is_quantized(self.config):
+            raise Refused(f"the base model in {args.model_path} is quantized: take fine_tune_type lora or dora")
+        self.model.freeze()
+        if args.fine_tune_type == "full":
+            for block in blocks[-max(args.num_layers, 0) :]:
+                block.unfreeze()
+        else:
+            linear_to_lora_layers(
+                self.model, args.num_layers, self._settings()["lora_parameters"], use_dora=args.fine_tune_type == "dora"
+            )
+        trained = sum(weights.size for _, weights in tree_flatten(self.model.trainable_parameters()))
+        print(f"{args.fine_tune_type} trains {trained:,} weights", flush=True)
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what adapter_config.json says: mlx-lm loads the adapter by it."""
+        args = self.args
+        return {
+            "model": args.model_path,
+            "fine_tune_type": args.fine_tune_type,
+            "num_layers": args.num_layers,
+            "lora_parameters": {"rank": args.lora_rank, "scale": args.lora_scale, "dropout": args.lora_dropout},
+            "load_in_4bit": args.load_in_4bit,
+        }
+
+    def compiled(self) -> Callable[[int, list[list[Example]], float], tuple[float, float]]:
+        """Return the function that takes a step with a learning rate: its loss, and how long the gradient was."""
+        import mlx.core as mx
+        import mlx.nn as nn
+        import mlx.optimizers
+        from mlx.utils import tree_map
+        from mlx_lm.tuner.trainer import grad_checkpoint
+
+        if self.args.gradient_checkpointing:
+            grad_checkpoint(self.model.layers[0])
+        model, optimizer = self.model, self.optimizer
+        differentiate = nn.value_and_grad(model, loss_of)
+        seen, changed = [model.state, mx.random.state], [model.state, optimizer.state]
+
+        @partial(mx.compile, inputs=seen, outputs=seen)
+        def look(tokens: Any, learned: Any, total: Any) -> tuple[Any, Any]:
+            return differentiate(model, tokens, learned, total)
+
+        @partial(mx.compile, inputs=changed, outputs=changed)
+        def change(gradients: Any) -> Any:
+            gradients, norm = mlx.optimizers.clip_grad_norm(gradients, self.args.max_grad_norm)
+            optimizer.update(model, gradients)
+            return norm
+
+        def take(step: int, batches: list[list[Example]], rate: float) -> tuple[float, float]:
+            model.train()
+            mx.random.seed(self.args.seed + step)  # of dropout: nothing to keep, a resumed run draws the same
+            optimizer.learning_rate = rate
+            total = mx.array(float(max(1, learned_tokens(batches))))
+            loss, gradients = look(*arrays(batches[0]), total)
+            for batch in batches[1:]:
+                mx.eval(loss, gradients)  # or all forward passes would be in memory together
+                more, added = look(*arrays(batch), total)
+                loss, gradients = loss + more, tree_map(lambda a, b: a + b, gradients, added)
+            norm = change(gradients)
+            mx.eval(seen, changed, loss, norm)
+            self.tokens_seen += sum(len(example.tokens) for batch in batches for example in batch)
+            mx.clear_cache()  # buffers of this width: the next step may need others
+            return loss.item(), norm.item()
+
+        return take
+
+    def loss_on(self, examples: list[Example]) -> float:
+        """Return the mean loss of a token of rows that are not learned from."""
+        import mlx.core as mx
+
+        self.model.eval()
+        rows, size, found = sorted(examples, key=width), self.args.batch_size, 0.0
+        total = mx.array(float(max(1, learned_tokens([rows]))))
+        for start in range(0, len(rows), size):
+            found += loss_of(self.model, *arrays(rows[start : start + size]), total).item()
+        return found
+
+    @staticmethod
+    def memory_peak() -> float:
+        import mlx.core as mx
+
+        return round(mx.get_peak_memory() / 2**20, 1)
+
+    # --- what is kept ---
+
+    def write(self, folder: Path, tokenizer: Any) -> None:
+        """Write the adapter with its tokenizer, as mlx-lm loads it."""
+        import mlx.core as mx
+        from mlx.utils import tree_flatten
+
+        folder.mkdir(parents=True, exist_ok=True)
+        mx.save_safetensors(str(folder / WEIGHTS), dict(tree_flatten(self.model.trainable_parameters())))
+        (folder / "adapter_config.json").write_text(json.dumps(self._settings(), indent=1), "utf-8")
+        tokenizer.save_pretrained(folder)
+
+    def checkpoint(self, step: int, tokenizer: Any) -> None:
+        """Write all that the next step depends on, as a whole or not at all."""
+        import mlx.core as mx
+        from mlx.utils import tree_flatten
+
+        folder = Path(self.args.output_dir) / f"checkpoint-{step}"
+        draft = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(draft, ignore_errors=True)
+        self.write(draft, tokenizer)
+        mx.save_safetensors(str(draft / STATE), dict(tree_flatten(self.optimizer.state)))
+        state = {"global_step": step, "tokens_seen": self.tokens_seen}
+        (draft / "trainer_state.json").write_text(json.dumps(state), "utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.rename(folder)
+        deepe.checkpoint(folder, step)
+        for old in checkpoints(folder.parent)[self.args.save_total_limit :]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def restore(self) -> int:
+        """Take everything from the newest complete checkpoint; return its step, 0 without one."""
+        import mlx.core as mx
+        from mlx.utils import tree_unflatten
+
+        folder = llm.newest_checkpoint(Path(self.args.output_dir), self.args, [STATE], weights=WEIGHTS)
+        if folder is None:
+            return 0
+        if json.loads((folder / "adapter_config.json").read_text("utf-8")) != self._settings():
+            raise Refused(
+                f"{folder} was made with other settings of model or adapter; empty output_dir, or set resume to false"
+            )
+        self.model.load_weights(str(folder / WEIGHTS), strict=False)
+        self.optimizer.state = tree_unflatten(list(mx.load(str(folder / STATE)).items()))
+        mx.eval(self.model.parameters(), self.optimizer.state)
+        seen = json.loads((folder / "trainer_state.json").read_text("utf-8"))
+        self.tokens_seen = seen["tokens_seen"]
+        return int(seen["global_step"])
+
+
+def loss_of(model: Any, tokens: Any, learned: Any, total: Any) -> Any:
+    """Return the batch's part of the mean over `total` tokens: parts of several batches add up."""
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    losses = nn.losses.cross_entropy(model(tokens[:, :-1]), tokens[:, 1:])
+    return (losses.astype(mx.float32) * learned).sum() / total
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """Newest first."""
+    found = [folder for folder in output.glob("checkpoint-*") if folder.name[11:].isdigit()]
+    return sorted(found, key=lambda folder: int(folder.name[11:]), reverse=True)
+
+
+# --- score ----------------------------------------------------------------------------------------------------------
+
+
+def score(learner: Learner, tokenizer: Any, rows: list[Row], phase: str) -> None:
+    """Report how many held-out questions get exactly the wanted answer."""
+    asked = [row for row in rows if "text" not in row]
+    if not asked:
+        return
+    learner.model.eval()
+    speaking = mlx_models.wrapped(tokenizer, learner.config)
+    right = 0
+    for row in asked:
+        text = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+        tokens = tokenizer.encode(text, add_special_tokens=False)
+        given = "".join(mlx_models.generate(learner.model, speaking, tokens, most=learner.args.eval_max_new_tokens))
+        right += given.strip() == row["completion"][0]["content"].strip()
+        if deepe.stop_requested():
+            sys.exit(deepe.STOPPED)
+    llm.report_score("exact_match", phase, right / len(asked), len(asked))
+
+
+if __name__ == "__main__":
+    main()

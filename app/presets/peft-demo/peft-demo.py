@@ -1,0 +1,263 @@
+"""PEFT-Demo, training: fine-tuning with the adapter of your choice, by PEFT and TRL's SFTTrainer.
+
+Try it by hand, in a checkout of the product, with the interpreter of the `trl` environment (about half a minute):
+
+    python app/presets/shared/tiny_base.py --output tiny-base
+    python app/presets/peft-demo/peft-demo.py --model_path=tiny-base \
+        --dataset_path=app/presets/sft-demo/sft-demo.jsonl \
+        --output_dir=peft-out --adapter=dora --max_steps=120 --batch_size=32 --learning_rate=0.01
+
+| adapter | what is trained |
+|---|---|
+| lora | two narrow matrices beside each linear layer |
+| rslora | the same, scaled by the root of the rank: for ranks of 64 and more |
+| dora | direction by LoRA and length by itself: closer to full fine-tuning, a third slower |
+| pissa | LoRA that starts at the main directions of the weights: learns faster; the base is changed while it trains |
+| oft | a rotation of the weights in blocks: keeps what the base knows |
+| loha, lokr | products of small matrices: a high rank from few weights |
+| adalora | LoRA that gives its ranks to the layers that need them; it starts anew after an interruption |
+| ia3 | one factor for each output of a layer: very few weights |
+| vera | factors between two fixed random matrices: very few weights |
+| prompt_tuning | some tokens before the question; it cannot be merged, so that there is no complete model of it |
+
+`load_in_4bit` trains on a base in 4 bits (QLoRA) where the package bitsandbytes is installed. Rows, held-out file,
+checkpoints and SIGTERM as in sft-demo.py: `output_dir` holds adapter and tokenizer at the end.
+"""
+
+import argparse
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+# The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
+sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
+import deepe_llm as llm
+from deepe_rows import Refused, Row, load_parts, load_rows
+
+RATES = {  # what is customary on models of billions of weights
+    "lora": 2e-4,
+    "rslora": 1e-4,
+    "dora": 2e-4,
+    "pissa": 1e-4,
+    "oft": 4e-4,
+    "loha": 2e-4,
+    "lokr": 1e-3,
+    "adalora": 5e-4,
+    "ia3": 5e-3,
+    "vera": 5e-3,
+    "prompt_tuning": 3e-2,
+}
+IN_FULL_PRECISION = ("pissa", "loha", "lokr")
+NO_COMPLETE_MODEL = ("prompt_tuning",)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Fine-tune with an adapter of your choice.", allow_abbrev=False)
+    job = parser.add_argument_group("what the platform fills in")
+    job.add_argument("--train_id", default="manual", help="id of the job, for the log")
+    job.add_argument("--seq", type=int, default=1, help="number of the step in the job, for the log")
+    job.add_argument("--model_name", default="peft-demo", help="name of the model")
+    job.add_argument("--model_path", required=True, help="folder of the base model")
+    job.add_argument("--dataset_path", required=True, help="JSONL file, or a folder with one")
+    job.add_argument("--output_dir", required=True, help="folder for the adapter and the checkpoints")
+
+    adapter = parser.add_argument_group("adapter")
+    adapter.add_argument(
+        "--adapter",
+        choices=[
+            "lora", "rslora", "dora", "pissa", "oft", "loha", "lokr", "adalora", "ia3", "vera", "prompt_tuning",
+        ],
+        default="lora",
+        help="kind of the adapter",
+    )  # fmt: skip
+    adapter.add_argument("--target_modules", default="all-linear", help="layers, separated by commas; or all-linear")
+    adapter.add_argument("--lora_rank", type=int, default=16, help="rank; not for oft, ia3 and prompt_tuning")
+    adapter.add_argument("--lora_alpha", type=int, default=32, help="weight of the adapter, divided by the rank")
+    adapter.add_argument("--lora_dropout", type=float, default=0.0, help="part of the adapter's inputs switched off")
+    adapter.add_argument("--oft_block_size", type=int, default=32, help="width of a rotated block of oft")
+    adapter.add_argument("--virtual_tokens", type=int, default=16, help="tokens of prompt_tuning")
+
+    data = parser.add_argument_group("data")
+    data.add_argument("--input_train_name", default=None, help="column with the input; empty finds it by itself")
+    data.add_argument("--output_train_name", default=None, help="column with the output; empty finds it by itself")
+    data.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
+    data.add_argument("--max_input_length", type=int, default=1024, help="tokens of the input of a row")
+    data.add_argument("--max_content_length", type=int, default=1024, help="tokens of the output of a row")
+
+    steps = parser.add_argument_group("training")
+    steps.add_argument("--epochs", type=float, default=1.0, help="passes over the rows, unless max_steps is given")
+    steps.add_argument("--max_steps", type=int, default=None, help="number of steps, instead of epochs")
+    steps.add_argument("--batch_size", type=int, default=8, help="rows in one forward pass")
+    steps.add_argument("--grad_accum_steps", type=int, default=1, help="forward passes in one step")
+    steps.add_argument("--learning_rate", type=float, default=None, help="empty takes what suits the adapter")
+    steps.add_argument("--warmup_steps", type=int, default=None, help="steps until the highest learning rate")
+    steps.add_argument("--warmup_ratio", type=float, default=0.03, help="the same as part of all steps")
+    steps.add_argument(
+        "--lr_scheduler", choices=["cosine", "linear", "constant"], default="cosine", help="course of the learning rate"
+    )
+    steps.add_argument("--max_grad_norm", type=float, default=1.0, help="longer gradients are cut to this length")
+    steps.add_argument(
+        "--optimizer",
+        choices=["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor"],
+        default="adamw_torch_fused",
+        help="the 8-bit ones need bitsandbytes",
+    )
+    steps.add_argument("--seed", type=int, default=42, help="same seed and machine, same model")
+
+    machine = parser.add_argument_group("memory and speed")
+    machine.add_argument("--load_in_4bit", type=llm.str2bool, default=False, help="QLoRA; needs bitsandbytes")
+    machine.add_argument("--dtype", choices=["auto", "bfloat16", "float16", "float32"], default="auto")
+    machine.add_argument(
+        "--attention", choices=["auto", "sdpa", "flash_attention_2", "flash_attention_3", "eager"], default="auto"
+    )
+    machine.add_argument("--gradient_checkpointing", choices=["auto", "true", "false"], default="auto")
+
+    watch = parser.add_argument_group("checkpoints and score")
+    watch.add_argument("--logging_steps", type=int, default=5, help="steps between two points of the curves")
+    watch.add_argument("--save_steps", type=int, default=100, help="steps between two checkpoints")
+    watch.add_argument("--save_total_limit", type=int, default=2, help="checkpoints that are kept")
+    watch.add_argument("--resume", type=llm.str2bool, default=True, help="go on from the newest complete checkpoint")
+    watch.add_argument("--eval_fraction", type=float, default=0.1, help="part of the rows held out for the score")
+    watch.add_argument("--eval_samples", type=int, default=100, help="held-out rows that are used at most")
+    watch.add_argument("--eval_max_new_tokens", type=int, default=64, help="tokens of an answer that is scored")
+    return parser
+
+
+def main() -> None:
+    args, _unknown = make_parser().parse_known_args()
+    if args.learning_rate is None:
+        args.learning_rate = RATES[args.adapter]
+    llm.run_stage(args, run)
+
+
+def run(args: argparse.Namespace) -> None:
+    check(args)
+    llm.log("HandleWithDataset", args.dataset_path, args)
+    train_rows, held_out = load_parts(args, load_rows)
+    if args.adapter in NO_COMPLETE_MODEL:
+        llm.remark(f"{args.adapter} cannot be merged: the customized model is the end of its way", args)
+
+    llm.log("InitializingModel", args.model_path, args)
+    machine = llm.choose(args)
+    tokenizer = llm.load_tokenizer(args.model_path)
+    train_rows = llm.within_limits(train_rows, tokenizer, args, ["completion"])
+    asked = [row for row in held_out if "text" not in row]
+    trainer = build_trainer(args, machine, tokenizer, train_rows)
+
+    llm.score_exact_match(trainer, tokenizer, asked, args, "before")
+    llm.train(trainer, args)
+    llm.save_adapter(trainer, args)
+    llm.score_exact_match(trainer, tokenizer, asked, args, "after")
+    llm.log("TrainingSuccess", args.model_name, args)
+
+
+def check(args: argparse.Namespace) -> None:
+    llm.check(args)
+    for name in ("oft_block_size", "virtual_tokens"):
+        if getattr(args, name) < 1:
+            raise Refused(f"{name} must be at least 1, it is {getattr(args, name)}")
+    if args.load_in_4bit and args.adapter in IN_FULL_PRECISION:
+        able = ", ".join(name for name in RATES if name not in IN_FULL_PRECISION)
+        raise Refused(f"adapter={args.adapter} cannot be trained on a base model in 4 bits; these can: {able}")
+
+
+def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, rows: list[Row]) -> Any:
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    model = llm.load_model(args, machine)
+    check_targets(args, model)
+    model.config.use_cache = False
+    longest = args.max_input_length + args.max_content_length
+    checkpointing = llm.needs_checkpointing(args, model, longest)
+    config = SFTConfig(max_length=longest, **llm.trainer_settings(args, machine, checkpointing=checkpointing))
+    callbacks = llm.callbacks(args)
+    if args.adapter == "adalora":
+        callbacks.append(rank_allocation())
+    trainer = SFTTrainer(
+        model=model,
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=adapter_config(args, steps_of(args, len(rows))),
+        callbacks=callbacks,
+    )
+    trained, whole = trainer.model.get_nb_trainable_parameters()
+    print(f"{args.adapter} trains {trained:,} weights beside {whole - trained:,} fixed ones", flush=True)
+    return trainer
+
+
+def check_targets(args: argparse.Namespace, model: Any) -> None:
+    """Refuse names that no layer has, and say which there are."""
+    if args.target_modules == "all-linear":
+        return
+    import torch
+
+    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    if unknown := [name for name in targets_of(args) if name not in linear]:
+        there = ", ".join(sorted(linear))
+        raise Refused(f"target_modules: no linear layer is called '{unknown[0]}'; there are: {there}")
+
+
+def targets_of(args: argparse.Namespace) -> list[str]:
+    return [name.strip() for name in args.target_modules.split(",")]
+
+
+def steps_of(args: argparse.Namespace, rows: int) -> int:
+    """Return the number of steps; ranks are given away along them."""
+    together = args.batch_size * args.grad_accum_steps * int(os.environ.get("WORLD_SIZE", "1"))
+    return int(args.max_steps or math.ceil(args.epochs * math.ceil(rows / together)))
+
+
+def adapter_config(args: argparse.Namespace, steps: int) -> Any:
+    import peft
+
+    common = {
+        "task_type": "CAUSAL_LM",
+        "target_modules": args.target_modules if args.target_modules == "all-linear" else targets_of(args),
+    }
+    lora = {"r": args.lora_rank, "lora_alpha": args.lora_alpha, "lora_dropout": args.lora_dropout, **common}
+    product = {"r": args.lora_rank, "alpha": args.lora_alpha, "rank_dropout": args.lora_dropout, **common}
+    match args.adapter:
+        case "lora":
+            return peft.LoraConfig(**lora)
+        case "rslora":
+            return peft.LoraConfig(use_rslora=True, **lora)
+        case "dora":
+            return peft.LoraConfig(use_dora=True, **lora)
+        case "pissa":
+            return peft.LoraConfig(init_lora_weights="pissa", **lora)
+        case "oft":
+            return peft.OFTConfig(oft_block_size=args.oft_block_size, module_dropout=args.lora_dropout, **common)
+        case "loha":
+            return peft.LoHaConfig(**product)
+        case "lokr":
+            return peft.LoKrConfig(**product)
+        case "adalora":
+            plan = {"tinit": steps // 10, "tfinal": steps // 4, "deltaT": max(1, steps // 50), "total_step": steps}
+            return peft.AdaLoraConfig(init_r=args.lora_rank, target_r=max(1, args.lora_rank // 2), **plan, **lora)
+        case "ia3":
+            return peft.IA3Config(feedforward_modules=[], **common)
+        case "vera":
+            return peft.VeraConfig(
+                r=args.lora_rank, vera_dropout=args.lora_dropout, projection_prng_key=args.seed, **common
+            )
+        case _:
+            return peft.PromptTuningConfig(num_virtual_tokens=args.virtual_tokens, task_type="CAUSAL_LM")
+
+
+def rank_allocation() -> Any:
+    """Return the callback that lets AdaLoRA move ranks between layers, while the gradients are still there."""
+    from train_callback import TrainerCallback
+
+    class RankAllocation(TrainerCallback):
+        def on_optimizer_step(self, _args: Any, state: Any, _control: Any, model: Any = None, **_: Any) -> None:
+            model.base_model.update_and_allocate(state.global_step)
+
+    return RankAllocation()
+
+
+if __name__ == "__main__":
+    main()

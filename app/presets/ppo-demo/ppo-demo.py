@@ -1,0 +1,462 @@
+r"""PPO-Demo, training: proximal policy optimization with LoRA, as one loop that can be read.
+
+In each step the model answers some questions. Each answer is judged, a value head estimates along the way what the
+judgement will be, and what turned out better than estimated becomes more likely: never by more than `clip` at once, and
+at a price for every token that the base model would not have said (`kl_coef`). Judges are
+
+- `reward=rule`: the right result, its form, brevity, or functions of a file of yours, as in GRPO-Demo;
+- `reward=model`: a reward model, from `reward_model_path`, or made first from the pairs in `preference_path`
+  (`prompt`, `chosen`, `rejected`) and kept in `<output_dir>/reward-model`. Models find what fools their judge: watch
+  `kl` and `exact_match`, which the reward model has no part in.
+
+Try it by hand, in a checkout of the product, with the interpreter of the `trl` environment (about half a minute):
+
+    python app/presets/shared/tiny_base.py --output tiny-styles --answers=styles --steps=600
+    python app/presets/ppo-demo/ppo-demo.py --model_path=tiny-styles \
+        --dataset_path=app/presets/grpo-demo/grpo-demo.jsonl \
+        --output_dir=ppo-out --system_prompt= --max_steps=30 --rollouts=64 --batch_size=32 --learning_rate=0.001 \
+        --max_content_length=24
+
+Rows, held-out file, checkpoints and SIGTERM as in grpo-demo.py. It trains in one process on one GPU.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+# The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
+sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
+import deepe
+import deepe_llm as llm
+from deepe_reward_model import Worth, load_reward_model, make_reward_model, worth_by
+from deepe_rewards import Judge, judge_of
+from deepe_rows import Refused, Row, load_parts, load_questions
+
+STATE = "ppo.pt"
+LAMBDA = 0.95  # how far advantages look ahead
+VALUE_WEIGHT = 0.1
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Proximal policy optimization.", allow_abbrev=False)
+    job = parser.add_argument_group("what the platform fills in")
+    job.add_argument("--train_id", default="manual", help="id of the job, for the log")
+    job.add_argument("--seq", type=int, default=1, help="number of the step in the job, for the log")
+    job.add_argument("--model_name", default="ppo-demo", help="name of the model")
+    job.add_argument("--model_path", required=True, help="folder of the base model")
+    job.add_argument("--dataset_path", required=True, help="JSONL file, or a folder with one")
+    job.add_argument("--output_dir", required=True, help="folder for the adapter and the checkpoints")
+
+    reward = parser.add_argument_group("reward")
+    reward.add_argument("--reward", choices=["rule", "model"], default="rule", help="who judges the answers")
+    reward.add_argument("--answer_pattern", default=r"#### *(-?[\d.,]+)", help="where the result stands in an answer")
+    reward.add_argument("--answer_weight", type=float, default=1.0, help="reward for the right result")
+    reward.add_argument("--format_weight", type=float, default=0.5, help="reward for the form of answer_pattern")
+    reward.add_argument("--length_weight", type=float, default=0.0, help="reward for an answer that is short enough")
+    reward.add_argument("--target_length", type=int, default=1000, help="characters of a short answer")
+    reward.add_argument("--reward_file", default=None, help="Python file with functions ..._reward")
+    reward.add_argument("--reward_file_weight", type=float, default=1.0, help="weight of each of its functions")
+    reward.add_argument("--reward_model_path", default=None, help="folder of a reward model")
+    reward.add_argument("--preference_path", default=None, help="JSONL file with pairs to make a reward model from")
+    reward.add_argument("--reward_steps", type=int, default=200, help="steps of making the reward model")
+    reward.add_argument("--reward_learning_rate", type=float, default=1e-5, help="learning rate of the reward model")
+
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--system_prompt",
+        default="Think step by step. Write the result into the last line, like this: #### 42",
+        help="instruction before each question; empty gives none",
+    )
+    data.add_argument("--input_train_name", default=None, help="column with the question; empty finds it by itself")
+    data.add_argument("--output_train_name", default=None, help="column with the result; empty finds it by itself")
+    data.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
+    data.add_argument("--max_input_length", type=int, default=1024, help="tokens of a question")
+    data.add_argument("--max_content_length", type=int, default=256, help="tokens of an answer")
+
+    method = parser.add_argument_group("method")
+    method.add_argument("--rollouts", type=int, default=64, help="answers in one step")
+    method.add_argument("--ppo_epochs", type=int, default=2, help="passes over the answers of a step")
+    method.add_argument("--kl_coef", type=float, default=0.02, help="price of leaving the base model, by token")
+    method.add_argument("--clip", type=float, default=0.2, help="largest change of a token's probability in a step")
+    method.add_argument("--value_learning_rate", type=float, default=2e-3, help="learning rate of the value head")
+    method.add_argument("--temperature", type=float, default=1.0, help="how different the answers are")
+
+    steps = parser.add_argument_group("training")
+    steps.add_argument("--epochs", type=float, default=1.0, help="passes over the rows, unless max_steps is given")
+    steps.add_argument("--max_steps", type=int, default=None, help="number of steps, instead of epochs")
+    steps.add_argument("--batch_size", type=int, default=8, help="answers in one forward pass")
+    steps.add_argument("--grad_accum_steps", type=int, default=1, help="forward passes between two changes of weights")
+    steps.add_argument("--learning_rate", type=float, default=1e-5, help="learning rate of the adapter")
+    steps.add_argument("--max_grad_norm", type=float, default=1.0, help="longer gradients are cut to this length")
+    steps.add_argument(
+        "--optimizer", choices=["adamw_torch_fused", "adamw_torch"], default="adamw_torch_fused", help="both are AdamW"
+    )
+    steps.add_argument("--seed", type=int, default=42, help="same seed and machine, same model")
+
+    machine = parser.add_argument_group("adapter, memory and speed")
+    machine.add_argument("--lora_rank", type=int, default=16, help="rank of the adapter's matrices")
+    machine.add_argument("--lora_alpha", type=int, default=32, help="weight of the adapter, divided by the rank")
+    machine.add_argument("--load_in_4bit", type=llm.str2bool, default=False, help="QLoRA; needs bitsandbytes")
+    machine.add_argument("--dtype", choices=["auto", "bfloat16", "float32"], default="auto")
+    machine.add_argument(
+        "--attention", choices=["auto", "sdpa", "flash_attention_2", "flash_attention_3", "eager"], default="auto"
+    )
+    machine.add_argument("--gradient_checkpointing", choices=["auto", "true", "false"], default="auto")
+
+    watch = parser.add_argument_group("checkpoints and score")
+    watch.add_argument("--logging_steps", type=int, default=1, help="steps between two points of the curves")
+    watch.add_argument("--save_steps", type=int, default=50, help="steps between two checkpoints")
+    watch.add_argument("--save_total_limit", type=int, default=2, help="checkpoints that are kept")
+    watch.add_argument("--resume", type=llm.str2bool, default=True, help="go on from the newest complete checkpoint")
+    watch.add_argument("--eval_fraction", type=float, default=0.1, help="part of the rows held out for the score")
+    watch.add_argument("--eval_samples", type=int, default=100, help="held-out rows that are used at most")
+    return parser
+
+
+def main() -> None:
+    args, _unknown = make_parser().parse_known_args()
+    llm.run_stage(args, run)
+
+
+def run(args: argparse.Namespace) -> None:
+    check(args)
+    judge = judge_of(args)
+    llm.log("HandleWithDataset", args.dataset_path, args)
+    parts = load_parts(args, load_questions)
+    tasks, held_out = ([judge.task(row, args.system_prompt) for row in part] for part in parts)
+
+    llm.log("InitializingModel", args.model_path, args)
+    machine = llm.choose(args)
+    if machine.dtype == "float16":  # its small numbers would need a scaled loss
+        machine = replace(machine, dtype="float32")
+    tokenizer = llm.load_tokenizer(args.model_path)
+    tokenizer.padding_side = "left"
+    tasks = llm.within_limits(tasks, tokenizer, args, [])
+    worth = worth_of(args, judge, machine, tokenizer)
+    learner = Learner(args, machine, tokenizer, worth)
+
+    score(learner, held_out, judge, "before")
+    train(learner, tasks)
+    llm.log("SaveTrainedModel", args.model_name, args)
+    learner.policy.save_pretrained(args.output_dir)
+    tokenizer.save_pretrained(args.output_dir)
+    llm.announce_adapter(args)
+    score(learner, held_out, judge, "after")
+    llm.log("TrainingSuccess", args.model_name, args)
+
+
+def check(args: argparse.Namespace) -> None:
+    llm.check(args)
+    for name in ("rollouts", "ppo_epochs", "reward_steps"):
+        if getattr(args, name) < 1:
+            raise Refused(f"{name} must be at least 1, it is {getattr(args, name)}")
+    for name in ("temperature", "clip"):
+        if getattr(args, name) <= 0:
+            raise Refused(f"{name} must be above 0, it is {getattr(args, name)}")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise Refused("PPO-Demo trains in one process: start it without torchrun or accelerate, with one GPU")
+    if args.reward == "model" and not (args.reward_model_path or args.preference_path):
+        raise Refused("reward=model needs a reward_model_path, or a preference_path with pairs to make one from")
+    if (
+        args.reward == "model"
+        and args.reward_model_path
+        and not (Path(args.reward_model_path) / "config.json").is_file()
+    ):
+        raise Refused(f"there is no reward model in {args.reward_model_path}: config.json is missing")
+
+
+def worth_of(args: argparse.Namespace, judge: Judge, machine: llm.Machine, tokenizer: Any) -> Worth:
+    """Return who judges the answers: the rules, or a reward model, which may have to be made first."""
+    if args.reward == "rule":
+        return judge.totals
+    folder = Path(args.reward_model_path or Path(args.output_dir) / "reward-model")
+    if not args.reward_model_path:
+        make_reward_model(args, machine, tokenizer, folder)
+    return worth_by(load_reward_model(folder, tokenizer, machine), tokenizer)
+
+
+def train(learner: "Learner", tasks: list[Row]) -> None:
+    """Take all steps, from the newest complete checkpoint if there is one; a stop ends the process."""
+    from train_callback import TrainCallback
+
+    args = learner.args
+    steps = args.max_steps or math.ceil(args.epochs * len(tasks) / args.rollouts)
+    done = learner.restore()
+    report, speed = TrainCallback(args.logging_steps, args.train_id, args.seq), llm.Speed(done)
+    llm.log("StartTraining", args.model_name, args)
+    deepe.catch_stop()
+    for step in range(done + 1, steps + 1):
+        values = learner.step(step, tasks)
+        if step % args.logging_steps == 0 or step in (1, steps):
+            values |= speed.gauges(step, steps, learner.tokens_seen)
+            state = SimpleNamespace(global_step=step, max_steps=steps, log_history=[], is_world_process_zero=True)
+            report.on_log(None, state, None, logs=values)
+            llm.print_step(step, steps, "reward", values)
+        stopping = deepe.stop_requested()
+        if stopping or (step % args.save_steps == 0 and step < steps):
+            learner.save(step)
+        if stopping:
+            llm.end_stopped(step)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a step learns from: one row for each answer, one column for each of its tokens."""
+
+    tokens: Any
+    mask: Any
+    spoken: Any
+    """1 for the tokens of an answer up to its end, 0 behind it."""
+    log_probabilities: Any
+    values: Any
+    advantages: Any
+    returns: Any
+
+
+class Learner:
+    """The policy (base model and adapter), its value head, and how both learn."""
+
+    def __init__(self, args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, worth: Worth) -> None:
+        import torch
+        from peft import get_peft_model
+
+        self.args, self.tokenizer, self._worth = args, tokenizer, worth
+        base = llm.load_model(args, machine)
+        if not machine.four_bit:  # what is in 4 bits was loaded to where it stays
+            base.to(machine.device)
+        checkpointing = llm.needs_checkpointing(args, base, args.max_input_length + args.max_content_length)
+        llm.log("ConfigTrainingParams", f"{machine}, gradient checkpointing {checkpointing}", args)
+        if checkpointing:
+            base.gradient_checkpointing_enable()
+            base.enable_input_require_grads()
+        self.policy = get_peft_model(base, llm.lora(args))
+        self.value_head = torch.nn.Linear(base.config.get_text_config().hidden_size, 1, device=machine.device)
+        torch.nn.init.zeros_(self.value_head.weight)
+        torch.nn.init.zeros_(self.value_head.bias)
+        self._weights = [weight for weight in self.policy.parameters() if weight.requires_grad]
+        self._optimizer = torch.optim.AdamW(
+            [
+                {"params": self._weights, "lr": args.learning_rate},
+                {"params": self.value_head.parameters(), "lr": args.value_learning_rate},
+            ],
+            weight_decay=0.0,
+            fused=args.optimizer == "adamw_torch_fused",
+        )
+        self.tokens_seen = 0
+
+    def step(self, number: int, tasks: list[Row]) -> dict[str, float]:
+        """Answer, judge and learn; all chance hangs on the seed and the step, so that a resumed run goes on equally."""
+        import torch
+
+        torch.manual_seed(self.args.seed * 1_000_003 + number)
+        order = random.Random(f"{self.args.seed} {number}")
+        chosen = [order.choice(tasks) for _ in range(self.args.rollouts)]
+        self.policy.eval()
+        with torch.no_grad():
+            answers, values = self._roll_out(chosen)
+        self.policy.train()
+        learned = [
+            self._learn(answers, group)
+            for _ in range(self.args.ppo_epochs)
+            for group in self._groups(torch.randperm(len(chosen)))
+        ]
+        return values | {name: sum(each[name] for each in learned) / len(learned) for name in learned[0]}
+
+    def _roll_out(self, tasks: list[Row]) -> tuple[Answers, dict[str, float]]:
+        """Answer the questions, and work out which tokens were better than expected."""
+        import torch
+
+        prompts = [task["prompt"] for task in tasks]
+        encoded = llm.encode_prompts(self.tokenizer, prompts).to(self.policy.device)
+        width = encoded["input_ids"].shape[1]
+        tokens = self.policy.generate(
+            **encoded,
+            max_new_tokens=self.args.max_content_length,
+            do_sample=True,
+            temperature=self.args.temperature,
+            top_k=0,
+            top_p=1.0,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+        said = tokens[:, width:]
+        ends = torch.isin(said, self._end_tokens(said.device))
+        spoken = (ends.long().cumsum(1) - ends.long() == 0).float()
+        mask = torch.cat([encoded["attention_mask"], spoken.long()], 1)
+
+        current, values, _entropy = self._look_at(tokens, mask, said.shape[1])
+        with self.policy.disable_adapter():
+            reference, _values, _entropy = self._look_at(tokens, mask, said.shape[1])
+        texts = self.tokenizer.batch_decode(said, skip_special_tokens=True)
+        judged = torch.tensor(self._worth(texts, prompts, [task["answer"] for task in tasks]), device=said.device)
+        finished = (ends.float() * spoken).sum(1) > 0
+        last = spoken.sum(1).long() - 1
+
+        divergence = (current - reference) * spoken
+        rewards = -self.args.kl_coef * divergence
+        rewards[torch.arange(len(tasks)), last] += torch.where(finished, judged, judged - 1)  # an answer has an end
+        advantages = advantages_of(rewards, values, spoken)
+        self.tokens_seen += int(mask.sum())
+        answers = Answers(
+            tokens=tokens,
+            mask=mask,
+            spoken=spoken,
+            log_probabilities=current,
+            values=values,
+            advantages=whitened(advantages, spoken),
+            returns=advantages + values,
+        )
+        return answers, {
+            "reward": judged.mean().item(),
+            "reward_std": judged.std(correction=0).item(),
+            "kl": divergence.sum(1).mean().item(),
+            "answer_length": spoken.sum(1).mean().item(),
+            "finished": finished.float().mean().item(),
+            "learning_rate": self.args.learning_rate,
+        }
+
+    def _look_at(self, tokens: Any, mask: Any, count: int) -> tuple[Any, Any, Any]:
+        """Return log probability, value and entropy at each of the last `count` tokens."""
+        import torch
+
+        parts = [
+            self._look_at_few(tokens[start : start + size], mask[start : start + size], count)
+            for size in (self.args.batch_size,)
+            for start in range(0, len(tokens), size)
+        ]
+        return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
+
+    def _look_at_few(self, tokens: Any, mask: Any, count: int) -> tuple[Any, Any, Any]:
+        import torch
+
+        seen = self.policy(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            output_hidden_states=True,
+            logits_to_keep=count + 1,
+            use_cache=False,
+        )
+        odds = (seen.logits[:, -count - 1 : -1].float() / self.args.temperature).log_softmax(-1)
+        chosen = torch.gather(odds, 2, tokens[:, -count:, None])[..., 0]
+        values = self.value_head(seen.hidden_states[-1][:, -count - 1 : -1].float())[..., 0]
+        return chosen, values, -(odds.exp() * odds).sum(-1)
+
+    def _groups(self, order: Any) -> Iterator[list[Any]]:
+        """Yield the forward passes between two changes of weights, as places of answers."""
+        size, passes = self.args.batch_size, self.args.grad_accum_steps
+        for start in range(0, len(order), size * passes):
+            yield list(order[start : start + size * passes].split(size))
+
+    def _learn(self, answers: Answers, group: list[Any]) -> dict[str, float]:
+        """Change the weights once."""
+        import torch
+
+        total = sum(answers.spoken[places].sum() for places in group)
+        sums = {"loss": 0.0, "policy_loss": 0.0, "value_loss": 0.0, "entropy": 0.0, "clip_fraction": 0.0}
+        for places in group:
+            spoken, count = answers.spoken[places], answers.spoken.shape[1]
+            current, values, entropy = self._look_at_few(answers.tokens[places], answers.mask[places], count)
+            ratio = (current - answers.log_probabilities[places]).exp()
+            near = ratio.clamp(1 - self.args.clip, 1 + self.args.clip)
+            gain = torch.minimum(ratio * answers.advantages[places], near * answers.advantages[places])
+            old, wanted = answers.values[places], answers.returns[places]
+            held = old + (values - old).clamp(-self.args.clip, self.args.clip)
+            miss = 0.5 * torch.maximum((values - wanted) ** 2, (held - wanted) ** 2)
+
+            parts = {
+                "policy_loss": -gain,
+                "value_loss": miss,
+                "entropy": entropy,
+                "clip_fraction": ((ratio - 1).abs() > self.args.clip).float(),
+            }
+            means = {name: (part * spoken).sum() / total for name, part in parts.items()}
+            loss = means["policy_loss"] + VALUE_WEIGHT * means["value_loss"]
+            loss.backward()
+            for name, value in {"loss": loss, **means}.items():
+                sums[name] += value.item()
+        length = torch.nn.utils.clip_grad_norm_(
+            [*self._weights, *self.value_head.parameters()], self.args.max_grad_norm
+        )
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return {**sums, "grad_norm": float(length)}
+
+    def _end_tokens(self, device: Any) -> Any:
+        import torch
+
+        ends = self.policy.generation_config.eos_token_id or self.tokenizer.eos_token_id
+        return torch.tensor(ends if isinstance(ends, list) else [ends], device=device)
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint, as a whole or not at all."""
+        import torch
+
+        folder = Path(self.args.output_dir) / f"checkpoint-{step}"
+        draft = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(draft, ignore_errors=True)
+        self.policy.save_pretrained(draft)
+        self.tokenizer.save_pretrained(draft)
+        state = {"optimizer": self._optimizer.state_dict(), "value_head": self.value_head.state_dict()}
+        torch.save(state | {"tokens_seen": self.tokens_seen}, draft / STATE)
+        (draft / "trainer_state.json").write_text(json.dumps({"global_step": step}), "utf-8")
+        llm.make_readable(draft)
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.rename(folder)
+        deepe.checkpoint(folder, step)
+        kept = sorted(folder.parent.glob("checkpoint-*"), key=lambda found: found.stat().st_mtime)
+        for old in kept[: -self.args.save_total_limit]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def restore(self) -> int:
+        """Take everything from the newest complete checkpoint; return its step, 0 without one."""
+        import torch
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        folder = llm.newest_checkpoint(Path(self.args.output_dir), self.args, [STATE])
+        if folder is None:
+            return 0
+        set_peft_model_state_dict(self.policy, load_peft_weights(str(folder), device="cpu"))
+        state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.value_head.load_state_dict(state["value_head"])
+        self.tokens_seen = state["tokens_seen"]
+        return int(folder.name.removeprefix("checkpoint-"))
+
+
+def advantages_of(rewards: Any, values: Any, spoken: Any) -> Any:
+    """Generalized advantage estimation without discount: how much better it went on than the values said."""
+    import torch
+
+    found, ahead = torch.zeros_like(rewards), torch.zeros_like(rewards[:, 0])
+    values = values * spoken
+    for place in reversed(range(rewards.shape[1])):
+        following = values[:, place + 1] if place + 1 < rewards.shape[1] else 0.0
+        ahead = (rewards[:, place] + following - values[:, place] + LAMBDA * ahead) * spoken[:, place]
+        found[:, place] = ahead
+    return found
+
+
+def whitened(numbers: Any, spoken: Any) -> Any:
+    """Return the numbers with mean 0 and variance 1 over the spoken tokens."""
+    count = spoken.sum()
+    mean = (numbers * spoken).sum() / count
+    variance = ((numbers - mean) ** 2 * spoken).sum() / count
+    return (numbers - mean) * (variance + 1e-8).rsqrt()
+
+
+def score(learner: Learner, tasks: list[Row], judge: Judge, phase: str) -> None:
+    if tasks:
+        llm.score_rewards(learner.policy, learner.tokenizer, tasks, judge, learner.args, phase)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""SFT-Demo, training: supervised fine-tuning of a causal language model with LoRA, by TRL's SFTTrainer.
+
+Try it by hand, in a checkout of the product, with the interpreter of the `trl` environment (about half a minute):
+
+    python app/presets/shared/tiny_base.py --output tiny-base
+    python app/presets/sft-demo/sft-demo.py --model_path=tiny-base --dataset_path=app/presets/sft-demo/sft-demo.jsonl \
+        --output_dir=sft-out --max_steps=150 --batch_size=32 --learning_rate=0.01 --lora_rank=16
+
+A real model on a GPU needs no more than `--model_path`, `--dataset_path` and `--output_dir`: numbers in bfloat16, flash
+attention where it is installed (else SDPA), short rows packed into one sequence, a fused optimizer, gradient
+checkpointing when the memory asks for it. Every one of these choices is a parameter.
+
+A row is a conversation (`messages`, or ShareGPT's `conversations`), `prompt` and `completion`, `instruction`, `input`
+and `output`, `question` and `answer`, plain `text`, or the columns named by `input_train_name` and
+`output_train_name`.
+A folder may hold `heldout.jsonl` beside the data: the model is scored on it, else on a part of the rows put aside.
+
+`output_dir` holds the adapter and the tokenizer at the end, and `checkpoint-<step>` folders on the way: a run that was
+interrupted goes on from the newest complete one. SIGTERM writes a checkpoint and ends with code 143.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+# The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
+sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
+import deepe_llm as llm
+from deepe_rows import Refused, Row, load_parts, load_rows
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Fine-tune a causal language model with LoRA.", allow_abbrev=False)
+
+    job = parser.add_argument_group("what the platform fills in")
+    job.add_argument("--train_id", default="manual", help="id of the job, for the log")
+    job.add_argument("--seq", type=int, default=1, help="number of the step in the job, for the log")
+    job.add_argument("--model_name", default="sft-demo", help="name of the model")
+    job.add_argument("--model_path", required=True, help="folder of the base model")
+    job.add_argument("--dataset_path", required=True, help="JSONL file, or a folder with one")
+    job.add_argument("--output_dir", required=True, help="folder for the adapter and the checkpoints")
+
+    data = parser.add_argument_group("data")
+    data.add_argument("--input_train_name", default=None, help="column with the input; empty finds it by itself")
+    data.add_argument("--output_train_name", default=None, help="column with the output; empty finds it by itself")
+    data.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
+    data.add_argument("--max_seq_length", type=int, default=1024, help="tokens of a row; longer rows are left out")
+    data.add_argument("--max_input_length", type=int, default=1024, help="tokens of the input of a row")
+    data.add_argument("--max_content_length", type=int, default=1024, help="tokens of the output of a row")
+    data.add_argument(
+        "--packing",
+        choices=["auto", "true", "false"],
+        default="auto",
+        help="put several rows into one sequence; auto does it on a GPU",
+    )
+
+    steps = parser.add_argument_group("training")
+    steps.add_argument("--epochs", type=float, default=1.0, help="passes over the rows, unless max_steps is given")
+    steps.add_argument("--max_steps", type=int, default=None, help="number of steps, instead of epochs")
+    steps.add_argument("--batch_size", type=int, default=8, help="rows in one forward pass")
+    steps.add_argument("--grad_accum_steps", type=int, default=1, help="forward passes in one step")
+    steps.add_argument("--learning_rate", type=float, default=2e-4, help="highest learning rate")
+    steps.add_argument("--warmup_steps", type=int, default=None, help="steps until the highest learning rate")
+    steps.add_argument("--warmup_ratio", type=float, default=0.03, help="the same as part of all steps")
+    steps.add_argument(
+        "--lr_scheduler",
+        choices=["cosine", "linear", "constant", "constant_with_warmup"],
+        default="cosine",
+        help="course of the learning rate",
+    )
+    steps.add_argument("--max_grad_norm", type=float, default=1.0, help="longer gradients are cut to this length")
+    steps.add_argument("--weight_decay", type=float, default=0.0, help="pull of the weights towards zero")
+    steps.add_argument(
+        "--optimizer",
+        choices=["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor"],
+        default="adamw_torch_fused",
+        help="the 8-bit ones need bitsandbytes and a GPU",
+    )
+    steps.add_argument("--seed", type=int, default=42, help="same seed and machine, same model")
+
+    lora = parser.add_argument_group("adapter")
+    lora.add_argument("--lora_rank", type=int, default=16, help="rank of the adapter's matrices")
+    lora.add_argument("--lora_alpha", type=int, default=32, help="weight of the adapter, divided by the rank")
+    lora.add_argument("--lora_dropout", type=float, default=0.0, help="part of the adapter's inputs switched off")
+
+    machine = parser.add_argument_group("memory and speed")
+    machine.add_argument("--load_in_4bit", type=llm.str2bool, default=False, help="QLoRA; needs a GPU and bitsandbytes")
+    machine.add_argument(
+        "--dtype", choices=["auto", "bfloat16", "float16", "float32"], default="auto", help="numbers of the base model"
+    )
+    machine.add_argument(
+        "--attention",
+        choices=["auto", "sdpa", "flash_attention_2", "flash_attention_3", "eager"],
+        default="auto",
+        help="auto takes flash attention where it is installed, else sdpa",
+    )
+    machine.add_argument(
+        "--gradient_checkpointing",
+        choices=["auto", "true", "false"],
+        default="auto",
+        help="recompute activations instead of keeping them; auto does it when memory is short",
+    )
+
+    watch = parser.add_argument_group("checkpoints and score")
+    watch.add_argument("--logging_steps", type=int, default=5, help="steps between two points of the curves")
+    watch.add_argument("--save_steps", type=int, default=100, help="steps between two checkpoints")
+    watch.add_argument("--save_total_limit", type=int, default=2, help="checkpoints that are kept")
+    watch.add_argument("--resume", type=llm.str2bool, default=True, help="go on from the newest complete checkpoint")
+    watch.add_argument("--eval_fraction", type=float, default=0.1, help="part of the rows held out for the score")
+    watch.add_argument("--eval_samples", type=int, default=100, help="held-out rows that are used at most")
+    watch.add_argument("--eval_steps", type=int, default=100, help="steps between two points of the held-out loss")
+    watch.add_argument("--eval_max_new_tokens", type=int, default=64, help="tokens of an answer that is scored")
+    return parser
+
+
+def main() -> None:
+    args, _unknown = make_parser().parse_known_args()
+    llm.run_stage(args, run)
+
+
+def run(args: argparse.Namespace) -> None:
+    check(args)
+    llm.log("HandleWithDataset", args.dataset_path, args)
+    train_rows, held_out = load_parts(args, load_rows)
+
+    llm.log("InitializingModel", args.model_path, args)
+    machine = llm.choose(args)
+    tokenizer = llm.load_tokenizer(args.model_path)
+    train_rows = llm.within_limits(train_rows, tokenizer, args, ["completion"])
+    held_out = [row for row in held_out if llm.fits(row, tokenizer, args, ["completion"])]
+    asked = [row for row in held_out if "text" not in row]
+    trainer = build_trainer(args, machine, tokenizer, train_rows, held_out)
+
+    llm.score_exact_match(trainer, tokenizer, asked, args, "before")
+    llm.train(trainer, args)
+    llm.save_adapter(trainer, args)
+    llm.score_exact_match(trainer, tokenizer, asked, args, "after")
+    llm.log("TrainingSuccess", args.model_name, args)
+
+
+def check(args: argparse.Namespace) -> None:
+    llm.check(args)
+    for name in ("max_seq_length", "eval_steps"):
+        if getattr(args, name) < 1:
+            raise Refused(f"{name} must be at least 1, it is {getattr(args, name)}")
+
+
+def build_trainer(
+    args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, rows: list[Row], held_out: list[Row]
+) -> Any:
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    model = llm.load_model(args, machine)
+    model.config.use_cache = False
+    checkpointing = llm.needs_checkpointing(args, model, args.max_seq_length)
+    config = SFTConfig(
+        per_device_eval_batch_size=args.batch_size,
+        weight_decay=args.weight_decay,
+        max_length=args.max_seq_length,
+        packing=machine.device == "cuda" if args.packing == "auto" else args.packing == "true",
+        eval_packing=False,
+        eval_strategy="steps" if held_out else "no",
+        eval_steps=args.eval_steps,
+        **llm.trainer_settings(args, machine, checkpointing=checkpointing),
+    )
+    adapter = LoraConfig(
+        r=args.lora_rank,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    return SFTTrainer(
+        model=model,
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        eval_dataset=Dataset.from_list(held_out) if held_out else None,
+        processing_class=tokenizer,
+        peft_config=adapter,
+        callbacks=llm.callbacks(args),
+    )
+
+
+if __name__ == "__main__":
+    main()

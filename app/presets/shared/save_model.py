@@ -1,0 +1,176 @@
+"""Saving: merge an adapter into its base model and write a complete model that needs neither.
+
+    python app/presets/shared/save_model.py --base_path tiny-base --adapter_path sft-out --save_path sft-complete \
+        --dtype_str float32
+
+The base is loaded in full precision, also when the training ran in 4 bits: merging into quantized weights loses what
+was learned. The last line on stdout is the result, `{"status": "success", "message", "dtype_used", "model_type"}`.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+# The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
+sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
+import deepe
+
+SMALL_BYTES = 8 * 2**30  # a base model up to this size is merged in float32 and rounded once, at the end
+DTYPES = ("float16", "float32", "bfloat16")
+
+
+class Refused(Exception):
+    """What the user can put right: one sentence, no traceback."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Merge an adapter into its base model.", allow_abbrev=False)
+    parser.add_argument("--train_id", default="manual", help="id of the job, for the log")
+    parser.add_argument("--seq", default="1", help="number of the step in the job, for the log")
+    parser.add_argument("--base_path", required=True, help="folder of the base model")
+    parser.add_argument("--adapter_path", required=True, help="folder that the training wrote")
+    parser.add_argument("--save_path", required=True, help="folder for the complete model")
+    parser.add_argument(
+        "--dtype_str", default="bfloat16", help="float16, float32 or bfloat16; anything else means bfloat16"
+    )
+    parser.add_argument(
+        "--model_usage_type",
+        default="chat",
+        choices=["chat", "vision-language", "embedding"],
+        help="kind of the model",
+    )
+    parser.add_argument("--max_shard_size", default="10GB", help="largest file of weights")
+    return parser
+
+
+def main() -> None:
+    args, _unknown = make_parser().parse_known_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    log("SaveModelTaskStarts", args.save_path, args)
+    try:
+        check(args)
+        merged = merge(args)
+    except Exception as error:
+        reason = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
+        log("SaveModelTaskFailed", reason, args, level="ERROR")
+        deepe.result("failed", message=reason)
+        if isinstance(error, Refused):
+            sys.exit(1)
+        raise
+    log("SaveModelTaskSuccess", args.save_path, args)
+    deepe.artifact(args.save_path, "model")
+    deepe.result(message=f"the model is complete in {args.save_path}", **merged)
+
+
+def check(args: argparse.Namespace) -> None:
+    for folder, file in ((args.base_path, "config.json"), (args.adapter_path, "adapter_config.json")):
+        if not (Path(folder) / file).is_file():
+            raise Refused(f"there is no {file} in {folder}")
+    if Path(args.save_path).resolve() in (Path(args.base_path).resolve(), Path(args.adapter_path).resolve()):
+        raise Refused("save_path must be another folder than base_path and adapter_path")
+
+
+def merge(args: argparse.Namespace) -> dict[str, str]:
+    """Merge, write, and put in place when all is written."""
+    import torch
+    from peft import PeftModel
+
+    dtype = args.dtype_str if args.dtype_str in DTYPES else "bfloat16"
+    log("MergeLoadingBaseModel", args.base_path, args)
+    size = sum(file.stat().st_size for file in Path(args.base_path).glob("*.safetensors"))
+    precision = torch.float32 if size <= SMALL_BYTES else getattr(torch, dtype)
+    base = model_class(args.model_usage_type).from_pretrained(args.base_path, dtype=precision)
+    log("MergeAdapters", f"{args.base_path}, {args.adapter_path}", args)
+    adapted = PeftModel.from_pretrained(base, args.adapter_path)
+    if not hasattr(adapted, "merge_and_unload"):
+        kind = adapted.active_peft_config.peft_type.value.lower()
+        raise Refused(f"an adapter of the kind {kind} cannot be merged; use the customized model, base and adapter")
+    model = adapted.merge_and_unload(safe_merge=True).to(getattr(torch, dtype))
+
+    draft = Path(args.save_path).with_name(f".{Path(args.save_path).name}.part")
+    shutil.rmtree(draft, ignore_errors=True)
+    model.save_pretrained(draft, max_shard_size=args.max_shard_size)
+    save_processor(args, draft)
+    for weights in draft.glob("*.safetensors"):
+        weights.chmod(0o644)  # written as 0600, whatever the umask says
+    publish(draft, Path(args.save_path))
+    log("MergeSuccess", args.save_path, args)
+    return {"dtype_used": dtype, "model_type": str(model.config.model_type)}
+
+
+def model_class(usage: str) -> Any:
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    classes = {"vision-language": AutoModelForImageTextToText, "embedding": AutoModel}
+    return classes.get(usage, AutoModelForCausalLM)
+
+
+def save_processor(args: argparse.Namespace, target: Path) -> None:
+    """Take the tokenizer from the adapter: it has the chat format of the training. Else the base model's."""
+    from transformers import AutoProcessor, AutoTokenizer
+
+    source = args.adapter_path if (Path(args.adapter_path) / "tokenizer_config.json").is_file() else args.base_path
+    if args.model_usage_type == "vision-language":
+        AutoProcessor.from_pretrained(source).save_pretrained(target)
+        size_of_pictures = Path(args.adapter_path) / "deepe-pictures.json"
+        if size_of_pictures.is_file():
+            shutil.copyfile(size_of_pictures, target / size_of_pictures.name)
+    AutoTokenizer.from_pretrained(source).save_pretrained(target)
+    if args.model_usage_type == "embedding":
+        describe_vectors(Path(args.adapter_path), target)
+
+
+def describe_vectors(adapter: Path, target: Path) -> None:
+    """Say how a vector is made of a text: for ask_embedding.py, and in the form that sentence-transformers loads."""
+    import dataclasses
+
+    from text_vectors import FILE, How
+
+    how = How.of(adapter)
+    size = json.loads((target / "config.json").read_text("utf-8"))["hidden_size"]
+    modes = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "last": "pooling_mode_lasttoken"}
+    module = "sentence_transformers.models"
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": f"{module}.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{module}.Pooling"},
+        {"idx": 2, "name": "2", "path": "2_Normalize", "type": f"{module}.Normalize"},
+    ]
+    prompts = {"query": how.query_prefix, "document": how.document_prefix}
+    documents = {
+        FILE: dataclasses.asdict(how),
+        "modules.json": modules,
+        "1_Pooling/config.json": {"word_embedding_dimension": size, modes[how.pooling]: True},
+        "sentence_bert_config.json": {"max_seq_length": how.max_length, "do_lower_case": False},
+        "config_sentence_transformers.json": {"prompts": prompts, "similarity_fn_name": "cosine"},
+    }
+    for name, document in documents.items():
+        (target / name).parent.mkdir(exist_ok=True)
+        (target / name).write_text(json.dumps(document, ensure_ascii=False, indent=1), "utf-8")
+
+
+def publish(draft: Path, target: Path) -> None:
+    """Move what is new into place; the folder may exist already, as long as it holds no other model."""
+    target.mkdir(parents=True, exist_ok=True)
+    for old in target.glob("*.safetensors*"):
+        old.unlink()
+    files = [path.relative_to(draft) for path in draft.rglob("*") if path.is_file()]
+    for file in sorted(files, key=lambda file: file.name == "config.json"):  # last: it makes a model of it
+        (target / file).parent.mkdir(exist_ok=True)
+        os.replace(draft / file, target / file)
+    shutil.rmtree(draft)
+
+
+def log(code: str, message: str, args: argparse.Namespace, *, level: str = "INFO") -> None:
+    from deepe_log import write_log
+    from enums import LevelEnum, LogEnum
+
+    write_log(LevelEnum[level], LogEnum[code], message, args.train_id, args.seq, None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""VL-Demo, training: teach a vision-language model to answer questions about pictures, with LoRA and TRL's SFTTrainer.
+
+Try it by hand, in a checkout of the product, with the interpreter of the `trl` environment (about two minutes):
+
+    python app/presets/vl-demo/tiny_vl.py --output tiny-vl
+    python -m app.presets.sample_data vl-data
+    python app/presets/vl-demo/vl-demo.py --model_path=tiny-vl --dataset_path=vl-data/vl-demo --output_dir=vl-out \
+        --max_steps=100 --batch_size=16 --learning_rate=0.006
+
+A data set is a folder with one JSONL file and the folder `images`; `pic_relative_path` names another one. A row has one
+picture or several, a question and an answer:
+
+| pictures | words |
+|---|---|
+| `"images": [{"imageId": "a.png"}, {"imageId": "b.png"}]`, also `["a.png", "b.png"]` | `prompt` and `completion` |
+| `"image": "a.png"` | `question` and `answer`, also with the columns in `input_train_name` and `output_train_name` |
+| `"file_name": "a.png"` | `messages` or `conversations`, with texts or with parts |
+
+`<image>` in a text (in messages also a part of the type `image`) says where a picture belongs; without it, all pictures
+come before the first question. All pictures are read once at the start, so that a broken one is named at once.
+
+The vision tower stays as it is and LoRA adapts the language model; `train_vision` adapts both. `output_dir` holds the
+adapter, the processor and, in `deepe-pictures.json`, the size of the pictures. A run that was stopped goes on from the
+newest checkpoint.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+# The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
+sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
+import deepe_llm as llm
+import deepe_pictures as pictures
+from deepe_rows import Refused, Row, load_parts
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Fine-tune a vision-language model.", allow_abbrev=False)
+    job = parser.add_argument_group("what the platform fills in")
+    job.add_argument("--train_id", default="manual", help="id of the job, for the log")
+    job.add_argument("--seq", type=int, default=1, help="number of the step in the job, for the log")
+    job.add_argument("--model_name", default="vl-demo", help="name of the model")
+    job.add_argument("--model_path", required=True, help="folder of the base model")
+    job.add_argument("--dataset_path", required=True, help="folder with one JSONL file and the pictures, or the file")
+    job.add_argument("--output_dir", required=True, help="folder for the adapter and the checkpoints")
+
+    data = parser.add_argument_group("data")
+    data.add_argument("--pic_relative_path", default=None, help="folder of the pictures; empty takes images")
+    data.add_argument("--input_train_name", default=None, help="column with the question; empty finds it by itself")
+    data.add_argument("--output_train_name", default=None, help="column with the answer; empty finds it by itself")
+    data.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
+    data.add_argument("--max_image_side", type=int, default=1024, help="larger pictures are shrunk to it; 0 does not")
+    data.add_argument("--max_input_length", type=int, default=2048, help="tokens of a question with its pictures")
+    data.add_argument("--max_content_length", type=int, default=1024, help="tokens of an answer")
+
+    adapter = parser.add_argument_group("adapter")
+    adapter.add_argument("--lora_rank", type=int, default=16, help="rank of the adapter's matrices")
+    adapter.add_argument("--lora_alpha", type=int, default=32, help="weight of the adapter, divided by the rank")
+    adapter.add_argument("--train_vision", type=llm.str2bool, default=False, help="adapt the vision tower as well")
+
+    steps = parser.add_argument_group("training")
+    steps.add_argument("--epochs", type=float, default=1.0, help="passes over the rows, unless max_steps is given")
+    steps.add_argument("--max_steps", type=int, default=None, help="number of steps, instead of epochs")
+    steps.add_argument("--batch_size", type=int, default=4, help="rows in one forward pass")
+    steps.add_argument("--grad_accum_steps", type=int, default=1, help="forward passes in one step")
+    steps.add_argument("--learning_rate", type=float, default=2e-4, help="highest learning rate")
+    steps.add_argument("--warmup_steps", type=int, default=None, help="steps until the highest learning rate")
+    steps.add_argument("--warmup_ratio", type=float, default=0.03, help="the same as part of all steps")
+    steps.add_argument(
+        "--lr_scheduler", choices=["cosine", "linear", "constant"], default="cosine", help="course of the learning rate"
+    )
+    steps.add_argument("--max_grad_norm", type=float, default=1.0, help="longer gradients are cut to this length")
+    steps.add_argument(
+        "--optimizer",
+        choices=["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor"],
+        default="adamw_torch_fused",
+        help="the 8-bit ones need bitsandbytes",
+    )
+    steps.add_argument("--seed", type=int, default=42, help="same seed and machine, same model")
+
+    machine = parser.add_argument_group("memory and speed")
+    machine.add_argument("--load_in_4bit", type=llm.str2bool, default=False, help="QLoRA; needs bitsandbytes")
+    machine.add_argument("--dtype", choices=["auto", "bfloat16", "float16", "float32"], default="auto")
+    machine.add_argument(
+        "--attention", choices=["auto", "sdpa", "flash_attention_2", "flash_attention_3", "eager"], default="auto"
+    )
+    machine.add_argument("--gradient_checkpointing", choices=["auto", "true", "false"], default="auto")
+    machine.add_argument("--picture_workers", type=int, default=-1, help="processes that read pictures; -1 decides")
+
+    watch = parser.add_argument_group("checkpoints and score")
+    watch.add_argument("--logging_steps", type=int, default=5, help="steps between two points of the curves")
+    watch.add_argument("--save_steps", type=int, default=100, help="steps between two checkpoints")
+    watch.add_argument("--save_total_limit", type=int, default=2, help="checkpoints that are kept")
+    watch.add_argument("--resume", type=llm.str2bool, default=True, help="go on from the newest complete checkpoint")
+    watch.add_argument("--eval_fraction", type=float, default=0.1, help="part of the rows held out for the score")
+    watch.add_argument("--eval_samples", type=int, default=100, help="held-out rows that are used at most")
+    watch.add_argument("--eval_max_new_tokens", type=int, default=64, help="tokens of an answer that is scored")
+    return parser
+
+
+def main() -> None:
+    args, _unknown = make_parser().parse_known_args()
+    llm.run_stage(args, run)
+
+
+def run(args: argparse.Namespace) -> None:
+    check(args)
+    llm.log("HandleWithDataset", args.dataset_path, args)
+    train_rows, held_out = load_parts(args, pictures.load_rows)
+    sizes = pictures.sizes_of(train_rows + held_out, args.max_image_side)
+
+    llm.log("InitializingModel", args.model_path, args)
+    machine = llm.choose(args)
+    processor = pictures.load_processor(Path(args.model_path))
+    trainer = build_trainer(args, machine, processor, train_rows, sizes)
+
+    score(trainer, processor, held_out, args, "before")
+    llm.train(trainer, args)
+    pictures.write_size(Path(args.output_dir), args.max_image_side)
+    llm.save_adapter(trainer, args)
+    score(trainer, processor, held_out, args, "after")
+    llm.log("TrainingSuccess", args.model_name, args)
+
+
+def check(args: argparse.Namespace) -> None:
+    llm.check(args)
+    if args.max_image_side < 0:
+        raise Refused(f"max_image_side must be at least 0, it is {args.max_image_side}")
+    if args.picture_workers < -1:
+        raise Refused(f"picture_workers must be at least -1, it is {args.picture_workers}")
+
+
+def build_trainer(
+    args: argparse.Namespace,
+    machine: llm.Machine,
+    processor: Any,
+    rows: list[Row],
+    sizes: dict[Path, pictures.Size],
+) -> Any:
+    from transformers import AutoModelForImageTextToText
+    from trl import SFTConfig, SFTTrainer
+
+    kept, longest = pictures.within_limits(rows, sizes, processor, args)
+    if len(kept) < len(rows):
+        llm.remark(f"{len(rows) - len(kept)} of {len(rows)} rows are longer than allowed and were left out", args)
+
+    model = llm.load_model(args, machine, AutoModelForImageTextToText)
+    model.config.use_cache = False
+    layers = "all-linear" if args.train_vision else pictures.language_layers(model)
+    workers = args.picture_workers
+    checkpointing = llm.needs_checkpointing(args, model, longest)
+    config = SFTConfig(
+        max_length=None,  # nothing is cut: what is too long was left out
+        remove_unused_columns=False,  # what is in a row is only known when it is read
+        dataloader_num_workers=workers if workers >= 0 else 4 if machine.device == "cuda" else 0,
+        **llm.trainer_settings(args, machine, checkpointing=checkpointing),
+    )
+    trainer = SFTTrainer(
+        model=model,
+        args=config,
+        train_dataset=pictures.dataset_of(kept, args.max_image_side),
+        processing_class=processor,
+        peft_config=llm.lora(args, layers),
+        callbacks=llm.callbacks(args),
+    )
+    trained, whole = trainer.model.get_nb_trainable_parameters()
+    adapted = "language model and vision tower" if args.train_vision else "language model"
+    print(f"LoRA trains {trained:,} weights in the {adapted} beside {whole - trained:,} fixed ones", flush=True)
+    return trainer
+
+
+def score(trainer: Any, processor: Any, rows: list[Row], args: argparse.Namespace, phase: str) -> None:
+    """Report how many held-out questions are answered with exactly the wanted text; others wait for the first one."""
+
+    def encode(_tokenizer: Any, some: list[Row]) -> Any:
+        shown = [pictures.pictures_of(row, args.max_image_side) for row in some]
+        return pictures.encode(processor, [row["prompt"] for row in some], shown)
+
+    if rows and trainer.is_world_process_zero():
+        given = llm.greedy_answers(
+            trainer.model, processor.tokenizer, rows, args.eval_max_new_tokens, encode, at_once=args.batch_size
+        )
+        right = sum(
+            text.strip() == pictures.text_of(row["completion"][0]).strip()
+            for text, row in zip(given, rows, strict=True)
+        )
+        llm.report_score("exact_match", phase, right / len(rows), len(rows))
+    trainer.accelerator.wait_for_everyone()
+
+
+if __name__ == "__main__":
+    main()
