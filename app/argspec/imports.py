@@ -15,7 +15,11 @@ def read_imports(tree: ast.Module) -> Imports:
     Imports in functions count, too. Those that the script can do without (it catches their failure) do not, nor do
     relative ones. What is imported may lie in a folder of `search_path`.
     """
-    modules = frozenset(_needed(tree)) - sys.stdlib_module_names - {"__future__"}
+    try:
+        needed = frozenset(_needed(tree))
+    except RecursionError:
+        return Imports()
+    modules = needed - sys.stdlib_module_names - {"__future__"}
     added = [node for node in ast.walk(tree) if _adds_to_search_path(node)]
     known = {id(part) for node in added for part in ast.walk(node)}
     folders = [_only_text(node) for node in added]

@@ -12,6 +12,7 @@ from app.argspec.values import UNKNOWN, Imported, LambdaValue
 from app.argspec.walker import ClassValue, FunctionValue
 
 _SUPPRESS = "argparse.SUPPRESS"
+_MAX_DEPTH = 20
 _FLAGS = frozenset({"store_true", "store_false", "store_const", "append_const"})
 _BOOLEAN_NAME = re.compile(r"(str|string|text)_?(to|2)_?bool|parse_?bool|^bool|bool$|boolean", re.IGNORECASE)
 _INTEGER_NAME = re.compile(r"(^|_)int(eger)?$", re.IGNORECASE)
@@ -265,8 +266,10 @@ def _default(parser: Parser, action: Action, form: Form) -> tuple[Any, str | Non
     return json_value, None
 
 
-def _as_json(value: object) -> Any:
+def _as_json(value: object, depth: int = 0) -> Any:
     """Return a constant as JSON has it; unknown if JSON cannot have it (NaN, infinity, half a character)."""
+    if depth > _MAX_DEPTH:
+        return UNKNOWN
     match value:
         case None | bool() | int():
             return value
@@ -275,11 +278,12 @@ def _as_json(value: object) -> Any:
         case str():
             return value if is_text(value) else UNKNOWN
         case set() | frozenset():
-            return _all_known(_as_json(item) for item in sorted(value, key=str))
+            return _all_known(_as_json(item, depth + 1) for item in sorted(value, key=str))
         case list() | tuple():
-            return _all_known(map(_as_json, value))
+            return _all_known(_as_json(item, depth + 1) for item in value)
         case dict():
-            keys, items = _all_known(_as_json(str(key)) for key in value), _all_known(map(_as_json, value.values()))
+            keys = _all_known(_as_json(str(key)) for key in value)
+            items = _all_known(_as_json(item, depth + 1) for item in value.values())
             return UNKNOWN if UNKNOWN in (keys, items) else dict(zip(keys, items, strict=True))
         case _:
             return UNKNOWN

@@ -89,6 +89,10 @@ class _Reader(Walker):
     def is_relevant(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> bool:
         return node.name in self._relevant
 
+    def cut(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+        if self.is_relevant(node):
+            self._lose("unread_too_complex", node)
+
     def choose(self, values: Sequence[object]) -> object:
         return next((value for value in values if isinstance(value, (Parser, Group))), UNKNOWN)
 

@@ -34,7 +34,7 @@ def parse(source: str | bytes) -> ast.Module:
     except SyntaxError as exc:
         raise NotPython(_problem(source, exc)) from exc
     except (RecursionError, MemoryError) as exc:
-        raise NotPython(SyntaxProblem(1, 1, "the code is nested too deeply, or too large to be checked")) from exc
+        raise NotPython(SyntaxProblem(1, 1, "the code is nested too deeply")) from exc
     except ValueError as exc:
         raise NotPython(SyntaxProblem(1, 1, printable(str(exc), limit=200))) from exc
     return tree

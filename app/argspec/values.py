@@ -16,6 +16,7 @@ _MAX_ITEMS = 1_000
 _MAX_TEXT = 20_000
 _MAX_SEPARATOR = 100
 _MAX_BITS = 256
+_MAX_DIGITS = 100
 
 
 class _Unknown:
@@ -250,6 +251,12 @@ def _range(*arguments: int) -> list[int]:
     return list(numbers)
 
 
+def _round(number: float, ndigits: int | None = None) -> float:
+    if ndigits is not None and abs(ndigits) > _MAX_DIGITS:
+        raise ValueError("a power of ten that is too large")
+    return round(number, ndigits)
+
+
 PURE_METHODS = frozenset({"keys", "values", "items", "get", "copy", "index", "count"})
 _PATHS = frozenset({"pathlib.Path", "pathlib.PurePath", "pathlib.PurePosixPath", "os.path.join"})
 _STRING_METHODS = frozenset({"join", "lower", "upper", "strip", "lstrip", "rstrip", "split", "title", "capitalize"})
@@ -257,8 +264,9 @@ _PURE: dict[str, Callable[..., Any]] = {
     "builtins.range": _range,
     **{
         f"builtins.{function.__name__}": function
-        for function in (list, tuple, set, sorted, len, str, int, float, bool, min, max, sum, abs, round, dict)
+        for function in (list, tuple, set, sorted, len, str, int, float, bool, min, max, sum, abs, dict)
     },
+    "builtins.round": _round,
 }
 _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq,

@@ -74,6 +74,9 @@ class Walker(Evaluator):
         """Whether the body of a longer function is worth walking."""
         raise NotImplementedError
 
+    def cut(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+        """React to a function that is not walked because too many that call each other are open."""
+
     def choose(self, values: Sequence[object]) -> object:
         """Return what a name stands for that has different values on different ways."""
         return UNKNOWN
@@ -283,7 +286,10 @@ class Walker(Evaluator):
         """Walk the function's body with these arguments; return what it returns if that is clear."""
         node = function.node
         worth_it = self.is_relevant(node) or len(node.body) <= _SHORT_BODY
-        if not worth_it or node in self._stack or len(self._stack) >= _MAX_DEPTH:
+        if not worth_it or node in self._stack:
+            return UNKNOWN
+        if len(self._stack) >= _MAX_DEPTH:
+            self.cut(node)
             return UNKNOWN
         self.visited.add(node)
         inner = Scope(function.scope)

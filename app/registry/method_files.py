@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from app.argspec.source import NotPython, parse
+from app.argspec.client import Limit, Reading, shared_reader
 from app.domain.definition import MethodDefinition, RunConfig
 from app.domain.enums import Stage
 from app.domain.errors import Invalid, Violation
@@ -17,6 +17,13 @@ from app.registry.scripts import ScriptRoot, digest_of
 from app.registry.version_store import VersionStore
 
 _REMEMBERED = 10_000
+_UNCHECKED: Mapping[Limit, str] = {
+    "cpu_time": "unchecked_cpu_time",
+    "wall_time": "unchecked_wall_time",
+    "memory": "unchecked_memory",
+    "output": "unchecked_output",
+    "crash": "unchecked_crash",
+}
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,7 @@ class MethodFiles:
     def __init__(self, scripts: ScriptRoot, versions: VersionStore) -> None:
         self.scripts = scripts
         self.versions = versions
+        self.reader = shared_reader()
         # digests that are known to parse and to be kept, so that a file that did not change costs a stat
         self._kept: dict[str, None] = {}
 
@@ -85,7 +93,7 @@ class MethodFiles:
                     content = self.scripts.read(path)
                     digest = None if content is None else digest_of(content)
                     if content is not None and digest is not None:
-                        if problem := python_problem(content, path, at):
+                        if problem := python_problem(self.reader.check(content), path, at):
                             found.append(problem)
                             continue
                         contents[digest.sha256] = content
@@ -130,21 +138,21 @@ class MethodFiles:
         return pinned, self.versions.get(pinned.sha256)
 
 
-def python_problem(content: bytes, file: str, pointer: str = "") -> Violation | None:
-    """Return the violation for a file that is not Python, `None` if it is."""
-    try:
-        parse(content)
-    except NotPython as error:
-        problem = error.problem
-        params = {
-            "file": file,
-            "line": problem.line,
-            "column": problem.column,
-            "problem": problem.message,
-            "python": platform.python_version(),
-        }
-        return Violation(pointer, "invalid_python", params)
-    return None
+def python_problem(reading: Reading, file: str, pointer: str = "") -> Violation | None:
+    """Return the violation for a file that is not Python, or that could not be checked; `None` if it is Python."""
+    if reading.stopped is not None:
+        return Violation(pointer, _UNCHECKED[reading.stopped.limit], {"file": file, "amount": reading.stopped.amount})
+    problem = reading.problem
+    if problem is None:
+        return None
+    params = {
+        "file": file,
+        "line": problem.line,
+        "column": problem.column,
+        "problem": problem.message,
+        "python": platform.python_version(),
+    }
+    return Violation(pointer, "invalid_python", params)
 
 
 def stage_files(definition: MethodDefinition) -> dict[Stage, str]:

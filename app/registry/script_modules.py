@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from app.argspec.imports import read_imports
-from app.argspec.source import NotPython, parse
+from app.argspec.report import Imports
 from app.domain.errors import AppError
 from app.presets.catalogue import helpers_dir
 from app.registry.method_files import MethodFiles, PinnedFile
@@ -25,22 +24,20 @@ class ScriptModules:
         modules = self._read.get(pinned.sha256)
         if modules is None:
             try:
-                modules = _needed(self._files.versions.get(pinned.sha256))
+                reading = self._files.reader.read(self._files.versions.get(pinned.sha256))
             except (AppError, OSError):
                 return frozenset()  # bytes that nobody has are not the environment's fault
+            modules = _needed(reading.imports)
             if len(self._read) >= _REMEMBERED:
                 self._read.clear()
-            self._read[pinned.sha256] = modules
+            if reading.lasting:
+                self._read[pinned.sha256] = modules
         folders = [helpers_dir(), *_folders(self._files.scripts.root, pinned.file)]
         return frozenset(module for module in modules if not any(_is_there(folder, module) for folder in folders))
 
 
-def _needed(source: bytes) -> frozenset[str]:
-    """Return what `source` imports; nothing if it is not Python or looks in folders that we do not know."""
-    try:
-        imports = read_imports(parse(source))
-    except NotPython:
-        return frozenset()
+def _needed(imports: Imports) -> frozenset[str]:
+    """Return what a script imports; nothing if it looks in folders that we do not know."""
     return frozenset(imports.modules) if set(imports.search_path) <= _KNOWN_FOLDERS else frozenset()
 
 

@@ -1,8 +1,6 @@
 """What scripts say about their command lines, read once per content."""
 
-from app.argspec.reader import read_arguments
 from app.argspec.report import Arguments, Option, Remark
-from app.argspec.source import NotPython, parse
 from app.domain import script_parameters as domain
 from app.domain.known_parameters import KNOWN
 from app.domain.rendering import ArgumentForm
@@ -38,8 +36,10 @@ class ScriptReader:
     def _remember(self, pinned: PinnedFile, content: bytes) -> ScriptParameters:
         if len(self._read) >= _REMEMBERED:
             self._read.clear()
-        found = script_parameters(_arguments(content), filename=pinned.file)
-        self._read[pinned.sha256] = found
+        reading = self._files.reader.read(content)
+        found = script_parameters(reading.arguments, filename=pinned.file)
+        if reading.lasting:
+            self._read[pinned.sha256] = found
         return found
 
 
@@ -90,11 +90,3 @@ def _parameter(option: Option) -> ScriptParameter:
 
 def _remark(remark: Remark) -> domain.Remark:
     return domain.Remark(code=remark.code, line=remark.line, subject=remark.subject)
-
-
-def _arguments(source: bytes) -> Arguments:
-    try:
-        return read_arguments(parse(source))
-    except NotPython as error:
-        remark = Remark(code="unread_not_python", line=error.problem.line, subject=error.problem.message)
-        return Arguments(unread=(remark,))

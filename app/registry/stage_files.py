@@ -66,7 +66,7 @@ class StageFiles:
         self, session: AsyncSession, method: str, stage: Stage, content: bytes, *, precondition: Precondition
     ) -> Method:
         """Replace the stage's file, which makes a new version of the method; `precondition` gets its sha256."""
-        self._check(content, stage)
+        await asyncio.to_thread(self._check, content, stage)
         await store.lock_scripts(session)
         row = await store.get(session, method, lock=True)
         if row.read_only:
@@ -101,7 +101,7 @@ class StageFiles:
         the change at their next read and take it up at their next job.
         """
         path = script_path(path)
-        self._check(content, path)
+        await asyncio.to_thread(self._check, content, path)
         await store.lock_scripts(session)
         await self._refuse_files_of_presets(session, path)
         present = await asyncio.to_thread(self._files.scripts.digest, path)
@@ -112,7 +112,7 @@ class StageFiles:
         limit = self._files.scripts.max_bytes
         if len(content) > limit:
             raise ScriptTooLarge(file=name, size=len(content), limit=limit, pointer="")
-        problem = python_problem(content, name)
+        problem = python_problem(self._files.reader.check(content), name)
         if problem is not None:
             raise InvalidRequest([problem])
 

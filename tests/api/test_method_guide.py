@@ -1,5 +1,6 @@
 """What a caller learns before starting a method: parameters and readiness."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -7,11 +8,14 @@ from typing import Any
 
 import pytest
 
+from app.api.routes import system
+from app.argspec.client import BoundedReader, Limits
 from app.domain.enums import Platform
 from app.presets.catalogue import load_manifests
 from app.store.nodes import all_nodes, heartbeat, register_node
 from app.store.session import Database
 from tests.api.client import MethodsApp, definition, methods_app
+from tests.argspec.hostile import SLOW
 
 URL = "/api/v1/methods"
 SCRIPT = b"""
@@ -27,7 +31,7 @@ STRICT = SCRIPT.replace(b"arguments, _ = parser.parse_known_args()", b"arguments
 
 @pytest.fixture
 async def app(database: Database, tmp_path: Path) -> AsyncIterator[MethodsApp]:
-    async with methods_app(database, tmp_path / "home") as running:
+    async with methods_app(database, tmp_path / "home", routers=(system.router,)) as running:
         yield running
 
 
@@ -231,3 +235,36 @@ class TestMatrix:
         assert [finding["code"] for finding in cell["findings"]] == ["cell_modules_missing"]
         assert "imports torch" in cell["findings"][0]["detail"]
         assert (listed["method"], listed["ready"], listed["stages"]) == ("finance", False, [stage])
+
+
+class TestHostileScripts:
+    async def test_the_service_answers_while_a_script_is_read(self, app: MethodsApp) -> None:
+        app.services.files.reader = BoundedReader(Limits(cpu_seconds=0.5))
+        app.script("train.py", SLOW)
+        await app.create()
+        reading = asyncio.create_task(app.client.get(f"{URL}/finance/parameters"))
+
+        answered = 0
+        while not (await asyncio.wait([reading], timeout=0.05))[0]:
+            assert (await app.client.get("/healthz")).status_code == 200
+            answered += not reading.done()
+
+        (stage,) = (await reading).json()["stages"]
+        app.services.files.reader.close()
+        assert answered > 1
+        assert stage["partly_read"] is True
+        assert [remark["code"] for remark in stage["remarks"]] == ["unread_cpu_time"]
+        assert "0.5 s" in stage["remarks"][0]["detail"]
+
+    async def test_a_default_that_would_take_for_ever_hides_no_other_parameter(self, app: MethodsApp) -> None:
+        app.script(
+            "train.py",
+            SCRIPT.replace(b"arguments, _", b"parser.add_argument('--x', default=round(5, -10**9))\narguments, _"),
+        )
+        await app.create()
+
+        (stage,) = (await app.client.get(f"{URL}/finance/parameters")).json()["stages"]
+
+        assert stage["partly_read"] is False
+        assert stage["schema"]["properties"]["x"]["x-default-text"] == "round(5, -10 ** 9)"
+        assert "optimizer" in stage["schema"]["properties"]

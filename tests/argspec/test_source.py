@@ -3,6 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from app.argspec.client import Reading
 from app.argspec.report import SyntaxProblem
 from app.argspec.source import NotPython, parse
 from app.domain.texts import Language
@@ -83,7 +84,7 @@ class TestCheckPython:
 
 class TestPythonProblem:
     def test_says_file_line_and_column_in_every_language(self) -> None:
-        violation = python_problem(b"x = (\n", "train.py", "/stages/training/file")
+        violation = python_problem(Reading(problem=check_python(b"x = (\n")), "train.py", "/stages/training/file")
 
         assert violation is not None
         assert (violation.pointer, violation.code) == ("/stages/training/file", "invalid_python")
@@ -92,4 +93,4 @@ class TestPythonProblem:
             assert "{" not in violation.detail(language)
 
     def test_says_nothing_about_python(self) -> None:
-        assert python_problem(b"x = 1\n", "train.py") is None
+        assert python_problem(Reading(problem=check_python(b"x = 1\n")), "train.py") is None
