@@ -17,6 +17,7 @@ from app.store.migrate import upgrade
 from app.store.session import Database
 from tests import training_environment
 from tests.servers import RedisServer, postgres_url, private_postgres, private_redis
+from tests.waiting import awaited_in_vain
 
 BACKENDS = [
     pytest.param("sqlite", id="sqlite"),
@@ -26,9 +27,14 @@ BACKENDS = [
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pluggy.Result[pytest.TestReport], None]:
-    """Turn a skipped test of Postgres or Redis into a failure: what is skipped there is not known to work."""
+    """Say what a test waited for in vain; turn a skipped test of Postgres or Redis into a failure.
+
+    What is skipped there is not known to work.
+    """
     outcome = yield
     report = outcome.get_result()
+    if (awaited := awaited_in_vain()) and report.failed:
+        report.sections.append(("waited in vain", awaited))
     if report.skipped and any(item.get_closest_marker(name) for name in ("postgres", "redis")):
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped, but tests of Postgres and Redis have to run: {report.longrepr}"

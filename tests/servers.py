@@ -1,20 +1,29 @@
 """Start private Postgres and Redis servers: the executables on PATH, else those in the wheels."""
 
+import contextlib
+import fcntl
 import logging
 import os
+import random
 import shutil
 import socket
 import subprocess
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import redis
 from sqlalchemy.engine import make_url
+
+from tests.waiting import wait_until
+
+_PORTS = range(20_000, 30_000)  # below the range of ephemeral ports of Linux and macOS
+_PORT_LOCKS = Path(tempfile.gettempdir()) / f"deepe-test-ports-{os.getuid()}"
+_held_ports: list[IO[str]] = []
 
 
 @dataclass
@@ -36,17 +45,16 @@ class RedisServer:
             ],
             stdout=subprocess.DEVNULL,
         )  # fmt: skip
-        client = redis.Redis(port=self.port)
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                client.ping()
-                break
-            except redis.ConnectionError:
-                if time.monotonic() > deadline or self.process.poll() is not None:
-                    raise
-                time.sleep(0.01)
-        client.close()
+        with redis.Redis(port=self.port) as client:
+            wait_until(lambda: self._answers(client), "Redis")
+
+    def _answers(self, client: "redis.Redis") -> bool:
+        assert self.process is not None
+        try:
+            return bool(client.ping())
+        except redis.ConnectionError:
+            assert self.process.poll() is None, f"Redis ended with {self.process.returncode}"
+            return False
 
     def stop(self) -> None:
         if self.process is not None:
@@ -108,8 +116,19 @@ def postgres_url(server: str, database: str) -> str:
 
 
 def free_port() -> int:
-    """Return a loopback port that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a loopback port that is this process's own until it ends, whether it listens there or not.
+
+    Not one of those that the kernel gives to connections, and locked against other processes of the tests.
+    """
+    _PORT_LOCKS.mkdir(exist_ok=True)
+    for port in random.sample(_PORTS, len(_PORTS)):
+        lock = (_PORT_LOCKS / str(port)).open("w")
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("127.0.0.1", port))
+            _held_ports.append(lock)
+            return port
+        lock.close()
+    raise RuntimeError("no port is free")

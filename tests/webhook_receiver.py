@@ -1,14 +1,13 @@
 """A receiver of webhooks, as a process of its own: appends what it gets to a file and answers as the path says.
 
 `python receiver.py FILE` prints its port. `/ok` 200, `/fail` 500, `/later` 503 with `Retry-After`, `/gone` 410,
-`/away` a redirect to `/ok`, `/slow` 200 after seconds, `/once/N` 500 for the first N requests, then 200.
+`/away` a redirect to `/ok`, `/slow` never, `/once/N` 500 for the first N requests, then 200.
 """
 
 import json
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +15,6 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-
-SLOW_SECONDS = 1.5
 
 
 @dataclass
@@ -60,14 +57,14 @@ def main(file: Path) -> None:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"])).decode()
-            if self.path == "/slow":
-                time.sleep(SLOW_SECONDS)
             with lock:
                 seen[self.path] += 1
                 count = seen[self.path]
                 request = {"path": self.path, "headers": {k.lower(): v for k, v in self.headers.items()}, "body": body}
                 with file.open("a") as out:
                     out.write(json.dumps(request) + "\n")
+            if self.path == "/slow":
+                threading.Event().wait()
             self._answer(count)
 
         def _answer(self, count: int) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import base64
 import json
 import socket
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from app.store.session import Database
 from app.store.tables import JobRow
 from tests.api.jobs_app import API, JobsApp, codes, jobs_app, parse_events
 from tests.job_rows import START, SUCCESS, claim
+from tests.waiting import until
 
 HELLO = {"messages": [{"role": "user", "content": "Hello?"}]}
 INFERENCE = frozenset({JobKind.INFERENCE_CUSTOMIZED, JobKind.INFERENCE_COMPLETE})
@@ -74,15 +74,12 @@ async def _questions(app: JobsApp) -> list[JobRow]:
 
 async def _next_question(app: JobsApp) -> Claim:
     """Claim and start the question as soon as it is there."""
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        won = await claim(app.database, app.runner.node_id, kinds=INFERENCE, environments=("base",))
-        if won is not None:
-            async with app.database.writing() as session:
-                assert await jobs.mark_running(session, won, now=START)
-            return won
-        await asyncio.sleep(0.01)
-    raise AssertionError("nobody asked")
+    won = await until(
+        lambda: claim(app.database, app.runner.node_id, kinds=INFERENCE, environments=("base",)), "a question"
+    )
+    async with app.database.writing() as session:
+        assert await jobs.mark_running(session, won, now=START)
+    return won
 
 
 async def _ask(
@@ -94,8 +91,7 @@ async def _ask(
     for line in output:
         app.runner.prints(won.job.id, line)
     await app.runner.end(won, end)
-    async with asyncio.timeout(20):
-        response = await asking
+    response = await asking
     assert response.status_code == 200, response.text
     return response
 
@@ -181,8 +177,7 @@ class TestPictures:
         for name in names:
             (app.services.home.images / name.format(job=won.job.id)).write_bytes(self.PIXELS)
         await app.runner.end(won, SUCCESS)
-        async with asyncio.timeout(20):
-            return await asking
+        return await asking
 
     async def test_come_with_the_answer_and_can_be_read(self, app: JobsApp) -> None:
         names = ("{job}_002.png", "{job}_001.png", "{job}-other.png", "someone.png")
@@ -428,17 +423,14 @@ class TestCallerLeaves:
             won = await _next_question(app)
             asking.cancel()
             await asyncio.wait({asking})
-            deadline = time.monotonic() + 20
-            while (await _job(app, won.job.id)).cancel_requested_at is None:
-                assert time.monotonic() < deadline, "the job goes on for nobody"
-                await asyncio.sleep(0.01)
+            await until(lambda: _is_cancelled(app, won.job.id), "the job goes on for nobody")
 
         assert app.doorbell.rung == [won.job.id, won.job.id]
 
 
-async def _job(app: JobsApp, job_id: str) -> JobRow:
+async def _is_cancelled(app: JobsApp, job_id: str) -> bool:
     async with app.database.reading() as session:
-        return await jobs.get(session, job_id)
+        return (await jobs.get(session, job_id)).cancel_requested_at is not None
 
 
 @asynccontextmanager
@@ -451,10 +443,9 @@ async def _served(app: JobsApp) -> AsyncIterator[httpx.AsyncClient]:
         )
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
-            async with asyncio.timeout(5):
-                while not server.started:  # noqa: ASYNC110
-                    await asyncio.sleep(0.005)  # uvicorn has no event for it
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
+            await until(lambda: server.started, "the server")  # uvicorn has no event for it
+            address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            async with httpx.AsyncClient(base_url=address, timeout=None) as client:
                 yield client
         finally:
             server.should_exit = True

@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator, Callable
 import httpx
 import uvicorn
 from fastapi import FastAPI, Request, Response
+from starlette.types import Message, Receive, Scope, Send
 
 from app.api.errors import DatabaseBusy
 from app.api.headers import LastEventId
 from app.api.sse import ServerEvent, event_stream
 from tests.api.foundation import client_of, make_app
+from tests.waiting import until
 
 Events = Callable[[], AsyncIterator[ServerEvent]]
 
@@ -46,15 +48,28 @@ class TestEventStream:
 
     async def test_heartbeats_while_nothing_happens_lose_no_event(self) -> None:
         beats = 0
+        beaten = asyncio.Event()
 
         async def events() -> AsyncIterator[ServerEvent]:
             yield ServerEvent(1)
-            await asyncio.sleep(0.2)
+            await beaten.wait()
             yield ServerEvent(2)
 
-        response = await read(make_stream(events, heartbeat_seconds=0.02))
+        app = make_stream(events, heartbeat_seconds=0.02)
 
-        beats = response.text.count(": heartbeat\n\n")
+        async def counting(scope: Scope, receive: Receive, send: Send) -> None:
+            async def count(message: Message) -> None:
+                nonlocal beats
+                beats += message.get("body", b"").count(b": heartbeat")
+                if beats >= 2:
+                    beaten.set()
+                await send(message)
+
+            await app(scope, receive, count)
+
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(counting), base_url="http://127.0.0.1") as client:
+            response = await client.get("/api/v1/stream")
+
         assert beats >= 2
         assert response.text.replace(": heartbeat\n\n", "") == "retry: 2000\n\ndata: 1\n\ndata: 2\n\n"
 
@@ -96,7 +111,7 @@ class TestEventStream:
 
         await _leave_after_first_event(make_stream(events))
 
-        await asyncio.wait_for(closed.wait(), 5)
+        await closed.wait()
 
     async def test_events_are_closed_when_the_reader_leaves_while_they_flow(self) -> None:
         closed = asyncio.Event()
@@ -110,7 +125,7 @@ class TestEventStream:
 
         await _leave_after_first_event(make_stream(events))
 
-        await asyncio.wait_for(closed.wait(), 5)
+        await closed.wait()
 
 
 async def _leave_after_first_event(app: FastAPI) -> None:
@@ -121,11 +136,9 @@ async def _leave_after_first_event(app: FastAPI) -> None:
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
-        async with asyncio.timeout(5):
-            while not server.started:  # noqa: ASYNC110
-                await asyncio.sleep(0.005)  # uvicorn has no event for it
+        await until(lambda: server.started, "the server")  # uvicorn has no event for it
         async with (
-            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=None) as client,
             client.stream("GET", "/api/v1/stream") as response,
         ):
             async for line in response.aiter_lines():

@@ -13,8 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,10 +35,13 @@ from tests.chaos.proxy import Proxy
 from tests.chaos.stage import BASE_MODEL, DATASET, JOURNAL, SCRIPT, submission
 from tests.chaos.verdict import TERMINAL, Evidence
 from tests.servers import RedisServer, free_port, private_redis
+from tests.waiting import until
 from tests.worker.harness import alive, make_base
 
 ROOT = Path(__file__).resolve().parents[2]
 SLOTS = 2
+LOOK_SECONDS = 15.0  # a look at a database that does not answer is given up
+PATIENCE_SECONDS = 300.0  # a job that has not ended by then is lost
 QUIET = ("--log-level", "warning", "--timeout-graceful-shutdown", "3")
 
 
@@ -77,13 +79,13 @@ class Child:
     def kill(self) -> None:
         self.send(signal.SIGKILL)
         if self.process is not None:
-            self.process.wait(20)
+            self.process.wait()
 
     async def end(self) -> None:
         """End it as a service manager would; it must end by itself."""
         self.send(signal.SIGTERM)
         if self.process is not None:
-            await asyncio.to_thread(self.process.wait, 120)
+            await asyncio.to_thread(self.process.wait)
 
 
 class Node:
@@ -165,7 +167,7 @@ class Arena:
     async def prepare(self) -> None:
         """Bring the service up and give it a method whose training is the stage of the runs."""
         self.api.start()
-        await self.wait_until(self.api_answers, "the API", 60)
+        await until(self.api_answers, "the API", self.report)
         async with self.client() as client:
             folder = self.root / "models" / BASE_MODEL
             shutil.copytree(ROOT / "app" / "presets" / "custom01" / "custom01-base", folder)
@@ -183,7 +185,7 @@ class Arena:
     @asynccontextmanager
     async def client(self) -> AsyncIterator[httpx.AsyncClient]:
         base = f"http://127.0.0.1:{self.api_port}/api/v1"
-        async with httpx.AsyncClient(base_url=base, timeout=10, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=base, timeout=None, trust_env=False) as client:
             yield client
 
     async def api_answers(self) -> bool:
@@ -210,7 +212,7 @@ class Arena:
     async def unfinished(self) -> int | None:
         """Return how many jobs have not ended; None while the database does not answer."""
         with contextlib.suppress(Exception):
-            async with asyncio.timeout(5), self.database.reading() as session:
+            async with asyncio.timeout(LOOK_SECONDS), self.database.reading() as session:
                 rows = (await session.exec(select(JobRow.status))).all()
                 return sum(status not in TERMINAL for status in rows)
         return None
@@ -218,7 +220,7 @@ class Arena:
     async def signs_of_life(self) -> dict[str, Any] | None:
         """Return the last heartbeat of each node and the last event, None while the database does not answer."""
         with contextlib.suppress(Exception):
-            async with asyncio.timeout(2), self.database.reading() as session:
+            async with asyncio.timeout(LOOK_SECONDS), self.database.reading() as session:
                 beats = (await session.exec(select(NodeRow.name, NodeRow.heartbeat_at))).all()
                 last = (
                     await session.exec(select(JobEventRow.id).order_by(col(JobEventRow.id).desc()).limit(1))
@@ -268,21 +270,20 @@ class Arena:
                 child.start()
 
     async def settle(self, seconds: float) -> None:
-        """Wait until every job has ended and nothing runs, or for so long."""
+        """Wait until every job has ended and nothing runs; after so long, what is left is for the verdict."""
 
         async def quiet() -> bool:
             return await self.unfinished() == 0 and not any(
                 list(node.home.attempts.glob("[!.]*")) for node in self.nodes
             )
 
-        with contextlib.suppress(AssertionError):
-            await self.wait_until(quiet, "the end of everything", seconds)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await until(quiet, "the end of everything", self.report)
 
-    async def wait_until(self, look: Callable[[], Any], what: str, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while not await look():
-            assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
-            await asyncio.sleep(0.05)
+    def report(self) -> str:
+        """Return the ends of the logs."""
+        return "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in sorted(self.root.glob("*.log")))
 
     async def close(self) -> None:
         """End all processes."""

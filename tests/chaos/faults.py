@@ -28,6 +28,7 @@ from app.executor.nodes.hints import RedisDoorbell
 from app.executor.supervisor import program
 from tests.chaos.arena import Folder, Node
 from tests.chaos.proxy import Line as Network
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from tests.chaos.storm import Storm
@@ -358,7 +359,7 @@ async def _api_restarted(storm: "Storm", rng: Random) -> float | None:
         storm.arena.api.start()  # again and again, as a service manager: it ends when it finds no database
         return await storm.arena.api_answers()
 
-    await storm.arena.wait_until(answers, "the API", 60)
+    await until(answers, "the API", storm.arena.report)
     return time.monotonic() - begun
 
 
@@ -442,7 +443,7 @@ def _redis(storm: "Storm") -> "redis_client.Redis":
 
 
 def _hold_lock(file: str, seconds: float) -> None:
-    with contextlib.closing(sqlite3.connect(file, isolation_level=None, timeout=10)) as other:
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None, timeout=60)) as other:
         other.execute("BEGIN IMMEDIATE")
         time.sleep(seconds)
         other.execute("ROLLBACK")

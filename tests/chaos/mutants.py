@@ -20,7 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("app", "migrations", "tests", "pyproject.toml")
 AT_ONCE = 2
-SECONDS = 600
+SECONDS = 1800
+WAIT_SECONDS = 90  # many a mutant is noticed because its test waits in vain
 
 SUPERVISOR = "tests/executor/test_supervisor.py"
 SUPERVISION = "tests/executor/test_supervision.py"
@@ -378,7 +379,8 @@ def test_copy(changes: Iterable[Change], tests: Sequence[str]) -> "subprocess.Co
                 shutil.copyfile(source, copy / name)
         for change in changes:
             apply(change, copy)
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", *tests]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly"]
+        command += [f"--timeout={WAIT_SECONDS}", *tests]
         return subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=SECONDS, check=False)
 
 

@@ -11,12 +11,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from app.executor.supervisor.program import read_process, send
+from tests.waiting import wait_until
 
 
 class Forked:
@@ -32,12 +32,8 @@ class Forked:
         runs = self._born is not None and now is not None and now.start == self._born.start and not now.zombie
         return None if runs else 0
 
-    def wait(self, timeout: float) -> int:
-        deadline = time.monotonic() + timeout
-        while self.poll() is None:
-            if time.monotonic() > deadline:
-                raise subprocess.TimeoutExpired(str(self.pid), timeout)
-            time.sleep(0.01)
+    def wait(self) -> int:
+        wait_until(lambda: self.poll() is not None, f"the end of process {self.pid}")
         return 0
 
     def send_signal(self, number: int) -> None:

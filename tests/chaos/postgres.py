@@ -6,12 +6,12 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 from tests.servers import free_port
+from tests.waiting import wait_until
 
 
 class Postgres:
@@ -41,12 +41,13 @@ class Postgres:
 
     def start(self) -> None:
         """Start the server; after a kill it recovers first, and its old processes may take a moment to go."""
-        deadline = time.monotonic() + 30
-        while not self._is_ready():
-            assert time.monotonic() < deadline, (self._folder / "log").read_text()
+
+        def look() -> bool:
             if self._process is None or self._process.poll() is not None:
                 self._process = self._spawn()
-            time.sleep(0.02)
+            return self._is_ready()
+
+        wait_until(look, "Postgres", (self._folder / "log").read_text)
 
     def kill(self) -> None:
         """SIGKILL to the postmaster; its children notice and go."""
@@ -59,7 +60,7 @@ class Postgres:
     def _end(self, number: signal.Signals) -> None:
         if self._process is not None:
             self._process.send_signal(number)
-            self._process.wait(20)
+            self._process.wait()
             self._process = None
 
     def _spawn(self) -> "subprocess.Popen[bytes]":

@@ -24,7 +24,7 @@ def main(root: Path, port: int, jobs: int, ahead: int) -> None:
     """Submit until there are `jobs`, with at most `ahead` under way."""
     written = os.open(root / "acknowledged", os.O_RDWR | os.O_CREAT | os.O_APPEND)
     number = (root / "acknowledged").read_bytes().count(b"\n")
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=10, trust_env=False) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=60, trust_env=False) as client:
         while number < jobs and not (root / "enough").exists():
             try:
                 if under_way(client) >= ahead:

@@ -14,7 +14,8 @@ from app.domain.enums import EndReason, JobStatus
 from tests.chaos.evidence import collect
 from tests.chaos.stage import JOURNAL, SCRIPT
 from tests.chaos.verdict import judge
-from tests.worker.harness import Site, Worker, until
+from tests.waiting import until
+from tests.worker.harness import Site, Worker
 
 WORKER_POINTS = (
     *("claimed", "before-spec", "after-spec", "supervisor-asked", "running"),
@@ -26,8 +27,6 @@ KEEPER_POINTS = (
 )
 STOPPED_AT = ("stop-asked", "stopping", "stop-recorded")  # of a job that is cancelled
 NEVER_RAN = {"started", "before-fork", "before-record", "before-release"}  # the attempt is given up, the job is not
-
-pytestmark = [pytest.mark.timeout(240)]
 
 
 class Chain:
@@ -59,7 +58,7 @@ class Chain:
         """Without a delay a worker that lives recovers from the death of its supervisor, with one its successor."""
         assert self.worker is not None
         if point in WORKER_POINTS or point in ("stop-asked", "stopping"):
-            assert await asyncio.to_thread(self.worker.process.wait, 10) == -signal.SIGKILL
+            assert await asyncio.to_thread(self.worker.process.wait) == -signal.SIGKILL
         elif not self.delay:
             await self.site.wait_for_end(self.jobs[point])
         self.worker.kill()
@@ -150,7 +149,7 @@ class TestSupervisor:
         await until(lambda: _exists(any_site.root / "once"), "the supervisor's death", report=any_site.report)
         first.kill()
         second = any_site.start_worker(DEEPE_FAULT_POINT="requeued")
-        assert await asyncio.to_thread(second.process.wait, 20) == -signal.SIGKILL
+        assert await asyncio.to_thread(second.process.wait) == -signal.SIGKILL
         any_site.start_worker()
         row = await any_site.wait(job)
 

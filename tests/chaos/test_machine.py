@@ -23,8 +23,9 @@ from app.store.tables import AttemptRow, JobRow
 from tests.chaos.evidence import collect
 from tests.chaos.stage import JOURNAL, SCRIPT
 from tests.chaos.verdict import Evidence, judge
-from tests.executor.attempts import Attempt, attempts, wait_until
-from tests.worker.harness import ROOT, Site, kill, until
+from tests.executor.attempts import Attempt, attempts
+from tests.waiting import until, wait_until
+from tests.worker.harness import ROOT, Site, kill
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -139,7 +140,7 @@ class TestDisk:
             site.place_base()
             remount(root, "ro")
             refused = site.start_bare_worker()
-            assert refused.process.wait(20) == 2
+            assert refused.process.wait() == 2
             remount(root, "rw")
             job = await site.submit(SCRIPT, parameters={"ticks": 3})
             site.start_bare_worker(DEEPE_MIN_FREE_BYTES="0")
@@ -244,7 +245,7 @@ class TestMemory:
                 [sys.executable, "-I", "-S", program.__file__, str(attempt.folder)], preexec_fn=join
             )
             record = attempt.wait_for_end()
-            keeper.wait(10)
+            keeper.wait()
 
         failure = classify(record, ())
         assert (record.signal, record.code) == (signal.SIGKILL, None)

@@ -26,7 +26,6 @@ def test_names_are_unique_and_tests_exist() -> None:
         assert all((ROOT / test.partition("::")[0]).is_file() for test in mutant.tests), mutant.name
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", REPRESENTATIVES)
 def test_is_noticed(name: str) -> None:
     (mutant,) = [mutant for mutant in MUTANTS if mutant.name == name]

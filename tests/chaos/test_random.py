@@ -11,7 +11,6 @@ FAULTS = 40
 
 
 @pytest.mark.redis
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("backend", BACKENDS)
 async def test_random_faults_lose_nothing_and_run_nothing_twice(backend: str, tmp_path: Path) -> None:
     outcome = await run(Plan(seed=3, faults=FAULTS, backend=backend), tmp_path / "run")

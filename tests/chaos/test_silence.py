@@ -21,7 +21,8 @@ from tests.chaos.postgres import Postgres, own_postgres
 from tests.chaos.proxy import Line, Proxy
 from tests.chaos.stage import JOURNAL, SCRIPT
 from tests.chaos.verdict import judge
-from tests.worker.harness import Site, until
+from tests.waiting import until
+from tests.worker.harness import Site
 
 LINKS = ["silent", "cut", *(["namespace"] if namespaces_are_permitted() else [])]
 
@@ -72,7 +73,6 @@ async def check(site: Site, *jobs: str) -> None:
 
 class TestPartition:
     @pytest.mark.postgres
-    @pytest.mark.timeout(180)
     @pytest.mark.parametrize("kind", LINKS)
     async def test_job_of_a_cut_node_goes_on_and_is_recorded_when_it_is_back(
         self, kind: str, tmp_path: Path, base: Path
@@ -102,7 +102,7 @@ class TestPartition:
         await until(lambda: _true(ended(site, nodes["b"])), "the script on the cut node", report=site.report)
         beyond = await site.row(nodes["b"])
         ways["b"][0].mend()
-        back = await site.wait(nodes["b"], seconds=90)
+        back = await site.wait(nodes["b"])
 
         assert (beyond.status, beyond.attempts) == (JobStatus.RUNNING, 1)
         assert (back.status, back.attempts) == (JobStatus.SUCCEEDED, 1), site.story(back)

@@ -7,14 +7,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.chaos.arena import arena
+from tests.chaos.arena import PATIENCE_SECONDS, arena
 from tests.chaos.stage import submission
 from tests.chaos.verdict import judge
 from tests.conftest import BACKENDS
+from tests.waiting import until
 
 
 @pytest.mark.redis
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize(("point", "jobs"), [("before-commit", 0), ("committed", 1)])
 @pytest.mark.parametrize("backend", BACKENDS)
 async def test_job_whose_acceptance_nobody_heard_runs_once(backend: str, point: str, jobs: int, tmp_path: Path) -> None:
@@ -22,20 +22,20 @@ async def test_job_whose_acceptance_nobody_heard_runs_once(backend: str, point: 
     async with arena(tmp_path / "run", backend=backend, nodes=1) as site:
         site.api.kill()
         site.api.start(DEEPE_FAULT_POINT=point)
-        await site.wait_until(site.api_answers, "the API", 60)
+        await until(site.api_answers, "the API", site.report)
         async with site.client() as client:
             with pytest.raises(httpx.TransportError):
                 await client.post("/jobs", json=body, headers=key)
         assert site.api.process is not None
-        assert await asyncio.to_thread(site.api.process.wait, 20) == -signal.SIGKILL
+        assert await asyncio.to_thread(site.api.process.wait) == -signal.SIGKILL
         assert len((await site.evidence()).jobs) == jobs
 
         site.nodes[0].worker.start()
         site.api.start()
-        await site.wait_until(site.api_answers, "the API", 60)
+        await until(site.api_answers, "the API", site.report)
         async with site.client() as client:
             again = await client.post("/jobs", json=body, headers=key)
-        await site.settle(60)
+        await site.settle(PATIENCE_SECONDS)
         evidence = await site.evidence()
 
     assert again.status_code == 201, again.text

@@ -27,10 +27,9 @@ from app.settings import load_settings
 
 def run_demo(home: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-P", "-m", "app.cli", "demo", "Custom01", "--home", str(home), "--no-redis", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=150)
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
 
-@pytest.mark.timeout(320)
 def test_shows_a_training_twice_without_terminal_or_input(tmp_path: Path) -> None:
     home = tmp_path / "home"
 
@@ -51,7 +50,6 @@ def test_shows_a_training_twice_without_terminal_or_input(tmp_path: Path) -> Non
     assert _processes_of(home) == []
 
 
-@pytest.mark.timeout(180)
 def test_ends_with_1_and_says_why_when_a_job_fails(tmp_path: Path) -> None:
     home = tmp_path / "home"
     (home / "scripts").mkdir(parents=True)

@@ -18,10 +18,8 @@ from app.cli.embedded import EmbeddedOptions, EmbeddedService, PortTaken, StartF
 from app.cli.home_lock import HomeInUse
 from app.cli.private_redis import NO_REDIS, RedisChoice, RedisKind, choices
 from app.settings import load_settings
-from tests.cli.waiting import all_gone, is_gone, wait_for
 from tests.servers import free_port, redis_executable
-
-pytestmark = pytest.mark.timeout(120)
+from tests.waiting import all_gone, is_gone, wait_until
 
 DEEPE = (sys.executable, "-P", "-m", "app.cli")
 
@@ -46,7 +44,7 @@ def _nothing_left() -> Iterator[None]:
     before = set(descendants())
     yield
     left = [pid for pid in descendants() if pid not in before]
-    wait_for(lambda: all_gone(left))
+    wait_until(lambda: all_gone(left), "the end of what the test started")
 
 
 class TestEmbeddedService:
@@ -56,11 +54,13 @@ class TestEmbeddedService:
         url = service.start()
         first = service.pids
 
-        nodes = wait_for(lambda: httpx.get(f"{url}/api/v1/nodes").json()["items"])
+        nodes = wait_until(lambda: httpx.get(f"{url}/api/v1/nodes", timeout=None).json()["items"], "the node")
         for pid in first.values():
             os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: len(service.pids) == 2 and set(service.pids.values()).isdisjoint(first.values()))
-        wait_for(lambda: is_ready(url), seconds=30)
+        wait_until(
+            lambda: len(service.pids) == 2 and set(service.pids.values()).isdisjoint(first.values()), "new processes"
+        )
+        wait_until(lambda: is_ready(url), "the API")
         second = service.pids
         service.stop()
 
@@ -145,7 +145,7 @@ class TestDevCommand:
         process, ready = self.start(home)
 
         process.send_signal(number)
-        status = process.wait(30)
+        status = process.wait()
 
         assert process.stdout is not None
         process.stdout.close()
@@ -163,7 +163,7 @@ class TestDevCommand:
         second, _ = self.start(home)
         old_ones_gone = all_gone(list(ready["processes"].values()))
         second.terminate()
-        second.wait(30)
+        second.wait()
 
         assert second.stdout is not None
         second.stdout.close()

@@ -15,10 +15,10 @@ from app.cli.embedded import EmbeddedOptions, EmbeddedService
 from app.cli.exits import ExitCode
 from app.presets.catalogue import ROOM
 from app.settings import load_settings
-from tests.cli.waiting import wait_for
+from tests.waiting import wait_until
 from tests.webhook_receiver import receiving
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.xdist_group("walk_through")]
+pytestmark = [pytest.mark.xdist_group("walk_through")]
 
 Deepe = Callable[..., Result]
 
@@ -159,16 +159,17 @@ def test_tells_an_address_about_ends_until_that_is_deleted(deepe: Deepe, tmp_pat
     with receiving(tmp_path) as receiver:
         added = document(deepe("webhooks", "add", receiver.url("/ok"), "--json"))
         sent = document(deepe("webhooks", "test", added["id"], "--json"))
-        wait_for(lambda: receiver.received("/ok"))
-        (delivery,) = wait_for(
+        wait_until(lambda: receiver.received("/ok"), "the message")
+        (delivery,) = wait_until(
             lambda: [
                 one
                 for one in document(deepe("webhooks", "deliveries", added["id"], "--json"))["items"]
                 if one["state"] == "delivered"
-            ]
+            ],
+            "the delivery",
         )
         again = deepe("webhooks", "redeliver", added["id"], delivery["id"])
-        wait_for(lambda: len(receiver.received("/ok")) == 2)
+        wait_until(lambda: len(receiver.received("/ok")) == 2, "the second message")
 
     assert added["secret"]
     assert delivery["id"] == sent["id"]

@@ -19,7 +19,7 @@ from tests.e2e.installation import Installation
 from tests.training_environment import ROOT
 from tests.worker.harness import make_base
 
-pytestmark = [pytest.mark.timeout(240), pytest.mark.xdist_group("python-client")]
+pytestmark = [pytest.mark.xdist_group("python-client")]
 
 HERE = Path(__file__).parent
 PACKAGE = "deepe_client"

@@ -20,7 +20,7 @@ import pytest
 from tests.clients.document import write_document
 from tests.training_environment import ROOT
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("typescript")]
+pytestmark = [pytest.mark.xdist_group("typescript")]
 
 HERE = Path(__file__).parent / "typescript"
 CACHE = ROOT / ".cache" / "typescript"

@@ -53,14 +53,13 @@ T = TypeVar("T")
 
 METHOD = "bicycle hire"
 SCRIPT = "hire/train.py"
-PATIENCE = 60.0
 ENDED = {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}
 
 
 def connect(url: str) -> Client:
     """Return a client; asking for JSON makes answers of models one document instead of a stream."""
     return Client(
-        base_url=url, headers={"Accept": "application/json"}, raise_on_unexpected_status=True, timeout=Timeout(60)
+        base_url=url, headers={"Accept": "application/json"}, raise_on_unexpected_status=True, timeout=Timeout(None)
     )
 
 
@@ -145,9 +144,7 @@ def train(client: Client) -> list[JobRead]:
 
 def wait(client: Client, job: str) -> JobRead:
     """Wait until the job has ended well."""
-    deadline = time.monotonic() + PATIENCE
     while (found := good(get_job.sync(job, client=client))).status not in ENDED:
-        assert time.monotonic() < deadline, found
         time.sleep(0.05)
     assert found.status is JobStatus.SUCCEEDED, (found.reason_detail, found.log_tail)
     return found

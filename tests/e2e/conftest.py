@@ -89,13 +89,13 @@ def trained(base: Path, training_python: Path, tmp_path_factory: pytest.TempPath
         (program,) = [model.program for model in sample_base_models() if model.name == "tiny-base"]
         assert program is not None
         folder = site.home / "models" / "tiny-base"
-        subprocess.run([training_python, program, "--output", folder], check=True, capture_output=True, timeout=200)
+        subprocess.run([training_python, program, "--output", folder], check=True, capture_output=True)
         site.post("/base-models", {"name": "tiny-base", "path": "tiny-base"})
         site.add_dataset("sft-demo", "sft-demo")
         unfinished = Trained(site, None, None, None, 0.0)
         begun = time.monotonic()
         chain = unfinished.submit_demo("SFT-Demo", through="online")["chain"]
-        training, saving, deployment = (site.succeed(link["id"], seconds=150) for link in chain)
+        training, saving, deployment = (site.succeed(link["id"]) for link in chain)
         yield replace(
             unfinished, training=training, saving=saving, deployment=deployment, seconds=time.monotonic() - begun
         )

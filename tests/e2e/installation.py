@@ -9,11 +9,10 @@ import json
 import os
 import shutil
 import signal
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import psutil
@@ -25,9 +24,8 @@ from app.cli.private_redis import NO_REDIS, RedisChoice
 from app.cli.sse import StreamEvent, parse_events
 from app.presets.catalogue import ROOM, sample_datasets
 from app.settings import load_settings
+from tests.waiting import wait_until
 
-T = TypeVar("T")
-PATIENCE = 30.0
 TERMINAL = {"succeeded", "failed", "cancelled"}
 NODE = "one"
 ME = "tests"
@@ -82,8 +80,8 @@ class Installation:
             url = self._service.start()
         token = self._variables.get("DEEPE_API_TOKEN")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._client = httpx.Client(base_url=url, headers=headers, timeout=PATIENCE, trust_env=False)
-        wait_for(lambda: self.get("/nodes")["items"], "the node")
+        self._client = httpx.Client(base_url=url, headers=headers, timeout=None, trust_env=False)
+        wait_until(lambda: self.get("/nodes")["items"], "the node")
 
     def stop(self) -> None:
         """End the service in order; stages go on."""
@@ -99,16 +97,14 @@ class Installation:
             with contextlib.suppress(psutil.Error):
                 process.kill()
 
-    def kill(self, *names: str) -> float:
-        """Kill processes of the service as a crash would (they are started again); return when that was."""
+    def kill(self, *names: str) -> None:
+        """Kill processes of the service as a crash would ; they are started again."""
         # one that met its database while that was away has ended by itself and is on its way
-        wait_for(lambda: all(name in self.pids for name in names), "the processes to kill")
+        wait_until(lambda: all(name in self.pids for name in names), "the processes to kill")
         pids = self.pids
         for name in names:
             os.kill(pids[name], signal.SIGKILL)
-        killed_at = time.monotonic()
-        wait_for(lambda: all(self.pids.get(name, pids[name]) != pids[name] for name in names), "the new processes")
-        return killed_at
+        wait_until(lambda: all(self.pids.get(name, pids[name]) != pids[name] for name in names), "the new processes")
 
     @property
     def pids(self) -> dict[str, int]:
@@ -122,7 +118,7 @@ class Installation:
 
     def wait_until_ready(self) -> None:
         """Wait until the API answers again."""
-        wait_for(lambda: is_ready(self.url), "the API")
+        wait_until(lambda: is_ready(self.url), "the API")
 
     def install_licence(self, *, expires_in: timedelta = timedelta(days=1), text: str | None = None) -> None:
         """Put a licence into the home, as `deepe license install` does, also one that does not count."""
@@ -185,7 +181,7 @@ class Installation:
 
     # ---- following --------------------------------------------------------------------------------------------------
 
-    def wait(self, job: str, *statuses: str, seconds: float = PATIENCE) -> Any:
+    def wait(self, job: str, *statuses: str) -> Any:
         """Wait until the job has one of these statuses; without any, until it has ended."""
         wanted = set(statuses) or TERMINAL
 
@@ -196,9 +192,9 @@ class Installation:
                 return found if found["status"] in wanted else None
             return None
 
-        return wait_for(look, f"{job}: {wanted}", seconds=seconds)
+        return wait_until(look, f"{job}: {wanted}", self.report)
 
-    def wait_for_step(self, job: str, step: int, *, seconds: float = PATIENCE) -> int:
+    def wait_for_step(self, job: str, step: int) -> int:
         """Wait until the job's training has come to this step; return where it is."""
 
         def look() -> int | None:
@@ -209,11 +205,11 @@ class Installation:
                 return at if at >= step else None
             return None
 
-        return wait_for(look, f"step {step} of {job}", seconds=seconds)
+        return wait_until(look, f"step {step} of {job}", self.report)
 
-    def succeed(self, job: str, *, seconds: float = PATIENCE) -> Any:
+    def succeed(self, job: str) -> Any:
         """Wait for the end of the job and demand that it is a good one."""
-        ended = self.wait(job, seconds=seconds)
+        ended = self.wait(job)
         assert (ended["status"], ended["reason"]) == ("succeeded", "completed"), self.story(job)
         return ended
 
@@ -232,7 +228,7 @@ class Installation:
         assert self._client is not None
         body = {"messages": [{"role": "user", "content": question}], **options}
         pieces: list[str] = []
-        with self._client.stream("POST", f"/api/v1/models/{model}/chat", json=body, timeout=90) as answer:
+        with self._client.stream("POST", f"/api/v1/models/{model}/chat", json=body) as answer:
             assert answer.status_code == 200, answer.read()
             for event in parse_events(answer.iter_bytes()):
                 if event.event == "piece":
@@ -279,17 +275,11 @@ class Installation:
     def story(self, job: str) -> str:
         """Return what is known of a job that did not go as expected."""
         log = self.request("GET", f"/jobs/{job}/logs").json().get("text", "")
-        worker = (self.root / "logs" / "worker.log").read_text("utf-8", "replace")[-3000:]
-        return f"{self.request('GET', f'/jobs/{job}').text}\n{log}\n{worker}"
+        return f"{self.request('GET', f'/jobs/{job}').text}\n{log}\n{self.report()}"
 
-
-def wait_for(look: Callable[[], T | None], what: str, *, seconds: float = PATIENCE) -> T:
-    """Return the first true answer; fail after the deadline."""
-    deadline = time.monotonic() + seconds
-    while not (answer := look()):
-        assert time.monotonic() < deadline, f"waited {seconds:g} s in vain for {what}"
-        time.sleep(0.02)
-    return answer
+    def report(self) -> str:
+        """Return the end of the worker's log."""
+        return (self.root / "logs" / "worker.log").read_text("utf-8", "replace")[-3000:]
 
 
 def _record(line: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from tests.e2e.adapted import adapted_custom01
 from tests.e2e.installation import Installation
 from tests.servers import RedisServer, private_redis
 
-pytestmark = [pytest.mark.redis, pytest.mark.timeout(90), pytest.mark.xdist_group("e2e-bad-input")]
+pytestmark = [pytest.mark.redis, pytest.mark.xdist_group("e2e-bad-input")]
 
 BASE = {"conda_env": "base"}
 TRAINING = {"file": "custom01.py", **BASE}

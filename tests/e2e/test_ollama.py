@@ -15,7 +15,7 @@ from tests.e2e.installation import Installation
 from tests.ollama_stand_in import OllamaStandIn, ollama_stand_in
 from tests.servers import free_port
 
-pytestmark = [pytest.mark.timeout(90), pytest.mark.xdist_group("e2e-ollama")]
+pytestmark = [pytest.mark.xdist_group("e2e-ollama")]
 
 SHORT = {"max_steps": 10}
 OPTIONS = {"template": "{{ .Prompt }}", "system": "Be brief.", "parameters": {"top_k": 5}, "quantize": "q8_0"}

@@ -7,7 +7,7 @@ import pytest
 
 from tests.e2e.conftest import Trained
 
-pytestmark = [pytest.mark.training, pytest.mark.timeout(240), pytest.mark.xdist_group("training")]
+pytestmark = [pytest.mark.training, pytest.mark.xdist_group("training")]
 
 QUESTIONS = {"Which is larger, 3 or 8?": "8", "Tell me the maximum of 9 and 4.": "9"}
 ANSWERING = {"max_tokens": 16, "temperature": 0}
@@ -60,7 +60,7 @@ class TestCustom02:
     def test_makes_a_complete_model_that_answers_right(self, trained: Trained) -> None:
         submitted = trained.submit_demo("Custom02", through="complete")
 
-        job = trained.site.succeed(submitted["id"], seconds=150)
+        job = trained.site.succeed(submitted["id"])
         pieces, _ = trained.site.ask(job["result_model"], list(QUESTIONS)[1], **ANSWERING)
 
         score = score_of(job)

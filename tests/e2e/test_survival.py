@@ -1,7 +1,8 @@
 """kill -9 of worker, API and Redis while a training runs: it goes on, its curve has no hole, nothing runs twice."""
 
 import contextlib
-import time
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -12,8 +13,9 @@ import pytest
 from app.cli.private_redis import RedisChoice, RedisKind
 from tests.e2e.adapted import adapted_custom01
 from tests.e2e.conftest import Trained
-from tests.e2e.installation import PATIENCE, Installation, wait_for
+from tests.e2e.installation import Installation
 from tests.servers import redis_executable
+from tests.waiting import wait_until
 
 STEPS = 1000
 PARAMETERS = {"max_steps": STEPS, "logging_steps": 1, "save_steps": 100, "batch_size": 8, "learning_rate": 0.3}
@@ -41,7 +43,6 @@ def adapt(site: Installation) -> None:
 
 
 @pytest.mark.redis
-@pytest.mark.timeout(180)
 @pytest.mark.xdist_group("e2e-survival")
 class TestCustom01:
     def test_goes_on_through_every_crash_and_ends_like_an_undisturbed_run(self, site: Installation) -> None:
@@ -49,7 +50,7 @@ class TestCustom01:
         job, hurry = submit_slow(site)
         witness = Witness(site, job)
 
-        adopted = kill_worker(site)
+        kill_worker(site)
         step = site.wait_for_step(job, witness.step + 10)
         site.kill("api")
         site.wait_until_ready()
@@ -61,7 +62,6 @@ class TestCustom01:
         hurry.touch()
         ended = site.succeed(job)
 
-        print(f"adopted {adopted:.2f} s after kill -9 of the worker")
         witness.ran_once()
         curve = site.curve(job)
         assert [at for at, _ in curve] == list(range(1, STEPS + 1))
@@ -86,24 +86,26 @@ class TestCustom01:
 
 
 @pytest.mark.training
-@pytest.mark.timeout(300)
 @pytest.mark.xdist_group("training")
 class TestSftDemo:
     def test_real_training_survives_and_ends_like_the_undisturbed_one(self, trained: Trained) -> None:
         site = trained.site
         job = trained.submit_demo("SFT-Demo", through="customized")["id"]
-        site.wait_for_step(job, 5, seconds=60)
+        site.wait_for_step(job, 5)
         witness = Witness(site, job)
 
+        (stage,) = witness.pids
+        os.kill(stage, signal.SIGSTOP)  # a short training: it must not end before it was looked at
         site.kill("worker", "api")
         witness.still_the_same()
+        os.kill(stage, signal.SIGCONT)
         site.wait_until_ready()
         kills = 1
         while kills < 4 and site.stage_pids(job):
             site.kill("worker" if kills % 2 else "api")
             site.wait_until_ready()
             kills += 1
-        ended = site.succeed(job, seconds=120)
+        ended = site.succeed(job)
 
         print(f"step {witness.step} of 120 at the first of {kills} crashes")
         witness.ran_once()
@@ -141,7 +143,7 @@ class Witness:
     def output_grows(self) -> bool:
         """Wait for more output than there is now."""
         before = self.output.stat().st_size
-        return wait_for(lambda: self.output.stat().st_size > before, "more output")
+        return wait_until(lambda: self.output.stat().st_size > before, "more output")
 
     def ran_once(self) -> None:
         """One attempt, one run folder, each status once, and one first step in the output."""
@@ -158,9 +160,8 @@ class Witness:
         return sorted(path.parent.name for path in self.site.node_home.glob("attempts/*/started"))
 
 
-def kill_worker(site: Installation) -> float:
-    """Kill the worker; return how long it took until the next one had looked after its jobs."""
-    begun = time.monotonic()
+def kill_worker(site: Installation) -> None:
+    """Kill the worker and wait until the next one has looked after its jobs."""
     site.kill("worker")
     before = site.get("/nodes")["items"][0]["heartbeat_at"]
 
@@ -169,5 +170,4 @@ def kill_worker(site: Installation) -> float:
             return bool(site.get("/nodes")["items"][0]["heartbeat_at"] != before)
         return False
 
-    wait_for(beats, "the heartbeat of the new worker", seconds=PATIENCE)
-    return time.monotonic() - begun
+    wait_until(beats, "the heartbeat of the new worker")

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -14,6 +13,7 @@ import psutil
 
 from app.executor.supervisor import client, program
 from app.executor.supervisor.client import AttemptPhase, ExitRecord, LaunchSpec, Observation
+from tests.waiting import wait_until
 
 
 class Attempt:
@@ -56,10 +56,10 @@ class Attempt:
         """Wait until the script has printed `line`."""
         wait_until(lambda: self.output.exists() and line in self.output.read_text().splitlines(), f"line {line!r}")
 
-    def wait_for_end(self, seconds: float = 20.0) -> ExitRecord:
+    def wait_for_end(self) -> ExitRecord:
         """Wait for the exit record and the supervisor's own end."""
-        wait_until(lambda: self.observe().phase is AttemptPhase.EXITED, "exit record", seconds)
-        wait_until(lambda: not self.observe().supervised, "free lock", seconds)
+        wait_until(lambda: self.observe().phase is AttemptPhase.EXITED, "exit record")
+        wait_until(lambda: not self.observe().supervised, "free lock")
         record = self.observe().exit
         assert record is not None
         return record
@@ -115,11 +115,3 @@ def attempts(root: Path) -> Iterator[Callable[[], Attempt]]:
     yield make
     for attempt in made:
         attempt.clean_up()
-
-
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
-    """Poll until `condition` holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
-        time.sleep(0.005)

@@ -21,6 +21,7 @@ from app.executor.attempts.projections import Projections
 from app.executor.engines.base import ExitRecord, LaunchSpec
 from app.executor.engines.local import LocalEngine
 from app.executor.nodes import agent as agent_module
+from app.executor.nodes import node_lock
 from app.executor.nodes.agent import SURE_SECONDS, Lane, NodeAgent, Timing
 from app.executor.nodes.node_lock import NodeIsTaken, exclusive
 from app.executor.runs.run_folder import RunFolder
@@ -31,7 +32,7 @@ from app.store.jobs import Claim, End
 from app.store.session import Database
 from tests import job_rows
 from tests.job_rows import ENVIRONMENT
-from tests.worker.harness import until
+from tests.waiting import until
 
 QUICK = Timing(poll_seconds=0.05, watch_seconds=0.01, beat_seconds=0.2, lease=timedelta(seconds=60))
 
@@ -177,7 +178,7 @@ class Bench:
         finally:
             stopping.set()
             agent.wake()
-            await asyncio.wait_for(task, 10)
+            await task
 
     async def status(self, job_id: str) -> JobStatus:
         async with self.plain.reading() as session:
@@ -229,15 +230,19 @@ class TestNothingRunsTwice:
         assert (bench.settler.settled, bench.settler.unlaunched) == ([job_id], [])
         assert client.list_attempts(bench.home.attempts) == []
 
-    async def test_second_agent_of_a_node_is_refused(self, tmp_path: Path) -> None:
+    async def test_second_agent_of_a_node_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(node_lock, "LOCK_SECONDS", 0.1)
         with exclusive(tmp_path / "agent.lock"), pytest.raises(NodeIsTaken), exclusive(tmp_path / "agent.lock"):
             pass
 
         with exclusive(tmp_path / "agent.lock"):
             pass
 
-    async def test_lock_that_a_dying_agent_still_holds_is_waited_for(self, tmp_path: Path) -> None:
+    async def test_lock_that_a_dying_agent_still_holds_is_waited_for(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A child that it was about to start has a copy of the descriptor until it becomes another program."""
+        monkeypatch.setattr(node_lock, "LOCK_SECONDS", 3600)
         held = exclusive(tmp_path / "agent.lock")
         held.__enter__()
         threading.Timer(0.2, held.__exit__, (None, None, None)).start()

@@ -14,7 +14,7 @@ from app.store import jobs as store
 from app.store import leases
 from tests import job_rows
 from tests.executor.test_agent import Bench, is_settling
-from tests.worker.harness import until
+from tests.waiting import until
 
 
 @pytest.fixture

@@ -20,9 +20,10 @@ from app.executor.environments.environments import (
 from app.executor.supervisor import client
 from app.executor.supervisor.client import ExitWhy, LaunchSpec
 from app.registry.environment_spec import BASE_SPEC
-from tests.executor.attempts import Attempt, attempts, wait_until
+from tests.executor.attempts import Attempt, attempts
 from tests.executor.building import TINY, Build
 from tests.executor.channel import make_channel
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -61,7 +62,6 @@ class TestVenv:
         assert (steps[0], steps[-1], {event["total"] for event in events}) == (0, 3, {3})
         assert any("tinypkg" in event["message"] for event in events)
 
-    @pytest.mark.timeout(180)  # it compiles pip as well
     def test_compiles_what_its_builder_did_not(self, tmp_path: Path, environment: dict[str, str]) -> None:
         build = Build(tmp_path, {**environment, "PIP_COMPILE": "0"}, TINY)
 
@@ -107,7 +107,7 @@ class TestVenv:
         build = Build(tmp_path, environment, BASE_SPEC)
 
         builds = [build.popen() for _ in range(2)]
-        said = [process.communicate(timeout=50)[0] for process in builds]
+        said = [process.communicate()[0] for process in builds]
 
         assert [process.returncode for process in builds] == [0, 0]
         assert sum("Creating a virtual environment" in text for text in said) == 1
@@ -142,7 +142,7 @@ class TestVenv:
         finally:
             child.kill()
             child.wait()
-        rest, _ = waiting.communicate(timeout=50)
+        rest, _ = waiting.communicate()
 
         assert "Another build" in first
         assert (waiting.returncode, "is ready" in rest) == (0, True)

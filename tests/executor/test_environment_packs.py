@@ -15,7 +15,7 @@ from app.registry.environment_spec import parse_spec
 from tests.executor.building import PROGRAM, TINY
 from tests.executor.channel import make_channel
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.xdist_group("packs")]  # a venv takes its time on a busy machine
+pytestmark = [pytest.mark.xdist_group("packs")]  # a venv takes its time on a busy machine
 
 PACKER = [sys.executable, "-u", "-m", "app.executor.environments.pack_environment"]
 

@@ -1,8 +1,7 @@
 """The stream of a job: everything once, in order, from any point on, and the end after the last byte."""
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from app.store import jobs
 from app.store.home import Home
 from app.store.session import Database
 from tests.job_rows import FAILURE, START, SUCCESS, Runner, add_job, claim, new_runner
+from tests.waiting import until
 
 LONG_LOG = "".join(f"step {number}: größer 模型 \U0001f600\n" for number in range(20_000))
 
@@ -29,8 +29,7 @@ def _stream(runner: Runner, job_id: str, position: StreamPosition | None = None)
 
 
 async def _items(runner: Runner, job_id: str, position: StreamPosition | None = None) -> list[StreamItem]:
-    async with asyncio.timeout(20):
-        return [item async for item in _stream(runner, job_id, position).items()]
+    return [item async for item in _stream(runner, job_id, position).items()]
 
 
 def _text(items: list[StreamItem]) -> str:
@@ -39,13 +38,6 @@ def _text(items: list[StreamItem]) -> str:
 
 def _names(items: list[StreamItem]) -> list[str]:
     return [item.name for item in items]
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come"
-        await asyncio.sleep(0.01)
 
 
 class Reader:
@@ -64,7 +56,7 @@ class Reader:
         return _text(self.items)
 
     async def shows(self, line: str) -> None:
-        await _until(lambda: self.text.endswith(line))
+        await until(lambda: self.text.endswith(line), line)
 
 
 class TestFinishedJob:
@@ -181,7 +173,7 @@ class TestRunningJob:
     async def test_shows_what_comes_while_it_comes(self, runner: Runner) -> None:
         job_id = await add_job(runner.database)
         reader = Reader(_stream(runner, job_id).items())
-        await _until(lambda: _names(reader.items) == ["state"])
+        await until(lambda: _names(reader.items) == ["state"], "the first state")
 
         won = await runner.start(job_id)
         for number in range(5):
@@ -191,8 +183,7 @@ class TestRunningJob:
         runner.prints(job_id, "last words without a newline")
         await runner.end(won)
 
-        async with asyncio.timeout(20):
-            await reader.task
+        await reader.task
         assert reader.text == "".join(f"line {n}\n" for n in range(5)) + "last words without a newline"
         assert [item.data["status"] for item in reader.items[-2:]] == ["succeeded", "succeeded"]
         assert not any(item.name == "end" for item in reader.items[:-1])
@@ -207,8 +198,7 @@ class TestRunningJob:
         runner.prints(job_id, "模".encode()[1:])
         await runner.end(won)
 
-        async with asyncio.timeout(20):
-            await reader.task
+        await reader.task
         assert reader.text == "a模"
 
     async def test_reader_that_leaves_disturbs_nobody(self, runner: Runner) -> None:

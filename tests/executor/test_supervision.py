@@ -11,7 +11,8 @@ import pytest
 
 from app.executor.supervisor import client
 from app.executor.supervisor.client import AttemptIsSupervised, AttemptPhase, Observation
-from tests.executor.attempts import Attempt, attempts, wait_until
+from tests.executor.attempts import Attempt, attempts
+from tests.waiting import wait_until
 
 SLEEP = "import time\nprint('ready')\ntime.sleep(60)"
 
@@ -41,13 +42,13 @@ class TestObserve:
         assert command[1:3] == ["-u", "-c"]
         assert running.started_at is not None
         assert running.heartbeat_age is not None
-        assert 0 <= running.heartbeat_age < 10
+        assert running.heartbeat_age >= 0
         assert (exited.phase, exited.supervised) == (AttemptPhase.EXITED, False)
         assert exited.exit is not None
 
     def test_sees_started_if_supervisor_died_before_it_recorded_the_stage(self, attempt: Attempt) -> None:
         attempt.prepare(SLEEP)
-        attempt.supervise(fault_point="before-record").wait(10)
+        attempt.supervise(fault_point="before-record").wait()
 
         seen = attempt.observe()
 
@@ -77,7 +78,7 @@ class TestObserve:
         client.start(attempt.folder)
 
         assert attempt.wait_for_end().code == 0
-        assert observer.wait(10) == 0
+        assert observer.wait() == 0
 
     def test_works_for_an_attempt_that_another_worker_started(self, attempt: Attempt) -> None:
         attempt.prepare(SLEEP)

@@ -35,7 +35,7 @@ def build_base(training_python: Path) -> BuildBase:
         if not folder.is_dir():
             folder.parent.mkdir(parents=True, exist_ok=True)
             command = [str(training_python), str(sample.program), *sample.arguments, "--output", str(folder)]
-            subprocess.run(command, check=True, capture_output=True, timeout=400)
+            subprocess.run(command, check=True, capture_output=True)
         return folder
 
     return build

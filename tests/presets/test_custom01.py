@@ -3,13 +3,13 @@
 import json
 import signal
 import struct
-import time
 from pathlib import Path
 
 import pytest
 
 from app.presets import catalogue
 from tests.presets.stage import Finished, Home, dataset
+from tests.waiting import wait_until
 
 QUESTION = "How can I give the bike back?"
 ANSWER = "You can return the bicycle at any green station."
@@ -121,9 +121,9 @@ class TestStopAndResume:
     def test_resumed_run_ends_like_an_undisturbed_one(self, home: Home) -> None:
         undisturbed = train(home, "--max_steps=2000", "--logging_steps=1", output="whole")
         process = home.start("custom01.py", *arguments(home, "--max_steps=2000", "--save_steps=3", output="cut"))
-        wait_for_checkpoint(home.path / "cut")
+        wait_until(lambda: list((home.path / "cut").glob("checkpoint-*")), "a checkpoint")
         process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=20)
+        process.communicate()
 
         resumed = train(home, "--max_steps=2000", "--logging_steps=1", output="cut")
 
@@ -139,7 +139,7 @@ class TestStopAndResume:
             pass
 
         process.terminate()
-        _, stderr = process.communicate(timeout=5)
+        _, stderr = process.communicate()
 
         assert process.returncode == 143
         (checkpoint,) = (home.path / "out").glob("checkpoint-*")
@@ -248,10 +248,3 @@ class TestSavingAndAsking:
         assert run.code == 1
         assert run.json_lines[-1]["status"] == "failed"
         assert "adapter_config.json" in run.json_lines[-1]["message"]
-
-
-def wait_for_checkpoint(folder: Path, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not list(folder.glob("checkpoint-*")):
-        assert time.monotonic() < deadline, "no checkpoint appeared"
-        time.sleep(0.005)

@@ -28,11 +28,10 @@ def trained(
 ) -> tuple[Home, Finished]:
     """Return the home of a finished demo training and what it reported."""
     home = make_home(tmp_path_factory.mktemp("dpo") / "deepe", training_python)
-    return home, home.run(SCRIPT, *arguments(home, styles_base), timeout=400)
+    return home, home.run(SCRIPT, *arguments(home, styles_base))
 
 
 @pytest.mark.training
-@pytest.mark.timeout(900)
 @pytest.mark.xdist_group("training")
 class TestTraining:
     def test_learns_to_give_the_preferred_answer(self, trained: tuple[Home, Finished]) -> None:
@@ -58,7 +57,7 @@ class TestTraining:
     def test_other_objectives_take_pairs_too(self, torch_home: Home, styles_base: Path, objective: str) -> None:
         more = (f"--objective={objective}", "--max_steps=20", "--learning_rate=0.002", "--eval_samples=20")
 
-        run = torch_home.run(SCRIPT, *arguments(torch_home, styles_base, *more), timeout=400)
+        run = torch_home.run(SCRIPT, *arguments(torch_home, styles_base, *more))
 
         assert run.code == 0, run.stderr
         assert run.score("after", "preference_accuracy") >= run.score("before", "preference_accuracy")
@@ -67,9 +66,7 @@ class TestTraining:
     def test_kto_takes_single_answers_with_a_label(self, torch_home: Home, styles_base: Path) -> None:
         more = ("--objective=kto", "--max_steps=2", "--batch_size=4")
 
-        run = torch_home.run(
-            SCRIPT, *arguments(torch_home, styles_base, *more, rows=torch_home.write_rows(*LABELLED)), timeout=400
-        )
+        run = torch_home.run(SCRIPT, *arguments(torch_home, styles_base, *more, rows=torch_home.write_rows(*LABELLED)))
 
         assert run.code == 0, run.stderr
         assert {event["name"] for event in run.of_type("evaluation")} <= {"exact_match"}

@@ -10,7 +10,7 @@ from app.presets import catalogue
 from tests.presets.curves import assert_went_on, stop_and_resume
 from tests.presets.stage import Finished, Home, dataset, make_home
 
-pytestmark = [pytest.mark.training, pytest.mark.timeout(240), pytest.mark.xdist_group("training")]
+pytestmark = [pytest.mark.training, pytest.mark.xdist_group("training")]
 
 TEXTS = (
     "Bring the battery back, it is changed while you wait.",
@@ -25,7 +25,7 @@ def encoder(training_python: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     (program,) = [model.program for model in catalogue.sample_base_models() if model.name == "tiny-encoder"]
     assert program is not None
     folder = tmp_path_factory.mktemp("base") / "tiny-encoder"
-    subprocess.run([training_python, program, "--output", folder], check=True, capture_output=True, timeout=200)
+    subprocess.run([training_python, program, "--output", folder], check=True, capture_output=True)
     return folder
 
 
@@ -55,12 +55,12 @@ def arguments(home: Home, base: Path, *more: str, rows: Path | None = None, outp
 
 
 def train(home: Home, base: Path, *more: str, rows: Path | None = None, output: str = "out") -> Finished:
-    return home.run("embedding-demo.py", *arguments(home, base, *more, rows=rows, output=output), timeout=200)
+    return home.run("embedding-demo.py", *arguments(home, base, *more, rows=rows, output=output))
 
 
 def ask(home: Home, base: Path, model: Path, prompt: str) -> Finished:
     paths = (f"--base_model_path={base}", f"--model_path={model}")
-    return home.run("ask_embedding.py", *paths, f"--prompt={prompt}", "--top_p=None", timeout=100)
+    return home.run("ask_embedding.py", *paths, f"--prompt={prompt}", "--top_p=None")
 
 
 def score(run: Finished, name: str, phase: str) -> float:
@@ -90,7 +90,7 @@ class TestLearning:
 
         saved = home.run(
             "save_model.py", *paths, "--save_path", str(complete), "--dtype_str", "float32",
-            "--model_usage_type", "embedding", timeout=100,
+            "--model_usage_type", "embedding",
         )  # fmt: skip
 
         assert saved.json_lines[-1]["status"] == "success", saved.stderr

@@ -27,11 +27,10 @@ def trained(
 ) -> tuple[Home, Finished]:
     """Return the home of a finished demo training and what it reported."""
     home = make_home(tmp_path_factory.mktemp("grpo") / "deepe", training_python)
-    return home, home.run(SCRIPT, *arguments(home, styles_base), timeout=400)
+    return home, home.run(SCRIPT, *arguments(home, styles_base))
 
 
 @pytest.mark.training
-@pytest.mark.timeout(900)
 @pytest.mark.xdist_group("training")
 class TestTraining:
     def test_learns_the_wanted_form_from_rewards(self, trained: tuple[Home, Finished]) -> None:
@@ -64,7 +63,7 @@ class TestTraining:
         own = ("--reward_file=mine.py", "--answer_weight=0", "--length_weight=0.1", "--vllm=true", "--save_steps=1")
         few = ("--max_steps=2", "--batch_size=8", "--eval_samples=4")
 
-        run = torch_home.run(SCRIPT, *arguments(torch_home, styles_base, *own, *few), timeout=400)
+        run = torch_home.run(SCRIPT, *arguments(torch_home, styles_base, *own, *few))
 
         assert run.code == 0, run.stderr
         assert {"rewards/brevity_reward/mean", "rewards/length_reward/mean"} <= set(run.of_type("metrics")[0]["values"])

@@ -45,11 +45,10 @@ def arguments(home: Home, base: Path, *more: str, rows: Path | None = None) -> l
 def trained(training_python: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, Finished]:
     """Return the home of a finished demo training and what it reported."""
     home = make_home(tmp_path_factory.mktemp("peft") / "deepe", training_python)
-    return home, home.run(SCRIPT, *arguments(home, tiny_base), timeout=400)
+    return home, home.run(SCRIPT, *arguments(home, tiny_base))
 
 
 @pytest.mark.training
-@pytest.mark.timeout(900)
 @pytest.mark.xdist_group("training")
 class TestTraining:
     def test_learns_and_leaves_an_adapter(self, trained: tuple[Home, Finished]) -> None:
@@ -85,7 +84,7 @@ class TestTraining:
         (torch_home.scripts / "probe.py").write_text(EVERY_ADAPTER)
 
         run = torch_home.run(
-            "probe.py", str(tiny_base), str(dataset("sft-demo")), str(torch_home.path / "out"), adapters, timeout=400
+            "probe.py", str(tiny_base), str(dataset("sft-demo")), str(torch_home.path / "out"), adapters
         )
 
         assert run.code == 0, run.stderr
@@ -101,7 +100,7 @@ class TestTraining:
         ]
 
     def test_layer_that_is_not_there_gets_one_sentence(self, torch_home: Home, tiny_base: Path) -> None:
-        run = torch_home.run(SCRIPT, *arguments(torch_home, tiny_base, "--target_modules=q_proj,nothing"), timeout=400)
+        run = torch_home.run(SCRIPT, *arguments(torch_home, tiny_base, "--target_modules=q_proj,nothing"))
 
         assert run.code == 1
         assert "no linear layer is called 'nothing'; there are: down_proj, gate_proj" in run.stderr

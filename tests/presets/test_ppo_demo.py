@@ -24,11 +24,10 @@ def trained(
 ) -> tuple[Home, Finished]:
     """Return the home of a finished demo training and what it reported."""
     home = make_home(tmp_path_factory.mktemp("ppo") / "deepe", training_python)
-    return home, home.run(SCRIPT, *arguments(home, styles_base), timeout=400)
+    return home, home.run(SCRIPT, *arguments(home, styles_base))
 
 
 @pytest.mark.training
-@pytest.mark.timeout(900)
 @pytest.mark.xdist_group("training")
 class TestTraining:
     def test_learns_what_the_rule_rewards(self, trained: tuple[Home, Finished]) -> None:
@@ -64,7 +63,7 @@ class TestTraining:
         judge = ("--reward=model", f"--preference_path={dataset('dpo-demo')}", "--reward_steps=60")
         more = (*judge, "--reward_learning_rate=0.001", "--max_steps=3", "--eval_samples=4")
 
-        first = torch_home.run(SCRIPT, *arguments(torch_home, styles_base, *more), timeout=400)
+        first = torch_home.run(SCRIPT, *arguments(torch_home, styles_base, *more))
 
         assert first.code == 0, first.stderr
         (note,) = [note["message"] for note in first.of_type("note") if "the reward model judges" in note["message"]]

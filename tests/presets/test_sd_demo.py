@@ -14,7 +14,7 @@ from tests.presets.stage import Finished, Home, dataset, demo_parameters, make_h
 
 SCRIPT = "sd-demo.py"
 PROMPT = "a neon sign of a red circle at the middle"
-FOR_REAL = [pytest.mark.training, pytest.mark.timeout(900), pytest.mark.xdist_group("diffusion")]
+FOR_REAL = [pytest.mark.training, pytest.mark.xdist_group("diffusion")]
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +36,7 @@ def trained(
 ) -> tuple[Home, Finished]:
     """Return the home of a finished demo training and what it reported."""
     home = make_home(tmp_path_factory.mktemp("sd") / "deepe", training_python)
-    return home, home.run(SCRIPT, *arguments(home, base, signs), timeout=600)
+    return home, home.run(SCRIPT, *arguments(home, base, signs))
 
 
 def arguments(home: Home, base: Path, data: Path, *more: str) -> list[str]:
@@ -66,7 +66,7 @@ class TestTraining:
         lora, complete = home.path / "out", home.path / "complete"
         paths = ("--base_path", str(base), "--adapter_path", str(lora), "--save_path", str(complete))
 
-        saved = home.run("save_image_model.py", *paths, "--dtype_str", "float32", timeout=200)
+        saved = home.run("save_image_model.py", *paths, "--dtype_str", "float32")
 
         assert saved.json_lines[-1]["status"] == "success", saved.stderr
         assert saved.json_lines[-1]["model_type"] == "StableDiffusionPipeline"
@@ -75,7 +75,7 @@ class TestTraining:
             output = home.path / "images" / f"{len(pictures)}.png"
             run = home.run(
                 "ask_image.py", "--model_path", str(model), "--lora_path", weights, "--prompt", PROMPT,
-                "--output", str(output), "--negative_prompt", "", "--batch_size", "1", "--seed", "5", timeout=200,
+                "--output", str(output), "--negative_prompt", "", "--batch_size", "1", "--seed", "5",
             )  # fmt: skip
             assert run.answer == f"{output}  64 x 64 pixels, seed 5\n", run.stdout + run.stderr
             pictures.append(pixels(home.python, output))
@@ -86,7 +86,7 @@ class TestTraining:
 
         run = home.run(
             "ask_image.py", "--model_path", str(base), "--lora_path", "None", "--prompt", PROMPT,
-            "--output", "../images/j.png", "--batch_size", "2", "--aspect_ratio", "2:1", timeout=200,
+            "--output", "../images/j.png", "--batch_size", "2", "--aspect_ratio", "2:1",
         )  # fmt: skip
 
         assert [line.split("  ")[0] for line in run.answer.splitlines()] == [
@@ -111,7 +111,7 @@ class TestTraining:
 def pixels(python: Path, picture: Path) -> bytes:
     """Return a picture's colour values; the tests' own environment cannot read pictures."""
     code = "import sys; from PIL import Image; sys.stdout.buffer.write(Image.open(sys.argv[1]).tobytes())"
-    return subprocess.run([python, "-c", code, picture], capture_output=True, check=True, timeout=60).stdout
+    return subprocess.run([python, "-c", code, picture], capture_output=True, check=True).stdout
 
 
 def distance(first: bytes, second: bytes) -> float:
@@ -216,11 +216,11 @@ class TestSimpleTuner:
             lines.append(process.stdout.readline())
             assert lines[-1] or process.poll() is None, process.communicate()[1]
         process.send_signal(signal.SIGTERM)
-        _, stderr = process.communicate(timeout=120)
+        _, stderr = process.communicate()
         assert process.returncode == 143, stderr
         assert (home.path / "out" / "checkpoint-20" / "deepe-checkpoint.json").is_file()
 
-        run = home.run(SCRIPT, *wishes, timeout=800)
+        run = home.run(SCRIPT, *wishes)
 
         assert run.code == 0, run.stdout + run.stderr
         assert any("resumed from checkpoint-" in note["message"] for note in run.of_type("note"))

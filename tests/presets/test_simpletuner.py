@@ -246,7 +246,7 @@ class TestRun:
 
     def run(self, folder: Path, behaviour: str = "", **changes: Any) -> tuple[int, str, str]:
         process = self.start(folder, behaviour, **changes)
-        stdout, stderr = process.communicate(timeout=50)
+        stdout, stderr = process.communicate()
         return process.returncode, stdout, stderr
 
     def test_good_run_tells_its_steps_and_checkpoints(self, folder: Path) -> None:
@@ -289,7 +289,7 @@ class TestRun:
         while not process.stdout.readline().startswith("step 12/"):
             assert process.poll() is None
         process.send_signal(signal.SIGTERM)
-        rest, stderr = process.communicate(timeout=30)
+        rest, stderr = process.communicate()
 
         last = rest.splitlines()[-1]
         assert last.startswith("stopped at "), stderr
@@ -305,7 +305,7 @@ class TestRun:
             assert process.poll() is None
         process.send_signal(signal.SIGTERM)
 
-        assert process.communicate(timeout=30)[0].endswith("stopped at 0\n")
+        assert process.communicate()[0].endswith("stopped at 0\n")
 
     def test_goes_on_from_a_checkpoint(self, folder: Path) -> None:
         self.run(folder, steps=20)

@@ -8,7 +8,7 @@ import pytest
 from app.domain.launchers import Launcher, LauncherKind
 from tests.presets.stage import Finished, Home, dataset, demo_parameters, make_home
 
-pytestmark = [pytest.mark.training, pytest.mark.timeout(240), pytest.mark.xdist_group("training")]
+pytestmark = [pytest.mark.training, pytest.mark.xdist_group("training")]
 
 PAIR = Launcher(kind=LauncherKind.TORCHRUN, processes=2)
 QUESTION = "Which is larger, 3 or 8?"
@@ -35,19 +35,19 @@ def sft_arguments(home: Home, base: Path, *more: str, rows: Path | None = None, 
 
 
 def train(home: Home, base: Path, *more: str, rows: Path | None = None, output: str = "out") -> Finished:
-    return home.run("sft-demo.py", *sft_arguments(home, base, *more, rows=rows, output=output), timeout=200)
+    return home.run("sft-demo.py", *sft_arguments(home, base, *more, rows=rows, output=output))
 
 
 def save(home: Home, base: Path) -> Finished:
     paths = ("--save_path", str(home.path / "complete"), "--base_path", str(base), "--adapter_path")
     more = (str(home.path / "out"), "--dtype_str", "bfloat16", "--model_usage_type", "chat")
-    return home.run("save_model.py", "--train_id", "job-2", "--seq", "2", *paths, *more, timeout=100)
+    return home.run("save_model.py", "--train_id", "job-2", "--seq", "2", *paths, *more)
 
 
 def ask(home: Home, base: Path, model: Path, *more: str) -> Finished:
     paths = (f"--base_model_path={base}", f"--model_path={model}")
     arguments = (*paths, f"--prompt={QUESTION}", "--temperature=0", "--top_p=None", "--max_length=16", *more)
-    return home.run("ask_model.py", *arguments, timeout=100)
+    return home.run("ask_model.py", *arguments)
 
 
 class TestSftDemo:
@@ -121,7 +121,7 @@ class TestStopAndResume:
         while not process.stdout.readline().startswith("step 10/"):
             assert process.poll() is None
         process.send_signal(signal.SIGTERM)
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate()
         stopped = torch_home.events()
 
         resumed = train(torch_home, tiny_base)
@@ -191,7 +191,7 @@ class TestCustom02:
         return ["--train_id", "job-1", "--seq", "1", *words, *paths, "--dtype_str", "float32", *more]
 
     def test_makes_a_complete_model_that_has_learned(self, torch_home: Home, tiny_base: Path) -> None:
-        run = torch_home.run("custom02.py", *self.arguments(torch_home, tiny_base), timeout=150)
+        run = torch_home.run("custom02.py", *self.arguments(torch_home, tiny_base))
 
         assert run.code == 0, run.stderr
         assert run.json_lines[-1]["status"] == "success"
@@ -202,15 +202,15 @@ class TestCustom02:
         assert run.of_type("progress")[-1]["step"] == 100
 
     def test_stopped_run_ends_with_the_same_weights(self, torch_home: Home, tiny_base: Path) -> None:
-        whole = torch_home.run("custom02.py", *self.arguments(torch_home, tiny_base, output="whole"), timeout=150)
+        whole = torch_home.run("custom02.py", *self.arguments(torch_home, tiny_base, output="whole"))
         process = torch_home.start("custom02.py", *self.arguments(torch_home, tiny_base, output="cut"))
         assert process.stdout is not None
         while not process.stdout.readline().startswith("step 10/"):
             assert process.poll() is None
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate()
 
-        resumed = torch_home.run("custom02.py", *self.arguments(torch_home, tiny_base, output="cut"), timeout=150)
+        resumed = torch_home.run("custom02.py", *self.arguments(torch_home, tiny_base, output="cut"))
 
         assert (whole.code, process.returncode, resumed.code) == (0, 143, 0)
         assert any("resumed from checkpoint-" in note["message"] for note in resumed.of_type("note"))
@@ -234,7 +234,7 @@ class TestGroupOfProcesses:
         # the demo's rows of a step are shared by two
         arguments = sft_arguments(torch_home, tiny_base, "--batch_size=16", "--eval_samples=20")
 
-        run = torch_home.run("sft-demo.py", *arguments, timeout=200, launcher=PAIR)
+        run = torch_home.run("sft-demo.py", *arguments, launcher=PAIR)
 
         assert run.code == 0, run.stderr
         steps = [event["step"] for event in run.of_type("metrics") if "loss" in event["values"]]
@@ -254,13 +254,13 @@ class TestGroupOfProcesses:
             assert process.poll() is None
 
         process.send_signal(signal.SIGTERM)
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate()
 
         stopped = [line for line in stderr.splitlines() if "its checkpoint is complete" in line]
         assert len({line.removeprefix("[rank1]: ") for line in stopped}) == 1, stderr
         (made,) = [event for event in torch_home.events() if event["type"] == "artifact"]
         assert made["kind"] == "checkpoint"
-        resumed = torch_home.run("sft-demo.py", *arguments, "--max_steps=14", timeout=150, launcher=PAIR)
+        resumed = torch_home.run("sft-demo.py", *arguments, "--max_steps=14", launcher=PAIR)
         assert resumed.code == 0, resumed.stderr
         (note,) = [note["message"] for note in resumed.of_type("note") if "resumed" in note["message"]]
         assert note.removeprefix("resumed from ") == Path(made["path"]).name

@@ -9,7 +9,7 @@ from app.store.migrate import ADVISORY_LOCK, differences, downgrade, upgrade
 from app.store.session import Database
 from app.store.tables import JobRow
 from tests.job_rows import add_node, insert, new_job
-from tests.worker.harness import until
+from tests.waiting import until
 
 
 class TestMigrations:

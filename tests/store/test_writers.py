@@ -10,17 +10,27 @@ from app.store import session as sessions
 from app.store.jobs import get
 from app.store.session import Database
 from tests.job_rows import add_job
+from tests.waiting import until
 
 WRITERS = 20
 
 
-async def rename(database: Database, job_id: str, name: str, done: list[str]) -> None:
+async def rename(
+    database: Database, job_id: str, name: str, done: list[str], *, wait_for: asyncio.Event | None = None
+) -> None:
     async with database.writing() as session:
         job = await get(session, job_id)
-        await asyncio.sleep(0.005)  # long enough for the others to ask for their turn
+        if wait_for is not None:
+            await wait_for.wait()
         job.name = name
         session.add(job)
     done.append(name)
+
+
+def waiting(database: Database) -> int:
+    """Return how many writers wait for their turn."""
+    lock = database._write_lock
+    return len(lock._waiters or ()) if lock.locked() else -1
 
 
 @pytest.fixture
@@ -40,7 +50,13 @@ class TestWriting:
         done: list[str] = []
         names = [f"{number}" for number in range(WRITERS)]
 
-        await asyncio.gather(*(rename(warm, job_id, name, done) for name in names))
+        all_have_asked = asyncio.Event()
+        writers = []
+        for number, name in enumerate(names):
+            writers.append(asyncio.create_task(rename(warm, job_id, name, done, wait_for=all_have_asked)))
+            await until(lambda: waiting(warm) == number, f"{name} in the queue")  # noqa: B023 - awaited at once
+        all_have_asked.set()
+        await asyncio.gather(*writers)
 
         assert done == names
 
@@ -51,30 +67,33 @@ class TestWriting:
             await add_job(warm, id=job_id)
 
         done: list[str] = []
-        await asyncio.wait_for(rename(warm, job_id, "after", done), timeout=5)
+        await rename(warm, job_id, "after", done)
         assert done == ["after"]
 
     @pytest.mark.parametrize("victim", ["who has it", "who waits for it"])
     async def test_turn_is_given_back_after_a_cancellation(self, warm: Database, victim: str) -> None:
         job_id = await add_job(warm)
         done: list[str] = []
-        holding = asyncio.Event()
+        holding, let_go = asyncio.Event(), asyncio.Event()
 
         async def hold() -> None:
             async with warm.writing() as session:
                 await get(session, job_id)
                 holding.set()
-                await asyncio.sleep(0.1 if victim == "who waits for it" else 60)
+                await let_go.wait()
 
         holder = asyncio.create_task(hold())
         await holding.wait()
         waiter = asyncio.create_task(rename(warm, job_id, "waiter", done))
-        await asyncio.sleep(0.02)
+        await until(lambda: waiting(warm) == 1, "the second writer in the queue")
         (holder if victim == "who has it" else waiter).cancel()
+        if victim == "who waits for it":
+            await asyncio.wait([waiter])
+            let_go.set()
         ends = await asyncio.gather(holder, waiter, return_exceptions=True)
 
         assert sum(isinstance(end, asyncio.CancelledError) for end in ends) == 1
-        await asyncio.wait_for(rename(warm, job_id, "after", done), timeout=5)
+        await rename(warm, job_id, "after", done)
         assert done[-1] == "after"
 
     async def test_writer_inside_of_a_writer_is_told_that_the_database_is_locked(

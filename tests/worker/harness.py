@@ -4,7 +4,6 @@ A `Site` is one installation. Jobs are inserted as the API inserts them (scripts
 from the database, the run folders and the process table, never from the worker itself.
 """
 
-import asyncio
 import contextlib
 import hashlib
 import json
@@ -12,11 +11,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 from sqlmodel import col, select
@@ -30,10 +28,9 @@ from app.store.home import Home, NodeHome
 from app.store.session import Database
 from app.store.tables import AttemptRow, JobEventRow, JobRow, ModelRow
 from tests import job_rows
+from tests.waiting import until
 
-T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 25.0
 WORKER = (sys.executable, "-m", "app.worker")
 ASKING = {JobKind.INFERENCE_CUSTOMIZED, JobKind.INFERENCE_COMPLETE}
 
@@ -93,13 +90,11 @@ class Worker:
         self.process.kill()
         self.process.wait()
 
-    def stop(self) -> float:
-        """End it as a service manager would; return how many seconds that took."""
-        begun = time.monotonic()
+    def stop(self) -> None:
+        """End it as a service manager would."""
         if self.process.poll() is None:
             self.process.terminate()
-            self.process.wait(20)
-        return time.monotonic() - begun
+            self.process.wait()
 
 
 class Site:
@@ -254,9 +249,7 @@ class Site:
     async def statuses(self, job_id: str) -> list[str]:
         return [status for _, status in await self.events(job_id)]
 
-    async def wait(
-        self, job_id: str, *statuses: JobStatus, seconds: float = PATIENCE, timeout: float | None = None
-    ) -> JobRow:
+    async def wait(self, job_id: str, *statuses: JobStatus) -> JobRow:
         """Wait until the job has one of these statuses; without any, until it has ended."""
         wanted: Collection[JobStatus] = statuses or TERMINAL
 
@@ -265,10 +258,10 @@ class Site:
             assert row.status in wanted or row.status not in TERMINAL, self.story(row)
             return row if row.status in wanted else None
 
-        return await until(look, f"{job_id} {'/'.join(statuses)}", seconds, self.report)
+        return await until(look, f"{job_id} {'/'.join(statuses)}", self.report)
 
-    async def wait_for_end(self, *job_ids: str, seconds: float = PATIENCE) -> list[JobRow]:
-        return [await self.wait(job_id, seconds=seconds) for job_id in job_ids]
+    async def wait_for_end(self, *job_ids: str) -> list[JobRow]:
+        return [await self.wait(job_id) for job_id in job_ids]
 
     def run_folder(self, job_id: str, attempt: int = 1) -> RunFolder:
         return RunFolder(self.home.run_folder(job_id, attempt))
@@ -286,7 +279,7 @@ class Site:
         async def look() -> bool:
             return self.journal(job_id).count(word) >= count
 
-        await until(look, f"{word} in the journal of {job_id}", PATIENCE, self.report)
+        await until(look, f"{word} in the journal of {job_id}", self.report)
 
     def open(self, gate: str) -> None:
         """Let the scripts pass that wait for this gate."""
@@ -297,8 +290,11 @@ class Site:
 
     def supervisor_pids(self) -> list[int]:
         """Return the supervisors themselves, from what they wrote down."""
-        states = self.root.glob("nodes/*/attempts/*/state.json")
-        return [json.loads(state.read_text())["supervisor_pid"] for state in states]
+        found = []
+        for state in self.root.glob("nodes/*/attempts/*/state.json"):
+            with contextlib.suppress(FileNotFoundError):  # the attempt has ended since
+                found.append(json.loads(state.read_text())["supervisor_pid"])
+        return found
 
     def processes(self) -> list[psutil.Process]:
         """Return what lives of this site's attempts: supervisors, witnesses, scripts and all they started."""
@@ -339,17 +335,6 @@ def pids_alive(pids: Sequence[int]) -> list[int]:
 def kill(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-
-
-async def until(
-    look: Callable[[], Awaitable[T | None]], what: str, seconds: float = PATIENCE, report: Callable[[], str] = str
-) -> T:
-    """Poll until `look` returns something true."""
-    deadline = time.monotonic() + seconds
-    while not (found := await look()):
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}\n{report()}"
-        await asyncio.sleep(0.02)
-    return found
 
 
 def make_base(folder: Path) -> Iterator[Path]:

@@ -11,12 +11,12 @@ async def test_jobs_run_side_by_side_on_accelerators_of_their_own(site: Site) ->
     site.start_worker(DEEPE_SIMULATED_ACCELERATORS="2", DEEPE_SLOTS="1")
     first, second = [await site.submit(WAIT) for _ in range(2)]
     for job_id in (first, second):
-        await site.wait(job_id, JobStatus.RUNNING, seconds=50.0)
+        await site.wait(job_id, JobStatus.RUNNING)
     third = await site.submit(WAIT)
     held = [attempt.accelerators for job_id in (first, second) for attempt in await site.attempts(job_id)]
 
     site.open("end")
-    await site.wait_for_end(first, second, third, seconds=50.0)
+    await site.wait_for_end(first, second, third)
 
     assert sorted(len(ids) for ids in held) == [1, 1]
     assert held[0] != held[1]

@@ -1,16 +1,14 @@
 """Cancel: at once what is queued, and the whole tree of what runs."""
 
 import contextlib
-import statistics
-import time
-from collections.abc import Callable
 
 import psutil
 import pytest
 
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.store.jobs import JobAlreadyFinished
-from tests.worker.harness import SAVE, TRAIN, Site, until
+from tests.waiting import until
+from tests.worker.harness import SAVE, TRAIN, Site
 
 # a child in a session of its own, a grandchild left to init, and one that ignores TERM
 TREE = """
@@ -68,11 +66,11 @@ class TestRunning:
             "play.journal('checkpoint')\nsys.exit(deepe.STOPPED)\n"
         )
         job_id = await site.submit(text)
-        site.start_worker(DEEPE_STOP_GRACE_SECONDS="20")
+        site.start_worker(DEEPE_STOP_GRACE_SECONDS="3600")
         await site.wait_for_journal(job_id)
 
         await site.cancel(job_id)
-        row = await site.wait(job_id, seconds=10)
+        row = await site.wait(job_id)
 
         assert (row.status, site.journal(job_id)) == (JobStatus.CANCELLED, ["run", "checkpoint"])
 
@@ -86,22 +84,16 @@ class TestRunning:
 
         assert (await site.row(job_id)).status is JobStatus.SUCCEEDED
 
-    async def test_takes_less_than_a_second(self, site: Site, record_property: Callable[[str, object], None]) -> None:
-        site.start_worker()
-        seconds = []
-        for _ in range(5):
-            job_id = await site.submit("import play\nplay.journal('run')\nplay.wait_for('never')\n")
-            await site.wait_for_journal(job_id)
-            await site.wait(job_id, JobStatus.RUNNING)
-            begun = time.monotonic()
-            await site.cancel(job_id)
-            await site.wait(job_id, JobStatus.CANCELLED)
-            seconds.append(time.monotonic() - begun)
+    async def test_script_that_obeys_is_not_left_its_grace(self, site: Site) -> None:
+        """How long that takes is measured by `benchmarks.cancel`."""
+        job_id = await site.submit("import play\nplay.journal('run')\nplay.wait_for('never')\n")
+        site.start_worker(DEEPE_STOP_GRACE_SECONDS="3600")
+        await site.wait_for_journal(job_id)
+        await site.wait(job_id, JobStatus.RUNNING)
 
-        median = statistics.median(seconds)
-        record_property("cancel_seconds", median)
-        print(f"cancel: median {median:.3f} s of {sorted(round(s, 3) for s in seconds)}")
-        assert median < 1.5
+        await site.cancel(job_id)
+
+        await site.wait(job_id, JobStatus.CANCELLED)
 
 
 class TestWhileNobodyWorks:

@@ -18,7 +18,8 @@ from app.executor.runs.job_spec import PinnedScript
 from app.presets.catalogue import load_manifests, sample_base_models, sample_datasets, script_path
 from app.store.tables import JobRow
 from tests.servers import RedisServer
-from tests.worker.harness import DEPLOY, ENDED_WELL, SAVE, TRAIN, Site, until
+from tests.waiting import until
+from tests.worker.harness import DEPLOY, ENDED_WELL, SAVE, TRAIN, Site
 
 STAGES = (JobKind.TRAINING, JobKind.SAVING, JobKind.DEPLOYMENT)
 WALK = ["queued", "launching", "running", "succeeded"]

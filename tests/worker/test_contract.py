@@ -5,8 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from app.domain.enums import JobKind, JobStatus
 from app.executor.runs.job_spec import Deployment, Question
 from app.presets.catalogue import helpers_dir
@@ -170,7 +168,6 @@ play.adapter()
 
 
 class TestLog:
-    @pytest.mark.timeout(90)
     async def test_keeps_every_byte(self, site: Site) -> None:
         job_id = await site.submit(NOISE)
 

@@ -5,14 +5,13 @@ import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import pytest
-
 from app.domain.enums import EndReason, JobStatus
 from app.executor.nodes.joining import set_join_token
 from app.executor.nodes.node_actions import NodeActions
 from app.registry.nodes import NodeState
 from app.store import nodes
-from tests.worker.harness import ENDED_WELL, PATIENCE, Site, Worker, pids_alive, until
+from tests.waiting import until
+from tests.worker.harness import ENDED_WELL, Site, Worker, pids_alive
 
 # says which attempt it is; every attempt waits for a gate of its own
 STAGE = """
@@ -34,7 +33,7 @@ async def reaches(site: Site, node: str, *states: NodeState) -> None:
     async def look() -> bool:
         return await state(site, node) in states
 
-    await until(look, f"{node} {states}", PATIENCE, site.report)
+    await until(look, f"{node} {states}", site.report)
 
 
 async def registered(site: Site, node: str) -> None:
@@ -42,7 +41,7 @@ async def registered(site: Site, node: str) -> None:
         async with site.database.reading() as session:
             return node in {row.name for row in await nodes.all_nodes(session)}
 
-    await until(look, f"the node {node}", PATIENCE, site.report)
+    await until(look, f"the node {node}", site.report)
 
 
 async def freeze(site: Site, worker: Worker, node: str) -> None:
@@ -66,11 +65,10 @@ async def until_log(worker: Worker, event: str) -> None:
     async def look() -> bool:
         return bool(worker.events(event))
 
-    await until(look, event, PATIENCE, lambda: worker.log)
+    await until(look, event, lambda: worker.log)
 
 
 class TestDeclaredDead:
-    @pytest.mark.timeout(120)
     async def test_zombie_is_stopped_and_the_other_attempt_counts(self, any_site: Site) -> None:
         site = any_site
         zombie = site.start_worker("one")
@@ -103,7 +101,6 @@ class TestDeclaredDead:
         assert model.path is not None
         assert Path(model.path).parts[-2:] == ("2", "output")
 
-    @pytest.mark.timeout(120)
     async def test_end_that_the_zombie_saw_is_dropped(self, site: Site) -> None:
         """Its stage ends while it is frozen; the job has been given away by then."""
         zombie = site.start_worker("one")
@@ -124,7 +121,6 @@ class TestDeclaredDead:
         assert (row.status, row.reason, row.attempts) == (*ENDED_WELL, 2), site.story(row)
         assert site.journal(job_id) == ["run1", "done1", "run2", "done2"]
 
-    @pytest.mark.timeout(120)
     async def test_worker_that_starts_again_ends_what_is_left_before_it_works(self, site: Site) -> None:
         first = site.start_worker("one", DEEPE_SIMULATED_ACCELERATORS="1")
         job_id = await site.submit(STAGE)
@@ -172,7 +168,7 @@ class TestIdentity:
         await registered(site, "one")
 
         second = site.start_worker("one", DEEPE_NODE_HOME=str(tmp_path / "elsewhere"))
-        await asyncio.to_thread(second.process.wait, 30)
+        await asyncio.to_thread(second.process.wait)
 
         assert second.process.returncode == 2
         assert "DEEPE_NODE_NAME" in second.log
@@ -183,7 +179,7 @@ class TestIdentity:
             await set_join_token(session, "kTz4-1xQ8vB2m7Lw0sRd")
 
         refused = site.start_worker("one")
-        await asyncio.to_thread(refused.process.wait, 30)
+        await asyncio.to_thread(refused.process.wait)
         site.start_worker("one", DEEPE_JOIN_TOKEN="kTz4-1xQ8vB2m7Lw0sRd")
         await registered(site, "one")
 
@@ -198,7 +194,7 @@ class TestIdentity:
             old = (await NodeActions().drain(session, "one")).row.id
             await NodeActions().remove(session, "one", check=lambda version: None)
 
-        await asyncio.to_thread(worker.process.wait, 30)
+        await asyncio.to_thread(worker.process.wait)
         site.start_worker("one")
         await registered(site, "one")
 
@@ -207,7 +203,6 @@ class TestIdentity:
         async with site.database.reading() as session:
             assert (await nodes.get_node(session, "one")).id != old
 
-    @pytest.mark.timeout(120)
     async def test_node_that_joins_anew_ends_what_its_home_still_runs_first(self, site: Site) -> None:
         """Removed while its machine was thought to be gone; no row knows its script any more."""
         first = site.start_worker("one")

@@ -16,12 +16,12 @@ from app.store.nodes import all_nodes, heartbeat
 from app.store.tables import EnvironmentRow, JobRow
 from tests.executor.building import make_wheel
 from tests.executor.channel import make_channel
-from tests.worker.harness import Site, until
+from tests.waiting import until
+from tests.worker.harness import Site
 
 # without conda this one is refused, at once
 IMPOSSIBLE = "dependencies: [python, ffmpeg]\n"
 FAILING = "dependencies: [python, pip, {pip: [deepe-no-such-package==1]}]\n"  # can be tried, comes to nothing
-pytestmark = pytest.mark.timeout(180)  # several builds in one test, on a busy machine
 
 OFFLINE = {"PIP_NO_INDEX": "1", "DEEPE_ENV_BUILDER": "venv"}
 SHOW = "import json, os, play, sys\nplay.adapter()\nprint(json.dumps([sys.prefix, os.environ.get('GREETING')]))\n"
@@ -125,14 +125,14 @@ class TestSpecification:
         await register(site, "mine", "dependencies: [python]\nvariables: {GREETING: old}\n")
         running = await site.submit("import play\nplay.wait_for('go')\n" + SHOW, environment="mine")
         site.start_worker(DEEPE_SLOTS="2", **OFFLINE)
-        await site.wait(running, JobStatus.RUNNING, seconds=60)
+        await site.wait(running, JobStatus.RUNNING)
         async with site.database.writing() as session:
             row = (await session.exec(select(EnvironmentRow))).one()
             row.spec = "dependencies: [python]\nvariables: {GREETING: new}\n"
             row.spec_hash = spec_hash(parse_spec(row.spec))
 
         later = await site.submit(SHOW, environment="mine")
-        new = await site.wait(later, seconds=60)
+        new = await site.wait(later)
         old_status = (await site.row(running)).status
         site.open("go")
         old = await site.wait(running)
@@ -152,19 +152,19 @@ class TestPack:
         spec = "dependencies: [python, {pip: [tinypkg]}]\n"
         await register(site, "tiny", spec)
         one = site.start_worker(PIP_FIND_LINKS=str(wheels), **OFFLINE)
-        await site.wait(await site.submit(SHOW, environment="tiny"), seconds=60)
+        await site.wait(await site.submit(SHOW, environment="tiny"))
         async with site.database.writing() as session:
             node = (await all_nodes(session))[0]
             job = await build_job(session, "tiny", spec, node_id=node.id, action="pack")
             assert job is not None
-        packing = await site.wait(job.id, seconds=60)
+        packing = await site.wait(job.id)
         one.stop()
 
         job_id = await site.submit("import tinypkg\nprint(tinypkg.VALUE)\n" + SHOW, environment="tiny")
         async with site.database.writing() as session:
             await heartbeat(session, node.id, now=datetime.now(UTC) - timedelta(hours=1), environments=[])
         site.start_worker("two", DEEPE_OFFLINE="true", **OFFLINE)
-        row = await site.wait(job_id, seconds=60)
+        row = await site.wait(job_id)
 
         assert packing.status is JobStatus.SUCCEEDED, site.story(packing)
         assert row.status is JobStatus.SUCCEEDED, site.story(row)

@@ -1,7 +1,6 @@
 """Redis is a doorbell: with it a job starts at once, without it a moment later, and nothing else depends on it."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,9 +10,10 @@ import redis
 from app.domain.enums import JobStatus
 from app.executor.nodes.hints import FileDoorbell, RedisDoorbell, listen_to_file, queue_name
 from tests.servers import RedisServer, free_port
-from tests.worker.harness import Site, until
+from tests.waiting import until
+from tests.worker.harness import Site
 
-RARELY = {"DEEPE_POLL_SECONDS": "300"}
+RARELY = {"DEEPE_POLL_SECONDS": "86400"}  # longer than any test may take
 
 
 @pytest.fixture
@@ -34,20 +34,17 @@ async def listening(server: RedisServer) -> bool:
 
 @pytest.mark.redis
 class TestDoorbell:
-    async def test_job_starts_at_once_although_the_database_is_asked_rarely(
+    async def test_job_starts_although_the_database_is_never_asked(
         self, redis_site: Site, own_redis: RedisServer, doorbell: RedisDoorbell
     ) -> None:
         redis_site.start_worker(**RARELY)
         await until(lambda: listening(own_redis), "a listening worker", report=redis_site.report)
         job_id = await redis_site.submit()
 
-        begun = time.monotonic()
         doorbell.ring(job_id)
-        await redis_site.wait_for_journal(job_id)
-        seconds = time.monotonic() - begun
         await redis_site.wait(job_id, JobStatus.SUCCEEDED)
 
-        assert seconds < 5
+        assert redis_site.journal(job_id) == ["run"]
 
     async def test_rings_again_after_redis_was_away(
         self, redis_site: Site, own_redis: RedisServer, doorbell: RedisDoorbell
@@ -70,7 +67,7 @@ class TestDoorbell:
         assert row.status is JobStatus.SUCCEEDED
         assert worker.process.poll() is None
         assert "Traceback" not in worker.log
-        assert worker.stop() < 6
+        worker.stop()
 
     async def test_flush_changes_nothing(self, redis_site: Site, own_redis: RedisServer) -> None:
         ids = [
@@ -120,10 +117,10 @@ class TestFileDoorbell:
         for _ in range(3):
             woken.clear()
             doorbell.ring("job")
-            await asyncio.wait_for(woken.wait(), timeout=5)
+            await woken.wait()
 
         stopping.set()
-        await asyncio.wait_for(listener, timeout=5)
+        await listener
 
     async def test_nodes_on_this_machine_hear_the_bell(self, tmp_path: Path) -> None:
         woken, stopping = asyncio.Event(), asyncio.Event()
@@ -135,10 +132,10 @@ class TestFileDoorbell:
         await asyncio.sleep(0)  # it listens
 
         FileDoorbell(tmp_path / "doorbell", bells=bells).ring("job")
-        await asyncio.wait_for(woken.wait(), timeout=5)
+        await woken.wait()
 
         stopping.set()
-        await asyncio.wait_for(listener, timeout=5)
+        await listener
 
     async def test_ring_that_cannot_be_heard_is_silent(self, tmp_path: Path) -> None:
         doorbell = FileDoorbell(tmp_path / "no-folder" / "doorbell", bells=tmp_path / "no-bells")
@@ -166,7 +163,7 @@ class TestWithout:
         row = await site.wait(job_id)
 
         assert row.status is JobStatus.SUCCEEDED
-        assert worker.stop() < 6
+        worker.stop()
         assert "Traceback" not in worker.log
 
     async def test_ring_for_a_redis_that_is_away_is_silent(self, caplog: pytest.LogCaptureFixture) -> None:
@@ -174,14 +171,12 @@ class TestWithout:
             return ["one"]
 
         doorbell = RedisDoorbell(f"redis://127.0.0.1:{free_port()}", nodes=nodes)
-        begun = time.monotonic()
 
         doorbell.ring("a")
         await doorbell.close()
         doorbell.ring("b")
         await doorbell.close()
 
-        assert time.monotonic() - begun < 3
         assert [record.message for record in caplog.records if record.name == "app.executor.nodes.hints"] == [
             "hint_lost"
         ]

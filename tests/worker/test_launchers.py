@@ -8,11 +8,12 @@ import pytest
 
 from app.domain.enums import EndReason, JobStatus
 from app.domain.launchers import Launcher, LauncherKind
-from tests.worker.harness import ENDED_WELL, TRAIN, Site, kill, pids_alive, until
+from tests.waiting import until
+from tests.worker.harness import ENDED_WELL, TRAIN, Site, kill, pids_alive
 
 TORCHRUN = Launcher(kind=LauncherKind.TORCHRUN, processes=2)
 ACCELERATE = Launcher(kind=LauncherKind.ACCELERATE, processes=2)
-with_torch = [pytest.mark.training, pytest.mark.timeout(240), pytest.mark.xdist_group("training")]
+with_torch = [pytest.mark.training, pytest.mark.xdist_group("training")]
 STARTUP = 100.0  # two processes import torch on a busy machine
 
 GROUP = """
@@ -78,7 +79,7 @@ async def wait_until_ready(site: Site, job_id: str) -> dict[int, int]:
     async def look() -> bool:
         return site.journal(job_id).count("ready") == 2
 
-    await until(look, "two processes that have met", STARTUP, site.report)
+    await until(look, "two processes that have met", site.report)
     found = {rank: (site.root / f"pid-{rank}").read_text().split() for rank in (0, 1)}
     assert all(pid == session for pid, session in found.values()), "each is expected to have a session of its own"
     return {rank: int(pid) for rank, (pid, _) in found.items()}
@@ -101,7 +102,7 @@ class TestGroup:
         job_id = await submit(torch_site, LEARN, launcher, resources={})
 
         torch_site.start_worker(DEEPE_SIMULATED_ACCELERATORS="4")
-        row = await torch_site.wait(job_id, seconds=STARTUP)
+        row = await torch_site.wait(job_id)
 
         assert (row.status, row.reason) == ENDED_WELL, torch_site.story(row)
         first, second = (json.loads((torch_site.root / f"seen-{rank}.json").read_text()) for rank in (0, 1))
@@ -147,7 +148,7 @@ class TestGroup:
         job_id = await submit(torch_site, FAIL, TORCHRUN)
 
         torch_site.start_worker()
-        row = await torch_site.wait(job_id, seconds=STARTUP)
+        row = await torch_site.wait(job_id)
 
         assert (row.status, row.reason) == (JobStatus.FAILED, EndReason.EXIT_CODE), torch_site.story(row)
         assert row.reason_params["detail"] == "ValueError: this row is bad"

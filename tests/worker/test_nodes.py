@@ -16,14 +16,14 @@ from app.store.migrate import upgrade
 from app.store.session import Database
 from app.store.tables import AttemptRow, NodeRow
 from tests.servers import postgres_url
-from tests.worker.harness import ENDED_WELL, Site, until
+from tests.waiting import until
+from tests.worker.harness import ENDED_WELL, Site
 
 WAITS = "import play\nplay.journal('run')\nplay.wait_for('go')\nplay.adapter()\n"
 ANSWER = 'import play\nplay.journal(\'run\')\nprint(\'{"status": "resp", "text": "yes"}\')\n'
 
 
 class TestSeveralNodes:
-    @pytest.mark.timeout(120)
     async def test_two_share_thirty_jobs(self, any_site: Site) -> None:
         for node in ("one", "two"):
             any_site.start_worker(node, DEEPE_SLOTS="2")
@@ -34,7 +34,7 @@ class TestSeveralNodes:
 
         await until(both, "two nodes", report=any_site.report)
         ids = await any_site.insert(*[await any_site.job() for _ in range(30)])
-        rows = await any_site.wait_for_end(*ids, seconds=60)
+        rows = await any_site.wait_for_end(*ids)
 
         assert {(row.status, row.reason, row.attempts) for row in rows} == {(*ENDED_WELL, 1)}
         assert [any_site.journal(job_id) for job_id in ids] == [["run"]] * 30
@@ -51,7 +51,7 @@ class TestSeveralNodes:
 
         await until(started, "the first worker")
         second = site.start_worker()
-        second.process.wait(20)
+        second.process.wait()
 
         assert second.process.returncode == 2
         assert second.log.splitlines() == ["Another worker is running as node 'one'; set DEEPE_NODE_NAME to add one."]
@@ -91,7 +91,6 @@ def own_postgres(folder: Path) -> Iterator[Any]:
 
 class TestDatabaseGoesAway:
     @pytest.mark.postgres
-    @pytest.mark.timeout(120)
     async def test_postgres_restarts_and_the_job_is_settled_afterwards(self, tmp_path: Path, base: Path) -> None:
         (tmp_path / "postgres").mkdir()
         with own_postgres(tmp_path / "postgres") as server:
@@ -114,7 +113,7 @@ class TestDatabaseGoesAway:
 
                 await until(noticed, "the worker's notice", report=site.report)
                 await asyncio.to_thread(server.ensure_postgres_running)
-                row = await site.wait(job_id, seconds=40)
+                row = await site.wait(job_id)
 
                 assert (row.status, row.reason) == ENDED_WELL, site.story(row)
                 assert site.journal(job_id) == ["run"]
@@ -124,7 +123,6 @@ class TestDatabaseGoesAway:
             finally:
                 await site.close()
 
-    @pytest.mark.timeout(90)
     async def test_locked_sqlite_delays_and_loses_nothing(self, site: Site) -> None:
         """A writer holds the file for longer than anybody waits for it."""
         job_id = await site.submit(WAITS)
@@ -138,7 +136,7 @@ class TestDatabaseGoesAway:
             async def noticed() -> bool:
                 return bool(worker.events("agent_round_failed") or worker.events("settle_failed"))
 
-            await until(noticed, "the worker's notice", 30, site.report)
+            await until(noticed, "the worker's notice", site.report)
             other.execute("ROLLBACK")
         row = await site.wait(job_id)
 

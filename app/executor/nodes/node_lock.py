@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-LOCK_SECONDS: Final = 1.0  # how long a worker waits for the lock of its node
+LOCK_SECONDS: Final = 3.0  # how long a worker waits for the lock of its node
 
 
 class NodeIsTaken(Exception):
