@@ -16,7 +16,6 @@ import psutil
 T = TypeVar("T")
 Report = Callable[[], str]
 
-PAUSE_SECONDS = 0.01
 
 _awaited: list[tuple[str, Report]] = []
 
@@ -28,20 +27,22 @@ async def until(look: Callable[[], T | None], what: str, report: Report = str) -
 async def until(look: Callable[[], Any], what: str, report: Report = str) -> Any:
     """Return the first true answer of `look`, which may be a coroutine function."""
     with _awaiting(what, report):
+        begun = time.monotonic()
         while True:
             found = look()
             if inspect.isawaitable(found):
                 found = await found
             if found:
                 return found
-            await asyncio.sleep(PAUSE_SECONDS)
+            await asyncio.sleep(_pause(begun))
 
 
 def wait_until(look: Callable[[], T | None], what: str, report: Report = str) -> T:
     """Return the first true answer of `look`."""
     with _awaiting(what, report):
+        begun = time.monotonic()
         while not (found := look()):
-            time.sleep(PAUSE_SECONDS)
+            time.sleep(_pause(begun))
     return found
 
 
@@ -63,6 +64,11 @@ def is_gone(pid: int) -> bool:
 def all_gone(pids: Iterable[int]) -> bool:
     """Say whether all processes have ended."""
     return all(is_gone(pid) for pid in pids)
+
+
+def _pause(begun: float) -> float:
+    """Return a pause that grows with the wait: to look takes time from those who are waited for."""
+    return min(max((time.monotonic() - begun) / 20, 0.005), 0.2)
 
 
 @contextlib.contextmanager
