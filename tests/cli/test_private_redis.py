@@ -13,10 +13,10 @@ import redis
 from app.cli.private_redis import SOCKET_PATH_BYTES, PrivateRedis
 from app.executor.attempts.script_status import FAILED, RUNNING, RedisScriptStatus
 from app.executor.nodes.hints import RedisDoorbell, queue_name
-from tests.cli.waiting import wait_for
 from tests.servers import redis_executable
+from tests.waiting import wait_until
 
-pytestmark = [pytest.mark.redis, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.redis
 
 
 @pytest.fixture(params=["socket", "socket in an odd folder", "password"], scope="module")
@@ -31,7 +31,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     before = os.umask(0)
     process = subprocess.Popen(private.configure(), stdout=subprocess.DEVNULL, umask=0o077)
     try:
-        wait_for(private.answers)
+        wait_until(private.answers, "Redis")
         yield private
     finally:
         os.umask(before)

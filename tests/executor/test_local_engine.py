@@ -11,7 +11,7 @@ from app.executor.engines.base import AttemptPhase, LaunchSpec
 from app.executor.engines.local import STARTING_SECONDS, LocalEngine
 from app.executor.supervisor import client
 from app.store.home import NodeHome
-from tests.executor.attempts import wait_until
+from tests.waiting import wait_until
 
 ONE = uuid4().hex  # processes are found by it on the whole machine
 

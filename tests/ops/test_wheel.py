@@ -16,12 +16,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.cli.waiting import wait_for
 from tests.ops.dependencies import PROJECT, ROOT, closure, service_modules, targets
 from tests.servers import free_port
+from tests.waiting import wait_until
 
 # the tests share one environment, so one process builds it
-pytestmark = [pytest.mark.timeout(180), pytest.mark.xdist_group("wheel")]
+pytestmark = [pytest.mark.xdist_group("wheel")]
 
 HELP_OF_EVERY_COMMAND = """
 import click, typer
@@ -152,9 +152,9 @@ class TestCommands:
         port = url.rpartition(":")[2]
 
         with installed.started("serve", "--port", port, home=tmp_path):
-            wait_for(lambda: _answers(f"{url}/readyz"), seconds=90)
+            wait_until(lambda: _answers(f"{url}/readyz"), "the API")
             with installed.started("worker", home=tmp_path) as worker:
-                nodes = wait_for(lambda: _nodes(url) or worker.poll() is not None, seconds=90)
+                nodes = wait_until(lambda: _nodes(url) or worker.poll() is not None, "the node")
 
         assert nodes == ["wheel"]
 
@@ -162,7 +162,7 @@ class TestCommands:
         with installed.started("dev", "--port", "0", "--json", home=tmp_path) as process:
             assert process.stdout is not None
             ready = json.loads(process.stdout.readline())
-            nodes = wait_for(lambda: _nodes(ready["url"]), seconds=90)
+            nodes = wait_until(lambda: _nodes(ready["url"]), "the node")
 
         assert ready["event"] == "ready"
         assert nodes == ["wheel"]

@@ -77,14 +77,13 @@ class Home:
         self,
         script: str,
         *arguments: str,
-        timeout: float = 50,
         environment: Variables | None = None,
         launcher: Launcher = ALONE,
     ) -> Finished:
         """Run to the end. Events of earlier runs are not part of the result."""
         self.events_file.unlink(missing_ok=True)
         process = self.start(script, *arguments, environment=environment, launcher=launcher)
-        stdout, stderr = process.communicate(timeout=timeout)
+        stdout, stderr = process.communicate()
         return Finished(process.returncode, stdout, stderr, self.events())
 
     def start(
