@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, field_validator, model_validator
 
-from app.domain.enums import ModelState, Stage
+from app.domain.enums import JobKind, ModelState
+from app.domain.kinds import METHOD_STAGES, Stage
 from app.domain.launchers import Launcher, LauncherKind
 from app.domain.names import normal_name
 
@@ -140,7 +141,7 @@ class MethodDefinition(Wire):
 
         A deployment counts whatever its target is; ask `deploys_itself` whether it has a file of its own.
         """
-        return self.deployment if stage is Stage.DEPLOYMENT else self.stages.get(stage)
+        return self.deployment if stage is JobKind.DEPLOYMENT else self.stages.get(stage)
 
     def launcher(self, stage: Stage) -> Launcher:
         """Return how `stage` of a valid method is started."""
@@ -178,8 +179,7 @@ class MethodDefinition(Wire):
         return {name: value for name, value in wire.items() if value is not None}
 
     def _ordered_stages(self) -> list[tuple[str, StageConfig]]:
-        known = [stage for stage in Stage if stage is not Stage.DEPLOYMENT]  # a deployment is no member of stages
-        order = {stage.value: position for position, stage in enumerate(known)}
+        order = {stage.value: position for position, stage in enumerate(METHOD_STAGES)}
         present = [(name, config) for name, config in self.stages.items() if config is not None]
         return sorted(present, key=lambda item: order.get(item[0], len(order)))
 

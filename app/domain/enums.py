@@ -20,16 +20,6 @@ class ModelState(StrEnum):
     ONLINE = "online"
 
 
-class Stage(StrEnum):
-    """Step of a method: a Python file and a conda environment."""
-
-    TRAINING = "training"
-    SAVING = "saving"
-    INFERENCE_CUSTOMIZED = "inference-customized"
-    INFERENCE_COMPLETE = "inference-complete"
-    DEPLOYMENT = "deployment"
-
-
 class JobKind(StrEnum):
     """What a job runs: one stage of a method, or the building of an environment."""
 

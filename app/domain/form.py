@@ -12,11 +12,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.domain.definition import CUSTOM_TARGET, FALSE_AS
-from app.domain.enums import ModelState, Stage, TrainingType
+from app.domain.enums import JobKind, ModelState, TrainingType
+from app.domain.kinds import METHOD_STAGES, Stage
 from app.domain.launchers import GROUP_KINDS, LauncherKind
 from app.domain.lifecycle import (
     GROUP_STAGES,
-    METHOD_STAGES,
     OPTIONAL_OFF_PATH,
     PATHS,
     STAGE_MEMBERS,
@@ -148,7 +148,7 @@ def _path_fields(path: Lifecycle) -> Iterator[FormField]:
         yield from _stage_fields(OPTIONAL_OFF_PATH, required_when=given)
     for state in path:
         rule = STATE_RULES[state]
-        if rule.producer is Stage.DEPLOYMENT:
+        if rule.producer is JobKind.DEPLOYMENT:
             yield from _deployment_fields()
         else:
             yield from _stage_fields(rule.producer, required=True)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from app.domain.enums import Stage
+from app.domain.enums import JobKind
+from app.domain.kinds import Stage
 from app.domain.rendering import FILLED
 from app.domain.script_parameters import ParameterKind
 from app.domain.texts import Language, text
@@ -80,9 +81,9 @@ KNOWN: Mapping[str, KnownParameter] = MappingProxyType({parameter.name: paramete
 
 def known_at(stage: Stage, *, producing: bool = False) -> Mapping[str, KnownParameter]:
     """Return the known parameters of a stage: those of the training, and of a saving script that produces."""
-    return KNOWN if stage is Stage.TRAINING or producing else {}
+    return KNOWN if stage is JobKind.TRAINING or producing else {}
 
 
 def reserved_at(stage: Stage, *, producing: bool = False) -> frozenset[str]:
     """Return the names of the arguments that the platform fills in at `stage`."""
-    return frozenset(FILLED[stage]) | (frozenset(FILLED[Stage.TRAINING]) if producing else frozenset())
+    return frozenset(FILLED[stage]) | (frozenset(FILLED[JobKind.TRAINING]) if producing else frozenset())

@@ -6,10 +6,12 @@ of `app.domain.form` are both read off them.
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from app.domain.definition import CUSTOM_TARGET, FALSE_AS, LauncherConfig, MethodDefinition, RunConfig, Wire
-from app.domain.enums import JobKind, ModelState, Stage, TrainingType
+from app.domain.enums import JobKind, ModelState, TrainingType
 from app.domain.errors import Invalid, Violation
+from app.domain.kinds import METHOD_STAGES, STAGES, Stage
 from app.domain.launchers import GROUP_KINDS, MAX_PROCESSES, LauncherKind
 from app.domain.names import MAX_TECHNIQUE_LENGTH, is_label, name_violations, shown
 from app.domain.pointers import pointer
@@ -35,20 +37,17 @@ class StateRule:
 
 
 STATE_RULES: dict[ModelState, StateRule] = {
-    ModelState.CUSTOMIZED: StateRule(producer=Stage.TRAINING, inference=Stage.INFERENCE_CUSTOMIZED),
-    ModelState.COMPLETE: StateRule(producer=Stage.SAVING, inference=Stage.INFERENCE_COMPLETE),
+    ModelState.CUSTOMIZED: StateRule(producer=JobKind.TRAINING, inference=JobKind.INFERENCE_CUSTOMIZED),
+    ModelState.COMPLETE: StateRule(producer=JobKind.SAVING, inference=JobKind.INFERENCE_COMPLETE),
     # needs a target; a file and an environment only with the target `custom`, a configured one brings its own
-    ModelState.ONLINE: StateRule(producer=Stage.DEPLOYMENT, inference=None),
+    ModelState.ONLINE: StateRule(producer=JobKind.DEPLOYMENT, inference=None),
 }
 
 # Allowed on a path without its state, if complete; it then runs first.
-OPTIONAL_OFF_PATH = Stage.TRAINING
-
-# The members of `stages`; a deployment has a member of its own.
-METHOD_STAGES = tuple(stage for stage in Stage if stage is not Stage.DEPLOYMENT)
+OPTIONAL_OFF_PATH: Final[Stage] = JobKind.TRAINING
 
 # The stages that may be a group of processes: what they make stands in files, not in what one of them prints.
-GROUP_STAGES = (Stage.TRAINING, Stage.SAVING)
+GROUP_STAGES = (JobKind.TRAINING, JobKind.SAVING)
 
 # The state whose model a stage produces or asks.
 STATE_OF_STAGE: dict[Stage, ModelState] = {
@@ -88,7 +87,7 @@ def producing_stage(lifecycle: Sequence[str]) -> Stage:
     return STATE_RULES[states(lifecycle)[0]].producer
 
 
-def chain(lifecycle: Sequence[str], through: str, *, with_training: bool = False) -> tuple[JobKind, ...]:
+def chain(lifecycle: Sequence[str], through: str, *, with_training: bool = False) -> tuple[Stage, ...]:
     """Return the jobs that bring a base model to the state `through`, in order.
 
     `with_training` says that the method has a training stage; it matters on the paths without `customized`, where
@@ -101,7 +100,7 @@ def chain(lifecycle: Sequence[str], through: str, *, with_training: bool = False
     stages = [STATE_RULES[state].producer for state in reached]
     if with_training and OPTIONAL_OFF_PATH not in stages:
         stages.insert(0, OPTIONAL_OFF_PATH)
-    return tuple(JobKind(stage) for stage in stages)
+    return tuple(stages)
 
 
 def source_state(lifecycle: Sequence[str], stage: Stage) -> ModelState | None:
@@ -115,7 +114,7 @@ def source_state(lifecycle: Sequence[str], stage: Stage) -> ModelState | None:
 
 def runnable_stages(definition: MethodDefinition) -> tuple[Stage, ...]:
     """Return the stages that a valid method can run, in the order of the stages."""
-    return tuple(stage for stage in Stage if definition.stage_config(stage) is not None)
+    return tuple(stage for stage in STAGES if definition.stage_config(stage) is not None)
 
 
 def violations(definition: MethodDefinition, *, deploy_targets: Collection[str]) -> list[Violation]:

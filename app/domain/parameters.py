@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from app.domain.enums import Stage
+from app.domain.enums import JobKind
 from app.domain.errors import Violation
+from app.domain.kinds import Stage
 from app.domain.known_parameters import KnownParameter, known_at, reserved_at
 from app.domain.names import shown
 from app.domain.pointers import pointer
@@ -38,7 +39,7 @@ class ParameterCheck:
 def json_schema(
     script: ScriptParameters,
     *,
-    stage: Stage = Stage.TRAINING,
+    stage: Stage = JobKind.TRAINING,
     producing: bool = False,
     language: Language = DEFAULT_LANGUAGE,
 ) -> dict[str, Any]:
@@ -72,7 +73,7 @@ def check_parameters(
     values: Mapping[str, Any],
     script: ScriptParameters,
     *,
-    stage: Stage = Stage.TRAINING,
+    stage: Stage = JobKind.TRAINING,
     producing: bool = False,
     false_as: str = "False",
     typical: Mapping[str, KnownParameter] = MappingProxyType({}),

@@ -11,8 +11,9 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from app.domain.enums import Stage
+from app.domain.enums import JobKind
 from app.domain.errors import Invalid
+from app.domain.kinds import Stage
 from app.domain.names import NO_QUANTIZATION
 
 # Linux takes 128 KiB for one argument, its end mark included.
@@ -30,14 +31,14 @@ _ASKED = (
 FILLED_FOR_PICTURES = ("model_path", "lora_path", "prompt", "negative_prompt", "output", "batch_size", "aspect_ratio")
 FILLED: Mapping[Stage, tuple[str, ...]] = MappingProxyType(
     {
-        Stage.TRAINING: (
+        JobKind.TRAINING: (
             *("train_id", "seq", "model_name", "model_path", "dataset_path", "output_dir"),
             *("train_file_name", "train_env"),
         ),
-        Stage.SAVING: ("train_id", "seq", "save_path", "base_path", "adapter_path", "dtype_str", "model_usage_type"),
-        Stage.INFERENCE_CUSTOMIZED: _ASKED,
-        Stage.INFERENCE_COMPLETE: _ASKED,
-        Stage.DEPLOYMENT: (
+        JobKind.SAVING: ("train_id", "seq", "save_path", "base_path", "adapter_path", "dtype_str", "model_usage_type"),
+        JobKind.INFERENCE_CUSTOMIZED: _ASKED,
+        JobKind.INFERENCE_COMPLETE: _ASKED,
+        JobKind.DEPLOYMENT: (
             *("trainId", "seq", "folderPath", "serverUrl", "modelName", "quantize", "template", "basePath"),
             *("actualPath", "system", "parameters"),
         ),

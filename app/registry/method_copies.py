@@ -9,7 +9,7 @@ from typing import Any
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.definition import MethodDefinition
-from app.domain.enums import Stage, VersionSource
+from app.domain.enums import JobKind, VersionSource
 from app.domain.names import normal_name
 from app.registry.method_files import MethodFiles, Pins
 from app.registry.method_record import Method
@@ -80,8 +80,8 @@ def _slug(name: str) -> str:
 def _renamed(source: Method, name: str, copied: dict[str, str]) -> MethodDefinition:
     wire: dict[str, Any] = source.definition.canonical() | {"name": name}
     wire["stages"] = {
-        stage: config | {"file": copied[source.files[Stage(stage)].file]} for stage, config in wire["stages"].items()
+        stage: config | {"file": copied[source.files[stage].file]} for stage, config in wire["stages"].items()
     }
-    if Stage.DEPLOYMENT in source.files:
-        wire["deployment"] = wire["deployment"] | {"file": copied[source.files[Stage.DEPLOYMENT].file]}
+    if JobKind.DEPLOYMENT in source.files:
+        wire["deployment"] = wire["deployment"] | {"file": copied[source.files[JobKind.DEPLOYMENT].file]}
     return MethodDefinition.model_validate(wire)

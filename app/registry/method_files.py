@@ -8,9 +8,9 @@ from typing import Any
 
 from app.argspec.client import Limit, Reading, shared_reader
 from app.domain.definition import MethodDefinition, RunConfig
-from app.domain.enums import Stage
+from app.domain.enums import JobKind
 from app.domain.errors import Invalid, Violation
-from app.domain.lifecycle import METHOD_STAGES
+from app.domain.kinds import METHOD_STAGES, STAGES, Stage
 from app.domain.pointers import pointer
 from app.registry.script_paths import script_path
 from app.registry.scripts import ScriptRoot, digest_of
@@ -164,7 +164,7 @@ def stage_files(definition: MethodDefinition) -> dict[Stage, str]:
             files[stage] = config.file
     deployment = definition.deployment
     if deployment is not None and definition.deploys_itself and deployment.file and deployment.file.strip():
-        files[Stage.DEPLOYMENT] = deployment.file
+        files[JobKind.DEPLOYMENT] = deployment.file
     return files
 
 
@@ -172,7 +172,7 @@ def stage_environments(definition: MethodDefinition) -> dict[Stage, str]:
     """Return the environment that each stage of the method names, in the order of the stages."""
     named: dict[Stage, RunConfig | None] = {stage: definition.stage_config(stage) for stage in METHOD_STAGES}
     if definition.deploys_itself:
-        named[Stage.DEPLOYMENT] = definition.deployment
+        named[JobKind.DEPLOYMENT] = definition.deployment
     return {
         stage: config.conda_env
         for stage, config in named.items()
@@ -187,7 +187,7 @@ def file_pointer(stage: Stage) -> str:
 
 def member_pointer(stage: Stage, member: str) -> str:
     """Return where a definition has a member of `stage`."""
-    return pointer("deployment", member) if stage is Stage.DEPLOYMENT else pointer("stages", stage, member)
+    return pointer("deployment", member) if stage is JobKind.DEPLOYMENT else pointer("stages", stage, member)
 
 
 def pins_to_json(pins: Pins) -> dict[str, Any]:
@@ -197,4 +197,4 @@ def pins_to_json(pins: Pins) -> dict[str, Any]:
 
 def pins_from_json(document: Mapping[str, Any]) -> Pins:
     """Return the pins that a version keeps, in the order of the stages."""
-    return {stage: PinnedFile(**document[stage]) for stage in Stage if stage in document}
+    return {stage: PinnedFile(**document[stage]) for stage in STAGES if stage in document}

@@ -8,9 +8,10 @@ from typing import Any
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.definition import MethodDefinition
-from app.domain.enums import Stage, TrainingType
+from app.domain.enums import JobKind, TrainingType
 from app.domain.errors import Invalid, Violation
 from app.domain.form import MethodForm, method_form
+from app.domain.kinds import Stage
 from app.domain.lifecycle import find_path, producing_stage
 from app.domain.parameters import argument_notes, json_schema
 from app.domain.rendering import FILLED, FILLED_FOR_PICTURES
@@ -130,9 +131,9 @@ def _notes(
     notes: dict[Stage, tuple[Violation, ...]] = {}
     draws = definition.training_type == TrainingType.IMAGE_GENERATION
     for stage, script in scripts.items():
-        asked = draws and stage in (Stage.INFERENCE_CUSTOMIZED, Stage.INFERENCE_COMPLETE)
+        asked = draws and stage in (JobKind.INFERENCE_CUSTOMIZED, JobKind.INFERENCE_COMPLETE)
         own = FILLED_FOR_PICTURES if asked else FILLED[stage]
-        passed = [*own, *(FILLED[Stage.TRAINING] if stage is producer else ())]
+        passed = [*own, *(FILLED[JobKind.TRAINING] if stage is producer else ())]
         names = tuple(dict.fromkeys(name for name in passed if name not in _OCCASIONAL))
         notes[stage] = tuple(argument_notes(script, names, file_pointer(stage)))
     return notes
@@ -158,7 +159,7 @@ def _stage_parameters(
     producing: bool,
 ) -> StageParameters:
     schema = json_schema(script, stage=stage, producing=producing, language=language)
-    if stage is Stage.TRAINING or producing:
+    if stage is JobKind.TRAINING or producing:
         for name, schema_of in schema["properties"].items():
             if name in shipped:
                 schema_of |= _shipped_texts(shipped[name], language)

@@ -6,7 +6,8 @@ from datetime import datetime
 from typing import Any
 
 from app.domain.definition import MethodDefinition
-from app.domain.enums import Stage, VersionSource
+from app.domain.enums import VersionSource
+from app.domain.kinds import Stage
 from app.domain.names import name_key
 from app.registry.method_files import Pins, pins_from_json
 from app.store.tables import MethodRow, MethodVersionRow

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from app.domain.definition import MethodDefinition
-from app.domain.enums import Stage
 from app.domain.errors import Violation
+from app.domain.kinds import STAGES, Stage
 from app.registry.method_files import file_pointer, member_pointer, stage_environments, stage_files
 from app.registry.readiness_cells import Cell, Verdict
 from app.store.nodes import NODE_SILENT_AFTER
@@ -67,7 +67,7 @@ def readiness(
     return Readiness(
         stages=tuple(
             _stage(stage, named.get(stage), facts, file_problems.get(stage, ()), now=now)
-            for stage in Stage
+            for stage in STAGES
             if stage in files or stage in named
         )
     )

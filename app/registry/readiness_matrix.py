@@ -7,7 +7,7 @@ from datetime import datetime
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.domain.enums import Stage
+from app.domain.kinds import STAGES, Stage
 from app.registry.method_files import stage_environments
 from app.registry.method_record import Method
 from app.registry.node_environments import Standings, standings
@@ -55,7 +55,7 @@ async def cells_of(method: Method, found: Matrix, modules: ScriptModules) -> Map
     needed = await asyncio.to_thread(lambda: {stage: modules.needed(pin) for stage, pin in method.files.items()})
     return {
         stage: found.cells(environments.get(stage), needed.get(stage, frozenset()))
-        for stage in Stage
+        for stage in STAGES
         if stage in method.files or stage in environments
     }
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.domain.enums import Stage, VersionSource
+from app.domain.enums import VersionSource
 from app.domain.errors import InvalidRequest, NotAllowed, NotFound
+from app.domain.kinds import Stage
 from app.registry.method_files import FileStatus, MethodFiles, PinnedFile, python_problem
 from app.registry.method_record import Method, method_of
 from app.registry.methods import MethodRegistry, Precondition, PresetReadOnly

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from app.domain.definition import MethodDefinition
-from app.domain.enums import ModelState, Stage
+from app.domain.enums import JobKind, ModelState
+from app.domain.kinds import STAGES
 from app.domain.lifecycle import violations
 
 ISSUE_EXAMPLE: dict[str, Any] = {
@@ -45,7 +46,7 @@ bodies = st.fixed_dictionaries(
         "training_type": st.none() | st.sampled_from(["chat", "video"]),
         "technique": st.none() | text,
         "lifecycle": st.none() | st.lists(st.sampled_from(["customized", "complete", "online", "base"]), max_size=4),
-        "stages": st.none() | st.dictionaries(st.sampled_from([*Stage, "odd/stage"]), config),
+        "stages": st.none() | st.dictionaries(st.sampled_from([*STAGES, "odd/stage"]), config),
         "inference": st.none()
         | st.dictionaries(st.sampled_from(["customized", "complete"]), st.none() | st.booleans()),
         "deployment": st.none() | st.dictionaries(st.sampled_from(["target", "file", "conda_env"]), st.none() | text),
@@ -99,8 +100,8 @@ class TestParse:
     def test_empty_object_is_present_and_null_is_not(self) -> None:
         definition = MethodDefinition.model_validate({"stages": {"training": {}, "saving": None}})
 
-        assert definition.stage_config(Stage.TRAINING) is not None
-        assert definition.stage_config(Stage.SAVING) is None
+        assert definition.stage_config(JobKind.TRAINING) is not None
+        assert definition.stage_config(JobKind.SAVING) is None
 
     def test_name_is_kept_in_normal_form(self) -> None:
         definition = MethodDefinition.model_validate({"name": "Mu\u0308ller"})

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from app.domain.definition import MethodDefinition
-from app.domain.enums import Stage
+from app.domain.enums import JobKind
 from app.domain.form import FormField, method_form
 from app.domain.launchers import Launcher, LauncherKind
 from app.domain.lifecycle import violations
@@ -134,8 +134,8 @@ class TestDefinition:
     def test_tells_how_a_stage_is_started(self) -> None:
         definition = method({"kind": "torchrun", "processes": 4})
 
-        assert definition.launcher(Stage.TRAINING) == Launcher(kind=LauncherKind.TORCHRUN, processes=4)
-        assert definition.launcher(Stage.SAVING) == definition.launcher(Stage.DEPLOYMENT) == Launcher()
+        assert definition.launcher(JobKind.TRAINING) == Launcher(kind=LauncherKind.TORCHRUN, processes=4)
+        assert definition.launcher(JobKind.SAVING) == definition.launcher(JobKind.DEPLOYMENT) == Launcher()
 
 
 class TestCounts:

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from app.domain.definition import MethodDefinition
-from app.domain.enums import JobKind, ModelState, Stage
+from app.domain.enums import JobKind, ModelState
 from app.domain.errors import Violation
+from app.domain.kinds import Stage
 from app.domain.lifecycle import (
     PATHS,
     STATE_OF_STAGE,
@@ -267,24 +268,24 @@ class TestModelsOfStages:
     def test_each_job_of_a_chain_works_on_what_the_one_before_made(self, path: tuple[ModelState, ...]) -> None:
         made: ModelState | None = None
 
-        for kind in chain(path, path[-1]):
-            assert source_state(path, Stage(kind)) == made
-            made = STATE_OF_STAGE[Stage(kind)]
+        for stage in chain(path, path[-1]):
+            assert source_state(path, stage) == made
+            made = STATE_OF_STAGE[stage]
             assert made in path
 
     @pytest.mark.parametrize(
-        ("lifecycle", "stage"), [(p, Stage.TRAINING if "customized" in p else Stage.SAVING) for p in PATHS]
+        ("lifecycle", "stage"), [(p, JobKind.TRAINING if "customized" in p else JobKind.SAVING) for p in PATHS]
     )
     def test_first_model_is_made_by(self, lifecycle: tuple[ModelState, ...], stage: Stage) -> None:
         assert producing_stage(lifecycle) is stage
 
     def test_training_off_the_path_works_on_the_base_model(self) -> None:
-        assert source_state(["complete"], Stage.TRAINING) is None
+        assert source_state(["complete"], JobKind.TRAINING) is None
 
     def test_asking_works_on_the_model_in_that_state(self) -> None:
-        assert source_state(["customized"], Stage.INFERENCE_CUSTOMIZED) is ModelState.CUSTOMIZED
+        assert source_state(["customized"], JobKind.INFERENCE_CUSTOMIZED) is ModelState.CUSTOMIZED
 
     def test_configured_target_is_a_stage_that_runs(self) -> None:
         definition = method(lifecycle=["customized", "online"], deployment={"target": "ollama"})
 
-        assert runnable_stages(definition) == (Stage.TRAINING, Stage.DEPLOYMENT)
+        assert runnable_stages(definition) == (JobKind.TRAINING, JobKind.DEPLOYMENT)

@@ -3,7 +3,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from app.domain.enums import Stage
+from app.domain.enums import JobKind
+from app.domain.kinds import STAGES, Stage
 from app.domain.known_parameters import KNOWN
 from app.domain.parameters import ParameterCheck, argument_notes, check_parameters, json_schema
 from app.domain.rendering import FILLED
@@ -211,13 +212,13 @@ class TestEffective:
     def test_other_stages_have_no_known_parameters(self) -> None:
         saving = script('    p.add_argument("--lora_rank", type=int)\n    p.add_argument("--save_path", required=True)')
 
-        assert check_parameters({}, saving, stage=Stage.SAVING).effective == {}
-        assert check_parameters({}, saving, stage=Stage.SAVING).violations == ()
-        assert check_parameters({}, saving, stage=Stage.SAVING, producing=True).effective == {"lora_rank": 8}
+        assert check_parameters({}, saving, stage=JobKind.SAVING).effective == {}
+        assert check_parameters({}, saving, stage=JobKind.SAVING).violations == ()
+        assert check_parameters({}, saving, stage=JobKind.SAVING, producing=True).effective == {"lora_rank": 8}
 
 
 class TestSchema:
-    @pytest.mark.parametrize("stage", Stage)
+    @pytest.mark.parametrize("stage", STAGES)
     def test_is_a_valid_schema_for_every_stage(self, stage: Stage) -> None:
         schema = json_schema(script(), stage=stage)
 
@@ -296,14 +297,14 @@ class TestArgumentNotes:
     def test_script_that_abbreviates_takes_an_argument_for_another(self) -> None:
         lenient = script('    p.add_argument("--seq_length")', parse="parse_known_args")
 
-        (note,) = argument_notes(lenient, FILLED[Stage.TRAINING])
+        (note,) = argument_notes(lenient, FILLED[JobKind.TRAINING])
 
         assert (note.code, note.params) == ("argument_abbreviates", {"name": "seq", "option": "seq_length"})
 
     def test_lenient_script_ignores_the_rest(self) -> None:
         lenient = script('    p.add_argument("--x")', parse="parse_known_args")
 
-        assert argument_notes(lenient, FILLED[Stage.TRAINING]) == []
+        assert argument_notes(lenient, FILLED[JobKind.TRAINING]) == []
 
 
 class TestKnownParameters:

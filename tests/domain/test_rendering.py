@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.enums import Stage
+from app.domain.enums import JobKind
+from app.domain.kinds import Stage
 from app.domain.rendering import (
     FILLED,
     FILLED_FOR_PICTURES,
@@ -280,11 +281,11 @@ class TestStages:
     @pytest.mark.parametrize(
         ("stage", "arguments"),
         [
-            (Stage.TRAINING, training_arguments(**TRAINING, parameters={})),
-            (Stage.SAVING, lambda: _saving()),
-            (Stage.INFERENCE_CUSTOMIZED, _inference()),
-            (Stage.INFERENCE_COMPLETE, _inference()),
-            (Stage.DEPLOYMENT, lambda: _deployment()),
+            (JobKind.TRAINING, training_arguments(**TRAINING, parameters={})),
+            (JobKind.SAVING, lambda: _saving()),
+            (JobKind.INFERENCE_CUSTOMIZED, _inference()),
+            (JobKind.INFERENCE_COMPLETE, _inference()),
+            (JobKind.DEPLOYMENT, lambda: _deployment()),
         ],
     )
     def test_table_of_filled_arguments_is_what_the_builders_make(self, stage: Stage, arguments: Any) -> None:

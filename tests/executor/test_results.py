@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app.domain.enums import EndReason, Stage
+from app.domain.enums import EndReason, JobKind
 from app.domain.texts import Language, catalogue, text
 from app.executor.attempts import artifacts
 from app.executor.attempts.artifacts import (
@@ -78,7 +78,7 @@ class TestJudgeTraining:
     def judge(
         self, output: Path, exit_record: ExitRecord, *, log: list[str] | None = None, status: int | None = None
     ) -> Any:
-        return judge(Stage.TRAINING, exit_record, log_tail=log or [], redis_status=status, output_dir=output)
+        return judge(JobKind.TRAINING, exit_record, log_tail=log or [], redis_status=status, output_dir=output)
 
     def test_exit_0_with_a_model_is_success(self, tmp_path: Path) -> None:
         verdict = self.judge(write_adapter(tmp_path), ended(), status=1)
@@ -173,7 +173,7 @@ class TestPrintedResult:
     def test_saving_needs_success_exit_and_a_complete_model(self, tmp_path: Path) -> None:
         def saving(exit_record: ExitRecord, output: Path) -> Any:
             log = ['{"status":"success","message":"ok"}']
-            return judge(Stage.SAVING, exit_record, log_tail=log, redis_status=None, output_dir=output)
+            return judge(JobKind.SAVING, exit_record, log_tail=log, redis_status=None, output_dir=output)
 
         assert saving(ended(code=3), write_sharded(tmp_path / "model")).reason is EndReason.EXIT_CODE
         assert saving(ended(), tmp_path).reason is EndReason.OUTPUT_MISSING
@@ -183,12 +183,14 @@ class TestPrintedResult:
     def test_deployment_needs_no_files(self, tmp_path: Path) -> None:
         log = ["pulling", '{"status":"success"}']
 
-        assert judge(Stage.DEPLOYMENT, ended(), log_tail=log, redis_status=2, output_dir=tmp_path).succeeded
+        assert judge(JobKind.DEPLOYMENT, ended(), log_tail=log, redis_status=2, output_dir=tmp_path).succeeded
 
 
 class TestJudgeInference:
     def judge(self, tmp_path: Path, *lines: str, code: int = 0) -> Any:
-        return judge(Stage.INFERENCE_COMPLETE, ended(code=code), log_tail=lines, redis_status=None, output_dir=tmp_path)
+        return judge(
+            JobKind.INFERENCE_COMPLETE, ended(code=code), log_tail=lines, redis_status=None, output_dir=tmp_path
+        )
 
     def test_exit_0_without_an_error_is_success(self, tmp_path: Path) -> None:
         assert self.judge(tmp_path, '{"status": "resp", "text": "error"}').succeeded
@@ -450,7 +452,7 @@ class TestArtifacts:
         manifest = ResultManifest(
             job_id="j",
             attempt=1,
-            stage=Stage.TRAINING,
+            stage=JobKind.TRAINING,
             kind=ArtifactKind.ADAPTER,
             root="output",
             files=files,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.domain.enums import Stage, VersionSource
+from app.domain.enums import JobKind, VersionSource
 from app.domain.errors import InvalidRequest
 from app.registry.method_record import Method
 from app.registry.method_runs import FileModified, script_to_run
@@ -40,7 +40,7 @@ class TestPinForRun:
 
         assert (first.version, first.source) == (2, VersionSource.DISK)
         assert second == first
-        assert app.services.files.versions.get(first.files[Stage.TRAINING].sha256) == EDITED
+        assert app.services.files.versions.get(first.files[JobKind.TRAINING].sha256) == EDITED
 
     async def test_an_edit_that_is_not_python_is_refused_with_its_line(self, app: MethodsApp) -> None:
         await app.create()
@@ -72,7 +72,7 @@ class TestScriptToRun:
     async def test_runs_in_place_while_the_root_holds_the_bytes(self, app: MethodsApp) -> None:
         await app.create()
 
-        script = script_to_run(app.services.files, (await pin(app, "finance")).files[Stage.TRAINING])
+        script = script_to_run(app.services.files, (await pin(app, "finance")).files[JobKind.TRAINING])
 
         assert script.in_place
         assert script.path == app.home.scripts / "train.py"
@@ -81,7 +81,7 @@ class TestScriptToRun:
     @pytest.mark.parametrize("present", [EDITED, None])
     async def test_runs_the_stored_bytes_when_they_were_changed(self, app: MethodsApp, present: bytes | None) -> None:
         await app.create(stages={"training": {"file": "deep/train.py", "conda_env": "base"}})
-        pinned = (await pin(app, "finance")).files[Stage.TRAINING]
+        pinned = (await pin(app, "finance")).files[JobKind.TRAINING]
         if present is None:
             (app.home.scripts / "deep/train.py").unlink()
         else:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.domain.enums import JobStatus, Stage, VersionSource
+from app.domain.enums import JobKind, JobStatus, VersionSource
 from app.registry.methods import merge_patch
 from app.store import jobs
 from app.store.methods import MethodNotFound
@@ -120,7 +120,7 @@ class TestCrash:
         async def upload() -> None:
             async with app.database.writing() as session:
                 await app.services.stage_files.write(
-                    session, "finance", Stage.TRAINING, EDITED, precondition=lambda _: None
+                    session, "finance", JobKind.TRAINING, EDITED, precondition=lambda _: None
                 )
                 raise PowerCutError
 
@@ -130,7 +130,7 @@ class TestCrash:
         async with app.database.writing() as session:
             method = await app.services.runs.pin_for_run(session, "finance")
         assert (method.version, method.source) == (2, VersionSource.DISK)
-        assert app.services.files.versions.get(method.files[Stage.TRAINING].sha256) == EDITED
+        assert app.services.files.versions.get(method.files[JobKind.TRAINING].sha256) == EDITED
 
 
 class TestMergePatch:

@@ -17,12 +17,12 @@ from app.api.schemas.methods import (
     MethodRead,
     ScriptRead,
     ScriptSummary,
+    StageName,
     method_files,
     script_read,
     script_summary,
 )
 from app.api.small_lists import page_by_name
-from app.domain.enums import Stage
 from app.domain.errors import InvalidRequest, PreconditionFailed
 from app.registry.methods import MethodMoved, PresetReadOnly
 from app.registry.script_paths import FileOutsideRoot, FilePathTooLong, InvalidFilePath
@@ -109,7 +109,7 @@ async def list_method_files(method: MethodRef, session: ReadSession, services: S
     response_class=Response,
     responses={**_RAW_ANSWER, **problem_responses(MethodNotFound, StageWithoutFile)},
 )
-async def get_method_file(method: MethodRef, stage: Stage, session: ReadSession, services: ServicesDep) -> Response:
+async def get_method_file(method: MethodRef, stage: StageName, session: ReadSession, services: ServicesDep) -> Response:
     """Read the file of a stage as it stands on disk; the stored bytes if it is gone from there."""
     return _raw(await services.methods.stage_files.read(session, method, stage))
 
@@ -132,7 +132,7 @@ async def get_method_file(method: MethodRef, stage: Stage, session: ReadSession,
 )
 async def replace_method_file(
     method: MethodRef,
-    stage: Stage,
+    stage: StageName,
     content: PythonBody,
     if_match: IfMatch,
     session: WriteSession,

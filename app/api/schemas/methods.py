@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, StrictBool
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
 
 from app.api.errors import ProblemEntry
 from app.domain.definition import (
@@ -15,9 +17,10 @@ from app.domain.definition import (
     StageConfig,
     Wire,
 )
-from app.domain.enums import ModelState, Platform, Stage, TrainingType, VersionSource
+from app.domain.enums import JobKind, ModelState, Platform, TrainingType, VersionSource
 from app.domain.environment_reports import EnvironmentState
 from app.domain.errors import Violation
+from app.domain.kinds import STAGES, Stage
 from app.domain.texts import Language, text
 from app.registry.method_files import FileState, FileStatus, PinnedFile
 from app.registry.method_guide import StageParameters
@@ -31,10 +34,27 @@ _ID = "5b0e4c1e-9f3d-4a59-8f5e-0d6f3f8f2a11"
 _SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 
 
+class _StageSchema:
+    """Makes `Stage` a named schema of its own, with the messages of an enum."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.enum_schema(JobKind, list(STAGES), sub_type="str", ref="Stage")
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        reference = handler(schema)
+        description = "Step of a method: a Python file and a conda environment."
+        handler.resolve_ref_schema(reference).update(title="Stage", description=description)
+        return reference
+
+
+StageName = Annotated[Stage, _StageSchema()]
+"""A stage over the wire."""
+
+
 class PinnedFileRead(BaseModel):
     """A file that a version of a method runs, by its exact bytes."""
 
-    stage: Stage
+    stage: StageName
     file: str = Field(description="Path in the script root.", examples=["finance_sft.py"])
     sha256: str = Field(examples=[_SHA256])
     size_bytes: int = Field(examples=[4711])
@@ -154,7 +174,7 @@ class ReadinessCell(BaseModel):
 class StageReadinessRead(BaseModel):
     """Whether a stage could run now, where, and what stands in the way."""
 
-    stage: Stage
+    stage: StageName
     ready: bool
     environment: str | None
     nodes: list[str] = Field(description="Nodes that could run it now.", examples=[["gpu-1"]])
@@ -179,7 +199,7 @@ class MethodReadinessRead(ReadinessRead):
 class StageParametersRead(BaseModel):
     """What can be set at a stage."""
 
-    stage: Stage
+    stage: StageName
     file: str
     sha256: str = Field(examples=[_SHA256])
     parameters: dict[str, Any] = Field(

@@ -19,7 +19,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from app.domain.enums import EndReason, Stage
+from app.domain.enums import EndReason
+from app.domain.kinds import Stage
 
 _MAX_HEADER_BYTES = 100_000_000
 _MAX_JSON_BYTES = 64 * 1024 * 1024

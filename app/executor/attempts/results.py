@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from app.domain.enums import EndReason, Stage
+from app.domain.enums import EndReason, JobKind
+from app.domain.kinds import Stage
 from app.executor.attempts.artifacts import Artifact, ArtifactProblem, check_complete, check_customized
 from app.executor.attempts.classification import LOG_DATA, Failure, classify, last_words, recognise
 from app.executor.attempts.script_status import FAILED
@@ -54,14 +55,14 @@ def judge(
             recognise(log_tail) or _plain(EndReason.SCRIPT_REPORTED_FAILURE, last_words(log_tail) or _SILENT)
         )
     match stage:
-        case Stage.TRAINING:
+        case JobKind.TRAINING:
             return _judge_output(output_dir, complete=False)
-        case Stage.SAVING:
+        case JobKind.SAVING:
             printed = judge_printed_result(log_tail)
             return _judge_output(output_dir, complete=True, result=printed.result) if printed.succeeded else printed
-        case Stage.DEPLOYMENT:
+        case JobKind.DEPLOYMENT:
             return judge_printed_result(log_tail)
-        case Stage.INFERENCE_CUSTOMIZED | Stage.INFERENCE_COMPLETE:
+        case JobKind.INFERENCE_CUSTOMIZED | JobKind.INFERENCE_COMPLETE:
             return _judge_answer(log_tail)
 
 

@@ -17,7 +17,7 @@ from uuid import UUID
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.domain.enums import EndReason, JobKind, JobStatus, ModelState, Stage
+from app.domain.enums import EndReason, JobKind, JobStatus, ModelState
 from app.domain.names import complete_name, online_name, produced_name
 from app.domain.retries import Again, Limits
 from app.domain.transitions import TERMINAL
@@ -194,8 +194,9 @@ class StageSettler:
         if claim.job.kind is JobKind.ENVIRONMENT:
             verdict = judge_build(exit_record, tail)
         else:
-            stage = Stage(claim.job.kind)
-            verdict = judge(stage, exit_record, log_tail=tail, redis_status=redis_status, output_dir=run.output)
+            verdict = judge(
+                claim.job.kind, exit_record, log_tail=tail, redis_status=redis_status, output_dir=run.output
+            )
         project_whole_log(run)
         return Judged(verdict=verdict, log_tail=tail[-SHOWN_LINES:], reached=reached(run))
 
@@ -207,7 +208,7 @@ class StageSettler:
         manifest = ResultManifest(
             job_id=claim.job.id,
             attempt=claim.attempt.number,
-            stage=Stage(claim.job.kind),
+            stage=claim.job.kind,
             kind=artifact.kind if artifact else None,
             root=self._home.relative(artifact.root) if artifact else None,
             files=await digest_files(artifact.root) if artifact else (),

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.domain.enums import EndReason, JobKind, JobStatus, Stage
+from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.errors import NotFound
 from app.domain.fixes import Fix, Knobs, fix_for
 from app.executor.jobs.stage_parameters import StageParameters
@@ -45,7 +45,7 @@ class Fixes:
         method = await pinned_method(session, job)
         if method is None or job.kind is JobKind.ENVIRONMENT:
             return None
-        script = await asyncio.to_thread(self._parameters.read, method, Stage(job.kind))
+        script = await asyncio.to_thread(self._parameters.read, method, job.kind)
         return Knobs(declared=script.by_name(), given=given_to(job))
 
 

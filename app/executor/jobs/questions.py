@@ -16,8 +16,9 @@ from uuid import uuid4
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.domain.enums import JobKind, JobStatus, Stage, TrainingType
+from app.domain.enums import JobStatus, TrainingType
 from app.domain.errors import Conflict, Invalid, InvalidRequest, Violation
+from app.domain.kinds import Stage
 from app.domain.lifecycle import STATE_RULES
 from app.domain.rendering import inference_arguments, render_equals
 from app.executor.jobs.asked_pictures import place_picture
@@ -113,7 +114,7 @@ class Questions:
         job = JobRow(
             id=job_id,
             name=row.name,
-            kind=JobKind(stage),
+            kind=stage,
             status=JobStatus.QUEUED,
             reason_params={},
             priority=PRIORITY,

@@ -12,8 +12,9 @@ from typing import Any
 from uuid import uuid4
 
 from app.domain.demand import Resources
-from app.domain.enums import JobKind, JobStatus, Stage
+from app.domain.enums import JobKind, JobStatus
 from app.domain.errors import Conflict, InvalidRequest, Violation
+from app.domain.kinds import as_stage
 from app.domain.lifecycle import STATE_OF_STAGE
 from app.domain.retries import Limits, RetryPolicy
 from app.executor.jobs.submission import Submission
@@ -152,7 +153,7 @@ def copied(job: JobRow, chain: Sequence[JobRow], changes: Changes) -> Submission
         base_model=changes.base_model or (snapshot.base_model.id if snapshot.base_model else None),
         dataset=changes.dataset or (snapshot.dataset.id if snapshot.dataset else None),
         parameters=_merged([step.parameters for step in reversed(chain)], changes),
-        through=STATE_OF_STAGE[Stage(last.kind)] if whole else None,
+        through=STATE_OF_STAGE[as_stage(last.kind)] if whole else None,
         stage=None if whole else last.kind,
         name=changes.name or origin.name,
         copied_from=job.id,

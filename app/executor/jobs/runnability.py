@@ -12,8 +12,8 @@ from datetime import datetime
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.demand import Demand
-from app.domain.enums import Stage
 from app.domain.errors import Violation
+from app.domain.kinds import as_stage
 from app.domain.placement import Host, Misfit, cards_of, misfits
 from app.registry.method_record import Method
 from app.registry.readiness_cells import Cell, Finding, Verdict
@@ -38,7 +38,7 @@ async def unrunnable(
     violations: list[Violation] = []
     for job in jobs:
         demand = store.demand_of(job)
-        told = {cell.node: cell for cell in cells.get(Stage(job.kind), ())}
+        told = {cell.node: cell for cell in cells.get(as_stage(job.kind), ())}
         in_the_way = [_in_the_way(row, told.get(name), demand) for name, row in rows.items()]
         if all(in_the_way):
             params = {"stage": job.kind.value, "environment": job.environment}

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from app.domain.enums import JobKind, Stage
+from app.domain.enums import JobKind
 from app.domain.errors import Violation
+from app.domain.kinds import Stage
 from app.domain.known_parameters import KnownParameter, known_at
 from app.domain.lifecycle import producing_stage
 from app.domain.parameters import ParameterCheck, check_parameters
@@ -59,10 +60,9 @@ class StageParameters:
         self._reader = reader
 
     async def check(
-        self, method: Method, kinds: Sequence[JobKind], values: Mapping[str, Any], columns: Sequence[str] | None
+        self, method: Method, stages: Sequence[Stage], values: Mapping[str, Any], columns: Sequence[str] | None
     ) -> CheckedParameters:
-        """Judge `values` for the stages `kinds`, and the columns of the data set (None: not asked)."""
-        stages = [Stage(kind) for kind in kinds]
+        """Judge `values` for these stages, and the columns of the data set (None: not asked)."""
         scripts = {stage: await asyncio.to_thread(self.read, method, stage) for stage in stages}
         takers = _takers(method, stages)
         given_to = {stage: _meant_for(stage, values, scripts, takers) for stage in takers}
@@ -103,7 +103,7 @@ def _distinct(found: Sequence[Violation]) -> tuple[Violation, ...]:
 def _takers(method: Method, stages: Sequence[Stage]) -> list[Stage]:
     """Return the stages that the caller's parameters are for: those that train, else the single stage asked for."""
     producing = producing_stage(method.definition.lifecycle or ())
-    training = [stage for stage in stages if stage in (Stage.TRAINING, producing)]
+    training = [stage for stage in stages if stage in (JobKind.TRAINING, producing)]
     return training or list(stages[:1])
 
 
@@ -120,7 +120,7 @@ def _typical(method: Method, stage: Stage) -> dict[str, KnownParameter]:
     """Return the ranges that the form of a shipped method shows, where they differ from the platform's."""
     producing = stage is producing_stage(method.definition.lifecycle or ())
     manifest = next((manifest for manifest in load_manifests() if manifest.name == method.preset), None)
-    if manifest is None or not (stage is Stage.TRAINING or producing):
+    if manifest is None or not (stage is JobKind.TRAINING or producing):
         return {}
     known = known_at(stage, producing=producing)
     typical = {}

@@ -15,8 +15,9 @@ from uuid import uuid4
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.demand import DEFAULT_QUEUE, Resources, resource_violations
-from app.domain.enums import JobKind, JobStatus, ModelState, Stage, TrainingType
+from app.domain.enums import JobKind, JobStatus, ModelState, TrainingType
 from app.domain.errors import AppError, InvalidRequest, NotFound, Unavailable, Violation
+from app.domain.kinds import STAGES, Stage, as_stage
 from app.domain.lifecycle import chain, runnable_stages, source_state
 from app.domain.names import shown
 from app.domain.retries import Limits, RetryPolicy, policy_violations
@@ -139,19 +140,19 @@ class Submissions:
         """Check and queue; raises `InvalidRequest` with everything that is wrong."""
         await self._check_disk()
         method = await self._method(session, submission)
-        kinds, found = _wanted_kinds(method, submission)
+        stages, found = _wanted_stages(method, submission)
         inputs = await self._inputs(session, submission, _needed_state(method, submission))
         found += inputs.violations
         found += resource_violations(submission.resources)
         found += policy_violations(submission.retry)
-        found += await _unknown_environments(session, method, kinds)
-        deployment, wrong = await _deployment(session, method, submission, kinds)
+        found += await _unknown_environments(session, method, stages)
+        deployment, wrong = await _deployment(session, method, submission, stages)
         found += wrong
-        checked = await self._parameters.check(method, kinds, submission.parameters, inputs.columns)
+        checked = await self._parameters.check(method, stages, submission.parameters, inputs.columns)
         found += checked.violations
         if found:
             raise InvalidRequest(found)
-        jobs = self._jobs(method, submission, kinds, inputs, checked, deployment)
+        jobs = self._jobs(method, submission, stages, inputs, checked, deployment)
         if not submission.wait:
             found = await unrunnable(session, method, jobs, self._runs.modules, now=self._clock())
             if found:
@@ -171,11 +172,11 @@ class Submissions:
         given = {name: value for job in reversed(jobs) for name, value in job.parameters.items()}
         values = {name: value for name, value in {**given, **parameters}.items() if value is not None}
         columns = await columns_of(session, jobs[0]) if jobs[0].model_id is None else None
-        checked = await self._parameters.check(method, [job.kind for job in jobs], values, columns)
+        checked = await self._parameters.check(method, [as_stage(job.kind) for job in jobs], values, columns)
         if checked.violations:
             raise InvalidRequest(list(checked.violations))
         for job in jobs:
-            stage = Stage(job.kind)
+            stage = as_stage(job.kind)
             job.parameters = checked.given(stage)
             effective = {"effective": checked.effective(stage)}
             job.launch = Snapshot.of(job).model_copy(update=effective).document()
@@ -271,7 +272,7 @@ class Submissions:
         self,
         method: Method,
         submission: Submission,
-        kinds: Sequence[JobKind],
+        stages: Sequence[Stage],
         inputs: _Inputs,
         checked: CheckedParameters,
         deployment: Deployment | None,
@@ -279,8 +280,7 @@ class Submissions:
         now = self._clock()
         chain_id = str(uuid4())
         jobs: list[JobRow] = []
-        for position, kind in enumerate(kinds):
-            stage = Stage(kind)
+        for position, stage in enumerate(stages):
             launcher = method.definition.launcher(stage)
             snapshot = Snapshot(
                 training_type=TrainingType(method.definition.training_type or ""),
@@ -294,14 +294,14 @@ class Submissions:
                 base_model=inputs.base_model,
                 dataset=inputs.dataset,
                 effective=checked.effective(stage),
-                deployment=deployment if kind is JobKind.DEPLOYMENT else None,
+                deployment=deployment if stage is JobKind.DEPLOYMENT else None,
                 wait=submission.wait,
             )
             jobs.append(
                 JobRow(
                     id=chain_id if position == 0 else str(uuid4()),
                     name=submission.name or method.name,
-                    kind=kind,
+                    kind=stage,
                     status=JobStatus.QUEUED,
                     reason_params={},
                     chain_id=chain_id,
@@ -321,7 +321,7 @@ class Submissions:
                     priority=submission.priority,
                     queue=submission.queue,
                     submitted_by=submission.user,
-                    resources=stage_resources(submission, method, kind).document(),
+                    resources=stage_resources(submission, method, stage).document(),
                     retry=submission.retry.document(),
                     limits=submission.limits.document(),
                     created_at=now,
@@ -331,20 +331,20 @@ class Submissions:
         return jobs
 
 
-def stage_resources(submission: Submission, method: Method, kind: JobKind) -> Resources:
+def stage_resources(submission: Submission, method: Method, stage: Stage) -> Resources:
     """Return what one stage of the submission asks for.
 
     Number and memory of accelerators are for the stages that produce: training, and saving on a path without
     `customized`. The others of a chain get the labels; a single stage gets everything.
     """
     lifecycle = method.definition.lifecycle or ()
-    produces = kind is JobKind.TRAINING or (kind is JobKind.SAVING and ModelState.CUSTOMIZED not in lifecycle)
+    produces = stage is JobKind.TRAINING or (stage is JobKind.SAVING and ModelState.CUSTOMIZED not in lifecycle)
     if produces or submission.stage is not None:
         return submission.resources
     return Resources(labels=submission.resources.labels)
 
 
-def _wanted_kinds(method: Method, submission: Submission) -> tuple[Sequence[JobKind], list[Violation]]:
+def _wanted_stages(method: Method, submission: Submission) -> tuple[Sequence[Stage], list[Violation]]:
     """Return the stages to run, in order."""
     definition = method.definition
     assert definition.lifecycle is not None
@@ -353,30 +353,29 @@ def _wanted_kinds(method: Method, submission: Submission) -> tuple[Sequence[JobK
     if submission.through is not None:
         if submission.model is not None:
             return (), [Violation("/model", "model_without_stage", {})]
-        with_training = definition.stage_config(Stage.TRAINING) is not None
+        with_training = definition.stage_config(JobKind.TRAINING) is not None
         try:
             return chain(definition.lifecycle, submission.through, with_training=with_training), []
         except AppError as error:
             return (), list(error.violations())
-    runnable = {Stage.TRAINING, Stage.SAVING, Stage.DEPLOYMENT}
+    runnable = {JobKind.TRAINING, JobKind.SAVING, JobKind.DEPLOYMENT}
     stages = [stage for stage in runnable_stages(definition) if stage in runnable]
-    if submission.stage not in stages:
+    stage = next((stage for stage in stages if stage == submission.stage), None)
+    if stage is None:
         params = {"stage": shown(submission.stage or ""), "stages": ", ".join(stages)}
         return (), [Violation("/stage", "stage_not_runnable", params)]
-    stage = Stage(submission.stage)
     source = source_state(definition.lifecycle, stage)
     if source is not None and submission.model is None:
         return (), [Violation("/model", "model_needed", {"stage": stage, "state": source})]
     if source is None and submission.model is not None:
         return (), [Violation("/model", "model_not_taken", {"stage": stage})]
-    return (JobKind(stage),), []
+    return (stage,), []
 
 
 def _needed_state(method: Method, submission: Submission) -> ModelState | None:
     """Return the state of the model that a single stage works on."""
-    if submission.stage not in set(Stage):
-        return None
-    return source_state(method.definition.lifecycle or (), Stage(submission.stage))
+    stage = next((stage for stage in STAGES if stage == submission.stage), None)
+    return None if stage is None else source_state(method.definition.lifecycle or (), stage)
 
 
 def _pinned(method: Method, stage: Stage) -> PinnedScript:
@@ -388,21 +387,21 @@ def _pinned(method: Method, stage: Stage) -> PinnedScript:
     return PinnedScript(file=OLLAMA_SCRIPT, sha256=digest.sha256, size=digest.size, shipped=True)
 
 
-async def _unknown_environments(session: AsyncSession, method: Method, kinds: Sequence[JobKind]) -> list[Violation]:
+async def _unknown_environments(session: AsyncSession, method: Method, stages: Sequence[Stage]) -> list[Violation]:
     known = (await registry_facts.load(session)).environments
-    wanted = {kind: method.environment(Stage(kind)) or BASE_ENVIRONMENT for kind in kinds}
+    wanted = {stage: method.environment(stage) or BASE_ENVIRONMENT for stage in stages}
     return [
-        Violation("/method", "environment_not_known", {"environment": name, "stage": kind})
-        for kind, name in wanted.items()
+        Violation("/method", "environment_not_known", {"environment": name, "stage": stage})
+        for stage, name in wanted.items()
         if name not in known
     ]
 
 
 async def _deployment(
-    session: AsyncSession, method: Method, submission: Submission, kinds: Sequence[JobKind]
+    session: AsyncSession, method: Method, submission: Submission, stages: Sequence[Stage]
 ) -> tuple[Deployment | None, list[Violation]]:
     config = method.definition.deployment
-    if JobKind.DEPLOYMENT not in kinds or config is None:
+    if JobKind.DEPLOYMENT not in stages or config is None:
         return None, []
     options = {
         "quantize": submission.quantize,
