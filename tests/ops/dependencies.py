@@ -11,10 +11,10 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import NormalizedName, canonicalize_name
 
+from scripts.check_wheels import PLATFORMS, PYTHONS
+
 ROOT = Path(__file__).parents[2]
 PROJECT = "deepextension"
-PYTHONS = ("3.11", "3.12", "3.13", "3.14")
-PLATFORMS = (("linux", "Linux", "x86_64"), ("linux", "Linux", "aarch64"), ("darwin", "Darwin", "arm64"))
 
 Target = Mapping[str, str]
 """Values of environment markers: a platform with a Python."""
@@ -33,20 +33,7 @@ class Import:
 
 def targets() -> list[Target]:
     """Return the marker values of every supported platform and Python."""
-    return [
-        {
-            "implementation_name": "cpython",
-            "os_name": "posix",
-            "platform_python_implementation": "CPython",
-            "sys_platform": sys_platform,
-            "platform_system": system,
-            "platform_machine": machine,
-            "python_version": python,
-            "python_full_version": f"{python}.0",
-        }
-        for sys_platform, system, machine in PLATFORMS
-        for python in PYTHONS
-    ]
+    return [platform.markers(python) for platform in PLATFORMS for python in PYTHONS]
 
 
 def declared(target: Target, *, extra: str = "") -> set[NormalizedName]:
