@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_WORKERS ?= auto
 
-.PHONY: help demo test simpletuner check chaos mutants format clean
+.PHONY: help demo test simpletuner check chaos mutants format release clean
 help:
 	@echo "make demo    install, start the service, and train, save and ask a model for real"
 	@echo "make test    install what the tests need and run them all"
 	@echo "make simpletuner  build SimpleTuner's environment (9 GB) and train with it for real"
 	@echo "make check   format, lint, types, imports"
 	@echo "make chaos   random faults: SEED=n FAULTS=n DATABASE=sqlite|postgres, WARM=1 for long runs"
+	@echo "make release wheel and image of the present commit's tag, into dist/"
 	@echo "make mutants safeguards taken out one by one: the tests must notice each"
 
 $(VENV)/.service: pyproject.toml
@@ -46,14 +47,19 @@ mutants: $(VENV)/.dev
 	@$(BIN)/python -m tests.chaos.mutants
 
 check: $(VENV)/.dev
-	@$(BIN)/ruff format --check app migrations tests benchmarks
-	@$(BIN)/ruff check app migrations tests benchmarks
+	@$(BIN)/ruff format --check app migrations tests benchmarks scripts
+	@$(BIN)/ruff check app migrations tests benchmarks scripts
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
 format: $(VENV)/.dev
-	@$(BIN)/ruff format app migrations tests benchmarks
-	@$(BIN)/ruff check --fix app migrations tests benchmarks
+	@$(BIN)/ruff format app migrations tests benchmarks scripts
+	@$(BIN)/ruff check --fix app migrations tests benchmarks scripts
+
+# TAG: by default the tag of the present commit
+release: $(VENV)/.dev
+	@$(BIN)/python -m scripts.check_wheels
+	@scripts/release.sh $(TAG)
 
 clean:
-	rm -rf $(VENV) .cache build *.egg-info
+	rm -rf $(VENV) .cache build dist *.egg-info
