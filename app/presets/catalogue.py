@@ -212,7 +212,7 @@ def _with_shared(own: dict[str, dict[str, Any]]) -> tuple[ParameterInfo, ...]:
 
 
 def _samples(kind: str) -> Iterator[tuple[Path, str, dict[str, Any]]]:
-    """Yield the folder, the name and the entry of each sample of a kind, the shared ones first."""
-    for file in (SHARED / "samples.toml", *sorted(ROOM.glob("*/manifest.toml"))):
+    """Yield the folder, the name and the entry of each sample of a kind, the shared ones last."""
+    for file in (*sorted(ROOM.glob("*/manifest.toml")), SHARED / "samples.toml"):
         for name, entry in tomllib.loads(file.read_text("utf-8")).get(kind, {}).items():
             yield file.parent, name, entry
