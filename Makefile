@@ -16,12 +16,12 @@ help:
 
 $(VENV)/.service: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing the service into $(VENV) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@echo "Installing the service into $(VENV): about 30 MB to download ..."
+	@$(BIN)/python -m pip install --disable-pip-version-check -e .
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.service
-	@echo "Installing what the tests need into $(VENV) ..."
+	@echo "Installing what the tests need into $(VENV): a minute or more ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
