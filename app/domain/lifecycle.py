@@ -13,7 +13,8 @@ from app.domain.enums import JobKind, ModelState, TrainingType
 from app.domain.errors import Invalid, Violation
 from app.domain.kinds import METHOD_STAGES, STAGES, Stage
 from app.domain.launchers import GROUP_KINDS, MAX_PROCESSES, LauncherKind
-from app.domain.names import MAX_TECHNIQUE_LENGTH, is_label, name_violations, shown
+from app.domain.names import MAX_TECHNIQUE_LENGTH, is_label, name_violations
+from app.domain.plain_text import shown
 from app.domain.pointers import pointer
 
 Lifecycle = tuple[ModelState, ...]

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from app.domain.errors import Violation
+from app.domain.plain_text import shown
 
 MAX_NAME_LENGTH = 100
 MAX_TECHNIQUE_LENGTH = 40
@@ -87,12 +88,6 @@ def complete_name(*, source_name: str, saving_id: UUID) -> str:
 def online_name(*, source_name: str, deployment_id: UUID, quantization: str | None = None) -> str:
     """Return the name of an online model, whatever it was deployed from (complete, customized or base)."""
     return f"{source_name}_d_{deployment_id.hex[:4]}_{quantization or NO_QUANTIZATION}"
-
-
-def shown(value: str, *, limit: int = 80) -> str:
-    """Return `value` as it may stand in a sentence: one line, printable, not endless."""
-    cut = value if len(value) <= limit else value[: limit - 1] + "…"
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)
 
 
 def _strangers(name: str) -> list[str]:

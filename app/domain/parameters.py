@@ -15,7 +15,7 @@ from app.domain.enums import JobKind
 from app.domain.errors import Violation
 from app.domain.kinds import Stage
 from app.domain.known_parameters import KnownParameter, known_at, reserved_at
-from app.domain.names import shown
+from app.domain.plain_text import shown
 from app.domain.pointers import pointer
 from app.domain.rendering import ArgumentForm
 from app.domain.script_parameters import ParameterKind, ScriptParameter, ScriptParameters, from_text

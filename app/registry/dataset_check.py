@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 from app.domain.errors import Violation
-from app.domain.names import shown
+from app.domain.plain_text import shown
 
 MAX_PROBLEMS: Final = 100
 IMAGES_FIELD: Final = "images"

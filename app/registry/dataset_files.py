@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from app.domain.errors import Conflict, Invalid
-from app.domain.names import shown
+from app.domain.plain_text import shown
 from app.registry.dataset_check import DatasetReport, check_lines
 
 SUFFIX: Final = ".jsonl"

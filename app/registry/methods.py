@@ -18,7 +18,7 @@ from app.domain.definition import MethodDefinition
 from app.domain.enums import VersionSource
 from app.domain.errors import Conflict, InvalidRequest, NotAllowed, PreconditionFailed, Violation
 from app.domain.lifecycle import PATHS, find_path, violations
-from app.domain.names import shown
+from app.domain.plain_text import shown
 from app.registry.method_files import FileCheck, MethodFiles, Pins, member_pointer, pins_to_json, stage_environments
 from app.registry.method_record import Method, lifecycle_text, method_of, row_values, version_tag
 from app.store import methods as store

@@ -5,7 +5,7 @@ import unicodedata
 from pathlib import Path
 
 from app.domain.errors import Invalid
-from app.domain.names import shown
+from app.domain.plain_text import shown
 
 MAX_PATH_BYTES = 900
 MAX_PART_BYTES = 255

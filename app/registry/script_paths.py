@@ -4,7 +4,7 @@ import unicodedata
 from pathlib import PurePosixPath
 
 from app.domain.errors import Invalid
-from app.domain.names import shown
+from app.domain.plain_text import shown
 
 SUFFIX = ".py"
 MAX_COMPONENT_BYTES = 255

@@ -3,6 +3,9 @@
 SQLite: WAL, `synchronous=FULL`, one machine. A writing transaction begins with `BEGIN IMMEDIATE`, because a reader that
 turns writer fails at once with "database is locked", whatever the busy timeout says. The writers of one process take
 turns.
+
+A statement never fails because of its texts: what a database refuses in them is escaped on the way
+(`app.store.types`). Whoever takes text from a file system or a script makes it printable before; this is the net.
 """
 
 import asyncio
@@ -19,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.store.home import keep_sqlite_private
+from app.store.types import dump_json, load_json, storable_parameters
 
 BUSY_TIMEOUT_MS = 10_000
 SILENT_AFTER_SECONDS = 30.0  # a Postgres that does not answer (network, failover) is asked anew on another connection
@@ -94,18 +98,24 @@ class _Turn:
 
 
 def _create_engine(url: str, *, pool_size: int, silent_after: float | None) -> AsyncEngine:
-    if make_url(url).get_backend_name() != "sqlite":
-        return create_async_engine(
-            url,
-            pool_size=pool_size,
-            pool_pre_ping=True,
-            connect_args={"server_settings": _POSTGRES, "timeout": 10, "command_timeout": silent_after},
-        )
-    engine = create_async_engine(url, pool_size=pool_size, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
-    event.listen(engine.sync_engine, "do_connect", _keep_private)
-    event.listen(engine.sync_engine, "connect", _prepare_sqlite)
-    event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    json: dict[str, Any] = {"json_serializer": dump_json, "json_deserializer": load_json}
+    if make_url(url).get_backend_name() == "sqlite":
+        driver: dict[str, Any] = {"timeout": BUSY_TIMEOUT_MS / 1000}
+        engine = create_async_engine(url, pool_size=pool_size, connect_args=driver, **json)
+        event.listen(engine.sync_engine, "do_connect", _keep_private)
+        event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+        event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    else:
+        driver = {"server_settings": _POSTGRES, "timeout": 10, "command_timeout": silent_after}
+        engine = create_async_engine(url, pool_size=pool_size, pool_pre_ping=True, connect_args=driver, **json)
+    event.listen(engine.sync_engine, "before_cursor_execute", _make_storable, retval=True)
     return engine
+
+
+def _make_storable(
+    _connection: sa.Connection, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool
+) -> tuple[str, Any]:
+    return statement, storable_parameters(parameters)
 
 
 def _keep_private(_dialect: Any, _record: Any, arguments: list[Any], _parameters: Any) -> None:

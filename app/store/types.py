@@ -1,10 +1,18 @@
-"""Column types shared by all tables."""
+"""Column types shared by all tables, and the form in which text and JSON reach the database."""
 
+import json
+import re
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
+
+from app.domain.plain_text import storable, storable_document
+
+# as JSON spells NUL and the halves of a surrogate pair; whole pairs are found as well and stay what they are
+_SUSPECT: Final = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
+_DECODER: Final = json.JSONDecoder(parse_constant=lambda _constant: None)
 
 
 class UtcDateTime(sa.TypeDecorator[datetime]):
@@ -39,3 +47,33 @@ def enum_type(enum: type[StrEnum]) -> "sa.Enum":
 
 
 JsonDocument: sa.types.TypeEngine[Any] = sa.JSON(none_as_null=True)
+
+
+def dump_json(value: Any) -> str:
+    """Write a JSON document. What a database or a reader would refuse in it is replaced (`storable_document`)."""
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except (ValueError, RecursionError):
+        return json.dumps(storable_document(value), allow_nan=False)
+    return json.dumps(storable_document(value)) if _SUSPECT.search(text) else text
+
+
+def load_json(text: str) -> Any:
+    """Read a JSON document. One that was written before `dump_json` replaced anything is made sendable here."""
+    value = _DECODER.decode(text)
+    return storable_document(value) if _SUSPECT.search(text) else value
+
+
+def storable_parameters(parameters: Any) -> Any:
+    """Return the bound values of a statement, texts in the form that databases take."""
+    match parameters:
+        case str():
+            return parameters if parameters.isascii() and "\0" not in parameters else storable(parameters)
+        case dict():
+            return {name: storable_parameters(value) for name, value in parameters.items()}
+        case tuple():
+            return tuple(storable_parameters(value) for value in parameters)
+        case list():
+            return [storable_parameters(value) for value in parameters]
+        case _:
+            return parameters

@@ -10,7 +10,6 @@ from app.domain.names import (
     name_violations,
     online_name,
     produced_name,
-    shown,
 )
 
 TRAINING_ID = UUID("a1b2c3d4-0000-4000-8000-000000000000")
@@ -127,9 +126,3 @@ class TestModelNames:
 
         assert name.startswith("org-model-latest_model_")
         assert name_violations(name) == []
-
-
-class TestShown:
-    def test_is_one_printable_line_of_limited_length(self) -> None:
-        assert shown("a\nb\x00") == "a\\nb\\x00"
-        assert len(shown("x" * 1000)) == 80

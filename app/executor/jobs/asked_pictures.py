@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from app.domain.errors import Invalid
-from app.domain.names import shown
+from app.domain.plain_text import shown
 from app.registry.resource_paths import resolve_inside
 from app.store.home import Home
 

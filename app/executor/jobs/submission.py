@@ -19,7 +19,7 @@ from app.domain.enums import JobKind, JobStatus, ModelState, TrainingType
 from app.domain.errors import AppError, InvalidRequest, NotFound, Unavailable, Violation
 from app.domain.kinds import STAGES, Stage, as_stage
 from app.domain.lifecycle import chain, runnable_stages, source_state
-from app.domain.names import shown
+from app.domain.plain_text import shown
 from app.domain.retries import Limits, RetryPolicy, policy_violations
 from app.executor.jobs.fixing import columns_of, pinned_method
 from app.executor.jobs.runnability import unrunnable

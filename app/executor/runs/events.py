@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app.domain.plain_text import storable
 from app.executor.runs.run_folder import RunFolder
 
 MAX_LINE_BYTES = 1024 * 1024
@@ -137,9 +138,9 @@ def finite(value: object) -> float | None:
 
 
 def clean_text(value: object, limit: int = _MAX_TEXT) -> str:
-    """Return text that databases and encoders take: no lone surrogates, no NUL, bounded."""
+    """Return text that databases and encoders take, of at most `limit` characters."""
     text = value if isinstance(value, str) else json.dumps(value)
-    return text[:limit].encode("utf-8", "replace").decode("utf-8").replace("\x00", "")
+    return storable(text[:limit])[:limit]
 
 
 def _event(document: Any) -> StageEvent | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from app.domain.errors import NotFound
-from app.domain.names import shown
+from app.domain.plain_text import shown
 
 URL: Final = "/images/{name}"
 MEDIA_TYPES: Final = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
