@@ -14,7 +14,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict
 
 from app.domain.errors import Invalid
-from app.domain.names import shown
+from app.domain.plain_text import shown, storable_document
 from app.registry.resource_paths import stays_inside
 
 CONFIG: Final = "config.json"
@@ -112,7 +112,8 @@ def _read_object(path: Path) -> dict[str, Any]:
         raise BaseModelUnreadable(file=path.name, problem=problem, pointer="/path") from exc
     if not isinstance(value, dict):
         raise BaseModelUnreadable(file=path.name, problem="not a JSON object", pointer="/path")
-    return value
+    cleaned: dict[str, Any] = storable_document(value)
+    return cleaned
 
 
 def _read_optional(path: Path) -> dict[str, Any]:

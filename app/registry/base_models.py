@@ -12,6 +12,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.errors import Conflict, together_with
 from app.domain.names import name_key, name_violations, normal_name
+from app.domain.plain_text import MAX_PATH_LENGTH, shown
 from app.registry.base_model_card import CONFIG, PIPELINE, BaseModelCard, NotABaseModel, read_card
 from app.registry.resource_paths import resolve_inside, stays_inside
 from app.store import named
@@ -92,9 +93,8 @@ class BaseModels:
     def _unregistered(self, known: Collection[str]) -> list[str]:
         root = self._home.models
         found = _model_folders(root, root, depth=_DEPTH)
-        return sorted(
-            folder.relative_to(root).as_posix() for folder in found if self._home.relative(folder) not in known
-        )
+        new = (folder.relative_to(root).as_posix() for folder in found if self._home.relative(folder) not in known)
+        return sorted(shown(path, limit=MAX_PATH_LENGTH) for path in new)
 
 
 def _model_folders(root: Path, folder: Path, *, depth: int) -> Iterator[Path]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from app.domain.plain_text import MAX_PATH_LENGTH, shown
 from app.registry.resource_paths import stays_inside
 
 MAX_FILES: Final = 10_000
@@ -13,7 +14,7 @@ MAX_FILES: Final = 10_000
 
 @dataclass(frozen=True)
 class ModelFile:
-    """One file of a model; `path` is relative to the model's folder."""
+    """One file of a model; `path` is relative to the model's folder, in a printable form."""
 
     path: str
     size_bytes: int
@@ -52,7 +53,8 @@ def _files(folder: Path) -> Iterator[ModelFile]:
         if count >= MAX_FILES:
             return
         if path.is_file() and not path.is_symlink():
-            yield ModelFile(path=path.relative_to(folder).as_posix(), size_bytes=path.stat().st_size)
+            name = shown(path.relative_to(folder).as_posix(), limit=MAX_PATH_LENGTH)
+            yield ModelFile(path=name, size_bytes=path.stat().st_size)
 
 
 def _remove(path: Path) -> None:

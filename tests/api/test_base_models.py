@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,14 @@ class TestCreate:
 
         assert codes(response.json()) == [("/name", "invalid_name"), ("/path", "path_not_found")]
 
+    async def test_card_holds_only_text_that_can_be_sent(self, app: MethodsApp) -> None:
+        place_base_model(app.home.models / "tiny", model_type="\ud800\x00", torch_dtype="bfloat16")
+
+        response = await create(app)
+
+        assert response.status_code == 201
+        assert (await app.client.get(f"{URL}/tiny")).json()["card"]["model_type"] == "\\ud800\\x00"
+
     async def test_refuses_unknown_fields(self, app: MethodsApp) -> None:
         place_base_model(app.home.models / "tiny")
 
@@ -138,14 +147,14 @@ class TestCreate:
 
 class TestUnregistered:
     async def test_lists_folders_without_entry(self, app: MethodsApp) -> None:
-        for path in ("tiny", "org/big", ".cache/x"):
+        for path in ("tiny", "org/big", ".cache/x", os.fsdecode(b"org/\xfc")):
             place_base_model(app.home.models / path)
         (app.home.models / "notes").mkdir()
         await create(app)
 
         response = await app.client.get(f"{URL}:unregistered")
 
-        assert response.json() == {"items": ["org/big"]}
+        assert response.json() == {"items": ["org/\\xfc", "org/big"]}
 
 
 class TestDelete:

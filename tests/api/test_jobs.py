@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from app.domain.enums import EndReason, JobKind, JobStatus, ModelState, TrainingType
 from app.executor.runs.job_spec import Named, Snapshot
@@ -231,6 +232,21 @@ class TestList:
 
         assert [item["id"] for item in listed["items"]] == [build]
         assert [item["id"] for item in asked_for["items"]] == [question]
+
+    async def test_row_with_text_that_cannot_be_sent_does_not_break_the_list(self, app: JobsApp) -> None:
+        job_id = await add_job(app.database)
+        await app.runner.run(job_id, FAILURE)
+        # as a version wrote it that did not make names printable
+        raw = r'{"exit_code": 3, "detail": "it holds \udcfc.txt", "log_tail": ["\u0000"]}'
+        statement = sa.text("UPDATE job SET reason_params = :raw WHERE id = :id")
+        async with app.database.writing() as session:
+            await (await session.connection()).execute(statement, {"raw": raw, "id": job_id})
+
+        page, job = await app.get("/jobs"), await app.get(f"/jobs/{job_id}")
+
+        assert [item["id"] for item in page["items"]] == [job_id]
+        assert r"it holds \xfc.txt" in job["reason_detail"]
+        assert job["log_tail"] == [r"\x00"]
 
     @pytest.mark.parametrize("params", [{"status": "happy"}, {"stage": "cooking"}, {"sort": "shoe-size"}, {"limit": 0}])
     async def test_refuses_unknown_words(self, app: JobsApp, params: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Models over HTTP, on SQLite and on Postgres."""
 
 import json
+import os
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -118,12 +119,13 @@ class TestRead:
         model = await insert_model(app.database, method_id=method_id, path="runs/j/1/output")
         weights(app, "runs/j/1/output", "b.json", "a.json")
         weights(app, "runs/j/1/output/saved", "c.json")
+        weights(app, "runs/j/1/output", os.fsdecode(b"\xfc.json"))  # of a person who wrote in Latin-1
         online = await insert_model(app.database, method_id=method_id, path=None, state=ModelState.ONLINE)
 
         body = (await app.client.get(f"{URL}/{model}/files")).json()
 
-        assert [file["path"] for file in body["items"]] == ["a.json", "b.json", "saved/c.json"]
-        assert body["size_bytes"] == 9
+        assert [file["path"] for file in body["items"]] == ["\\xfc.json", "a.json", "b.json", "saved/c.json"]
+        assert body["size_bytes"] == 12
         assert (await app.client.get(f"{URL}/{online}/files")).json() == {"items": [], "size_bytes": 0}
 
 

@@ -1,5 +1,6 @@
 """Names to prefixes, the way conda resolves them."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,15 @@ def make_prefix(path: Path) -> Path:
 
 def search(home: Path, **environ: str) -> CondaSearch:
     return CondaSearch(environ={"PATH": "", **environ}, home=home)
+
+
+class TestList:
+    def test_leaves_out_names_that_cannot_be_asked_for(self, home: Path) -> None:
+        make_prefix(home / "miniforge3")
+        for name in ("trl", os.fsdecode(b"\xfc")):
+            make_prefix(home / "miniforge3" / "envs" / name)
+
+        assert sorted(list_environments(search(home))) == ["base", "trl"]
 
 
 class TestResolve:

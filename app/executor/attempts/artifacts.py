@@ -21,11 +21,13 @@ from pydantic import BaseModel, ConfigDict
 
 from app.domain.enums import EndReason
 from app.domain.kinds import Stage
+from app.domain.plain_text import MAX_PATH_LENGTH, shown
 
 _MAX_HEADER_BYTES = 100_000_000
 _MAX_JSON_BYTES = 64 * 1024 * 1024
 _PIECE_BYTES = 128 * 1024 * 1024
 _BLOCK_BYTES = 1024 * 1024
+_MAX_DETAIL = 500
 _BITS = {
     "BOOL": 8,
     "U8": 8,
@@ -65,9 +67,9 @@ class ArtifactProblem(Exception):
     """The folder holds no model that can be loaded. `reason` is `output_missing` or `output_invalid`."""
 
     def __init__(self, reason: EndReason, detail: str) -> None:
-        super().__init__(detail)
         self.reason = reason
-        self.detail = detail
+        self.detail = shown(detail, limit=_MAX_DETAIL)  # names of files stand in it
+        super().__init__(self.detail)
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Artifact:
 
 
 class FileDigest(BaseModel):
-    """One file of a model; `path` is relative to the model's folder."""
+    """One file of a model; `path` is relative to the model's folder, in a printable form."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -182,7 +184,7 @@ async def digest_files(root: Path) -> tuple[FileDigest, ...]:
         digest, size = hashlib.sha256(), 0
         while read := await asyncio.to_thread(_digest_piece, digest, path, size):
             size += read
-        name = path.relative_to(root).as_posix()
+        name = shown(path.relative_to(root).as_posix(), limit=MAX_PATH_LENGTH)
         digests.append(FileDigest(path=name, size=size, sha256=digest.hexdigest()))
     return tuple(digests)
 

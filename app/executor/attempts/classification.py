@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.domain.enums import EndReason
+from app.domain.plain_text import storable, storable_document
 from app.executor.engines.base import ExitRecord, ExitWhy
 from app.executor.runs.log_file import collapse_carriage_returns
 
@@ -348,5 +349,5 @@ def _out_of_memory(exit_record: ExitRecord, detail: str, *, probable: bool) -> F
 
 
 def _failure(reason: EndReason, detail: str, **params: Any) -> Failure:
-    detail = detail[:_MAX_DETAIL]
-    return Failure(reason=reason, detail=detail, params={"detail": detail, **params})
+    detail = storable(detail[:_MAX_DETAIL])
+    return Failure(reason=reason, detail=detail, params={"detail": detail, **storable_document(params)})

@@ -22,6 +22,7 @@ from app.domain.enums import EndReason, JobKind, TrainingType
 from app.domain.errors import AppError
 from app.domain.launchers import GROUP_KINDS
 from app.domain.names import online_name
+from app.domain.plain_text import storable_document
 from app.domain.rendering import (
     deployment_arguments,
     inference_arguments,
@@ -63,8 +64,8 @@ class LaunchError(Exception):
 
     def __init__(self, reason: EndReason, **params: Any) -> None:
         self.reason = reason
-        self.params = params
-        super().__init__(f"{reason}: {params}")
+        self.params: dict[str, Any] = storable_document(params)  # paths and variables stand in them
+        super().__init__(f"{reason}: {self.params}")
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 
 from app.domain.enums import EndReason, JobKind
 from app.domain.kinds import Stage
+from app.domain.plain_text import storable, storable_document
 from app.executor.attempts.artifacts import Artifact, ArtifactProblem, check_complete, check_customized
 from app.executor.attempts.classification import LOG_DATA, Failure, classify, last_words, recognise
 from app.executor.attempts.script_status import FAILED
@@ -103,7 +104,7 @@ def json_objects(lines: Sequence[str]) -> list[dict[str, Any]]:
             continue
         rest = text[end:].partition("\n")[0]
         if isinstance(document, dict) and not rest.strip():
-            found.append(document)
+            found.append(storable_document(document))
             position = end
     return found
 
@@ -130,7 +131,7 @@ def _judge_output(output_dir: Path, *, complete: bool, result: Mapping[str, Any]
 
 
 def _plain(reason: EndReason, detail: str) -> Failure:
-    detail = detail[:_MAX_DETAIL]
+    detail = storable(detail[:_MAX_DETAIL])
     return Failure(reason=reason, detail=detail, params={"detail": detail})
 
 

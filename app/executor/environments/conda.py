@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from app.domain.plain_text import storable
+
 EXECUTABLES = ("conda", "mamba", "micromamba")
 
 
@@ -56,7 +58,8 @@ def list_environments(search: CondaSearch) -> Mapping[str, Path]:
         found["base"] = root
     for folder in environment_folders(search):
         for prefix in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if is_conda_prefix(prefix):
+            # a job cannot ask for a name that cannot be written
+            if is_conda_prefix(prefix) and storable(prefix.name) == prefix.name:
                 found.setdefault(prefix.name, prefix)
     return found
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from app.domain.environment_reports import Probe
+from app.domain.plain_text import shown
 from app.executor.environments.activation import ActivationFailed, interpreter, stage_environment
 from app.executor.environments.environment_archive import write_durably
 
@@ -119,10 +120,10 @@ def probe(prefix: Path, modules: list[str], environ: Mapping[str, str], *, key: 
         found = json.loads(said.decode().strip().splitlines()[-1])
         return Probe.model_validate({"key": key, "modules": modules, **found})
     except (ActivationFailed, OSError) as error:
-        return Probe(key=key, modules=tuple(modules), trouble=str(error)[:300])
+        return Probe(key=key, modules=tuple(modules), trouble=shown(str(error), limit=300))
     except (ValueError, IndexError, ValidationError):
         last = complaint.decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
-        return Probe(key=key, modules=tuple(modules), trouble=last[0][:300])
+        return Probe(key=key, modules=tuple(modules), trouble=shown(last[0], limit=300))
 
 
 def _step_back(pid: int) -> None:

@@ -19,6 +19,7 @@ from typing import Protocol
 from app.domain.accelerators import Accelerator, AcceleratorKind
 from app.domain.enums import Platform
 from app.domain.inventory import BlockedAccelerator, Disk, Inventory, Obstacle
+from app.domain.plain_text import MAX_PATH_LENGTH, shown
 from app.executor.nodes.apple import find_apple_accelerator
 from app.executor.nodes.cards import accelerator_of, blocked_cards, visible_cards
 from app.executor.nodes.nvml import CardReading, CardsUnreadable, NvmlCards
@@ -178,10 +179,10 @@ def belongs_to_attempt(attempts: Path, pid: int) -> bool:
 def machine() -> Inventory:
     """Return what does not change while the machine runs."""
     return Inventory(
-        hostname=socket.gethostname(),
-        system=f"{platform.system()} {platform.release()}",
-        architecture=platform.machine(),
-        processor=_processor(),
+        hostname=shown(socket.gethostname(), limit=255),
+        system=shown(f"{platform.system()} {platform.release()}"),
+        architecture=shown(platform.machine()),
+        processor=shown(_processor()),
         python=platform.python_version(),
         cpus=_cpus(),
         memory_bytes=_memory_bytes(),
@@ -194,7 +195,11 @@ def disk(folder: Path) -> Disk | None:
         usage = shutil.disk_usage(folder)
     except OSError:
         return None
-    return Disk(path=str(folder), total_bytes=usage.total, free_bytes=usage.free // DISK_STEP * DISK_STEP)
+    return Disk(
+        path=shown(str(folder), limit=MAX_PATH_LENGTH),
+        total_bytes=usage.total,
+        free_bytes=usage.free // DISK_STEP * DISK_STEP,
+    )
 
 
 def _cpus() -> int:

@@ -19,6 +19,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from app.domain.plain_text import storable_document
 from app.executor.supervisor import program
 from app.executor.supervisor.program import fault_point
 
@@ -269,7 +270,7 @@ def _as_record(spec: LaunchSpec) -> dict[str, Any]:
 
 
 def _exit_record(record: Mapping[str, Any]) -> ExitRecord:
-    return ExitRecord(**{**record, "why": ExitWhy(record["why"])})
+    return ExitRecord(**{**storable_document(record), "why": ExitWhy(record["why"])})
 
 
 def _read(path: Path) -> dict[str, Any] | None:
