@@ -61,6 +61,7 @@ class EndReason(StrEnum):
     RESULT_FAILED = "result_failed"
     OUTPUT_MISSING = "output_missing"
     OUTPUT_INVALID = "output_invalid"
+    RESULT_NOT_RECORDED = "result_not_recorded"
     SCRIPT_REPORTED_FAILURE = "script_reported_failure"
     ENV_MISSING = "env_missing"
     ENV_BUILD_FAILED = "env_build_failed"

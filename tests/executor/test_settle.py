@@ -1,15 +1,20 @@
 """What an end becomes: names of models, verdicts on builds, and what a crash right behind the transaction left."""
 
+import os
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from app.domain.enums import EndReason, JobKind, JobStatus, ModelState, TrainingType
 from app.domain.retries import MAX_RECOVERIES
+from app.executor.attempts.artifacts import read_result
 from app.executor.attempts.model_card import FILE_NAME
-from app.executor.attempts.settle import StageSettler, judge_build, model_name
+from app.executor.attempts.results import judge_printed_result
+from app.executor.attempts.settle import MAX_TRIES, StageSettler, judge_build, model_name
 from app.executor.runs.job_spec import Deployment, Named, Snapshot
 from app.executor.runs.run_folder import RunFolder
 from app.executor.supervisor.client import ExitRecord, ExitWhy
@@ -105,6 +110,12 @@ class Desk:
             return await store.get(session, claim.job.id)
 
 
+def write_odd(folder: Path) -> None:
+    """Write a file whose name is Latin-1."""
+    with open(os.fsencode(folder) + b"/\xfc.txt", "w"):
+        pass
+
+
 @pytest.fixture
 async def desk(tmp_path: Path, database: Database) -> Desk:
     desk = Desk(tmp_path / "home", database)
@@ -163,6 +174,133 @@ class TestSettle:
 
         row = await desk.row(claim)
         assert (row.status, row.recoveries, row.result_model_id) == (JobStatus.QUEUED, 1, None)
+
+
+class TestNamesThatAreNotText:
+    """Files and results whose names are not UTF-8, or that JSON has no form for."""
+
+    async def test_model_with_such_a_file_is_a_model(self, desk: Desk) -> None:
+        claim = await desk.claim()
+        write_odd(desk.adapter(claim))
+
+        await desk.settler.settle(claim, exit_record())
+
+        row = await desk.row(claim)
+        assert (row.status, row.reason) == (JobStatus.SUCCEEDED, EndReason.COMPLETED)
+        async with desk.database.reading() as session:
+            model = await find_model(session, row.result_model_id)
+        assert model is not None
+        names = [file["path"] for file in model.details["files"]]
+        assert names == ["adapter_config.json", "adapter_model.safetensors", "\\xfc.txt"]
+        manifest = read_result(RunFolder(desk.home.run_folder(claim.job.id, 1)).result)
+        assert manifest is not None
+        assert [file.path for file in manifest.files] == names
+
+    async def test_end_names_what_lies_there_instead_of_a_model(self, desk: Desk) -> None:
+        claim = await desk.claim()
+        run = RunFolder(desk.home.run_folder(claim.job.id, 1))
+        run.output.mkdir(parents=True)
+        run.output_log.touch()
+        write_odd(run.output)
+
+        await desk.settler.settle(claim, exit_record())
+
+        row = await desk.row(claim)
+        assert (row.status, row.reason) == (JobStatus.FAILED, EndReason.OUTPUT_MISSING)
+        assert "\\xfc.txt" in row.reason_params["detail"]
+
+    @pytest.mark.parametrize(
+        ("printed", "kept"),
+        [('"loss": NaN', {"loss": None}), ('"path": "\\ud800\\u0000"', {"path": "\\ud800\\x00"})],
+    )
+    async def test_result_that_was_printed_is_kept(self, desk: Desk, printed: str, kept: dict[str, Any]) -> None:
+        claim = await desk.claim(JobKind.DEPLOYMENT)
+        run = RunFolder(desk.home.run_folder(claim.job.id, 1))
+        run.output.mkdir(parents=True)
+        run.output_log.write_text(f'{{"status": "failed", {printed}}}\n')
+
+        await desk.settler.settle(claim, exit_record())
+
+        assert (await desk.row(claim)).reason is EndReason.RESULT_FAILED
+        verdict = judge_printed_result([f'{{"status": "success", {printed}}}'])
+        assert verdict.result == {"status": "success", **kept}
+
+
+class TestEndThatCannotBeWritten:
+    def unrecordable(self, desk: Desk, claim: Claim) -> Path:
+        """Let the result manifest's place be taken by a folder."""
+        desk.adapter(claim)
+        place = RunFolder(desk.home.run_folder(claim.job.id, 1)).result
+        (place / "inside").mkdir(parents=True)
+        return place
+
+    async def test_is_written_without_the_result_after_some_tries(self, desk: Desk) -> None:
+        claim = await desk.claim()
+        self.unrecordable(desk, claim)
+
+        for _ in range(MAX_TRIES - 1):
+            with pytest.raises(IsADirectoryError):
+                await desk.settler.settle(claim, exit_record())
+            assert (await desk.row(claim)).status is JobStatus.LAUNCHING
+        await desk.settler.settle(claim, exit_record())
+
+        row = await desk.row(claim)
+        assert (row.status, row.reason) == (JobStatus.FAILED, EndReason.RESULT_NOT_RECORDED)
+        assert row.reason_params["detail"].startswith("IsADirectoryError")
+        assert row.result_model_id is None
+        assert desk.status.ends == [(claim.job.id, False)]
+
+    async def test_is_an_ordinary_one_if_the_cause_goes_away(self, desk: Desk) -> None:
+        claim = await desk.claim()
+        place = self.unrecordable(desk, claim)
+
+        with pytest.raises(IsADirectoryError):
+            await desk.settler.settle(claim, exit_record())
+        shutil.rmtree(place)
+        await desk.settler.settle(claim, exit_record())
+
+        assert (await desk.row(claim)).reason is EndReason.COMPLETED
+
+    async def test_wish_of_a_person_is_kept(self, desk: Desk) -> None:
+        claim = await desk.claim()
+        self.unrecordable(desk, claim)
+        async with desk.database.writing() as session:
+            await store.request_cancel(session, claim.job.id, now=NOW)
+
+        for _ in range(MAX_TRIES - 1):
+            with pytest.raises(IsADirectoryError):
+                await desk.settler.settle(claim, exit_record())
+        await desk.settler.settle(claim, exit_record())
+
+        row = await desk.row(claim)
+        assert (row.status, row.reason) == (JobStatus.CANCELLED, EndReason.CANCELLED)
+
+    async def test_database_that_is_down_is_waited_for(self, desk: Desk, tmp_path: Path) -> None:
+        claim = await desk.claim()
+        desk.adapter(claim)
+        down = Database(f"sqlite+aiosqlite:///{tmp_path}/absent/deepe.db")
+        settler = StageSettler(database=down, home=desk.home, status=desk.status)
+
+        for _ in range(MAX_TRIES + 2):
+            with pytest.raises(OperationalError):
+                await settler.settle(claim, exit_record())
+
+        assert (await desk.row(claim)).status is JobStatus.LAUNCHING
+        await down.close()
+
+
+class TestModelCard:
+    async def test_status_is_told_whatever_becomes_of_the_card(self, desk: Desk, caplog: Any) -> None:
+        claim = await desk.claim()
+        output = desk.adapter(claim)
+        (output / f"{FILE_NAME}.tmp").mkdir()
+
+        await desk.settler.settle(claim, exit_record())
+        await desk.settler.follow_up(claim.attempt.id)
+
+        assert (await desk.row(claim)).status is JobStatus.SUCCEEDED
+        assert desk.status.ends == [(claim.job.id, True)] * 2
+        assert [record.msg for record in caplog.records].count("model_card_not_written") == 2
 
 
 class TestFollowUp:

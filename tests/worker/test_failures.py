@@ -17,6 +17,12 @@ CASES: dict[str, tuple[JobKind, str, EndReason, dict[str, Any]]] = {
         {"module": "no_such_module"},
     ),
     "nothing_made": (JobKind.TRAINING, "print('done')\n", EndReason.OUTPUT_MISSING, {}),
+    "only_a_name_in_latin_1": (
+        JobKind.TRAINING,
+        "import os, play\nopen(os.fsencode(play.OUT) + b'/\\xfc.txt', 'w').close()\n",
+        EndReason.OUTPUT_MISSING,
+        {},
+    ),
     "cut_off": (
         JobKind.TRAINING,
         "import play\nplay.adapter()\nopen(play.OUT / 'adapter_model.safetensors', 'r+b').truncate(40)\n",

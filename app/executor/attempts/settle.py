@@ -6,6 +6,9 @@ changes nothing the second time, because the attempt's token is no longer that o
 may leave its job in the queue for another one instead of ending it (`app.domain.retries`). What comes after the
 transaction (the model card, the status key) is made up for by `follow_up`, as long as the attempt's control folder is
 there.
+
+What is in the way for a while (the database, the disk) is met with patience. An end that cannot be written because of
+what it holds is tried `MAX_TRIES` times and then written without the result, as `result_not_recorded`.
 """
 
 import asyncio
@@ -19,6 +22,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import EndReason, JobKind, JobStatus, ModelState
 from app.domain.names import complete_name, online_name, produced_name
+from app.domain.plain_text import shown
 from app.domain.retries import Again, Limits
 from app.domain.transitions import TERMINAL
 from app.executor.attempts.artifacts import ArtifactKind, ResultManifest, digest_files, write_result
@@ -43,11 +47,14 @@ from app.store.home import Home
 from app.store.jobs import Claim, End
 from app.store.session import Database
 from app.store.tables import AttemptRow, JobRow, ModelRow
+from app.store.transient import is_transient
 
 logger = logging.getLogger(__name__)
 
 TAIL_LINES = 2000  # enough to judge by
 SHOWN_LINES = 20  # kept with the job
+SHOWN_CHARACTERS = 500  # of an error
+MAX_TRIES = 5  # of an end that fails for a reason that does not pass by itself
 
 _PRODUCTS = {
     JobKind.TRAINING: ModelState.CUSTOMIZED,
@@ -72,9 +79,23 @@ class StageSettler:
         self._database = database
         self._home = home
         self._status = status
+        self._failures: dict[str, int] = {}
 
     async def settle(self, claim: Claim, exit_record: ExitRecord) -> None:
-        """Write the end of an attempt whose supervisor recorded an exit."""
+        """Write the end of an attempt whose supervisor recorded an exit. The caller repeats it while this raises."""
+        try:
+            await self._settle(claim, exit_record)
+        except Exception as error:
+            if is_transient(error):
+                raise
+            tries = self._failures[claim.attempt.id] = self._failures.get(claim.attempt.id, 0) + 1
+            if tries < MAX_TRIES:
+                raise
+            logger.exception("result_not_recorded", extra={"job_id": claim.job.id, "attempt": claim.attempt.number})
+            await self._finish_without_result(claim, exit_record, error)
+        self._failures.pop(claim.attempt.id, None)
+
+    async def _settle(self, claim: Claim, exit_record: ExitRecord) -> None:
         if _never_ran(exit_record) and await self._recover(claim, exit_record):
             return
         redis_status = await self._status.read(claim.job.id) if claim.job.kind in WITH_STATUS else None
@@ -104,9 +125,9 @@ class StageSettler:
             model = await models.find_model(session, job.result_model_id) if job and job.result_model_id else None
         if attempt is None or job is None or job.status not in TERMINAL or attempt.number != job.attempts:
             return
+        await self._tell_status(job, succeeded=job.status is JobStatus.SUCCEEDED)
         if model is not None and model.deleted_at is None:
             await asyncio.to_thread(self._write_card, job, model)
-        await self._tell_status(job, succeeded=job.status is JobStatus.SUCCEEDED)
 
     async def _decide(self, claim: Claim, exit_record: ExitRecord, reason: EndReason) -> Again | None:
         if exit_record.why is ExitWhy.STOPPED and exit_record.stop_reason == KEEPER_TERMINATED:
@@ -171,9 +192,22 @@ class StageSettler:
             logger.warning("stale_end_dropped", extra={"job_id": claim.job.id, "attempt": claim.attempt.number})
             return
         fault_point("after-finish")
+        await self._ended(claim, end)
         if model is not None:
             await asyncio.to_thread(self._write_card, claim.job, model)
-        await self._ended(claim, end)
+
+    async def _finish_without_result(self, claim: Claim, exit_record: ExitRecord, error: Exception) -> None:
+        async with self._database.writing() as session:
+            cancelled = (await store.get(session, claim.job.id)).cancel_requested_at is not None
+            end = End(
+                status=JobStatus.CANCELLED if cancelled else JobStatus.FAILED,
+                reason=EndReason.CANCELLED if cancelled else EndReason.RESULT_NOT_RECORDED,
+                params={"detail": shown(f"{type(error).__name__}: {error}", limit=SHOWN_CHARACTERS)},
+                exit=asdict(exit_record),
+            )
+            ours = await store.finish(session, claim, end, now=await database_now(session))
+        if ours:
+            await self._ended(claim, end)
 
     async def _ended(self, claim: Claim, end: End) -> None:
         await self._tell_status(claim.job, succeeded=end.status is JobStatus.SUCCEEDED)
@@ -264,7 +298,17 @@ class StageSettler:
         return await models.create_model(session, new, now=now)
 
     def _write_card(self, job: JobRow, model: ModelRow) -> None:
-        """Write the card of a model whose files are ours, from what the database knows of it."""
+        """Write the card of a model whose files are ours, from what the database knows of it; never raises."""
+        try:
+            self._write_card_of(job, model)
+        except Exception as error:  # the model is as good without it, and its end is written
+            logger.warning(
+                "model_card_not_written",
+                extra={"job_id": job.id, "error": str(error)},
+                exc_info=not isinstance(error, OSError),
+            )
+
+    def _write_card_of(self, job: JobRow, model: ModelRow) -> None:
         if model.path is None or not self._home.absolute(model.path).is_dir():
             return
         lineage = {"model": model.id, "job": model.job_id, "base model": model.base_model_id, "method": model.method_id}
@@ -290,10 +334,7 @@ class StageSettler:
             ],
             lineage=lineage,
         )
-        try:
-            write_model_card(self._home.absolute(model.path), card)
-        except OSError as error:  # the model is as good without it
-            logger.warning("model_card_not_written", extra={"job_id": job.id, "error": str(error)})
+        write_model_card(self._home.absolute(model.path), card)
 
 
 class _NotOurs(Exception):

@@ -44,6 +44,7 @@ from app.store.clock import database_now
 from app.store.jobs import Claim, End
 from app.store.nodes import GONE, NODE_SILENT_AFTER, Standing
 from app.store.session import Database
+from app.store.transient import is_transient
 
 logger = logging.getLogger(__name__)
 
@@ -270,7 +271,7 @@ class NodeAgent:
         for claim in claims:
             try:
                 await self._advance(claim)
-            except TROUBLE as error:
+            except Exception as error:
                 troubles.append(error)
         if troubles:
             raise troubles[0]
@@ -279,9 +280,9 @@ class NodeAgent:
         """Do the next step of one attempt; one that cannot be done must not hold up the others."""
         try:
             await self._do(self._step(claim), claim)
-        except TROUBLE:
-            raise
         except Exception as error:
+            if is_transient(error):
+                raise
             self._let_rest(claim, "attempt_failed", error)
 
     async def _do(self, step: Step, claim: Claim) -> None:
