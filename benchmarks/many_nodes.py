@@ -140,13 +140,10 @@ async def _work(database: Database, node: str, seconds: float) -> int:
     offer, done = Offer(node_id=node, environments=["trl"], slots=1), 0
     deadline = time.perf_counter() + seconds
     while time.perf_counter() < deadline:
-        held = []
-        for _ in range(CARDS):
-            async with database.writing() as session:
-                won = await claims.claim(session, offer, kinds=KINDS, now=datetime.now(UTC), lease=LONG)
-            if won is None:
-                break
-            held.append(won)
+        async with database.writing() as session:
+            held = await claims.claim_several(
+                session, offer, kinds=KINDS, now=datetime.now(UTC), lease=LONG, most=CARDS
+            )
         for won in held:
             async with database.writing() as session:
                 assert await jobs.finish(session, won, SUCCESS, now=datetime.now(UTC))

@@ -8,7 +8,7 @@ will be left over at the reserved job's start, or with a time limit that ends be
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
@@ -111,6 +111,13 @@ class QueueLimits:
     def live_of_queue(self, queue: str) -> int:
         """Return how many jobs of the queue are live."""
         return sum(count for (name, _), count in self.live.items() if name == queue)
+
+    def with_one_more(self, demand: Demand) -> "QueueLimits":
+        """Return the limits with one more live job of this demand."""
+        if demand.kind not in LIMITED or demand.queue not in self.by_queue:
+            return self
+        key = (demand.queue, demand.submitted_by)
+        return replace(self, live={**self.live, key: self.live.get(key, 0) + 1})
 
     def _limit(self, demand: Demand) -> QueueLimit:
         return self.by_queue.get(demand.queue, QueueLimit()) if demand.kind in LIMITED else QueueLimit()

@@ -8,7 +8,7 @@ accelerator (a partial unique index), and a limited queue lets its claimers in o
 import functools
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -67,29 +67,33 @@ class Offer:
 async def claim(
     session: AsyncSession, offer: Offer, *, kinds: Collection[JobKind], now: datetime, lease: timedelta
 ) -> Claim | None:
-    """Win the first job of `kinds` that the node may start now; None when there is none.
+    """Win the first job of `kinds` that the node may start now; None when there is none."""
+    won = await claim_several(session, offer, kinds=kinds, now=now, lease=lease, most=1)
+    return won[0] if won else None
+
+
+async def claim_several(
+    session: AsyncSession, offer: Offer, *, kinds: Collection[JobKind], now: datetime, lease: timedelta, most: int
+) -> Sequence[Claim]:
+    """Win the first jobs of `kinds` that the node may start now, in their order, at most `most`.
 
     A job that this node will be free for soonest gets its reservation on the way.
     """
     # locked: a person must not declare it dead, or drain it, between this look and the end of the transaction
     node = await session.get_one(NodeRow, offer.node_id, with_for_update={"read": True})
     if not takes_jobs(node):  # what it keeps accelerators for is taken over by others
-        return None
+        return ()
+    won: list[Claim] = []
     for _ in range(MOST_TRIES):
-        host = await _host(session, node, offer, kinds)
-        candidates = await _candidates(session, host, kinds, now=now)
-        if not candidates and host.keeps_for is None:
-            return None
-        limits = await limits_of(session, [one.demand for one in candidates], lock=True)
-        others = await _others(session, host, candidates, now=now)
-        decision = decide(candidates, host, others=others, limits=limits, now=now)
-        await _reserve(session, host, decision)
-        if decision.take is None:
-            return None
-        won = await _win(session, host, decision.take, now=now, lease=lease)
-        if won is not None:
-            return won
-    return None
+        slots = offer.slots - sum(not claim.attempt.accelerators for claim in won)
+        front = await _look(session, node, replace(offer, slots=slots), kinds, now=now)
+        if front is None:
+            break
+        takes, look_again = await _choose(session, front, most=most - len(won), now=now)
+        won += await jobs.take_several(session, takes, node_id=node.id, now=now, lease=lease)
+        if len(won) == most or not look_again:
+            break
+    return won
 
 
 async def limits_of(session: AsyncSession, demands: Collection[Demand], *, lock: bool = False) -> QueueLimits:
@@ -157,6 +161,105 @@ async def slot_holders(session: AsyncSession) -> Mapping[str, Sequence[datetime 
     return found
 
 
+# ---- choosing -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Front:
+    """What the node decides by. It is kept in step with what the node takes, so that it need not look again."""
+
+    host: Host
+    candidates: list[Candidate]
+    others: Sequence[Host]
+    limits: QueueLimits
+    alike: dict[str, list[Candidate]] = field(default_factory=dict)  # by demand: the next ones, locked
+
+    def take(self, take: Take, candidate: Candidate, *, now: datetime) -> None:
+        """Take `candidate`, which stands for that of the decision; the next one like it comes to the front."""
+        until = None if candidate.seconds is None else now + timedelta(seconds=candidate.seconds)
+        kept = self.host.keeps_for
+        self.host = replace(
+            self.host,
+            cards=tuple(
+                replace(card, free=False, until=until) if card.accelerator.id in take.accelerators else card
+                for card in self.host.cards
+            ),
+            slots=self.host.slots - (not take.accelerators),
+            keeps_for=None if kept is not None and kept.job_id == candidate.job_id else kept,
+        )
+        self.limits = self.limits.with_one_more(candidate.demand)
+        gone = {take.candidate.job_id, candidate.job_id}
+        self.candidates = [one for one in self.candidates if one.job_id not in gone]
+        self.alike = {text: [one for one in alike if one.job_id not in gone] for text, alike in self.alike.items()}
+        if following := self.alike.get(candidate.demand.text):
+            self.candidates.append(following[0])
+
+    def needs_others(self) -> bool:
+        """Say whether a job waits for several accelerators and nobody keeps them here."""
+        unkept = (one for one in self.candidates if one.reserved_node_id != self.host.node_id)
+        return any(is_blocked(one, self.host) for one in unkept)
+
+
+async def _look(
+    session: AsyncSession, node: NodeRow, offer: Offer, kinds: Collection[JobKind], *, now: datetime
+) -> _Front | None:
+    """Return what the node decides by; None if nothing waits for it."""
+    host = await _host(session, node, offer, kinds)
+    candidates = await _candidates(session, host, kinds, now=now)
+    if not candidates and host.keeps_for is None:
+        return None
+    limits = await limits_of(session, [one.demand for one in candidates], lock=True)
+    front = _Front(host=host, candidates=list(candidates), others=(), limits=limits)
+    if front.needs_others():
+        rows = [row for row in await working_nodes(session, now=now) if row.id != host.node_id]
+        front.others = await hosts_of(session, rows)
+    return front
+
+
+async def _choose(
+    session: AsyncSession, front: _Front, *, most: int, now: datetime
+) -> tuple[Sequence[tuple[str, tuple[str, ...]]], bool]:
+    """Return the jobs to take with their accelerators, and whether there may be more after another look."""
+    takes: list[tuple[str, tuple[str, ...]]] = []
+    while len(takes) < most:
+        decision = decide(front.candidates, front.host, others=front.others, limits=front.limits, now=now)
+        await _reserve(session, front.host, decision)
+        if decision.take is None:
+            return takes, False
+        candidate = await _lock(session, front, decision.take, most=most - len(takes), now=now)
+        if candidate is None:  # another node was faster
+            return takes, True
+        takes.append((candidate.job_id, decision.take.accelerators))
+        front.take(decision.take, candidate, now=now)
+        if decision.reserve or decision.release or (not front.others and front.needs_others()):
+            return takes, True
+    return takes, False
+
+
+async def _lock(session: AsyncSession, front: _Front, take: Take, *, most: int, now: datetime) -> Candidate | None:
+    """Return the job to take: what another node is about to claim is stepped over, not waited for.
+
+    With it, those are read and locked that may be taken next in its place.
+    """
+    chosen = take.candidate
+    if take.interchangeable and (known := front.alike.get(chosen.demand.text)):
+        return known[0]
+    sqlite = session.get_bind().dialect.name == "sqlite"  # one writer at a time: nobody else is about to claim
+    if sqlite and (most == 1 or not take.interchangeable):
+        return chosen
+    statement = _candidate_statement().where(sa.text(CLAIMABLE))
+    if take.interchangeable:
+        alike = (col(JobRow.kind) == chosen.demand.kind, col(JobRow.demand) == chosen.demand.text, _due())
+        statement = statement.where(*alike).order_by(*_ORDER).limit(most)
+    else:
+        statement = statement.where(col(JobRow.id) == chosen.job_id)
+    rows = (await session.exec(statement.with_for_update(skip_locked=True), params={"now": now})).all()
+    found = [_candidate(row) for row in rows]
+    if take.interchangeable:
+        front.alike[chosen.demand.text] = found
+    return found[0] if found else None
+
+
 # ---- the node itself ------------------------------------------------------------------------------------------------
 
 
@@ -176,16 +279,6 @@ async def _host(session: AsyncSession, node: NodeRow, offer: Offer, kinds: Colle
         slots=offer.slots,
         keeps_for=kept.get(node.id),
     )
-
-
-async def _others(
-    session: AsyncSession, host: Host, candidates: Sequence[Candidate], *, now: datetime
-) -> Sequence[Host]:
-    """Return the other nodes that take jobs, if a job waits for several accelerators and nobody keeps them here."""
-    unkept = (one for one in candidates if one.reserved_node_id != host.node_id)
-    if not any(is_blocked(one, host) for one in unkept):
-        return ()
-    return await hosts_of(session, [row for row in await working_nodes(session, now=now) if row.id != host.node_id])
 
 
 async def _reserved_for(session: AsyncSession, node_ids: Collection[str]) -> Mapping[str, Candidate]:
@@ -257,27 +350,6 @@ def _due() -> sa.ColumnElement[bool]:
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------
-
-
-async def _win(session: AsyncSession, host: Host, take: Take, *, now: datetime, lease: timedelta) -> Claim | None:
-    job_id = await _lock(session, take, now=now)
-    if job_id is None:
-        return None
-    return await jobs.take(session, job_id, node_id=host.node_id, accelerators=take.accelerators, now=now, lease=lease)
-
-
-async def _lock(session: AsyncSession, take: Take, *, now: datetime) -> str | None:
-    """Return the job to take: what another node is about to claim is stepped over, not waited for."""
-    candidate = take.candidate
-    if session.get_bind().dialect.name == "sqlite":  # one writer at a time: nobody else is about to
-        return candidate.job_id
-    statement = select(JobRow.id).where(sa.text(CLAIMABLE))
-    if take.interchangeable:
-        alike = (col(JobRow.kind) == candidate.demand.kind, col(JobRow.demand) == candidate.demand.text, _due())
-        statement = statement.where(*alike).order_by(*_ORDER).limit(1)
-    else:
-        statement = statement.where(JobRow.id == candidate.job_id)
-    return (await session.exec(statement.with_for_update(skip_locked=True), params={"now": now})).first()
 
 
 async def _reserve(session: AsyncSession, host: Host, decision: Decision) -> None:

@@ -83,8 +83,9 @@ async def insert(session: AsyncSession, jobs: Sequence[JobRow]) -> None:
         job.demand = demand_of(job).text
         session.add(job)
     await session.flush()
-    for job in jobs:
-        await _record(session, job.id, status=JobStatus.QUEUED, reason=None, attempt=0, now=job.created_at)
+    if jobs:
+        attempts = {job.id: 0 for job in jobs}
+        await _record(session, attempts, status=JobStatus.QUEUED, reason=None, now=jobs[0].created_at)
 
 
 def demand_of(job: JobRow) -> Demand:
@@ -199,45 +200,54 @@ async def request_cancel_of_method(session: AsyncSession, method_id: str, *, now
 # ---- the node's side ------------------------------------------------------------------------------------------------
 
 
-async def take(
+async def take_several(
     session: AsyncSession,
-    job_id: str,
+    wanted: Sequence[tuple[str, Sequence[str]]],
     *,
     node_id: str,
-    accelerators: Sequence[str],
     now: datetime,
     lease: timedelta,
-) -> Claim | None:
-    """Give the queued job to the node, with these accelerators; None when it is not queued any more."""
-    token = str(uuid4())
-    won = await _write_status(
+) -> Sequence[Claim]:
+    """Give queued jobs to the node, each with its accelerators; those that are not queued any more are left out."""
+    if not wanted:
+        return ()
+    tokens = {job_id: str(uuid4()) for job_id, _ in wanted}
+    numbers = await _write_statuses(
         session,
-        job_id,
+        list(tokens),
         old={JobStatus.QUEUED},
         new=JobStatus.LAUNCHING,
         now=now,
-        values={"node_id": node_id, "token": token, "attempts": JobRow.attempts + 1},
+        values={
+            "node_id": node_id,
+            "token": sa.case(tokens, value=col(JobRow.id)),
+            "attempts": JobRow.attempts + 1,
+        },
     )
-    if not won:
-        return None
-    job = await get(session, job_id)
-    seconds = job.limits.get("seconds")
-    attempt = AttemptRow(
-        id=str(uuid4()),
-        job_id=job_id,
-        number=job.attempts,
-        node_id=node_id,
-        token=token,
-        live=True,
-        lease_expires_at=now + lease,
-        accelerators=list(accelerators),
-        expected_end_at=None if seconds is None else now + timedelta(seconds=seconds),
-        created_at=now,
-    )
-    session.add(attempt)
+    rows = select(JobRow).where(col(JobRow.id).in_(numbers)).execution_options(populate_existing=True)
+    taken = {job.id: job for job in (await session.exec(rows)).all()}
+    claims = []
+    for job_id, accelerators in wanted:
+        if (job := taken.get(job_id)) is None:
+            continue
+        seconds = job.limits.get("seconds")
+        attempt = AttemptRow(
+            id=str(uuid4()),
+            job_id=job_id,
+            number=numbers[job_id],
+            node_id=node_id,
+            token=tokens[job_id],
+            live=True,
+            lease_expires_at=now + lease,
+            accelerators=list(accelerators),
+            expected_end_at=None if seconds is None else now + timedelta(seconds=seconds),
+            created_at=now,
+        )
+        claims.append(Claim(job=job, attempt=attempt))
+    session.add_all([claim.attempt for claim in claims])
     await session.flush()
-    await leases.take(session, attempt, now=now)
-    return Claim(job=job, attempt=attempt)
+    await leases.take(session, [claim.attempt for claim in claims], now=now)
+    return claims
 
 
 async def live_attempts(session: AsyncSession, node_id: str) -> Sequence[Claim]:
@@ -456,6 +466,30 @@ async def _write_status(
 
     `unless_cancelled`: nor if somebody wants the job to stop. `why` goes into the event where there is no `end`.
     """
+    conditions = []
+    if token is not None:
+        conditions.append(col(JobRow.token) == token)
+    if unless_cancelled:
+        conditions.append(col(JobRow.cancel_requested_at).is_(None))
+    changed = await _write_statuses(
+        session, [job_id], old=old, new=new, now=now, conditions=conditions, why=why, end=end, values=values
+    )
+    return job_id in changed
+
+
+async def _write_statuses(
+    session: AsyncSession,
+    job_ids: Sequence[str],
+    *,
+    old: Collection[JobStatus],
+    new: JobStatus,
+    now: datetime,
+    conditions: Sequence[sa.ColumnElement[bool]] = (),
+    why: EndReason | None = None,
+    end: End | None = None,
+    values: Mapping[str, Any] | None = None,
+) -> Mapping[str, int]:
+    """Change the status of those that still are in one of `old`, record the events; return job → its attempts."""
     for status in old:
         check_transition(status, new)
     changes: dict[str, Any] = {"status": new, "updated_at": now, "reserved_node_id": None, **(values or {})}
@@ -463,22 +497,17 @@ async def _write_status(
         changes |= {"reason": end.reason, "reason_params": dict(end.params), "finished_at": now}
         if end.result_model_id is not None:
             changes["result_model_id"] = end.result_model_id
-    statement = sa.update(JobRow).where(col(JobRow.id) == job_id, col(JobRow.status).in_(old)).values(**changes)
-    if token is not None:
-        statement = statement.where(col(JobRow.token) == token)
-    if unless_cancelled:
-        statement = statement.where(col(JobRow.cancel_requested_at).is_(None))
+    statement = sa.update(JobRow).where(col(JobRow.id).in_(job_ids), col(JobRow.status).in_(old), *conditions)
     # rows that the session knows are not searched for each of a thousand changes; `get` reads them again
     listened = webhooks.anybody_listens() if new in TOLD_STATUSES else sa.false()
-    written = statement.returning(col(JobRow.attempts), col(JobRow.kind), listened)
-    row = (await session.exec(written.execution_options(synchronize_session=False))).one_or_none()
-    if row is None:
-        return False
-    attempt, kind, is_listened = row
-    await _record(session, job_id, status=new, reason=end.reason if end else why, attempt=attempt, now=now)
-    if is_listened and (event := event_of(kind, new)) is not None:
-        await webhooks.tell(session, await get(session, job_id), event, now=now)
-    return True
+    written = statement.values(**changes).returning(col(JobRow.id), col(JobRow.attempts), col(JobRow.kind), listened)
+    rows = (await session.exec(written.execution_options(synchronize_session=False))).all()
+    reason = end.reason if end else why
+    await _record(session, {job_id: attempt for job_id, attempt, _, _ in rows}, status=new, reason=reason, now=now)
+    for job_id, _, kind, is_listened in rows:
+        if is_listened and (event := event_of(kind, new)) is not None:
+            await webhooks.tell(session, await get(session, job_id), event, now=now)
+    return {job_id: attempt for job_id, attempt, _, _ in rows}
 
 
 async def _end_attempt(
@@ -514,6 +543,8 @@ def _without_tail(params: Mapping[str, Any]) -> dict[str, Any]:
 
 async def _release_successors(session: AsyncSession, job_id: str, *, model_id: str | None, now: datetime) -> None:
     waiting = await _successors(session, job_id)
+    if not waiting:
+        return
     await session.exec(
         sa.update(JobRow)
         .where(col(JobRow.id).in_(waiting), col(JobRow.status) == JobStatus.QUEUED)
@@ -540,8 +571,15 @@ async def _successors(session: AsyncSession, job_id: str) -> Sequence[str]:
 
 
 async def _record(
-    session: AsyncSession, job_id: str, *, status: JobStatus, reason: EndReason | None, attempt: int, now: datetime
+    session: AsyncSession,
+    attempts: Mapping[str, int],
+    *,
+    status: JobStatus,
+    reason: EndReason | None,
+    now: datetime,
 ) -> None:
-    """Insert the event of a transition."""
-    values = {"job_id": job_id, "attempt": attempt, "status": status, "reason": reason, "created_at": now}
-    await session.exec(sa.insert(JobEventRow).values(**values))
+    """Insert the events of a transition; `attempts`: job → number of its attempt."""
+    if attempts:
+        common = {"status": status, "reason": reason, "created_at": now}
+        rows = [{"job_id": job_id, "attempt": attempt, **common} for job_id, attempt in attempts.items()]
+        await session.exec(sa.insert(JobEventRow).values(rows))

@@ -35,8 +35,8 @@ class AcceleratorInUse(Conflict):
     code = "accelerator_in_use"
 
 
-async def take(session: AsyncSession, attempt: AttemptRow, *, now: datetime) -> None:
-    """Lease `attempt.accelerators` to it; an `IntegrityError` when one of them is held."""
+async def take(session: AsyncSession, attempts: Sequence[AttemptRow], *, now: datetime) -> None:
+    """Lease its `accelerators` to each attempt; an `IntegrityError` when one of them is held."""
     rows = [
         {
             "id": str(uuid4()),
@@ -46,6 +46,7 @@ async def take(session: AsyncSession, attempt: AttemptRow, *, now: datetime) -> 
             "live": True,
             "created_at": now,
         }
+        for attempt in attempts
         for accelerator in attempt.accelerators
     ]
     if rows:

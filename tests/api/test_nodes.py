@@ -55,8 +55,7 @@ async def run_on(app: JobsApp, node: str, *accelerators: str, cancelled: bool = 
     job_id = await add_job(app.database, **job)
     async with app.database.writing() as session:
         now = datetime.now(UTC)
-        claim = await jobs.take(session, job_id, node_id=node, accelerators=accelerators, now=now, lease=LEASE)
-        assert claim is not None
+        (claim,) = await jobs.take_several(session, [(job_id, accelerators)], node_id=node, now=now, lease=LEASE)
         assert await jobs.mark_running(session, claim, now=now)
         if cancelled:
             await jobs.request_cancel(session, job_id, now=now)
@@ -248,8 +247,7 @@ class TestDeclareDead:
         other = await add_node(app, "gpu-2")
         async with app.database.writing() as session:
             now = datetime.now(UTC)
-            taken = await jobs.take(session, claim.job.id, node_id=other, accelerators=(), now=now, lease=LEASE)
-            assert taken is not None
+            assert await jobs.take_several(session, [(claim.job.id, ())], node_id=other, now=now, lease=LEASE)
 
             end = jobs.End(status=JobStatus.SUCCEEDED, reason=EndReason.COMPLETED, params={})
             assert not await jobs.finish(session, claim, end, now=now)

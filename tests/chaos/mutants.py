@@ -244,15 +244,15 @@ MUTANTS = (
     _mutant(
         "token not checked",
         _JOBS,
-        "        statement = statement.where(col(JobRow.token) == token)\n",
+        "        conditions.append(col(JobRow.token) == token)\n",
         "        pass\n",
         f"{STORE}::TestNodeWrites::test_stale_token_changes_nothing",
     ),
     _mutant(
         "end written over an end",
         _JOBS,
-        "statement = sa.update(JobRow).where(col(JobRow.id) == job_id, col(JobRow.status).in_(old)).values(**changes)",
-        "statement = sa.update(JobRow).where(col(JobRow.id) == job_id).values(**changes)",
+        "statement = sa.update(JobRow).where(col(JobRow.id).in_(job_ids), col(JobRow.status).in_(old), *conditions)",
+        "statement = sa.update(JobRow).where(col(JobRow.id).in_(job_ids), *conditions)",
         f"{STORE}::TestNodeWrites",
         f"{STORE}::TestClaim::test_two_sessions_that_race_for_a_job_do_not_both_win",
     ),

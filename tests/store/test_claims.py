@@ -1,21 +1,27 @@
 """Placement on both databases: who keeps accelerators for whom, limits under races, what waits and what does not."""
 
 import asyncio
+import random
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlmodel import select
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import JobKind
 from app.store import claims, jobs
+from app.store.claims import Offer
 from app.store.jobs import Claim
 from app.store.migrate import upgrade
 from app.store.session import Database
-from app.store.tables import NodeRow, QueueRow
-from tests.job_rows import START, SUCCESS, add_job, add_node, cards, claim, insert, new_job
+from app.store.tables import JobEventRow, JobRow, NodeRow, QueueRow
+from tests.job_rows import ENVIRONMENT, STAGES, START, SUCCESS, add_job, add_node, cards, claim, insert, new_job
 
 MINUTE = timedelta(minutes=1)
 
@@ -121,6 +127,81 @@ class TestLimits:
 
         assert len(taken) == 5
         assert max(Counter(won.job.submitted_by for won in taken).values()) == 2
+
+
+def _random_job(dice: random.Random) -> JobRow:
+    """Return one of a few kinds of jobs, so that queues hold several of each demand."""
+    kind = dice.choice([JobKind.TRAINING, JobKind.TRAINING, JobKind.SAVING, JobKind.DEPLOYMENT])
+    resources = {"accelerators": dice.choice([1, 1, 2, 3])} if kind is JobKind.TRAINING and dice.random() < 0.6 else {}
+    return new_job(
+        kind=kind,
+        resources=resources,
+        priority=dice.choice([0, 0, 5]),
+        queue=dice.choice(["q", "default"]),
+        submitted_by=dice.choice(["x", "y"]),
+        limits={"seconds": dice.choice([60, 6000])} if dice.random() < 0.3 else {},
+        created_at=START + dice.randrange(100) * MINUTE,
+    )
+
+
+class TestSeveralAtOnce:
+    @pytest.mark.parametrize("free", [0, 1, 4], ids=lambda free: f"{free} cards")
+    async def test_are_those_that_one_after_the_other_would_be(self, database: Database, free: int) -> None:
+        """Jobs, their order, their accelerators and the reservations are the same, whatever waits."""
+        dice = random.Random(free)
+        offer = Offer(node_id=await add_node(database, accelerators=cards(free)), environments=[ENVIRONMENT], slots=3)
+        await add_node(database, "other", accelerators=cards(2))
+        await _queue(database, max_live=5, max_live_per_user=3)
+        for _ in range(15):
+            async with database.writing() as session:
+                await session.exec(sa.delete(JobEventRow))
+                await session.exec(sa.delete(JobRow))
+            await insert(database, *(_random_job(dice) for _ in range(dice.randrange(1, 25))))
+
+            at_once = await self._outcome(database, offer, most=7)
+            one_by_one = await self._outcome(database, offer, most=1)
+
+            assert at_once == one_by_one
+
+    async def _outcome(self, database: Database, offer: Offer, *, most: int) -> tuple[list[Any], dict[str, str | None]]:
+        """Return what is claimed and which reservations stand then; nothing of it is kept."""
+        found: list[Claim] = []
+        async with database.engine.connect() as connection, AsyncSession(connection, expire_on_commit=False) as session:
+            while len(found) < 7:
+                slots = offer.slots - sum(not won.attempt.accelerators for won in found)
+                won = await claims.claim_several(
+                    session,
+                    replace(offer, slots=slots),
+                    kinds=STAGES,
+                    now=START + timedelta(days=1),
+                    lease=MINUTE,
+                    most=min(most, 7 - len(found)),
+                )
+                if not won:
+                    break
+                found += won
+            rows = (await session.exec(select(JobRow.id, JobRow.reserved_node_id))).all()
+            taken = [(won.job.id, won.job.status, tuple(won.attempt.accelerators)) for won in found]
+            await session.rollback()
+        return taken, dict(rows)
+
+    async def test_racing_nodes_share_the_queue(self, database: Database) -> None:
+        nodes = [await add_node(database, f"node-{number}", accelerators=cards(4)) for number in range(4)]
+        await insert(database, *(new_job() for _ in range(14)))
+
+        async def take(node: str) -> Sequence[Claim]:
+            offer = Offer(node_id=node, environments=[ENVIRONMENT], slots=0)
+            async with database.writing() as session:
+                return await claims.claim_several(session, offer, kinds=STAGES, now=START, lease=MINUTE, most=4)
+
+        won = [one for found in await asyncio.gather(*(take(node) for node in nodes)) for one in found]
+
+        assert len({one.job.id for one in won}) == len(won)
+        held = Counter((one.attempt.node_id, *one.attempt.accelerators) for one in won)
+        assert max(held.values()) == 1
+        assert len({one.attempt.token for one in won}) == len(won)
+        if database.engine.dialect.name == "sqlite":  # on Postgres a node steps over what another has locked
+            assert len(won) == 14
 
 
 class TestReservation:

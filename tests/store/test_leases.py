@@ -114,7 +114,7 @@ class TestHolding:
 
         with pytest.raises(sa.exc.IntegrityError):
             async with database.writing() as session:
-                await leases.take(session, won.attempt, now=LATER)
+                await leases.take(session, [won.attempt], now=LATER)
 
     async def test_attempt_that_is_tried_again_gives_back_what_it_held(self, database: Database) -> None:
         node = await add_node(database, accelerators=cards(1))

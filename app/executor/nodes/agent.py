@@ -206,7 +206,7 @@ class NodeAgent:
         async with self._database.reading() as session:  # a claim is a writing transaction: not where nobody waits
             waiting = {demand.kind for demand in await store.waiting_demands(session)}
         for lane in self._lanes:
-            while lane.kinds & waiting and await self._claim_one(lane):
+            while lane.kinds & waiting and await self._claim(lane):
                 pass
 
     async def _beat(self) -> None:
@@ -236,27 +236,31 @@ class NodeAgent:
             self._last_quarantine_look = float("-inf")  # what it held may be free now
             self.wake()
 
-    async def _claim_one(self, lane: Lane) -> bool:
+    async def _claim(self, lane: Lane) -> int:
+        """Claim and launch what the lane has room for, in one transaction; return how many jobs that were."""
         usable = [one.id for one in await self._presence.usable_accelerators()]
         slots = lane.slots - sum(self._takes_slot(claim, lane) for claim in self._claims.values())
-        if slots <= 0 and (not usable or not lane.kinds & LEASING):
-            return False
+        leasing = bool(usable) and bool(lane.kinds & LEASING)
+        if slots <= 0 and not leasing:
+            return 0
         offer = Offer(
             node_id=self._node_id,
             environments=await self._presence.ready_environments(),
             slots=slots,
             usable=usable,
         )
+        most = max(slots, 0) + (len(usable) if leasing else 0)
         async with self._database.writing() as session:
             now = await database_now(session)
-            claim = await claims.claim(session, offer, kinds=lane.kinds, now=now, lease=self._timing.lease)
-        if claim is None:
-            return False
-        fault_point("claimed")
-        logger.info("job_claimed", extra=_ids(claim))
-        self._claims[claim.attempt.id] = claim
-        await self._advance(claim)
-        return True
+            won = await claims.claim_several(
+                session, offer, kinds=lane.kinds, now=now, lease=self._timing.lease, most=most
+            )
+        for claim in won:
+            fault_point("claimed")
+            logger.info("job_claimed", extra=_ids(claim))
+            self._claims[claim.attempt.id] = claim
+        await self._advance_all(won)
+        return len(won)
 
     def _takes_slot(self, claim: Claim, lane: Lane) -> bool:
         """Say whether the attempt takes one of the lane's slots; while it is settled, nothing of it runs."""
