@@ -1,6 +1,6 @@
 """Creates: an `Idempotency-Key` kept in the transaction that creates."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -40,9 +40,17 @@ class Creation:
     session: AsyncSession
     key: str | None
 
-    async def answer(self, create: Callable[[], Awaitable[BaseModel]], *, headers: HeadersOf) -> Response:
-        """Return 201 with what `create` made in `session`, or the answer of the request that had the key first."""
-        return await idempotent(self.request, _KeyRows(self.session), key=self.key, create=create, headers=headers)
+    async def answer(
+        self, create: Callable[[], Awaitable[BaseModel]], *, headers: HeadersOf, shown_once: Collection[str] = ()
+    ) -> Response:
+        """Return 201 with what `create` made in `session`, or the answer of the request that had the key first.
+
+        The latter without the members of `shown_once`, which are secrets.
+        """
+        store = _KeyRows(self.session)
+        return await idempotent(
+            self.request, store, key=self.key, create=create, headers=headers, shown_once=shown_once
+        )
 
 
 def _creation(request: Request, session: WriteSession, key: IdempotencyKey) -> Creation:

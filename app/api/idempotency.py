@@ -7,7 +7,7 @@ waits for the earlier one's transaction, then replays its answer, or creates whe
 
 import hashlib
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Protocol
 
@@ -93,10 +93,12 @@ async def idempotent(
     create: Callable[[], Awaitable[BaseModel]],
     status_code: int = 201,
     headers: HeadersOf = _no_headers,
+    shown_once: Collection[str] = (),
 ) -> Response:
     """Return the answer of `create`, or the stored one when this request came before with the same key.
 
     `headers` derives response headers (`Location`, `ETag`) from the body, so that a replay has them too.
+    `shown_once` names members that are not stored: they are null in a replay.
     """
     if key is None:
         return _answer(await _body_of(create), status_code=status_code, headers=headers)
@@ -110,7 +112,8 @@ async def idempotent(
         response.headers[IDEMPOTENCY_REPLAYED] = "true"
         return response
     body = await _body_of(create)
-    await store.complete(scope=scope, key=key, status_code=status_code, body=body)
+    kept = {member: None if member in shown_once else value for member, value in body.items()}
+    await store.complete(scope=scope, key=key, status_code=status_code, body=kept)
     return _answer(body, status_code=status_code, headers=headers)
 
 

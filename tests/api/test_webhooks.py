@@ -6,9 +6,11 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlmodel import select
 
 from app.api.routes import webhooks
 from app.store.session import Database
+from app.store.tables import IdempotencyRow
 from tests.api.client import MethodsApp, methods_app, tag_of
 from tests.api.resources import codes
 
@@ -46,6 +48,18 @@ class TestCreate:
         assert made["events"] == ["job.cancelled", "job.failed", "job.succeeded"]
         assert (await read(app, made)).json() == {**made, "secret": None}
         assert (await app.client.get(URL)).json() == {"items": [{**made, "secret": None}], "next_cursor": None}
+
+    async def test_keeps_the_secret_out_of_the_kept_answer(self, app: MethodsApp, database: Database) -> None:
+        headers = {"Idempotency-Key": "one"}
+        made = (await app.client.post(URL, json={"url": RECEIVER}, headers=headers)).json()
+
+        again = await app.client.post(URL, json={"url": RECEIVER}, headers=headers)
+
+        async with database.reading() as session:
+            kept = (await session.exec(select(IdempotencyRow))).all()
+        assert (again.status_code, again.json()) == (201, {**made, "secret": None})
+        assert made["secret"]
+        assert [row.body["secret"] for row in kept] == [None]
 
     async def test_says_everything_that_is_wrong(self, app: MethodsApp) -> None:
         response = await app.client.post(

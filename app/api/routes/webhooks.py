@@ -55,7 +55,7 @@ async def list_webhooks(session: ReadSession, services: ServicesDep, paging: Pag
 async def create_webhook(
     webhook: WebhookCreate, session: WriteSession, services: ServicesDep, creation: CreationDep
 ) -> Response:
-    """Have an address told when jobs end. The answer shows the secret, once.
+    """Have an address told when jobs end. The answer shows the secret, once; a repetition does not show it again.
 
     Messages are POSTed as JSON and signed by the specification Standard Webhooks. They come at least once, always
     under the same `webhook-id`, in no particular order.
@@ -67,7 +67,9 @@ async def create_webhook(
         )
         return webhook_read(row, with_secret=True)
 
-    return await creation.answer(create, headers=lambda body: {"Location": f"/api/v1/webhooks/{body['id']}"})
+    return await creation.answer(
+        create, headers=lambda body: {"Location": f"/api/v1/webhooks/{body['id']}"}, shown_once=("secret",)
+    )
 
 
 @router.get("/webhooks/{webhook}", responses=problem_responses(*_NOT_FOUND))
