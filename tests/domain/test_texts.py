@@ -2,8 +2,10 @@
 
 import ast
 import importlib
+import inspect
 import pkgutil
 import string
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,6 +59,83 @@ def _codes(node: ast.Call) -> Iterator[str]:
         for part in ast.walk(argument):
             if isinstance(part, ast.Constant) and isinstance(part.value, str):
                 yield part.value
+
+
+def placeholders(code: str) -> set[str]:
+    """Return what the sentences of a code want filled."""
+    parts = (part for sentence in catalogue()[code].values() for part in string.Formatter().parse(sentence))
+    return {name for _, name, _, _ in parts if name}
+
+
+def names_its_own_params(kind: type[AppError]) -> bool:
+    """Say whether a class fills its sentence in its constructor."""
+    return kind.__init__ is not AppError.__init__
+
+
+def unfilled_in_errors() -> Iterator[str]:
+    """Yield each place that raises an error without all that its sentence wants."""
+    kinds: dict[str, list[type[AppError]]] = {}
+    for kind in subclasses(AppError):
+        if kind.code in catalogue() and not names_its_own_params(kind):
+            kinds.setdefault(kind.__name__, []).append(kind)
+    for path, tree in product_source():
+        for node in ast.walk(tree):
+            # `raise Error` without a call gives nothing
+            target = node.func if isinstance(node, ast.Call) else node.exc if isinstance(node, ast.Raise) else None
+            keywords = node.keywords if isinstance(node, ast.Call) else []
+            for kind in kinds.get(getattr(target, "id", getattr(target, "attr", "")), []):
+                missing = placeholders(kind.code) - {keyword.arg for keyword in keywords}
+                if missing and all(keyword.arg for keyword in keywords):
+                    yield f"{path}:{getattr(node, 'lineno', 0)}: {kind.__name__} lacks {sorted(missing)}"
+
+
+def unfilled_in_violations() -> Iterator[str]:
+    """Yield each violation whose code and params are written out, and that lacks some."""
+    for path, tree in product_source():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call) or getattr(node.func, "id", "") != "Violation" or len(node.args) < 2:
+                continue
+            params = node.args[2] if len(node.args) > 2 else ast.Dict([], [])
+            if not isinstance(params, ast.Dict) or not all(isinstance(key, ast.Constant) for key in params.keys):
+                continue
+            given = {key.value for key in params.keys if isinstance(key, ast.Constant)}
+            for code in _codes(node):
+                if code in catalogue() and (missing := placeholders(code) - given):
+                    yield f"{path}:{node.lineno}: {code} lacks {sorted(map(str, missing))}"
+
+
+def product_source() -> Iterator[tuple[Path, ast.Module]]:
+    for path in ROOT.rglob("*.py"):
+        if "presets" not in path.parts:
+            yield path.relative_to(ROOT), ast.parse(path.read_bytes())
+
+
+class TestPlaceholders:
+    def test_every_raise_fills_its_sentence(self) -> None:
+        import_everything()
+
+        assert list(unfilled_in_errors()) == []
+
+    def test_every_violation_that_is_written_out_fills_its_sentence(self) -> None:
+        assert list(unfilled_in_violations()) == []
+
+    def test_constructors_fill_their_sentence(self) -> None:
+        import_everything()
+
+        own = [kind for kind in subclasses(AppError) if kind.code in catalogue() and names_its_own_params(kind)]
+        sources = {kind: ast.parse(textwrap.dedent(inspect.getsource(kind))) for kind in own}
+        unfilled = {
+            kind.__name__: missing
+            for kind, tree in sources.items()
+            if (missing := placeholders(kind.code) - _keywords_to_super(tree))
+        }
+        assert own
+        assert unfilled == {}
+
+
+def _keywords_to_super(tree: ast.Module) -> set[str | None]:
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return {k.arg for call in calls if getattr(call.func, "attr", "") == "__init__" for k in call.keywords}
 
 
 class TestCodes:

@@ -48,6 +48,7 @@ _RAW_ANSWER: Final[dict[int | str, dict[str, Any]]] = {
 }
 _NEW: Final[dict[int | str, dict[str, Any]]] = {201: {"description": "The file is new.", "model": ScriptRead}}
 _BAD_PATH: Final = (FileOutsideRoot, InvalidFilePath, FilePathTooLong)
+ScriptPath = Annotated[str, Path(description="Path in the script root.", examples=["finance_sft.py"])]
 
 
 class ScriptExists(PreconditionFailed):
@@ -70,6 +71,7 @@ async def _python_body(request: Request) -> bytes:
 
 
 def _script_precondition(
+    path: ScriptPath,
     if_match: Annotated[
         str | None, Header(alias="If-Match", description="`ETag` of the file that is replaced.")
     ] = None,
@@ -84,7 +86,7 @@ def _script_precondition(
             if if_match is not None:
                 parse_if_match(if_match).require("-")
         elif if_none_match is not None:
-            raise ScriptExists
+            raise ScriptExists(file=path)
         else:
             parse_if_match(if_match).require(current)
 
@@ -93,7 +95,6 @@ def _script_precondition(
 
 Paging = Annotated[PageParams, Depends(page_params("path", default="path"))]
 PythonBody = Annotated[bytes, Depends(_python_body)]
-ScriptPath = Annotated[str, Path(description="Path in the script root.", examples=["finance_sft.py"])]
 ScriptPrecondition = Annotated[Callable[[str | None], None], Depends(_script_precondition)]
 
 

@@ -238,7 +238,7 @@ class Submissions:
             return _Inputs(base_model=None, dataset=None, model=None, columns=None, violations=[unknown])
         wrong: list[Violation] = []
         if model.path is None:
-            wrong.append(Violation("/model", "model_is_online", {"model": model.name}))
+            wrong.append(Violation("/model", "model_is_online", {"name": model.name}))
         elif not await self._exists(model.path):
             wrong.append(Violation("/model", "files_missing", {"name": model.name, "path": model.path}))
         elif needed is not None and model.state is not needed:
