@@ -34,5 +34,5 @@ EXPOSE 8000
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['DEEPE_PORT'] + '/readyz', timeout=4)"]
 ENTRYPOINT ["tini", "--", "deepe"]
-# without DEEPE_API_TOKEN it says so and ends: the address can be reached from outside
+# without DEEPE_API_TOKEN it says so and ends: the address can be reached from outside; `worker` needs none
 CMD ["serve"]

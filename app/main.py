@@ -69,6 +69,7 @@ from app.registry.models import Models
 from app.registry.nodes import living_nodes
 from app.registry.platforms import this_machine
 from app.registry.queues import Queues
+from app.secret_values import hide_secrets
 from app.settings import Settings, load_settings
 from app.store import jobs as job_store
 from app.store.home import Home
@@ -82,7 +83,9 @@ IDEMPOTENCY_KEPT = timedelta(days=1)
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Return the application; `SettingsError` when the settings cannot be used."""
-    settings = settings or load_settings()
+    if settings is None:  # one of several processes of `deepe serve`
+        settings = load_settings()
+        hide_secrets()
     configure_logging(level=settings.log_level, form=settings.log_format)
     database = Database(settings.database_url)
     licence = LicenceGuard(Home(settings.home).licence, load_public_key(settings.license_public_key), utc_now)

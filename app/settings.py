@@ -8,7 +8,7 @@ import difflib
 import os
 import re
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -20,8 +20,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.access.loopback import is_loopback
 from app.domain.labels import parse_labels
+from app.secret_values import PREFIX, SECRET_FIELDS, SecretFileError, file_variable, secret_from_file, variable
 
-PREFIX: Final = "DEEPE_"
 MIN_TOKEN_LENGTH: Final = 16
 MIB: Final = 1024 * 1024
 GIB: Final = 1024 * MIB
@@ -315,17 +315,26 @@ class Settings(BaseSettings):
         }
         for name, value in derived.items():
             self.__dict__[name] = value
-        if self.api_token is None and not is_loopback(self.host):
-            raise ValueError(
-                f"DEEPE_HOST={self.host} can be reached from other machines, so DEEPE_API_TOKEN must be set. "
-                f"Use random characters, {_RANDOM_HINT}."
-            )
         return self
 
     @property
     def token(self) -> str | None:
         """The bearer token in the clear, if one is set."""
         return self.api_token.get_secret_value() if self.api_token else None
+
+    @property
+    def is_open_to_others(self) -> bool:
+        """Whether a service with these settings would answer other machines without asking who calls."""
+        return self.api_token is None and not is_loopback(self.host)
+
+    def secret_variables(self, *, without: Collection[str] = ()) -> dict[str, str]:
+        """Return the variables by which a child process of the service gets the secrets that are set."""
+        values = {field: getattr(self, field) for field in SECRET_FIELDS if field not in without}
+        return {
+            variable(field): value.get_secret_value() if isinstance(value, SecretStr) else value
+            for field, value in values.items()
+            if value is not None
+        }
 
 
 @dataclass(frozen=True)
@@ -340,13 +349,34 @@ class SettingRow:
     description: str
 
 
-def load_settings(**overrides: Any) -> Settings:
-    """Read `DEEPE_*` from the environment; `overrides` (by field name, None is ignored) win."""
+def load_settings(*, serves: bool = True, **overrides: Any) -> Settings:
+    """Read `DEEPE_*` from the environment; `overrides` (by field name, None is ignored) win.
+
+    `serves`: whether HTTP is to be answered with them. Otherwise no token is needed, whatever the host.
+    """
     given = {name: value for name, value in overrides.items() if value is not None}
+    problems = []
+    for field in SECRET_FIELDS:
+        try:
+            secret = secret_from_file(field, os.environ)
+        except SecretFileError as error:
+            problems.append(str(error))
+        else:
+            if secret is not None:
+                given.setdefault(field, secret)
     try:
-        return Settings(**given)
+        settings = Settings(**given)
     except ValidationError as error:
-        raise SettingsError([_problem(detail) for detail in error.errors(include_url=False)]) from None
+        problems += [_problem(detail) for detail in error.errors(include_url=False)]
+    else:
+        if serves and settings.is_open_to_others:
+            problems.append(
+                f"DEEPE_HOST={settings.host} can be reached from other machines, so DEEPE_API_TOKEN must be set. "
+                f"Use random characters, {_RANDOM_HINT}."
+            )
+    if problems:
+        raise SettingsError(problems)
+    return settings
 
 
 def describe_settings(settings: Settings, *, environ: Mapping[str, str] | None = None) -> list[SettingRow]:
@@ -358,8 +388,8 @@ def describe_settings(settings: Settings, *, environ: Mapping[str, str] | None =
             type=_type_name(name),
             default=_default(name),
             current=_shown(getattr(settings, name)),
-            is_set=bool(environ.get(PREFIX + name.upper())),
-            description=(field.description or "") + _bounds(name),
+            is_set=any(environ.get(given) for given in _variables(name)),
+            description=(field.description or "") + _bounds(name) + _other_way(name),
         )
         for name, field in Settings.model_fields.items()
     ]
@@ -368,7 +398,7 @@ def describe_settings(settings: Settings, *, environ: Mapping[str, str] | None =
 def unknown_variables(environ: Mapping[str, str] | None = None) -> dict[str, str | None]:
     """Return `DEEPE_*` variables that nothing reads (a typing slip), each with the name that was probably meant."""
     environ = os.environ if environ is None else environ
-    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    known = {read for name in Settings.model_fields for read in _variables(name)}
     read = known | _STAGE_VARIABLES | _TEST_VARIABLES
     strangers = sorted(name for name in environ if name.startswith(PREFIX) and name not in read)
     return {name: _closest(name.removeprefix(PREFIX), known) for name in strangers}
@@ -419,8 +449,16 @@ def _problem(error: ErrorDetails) -> str:
     field = Settings.model_fields.get(name)
     if field is None:
         return f"{PREFIX}{name.upper()}: {message}"
-    given = "" if name in {"api_token", "join_token", "redis_url"} else f" (got {str(error['input'])!r})"
+    given = "" if name in SECRET_FIELDS else f" (got {str(error['input'])!r})"
     return f"{PREFIX}{name.upper()}: {message}{given}. {field.description or ''}{_bounds(name)}"
+
+
+def _variables(name: str) -> tuple[str, ...]:
+    return (variable(name), file_variable(name)) if name in SECRET_FIELDS else (variable(name),)
+
+
+def _other_way(name: str) -> str:
+    return f" Or {file_variable(name)}: a file that holds it." if name in SECRET_FIELDS else ""
 
 
 def _type_name(name: str) -> str:

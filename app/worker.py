@@ -40,6 +40,7 @@ from app.registry.platforms import this_machine
 from app.registry.script_modules import ScriptModules
 from app.registry.scripts import ScriptRoot
 from app.registry.version_store import VersionStore
+from app.secret_values import hide_secrets
 from app.settings import Settings, SettingsError, load_settings
 from app.store.home import Home, NodeHome
 from app.store.nodes import RegistrationRefused
@@ -74,10 +75,16 @@ class HomeUnusable(Exception):
 def main() -> int:
     """Run until told to stop; return the exit status."""
     try:
-        settings = load_settings()
+        settings = load_settings(serves=False)
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    hide_secrets()
+    return run(settings)
+
+
+def run(settings: Settings) -> int:
+    """Be the worker of this node until told to stop; return the exit status."""
     configure_logging(level=settings.log_level, form=settings.log_format)
     try:
         asyncio.run(work(settings))

@@ -143,9 +143,71 @@ class TestToken:
         assert "DEEPE_API_TOKEN must be set" in message
         assert load_settings(api_token=TOKEN).token == TOKEN
 
+    def test_is_not_needed_by_a_process_that_answers_nobody(self) -> None:
+        assert load_settings(serves=False, host="0.0.0.0").token is None
+
     @pytest.mark.parametrize("host", ["localhost", "127.0.0.2", "::1", "[::1]"])
     def test_is_not_needed_on_this_machine(self, host: str) -> None:
         assert load_settings(host=host).token is None
+
+
+SECRETS = {
+    "DEEPE_API_TOKEN": TOKEN,
+    "DEEPE_METRICS_TOKEN": TOKEN,
+    "DEEPE_JOIN_TOKEN": TOKEN,
+    "DEEPE_DATABASE_URL": "postgresql+asyncpg://u:pw@h/db",
+    "DEEPE_REDIS_URL": "redis://:pw@h",
+}
+
+
+class TestSecretFiles:
+    @pytest.mark.parametrize("name", SECRETS)
+    def test_hold_what_the_variable_would(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+        (tmp_path / "secret").write_text(f"{SECRETS[name]}\n")
+        monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "secret"))
+
+        settings = load_settings()
+
+        assert settings.secret_variables()[name] == SECRETS[name]
+        assert {row.name: row.is_set for row in describe_settings(settings)}[name]
+        assert unknown_variables() == {}
+
+    def test_empty_variable_names_no_file(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DEEPE_API_TOKEN_FILE", "")
+
+        assert load_settings().token is None
+
+    def test_weak_token_in_a_file_is_refused(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        (tmp_path / "secret").write_text("changeme-changeme")
+
+        message = problem(monkeypatch, DEEPE_API_TOKEN_FILE=str(tmp_path / "secret"))
+
+        assert "placeholder" in message
+        assert "changeme" not in message
+
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [(None, "No such file"), (b"\n", "is empty"), (b"\xff\xfe", "not UTF-8"), (b"x" * 70_000, "too large")],
+    )
+    def test_unusable_one_is_named(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None, said: str
+    ) -> None:
+        path = tmp_path / "secret"
+        if content is not None:
+            path.write_bytes(content)
+
+        message = problem(monkeypatch, DEEPE_JOIN_TOKEN_FILE=str(path), DEEPE_METRICS_TOKEN_FILE=str(path))
+
+        assert "DEEPE_JOIN_TOKEN_FILE" in message
+        assert "DEEPE_METRICS_TOKEN_FILE" in message
+        assert message.count(said) == 2
+
+    def test_variable_beside_its_file_is_refused(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        (tmp_path / "secret").write_text(TOKEN)
+
+        message = problem(monkeypatch, DEEPE_API_TOKEN=TOKEN, DEEPE_API_TOKEN_FILE=str(tmp_path / "secret"))
+
+        assert "both set" in message
 
 
 class TestDescription:

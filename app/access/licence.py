@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from app.domain.errors import Conflict, Invalid
-from app.store.home import make_private_folder
+from app.store.home import is_shared, make_private_folder
 
 PRODUCT: Final = "deepextension"
 METHODS_WRITE: Final = "methods:write"
@@ -212,6 +212,8 @@ def install(text: str, path: Path, *, public_key: Ed25519PublicKey, now: datetim
             if os.geteuid() == 0:  # the service that is to read it may run as the home's owner
                 owner = path.parent.stat()
                 os.fchown(descriptor, owner.st_uid, owner.st_gid)
+            if is_shared(path.parent):
+                os.fchmod(descriptor, 0o640)
             os.fsync(file.fileno())
         Path(temporary).replace(path)
     except BaseException:

@@ -12,9 +12,10 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from app.access.loopback import is_loopback
-from app.cli.exits import CliFailure, ExitCode
+from app.cli.exits import CliFailure, ExitCode, Misused
 from app.cli.language import accept_language
 from app.cli.sse import StreamEvent, parse_events
+from app.secret_values import SecretFileError, secret_from_file, variable
 
 PREFIX: Final = "/api/v1"
 PAGE: Final = 100
@@ -79,7 +80,7 @@ class Api:
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise Unreachable(url, "the address must begin with http:// or https://")
         headers = {"Accept-Language": accept_language(os.environ), "User-Agent": "deepe"}
-        token = token or os.environ.get("DEEPE_API_TOKEN")
+        token = token or _token_of(os.environ)
         if token:
             headers["Authorization"] = f"Bearer {token}"
         self._http = httpx.Client(
@@ -214,6 +215,13 @@ class Api:
 def segment(name: str) -> str:
     """Return `name` as one segment of a path."""
     return quote(name, safe="")
+
+
+def _token_of(environ: Mapping[str, str]) -> str | None:
+    try:
+        return secret_from_file("api_token", environ) or environ.get(variable("api_token"))
+    except SecretFileError as error:
+        raise Misused(str(error)) from None
 
 
 def _given(params: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -71,10 +71,10 @@ def demo(
     what the model answers, and stops everything again.
     """
     from app.cli.dev import Interrupted, ending_on_signals, say
-    from app.cli.service import load
+    from app.cli.service import load_and_hide
 
     manifests = for_this_machine() if every else [shipped(method)]
-    settings = load(home=home, port=0)
+    settings = load_and_hide(home=home, port=0)
     with ending_on_signals(at_once=True):
         try:
             _run(manifests, settings, no_redis=no_redis)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.cli.options import DEFAULT_URL, AsJson, HomeFolder
-from app.cli.service import Port, load
+from app.cli.service import Port, load_and_hide
 
 if TYPE_CHECKING:
     from app.cli.client import Api
@@ -41,7 +41,7 @@ def dev(
     from app.cli.private_redis import NO_REDIS, choices
 
     started = time.monotonic()
-    settings = load(port=port, home=home)
+    settings = load_and_hide(port=port, home=home)
     configured = settings.redis_url.get_secret_value() if settings.redis_url else None
     options = EmbeddedOptions(redis=(NO_REDIS,) if no_redis else choices(configured))
     service = EmbeddedService(settings, options, say=say)

@@ -267,8 +267,14 @@ def licence(settings: "Settings") -> Finding:
     return Finding("licence", Verdict.OK, f"{status.licence.licensee} ({', '.join(status.licence.features)})")
 
 
-def variables(_settings: "Settings") -> Finding:
+def variables(settings: "Settings") -> Finding:
     from app.settings import unknown_variables
+
+    if settings.is_open_to_others:
+        advice = "Set DEEPE_API_TOKEN, or DEEPE_HOST=127.0.0.1. A worker needs neither."
+        return Finding(
+            "settings", Verdict.WARN, f"no service can be started on {settings.host} without a token", advice
+        )
 
     strangers = unknown_variables()
     if not strangers:

@@ -9,7 +9,7 @@ import http.client
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -20,6 +20,7 @@ from app.cli.home_lock import HomeLock
 from app.cli.ports import any_free, is_free, next_free
 from app.cli.private_redis import NO_REDIS, PrivateRedis, RedisChoice
 from app.cli.processes import Guardian, ManagedProcess, ProcessSpec, Say, describe_exit
+from app.secret_values import CALLER_FIELDS, without_secrets
 from app.store.home import make_private_folder
 
 if TYPE_CHECKING:
@@ -93,9 +94,9 @@ class EmbeddedService:
             self._guardian = Guardian(hold=self._lock.descriptor)
             if self._options.log_folder is not None:
                 make_private_folder(self._options.log_folder)
-            environment = self._environment(redis=self._start_redis())
-            api = self._child("api", self._python("serve"), environment)
-            worker = self._child("worker", self._python("worker"), environment)
+            redis = self._start_redis()
+            api = self._child("api", self._python("serve"), self._environment(redis))
+            worker = self._child("worker", self._python("worker"), self._environment(redis, without=CALLER_FIELDS))
             api.start()
             self._wait_until_ready(api, timeout=timeout)
             # after the API, which brings the database's schema up to date
@@ -145,7 +146,9 @@ class EmbeddedService:
         try:
             server = PrivateRedis(executable, self._settings.home / "redis")
             # its own chatter never belongs on the console
-            redis = self._child("redis", server.configure(), os.environ, log=server.folder / "redis.log", umask=0o077)
+            redis = self._child(
+                "redis", server.configure(), without_secrets(os.environ), log=server.folder / "redis.log", umask=0o077
+            )
             redis.start()
         except OSError:
             self._children = []  # Redis is the first one
@@ -191,19 +194,22 @@ class EmbeddedService:
         self._children.append(child)
         return child
 
-    def _environment(self, *, redis: Mapping[str, str]) -> dict[str, str]:
-        """Return the children's environment: ours, with every choice that was made here spelled out."""
+    def _environment(self, redis: Mapping[str, str], *, without: Collection[str] = ()) -> dict[str, str]:
+        """Return a child's environment: ours, with every choice that was made here spelled out.
+
+        `without`: secrets that the child does not need.
+        """
         settings = self._settings
         made = {
             "DEEPE_HOME": str(settings.home),
             "DEEPE_NODE_HOME": str(settings.node_home),
             "DEEPE_NODE_NAME": settings.node_name,
-            "DEEPE_DATABASE_URL": settings.database_url,
             "DEEPE_HOST": settings.host,
             "DEEPE_PORT": str(self.port),
+            **settings.secret_variables(without=without),
             **redis,
         }
-        return {**os.environ, **made, **self._options.environment}
+        return {**without_secrets(os.environ), **made, **self._options.environment}
 
     def _python(self, *arguments: str) -> tuple[str, ...]:
         # -P: a folder `app` where the user happens to stand is not ours

@@ -1,7 +1,7 @@
 """Commands that are the service: `serve`, `worker`, `migrate`, `settings`."""
 
 import os
-import sys
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,14 +22,23 @@ STREAMS_END_SECONDS = 3
 """How long the API waits at its end for answers under way; event streams never end by themselves."""
 
 
-def load(**overrides: Any) -> "Settings":
+def load(*, serves: bool = False, **overrides: Any) -> "Settings":
     """Return the settings, or fail with every problem they have."""
     from app.settings import SettingsError, load_settings
 
     try:
-        return load_settings(**overrides)
+        return load_settings(serves=serves, **overrides)
     except SettingsError as error:
         raise Misused("Settings cannot be used.", notes=error.problems) from None
+
+
+def load_and_hide(*, serves: bool = True, **overrides: Any) -> "Settings":
+    """Return the settings of a process of the service, and hide its secrets from other processes."""
+    from app.secret_values import hide_secrets
+
+    settings = load(serves=serves, **overrides)
+    hide_secrets()
+    return settings
 
 
 def serve(
@@ -41,17 +50,22 @@ def serve(
 
     DEEPE_* settings say where its database and Redis are; jobs wait until a worker is there, too.
     """
+    settings = load_and_hide(host=host, port=port)
+
     import uvicorn
 
+    from app.main import create_app
     from app.observability import configure_logging
 
-    settings = load(host=host, port=port)
-    # the application is built in each process by its factory, which reads the environment
-    os.environ["DEEPE_HOST"], os.environ["DEEPE_PORT"] = settings.host, str(settings.port)
     configure_logging(level=settings.log_level, form=settings.log_format)
+    if processes > 1:
+        # it lives as long as we do and would show the secrets that it inherits
+        resource_tracker.ensure_running()
+        # each process builds its application by the factory, which reads the environment
+        os.environ.update(settings.secret_variables() | {"DEEPE_HOST": settings.host, "DEEPE_PORT": str(settings.port)})
     uvicorn.run(
-        "app.main:create_app",
-        factory=True,
+        create_app(settings) if processes == 1 else "app.main:create_app",
+        factory=processes > 1,
         host=settings.host,
         port=settings.port,
         workers=processes,
@@ -67,11 +81,11 @@ def worker() -> None:
 
     It claims jobs, runs their stages and watches them. Stages go on when it stops; its next start adopts them.
     """
-    load()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # the same process id, so that signals and service managers reach the worker itself
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "app.worker"])  # noqa: S606 - our own interpreter
+    settings = load_and_hide(serves=False)
+
+    from app.worker import run
+
+    raise typer.Exit(run(settings))
 
 
 def migrate(
@@ -119,7 +133,7 @@ def settings(as_json: AsJson = False) -> None:
     from app.cli.output import Markup, console, print_json, table
     from app.settings import describe_settings, unknown_variables
 
-    rows = describe_settings(load())
+    rows = describe_settings(load(serves=True))
     strangers = unknown_variables()
     if as_json:
         print_json({"settings": [asdict(row) for row in rows], "unknown": strangers})

@@ -148,12 +148,17 @@ def keep_sqlite_private(database: Path) -> None:
 
 
 def close_to_others(path: Path) -> None:
-    """Take from `path` the rights of other accounts. A group that may write keeps its own: somebody gave them."""
+    """Take from `path` the rights of other accounts. A group keeps its own where somebody shares with it."""
     mode = stat.S_IMODE(path.stat().st_mode)
-    group = mode & stat.S_IRWXG if mode & stat.S_IWGRP else 0
-    closed = mode & stat.S_IRWXU | group
+    shared = mode & stat.S_IWGRP or is_shared(path.parent)
+    closed = mode & (stat.S_IRWXU | (stat.S_IRWXG if shared else 0))
     if closed != mode:
         path.chmod(closed)
+
+
+def is_shared(folder: Path) -> bool:
+    """Say whether a folder is shared with its group on purpose: the group may write, and nobody else."""
+    return folder.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH) == stat.S_IWGRP
 
 
 def is_open_to_others(path: Path) -> bool:

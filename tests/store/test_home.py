@@ -76,14 +76,16 @@ class TestExistingHomes:
 
         assert mode(tmp_path) == 0o2770
 
-    def test_licence_of_an_earlier_version_is_closed(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(("folder", "after"), [(0o700, 0o600), (0o755, 0o600), (0o770, 0o640), (0o777, 0o600)])
+    def test_licence_of_an_earlier_version_is_closed(self, tmp_path: Path, folder: int, after: int) -> None:
         home = Home(tmp_path)
         home.licence.write_text("{}")
         home.licence.chmod(0o644)
+        tmp_path.chmod(folder)
 
         home.create()
 
-        assert mode(home.licence) == 0o600
+        assert mode(home.licence) == after
 
     def test_file_that_is_closed_is_left_alone(self, tmp_path: Path) -> None:
         file = tmp_path / "file"
