@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Final, TextIO
 
+from app.domain.plain_text import printable
+
 ACCESS_LOGGER: Final = "app.access_log"
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -91,15 +93,15 @@ class ConsoleFormatter(logging.Formatter):
         self._colours = colours
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = " ".join(f"{key}={_console_value(value)}" for key, value in _fields(record).items())
+        fields = printable(" ".join(f"{key}={_console_value(value)}" for key, value in _fields(record).items()))
         level = self._paint(f"{record.levelname.lower():<7}", _LEVEL_COLOURS.get(record.levelname, ""))
         time = self._paint(_time(record).astimezone().strftime("%H:%M:%S"), _DIM)
-        line = f"{time} {level} {self._paint(record.getMessage(), _BOLD)}"
+        line = f"{time} {level} {self._paint(printable(record.getMessage()), _BOLD)}"
         if fields:
             line += f"  {self._paint(fields, _DIM)}"
         if record.exc_info:
-            line += "\n" + "".join(traceback.format_exception(*record.exc_info)).rstrip()
-        return line.encode("utf-8", "replace").decode("utf-8")
+            line += "\n" + printable("".join(traceback.format_exception(*record.exc_info))).rstrip()
+        return line
 
     def _paint(self, text: str, colour: str) -> str:
         return f"{colour}{text}{_RESET}" if self._colours and colour else text

@@ -89,7 +89,7 @@ class TestConsole:
 
         logger.warning("disk_low", extra={"free": 3, "text": 'a "b" c', "name_of": "\udcff"})
 
-        assert 'warning disk_low  free=3 text="a \\"b\\" c" name_of=?' in stream.getvalue()
+        assert 'warning disk_low  free=3 text="a \\"b\\" c" name_of=\\xff' in stream.getvalue()
         assert stream.getvalue().count("\n") == 1
 
     def test_newline_in_a_value_forges_no_line(self) -> None:
@@ -98,6 +98,17 @@ class TestConsole:
         logger.info("x", extra={"path": "/a\n12:00:00 error fake"})
 
         assert stream.getvalue().count("\n") == 1
+
+    def test_terminal_obeys_nothing_that_comes_from_outside(self) -> None:
+        stream = configured(form="console")
+
+        try:
+            raise ValueError("\x1b]0;owned\x07")
+        except ValueError:
+            logger.exception("bell\x07", extra={"path": "/y\x1b[2J\x9b2J", "node\x1b": "\u202eevil"})
+
+        assert set(stream.getvalue()).isdisjoint("\x1b\x07\x9b\u202e")
+        assert "path=/y\\x1b[2J" in stream.getvalue()
 
 
 def test_level_is_kept() -> None:

@@ -9,15 +9,8 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from app.api.documentation import DocumentedApp, install_documentation, operation_id
 from app.api.errors import install_error_handlers
-from app.api.guards import (
-    AccessMiddleware,
-    AccessPolicy,
-    BodyMiddleware,
-    ProblemMiddleware,
-    RawUpload,
-    RequestContextMiddleware,
-)
-from app.api.prometheus import HttpMetrics, HttpMetricsMiddleware
+from app.api.guards import AccessPolicy, GuardMiddleware, RawUpload, RequestContextMiddleware
+from app.api.prometheus import HttpMetrics
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 _DESCRIPTION = """Register training methods, run their stages, keep the models they make.
@@ -61,9 +54,9 @@ def configure_http(app: FastAPI, options: HttpOptions) -> None:
     install_error_handlers(app)
     install_documentation(app)
     # the last one added is the outermost
-    app.add_middleware(BodyMiddleware, max_bytes=options.max_body_bytes, uploads=options.uploads)
-    app.add_middleware(AccessMiddleware, policy=options.access)
-    app.add_middleware(ProblemMiddleware)
+    app.add_middleware(
+        GuardMiddleware, policy=options.access, max_bytes=options.max_body_bytes, uploads=options.uploads
+    )
     if options.access.allowed_origins:
         # outside the guards: a browser's preflight carries no token, and a refusal must be readable for the page
         app.add_middleware(
@@ -73,6 +66,4 @@ def configure_http(app: FastAPI, options: HttpOptions) -> None:
             allow_headers=["*"],
             expose_headers=list(_EXPOSED_HEADERS),
         )
-    app.add_middleware(RequestContextMiddleware)
-    if options.metrics is not None:
-        app.add_middleware(HttpMetricsMiddleware, metrics=options.metrics)
+    app.add_middleware(RequestContextMiddleware, metrics=options.metrics)

@@ -1,4 +1,8 @@
-"""What a JSON body must be before anything looks at its contents: UTF-8, JSON, finite, storable, not too deep."""
+"""What a JSON body must be before anything looks at its contents: UTF-8, JSON, finite, storable, of bounded size.
+
+The values are counted before they are parsed: parsing, checking and refusing a body take time by their number, and the
+event loop does nothing else meanwhile.
+"""
 
 import json
 import math
@@ -6,11 +10,13 @@ import re
 from typing import Any, Final, NoReturn
 
 from app.api.errors import BadRequest
-from app.domain.errors import Invalid
+from app.domain.errors import Invalid, TooLarge
 from app.domain.pointers import pointer
 
 MAX_DEPTH: Final = 64
-_UNSTORABLE = re.compile("[\\x00\\ud800-\\udfff]")
+MAX_VALUES: Final = 10_000
+UNSTORABLE: Final = re.compile("[\\x00\\ud800-\\udfff]")
+"""NUL and halves of surrogate pairs."""
 
 
 class MalformedJson(BadRequest):
@@ -31,6 +37,12 @@ class JsonTooDeep(BadRequest):
     code = "json_too_deep"
 
 
+class JsonTooManyValues(TooLarge):
+    """The body holds more values than any request of ours."""
+
+    code = "json_too_many_values"
+
+
 class JsonBadNumber(BadRequest):
     """NaN, Infinity, or a number that becomes one."""
 
@@ -43,12 +55,14 @@ class JsonBadCharacter(Invalid):
     code = "json_bad_character"
 
 
-def check_json(body: bytes) -> None:
-    """Raise the typed error that says what keeps `body` from being JSON that we can store."""
+def parse_json(body: bytes) -> Any:
+    """Return the value of `body`; raise the typed error that says what keeps it from being JSON that we can store."""
     try:
         document = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise JsonNotUtf8(position=error.start + 1) from None
+    if _may_hold_more_values(document, MAX_VALUES):
+        raise JsonTooManyValues(limit=MAX_VALUES)
     try:
         value = json.loads(document, parse_constant=_refuse_constant, parse_float=_finite)
     except json.JSONDecodeError as error:
@@ -61,6 +75,18 @@ def check_json(body: bytes) -> None:
         _check_depth(value)
     if "\\u" in document:  # every other spelling of these characters is refused by the decoders
         _check_characters(value, [])
+    return value
+
+
+def _may_hold_more_values(document: str, limit: int) -> bool:
+    """Count members and items by what stands between them outside of strings; an empty array counts as one more."""
+    if document.count(",") + document.count("[") + document.count("{") <= limit:
+        return False
+    without_escapes = document.replace("\\\\", "").replace('\\"', "")
+    if without_escapes.count('"') > 4 * limit:  # a value has at most two strings: its name and itself
+        return True
+    outside = "".join(without_escapes.split('"')[::2])
+    return outside.count(",") + outside.count("[") + outside.count("{") > limit
 
 
 def _check_depth(value: Any) -> None:
@@ -102,6 +128,6 @@ def _check_characters(value: Any, place: list[str | int]) -> None:
 
 
 def _check_text(value: str, place: list[str | int]) -> None:
-    found = _UNSTORABLE.search(value)
+    found = UNSTORABLE.search(value)
     if found:
         raise JsonBadCharacter(pointer=pointer(*place), character=f"U+{ord(found[0]):04X}")

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from app.api.bodies import JsonBadNumber, JsonNotUtf8, JsonTooDeep, MalformedJson
+from app.api.bodies import JsonBadNumber, JsonNotUtf8, JsonTooDeep, JsonTooManyValues, MalformedJson
 from app.api.conditional import InvalidIfMatch, StaleVersion
 from app.api.errors import (
     PROBLEM_MEDIA_TYPE,
@@ -27,15 +27,17 @@ from app.api.errors import (
     problem_responses,
 )
 from app.api.guards import (
+    AccessPolicy,
     BodyTooLarge,
     ForeignClient,
     ForeignHost,
     ForeignOrigin,
+    PathNotUtf8,
     ThroughProxy,
     TokenMissing,
     TokenWrong,
 )
-from app.api.headers import IDEMPOTENCY_KEY, IF_MATCH
+from app.api.headers import IDEMPOTENCY_KEY, IF_MATCH, IF_NONE_MATCH
 from app.api.idempotency import IdempotencyKeyReused, InvalidIdempotencyKey
 from app.api.pagination import InvalidCursor, InvalidSort
 from app.domain.errors import AppError, InvalidRequest
@@ -138,13 +140,21 @@ def _with_plain_names(document: dict[str, Any]) -> dict[str, Any]:
 def _document_errors(operation: dict[str, Any], *, path: str, method: str) -> None:
     """Add the errors that the guards and the foundation give, beside those that the route names itself."""
     errors: list[type[AppError]] = [InternalError, ForeignHost, ForeignOrigin, ForeignClient, ThroughProxy]
+    if path not in AccessPolicy.open_paths:
+        errors += [TokenMissing, TokenWrong]
     if path.startswith("/api/"):
-        errors += [TokenMissing, TokenWrong, DatabaseUnavailable, DatabaseBusy]
+        errors += [DatabaseUnavailable, DatabaseBusy]
+    if "{" in path:
+        errors.append(PathNotUtf8)
     if method in {"post", "put", "patch"}:
         errors += [BodyTooLarge, StorageFull]
     if _takes_json(operation):
-        errors += [MalformedJson, JsonNotUtf8, JsonTooDeep, JsonBadNumber, UnsupportedMediaType]
-    for parameter in operation.get("parameters", ()):
+        errors += [MalformedJson, JsonNotUtf8, JsonTooDeep, JsonTooManyValues, JsonBadNumber, UnsupportedMediaType]
+    parameters = operation.get("parameters", ())
+    names = {parameter["name"] for parameter in parameters}
+    for parameter in parameters:
+        if parameter["name"] == IF_MATCH and IF_NONE_MATCH not in names:
+            parameter["required"] = True  # to the framework it is optional: what it lacks is 428, not 422
         errors += _ERRORS_OF_PARAMETERS.get(parameter["name"], ())
     responses = operation["responses"]
     if "HTTPValidationError" in json.dumps(responses.get("422", {})):

@@ -24,6 +24,7 @@ from starlette.types import Scope
 from app.api.fields import violations_of
 from app.api.language import language_headers, negotiate
 from app.domain.errors import (
+    MAX_LISTED,
     AppError,
     Conflict,
     Invalid,
@@ -34,6 +35,7 @@ from app.domain.errors import (
     TooLarge,
     Unauthenticated,
     Unavailable,
+    Violation,
 )
 from app.domain.texts import DEFAULT_LANGUAGE, Language, text
 from app.observability import request_id
@@ -117,7 +119,7 @@ STATUS_BY_FAMILY: Final[Mapping[type[AppError], int]] = {
 # SQLSTATE: serialization failure, deadlock, lock not available, too many connections, cancelled by a timeout
 _BUSY_STATES = frozenset({"40001", "40P01", "55P03", "53300", "57014"})
 _FULL_STATES = frozenset({"53100"})
-_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _FULL_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -148,7 +150,11 @@ class Problem(BaseModel):
     request_id: str | None = Field(
         description="Names this request in the service's log.", examples=["0192f0c1d2e34f5a8b6c7d8e9f0a1b2c"]
     )
-    errors: list[ProblemEntry] = Field(description="Every single problem, when the request has several or a place.")
+    errors: list[ProblemEntry] = Field(
+        description="Every single problem, when the request has several or a place; at most a hundred.",
+        max_length=MAX_LISTED,
+    )
+    error_count: int = Field(description="How many problems there are, listed or not.", examples=[1])
 
 
 def status_of(error: type[AppError]) -> int:
@@ -170,11 +176,17 @@ def problem_of(error: AppError, *, language: Language = DEFAULT_LANGUAGE, instan
         instance=instance,
         code=error.code,
         request_id=request_id.get(),
-        errors=[
-            ProblemEntry(pointer=violation.pointer, code=violation.code, detail=violation.detail(language))
-            for violation in error.violations()
-        ],
+        errors=problem_entries(error.violations(), language),
+        error_count=error.violation_count(),
     )
+
+
+def problem_entries(violations: Sequence[Violation], language: Language) -> list[ProblemEntry]:
+    """Return the first violations in the caller's language."""
+    return [
+        ProblemEntry(pointer=violation.pointer, code=violation.code, detail=violation.detail(language))
+        for violation in violations[:MAX_LISTED]
+    ]
 
 
 def problem_response(connection: HTTPConnection, exc: Exception) -> Response:
@@ -197,7 +209,7 @@ def translate(exc: Exception) -> AppError:
         case AppError():
             return exc
         case RequestValidationError():
-            return InvalidRequest(violations_of(exc.errors(), exc.body))
+            return _invalid_request(exc)
         case HTTPException():
             return _from_http(exc)
         case sqlalchemy.exc.TimeoutError():
@@ -232,13 +244,20 @@ def problem_responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Replace FastAPI's own error bodies; what is raised besides reaches `ProblemMiddleware`."""
+    """Replace FastAPI's own error bodies; what is raised besides reaches `GuardMiddleware`."""
 
     async def handle(request: Request, exc: Exception) -> Response:
         return problem_response(request, exc)
 
     app.add_exception_handler(HTTPException, handle)
     app.add_exception_handler(RequestValidationError, handle)
+
+
+def _invalid_request(exc: RequestValidationError) -> InvalidRequest:
+    """Look at the first complaints only: thousands are counted as they came."""
+    complaints = exc.errors()
+    found = violations_of(complaints[: 10 * MAX_LISTED], exc.body)
+    return InvalidRequest(found, count=len(found) + max(0, len(complaints) - 10 * MAX_LISTED))
 
 
 def _from_http(exc: HTTPException) -> AppError:
@@ -262,6 +281,8 @@ def _allowed_here(scope: Scope) -> MethodNotAllowed:
         for method in _METHODS
         if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in scope["app"].router.routes)
     ]
+    if "GET" in allowed:
+        allowed.insert(allowed.index("GET") + 1, "HEAD")
     return MethodNotAllowed(method=scope["method"], allowed=", ".join(allowed))
 
 
@@ -312,4 +333,5 @@ def _example(error: type[AppError], status: int) -> dict[str, Any]:
         "code": error.code,
         "request_id": "0192f0c1d2e34f5a8b6c7d8e9f0a1b2c",
         "errors": list(entries),
+        "error_count": len(entries),
     }

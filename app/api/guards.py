@@ -1,7 +1,9 @@
-"""What every request passes before a route sees it: pure ASGI, from the outside in.
+"""What every request passes before a route sees it: two pure ASGI middlewares, from the outside in.
 
-`RequestContextMiddleware` names the request and logs it; `ProblemMiddleware` turns whatever is raised further in into
-a problem document; `AccessMiddleware` asks who calls and from where; `BodyMiddleware` asks what the body is.
+`RequestContextMiddleware` names the request, measures and logs it, and answers HEAD where GET is answered.
+`GuardMiddleware` asks who calls and from where, bounds the body, and turns whatever is raised further in into a problem
+document. What a JSON body holds is checked by its route (`app.api.routing`): an address without that method is 405
+whatever was sent to it.
 """
 
 import hmac
@@ -11,22 +13,22 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
-from urllib.parse import urlsplit
+from typing import Final, Protocol
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.access.loopback import is_loopback
-from app.api.bodies import check_json
-from app.api.errors import UnsupportedMediaType, problem_response
+from app.api.errors import BadRequest, UnsupportedMediaType, problem_response
 from app.domain.errors import NotAllowed, TooLarge, Unauthenticated
 from app.observability import ACCESS_LOGGER, request_id
 
 access_logger = logging.getLogger(ACCESS_LOGGER)
 
-JSON_METHODS: Final = frozenset({"POST", "PUT", "PATCH"})
+RAW_BODY: Final = "deepe.raw_body"
+"""Set in the scope of a request whose body is bytes of a file, not JSON."""
 # what a proxy adds to the requests that it passes on
 _PROXY_HEADERS: Final = frozenset({"forwarded", "via", "x-real-ip"})
 _PROXY_PREFIX: Final = "x-forwarded-"
@@ -71,6 +73,12 @@ class ThroughProxy(NotAllowed):
     code = "through_proxy"
 
 
+class PathNotUtf8(BadRequest):
+    """The path holds bytes that are no text."""
+
+    code = "path_not_utf8"
+
+
 class BodyTooLarge(TooLarge):
     """The body is over the limit of its address."""
 
@@ -105,11 +113,23 @@ class AccessPolicy:
     """Paths that need no token: probes have none, and a browser cannot send one when it opens the documentation."""
 
 
-class RequestContextMiddleware:
-    """Give every request an id (the caller's `X-Request-Id`, else a new one) and one line in the log."""
+class Observer(Protocol):
+    """Measures requests."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def observe(self, scope: Scope, *, method: str, status: int, seconds: float) -> None:
+        """Count a request whose answer began after `seconds`."""
+        ...
+
+
+class RequestContextMiddleware:
+    """Give every request an id (the caller's `X-Request-Id`, else a new one) and one line in the log; measure it.
+
+    A HEAD request goes in as a GET, and its answer comes back without the body.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Observer | None = None) -> None:
         self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -117,31 +137,45 @@ class RequestContextMiddleware:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         current = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        status, started = 0, time.perf_counter()
+        method, status, started = scope["method"], 0, time.perf_counter()
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["X-Request-Id"] = current
+                if self._metrics is not None:
+                    seconds = time.perf_counter() - started
+                    self._metrics.observe(scope, method=method, status=status, seconds=seconds)
             await send(message)
 
         token = request_id.set(current)
         try:
-            await self._app(scope, receive, send_with_id)
+            if method == "HEAD":
+                scope["method"] = "GET"
+                await self._app(scope, receive, _without_body(send_with_id))
+            else:
+                await self._app(scope, receive, send_with_id)
         finally:
-            _log_request(scope, status, time.perf_counter() - started)
+            _log_request(scope, method, status, time.perf_counter() - started)
             request_id.reset(token)
 
 
-class ProblemMiddleware:
-    """Answer with a problem document, whatever was raised; an answer already begun is cut off instead."""
+class GuardMiddleware:
+    """Refuse what may not come in; answer with a problem document, whatever was raised.
 
-    def __init__(self, app: ASGIApp) -> None:
+    An answer already begun is cut off instead.
+    """
+
+    def __init__(
+        self, app: ASGIApp, policy: AccessPolicy, *, max_bytes: int, uploads: Sequence[RawUpload] = ()
+    ) -> None:
         self._app = app
+        self._access = _AccessGuard(policy)
+        self._body = _BodyGuard(max_bytes, uploads)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return
         started = False
@@ -152,31 +186,30 @@ class ProblemMiddleware:
             await send(message)
 
         try:
+            headers = Headers(scope=scope)
+            self._access.check(scope, headers)
+            if scope["type"] == "http":
+                _check_path(scope)
+                receive = self._body.bounded(scope, headers, receive)
             await self._app(scope, receive, watch)
         except ClientDisconnect:
             return
         except Exception as exc:
-            if started:
+            if started or scope["type"] != "http":
                 raise  # the server closes the connection, so that the caller sees a broken answer, not a short one
             response = problem_response(HTTPConnection(scope), exc)
             await response(scope, receive, send)
 
 
-class AccessMiddleware:
-    """Enforce the `AccessPolicy`."""
+class _AccessGuard:
+    """Enforces the `AccessPolicy`."""
 
-    def __init__(self, app: ASGIApp, policy: AccessPolicy) -> None:
-        self._app = app
+    def __init__(self, policy: AccessPolicy) -> None:
         self._policy = policy
         self._token = policy.token.encode() if policy.token else None
         self._metrics_token = policy.metrics_token.encode() if policy.metrics_token else None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] in {"http", "websocket"}:
-            self._check(scope, Headers(scope=scope))
-        await self._app(scope, receive, send)
-
-    def _check(self, scope: Scope, headers: Headers) -> None:
+    def check(self, scope: Scope, headers: Headers) -> None:
         host, origin = headers.get("host", ""), headers.get("origin")
         if origin is not None and not self._is_own_origin(origin, host):
             raise ForeignOrigin(origin=origin)
@@ -215,32 +248,27 @@ class AccessMiddleware:
             raise TokenWrong
 
 
-class BodyMiddleware:
-    """Bound every body; read and check those that must be JSON, so that a route meets only what it can parse."""
+class _BodyGuard:
+    """Bounds every body, uploads by limits of their own."""
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int, uploads: Sequence[RawUpload] = ()) -> None:
-        self._app = app
+    def __init__(self, max_bytes: int, uploads: Sequence[RawUpload]) -> None:
         self._max_bytes = max_bytes
         self._uploads = tuple(uploads)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not _may_have_body(scope):
-            await self._app(scope, receive, send)
-            return
-        headers = Headers(scope=scope)
+    def bounded(self, scope: Scope, headers: Headers, receive: Receive) -> Receive:
+        """Return what receives the request's body and raises `BodyTooLarge` when it is over its limit."""
+        if not _may_have_body(scope):
+            return receive
         encoding = headers.get("content-encoding", "identity").strip().lower()
         if encoding != "identity":
             raise UnsupportedEncoding(given=encoding)
         upload = self._upload(scope)
+        scope[RAW_BODY] = upload is not None
         limit = upload.max_bytes if upload else self._max_bytes
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > limit:
             raise BodyTooLarge(limit=limit)
-        counted = _counting(receive, limit)
-        if upload is None and scope["method"] in JSON_METHODS:
-            body = await _read_json(scope["method"], headers.get("content-type"), counted)
-            counted = _replaying(body, receive)
-        await self._app(scope, counted, send)
+        return _counting(receive, limit)
 
     def _upload(self, scope: Scope) -> RawUpload | None:
         matching = (
@@ -261,13 +289,41 @@ def host_name(host: str) -> str | None:
     return match[1].strip("[]").lower() if match else None
 
 
-def _log_request(scope: Scope, status: int, seconds: float) -> None:
+def _without_body(send: Send) -> Send:
+    """Pass the head of an answer on and end it there; an answer that comes in pieces is told that its reader left."""
+    ended = False
+
+    async def send_head(message: Message) -> None:
+        nonlocal ended
+        if message["type"] != "http.response.body":
+            await send(message)
+            return
+        if not ended:
+            ended = True
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        if message.get("more_body"):
+            raise ClientDisconnect
+
+    return send_head
+
+
+def _check_path(scope: Scope) -> None:
+    """Refuse a path that is no text: the server would put the same sign for every byte that it cannot decode."""
+    raw: bytes = scope.get("raw_path") or b""
+    if b"%" in raw:
+        try:
+            unquote_to_bytes(raw).decode()
+        except UnicodeDecodeError:
+            raise PathNotUtf8 from None
+
+
+def _log_request(scope: Scope, method: str, status: int, seconds: float) -> None:
     level = logging.DEBUG if scope["path"] in _QUIET_PATHS and status < 400 else logging.INFO
     access_logger.log(
         level,
         "http_request",
         extra={
-            "method": scope["method"],
+            "method": method,
             "path": scope["path"],  # without the query: it may hold what nobody wants in a log
             "status": status,
             "duration_ms": round(seconds * 1000, 1),
@@ -276,8 +332,7 @@ def _log_request(scope: Scope, status: int, seconds: float) -> None:
 
 
 def _may_have_body(scope: Scope) -> bool:
-    names = {name for name, _ in scope["headers"]}
-    return scope["method"] in JSON_METHODS or b"content-length" in names or b"transfer-encoding" in names
+    return any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
 
 
 def _counting(receive: Receive, limit: int) -> Receive:
@@ -293,44 +348,3 @@ def _counting(receive: Receive, limit: int) -> Receive:
         return message
 
     return count
-
-
-async def _read_json(method: str, content_type: str | None, receive: Receive) -> bytes:
-    chunks: list[bytes] = []
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        chunk, more = message.get("body", b""), message.get("more_body", False)
-        if chunk and not chunks:
-            _check_content_type(method, content_type)
-        chunks.append(chunk)
-    body = b"".join(chunks)
-    if body:
-        check_json(body)
-    return body
-
-
-def _check_content_type(method: str, content_type: str | None) -> None:
-    accepted = ["application/json"]
-    if method == "PATCH":
-        accepted.append("application/merge-patch+json")
-    kind, _, parameters = (content_type or "").lower().partition(";")
-    charset = re.search(r"charset\s*=\s*\"?([^\s\";]+)", parameters)
-    if kind.strip() not in accepted or (charset and charset[1] not in {"utf-8", "utf8", "us-ascii"}):
-        raise UnsupportedMediaType(given=content_type or "-", expected=", ".join(accepted))
-
-
-def _replaying(body: bytes, receive: Receive) -> Receive:
-    """Hand the body that was read to the application, then whatever the server says next (a disconnect)."""
-    replayed = False
-
-    async def replay() -> Message:
-        nonlocal replayed
-        if replayed:
-            return await receive()
-        replayed = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return replay

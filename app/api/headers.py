@@ -5,6 +5,7 @@ from typing import Annotated, Final
 from fastapi import Header
 
 IF_MATCH: Final = "If-Match"
+IF_NONE_MATCH: Final = "If-None-Match"
 IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 IDEMPOTENCY_REPLAYED: Final = "Idempotency-Replayed"
 LAST_EVENT_ID: Final = "Last-Event-ID"

@@ -7,7 +7,7 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Generic, TypeVar
@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, Generic, TypeVar
 from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.api.bodies import UNSTORABLE
 from app.domain.errors import Invalid
 from app.store.paging import PageRequest, Position
 
@@ -64,6 +65,16 @@ class PageParams(PageRequest):
         return f"-{self.sort}" if self.descending else self.sort
 
 
+_POSITION_TYPES: Final[Mapping[str, type]] = {
+    "created_at": datetime,
+    "updated_at": datetime,
+    "number": int,
+    "rows": int,
+    "size_bytes": int,
+}
+"""What a list is sorted by, where it is not a text."""
+
+
 def page_params(*sorts: str, default: str) -> Callable[..., PageParams]:
     """Return a dependency that reads `limit`, `cursor` and `sort`; `sorts` are the fields a list can be sorted by.
 
@@ -73,7 +84,13 @@ def page_params(*sorts: str, default: str) -> Callable[..., PageParams]:
 
     def read(
         limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Most items of the page.")] = DEFAULT_LIMIT,
-        cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
+        cursor: Annotated[
+            str | None,
+            Query(
+                description="`next_cursor` of the page before.",
+                json_schema_extra={"pattern": "^[A-Za-z0-9_-]+$", "maxLength": _MAX_CURSOR},
+            ),
+        ] = None,
         sort: Annotated[
             str,
             Query(
@@ -103,7 +120,7 @@ def encode_cursor(order: str, position: Position) -> str:
 
 
 def decode_cursor(order: str, cursor: str) -> Position:
-    """Return the position; a damaged cursor or one of another order is `InvalidCursor`."""
+    """Return the position; a damaged or forged cursor, or one of another order, is `InvalidCursor`."""
     try:
         if len(cursor) > _MAX_CURSOR:
             raise ValueError("too long")
@@ -114,13 +131,13 @@ def decode_cursor(order: str, cursor: str) -> Position:
         of_order, value, tie = json.loads(document)
         if of_order != order:
             raise ValueError("made for another order")
-        return _unpack(value), _unpack(tie)
-    except (ValueError, TypeError, binascii.Error, RecursionError):
+        return _unpack(value, _POSITION_TYPES.get(order.removeprefix("-"), str)), _unpack(tie, str)
+    except (ValueError, TypeError, OverflowError, binascii.Error, RecursionError):
         raise InvalidCursor(pointer="?cursor") from None
 
 
 def _checksum(document: bytes) -> bytes:
-    """Tell a cursor of ours from an invented one, whose values would reach the database with the wrong type."""
+    """Tell a cursor of ours from a damaged one."""
     return hashlib.blake2b(document, digest_size=_CHECKSUM_BYTES, person=b"deepe-cursor").digest()
 
 
@@ -130,14 +147,17 @@ def _pack(value: Any) -> Any:
     return value
 
 
-def _unpack(value: Any) -> Any:
+def _unpack(value: Any, wanted: type) -> Any:
+    """Return the value if the database can compare it with its column; the checksum has no key, anybody can make it."""
     match value:
-        case {"t": str(moment)}:
+        case {"t": str(moment)} if wanted is datetime:
             parsed = datetime.fromisoformat(moment)
-            if parsed.tzinfo is None:
-                raise ValueError("a time without zone")
+            if parsed.tzinfo != UTC:
+                raise ValueError("not in the zone of ours")
             return parsed
-        case str() | int() | float():
+        case int() if wanted is int and not isinstance(value, bool) and abs(value) < 2**63:
+            return value
+        case str() if wanted is str and UNSTORABLE.search(value) is None:
             return value
         case _:
             raise ValueError("no position")

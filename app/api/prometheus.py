@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import IntegrityError
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
 from app.executor.nodes.trouble import TROUBLE, log_trouble
 from app.store import statistics
@@ -52,34 +52,13 @@ class HttpMetrics:
             registry=registry,
         )
 
-    def observe(self, scope: Scope, *, status: int, seconds: float) -> None:
+    def observe(self, scope: Scope, *, method: str, status: int, seconds: float) -> None:
         """Count one request."""
         route = getattr(scope.get("route"), "path", _UNMATCHED)
         # a method of the caller's invention must not become a series
-        method = scope["method"] if route != _UNMATCHED else "other"
+        method = method if route != _UNMATCHED else "other"
         self._requests.labels(method, route, str(status), self._process).inc()
         self._seconds.labels(method, route, self._process).observe(seconds)
-
-
-class HttpMetricsMiddleware:
-    """Watches every request from the outside."""
-
-    def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
-        self._app = app
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        began = time.perf_counter()
-
-        async def watch(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                self._metrics.observe(scope, status=message["status"], seconds=time.perf_counter() - began)
-            await send(message)
-
-        await self._app(scope, receive, watch)
 
 
 class Metrics:

@@ -12,6 +12,7 @@ import typer
 
 from app.cli.options import DEFAULT_URL, AsJson, HomeFolder
 from app.cli.service import Port, load_and_hide
+from app.domain.plain_text import printable
 
 if TYPE_CHECKING:
     from app.cli.client import Api
@@ -88,7 +89,7 @@ def ending_on_signals(*, at_once: bool = False) -> Iterator[threading.Event]:
 
 def say(line: str) -> None:
     """Tell the person who watches."""
-    print(f"deepe: {line}", file=sys.stderr, flush=True)
+    print(f"deepe: {printable(line)}", file=sys.stderr, flush=True)
 
 
 def _announce(service: "EmbeddedService", settings: "Settings", seconds: float, *, as_json: bool) -> None:

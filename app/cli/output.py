@@ -1,11 +1,14 @@
 """What the commands print: consoles, JSON, tables, times. Everything for machines goes to stdout, talk to stderr."""
 
+import functools
 import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+
+from app.domain.plain_text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,17 +45,28 @@ STATUS_STYLES = {
 
 def console() -> "Console":
     """Return a console on the present stdout; lines are folded for people's terminals only, not for `grep`."""
-    from rich.console import Console
-
     wide = not is_terminal() and "COLUMNS" not in os.environ
-    return Console(highlight=False, width=FILE_WIDTH if wide else None)
+    return _console_class()(highlight=False, width=FILE_WIDTH if wide else None)
 
 
 def errors() -> "Console":
     """Return a console on the present stderr."""
-    from rich.console import Console
+    return _console_class()(stderr=True, highlight=False)
 
-    return Console(stderr=True, highlight=False)
+
+@functools.cache
+def _console_class() -> "type[Console]":
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+
+    class PrintableConsole(Console):
+        """Shows the control characters of texts by their codes; its own colours and movements stay."""
+
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+    return PrintableConsole
 
 
 def is_terminal() -> bool:
@@ -72,7 +86,12 @@ def print_json_line(document: Any) -> None:
 
 
 def write(text: str) -> None:
-    """Write to stdout as it is; characters that its encoding lacks do not end the program."""
+    """Write to stdout: as it is to a file, without control characters to a terminal.
+
+    A carriage return stays: progress bars use it. Characters that the encoding lacks do not end the program.
+    """
+    if is_terminal():
+        text = printable(text, keep="\n\t\r")
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
     sys.stdout.flush()

@@ -7,9 +7,12 @@ by family (`NotFound`, `Invalid`, ...).
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from app.domain.texts import DEFAULT_LANGUAGE, Language, text
+
+MAX_LISTED: Final = 100
+"""Most violations that one answer lists; the others are counted."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,10 @@ class AppError(Exception):
         """Return the entries of the problem document's `errors`."""
         return (Violation(self.pointer, self.code, self.params),) if self.pointer is not None else ()
 
+    def violation_count(self) -> int:
+        """Return how many there are, also of those that `violations` leaves out."""
+        return len(self.violations())
+
 
 class NotFound(AppError):
     """What the path names does not exist (404)."""
@@ -57,12 +64,22 @@ class InvalidRequest(Invalid):
 
     code = "invalid_request"
 
-    def __init__(self, violations: Sequence[Violation]) -> None:
+    def __init__(self, violations: Sequence[Violation], *, count: int | None = None) -> None:
         self._violations = tuple(violations)
-        super().__init__(count=len(self._violations))
+        self._count = len(self._violations) if count is None else count
+        super().__init__(count=self._count)
+
+    def detail(self, language: Language = DEFAULT_LANGUAGE) -> str:
+        count = self._count
+        if count <= MAX_LISTED:
+            return super().detail(language)
+        return text("invalid_request_first", language, count=count, listed=MAX_LISTED, more=count - MAX_LISTED)
 
     def violations(self) -> Sequence[Violation]:
         return self._violations
+
+    def violation_count(self) -> int:
+        return self._count
 
 
 @contextmanager

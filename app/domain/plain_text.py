@@ -12,14 +12,21 @@ MAX_PATH_LENGTH: Final = 4096  # of a path that is shown whole; no system takes 
 MAX_DEPTH: Final = 64  # of a document; serializers give up at about 250 levels
 _CUT: Final = "…"
 _UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")
+# C0, DEL, C1, marks that change the direction of writing, lone surrogates
+_CONTROLS: Final = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _LONGEST_INTEGER_BITS: Final = 14_000  # Python refuses to write integers of more than 4,300 digits
 
 
 def shown(value: str, *, limit: int = 80) -> str:
     """Return `value` as it may stand in a sentence: one line, printable, at most `limit` characters."""
     # cut before as well: a long text is not escaped only to be thrown away
-    printable = "".join(c if c.isprintable() else _escaped(c) for c in value[: limit + 1])
-    return printable if len(printable) <= limit else printable[: limit - 1] + _CUT
+    plain = "".join(c if c.isprintable() else _escaped(c) for c in value[: limit + 1])
+    return plain if len(plain) <= limit else plain[: limit - 1] + _CUT
+
+
+def printable(text: str, *, keep: str = "\n\t") -> str:
+    """Return `text` as it may be written to a terminal: what a terminal would obey, or shows reversed, by its code."""
+    return _CONTROLS.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)
 
 
 def storable(text: str) -> str:

@@ -45,10 +45,14 @@ class InvalidDataset(Invalid):
 
     def __init__(self, name: str, report: DatasetReport) -> None:
         self._problems = report.problems
+        self._count = report.problem_count
         super().__init__(dataset=name, count=report.problem_count, listed=len(report.problems))
 
     def violations(self) -> Sequence[Violation]:
         return self._problems
+
+    def violation_count(self) -> int:
+        return self._count
 
 
 class DatasetMissing(Conflict):

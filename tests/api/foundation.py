@@ -5,19 +5,21 @@ import re
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import httpx
 import sqlalchemy.exc
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from app.api.application import HttpOptions, new_application
 from app.api.conditional import IfMatch, etag_of
 from app.api.errors import problem_responses
 from app.api.guards import AccessPolicy, RawUpload
 from app.api.pagination import Page, PageParams, page_params
+from app.api.routing import Router
 from app.domain.enums import TrainingType
 from app.domain.errors import NotFound
 
@@ -49,14 +51,15 @@ class Thing(BaseModel):
 
 Paging = Annotated[PageParams, Depends(page_params("created_at", "name", default="-created_at"))]
 
-router = APIRouter(prefix="/api/v1")
+router = Router(prefix="/api/v1")
 
 
 @router.get("/things")
 async def list_things(paging: Paging) -> Page[int]:
     start = 0 if paging.after is None else int(paging.after[1])
     items = list(range(start, start + paging.limit))
-    return paging.page(items, (f"value {items[-1]}", items[-1] + 1))
+    value = f"value {items[-1]}" if paging.sort == "name" else datetime(2026, 1, 1, tzinfo=UTC)
+    return paging.page(items, (value, str(items[-1] + 1)))
 
 
 @router.post("/things", status_code=201)
@@ -83,6 +86,19 @@ async def patch_thing(name: str, patch: dict[str, Any], precondition: IfMatch) -
 
 @router.post("/things/{name}/poke", status_code=204)
 async def poke_thing(name: str) -> None: ...
+
+
+@router.post("/things/{name}:poke", status_code=204)
+async def poke_thing_by_action(name: str) -> None: ...
+
+
+@router.get("/pieces", response_class=PlainTextResponse)
+async def read_pieces() -> Response:
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            yield b"piece"
+
+    return StreamingResponse(pieces(), headers={"ETag": '"1"'})
 
 
 @router.get("/numbers/{number}")

@@ -330,7 +330,7 @@ class TestRefusals:
         "body",
         [
             {"messages": [{"role": "user", "content": "x" * 128 * 1024}]},
-            {"messages": [{"role": "user", "content": "short"}] * 10_000},
+            {"messages": [{"role": "user", "content": "short and a little more of it"}] * 2_000},
             {"messages": [{"role": "user", "content": "模" * 25_000}]},
             {**HELLO, "system_prompt": "x" * 128 * 1024},
         ],

@@ -34,6 +34,12 @@ class TestOpenApi:
 
         assert {"200", "400", "401", "403", "404", "412", "413", "415", "422", "428", "500", "503"} <= set(responses)
 
+    def test_if_match_is_required_where_its_lack_is_428(self) -> None:
+        for operations in document()["paths"].values():
+            for operation in operations.values():
+                given = [one for one in operation.get("parameters", ()) if one["name"] == "If-Match"]
+                assert ("428" in operation["responses"]) == any(one["required"] for one in given)
+
     def test_nothing_of_fastapis_own_errors_is_left(self) -> None:
         assert "HTTPValidationError" not in str(document())
 

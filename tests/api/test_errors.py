@@ -75,6 +75,7 @@ class TestProblemDocument:
             "code": "route_not_found",
             "request_id": "abc",
             "errors": [],
+            "error_count": 0,
         }
 
     async def test_speaks_the_callers_language(self) -> None:
@@ -98,6 +99,14 @@ class TestProblemDocument:
             {"pointer": "/a", "code": "field_required", "detail": "Dieses Feld ist erforderlich."},
             {"pointer": "/b", "code": "field_too_long", "detail": "Der Wert ist zu lang; höchstens 3."},
         ]
+
+    async def test_lists_a_hundred_violations_and_counts_the_others(self) -> None:
+        body = {"name": "a", **{f"k{n}": 1 for n in range(2500)}}
+
+        problem = (await call("POST", "/api/v1/things", json=body)).json()
+
+        assert (len(problem["errors"]), problem["error_count"]) == (100, 2500)
+        assert "2400 more" in problem["detail"]
 
     def test_file_name_that_is_no_unicode_does_not_crash(self) -> None:
         connection = HTTPConnection({"type": "http", "path": "/x", "headers": [], "query_string": b""})
@@ -161,8 +170,45 @@ class TestRouting:
         response = await call("DELETE", "/api/v1/things/x")
 
         assert (response.status_code, response.json()["code"]) == (405, "method_not_allowed")
-        assert response.headers["allow"] == "GET, PUT, PATCH"
-        assert response.json()["detail"] == "DELETE is not possible here. Possible: GET, PUT, PATCH."
+        assert response.headers["allow"] == "GET, HEAD, PUT, PATCH"
+        assert response.json()["detail"] == "DELETE is not possible here. Possible: GET, HEAD, PUT, PATCH."
+
+    @pytest.mark.parametrize(
+        ("method", "path", "allowed"),
+        [
+            ("POST", "/api/v1/files/a", "PUT"),
+            ("GET", "/api/v1/things/a:poke", "POST"),
+            ("PUT", "/api/v1/things/a:poke", "POST"),
+            ("HEAD", "/api/v1/things/a:poke", "POST"),
+        ],
+    )
+    async def test_wrong_method_is_405_whatever_is_sent(self, method: str, path: str, allowed: str) -> None:
+        response = await call(method, path, content=b"{", headers={"Content-Type": "text/plain"})
+
+        assert (response.status_code, response.headers["allow"]) == (405, allowed)
+
+    async def test_unknown_action_is_404(self) -> None:
+        assert (await call("GET", "/api/v1/things/a:fly")).json()["code"] == "route_not_found"
+
+    async def test_path_that_is_no_utf8_is_400(self) -> None:
+        response = await call("PUT", "/api/v1/files/%ff", content=b"x")
+
+        assert (response.status_code, response.json()["code"]) == (400, "path_not_utf8")
+
+
+class TestHead:
+    @pytest.mark.parametrize(
+        ("path", "status"),
+        [("/api/v1/things", 200), ("/api/v1/things/x", 404), ("/api/v1/pieces", 200), ("/docs/static/start.js", 200)],
+    )
+    async def test_answers_as_get_does_without_the_body(self, path: str, status: int) -> None:
+        got, head = await call("GET", path), await call("HEAD", path)
+
+        assert (head.status_code, got.status_code, head.content) == (status, status, b"")
+        assert {**head.headers, "x-request-id": ""} == {**got.headers, "x-request-id": ""}
+
+    async def test_is_not_documented_once_more(self) -> None:
+        assert all("head" not in operations for operations in make_app().openapi()["paths"].values())
 
 
 class TestFields:

@@ -1,9 +1,11 @@
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 
+from app.api.bodies import JsonTooManyValues, parse_json
 from app.api.guards import host_name
 from tests.api.foundation import LIMIT, UPLOAD_LIMIT, client_of, make_app
 
@@ -314,6 +316,27 @@ class TestJson:
         response = await send("POST", "/api/v1/things", content=body, headers={"Content-Type": "application/json"})
 
         assert (response.status_code, response.json().get("code")) == (status, code)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "[" + "1," * 11_000 + "1]",
+            "[" + "{}," * 11_000 + "{}]",
+            "[" * 11_000,
+            '"' * 50_000,
+            '["a\\"",' + "1," * 11_000,
+        ],
+    )
+    def test_of_too_many_values_is_refused_unparsed(self, text: str) -> None:
+        with pytest.raises(JsonTooManyValues):
+            parse_json(text.encode())
+
+    @pytest.mark.parametrize(
+        "value",
+        [[1] * 9_000, "," * 50_000, {'\\",{': ',"\\' * 9_000, "b": "[{\\"}, {f"k{n}": "" for n in range(9_000)}],
+    )
+    def test_signs_inside_of_texts_are_no_values(self, value: object) -> None:
+        assert parse_json(json.dumps(value).encode()) == value
 
     async def test_says_line_and_column(self) -> None:
         body = b'{\n  "name": "a",\n  "size": 3,,\n}'

@@ -11,16 +11,21 @@ NOON = datetime(2026, 1, 2, 12, 0, 0, 123456, tzinfo=UTC)
 
 class TestCursor:
     @pytest.mark.parametrize(
-        "position",
-        [(NOON, "id"), ("金融-sft", "id"), (3, 4), (0.5, "id"), ("", ""), ('"}{\\', "\U0001f600")],
+        ("order", "position"),
+        [
+            ("-created_at", (NOON, "id")),
+            ("name", ("金融-sft", "id")),
+            ("rows", (3, "")),
+            ("-name", ('"}{\\', "\U0001f600")),
+        ],
     )
-    def test_comes_back_as_it_was(self, position: tuple[Any, Any]) -> None:
-        assert decode_cursor("-name", encode_cursor("-name", position)) == position
+    def test_comes_back_as_it_was(self, order: str, position: tuple[Any, Any]) -> None:
+        assert decode_cursor(order, encode_cursor(order, position)) == position
 
     def test_time_comes_back_in_utc(self) -> None:
-        cursor = encode_cursor("t", (NOON.astimezone(timezone(timedelta(hours=8))), "id"))
+        cursor = encode_cursor("created_at", (NOON.astimezone(timezone(timedelta(hours=8))), "id"))
 
-        assert decode_cursor("t", cursor) == (NOON, "id")
+        assert decode_cursor("created_at", cursor) == (NOON, "id")
 
     def test_is_safe_in_a_url(self) -> None:
         assert set(encode_cursor("name", ("ÿ?>" * 50, "id"))).isdisjoint("+/=&?")
@@ -33,6 +38,27 @@ class TestCursor:
     def test_invented_is_refused(self, cursor: str) -> None:
         with pytest.raises(InvalidCursor):
             decode_cursor("name", cursor)
+
+    @pytest.mark.parametrize("order", ["-created_at", "updated_at", "name", "path", "rows", "-size_bytes", "number"])
+    @pytest.mark.parametrize(
+        "value",
+        [
+            ["x"], {}, None, True, 1.5, 10**30, -(2**63) - 1, "\x00", "\ud800",
+            {"t": "x"}, {"t": "2026-01-01T00:00:00"}, {"t": "0001-01-01T00:00:00+23:59"},
+            {"t": "9999-12-31T23:59:59-23:59"}, {"t": 1},
+        ],
+    )  # fmt: skip
+    def test_forged_value_of_any_sort_is_refused(self, order: str, value: Any) -> None:
+        sound = {"name": "x", "path": "x", "rows": 1, "-size_bytes": 1, "number": 1}.get(order, NOON)
+
+        for position in ((value, "id"), (sound, value)):
+            with pytest.raises(InvalidCursor):
+                decode_cursor(order, encode_cursor(order, position))
+
+    @pytest.mark.parametrize(("order", "value"), [("name", 1), ("created_at", "x"), ("rows", "x"), ("name", NOON)])
+    def test_value_of_another_type_is_refused(self, order: str, value: Any) -> None:
+        with pytest.raises(InvalidCursor):
+            decode_cursor(order, encode_cursor(order, (value, "id")))
 
     def test_one_changed_character_is_refused(self) -> None:
         cursor = encode_cursor("name", ("a", "b"))

@@ -1,19 +1,22 @@
 """Pure parts of the command line: charts, streams of events, times, languages, parameters, ports, locks, Redis."""
 
 import json
+import os
+import pty
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from rich.text import Text
 
 from app.cli.charts import plot, sparkline
 from app.cli.exits import Misused
 from app.cli.home_lock import HomeInUse, HomeLock
 from app.cli.jobs import parameters
 from app.cli.language import accept_language
-from app.cli.output import ago, duration, print_table
+from app.cli.output import ago, console, duration, print_fields, print_table, write
 from app.cli.ports import is_free, next_free
 from app.cli.private_redis import RedisKind, choices, wheel_executable
 from app.cli.sse import StreamEvent, parse_events
@@ -190,6 +193,36 @@ class TestRedisChoices:
         executable = wheel_executable()
 
         assert executable is None or executable.name == "redis-server"
+
+
+class TestTerminal:
+    NAME = "a\x1b[2J\x07\x9b1m"
+
+    @pytest.fixture
+    def terminal(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
+        """Put a pseudo terminal in the place of stdout; yield what reads what arrived there."""
+        ours, theirs = pty.openpty()
+        with os.fdopen(theirs, "w") as stdout:
+            monkeypatch.setattr("sys.stdout", stdout)
+            yield lambda: (stdout.flush(), os.read(ours, 65536).decode())[1]
+        os.close(ours)
+
+    def test_gets_no_control_characters_of_others(self, terminal: Callable[[], str]) -> None:
+        print_table(("name",), [(self.NAME,)], nothing="")
+        print_fields({"name": self.NAME})
+        console().print(Text(self.NAME, style="bold"))
+        write(f"{self.NAME}\n")
+
+        arrived = terminal()
+
+        assert arrived.count("a\\x1b[2J\\x07\\x9b1m") == 4
+        assert "\x1b[1m" in arrived  # our own colours are left
+        assert set(arrived).isdisjoint("\x07\x9b")
+
+    def test_files_get_the_bytes_as_they_are(self, capsys: pytest.CaptureFixture[str]) -> None:
+        write(self.NAME)
+
+        assert capsys.readouterr().out == self.NAME
 
 
 class TestTables:

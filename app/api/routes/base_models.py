@@ -2,13 +2,14 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Response
+from fastapi import Depends, Path, Response
 
 from app.api.creation import CreationDep
 from app.api.dependencies import ReadSession, ServicesDep, WriteSession
 from app.api.errors import problem_responses
 from app.api.idempotency import IdempotencyKeyReused
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
+from app.api.routing import Router
 from app.api.schemas.resources import BaseModelCreate, BaseModelRead, UnregisteredBaseModels, base_model_read
 from app.domain.errors import InvalidRequest
 from app.registry.base_model_card import BaseModelUnreadable, NotABaseModel
@@ -17,7 +18,7 @@ from app.registry.resource_paths import InvalidPath, PathNotFound, PathOutsideFo
 from app.store.base_models import BaseModelNotFound
 from app.store.methods import NameTaken
 
-router = APIRouter(prefix="/api/v1", tags=["base models"])
+router = Router(prefix="/api/v1", tags=["base models"])
 
 Paging = Annotated[PageParams, Depends(page_params("name", "created_at", default="name"))]
 BaseModelRef = Annotated[str, Path(description="Id or technical name.", examples=["Qwen2.5-1.5B"])]

@@ -2,13 +2,14 @@
 
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import Header, Request, Response
 
 from app.api.answers import answer_events, whole_answer
 from app.api.dependencies import ServicesDep
 from app.api.errors import problem_responses
 from app.api.language import RequestLanguage
 from app.api.routes.models import ModelRef
+from app.api.routing import Router
 from app.api.schemas.chat import ChatAnswer, ChatRequest
 from app.api.sse import event_stream
 from app.domain.errors import InvalidRequest
@@ -16,7 +17,7 @@ from app.domain.rendering import ArgumentTooLong
 from app.executor.jobs.questions import ModelCannotBeAsked, OnlineModelNotAsked
 from app.store.models import ModelNameAmbiguous, ModelNotFound
 
-router = APIRouter(prefix="/api/v1", tags=["models"])
+router = Router(prefix="/api/v1", tags=["models"])
 
 _EVENTS: Final = """retry: 2000
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import Depends, Path, Query, Request, Response
 
 from app.api.creation import CreationDep
 from app.api.dependencies import ReadSession, ServicesDep, WriteSession, after_commit
@@ -13,6 +13,7 @@ from app.api.guards import RawUpload
 from app.api.idempotency import IdempotencyKeyReused
 from app.api.language import RequestLanguage
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
+from app.api.routing import Router
 from app.api.schemas.resources import (
     DatasetCheck,
     DatasetCreate,
@@ -42,7 +43,7 @@ from app.registry.resource_paths import InvalidPath, PathNotFound, PathOutsideFo
 from app.store.datasets import DatasetNotFound
 from app.store.methods import NameTaken
 
-router = APIRouter(prefix="/api/v1", tags=["data sets"])
+router = Router(prefix="/api/v1", tags=["data sets"])
 
 MAX_PREVIEW: Final = 200
 _MEDIA_TYPES: Final = ("application/jsonl", "application/x-ndjson", "application/octet-stream")

@@ -2,20 +2,21 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Response
+from fastapi import Depends, Path, Response
 
 from app.api.creation import CreationDep
 from app.api.dependencies import ReadSession, ServicesDep, WriteSession
 from app.api.errors import problem_responses
 from app.api.idempotency import IdempotencyKeyReused
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
+from app.api.routing import Router
 from app.api.schemas.resources import DeployTargetCreate, DeployTargetRead, deploy_target_read
 from app.domain.errors import InvalidRequest
 from app.registry.deploy_targets import DeployTargetInUse
 from app.store.deploy_targets import DeployTargetNotFound
 from app.store.methods import NameTaken
 
-router = APIRouter(prefix="/api/v1", tags=["deploy targets"])
+router = Router(prefix="/api/v1", tags=["deploy targets"])
 
 Paging = Annotated[PageParams, Depends(page_params("name", "created_at", default="name"))]
 DeployTargetRef = Annotated[str, Path(description="Id or name of the deploy target.", examples=["gpu-box"])]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Query, Response
+from fastapi import Depends, Path, Query, Response
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.api.conditional import IfMatch, StaleVersion, etag_of
@@ -13,6 +13,7 @@ from app.api.errors import PreconditionRequired, problem_responses
 from app.api.idempotency import IdempotencyKeyReused
 from app.api.language import RequestLanguage
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
+from app.api.routing import Router
 from app.api.schemas.jobs import JobRead, job_read
 from app.api.schemas.resources import (
     EnvironmentBuildOptions,
@@ -46,7 +47,7 @@ from app.registry.environments import (
 from app.store.methods import NameTaken
 from app.store.nodes import NodeNotFound
 
-router = APIRouter(prefix="/api/v1", tags=["environments"])
+router = Router(prefix="/api/v1", tags=["environments"])
 
 Paging = Annotated[PageParams, Depends(page_params("name", default="name"))]
 EnvironmentRef = Annotated[str, Path(description="Name of the environment, as conda knows it.", examples=["trl"])]

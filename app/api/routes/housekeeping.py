@@ -2,16 +2,17 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body
+from fastapi import Body
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from app.api.dependencies import ServicesDep
 from app.api.errors import problem_responses
+from app.api.routing import Router
 from app.domain.errors import InvalidRequest
 from app.domain.retention import Leftover
 from app.executor.maintenance.housekeeping import HousekeepingRunning
 
-router = APIRouter(prefix="/api/v1", tags=["system"])
+router = Router(prefix="/api/v1", tags=["system"])
 
 
 class HousekeepingRun(BaseModel):

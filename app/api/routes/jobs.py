@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response
+from fastapi import Body, Depends, Path, Query, Request, Response
 
 from app.api.creation import CreationDep
 from app.api.dependencies import ReadSession, ServicesDep, WriteSession, ring_after_commit
@@ -13,6 +13,7 @@ from app.api.idempotency import IdempotencyKeyReused
 from app.api.job_events import job_events
 from app.api.language import RequestLanguage
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
+from app.api.routing import Router
 from app.api.schemas.job_curves import JobComparison, JobMetrics, job_comparison, job_metrics
 from app.api.schemas.job_requests import JobCopy, JobRetry, JobSubmit
 from app.api.schemas.jobs import (
@@ -44,7 +45,7 @@ from app.executor.runs.stream import InvalidEventId, StreamPosition
 from app.registry.method_runs import FileModified
 from app.store.jobs import JobAlreadyFinished, JobNotFound
 
-router = APIRouter(prefix="/api/v1", tags=["jobs"])
+router = Router(prefix="/api/v1", tags=["jobs"])
 
 Paging = Annotated[PageParams, Depends(page_params("created_at", "name", "updated_at", default="-created_at"))]
 JobId = Annotated[str, Path(description="Id of the job.", examples=["0192f0c1-d2e3-4f5a-8b6c-7d8e9f0a1b2c"])]

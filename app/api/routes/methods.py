@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import Depends, Path, Query, Request, Response
 
 from app.access.guard import CommercialLicenseRequired
 from app.api.conditional import IfMatch, StaleVersion, etag_of
@@ -13,6 +13,7 @@ from app.api.errors import PreconditionRequired, problem_responses
 from app.api.idempotency import IdempotencyKeyReused
 from app.api.language import RequestLanguage
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
+from app.api.routing import Router
 from app.api.schemas.methods import (
     MethodCopy,
     MethodParameters,
@@ -40,7 +41,7 @@ from app.registry.method_record import Method, version_tag
 from app.registry.methods import JobsChoice, MethodHasLiveJobs, MethodMoved, PresetReadOnly
 from app.store.methods import MethodFilter, MethodNotFound, MethodVersionNotFound, NameTaken
 
-router = APIRouter(prefix="/api/v1", tags=["methods"])
+router = Router(prefix="/api/v1", tags=["methods"])
 
 Paging = Annotated[PageParams, Depends(page_params("name", "created_at", "updated_at", default="name"))]
 VersionPaging = Annotated[PageParams, Depends(page_params("number", default="-number"))]

@@ -2,13 +2,14 @@
 
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import Depends, Request, Response
 
 from app.api.errors import problem_responses
 from app.api.guards import TokenMissing, TokenWrong
 from app.api.prometheus import CONTENT_TYPE, Metrics
+from app.api.routing import Router
 
-router = APIRouter(tags=["system"])
+router = Router(tags=["system"])
 
 _EXAMPLE: Final = """# HELP deepe_jobs_queued Jobs that wait for nothing but a node.
 # TYPE deepe_jobs_queued gauge

@@ -2,18 +2,19 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import Depends, Path, Query
 
 from app.api.dependencies import ReadSession, ServicesDep
 from app.api.errors import problem_responses
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
+from app.api.routing import Router
 from app.api.schemas.models import ModelFileList, ModelRead, ModelSummary, model_files, model_read, model_summary
 from app.domain.enums import ModelState, TrainingType
 from app.registry.models import ModelInUse
 from app.registry.unloading import DeployTargetUnreachable
 from app.store.models import ModelFilter, ModelNameAmbiguous, ModelNotFound
 
-router = APIRouter(prefix="/api/v1", tags=["models"])
+router = Router(prefix="/api/v1", tags=["models"])
 
 Paging = Annotated[PageParams, Depends(page_params("created_at", "name", "size_bytes", default="-created_at"))]
 ModelRef = Annotated[

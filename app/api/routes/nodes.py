@@ -6,13 +6,14 @@ bell rings.
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Response
+from fastapi import Depends, Path, Response
 
 from app.api.conditional import IfMatch, StaleVersion, etag_of
 from app.api.dependencies import ReadSession, ServicesDep, WriteSession, ring_after_commit
 from app.api.errors import PreconditionRequired, problem_responses
 from app.api.language import RequestLanguage
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
+from app.api.routing import Router
 from app.api.schemas.nodes import NodeDeclaration, NodePatch, NodeRead, node_read
 from app.api.small_lists import page_by_name
 from app.domain.errors import InvalidRequest
@@ -22,7 +23,7 @@ from app.registry.nodes import NodeView, TooManyLabels
 from app.store.leases import AcceleratorInUse, AcceleratorNotFound
 from app.store.nodes import NodeNotFound
 
-router = APIRouter(prefix="/api/v1", tags=["nodes"])
+router = Router(prefix="/api/v1", tags=["nodes"])
 
 Paging = Annotated[PageParams, Depends(page_params("name", default="name"))]
 NodeRef = Annotated[str, Path(description="Id or name of the node.", examples=["laptop"])]

@@ -3,14 +3,15 @@
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Path
+from fastapi import Path
 from fastapi.responses import FileResponse
 
 from app.api.dependencies import ServicesDep
 from app.api.errors import problem_responses
+from app.api.routing import Router
 from app.executor.runs.pictures import MEDIA_TYPES, PictureNotFound, picture_path
 
-router = APIRouter(tags=["models"])
+router = Router(tags=["models"])
 
 PictureName = Annotated[str, Path(description="File name.", examples=["0192f0c1-d2e3-4f5a-8b6c-7d8e9f0a1b2c.png"])]
 

@@ -2,19 +2,20 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Response
+from fastapi import Depends, Path, Response
 
 from app.api.dependencies import ReadSession, ServicesDep, WriteSession
 from app.api.errors import problem_responses
 from app.api.language import RequestLanguage
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
 from app.api.routes.methods import tagged_method
+from app.api.routing import Router
 from app.api.schemas.methods import MethodRead, PresetRead, preset_read
 from app.api.small_lists import page_by_name
 from app.registry.preset_install import PresetNotFound
 from app.store.methods import NameTaken
 
-router = APIRouter(prefix="/api/v1", tags=["presets"])
+router = Router(prefix="/api/v1", tags=["presets"])
 
 Paging = Annotated[PageParams, Depends(page_params("name", default="name"))]
 PresetRef = Annotated[str, Path(description="Name of the preset.", examples=["SFT-Demo"])]

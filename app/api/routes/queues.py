@@ -2,17 +2,18 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Response
+from fastapi import Depends, Path, Response
 
 from app.api.conditional import IfMatch, StaleVersion, etag_of
 from app.api.dependencies import ReadSession, ServicesDep, WriteSession
 from app.api.errors import PreconditionRequired, problem_responses
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
+from app.api.routing import Router
 from app.api.schemas.queues import QueueLimitsWrite, QueueRead, queue_read
 from app.api.small_lists import page_by_name
 from app.registry.queues import QueueNotFound, QueueView
 
-router = APIRouter(prefix="/api/v1", tags=["queues"])
+router = Router(prefix="/api/v1", tags=["queues"])
 
 Paging = Annotated[PageParams, Depends(page_params("name", default="name"))]
 QueueRef = Annotated[str, Path(description="Name of the queue.", examples=["default"])]

@@ -4,14 +4,16 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Header, Path, Request, Response
+from fastapi import Depends, Header, Path, Request, Response
 
 from app.api.conditional import IfMatch, StaleVersion, etag_of, parse_if_match
 from app.api.dependencies import ReadSession, ServicesDep, WriteSession
 from app.api.errors import PreconditionRequired, UnsupportedMediaType, problem_responses
 from app.api.guards import RawUpload
+from app.api.headers import IF_MATCH, IF_NONE_MATCH
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
 from app.api.routes.methods import MethodRef, tagged_method
+from app.api.routing import Router
 from app.api.schemas.methods import (
     MethodFileList,
     MethodRead,
@@ -30,7 +32,7 @@ from app.registry.scripts import ScriptTooLarge
 from app.registry.stage_files import ScriptContent, ScriptNotFound, ScriptOfPreset, StageWithoutFile
 from app.store.methods import MethodNotFound
 
-router = APIRouter(prefix="/api/v1", tags=["scripts"])
+router = Router(prefix="/api/v1", tags=["scripts"])
 
 PYTHON_MEDIA_TYPE: Final = "text/x-python"
 _ACCEPTED = re.compile(r"(text/(x-python|plain|x-script\.python)|application/(octet-stream|x-python(-code)?))?", re.I)
@@ -72,11 +74,9 @@ async def _python_body(request: Request) -> bytes:
 
 def _script_precondition(
     path: ScriptPath,
-    if_match: Annotated[
-        str | None, Header(alias="If-Match", description="`ETag` of the file that is replaced.")
-    ] = None,
+    if_match: Annotated[str | None, Header(alias=IF_MATCH, description="`ETag` of the file that is replaced.")] = None,
     if_none_match: Annotated[
-        str | None, Header(alias="If-None-Match", description="`*`: only if no file is there.")
+        str | None, Header(alias=IF_NONE_MATCH, description="`*`: only if no file is there.")
     ] = None,
 ) -> Callable[[str | None], None]:
     """Return what demands, of the sha256 that is there, that nothing is overwritten unread."""

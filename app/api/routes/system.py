@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Final, Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import Depends, Request
 from pydantic import BaseModel, Field
 
 from app.access.guard import LicenceGuard, LicenceStatus, LicenseState
 from app.api.errors import DatabaseUnavailable, ProblemEntry, problem_responses
 from app.api.language import RequestLanguage
+from app.api.routing import Router
 from app.domain.texts import Language
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class LicenseRead(BaseModel):
     problem: ProblemEntry | None = Field(description="Why an installed licence does not count.")
 
 
-router = APIRouter()
+router = Router()
 
 
 def _readiness(request: Request) -> Readiness:

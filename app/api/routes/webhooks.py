@@ -2,7 +2,7 @@
 
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Depends, Path, Query, Response
+from fastapi import Depends, Path, Query, Response
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.api.conditional import IfMatch, etag_of
@@ -11,6 +11,7 @@ from app.api.dependencies import ReadSession, Services, ServicesDep, WriteSessio
 from app.api.errors import problem_responses
 from app.api.idempotency import IdempotencyKeyReused
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
+from app.api.routing import Router
 from app.api.schemas.webhooks import (
     DeliveryRead,
     WebhookChange,
@@ -24,7 +25,7 @@ from app.domain.errors import InvalidRequest
 from app.executor.maintenance.webhooks import WebhookInactive, version_of
 from app.store.webhooks import DeliveryNotFound, WebhookNotFound
 
-router = APIRouter(prefix="/api/v1", tags=["webhooks"])
+router = Router(prefix="/api/v1", tags=["webhooks"])
 
 Paging = Annotated[PageParams, Depends(page_params("created_at", default="-created_at"))]
 WebhookId = Annotated[

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.executor.jobs.questions import Conversation, Message
 from app.executor.runs.inference_protocol import FinishReason
 
-MAX_MESSAGES = 10_000
+MAX_MESSAGES = 2_000
 MAX_IMAGES = 100
 _ID = "0192f0c1-d2e3-4f5a-8b6c-7d8e9f0a1b2c"
 

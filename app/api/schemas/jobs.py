@@ -6,8 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from app.api.errors import ProblemEntry
-from app.api.schemas.methods import entries
+from app.api.errors import ProblemEntry, problem_entries
 from app.domain.demand import (
     Resources,
 )
@@ -213,7 +212,7 @@ def job_submitted(submitted: Submitted, language: Language) -> JobSubmitted:
         stage=first.kind,
         status=first.status,
         chain=_links(submitted.jobs),
-        warnings=entries(submitted.warnings, language),
+        warnings=problem_entries(submitted.warnings, language),
     )
 
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJson
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
-from app.api.errors import ProblemEntry
+from app.api.errors import ProblemEntry, problem_entries
 from app.domain.definition import (
     ArgumentOptions,
     DeploymentConfig,
@@ -223,6 +223,7 @@ class MethodValidation(BaseModel):
     """What creating the method would say."""
 
     valid: bool
+    violation_count: int = Field(description="Of all problems; at most a hundred are listed.")
     violations: list[ProblemEntry]
     readiness: ReadinessRead
 
@@ -309,7 +310,10 @@ def method_version_read(method: Method) -> MethodVersionRead:
 def validation_read(found: Sequence[Violation], readiness: Readiness, language: Language) -> MethodValidation:
     """Return what `methods:validate` answers."""
     return MethodValidation(
-        valid=not found, violations=entries(found, language), readiness=readiness_read(readiness, language)
+        valid=not found,
+        violation_count=len(found),
+        violations=problem_entries(found, language),
+        readiness=readiness_read(readiness, language),
     )
 
 
@@ -323,7 +327,7 @@ def readiness_read(readiness: Readiness, language: Language) -> ReadinessRead:
                 ready=stage.ready,
                 environment=stage.environment,
                 nodes=list(stage.nodes),
-                problems=entries(stage.problems, language),
+                problems=problem_entries(stage.problems, language),
                 cells=[_cell(cell, language) for cell in stage.cells],
             )
             for stage in readiness.stages
@@ -361,19 +365,11 @@ def parameters_read(method: Method, stages: Sequence[StageParameters], language:
                 sha256=stage.file.sha256,
                 schema=dict(stage.schema),
                 partly_read=stage.partly_read,
-                remarks=entries([remark.violation() for remark in stage.remarks], language),
+                remarks=problem_entries([remark.violation() for remark in stage.remarks], language),
             )
             for stage in stages
         ],
     )
-
-
-def entries(found: Sequence[Violation], language: Language) -> list[ProblemEntry]:
-    """Return violations as problem documents have them."""
-    return [
-        ProblemEntry(pointer=violation.pointer, code=violation.code, detail=violation.detail(language))
-        for violation in found
-    ]
 
 
 def script_read(file: PinnedFile) -> ScriptRead:

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.errors import ProblemEntry
+from app.api.errors import ProblemEntry, problem_entries
 from app.api.schemas.node_environments import NodeEnvironmentRead, node_environment_read
 from app.domain.deploy_targets import DeployTargetKind
 from app.domain.texts import Language
@@ -145,10 +145,7 @@ def dataset_validation(validation: Validation, language: Language) -> DatasetVal
         size_bytes=found and found.size_bytes,
         digest=found and found.digest,
         violation_count=validation.violation_count,
-        violations=[
-            ProblemEntry(pointer=violation.pointer, code=violation.code, detail=violation.detail(language))
-            for violation in validation.violations
-        ],
+        violations=problem_entries(validation.violations, language),
     )
 
 

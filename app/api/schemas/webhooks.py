@@ -14,6 +14,7 @@ _ID = "7a1c0b52-3d4e-4f5a-8b6c-9d8e7f6a5b4c"
 _MESSAGE = "msg_3f1e5d7c9b8a4f6e8d7c6b5a49382716"
 _URL = "https://example.com/hooks/deepe"
 _SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"  # noqa: S105 - an example
+_MAX_EVENTS = 100
 _KEY_RULE = "`whsec_` and 24 to 64 random bytes in base64."
 _BODY = {
     "type": "job.succeeded",
@@ -32,6 +33,7 @@ class WebhookCreate(_Body):
     url: str = Field(description="http or https.", max_length=MAX_URL_LENGTH, examples=[_URL])
     events: list[WebhookEvent] = Field(
         default=list(DEFAULT_EVENTS),
+        max_length=_MAX_EVENTS,
         description="What to tell. `job` is a training, a saving or a deployment; questions to models and builds of "
         "environments are told only when they are named.",
         examples=[["job.succeeded", "job.failed", "job.cancelled"]],
@@ -46,7 +48,7 @@ class WebhookChange(_Body):
     """What changes; members that are missing stay."""
 
     url: str | None = Field(default=None, max_length=MAX_URL_LENGTH, examples=[_URL])
-    events: list[WebhookEvent] | None = Field(default=None, examples=[["job.failed"]])
+    events: list[WebhookEvent] | None = Field(default=None, max_length=_MAX_EVENTS, examples=[["job.failed"]])
     active: StrictBool | None = Field(
         default=None, description="False: nothing is written or sent; what waits is sent when it is true again."
     )
