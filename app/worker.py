@@ -43,6 +43,7 @@ from app.registry.version_store import VersionStore
 from app.secret_values import hide_secrets
 from app.settings import Settings, SettingsError, load_settings
 from app.store.home import Home, NodeHome
+from app.store.migrate import DatabaseUnusable, schema_state
 from app.store.nodes import RegistrationRefused
 from app.store.session import Database
 
@@ -91,6 +92,9 @@ def run(settings: Settings) -> int:
     except NodeIsTaken:
         sys.stderr.write(f"Another worker is running as node {settings.node_name!r}; set DEEPE_NODE_NAME to add one.\n")
         return 2
+    except DatabaseUnusable as error:
+        sys.stderr.write(f"{error} {error.advice}\n")
+        return 2
     except (RegistrationRefused, HomeUnusable) as error:
         sys.stderr.write(f"{error}\n")
         return 2
@@ -136,7 +140,7 @@ async def _work(settings: Settings, home: Home, node_home: NodeHome) -> None:
     stopping = asyncio.Event()
     _on_stop(stopping.set)
     try:
-        registered = await _register(presence, stopping)
+        registered = await _register(database, presence, stopping)
         if registered is None:
             return
         agent = _agent(settings, database, home, node_home, presence, status, redis_url, node_id=registered)
@@ -157,11 +161,15 @@ async def _work(settings: Settings, home: Home, node_home: NodeHome) -> None:
         logger.info("worker_stopped", extra={"node": settings.node_name})
 
 
-async def _register(presence: NodeEnvironments, stopping: asyncio.Event) -> str | None:
-    """Make the node known as soon as the database answers; None if told to stop before."""
+async def _register(database: Database, presence: NodeEnvironments, stopping: asyncio.Event) -> str | None:
+    """Make the node known as soon as the database answers; None if told to stop before.
+
+    Raises `DatabaseUnusable` when no waiting helps.
+    """
     failures = 0
     while not stopping.is_set():
         try:
+            await schema_state(database)
             return await presence.register()
         except TROUBLE as error:
             failures += 1

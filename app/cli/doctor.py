@@ -152,16 +152,25 @@ def privacy(settings: "Settings") -> Finding:
 
 
 def database(settings: "Settings") -> Finding:
+    from app.store.migrate import DatabaseUnusable
+
     name = settings.database_url.partition("+")[0]
     try:
-        missing = asyncio.run(_missing_in_database(settings.database_url))
+        state = asyncio.run(_schema_state(settings.database_url))
+    except DatabaseUnusable as error:
+        return Finding("database", Verdict.FAIL, str(error), error.advice)
     except Exception as error:
         advice = "Look at DEEPE_DATABASE_URL with `deepe settings`; is the server running?"
         return Finding("database", Verdict.FAIL, f"{name}: {type(error).__name__}: {error}", advice)
-    if missing:
-        advice = "`deepe dev` does it by itself; otherwise run: deepe migrate"
-        return Finding("database", Verdict.WARN, f"{name} answers, its schema is not up to date", advice)
-    return Finding("database", Verdict.OK, f"{name} answers, its schema is up to date")
+    detail = {
+        "none": f"{name}: the file will be made at the first start",
+        "missing": f"{name} answers and is empty",
+        "older": f"{name} answers, its schema is older than this version",
+        "current": f"{name} answers, its schema is up to date",
+    }[state]
+    if state in ("none", "current"):
+        return Finding("database", Verdict.OK, detail)
+    return Finding("database", Verdict.WARN, detail, "The next start of the service does it, or run: deepe migrate")
 
 
 def redis(settings: "Settings") -> Finding:
@@ -313,18 +322,20 @@ def _existing(folder: Path) -> Path:
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
-async def _missing_in_database(url: str) -> bool:
-    """Say whether migrations are missing; a SQLite file that is not there is not made."""
-    from app.store.migrate import differences
+async def _schema_state(url: str) -> str:
+    """Return how the schema stands, after a look at the whole of a SQLite file; one that is not there is not made."""
+    from app.store.migrate import check_integrity, schema_state
     from app.store.session import Database
 
     scheme, _, path = url.partition(":///")
     if scheme.startswith("sqlite") and not Path(path).is_file():
-        return True
+        return "none"
     database = Database(url)
     try:
         async with asyncio.timeout(_PATIENCE_SECONDS):
-            return bool(await differences(database))
+            state = await schema_state(database)
+        await check_integrity(database)
+        return state.value
     finally:
         await database.close()
 

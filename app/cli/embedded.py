@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from app.cli.exits import CliFailure
+from app.cli.exits import CliFailure, HomeUnusable
 from app.cli.home_lock import HomeLock
 from app.cli.ports import any_free, is_free, next_free
 from app.cli.private_redis import NO_REDIS, PrivateRedis, RedisChoice
@@ -87,8 +87,11 @@ class EmbeddedService:
 
     def start(self, *, timeout: float = READY_SECONDS) -> str:
         """Bring everything up and return the URL; on failure nothing stays behind."""
-        make_private_folder(self._settings.home)
-        self._lock.take(command=self._options.command)
+        try:
+            make_private_folder(self._settings.home)
+            self._lock.take(command=self._options.command)
+        except OSError as error:
+            raise HomeUnusable(self._settings.home, error) from error
         try:
             self.port = self._listening_port()
             self._guardian = Guardian(hold=self._lock.descriptor)

@@ -4,10 +4,13 @@ import json
 import sys
 from collections.abc import Sequence
 from enum import IntEnum
+from pathlib import Path
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
+
+from app.domain.plain_text import printable
 
 
 class ExitCode(IntEnum):
@@ -53,6 +56,16 @@ class Misused(CliFailure):
     exit_code = ExitCode.USAGE
 
 
+class HomeUnusable(CliFailure):
+    """The home folder cannot be written."""
+
+    def __init__(self, home: Path, error: OSError) -> None:
+        super().__init__(
+            f"The home folder {home} cannot be used: {error.strerror or error}.",
+            notes=("Make it writable for this account, or choose another folder with DEEPE_HOME.",),
+        )
+
+
 class ReportingGroup(TyperGroup):
     """Turns `CliFailure` into a message on stderr and its exit code."""
 
@@ -71,7 +84,7 @@ class ReportingGroup(TyperGroup):
 def report(failure: CliFailure, *, as_json: bool) -> None:
     """Write a failure to stderr: what is wrong, then one line for each note; or one JSON document."""
     if as_json:
-        sys.stderr.write(json.dumps(failure.document(), ensure_ascii=False) + "\n")
+        sys.stderr.write(printable(json.dumps(failure.document(), ensure_ascii=False)) + "\n")
         return
     from rich.markup import escape
 

@@ -186,5 +186,5 @@ def _cell(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, dict | list):
-        return escape(json.dumps(value, ensure_ascii=False))
-    return escape(str(value))
+        value = json.dumps(value, ensure_ascii=False)
+    return escape(printable(str(value)))  # here too: the width of a column is measured before it is rendered

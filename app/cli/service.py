@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.exits import CliFailure, Misused
+from app.cli.exits import CliFailure, HomeUnusable, Misused
 from app.cli.options import AsJson
 
 if TYPE_CHECKING:
@@ -52,11 +52,15 @@ def serve(
     """
     settings = load_and_hide(host=host, port=port)
 
+    import asyncio
+
     import uvicorn
 
     from app.main import create_app
     from app.observability import configure_logging
 
+    # here already: what the application raises at its start is printed with a traceback
+    asyncio.run(_prepare(settings))
     configure_logging(level=settings.log_level, form=settings.log_format)
     if processes > 1:
         # it lives as long as we do and would show the secrets that it inherits
@@ -99,24 +103,30 @@ def migrate(
     import asyncio
 
     from app.cli.output import print_json
-    from app.store.home import make_private_folder
 
     settings = load()
-    make_private_folder(settings.home)
-    asyncio.run(_migrate(settings))
+    asyncio.run(_prepare(settings))
     if as_json:
         print_json({"database": settings.database_url.partition("+")[0], "up_to_date": True})
     elif not quiet:
         typer.echo("The database is up to date.")
 
 
-async def _migrate(settings: "Settings") -> None:
-    from app.store.migrate import upgrade
+async def _prepare(settings: "Settings") -> None:
+    """Make the home, bring the database to the newest schema, or fail with a sentence."""
+    from app.store.home import Home
+    from app.store.migrate import DatabaseUnusable, upgrade
     from app.store.session import Database
 
+    try:
+        Home(settings.home).create()
+    except OSError as error:
+        raise HomeUnusable(settings.home, error) from error
     database = Database(settings.database_url)
     try:
         await upgrade(database)
+    except DatabaseUnusable as error:
+        raise CliFailure(str(error), notes=(error.advice,)) from error
     except Exception as error:
         raise CliFailure(
             "The database could not be brought up to date.",

@@ -8,6 +8,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import JobKind, JobStatus
+from app.domain.transitions import UNFINISHED
 from app.store.paging import Order, Slice, keyset_slice
 from app.store.tables import JobRow
 
@@ -48,3 +49,9 @@ async def list_jobs(
         statement = statement.where(col(JobRow.name).icontains(wanted.text, autoescape=True))
     order = Order(column=SORT_COLUMNS[sort], tie=JobRow.id, descending=descending)
     return await keyset_slice(session, statement, order, after=after, limit=limit)
+
+
+async def unfinished_retry_of(session: AsyncSession, job_id: str) -> str | None:
+    """Return a job that repeats this one and has not ended."""
+    statement = select(JobRow.id).where(JobRow.retry_of == job_id, col(JobRow.status).in_(UNFINISHED)).limit(1)
+    return (await session.exec(statement)).first()

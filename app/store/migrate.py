@@ -1,24 +1,70 @@
-"""Bring a database to the newest schema. Safe to run by several processes at once."""
+"""Bring a database to the newest schema. Safe to run by several processes at once.
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+Alembic is imported when there is something to migrate only: most starts find the schema as it should be.
+"""
+
+import functools
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from enum import StrEnum
 from pathlib import Path
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.autogenerate import compare_metadata
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from sqlmodel import SQLModel
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
 
 from app.store.session import Database
 
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 ADVISORY_LOCK = 0x64656570  # "deep"; any constant that no other user of the database takes
+_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+
+
+class SchemaState(StrEnum):
+    """How the schema of a database stands to this version of the product."""
+
+    MISSING = "missing"
+    OLDER = "older"
+    CURRENT = "current"
+    NEWER = "newer"
+
+
+class DatabaseUnusable(Exception):
+    """No waiting helps; the text says what is wrong, `advice` what to do."""
+
+    def __init__(self, message: str, *, advice: str) -> None:
+        self.advice = advice
+        super().__init__(message)
+
+
+class SchemaTooNew(DatabaseUnusable):
+    """A newer version of the product has migrated the database."""
+
+    def __init__(self, database: Database, revision: str) -> None:
+        super().__init__(
+            f"The database {_shown(database)} has the schema {revision}, which this version does not know.",
+            advice="Install the version that wrote it, or restore the backup from before its upgrade.",
+        )
+
+
+class DatabaseDamaged(DatabaseUnusable):
+    """The file is no SQLite database, or not a whole one."""
+
+    def __init__(self, database: Database, reason: object) -> None:
+        super().__init__(
+            f"The database {_shown(database)} is damaged: {reason}.",
+            advice="Restore a backup of the file, or move it away to begin with an empty one.",
+        )
 
 
 async def upgrade(database: Database, *, revision: str = "head") -> None:
-    """Run all migrations that are missing, in one transaction (on both databases DDL is transactional)."""
+    """Run all migrations that are missing, in one transaction (on both databases DDL is transactional).
+
+    Raises `DatabaseUnusable` for a damaged database and for a newer schema.
+    """
+    if await schema_state(database) is SchemaState.CURRENT and revision == "head":
+        return
     async with _patient(database) as patient, patient.writing() as session:
         connection = await session.connection()
         await connection.run_sync(_run, revision)
@@ -31,13 +77,46 @@ async def downgrade(database: Database, *, revision: str) -> None:
         await connection.run_sync(_run, revision, down=True)
 
 
-async def differences(database: Database) -> list[object]:
-    """Return what the tables say and the migrated database lacks; empty when they agree."""
-    async with database.reading() as session:
-        connection = await session.connection()
-        return await connection.run_sync(
-            lambda sync: list(compare_metadata(MigrationContext.configure(sync), SQLModel.metadata))
-        )
+async def schema_state(database: Database) -> SchemaState:
+    """Return how the schema stands; raise `SchemaTooNew` or `DatabaseDamaged` if it cannot be used."""
+    with explaining_damage(database):
+        async with database.engine.connect() as connection:
+            found = await connection.run_sync(_revision)
+    if found is None:
+        return SchemaState.MISSING
+    if found not in revisions():
+        raise SchemaTooNew(database, found)
+    return SchemaState.CURRENT if found == revisions()[-1] else SchemaState.OLDER
+
+
+async def check_integrity(database: Database) -> None:
+    """Read the whole of a SQLite database; raise `DatabaseDamaged` if something is wrong with it."""
+    if database.engine.dialect.name != "sqlite":
+        return
+    with explaining_damage(database):
+        async with database.engine.connect() as connection:
+            said = (await connection.exec_driver_sql("PRAGMA quick_check(1)")).scalar()
+    if said != "ok":
+        raise DatabaseDamaged(database, said)
+
+
+@contextmanager
+def explaining_damage(database: Database) -> Iterator[None]:
+    """Raise `DatabaseDamaged` for what SQLite says of a damaged file."""
+    try:
+        yield
+    except (DBAPIError, sqlite3.Error) as error:
+        origin = error.orig if isinstance(error, DBAPIError) else error
+        code = getattr(origin, "sqlite_errorcode", None)
+        if code is None or code & 0xFF not in _DAMAGED:
+            raise
+        raise DatabaseDamaged(database, origin) from error
+
+
+@functools.cache
+def revisions() -> tuple[str, ...]:
+    """Return all revisions of the schema, oldest first: the files are named by them."""
+    return tuple(sorted(path.name.partition("_")[0] for path in (MIGRATIONS / "versions").glob("[0-9]*.py")))
 
 
 @asynccontextmanager
@@ -53,7 +132,17 @@ async def _patient(database: Database) -> AsyncIterator[Database]:
         await patient.close()
 
 
+def _revision(connection: sa.Connection) -> str | None:
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    revision: str | None = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    return revision
+
+
 def _run(connection: sa.Connection, revision: str, *, down: bool = False) -> None:
+    from alembic import command
+    from alembic.config import Config
+
     if connection.dialect.name == "postgresql":
         # two API processes starting together would otherwise both create the tables
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})")
@@ -62,3 +151,9 @@ def _run(connection: sa.Connection, revision: str, *, down: bool = False) -> Non
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
     (command.downgrade if down else command.upgrade)(config, revision)
+
+
+def _shown(database: Database) -> str:
+    url = make_url(database.url)
+    is_file = url.get_backend_name() == "sqlite"
+    return str(url.database) if is_file else url.render_as_string(hide_password=True)

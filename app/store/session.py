@@ -36,6 +36,10 @@ _POSTGRES = {
 }
 
 
+class DatabaseUnreachable(ConnectionError):
+    """Nothing answers at the database's address, or there is no such address: a port, a host, a socket file."""
+
+
 class Database:
     """Hands out sessions: `reading()` for queries, `writing()` for one transaction that commits at the end.
 
@@ -108,6 +112,7 @@ def _create_engine(url: str, *, pool_size: int, silent_after: float | None) -> A
     else:
         driver = {"server_settings": _POSTGRES, "timeout": 10, "command_timeout": silent_after}
         engine = create_async_engine(url, pool_size=pool_size, pool_pre_ping=True, connect_args=driver, **json)
+        event.listen(engine.sync_engine, "do_connect", _connect)
     event.listen(engine.sync_engine, "before_cursor_execute", _make_storable, retval=True)
     return engine
 
@@ -122,6 +127,14 @@ def _keep_private(_dialect: Any, _record: Any, arguments: list[Any], _parameters
     # what is read through a descriptor from before the mode was set stays readable, so it is set first
     if not str(arguments[0]).startswith((":memory:", "file:")):
         keep_sqlite_private(Path(arguments[0]))
+
+
+def _connect(dialect: Any, _record: Any, arguments: Any, options: Any) -> Any:
+    """Connect; the driver passes on what the operating system says, such as that a socket file is not there."""
+    try:
+        return dialect.connect(*arguments, **options)
+    except OSError as error:
+        raise DatabaseUnreachable(str(error)) from error
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

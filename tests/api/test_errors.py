@@ -2,6 +2,7 @@ import importlib
 import json
 import logging
 import pkgutil
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,9 +11,18 @@ from starlette.requests import HTTPConnection
 
 import app as package
 from app.access.licence import LicenceKeyExists
-from app.api.errors import STATUS_BY_FAMILY, problem_of, problem_response, problem_responses, status_of
+from app.api.errors import (
+    STATUS_BY_FAMILY,
+    DatabaseUnavailable,
+    problem_of,
+    problem_response,
+    problem_responses,
+    status_of,
+    translate,
+)
 from app.domain.errors import AppError, Conflict, InvalidRequest, NotFound, Violation
 from app.domain.texts import Language, catalogue
+from app.store.session import Database, DatabaseUnreachable
 from tests.api.foundation import client_of, make_app
 
 
@@ -101,12 +111,12 @@ class TestProblemDocument:
         ]
 
     async def test_lists_a_hundred_violations_and_counts_the_others(self) -> None:
-        body = {"name": "a", **{f"k{n}": 1 for n in range(2500)}}
+        body = {"name": "a", **{f"k{n}": 1 for n in range(150)}}
 
         problem = (await call("POST", "/api/v1/things", json=body)).json()
 
-        assert (len(problem["errors"]), problem["error_count"]) == (100, 2500)
-        assert "2400 more" in problem["detail"]
+        assert (len(problem["errors"]), problem["error_count"]) == (100, 150)
+        assert "50 more" in problem["detail"]
 
     def test_file_name_that_is_no_unicode_does_not_crash(self) -> None:
         connection = HTTPConnection({"type": "http", "path": "/x", "headers": [], "query_string": b""})
@@ -153,6 +163,15 @@ class TestDatabaseTrouble:
 
         assert (response.status_code, response.json()["code"]) == (status, code)
         assert ("retry-after" in response.headers) == (status == 503)
+
+    async def test_socket_file_that_is_not_there_is_a_database_that_is_down(self, tmp_path: Path) -> None:
+        database = Database(f"postgresql+asyncpg:///d?host={tmp_path}")
+
+        with pytest.raises(DatabaseUnreachable) as raised:
+            await database.ping()
+
+        assert isinstance(translate(raised.value), DatabaseUnavailable)
+        await database.close()
 
     async def test_failing_commit_is_no_success(self) -> None:
         response = await call("POST", "/api/v1/commits")

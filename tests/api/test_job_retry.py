@@ -1,5 +1,6 @@
 """Retry policies, limits, attempts and fixes over HTTP; retries that resume, change parameters or take the fix."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,23 @@ class TestHistory:
         assert [one["status"] for one in told] == ["queued", "launching", "running", "queued", "cancelled"]
         assert (told[3]["reason"], told[3]["attempt"]) == ("exit_code", 1)
         assert "ValueError: no" in told[3]["reason_detail"]
+
+
+class TestTogether:
+    async def test_of_many_retries_at_once_one_makes_a_job(self, app: JobsApp) -> None:
+        job_id = await failed(app)
+
+        answers = await asyncio.gather(*(app.client.post(f"/api/v1/jobs/{job_id}:retry", json={}) for _ in range(8)))
+
+        assert sorted(answer.status_code for answer in answers) == [201] + [409] * 7
+        assert {a.json()["code"] for a in answers if a.status_code == 409} == {"job_being_retried"}
+
+    async def test_job_is_retried_again_when_its_retry_has_ended(self, app: JobsApp) -> None:
+        job_id = await failed(app)
+        first = await app.post(f"/jobs/{job_id}:retry", {}, 201)
+        await app.post(f"/jobs/{first['id']}:cancel")
+
+        await app.post(f"/jobs/{job_id}:retry", {}, 201)
 
 
 class TestFix:

@@ -1,6 +1,8 @@
 """`deepe license` and `deepe doctor`, `settings`, `migrate`: commands that need no service."""
 
+import contextlib
 import json
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from typer.testing import CliRunner
 from app.cli import app
 from app.cli.doctor import CHECKS, Finding, Verdict, examine
 from app.settings import Settings, load_settings
+from app.worker import run as run_worker
 
 
 @pytest.fixture
@@ -151,6 +154,27 @@ class TestDoctor:
         assert findings["privacy"].verdict is Verdict.WARN
         assert str(file) in findings["privacy"].advice
 
+    def test_tells_the_state_of_the_schema(
+        self, runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("DEEPE_HOME", str(tmp_path))
+        said = [_database_finding()]
+        runner.invoke(app, ["migrate"])
+        said.append(_database_finding())
+        _set_revision(tmp_path, "0001")
+        said.append(_database_finding())
+        _set_revision(tmp_path, "9999")
+        said.append(_database_finding())
+        (tmp_path / "deepe.db").write_bytes(b"no database" * 500)
+        said.append(_database_finding())
+
+        assert [finding.verdict for finding in said] == [
+            Verdict.OK, Verdict.OK, Verdict.WARN, Verdict.FAIL, Verdict.FAIL,
+        ]  # fmt: skip
+        assert "up to date" in said[1].detail
+        assert "restore" in said[3].advice
+        assert "Restore" in said[4].advice
+
     def test_goes_on_after_a_check_that_broke(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def broken(_settings: Settings) -> Finding:
             raise RuntimeError("oh")
@@ -162,6 +186,75 @@ class TestDoctor:
         assert findings["disk"].verdict is Verdict.FAIL
         assert "oh" in findings["disk"].detail
         assert set(findings) == set(CHECKS)
+
+
+def _database_finding() -> Finding:
+    return next(finding for finding in examine(load_settings()) if finding.name == "database")
+
+
+def _set_revision(home: Path, revision: str) -> None:
+    with contextlib.closing(sqlite3.connect(home / "deepe.db", isolation_level=None)) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = ?", (revision,))
+
+
+class TestStart:
+    """What cannot be used ends a command with a sentence and a way out."""
+
+    @pytest.mark.parametrize("command", ["serve", "migrate", "worker"])
+    @pytest.mark.parametrize(("what", "words"), [("damaged", "is damaged"), ("newer", "does not know")])
+    def test_of_a_database_that_cannot_be_used(
+        self,
+        runner: CliRunner,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        command: str,
+        what: str,
+        words: str,
+    ) -> None:
+        monkeypatch.setenv("DEEPE_HOME", str(tmp_path))
+        runner.invoke(app, ["migrate"])
+        if what == "newer":
+            _set_revision(tmp_path, "9999")
+        else:
+            (tmp_path / "deepe.db").write_bytes(b"no database" * 500)
+        monkeypatch.setattr("app.worker.configure_logging", lambda **_: None)
+        monkeypatch.setattr("app.secret_values.hide_secrets", lambda: None)
+
+        if command == "worker":
+            code, said = run_worker(load_settings(serves=False)), capsys.readouterr().err
+        else:
+            result = runner.invoke(app, [command])
+            code, said = result.exit_code, result.stderr
+
+        assert code in (1, 2)
+        assert words in said
+        assert "estore" in said
+        assert "Traceback" not in said
+
+    @pytest.mark.parametrize("command", ["dev", "serve", "migrate", "worker"])
+    def test_of_a_home_that_cannot_be_made(
+        self,
+        runner: CliRunner,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        command: str,
+    ) -> None:
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("DEEPE_HOME", str(tmp_path / "file" / "home"))
+        monkeypatch.setattr("app.worker.configure_logging", lambda **_: None)
+        monkeypatch.setattr("app.secret_values.hide_secrets", lambda: None)
+
+        if command == "worker":
+            code, said = run_worker(load_settings(serves=False)), capsys.readouterr().err
+        else:
+            result = runner.invoke(app, [command])
+            code, said = result.exit_code, result.stderr
+
+        assert code in (1, 2)
+        assert "DEEPE_HOME" in said
+        assert "Traceback" not in said
 
 
 class TestService:

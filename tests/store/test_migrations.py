@@ -1,15 +1,40 @@
 import asyncio
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from sqlmodel import select
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlmodel import SQLModel, select
 
 from app.domain.enums import JobKind
-from app.store.migrate import ADVISORY_LOCK, differences, downgrade, upgrade
+from app.store.migrate import (
+    ADVISORY_LOCK,
+    MIGRATIONS,
+    DatabaseDamaged,
+    SchemaState,
+    SchemaTooNew,
+    check_integrity,
+    downgrade,
+    revisions,
+    schema_state,
+    upgrade,
+)
 from app.store.session import Database
 from app.store.tables import JobRow
 from tests.job_rows import add_node, insert, new_job
 from tests.waiting import until
+
+
+async def differences(database: Database) -> list[object]:
+    """Return what the tables say and the migrated database lacks."""
+    async with database.reading() as session:
+        connection = await session.connection()
+        return await connection.run_sync(
+            lambda sync: list(compare_metadata(MigrationContext.configure(sync), SQLModel.metadata))
+        )
 
 
 class TestMigrations:
@@ -28,6 +53,50 @@ class TestMigrations:
             tables = await connection.run_sync(lambda sync: sa.inspect(sync).get_table_names())
         assert tables == ["alembic_version"]
 
+    async def test_database_says_how_its_schema_stands(self, database: Database) -> None:
+        current = await schema_state(database)
+        await downgrade(database, revision=revisions()[0])
+        older = await schema_state(database)
+        await downgrade(database, revision="base")
+
+        assert [current, older, await schema_state(database)] == [
+            SchemaState.CURRENT, SchemaState.OLDER, SchemaState.MISSING,
+        ]  # fmt: skip
+
+    async def test_schema_of_a_newer_version_is_refused_and_left_alone(self, database: Database) -> None:
+        async with database.writing() as session:
+            await (await session.connection()).exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+
+        with pytest.raises(SchemaTooNew, match="9999"):
+            await upgrade(database)
+
+    def test_revisions_are_those_of_alembic(self) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        script = ScriptDirectory.from_config(config)
+
+        assert list(revisions()) == [one.revision for one in reversed(list(script.walk_revisions()))]
+
+
+async def _use(database: Database) -> None:
+    await upgrade(database)
+    await check_integrity(database)
+
+
+class TestDamage:
+    @pytest.mark.parametrize("content", [b"no database at all, but long enough to be taken for one" * 20, None])
+    async def test_file_is_refused_with_a_sentence(self, tmp_path: Path, content: bytes | None) -> None:
+        file = tmp_path / "deepe.db"
+        database = Database(f"sqlite+aiosqlite:///{file}")
+        await upgrade(database)
+        await database.close()
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2] if content is None else content)
+        damaged = Database(f"sqlite+aiosqlite:///{file}")
+
+        with pytest.raises(DatabaseDamaged, match=r"deepe\.db is damaged"):
+            await _use(damaged)
+        await damaged.close()
+
 
 class TestPatience:
     @pytest.mark.parametrize("database_url", [pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True)
@@ -41,6 +110,7 @@ class TestPatience:
             "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) "
             "WHERE locktype = 'advisory' AND NOT granted AND clock_timestamp() - query_start > interval '0.5 s'"
         )
+        await downgrade(other, revision="base")
         try:
             async with other.writing() as session:
                 await (await session.connection()).execute(sa.select(sa.func.pg_advisory_xact_lock(ADVISORY_LOCK)))

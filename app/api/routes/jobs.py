@@ -29,7 +29,7 @@ from app.api.schemas.jobs import (
 from app.api.sse import event_stream
 from app.domain.enums import JobKind, JobStatus
 from app.domain.errors import InvalidRequest
-from app.executor.jobs.job_actions import JobDatasetChanged, JobInputsGone, JobMethodDeleted, JobQuery
+from app.executor.jobs.job_actions import JobBeingRetried, JobDatasetChanged, JobInputsGone, JobMethodDeleted, JobQuery
 from app.executor.jobs.repetition import (
     JobIsBuild,
     JobIsQuestion,
@@ -211,6 +211,7 @@ async def cancel_job(job: JobId, session: WriteSession, services: ServicesDep, l
     responses=problem_responses(
         JobNotFound,
         JobNotRetryable,
+        JobBeingRetried,
         PredecessorNotSucceeded,
         JobIsQuestion,
         JobIsBuild,

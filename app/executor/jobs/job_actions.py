@@ -62,6 +62,12 @@ class JobDatasetChanged(Conflict):
     code = "job_dataset_changed"
 
 
+class JobBeingRetried(Conflict):
+    """A retry of the job has not ended."""
+
+    code = "job_being_retried"
+
+
 class JobMethodDeleted(Conflict):
     """The job's method is gone."""
 
@@ -205,7 +211,10 @@ class JobActions:
 
         `checkpoint_of` is what the method of that name found.
         """
-        job = await store.get(session, job_id)
+        # locked: of several who ask at once the first makes the retry, and the others see it
+        job = await store.get(session, job_id, lock=True)
+        if (retry := await job_queries.unfinished_retry_of(session, job_id)) is not None:
+            raise JobBeingRetried(job=job_id, retry=retry)
         jobs = to_retry(job, await store.chain_of(session, [job.chain_id]))
         if job.method_id is not None and await method_store.find(session, job.method_id, lock=True) is None:
             raise JobMethodDeleted(job=job.id, method=job.method_name)
