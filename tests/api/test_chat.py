@@ -330,7 +330,7 @@ class TestRefusals:
         "body",
         [
             {"messages": [{"role": "user", "content": "x" * 128 * 1024}]},
-            {"messages": [{"role": "user", "content": "short and a little more of it"}] * 2_000},
+            {"messages": [{"role": "user", "content": "not long, and one of very many of these"}] * 2_000},
             {"messages": [{"role": "user", "content": "模" * 25_000}]},
             {**HELLO, "system_prompt": "x" * 128 * 1024},
         ],
