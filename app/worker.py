@@ -12,8 +12,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import assert_never
 
-from app.domain.enums import JobKind
+from app.domain.kinds import SlotPool, kinds_of
 from app.executor.attempts.forecast import Forecasts
 from app.executor.attempts.launch import StageLauncher
 from app.executor.attempts.limits import LimitWatch
@@ -48,10 +49,6 @@ from app.store.nodes import RegistrationRefused
 from app.store.session import Database
 
 logger = logging.getLogger(__name__)
-
-STAGES = frozenset({JobKind.TRAINING, JobKind.SAVING, JobKind.DEPLOYMENT})
-QUESTIONS = frozenset({JobKind.INFERENCE_CUSTOMIZED, JobKind.INFERENCE_COMPLETE})
-BUILDS = frozenset({JobKind.ENVIRONMENT})
 
 
 class NodeRemoved(RegistrationRefused):
@@ -205,11 +202,7 @@ def _agent(
         database=database,
         node_id=node_id,
         engine=engine,
-        lanes=(
-            Lane(STAGES, settings.slots),
-            Lane(QUESTIONS, settings.inference_slots),
-            Lane(BUILDS, 1),
-        ),
+        lanes=tuple(Lane(kinds_of(pool), _slots(pool, settings)) for pool in SlotPool),
         launcher=launcher,
         settler=StageSettler(database=database, home=home, status=status),
         presence=presence,
@@ -241,6 +234,18 @@ def _hardware(settings: Settings, node_home: NodeHome) -> Hardware:
         simulated=settings.simulated_accelerators,
         foreign_memory_mib=settings.foreign_memory_mib,
     )
+
+
+def _slots(pool: SlotPool, settings: Settings) -> int:
+    match pool:
+        case SlotPool.STAGES:
+            return settings.slots
+        case SlotPool.INFERENCE:
+            return settings.inference_slots
+        case SlotPool.BUILDS:
+            return 1
+        case _:
+            assert_never(pool)
 
 
 async def _tell_start(settings: Settings, hardware: Hardware, *, redis: bool) -> None:

@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from app.domain.enums import EndReason, JobKind, JobStatus
-from app.executor.jobs.job_actions import LISTED
+from app.domain.kinds import INFERENCE_KINDS, LISTED_KINDS, SlotPool, kinds_of
 from app.executor.jobs.job_views import views_of
 from app.store import claims, jobs
 from app.store.claims import Offer
@@ -32,7 +32,6 @@ from app.store.job_queries import JobFilter, list_jobs
 from app.store.migrate import upgrade
 from app.store.session import Database
 from app.store.tables import AttemptRow, JobRow
-from app.worker import QUESTIONS, STAGES
 from benchmarks.reporting import Samples, ms, print_machine, print_table, ratio
 from tests.job_rows import LEASE, START, add_method, add_node, cards, new_job
 from tests.servers import postgres_url, private_postgres
@@ -95,7 +94,7 @@ def page(*, deep: bool = False, of_method: bool = False, sort: str = "created_at
 
     async def operation(table: Table) -> None:
         after = (START + timedelta(seconds=table.size // 2), "") if deep else None
-        jobs_wanted = JobFilter(kinds=LISTED, method_id=table.method_id if of_method else None, **wanted)
+        jobs_wanted = JobFilter(kinds=LISTED_KINDS, method_id=table.method_id if of_method else None, **wanted)
         async with table.database.reading() as session:
             found = await list_jobs(session, jobs_wanted, sort=sort, descending=True, after=after, limit=PAGE)
             await views_of(session, found.rows)
@@ -144,9 +143,9 @@ OPERATIONS: dict[str, Operation] = {
     "environments waited for": look_for_environments,
     "attempts of this node": look_for_attempts,
     "renew the leases of this node": renew_leases,
-    "claim": claim(STAGES, ["trl"]),
-    "claim, no such environment here": claim(STAGES, [ELSEWHERE]),
-    "claim, no question waits": claim(QUESTIONS, ["trl"]),
+    "claim": claim(kinds_of(SlotPool.STAGES), ["trl"]),
+    "claim, no such environment here": claim(kinds_of(SlotPool.STAGES), [ELSEWHERE]),
+    "claim, no question waits": claim(INFERENCE_KINDS, ["trl"]),
 }
 
 

@@ -28,7 +28,6 @@ DEFAULT_METHOD: Final = "SFT-Demo"
 QUESTIONS: Final = 3
 ANSWER_TOKENS: Final = 64
 NODE_SECONDS: Final = 20.0
-ASKED_STATES: Final = {"training": "customized", "saving": "complete"}
 
 
 @dataclass
@@ -260,8 +259,10 @@ class Demo:
         """Ask the model that a job made, if the method can; return its name."""
         from app.cli.chat import ask
         from app.cli.demo_samples import ensure_pictures
+        from app.domain.enums import JobKind
+        from app.domain.kinds import KINDS
 
-        state = ASKED_STATES.get(job["stage"])
+        state = KINDS[JobKind(job["stage"])].produces
         if state is None or not self._manifest.definition.get("inference", {}).get(state):
             return None
         model: str = self._api.get(f"/models/{job['result_model']}")["name"]

@@ -9,10 +9,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, field_validator, model_validator
 
-from app.domain.enums import JobKind, ModelState
-from app.domain.kinds import METHOD_STAGES, Stage
+from app.domain.enums import ModelState
+from app.domain.kinds import KINDS, METHOD_STAGES, Member, Stage
 from app.domain.launchers import Launcher, LauncherKind
 from app.domain.names import normal_name
+from app.domain.training_types import TYPE_NAMES
 
 DEFAULT_TECHNIQUE = "custom"
 CUSTOM_TARGET = "custom"
@@ -111,16 +112,14 @@ class MethodDefinition(Wire):
 
     name: str | None = Field(default=None, description="Unique name: 1 to 100 letters, digits, spaces or ._-")
     description: str = Field(default="", description="Free text")
-    training_type: str | None = Field(
-        default=None, description="`chat`, `embedding`, `vision-language` or `image-generation`"
-    )
+    training_type: str | None = Field(default=None, description=TYPE_NAMES)
     technique: str = Field(default=DEFAULT_TECHNIQUE, description="Label of what the method does, such as `sft`")
     lifecycle: list[str] | None = Field(
         default=None, description="States of the method's model, one of the six paths, in order"
     )
     stages: dict[str, StageConfig | None] = Field(
         default_factory=dict,
-        description="`training`, `saving`, `inference-customized`, `inference-complete`: a file and an environment",
+        description=f"{', '.join(f'`{stage}`' for stage in METHOD_STAGES)}: a file and an environment",
     )
     inference: InferenceSwitches | None = None
     deployment: DeploymentConfig | None = None
@@ -141,7 +140,7 @@ class MethodDefinition(Wire):
 
         A deployment counts whatever its target is; ask `deploys_itself` whether it has a file of its own.
         """
-        return self.deployment if stage is JobKind.DEPLOYMENT else self.stages.get(stage)
+        return self.deployment if KINDS[stage].member is Member.DEPLOYMENT else self.stages.get(stage)
 
     def launcher(self, stage: Stage) -> Launcher:
         """Return how `stage` of a valid method is started."""

@@ -12,11 +12,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.domain.definition import CUSTOM_TARGET, FALSE_AS
-from app.domain.enums import JobKind, ModelState, TrainingType
-from app.domain.kinds import METHOD_STAGES, Stage
+from app.domain.enums import ModelState
+from app.domain.kinds import GROUP_STAGES, KINDS, METHOD_STAGES, Member, Stage
 from app.domain.launchers import GROUP_KINDS, LauncherKind
 from app.domain.lifecycle import (
-    GROUP_STAGES,
     OPTIONAL_OFF_PATH,
     PATHS,
     STAGE_MEMBERS,
@@ -27,6 +26,7 @@ from app.domain.lifecycle import (
 )
 from app.domain.pointers import pointer
 from app.domain.texts import Language, labels
+from app.domain.training_types import TYPES
 
 # Labels that the product proposes; any other label is taken as well.
 TECHNIQUES = ("sft", "peft", "grpo", "ppo", "dpo", "orpo", "vl", "sd", "custom")
@@ -113,7 +113,7 @@ def method_form(*, deploy_targets: Sequence[str], environments: Sequence[str]) -
     custom = Choice(value=CUSTOM_TARGET, label=labels("label_target_custom"))
     return MethodForm(
         fields=list(_common_fields()),
-        training_types=[_choice("label_training_type", word) for word in TrainingType],
+        training_types=[Choice(value=one, label=labels(rule.label)) for one, rule in TYPES.items()],
         techniques=[_choice("label_technique", word) for word in TECHNIQUES],
         states=[_choice("label_state", word) for word in ModelState],
         stages=[_choice("label_stage", word) for word in METHOD_STAGES],
@@ -148,7 +148,7 @@ def _path_fields(path: Lifecycle) -> Iterator[FormField]:
         yield from _stage_fields(OPTIONAL_OFF_PATH, required_when=given)
     for state in path:
         rule = STATE_RULES[state]
-        if rule.producer is JobKind.DEPLOYMENT:
+        if KINDS[rule.producer].member is Member.DEPLOYMENT:
             yield from _deployment_fields()
         else:
             yield from _stage_fields(rule.producer, required=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from app.domain.enums import JobKind
 from app.domain.kinds import Stage
-from app.domain.rendering import FILLED
+from app.domain.rendering import filled_arguments
 from app.domain.script_parameters import ParameterKind
 from app.domain.texts import Language, text
 
@@ -86,4 +86,6 @@ def known_at(stage: Stage, *, producing: bool = False) -> Mapping[str, KnownPara
 
 def reserved_at(stage: Stage, *, producing: bool = False) -> frozenset[str]:
     """Return the names of the arguments that the platform fills in at `stage`."""
-    return frozenset(FILLED[stage]) | (frozenset(FILLED[JobKind.TRAINING]) if producing else frozenset())
+    return frozenset(filled_arguments(stage)) | (
+        frozenset(filled_arguments(JobKind.TRAINING)) if producing else frozenset()
+    )

@@ -1,7 +1,7 @@
 """The lifecycle rules: six paths, what every state on a path needs, and what follows from it for jobs.
 
-`PATHS` and `STATE_RULES` are the only places where the rules are written down; the violations here and the form
-of `app.domain.form` are both read off them.
+`PATHS` and the rows of `app.domain.kinds` are the only places where the rules are written down; the violations here and
+the form of `app.domain.form` are both read off them.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -11,7 +11,7 @@ from typing import Final
 from app.domain.definition import CUSTOM_TARGET, FALSE_AS, LauncherConfig, MethodDefinition, RunConfig, Wire
 from app.domain.enums import JobKind, ModelState, TrainingType
 from app.domain.errors import Invalid, Violation
-from app.domain.kinds import METHOD_STAGES, STAGES, Stage
+from app.domain.kinds import GROUP_STAGES, KINDS, METHOD_STAGES, STAGES, Stage, stages_where
 from app.domain.launchers import GROUP_KINDS, MAX_PROCESSES, LauncherKind
 from app.domain.names import MAX_TECHNIQUE_LENGTH, is_label, name_violations
 from app.domain.plain_text import shown
@@ -37,22 +37,20 @@ class StateRule:
     inference: Stage | None
 
 
-STATE_RULES: dict[ModelState, StateRule] = {
-    ModelState.CUSTOMIZED: StateRule(producer=JobKind.TRAINING, inference=JobKind.INFERENCE_CUSTOMIZED),
-    ModelState.COMPLETE: StateRule(producer=JobKind.SAVING, inference=JobKind.INFERENCE_COMPLETE),
-    # needs a target; a file and an environment only with the target `custom`, a configured one brings its own
-    ModelState.ONLINE: StateRule(producer=JobKind.DEPLOYMENT, inference=None),
-}
+def _state_rule(state: ModelState) -> StateRule:
+    (producer,) = stages_where(lambda rule: rule.produces is state)
+    inference = stages_where(lambda rule: rule.asks is state)
+    return StateRule(producer=producer, inference=inference[0] if inference else None)
+
+
+STATE_RULES: dict[ModelState, StateRule] = {state: _state_rule(state) for state in ModelState}
 
 # Allowed on a path without its state, if complete; it then runs first.
 OPTIONAL_OFF_PATH: Final[Stage] = JobKind.TRAINING
 
-# The stages that may be a group of processes: what they make stands in files, not in what one of them prints.
-GROUP_STAGES = (JobKind.TRAINING, JobKind.SAVING)
-
 # The state whose model a stage produces or asks.
 STATE_OF_STAGE: dict[Stage, ModelState] = {
-    stage: state for state, rule in STATE_RULES.items() for stage in (rule.producer, rule.inference) if stage
+    stage: state for stage in STAGES if (state := KINDS[stage].state) is not None
 }
 
 # What every stage consists of, with the code for its absence.
@@ -86,6 +84,11 @@ def path_text(lifecycle: Sequence[str]) -> str:
 def producing_stage(lifecycle: Sequence[str]) -> Stage:
     """Return the stage that makes a method's first model: training, or saving on the paths without `customized`."""
     return STATE_RULES[states(lifecycle)[0]].producer
+
+
+def trains(lifecycle: Sequence[str], stage: Stage) -> bool:
+    """Whether `stage` of the method trains: training, or saving on the paths without `customized`."""
+    return stage in (OPTIONAL_OFF_PATH, producing_stage(lifecycle))
 
 
 def chain(lifecycle: Sequence[str], through: str, *, with_training: bool = False) -> tuple[Stage, ...]:

@@ -14,13 +14,7 @@ from enum import StrEnum
 
 from app.domain.accelerators import Accelerator
 from app.domain.demand import Demand
-from app.domain.enums import JobKind
-
-LEASING = frozenset({JobKind.TRAINING, JobKind.SAVING})
-"""Kinds that hold accelerators. Questions share one, deployments and the building of environments take none."""
-
-LIMITED = frozenset({JobKind.TRAINING, JobKind.SAVING, JobKind.DEPLOYMENT})
-"""Kinds that count against the limits of a queue."""
+from app.domain.kinds import KINDS
 
 NEVER = datetime.max.replace(tzinfo=UTC)
 """When an accelerator is free of which nobody knows."""
@@ -114,13 +108,13 @@ class QueueLimits:
 
     def with_one_more(self, demand: Demand) -> "QueueLimits":
         """Return the limits with one more live job of this demand."""
-        if demand.kind not in LIMITED or demand.queue not in self.by_queue:
+        if not KINDS[demand.kind].counts_in_limits or demand.queue not in self.by_queue:
             return self
         key = (demand.queue, demand.submitted_by)
         return replace(self, live={**self.live, key: self.live.get(key, 0) + 1})
 
     def _limit(self, demand: Demand) -> QueueLimit:
-        return self.by_queue.get(demand.queue, QueueLimit()) if demand.kind in LIMITED else QueueLimit()
+        return self.by_queue.get(demand.queue, QueueLimit()) if KINDS[demand.kind].counts_in_limits else QueueLimit()
 
 
 @dataclass(frozen=True)
@@ -149,7 +143,7 @@ def accelerators_needed(demand: Demand, cards: Sequence[Card]) -> int:
 
     Who names a memory wants an accelerator, also where there is none.
     """
-    if demand.kind not in LEASING:
+    if not KINDS[demand.kind].holds_accelerators:
         return 0
     wanted = demand.resources.accelerators
     if wanted is not None:
@@ -171,7 +165,7 @@ def misfits(demand: Demand, host: Host) -> Sequence[Misfit]:
         found.append(Misfit.ACCELERATORS)
     elif needed > len(suitable(demand, host.cards)):
         found.append(Misfit.MEMORY)
-    if demand.kind is not JobKind.ENVIRONMENT and demand.environment not in host.environments:
+    if KINDS[demand.kind].is_stage and demand.environment not in host.environments:
         found.append(Misfit.ENVIRONMENT)
     return found
 

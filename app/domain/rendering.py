@@ -8,41 +8,40 @@ all.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
-from types import MappingProxyType
-from typing import Any
+from typing import Any, assert_never
 
 from app.domain.enums import JobKind
 from app.domain.errors import Invalid
 from app.domain.kinds import Stage
 from app.domain.names import NO_QUANTIZATION
+from app.domain.training_types import InferenceForm
 
 # Linux takes 128 KiB for one argument, its end mark included.
 MAX_ARGUMENT_BYTES = 128 * 1024 - 1
 # Linux takes a quarter of the stack's limit for all arguments and the environment together: 2 MiB by default.
 MAX_ARGUMENTS_BYTES = 1536 * 1024
 
-# The arguments that the platform fills in, by stage, in the contract's order. Users cannot set them.
-_ASKED = (
+# The contract's order.
+_TRAINING = (
+    "train_id",
+    "seq",
+    "model_name",
+    "model_path",
+    "dataset_path",
+    "output_dir",
+    "train_file_name",
+    "train_env",
+)
+_SAVING = ("train_id", "seq", "save_path", "base_path", "adapter_path", "dtype_str", "model_usage_type")
+_TEXT_INFERENCE = (
     *("model_id", "model_name", "base_model_path", "prompt", "session_id", "max_length", "max_context_tokens"),
     *("temperature", "top_p", "top_k", "model_type", "template", "system_prompt", "reset_context", "history"),
     "model_path",
 )
-# The contract's own form of asking a model for pictures.
-FILLED_FOR_PICTURES = ("model_path", "lora_path", "prompt", "negative_prompt", "output", "batch_size", "aspect_ratio")
-FILLED: Mapping[Stage, tuple[str, ...]] = MappingProxyType(
-    {
-        JobKind.TRAINING: (
-            *("train_id", "seq", "model_name", "model_path", "dataset_path", "output_dir"),
-            *("train_file_name", "train_env"),
-        ),
-        JobKind.SAVING: ("train_id", "seq", "save_path", "base_path", "adapter_path", "dtype_str", "model_usage_type"),
-        JobKind.INFERENCE_CUSTOMIZED: _ASKED,
-        JobKind.INFERENCE_COMPLETE: _ASKED,
-        JobKind.DEPLOYMENT: (
-            *("trainId", "seq", "folderPath", "serverUrl", "modelName", "quantize", "template", "basePath"),
-            *("actualPath", "system", "parameters"),
-        ),
-    }
+_IMAGE_INFERENCE = ("model_path", "lora_path", "prompt", "negative_prompt", "output", "batch_size", "aspect_ratio")
+_DEPLOYMENT = (
+    *("trainId", "seq", "folderPath", "serverUrl", "modelName", "quantize", "template", "basePath"),
+    *("actualPath", "system", "parameters"),
 )
 
 
@@ -96,6 +95,34 @@ def value_text(value: Any, *, false_as: str = "False") -> str:
     if isinstance(value, (dict, list, tuple)):
         return json.dumps(value)
     return str(value)
+
+
+def filled_arguments(stage: Stage, form: InferenceForm = InferenceForm.TEXT) -> tuple[str, ...]:
+    """Return the names of the arguments that the platform fills in and users cannot set, in the contract's order.
+
+    `form` is that of the method's training type; it matters for inference.
+    """
+    match stage:
+        case JobKind.TRAINING:
+            return _TRAINING
+        case JobKind.SAVING:
+            return _SAVING
+        case JobKind.INFERENCE_CUSTOMIZED | JobKind.INFERENCE_COMPLETE:
+            return _inference_arguments(form)
+        case JobKind.DEPLOYMENT:
+            return _DEPLOYMENT
+        case _:
+            assert_never(stage)
+
+
+def _inference_arguments(form: InferenceForm) -> tuple[str, ...]:
+    match form:
+        case InferenceForm.TEXT:
+            return _TEXT_INFERENCE
+        case InferenceForm.IMAGES:
+            return _IMAGE_INFERENCE
+        case _:
+            assert_never(form)
 
 
 def training_arguments(

@@ -6,8 +6,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from app.domain.enums import JobKind, JobStatus
-
-QUESTIONS = frozenset({JobKind.INFERENCE_CUSTOMIZED, JobKind.INFERENCE_COMPLETE})
+from app.domain.kinds import KINDS
 
 
 class Leftover(StrEnum):
@@ -53,10 +52,10 @@ def too_old(run: EndedRun, retention: Retention, now: datetime) -> Leftover | No
 
 
 def _leftover(run: EndedRun) -> Leftover | None:
-    if run.kind in QUESTIONS and run.status in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED):
+    if KINDS[run.kind].is_inference and run.status in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED):
         return Leftover.QUESTION_RUNS
     if run.status in (JobStatus.FAILED, JobStatus.CANCELLED):
         return Leftover.FAILED_RUNS
-    if run.status is JobStatus.SUCCEEDED and run.kind is JobKind.TRAINING:
+    if run.status is JobStatus.SUCCEEDED and KINDS[run.kind].checkpoints_expire:
         return Leftover.CHECKPOINTS
     return None

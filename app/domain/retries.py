@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from app.domain.enums import EndReason, JobKind
 from app.domain.errors import Violation
+from app.domain.kinds import KINDS
 from app.domain.pointers import pointer
 
 MAX_RETRIES = 20
@@ -45,7 +46,6 @@ REPEATABLE = frozenset(
         EndReason.SCRIPT_REPORTED_FAILURE,
     }
 )
-HARMLESS_AGAIN = frozenset({JobKind.TRAINING, JobKind.SAVING, JobKind.ENVIRONMENT})
 
 
 class _Chosen(BaseModel):
@@ -145,7 +145,7 @@ class Again:
 def decide(failure: Failure, policy: RetryPolicy, *, retries: int, recoveries: int) -> Again | None:
     """Return how the job is run again, None if its end is final. `retries` and `recoveries` were made before."""
     if failure.reason in INFRASTRUCTURE:
-        harmless = not failure.ran or failure.kind in HARMLESS_AGAIN
+        harmless = not failure.ran or KINDS[failure.kind].safe_to_repeat
         return Again(charged=False, delay=_pause(recoveries)) if harmless and recoveries < MAX_RECOVERIES else None
     if retries >= policy.max_retries or not policy.covers(failure.reason):
         return None

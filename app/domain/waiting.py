@@ -8,8 +8,8 @@ from enum import StrEnum
 from typing import Any
 
 from app.domain.demand import Demand
+from app.domain.kinds import KINDS
 from app.domain.placement import (
-    LIMITED,
     NEVER,
     Candidate,
     Card,
@@ -185,7 +185,7 @@ def _taken(candidate: Candidate, node: KnownNode, *, start: datetime, now: datet
 
 
 def _with_one_more(limits: QueueLimits, demand: Demand) -> QueueLimits:
-    if demand.kind not in LIMITED or demand.queue not in limits.by_queue:
+    if not KINDS[demand.kind].counts_in_limits or demand.queue not in limits.by_queue:
         return limits
     key = (demand.queue, demand.submitted_by)
     return dataclasses.replace(limits, live={**limits.live, key: limits.live.get(key, 0) + 1})

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from app.domain.enums import JobKind, JobStatus
 from app.domain.errors import Violation
+from app.domain.kinds import KINDS
 
 MAX_URL_LENGTH: Final = 2000
 SECRET_PREFIX: Final = "whsec_"  # noqa: S105 - what every secret begins with
@@ -48,14 +49,6 @@ class WebhookEvent(StrEnum):
 DEFAULT_EVENTS: Final = (WebhookEvent.JOB_SUCCEEDED, WebhookEvent.JOB_FAILED, WebhookEvent.JOB_CANCELLED)
 TEST_EVENT: Final = "webhook.test"
 
-_SUBJECTS: Final[Mapping[JobKind, str]] = {
-    JobKind.TRAINING: "job",
-    JobKind.SAVING: "job",
-    JobKind.DEPLOYMENT: "job",
-    JobKind.INFERENCE_CUSTOMIZED: "question",
-    JobKind.INFERENCE_COMPLETE: "question",
-    JobKind.ENVIRONMENT: "environment",
-}
 _WORDS: Final[Mapping[JobStatus, str]] = {
     JobStatus.RUNNING: "started",
     JobStatus.SUCCEEDED: "succeeded",
@@ -75,7 +68,7 @@ class AddressPolicy(StrEnum):
 
 def event_of(kind: JobKind, status: JobStatus) -> WebhookEvent | None:
     """Return what the transition to `status` is called; None when nobody can ask for it."""
-    name = f"{_SUBJECTS[kind]}.{_WORDS.get(status)}"
+    name = f"{KINDS[kind].event_subject}.{_WORDS.get(status)}"
     return WebhookEvent(name) if name in set(WebhookEvent) else None
 
 

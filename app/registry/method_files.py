@@ -10,7 +10,7 @@ from app.argspec.client import Limit, Reading, shared_reader
 from app.domain.definition import MethodDefinition, RunConfig
 from app.domain.enums import JobKind
 from app.domain.errors import Invalid, Violation
-from app.domain.kinds import METHOD_STAGES, STAGES, Stage
+from app.domain.kinds import KINDS, METHOD_STAGES, STAGES, Member, Stage
 from app.domain.pointers import pointer
 from app.registry.script_paths import script_path
 from app.registry.scripts import ScriptRoot, digest_of
@@ -187,7 +187,8 @@ def file_pointer(stage: Stage) -> str:
 
 def member_pointer(stage: Stage, member: str) -> str:
     """Return where a definition has a member of `stage`."""
-    return pointer("deployment", member) if stage is JobKind.DEPLOYMENT else pointer("stages", stage, member)
+    of_stage = KINDS[stage].member
+    return pointer("stages", stage, member) if of_stage is Member.STAGES else pointer("deployment", member)
 
 
 def pins_to_json(pins: Pins) -> dict[str, Any]:

@@ -8,15 +8,16 @@ from typing import Any
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.definition import MethodDefinition
-from app.domain.enums import JobKind, TrainingType
+from app.domain.enums import JobKind
 from app.domain.errors import Invalid, Violation
 from app.domain.form import MethodForm, method_form
 from app.domain.kinds import Stage
 from app.domain.lifecycle import find_path, producing_stage
 from app.domain.parameters import argument_notes, json_schema
-from app.domain.rendering import FILLED, FILLED_FOR_PICTURES
+from app.domain.rendering import filled_arguments
 from app.domain.script_parameters import Remark, ScriptParameters
 from app.domain.texts import Language
+from app.domain.training_types import inference_form
 from app.presets.catalogue import ParameterInfo, load_manifests
 from app.registry.method_files import FileCheck, FileState, FileStatus, MethodFiles, PinnedFile, file_pointer
 from app.registry.method_record import Method
@@ -129,11 +130,10 @@ def _notes(
     path = find_path(definition.lifecycle)
     producer = producing_stage(path) if path else None
     notes: dict[Stage, tuple[Violation, ...]] = {}
-    draws = definition.training_type == TrainingType.IMAGE_GENERATION
+    form = inference_form(definition.training_type)
     for stage, script in scripts.items():
-        asked = draws and stage in (JobKind.INFERENCE_CUSTOMIZED, JobKind.INFERENCE_COMPLETE)
-        own = FILLED_FOR_PICTURES if asked else FILLED[stage]
-        passed = [*own, *(FILLED[JobKind.TRAINING] if stage is producer else ())]
+        own = filled_arguments(stage, form)
+        passed = [*own, *(filled_arguments(JobKind.TRAINING) if stage is producer else ())]
         names = tuple(dict.fromkeys(name for name in passed if name not in _OCCASIONAL))
         notes[stage] = tuple(argument_notes(script, names, file_pointer(stage)))
     return notes

@@ -18,9 +18,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.demand import Demand
 from app.domain.enums import JobKind
+from app.domain.kinds import HOLDING_KINDS, KINDS, LIMITED_KINDS, SlotPool, kinds_of
 from app.domain.placement import (
-    LEASING,
-    LIMITED,
     Candidate,
     Decision,
     Host,
@@ -98,7 +97,7 @@ async def claim_several(
 
 async def limits_of(session: AsyncSession, demands: Collection[Demand], *, lock: bool = False) -> QueueLimits:
     """Return the limits that jobs of these demands meet; with `lock` nobody else claims from a limited queue now."""
-    names = {demand.queue for demand in demands if demand.kind in LIMITED}
+    names = {demand.queue for demand in demands if KINDS[demand.kind].counts_in_limits}
     limited = sa.or_(col(QueueRow.max_live).is_not(None), col(QueueRow.max_live_per_user).is_not(None))
     statement = select(QueueRow.name, QueueRow.max_live, QueueRow.max_live_per_user).where(
         col(QueueRow.name).in_(names), limited
@@ -111,7 +110,7 @@ async def limits_of(session: AsyncSession, demands: Collection[Demand], *, lock:
         return QueueLimits()
     counted = (
         select(JobRow.queue, JobRow.submitted_by, sa.func.count())
-        .where(sa.text(LIVE_JOB), col(JobRow.queue).in_(by_queue), col(JobRow.kind).in_(LIMITED))
+        .where(sa.text(LIVE_JOB), col(JobRow.queue).in_(by_queue), col(JobRow.kind).in_(LIMITED_KINDS))
         .group_by(col(JobRow.queue), col(JobRow.submitted_by))
     )
     live = {(queue, user): count for queue, user, count in (await session.exec(counted)).all()}
@@ -152,7 +151,7 @@ async def slot_holders(session: AsyncSession) -> Mapping[str, Sequence[datetime 
     statement = (
         select(AttemptRow.node_id, AttemptRow.expected_end_at, AttemptRow.accelerators)
         .join(JobRow, col(JobRow.id) == col(AttemptRow.job_id))
-        .where(sa.text(f"attempt.{LIVE_ATTEMPT}"), col(JobRow.kind).in_(LIMITED))
+        .where(sa.text(f"attempt.{LIVE_ATTEMPT}"), col(JobRow.kind).in_(kinds_of(SlotPool.STAGES)))
     )
     found: dict[str, list[datetime | None]] = defaultdict(list)
     for node_id, expected_end_at, accelerators in (await session.exec(statement)).all():
@@ -267,7 +266,7 @@ async def _host(session: AsyncSession, node: NodeRow, offer: Offer, kinds: Colle
     """Return this node with what it offers; reservations are for kinds that hold accelerators."""
     known = accelerators_of(node)
     holders = await leases.held(session, [node.id]) if known else {}
-    several = len(known) > 1 and set(kinds) >= LEASING
+    several = len(known) > 1 and set(kinds) >= HOLDING_KINDS
     kept = await _reserved_for(session, [node.id]) if several else {}
     blocked = set() if offer.usable is None else {one.id for one in known} - set(offer.usable)
     return Host(

@@ -21,6 +21,7 @@ from sqlmodel.sql.expression import SelectOfScalar
 from app.domain.demand import DEFAULT_QUEUE, Demand, Resources
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.errors import Conflict, NotFound
+from app.domain.kinds import STAGES
 from app.domain.retries import Again
 from app.domain.transitions import LIVE, TERMINAL, UNFINISHED, check_transition
 from app.domain.webhooks import TOLD_STATUSES, event_of
@@ -28,7 +29,6 @@ from app.store import leases, webhooks
 from app.store.tables import BUILDING, CLAIMABLE, LIVE_ATTEMPT, AttemptRow, JobEventRow, JobRow, NodeRow
 from app.store.types import enum_type
 
-STAGE_KINDS = frozenset(JobKind) - {JobKind.ENVIRONMENT}
 FAILED_AT_ONCE = 100
 UNCHARGED = Again(charged=False, delay=timedelta())
 UNPROVEN = frozenset({EndReason.NODE_LOST, EndReason.SUPERVISOR_LOST})
@@ -382,11 +382,9 @@ async def fail_queued(
     At most `FAILED_AT_ONCE`, so that other writers get their turn. With `waiting_since` only those that could have run
     at that time; with `spare_patient` not those whose caller said that they shall wait.
     """
-    demands = [
-        demand.text for demand in await waiting_demands(session, STAGE_KINDS) if demand.environment == environment
-    ]
+    demands = [demand.text for demand in await waiting_demands(session, STAGES) if demand.environment == environment]
     statement = select(JobRow.id).where(
-        sa.text(CLAIMABLE), col(JobRow.kind).in_(STAGE_KINDS), col(JobRow.demand).in_(demands)
+        sa.text(CLAIMABLE), col(JobRow.kind).in_(STAGES), col(JobRow.demand).in_(demands)
     )
     if waiting_since is not None:
         statement = statement.where(col(JobRow.updated_at) <= waiting_since)
@@ -413,7 +411,7 @@ async def end_queued_builds(session: AsyncSession, node_id: str, end: End, *, no
 
 async def environments_waited_for(session: AsyncSession) -> Sequence[str]:
     """Return the names of the environments that queued, unblocked stage jobs need."""
-    return sorted({demand.environment for demand in await waiting_demands(session, STAGE_KINDS)})
+    return sorted({demand.environment for demand in await waiting_demands(session, STAGES)})
 
 
 # ---- the queue ------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from sqlalchemy.engine import CursorResult
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.domain.placement import LIMITED
+from app.domain.kinds import LIMITED_KINDS
 from app.store.tables import CLAIMABLE, LIVE_JOB, JobRow, QueueRow
 
 
@@ -43,7 +43,7 @@ async def live_by_queue(session: AsyncSession) -> Mapping[str, int]:
     """Return queue → how many of its jobs run, for those that have any."""
     statement = (
         select(JobRow.queue, sa.func.count())
-        .where(sa.text(LIVE_JOB), col(JobRow.kind).in_(LIMITED))
+        .where(sa.text(LIVE_JOB), col(JobRow.kind).in_(LIMITED_KINDS))
         .group_by(col(JobRow.queue))
     )
     return dict((await session.exec(statement)).all())
@@ -53,7 +53,7 @@ async def queued_by_queue(session: AsyncSession, most: int) -> Mapping[str, int]
     """Return queue → how many of the first `most` waiting jobs are in it."""
     first = (
         select(JobRow.queue)
-        .where(sa.text(CLAIMABLE), col(JobRow.kind).in_(LIMITED))
+        .where(sa.text(CLAIMABLE), col(JobRow.kind).in_(LIMITED_KINDS))
         .order_by(col(JobRow.priority), col(JobRow.created_at), col(JobRow.id))
         .limit(most)
         .subquery()

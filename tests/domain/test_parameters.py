@@ -7,7 +7,7 @@ from app.domain.enums import JobKind
 from app.domain.kinds import STAGES, Stage
 from app.domain.known_parameters import KNOWN
 from app.domain.parameters import ParameterCheck, argument_notes, check_parameters, json_schema
-from app.domain.rendering import FILLED
+from app.domain.rendering import filled_arguments
 from app.domain.script_parameters import ScriptParameters
 from app.domain.texts import Language
 from tests.argspec.reading import read_parameters
@@ -297,14 +297,14 @@ class TestArgumentNotes:
     def test_script_that_abbreviates_takes_an_argument_for_another(self) -> None:
         lenient = script('    p.add_argument("--seq_length")', parse="parse_known_args")
 
-        (note,) = argument_notes(lenient, FILLED[JobKind.TRAINING])
+        (note,) = argument_notes(lenient, filled_arguments(JobKind.TRAINING))
 
         assert (note.code, note.params) == ("argument_abbreviates", {"name": "seq", "option": "seq_length"})
 
     def test_lenient_script_ignores_the_rest(self) -> None:
         lenient = script('    p.add_argument("--x")', parse="parse_known_args")
 
-        assert argument_notes(lenient, FILLED[JobKind.TRAINING]) == []
+        assert argument_notes(lenient, filled_arguments(JobKind.TRAINING)) == []
 
 
 class TestKnownParameters:

@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from app.domain.enums import JobKind
 from app.domain.kinds import Stage
 from app.domain.rendering import (
-    FILLED,
-    FILLED_FOR_PICTURES,
     MAX_ARGUMENT_BYTES,
     ArgumentForm,
     ArgumentNotText,
     ArgumentTooLong,
     deployment_arguments,
+    filled_arguments,
     inference_arguments,
     picture_arguments,
     render_equals,
@@ -25,6 +24,7 @@ from app.domain.rendering import (
     saving_arguments,
     training_arguments,
 )
+from app.domain.training_types import InferenceForm
 
 characters = st.characters(codec="utf-8", exclude_characters="\0", max_codepoint=0x2FFF)
 texts = st.text(characters, max_size=20)
@@ -261,7 +261,7 @@ class TestStages:
     def test_pictures_are_asked_for_in_the_form_of_the_contract(self) -> None:
         told = picture_arguments(model_path="../models/b", prompt="- a cat", output="../images/j.png", batch_size=2)
 
-        assert tuple(told) == FILLED_FOR_PICTURES
+        assert tuple(told) == filled_arguments(JobKind.INFERENCE_COMPLETE, InferenceForm.IMAGES)
         assert render_pairs(told) == [
             *("--model_path", "../models/b", "--lora_path", "", "--prompt=- a cat", "--negative_prompt", ""),
             *("--output", "../images/j.png", "--batch_size", "2", "--aspect_ratio", "1:1"),
@@ -291,7 +291,7 @@ class TestStages:
     def test_table_of_filled_arguments_is_what_the_builders_make(self, stage: Stage, arguments: Any) -> None:
         made = arguments() if callable(arguments) else arguments
 
-        assert tuple(made) == FILLED[stage]
+        assert tuple(made) == filled_arguments(stage)
 
 
 def _saving(training: dict[str, Any] | None = None) -> dict[str, Any]:

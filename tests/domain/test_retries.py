@@ -5,8 +5,8 @@ from datetime import timedelta
 import pytest
 
 from app.domain.enums import EndReason, JobKind
+from app.domain.kinds import KINDS
 from app.domain.retries import (
-    HARMLESS_AGAIN,
     INFRASTRUCTURE,
     MAX_RECOVERIES,
     REPEATABLE,
@@ -52,11 +52,13 @@ class TestInfrastructure:
 
     @pytest.mark.parametrize("kind", JobKind)
     def test_script_that_had_begun_is_repeated_only_where_that_harms_nobody(self, kind: JobKind) -> None:
-        assert (decided(EndReason.NODE_LOST, kind=kind) is not None) == (kind in HARMLESS_AGAIN)
+        assert (decided(EndReason.NODE_LOST, kind=kind) is not None) == KINDS[kind].safe_to_repeat
         assert decided(EndReason.NODE_LOST, kind=kind, ran=False) is not None
 
     def test_deployments_and_questions_are_not_harmless(self) -> None:
-        assert {JobKind.DEPLOYMENT, JobKind.INFERENCE_CUSTOMIZED, JobKind.INFERENCE_COMPLETE}.isdisjoint(HARMLESS_AGAIN)
+        harmful = {JobKind.DEPLOYMENT, JobKind.INFERENCE_CUSTOMIZED, JobKind.INFERENCE_COMPLETE}
+
+        assert {kind for kind, rule in KINDS.items() if not rule.safe_to_repeat} == harmful
 
 
 class TestPolicy:

@@ -22,6 +22,7 @@ from app.domain.environment_reports import EnvironmentState
 from app.domain.errors import Violation
 from app.domain.kinds import STAGES, Stage
 from app.domain.texts import Language, text
+from app.domain.training_types import TYPE_NAMES
 from app.registry.method_files import FileState, FileStatus, PinnedFile
 from app.registry.method_guide import StageParameters
 from app.registry.method_record import Method
@@ -138,9 +139,7 @@ class MethodPatch(Wire):
 
     name: str | None = Field(default=None, description="Unique name: 1 to 100 letters, digits, spaces or ._-")
     description: str | None = Field(default=None, description="Free text")
-    training_type: str | None = Field(
-        default=None, description="`chat`, `embedding`, `vision-language` or `image-generation`"
-    )
+    training_type: str | None = Field(default=None, description=TYPE_NAMES)
     technique: str | None = Field(default=None, description="Label of what the method does, such as `sft`")
     lifecycle: list[str] | None = Field(default=None, description="One of the six paths, in order")
     stages: dict[str, StageConfig | None] | None = Field(

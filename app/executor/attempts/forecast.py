@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
-from app.domain.enums import JobKind
+from app.domain.kinds import KINDS
 from app.domain.retries import Limits
 from app.executor.runs.events import ProgressEvent, RunEvents
 from app.executor.runs.progress import ProgressEstimator
@@ -19,7 +19,6 @@ from app.store.jobs import Claim
 
 logger = logging.getLogger(__name__)
 
-FORESEEN = frozenset({JobKind.TRAINING, JobKind.SAVING, JobKind.DEPLOYMENT})
 WORTH_TELLING = timedelta(seconds=10)
 
 
@@ -32,7 +31,7 @@ class Forecasts:
 
     async def news(self, claims: Sequence[Claim]) -> Mapping[str, datetime | None]:
         """Return attempt → expected end for those whose row says otherwise."""
-        running = {claim.attempt.id: claim for claim in claims if claim.job.kind in FORESEEN}
+        running = {claim.attempt.id: claim for claim in claims if KINDS[claim.job.kind].has_forecast}
         self._readers = {key: kept for key, kept in self._readers.items() if key in running}
         if not running:
             return {}

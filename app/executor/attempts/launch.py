@@ -12,14 +12,15 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, assert_never
 from uuid import UUID
 
 from pydantic import ValidationError
 
 from app.domain.accelerators import Accelerator
-from app.domain.enums import EndReason, JobKind, TrainingType
+from app.domain.enums import EndReason, JobKind, ModelState
 from app.domain.errors import AppError
+from app.domain.kinds import KINDS, AcceleratorUse, ArgumentStyle
 from app.domain.launchers import GROUP_KINDS
 from app.domain.names import online_name
 from app.domain.plain_text import storable_document
@@ -32,10 +33,11 @@ from app.domain.rendering import (
     saving_arguments,
     training_arguments,
 )
+from app.domain.training_types import TYPES, InferenceForm
 from app.executor.attempts.checkpoints import Checkpoint, hand_on, newest_checkpoint
 from app.executor.attempts.launchers import group_variables, stage_command, usable_cores
 from app.executor.attempts.pinning import pinned
-from app.executor.attempts.script_status import WITH_STATUS, ScriptStatus, status_variables
+from app.executor.attempts.script_status import ScriptStatus, status_variables
 from app.executor.engines.base import LaunchSpec
 from app.executor.environments.activation import ActivationFailed, builder_environment, interpreter, stage_environment
 from app.executor.runs.job_spec import EnvironmentBuild, PinnedScript, Snapshot
@@ -53,9 +55,6 @@ from app.store.tables import JobRow, ModelRow
 
 DEFAULT_DTYPE = "bfloat16"
 DTYPES = frozenset({"float16", "float32", "bfloat16"})
-QUESTIONS = frozenset({JobKind.INFERENCE_CUSTOMIZED, JobKind.INFERENCE_COMPLETE})
-WITH_CHECKPOINTS = frozenset({JobKind.TRAINING, JobKind.SAVING})
-_PAIRED = frozenset({JobKind.SAVING, JobKind.DEPLOYMENT})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -138,7 +137,7 @@ class StageLauncher:
 
     async def launched(self, claim: Claim, pid: int) -> None:
         """Tell DeepExtension's backend the pid of the training that runs now."""
-        if claim.job.kind is JobKind.TRAINING:
+        if KINDS[claim.job.kind].reports_pid:
             await self._status.running(claim.job.id, pid)
 
     async def _resolve_stage(self, claim: Claim, run: RunFolder) -> LaunchSpec:
@@ -176,7 +175,7 @@ class StageLauncher:
         processes = snapshot.launcher.count(len(claim.attempt.accelerators))
         if snapshot.launcher.kind in GROUP_KINDS:
             env |= group_variables(env, processes=processes, grace_seconds=self._grace_seconds, cores=usable_cores())
-        if job.kind in WITH_STATUS:
+        if KINDS[job.kind].reports_status_key:
             await self._status.launching(job.id)
         return LaunchSpec(
             attempt_id=claim.attempt.id,
@@ -196,7 +195,7 @@ class StageLauncher:
 
     async def _resume(self, claim: Claim, snapshot: Snapshot, run: RunFolder) -> Path | None:
         """Put the newest whole checkpoint of earlier attempts into this one's output folder, and write that down."""
-        if claim.job.kind not in WITH_CHECKPOINTS:
+        if not KINDS[claim.job.kind].has_checkpoints:
             return None
         with disk_trouble():
             found = await asyncio.to_thread(self._newest_checkpoint, claim, snapshot)
@@ -237,7 +236,7 @@ class StageLauncher:
 
     async def _seen(self, claim: Claim) -> Sequence[str]:
         """Return the accelerators that the stage sees. Questions hold none and share the one with most room."""
-        if claim.job.kind not in QUESTIONS:
+        if KINDS[claim.job.kind].accelerators is not AcceleratorUse.SHARED:
             return claim.attempt.accelerators
         roomiest = await self._prefixes.roomiest_accelerator()
         return [roomiest.id] if roomiest is not None else []
@@ -289,13 +288,15 @@ def stage_arguments(job: JobRow, snapshot: Snapshot, inputs: Inputs, *, script_r
     arguments = _arguments(job, snapshot, _Relative(inputs, script_root))
     if snapshot.declared_only and snapshot.declared is not None:
         arguments = {name: value for name, value in arguments.items() if name in snapshot.declared}
-    render = render_pairs if job.kind in _PAIRED or _draws(job, snapshot) else render_equals
+    render = render_pairs if _argument_style(job, snapshot) is ArgumentStyle.PAIRS else render_equals
     return render(arguments, false_as=snapshot.false_as, forms=snapshot.forms)
 
 
-def _draws(job: JobRow, snapshot: Snapshot) -> bool:
-    """Whether the stage is asked for pictures, which has a form of its own."""
-    return job.kind in QUESTIONS and snapshot.training_type is TrainingType.IMAGE_GENERATION
+def _argument_style(job: JobRow, snapshot: Snapshot) -> ArgumentStyle | None:
+    rule = KINDS[job.kind]
+    if rule.is_inference and TYPES[snapshot.training_type].generates_images:
+        return ArgumentStyle.PAIRS
+    return rule.argument_style
 
 
 class _Relative:
@@ -338,6 +339,8 @@ def _arguments(job: JobRow, snapshot: Snapshot, inputs: _Relative) -> dict[str, 
             return _inference(job, snapshot, inputs)
         case JobKind.ENVIRONMENT:
             raise AssertionError("building an environment is no stage")
+        case _:
+            assert_never(job.kind)
 
 
 def _saving_dtype(snapshot: Snapshot) -> str:
@@ -363,35 +366,40 @@ def _training(job: JobRow, snapshot: Snapshot, inputs: _Relative) -> dict[str, A
 def _inference(job: JobRow, snapshot: Snapshot, inputs: _Relative) -> dict[str, Any]:
     question = snapshot.question
     assert question is not None
-    complete = job.kind is JobKind.INFERENCE_COMPLETE
+    complete = KINDS[job.kind].asks is ModelState.COMPLETE
     whole_model = inputs.model if complete else inputs.base_model
-    if _draws(job, snapshot):
-        return picture_arguments(
-            model_path=whole_model,
-            lora_path="" if complete else inputs.model,
-            prompt=question.prompt,
-            negative_prompt=question.negative_prompt,
-            output=f"{inputs.pictures}/{job.id}.png",
-            batch_size=question.batch_size,
-            aspect_ratio=question.aspect_ratio,
-        )
-    return inference_arguments(
-        model_id=job.model_id or "",
-        model_name=inputs.model_name,
-        base_model_path=whole_model,
-        prompt=question.prompt,
-        session_id=question.session_id,
-        max_length=question.max_length,
-        max_context_tokens=question.max_context_tokens,
-        temperature=question.temperature,
-        top_p=question.top_p,
-        top_k=question.top_k,
-        model_type=snapshot.training_type,
-        template=question.template,
-        system_prompt=question.system_prompt,
-        history=question.history,
-        model_path=inputs.model,
-    )
+    form = TYPES[snapshot.training_type].inference_form
+    match form:
+        case InferenceForm.IMAGES:
+            return picture_arguments(
+                model_path=whole_model,
+                lora_path="" if complete else inputs.model,
+                prompt=question.prompt,
+                negative_prompt=question.negative_prompt,
+                output=f"{inputs.pictures}/{job.id}.png",
+                batch_size=question.batch_size,
+                aspect_ratio=question.aspect_ratio,
+            )
+        case InferenceForm.TEXT:
+            return inference_arguments(
+                model_id=job.model_id or "",
+                model_name=inputs.model_name,
+                base_model_path=whole_model,
+                prompt=question.prompt,
+                session_id=question.session_id,
+                max_length=question.max_length,
+                max_context_tokens=question.max_context_tokens,
+                temperature=question.temperature,
+                top_p=question.top_p,
+                top_k=question.top_k,
+                model_type=snapshot.training_type,
+                template=question.template,
+                system_prompt=question.system_prompt,
+                history=question.history,
+                model_path=inputs.model,
+            )
+        case _:
+            assert_never(form)
 
 
 def _deployment(job: JobRow, snapshot: Snapshot, inputs: _Relative) -> dict[str, Any]:

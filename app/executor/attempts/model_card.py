@@ -13,18 +13,13 @@ from typing import Any
 import yaml
 
 from app.domain.enums import ModelState, TrainingType
+from app.domain.training_types import TYPES
 from app.executor.attempts.artifacts import ArtifactKind
 
 FILE_NAME = "README.md"
 SCRIPT_CARD = "README.script.md"
 _MARK = "<!-- written by DeepExtension -->"
 
-_PIPELINE_TAGS = {
-    TrainingType.CHAT: "text-generation",
-    TrainingType.EMBEDDING: "feature-extraction",
-    TrainingType.VISION_LANGUAGE: "image-text-to-text",
-    TrainingType.IMAGE_GENERATION: "text-to-image",
-}
 _LIBRARIES = {
     ArtifactKind.ADAPTER: "peft",
     ArtifactKind.MLX_ADAPTER: "mlx",
@@ -99,7 +94,7 @@ def write_model_card(folder: Path, card: ModelCard) -> Path:
 def _front_matter(card: ModelCard) -> str:
     document: dict[str, Any] = {
         "library_name": _LIBRARIES[card.kind],
-        "pipeline_tag": _PIPELINE_TAGS[card.training_type],
+        "pipeline_tag": TYPES[card.training_type].hub_task,
         "base_model": card.base_model,
         "base_model_relation": "adapter" if card.kind in _ADAPTERS else "finetune",
         "tags": ["deepextension", card.technique, card.state.value],

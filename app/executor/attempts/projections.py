@@ -4,15 +4,13 @@ import asyncio
 import logging
 from collections.abc import Iterable
 
-from app.domain.enums import JobKind
+from app.domain.kinds import KINDS
 from app.executor.attempts.log_projection import LogProjector
 from app.executor.runs.run_folder import RunFolder
 from app.store.home import Home
 from app.store.jobs import Claim
 
 logger = logging.getLogger(__name__)
-
-_ASKING = frozenset({JobKind.INFERENCE_CUSTOMIZED, JobKind.INFERENCE_COMPLETE})
 
 
 class Projections:
@@ -24,7 +22,7 @@ class Projections:
 
     async def advance(self, claims: Iterable[Claim]) -> None:
         """Look at what the running attempts printed since the last time; forget those that are gone."""
-        wanted = {claim.attempt.id: claim for claim in claims if claim.job.kind not in _ASKING}
+        wanted = {claim.attempt.id: claim for claim in claims if not KINDS[claim.job.kind].is_inference}
         self._projectors = {key: kept for key, kept in self._projectors.items() if key in wanted}
         for key, claim in wanted.items():
             try:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from app.domain.enums import EndReason, JobKind
 from app.domain.kinds import Stage
@@ -65,6 +65,8 @@ def judge(
             return judge_printed_result(log_tail)
         case JobKind.INFERENCE_CUSTOMIZED | JobKind.INFERENCE_COMPLETE:
             return _judge_answer(log_tail)
+        case _:
+            assert_never(stage)
 
 
 def judge_printed_result(log_tail: Sequence[str]) -> Verdict:

@@ -12,14 +12,11 @@ from urllib.parse import urlsplit
 import redis.asyncio
 from redis.exceptions import RedisError
 
-from app.domain.enums import JobKind
-
 logger = logging.getLogger(__name__)
 
 SUCCESS: Final = 1
 RUNNING: Final = 2
 FAILED: Final = 3
-WITH_STATUS: Final = frozenset({JobKind.TRAINING, JobKind.SAVING, JobKind.DEPLOYMENT})
 _DATABASE = 0
 _TIMEOUT_SECONDS = 1.0
 # only a key that still says Running without a pid: the script may have spoken meanwhile

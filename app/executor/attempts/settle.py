@@ -21,6 +21,7 @@ from uuid import UUID
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import EndReason, JobKind, JobStatus, ModelState
+from app.domain.kinds import KINDS
 from app.domain.names import complete_name, online_name, produced_name
 from app.domain.plain_text import shown
 from app.domain.retries import Again, Limits
@@ -33,7 +34,7 @@ from app.executor.attempts.model_card import ModelCard, Score, write_model_card
 from app.executor.attempts.projections import project_whole_log
 from app.executor.attempts.results import Verdict, judge
 from app.executor.attempts.retrying import decide_on
-from app.executor.attempts.script_status import WITH_STATUS, ScriptStatus
+from app.executor.attempts.script_status import ScriptStatus
 from app.executor.engines.base import ExitRecord, ExitWhy
 from app.executor.runs.evaluations import Reached, reached
 from app.executor.runs.job_spec import Snapshot
@@ -55,12 +56,6 @@ TAIL_LINES = 2000  # enough to judge by
 SHOWN_LINES = 20  # kept with the job
 SHOWN_CHARACTERS = 500  # of an error
 MAX_TRIES = 5  # of an end that fails for a reason that does not pass by itself
-
-_PRODUCTS = {
-    JobKind.TRAINING: ModelState.CUSTOMIZED,
-    JobKind.SAVING: ModelState.COMPLETE,
-    JobKind.DEPLOYMENT: ModelState.ONLINE,
-}
 
 
 @dataclass(frozen=True)
@@ -98,7 +93,7 @@ class StageSettler:
     async def _settle(self, claim: Claim, exit_record: ExitRecord) -> None:
         if _never_ran(exit_record) and await self._recover(claim, exit_record):
             return
-        redis_status = await self._status.read(claim.job.id) if claim.job.kind in WITH_STATUS else None
+        redis_status = await self._status.read(claim.job.id) if KINDS[claim.job.kind].reports_status_key else None
         judged = await asyncio.to_thread(self._judge, claim, exit_record, redis_status)
         verdict = judged.verdict
         again = None if verdict.succeeded else await self._decide(claim, exit_record, verdict.reason)
@@ -217,7 +212,7 @@ class StageSettler:
         )
 
     async def _tell_status(self, job: JobRow, *, succeeded: bool) -> None:
-        if job.kind in WITH_STATUS:
+        if KINDS[job.kind].reports_status_key:
             await self._status.ended(job.id, succeeded=succeeded)
 
     # ---- judging (in a thread) --------------------------------------------------------------------------------------
@@ -261,7 +256,8 @@ class StageSettler:
         self, session: AsyncSession, claim: Claim, judged: Judged, manifest: ResultManifest | None, *, now: datetime
     ) -> ModelRow | None:
         job, snapshot = claim.job, Snapshot.of(claim.job)
-        if not judged.verdict.succeeded or job.kind not in _PRODUCTS:
+        state = KINDS[job.kind].produces
+        if not judged.verdict.succeeded or state is None:
             return None
         assert snapshot.base_model is not None
         assert manifest is not None
@@ -271,7 +267,7 @@ class StageSettler:
         data = snapshot.dataset
         new = models.NewModel(
             name=model_name(job, snapshot, parent, now=now),
-            state=_PRODUCTS[job.kind],
+            state=state,
             training_type=snapshot.training_type,
             path=manifest.root,
             size_bytes=manifest.size_bytes,
@@ -353,11 +349,12 @@ def judge_build(exit_record: ExitRecord, log_tail: Sequence[str]) -> Verdict:
 def model_name(job: JobRow, snapshot: Snapshot, parent: ModelRow | None, *, now: datetime) -> str:
     """Return the name that the contract gives to what the job makes."""
     job_id = UUID(job.id)
-    if job.kind is JobKind.DEPLOYMENT:
+    state = KINDS[job.kind].produces
+    if state is ModelState.ONLINE:
         assert parent is not None
         quantize = snapshot.deployment.quantize if snapshot.deployment else None
         return online_name(source_name=parent.name, deployment_id=job_id, quantization=quantize)
-    if job.kind is JobKind.SAVING and parent is not None:
+    if state is ModelState.COMPLETE and parent is not None:
         return complete_name(source_name=parent.name, saving_id=job_id)
     assert snapshot.base_model is not None
     return produced_name(technical_name=snapshot.base_model.name, train_name=job.name, produced_at=now, job_id=job_id)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from app.domain.enums import EndReason, JobStatus, TrainingType
+from app.domain.enums import EndReason, JobStatus
+from app.domain.training_types import TYPES
 from app.executor.runs.inference_protocol import Failure, FinishReason, InferenceParser, Noise, Piece
 from app.executor.runs.job_spec import Snapshot
 from app.executor.runs.pictures import URL, pictures_of
@@ -112,7 +113,8 @@ class Answers:
 
     async def _draws(self, job_id: str) -> bool:
         async with self._database.reading() as session:
-            return Snapshot.of(await store.get(session, job_id)).training_type is TrainingType.IMAGE_GENERATION
+            training_type = Snapshot.of(await store.get(session, job_id)).training_type
+        return TYPES[training_type].generates_images
 
     async def _cancel(self, job_id: str) -> None:
         try:

@@ -10,6 +10,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import JobKind, JobStatus
 from app.domain.errors import Conflict, InvalidRequest, Violation
+from app.domain.kinds import LISTED_KINDS
 from app.domain.resuming import same_course
 from app.domain.transitions import TERMINAL
 from app.executor.attempts.checkpoints import newest_checkpoint
@@ -18,7 +19,6 @@ from app.executor.jobs.environment_builds import BuildWish, EnvironmentOrders
 from app.executor.jobs.fixing import Fixes, given_to
 from app.executor.jobs.job_views import JobDetails, JobView, silence_of, view_of, views_of
 from app.executor.jobs.repetition import (
-    QUESTIONS,
     Changes,
     NoCheckpointToResume,
     NoFixKnown,
@@ -47,7 +47,6 @@ from app.store.tables import DatasetRow, JobRow, MethodRow
 
 MIN_COMPARED, MAX_COMPARED = 2, 10
 AS_IT_WAS = Retry()
-LISTED = frozenset(JobKind) - QUESTIONS
 
 
 class JobInputsGone(Conflict):
@@ -130,7 +129,7 @@ class JobActions:
         """Return one page of jobs and the position of the next one."""
         wanted = JobFilter(
             statuses=query.statuses,
-            kinds=query.kinds or LISTED,
+            kinds=query.kinds or LISTED_KINDS,
             method_id=await _method_id(session, query.method) if query.method is not None else None,
             chain_id=query.chain,
             text=query.text,

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.domain.enums import JobKind, JobStatus
+from app.domain.enums import JobStatus
 from app.domain.fixes import Fix
+from app.domain.kinds import KINDS
 from app.domain.transitions import LIVE
 from app.executor.jobs.waiting import Waiting, waiting_of
 from app.executor.runs.job_spec import Snapshot
@@ -93,4 +94,4 @@ async def silence_of(session: AsyncSession, job: JobRow) -> Reason | None:
 
 
 def _can_wait(row: JobRow) -> bool:
-    return row.status is JobStatus.QUEUED and row.blocked_by is None and row.kind is not JobKind.ENVIRONMENT
+    return row.status is JobStatus.QUEUED and row.blocked_by is None and KINDS[row.kind].is_stage

@@ -16,11 +16,12 @@ from uuid import uuid4
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.domain.enums import JobStatus, TrainingType
+from app.domain.enums import JobStatus
 from app.domain.errors import Conflict, Invalid, InvalidRequest, Violation
 from app.domain.kinds import Stage
 from app.domain.lifecycle import STATE_RULES
 from app.domain.rendering import inference_arguments, render_equals
+from app.domain.training_types import TYPES
 from app.executor.jobs.asked_pictures import place_picture
 from app.executor.runs.job_spec import Named, PinnedScript, Question, Snapshot
 from app.registry.method_record import Method, method_of
@@ -202,7 +203,7 @@ def _with_pictures(messages: Sequence[Message], home: Home, folder: Path) -> lis
 
 def _check_sight(conversation: Conversation, model: ModelRow) -> None:
     """Raise which pictures the model could not look at."""
-    if model.training_type is TrainingType.VISION_LANGUAGE:
+    if TYPES[model.training_type].accepts_images:
         return
     blind = [index for index, message in enumerate(conversation.messages) if message.images]
     if blind:

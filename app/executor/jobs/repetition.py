@@ -14,14 +14,12 @@ from uuid import uuid4
 from app.domain.demand import Resources
 from app.domain.enums import JobKind, JobStatus
 from app.domain.errors import Conflict, InvalidRequest, Violation
-from app.domain.kinds import as_stage
+from app.domain.kinds import KINDS, as_stage
 from app.domain.lifecycle import STATE_OF_STAGE
 from app.domain.retries import Limits, RetryPolicy
 from app.executor.jobs.submission import Submission
 from app.executor.runs.job_spec import Snapshot
 from app.store.tables import JobRow
-
-QUESTIONS = frozenset({JobKind.INFERENCE_CUSTOMIZED, JobKind.INFERENCE_COMPLETE})
 
 
 class JobNotRetryable(Conflict):
@@ -212,7 +210,7 @@ def _method(job: JobRow) -> str:
 
 
 def _refuse_what_is_no_stage(job: JobRow) -> None:
-    if job.kind in QUESTIONS:
+    if KINDS[job.kind].is_inference:
         raise JobIsQuestion(job=job.id, model=job.model_id)
     if job.kind is JobKind.ENVIRONMENT:
         raise JobIsBuild(job=job.id, environment=job.environment)

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from app.domain.enums import JobKind
 from app.domain.errors import Violation
 from app.domain.kinds import Stage
 from app.domain.known_parameters import KnownParameter, known_at
-from app.domain.lifecycle import producing_stage
+from app.domain.lifecycle import producing_stage, trains
 from app.domain.parameters import ParameterCheck, check_parameters
 from app.domain.pointers import pointer
 from app.domain.rendering import ArgumentForm
@@ -102,8 +101,7 @@ def _distinct(found: Sequence[Violation]) -> tuple[Violation, ...]:
 
 def _takers(method: Method, stages: Sequence[Stage]) -> list[Stage]:
     """Return the stages that the caller's parameters are for: those that train, else the single stage asked for."""
-    producing = producing_stage(method.definition.lifecycle or ())
-    training = [stage for stage in stages if stage in (JobKind.TRAINING, producing)]
+    training = [stage for stage in stages if trains(method.definition.lifecycle or (), stage)]
     return training or list(stages[:1])
 
 
@@ -120,7 +118,7 @@ def _typical(method: Method, stage: Stage) -> dict[str, KnownParameter]:
     """Return the ranges that the form of a shipped method shows, where they differ from the platform's."""
     producing = stage is producing_stage(method.definition.lifecycle or ())
     manifest = next((manifest for manifest in load_manifests() if manifest.name == method.preset), None)
-    if manifest is None or not (stage is JobKind.TRAINING or producing):
+    if manifest is None or not trains(method.definition.lifecycle or (), stage):
         return {}
     known = known_at(stage, producing=producing)
     typical = {}

@@ -17,8 +17,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.domain.demand import DEFAULT_QUEUE, Resources, resource_violations
 from app.domain.enums import JobKind, JobStatus, ModelState, TrainingType
 from app.domain.errors import AppError, InvalidRequest, NotFound, Unavailable, Violation
-from app.domain.kinds import STAGES, Stage, as_stage
-from app.domain.lifecycle import chain, runnable_stages, source_state
+from app.domain.kinds import KINDS, STAGES, Stage, as_stage
+from app.domain.lifecycle import chain, runnable_stages, source_state, trains
 from app.domain.plain_text import shown
 from app.domain.retries import Limits, RetryPolicy, policy_violations
 from app.executor.jobs.fixing import columns_of, pinned_method
@@ -338,8 +338,7 @@ def stage_resources(submission: Submission, method: Method, stage: Stage) -> Res
     `customized`. The others of a chain get the labels; a single stage gets everything.
     """
     lifecycle = method.definition.lifecycle or ()
-    produces = stage is JobKind.TRAINING or (stage is JobKind.SAVING and ModelState.CUSTOMIZED not in lifecycle)
-    if produces or submission.stage is not None:
+    if trains(lifecycle, stage) or submission.stage is not None:
         return submission.resources
     return Resources(labels=submission.resources.labels)
 
@@ -358,8 +357,7 @@ def _wanted_stages(method: Method, submission: Submission) -> tuple[Sequence[Sta
             return chain(definition.lifecycle, submission.through, with_training=with_training), []
         except AppError as error:
             return (), list(error.violations())
-    runnable = {JobKind.TRAINING, JobKind.SAVING, JobKind.DEPLOYMENT}
-    stages = [stage for stage in runnable_stages(definition) if stage in runnable]
+    stages = [stage for stage in runnable_stages(definition) if KINDS[stage].submitted_alone]
     stage = next((stage for stage in stages if stage == submission.stage), None)
     if stage is None:
         params = {"stage": shown(submission.stage or ""), "stages": ", ".join(stages)}

@@ -26,7 +26,7 @@ from typing import Protocol
 
 from app.domain.accelerators import Accelerator
 from app.domain.enums import EndReason, JobKind, JobStatus
-from app.domain.placement import LEASING
+from app.domain.kinds import HOLDING_KINDS
 from app.executor.attempts.forecast import Forecasts
 from app.executor.attempts.launch import LaunchError, disk_trouble
 from app.executor.attempts.limits import LimitWatch
@@ -240,7 +240,7 @@ class NodeAgent:
         """Claim and launch what the lane has room for, in one transaction; return how many jobs that were."""
         usable = [one.id for one in await self._presence.usable_accelerators()]
         slots = lane.slots - sum(self._takes_slot(claim, lane) for claim in self._claims.values())
-        leasing = bool(usable) and bool(lane.kinds & LEASING)
+        leasing = bool(usable) and bool(lane.kinds & HOLDING_KINDS)
         if slots <= 0 and not leasing:
             return 0
         offer = Offer(
