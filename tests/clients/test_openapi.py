@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from app.domain.enums import JobKind, TrainingType
+from app.domain.kinds import STAGES
 from app.domain.texts import Language, text
 from tests.clients.document import openapi_document
 
@@ -30,6 +32,18 @@ class Operation:
 @pytest.fixture(scope="module")
 def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return openapi_document(tmp_path_factory.mktemp("document"))
+
+
+class TestEnums:
+    def test_name_every_kind_stage_and_type(self, document: dict[str, Any]) -> None:
+        schemas = document["components"]["schemas"]
+
+        assert schemas["JobKind"]["enum"] == list(JobKind)
+        assert schemas["Stage"]["enum"] == list(STAGES)
+        assert schemas["TrainingType"]["enum"] == list(TrainingType)
+        assert all(
+            f"`{one}`" in str(schemas["MethodDefinition"]["properties"]["training_type"]) for one in TrainingType
+        )
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,14 @@ from typing import Any
 import pytest
 
 from app.domain.enums import EndReason, JobKind, TrainingType
+from app.domain.kinds import KINDS, STAGES, ArgumentStyle, Stage
+from app.domain.rendering import filled_arguments
+from app.domain.training_types import TYPES
 from app.executor.attempts.launch import Inputs, LaunchError, disk_trouble, stage_arguments
-from app.executor.runs.job_spec import Named, PinnedScript, Question, Snapshot
+from app.executor.runs.job_spec import Deployment, Named, PinnedScript, Question, Snapshot
 from tests import job_rows
 
+JOB = "0192f0c1-d2e3-4f5a-8b6c-7d8e9f0a1b2c"
 ROOT = Path("/home/scripts")
 BASE = Named(id="b", name="base", path="models/base")
 SCRIPT = PinnedScript(file="run.py", sha256="0" * 64, size=1)
@@ -25,8 +29,30 @@ def arguments(kind: JobKind, *, model: Path | None = None, parameters: Any = Non
         model_name="m" if model else "",
         output=Path("/home/runs/j/1/output"),
     )
-    job = job_rows.new_job(id="j", kind=kind, parameters=parameters or {}, environment="trl")
+    job = job_rows.new_job(id=JOB, kind=kind, parameters=parameters or {}, environment="trl")
     return stage_arguments(job, Snapshot(base_model=BASE, script=SCRIPT, **snapshot), inputs, script_root=ROOT)
+
+
+class TestEveryStage:
+    @pytest.mark.parametrize("training_type", TrainingType)
+    @pytest.mark.parametrize("stage", STAGES)
+    def test_gets_what_the_contract_names_in_the_style_of_its_row(
+        self, stage: Stage, training_type: TrainingType
+    ) -> None:
+        form = TYPES[training_type].inference_form
+        asked = Question(prompt="a", history=(), session_id="s", system_prompt="b")
+        options: dict[str, Any] = {"deployment": Deployment(target="custom", system="b", parameters={"c": 1})}
+
+        told = arguments(
+            stage, model=Path("/home/runs/t/1/output"), training_type=training_type, question=asked, **options
+        )
+
+        pairs = KINDS[stage].argument_style is ArgumentStyle.PAIRS or (
+            KINDS[stage].is_inference and TYPES[training_type].generates_images
+        )
+        names = told[::2] if pairs else [word.split("=")[0] for word in told]
+        assert set(names) <= {f"--{name}" for name in filled_arguments(stage, form)}
+        assert all(("=" in word) != pairs for word in told if word.startswith("--"))
 
 
 class TestTraining:
@@ -88,7 +114,7 @@ class TestPictures:
 
         assert told[:4] == ["--model_path", *paths]
         assert told[4:] == [
-            *("--prompt", "a cat", "--negative_prompt", "", "--output", "../images/j.png"),
+            *("--prompt", "a cat", "--negative_prompt", "", "--output", f"../images/{JOB}.png"),
             *("--batch_size", "2", "--aspect_ratio", "1:1"),
         ]
 

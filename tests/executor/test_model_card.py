@@ -1,11 +1,14 @@
 """The card beside the weights."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
 import yaml
 
 from app.domain.enums import ModelState, TrainingType
+from app.domain.training_types import TYPES
 from app.executor.attempts.artifacts import ArtifactKind
 from app.executor.attempts.model_card import ModelCard, Score, render, write_model_card
 
@@ -39,6 +42,12 @@ class TestModelCard:
             "base_model_relation": "adapter",
             "tags": ["deepextension", "sft", "customized"],
         }
+
+    @pytest.mark.parametrize("training_type", TrainingType)
+    def test_names_the_task_of_every_type(self, training_type: TrainingType) -> None:
+        document = yaml.safe_load(render(replace(CARD, training_type=training_type)).split("---\n")[1])
+
+        assert document["pipeline_tag"] == TYPES[training_type].hub_task
 
     def test_tells_where_the_model_comes_from_and_how_good_it_is(self) -> None:
         lines = render(CARD).splitlines()
