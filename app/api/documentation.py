@@ -43,6 +43,8 @@ from app.api.pagination import InvalidCursor, InvalidSort
 from app.domain.errors import AppError, InvalidRequest
 
 STATIC: Final = Path(__file__).parent / "static"
+SWAGGER_UI: Final = ("fastapi_swagger", "resources")
+"""Package and folder of Swagger UI's bundle and style sheet; nothing of the package is imported."""
 
 # what our dependencies refuse, by the parameter that they read
 _ERRORS_OF_PARAMETERS: Final[Mapping[str, Sequence[type[AppError]]]] = {
@@ -104,7 +106,7 @@ def install_documentation(app: FastAPI) -> None:
     app.add_route("/openapi.json", document, include_in_schema=False)
     app.add_route("/docs", page, include_in_schema=False)
     app.add_route("/", start, include_in_schema=False)
-    app.mount("/docs/static", StaticFiles(directory=STATIC))
+    app.mount("/docs/static", StaticFiles(directory=STATIC, packages=[SWAGGER_UI]))
 
 
 def openapi_document(app: FastAPI) -> dict[str, Any]:
