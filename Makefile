@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_WORKERS ?= auto
 
-.PHONY: help demo test simpletuner check chaos mutants format release clean
+.PHONY: help demo test simpletuner check chaos mutants fuzz format release clean
 help:
 	@echo "make demo    install, start the service, and train, save and ask a model for real"
 	@echo "make test    install what the tests need and run them all"
 	@echo "make simpletuner  build SimpleTuner's environment (9 GB) and train with it for real"
+	@echo "make fuzz    random input for everything that reads users' files: EXAMPLES=n of each, minutes"
 	@echo "make check   format, lint, types, imports"
 	@echo "make chaos   random faults: SEED=n FAULTS=n DATABASE=sqlite|postgres, WARM=1 for long runs"
 	@echo "make release wheel and image of the present commit's tag, into dist/"
@@ -42,6 +43,10 @@ FAULTS ?= 200
 DATABASE ?= sqlite
 chaos: $(VENV)/.dev
 	@$(BIN)/python -m tests.chaos --seed $(SEED) --faults $(FAULTS) --database $(DATABASE) $(if $(WARM),--warm)
+
+EXAMPLES ?= 3000
+fuzz: $(VENV)/.dev
+	@FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --timeout 1800 tests/fuzz tests/argspec/test_hostile.py
 
 mutants: $(VENV)/.dev
 	@$(BIN)/python -m tests.chaos.mutants

@@ -13,6 +13,7 @@ from app.argspec.walker import ClassValue, FunctionValue
 
 _SUPPRESS = "argparse.SUPPRESS"
 _MAX_DEPTH = 20
+_MAX_OPTIONS = 1000
 _FLAGS = frozenset({"store_true", "store_false", "store_const", "append_const"})
 _BOOLEAN_NAME = re.compile(r"(str|string|text)_?(to|2)_?bool|parse_?bool|^bool|bool$|boolean", re.IGNORECASE)
 _INTEGER_NAME = re.compile(r"(^|_)int(eger)?$", re.IGNORECASE)
@@ -97,6 +98,8 @@ class Described:
     positionals: tuple[Positional, ...]
     exclusive: tuple[ExclusiveGroup, ...]
     notes: tuple[Remark, ...]
+    left_out: int
+    """The line of the first option beyond as many as anybody can use; 0 if there are not so many."""
 
 
 def describe(parsers: Iterable[Parser]) -> Described:
@@ -122,8 +125,15 @@ def describe(parsers: Iterable[Parser]) -> Described:
                 notes.append(Remark(code="type_bool", line=action.line, subject=name))
             if action.exclusive:
                 groups.setdefault(action.exclusive, []).append(name)
-    exclusive = tuple(ExclusiveGroup(names=tuple(names), required=group.required) for group, names in groups.items())
-    return Described(tuple(options.values()), tuple(positionals), exclusive, tuple(notes))
+    kept, left_out = list(options.values())[:_MAX_OPTIONS], list(options.values())[_MAX_OPTIONS:]
+    for option in left_out:
+        del options[option.names[0]]
+    exclusive = tuple(
+        ExclusiveGroup(names=tuple(name for name in names if name in options), required=group.required)
+        for group, names in groups.items()
+    )
+    line = left_out[0].line if left_out else 0
+    return Described(tuple(kept), tuple(positionals[:_MAX_OPTIONS]), exclusive, tuple(notes[:_MAX_OPTIONS]), line)
 
 
 def kind_of(value: object) -> tuple[Kind, bool]:

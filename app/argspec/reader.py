@@ -64,6 +64,8 @@ class _Reader(Walker):
             self._unread.append(Remark(code="unread_parse_not_found", line=parsers[0].line))
         parses = [lenient for parser in parsers for lenient in parser.parses]
         described = describe(parsers)
+        if described.left_out:
+            self._unread.append(Remark(code="unread_too_complex", line=described.left_out))
         return Arguments(
             options=described.options,
             positionals=described.positionals,

@@ -24,6 +24,7 @@ from app.domain.texts import DEFAULT_LANGUAGE, Language
 _NAME = re.compile(r"[^\W\d][\w.-]{0,99}")
 _MAX_INTEGER = 2**63
 _MAX_COUNT = 100
+_MAX_PAIRED = 20  # names of a group whose pairs are excluded one by one, so that a message names the pair
 
 
 @dataclass(frozen=True)
@@ -222,9 +223,14 @@ def _property(parameter: ScriptParameter, known: Mapping[str, KnownParameter], l
 def _exclusive_rules(script: ScriptParameters, reserved: frozenset[str]) -> Iterator[dict[str, Any]]:
     for group in script.exclusive:
         names = [name for name in group.names if name not in reserved]
+        required = group.required and len(names) == len(group.names)
+        if len(names) > _MAX_PAIRED:
+            given = [{"required": [name]} for name in names]
+            yield {"oneOf": given if required else [{"not": {"anyOf": given}}, *given]}
+            continue
         for position, name in enumerate(names):
             yield from ({"not": {"required": [name, other]}} for other in names[position + 1 :])
-        if group.required and len(names) == len(group.names):
+        if required:
             yield {"anyOf": [{"required": [name]} for name in names]}
 
 

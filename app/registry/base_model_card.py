@@ -4,10 +4,8 @@ No machine-learning library is needed and no weight is read; what cannot be read
 configuration itself, without which a folder is no model.
 """
 
-import json
-import math
-import struct
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,15 +13,18 @@ from pydantic import BaseModel, ConfigDict
 
 from app.domain.errors import Invalid
 from app.domain.plain_text import shown, storable_document
+from app.registry.model_files import MAX_NUMBER, MIB, UnusableFile, count_elements, read_json_object, read_tensor_file
 from app.registry.resource_paths import stays_inside
 
 CONFIG: Final = "config.json"
 PIPELINE: Final = "model_index.json"
 _TOKENIZERS: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _WEIGHTS: Final = {".safetensors": "safetensors", ".bin": "pytorch", ".pt": "pytorch", ".gguf": "gguf", ".npz": "mlx"}
-_MAX_JSON_BYTES: Final = 64 * 1024 * 1024
-_MAX_HEADER_BYTES: Final = 100_000_000
-_MAX_FILES: Final = 10_000
+_MAX_JSON_BYTES: Final = 4 * MIB
+_MAX_HEADER_BYTES: Final = 4 * MIB
+_MAX_HEADERS_BYTES: Final = 64 * MIB  # of all files together
+_MAX_ENTRIES: Final = 10_000
+_MAX_COMPONENTS: Final = 100
 
 
 class NotABaseModel(Invalid):
@@ -33,7 +34,7 @@ class NotABaseModel(Invalid):
 
 
 class BaseModelUnreadable(Invalid):
-    """The configuration is there but no JSON object."""
+    """The configuration is there but no JSON object, or no small one."""
 
     code = "base_model_unreadable"
 
@@ -86,32 +87,22 @@ def read_card(folder: Path, *, root: Path) -> BaseModelCard:
         chat_template=bool(tokenizer.get("chat_template"))
         or not names.isdisjoint({"chat_template.jinja", "chat_template.json"}),
         size_bytes=sum(file.stat().st_size for file in files),
-        components=tuple(name for name, value in config.items() if isinstance(value, list) and len(value) == 2)
-        if "_class_name" in config
-        else (),
+        components=_components(config) if "_class_name" in config else (),
     )
 
 
 def _files(folder: Path, root: Path) -> Iterator[Path]:
-    count = 0
-    for path in folder.rglob("*"):  # does not follow links to folders
-        if count >= _MAX_FILES:
-            return
+    for path in islice(folder.rglob("*"), _MAX_ENTRIES):  # does not follow links to folders
         if path.is_file() and (not path.is_symlink() or stays_inside(root, path)):
-            count += 1
             yield path
 
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise ValueError("too large")
-        value = json.loads(path.read_text("utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as exc:
-        problem = shown(str(exc)) if isinstance(exc, ValueError) else type(exc).__name__
+        value = read_json_object(path, max_bytes=_MAX_JSON_BYTES)
+    except (OSError, UnusableFile) as exc:
+        problem = shown(str(exc)) if isinstance(exc, UnusableFile) else type(exc).__name__
         raise BaseModelUnreadable(file=path.name, problem=problem, pointer="/path") from exc
-    if not isinstance(value, dict):
-        raise BaseModelUnreadable(file=path.name, problem="not a JSON object", pointer="/path")
     cleaned: dict[str, Any] = storable_document(value)
     return cleaned
 
@@ -132,7 +123,7 @@ def _inner(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def _number(config: Mapping[str, Any], *names: str) -> int | None:
     for name in names:
         value = config.get(name)
-        if isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) < MAX_NUMBER:
             return value
     return None
 
@@ -151,9 +142,14 @@ def _quantization(config: Mapping[str, Any]) -> str | None:
             bits = rest.get("bits") or (4 if rest.get("load_in_4bit") else 8 if rest.get("load_in_8bit") else None)
             return shown(f"{method} {bits} bit" if bits else method)
         case {"bits": int(bits)}:
-            return f"mlx {bits} bit"
+            return shown(f"mlx {bits} bit")
         case _:
             return None
+
+
+def _components(index: Mapping[str, Any]) -> tuple[str, ...]:
+    parts = (shown(name) for name, value in index.items() if isinstance(value, list) and len(value) == 2)
+    return tuple(islice(parts, _MAX_COMPONENTS))
 
 
 def _weights(files: Iterable[Path]) -> str | None:
@@ -162,21 +158,18 @@ def _weights(files: Iterable[Path]) -> str | None:
 
 
 def _count_parameters(files: Iterable[Path]) -> int | None:
-    """Return the number of weights by the headers of the safetensors files; packed weights count packed."""
-    total = 0
+    """Return the number of weights by the headers of the safetensors files; packed weights count packed.
+
+    None if there are no headers, or more of them than are read.
+    """
+    total = read = 0
     for file in files:
-        total += _parameters_of(file)
-    return total or None
-
-
-def _parameters_of(file: Path) -> int:
-    try:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > _MAX_HEADER_BYTES:
-                return 0
-            header = json.loads(stream.read(length))
-        shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
-        return sum(math.prod(shape) for shape in shapes)
-    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError, RecursionError):
-        return 0  # a pointer of a large-file store, or half a download
+        try:
+            header = read_tensor_file(file, max_bytes=_MAX_HEADER_BYTES)
+            read += header.data_offset
+            if read > _MAX_HEADERS_BYTES:
+                return None
+            total += sum(count_elements(entry["shape"]) for entry in header.tensors.values())
+        except (OSError, UnusableFile, KeyError, TypeError):
+            continue  # a pointer of a large-file store, or half a download
+    return total if 0 < total < MAX_NUMBER else None

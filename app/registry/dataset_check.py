@@ -6,6 +6,7 @@ hundred are kept, all are counted.
 
 import json
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
@@ -20,6 +21,7 @@ IMAGE_ID_FIELD: Final = "imageId"
 _BOM: Final = b"\xef\xbb\xbf"
 _COMMENTS: Final = ("#", "//", "/*")
 _SHOWN_FIELDS: Final = 10
+_MAX_DEPTH: Final = 64  # what writes JSON has limits of its own
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,22 @@ def parse_line(line: bytes, *, first: bool, max_characters: int) -> dict[str, An
         raise LineProblem("line_not_json", column=1, problem="nested too deeply") from None
     if not isinstance(row, dict):
         raise LineProblem("line_not_object", found=_KINDS[type(row)])
+    if text.count("[") + text.count("{") > _MAX_DEPTH and _depth(row) > _MAX_DEPTH:
+        raise LineProblem("line_not_json", column=1, problem="nested too deeply")
     if "\\u" in text:
         _check_characters(row)
     return row
+
+
+def _depth(row: dict[str, Any]) -> int:
+    """Return how deeply containers are nested; stops soon after the limit."""
+    depth = 0
+    level: list[Any] = [row]
+    while level and depth <= _MAX_DEPTH:
+        depth += 1
+        values = (value for item in level for value in (item.values() if isinstance(item, dict) else item))
+        level = [value for value in values if isinstance(value, (dict, list))]
+    return depth
 
 
 def _json_problem(text: str, error: ValueError) -> LineProblem:
@@ -109,8 +124,7 @@ def _json_problem(text: str, error: ValueError) -> LineProblem:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
         raise LineProblem("line_duplicate_key", field=shown(twice))
     return row
 

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from app.domain.errors import Invalid, InvalidRequest, Violation
+from app.domain.plain_text import shown
 
 POINTER = "/spec"
 
@@ -21,6 +22,16 @@ _DEPENDENCY = re.compile(
     r"^(?:(?P<channel>[^\s:]+)::)?(?P<name>[A-Za-z0-9_][A-Za-z0-9_.-]*)(?P<rest>(?:\s|[=<>!~\[]).*)?$"
 )
 _VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+
+
+MAX_SPEC_CHARACTERS = 64 * 1024
+_MAX_TEXT = 2000
+
+
+class EnvironmentSpecTooLong(Invalid):
+    """The text is longer than any specification that a person wrote."""
+
+    code = "environment_spec_too_long"
 
 
 class EnvironmentSpecUnreadable(Invalid):
@@ -57,7 +68,12 @@ BASE_SPEC = "name: base\ndependencies:\n  - python\n  - pip\n"
 
 
 def parse_spec(text: str) -> EnvironmentSpec:
-    """Read a specification; raise `InvalidRequest` with every problem, or `EnvironmentSpecUnreadable`."""
+    """Read a specification; raise `InvalidRequest` with every problem, or why it cannot be read at all.
+
+    A long text takes a second: call it in a thread.
+    """
+    if len(text) > MAX_SPEC_CHARACTERS:
+        raise EnvironmentSpecTooLong(pointer=POINTER, length=len(text), limit=MAX_SPEC_CHARACTERS)
     root = _compose(text)
     problems: list[Violation] = []
     spec = _Reader(problems).spec(root)
@@ -85,6 +101,10 @@ def _compose(text: str) -> yaml.Node | None:
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not readable"
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         raise EnvironmentSpecUnreadable(pointer=POINTER, line=line, column=column, problem=problem) from error
+    except RecursionError as error:
+        raise EnvironmentSpecUnreadable(pointer=POINTER, line=1, column=1, problem="nested too deeply") from error
+    except (ValueError, OverflowError) as error:  # an escape that stands for no character
+        raise EnvironmentSpecUnreadable(pointer=POINTER, line=1, column=1, problem=shown(str(error))) from error
 
 
 class _Reader:
@@ -154,6 +174,9 @@ class _Reader:
     def _text(self, node: yaml.Node, where: str) -> str | None:
         if not isinstance(node, yaml.ScalarNode) or _is_null(node) or not str(node.value).strip():
             self._problem(node, "environment_spec_no_text", where=where)
+            return None
+        if len(node.value) > _MAX_TEXT:
+            self._problem(node, "environment_spec_text_too_long", length=len(node.value), limit=_MAX_TEXT)
             return None
         return str(node.value).strip()
 

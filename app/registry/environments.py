@@ -3,6 +3,7 @@
 Known are those that are registered here, those that a node found or built, and `base`, which every node has.
 """
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -102,7 +103,7 @@ class Environments:
         if name == BASE_ENVIRONMENT:
             found.append(Violation("/name", "name_reserved", {"name": name}))
         with together_with(found):
-            digest = _hash(spec)
+            digest = await asyncio.to_thread(_hash, spec)
         row = store.new_environment(name, spec=spec, spec_hash=digest, now=self._clock())
         await named.insert(session, row)
         return await self.get(session, name)
@@ -111,7 +112,7 @@ class Environments:
         self, session: AsyncSession, name: str, *, spec: str, check: Callable[[str], None]
     ) -> EnvironmentView:
         """Give the environment another spec; `check` is called with the version that is replaced and may refuse."""
-        digest = _hash(spec)
+        digest = await asyncio.to_thread(_hash, spec)
         view = await self.get(session, name)
         check(view.version)
         row = _own_row(view)

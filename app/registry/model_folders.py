@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -49,9 +50,7 @@ def remove_folder(folder: Path, *, root: Path, keep: Collection[Path]) -> bool:
 
 
 def _files(folder: Path) -> Iterator[ModelFile]:
-    for count, path in enumerate(folder.rglob("*")):
-        if count >= MAX_FILES:
-            return
+    for path in islice(folder.rglob("*"), MAX_FILES):
         if path.is_file() and not path.is_symlink():
             name = shown(path.relative_to(folder).as_posix(), limit=MAX_PATH_LENGTH)
             yield ModelFile(path=name, size_bytes=path.stat().st_size)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from app.api.routes import system
 from app.domain.enums import JobStatus
 from app.store.session import Database
 from tests.api.client import MethodsApp, methods_app
@@ -20,7 +22,7 @@ URL = "/api/v1/base-models"
 
 @pytest.fixture
 async def app(database: Database, tmp_path: Path) -> AsyncIterator[MethodsApp]:
-    async with methods_app(database, tmp_path / "home", routers=ROUTERS) as running:
+    async with methods_app(database, tmp_path / "home", routers=(*ROUTERS, system.router)) as running:
         yield running
 
 
@@ -54,6 +56,22 @@ class TestCreate:
         assert (card["tokenizer"], card["chat_template"]) == (True, True)
         assert card["size_bytes"] == sum(file.stat().st_size for file in folder.iterdir())
         assert (await app.client.get(f"{URL}/TINY")).json() == body
+
+    async def test_the_service_answers_while_a_hostile_folder_is_read(self, app: MethodsApp) -> None:
+        folder = place_base_model(app.home.models / "tiny")
+        tensor = {"dtype": "F32", "shape": [1] * 64, "data_offsets": [0, 4]}
+        header = json.dumps({f"t{number}": tensor for number in range(16_000)}).encode()
+        for number in range(8):
+            (folder / f"{number}.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+        creation = asyncio.create_task(create(app))
+
+        answered = 0
+        while not (await asyncio.wait([creation], timeout=0.01))[0]:
+            assert (await app.client.get("/healthz")).status_code == 200
+            answered += not creation.done()
+
+        assert (await creation).status_code == 201
+        assert answered > 1
 
     async def test_reads_what_vision_and_quantized_models_say(self, app: MethodsApp) -> None:
         place_base_model(

@@ -6,7 +6,6 @@ wrong numbers are not. The checks read files, which blocks: call them in a threa
 
 import asyncio
 import hashlib
-import json
 import os
 import re
 import zipfile
@@ -22,9 +21,9 @@ from pydantic import BaseModel, ConfigDict
 from app.domain.enums import EndReason
 from app.domain.kinds import Stage
 from app.domain.plain_text import MAX_PATH_LENGTH, shown
+from app.registry.model_files import MIB, UnusableFile, count_elements, read_json_object, read_tensor_file
 
-_MAX_HEADER_BYTES = 100_000_000
-_MAX_JSON_BYTES = 64 * 1024 * 1024
+_MAX_JSON_BYTES = 64 * MIB
 _PIECE_BYTES = 128 * 1024 * 1024
 _BLOCK_BYTES = 1024 * 1024
 _MAX_DETAIL = 500
@@ -150,15 +149,11 @@ def check_complete(folder: Path) -> Artifact:
 def check_safetensors(path: Path) -> frozenset[str]:
     """Return the names of the tensors. Raises `ArtifactProblem` unless header and size fit each other."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            prefix = file.read(8)
-            length = int.from_bytes(prefix, "little")
-            if len(prefix) < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
-                raise _invalid(path, "it is cut off or no safetensors file")
-            header = json.loads(file.read(length))
-        spans = [_span(entry) for name, entry in header.items() if name != "__metadata__"]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
+        header = read_tensor_file(path)
+        spans = [_span(entry) for entry in header.tensors.values()]
+    except UnusableFile as exc:
+        raise _invalid(path, str(exc)) from exc
+    except (ValueError, TypeError, KeyError) as exc:
         raise _invalid(path, "its header cannot be read") from exc
     except OSError as exc:
         raise _invalid(path, exc.strerror or "it cannot be read") from exc
@@ -169,9 +164,9 @@ def check_safetensors(path: Path) -> frozenset[str]:
         if begin != position:
             raise _invalid(path, "its tensors overlap or leave gaps")
         position = end
-    if 8 + length + position != size:
-        raise _invalid(path, f"it has {size} bytes, its header says {8 + length + position}")
-    return frozenset(header) - {"__metadata__"}
+    if (expected := header.data_offset + position) != header.size_bytes:
+        raise _invalid(path, f"it has {header.size_bytes} bytes, its header says {expected}")
+    return frozenset(header.tensors)
 
 
 async def digest_files(root: Path) -> tuple[FileDigest, ...]:
@@ -255,11 +250,14 @@ def _check_index(index: Path) -> None:
     placed = _read_object(index).get("weight_map")
     if not isinstance(placed, dict) or not placed:
         raise _invalid(index, "it has no weight_map")
-    for shard in sorted({str(name) for name in placed.values()}):
+    tensors_of: dict[str, set[str]] = {}
+    for tensor, file in placed.items():
+        tensors_of.setdefault(str(file), set()).add(tensor)
+    for shard in sorted(tensors_of):
         path = index.parent / shard
         if Path(shard).name != shard or not path.is_file():
             raise ArtifactProblem(EndReason.OUTPUT_MISSING, f"{index.name} names {shard}, which is missing")
-        missing = {tensor for tensor, file in placed.items() if file == shard} - check_safetensors(path)
+        missing = tensors_of[shard] - check_safetensors(path)
         if missing:
             raise _invalid(path, f"{len(missing)} tensors of the index are missing, such as {min(missing)}")
 
@@ -310,16 +308,11 @@ def _require_folder(folder: Path) -> None:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise _invalid(path, "it is too large")
-        document = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as exc:
-        raise _invalid(path, "it is no JSON") from exc
+        return read_json_object(path, max_bytes=_MAX_JSON_BYTES)
+    except UnusableFile as exc:
+        raise _invalid(path, str(exc)) from exc
     except OSError as exc:
         raise _invalid(path, exc.strerror or "it cannot be read") from exc
-    if not isinstance(document, dict):
-        raise _invalid(path, "it is no JSON object")
-    return document
 
 
 def _span(entry: dict[str, Any]) -> tuple[int, int]:
@@ -329,11 +322,7 @@ def _span(entry: dict[str, Any]) -> tuple[int, int]:
     if not isinstance(dtype, str):
         raise ValueError("the type of the numbers has no name")
     bits = _BITS.get(dtype)  # a type newer than this list cannot be checked
-    elements = 1
-    for dimension in entry["shape"]:
-        if not isinstance(dimension, int) or dimension < 0:
-            raise ValueError("a dimension is no count")
-        elements *= dimension
+    elements = count_elements(entry["shape"])
     if not isinstance(begin, int) or not isinstance(end, int) or not 0 <= begin <= end:
         raise ValueError("offsets out of order")
     if bits is not None and (end - begin) * 8 != elements * bits:

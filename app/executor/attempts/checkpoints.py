@@ -15,7 +15,6 @@ a process on a node that nobody sees may still write. Everything here reads and 
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -27,13 +26,14 @@ from typing import Any
 
 from app.executor.attempts.artifacts import ArtifactProblem, check_safetensors
 from app.executor.runs.run_folder import RunFolder
+from app.registry.model_files import MIB, UnusableFile, read_json_object
 from app.store.home import Home
 
 MANIFEST = "deepe-checkpoint.json"
 TRAINER_STATE = "trainer_state.json"
 BLOCK_BYTES = 1024 * 1024
 SAMPLES = 64
-_MAX_JSON_BYTES = 64 * 1024 * 1024
+_MAX_JSON_BYTES = 64 * MIB
 _NAMED_BY_STEP = re.compile(r"checkpoint-(\d+)\Z")
 _TORCH = frozenset({".pt", ".pth", ".bin"})
 
@@ -178,15 +178,10 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > _MAX_JSON_BYTES:
-        raise _NotWhole(f"{path.name} is too large")
     try:
-        document = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise _NotWhole(f"{path.name} is no JSON") from error
-    if not isinstance(document, dict):
-        raise _NotWhole(f"{path.name} is no JSON object")
-    return document
+        return read_json_object(path, max_bytes=_MAX_JSON_BYTES)
+    except UnusableFile as error:
+        raise _NotWhole(f"{path.name} cannot be read: {error}") from error
 
 
 def _step(value: object) -> int:

@@ -19,6 +19,7 @@ from app.executor.attempts.artifacts import ArtifactKind
 FILE_NAME = "README.md"
 SCRIPT_CARD = "README.script.md"
 _MARK = "<!-- written by DeepExtension -->"
+_HEAD_BYTES = 64 * 1024
 
 _LIBRARIES = {
     ArtifactKind.ADAPTER: "peft",
@@ -80,7 +81,7 @@ def render(card: ModelCard) -> str:
 def write_model_card(folder: Path, card: ModelCard) -> Path:
     """Write the card into the model's folder and return its path. A card that the script wrote is kept beside it."""
     path = folder / FILE_NAME
-    if path.is_file() and _MARK not in path.read_text("utf-8", "replace"):
+    if path.is_file() and not _is_ours(path):
         path.replace(folder / SCRIPT_CARD)
     temporary = folder / (FILE_NAME + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:
@@ -89,6 +90,12 @@ def write_model_card(folder: Path, card: ModelCard) -> Path:
         os.fsync(file.fileno())
     temporary.replace(path)
     return path
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether we wrote the card: then the mark follows its front matter."""
+    with path.open("rb") as file:
+        return _MARK.encode() in file.read(_HEAD_BYTES)
 
 
 def _front_matter(card: ModelCard) -> str:

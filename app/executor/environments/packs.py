@@ -125,7 +125,7 @@ def _requirement(wheel: Path) -> str:
 
 def _extract(path: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path) as tar:
+    with tarfile.open(path, "r:") as tar:  # never compressed, so that it is no larger than its file
         if hasattr(tarfile, "tar_filter"):  # not in the first releases of Python 3.11
             tar.extraction_filter = staticmethod(tarfile.tar_filter)
         tar.extractall(folder, members=[one for one in tar if Path(one.name).name != MARKER])  # noqa: S202

@@ -114,7 +114,8 @@ class EnvironmentOrders:
         self, environment: str, spec: str | None, *, of: str | None, but: str | None = None
     ) -> EnvironmentLock | None:
         """Return the lock of the node `of`, else the newest; that of the node `but` only if there is no other."""
-        archive = EnvironmentArchive(self._archive, environment, parse_spec(spec or BASE_SPEC))
+        wanted = await asyncio.to_thread(parse_spec, spec or BASE_SPEC)
+        archive = EnvironmentArchive(self._archive, environment, wanted)
         if of is not None:
             return await asyncio.to_thread(archive.lock, of)
         found = await asyncio.to_thread(archive.locks)
