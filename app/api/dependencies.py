@@ -16,7 +16,7 @@ from app.executor.maintenance.webhook_sender import WebhookSender
 from app.executor.maintenance.webhooks import Webhooks
 from app.executor.nodes.hints import Doorbell
 from app.executor.nodes.node_actions import NodeActions
-from app.executor.supervisor.program import fault_point
+from app.faults import fault_point
 from app.registry.base_models import BaseModels
 from app.registry.datasets import Datasets
 from app.registry.deploy_targets import DeployTargets

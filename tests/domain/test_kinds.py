@@ -143,6 +143,7 @@ class TestNewMember:
             ('ENVIRONMENT = "environment"\n\n\nclass JobStatus', "kinds", "evaluation"),
             ('CHAT = "chat"', "training_types", "audio"),
         ],
+        ids=["kind", "training type"],
     )
     def test_without_a_row_nothing_can_be_imported(self, tmp_path: Path, before: str, module: str, word: str) -> None:
         shutil.copytree(APP / "domain", tmp_path / "app" / "domain")

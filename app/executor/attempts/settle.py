@@ -40,7 +40,7 @@ from app.executor.runs.evaluations import Reached, reached
 from app.executor.runs.job_spec import Snapshot
 from app.executor.runs.log_file import tail_lines
 from app.executor.runs.run_folder import RunFolder
-from app.executor.supervisor.program import fault_point
+from app.faults import fault_point
 from app.store import jobs as store
 from app.store import models
 from app.store.clock import database_now

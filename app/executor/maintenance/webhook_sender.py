@@ -17,7 +17,7 @@ from app.domain.webhooks import body_bytes, next_delay, signed_headers
 from app.executor.maintenance.background import Stopping, keep_doing
 from app.executor.maintenance.webhook_post import POST_SECONDS, Answer, WebhookClient
 from app.executor.nodes.trouble import TROUBLE, log_trouble
-from app.executor.supervisor.program import fault_point
+from app.faults import fault_point
 from app.store import webhooks as store
 from app.store.clock import database_now
 from app.store.session import Database

@@ -36,7 +36,7 @@ from app.executor.engines.base import AttemptState, Engine, ExitRecord, LaunchSp
 from app.executor.engines.local import clock_since_boot
 from app.executor.nodes.orphans import Orphans
 from app.executor.nodes.trouble import TROUBLE, log_trouble, rest_seconds
-from app.executor.supervisor.program import fault_point
+from app.faults import fault_point
 from app.store import claims, leases, nodes
 from app.store import jobs as store
 from app.store.claims import Offer

@@ -21,7 +21,7 @@ from typing import Any
 
 from app.domain.plain_text import storable_document
 from app.executor.supervisor import program
-from app.executor.supervisor.program import fault_point
+from app.faults import fault_point
 
 # What an interpreter may need to start at all, and where a test wants it to die; the stage's own environment stands in
 # `spec.json`.

@@ -19,7 +19,7 @@ on disk; if the supervisor dies before that, the stage never runs.
 The tree is the union of four nets, looped until empty: the stage's session, descendants, orphans that came to us as
 their sub-reaper (Linux), and every process whose environment carries DEEPE_ATTEMPT=<id>.
 
-`fault_point` marks where a fault-injection test may let a process die; the worker and the API use it as well.
+`fault_point` marks where a fault-injection test may let the process die (`app/faults.py`); it does nothing otherwise.
 
 Exit status: 0 ended or had ended, 74 the folder cannot be written (nothing ran), 75 another supervisor holds the
 lock, 76 the command was started before and may not be started again.
@@ -35,6 +35,7 @@ import signal
 import stat
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 CANNOT_WRITE = 74
@@ -48,10 +49,18 @@ LEFTOVER_GRACE_SECONDS = 5.0
 SHUTDOWN_SECONDS = 0.3  # from the TERM that ended the stage to our own, if both came from a shutdown
 KILL_BOUND_SECONDS = 10.0  # a process that survives KILL this long is stuck in the kernel
 OOM_SCORE = 500  # the stage goes first when memory runs out, never the supervisor
-FAULT_POINT, _, FAULT_ONCE = os.environ.get("DEEPE_FAULT_POINT", "").partition("=")
-FAULT_SIGNAL = os.environ.get("DEEPE_FAULT_SIGNAL", "KILL")
 
 Record = dict[str, Any]
+
+if "DEEPE_FAULT_POINT" in os.environ:
+    import runpy
+
+    FAULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "faults.py")
+    fault_point: Callable[[str], None] = runpy.run_path(FAULTS)["fault_point"]
+else:
+
+    def fault_point(name: str) -> None:
+        """Do nothing."""
 
 
 def main(arguments: list[str]) -> int:
@@ -78,21 +87,6 @@ def main(arguments: list[str]) -> int:
     else:
         return ALREADY_STARTED
     return 0
-
-
-def fault_point(name: str) -> None:
-    """Die here, as by kill -9, if a test asks for it: DEEPE_FAULT_POINT=NAME, or NAME=FILE to die only once.
-
-    DEEPE_FAULT_SIGNAL names another signal: STOP freezes.
-    """
-    if name != FAULT_POINT:
-        return
-    if FAULT_ONCE:
-        try:
-            os.close(os.open(FAULT_ONCE, os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            return
-    os.kill(os.getpid(), signal.Signals[f"SIG{FAULT_SIGNAL}"])
 
 
 class Folder:

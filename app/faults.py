@@ -1,0 +1,25 @@
+"""Points at which a fault-injection test may let a process die. Standard library only.
+
+The supervisor is a program of its own that cannot import `app`: it runs this file by its path, in such tests only.
+"""
+
+import os
+import signal
+
+FAULT_POINT, _, FAULT_ONCE = os.environ.get("DEEPE_FAULT_POINT", "").partition("=")
+FAULT_SIGNAL = os.environ.get("DEEPE_FAULT_SIGNAL", "KILL")
+
+
+def fault_point(name: str) -> None:
+    """Die here, as by kill -9, if a test asks for it: DEEPE_FAULT_POINT=NAME, or NAME=FILE to die only once.
+
+    DEEPE_FAULT_SIGNAL names another signal: STOP freezes.
+    """
+    if name != FAULT_POINT:
+        return
+    if FAULT_ONCE:
+        try:
+            os.close(os.open(FAULT_ONCE, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return
+    os.kill(os.getpid(), signal.Signals[f"SIG{FAULT_SIGNAL}"])
