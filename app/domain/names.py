@@ -12,6 +12,8 @@ from app.domain.plain_text import shown
 MAX_NAME_LENGTH = 100
 MAX_TECHNIQUE_LENGTH = 40
 NO_QUANTIZATION = "no_quantization"
+BASE_ENVIRONMENT = "base"
+"""The environment that is always known: conda's root prefix, else one that the node builds."""
 
 _PUNCTUATION = frozenset(" ._-")
 _UUID = re.compile(r"[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}", re.IGNORECASE)

@@ -12,13 +12,12 @@ from enum import StrEnum
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.errors import Conflict, NotFound, Violation, together_with
-from app.domain.names import environment_name_violations
+from app.domain.names import BASE_ENVIRONMENT, environment_name_violations
 from app.registry.environment_spec import parse_spec, spec_hash
 from app.registry.node_environments import NodeEnvironment, Standings, standings
 from app.store import environments as store
 from app.store import named
 from app.store.nodes import all_nodes
-from app.store.registry_facts import BASE_ENVIRONMENT
 from app.store.tables import EnvironmentRow, NodeRow
 from app.store.usage import methods_running_in, unfinished_jobs
 

@@ -11,9 +11,9 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import EndReason, JobStatus
 from app.domain.environment_reports import EnvironmentReport, EnvironmentState, Trouble
+from app.domain.names import BASE_ENVIRONMENT
 from app.domain.transitions import TERMINAL
 from app.store.environments import LastBuild, all_environments, last_builds
-from app.store.registry_facts import BASE_ENVIRONMENT
 from app.store.tables import EnvironmentRow, NodeRow
 
 BUILT = "built"

@@ -16,6 +16,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.domain.definition import MethodDefinition
 from app.domain.enums import Platform, VersionSource
 from app.domain.errors import NotFound
+from app.domain.names import BASE_ENVIRONMENT
 from app.presets import catalogue
 from app.presets.catalogue import PresetManifest
 from app.registry.environment_spec import BASE_SPEC, parse_spec, spec_hash
@@ -28,7 +29,6 @@ from app.registry.scripts import digest_of
 from app.store import environments, presets, registry_facts
 from app.store import methods as method_store
 from app.store.methods import NameTaken
-from app.store.registry_facts import BASE_ENVIRONMENT
 from app.store.tables import PresetRow
 
 logger = logging.getLogger(__name__)

@@ -7,10 +7,11 @@ from datetime import datetime
 from app.domain.definition import MethodDefinition
 from app.domain.errors import Violation
 from app.domain.kinds import STAGES, Stage
+from app.domain.names import BASE_ENVIRONMENT
 from app.registry.method_files import file_pointer, member_pointer, stage_environments, stage_files
 from app.registry.readiness_cells import Cell, Verdict
 from app.store.nodes import NODE_SILENT_AFTER
-from app.store.registry_facts import BASE_ENVIRONMENT, RegistryFacts
+from app.store.registry_facts import RegistryFacts
 
 
 @dataclass(frozen=True)

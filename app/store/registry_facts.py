@@ -7,11 +7,10 @@ from sqlmodel import select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import Platform
+from app.domain.names import BASE_ENVIRONMENT
 from app.store.environments import all_environments
 from app.store.nodes import all_nodes
 from app.store.tables import DeployTargetRow
-
-BASE_ENVIRONMENT = "base"
 
 
 @dataclass(frozen=True)

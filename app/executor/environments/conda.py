@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from app.domain.names import BASE_ENVIRONMENT
 from app.domain.plain_text import storable
 
 EXECUTABLES = ("conda", "mamba", "micromamba")
@@ -43,7 +44,7 @@ def resolve(name: str, search: CondaSearch) -> Path | None:
     if "/" in name:
         path = Path(name)
         return path if path.is_absolute() and is_conda_prefix(path) else None
-    if name in {"base", "root"}:
+    if name in {BASE_ENVIRONMENT, "root"}:
         return find_root(search)
     if name in {"", ".", ".."}:
         return None
@@ -55,7 +56,7 @@ def list_environments(search: CondaSearch) -> Mapping[str, Path]:
     found: dict[str, Path] = {}
     root = find_root(search)
     if root is not None:
-        found["base"] = root
+        found[BASE_ENVIRONMENT] = root
     for folder in environment_folders(search):
         for prefix in sorted(folder.iterdir()) if folder.is_dir() else ():
             # a job cannot ask for a name that cannot be written

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from app.domain.environment_reports import EnvironmentState
+from app.domain.names import BASE_ENVIRONMENT
 from app.executor.environments import conda
 from app.executor.environments.activation import interpreter
 from app.executor.environments.conda import CondaSearch
@@ -29,7 +30,6 @@ from app.registry.environment_spec import BASE_SPEC, EnvironmentSpec, parse_spec
 MARKER = "deepe-ready.json"
 LOCK = "deepe-lock.json"  # what is installed, exactly
 USES = ".used"  # folder of files whose times say when a stage was last started in a prefix
-BASE = "base"
 _BASE = parse_spec(BASE_SPEC)
 _CONDA_PYTHON = re.compile(r"^python-(\d[^-]*)-[^-]+\.json$")
 _VENV_PYTHON = re.compile(r"^version(?:_info)?\s*=\s*(\d+(?:\.\d+)*)", re.MULTILINE)
@@ -91,7 +91,7 @@ class Scan:
                     return _built(name, prefix, build, EnvironmentState.READY)
         if (prefix_of_conda := self._of_conda(name)) is not None:
             return FoundEnvironment(name, prefix_of_conda, EnvironmentState.READY, EnvironmentSource.CONDA)
-        if spec is None and name == BASE:
+        if spec is None and name == BASE_ENVIRONMENT:
             return self.find(name, _BASE)
         if builds:
             state = EnvironmentState.READY if spec is None else EnvironmentState.STALE
@@ -116,7 +116,7 @@ class Scan:
 
     def _of_conda(self, name: str) -> Path | None:
         if name == "root":
-            return self.conda.get(BASE)
+            return self.conda.get(BASE_ENVIRONMENT)
         if "/" not in name:
             return self.conda.get(name)
         prefix = conda.resolve(name, self.search)

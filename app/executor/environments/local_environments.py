@@ -13,6 +13,7 @@ from typing import Any
 
 from app.domain.environment_reports import EnvironmentReport, EnvironmentState, Trouble
 from app.domain.errors import AppError
+from app.domain.names import BASE_ENVIRONMENT
 from app.executor.environments.builders import (
     Builder,
     BuildRules,
@@ -24,7 +25,7 @@ from app.executor.environments.builders import (
 from app.executor.environments.conda import CondaSearch
 from app.executor.environments.environment_archive import EnvironmentArchive, this_platform
 from app.executor.environments.environment_probe import EnvironmentProbes
-from app.executor.environments.environments import BASE, EnvironmentFinder, FoundEnvironment, last_use
+from app.executor.environments.environments import EnvironmentFinder, FoundEnvironment, last_use
 from app.registry.environment_spec import BASE_SPEC, EnvironmentSpec, parse_spec
 
 TOOLS_SECONDS = 60.0  # how long a conda that was installed meanwhile goes unnoticed
@@ -64,7 +65,7 @@ class LocalEnvironments:
         """Look at everything that stands here or is registered (`specs`, by name); blocks."""
         scan = self._finder.scan()
         found = {environment.name: environment for environment in scan.ready()}
-        read = {name: _read(text) for name, text in {BASE: None, **specs}.items()}
+        read = {name: _read(text) for name, text in {BASE_ENVIRONMENT: None, **specs}.items()}
         found |= {name: scan.find(name, one.spec) for name, one in read.items()}
         return Look(found, [self._report(found[name], read.get(name, _NO_SPEC)) for name in sorted(found)])
 
@@ -95,7 +96,7 @@ class LocalEnvironments:
 
     def _in_the_way(self, name: str, spec: EnvironmentSpec | None) -> Trouble | None:
         """Say why this node cannot build the environment; None if it can."""
-        if spec is None and name != BASE:
+        if spec is None and name != BASE_ENVIRONMENT:
             return Trouble(code="environment_without_spec", params={"environment": name})
         wanted = None if self._rules.builder == "auto" else Builder(self._rules.builder)
         spec = spec or _BASE

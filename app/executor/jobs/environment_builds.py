@@ -9,6 +9,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.environment_locks import EnvironmentLock
 from app.domain.errors import Conflict, NotFound
+from app.domain.names import BASE_ENVIRONMENT
 from app.executor.environments.environment_archive import EnvironmentArchive
 from app.executor.nodes.presence import build_job
 from app.registry.environment_spec import BASE_SPEC, parse_spec
@@ -18,7 +19,6 @@ from app.store import jobs as store
 from app.store import nodes
 from app.store.clock import database_now
 from app.store.environments import find_environment
-from app.store.registry_facts import BASE_ENVIRONMENT
 from app.store.tables import JobRow, NodeRow
 
 

@@ -20,6 +20,7 @@ from app.domain.enums import JobStatus
 from app.domain.errors import Conflict, Invalid, InvalidRequest, Violation
 from app.domain.kinds import Stage
 from app.domain.lifecycle import STATE_RULES
+from app.domain.names import BASE_ENVIRONMENT
 from app.domain.rendering import inference_arguments, render_equals
 from app.domain.training_types import TYPES
 from app.executor.jobs.asked_pictures import place_picture
@@ -30,7 +31,6 @@ from app.store import jobs as store
 from app.store import methods as method_store
 from app.store import models
 from app.store.home import Home
-from app.store.registry_facts import BASE_ENVIRONMENT
 from app.store.tables import JobRow, ModelRow
 
 PRIORITY: Final = -10

@@ -14,11 +14,13 @@ from uuid import uuid4
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.domain.definition import CUSTOM_TARGET
 from app.domain.demand import DEFAULT_QUEUE, Resources, resource_violations
 from app.domain.enums import JobKind, JobStatus, ModelState, TrainingType
 from app.domain.errors import AppError, InvalidRequest, NotFound, Unavailable, Violation
 from app.domain.kinds import KINDS, STAGES, Stage, as_stage
 from app.domain.lifecycle import chain, runnable_stages, source_state, trains
+from app.domain.names import BASE_ENVIRONMENT
 from app.domain.plain_text import shown
 from app.domain.retries import Limits, RetryPolicy, policy_violations
 from app.executor.jobs.fixing import columns_of, pinned_method
@@ -37,8 +39,6 @@ from app.store.home import Home
 from app.store.session import Database
 from app.store.tables import BaseModelRow, DatasetRow, DeployTargetRow, JobRow, ModelRow
 
-CUSTOM_TARGET = "custom"
-BASE_ENVIRONMENT = "base"
 MAX_NAME = 100
 
 

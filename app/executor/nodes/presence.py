@@ -25,10 +25,11 @@ from app.domain.enums import EndReason, JobKind, JobStatus, Platform
 from app.domain.environment_locks import EnvironmentLock
 from app.domain.environment_reports import EnvironmentReport, EnvironmentState
 from app.domain.labels import automatic_labels
+from app.domain.names import BASE_ENVIRONMENT
 from app.executor.environments.builders import BuildRules
 from app.executor.environments.conda import CondaSearch
 from app.executor.environments.environment_cleaning import EnvironmentCleaning
-from app.executor.environments.environments import BASE, mark_used
+from app.executor.environments.environments import mark_used
 from app.executor.environments.local_environments import LocalEnvironments, Look
 from app.executor.environments.method_probing import MethodProbing
 from app.executor.nodes.disk_guard import DiskGuard
@@ -189,7 +190,7 @@ class NodeEnvironments:
         if name in self._seen.ready:
             return
         spec = self._specs.get(name)
-        if spec is None and name != BASE:
+        if spec is None and name != BASE_ENVIRONMENT:
             await self._give_up(name)
             return
         async with self._database.reading() as session:
