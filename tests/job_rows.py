@@ -9,6 +9,7 @@ from uuid import uuid4
 
 from app.domain.accelerators import Accelerator, AcceleratorKind
 from app.domain.enums import EndReason, JobKind, JobStatus, Platform, VersionSource
+from app.domain.kinds import STAGES
 from app.domain.names import name_key
 from app.executor.runs.job_spec import Snapshot
 from app.executor.runs.run_folder import RunFolder
@@ -22,7 +23,6 @@ from app.store.tables import JobRow, MethodRow
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 LEASE = timedelta(seconds=60)
 ENVIRONMENT = "trl"
-STAGES = frozenset(JobKind) - {JobKind.ENVIRONMENT}
 SUCCESS = End(status=JobStatus.SUCCEEDED, reason=EndReason.COMPLETED, params={})
 FAILURE = End(
     status=JobStatus.FAILED,

@@ -74,7 +74,7 @@ class KindRule:
     pool: SlotPool
     accelerators: AcceleratorUse
     counts_in_limits: bool
-    """Counts against the limits of its queue and is estimated when it waits."""
+    """Counts against the limits of its queue."""
     may_be_group: bool
     """May be a group of processes: what it makes stands in files, not in what one of them prints."""
     safe_to_repeat: bool

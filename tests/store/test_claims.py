@@ -15,13 +15,14 @@ from sqlmodel import select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import JobKind
+from app.domain.kinds import STAGES
 from app.store import claims, jobs
 from app.store.claims import Offer
 from app.store.jobs import Claim
 from app.store.migrate import upgrade
 from app.store.session import Database
 from app.store.tables import JobEventRow, JobRow, NodeRow, QueueRow
-from tests.job_rows import ENVIRONMENT, STAGES, START, SUCCESS, add_job, add_node, cards, claim, insert, new_job
+from tests.job_rows import ENVIRONMENT, START, SUCCESS, add_job, add_node, cards, claim, insert, new_job
 
 MINUTE = timedelta(minutes=1)
 
