@@ -15,6 +15,7 @@ import uvicorn
 from sqlmodel import col, select
 
 from app.domain.enums import EndReason, JobKind, JobStatus, ModelState, TrainingType
+from app.domain.training_types import TYPES
 from app.executor.runs.job_spec import Question, Snapshot
 from app.presets.sample_pictures import draw
 from app.store import jobs, models
@@ -402,8 +403,9 @@ class TestShownPictures:
         assert sorted(app.services.home.runs.iterdir()) == before
         assert await _questions(app) == []
 
-    async def test_are_refused_for_a_model_that_cannot_see(self, app: JobsApp) -> None:
-        model = await _make_model(app)
+    @pytest.mark.parametrize("training_type", [one for one, rule in TYPES.items() if not rule.accepts_images])
+    async def test_are_refused_for_a_model_that_cannot_see(self, app: JobsApp, training_type: TrainingType) -> None:
+        model = await _make_model(app, training_type=training_type)
         before = sorted(app.services.home.runs.iterdir())
         body = {"messages": [{**HELLO["messages"][0], "images": [{"data": self.URL}]}]}
 
