@@ -16,7 +16,7 @@ def stop_and_resume(home: Home, script: str, arguments: list[str], *, at: int) -
         assert process.poll() is None or seen[-1], process.communicate()[1]
     process.send_signal(signal.SIGTERM)
     stdout, stderr = process.communicate()
-    stopped = Finished(process.returncode, "".join(seen) + stdout, stderr, home.events())
+    stopped = Finished(process.wait(), "".join(seen) + stdout, stderr, home.events())
     return stopped, home.run(script, *arguments)
 
 

@@ -5,16 +5,23 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from app.domain.launchers import Launcher, LauncherKind
 from app.executor.attempts.launchers import group_variables, stage_command
 from app.presets import catalogue
+from tests.presets.fork_server import Fork, ForkServer
 
 Variables = dict[str, str]
 ALONE = Launcher()
+# one thread: models this small gain nothing from more, and the tests run side by side
+TORCH = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+PRELOADED = (
+    *("torch", "accelerate", "datasets", "peft", "transformers:Trainer", "transformers:AutoModelForCausalLM"),
+    *("transformers:Qwen3ForCausalLM", "trl:SFTTrainer", "trl:DPOTrainer", "trl:GRPOTrainer"),
+)
 
 
 @dataclass(frozen=True)
@@ -64,10 +71,16 @@ class Home:
 
     path: Path
     python: Path = field(default=Path(sys.executable))
+    forks: ForkServer | None = None
 
     @property
     def scripts(self) -> Path:
         return self.path / "scripts"
+
+    @property
+    def unforked(self) -> "Home":
+        """Return the home with scripts that start as users start them."""
+        return replace(self, forks=None)
 
     @property
     def events_file(self) -> Path:
@@ -84,11 +97,11 @@ class Home:
         self.events_file.unlink(missing_ok=True)
         process = self.start(script, *arguments, environment=environment, launcher=launcher)
         stdout, stderr = process.communicate()
-        return Finished(process.returncode, stdout, stderr, self.events())
+        return Finished(process.wait(), stdout, stderr, self.events())
 
     def start(
         self, script: str, *arguments: str, environment: Variables | None = None, launcher: Launcher = ALONE
-    ) -> subprocess.Popen[str]:
+    ) -> "subprocess.Popen[str] | Fork":
         processes = launcher.count(0)
         variables = {
             "PATH": os.environ["PATH"],
@@ -96,9 +109,11 @@ class Home:
             "PYTHONPATH": str(catalogue.helpers_dir()),
             "PYTHONDONTWRITEBYTECODE": "1",
             "DEEPE_EVENTS": str(self.events_file),
-            "HF_HUB_OFFLINE": "1",
+            **TORCH,
             **(environment or {}),
         }
+        if self.forks is not None and launcher is ALONE and environment is None:
+            return self.forks.start(script, arguments, cwd=self.scripts, environment=variables)
         if launcher.kind is not LauncherKind.PYTHON:
             variables |= group_variables(variables, processes=processes, grace_seconds=10, cores=processes)
         command = stage_command(
@@ -130,13 +145,13 @@ class Home:
         return path
 
 
-def make_home(path: Path, python: Path = Path(sys.executable)) -> Home:
+def make_home(path: Path, python: Path = Path(sys.executable), forks: ForkServer | None = None) -> Home:
     for name in ("logs", "models", "datasets", "images"):
         (path / name).mkdir(parents=True)
     (path / "scripts").mkdir()
     for script in catalogue.stage_scripts().values():
         shutil.copy(script, path / "scripts")
-    return Home(path, python)
+    return Home(path, python, forks)
 
 
 def dataset(name: str) -> Path:

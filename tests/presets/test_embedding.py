@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from app.presets import catalogue
+from tests.presets.conftest import NewHome
 from tests.presets.curves import assert_went_on, stop_and_resume
-from tests.presets.stage import Finished, Home, dataset, make_home
+from tests.presets.stage import Finished, Home, dataset
 
 pytestmark = [pytest.mark.training, pytest.mark.xdist_group("training")]
 
@@ -30,15 +31,10 @@ def encoder(training_python: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def trained(training_python: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, Finished]:
+def trained(new_home: NewHome, encoder: Path) -> tuple[Home, Finished]:
     """Return the home of a finished demo training and what it reported."""
-    home = make_home(tmp_path_factory.mktemp("trained") / "deepe", training_python)
-    return home, train(home, encoder)
-
-
-@pytest.fixture
-def torch_home(training_python: Path, tmp_path: Path) -> Home:
-    return make_home(tmp_path / "deepe", training_python)
+    home = new_home("trained")
+    return home, train(home.unforked, encoder)
 
 
 def arguments(home: Home, base: Path, *more: str, rows: Path | None = None, output: str = "out") -> list[str]:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from app.presets import catalogue
+from tests.presets.conftest import NewHome
 from tests.presets.curves import assert_went_on, stop_and_resume
-from tests.presets.stage import Finished, Home, dataset, demo_parameters, make_home
+from tests.presets.stage import Finished, Home, dataset, demo_parameters
 
 SCRIPT = "grpo-demo.py"
 SHORT = ("--max_steps=10", "--eval_samples=4")
@@ -22,12 +23,10 @@ def arguments(home: Home, base: Path, *more: str, rows: Path | None = None) -> l
 
 
 @pytest.fixture(scope="module")
-def trained(
-    training_python: Path, styles_base: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Home, Finished]:
+def trained(new_home: NewHome, styles_base: Path) -> tuple[Home, Finished]:
     """Return the home of a finished demo training and what it reported."""
-    home = make_home(tmp_path_factory.mktemp("grpo") / "deepe", training_python)
-    return home, home.run(SCRIPT, *arguments(home, styles_base))
+    home = new_home("grpo")
+    return home, home.unforked.run(SCRIPT, *arguments(home, styles_base))
 
 
 @pytest.mark.training

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from app.presets import catalogue
+from tests.presets.conftest import NewHome
 from tests.presets.curves import assert_went_on, stop_and_resume
-from tests.presets.stage import Finished, Home, dataset, demo_parameters, make_home
+from tests.presets.stage import Finished, Home, dataset, demo_parameters
 
 SCRIPT = "peft-demo.py"
 EVERY_ADAPTER = """
@@ -42,10 +43,10 @@ def arguments(home: Home, base: Path, *more: str, rows: Path | None = None) -> l
 
 
 @pytest.fixture(scope="module")
-def trained(training_python: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, Finished]:
+def trained(new_home: NewHome, tiny_base: Path) -> tuple[Home, Finished]:
     """Return the home of a finished demo training and what it reported."""
-    home = make_home(tmp_path_factory.mktemp("peft") / "deepe", training_python)
-    return home, home.run(SCRIPT, *arguments(home, tiny_base))
+    home = new_home("peft")
+    return home, home.unforked.run(SCRIPT, *arguments(home, tiny_base))
 
 
 @pytest.mark.training

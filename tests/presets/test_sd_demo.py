@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.presets import sample_data
-from tests.presets.conftest import BuildBase
+from tests.presets.conftest import BuildBase, NewHome
 from tests.presets.curves import assert_went_on, stop_and_resume
 from tests.presets.stage import Finished, Home, dataset, demo_parameters, make_home
 
@@ -31,12 +31,10 @@ def base(build_base: BuildBase) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(
-    training_python: Path, base: Path, signs: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Home, Finished]:
+def trained(new_home: NewHome, base: Path, signs: Path) -> tuple[Home, Finished]:
     """Return the home of a finished demo training and what it reported."""
-    home = make_home(tmp_path_factory.mktemp("sd") / "deepe", training_python)
-    return home, home.run(SCRIPT, *arguments(home, base, signs))
+    home = new_home("sd")
+    return home, home.unforked.run(SCRIPT, *arguments(home, base, signs))
 
 
 def arguments(home: Home, base: Path, data: Path, *more: str) -> list[str]:

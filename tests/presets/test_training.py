@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from app.domain.launchers import Launcher, LauncherKind
-from tests.presets.stage import Finished, Home, dataset, demo_parameters, make_home
+from tests.presets.conftest import NewHome
+from tests.presets.stage import Finished, Home, dataset, demo_parameters
 
 pytestmark = [pytest.mark.training, pytest.mark.xdist_group("training")]
 
@@ -15,10 +16,10 @@ QUESTION = "Which is larger, 3 or 8?"
 
 
 @pytest.fixture(scope="module")
-def trained(training_python: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, Finished]:
+def trained(new_home: NewHome, tiny_base: Path) -> tuple[Home, Finished]:
     """Return the home of a finished demo training and what it reported."""
-    home = make_home(tmp_path_factory.mktemp("trained") / "deepe", training_python)
-    return home, train(home, tiny_base)
+    home = new_home("trained")
+    return home, train(home.unforked, tiny_base)
 
 
 def sft_arguments(home: Home, base: Path, *more: str, rows: Path | None = None, output: str = "out") -> list[str]:

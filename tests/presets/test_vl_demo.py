@@ -11,9 +11,9 @@ import pytest
 from app.domain.launchers import Launcher, LauncherKind
 from app.presets import catalogue, sample_data
 from app.presets.sample_pictures import draw, draw_all
-from tests.presets.conftest import BuildBase
+from tests.presets.conftest import BuildBase, NewHome
 from tests.presets.curves import assert_went_on, stop_and_resume
-from tests.presets.stage import Finished, Home, dataset, demo_parameters, make_home
+from tests.presets.stage import Finished, Home, dataset, demo_parameters
 
 SCRIPT = "vl-demo.py"
 RING, SQUARE = "yellow-ring-15-17-11-27.png", "green-square-16-16-11-13.png"
@@ -60,12 +60,10 @@ def write_data(home: Home, *rows: object, pictures: tuple[str, ...] = (RING, SQU
 
 
 @pytest.fixture(scope="module")
-def trained(
-    training_python: Path, tiny_vl: Path, drawn: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Home, Finished]:
+def trained(new_home: NewHome, tiny_vl: Path, drawn: Path) -> tuple[Home, Finished]:
     """Return the home of a finished demo training and what it reported."""
-    home = make_home(tmp_path_factory.mktemp("vl") / "deepe", training_python)
-    return home, home.run(SCRIPT, *arguments(home, tiny_vl, drawn))
+    home = new_home("vl")
+    return home, home.unforked.run(SCRIPT, *arguments(home, tiny_vl, drawn))
 
 
 @pytest.mark.training
