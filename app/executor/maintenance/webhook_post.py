@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import cache
 from typing import Any
 
 import httpcore
@@ -42,7 +43,7 @@ class WebhookClient:
     def __init__(self, *, policy: AddressPolicy, seconds: float = POST_SECONDS) -> None:
         self._seconds = seconds
         self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=ssl.create_default_context(),
+            ssl_context=_tls(),
             max_connections=None,
             max_keepalive_connections=16,
             keepalive_expiry=30,
@@ -66,6 +67,12 @@ class WebhookClient:
     async def close(self) -> None:
         """Close the connections."""
         await self._pool.aclose()
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Return the settings of TLS; to read the system's certificates takes tens of milliseconds."""
+    return ssl.create_default_context()
 
 
 class _CheckedNetwork(httpcore.AsyncNetworkBackend):
