@@ -11,11 +11,10 @@ from uuid import uuid4
 
 import pluggy
 import pytest
-import sqlalchemy as sa
 
-from app.store.migrate import upgrade
 from app.store.session import Database
 from tests import training_environment
+from tests.databases import PostgresDatabase, execute, fast_folder, migrate
 from tests.servers import RedisServer, postgres_url, private_postgres, private_redis
 from tests.waiting import awaited_in_vain
 
@@ -49,32 +48,56 @@ def _no_real_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def databases_folder() -> Iterator[Path]:
+    """Return a folder for SQLite files, in memory if possible."""
+    with fast_folder() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(databases_folder: Path) -> Path:
     """Return a migrated SQLite file that each test copies."""
-    path = tmp_path_factory.mktemp("sqlite") / "template.sqlite"
-    asyncio.run(_migrate(f"sqlite+aiosqlite:///{path}"))
+    path = databases_folder / "template.sqlite"
+    migrate(f"sqlite+aiosqlite:///{path}")
     return path
 
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
-    """Start a private Postgres; return the URL of its `template` database, which is migrated."""
+    """Start a private Postgres; return the URL of its database `postgres`. The one named `template` is migrated."""
     with private_postgres() as server:
-        asyncio.run(_execute(server, 'CREATE DATABASE "template"'))
-        asyncio.run(_migrate(postgres_url(server, "template")))
+        settings = [f"ALTER SYSTEM SET {name} = off" for name in ("fsync", "synchronous_commit", "full_page_writes")]
+        asyncio.run(execute(server, *settings, "SELECT pg_reload_conf()", 'CREATE DATABASE "template"'))
+        migrate(postgres_url(server, "template"))
         yield server
 
 
+@pytest.fixture(scope="session")
+def postgres_database(postgres_server: str) -> PostgresDatabase:
+    """Return the database that one test after the other gets."""
+    return PostgresDatabase(postgres_server)
+
+
 @pytest.fixture(params=BACKENDS)
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Return the URL of a fresh migrated database, once on SQLite and once on Postgres."""
-    yield from _fresh_database(request, tmp_path, backend=request.param)
+def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Return the URL of an empty migrated database, once on SQLite and once on Postgres."""
+    if request.param == "sqlite":
+        yield request.getfixturevalue("sqlite_url")
+        return
+    database: PostgresDatabase = request.getfixturevalue("postgres_database")
+    asyncio.run(database.prepare())
+    yield database.url
+    asyncio.run(database.empty())
 
 
 @pytest.fixture
-def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
-    """Return the URL of a fresh migrated SQLite database."""
-    return _copy_sqlite(sqlite_template, tmp_path)
+def sqlite_url(sqlite_template: Path, databases_folder: Path) -> Iterator[str]:
+    """Return the URL of an empty migrated SQLite database."""
+    folder = databases_folder / uuid4().hex
+    folder.mkdir()
+    shutil.copyfile(sqlite_template, folder / "deepe.sqlite")
+    yield f"sqlite+aiosqlite:///{folder / 'deepe.sqlite'}"
+    shutil.rmtree(folder)
 
 
 @pytest.fixture
@@ -110,40 +133,3 @@ def simpletuner_python() -> Path:
     if not training_environment.is_built("simpletuner"):
         pytest.skip("SimpleTuner's environment (9 GB) is not built: make simpletuner does it, and trains with it")
     return training_environment.ready("simpletuner")
-
-
-def _fresh_database(request: pytest.FixtureRequest, tmp_path: Path, *, backend: str) -> Iterator[str]:
-    if backend == "sqlite":
-        yield _copy_sqlite(request.getfixturevalue("sqlite_template"), tmp_path)
-        return
-    server: str = request.getfixturevalue("postgres_server")
-    name = f"test_{uuid4().hex}"
-    asyncio.run(_execute(server, f'CREATE DATABASE "{name}" TEMPLATE "template"'))
-    yield postgres_url(server, name)
-    asyncio.run(_execute(server, f'DROP DATABASE "{name}" WITH (FORCE)'))
-
-
-def _copy_sqlite(template: Path, tmp_path: Path) -> str:
-    copy = tmp_path / "deepe.sqlite"
-    shutil.copyfile(template, copy)
-    return f"sqlite+aiosqlite:///{copy}"
-
-
-async def _migrate(url: str) -> None:
-    database = Database(url)
-    try:
-        await upgrade(database)
-        if url.startswith("sqlite"):
-            async with database.engine.connect() as connection:
-                await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
-    finally:
-        await database.close()
-
-
-async def _execute(server: str, statement: str) -> None:
-    database = Database(postgres_url(server, "postgres"))
-    try:
-        async with database.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
-            await connection.execute(sa.text(statement))
-    finally:
-        await database.close()

@@ -67,7 +67,7 @@ class Postgres:
         options = ["-D", str(self._data), "-h", "127.0.0.1", "-p", str(self.port), "-k", str(self._folder)]
         with (self._folder / "log").open("ab") as log:
             return subprocess.Popen(
-                [str(self._server.bin_path / "postgres"), *options, "-c", "max_connections=200"],
+                [str(self._server.bin_path / "postgres"), *options, "-c", "max_connections=200", "-c", "fsync=off"],
                 stdout=log,
                 stderr=log,
                 user=self._server.system_user,

@@ -11,11 +11,10 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-import sqlalchemy as sa
 
 from app.cli.private_redis import NO_REDIS, RedisChoice, RedisKind
 from app.presets.catalogue import load_manifests, sample_base_models
-from app.store.session import Database
+from tests.databases import execute
 from tests.e2e.installation import Installation
 from tests.servers import postgres_url, private_redis
 from tests.worker.harness import make_base
@@ -118,10 +117,5 @@ def _own_redis(root: Path) -> Iterator[RedisChoice]:
 async def _new_database(server: str) -> str:
     """Create an empty database; the service brings the schema itself."""
     name = f"e2e_{uuid4().hex}"
-    database = Database(postgres_url(server, "postgres"))
-    try:
-        async with database.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
-            await connection.execute(sa.text(f'CREATE DATABASE "{name}"'))
-    finally:
-        await database.close()
+    await execute(server, f'CREATE DATABASE "{name}"')
     return postgres_url(server, name)
