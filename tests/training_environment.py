@@ -1,4 +1,4 @@
-"""The environments of the tests that train, built by our own builder on first use (some minutes).
+"""The environments and base models of the tests that train, built by our own builder on first use (some minutes).
 
     python -m tests.training_environment                     # what `make test` needs
     python -m tests.training_environment trl simpletuner     # what `make simpletuner` needs
@@ -8,18 +8,22 @@
 interpreters instead.
 """
 
+import fcntl
+import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from app.executor.environments.activation import interpreter
 from app.executor.environments.environments import planned_prefix, read_marker
-from app.presets.catalogue import environment_specs
+from app.presets.catalogue import environment_specs, sample_base_models
 from app.registry.environment_spec import parse_spec
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENTS = ROOT / ".cache" / "envs"
+BASES = ROOT / ".cache" / "bases"
 GIVEN = {"trl": "DEEPE_TEST_PYTHON", "mlx": "DEEPE_TEST_MLX_PYTHON", "simpletuner": "DEEPE_TEST_SIMPLETUNER_PYTHON"}
 USUAL = ("trl", "mlx")
 
@@ -38,6 +42,23 @@ def ready(name: str = "trl") -> Path:
         check=True,
     )  # fmt: skip
     return interpreter(_prefix(name))
+
+
+def base_model(name: str) -> Path:
+    """Return the folder of a sample base model; it is kept in `.cache/` until the program that makes it changes."""
+    (sample,) = [model for model in sample_base_models() if model.name == name]
+    assert sample.program is not None
+    folder = BASES / f"{name}-{hashlib.sha256(sample.program.read_bytes()).hexdigest()[:12]}"
+    BASES.mkdir(parents=True, exist_ok=True)
+    with (BASES / f".{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            draft = folder.with_suffix(".draft")
+            shutil.rmtree(draft, ignore_errors=True)
+            command = [str(ready()), str(sample.program), *sample.arguments, "--output", str(draft)]
+            subprocess.run(command, check=True, capture_output=True)
+            draft.rename(folder)
+    return folder
 
 
 def is_built(name: str) -> bool:

@@ -1,7 +1,7 @@
 """Fixtures of the end-to-end tests: environments that nodes have, and the three kinds of installations."""
 
 import asyncio
-import subprocess
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,7 +13,8 @@ from uuid import uuid4
 import pytest
 
 from app.cli.private_redis import NO_REDIS, RedisChoice, RedisKind
-from app.presets.catalogue import load_manifests, sample_base_models
+from app.presets.catalogue import load_manifests
+from tests import training_environment
 from tests.databases import execute
 from tests.e2e.installation import Installation
 from tests.servers import postgres_url, private_redis
@@ -85,10 +86,7 @@ def trained(base: Path, training_python: Path, tmp_path_factory: pytest.TempPath
     site = Installation(tmp_path_factory.mktemp("training"), environments)
     try:
         site.start()
-        (program,) = [model.program for model in sample_base_models() if model.name == "tiny-base"]
-        assert program is not None
-        folder = site.home / "models" / "tiny-base"
-        subprocess.run([training_python, program, "--output", folder], check=True, capture_output=True)
+        shutil.copytree(training_environment.base_model("tiny-base"), site.home / "models" / "tiny-base")
         site.post("/base-models", {"name": "tiny-base", "path": "tiny-base"})
         site.add_dataset("sft-demo", "sft-demo")
         unfinished = Trained(site, None, None, None, 0.0)

@@ -5,8 +5,8 @@ Each figure is printed: run with `-s` to see them.
 
 import os
 import re
+import shutil
 import signal
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from app.cli.private_redis import RedisChoice, RedisKind
-from app.presets.catalogue import load_manifests, sample_base_models
+from app.presets.catalogue import load_manifests
+from tests import training_environment
 from tests.chaos.postgres import Postgres, own_postgres
 from tests.e2e.installation import Installation
 from tests.servers import redis_executable
@@ -101,18 +102,15 @@ def laboratory(training_python: Path, base: Path, tmp_path_factory: pytest.TempP
         site = Installation(root, environments, redis=redis, database_url=postgres.url)
         try:
             site.start()
-            add_inputs(site, training_python)
+            add_inputs(site)
             job = submit(site)
             yield Laboratory(site, postgres, site.succeed(job))
         finally:
             site.close()
 
 
-def add_inputs(site: Installation, python: Path) -> None:
-    (program,) = [model.program for model in sample_base_models() if model.name == "tiny-base"]
-    assert program is not None
-    folder = site.home / "models" / "tiny-base"
-    subprocess.run([python, program, "--output", folder], check=True, capture_output=True)
+def add_inputs(site: Installation) -> None:
+    shutil.copytree(training_environment.base_model("tiny-base"), site.home / "models" / "tiny-base")
     site.post("/base-models", {"name": "tiny-base", "path": "tiny-base"})
     site.add_dataset("sft-demo", "sft-demo")
 

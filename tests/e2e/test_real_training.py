@@ -7,7 +7,7 @@ import pytest
 
 from tests.e2e.conftest import Trained
 
-pytestmark = [pytest.mark.training, pytest.mark.xdist_group("training")]
+pytestmark = [pytest.mark.training, pytest.mark.xdist_group("e2e-training")]
 
 QUESTIONS = {"Which is larger, 3 or 8?": "8", "Tell me the maximum of 9 and 4.": "9"}
 ANSWERING = {"max_tokens": 16, "temperature": 0}

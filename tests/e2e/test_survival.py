@@ -86,7 +86,7 @@ class TestCustom01:
 
 
 @pytest.mark.training
-@pytest.mark.xdist_group("training")
+@pytest.mark.xdist_group("e2e-training")
 class TestSftDemo:
     def test_real_training_survives_and_ends_like_the_undisturbed_one(self, trained: Trained) -> None:
         site = trained.site

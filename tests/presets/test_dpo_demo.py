@@ -31,7 +31,7 @@ def trained(new_home: NewHome, styles_base: Path) -> tuple[Home, Finished]:
 
 
 @pytest.mark.training
-@pytest.mark.xdist_group("training")
+@pytest.mark.xdist_group("dpo_demo")
 class TestTraining:
     def test_learns_to_give_the_preferred_answer(self, trained: tuple[Home, Finished]) -> None:
         home, run = trained

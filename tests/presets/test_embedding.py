@@ -1,17 +1,17 @@
 """Embedding-Demo for real: an encoder is built, trained by contrast, saved and asked in the `trl` environment."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from app.presets import catalogue
+from tests import training_environment
 from tests.presets.conftest import NewHome
 from tests.presets.curves import assert_went_on, stop_and_resume
 from tests.presets.stage import Finished, Home, dataset
 
-pytestmark = [pytest.mark.training, pytest.mark.xdist_group("training")]
+pytestmark = [pytest.mark.training, pytest.mark.xdist_group("embedding")]
 
 TEXTS = (
     "Bring the battery back, it is changed while you wait.",
@@ -22,12 +22,8 @@ QUESTION = "Please help me pull out a stuck sheet of paper."
 
 
 @pytest.fixture(scope="module")
-def encoder(training_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    (program,) = [model.program for model in catalogue.sample_base_models() if model.name == "tiny-encoder"]
-    assert program is not None
-    folder = tmp_path_factory.mktemp("base") / "tiny-encoder"
-    subprocess.run([training_python, program, "--output", folder], check=True, capture_output=True)
-    return folder
+def encoder() -> Path:
+    return training_environment.base_model("tiny-encoder")
 
 
 @pytest.fixture(scope="module")

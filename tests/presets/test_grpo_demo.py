@@ -30,7 +30,7 @@ def trained(new_home: NewHome, styles_base: Path) -> tuple[Home, Finished]:
 
 
 @pytest.mark.training
-@pytest.mark.xdist_group("training")
+@pytest.mark.xdist_group("grpo_demo")
 class TestTraining:
     def test_learns_the_wanted_form_from_rewards(self, trained: tuple[Home, Finished]) -> None:
         home, run = trained

@@ -90,7 +90,7 @@ def trained(mlx_python: Path, tiny_base: Path, tmp_path_factory: pytest.TempPath
 
 
 @pytest.mark.training
-@pytest.mark.xdist_group("training")
+@pytest.mark.xdist_group("mlx_demo")
 class TestTraining:
     def test_learns_and_leaves_an_adapter(self, trained: tuple[Home, Finished]) -> None:
         home, run = trained
@@ -184,7 +184,7 @@ class TestTraining:
 
 
 @pytest.mark.training
-@pytest.mark.xdist_group("training")
+@pytest.mark.xdist_group("mlx_demo")
 class TestStopAndResume:
     def test_stopped_run_ends_with_the_weights_of_an_undisturbed_one(
         self, mlx_home: Home, tiny_base: Path, trained: tuple[Home, Finished]
@@ -224,7 +224,7 @@ class TestStopAndResume:
 
 
 @pytest.mark.training
-@pytest.mark.xdist_group("training")
+@pytest.mark.xdist_group("mlx_demo")
 class TestData:
     def test_plain_text_and_conversations_train(self, mlx_home: Home, tiny_base: Path) -> None:
         said = [

@@ -50,7 +50,7 @@ def trained(new_home: NewHome, tiny_base: Path) -> tuple[Home, Finished]:
 
 
 @pytest.mark.training
-@pytest.mark.xdist_group("training")
+@pytest.mark.xdist_group("peft_demo")
 class TestTraining:
     def test_learns_and_leaves_an_adapter(self, trained: tuple[Home, Finished]) -> None:
         home, run = trained

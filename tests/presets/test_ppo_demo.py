@@ -27,7 +27,7 @@ def trained(new_home: NewHome, styles_base: Path) -> tuple[Home, Finished]:
 
 
 @pytest.mark.training
-@pytest.mark.xdist_group("training")
+@pytest.mark.xdist_group("ppo_demo")
 class TestTraining:
     def test_learns_what_the_rule_rewards(self, trained: tuple[Home, Finished]) -> None:
         home, run = trained

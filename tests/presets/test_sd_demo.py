@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from app.presets import sample_data
-from tests.presets.conftest import BuildBase, NewHome
+from tests import training_environment
+from tests.presets.conftest import NewHome
 from tests.presets.curves import assert_went_on, stop_and_resume
 from tests.presets.stage import Finished, Home, dataset, demo_parameters, make_home
 
@@ -26,8 +27,8 @@ def signs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def base(build_base: BuildBase) -> Path:
-    return build_base("tiny-diffusion")
+def base() -> Path:
+    return training_environment.base_model("tiny-diffusion")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ import pytest
 from app.domain.launchers import Launcher, LauncherKind
 from app.presets import catalogue, sample_data
 from app.presets.sample_pictures import draw, draw_all
-from tests.presets.conftest import BuildBase, NewHome
+from tests import training_environment
+from tests.presets.conftest import NewHome
 from tests.presets.curves import assert_went_on, stop_and_resume
 from tests.presets.stage import Finished, Home, dataset, demo_parameters
 
@@ -34,8 +35,8 @@ for name, arguments in steps:
 
 
 @pytest.fixture(scope="session")
-def tiny_vl(build_base: BuildBase) -> Path:
-    return build_base("tiny-vl")
+def tiny_vl() -> Path:
+    return training_environment.base_model("tiny-vl")
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +68,7 @@ def trained(new_home: NewHome, tiny_vl: Path, drawn: Path) -> tuple[Home, Finish
 
 
 @pytest.mark.training
-@pytest.mark.xdist_group("training")
+@pytest.mark.xdist_group("vl_demo")
 class TestTraining:
     def test_learns_to_say_what_pictures_show(self, trained: tuple[Home, Finished]) -> None:
         _, run = trained

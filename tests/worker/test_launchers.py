@@ -13,7 +13,7 @@ from tests.worker.harness import ENDED_WELL, TRAIN, Site, kill, pids_alive
 
 TORCHRUN = Launcher(kind=LauncherKind.TORCHRUN, processes=2)
 ACCELERATE = Launcher(kind=LauncherKind.ACCELERATE, processes=2)
-with_torch = [pytest.mark.training, pytest.mark.xdist_group("training")]
+with_torch = [pytest.mark.training]
 STARTUP = 100.0  # two processes import torch on a busy machine
 
 GROUP = """
