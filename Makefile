@@ -2,12 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PYTEST_WORKERS ?= auto
+# One more than there are cores: a third of the time the tests wait for processes.
+PYTEST_WORKERS ?= $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 1) + 1)")
 
-.PHONY: help demo test simpletuner check chaos mutants fuzz format release clean
+.PHONY: help demo test quick simpletuner check chaos mutants fuzz format release clean
 help:
 	@echo "make demo    install, start the service, and train, save and ask a model for real"
 	@echo "make test    install what the tests need and run them all"
+	@echo "make quick   rules, registry and API on SQLite: a minute"
 	@echo "make simpletuner  build SimpleTuner's environment (9 GB) and train with it for real"
 	@echo "make fuzz    random input for everything that reads users' files: EXAMPLES=n of each, minutes"
 	@echo "make check   format, lint, types, imports"
@@ -32,6 +34,9 @@ demo: $(VENV)/.service
 test: $(VENV)/.dev
 	@$(BIN)/python -m tests.training_environment
 	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --durations=20
+
+quick: $(VENV)/.dev
+	@$(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) -m "not postgres" tests/domain tests/registry tests/access tests/api
 
 # SimpleTuner is AGPL-3.0 and large: nothing else of the project needs it or builds its environment.
 simpletuner: $(VENV)/.dev

@@ -24,6 +24,26 @@ BACKENDS = [
 ]
 
 
+# What takes longest begins first, so that no worker of xdist comes upon it at the end; what trains, which keeps a
+# processor busy, takes turns with what waits for processes.
+LONGEST = (
+    *("presets/test_sd_demo.py", "chaos/test_random.py", "presets/test_training.py", "e2e/test_real_resume.py"),
+    *("presets/test_mlx_demo.py", "chaos/test_crash_points.py", "presets/test_vl_demo.py", "e2e/test_survival.py"),
+    *("presets/test_dpo_demo.py", "chaos/test_mutants.py", "presets/test_embedding.py", "e2e/test_real_training.py"),
+    *("presets/test_peft_demo.py", "clients/", "presets/test_ppo_demo.py", "ops/", "presets/test_grpo_demo.py"),
+    *("worker/test_environments.py", "worker/test_launchers.py", "e2e/", "chaos/", "cli/", "worker/", "executor/"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> int:
+    path = item.nodeid.removeprefix("tests/")
+    return next((rank for rank, prefix in enumerate(LONGEST) if path.startswith(prefix)), len(LONGEST))
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pluggy.Result[pytest.TestReport], None]:
     """Say what a test waited for in vain; turn a skipped test of Postgres or Redis into a failure.

@@ -109,9 +109,17 @@ async def check(chain: Chain) -> None:
 
 class TestWorker:
     @pytest.mark.parametrize("half", ["launch", "end"])
-    async def test_dies_at_every_point(self, any_site: Site, delay: float, half: str) -> None:
+    async def test_dies_at_every_point(self, site: Site, delay: float, half: str) -> None:
+        await self.die_at_every_point(site, delay, half)
+
+    @pytest.mark.parametrize("database_url", [pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True)
+    @pytest.mark.parametrize("half", ["launch", "end"])
+    async def test_dies_at_every_point_on_postgres(self, any_site: Site, half: str) -> None:
+        await self.die_at_every_point(any_site, 0.0, half)
+
+    async def die_at_every_point(self, site: Site, delay: float, half: str) -> None:
         points = WORKER_POINTS[:6] if half == "launch" else (*WORKER_POINTS[6:], "stop-asked", "stopping")
-        chain = Chain(any_site, delay=delay)
+        chain = Chain(site, delay=delay)
 
         for point in points:
             await chain.crash_at(point)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.chaos.mutants import MUTANTS, ROOT, Mutant, apply, fate_of, table
 
-REPRESENTATIVES = ("lock removed", "`started` removed", "token not checked", "dead supervisor is a dead attempt")
+REPRESENTATIVES = ("lock removed", "token not checked")  # of a process, and of a row
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
