@@ -72,12 +72,15 @@ def main():
     parser.add_argument("--dataset_path", required=True)
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--ticks", type=int, default=10)
+    parser.add_argument("--gate", default="", help="file beside the script root until which it goes on")
     parser.add_argument("--family", default="none", choices=["none", "plain", "session", "orphan", "stubborn"])
     arguments, _ = parser.parse_known_args()
     journal("start")
     if arguments.family != "none":
         start_child(arguments.family)
-    for tick in range(arguments.ticks):
+    gate, tick = arguments.gate and Path.cwd().parent / arguments.gate, 0
+    while tick < arguments.ticks or (gate and not gate.exists()):
+        tick += 1
         time.sleep(PAUSE)
         journal("tick")
         checkpoint = OUTPUT / "checkpoint.json"

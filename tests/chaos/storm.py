@@ -146,7 +146,7 @@ class Storm:
     async def job_of(self, attempt: str) -> str | None:
         """Return the job of an attempt, None while the database does not answer."""
         with contextlib.suppress(Exception):
-            async with asyncio.timeout(5), self.arena.database.reading() as session:
+            async with asyncio.timeout(15), self.arena.database.reading() as session:
                 row = await session.get(AttemptRow, attempt)
                 return row.job_id if row is not None else None
         return None

@@ -41,7 +41,7 @@ class Chain:
     async def crash_at(self, point: str) -> None:
         """Submit a job and let a worker, or a supervisor of it, die there."""
         marker = self.site.root / f"died-{point}"
-        job = await self.site.submit(SCRIPT, parameters={"ticks": 3 if point not in STOPPED_AT else 400})
+        job = await self.site.submit(SCRIPT, parameters={"ticks": 3 if point not in STOPPED_AT else 100_000})
         self.jobs[point] = job
         self.worker = self.site.start_worker(DEEPE_FAULT_POINT=f"{point}={marker}", DEEPE_SLOTS="4")
         if point in STOPPED_AT:

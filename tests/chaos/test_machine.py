@@ -85,17 +85,18 @@ class TestClock:
         values = {"offset": str(offset), "supervisor": program.__file__, "wrapper": str(wrapper)}
         wrapper.write_text(SKEWED_SUPERVISOR.format(**values))
         worker_file.write_text(SKEWED_WORKER.format(**values))
-        worker = site.start_worker(command=(sys.executable, str(worker_file)), DEEPE_SLOTS="3")
+        worker = site.start_worker(command=(sys.executable, str(worker_file)), DEEPE_SLOTS="4")
 
         jobs = []
         for seconds in ("3600", "-3600", "0"):
-            jobs.append(await site.submit(SCRIPT, parameters={"ticks": 30, "family": "stubborn"}))
+            jobs.append(await site.submit(SCRIPT, parameters={"ticks": 5, "gate": "go", "family": "stubborn"}))
             await site.wait(jobs[-1], JobStatus.RUNNING)
             set_atomically(offset, seconds)
-        stopped = await site.submit(SCRIPT, parameters={"ticks": 1000})
+        stopped = await site.submit(SCRIPT, parameters={"ticks": 100_000})
         await wait_for_line(site, stopped, "start")
         await site.cancel(stopped)
         set_atomically(offset, "3600")
+        (site.root / "go").touch()
         rows = await site.wait_for_end(*jobs, stopped)
 
         assert [row.status for row in rows] == [*[JobStatus.SUCCEEDED] * 3, JobStatus.CANCELLED], site.report()
@@ -116,13 +117,14 @@ class TestDisk:
         """A job that comes meanwhile is refused with the reason."""
         root = site.node_home().root
         with small_disk(root):
-            job = await site.submit(SCRIPT, parameters={"ticks": 20})
+            job = await site.submit(SCRIPT, parameters={"ticks": 5, "gate": "go"})
             site.start_worker(DEEPE_SLOTS="2", DEEPE_MIN_FREE_BYTES="0")
             await site.wait(job, JobStatus.RUNNING)
 
             fill(root / "ballast")
             late = await site.submit(SCRIPT, parameters={"ticks": 1})
             refused = await site.wait(late)
+            (site.root / "go").touch()
             await wait_for_line(site, job, "end")
             meanwhile = await site.row(job)
             (root / "ballast").unlink()
@@ -152,7 +154,7 @@ class TestDisk:
         assert row.status is JobStatus.SUCCEEDED
 
     async def test_that_loses_the_folder_of_a_running_attempt_ends_it_and_what_runs(self, site: Site) -> None:
-        job = await site.submit(SCRIPT, parameters={"ticks": 2000, "family": "session"})
+        job = await site.submit(SCRIPT, parameters={"ticks": 100_000, "family": "session"})
         worker = site.start_worker()
         await wait_for_line(site, job, "child")
         await site.wait(job, JobStatus.RUNNING)
@@ -197,7 +199,7 @@ class TestDisk:
 
 class TestRestoredDatabase:
     async def test_script_that_nobody_knows_is_ended_although_its_supervisor_is_dead(self, site: Site) -> None:
-        job = await site.submit(SCRIPT, parameters={"ticks": 2000, "family": "orphan"})
+        job = await site.submit(SCRIPT, parameters={"ticks": 100_000, "family": "orphan"})
         first = site.start_worker()
         await wait_for_line(site, job, "child")
         await site.wait(job, JobStatus.RUNNING)
@@ -220,7 +222,7 @@ class TestRestoredDatabase:
 class TestLease:
     async def test_of_a_cancelled_job_ends_after_the_last_of_its_processes(self, any_site: Site) -> None:
         """The next job waits for the accelerator as long as something of the one before may use it."""
-        first = await any_site.submit(SCRIPT, parameters={"ticks": 2000, "family": "stubborn"})
+        first = await any_site.submit(SCRIPT, parameters={"ticks": 100_000, "family": "stubborn"})
         any_site.start_worker(DEEPE_SIMULATED_ACCELERATORS="1", DEEPE_SLOTS="2")
         await wait_for_line(any_site, first, "child")
         await any_site.wait(first, JobStatus.RUNNING)

@@ -87,7 +87,7 @@ class TestPartition:
                 await site.close()
 
     async def cut_and_mend(self, site: Site, ways: dict[str, tuple[Link, str]]) -> None:
-        first = [await site.submit(SCRIPT, parameters={"ticks": 50}) for _ in ways]
+        first = [await site.submit(SCRIPT, parameters={"ticks": 5, "gate": "go"}) for _ in ways]
         for node, (way, url) in ways.items():
             site.start_worker(node, command=way.command, DEEPE_DATABASE_URL=url)
         for job in first:
@@ -98,6 +98,7 @@ class TestPartition:
         ways["b"][0].cut()
         later = await site.submit(SCRIPT, parameters={"ticks": 5})
         await let_an_hour_pass(site.database)
+        (site.root / "go").touch()
         await site.wait_for_end(nodes["a"], later)
         await until(lambda: _true(ended(site, nodes["b"])), "the script on the cut node", report=site.report)
         beyond = await site.row(nodes["b"])
@@ -113,7 +114,7 @@ class TestPartition:
 class TestFrozenWorker:
     async def test_that_resumes_after_its_lease_changes_nothing(self, any_site: Site) -> None:
         """Not even with the node's other supervisors dead meanwhile: they are adopted, not replaced."""
-        job = await any_site.submit(SCRIPT, parameters={"ticks": 50})
+        job = await any_site.submit(SCRIPT, parameters={"ticks": 5, "gate": "go"})
         frozen = any_site.start_worker("a")
         await any_site.wait(job, JobStatus.RUNNING)
 
@@ -122,6 +123,7 @@ class TestFrozenWorker:
         any_site.start_worker("b")
         later = await any_site.submit(SCRIPT, parameters={"ticks": 5})
         await any_site.wait(later)
+        (any_site.root / "go").touch()
         await until(lambda: _true(ended(any_site, job)), "the end of the script", report=any_site.report)
         meanwhile = await any_site.row(job)
         frozen.process.send_signal(signal.SIGCONT)
@@ -133,7 +135,7 @@ class TestFrozenWorker:
 
     async def test_launcher_that_resumes_finds_its_attempt_run_by_another(self, any_site: Site) -> None:
         """It froze between its claim and the start, and its node was given to another worker by force."""
-        job = await any_site.submit(SCRIPT, parameters={"ticks": 30})
+        job = await any_site.submit(SCRIPT, parameters={"ticks": 5, "gate": "go"})
         pause = any_site.root / "pause"
         frozen = any_site.start_worker(DEEPE_FAULT_POINT=f"after-spec={pause}", DEEPE_FAULT_SIGNAL="STOP")
         await until(lambda: _true(pause.exists()), "the frozen launcher", report=any_site.report)
@@ -142,6 +144,7 @@ class TestFrozenWorker:
         any_site.start_worker()
         await any_site.wait(job, JobStatus.RUNNING)
         frozen.process.send_signal(signal.SIGCONT)
+        (any_site.root / "go").touch()
         row = await any_site.wait(job)
 
         assert (row.status, row.attempts) == (JobStatus.SUCCEEDED, 1), any_site.story(row)

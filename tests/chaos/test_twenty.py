@@ -28,7 +28,7 @@ def keepers(site: Site) -> dict[str, int]:
 
 
 async def test_twenty_scripts_are_adopted(site: Site, record_property: Callable[[str, object], None]) -> None:
-    jobs = [await site.submit(SCRIPT, parameters={"ticks": 200}) for _ in range(TWENTY)]
+    jobs = [await site.submit(SCRIPT, parameters={"ticks": 1, "gate": "go"}) for _ in range(TWENTY)]
     first = site.start_worker(DEEPE_SLOTS=str(TWENTY))
     for job in jobs:
         await site.wait(job, JobStatus.RUNNING)
@@ -41,6 +41,7 @@ async def test_twenty_scripts_are_adopted(site: Site, record_property: Callable[
     site.start_worker(DEEPE_SLOTS=str(TWENTY))
     await until(lambda: adopted(site, before), "twenty new supervisors", site.report)
     record_property("seconds_until_twenty_are_adopted", time.monotonic() - begun)
+    (site.root / "go").touch()
     rows = await site.wait_for_end(*jobs)
 
     assert {(row.status, row.attempts) for row in rows} == {(JobStatus.SUCCEEDED, 1)}

@@ -31,7 +31,7 @@ def running(*arguments: str, log: Path, **variables: str) -> Iterator[psutil.Pro
     finally:
         family = [process.pid, *(child.pid for child in process.children(recursive=True))]
         process.terminate()
-        process.wait(30)
+        process.wait()
         wait_until(lambda: all_gone(family), "the end of all processes")
 
 

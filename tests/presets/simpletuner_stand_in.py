@@ -58,7 +58,7 @@ def write_checkpoint(config: dict[str, Any], folder: Path) -> None:
 def post(config: dict[str, Any], event: dict[str, Any]) -> None:
     (hook,) = config["webhook_config"]
     headers = {"Content-Type": "application/json"}
-    urlopen(Request(hook["callback_url"], json.dumps(event).encode(), headers), timeout=5).close()
+    urlopen(Request(hook["callback_url"], json.dumps(event).encode(), headers)).close()
 
 
 if __name__ == "__main__":
