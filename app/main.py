@@ -4,8 +4,10 @@ Reads the settings, builds the services and hands them to the routes. Starting i
 processes at once: it brings the schema up to date and installs the preset methods of this installation's platforms.
 """
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
@@ -79,6 +81,7 @@ from app.store.session import Database
 logger = logging.getLogger(__name__)
 
 IDEMPOTENCY_KEPT = timedelta(days=1)
+_THREADS = 32
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -179,6 +182,9 @@ def utc_now() -> datetime:
 def _lifespan(services: Services, database: Database, settings: Settings) -> Lifespan:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        # by default there are few on a small machine, and a hostile script holds one for seconds
+        threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="api")
+        asyncio.get_running_loop().set_default_executor(threads)
         services.home.create()
         await upgrade(database)
         await _prepare(services, settings)
