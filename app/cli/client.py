@@ -3,7 +3,8 @@
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, Self
@@ -12,18 +13,62 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from app.access.loopback import is_loopback
-from app.cli.exits import CliFailure, ExitCode, Misused
-from app.cli.language import accept_language
-from app.cli.sse import StreamEvent, parse_events
+from app.cli.command import CliFailure, ExitCode, Misused, typed
+from app.domain.texts import DEFAULT_LANGUAGE, Language
 from app.secret_values import SecretFileError, secret_from_file, variable
 
 PREFIX: Final = "/api/v1"
 PAGE: Final = 100
 STREAM_SILENCE_SECONDS: Final = 60.0
 """The service sends a heartbeat every 15 seconds; longer silence is a dead connection."""
-
-
 UPLOAD_SILENCE_SECONDS: Final = 120.0
+_VARIABLES = ("LC_ALL", "LC_MESSAGES", "LANG")  # the first one that is set decides, as POSIX says
+
+
+@dataclass(frozen=True)
+class StreamEvent:
+    """One event of a stream; `id` is where a reader resumes after it."""
+
+    event: str
+    data: Any
+    id: str | None = None
+
+
+def parse_events(chunks: Iterable[bytes]) -> Iterator[StreamEvent]:
+    """Yield the events in a byte stream; a half-sent event at the end is dropped, comments are heartbeats."""
+    name, event_id = "message", None
+    data: list[str] = []
+    for line in _lines(chunks):
+        if not line:
+            if data:
+                yield StreamEvent(event=name, data=_value("\n".join(data)), id=event_id)
+            name, data = "message", []
+            continue
+        field, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        match field:
+            case "event":
+                name = value
+            case "data":
+                data.append(value)
+            case "id":
+                event_id = value
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
+    """Split at line feeds only: texts may hold other characters that some would call line ends."""
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line.removesuffix(b"\r").decode("utf-8", "replace")
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 class Unreachable(CliFailure):
@@ -34,7 +79,7 @@ class Unreachable(CliFailure):
     def __init__(self, url: str, problem: str) -> None:
         super().__init__(
             f"No service answers at {url} ({problem}).",
-            notes=("Start one with: deepe dev", "Or name another one with --url or DEEPE_URL."),
+            notes=(f"Start one with: {typed('dev')}", "Or name another one with --url or DEEPE_URL."),
         )
 
 
@@ -248,3 +293,15 @@ def _refusal(response: httpx.Response) -> ServiceRefused:
 
 def _words(error: Exception) -> str:
     return str(error) or type(error).__name__
+
+
+def language(environ: Mapping[str, str]) -> Language:
+    """Return the language of `environ`, English when it is none of ours."""
+    locale = next((environ[name] for name in _VARIABLES if environ.get(name)), "")
+    code = locale.replace("-", "_").partition("_")[0].lower()
+    return Language(code) if code in list(Language) else DEFAULT_LANGUAGE
+
+
+def accept_language(environ: Mapping[str, str]) -> str:
+    """Return the header that asks for the person's language."""
+    return language(environ).value

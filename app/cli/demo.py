@@ -10,19 +10,37 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 import typer
+from rich.console import Console
+from rich.markup import escape
 
-from app.cli.exits import CliFailure, ExitCode
-from app.cli.options import HomeFolder
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from app.cli.client import Api
-    from app.presets.catalogue import PresetManifest
-    from app.settings import Settings
+from app.cli.client import Api
+from app.cli.command import CliFailure, ExitCode, HomeFolder, typed
+from app.cli.demo_samples import (
+    base_model_sample,
+    borrowed_licence,
+    copy_method,
+    ensure_base_model,
+    ensure_dataset,
+    ensure_method,
+    ensure_pictures,
+)
+from app.cli.demo_screen import DemoScreen, Outcome, outcome_of, print_outcomes
+from app.cli.dev import Interrupted, cancel_jobs, ending_on_signals, say
+from app.cli.embedded import EmbeddedOptions, EmbeddedService
+from app.cli.models import ask
+from app.cli.output import console, duration, is_terminal
+from app.cli.private_redis import NO_REDIS, choices
+from app.cli.service import load_and_hide
+from app.cli.watch import TERMINAL, LiveScreen, PlainScreen, watch_chain
+from app.domain.enums import JobKind, Platform
+from app.domain.kinds import KINDS
+from app.presets.catalogue import PresetManifest, load_manifests
+from app.registry.platforms import this_machine
+from app.settings import Settings
+from app.store.home import make_private_folder
 
 DEFAULT_METHOD: Final = "SFT-Demo"
 QUESTIONS: Final = 3
@@ -69,9 +87,6 @@ def demo(
     Starts the service, registers a method, builds what it needs, trains with the shipped samples, shows the curve and
     what the model answers, and stops everything again.
     """
-    from app.cli.dev import Interrupted, ending_on_signals, say
-    from app.cli.service import load_and_hide
-
     manifests = for_this_machine() if every else [shipped(method)]
     settings = load_and_hide(home=home, port=0)
     with ending_on_signals(at_once=True):
@@ -82,10 +97,8 @@ def demo(
             raise typer.Exit(ExitCode.INTERRUPTED) from None
 
 
-def shipped(method: str) -> "PresetManifest":
+def shipped(method: str) -> PresetManifest:
     """Return the manifest of a shipped method."""
-    from app.presets.catalogue import load_manifests
-
     manifests = {manifest.name.casefold(): manifest for manifest in load_manifests()}
     if method.casefold() not in manifests:
         known = ", ".join(manifest.name for manifest in manifests.values())
@@ -93,23 +106,12 @@ def shipped(method: str) -> "PresetManifest":
     return manifests[method.casefold()]
 
 
-def for_this_machine() -> "list[PresetManifest]":
+def for_this_machine() -> list[PresetManifest]:
     """Return the manifests of all shipped methods that can run here."""
-    from app.presets.catalogue import load_manifests
-    from app.registry.platforms import this_machine
-
     return [manifest for manifest in load_manifests() if this_machine() in manifest.platforms]
 
 
-def _run(manifests: "list[PresetManifest]", settings: "Settings", *, no_redis: bool) -> None:
-    from app.cli.client import Api
-    from app.cli.demo_licence import borrowed_licence
-    from app.cli.dev import say
-    from app.cli.embedded import EmbeddedOptions, EmbeddedService
-    from app.cli.output import console
-    from app.cli.private_redis import NO_REDIS, choices
-    from app.store.home import make_private_folder
-
+def _run(manifests: list[PresetManifest], settings: Settings, *, no_redis: bool) -> None:
     times, screen = Times(), console()
     make_private_folder(settings.home)
     with borrowed_licence(settings, say=say) as environment:
@@ -136,10 +138,8 @@ def _run(manifests: "list[PresetManifest]", settings: "Settings", *, no_redis: b
     _farewell(screen, times, made)
 
 
-def _show_all(api: "Api", manifests: "list[PresetManifest]", settings: "Settings", screen: "Console") -> None:
+def _show_all(api: Api, manifests: list[PresetManifest], settings: Settings, screen: Console) -> None:
     """Show one method after the other, also when one fails, and what came of each; exit 1 if one failed."""
-    from app.cli.demo_summary import Outcome, outcome_of, print_outcomes
-
     outcomes = []
     for manifest in manifests:
         times = Times()
@@ -158,9 +158,7 @@ def _show_all(api: "Api", manifests: "list[PresetManifest]", settings: "Settings
 class Demo:
     """One run against a service. What it started is cancelled when it does not come to its end."""
 
-    def __init__(
-        self, api: "Api", manifest: "PresetManifest", settings: "Settings", times: Times, screen: "Console"
-    ) -> None:
+    def __init__(self, api: Api, manifest: PresetManifest, settings: Settings, times: Times, screen: Console) -> None:
         self._api = api
         self._manifest = manifest
         self._settings = settings
@@ -184,8 +182,6 @@ class Demo:
 
     def _prepare(self) -> None:
         """Make what is made once per machine: the environments and the base model."""
-        from app.cli.demo_samples import base_model_sample, ensure_base_model
-
         base_model = self._manifest.demo.base_model
         for environment in self._environments(base_model_sample(base_model).environment):
             self._headline(f"Building the environment {environment} (once per machine)")
@@ -204,9 +200,6 @@ class Demo:
 
     def _replaced(self) -> dict[str, str]:
         """Return the environments that stages of the demo run in on this machine instead of the method's own."""
-        from app.domain.enums import Platform
-        from app.registry.platforms import this_machine
-
         return {} if this_machine() is Platform.CUDA else self._manifest.demo.environments_without_cuda
 
     def _wait_for_node(self) -> None:
@@ -222,8 +215,6 @@ class Demo:
         return any(node["state"] == "ready" for node in found["nodes"])
 
     def _register(self) -> dict[str, Any]:
-        from app.cli.demo_samples import copy_method, ensure_dataset, ensure_method
-
         ensure_method(self._api, self._manifest.name)
         ensure_dataset(self._api, self._settings, self._manifest.demo.dataset)
         method = copy_method(self._api, self._manifest.name, name=f"My {self._manifest.name}")
@@ -257,11 +248,6 @@ class Demo:
 
     def _ask(self, job: dict[str, Any]) -> str | None:
         """Ask the model that a job made, if the method can; return its name."""
-        from app.cli.chat import ask
-        from app.cli.demo_samples import ensure_pictures
-        from app.domain.enums import JobKind
-        from app.domain.kinds import KINDS
-
         state = KINDS[JobKind(job["stage"])].produces
         if state is None or not self._manifest.definition.get("inference", {}).get(state):
             return None
@@ -277,11 +263,6 @@ class Demo:
         return model
 
     def _watch(self, job_id: str, *jobs: dict[str, Any]) -> list[dict[str, Any]]:
-        from app.cli.demo_screen import DemoScreen
-        from app.cli.output import is_terminal
-        from app.cli.watch import PlainScreen, watch_chain
-        from app.cli.watch_screen import LiveScreen
-
         self._jobs += [job["id"] for job in jobs]
         with ExitStack() as stack:
             inner = stack.enter_context(LiveScreen(self._screen)) if is_terminal() else PlainScreen(indent="  ")
@@ -293,9 +274,6 @@ class Demo:
 
     def _cancel(self) -> None:
         """Cancel the demo's own jobs that have not ended; others of this home are none of our business."""
-        from app.cli.dev import cancel_jobs
-        from app.cli.watching import TERMINAL
-
         try:
             jobs = [self._api.get(f"/jobs/{job}") for job in self._jobs]
             cancel_jobs(self._api, [job for job in jobs if job["status"] not in TERMINAL])
@@ -309,15 +287,11 @@ class Demo:
         self._screen.print(f"  {line}", markup=False, soft_wrap=True)
 
 
-def _headline(screen: "Console", text: str) -> None:
-    from rich.markup import escape
-
+def _headline(screen: Console, text: str) -> None:
     screen.print(f"\n[bold cyan]▸[/] [bold]{escape(text)}[/]")
 
 
-def _farewell(screen: "Console", times: Times, model: str | None) -> None:
-    from app.cli.output import duration
-
+def _farewell(screen: Console, times: Times, model: str | None) -> None:
     _headline(screen, f"Done after {duration(times.total)}")
     if times.preparing >= 1.0:
         screen.print(f"  without what is built once per machine: {duration(times.total - times.preparing)}")
@@ -328,10 +302,10 @@ def _farewell(screen: "Console", times: Times, model: str | None) -> None:
         )
     screen.print("\n[bold]Go on with[/]")
     steps = {
-        "deepe dev": "the same service, until Ctrl-C; then, in another terminal:",
-        "deepe models list": "what the demo made",
-        f"deepe models chat {model}": "talk to it" if model else "",
-        "deepe methods parameters Custom01": "a template to adapt to your own needs",
+        typed("dev"): "the same service, until Ctrl-C; then, in another terminal:",
+        typed("models list"): "what the demo made",
+        typed(f"models chat {model}"): "talk to it" if model else "",
+        typed("methods parameters Custom01"): "a template to adapt to your own needs",
         "curl http://127.0.0.1:8000/api/v1/jobs": "the API; its documentation: http://127.0.0.1:8000/docs",
     }
     for command, meaning in steps.items():

@@ -1,27 +1,44 @@
-"""Put what a demo run needs into the service: a base model, a data set, a method of one's own."""
+"""Put what a demo run needs into the service: a base model, a data set, a method of one's own, a licence.
+
+The licence is a throw-away pair of keys and a licence of one day, there only while the demo runs.
+"""
 
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Final
 
+from app.access import licence as licences
+from app.access.guard import LicenceGuard
 from app.cli.client import Api, ServiceRefused, segment
-from app.cli.exits import CliFailure
+from app.cli.command import CliFailure
 from app.cli.processes import Say
+from app.domain.environment_reports import EnvironmentState
 from app.domain.texts import DEFAULT_LANGUAGE
+from app.executor.environments.activation import interpreter
+from app.executor.environments.conda import CondaSearch
+from app.executor.environments.environments import find_environment
+from app.presets.catalogue import SampleBaseModel, environment_specs, sample_base_models, sample_datasets
+from app.presets.sample_data import write_with_pictures
+from app.presets.sample_pictures import draw_all
+from app.registry.environment_spec import parse_spec
+from app.settings import Settings
+from app.store.home import NodeHome
 
-if TYPE_CHECKING:
-    from app.presets.catalogue import SampleBaseModel
-    from app.settings import Settings
+FOLDER: Final = "demo-licence"
+LIFETIME: Final = timedelta(days=1)
+_PUBLIC_KEY_VARIABLE: Final = "DEEPE_LICENSE_PUBLIC_KEY"
 
 
 class SampleMissing(CliFailure):
     """The product ships no sample of this name."""
 
 
-def ensure_base_model(api: Api, settings: "Settings", name: str, *, say: Say) -> None:
+def ensure_base_model(api: Api, settings: Settings, name: str, *, say: Say) -> None:
     """Register the sample base model; copy or build its folder first if it is not there yet."""
     if _exists(api, f"/base-models/{segment(name)}"):
         return
@@ -36,11 +53,8 @@ def ensure_base_model(api: Api, settings: "Settings", name: str, *, say: Say) ->
     api.post("/base-models", {"name": name, "path": name, "description": sample.description[DEFAULT_LANGUAGE]})
 
 
-def ensure_dataset(api: Api, settings: "Settings", name: str) -> None:
+def ensure_dataset(api: Api, settings: Settings, name: str) -> None:
     """Upload the sample data set if it is not there yet; one with pictures becomes a folder of the home."""
-    from app.presets.catalogue import sample_datasets
-    from app.presets.sample_data import write_with_pictures
-
     if _exists(api, f"/datasets/{segment(name)}"):
         return
     sample = next((sample for sample in sample_datasets() if sample.name == name), None)
@@ -53,10 +67,8 @@ def ensure_dataset(api: Api, settings: "Settings", name: str) -> None:
     api.post("/datasets", {"name": name, "path": name, "description": sample.description[DEFAULT_LANGUAGE]})
 
 
-def ensure_pictures(settings: "Settings", names: Sequence[str]) -> list[dict[str, str]]:
+def ensure_pictures(settings: Settings, names: Sequence[str]) -> list[dict[str, str]]:
     """Draw pictures where those of questions lie, and return them as a message has them."""
-    from app.presets.sample_pictures import draw_all
-
     draw_all(names, settings.home / "multimodal")
     return [{"data": f"multimodal/{name}"} for name in names]
 
@@ -82,26 +94,16 @@ def copy_method(api: Api, method: str, *, name: str) -> dict[str, Any]:
     raise CliFailure(f"A thousand methods are called {name}; delete some.")
 
 
-def base_model_sample(name: str) -> "SampleBaseModel":
+def base_model_sample(name: str) -> SampleBaseModel:
     """Return the shipped sample of this name."""
-    from app.presets.catalogue import sample_base_models
-
     sample = next((sample for sample in sample_base_models() if sample.name == name), None)
     if sample is None:
         raise SampleMissing(f"No base model {name} is shipped.")
     return sample
 
 
-def environment_python(settings: "Settings", name: str) -> Path:
+def environment_python(settings: Settings, name: str) -> Path:
     """Return the interpreter of an environment that is ready on this machine."""
-    from app.domain.environment_reports import EnvironmentState
-    from app.executor.environments.activation import interpreter
-    from app.executor.environments.conda import CondaSearch
-    from app.executor.environments.environments import find_environment
-    from app.presets.catalogue import environment_specs
-    from app.registry.environment_spec import parse_spec
-    from app.store.home import NodeHome
-
     file = environment_specs().get(name)
     found = find_environment(
         name,
@@ -114,7 +116,7 @@ def environment_python(settings: "Settings", name: str) -> Path:
     return interpreter(found.prefix)
 
 
-def _build(sample: "SampleBaseModel", folder: Path, settings: "Settings", *, say: Say) -> None:
+def _build(sample: SampleBaseModel, folder: Path, settings: Settings, *, say: Say) -> None:
     """Run the sample's program; it writes the folder as a whole or not at all."""
     assert sample.program is not None
     assert sample.environment is not None
@@ -144,3 +146,43 @@ def _exists(api: Api, path: str) -> bool:
             return False
         raise
     return True
+
+
+@contextmanager
+def borrowed_licence(settings: Settings, *, say: Say) -> Iterator[dict[str, str]]:
+    """Yield what the service's environment needs so that methods can be created; afterwards all is as before.
+
+    A licence of the home that counts is used as it is. Another one is put aside meanwhile.
+    """
+    path = licences.licence_path(settings.home)
+    aside = path.with_name(f"{path.name}.put-aside")
+    folder = settings.home / FOLDER
+    _clean_up(folder, path, aside)
+    guard = LicenceGuard(path, licences.load_public_key(settings.license_public_key), lambda: datetime.now(UTC))
+    if guard.allows():
+        yield {}
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    private_key, public_key = licences.keygen(folder)
+    now = datetime.now(UTC)
+    text = licences.issue(
+        licences.load_private_key(private_key), licensee="deepe demo", issued_at=now, expires_at=now + LIFETIME
+    )
+    private_key.unlink()
+    if path.exists():
+        path.replace(aside)
+    say(f"a throw-away licence of this demo lies at {path}; it is removed at the end")
+    try:
+        licences.install(text, path, public_key=licences.load_public_key(public_key), now=now)
+        yield {_PUBLIC_KEY_VARIABLE: str(public_key)}
+    finally:
+        _clean_up(folder, path, aside)
+
+
+def _clean_up(folder: Path, path: Path, aside: Path) -> None:
+    """Undo what a demo did to the home; also one that was killed."""
+    if folder.exists():
+        path.unlink(missing_ok=True)
+        shutil.rmtree(folder)
+    if aside.exists():
+        aside.replace(path)

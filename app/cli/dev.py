@@ -6,18 +6,19 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from app.cli.options import DEFAULT_URL, AsJson, HomeFolder
+from app.cli.client import Api, ServiceRefused
+from app.cli.command import DEFAULT_URL, AsJson, CliFailure, HomeFolder, typed
+from app.cli.embedded import EmbeddedOptions, EmbeddedService
+from app.cli.output import console, print_fields, print_json_line
+from app.cli.private_redis import NO_REDIS, choices
 from app.cli.service import Port, load_and_hide
+from app.cli.watch import TERMINAL
 from app.domain.plain_text import printable
-
-if TYPE_CHECKING:
-    from app.cli.client import Api
-    from app.cli.embedded import EmbeddedService
-    from app.settings import Settings
+from app.settings import Settings
 
 LIVE_STATUSES = ("launching", "running", "stopping")
 _CANCEL_SECONDS = 60.0
@@ -38,9 +39,6 @@ def dev(
     SQLite, API, one worker and a private Redis in the foreground; Ctrl-C stops them. Trainings that run at the end go
     on by themselves, and the next `deepe dev` finds them again.
     """
-    from app.cli.embedded import EmbeddedOptions, EmbeddedService
-    from app.cli.private_redis import NO_REDIS, choices
-
     started = time.monotonic()
     settings = load_and_hide(port=port, home=home)
     configured = settings.redis_url.get_secret_value() if settings.redis_url else None
@@ -92,9 +90,7 @@ def say(line: str) -> None:
     print(f"deepe: {printable(line)}", file=sys.stderr, flush=True)
 
 
-def _announce(service: "EmbeddedService", settings: "Settings", seconds: float, *, as_json: bool) -> None:
-    from app.cli.output import console, print_fields, print_json_line
-
+def _announce(service: EmbeddedService, settings: Settings, seconds: float, *, as_json: bool) -> None:
     if as_json:
         facts = {"url": service.url, "home": str(settings.home), "redis": service.redis.kind, "seconds": seconds}
         print_json_line({"event": "ready", **facts, "processes": service.pids})
@@ -109,17 +105,14 @@ def _announce(service: "EmbeddedService", settings: "Settings", seconds: float, 
             "Database": database,
             "Redis": service.redis.describe(),
             # not the demo: it runs a service of its own in this home, which is taken now
-            "Next": "deepe methods list" if service.url == DEFAULT_URL else f"deepe methods list --url {service.url}",
+            "Next": typed("methods list" if service.url == DEFAULT_URL else f"methods list --url {service.url}"),
         }
     )
     console().print("\nCtrl-C stops the service; running jobs go on.\n", style="dim")
 
 
-def cancel_jobs(api: "Api", jobs: Sequence[Mapping[str, Any]]) -> None:
+def cancel_jobs(api: Api, jobs: Sequence[Mapping[str, Any]]) -> None:
     """Cancel jobs and wait for their end; one that ended meanwhile is fine."""
-    from app.cli.client import ServiceRefused
-    from app.cli.watching import TERMINAL
-
     for job in jobs:
         say(f"cancelling job {job['id']} ({job['name'] or job['stage']})")
         with suppress(ServiceRefused):
@@ -133,11 +126,8 @@ def cancel_jobs(api: "Api", jobs: Sequence[Mapping[str, Any]]) -> None:
         say(f"job {job} has not ended yet; the next start goes on with cancelling it")
 
 
-def _settle_jobs(url: str, settings: "Settings", *, stop_jobs: bool) -> None:
+def _settle_jobs(url: str, settings: Settings, *, stop_jobs: bool) -> None:
     """Say which jobs go on, or cancel them and wait for their end."""
-    from app.cli.client import Api
-    from app.cli.exits import CliFailure
-
     try:
         with Api(url, token=settings.token, timeout=5.0) as api:
             live = [job for status in LIVE_STATUSES for job in api.items("/jobs", {"status": status})]

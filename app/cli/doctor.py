@@ -1,4 +1,7 @@
-"""`deepe doctor`: what is missing on this machine, and how to get it."""
+"""`deepe doctor`: what is missing on this machine, and how to get it.
+
+A check imports the parts of the service that it looks at by itself: what is missing there is its finding.
+"""
 
 import asyncio
 import importlib
@@ -14,15 +17,14 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final
 
 import typer
 
-from app.cli.exits import ExitCode
-from app.cli.options import DEFAULT_URL, AsJson, HomeFolder, Url
-
-if TYPE_CHECKING:
-    from app.settings import Settings
+from app.cli.command import DEFAULT_URL, AsJson, ExitCode, HomeFolder, Url, typed
+from app.cli.output import console, errors, print_json, styled, table
+from app.cli.service import load
+from app.settings import Settings
 
 GIB: Final = 1024**3
 COMFORTABLE_DISK: Final = 10 * GIB
@@ -50,7 +52,7 @@ class Finding:
     advice: str = ""
 
 
-Check = Callable[["Settings"], Finding]
+Check = Callable[[Settings], Finding]
 
 
 def doctor(
@@ -65,9 +67,6 @@ def doctor(
 
     Ends with 1 when something is missing that the service cannot work without.
     """
-    from app.cli.output import print_json
-    from app.cli.service import load
-
     if methods:
         from app.cli.methods import readiness
 
@@ -82,7 +81,7 @@ def doctor(
         raise typer.Exit(ExitCode.FAILED)
 
 
-def examine(settings: "Settings") -> Iterator[Finding]:
+def examine(settings: Settings) -> Iterator[Finding]:
     """Run all checks; one that breaks is a finding, too."""
     for name, check in CHECKS.items():
         try:
@@ -91,14 +90,14 @@ def examine(settings: "Settings") -> Iterator[Finding]:
             yield Finding(name, Verdict.FAIL, f"the check broke: {type(error).__name__}: {error}")
 
 
-def python(_settings: "Settings") -> Finding:
+def python(_settings: Settings) -> Finding:
     version = platform.python_version()
     if sys.version_info < OLDEST_PYTHON:
         return Finding("Python", Verdict.FAIL, version, "Install Python 3.11 or newer and make a new environment.")
     return Finding("Python", Verdict.OK, f"{version} ({sys.executable})")
 
 
-def packages(_settings: "Settings") -> Finding:
+def packages(_settings: Settings) -> Finding:
     """Import what the API and the worker import: a package that is missing or broken is found before they start."""
     for module in SERVICE_MODULES:
         try:
@@ -109,7 +108,7 @@ def packages(_settings: "Settings") -> Finding:
     return Finding("packages", Verdict.OK, "the API and the worker can be imported")
 
 
-def home(settings: "Settings") -> Finding:
+def home(settings: Settings) -> Finding:
     folder = _existing(settings.home)
     try:
         with tempfile.TemporaryFile(dir=folder):
@@ -121,7 +120,7 @@ def home(settings: "Settings") -> Finding:
     return Finding("home", Verdict.OK, f"{settings.home} {detail}")
 
 
-def privacy(settings: "Settings") -> Finding:
+def privacy(settings: Settings) -> Finding:
     """Say who else on this machine can read what the service keeps."""
     from sqlalchemy.engine import make_url
 
@@ -151,7 +150,7 @@ def privacy(settings: "Settings") -> Finding:
     return Finding("privacy", Verdict.OK, f"what the service keeps is for {who}")
 
 
-def database(settings: "Settings") -> Finding:
+def database(settings: Settings) -> Finding:
     from app.store.migrate import DatabaseUnusable
 
     name = settings.database_url.partition("+")[0]
@@ -160,7 +159,7 @@ def database(settings: "Settings") -> Finding:
     except DatabaseUnusable as error:
         return Finding("database", Verdict.FAIL, str(error), error.advice)
     except Exception as error:
-        advice = "Look at DEEPE_DATABASE_URL with `deepe settings`; is the server running?"
+        advice = f"Look at DEEPE_DATABASE_URL with `{typed('settings')}`; is the server running?"
         return Finding("database", Verdict.FAIL, f"{name}: {type(error).__name__}: {error}", advice)
     detail = {
         "none": f"{name}: the file will be made at the first start",
@@ -170,10 +169,12 @@ def database(settings: "Settings") -> Finding:
     }[state]
     if state in ("none", "current"):
         return Finding("database", Verdict.OK, detail)
-    return Finding("database", Verdict.WARN, detail, "The next start of the service does it, or run: deepe migrate")
+    return Finding(
+        "database", Verdict.WARN, detail, f"The next start of the service does it, or run: {typed('migrate')}"
+    )
 
 
-def redis(settings: "Settings") -> Finding:
+def redis(settings: Settings) -> Finding:
     from app.cli.private_redis import HOST, RedisKind, choices, socket_path
 
     choice = next(choices(settings.redis_url.get_secret_value() if settings.redis_url else None))
@@ -194,7 +195,7 @@ def redis(settings: "Settings") -> Finding:
     return Finding("Redis", Verdict.OK, detail)
 
 
-def environments(settings: "Settings") -> Finding:
+def environments(settings: Settings) -> Finding:
     found = next((path for name in CONDA_FAMILY if (path := shutil.which(name))), None) or os.environ.get("CONDA_EXE")
     if found or settings.conda_root:
         return Finding("environments", Verdict.OK, f"conda family: {found or settings.conda_root}")
@@ -206,7 +207,7 @@ def environments(settings: "Settings") -> Finding:
     return Finding("environments", Verdict.FAIL, f"no conda, and Python lacks {' and '.join(lacking)}", advice)
 
 
-def disk(settings: "Settings") -> Finding:
+def disk(settings: Settings) -> Finding:
     folder = _existing(settings.home)
     free = shutil.disk_usage(folder).free
     detail = f"{free / GIB:.1f} GiB free at {folder}"
@@ -219,7 +220,7 @@ def disk(settings: "Settings") -> Finding:
     return Finding("disk", Verdict.OK, detail)
 
 
-def machine(_settings: "Settings") -> Finding:
+def machine(_settings: Settings) -> Finding:
     from app.executor.nodes.inventory import machine
 
     found = machine()
@@ -227,7 +228,7 @@ def machine(_settings: "Settings") -> Finding:
     return Finding("machine", Verdict.OK, f"{found.system}, {found.processor}, {found.cpus} CPUs, {memory}")
 
 
-def accelerator(settings: "Settings") -> Finding:
+def accelerator(settings: Settings) -> Finding:
     from app.executor.nodes.inventory import find_accelerators
     from app.executor.nodes.nvml import CardsUnreadable, NvmlCards
 
@@ -244,9 +245,9 @@ def accelerator(settings: "Settings") -> Finding:
     return Finding("accelerator", Verdict.OK, "; ".join(f"{one.name} ({_memory(one.memory_mib)})" for one in found))
 
 
-def port(settings: "Settings") -> Finding:
+def port(settings: Settings) -> Finding:
     from app.cli.embedded import is_ready
-    from app.cli.ports import is_free, next_free
+    from app.cli.processes import is_free, next_free
 
     address = f"{settings.host}:{settings.port}"
     if settings.port == 0 or is_free(settings.host, settings.port):
@@ -257,10 +258,10 @@ def port(settings: "Settings") -> Finding:
     return Finding("port", Verdict.WARN, f"{address} is taken by another program", f"Use --port {proposal}.")
 
 
-def licence(settings: "Settings") -> Finding:
+def licence(settings: Settings) -> Finding:
     from app.access.guard import LicenceGuard
     from app.access.licence import licence_path, load_public_key
-    from app.cli.language import language
+    from app.cli.client import language
 
     guard = LicenceGuard(
         path=licence_path(settings.home),
@@ -271,12 +272,12 @@ def licence(settings: "Settings") -> Finding:
     if status.error is not None:
         return Finding("licence", Verdict.WARN, status.error.detail(language(os.environ)))
     if status.licence is None:
-        advice = "Needed to add and delete methods only: deepe license install FILE"
+        advice = f"Needed to add and delete methods only: {typed('license install FILE')}"
         return Finding("licence", Verdict.OK, "none: Custom01 and Custom02 can be adapted", advice)
     return Finding("licence", Verdict.OK, f"{status.licence.licensee} ({', '.join(status.licence.features)})")
 
 
-def variables(settings: "Settings") -> Finding:
+def variables(settings: Settings) -> Finding:
     from app.settings import unknown_variables
 
     if settings.is_open_to_others:
@@ -289,7 +290,9 @@ def variables(settings: "Settings") -> Finding:
     if not strangers:
         return Finding("settings", Verdict.OK, "all DEEPE_* variables are known")
     meant = "; ".join(f"{name}: did you mean {guess}?" for name, guess in strangers.items() if guess)
-    return Finding("settings", Verdict.WARN, f"nothing reads {', '.join(strangers)}", meant or "See: deepe settings")
+    return Finding(
+        "settings", Verdict.WARN, f"nothing reads {', '.join(strangers)}", meant or f"See: {typed('settings')}"
+    )
 
 
 CHECKS: Final[dict[str, Check]] = {
@@ -348,12 +351,10 @@ async def _ping_redis(url: str) -> None:
 
 
 def _show(findings: list[Finding]) -> None:
-    from app.cli.output import console, errors, styled, table
-
     rows = [(styled(finding.verdict), finding.name, finding.detail, finding.advice) for finding in findings]
     console().print(table(("", "what", "how it is", "what to do"), rows))
     failed = [finding.name for finding in findings if finding.verdict is Verdict.FAIL]
     if failed:
         errors().print(f"[bold red]Missing:[/] {', '.join(failed)}")
     else:
-        console().print("Everything needed is there. Start with: deepe demo", style="green")
+        console().print(f"Everything needed is there. Start with: {typed('demo')}", style="green", markup=False)

@@ -3,15 +3,25 @@
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from app.cli.exits import ExitCode, Misused
-from app.cli.options import DEFAULT_URL, AsJson, Limit, Url
-
-if TYPE_CHECKING:
-    from app.cli.client import Api
+from app.cli.client import Api, segment
+from app.cli.command import DEFAULT_URL, AsJson, ExitCode, Limit, Misused, Url, typed
+from app.cli.output import (
+    Markup,
+    ago,
+    duration,
+    print_fields,
+    print_json,
+    print_json_line,
+    print_table,
+    sparkline,
+    styled,
+    write,
+)
+from app.cli.watch import describe_evaluation, watch_to_end
 
 app = typer.Typer(no_args_is_help=True, help="Run the stages of methods and watch them.")
 
@@ -41,6 +51,7 @@ Watch = Annotated[bool, typer.Option("--watch", "-w", help="Watch to the end; en
 
 LOG_PAGE_BYTES = 256 * 1024
 _LOG_POLL_SECONDS = 0.5
+CURVE_WIDTH = 24
 
 
 @app.command()
@@ -81,9 +92,6 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Submit a chain of jobs (train, save, deploy), or a single stage."""
-    from app.cli.client import Api
-    from app.cli.output import print_json, write
-
     given: dict[str, Any] = {
         "method": method,
         "base_model": base_model,
@@ -131,9 +139,6 @@ def list_jobs(
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
-    from app.cli.client import Api
-    from app.cli.output import ago, print_json, print_table, styled
-
     with Api(url) as api:
         filters = {"status": status, "stage": stage, "method": method, "q": text}
         jobs = list(api.items("/jobs", filters, limit=limit))
@@ -159,10 +164,6 @@ def list_jobs(
 @app.command()
 def show(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Show one job."""
-    from app.cli.client import Api, segment
-    from app.cli.output import Markup, print_fields, print_json, styled
-    from app.cli.watching import describe_evaluation
-
     with Api(url) as api:
         document = api.get(f"/jobs/{segment(job)}")
     if as_json:
@@ -212,8 +213,6 @@ def watch(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
 
     Ends with 1 if one fails. Ctrl-C ends the watching only: the job goes on.
     """
-    from app.cli.client import Api
-
     with Api(url) as api:
         _watch(api, job, as_json=as_json)
 
@@ -226,9 +225,6 @@ def logs(
     as_json: AsJson = False,
 ) -> None:
     """Print the output of a job."""
-    from app.cli.client import Api, segment
-    from app.cli.output import print_json_line, write
-
     path, offset = f"/jobs/{segment(job)}/logs", 0
     with Api(url) as api:
         while True:
@@ -270,8 +266,6 @@ def retry(
     body = {key: value for key, value in given.items() if value is not None}
     document = _act(job, "retry", body, url=url, as_json=as_json)
     if watch_it:
-        from app.cli.client import Api
-
         with Api(url) as api:
             _watch(api, document["id"], as_json=as_json)
 
@@ -289,8 +283,6 @@ def copy(
     changed = parameters(param or [], params)
     document = _act(job, "copy", {"parameters": changed} if changed else {}, url=url, as_json=as_json)
     if watch_it:
-        from app.cli.client import Api
-
         with Api(url) as api:
             _watch(api, document["id"], as_json=as_json)
 
@@ -302,10 +294,6 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare jobs: the parameters that differ, curves and outcome."""
-    from app.cli.client import Api
-    from app.cli.comparison import print_comparison
-    from app.cli.output import print_json
-
     with Api(url) as api:
         document = api.get("/jobs:compare", {"ids": ",".join(jobs)})
     if as_json:
@@ -346,27 +334,13 @@ def resources(accelerators: int | None, memory: int | None, labels: list[str]) -
     return {key: value for key, value in asked.items() if value is not None} or None
 
 
-def watch_to_end(api: "Api", job_id: str, *, as_json: bool) -> list[dict[str, Any]]:
-    """Watch a chain on whatever screen there is and return the jobs as they ended."""
-    from app.cli.output import console, is_terminal
-    from app.cli.watch import JsonScreen, PlainScreen, watch_chain
-
-    if as_json:
-        return watch_chain(api, job_id, JsonScreen())
-    if not is_terminal():
-        return watch_chain(api, job_id, PlainScreen())
-    from app.cli.watch_screen import LiveScreen
-
-    with LiveScreen(console()) as screen:
-        return watch_chain(api, job_id, screen)
-
-
-def _watch(api: "Api", job_id: str, *, as_json: bool) -> None:
+def _watch(api: Api, job_id: str, *, as_json: bool) -> None:
     try:
         ended = watch_to_end(api, job_id, as_json=as_json)
     except KeyboardInterrupt:
         typer.echo(
-            f"\nThe job goes on. Come back: deepe jobs watch {job_id}; end it: deepe jobs cancel {job_id}", err=True
+            f"\nThe job goes on. Come back: {typed('jobs watch')} {job_id}; end it: {typed('jobs cancel')} {job_id}",
+            err=True,
         )
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     if any(job["status"] != "succeeded" for job in ended):
@@ -374,9 +348,6 @@ def _watch(api: "Api", job_id: str, *, as_json: bool) -> None:
 
 
 def _act(job: str, action: str, body: Any = None, *, url: str, as_json: bool) -> dict[str, Any]:
-    from app.cli.client import Api, segment
-    from app.cli.output import print_json, write
-
     with Api(url) as api:
         document: dict[str, Any] = api.post(f"/jobs/{segment(job)}:{action}", body)
     if as_json:
@@ -396,7 +367,7 @@ def _progress_cell(job: dict[str, Any]) -> str:
 
 def _fix_cell(job: dict[str, Any]) -> str | None:
     fix = job["fix"]
-    return f"{fix['detail']} deepe jobs retry {job['id']} --fix" if fix else None
+    return f"{fix['detail']} {typed('jobs retry')} {job['id']} --fix" if fix else None
 
 
 def _attempts_cell(job: dict[str, Any]) -> str | None:
@@ -432,3 +403,29 @@ def _waiting_cell(job: dict[str, Any]) -> str | None:
 def _method_cell(job: dict[str, Any]) -> str | None:
     method = job["method"]
     return f"{method['name']} (version {method['version']})" if method else job["environment"]
+
+
+def print_comparison(document: dict[str, Any]) -> None:
+    """Print the jobs beside each other: how they ended, the parameters that differ, scores and curves."""
+    jobs = document["jobs"]
+    rows: list[tuple[object, ...]] = [
+        ("id", *(job["id"] for job in jobs)),
+        ("status", *(styled(job["status"]) for job in jobs)),
+        ("time", *(duration(job["seconds"]) for job in jobs)),
+        *((row["name"], *row["values"]) for row in document["differences"]),
+        ("scores", *(_scores(job) for job in jobs)),
+        *((curve["name"], *(_curve(curve, job["id"]) for job in jobs)) for curve in document["curves"]),
+    ]
+    print_table(("", *(job["name"] for job in jobs)), rows, nothing="")
+
+
+def _scores(job: dict[str, Any]) -> str:
+    return "\n".join(describe_evaluation(entry["name"], entry) for entry in job["evaluations"])
+
+
+def _curve(curve: dict[str, Any], job: str) -> str:
+    values = [value for series in curve["series"] if series["job"] == job for _, value in series["points"]]
+    if not values:
+        return ""
+    last = "" if values[-1] is None else f" {values[-1]:.4g}"
+    return sparkline(values, width=CURVE_WIDTH) + last

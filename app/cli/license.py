@@ -9,8 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.exits import CliFailure, Misused
-from app.cli.options import DEFAULT_URL, AsJson, HomeFolder, Url
+from app.access import licence as licences
+from app.cli.client import Api, language
+from app.cli.command import DEFAULT_URL, AsJson, CliFailure, HomeFolder, Misused, Url, typed
+from app.cli.output import print_fields, print_json
+from app.cli.service import load
+from app.domain.errors import AppError
 
 app = typer.Typer(no_args_is_help=True, help="Commercial licences: adding and deleting methods needs one.")
 
@@ -18,9 +22,6 @@ app = typer.Typer(no_args_is_help=True, help="Commercial licences: adding and de
 @app.command()
 def show(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Show the licence of the service and whether it counts."""
-    from app.cli.client import Api
-    from app.cli.output import print_fields, print_json
-
     with Api(url) as api:
         status = api.get("/license")
     if as_json:
@@ -39,7 +40,9 @@ def show(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
         }
     )
     if status["state"] == "none":
-        typer.echo("Custom01 and Custom02 can be adapted without one. Install one with: deepe license install FILE")
+        typer.echo(
+            f"Custom01 and Custom02 can be adapted without one. Install one with: {typed('license install FILE')}"
+        )
 
 
 @app.command()
@@ -49,9 +52,6 @@ def install(
     as_json: AsJson = False,
 ) -> None:
     """Check a licence and put it into DEEPE_HOME; a running service sees it at once."""
-    from app.access import licence as licences
-    from app.cli.service import load
-
     settings = load(home=home)
     with _explained():
         installed = licences.install(
@@ -78,8 +78,6 @@ def keygen(
     as_json: AsJson = False,
 ) -> None:
     """Make a key pair (for whoever issues licences). Keep the private key secret; nothing is overwritten."""
-    from app.access import licence as licences
-
     with _explained():
         private_path, public_path = licences.keygen(folder)
     _tell({"private_key": str(private_path), "public_key": str(public_path)}, as_json=as_json)
@@ -100,8 +98,6 @@ def issue(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write here instead of stdout.")] = None,
 ) -> None:
     """Issue a licence, signed with a private key."""
-    from app.access import licence as licences
-
     expires_at = _end_of(expires) if expires else None
     with _explained():
         text = licences.issue(
@@ -129,9 +125,6 @@ def _end_of(day: str) -> datetime:
 @contextmanager
 def _explained() -> Iterator[None]:
     """Say in the person's language what a typed error or the system means."""
-    from app.cli.language import language
-    from app.domain.errors import AppError
-
     try:
         yield
     except AppError as error:
@@ -141,8 +134,6 @@ def _explained() -> Iterator[None]:
 
 
 def _tell(document: dict[str, Any], *, as_json: bool) -> None:
-    from app.cli.output import print_fields, print_json
-
     if as_json:
         print_json(document)
     else:

@@ -1,25 +1,89 @@
-"""The root of the `deepe` command. Everything heavy is imported by the command that needs it."""
+"""The root of the `deepe` command. What a command needs is imported when it is called."""
 
+import copy
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
 
-from app.cli import jobs, methods, models, nodes, queues, resources, service, webhooks
-from app.cli import license as license_commands
-from app.cli.clean import clean
-from app.cli.demo import demo
-from app.cli.dev import dev
-from app.cli.doctor import doctor
-from app.cli.exits import EXIT_CODE_HELP, ReportingGroup
+from app.cli.command import EXIT_CODE_HELP, ReportingGroup
 
-SERVICE = "Run the service"
-WORK = "Work with a service"
-UPKEEP = "Look after it"
+SERVICE: Final = "Run the service"
+WORK: Final = "Work with a service"
+UPKEEP: Final = "Look after it"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A command or group: where it stands (`module:name`), under which heading, its first line of help."""
+
+    target: str
+    panel: str
+    help: str
+
+
+COMMANDS: Final = {
+    "demo": Entry("demo:demo", SERVICE, "Train, save and ask a model for real."),
+    "dev": Entry("dev:dev", SERVICE, "Run everything on this machine."),
+    "serve": Entry("service:serve", SERVICE, "Serve the HTTP API only."),
+    "worker": Entry("service:worker", SERVICE, "Run the worker of this node only."),
+    "methods": Entry("methods:app", WORK, "Training methods: recipes of how models are made."),
+    "jobs": Entry("jobs:app", WORK, "Run the stages of methods and watch them."),
+    "queues": Entry("operations:queues", WORK, "Queues: limits of jobs that run at once."),
+    "models": Entry("models:app", WORK, "Models that jobs made: customized, complete, online."),
+    "datasets": Entry("resources:datasets", WORK, "Data sets: what models are trained with."),
+    "base-models": Entry("resources:base_models", WORK, "Base models: what trainings start from."),
+    "environments": Entry("resources:environments", WORK, "Conda environments that stages run in."),
+    "presets": Entry("resources:presets", WORK, "Methods that the product ships."),
+    "nodes": Entry("nodes:nodes", WORK, "Machines with a worker."),
+    "webhooks": Entry("operations:webhooks", UPKEEP, "Addresses that are told when a job ends."),
+    "migrate": Entry("service:migrate", UPKEEP, "Bring the database to the newest schema."),
+    "settings": Entry("service:settings", UPKEEP, "Show every DEEPE_* variable and its value."),
+    "doctor": Entry("doctor:doctor", UPKEEP, "Say what is missing on this machine and how to get it."),
+    "clean": Entry(
+        "operations:clean",
+        UPKEEP,
+        "Remove leftovers that the DEEPE_KEEP_... settings no longer keep; the service does it every hour by itself.",
+    ),
+    "license": Entry("license:app", UPKEEP, "Commercial licences: adding and deleting methods needs one."),
+}
+
+
+class LazyGroup(ReportingGroup):
+    """Imports a command of `COMMANDS` when it is called; to list them, their first lines of help suffice."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands: dict[str, Any] = dict.fromkeys(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name in self.commands and self.commands[cmd_name] is None:
+            self.commands[cmd_name] = _load(cmd_name)
+        return self.commands.get(cmd_name)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self._listing().format_help(ctx, formatter)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        return self._listing().shell_complete(ctx, incomplete)
+
+    def _listing(self) -> ReportingGroup:
+        """Return a group whose commands are stand-ins with name, heading and help."""
+        listing = copy.copy(self)
+        listing.__class__ = ReportingGroup  # type: ignore[assignment]
+        listing.commands = {
+            name: ReportingGroup(name=name, help=entry.help, rich_help_panel=entry.panel)
+            for name, entry in COMMANDS.items()
+        }
+        return listing
+
 
 app = typer.Typer(
     name="deepe",
-    cls=ReportingGroup,
+    cls=LazyGroup,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -51,22 +115,14 @@ def product_version() -> str:
         return "unknown"
 
 
-app.command(rich_help_panel=SERVICE)(demo)
-app.command(rich_help_panel=SERVICE)(dev)
-app.command(rich_help_panel=SERVICE)(service.serve)
-app.command(rich_help_panel=SERVICE)(service.worker)
-app.add_typer(methods.app, name="methods", rich_help_panel=WORK)
-app.add_typer(jobs.app, name="jobs", rich_help_panel=WORK)
-app.add_typer(queues.app, name="queues", rich_help_panel=WORK)
-app.add_typer(models.app, name="models", rich_help_panel=WORK)
-app.add_typer(resources.datasets, name="datasets", rich_help_panel=WORK)
-app.add_typer(resources.base_models, name="base-models", rich_help_panel=WORK)
-app.add_typer(resources.environments, name="environments", rich_help_panel=WORK)
-app.add_typer(resources.presets, name="presets", rich_help_panel=WORK)
-app.add_typer(nodes.nodes, name="nodes", rich_help_panel=WORK)
-app.add_typer(webhooks.app, name="webhooks", rich_help_panel=UPKEEP)
-app.command(rich_help_panel=UPKEEP)(service.migrate)
-app.command(rich_help_panel=UPKEEP)(service.settings)
-app.command(rich_help_panel=UPKEEP)(doctor)
-app.command(rich_help_panel=UPKEEP)(clean)
-app.add_typer(license_commands.app, name="license", rich_help_panel=UPKEEP)
+def _load(name: str) -> Any:
+    module, _, attribute = COMMANDS[name].target.partition(":")
+    found: typer.Typer | Callable[..., None] = getattr(importlib.import_module(f"app.cli.{module}"), attribute)
+    if isinstance(found, typer.Typer):
+        command: Any = typer.main.get_group(found)
+    else:
+        alone = typer.Typer(add_completion=False)
+        alone.command(name)(found)
+        command = typer.main.get_command(alone)
+    command.name = name
+    return command

@@ -1,15 +1,18 @@
 """`deepe methods`: list, show, create, validate, delete and copy methods; their files and parameters."""
 
+import json
+import sys
+import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+import yaml
+from rich.markup import escape
 
-from app.cli.exits import CliFailure, ExitCode
-from app.cli.options import DEFAULT_URL, AsJson, Limit, Url
-
-if TYPE_CHECKING:
-    from app.cli.client import Api
+from app.cli.client import Api, ServiceRefused, segment
+from app.cli.command import DEFAULT_URL, AsJson, CliFailure, ExitCode, Limit, Misused, Url
+from app.cli.output import Markup, console, print_fields, print_json, print_table, write
 
 app = typer.Typer(no_args_is_help=True, help="Training methods: recipes of how models are made.")
 
@@ -21,6 +24,7 @@ Scripts = Annotated[
     list[Path] | None,
     typer.Option("--script", "-s", help="Python file to upload to the script root first. May be repeated."),
 ]
+STDIN = Path("-")
 
 
 @app.command("list")
@@ -33,9 +37,6 @@ def list_methods(
     as_json: AsJson = False,
 ) -> None:
     """List the methods."""
-    from app.cli.client import Api
-    from app.cli.output import print_json, print_table
-
     with Api(url) as api:
         filters = {"training_type": training_type, "technique": technique, "q": text}
         methods = list(api.items("/methods", filters, limit=limit))
@@ -59,9 +60,6 @@ def list_methods(
 @app.command()
 def show(method: Method, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Show a method and whether it could run now."""
-    from app.cli.client import Api, segment
-    from app.cli.output import print_fields, print_json
-
     with Api(url) as api:
         document = api.get(f"/methods/{segment(method)}")
         readiness = api.get(f"/methods/{segment(method)}/readiness")
@@ -98,10 +96,6 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Add a method (commercial licence). Everything that is wrong with it is said at once."""
-    from app.cli.client import Api
-    from app.cli.definitions import read_document
-    from app.cli.output import print_json, write
-
     definition = read_document(file)
     with Api(url) as api:
         for path in script or ():
@@ -121,11 +115,7 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """Say everything that creating the method would say; ends with 1 if it would be refused."""
-    from app.cli.client import Api
-    from app.cli.definitions import read_document
-    from app.cli.output import console, print_json, print_table
-
-    query = "" if method is None else f"?method={_segment(method)}"
+    query = "" if method is None else f"?method={segment(method)}"
     with Api(url) as api:
         answer = api.post(f"/methods:validate{query}", read_document(file))
     if as_json:
@@ -150,11 +140,8 @@ def delete(
     as_json: AsJson = False,
 ) -> None:
     """Delete a method (commercial licence). Its jobs and models stay."""
-    from app.cli.client import Api
-    from app.cli.output import print_json, write
-
     with Api(url) as api:
-        api.delete(f"/methods/{_segment(method)}", {"jobs": jobs})
+        api.delete(f"/methods/{segment(method)}", {"jobs": jobs})
     if as_json:
         print_json({"deleted": method})
     else:
@@ -169,11 +156,8 @@ def copy(
     as_json: AsJson = False,
 ) -> None:
     """Copy a method with its scripts (commercial licence)."""
-    from app.cli.client import Api
-    from app.cli.output import print_json, write
-
     with Api(url) as api:
-        made = api.post(f"/methods/{_segment(method)}:copy", {"name": name})
+        made = api.post(f"/methods/{segment(method)}:copy", {"name": name})
     if as_json:
         print_json(made)
     else:
@@ -189,12 +173,9 @@ def upload(
     as_json: AsJson = False,
 ) -> None:
     """Replace the file of a stage; makes a new version of the method."""
-    from app.cli.client import Api
-    from app.cli.output import print_json, write
-
     content = _read(file)
     with Api(url) as api:
-        path = f"/methods/{_segment(method)}/files/{_segment(stage)}"
+        path = f"/methods/{segment(method)}/files/{segment(stage)}"
         changed = api.put_bytes(path, content, etag=api.etag(path))
     if as_json:
         print_json(changed)
@@ -205,12 +186,8 @@ def upload(
 @app.command()
 def parameters(method: Method, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Show the parameters that a method takes, as its scripts declare them."""
-    from app.cli.client import Api
-    from app.cli.output import print_json
-    from app.cli.parameter_table import print_parameters
-
     with Api(url) as api:
-        document = api.get(f"/methods/{_segment(method)}/parameters")
+        document = api.get(f"/methods/{segment(method)}/parameters")
     if as_json:
         print_json(document)
     else:
@@ -224,9 +201,6 @@ def readiness(
     as_json: AsJson = False,
 ) -> None:
     """Show which stage could run on which node, and what to do where it could not."""
-    from app.cli.client import Api
-    from app.cli.output import print_json
-
     with Api(url) as api:
         rows = readiness_rows(api, method)
     if as_json:
@@ -235,18 +209,16 @@ def readiness(
         print_matrix(rows)
 
 
-def readiness_rows(api: "Api", method: str | None = None) -> list[dict[str, Any]]:
+def readiness_rows(api: Api, method: str | None = None) -> list[dict[str, Any]]:
     """Return the rows of the readiness matrix: of one method, or of all."""
     if method is None:
         return list(api.items("/readiness"))
-    found = api.get(f"/methods/{_segment(method)}/readiness")
+    found = api.get(f"/methods/{segment(method)}/readiness")
     return [{"method": method, **found}]
 
 
 def print_matrix(rows: list[dict[str, Any]]) -> None:
     """Print the matrix as a table, a line a stage, a column a node, and below it what is to be done."""
-    from app.cli.output import print_table
-
     nodes = sorted({cell["node"] for row in rows for stage in row["stages"] for cell in stage["cells"]})
     lines = []
     advice: dict[str, str] = {}
@@ -263,11 +235,9 @@ def print_matrix(rows: list[dict[str, Any]]) -> None:
         print_table(("", "what to do"), [(verdict, detail) for detail, verdict in advice.items()], nothing="")
 
 
-def upload_script(api: "Api", path: Path, *, replace: bool) -> None:
+def upload_script(api: Api, path: Path, *, replace: bool) -> None:
     """Put a file into the script root; the same bytes there already are fine, others only with `replace`."""
-    from app.cli.client import ServiceRefused
-
-    content, target = _read(path), f"/scripts/{_segment(path.name)}"
+    content, target = _read(path), f"/scripts/{segment(path.name)}"
     there = api.bytes_or_none(target)
     if there is not None and there[0] == content:
         return
@@ -300,8 +270,6 @@ def _deployment_cell(deployment: dict[str, Any] | None) -> str | None:
 
 
 def _print_unready(readiness: dict[str, Any]) -> None:
-    from app.cli.output import print_table
-
     rows = [
         (stage["stage"], stage["environment"], problem["detail"])
         for stage in readiness["stages"]
@@ -318,7 +286,71 @@ def _read(path: Path) -> bytes:
         raise CliFailure(f"{path}: {error.strerror}") from None
 
 
-def _segment(name: str) -> str:
-    from app.cli.client import segment
+def read_document(file: Path) -> dict[str, Any]:
+    """Return the object in `file` (`-`: JSON on stdin), by its suffix."""
+    try:
+        text = sys.stdin.read() if file == STDIN else file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Misused(f"{file} cannot be read: {error}") from None
+    try:
+        document = _parse(text, file.suffix.lower())
+    except ValueError as error:
+        raise Misused(f"{file} cannot be parsed: {error}") from None
+    if not isinstance(document, dict):
+        raise Misused(f"{file} must hold one object.")
+    return document
 
-    return segment(name)
+
+def _parse(text: str, suffix: str) -> Any:
+    if suffix == ".toml":
+        return tomllib.loads(text)
+    if suffix in {".yaml", ".yml"}:
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(str(error)) from None
+    return json.loads(text)
+
+
+def print_parameters(document: dict[str, Any]) -> None:
+    """Print one table for each stage, and what could not be read."""
+    for stage in document["stages"]:
+        console().print(f"\n[bold]{stage['stage']}[/]  {escape(stage['file'])}")
+        schema = stage["schema"]
+        required = set(schema.get("required", ()))
+        rows = [
+            (
+                _name(name, required=name in required),
+                _type(entry),
+                _default(entry),
+                _meaning(entry),
+            )
+            for name, entry in schema["properties"].items()
+            if not entry.get("x-platform")
+        ]
+        print_table(("parameter (bold: required)", "type", "default", "meaning"), rows, nothing="takes none")
+        for remark in stage["remarks"]:
+            console().print(f"  {remark['detail']}", markup=False, style="yellow")
+
+
+def _name(name: str, *, required: bool) -> str:
+    return Markup(f"[bold]{escape(name)}[/]") if required else name
+
+
+def _type(entry: dict[str, Any]) -> str:
+    if "enum" in entry:
+        return " | ".join(str(choice) for choice in entry["enum"])
+    kind = entry.get("type", "any")
+    return " or ".join(kind) if isinstance(kind, list) else str(kind)
+
+
+def _default(entry: dict[str, Any]) -> str:
+    return "" if entry.get("default") is None else str(entry["default"])
+
+
+def _meaning(entry: dict[str, Any]) -> str:
+    low, high = entry.get("x-typical-minimum"), entry.get("x-typical-maximum")
+    bounds = (("from", low), ("to", high))
+    typical = " ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
+    text = str(entry.get("description") or entry.get("title") or "")
+    return f"{text} (typically {typical})" if typical else text

@@ -1,17 +1,25 @@
-"""`deepe models`: what jobs made, and asking it."""
+"""`deepe models`: what jobs made, and asking it: one question, or a conversation at a terminal."""
 
+import base64
+import mimetypes
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from app.cli.exits import Misused
-from app.cli.options import DEFAULT_URL, AsJson, Limit, Url
+from app.cli.client import Api, segment
+from app.cli.command import DEFAULT_URL, AsJson, CliFailure, Limit, Misused, Url, typed
+from app.cli.output import ago, print_fields, print_json, print_json_line, print_table, size, write
 
 app = typer.Typer(no_args_is_help=True, help="Models that jobs made: customized, complete, online.")
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Name or id of the model.")]
+LEAVE = frozenset({"/bye", "/exit", "/quit"})
+AGAIN = "/new"
+WHOLE = frozenset({"stop", "length"})
+"""Ways to finish that leave an answer."""
 
 
 @app.command("list")
@@ -24,9 +32,6 @@ def list_models(
     as_json: AsJson = False,
 ) -> None:
     """List models, newest first."""
-    from app.cli.client import Api
-    from app.cli.output import ago, print_json, print_table
-
     with Api(url) as api:
         models = list(api.items("/models", {"state": state, "method": method, "q": text}, limit=limit))
     if as_json:
@@ -42,9 +47,6 @@ def list_models(
 @app.command()
 def show(model: Model, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Show a model and where it comes from."""
-    from app.cli.client import Api, segment
-    from app.cli.output import print_fields, print_json, size
-
     with Api(url) as api:
         document = api.get(f"/models/{segment(model)}")
     if as_json:
@@ -87,9 +89,6 @@ def chat(
     as_json: AsJson = False,
 ) -> None:
     """Ask a model; the answer comes as it is made."""
-    from app.cli.chat import ask, converse, picture
-    from app.cli.client import Api
-
     given = {
         "system_prompt": system,
         "max_tokens": max_tokens,
@@ -109,3 +108,67 @@ def chat(
         if image:
             message["images"] = [picture(path) for path in image]
         ask(api, model, [message], options, as_json=as_json)
+
+
+class AnswerFailed(CliFailure):
+    """The model gave no whole answer."""
+
+
+def ask(api: Api, model: str, messages: list[dict[str, Any]], options: Mapping[str, Any], *, as_json: bool) -> str:
+    """Stream one answer to stdout and return it."""
+    pieces: list[str] = []
+    end: dict[str, Any] | None = None
+    body = {"messages": messages, **options}
+    for event in api.stream("POST", f"/models/{segment(model)}/chat", body=body):
+        if as_json:
+            print_json_line({"event": event.event, "data": event.data})
+        match event.event:
+            case "piece":
+                pieces.append(event.data["text"])
+                if not as_json:
+                    write(event.data["text"])
+            case "done":
+                end = event.data
+            case "problem":
+                raise AnswerFailed(event.data["detail"], notes=[str(e["detail"]) for e in event.data.get("errors", ())])
+    if not as_json:
+        write("\n")
+    if end is None:
+        raise AnswerFailed("The answer broke off.")
+    if end["finish_reason"] not in WHOLE:
+        told = (end["error"], end["reason_detail"], f"Its output: {typed('jobs logs')} {end['job']}")
+        raise AnswerFailed("The model could not answer.", notes=[line for line in told if line])
+    return "".join(pieces)
+
+
+def picture(path: Path) -> dict[str, str]:
+    """Return a picture file as a message carries it."""
+    kind = mimetypes.guess_type(path.name, strict=False)[0] or ""
+    if not kind.startswith("image/"):
+        raise CliFailure(f"{path} is not called like a picture (.png, .jpg, .webp, .gif, .bmp).")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CliFailure(f"{path} cannot be read: {error.strerror}") from error
+    return {"data": f"data:{kind};base64,{base64.b64encode(content).decode()}"}
+
+
+def converse(api: Api, model: str, options: Mapping[str, Any]) -> None:
+    """Ask what the person types until the input ends; the model sees the whole conversation."""
+    print(f"Talking to {model}. {AGAIN} forgets what was said, {'/bye'} or Ctrl-D ends.", file=sys.stderr)
+    messages: list[dict[str, Any]] = []
+    while (question := _question()) is not None:
+        if question == AGAIN:
+            messages = []
+        elif question:
+            messages.append({"role": "user", "content": question})
+            messages.append({"role": "assistant", "content": ask(api, model, messages, options, as_json=False)})
+
+
+def _question() -> str | None:
+    try:
+        line = input("> ").strip()
+    except (EOFError, KeyboardInterrupt):
+        write("\n")
+        return None
+    return None if line in LEAVE else line

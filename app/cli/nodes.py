@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.exits import Misused
-from app.cli.options import DEFAULT_URL, AsJson, Url
+from app.cli.client import Api, segment
+from app.cli.command import DEFAULT_URL, AsJson, Misused, Url
+from app.cli.output import console, duration, print_fields, print_json, print_table, styled, table, write
 
 nodes = typer.Typer(no_args_is_help=True, help="Machines with a worker.")
 
@@ -17,9 +18,6 @@ Node = Annotated[str, typer.Argument(metavar="NODE", help="Name or id of the nod
 @nodes.command("list")
 def list_nodes(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List the machines with a worker."""
-    from app.cli.client import Api
-    from app.cli.output import print_json, print_table, styled
-
     with Api(url) as api:
         found = list(api.items("/nodes"))
     if as_json:
@@ -44,9 +42,6 @@ def list_nodes(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
 @nodes.command("show")
 def show_node(node: Node, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Show a node: its machine, who has its accelerators, and what it is at."""
-    from app.cli.client import Api, segment
-    from app.cli.output import print_json
-
     with Api(url) as api:
         found = api.get(f"/nodes/{segment(node)}")
     if as_json:
@@ -92,9 +87,6 @@ def label_node(
     as_json: AsJson = False,
 ) -> None:
     """Set labels that jobs may ask for, beside those of the node's worker."""
-    from app.cli.client import Api, segment
-    from app.cli.output import print_json, write
-
     changes = {"extra_labels": dict(map(_label, labels))}
     with Api(url) as api:
         changed = api.patch(f"/nodes/{segment(node)}", changes)
@@ -107,9 +99,6 @@ def label_node(
 @nodes.command("remove")
 def remove_node(node: Node, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Remove a node that is dead, or drained and empty."""
-    from app.cli.client import Api, segment
-    from app.cli.output import print_json, write
-
     with Api(url) as api:
         api.delete(f"/nodes/{segment(node)}")
     if as_json:
@@ -119,9 +108,6 @@ def remove_node(node: Node, url: Url = DEFAULT_URL, as_json: AsJson = False) -> 
 
 
 def _act(node: str, action: str, body: Mapping[str, Any] | None, *, url: str, as_json: bool) -> None:
-    from app.cli.client import Api, segment
-    from app.cli.output import print_json, write
-
     with Api(url) as api:
         changed = api.post(f"/nodes/{segment(node)}:{action}", body)
     if as_json:
@@ -131,8 +117,6 @@ def _act(node: str, action: str, body: Mapping[str, Any] | None, *, url: str, as
 
 
 def _print_node(node: Mapping[str, Any]) -> None:
-    from app.cli.output import console, print_fields, styled, table
-
     machine = node["inventory"]
     print_fields(
         {
@@ -195,8 +179,6 @@ def _pairs(labels: Mapping[str, str]) -> str:
 
 
 def _age(seconds: float) -> str:
-    from app.cli.output import duration
-
     return f"{duration(seconds)} ago"
 
 

@@ -1,18 +1,21 @@
-"""What the commands print: consoles, JSON, tables, times. Everything for machines goes to stdout, talk to stderr."""
+"""What the commands print: consoles, JSON, tables, times, curves. Everything for machines goes to stdout."""
 
-import functools
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import Any
+
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.markup import escape
+from rich.segment import Segment
+from rich.table import Table
 
 from app.domain.plain_text import printable
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
 
 MIB = 1024 * 1024
 FILE_WIDTH = 1000
@@ -41,32 +44,27 @@ STATUS_STYLES = {
     "unknown": "bold red",
     "dead": "bold red",
 }
+_EIGHTHS = " ▁▂▃▄▅▆▇█"
+_BLANK = " "
 
 
-def console() -> "Console":
+class PrintableConsole(Console):
+    """Shows the control characters of texts by their codes; its own colours and movements stay."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
+def console() -> Console:
     """Return a console on the present stdout; lines are folded for people's terminals only, not for `grep`."""
     wide = not is_terminal() and "COLUMNS" not in os.environ
-    return _console_class()(highlight=False, width=FILE_WIDTH if wide else None)
+    return PrintableConsole(highlight=False, width=FILE_WIDTH if wide else None)
 
 
-def errors() -> "Console":
+def errors() -> Console:
     """Return a console on the present stderr."""
-    return _console_class()(stderr=True, highlight=False)
-
-
-@functools.cache
-def _console_class() -> "type[Console]":
-    from rich.console import Console, ConsoleOptions, RenderableType
-    from rich.segment import Segment
-
-    class PrintableConsole(Console):
-        """Shows the control characters of texts by their codes; its own colours and movements stay."""
-
-        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-            for segment in super().render(renderable, options):
-                yield segment if segment.control else segment._replace(text=printable(segment.text))
-
-    return PrintableConsole
+    return PrintableConsole(stderr=True, highlight=False)
 
 
 def is_terminal() -> bool:
@@ -103,11 +101,8 @@ def styled(status: str) -> "Markup":
     return Markup(f"[{style}]{status}[/]" if style else status)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> "Table":
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     """Return a plain table; cells are Rich markup only where they come from `styled`."""
-    from rich import box
-    from rich.table import Table
-
     drawn = Table(*columns, box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     for column in drawn.columns:
         column.overflow = "fold"
@@ -124,8 +119,6 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, not
 
 def print_fields(fields: Mapping[str, object]) -> None:
     """Print one thing: a name and a value on each line, values that are empty left out."""
-    from rich.table import Table
-
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
@@ -179,8 +172,6 @@ class Markup(str):
 
 
 def _cell(value: object) -> str:
-    from rich.markup import escape
-
     if isinstance(value, Markup):
         return value
     if value is None:
@@ -188,3 +179,47 @@ def _cell(value: object) -> str:
     if isinstance(value, dict | list):
         value = json.dumps(value, ensure_ascii=False)
     return escape(printable(str(value)))  # here too: the width of a column is measured before it is rendered
+
+
+Points = Sequence[tuple[float, float | None]]
+
+
+def sparkline(values: Sequence[float | None], *, width: int = 32) -> str:
+    """Return one character per bucket of values, low to high; holes and NaN are left out."""
+    means = buckets(values, width)
+    if not means:
+        return ""
+    low, high = min(means), max(means)
+    span = high - low
+    levels = len(_EIGHTHS) - 2
+    return "".join(_EIGHTHS[1 + (round((value - low) / span * levels) if span else levels // 2)] for value in means)
+
+
+def plot(points: Points, *, width: int = 60, height: int = 6) -> list[str]:
+    """Return the lines of a filled curve with its highest and lowest value at the left and the steps below."""
+    finite = [(step, value) for step, value in points if value is not None and math.isfinite(value)]
+    if not finite:
+        return []
+    means = buckets([value for _, value in finite], width)
+    # from zero when that is near: a loss that falls from 2.1 to 0.1 shall look like it
+    low = 0.0 if 0 <= min(means) < max(means) / 3 else min(means)
+    span = (max(means) - low) or 1.0
+    eighths = [max(1, round((value - low) / span * height * 8)) for value in means]
+    labels = [f"{max(means):.3g}", *[""] * (height - 2), f"{low:.3g}"]
+    margin = max(len(label) for label in labels)
+    lines = [
+        f"{label:>{margin}} ┤" + "".join(_EIGHTHS[min(8, max(0, filled - row * 8))] for filled in eighths)
+        for label, row in zip(labels, range(height - 1, -1, -1), strict=True)
+    ]
+    first, last = f"step {finite[0][0]:g}", f"{finite[-1][0]:g}"
+    gap = _BLANK * max(1, len(means) - len(first) - len(last))
+    return [*lines, f"{_BLANK * margin} └" + "─" * len(means), f"{_BLANK * (margin + 2)}{first}{gap}{last}"]
+
+
+def buckets(values: Sequence[float | None], count: int) -> list[float]:
+    """Return the means of at most `count` runs of neighbouring values."""
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    if len(finite) <= count:
+        return finite
+    edges = [round(index * len(finite) / count) for index in range(count + 1)]
+    return [sum(finite[start:end]) / (end - start) for start, end in pairwise(edges) if end > start]

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote, urlsplit
 
-from app.cli.ports import any_free
+from app.cli.processes import any_free
 from app.store.home import PRIVATE_FILE, PRIVATE_FOLDER, close_to_others, make_private_folder
 
 HOST: Final = "127.0.0.1"

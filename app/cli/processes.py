@@ -8,6 +8,7 @@ guardian (see `app.cli.guardian`) ends what we left.
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,12 +21,47 @@ from typing import IO, Final
 from app.cli import guardian
 from app.store.home import PRIVATE_FILE
 
-Say = Callable[[str], None]
-
+LAST_PORT = 65535
 FIRST_PAUSE_SECONDS: Final = 0.5
 LONGEST_PAUSE_SECONDS: Final = 15.0
 STEADY_SECONDS: Final = 30.0
 """A child that lived this long did not fail because it was just started: the pauses begin anew."""
+
+
+def is_free(host: str, port: int) -> bool:
+    """Say whether a server could listen on `host:port` now."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        # as servers do: a port whose old connections are still closing is free
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError:
+            return False
+    # macOS lets us bind 127.0.0.1 beside somebody who listens on every address
+    with socket.socket(family, kind, protocol) as caller:
+        caller.settimeout(0.5)
+        return caller.connect_ex(address) != 0
+
+
+def next_free(host: str, port: int) -> int:
+    """Return the first free port from `port` on, or one that the system chooses."""
+    for candidate in range(port, min(port + 100, LAST_PORT + 1)):
+        if is_free(host, candidate):
+            return candidate
+    return any_free(host)
+
+
+def any_free(host: str) -> int:
+    """Return a free port that the system chooses."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.bind(address)
+        port: int = probe.getsockname()[1]
+        return port
+
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

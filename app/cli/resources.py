@@ -1,12 +1,18 @@
 """What jobs work with: `deepe datasets`, `base-models`, `environments`, `presets`."""
 
+import asyncio
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from app.cli.exits import CliFailure, ExitCode
-from app.cli.options import DEFAULT_URL, AsJson, Limit, Url
+from app.cli.client import Api, segment
+from app.cli.command import DEFAULT_URL, AsJson, CliFailure, ExitCode, Limit, Url, typed
+from app.cli.output import print_fields, print_json, print_table, size, write
+from app.cli.service import load
+from app.cli.watch import watch_to_end
+from app.settings import Settings
 
 datasets = typer.Typer(no_args_is_help=True, help="Data sets: what models are trained with.")
 base_models = typer.Typer(no_args_is_help=True, help="Base models: what trainings start from.")
@@ -23,16 +29,15 @@ Description = Annotated[str, typer.Option("--description", help="A sentence for 
 @datasets.command("list")
 def list_datasets(text: Text = None, limit: Limit = 100, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List the data sets."""
-    from app.cli.client import Api
-    from app.cli.output import print_json, print_table, size
-
     with Api(url) as api:
         found = list(api.items("/datasets", {"q": text}, limit=limit))
     if as_json:
         print_json({"items": found})
         return
     rows = [(entry["name"], entry["rows"], ", ".join(entry["columns"]), size(entry["size_bytes"])) for entry in found]
-    print_table(("name", "rows", "columns", "size"), rows, nothing="No data sets. Add one: deepe datasets add FILE")
+    print_table(
+        ("name", "rows", "columns", "size"), rows, nothing=f"No data sets. Add one: {typed('datasets add FILE')}"
+    )
 
 
 @datasets.command("add")
@@ -47,9 +52,6 @@ def add_dataset(
     as_json: AsJson = False,
 ) -> None:
     """Upload a JSONL file as a new data set; every line is checked, and kept only if all are right."""
-    from app.cli.client import Api, segment
-    from app.cli.output import print_json, write
-
     name = name or Path(source).stem
     with Api(url) as api:
         if in_home:
@@ -65,9 +67,6 @@ def add_dataset(
 @base_models.command("list")
 def list_base_models(text: Text = None, limit: Limit = 100, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List the base models, and folders that could be registered as such."""
-    from app.cli.client import Api
-    from app.cli.output import print_json, print_table, write
-
     with Api(url) as api:
         found = list(api.items("/base-models", {"q": text}, limit=limit))
         unregistered = api.get("/base-models:unregistered")["items"]
@@ -77,7 +76,7 @@ def list_base_models(text: Text = None, limit: Limit = 100, url: Url = DEFAULT_U
     rows = [(entry["name"], entry["path"], entry["description"]) for entry in found]
     print_table(("name", "folder", "description"), rows, nothing="No base models.")
     for folder in unregistered:
-        write(f"Not registered yet: deepe base-models add {folder}\n")
+        write(f"Not registered yet: {typed('base-models add')} {folder}\n")
 
 
 @base_models.command("add")
@@ -89,9 +88,6 @@ def add_base_model(
     as_json: AsJson = False,
 ) -> None:
     """Register a folder with a model."""
-    from app.cli.client import Api
-    from app.cli.output import print_json, write
-
     body = {"name": name or Path(folder).name, "path": folder, "description": description}
     with Api(url) as api:
         made = api.post("/base-models", body)
@@ -104,9 +100,6 @@ def add_base_model(
 @environments.command("list")
 def list_environments(text: Text = None, limit: Limit = 100, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List the environments and where they are ready."""
-    from app.cli.client import Api
-    from app.cli.output import print_json, print_table
-
     with Api(url) as api:
         found = list(api.items("/environments", {"q": text}, limit=limit))
     if as_json:
@@ -127,9 +120,6 @@ def add_environment(
     as_json: AsJson = False,
 ) -> None:
     """Register an environment by name."""
-    from app.cli.client import Api
-    from app.cli.output import print_json, write
-
     try:
         text = None if spec is None else spec.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -171,9 +161,6 @@ def pack_environment(
 @environments.command("show")
 def show_environment(name: EnvironmentName, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Show how an environment stands on every node."""
-    from app.cli.client import Api, segment
-    from app.cli.output import print_fields, print_json, print_table, size
-
     with Api(url) as api:
         found = api.get(f"/environments/{segment(name)}")
     if as_json:
@@ -200,9 +187,6 @@ def show_environment(name: EnvironmentName, url: Url = DEFAULT_URL, as_json: AsJ
 @environments.command("lock")
 def show_lock(name: EnvironmentName, node: OnNode = None, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Show exactly which packages are installed."""
-    from app.cli.client import Api, segment
-    from app.cli.output import print_json, print_table
-
     with Api(url) as api:
         query = "" if node is None else f"?node={segment(node)}"
         lock = api.get(f"/environments/{segment(name)}/lock{query}")
@@ -224,14 +208,10 @@ def clean_environments(
 
     Run it on the node, with the worker's DEEPE_* variables.
     """
-    from app.cli.cleaning import ask_worker, planned
-    from app.cli.output import print_json, print_table, size, write
-    from app.cli.service import load
-
     settings = load()
-    found = planned(settings)
+    found = asyncio.run(_planned(settings))
     if not dry_run:
-        ask_worker(settings)
+        _ask_worker(settings)
     if as_json:
         print_json({"items": found, "dry_run": dry_run})
         return
@@ -252,10 +232,6 @@ def _order(
     as_json: bool,
 ) -> None:
     """Order a job on an environment, and watch it if wanted."""
-    from app.cli.client import Api, segment
-    from app.cli.jobs import watch_to_end
-    from app.cli.output import print_json, write
-
     with Api(url) as api:
         query = "" if node is None else f"?node={segment(node)}"
         job = api.post(f"/environments/{segment(name)}:{action}{query}", body)
@@ -270,9 +246,6 @@ def _order(
 @presets.command("list")
 def list_presets(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List the shipped methods and what became of them here."""
-    from app.cli.client import Api
-    from app.cli.output import print_json, print_table
-
     with Api(url) as api:
         found = list(api.items("/presets"))
     if as_json:
@@ -291,9 +264,6 @@ def install_preset(
     as_json: AsJson = False,
 ) -> None:
     """Install a shipped method, also one that was deleted."""
-    from app.cli.client import Api, segment
-    from app.cli.output import print_json, write
-
     with Api(url) as api:
         made = api.post(f"/presets/{segment(name)}:install")
     if as_json:
@@ -308,3 +278,46 @@ def _preset_state(preset: dict[str, object]) -> str:
     if not preset["installed"]:
         return "not installed"
     return f"version {preset['installed_version']}"
+
+
+def _ask_worker(settings: Settings) -> None:
+    """Let the worker of this node clean up at its next look."""
+    from app.executor.environments.environment_cleaning import WISH
+
+    (settings.node_home / WISH).touch()
+
+
+async def _planned(settings: Settings) -> list[dict[str, Any]]:
+    """Return what would go, and why, as the worker sees it; no other command here needs what the worker imports."""
+    from app.executor.environments.builders import BuildRules
+    from app.executor.environments.conda import CondaSearch
+    from app.executor.environments.environment_cleaning import Why, unfinished
+    from app.executor.environments.environments import size_of
+    from app.executor.environments.local_environments import LocalEnvironments
+    from app.store.environments import all_environments
+    from app.store.home import NodeHome
+    from app.store.nodes import NodeNotFound, get_node
+    from app.store.session import Database
+    from app.worker import environment_cleaning
+
+    envs_dir = NodeHome(settings.node_home).environments
+    database = Database(settings.database_url)
+    try:
+        async with database.reading() as session:
+            specs = {row.name: row.spec for row in await all_environments(session)}
+            node = await get_node(session, settings.node_name)
+        search = CondaSearch.of(os.environ, root=settings.conda_root)
+        seen = LocalEnvironments(envs_dir=envs_dir, search=search, rules=BuildRules()).look(specs)
+        chosen = await environment_cleaning(settings, database).plan(node.id, seen)
+    except NodeNotFound as error:
+        raise CliFailure(error.detail(), notes=("Run this on a node, with the variables of its worker.",)) from None
+    finally:
+        await database.close()
+    found: list[dict[str, Any]] = [
+        {"environment": one.name, "prefix": str(one.prefix), "why": why.value, "size_bytes": one.size_bytes}
+        for one, why in chosen
+    ]
+    for prefix in unfinished(envs_dir):
+        left = {"environment": "", "prefix": str(prefix), "why": Why.UNFINISHED.value, "size_bytes": size_of(prefix)}
+        found.append(left)
+    return found

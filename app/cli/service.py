@@ -1,16 +1,17 @@
 """Commands that are the service: `serve`, `worker`, `migrate`, `settings`."""
 
+import asyncio
 import os
+from dataclasses import asdict
 from multiprocessing import resource_tracker
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from app.cli.exits import CliFailure, HomeUnusable, Misused
-from app.cli.options import AsJson
-
-if TYPE_CHECKING:
-    from app.settings import Settings
+from app.cli.command import AsJson, CliFailure, HomeUnusable, Misused, typed
+from app.cli.output import Markup, console, print_json, table
+from app.secret_values import hide_secrets
+from app.settings import Settings, SettingsError, describe_settings, load_settings, unknown_variables
 
 Host = Annotated[str | None, typer.Option("--host", help="Address to listen on, instead of DEEPE_HOST.")]
 Port = Annotated[
@@ -22,20 +23,16 @@ STREAMS_END_SECONDS = 3
 """How long the API waits at its end for answers under way; event streams never end by themselves."""
 
 
-def load(*, serves: bool = False, **overrides: Any) -> "Settings":
+def load(*, serves: bool = False, **overrides: Any) -> Settings:
     """Return the settings, or fail with every problem they have."""
-    from app.settings import SettingsError, load_settings
-
     try:
         return load_settings(serves=serves, **overrides)
     except SettingsError as error:
         raise Misused("Settings cannot be used.", notes=error.problems) from None
 
 
-def load_and_hide(*, serves: bool = True, **overrides: Any) -> "Settings":
+def load_and_hide(*, serves: bool = True, **overrides: Any) -> Settings:
     """Return the settings of a process of the service, and hide its secrets from other processes."""
-    from app.secret_values import hide_secrets
-
     settings = load(serves=serves, **overrides)
     hide_secrets()
     return settings
@@ -52,8 +49,7 @@ def serve(
     """
     settings = load_and_hide(host=host, port=port)
 
-    import asyncio
-
+    # after the hiding, because it takes a second
     import uvicorn
 
     from app.main import create_app
@@ -87,6 +83,7 @@ def worker() -> None:
     """
     settings = load_and_hide(serves=False)
 
+    # after the hiding, because it takes a second
     from app.worker import run
 
     raise typer.Exit(run(settings))
@@ -100,10 +97,6 @@ def migrate(
 
     Safe to run again, and by several machines at once.
     """
-    import asyncio
-
-    from app.cli.output import print_json
-
     settings = load()
     asyncio.run(_prepare(settings))
     if as_json:
@@ -112,7 +105,7 @@ def migrate(
         typer.echo("The database is up to date.")
 
 
-async def _prepare(settings: "Settings") -> None:
+async def _prepare(settings: Settings) -> None:
     """Make the home, bring the database to the newest schema, or fail with a sentence."""
     from app.store.home import Home
     from app.store.migrate import DatabaseUnusable, upgrade
@@ -130,7 +123,7 @@ async def _prepare(settings: "Settings") -> None:
     except Exception as error:
         raise CliFailure(
             "The database could not be brought up to date.",
-            notes=(f"{type(error).__name__}: {error}", "Look at DEEPE_DATABASE_URL with: deepe settings"),
+            notes=(f"{type(error).__name__}: {error}", f"Look at DEEPE_DATABASE_URL with: {typed('settings')}"),
         ) from error
     finally:
         await database.close()
@@ -138,11 +131,6 @@ async def _prepare(settings: "Settings") -> None:
 
 def settings(as_json: AsJson = False) -> None:
     """Show every DEEPE_* variable and its value."""
-    from dataclasses import asdict
-
-    from app.cli.output import Markup, console, print_json, table
-    from app.settings import describe_settings, unknown_variables
-
     rows = describe_settings(load(serves=True))
     strangers = unknown_variables()
     if as_json:

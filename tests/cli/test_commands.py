@@ -6,12 +6,16 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from app.cli import app
+from app.cli.command import typed
 from app.cli.doctor import CHECKS, Finding, Verdict, examine
+from app.cli.main import COMMANDS
 from app.settings import Settings, load_settings
 from app.worker import run as run_worker
 
@@ -219,7 +223,7 @@ class TestStart:
         else:
             (tmp_path / "deepe.db").write_bytes(b"no database" * 500)
         monkeypatch.setattr("app.worker.configure_logging", lambda **_: None)
-        monkeypatch.setattr("app.secret_values.hide_secrets", lambda: None)
+        monkeypatch.setattr("app.cli.service.hide_secrets", lambda: None)
 
         if command == "worker":
             code, said = run_worker(load_settings(serves=False)), capsys.readouterr().err
@@ -244,7 +248,7 @@ class TestStart:
         (tmp_path / "file").write_text("")
         monkeypatch.setenv("DEEPE_HOME", str(tmp_path / "file" / "home"))
         monkeypatch.setattr("app.worker.configure_logging", lambda **_: None)
-        monkeypatch.setattr("app.secret_values.hide_secrets", lambda: None)
+        monkeypatch.setattr("app.cli.service.hide_secrets", lambda: None)
 
         if command == "worker":
             code, said = run_worker(load_settings(serves=False)), capsys.readouterr().err
@@ -255,6 +259,81 @@ class TestStart:
         assert code in (1, 2)
         assert "DEEPE_HOME" in said
         assert "Traceback" not in said
+
+
+class TestLazyCommands:
+    @pytest.mark.parametrize("name", COMMANDS)
+    def test_list_says_of_each_what_it_says_of_itself(self, name: str) -> None:
+        group: Any = typer.main.get_command(app)
+        command = group.get_command(typer.Context(group), name)
+
+        assert command.name == name
+        assert COMMANDS[name].help == command.help.partition("\n\n")[0].replace("\n", " ")
+
+    def test_list_imports_no_command(self, runner: CliRunner) -> None:
+        program = "import sys\nfrom app.cli import app\ntry: app(['--help'])\nfinally: print('loaded', *sys.modules)"
+
+        said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+
+        shown, _, loaded = said.partition("loaded ")
+        cli = {name for name in loaded.split() if name.startswith("app.cli.")}
+        assert all(name in shown for name in COMMANDS)
+        assert cli == {"app.cli.main", "app.cli.command", "app.cli.output"}
+        assert {"httpx", "pydantic"}.isdisjoint(loaded.split())
+
+    def test_completion_offers_every_command(self) -> None:
+        group: Any = typer.main.get_command(app)
+
+        offered = group.shell_complete(typer.Context(group), "")
+
+        assert [item.value for item in offered] == list(COMMANDS)
+
+    def test_unknown_one_comes_with_the_name_that_was_meant(self, runner: CliRunner) -> None:
+        result = runner.invoke(app, ["job"])
+
+        assert result.exit_code == 2
+        assert "jobs" in result.stderr
+
+
+class TestTyped:
+    def call(self, monkeypatch: pytest.MonkeyPatch, *, argv: Path, path: Path) -> str:
+        monkeypatch.setattr(sys, "argv", [str(argv)])
+        monkeypatch.setenv("PATH", str(path))
+        return typed("dev")
+
+    @pytest.fixture
+    def script(self, tmp_path: Path) -> Path:
+        script = tmp_path / "my venv" / "bin" / "deepe"
+        script.parent.mkdir(parents=True)
+        script.touch(mode=0o755)
+        return script
+
+    def test_is_the_name_where_path_has_it(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: Path) -> None:
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin" / "deepe").symlink_to(script)
+
+        assert self.call(monkeypatch, argv=script, path=tmp_path / "bin") == "deepe dev"
+
+    def test_is_the_script_where_path_has_another_one(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: Path
+    ) -> None:
+        (tmp_path / "deepe").touch(mode=0o755)
+
+        assert self.call(monkeypatch, argv=script, path=tmp_path) == f"'{script}' dev"
+
+    def test_is_relative_where_that_is_shorter(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: Path
+    ) -> None:
+        monkeypatch.chdir(script.parents[1])
+
+        assert self.call(monkeypatch, argv=Path("bin/deepe"), path=tmp_path) == "bin/deepe dev"
+
+    def test_is_the_module_where_there_is_no_script(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+
+        assert (
+            self.call(monkeypatch, argv=tmp_path / "__main__.py", path=tmp_path) == f"{tmp_path}/python -m app.cli dev"
+        )
 
 
 class TestService:
@@ -292,13 +371,6 @@ class TestService:
 
         assert "DEEPE_URL" not in document["unknown"]
         assert {row["name"]: row["current"] for row in document["settings"]}["DEEPE_URL"] == "http://127.0.0.1:9"
-
-    def test_starts_without_the_heavy_libraries(self) -> None:
-        program = "import sys, app.cli.main; print(*sys.modules)"
-
-        loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-
-        assert {"httpx", "fastapi", "sqlalchemy", "pydantic", "redis", "rich.live"}.isdisjoint(loaded.split())
 
     def test_prints_its_version(self, runner: CliRunner) -> None:
         assert runner.invoke(app, ["--version"]).stdout.startswith("deepe ")

@@ -16,12 +16,11 @@ from rich.console import Console
 from app.access import licence as licences
 from app.access.guard import LicenceGuard, LicenseState
 from app.cli.client import Api
+from app.cli.command import CliFailure
 from app.cli.demo import Demo, Times, for_this_machine, shipped
-from app.cli.demo_licence import borrowed_licence
-from app.cli.demo_summary import outcome_of
-from app.cli.exits import CliFailure
+from app.cli.demo_samples import borrowed_licence
+from app.cli.demo_screen import outcome_of
 from app.domain.enums import Platform
-from app.registry import platforms
 from app.settings import load_settings
 
 
@@ -83,7 +82,7 @@ def test_all_shows_the_methods_for_this_machine() -> None:
 def test_takes_a_lighter_environment_where_there_is_no_cuda(
     monkeypatch: pytest.MonkeyPatch, machine: Platform, built: list[str]
 ) -> None:
-    monkeypatch.setattr(platforms, "this_machine", lambda: machine)
+    monkeypatch.setattr("app.cli.demo.this_machine", lambda: machine)
     api = SimpleNamespace(items=lambda _: [{"heartbeat_age_seconds": -1.0}], get=lambda _: {"nodes": []})
 
     demo = Demo(cast(Api, api), shipped("SD-Demo"), load_settings(), Times(), Console())

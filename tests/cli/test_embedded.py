@@ -14,8 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from app.cli.embedded import EmbeddedOptions, EmbeddedService, PortTaken, StartFailed, is_ready
-from app.cli.home_lock import HomeInUse
+from app.cli.embedded import EmbeddedOptions, EmbeddedService, HomeInUse, PortTaken, StartFailed, is_ready
 from app.cli.private_redis import NO_REDIS, RedisChoice, RedisKind, choices
 from app.settings import load_settings
 from tests.servers import free_port, redis_executable

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from app.cli.command import typed
 from app.cli.main import app
 from tests.cli.standin import Answer, Request, document, stand_in
 
@@ -77,6 +78,6 @@ def test_submit_sends_policy_and_limits_only_when_given() -> None:
 def test_show_offers_the_fix_and_tells_of_the_attempts() -> None:
     shown, _ = run("show", "2", answer=FAILED)
 
-    assert "Train with batch_size 4. deepe jobs retry 2 --fix" in shown
+    assert f"Train with batch_size 4. {typed('jobs retry 2 --fix')}" in shown
     assert "1 on gpu-1, signal" in shown
     assert "2 on gpu-1, signal, from step 40" in shown

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli import app
-from app.cli.exits import ExitCode
+from app.cli.command import ExitCode
 from tests.cli.standin import Answer, Request, document, stand_in
 
 CARD = {

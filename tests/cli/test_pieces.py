@@ -11,15 +11,13 @@ from pathlib import Path
 import pytest
 from rich.text import Text
 
-from app.cli.charts import plot, sparkline
-from app.cli.exits import Misused
-from app.cli.home_lock import HomeInUse, HomeLock
+from app.cli.client import StreamEvent, accept_language, parse_events
+from app.cli.command import Misused
+from app.cli.embedded import HomeInUse, HomeLock
 from app.cli.jobs import parameters
-from app.cli.language import accept_language
-from app.cli.output import ago, console, duration, print_fields, print_table, write
-from app.cli.ports import is_free, next_free
+from app.cli.output import ago, console, duration, plot, print_fields, print_table, sparkline, write
 from app.cli.private_redis import RedisKind, choices, wheel_executable
-from app.cli.sse import StreamEvent, parse_events
+from app.cli.processes import is_free, next_free
 
 
 class TestSparkline:

@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from app.cli import app
+from app.cli.command import ExitCode
 from app.cli.embedded import EmbeddedOptions, EmbeddedService
-from app.cli.exits import ExitCode
 from app.presets.catalogue import ROOM
 from app.settings import load_settings
 from tests.waiting import wait_until

@@ -9,11 +9,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from app.cli import app
-from app.cli.client import Api, ServiceFailed
-from app.cli.sse import StreamEvent
-from app.cli.watch import ending_lines, follow
-from app.cli.watch_screen import LiveScreen, draw
-from app.cli.watching import WatchedJob
+from app.cli.client import Api, ServiceFailed, StreamEvent
+from app.cli.command import typed
+from app.cli.watch import LiveScreen, WatchedJob, draw, ending_lines, follow
 from tests.cli.standin import Answer, Request, document, problem, stand_in, stream
 
 
@@ -173,7 +171,7 @@ class TestWatchCommand:
             "Mend it.",
             "Last lines of its output:",
             "  boom",
-            "The whole output: deepe jobs logs 2",
+            f"The whole output: {typed('jobs logs 2')}",
         ]
 
     def test_prints_every_event_as_a_json_line(self) -> None:

@@ -19,9 +19,9 @@ import psutil
 import pytest
 
 from app.access import licence as licences
+from app.cli.client import StreamEvent, parse_events
 from app.cli.embedded import EmbeddedOptions, EmbeddedService, is_ready
 from app.cli.private_redis import NO_REDIS, RedisChoice
-from app.cli.sse import StreamEvent, parse_events
 from app.presets.catalogue import ROOM, sample_datasets
 from app.settings import load_settings
 from tests.waiting import wait_until

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.cli.sse import StreamEvent
+from app.cli.client import StreamEvent
 from app.presets.catalogue import script_path
 from tests.e2e.adapted import adapted_custom01
 from tests.e2e.installation import Installation

@@ -1,16 +1,51 @@
-"""Exit codes that scripts can use, and the one place where failures become them."""
+"""What all commands share: exit codes, failures and options.
+
+Scripts can use the exit codes; here is the one place where failures become them.
+"""
 
 import json
+import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from typer.core import TyperGroup
 
+from app.cli.output import errors
 from app.domain.plain_text import printable
+
+JSON_WANTED = "app.cli.json"
+"""Where the context keeps that the command was called with `--json`."""
+EXIT_CODE_HELP = (
+    "[bold]Exit codes[/]: 0 done; 1 the thing failed (a job that failed, a check that found something missing); "
+    "2 wrong usage or settings; 3 no service answers; 4 the service refused (each reason is printed); "
+    "5 the service failed; 130 interrupted."
+)
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+def _remember(ctx: typer.Context, wanted: bool) -> bool:
+    ctx.meta[JSON_WANTED] = wanted
+    return wanted
+
+
+Url = Annotated[
+    str, typer.Option("--url", envvar="DEEPE_URL", help="Address of the service.", rich_help_panel="Connection")
+]
+
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", callback=_remember, help="Print JSON: one document, or one line per event of a stream."),
+]
+HomeFolder = Annotated[
+    Path | None, typer.Option("--home", help="Folder of scripts, models, data sets and runs, instead of DEEPE_HOME.")
+]
+Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="Print at most this many.")]
 
 
 class ExitCode(IntEnum):
@@ -23,16 +58,6 @@ class ExitCode(IntEnum):
     REFUSED = 4
     SERVER_ERROR = 5
     INTERRUPTED = 130
-
-
-JSON_WANTED = "app.cli.json"
-"""Where the context keeps that the command was called with `--json`."""
-
-EXIT_CODE_HELP = (
-    "[bold]Exit codes[/]: 0 done; 1 the thing failed (a job that failed, a check that found something missing); "
-    "2 wrong usage or settings; 3 no service answers; 4 the service refused (each reason is printed); "
-    "5 the service failed; 130 interrupted."
-)
 
 
 class CliFailure(Exception):
@@ -81,15 +106,26 @@ class ReportingGroup(TyperGroup):
             raise typer.Exit(ExitCode.OK) from None
 
 
+def typed(arguments: str) -> str:
+    """Return `deepe ARGUMENTS` as a person can type it here: the script is often not on PATH."""
+    called = Path(sys.argv[0])
+    script = called if called.name == "deepe" else Path(sys.executable).with_name("deepe")
+    on_path = shutil.which("deepe")
+    if not script.is_file():
+        program = f"{shlex.quote(sys.executable)} -m app.cli"
+    elif on_path is not None and Path(on_path).samefile(script):
+        program = "deepe"
+    else:
+        script, here = script.absolute(), Path.cwd()
+        program = shlex.quote(str(script.relative_to(here) if script.is_relative_to(here) else script))
+    return f"{program} {arguments}"
+
+
 def report(failure: CliFailure, *, as_json: bool) -> None:
     """Write a failure to stderr: what is wrong, then one line for each note; or one JSON document."""
     if as_json:
         sys.stderr.write(printable(json.dumps(failure.document(), ensure_ascii=False)) + "\n")
         return
-    from rich.markup import escape
-
-    from app.cli.output import errors
-
     console = errors()
     console.print(f"[bold red]error:[/] {escape(failure.message)}", soft_wrap=True)
     for note in failure.notes:
