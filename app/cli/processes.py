@@ -21,7 +21,9 @@ from typing import IO, Final
 from app.cli import guardian
 from app.store.home import PRIVATE_FILE
 
-LAST_PORT = 65535
+Say = Callable[[str], None]
+
+LAST_PORT: Final = 65535
 FIRST_PAUSE_SECONDS: Final = 0.5
 LONGEST_PAUSE_SECONDS: Final = 15.0
 STEADY_SECONDS: Final = 30.0
@@ -59,9 +61,6 @@ def any_free(host: str) -> int:
         probe.bind(address)
         port: int = probe.getsockname()[1]
         return port
-
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,8 @@ class Guardian:
         self._process.wait()
 
     def _tell(self, line: str) -> None:
-        with self._lock, contextlib.suppress(OSError):  # it was killed: then nobody guards, and the service goes on
+        # OSError: it was killed, then nobody guards, and the service goes on; ValueError: it was closed
+        with self._lock, contextlib.suppress(OSError, ValueError):
             assert self._process.stdin is not None
             self._process.stdin.write(line.encode())
             self._process.stdin.flush()
