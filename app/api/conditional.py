@@ -62,7 +62,7 @@ def parse_if_match(header: str | None) -> Precondition:
     return Precondition(versions=frozenset(tag[1] or tag[2] for tag in tags if tag))
 
 
-def _if_match(
+async def _if_match(
     if_match: Annotated[
         str | None,
         Header(

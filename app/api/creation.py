@@ -53,7 +53,7 @@ class Creation:
         )
 
 
-def _creation(request: Request, session: WriteSession, key: IdempotencyKey) -> Creation:
+async def _creation(request: Request, session: WriteSession, key: IdempotencyKey) -> Creation:
     return Creation(request=request, session=session, key=key)
 
 

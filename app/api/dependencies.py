@@ -54,7 +54,7 @@ class Services:
     housekeeper: Housekeeper
 
 
-def get_services(request: Request) -> Services:
+async def get_services(request: Request) -> Services:
     """Return the services of this application."""
     services: Services = request.app.state.services
     return services

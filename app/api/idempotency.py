@@ -65,7 +65,7 @@ def _no_headers(_body: Mapping[str, Any]) -> Mapping[str, str]:
     return {}
 
 
-def _read_key(
+async def _read_key(
     idempotency_key: Annotated[
         str | None,
         Header(

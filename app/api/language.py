@@ -26,7 +26,7 @@ def language_headers(language: Language) -> dict[str, str]:
     return {"Content-Language": language.value, "Vary": "Accept-Language"}
 
 
-def request_language(request: Request, response: Response) -> Language:
+async def request_language(request: Request, response: Response) -> Language:
     """Dependency: the caller's language; marks the response as depending on it."""
     language = negotiate(request.headers.get("accept-language"))
     for name, value in language_headers(language).items():

@@ -7,7 +7,7 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Generic, TypeVar
@@ -75,14 +75,14 @@ _POSITION_TYPES: Final[Mapping[str, type]] = {
 """What a list is sorted by, where it is not a text."""
 
 
-def page_params(*sorts: str, default: str) -> Callable[..., PageParams]:
+def page_params(*sorts: str, default: str) -> Callable[..., Awaitable[PageParams]]:
     """Return a dependency that reads `limit`, `cursor` and `sort`; `sorts` are the fields a list can be sorted by.
 
     `Paging = Annotated[PageParams, Depends(page_params("created_at", "name", default="-created_at"))]`
     """
     choices = [order for name in sorts for order in (name, f"-{name}")]
 
-    def read(
+    async def read(
         limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Most items of the page.")] = DEFAULT_LIMIT,
         cursor: Annotated[
             str | None,

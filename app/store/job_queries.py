@@ -1,6 +1,7 @@
 """Lists of jobs: filters, sort, keyset pages."""
 
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,32 @@ async def list_jobs(
         statement = statement.where(col(JobRow.name).icontains(wanted.text, autoescape=True))
     order = Order(column=SORT_COLUMNS[sort], tie=JobRow.id, descending=descending)
     return await keyset_slice(session, statement, order, after=after, limit=limit)
+
+
+@dataclass(frozen=True)
+class ChainLink:
+    """A job of a chain, as others of the chain show it."""
+
+    id: str
+    kind: JobKind
+    status: JobStatus
+
+
+async def links_of(session: AsyncSession, chain_ids: Collection[str]) -> Mapping[str, Sequence[ChainLink]]:
+    """Return chain → its jobs in their order."""
+    columns = (col(JobRow.chain_id), col(JobRow.id), col(JobRow.kind), col(JobRow.status))
+    statement = select(*columns).where(col(JobRow.chain_id).in_(chain_ids)).order_by(col(JobRow.position))
+    chains: dict[str, list[ChainLink]] = defaultdict(list)
+    for chain_id, job_id, kind, status in (await session.exec(statement)).all():
+        chains[chain_id].append(ChainLink(id=job_id, kind=kind, status=status))
+    return chains
+
+
+async def chain_around(session: AsyncSession, job_id: str) -> Sequence[JobRow]:
+    """Return the jobs of the chain that this one belongs to, in their order; empty if there is no such job."""
+    chain_id = select(JobRow.chain_id).where(JobRow.id == job_id).scalar_subquery()
+    statement = select(JobRow).where(JobRow.chain_id == chain_id).order_by(col(JobRow.position))
+    return (await session.exec(statement)).all()
 
 
 async def unfinished_retry_of(session: AsyncSession, job_id: str) -> str | None:

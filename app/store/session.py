@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.store.home import keep_sqlite_private
+from app.store.sqlite_driver import SqliteConnection
 from app.store.types import dump_json, load_json, storable_parameters
 
 BUSY_TIMEOUT_MS = 10_000
@@ -104,7 +105,7 @@ class _Turn:
 def _create_engine(url: str, *, pool_size: int, silent_after: float | None) -> AsyncEngine:
     json: dict[str, Any] = {"json_serializer": dump_json, "json_deserializer": load_json}
     if make_url(url).get_backend_name() == "sqlite":
-        driver: dict[str, Any] = {"timeout": BUSY_TIMEOUT_MS / 1000}
+        driver: dict[str, Any] = {"timeout": BUSY_TIMEOUT_MS / 1000, "async_creator_fn": SqliteConnection}
         engine = create_async_engine(url, pool_size=pool_size, connect_args=driver, **json)
         event.listen(engine.sync_engine, "do_connect", _keep_private)
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
@@ -155,8 +156,9 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 def _begin_sqlite(connection: sa.Connection) -> None:
     turn: _Turn | None = connection.get_execution_options().get("deepe_turn")
     if turn is None:
-        connection.exec_driver_sql("BEGIN")
+        driver: Any = connection.connection.driver_connection
+        driver.begin_with_next("BEGIN")
         return
-    driver: Any = connection.connection.dbapi_connection
-    driver.run_async(lambda _: turn.take())
+    adapted: Any = connection.connection.dbapi_connection
+    adapted.run_async(lambda _: turn.take())
     connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -43,6 +43,7 @@ from app.executor.runs.log_file import CHUNK_BYTES
 from app.executor.runs.log_pages import MAX_PAGE_BYTES, LogRange
 from app.executor.runs.stream import InvalidEventId, StreamPosition
 from app.registry.method_runs import FileModified
+from app.store import jobs
 from app.store.jobs import JobAlreadyFinished, JobNotFound
 
 router = Router(prefix="/api/v1", tags=["jobs"])
@@ -187,10 +188,10 @@ async def stream_job_events(
     ] = None,
 ) -> Response:
     """Follow a job to its end. Comes back with the id of the last event, nothing is lost and no output comes twice."""
-    found = await services.job_actions.view(session, job)
+    await jobs.get(session, job)
     # the header first: a browser that reconnects sends the newest id there, its address stays the old one
     position = StreamPosition.parse(last_event_id or resume_after)
-    return event_stream(request, job_events(services, found.job.id, position, language))
+    return event_stream(request, job_events(services, job, position, language))
 
 
 @router.post("/jobs/{job}:cancel", responses=problem_responses(JobNotFound, JobAlreadyFinished))

@@ -17,7 +17,7 @@ deepe_jobs_queued{kind="training",queue="default"} 3.0
 """
 
 
-def _metrics(request: Request) -> Metrics:
+async def _metrics(request: Request) -> Metrics:
     metrics: Metrics = request.app.state.metrics
     return metrics
 

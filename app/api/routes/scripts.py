@@ -72,7 +72,7 @@ async def _python_body(request: Request) -> bytes:
     return await request.body()
 
 
-def _script_precondition(
+async def _script_precondition(
     path: ScriptPath,
     if_match: Annotated[str | None, Header(alias=IF_MATCH, description="`ETag` of the file that is replaced.")] = None,
     if_none_match: Annotated[

@@ -66,12 +66,12 @@ class LicenseRead(BaseModel):
 router = Router()
 
 
-def _readiness(request: Request) -> Readiness:
+async def _readiness(request: Request) -> Readiness:
     readiness: Readiness = request.app.state.readiness
     return readiness
 
 
-def _licence(request: Request) -> LicenceGuard:
+async def _licence(request: Request) -> LicenceGuard:
     guard: LicenceGuard = request.app.state.licence
     return guard
 

@@ -20,6 +20,7 @@ from app.executor.runs.evaluations import Evaluation
 from app.executor.runs.job_spec import Named
 from app.executor.runs.log_pages import LogPage
 from app.executor.runs.progress import Progress
+from app.store.job_queries import ChainLink
 from app.store.jobs import PastAttempt
 from app.store.tables import JobRow
 
@@ -332,7 +333,7 @@ def _waiting(waiting: Waiting | None, language: Language) -> WaitingRead | None:
     )
 
 
-def _links(jobs: Sequence[JobRow]) -> list[JobLink]:
+def _links(jobs: Sequence[JobRow | ChainLink]) -> list[JobLink]:
     return [JobLink(id=job.id, stage=job.kind, status=job.status) for job in jobs]
 
 

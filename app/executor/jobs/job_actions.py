@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -17,7 +17,7 @@ from app.executor.attempts.checkpoints import newest_checkpoint
 from app.executor.jobs.comparison import Comparison, by_metric, differences, parameters_of
 from app.executor.jobs.environment_builds import BuildWish, EnvironmentOrders
 from app.executor.jobs.fixing import Fixes, given_to
-from app.executor.jobs.job_views import JobDetails, JobView, silence_of, view_of, views_of
+from app.executor.jobs.job_views import JobDetails, JobView, silence_of, view_with_history, views_of
 from app.executor.jobs.repetition import (
     Changes,
     NoCheckpointToResume,
@@ -34,7 +34,7 @@ from app.executor.runs.evaluations import Evaluation
 from app.executor.runs.job_spec import Snapshot
 from app.executor.runs.log_pages import LogPage, LogRange, read_page
 from app.executor.runs.metrics import Point
-from app.executor.runs.observe import RunDigest, RunObserver
+from app.executor.runs.observe import NOTHING_SAID, RunDigest, RunObserver
 from app.executor.runs.progress import Progress
 from app.executor.runs.run_folder import RunFolder
 from app.store import job_queries, models
@@ -137,18 +137,15 @@ class JobActions:
         found = await job_queries.list_jobs(session, wanted, sort=sort, descending=descending, after=after, limit=limit)
         return await views_of(session, found.rows), found.next_position
 
-    async def view(self, session: AsyncSession, job_id: str) -> JobView:
-        """Return what the database knows of the job."""
-        return await view_of(session, job_id)
-
     async def get(self, session: AsyncSession, job_id: str) -> JobDetails:
         """Return the job and what its run says."""
-        details = await self._details(await view_of(session, job_id))
-        return replace(
-            details,
-            history=tuple(await store.attempts_of(session, job_id)),
-            silence=await silence_of(session, details.view.job),
-            fix=await self._fixes.of(session, details.view.job),
+        view, history = await view_with_history(session, job_id)
+        return JobDetails(
+            view=view,
+            digest=await self._digest(view.job),
+            history=tuple(history),
+            silence=await silence_of(session, view.job),
+            fix=await self._fixes.of(session, view.job),
         )
 
     async def logs(self, session: AsyncSession, job_id: str, wanted: LogRange) -> LogPage:
@@ -257,6 +254,8 @@ class JobActions:
         return JobDetails(view=view, digest=await self._digest(view.job))
 
     async def _digest(self, job: JobRow) -> RunDigest:
+        if not job.attempts:
+            return NOTHING_SAID
         return await asyncio.to_thread(self._observer.digest, job.id, job.attempts)
 
     async def _fix_of(self, session: AsyncSession, job: JobRow) -> Mapping[str, Any]:

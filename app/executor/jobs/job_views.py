@@ -1,7 +1,6 @@
 """A job as people see it: its row, what it was submitted with, its chain, and what it waits for."""
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -14,8 +13,10 @@ from app.executor.jobs.waiting import Waiting, waiting_of
 from app.executor.runs.job_spec import Snapshot
 from app.executor.runs.observe import RunDigest
 from app.registry.nodes import Reason
+from app.store import job_queries
 from app.store import jobs as store
 from app.store.clock import database_now
+from app.store.job_queries import ChainLink
 from app.store.jobs import PastAttempt
 from app.store.nodes import NODE_SILENT_AFTER
 from app.store.tables import JobRow, NodeRow
@@ -30,7 +31,7 @@ class JobView:
 
     job: JobRow
     snapshot: Snapshot
-    chain: tuple[JobRow, ...]
+    chain: tuple[ChainLink, ...]
     waiting_for: str | None
     waiting: Waiting | None = None
     node: str | None = None
@@ -54,13 +55,33 @@ class JobDetails:
 
 async def views_of(session: AsyncSession, rows: Sequence[JobRow]) -> list[JobView]:
     """Return the views of these jobs, in their order; a handful of queries for all of them."""
-    chains: dict[str, list[JobRow]] = defaultdict(list)
-    for row in await store.chain_of(session, {row.chain_id for row in rows}):
-        chains[row.chain_id].append(row)
+    chains = await job_queries.links_of(session, {row.chain_id for row in rows})
+    places = await store.places_of(session, [row.id for row in rows if row.attempts])
+    return await _views(session, rows, chains, places)
+
+
+async def view_with_history(session: AsyncSession, job_id: str) -> tuple[JobView, Sequence[PastAttempt]]:
+    """Return the view of one job and its attempts, oldest first, or raise `JobNotFound`."""
+    chain = await job_queries.chain_around(session, job_id)
+    row = next((row for row in chain if row.id == job_id), None)
+    if row is None:
+        raise store.JobNotFound(job=job_id)
+    history = await store.attempts_of(session, job_id) if row.attempts else ()
+    links = [ChainLink(id=one.id, kind=one.kind, status=one.status) for one in chain]
+    places = {job_id: history[-1]} if history else {}
+    (view,) = await _views(session, [row], {row.chain_id: links}, places)
+    return view, history
+
+
+async def _views(
+    session: AsyncSession,
+    rows: Sequence[JobRow],
+    chains: Mapping[str, Sequence[ChainLink]],
+    places: Mapping[str, PastAttempt],
+) -> list[JobView]:
     wanted = {row.environment for row in rows if _can_wait(row)}
     builds = await store.unfinished_builds(session, wanted) if wanted else {}
     waiting = await waiting_of(session, rows)
-    places = await store.places_of(session, [row.id for row in rows if row.attempts])
     return [
         JobView(
             job=row,
@@ -73,12 +94,6 @@ async def views_of(session: AsyncSession, rows: Sequence[JobRow]) -> list[JobVie
         )
         for row in rows
     ]
-
-
-async def view_of(session: AsyncSession, job_id: str) -> JobView:
-    """Return the view of one job or raise `JobNotFound`."""
-    (view,) = await views_of(session, [await store.get(session, job_id)])
-    return view
 
 
 async def silence_of(session: AsyncSession, job: JobRow) -> Reason | None:

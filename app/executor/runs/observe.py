@@ -7,6 +7,7 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from threading import Lock
+from typing import Final
 
 from app.executor.runs.evaluations import Evaluation, paired_evaluations
 from app.executor.runs.events import EvaluationEvent, NoteEvent, ProgressEvent, RunEvents
@@ -27,6 +28,10 @@ class RunDigest:
     latest: dict[str, float]
     evaluations: tuple[Evaluation, ...]
     notes: tuple[str, ...]
+
+
+NOTHING_SAID: Final = RunDigest(progress=None, latest={}, evaluations=(), notes=())
+"""Of a job that was not launched yet."""
 
 
 @dataclass
