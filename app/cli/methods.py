@@ -1,4 +1,4 @@
-"""`deepe methods`: list, show, create, validate, delete and copy methods; their files and parameters."""
+"""`deepe methods`: list, show, create, validate, delete, copy, reset and restore methods; their files, parameters."""
 
 import json
 import sys
@@ -184,6 +184,25 @@ def upload(
 
 
 @app.command()
+def reset(method: Method, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Put a shipped template (Custom01, Custom02) back to what was shipped; what was adapted stays a version."""
+    _changed(method, "reset", url=url, as_json=as_json)
+
+
+@app.command()
+def restore(
+    method: Method,
+    version: Annotated[
+        int | None, typer.Option("--version", min=1, help="The version to go back to. Default: the newest.")
+    ] = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Bring a version of a method and its files back; what was edited on disk becomes a version before."""
+    _changed(method, "restore" if version is None else f"restore?version={version}", url=url, as_json=as_json)
+
+
+@app.command()
 def parameters(method: Method, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Show the parameters that a method takes, as its scripts declare them."""
     with Api(url) as api:
@@ -251,6 +270,16 @@ def upload_script(api: Api, path: Path, *, replace: bool) -> None:
     except ServiceRefused as refused:
         refused.notes = (f"while uploading {path}", *refused.notes)
         raise
+
+
+def _changed(method: str, action: str, *, url: str, as_json: bool) -> None:
+    """Change a method as a whole, and say which version is its newest now."""
+    with Api(url) as api:
+        changed = api.post(f"/methods/{segment(method)}:{action}")
+    if as_json:
+        print_json(changed)
+    else:
+        write(f"{changed['name']} is now version {changed['version']}\n")
 
 
 def _stage_cell(stage: dict[str, Any]) -> str:

@@ -91,6 +91,8 @@ class VersionSource(StrEnum):
     UPLOAD = "upload"
     DISK = "disk"
     PRESET = "preset"
+    RESET = "reset"
+    RESTORE = "restore"
 
 
 class DeliveryState(StrEnum):

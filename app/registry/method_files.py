@@ -1,9 +1,14 @@
-"""The files of a method: which stages run which, what pins them, and how they stand on disk now."""
+"""The files of a method: which stages run which, what pins them, and how they stand on disk now.
+
+A file lies in the script root, where users put theirs, or in the product's own folder. A name means the file of the
+root; only if nothing stands there does it mean the shipped script of that name.
+"""
 
 import platform
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from app.argspec.client import Limit, Reading, shared_reader
@@ -12,8 +17,10 @@ from app.domain.enums import JobKind
 from app.domain.errors import Invalid, Violation
 from app.domain.kinds import KINDS, METHOD_STAGES, STAGES, Member, Stage
 from app.domain.pointers import pointer
-from app.registry.script_paths import script_path
-from app.registry.scripts import ScriptRoot, digest_of
+from app.presets import catalogue
+from app.registry.module_names import hidden
+from app.registry.script_paths import script_path, stem
+from app.registry.scripts import FileDigest, ScriptRoot, digest_of
 from app.registry.version_store import VersionStore
 
 _REMEMBERED = 10_000
@@ -28,18 +35,22 @@ _UNCHECKED: Mapping[Limit, str] = {
 
 @dataclass(frozen=True)
 class PinnedFile:
-    """A file of a method version: its path in the script root, and exactly which bytes it means."""
+    """A file of a method version: its path, and exactly which bytes it means.
+
+    The path is one of the script root, or, if the file is `shipped`, the name of a script in the product's folder.
+    """
 
     file: str
     sha256: str
     size: int
+    shipped: bool = False
 
 
 Pins = dict[Stage, PinnedFile]
 
 
 class FileState(StrEnum):
-    """How a pinned file stands in the script root."""
+    """How a pinned file stands in the script root, or in the product's folder."""
 
     UNCHANGED = "unchanged"
     MODIFIED = "modified"
@@ -79,8 +90,11 @@ class MethodFiles:
         # digests that are known to parse and to be kept, so that a file that did not change costs a stat
         self._kept: dict[str, None] = {}
 
-    def check(self, definition: MethodDefinition) -> FileCheck:
-        """Look at every file that the method's stages name; nothing is written."""
+    def check(self, definition: MethodDefinition, *, known: Collection[str] = ()) -> FileCheck:
+        """Look at every file that the method's stages name; nothing is written.
+
+        A name that hides a module is refused, unless it is `known`: the method runs that file already.
+        """
         pins: Pins = {}
         found: list[Violation] = []
         contents: dict[str, bytes] = {}
@@ -100,10 +114,16 @@ class MethodFiles:
             except Invalid as error:
                 found.append(Violation(at, error.code, error.params))
                 continue
-            if digest is None:
-                found.append(Violation(at, "file_not_found", {"file": path}))
-            else:
+            if digest is not None:
                 pins[stage] = PinnedFile(file=path, sha256=digest.sha256, size=digest.size)
+            elif (content := _shipped(path)) is not None:
+                pins[stage] = pin(path, content, shipped=True)
+                contents[pins[stage].sha256] = content
+            else:
+                found.append(Violation(at, "file_not_found", {"file": path}))
+                continue
+            if not pins[stage].shipped and path not in known and (hiding := hidden(path, stem(path), pointer=at)):
+                found.append(hiding)
         return FileCheck(pins=pins, violations=tuple(found), _contents=contents)
 
     def keep(self, check: FileCheck) -> None:
@@ -115,13 +135,13 @@ class MethodFiles:
             self._kept[sha256] = None
 
     def states(self, pins: Pins) -> list[FileStatus]:
-        """Compare the pinned files with the script root."""
+        """Compare the pinned files with what stands in their places."""
         return [FileStatus(stage, pinned, self.state(pinned)) for stage, pinned in pins.items()]
 
     def state(self, pinned: PinnedFile) -> FileState:
-        """Compare one pinned file with the script root; what cannot be used any more counts as modified."""
+        """Compare one pinned file with what stands in its place; what cannot be used any more counts as modified."""
         try:
-            digest = self.scripts.digest(pinned.file)
+            digest = self._digest(pinned)
         except Invalid:
             return FileState.MODIFIED
         if digest is None:
@@ -131,11 +151,34 @@ class MethodFiles:
     def current(self, pinned: PinnedFile) -> tuple[PinnedFile, bytes]:
         """Return the file as it stands on disk, with its bytes; the stored bytes if it is gone from there."""
         if self.state(pinned) is not FileState.UNCHANGED:
-            content = self.scripts.read(pinned.file)
+            content = _shipped(pinned.file) if pinned.shipped else self.scripts.read(pinned.file)
             if content is not None:
-                digest = digest_of(content)
-                return PinnedFile(file=pinned.file, sha256=digest.sha256, size=digest.size), content
+                return pin(pinned.file, content, shipped=pinned.shipped), content
         return pinned, self.versions.get(pinned.sha256)
+
+    def place(self, pinned: PinnedFile) -> Path:
+        """Return where the file stands while nobody changes it."""
+        return catalogue.script_path(pinned.file) if pinned.shipped else self.scripts.absolute(pinned.file)
+
+    def _digest(self, pinned: PinnedFile) -> FileDigest | None:
+        if not pinned.shipped:
+            return self.scripts.digest(pinned.file)
+        content = _shipped(pinned.file)
+        return None if content is None else digest_of(content)
+
+
+def pin(file: str, content: bytes, *, shipped: bool = False) -> PinnedFile:
+    """Return what pins `content` as the bytes of `file`."""
+    digest = digest_of(content)
+    return PinnedFile(file=file, sha256=digest.sha256, size=digest.size, shipped=shipped)
+
+
+def _shipped(file: str) -> bytes | None:
+    """Return the bytes of the shipped script of this name, `None` if the product has none."""
+    try:
+        return catalogue.script_path(file).read_bytes()
+    except KeyError:
+        return None
 
 
 def python_problem(reading: Reading, file: str, pointer: str = "") -> Violation | None:
@@ -193,7 +236,13 @@ def member_pointer(stage: Stage, member: str) -> str:
 
 def pins_to_json(pins: Pins) -> dict[str, Any]:
     """Return the pins as a version keeps them."""
-    return {stage.value: asdict(pinned) for stage, pinned in pins.items()}
+    return {stage.value: pin_to_json(pinned) for stage, pinned in pins.items()}
+
+
+def pin_to_json(pinned: PinnedFile) -> dict[str, Any]:
+    """Return one pin as a version keeps it; that a file is shipped is said only where it is."""
+    document = {"file": pinned.file, "sha256": pinned.sha256, "size": pinned.size}
+    return {**document, "shipped": True} if pinned.shipped else document
 
 
 def pins_from_json(document: Mapping[str, Any]) -> Pins:

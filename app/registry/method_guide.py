@@ -19,17 +19,23 @@ from app.domain.script_parameters import Remark, ScriptParameters
 from app.domain.texts import Language
 from app.domain.training_types import inference_form
 from app.presets.catalogue import ParameterInfo, load_manifests
-from app.registry.method_files import FileCheck, FileState, FileStatus, MethodFiles, PinnedFile, file_pointer
+from app.registry.method_files import FileCheck, MethodFiles, PinnedFile, Pins, file_pointer, stage_environments
 from app.registry.method_record import Method
 from app.registry.methods import Clock, MethodRegistry
+from app.registry.module_names import folder_of, hidden, modules_in, modules_of
 from app.registry.readiness import Readiness, readiness, with_cells
 from app.registry.readiness_matrix import cells_of, matrix
 from app.registry.script_modules import ScriptModules
 from app.registry.script_reading import ScriptReader
 from app.store import registry_facts
+from app.store.registry_facts import RegistryFacts
 
 # passed only when there is something to pass
 _OCCASIONAL = frozenset({"system_prompt", "reset_context", "history", "model_path", "system", "parameters"})
+
+
+Listing = dict[str, list[tuple[str, str]]]
+"""Files that bring a module, and its name, by folder of the script root."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class MethodGuide:
     ) -> tuple[list[Violation], Readiness]:
         """Say everything that a create would say, or a change of the method `instead_of`, and what is not ready."""
         found, check, facts = await self._registry.validate(session, definition, instead_of=instead_of)
-        notes = await asyncio.to_thread(self._checked_notes, definition, check)
+        notes = await asyncio.to_thread(self._checked_notes, definition, check, facts)
         return found, readiness(definition, facts, file_problems=notes, now=self._clock())
 
     async def readiness(self, session: AsyncSession, method: str) -> Readiness:
@@ -71,8 +77,9 @@ class MethodGuide:
         now = self._clock()
         facts, found = await registry_facts.load(session), await matrix(session, now=now)
         answers = []
+        listed: Listing = {}
         for method in methods:
-            problems = await asyncio.to_thread(self._problems, method)
+            problems = await asyncio.to_thread(self._problems, method, facts, listed)
             plain = readiness(method.definition, facts, file_problems=problems, now=now)
             answers.append(with_cells(plain, await cells_of(method, found, self._modules)))
         return answers
@@ -98,11 +105,9 @@ class MethodGuide:
         # an edited example does not start, so that its edit says nothing
         return (pinned, self._reader.pinned(pinned)) if method.read_only else self._reader.current(pinned)
 
-    def _problems(self, method: Method) -> dict[Stage, tuple[Violation, ...]]:
-        problems = _notes(method.definition, {stage: self._script(pin) for stage, pin in method.files.items()})
-        for status in self._files.states(method.files):
-            problems[status.stage] += tuple(_file_problems(status, read_only=method.read_only))
-        return problems
+    def _problems(self, method: Method, facts: RegistryFacts, listed: Listing) -> dict[Stage, tuple[Violation, ...]]:
+        notes = _notes(method.definition, {stage: self._script(pin) for stage, pin in method.files.items()})
+        return self._with_hidden(notes, method.definition, method.files, facts, listed)
 
     def _script(self, pinned: PinnedFile) -> ScriptParameters:
         try:
@@ -110,7 +115,9 @@ class MethodGuide:
         except Invalid:  # what stands there now cannot be read, and is not what was registered
             return self._reader.pinned(pinned)
 
-    def _checked_notes(self, definition: MethodDefinition, check: FileCheck) -> dict[Stage, tuple[Violation, ...]]:
+    def _checked_notes(
+        self, definition: MethodDefinition, check: FileCheck, facts: RegistryFacts
+    ) -> dict[Stage, tuple[Violation, ...]]:
         """Return the notes on files that were looked at and not kept."""
         scripts = {
             stage: self._reader.content(pinned, check.contents[pinned.sha256])
@@ -118,7 +125,31 @@ class MethodGuide:
             else self._reader.pinned(pinned)
             for stage, pinned in check.pins.items()
         }
-        return _notes(definition, scripts)
+        return self._with_hidden(_notes(definition, scripts), definition, check.pins, facts, {})
+
+    def _with_hidden(
+        self,
+        notes: Mapping[Stage, tuple[Violation, ...]],
+        definition: MethodDefinition,
+        pins: Pins,
+        facts: RegistryFacts,
+        listed: Listing,
+    ) -> dict[Stage, tuple[Violation, ...]]:
+        """Add what files beside the scripts, put there by hand, hide from them; `listed`: folders seen already."""
+        environments = stage_environments(definition)
+        found = dict(notes)
+        for stage, pinned in pins.items():
+            if pinned.shipped:
+                continue
+            folder = folder_of(pinned.file)
+            if folder not in listed:
+                listed[folder] = modules_in(self._files.scripts.root, folder)
+            packages = modules_of(spec for name, spec in facts.specs.items() if name == environments.get(stage))
+            beside = (
+                hidden(path, module, packages=packages, pointer=file_pointer(stage)) for path, module in listed[folder]
+            )
+            found[stage] = (*found[stage], *filter(None, beside))
+        return found
 
 
 def _notes(
@@ -137,16 +168,6 @@ def _notes(
         names = tuple(dict.fromkeys(name for name in passed if name not in _OCCASIONAL))
         notes[stage] = tuple(argument_notes(script, names, file_pointer(stage)))
     return notes
-
-
-def _file_problems(status: FileStatus, *, read_only: bool) -> list[Violation]:
-    """Return what stands in the way of running the file.
-
-    A missing one does not, its stored bytes run; nor does an edit of one's own method, which the next job takes up.
-    """
-    if status.state is FileState.MODIFIED and read_only:
-        return [Violation(file_pointer(status.stage), "file_modified_on_disk", {"file": status.pinned.file})]
-    return []
 
 
 def _stage_parameters(

@@ -6,6 +6,7 @@ from app.domain.enums import Platform
 from app.registry.method_copies import MethodCopies
 from app.registry.method_files import MethodFiles
 from app.registry.method_guide import MethodGuide
+from app.registry.method_restoring import MethodRestoring
 from app.registry.method_runs import MethodRuns
 from app.registry.methods import Clock, JobsOfMethod, LicenceGate, MethodRegistry
 from app.registry.platforms import PlatformChoice
@@ -26,6 +27,7 @@ class MethodServices:
     registry: MethodRegistry
     runs: MethodRuns
     copies: MethodCopies
+    restoring: MethodRestoring
     stage_files: StageFiles
     guide: MethodGuide
     presets: PresetInstaller
@@ -52,6 +54,7 @@ def method_services(
         registry=registry,
         runs=runs,
         copies=MethodCopies(registry=registry, runs=runs, files=files, licence=licence),
+        restoring=MethodRestoring(registry=registry, files=files),
         stage_files=StageFiles(registry=registry, files=files),
         guide=MethodGuide(registry=registry, files=files, reader=reader, clock=clock),
         presets=PresetInstaller(registry=registry, files=files, clock=clock, choice=platform, machine=machine),

@@ -120,10 +120,10 @@ class MethodRegistry:
         self, session: AsyncSession, definition: MethodDefinition, *, instead_of: str | None = None
     ) -> tuple[list[Violation], FileCheck, RegistryFacts]:
         """Say everything that a create would say, or a change of the method `instead_of`; nothing is changed."""
-        check = await asyncio.to_thread(self._files.check, definition)
-        facts = await registry_facts.load(session)
         row = await store.get(session, instead_of) if instead_of is not None else None
-        found = _judge(definition, check, facts)
+        check = await asyncio.to_thread(self._files.check, definition, known=await _files_of(session, row))
+        facts = await registry_facts.load(session)
+        found = _judge(definition, check.violations, facts)
         if await _name_is_taken(session, definition, row):
             found.append(_name_taken(definition))
         return found, check, facts
@@ -229,6 +229,12 @@ class MethodRegistry:
             return await self._jobs.request_cancel_of_method(session, row.id, now=now)
         return ()
 
+    async def require_valid(self, session: AsyncSession, definition: MethodDefinition) -> None:
+        """Raise everything that is wrong with a definition whose files are known to be kept."""
+        found = _judge(definition, (), await registry_facts.load(session))
+        if found:
+            raise InvalidRequest(found)
+
     async def _editable(self, session: AsyncSession, method: str, precondition: Precondition) -> MethodRow:
         row = await store.get(session, method, lock=True)
         if row.read_only:
@@ -245,8 +251,8 @@ class MethodRegistry:
 
     async def _checked(self, session: AsyncSession, definition: MethodDefinition, row: MethodRow | None) -> FileCheck:
         """Raise everything that is wrong with the definition; keep the bytes it will run."""
-        check = await asyncio.to_thread(self._files.check, definition)
-        found = _judge(definition, check, await registry_facts.load(session))
+        check = await asyncio.to_thread(self._files.check, definition, known=await _files_of(session, row))
+        found = _judge(definition, check.violations, await registry_facts.load(session))
         if await _name_is_taken(session, definition, row):
             if not found:
                 raise NameTaken(name=definition.name, pointer="/name")
@@ -270,11 +276,11 @@ def merge_patch(target: Any, patch: Any) -> Any:
     return merged
 
 
-def _judge(definition: MethodDefinition, check: FileCheck, facts: RegistryFacts) -> list[Violation]:
+def _judge(definition: MethodDefinition, of_files: Sequence[Violation], facts: RegistryFacts) -> list[Violation]:
     """Join the rules with what the script root and the database say."""
     return [
         *violations(definition, deploy_targets=facts.deploy_targets),
-        *check.violations,
+        *of_files,
         *_unknown_environments(definition, facts),
     ]
 
@@ -290,6 +296,13 @@ def _unknown_environments(definition: MethodDefinition, facts: RegistryFacts) ->
         for stage, environment in stage_environments(definition).items()
         if environment not in known
     ]
+
+
+async def _files_of(session: AsyncSession, row: MethodRow | None) -> frozenset[str]:
+    """Return the files that the method's newest version runs."""
+    if row is None:
+        return frozenset()
+    return frozenset(pinned.file for pinned in method_of(row, await store.get_version(session, row)).files.values())
 
 
 async def _name_is_taken(session: AsyncSession, definition: MethodDefinition, row: MethodRow | None) -> bool:

@@ -1,8 +1,8 @@
 """Shipped methods become methods of this installation.
 
-Safe to run at every start and by several processes at once. A read-only example pins what was shipped, whatever stands
-on disk; a template that everybody adapts (Custom01, Custom02) pins what stands on disk and is never upgraded. No file
-that was there before is overwritten: an upgrade replaces a file only if it still is what the version before shipped.
+Safe to run at every start and by several processes at once. A read-only example runs from the product's own folder. The
+files of a template that everybody adapts (Custom01, Custom02) are written to the script root once and never upgraded.
+No file that was there before is overwritten or taken over: the template's own goes into a folder beside it.
 """
 
 import asyncio
@@ -15,13 +15,13 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.definition import MethodDefinition
 from app.domain.enums import Platform, VersionSource
-from app.domain.errors import NotFound
+from app.domain.errors import Invalid, NotFound
 from app.domain.names import BASE_ENVIRONMENT
 from app.presets import catalogue
 from app.presets.catalogue import PresetManifest
 from app.registry.environment_spec import BASE_SPEC, parse_spec, spec_hash
-from app.registry.method_files import MethodFiles, PinnedFile, Pins, stage_files
-from app.registry.method_record import Method, method_of
+from app.registry.method_files import MethodFiles, PinnedFile, Pins, pin, stage_files
+from app.registry.method_record import Method
 from app.registry.methods import Clock, MethodRegistry
 from app.registry.platforms import PlatformChoice, wanted_platforms
 from app.registry.script_paths import script_path
@@ -101,7 +101,7 @@ class PresetInstaller:
 
     async def install(self, session: AsyncSession, name: str) -> Method:
         """Install one preset, also one that was deleted or belongs to another platform; return its method."""
-        manifest = _manifest(name)
+        manifest = manifest_named(name)
         await presets.lock_installation(session)
         await self._install_environments(session)
         row = next((row for row in await presets.all_rows(session) if row.name == name), None)
@@ -116,10 +116,12 @@ class PresetInstaller:
 
     async def status(self, session: AsyncSession, name: str) -> PresetStatus:
         """Return what became of one preset here."""
-        manifest = _manifest(name)
+        manifest = manifest_named(name)
         return _status(manifest, {row.name: row for row in await presets.all_rows(session)}.get(name))
 
     async def _install_environments(self, session: AsyncSession) -> None:
+        # no method pins it; jobs that deploy do
+        await asyncio.to_thread(_kept, catalogue.OLLAMA_SCRIPT, self._files)
         specs = {name: file.read_text("utf-8") for name, file in catalogue.environment_specs().items()}
         for name, spec in {BASE_ENVIRONMENT: BASE_SPEC, **specs}.items():
             digest, now = spec_hash(parse_spec(spec)), self._clock()
@@ -129,8 +131,7 @@ class PresetInstaller:
         if await method_store.name_is_taken(session, manifest.name):
             raise NameTaken(name=manifest.name)
         await method_store.lock_scripts(session)
-        definition = _definition(manifest)
-        pins = await asyncio.to_thread(self._pin, manifest, definition, {})
+        definition, pins = await asyncio.to_thread(self._prepare, manifest)
         method = await self._registry.insert(
             session,
             definition,
@@ -146,67 +147,85 @@ class PresetInstaller:
     async def _upgrade(self, session: AsyncSession, manifest: PresetManifest, known: PresetRow) -> None:
         assert known.method_id is not None
         if manifest.read_only:
-            await method_store.lock_scripts(session)
             row = await method_store.get(session, known.method_id, lock=True)
-            before = method_of(row, await method_store.get_version(session, row)).files
-            definition = _definition(manifest)
-            pins = await asyncio.to_thread(self._pin, manifest, definition, {p.file: p for p in before.values()})
+            definition, pins = await asyncio.to_thread(example_of, manifest, self._files)
             values = {"preset_version": manifest.version}
             await self._registry.new_version(session, row, definition, pins, source=VersionSource.PRESET, values=values)
         await presets.record(session, manifest.name, method_id=known.method_id, version=manifest.version)
 
-    def _pin(self, manifest: PresetManifest, definition: MethodDefinition, before: Mapping[str, PinnedFile]) -> Pins:
-        """Put the shipped files where nothing of somebody else's stands; return what the method pins."""
-        shipped = {path: self._put(file, path, before.get(path)) for file, path in _installed_paths(manifest).items()}
-        pins = {stage: shipped[script_path(file)] for stage, file in stage_files(definition).items()}
+    def _prepare(self, manifest: PresetManifest) -> tuple[MethodDefinition, Pins]:
         if manifest.read_only:
-            return pins
-        check = self._files.check(definition)
-        self._files.keep(check)
-        return pins if check.violations else check.pins
-
-    def _put(self, shipped: str, path: str, before: PinnedFile | None) -> PinnedFile:
-        content = catalogue.script_path(shipped).read_bytes()
-        self._files.versions.put(content)
-        if not self._files.scripts.create(path, content) and before is not None:
-            present = self._files.scripts.digest(path)
-            if present is not None and present.sha256 == before.sha256:
-                self._files.scripts.write(path, content)
-        digest = digest_of(content)
-        return PinnedFile(file=path, sha256=digest.sha256, size=digest.size)
+            return example_of(manifest, self._files)
+        definition, pins = template_of(manifest, self._files, installed={})
+        for pinned in pins.values():
+            self._files.scripts.create(pinned.file, self._files.versions.get(pinned.sha256))
+        return definition, pins
 
 
-def _manifest(name: str) -> PresetManifest:
+def manifest_named(name: str) -> PresetManifest:
+    """Return the shipped method of this name or raise `PresetNotFound`."""
     manifest = next((manifest for manifest in catalogue.load_manifests() if manifest.name == name), None)
     if manifest is None:
         raise PresetNotFound(preset=name)
     return manifest
 
 
-def _installed_paths(manifest: PresetManifest) -> dict[str, str]:
-    """Return where each shipped file of the preset stands in the script root.
+def example_of(manifest: PresetManifest, files: MethodFiles) -> tuple[MethodDefinition, Pins]:
+    """Return a read-only example, which runs from the product's folder. Blocks."""
+    pins = {file: pin(script_path(file), _kept(file, files), shipped=True) for file in manifest.files}
+    return _placed(manifest, pins)
 
-    What a template shares with a read-only example becomes a file of its own: adapting one must not break the other.
+
+def template_of(manifest: PresetManifest, files: MethodFiles, *, installed: Pins) -> tuple[MethodDefinition, Pins]:
+    """Return a template, with the places in the script root where its files are or may be. Blocks; writes nothing.
+
+    A file stays where it was `installed`; else it gets a place that is free or holds the same bytes.
     """
-    if manifest.read_only:
-        return {file: script_path(file) for file in manifest.files}
-    examples = {file for other in catalogue.load_manifests() if other.read_only for file in other.files}
+    stages = stage_files(MethodDefinition.model_validate(manifest.definition))
+    places = {file: installed[stage].file for stage, file in stages.items() if stage in installed}
+    pins = {}
+    for file in manifest.files:
+        content = _kept(file, files)
+        pins[file] = pin(places.get(file) or _free_place(manifest, file, content, files), content)
+    return _placed(manifest, pins)
+
+
+def _kept(file: str, files: MethodFiles) -> bytes:
+    content = catalogue.script_path(file).read_bytes()
+    files.versions.put(content)
+    return content
+
+
+def _free_place(manifest: PresetManifest, file: str, content: bytes, files: MethodFiles) -> str:
+    """Return a path in the script root that nobody else's file has: in the root, else in a folder of the template."""
     own = manifest.name.casefold()
-    return {file: script_path(f"{own}_{file}" if file in examples else file) for file in manifest.files}
+    # what a template shares with an example is called after the template, so that nobody takes one for the other
+    examples = {file for other in catalogue.load_manifests() if other.read_only for file in other.files}
+    name = script_path(f"{own}_{file}" if file in examples else file)
+    folders = ("", f"{own}/", *(f"{own}-{number}/" for number in range(2, 100)))
+    return next((path for folder in folders if _is_free(path := folder + name, content, files)), name)
 
 
-def _definition(manifest: PresetManifest) -> MethodDefinition:
-    """Return the preset's definition, with its files where they are installed."""
-    paths = _installed_paths(manifest)
+def _is_free(path: str, content: bytes, files: MethodFiles) -> bool:
+    try:
+        present = files.scripts.digest(path)
+    except Invalid:  # such as a link that leaves the script root
+        return False
+    return present is None or present == digest_of(content)
+
+
+def _placed(manifest: PresetManifest, pins: Mapping[str, PinnedFile]) -> tuple[MethodDefinition, Pins]:
+    """Return the definition with the files where they stand, and what each stage pins."""
     wire = dict(manifest.definition)
-    wire["stages"] = {name: _moved(config, paths) for name, config in wire.get("stages", {}).items()}
+    wire["stages"] = {name: _moved(config, pins) for name, config in wire.get("stages", {}).items()}
     if "deployment" in wire:
-        wire["deployment"] = _moved(wire["deployment"], paths)
-    return MethodDefinition.model_validate(wire)
+        wire["deployment"] = _moved(wire["deployment"], pins)
+    named = stage_files(MethodDefinition.model_validate(manifest.definition))
+    return MethodDefinition.model_validate(wire), {stage: pins[file] for stage, file in named.items()}
 
 
-def _moved(config: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, Any]:
-    return {**config, "file": paths[config["file"]]} if "file" in config else dict(config)
+def _moved(config: Mapping[str, Any], pins: Mapping[str, PinnedFile]) -> dict[str, Any]:
+    return {**config, "file": pins[config["file"]].file} if "file" in config else dict(config)
 
 
 def _status(manifest: PresetManifest, row: PresetRow | None) -> PresetStatus:

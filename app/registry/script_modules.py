@@ -1,12 +1,13 @@
-"""Which modules the stages of methods take from their environments."""
+"""Which modules the stages of methods take from their environments, and which from the script root."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from app.argspec.report import Imports
 from app.domain.errors import AppError
 from app.presets.catalogue import helpers_dir
 from app.registry.method_files import MethodFiles, PinnedFile
+from app.registry.module_names import folder_of
+from app.registry.script_paths import SUFFIX
 
 _REMEMBERED = 1000
 _KNOWN_FOLDERS = frozenset({"helpers", "shared/helpers"})  # added by the shipped scripts and their copies
@@ -32,18 +33,42 @@ class ScriptModules:
                 self._read.clear()
             if reading.lasting:
                 self._read[pinned.sha256] = modules
-        folders = [helpers_dir(), *_folders(self._files.scripts.root, pinned.file)]
+        own = [] if pinned.shipped else [self._files.scripts.absolute(pinned.file).parent]
+        folders = [helpers_dir(), *own]
         return frozenset(module for module in modules if not any(_is_there(folder, module) for folder in folders))
+
+    def imports(self, pinned: PinnedFile, path: str) -> bool:
+        """Return whether the script imports the file `path` of the script root, by itself or through another one."""
+        if pinned.shipped:
+            return False
+        waiting, seen = [pinned.file], set[str]()
+        while waiting:
+            file = waiting.pop()
+            if file in seen:
+                continue
+            seen.add(file)
+            imports = self._imports(pinned, file)
+            # a script that changes where it looks usually adds the folder above its own
+            folders = [folder_of(file), *([""] if imports.search_path else [])]
+            for module in [f"{folder}/{module}".lstrip("/") for folder in folders for module in imports.modules]:
+                if path == module + SUFFIX or path.startswith(f"{module}/"):
+                    return True
+                beside = (module + SUFFIX, f"{module}/__init__{SUFFIX}")
+                waiting += [at for at in beside if self._files.scripts.absolute(at).is_file()]
+        return False
+
+    def _imports(self, pinned: PinnedFile, file: str) -> Imports:
+        try:
+            stored = file == pinned.file
+            content = self._files.versions.get(pinned.sha256) if stored else self._files.scripts.read(file)
+        except (AppError, OSError):
+            return Imports()  # cannot be read, so that it imports nothing
+        return self._files.reader.read(content or b"").imports
 
 
 def _needed(imports: Imports) -> frozenset[str]:
     """Return what a script imports; nothing if it looks in folders that we do not know."""
     return frozenset(imports.modules) if set(imports.search_path) <= _KNOWN_FOLDERS else frozenset()
-
-
-def _folders(root: Path, file: str) -> Iterator[Path]:
-    yield (root / file).parent
-    yield root
 
 
 def _is_there(folder: Path, module: str) -> bool:

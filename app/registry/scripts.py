@@ -121,8 +121,13 @@ class ScriptRoot:
         self._put(path, content, replace=True)
 
     def remove(self, path: str) -> None:
-        """Remove the file if it is there."""
-        self.absolute(path).unlink(missing_ok=True)
+        """Remove the file if it is there; of a link the link, not what it leads to."""
+        *_, name = path.split("/")
+        folders = self._resolved_parts(str(Path(path).parent)) if "/" in path else []
+        with self._folder(folders, path, make=False) as folder, _ignored(FileNotFoundError):
+            if folder is not None:
+                os.unlink(name, dir_fd=folder)
+                os.fsync(folder)
 
     def _put(self, path: str, content: bytes, *, replace: bool) -> bool:
         if len(content) > self.max_bytes:

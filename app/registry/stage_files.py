@@ -1,24 +1,28 @@
 """Scripts over HTTP: those of a method's stages, and all of the script root.
 
-Nothing is overwritten unread: a write names the bytes it replaces. The bytes of a read-only example cannot be replaced
-through any door.
+Nothing is overwritten or deleted unread: a change names the bytes it replaces, and they are kept. A name that would
+hide a module from the scripts beside it is refused.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import VersionSource
-from app.domain.errors import InvalidRequest, NotAllowed, NotFound
+from app.domain.errors import Conflict, InvalidRequest, NotFound
 from app.domain.kinds import Stage
-from app.registry.method_files import FileStatus, MethodFiles, PinnedFile, python_problem
+from app.registry.method_files import FileStatus, MethodFiles, PinnedFile, pin, python_problem
 from app.registry.method_record import Method, method_of
+from app.registry.method_restoring import FileInTheWay
 from app.registry.methods import MethodRegistry, Precondition, PresetReadOnly
+from app.registry.module_names import folder_of, hidden, modules_of, provided
+from app.registry.script_modules import ScriptModules
 from app.registry.script_paths import script_path
-from app.registry.scripts import ScriptEntry, ScriptTooLarge, digest_of
+from app.registry.scripts import ScriptEntry, ScriptTooLarge
 from app.store import methods as store
+from app.store import registry_facts
 
 
 class ScriptNotFound(NotFound):
@@ -33,10 +37,10 @@ class StageWithoutFile(NotFound):
     code = "stage_without_file"
 
 
-class ScriptOfPreset(NotAllowed):
-    """A read-only example runs this file."""
+class ScriptInUse(Conflict):
+    """Methods run the file or import it."""
 
-    code = "script_of_preset"
+    code = "script_in_use"
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,12 @@ class ScriptContent:
 
 
 class StageFiles:
-    """Lists, reads and replaces scripts."""
+    """Lists, reads, replaces and deletes scripts."""
 
     def __init__(self, *, registry: MethodRegistry, files: MethodFiles) -> None:
         self._registry = registry
         self._files = files
+        self._modules = ScriptModules(files)
 
     async def states(self, method: Method) -> list[FileStatus]:
         """Return the files of the method, and how they stand on disk."""
@@ -62,6 +67,11 @@ class StageFiles:
         """Return the stage's file as it stands on disk; the stored bytes if it is gone from there."""
         pinned = _pinned(await self._registry.get(session, method), stage)
         return ScriptContent(*await asyncio.to_thread(self._files.current, pinned))
+
+    async def read_version(self, session: AsyncSession, method: str, number: int, stage: Stage) -> ScriptContent:
+        """Return the bytes that a version of the method pins."""
+        pinned = _pinned(await self._registry.version(session, method, number), stage)
+        return ScriptContent(pinned, await asyncio.to_thread(self._files.versions.get, pinned.sha256))
 
     async def write(
         self, session: AsyncSession, method: str, stage: Stage, content: bytes, *, precondition: Precondition
@@ -74,11 +84,12 @@ class StageFiles:
             raise PresetReadOnly(method=row.name)
         newest = method_of(row, await store.get_version(session, row))
         pinned = _pinned(newest, stage)
-        await self._refuse_files_of_presets(session, pinned.file)
+        if pinned.shipped and await asyncio.to_thread(self._files.scripts.digest, pinned.file) is not None:
+            raise FileInTheWay(file=pinned.file)  # the upload would become a file of the script root
         present, _ = await asyncio.to_thread(self._files.current, pinned)
         precondition(present.sha256)
         written = await asyncio.to_thread(self._write, pinned.file, content)
-        pins = {at: written if pin.file == pinned.file else pin for at, pin in newest.files.items()}
+        pins = {at: written if one.file == pinned.file else one for at, one in newest.files.items()}
         return await self._registry.new_version(session, row, newest.definition, pins, source=VersionSource.UPLOAD)
 
     async def entries(self) -> list[ScriptEntry]:
@@ -91,7 +102,7 @@ class StageFiles:
         content = await asyncio.to_thread(self._files.scripts.read, path)
         if content is None:
             raise ScriptNotFound(file=path)
-        return _content(path, content)
+        return ScriptContent(pin(path, content), content)
 
     async def write_script(
         self, session: AsyncSession, path: str, content: bytes, *, precondition: Callable[[str | None], None]
@@ -104,10 +115,24 @@ class StageFiles:
         path = script_path(path)
         await asyncio.to_thread(self._check, content, path)
         await store.lock_scripts(session)
-        await self._refuse_files_of_presets(session, path)
+        await self._refuse_hiding(session, path)
         present = await asyncio.to_thread(self._files.scripts.digest, path)
         precondition(present.sha256 if present else None)
         return await asyncio.to_thread(self._write, path, content), present is None
+
+    async def delete_script(self, session: AsyncSession, path: str, *, precondition: Precondition) -> None:
+        """Delete a file of the script root that no method uses; `precondition` gets its sha256."""
+        path = script_path(path)
+        await store.lock_scripts(session)
+        present = await asyncio.to_thread(self._files.scripts.digest, path)
+        if present is None:
+            raise ScriptNotFound(file=path)
+        precondition(present.sha256)
+        methods = [method_of(row, version) for row, version in await store.living_methods(session)]
+        users = await asyncio.to_thread(self._users, methods, path)
+        if users:
+            raise ScriptInUse(file=path, methods=", ".join(users))
+        await asyncio.to_thread(self._delete, path)
 
     def _check(self, content: bytes, name: str) -> None:
         limit = self._files.scripts.max_bytes
@@ -119,25 +144,49 @@ class StageFiles:
 
     def _write(self, path: str, content: bytes) -> PinnedFile:
         # kept first, on disk last: after a crash in between the file counts as edited on disk, and nothing is lost
+        replaced = self._files.scripts.read(path)
+        if replaced is not None:
+            self._files.versions.put(replaced)
         self._files.versions.put(content)
         self._files.scripts.write(path, content)
-        return _content(path, content).file
+        return pin(path, content)
 
-    async def _refuse_files_of_presets(self, session: AsyncSession, path: str) -> None:
-        presets = await store.read_only_methods(session)
-        newest = await store.newest_versions(session, presets)
-        for row in presets:
-            files = method_of(row, newest[row.id]).files.values()
-            if any(self._files.scripts.same(pinned.file, path) for pinned in files):
-                raise ScriptOfPreset(file=path, method=row.name)
+    def _delete(self, path: str) -> None:
+        content = self._files.scripts.read(path)
+        if content is not None:
+            self._files.versions.put(content)
+        self._files.scripts.remove(path)
+
+    def _users(self, methods: Sequence[Method], path: str) -> list[str]:
+        """Return the names of the methods that run the file or import it."""
+        return [
+            method.name
+            for method in methods
+            if any(self._runs(pinned, path) or self._modules.imports(pinned, path) for pinned in method.files.values())
+        ]
+
+    def _runs(self, pinned: PinnedFile, path: str) -> bool:
+        if pinned.shipped or self._files.scripts.absolute(path).is_symlink():
+            return not pinned.shipped and pinned.file == path  # what a link leads to stays
+        return self._files.scripts.same(pinned.file, path)
+
+    async def _refuse_hiding(self, session: AsyncSession, path: str) -> None:
+        folder, module = provided(path)
+        environments = {
+            environment
+            for environment, files in (await store.stages_by_environment(session)).items()
+            if any(not file.get("shipped") and folder_of(file["file"]) == folder for file in files)
+        }
+        if folder and not environments:
+            return  # no script looks for modules there
+        specs = (await registry_facts.load(session)).specs
+        packages = modules_of(specs[name] for name in environments & specs.keys())
+        problem = hidden(path, module, packages=packages)
+        if problem is not None:
+            raise InvalidRequest([problem])
 
 
 def _pinned(method: Method, stage: Stage) -> PinnedFile:
     if stage not in method.files:
         raise StageWithoutFile(method=method.name, stage=stage)
     return method.files[stage]
-
-
-def _content(path: str, content: bytes) -> ScriptContent:
-    digest = digest_of(content)
-    return ScriptContent(PinnedFile(file=path, sha256=digest.sha256, size=digest.size), content)

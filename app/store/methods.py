@@ -138,9 +138,22 @@ async def version_page(session: AsyncSession, method_id: str, wanted: PageReques
     return await page_slice(session, statement, wanted, column=MethodVersionRow.number, tie=MethodVersionRow.method_id)
 
 
-async def read_only_methods(session: AsyncSession) -> Sequence[MethodRow]:
-    """Return the living methods whose files must not be changed."""
-    statement = select(MethodRow).where(col(MethodRow.deleted_at).is_(None), col(MethodRow.read_only).is_(True))
+async def files_of_versions(session: AsyncSession, method_id: str) -> Sequence[Mapping[str, Any]]:
+    """Return what each version of the method pins."""
+    return (await session.exec(select(MethodVersionRow.files).where(MethodVersionRow.method_id == method_id))).all()
+
+
+async def living_methods(session: AsyncSession) -> Sequence[tuple[MethodRow, MethodVersionRow]]:
+    """Return every living method with its newest version, by name."""
+    statement = (
+        select(MethodRow, MethodVersionRow)
+        .join(
+            MethodVersionRow,
+            (col(MethodVersionRow.method_id) == MethodRow.id) & (col(MethodVersionRow.number) == MethodRow.version),
+        )
+        .where(col(MethodRow.deleted_at).is_(None))
+        .order_by(MethodRow.name_key)
+    )
     return (await session.exec(statement)).all()
 
 
@@ -248,16 +261,8 @@ def _rows(result: Any) -> int:
 
 async def stages_by_environment(session: AsyncSession) -> Mapping[str, Sequence[Mapping[str, Any]]]:
     """Return environment → pinned files of the stages that the living methods run in it, of their newest versions."""
-    statement = (
-        select(MethodVersionRow)
-        .join(
-            MethodRow,
-            (col(MethodVersionRow.method_id) == MethodRow.id) & (col(MethodVersionRow.number) == MethodRow.version),
-        )
-        .where(col(MethodRow.deleted_at).is_(None))
-    )
     found: dict[str, list[Mapping[str, Any]]] = {}
-    for version in (await session.exec(statement)).all():
+    for _, version in await living_methods(session):
         configs = {**(version.definition.get("stages") or {}), "deployment": version.definition.get("deployment")}
         for stage, pinned in version.files.items():
             if environment := (configs.get(stage) or {}).get("conda_env"):

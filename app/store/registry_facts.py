@@ -1,6 +1,7 @@
 """What a method may name, and where it could run now: deploy targets, environments, nodes."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from sqlmodel import select
@@ -31,6 +32,8 @@ class RegistryFacts:
     specified_environments: frozenset[str]
     named_environments: frozenset[str]
     nodes: tuple[NodeFacts, ...]
+    specs: Mapping[str, str] = field(default_factory=dict)
+    """Specifications of environments, by name."""
 
     @property
     def environments(self) -> frozenset[str]:
@@ -46,6 +49,7 @@ async def load(session: AsyncSession) -> RegistryFacts:
         deploy_targets=frozenset((await session.exec(select(DeployTargetRow.name))).all()),
         specified_environments=frozenset(row.name for row in environments if row.spec),
         named_environments=frozenset(row.name for row in environments),
+        specs={row.name: row.spec for row in environments if row.spec},
         nodes=tuple(
             NodeFacts(
                 name=row.name,

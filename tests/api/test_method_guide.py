@@ -152,17 +152,6 @@ class TestReadiness:
 
         assert [problem["code"] for problem in (await only_stage(app))["problems"]] == ["no_node_alive"]
 
-    async def test_an_edited_example_is_not_ready(self, app: MethodsApp) -> None:
-        async with app.database.writing() as session:
-            await app.services.presets.install_presets(session)
-        app.script("sft-demo.py", SCRIPT)
-
-        body = (await app.client.get(f"{URL}/SFT-Demo/readiness")).json()
-
-        problems = {stage["stage"]: [problem["code"] for problem in stage["problems"]] for stage in body["stages"]}
-        assert "file_modified_on_disk" in problems["training"]
-        assert "file_modified_on_disk" not in problems["saving"]
-
     async def test_validation_says_it_before_anything_is_registered(self, app: MethodsApp) -> None:
         app.script("train.py", STRICT)
         await start_node(app, "base")

@@ -154,6 +154,13 @@ def test_replaces_the_file_of_a_stage_that_everyone_may_adapt(deepe: Deepe, tmp_
     assert result.exit_code == 0, result.output
     assert "version 2" in result.stdout
 
+    restored = deepe("methods", "restore", "Custom02", "--version", "2")
+    reset, again = deepe("methods", "reset", "Custom02"), deepe("methods", "reset", "Custom02", "--json")
+
+    assert "version 2" in restored.stdout
+    assert "version 3" in reset.stdout
+    assert document(again)["source"] == "reset"
+
 
 def test_tells_an_address_about_ends_until_that_is_deleted(deepe: Deepe, tmp_path: Path) -> None:
     with receiving(tmp_path) as receiver:

@@ -305,8 +305,8 @@ SCRIPTS = [
     Bad("name too long", "PUT", f"/scripts/{'x' * 300}.py", 422, "file_path_too_long", options={"content": b"x = 1\n"}),
     Bad("overwritten unread", "PUT", "/scripts/slow.py", 428, "precondition_required", options={"content": b"x = 1\n"}),
     Bad(
-        "file of a read-only example", "PUT", "/scripts/sft-demo.py", 403, "script_of_preset",
-        options={"content": b"x = 1\n", "headers": {"If-Match": "*"}},
+        "name of a standard module", "PUT", "/scripts/json.py", 422, "invalid_request",
+        (("", "script_hides_standard_module"),), "json", {"content": b"x = 1\n"},
     ),
     Bad("too large", "PUT", "/scripts/new.py", 413, "body_too_large", options={"content": b"#" * (2**20 + 1)}),
     Bad(

@@ -7,10 +7,11 @@ import pytest
 
 from app.domain.enums import JobKind, VersionSource
 from app.domain.errors import InvalidRequest
+from app.presets.catalogue import script_path as shipped_script
 from app.registry.method_record import Method
-from app.registry.method_runs import FileModified, script_to_run
+from app.registry.method_runs import script_to_run
 from app.store.session import Database
-from tests.api.client import SOURCE, MethodsApp, methods_app
+from tests.api.client import SOURCE, MethodsApp, definition, methods_app
 
 EDITED = b"print('edited')\n"
 
@@ -59,13 +60,33 @@ class TestPinForRun:
 
         assert (await pin(app, "finance")).version == 1
 
-    async def test_an_edited_read_only_example_is_refused(self, app: MethodsApp) -> None:
+    async def test_an_example_runs_what_was_shipped_whatever_the_root_holds(self, app: MethodsApp) -> None:
         async with app.database.writing() as session:
             await app.services.presets.install_presets(session)
         app.script("sft-demo.py", EDITED)
 
-        with pytest.raises(FileModified):
-            await pin(app, "SFT-Demo")
+        method = await pin(app, "SFT-Demo")
+
+        assert method.version == 1
+        script = script_to_run(app.services.files, method.files[JobKind.TRAINING])
+        assert (script.path, script.in_place, script.isolated) == (shipped_script("sft-demo.py"), True, True)
+        assert script.import_paths == ()
+
+    async def test_a_name_that_only_the_product_has_means_the_shipped_script(self, app: MethodsApp) -> None:
+        app.script("train.py")
+        files = {"training": "train.py", "saving": "save_model"}
+        stages = {stage: {"file": file, "conda_env": "base"} for stage, file in files.items()}
+        wanted = definition(lifecycle=["customized", "complete"], stages=stages)
+
+        created = await app.client.post("/api/v1/methods", json=wanted)
+
+        assert created.status_code == 201, created.text
+        assert [(file["file"], file["shipped"]) for file in created.json()["files"]] == [
+            ("train.py", False),
+            ("save_model.py", True),
+        ]
+        app.script("save_model.py", EDITED)
+        assert (await pin(app, "finance")).version == 1
 
 
 class TestScriptToRun:
@@ -76,7 +97,7 @@ class TestScriptToRun:
 
         assert script.in_place
         assert script.path == app.home.scripts / "train.py"
-        assert script.import_paths == (app.home.scripts,)
+        assert (script.import_paths, script.isolated) == ((app.home.scripts,), False)
 
     @pytest.mark.parametrize("present", [EDITED, None])
     async def test_runs_the_stored_bytes_when_they_were_changed(self, app: MethodsApp, present: bytes | None) -> None:
@@ -92,4 +113,4 @@ class TestScriptToRun:
         assert not script.in_place
         assert script.path.name == "train.py"
         assert script.path.read_bytes() == SOURCE
-        assert script.import_paths == (app.home.scripts / "deep", app.home.scripts)
+        assert script.import_paths == (app.home.scripts / "deep",)

@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 
 from app.domain.enums import Platform
-from app.domain.errors import InvalidRequest
 from app.presets import catalogue
 from app.registry.platforms import this_machine, wanted_platforms
+from app.store import methods as method_store
 from app.store.nodes import register_node
 from app.store.session import Database
 from tests.api.client import MethodsApp, methods_app, tag_of
 
 EDITED = b"print('mine')\n"
 URL = "/api/v1/methods"
+PYTHON = {"Content-Type": "text/x-python", "If-Match": "*"}
+UPLOAD = {"Content-Type": "text/x-python", "If-None-Match": "*"}
 BY_DEFAULT = ["Custom01", "Custom02", "GRPO-Demo", "SFT-Demo"]
 WITHOUT_SFT = BY_DEFAULT[:-1]
 
@@ -61,9 +63,12 @@ class TestInstallPresets:
         sft = (await app.client.get(f"{URL}/SFT-Demo")).json()
         assert (sft["read_only"], sft["source"], sft["disk_changed"]) == (True, "preset", False)
         assert sft["stages"]["training"]["file"] == "sft-demo.py"
-        assert (app.home.scripts / "sft-demo.py").is_file()
-        assert (app.home.scripts / "custom01.py").is_file()
-        assert not (app.home.scripts / "train_callback.py").exists()
+        assert all(file["shipped"] for file in sft["files"])
+        in_root = sorted(path.name for path in app.home.scripts.iterdir())
+        assert in_root == [
+            *("ask_custom01.py", "custom01.py", "custom01_deploy_example.py"),
+            *("custom02.py", "custom02_ask_model.py", "save_custom01.py"),
+        ]
 
     async def test_a_second_start_changes_nothing(self, app: MethodsApp) -> None:
         await install(app)
@@ -89,26 +94,29 @@ class TestInstallPresets:
         assert examples
         assert adapted.isdisjoint(examples)
 
-    async def test_a_file_of_the_users_own_is_left_alone(self, app: MethodsApp) -> None:
-        app.script("custom01.py", EDITED)
-        app.script("sft-demo.py", EDITED)
+    async def test_a_file_of_the_users_own_is_neither_touched_nor_claimed(self, app: MethodsApp) -> None:
+        for name in ("custom01.py", "sft-demo.py", "save_custom01.py"):
+            app.script(name, EDITED)
+        app.script("custom01/save_custom01.py", b"if x\n")
 
         await install(app)
 
-        assert (app.home.scripts / "custom01.py").read_bytes() == EDITED
-        assert (app.home.scripts / "sft-demo.py").read_bytes() == EDITED
-        assert (await app.client.get(f"{URL}/Custom01")).json()["disk_changed"] is False
-        assert (await app.client.get(f"{URL}/SFT-Demo")).json()["disk_changed"] is True
+        names = ("custom01.py", "sft-demo.py", "save_custom01.py")
+        assert {(app.home.scripts / name).read_bytes() for name in names} == {EDITED}
+        custom01, sft = [(await app.client.get(f"{URL}/{name}")).json() for name in ("Custom01", "SFT-Demo")]
+        assert (custom01["disk_changed"], sft["disk_changed"]) == (False, False)
+        assert custom01["stages"]["training"]["file"] == "custom01/custom01.py"
+        assert custom01["stages"]["saving"]["file"] == "custom01-2/save_custom01.py"
+        assert custom01["stages"]["inference-customized"]["file"] == "ask_custom01.py"
+        written = (await app.client.get(f"{URL}/Custom01/files/training")).content
+        assert written == catalogue.script_path("custom01.py").read_bytes()
 
-    async def test_a_broken_file_in_the_way_of_a_template_is_refused_at_submit(self, app: MethodsApp) -> None:
-        app.script("custom01.py", b"if x\n")
+    async def test_the_same_bytes_that_are_there_are_used(self, app: MethodsApp) -> None:
+        app.script("custom01.py", catalogue.script_path("custom01.py").read_bytes())
 
         await install(app)
 
-        assert (await app.client.get(f"{URL}/Custom01")).json()["disk_changed"] is True
-        async with app.database.writing() as session:
-            with pytest.raises(InvalidRequest):
-                await app.services.runs.pin_for_run(session, "Custom01")
+        assert (await app.client.get(f"{URL}/Custom01")).json()["stages"]["training"]["file"] == "custom01.py"
 
     async def test_a_method_of_the_users_own_keeps_its_name(self, app: MethodsApp) -> None:
         mine = await app.create(name="sft-demo")
@@ -161,19 +169,28 @@ class TestUpgrade:
         body = (await app.client.get(f"{URL}/SFT-Demo")).json()
         assert (body["version"], body["preset_version"]) == (2, before["preset_version"] + 1)
         assert body["disk_changed"] is False
-        assert (app.home.scripts / "sft-demo.py").read_bytes() == EDITED
+        assert (await app.client.get(f"{URL}/SFT-Demo/files/training")).content == EDITED
 
-    async def test_leaves_an_edited_file_and_shows_it(
+    async def test_moves_an_example_of_an_older_product_out_of_the_script_root(
         self, app: MethodsApp, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
+        """Examples lay in the script root, and were born as modified where users had files of these names."""
         await install(app)
-        app.script("sft-demo.py", b"print('edited by hand')\n")
-        ship(monkeypatch, tmp_path, sft_demo=EDITED)
+        app.script("sft-demo.py", EDITED)
+        async with app.database.writing() as session:
+            row = await method_store.get(session, "SFT-Demo")
+            version = await method_store.get_version(session, row)
+            version.files = {stage: {**pin, "shipped": False} for stage, pin in version.files.items()}
+            session.add(version)
+        before = (await app.client.get(f"{URL}/SFT-Demo")).json()
+        ship(monkeypatch, tmp_path)
 
         await install(app)
 
-        assert (app.home.scripts / "sft-demo.py").read_bytes() == b"print('edited by hand')\n"
-        assert (await app.client.get(f"{URL}/SFT-Demo")).json()["disk_changed"] is True
+        after = (await app.client.get(f"{URL}/SFT-Demo")).json()
+        assert (before["disk_changed"], after["disk_changed"]) == (True, False)
+        assert after["stages"] == before["stages"]
+        assert (app.home.scripts / "sft-demo.py").read_bytes() == EDITED
 
     async def test_leaves_templates_to_their_users(
         self, app: MethodsApp, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -203,18 +220,27 @@ class TestRights:
     async def test_a_read_only_example_refuses_every_change(self, app: MethodsApp) -> None:
         await install(app)
         tag = tag_of(await app.client.get(f"{URL}/SFT-Demo"))
-        shipped = (app.home.scripts / "sft-demo.py").read_bytes()
-        (app.home.scripts / "alias.py").symlink_to("sft-demo.py")
+        shipped = catalogue.script_path("sft-demo.py").read_bytes()
 
         patched = await app.client.patch(f"{URL}/SFT-Demo", json={"description": "x"}, headers=tag)
-        uploads = [
-            await app.client.put(url, content=EDITED, headers={"Content-Type": "text/x-python", "If-Match": "*"})
-            for url in (f"{URL}/SFT-Demo/files/training", "/api/v1/scripts/sft-demo.py", "/api/v1/scripts/alias.py")
-        ]
+        upload = await app.client.put(f"{URL}/SFT-Demo/files/training", content=EDITED, headers=PYTHON)
 
         assert (patched.status_code, patched.json()["code"]) == (403, "preset_read_only")
-        assert [response.status_code for response in uploads] == [403, 403, 403]
-        assert (app.home.scripts / "sft-demo.py").read_bytes() == shipped
+        assert (upload.status_code, upload.json()["code"]) == (403, "preset_read_only")
+        assert (await app.client.get(f"{URL}/SFT-Demo/files/training")).content == shipped
+
+    async def test_a_script_of_a_users_own_may_be_called_as_an_examples(self, app: MethodsApp) -> None:
+        await install(app)
+        shipped = (await app.client.get(f"{URL}/SFT-Demo/files/training")).content
+
+        uploaded = await app.client.put("/api/v1/scripts/sft-demo.py", content=EDITED, headers=UPLOAD)
+
+        assert uploaded.status_code == 201, uploaded.text
+        sft = (await app.client.get(f"{URL}/SFT-Demo")).json()
+        assert (sft["version"], sft["disk_changed"]) == (1, False)
+        assert (await app.client.get(f"{URL}/SFT-Demo/files/training")).content == shipped
+        mine = await app.create(stages={"training": {"file": "sft-demo.py", "conda_env": "base"}})
+        assert [file["shipped"] for file in mine["files"]] == [False]
 
     async def test_everybody_adapts_custom01_and_its_files(self, app: MethodsApp) -> None:
         await install(app)

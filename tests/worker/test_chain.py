@@ -25,8 +25,8 @@ STAGES = (JobKind.TRAINING, JobKind.SAVING, JobKind.DEPLOYMENT)
 WALK = ["queued", "launching", "running", "succeeded"]
 
 
-async def submit_custom01(site: Site) -> list[str]:
-    """Insert the chain of the shipped method Custom01."""
+async def submit_custom01(site: Site, *, shipped: bool = False) -> list[str]:
+    """Insert the chain of the shipped method Custom01; `shipped`: run from the product's folder, as examples are."""
     manifest = next(manifest for manifest in load_manifests() if manifest.name == "Custom01")
     files = {kind: manifest.definition["stages"][kind]["file"] for kind in (JobKind.TRAINING, JobKind.SAVING)}
     files[JobKind.DEPLOYMENT] = manifest.definition["deployment"]["file"]
@@ -38,9 +38,12 @@ async def submit_custom01(site: Site) -> list[str]:
     rows: list[JobRow] = []
     for position, kind in enumerate(STAGES):
         content = script_path(files[kind]).read_bytes()
-        (site.home.scripts / files[kind]).write_bytes(content)
+        if not shipped:
+            (site.home.scripts / files[kind]).write_bytes(content)
         row = await site.job("", kind, position=position, name="first")
-        pin = PinnedScript(file=files[kind], sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+        pin = PinnedScript(
+            file=files[kind], sha256=hashlib.sha256(content).hexdigest(), size=len(content), shipped=shipped
+        )
         row.launch = site.snapshot(pin, kind).document()
         row.parameters = {"max_steps": 40} if kind is JobKind.TRAINING else {}
         if rows:

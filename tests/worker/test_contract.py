@@ -19,6 +19,9 @@ play.complete()
 print('{"status": "success"}')
 """
 
+# How DeepExtension's scripts in folders reach the script root.
+ABOVE = "import os, sys\nsys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))\n"
+
 SECRETS = {
     "DEEPE_API_TOKEN": "token-0123456789-abcdefgh",
     "AWS_SECRET_ACCESS_KEY": "secret",
@@ -86,7 +89,8 @@ TRAINING = {"train_name": "a b", "learning_rate": 2e-05, "load_in_4bit": False, 
 
 class TestArguments:
     async def test_are_those_of_the_contract_for_every_stage(self, site: Site) -> None:
-        chain = [await site.job(LOOK, JobKind.TRAINING, file="sub/train.py", parameters=TRAINING, name="first")]
+        below = f"{ABOVE}{LOOK}"
+        chain = [await site.job(below, JobKind.TRAINING, file="sub/train.py", parameters=TRAINING, name="first")]
         for position, kind in enumerate((JobKind.SAVING, JobKind.DEPLOYMENT), start=1):
             deployment = Deployment(target="custom", url="http://127.0.0.1:9", quantize="q8_0", system="Be kind.")
             snapshot = {"deployment": deployment} if kind is JobKind.DEPLOYMENT else {}

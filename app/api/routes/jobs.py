@@ -42,7 +42,6 @@ from app.executor.jobs.submission import InsufficientDiskSpace
 from app.executor.runs.log_file import CHUNK_BYTES
 from app.executor.runs.log_pages import MAX_PAGE_BYTES, LogRange
 from app.executor.runs.stream import InvalidEventId, StreamPosition
-from app.registry.method_runs import FileModified
 from app.store import jobs
 from app.store.jobs import JobAlreadyFinished, JobNotFound
 
@@ -52,7 +51,7 @@ Paging = Annotated[PageParams, Depends(page_params("created_at", "name", "update
 JobId = Annotated[str, Path(description="Id of the job.", examples=["0192f0c1-d2e3-4f5a-8b6c-7d8e9f0a1b2c"])]
 """`{job}` in the addresses."""
 
-_SUBMITTED: Final = (InvalidRequest, FileModified, InsufficientDiskSpace, IdempotencyKeyReused)
+_SUBMITTED: Final = (InvalidRequest, InsufficientDiskSpace, IdempotencyKeyReused)
 _EVENTS: Final = """retry: 2000
 
 id: 12-0-0-0.0.0

@@ -38,7 +38,9 @@ from app.domain.enums import TrainingType
 from app.domain.errors import InvalidRequest
 from app.domain.form import MethodForm
 from app.registry.method_record import Method, version_tag
+from app.registry.method_restoring import FileInTheWay, NotATemplate
 from app.registry.methods import JobsChoice, MethodHasLiveJobs, MethodMoved, PresetReadOnly
+from app.registry.preset_install import PresetNotFound
 from app.store.methods import MethodFilter, MethodNotFound, MethodVersionNotFound, NameTaken
 
 router = Router(prefix="/api/v1", tags=["methods"])
@@ -197,12 +199,34 @@ async def copy_method(
     return await creation.answer(create, headers=_created_headers)
 
 
-@router.post("/methods/{method}:restore", responses=problem_responses(MethodNotFound))
-async def restore_method_files(
+@router.post(
+    "/methods/{method}:restore",
+    responses=problem_responses(MethodNotFound, MethodVersionNotFound, FileInTheWay, PresetReadOnly, InvalidRequest),
+)
+async def restore_method(
+    method: MethodRef,
+    session: WriteSession,
+    services: ServicesDep,
+    response: Response,
+    version: Annotated[
+        int | None,
+        Query(ge=1, le=2**31 - 1, description="The version to go back to; by default the newest.", examples=[1]),
+    ] = None,
+) -> MethodRead:
+    """Bring a version of the method and its files back; what was edited on disk becomes a version before."""
+    restored = await services.methods.restoring.restore(session, method, version)
+    return await tagged_method(services, restored, response)
+
+
+@router.post(
+    "/methods/{method}:reset",
+    responses=problem_responses(MethodNotFound, PresetNotFound, NotATemplate, FileInTheWay, InvalidRequest),
+)
+async def reset_method(
     method: MethodRef, session: WriteSession, services: ServicesDep, response: Response
 ) -> MethodRead:
-    """Write the pinned bytes of the newest version back to disk, over whatever was edited there."""
-    return await tagged_method(services, await services.methods.runs.restore(session, method), response)
+    """Put a shipped template and its files back to what was shipped; what was adapted stays among its versions."""
+    return await tagged_method(services, await services.methods.restoring.reset(session, method), response)
 
 
 @router.get("/methods/{method}/versions", responses=problem_responses(MethodNotFound, InvalidCursor))

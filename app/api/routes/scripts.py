@@ -26,11 +26,12 @@ from app.api.schemas.methods import (
 )
 from app.api.small_lists import page_by_name
 from app.domain.errors import InvalidRequest, PreconditionFailed
+from app.registry.method_restoring import FileInTheWay
 from app.registry.methods import MethodMoved, PresetReadOnly
 from app.registry.script_paths import FileOutsideRoot, FilePathTooLong, InvalidFilePath
 from app.registry.scripts import ScriptTooLarge
-from app.registry.stage_files import ScriptContent, ScriptNotFound, ScriptOfPreset, StageWithoutFile
-from app.store.methods import MethodNotFound
+from app.registry.stage_files import ScriptContent, ScriptInUse, ScriptNotFound, StageWithoutFile
+from app.store.methods import MethodNotFound, MethodVersionNotFound
 
 router = Router(prefix="/api/v1", tags=["scripts"])
 
@@ -115,6 +116,22 @@ async def get_method_file(method: MethodRef, stage: StageName, session: ReadSess
     return _raw(await services.methods.stage_files.read(session, method, stage))
 
 
+@router.get(
+    "/methods/{method}/versions/{number}/files/{stage}",
+    response_class=Response,
+    responses={**_RAW_ANSWER, **problem_responses(MethodNotFound, MethodVersionNotFound, StageWithoutFile)},
+)
+async def get_method_version_file(
+    method: MethodRef,
+    number: Annotated[int, Path(ge=1, le=2**31 - 1, description="Number of the version.", examples=[1])],
+    stage: StageName,
+    session: ReadSession,
+    services: ServicesDep,
+) -> Response:
+    """Read the bytes that a version of the method runs at a stage; of a deleted method too, by its id."""
+    return _raw(await services.methods.stage_files.read_version(session, method, number, stage))
+
+
 @router.put(
     "/methods/{method}/files/{stage}",
     openapi_extra=_RAW_BODY,
@@ -125,7 +142,7 @@ async def get_method_file(method: MethodRef, stage: StageName, session: ReadSess
         StaleVersion,
         MethodMoved,
         PresetReadOnly,
-        ScriptOfPreset,
+        FileInTheWay,
         ScriptTooLarge,
         InvalidRequest,
         UnsupportedMediaType,
@@ -171,7 +188,6 @@ async def get_script(path: ScriptPath, services: ServicesDep) -> Response:
             PreconditionRequired,
             StaleVersion,
             ScriptExists,
-            ScriptOfPreset,
             ScriptTooLarge,
             InvalidRequest,
             UnsupportedMediaType,
@@ -187,11 +203,24 @@ async def write_script(
     services: ServicesDep,
     response: Response,
 ) -> ScriptRead:
-    """Upload a file to the script root. To replace one, `If-Match` names the bytes that were read."""
+    """Upload a file to the script root. To replace one, `If-Match` names the bytes that were read.
+
+    A name that would hide a module from the scripts of the folder, such as `json.py`, is refused.
+    """
     written, new = await services.methods.stage_files.write_script(session, path, content, precondition=precondition)
     response.status_code = 201 if new else 200
     response.headers["ETag"] = etag_of(written.sha256)
     return script_read(written)
+
+
+@router.delete(
+    "/scripts/{path:path}",
+    status_code=204,
+    responses=problem_responses(ScriptNotFound, PreconditionRequired, StaleVersion, ScriptInUse, *_BAD_PATH),
+)
+async def delete_script(path: ScriptPath, session: WriteSession, services: ServicesDep, if_match: IfMatch) -> None:
+    """Delete a file of the script root that no method runs or imports. `If-Match` is the `ETag` of the file."""
+    await services.methods.stage_files.delete_script(session, path, precondition=if_match.require)
 
 
 def _raw(script: ScriptContent) -> Response:

@@ -56,17 +56,21 @@ class PinnedFileRead(BaseModel):
     """A file that a version of a method runs, by its exact bytes."""
 
     stage: StageName
-    file: str = Field(description="Path in the script root.", examples=["finance_sft.py"])
+    file: str = Field(description="Path in the script root; name of a shipped one.", examples=["finance_sft.py"])
     sha256: str = Field(examples=[_SHA256])
     size_bytes: int = Field(examples=[4711])
+    shipped: bool = Field(
+        description="Whether it is a file of the product, which runs from the product's own folder; else it lies in "
+        "the script root.",
+    )
 
 
 class MethodFileRead(PinnedFileRead):
     """A pinned file, and how it stands on disk."""
 
     state: FileState = Field(
-        description="`modified`: edited on disk; the next job takes the edit up as a new version, or is refused if the "
-        "method is read-only. `missing`: the stored bytes run."
+        description="`modified`: edited on disk; the next job takes the edit up as a new version, unless the method is "
+        "read-only. `missing`: the stored bytes run."
     )
 
 
@@ -415,4 +419,4 @@ def _definition(method: Method) -> dict[str, Any]:
 
 
 def _pinned(pinned: PinnedFile) -> dict[str, Any]:
-    return {"file": pinned.file, "sha256": pinned.sha256, "size_bytes": pinned.size}
+    return {"file": pinned.file, "sha256": pinned.sha256, "size_bytes": pinned.size, "shipped": pinned.shipped}

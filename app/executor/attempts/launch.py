@@ -42,7 +42,7 @@ from app.executor.engines.base import LaunchSpec
 from app.executor.environments.activation import ActivationFailed, builder_environment, interpreter, stage_environment
 from app.executor.runs.job_spec import EnvironmentBuild, PinnedScript, Snapshot
 from app.executor.runs.run_folder import RunFolder
-from app.presets.catalogue import helpers_dir, script_path
+from app.presets.catalogue import helpers_dir
 from app.registry.method_files import MethodFiles, PinnedFile
 from app.registry.method_runs import ScriptToRun, script_to_run
 from app.registry.scripts import ScriptRoot
@@ -157,9 +157,12 @@ class StageLauncher:
         with disk_trouble():
             await asyncio.to_thread(parameters.write_text, json.dumps(snapshot.effective | job.parameters), "utf-8")
         resumed_from = await self._resume(claim, snapshot, run)
+        with disk_trouble():
+            import_paths = await asyncio.to_thread(_import_paths, script, run)
         extra = {
-            # a user's own copy of a helper module comes before ours
-            "PYTHONPATH": os.pathsep.join(map(str, (*script.import_paths, helpers_dir()))),
+            "PYTHONPATH": os.pathsep.join(map(str, import_paths)),
+            # the working directory is the users' script root, which no process of a shipped script may import from
+            **({"PYTHONSAFEPATH": "1"} if script.isolated else {}),
             "DEEPE_JOB_ID": job.id,
             "DEEPE_OUTPUT_DIR": str(run.output),
             "DEEPE_PARAMS": str(parameters),
@@ -244,11 +247,8 @@ class StageLauncher:
     def _locate(self, script: PinnedScript | None) -> ScriptToRun:
         """Return where the pinned bytes stand: in place while the script root still holds them."""
         assert script is not None
-        if script.shipped:
-            path = script_path(script.file)
-            return ScriptToRun(path=path, sha256=script.sha256, in_place=True, import_paths=(self._home.scripts,))
         try:
-            return script_to_run(self._files, PinnedFile(file=script.file, sha256=script.sha256, size=script.size))
+            return script_to_run(self._files, PinnedFile(**script.model_dump()))
         except AppError as error:
             raise LaunchError(EndReason.SCRIPT_MISSING, file=script.file, detail=error.detail()) from error
 
@@ -274,6 +274,21 @@ class StageLauncher:
             if path is not None and not path.exists():
                 raise LaunchError(EndReason.INPUT_MISSING, detail=self._home.relative(path))
         return inputs
+
+
+def _import_paths(script: ScriptToRun, run: RunFolder) -> list[Path]:
+    """Return where the script's modules are looked for behind its own folder; blocks.
+
+    Users' copies of helper modules come before ours; they are linked into the run folder, so that the rest of the
+    folder that they lie in stays out of sight.
+    """
+    copies = run.path / "helpers"
+    if script.helper_copies:
+        copies.mkdir(exist_ok=True)
+    for copy in script.helper_copies:
+        with contextlib.suppress(FileExistsError):
+            (copies / copy.name).symlink_to(copy)
+    return [*script.import_paths, *([copies] if script.helper_copies else []), helpers_dir()]
 
 
 def _snapshot(job: JobRow) -> Snapshot:

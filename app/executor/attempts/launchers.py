@@ -32,6 +32,8 @@ def stage_command(
 ) -> tuple[str, ...]:
     """Return the argv of a stage; `ranks` is the folder for what the processes other than rank 0 write."""
     own = (str(python), "-u")
+    # `-m` would look for modules in the working directory first; the processes that it starts do not inherit `-I`
+    isolated = (*own, "-I")
     command = (str(script), *arguments)
     match launcher.kind:
         case LauncherKind.PYTHON:
@@ -41,7 +43,7 @@ def stage_command(
                 *("--standalone", f"--local-addr={_LOOPBACK}", f"--nproc-per-node={processes}"),
                 *("--max-restarts=0", f"--log-dir={ranks}", *_tee("--tee", processes)),
             )
-            return (*own, "-m", "torch.distributed.run", *group, *command)
+            return (*isolated, "-m", "torch.distributed.run", *group, *command)
         case LauncherKind.ACCELERATE:
             group = (
                 *("--num_machines=1", f"--num_processes={processes}", "--mixed_precision=no", "--dynamo_backend=no"),
@@ -49,7 +51,7 @@ def stage_command(
                 *(("--multi_gpu", "--main_process_port=0", "--max_restarts=0") if processes > 1 else ()),
                 *(f"--log_dir={ranks}", *_tee("--tee", processes)),
             )
-            return (*own, "-m", "accelerate.commands.launch", *group, *command)
+            return (*isolated, "-m", "accelerate.commands.launch", *group, *command)
 
 
 def group_variables(

@@ -42,4 +42,4 @@ class MethodProbing:
 
 
 def _pinned(file: Mapping[str, object]) -> PinnedFile:
-    return PinnedFile(file=str(file["file"]), sha256=str(file["sha256"]), size=0)
+    return PinnedFile(file=str(file["file"]), sha256=str(file["sha256"]), size=0, shipped=bool(file.get("shipped")))

@@ -8,7 +8,7 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -149,7 +149,7 @@ class Questions:
         return Snapshot(
             training_type=model.training_type,
             technique=method.definition.technique,
-            script=PinnedScript(file=pinned.file, sha256=pinned.sha256, size=pinned.size),
+            script=PinnedScript(**asdict(pinned)),
             declared=None if script.partly_read else script.declared_names,
             declared_only=bool(method.definition.arguments.declared_only),
             false_as=method.definition.arguments.false_as,

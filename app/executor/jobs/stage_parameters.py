@@ -165,7 +165,7 @@ def _shipped_columns(method: Method, stage: Stage) -> DataColumns | None:
     """Return what a shipped script wants; None for any other, also for one that a user has changed."""
     pinned = method.files.get(stage)
     for manifest in load_manifests():
-        if pinned is not None and pinned.file in manifest.files and manifest.name == method.preset:
-            shipped = hashlib.sha256(script_path(pinned.file).read_bytes()).hexdigest()
-            return manifest.columns if shipped == pinned.sha256 else None
+        if pinned is not None and manifest.name == method.preset:
+            shipped = {hashlib.sha256(script_path(file).read_bytes()).hexdigest() for file in manifest.files}
+            return manifest.columns if pinned.sha256 in shipped else None
     return None

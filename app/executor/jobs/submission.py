@@ -7,7 +7,7 @@ written with everything that its arguments are made of (`app.executor.runs.job_s
 import asyncio
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import uuid4
@@ -379,7 +379,7 @@ def _needed_state(method: Method, submission: Submission) -> ModelState | None:
 def _pinned(method: Method, stage: Stage) -> PinnedScript:
     pinned = method.files.get(stage)
     if pinned is not None:
-        return PinnedScript(file=pinned.file, sha256=pinned.sha256, size=pinned.size)
+        return PinnedScript(**asdict(pinned))
     # deployment to a configured target is done by a script of ours
     digest = digest_of(script_path(OLLAMA_SCRIPT).read_bytes())
     return PinnedScript(file=OLLAMA_SCRIPT, sha256=digest.sha256, size=digest.size, shipped=True)

@@ -269,7 +269,7 @@ def command(plan: Plan, train_py: Path) -> list[str]:
 
 def environment(plan: Plan, around: Mapping[str, str]) -> dict[str, str]:
     """Return the variables of the process: nothing of the user's may redirect its configuration or the posts to us."""
-    foreign = ("ENV", "SIMPLETUNER_ENV", "CONFIG_PATH", "CONFIG_TYPE", "DEEPE_EVENTS")
+    foreign = ("ENV", "SIMPLETUNER_ENV", "CONFIG_PATH", "CONFIG_TYPE", "DEEPE_EVENTS", "PYTHONSAFEPATH")
     kept = {name: value for name, value in around.items() if name not in foreign}
     own = {
         "SIMPLETUNER_ENVIRONMENT": "default",
