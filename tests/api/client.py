@@ -1,5 +1,6 @@
 """A service over ASGI on a fresh database and an empty home, for tests of methods and all that needs them."""
 
+import operator
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
 
 from app.access.guard import CommercialLicenseRequired
 from app.api.application import HttpOptions, new_application
@@ -108,13 +109,24 @@ async def methods_app(
     home.create()
     licence = SwitchableLicence()
     services = build_services(settings, database, licence=licence, clock=utc_now, machine=Platform.CPU)
-    options = HttpOptions(
-        version="test", uploads=[*scripts.script_uploads(MAX_SCRIPT_BYTES), *datasets.dataset_uploads(MAX_UPLOAD_BYTES)]
-    )
-    app = new_application(options)
+    app = _application(routers)
     app.state.services = services
-    for router in (methods.router, scripts.router, presets.router, *routers):
-        app.include_router(router)
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url=BASE_URL) as client:
         yield MethodsApp(client=client, database=database, home=home, services=services.methods, licence=licence)
+
+
+_applications: list[tuple[tuple[APIRouter, ...], FastAPI]] = []
+
+
+def _application(routers: tuple[APIRouter, ...]) -> FastAPI:
+    """Return the routes, once: FastAPI prepares them at the first request, which takes longer than a test does."""
+    for known, app in _applications:
+        if len(known) == len(routers) and all(map(operator.is_, known, routers)):
+            return app
+    uploads = [*scripts.script_uploads(MAX_SCRIPT_BYTES), *datasets.dataset_uploads(MAX_UPLOAD_BYTES)]
+    app = new_application(HttpOptions(version="test", uploads=uploads))
+    for router in (methods.router, scripts.router, presets.router, *routers):
+        app.include_router(router)
+    _applications.append((routers, app))
+    return app

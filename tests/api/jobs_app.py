@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +121,8 @@ async def jobs_app(database: Database, root: Path) -> AsyncIterator[JobsApp]:
     )
     services.home.create()
     await _register_samples(services)
-    app = new_application(HttpOptions(version="test"))
+    app = _application()
     app.state.services = services
-    include_routes(app)
     node = await add_node(database, environments=("base", ENVIRONMENT))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BASE_URL) as client:
         yield JobsApp(
@@ -132,6 +132,14 @@ async def jobs_app(database: Database, root: Path) -> AsyncIterator[JobsApp]:
             doorbell=doorbell,
             runner=Runner(database=database, home=services.home, node_id=node),
         )
+
+
+@cache
+def _application() -> FastAPI:
+    """Return all routes, once: FastAPI prepares them at the first request, which takes longer than a test does."""
+    app = new_application(HttpOptions(version="test"))
+    include_routes(app)
+    return app
 
 
 async def _register_samples(services: Services) -> None:
