@@ -1,8 +1,9 @@
-"""Requests a second and latency of the API, beside bare FastAPI routes on the same machine.
+"""Requests a second and latency of the API, beside bare FastAPI routes and servers of others that do the same work.
 
     python -m benchmarks.http_api [--seconds 4] [--connections 8] [--jobs 1000]
 
-Both run as one uvicorn process each on a loopback port, one after the other, with nothing else of the service. The load
+All run as one process each on a loopback port, one after the other, with nothing else of the service. Prefect's and
+MLflow's servers are measured where they are installed (`benchmarks.peers`). The load
 comes from a client of our own on raw sockets (an HTTP library would be slower than the servers), every connection with
 one request at a time; client and server share the machine's cores.
 """
@@ -31,6 +32,7 @@ from app.domain.enums import EndReason, JobStatus
 from app.presets.catalogue import ROOM
 from app.settings import database_url
 from app.store.session import Database
+from benchmarks.peers import PeerMissing, mlflow, prefect
 from benchmarks.reporting import Samples, ms, print_machine, print_table, ratio
 from tests.job_rows import insert, new_job
 from tests.servers import free_port
@@ -46,6 +48,7 @@ class Result:
     samples: Samples
     seconds: float
     bytes_of_answer: int
+    refused: int = 0
 
     @property
     def rate(self) -> float:
@@ -61,8 +64,9 @@ def main() -> None:
     args = parser.parse_args()
     print_machine()
 
-    def load(port: int, request: Request, status: int = 200) -> Result:
-        return asyncio.run(put_load(port, request, status, seconds=args.seconds, connections=args.connections))
+    def load(port: int, request: Request, status: int = 200, *, strict: bool = True) -> Result:
+        loading = put_load(port, request, status, seconds=args.seconds, connections=args.connections, strict=strict)
+        return asyncio.run(loading)
 
     body = {"name": "thing", "kind": "ollama", "url": "http://127.0.0.1:11434"}
     with bare_server() as port:
@@ -76,6 +80,7 @@ def main() -> None:
         row("bare FastAPI: POST (peer of creates)", create, create),
         row("bare FastAPI: POST, one row written", write_row, create),
     ]
+    ours: dict[str, Result] = {}
     with api_server(args.jobs) as (port, job):
         numbers = itertools.count()
         for name, path in (
@@ -86,22 +91,45 @@ def main() -> None:
             ("GET /methods/Custom01", "/api/v1/methods/Custom01"),
             ("GET /methods", "/api/v1/methods"),
         ):
-            rows.append(row(name, load(port, get(path)), read))
+            ours[name] = load(port, get(path))
+            rows.append(row(name, ours[name], read))
         target = post("/api/v1/deploy-targets", lambda: {**body, "name": f"target {next(numbers)}"})
         rows.append(row("POST /deploy-targets", load(port, target, 201), create))
         wish = {"method": "Custom01", "base_model": "bike-base", "dataset": "bike-hire", "through": "customized"}
-        rows.append(row("POST /jobs", load(port, post("/api/v1/jobs", lambda: wish), 201), create))
+        ours["POST /jobs"] = load(port, post("/api/v1/jobs", lambda: wish), 201, strict=False)
+        rows.append(row("POST /jobs", ours["POST /jobs"], create))
+    best = dict.fromkeys(("read", "list", "create"), 0.0)
+    for start_peer in (prefect, mlflow):
+        try:
+            with start_peer(child, args.jobs) as peer:
+                loads = {
+                    "read": load(peer.port, get(peer.read), strict=False),
+                    "list": load(peer.port, post(*peer.list), strict=False),
+                    "create": load(peer.port, post(*peer.create), peer.created, strict=False),
+                }
+                label = f"{peer.name} {peer.version}"
+        except PeerMissing as missing:
+            print(f"{start_peer.__name__} is not measured: {missing}")
+            continue
+        for kind, result in loads.items():
+            rows.append(row(f"{label}: {kind}", result, create if kind == "create" else read))
+            best[kind] = max(best[kind], result.rate)
     print_table(
         f"{args.connections} connections, {args.seconds:g} s each, {args.jobs:,} jobs in a SQLite table, one process",
-        ["", "requests/s", "median ms", "p99 ms", "bytes", "rate / peer"],
+        ["", "requests/s", "median ms", "p99 ms", "bytes", "rate / bare", "refused"],
         rows,
     )
+    print(f"reading a job: {ours['GET /jobs/{job}'].rate / read_row.rate:.2f} of the bare route that reads one row")
+    for kind, name in (("read", "GET /jobs/{job}"), ("list", "GET /jobs (50 a page)"), ("create", "POST /jobs")):
+        if best[kind]:
+            print(f"{name}: {ours[name].rate / best[kind]:.2f} times the better peer")
 
 
 def row(name: str, result: Result, peer: Result) -> list[str]:
     samples = result.samples
     rate = ratio(result.rate, peer.rate)
-    return [name, f"{result.rate:.0f}", ms(samples.median), ms(samples.p99), f"{result.bytes_of_answer}", rate]
+    figures = [f"{result.rate:.0f}", ms(samples.median), ms(samples.p99), f"{result.bytes_of_answer}"]
+    return [name, *figures, rate, f"{result.refused or ''}"]
 
 
 # ---- the load -------------------------------------------------------------------------------------------------------
@@ -124,36 +152,56 @@ def post(path: str, body: Callable[[], Any]) -> Request:
     return make
 
 
-async def put_load(port: int, request: Request, status: int, *, seconds: float, connections: int) -> Result:
-    """Send requests over some connections, each waiting for its answer; every answer must have the status."""
-    samples = Samples()
-    sizes: list[int] = []
-    await asyncio.gather(*(talk(port, request, status, samples, sizes, seconds=0.5) for _ in range(connections)))
-    samples.seconds.clear()  # that was to warm up
+async def put_load(
+    port: int, request: Request, status: int, *, seconds: float, connections: int, strict: bool
+) -> Result:
+    """Send requests over some connections, each waiting for its answer.
+
+    `strict`: every answer must have the status; otherwise those that have not are counted apart.
+    """
+    warm = Load(port, request, status, seconds=0.5, strict=strict)
+    await asyncio.gather(*(warm.talk() for _ in range(connections)))
+    load = Load(port, request, status, seconds=seconds, strict=strict)
     begun = time.perf_counter()
-    await asyncio.gather(*(talk(port, request, status, samples, sizes, seconds=seconds) for _ in range(connections)))
-    return Result(samples, time.perf_counter() - begun, sizes[-1])
+    await asyncio.gather(*(load.talk() for _ in range(connections)))
+    return Result(load.samples, time.perf_counter() - begun, load.size, load.refused)
 
 
-async def talk(port: int, request: Request, status: int, samples: Samples, sizes: list[int], *, seconds: float) -> None:
-    """Use one connection for a while."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    expected = f"HTTP/1.1 {status} ".encode()
-    until = time.perf_counter() + seconds
-    try:
-        while time.perf_counter() < until:
-            message = request()
-            with samples.measure():
+class Load:
+    """One kind of request for a while, and what came back."""
+
+    def __init__(self, port: int, request: Request, status: int, *, seconds: float, strict: bool) -> None:
+        self._port = port
+        self._request = request
+        self._expected = f"HTTP/1.1 {status} ".encode()
+        self._seconds = seconds
+        self._strict = strict
+        self.samples = Samples()
+        self.size = 0
+        self.refused = 0
+
+    async def talk(self) -> None:
+        """Use one connection for a while."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        until = time.perf_counter() + self._seconds
+        try:
+            while time.perf_counter() < until:
+                message = self._request()
+                begun = time.perf_counter()
                 writer.write(message)
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
                 body = await reader.readexactly(length)
-            if not head.startswith(expected):
-                raise AssertionError(f"{message.decode()}\n{head.decode()}\n{body.decode()}")
-            sizes.append(length)
-    finally:
-        writer.close()
-        await writer.wait_closed()
+                if head.startswith(self._expected):
+                    self.samples.seconds.append(time.perf_counter() - begun)
+                    self.size = length
+                elif self._strict:
+                    raise AssertionError(f"{message.decode()}\n{head.decode()}\n{body.decode()}")
+                else:
+                    self.refused += 1
+        finally:
+            writer.close()
+            await writer.wait_closed()
 
 
 # ---- the servers ----------------------------------------------------------------------------------------------------
