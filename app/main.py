@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 
-import redis.asyncio
 from fastapi import FastAPI
 
 from app.access.guard import LicenceGuard
@@ -56,7 +55,7 @@ from app.executor.maintenance.webhook_post import WebhookClient
 from app.executor.maintenance.webhook_sender import WebhookSender
 from app.executor.maintenance.webhooks import Webhooks
 from app.executor.nodes.disk_guard import DiskGuard
-from app.executor.nodes.hints import Doorbell, FileDoorbell, RedisDoorbell
+from app.executor.nodes.hints import Doorbell, FileDoorbell
 from app.executor.nodes.joining import set_join_token
 from app.executor.nodes.node_actions import NodeActions
 from app.executor.runs.observe import RunObserver
@@ -211,6 +210,8 @@ def _doorbell(settings: Settings, database: Database) -> Doorbell:
         home = Home(settings.home)
         return FileDoorbell(home.doorbell, bells=home.bells)
 
+    from app.executor.nodes.redis_hints import RedisDoorbell
+
     async def node_names() -> Sequence[str]:
         async with database.reading() as session:
             return [node.name for node in await living_nodes(session)]
@@ -258,7 +259,7 @@ def _optional_checks(settings: Settings) -> dict[str, Callable[[], Awaitable[obj
     disk = DiskGuard({"DEEPE_HOME": Home(settings.home).runs}, min_free_bytes=settings.min_free_bytes)
     if settings.redis_url is None:
         return {"disk": disk.require}
-    client = redis.asyncio.Redis.from_url(
-        settings.redis_url.get_secret_value(), socket_timeout=1, socket_connect_timeout=1
-    )
+    from redis.asyncio import Redis
+
+    client = Redis.from_url(settings.redis_url.get_secret_value(), socket_timeout=1, socket_connect_timeout=1)
     return {"redis": client.ping, "disk": disk.require}

@@ -29,11 +29,12 @@ from app.executor.environments.environment_probe import EnvironmentProbes
 from app.executor.environments.method_probing import MethodProbing
 from app.executor.nodes.agent import Lane, NodeAgent, Timing
 from app.executor.nodes.disk_guard import DiskGuard
-from app.executor.nodes.hints import listen, listen_to_file
+from app.executor.nodes.hints import listen_to_file
 from app.executor.nodes.inventory import Hardware, this_hardware
 from app.executor.nodes.joining import node_id
 from app.executor.nodes.node_lock import NodeIsTaken, exclusive
 from app.executor.nodes.presence import NodeEnvironments, NodeFacts
+from app.executor.nodes.redis_hints import listen
 from app.executor.nodes.trouble import TROUBLE, log_trouble, rest_seconds
 from app.observability import configure_logging
 from app.registry.method_files import MethodFiles

@@ -24,6 +24,7 @@ from app.api.errors import (
     Problem,
     StorageFull,
     UnsupportedMediaType,
+    describe_problems,
     problem_responses,
 )
 from app.api.guards import (
@@ -168,6 +169,7 @@ def _document_errors(operation: dict[str, Any], *, path: str, method: str) -> No
         examples = theirs.get("content", {}).get(PROBLEM_MEDIA_TYPE, {}).get("examples")
         if theirs is not ours and examples is not None:
             examples |= ours["content"][PROBLEM_MEDIA_TYPE]["examples"]
+    describe_problems(responses)
     operation["responses"] = dict(sorted(responses.items()))
 
 

@@ -226,21 +226,26 @@ def translate(exc: Exception) -> AppError:
 
 
 def problem_responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
-    """Return `responses=` of a route: its errors by status, each with an example."""
+    """Return `responses=` of a route: its errors by status.
+
+    `describe_problems` puts the texts in when somebody asks for the document: a start reads none of them.
+    """
     by_status: dict[int | str, dict[str, Any]] = {}
     for error in sorted(set(errors), key=lambda error: error.code):
-        status = status_of(error)
-        entry = by_status.setdefault(
-            status,
-            {
-                "description": text(f"problem_title_{status}"),
-                "content": {
-                    PROBLEM_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}},
-                },
-            },
-        )
-        entry["content"][PROBLEM_MEDIA_TYPE]["examples"][error.code] = {"value": _example(error, status)}
+        empty = {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}
+        entry = by_status.setdefault(status_of(error), {"description": "", "content": {PROBLEM_MEDIA_TYPE: empty}})
+        entry["content"][PROBLEM_MEDIA_TYPE]["examples"][error.code] = {}
     return by_status
+
+
+def describe_problems(responses: Mapping[str, dict[str, Any]]) -> None:
+    """Write descriptions and examples into what `problem_responses` returned."""
+    for status, response in responses.items():
+        examples = response.get("content", {}).get(PROBLEM_MEDIA_TYPE, {}).get("examples", {})
+        if examples:
+            response["description"] = text(f"problem_title_{status}")
+        for code in examples:
+            examples[code] = {"value": _example(code, int(status))}
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -320,17 +325,17 @@ def _log(error: AppError, exc: Exception) -> None:
         logger.warning(error.code, extra={"error": f"{type(exc).__name__}: {exc}"})
 
 
-def _example(error: type[AppError], status: int) -> dict[str, Any]:
+def _example(code: str, status: int) -> dict[str, Any]:
     entries: Sequence[dict[str, str]] = ()
-    if error is InvalidRequest:
+    if code == InvalidRequest.code:
         entries = [{"pointer": "/name", "code": "field_required", "detail": text("field_required")}]
     return {
-        "type": f"urn:deepe:problem:{error.code}",
+        "type": f"urn:deepe:problem:{code}",
         "title": text(f"problem_title_{status}"),
         "status": status,
-        "detail": text(error.code, count=len(entries)),
+        "detail": text(code, count=len(entries)),
         "instance": "/api/v1/methods",
-        "code": error.code,
+        "code": code,
         "request_id": "0192f0c1d2e34f5a8b6c7d8e9f0a1b2c",
         "errors": list(entries),
         "error_count": len(entries),

@@ -9,17 +9,22 @@ import hashlib
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Protocol
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
 
 from fastapi import Depends, Header
 from pydantic import BaseModel
+from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from app.api.dependencies import WriteSession
 from app.api.headers import IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED
 from app.domain.errors import Invalid
+from app.store import idempotency as rows
 
 MAX_KEY: Final = 200
+_CREATED: Final = 201
 _KEY = re.compile(rf"[!-~]{{1,{MAX_KEY}}}")
 
 HeadersOf = Callable[[Mapping[str, Any]], Mapping[str, str]]
@@ -35,34 +40,6 @@ class IdempotencyKeyReused(Invalid):
     """The key came before, with another request."""
 
     code = "idempotency_key_reused"
-
-
-@dataclass(frozen=True)
-class StoredAnswer:
-    """What the first request with a key was, and what it was answered."""
-
-    fingerprint: str
-    status_code: int
-    body: Mapping[str, Any]
-
-
-class IdempotencyStore(Protocol):
-    """Keys in the database; bound to the session whose transaction creates."""
-
-    async def begin(self, *, scope: str, key: str, fingerprint: str) -> StoredAnswer | None:
-        """Reserve the key in this transaction and return None, or return the committed answer of an earlier request.
-
-        Waits while another transaction holds the key (`INSERT ... ON CONFLICT DO NOTHING`, then read).
-        """
-        ...
-
-    async def complete(self, *, scope: str, key: str, status_code: int, body: Mapping[str, Any]) -> None:
-        """Write the answer beside the key that `begin` reserved in this transaction."""
-        ...
-
-
-def _no_headers(_body: Mapping[str, Any]) -> Mapping[str, str]:
-    return {}
 
 
 async def _read_key(
@@ -81,40 +58,47 @@ async def _read_key(
     return idempotency_key
 
 
-IdempotencyKey = Annotated[str | None, Depends(_read_key)]
-"""Dependency of every create."""
+@dataclass(frozen=True)
+class Creation:
+    """Runs a create once per key, in the transaction of the route's `WriteSession`."""
+
+    request: Request
+    session: AsyncSession
+    key: str | None
+
+    async def answer(
+        self, create: Callable[[], Awaitable[BaseModel]], *, headers: HeadersOf, shown_once: Collection[str] = ()
+    ) -> Response:
+        """Return 201 with what `create` made, or the answer of the request that had the key first.
+
+        `headers` derives response headers (`Location`, `ETag`) from the body, so that a replay has them too.
+        `shown_once` names members that are not stored: they are null in a replay.
+        """
+        if self.key is None:
+            return _answer(await _body_of(create), headers=headers)
+        operation = {"scope": str(self.request.scope["endpoint"].__name__), "key": self.key}
+        fingerprint = await _fingerprint(self.request)
+        earlier = await rows.reserve(self.session, **operation, fingerprint=fingerprint, now=datetime.now(UTC))
+        if earlier is not None:
+            if earlier.fingerprint != fingerprint:
+                raise IdempotencyKeyReused(pointer=f"{IDEMPOTENCY_KEY}:")
+            response = _answer(earlier.body, headers=headers, status_code=earlier.status_code)
+            response.headers[IDEMPOTENCY_REPLAYED] = "true"
+            return response
+        body = await _body_of(create)
+        kept = {member: None if member in shown_once else value for member, value in body.items()}
+        await rows.keep(self.session, **operation, status_code=_CREATED, body=kept)
+        return _answer(body, headers=headers)
 
 
-async def idempotent(
-    request: Request,
-    store: IdempotencyStore,
-    *,
-    key: str | None,
-    create: Callable[[], Awaitable[BaseModel]],
-    status_code: int = 201,
-    headers: HeadersOf = _no_headers,
-    shown_once: Collection[str] = (),
-) -> Response:
-    """Return the answer of `create`, or the stored one when this request came before with the same key.
+async def _creation(
+    request: Request, session: WriteSession, key: Annotated[str | None, Depends(_read_key)]
+) -> Creation:
+    return Creation(request=request, session=session, key=key)
 
-    `headers` derives response headers (`Location`, `ETag`) from the body, so that a replay has them too.
-    `shown_once` names members that are not stored: they are null in a replay.
-    """
-    if key is None:
-        return _answer(await _body_of(create), status_code=status_code, headers=headers)
-    scope = str(request.scope["endpoint"].__name__)
-    fingerprint = await _fingerprint(request)
-    earlier = await store.begin(scope=scope, key=key, fingerprint=fingerprint)
-    if earlier is not None:
-        if earlier.fingerprint != fingerprint:
-            raise IdempotencyKeyReused(pointer=f"{IDEMPOTENCY_KEY}:")
-        response = _answer(earlier.body, status_code=earlier.status_code, headers=headers)
-        response.headers[IDEMPOTENCY_REPLAYED] = "true"
-        return response
-    body = await _body_of(create)
-    kept = {member: None if member in shown_once else value for member, value in body.items()}
-    await store.complete(scope=scope, key=key, status_code=status_code, body=kept)
-    return _answer(body, status_code=status_code, headers=headers)
+
+CreationDep = Annotated[Creation, Depends(_creation, scope="function")]
+"""Dependency of every create; its `session` is the route's `WriteSession`."""
 
 
 async def _body_of(create: Callable[[], Awaitable[BaseModel]]) -> Mapping[str, Any]:
@@ -129,5 +113,5 @@ async def _fingerprint(request: Request) -> str:
     return digest.hexdigest()
 
 
-def _answer(body: Mapping[str, Any], *, status_code: int, headers: HeadersOf) -> Response:
+def _answer(body: Mapping[str, Any], *, headers: HeadersOf, status_code: int = _CREATED) -> Response:
     return JSONResponse(body, status_code=status_code, headers=dict(headers(body)))

@@ -2,8 +2,6 @@
 
 from typing import Final
 
-import httpx
-
 from app.domain.errors import Unavailable
 
 _TIMEOUT_SECONDS: Final = 30.0
@@ -18,6 +16,8 @@ class DeployTargetUnreachable(Unavailable):
 
 async def unload_from_ollama(url: str, model: str) -> None:
     """Delete `model` in the Ollama at `url`; one that it does not have is as good as deleted."""
+    import httpx  # takes a tenth of a second, and models are rarely deleted
+
     try:
         # no proxy from the environment: deployments reach the tool without one as well
         async with httpx.AsyncClient(timeout=_TIMEOUT_SECONDS, trust_env=False) as client:

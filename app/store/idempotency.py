@@ -1,7 +1,6 @@
 """Keys of creates that may be sent again; written in the transaction that creates."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -16,16 +15,9 @@ from app.store.tables import IdempotencyRow
 _UNANSWERED = 0
 
 
-@dataclass(frozen=True)
-class KeptAnswer:
-    """What the first request with a key was, and its answer."""
-
-    fingerprint: str
-    status_code: int
-    body: Mapping[str, Any]
-
-
-async def reserve(session: AsyncSession, *, scope: str, key: str, fingerprint: str, now: datetime) -> KeptAnswer | None:
+async def reserve(
+    session: AsyncSession, *, scope: str, key: str, fingerprint: str, now: datetime
+) -> IdempotencyRow | None:
     """Reserve the key in this transaction, or return the answer of the request that had it first.
 
     Waits while another transaction holds the key: Postgres at the unique index, SQLite at its one writer.
@@ -38,9 +30,7 @@ async def reserve(session: AsyncSession, *, scope: str, key: str, fingerprint: s
     assert isinstance(result, CursorResult)
     if result.rowcount == 1:
         return None
-    row = await session.get(IdempotencyRow, (scope, key), populate_existing=True)
-    assert row is not None
-    return KeptAnswer(fingerprint=row.fingerprint, status_code=row.status_code, body=row.body)
+    return await session.get_one(IdempotencyRow, (scope, key), populate_existing=True)
 
 
 async def keep(session: AsyncSession, *, scope: str, key: str, status_code: int, body: Mapping[str, Any]) -> None:

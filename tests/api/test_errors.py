@@ -14,6 +14,7 @@ from app.access.licence import LicenceKeyExists
 from app.api.errors import (
     STATUS_BY_FAMILY,
     DatabaseUnavailable,
+    describe_problems,
     problem_of,
     problem_response,
     problem_responses,
@@ -300,9 +301,10 @@ class TestProblemResponses:
         class Unknown(NotFound):
             code = "route_not_found"
 
-        responses = problem_responses(Taken, Unknown)
+        responses = {str(status): response for status, response in problem_responses(Taken, Unknown).items()}
+        describe_problems(responses)
 
-        assert set(responses) == {404, 409}
-        content = responses[409]["content"]["application/problem+json"]
+        assert set(responses) == {"404", "409"}
+        content = responses["409"]["content"]["application/problem+json"]
         assert content["schema"] == {"$ref": "#/components/schemas/Problem"}
         assert content["examples"]["license_key_exists"]["value"]["status"] == 409

@@ -1,4 +1,6 @@
 import asyncio
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -114,3 +116,16 @@ class TestLicense:
             "code": "license_expired",
             "detail": "许可证 L-1 已于 2026-06-01T00:00:00Z 过期。请向供应商索取新的许可证并安装。",
         }
+
+
+def test_import_of_the_api_leaves_out_what_it_may_not_need() -> None:
+    program = (
+        "import sys, app.main; from app.domain import texts; print(texts.catalogue.cache_info().currsize, *sys.modules)"
+    )
+
+    texts_read, *loaded = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout.split()
+
+    assert texts_read == "0"
+    assert {"torch", "redis", "arq", "httpx", "alembic", "rich"}.isdisjoint(loaded)

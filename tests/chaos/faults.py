@@ -24,7 +24,7 @@ import httpx
 import psutil
 import redis.asyncio as redis_client
 
-from app.executor.nodes.hints import RedisDoorbell
+from app.executor.nodes.redis_hints import RedisDoorbell
 from app.executor.supervisor import program
 from tests.chaos.arena import Folder, Node
 from tests.chaos.proxy import Line as Network

@@ -12,7 +12,7 @@ import redis
 
 from app.cli.private_redis import SOCKET_PATH_BYTES, PrivateRedis
 from app.executor.attempts.script_status import FAILED, RUNNING, RedisScriptStatus
-from app.executor.nodes.hints import RedisDoorbell, queue_name
+from app.executor.nodes.redis_hints import RedisDoorbell, queue_name
 from tests.servers import redis_executable
 from tests.waiting import wait_until
 

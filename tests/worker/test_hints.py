@@ -8,7 +8,8 @@ import pytest
 import redis
 
 from app.domain.enums import JobStatus
-from app.executor.nodes.hints import FileDoorbell, RedisDoorbell, listen_to_file, queue_name
+from app.executor.nodes.hints import FileDoorbell, listen_to_file
+from app.executor.nodes.redis_hints import RedisDoorbell, queue_name
 from tests.servers import RedisServer, free_port
 from tests.waiting import until
 from tests.worker.harness import Site
@@ -177,6 +178,6 @@ class TestWithout:
         doorbell.ring("b")
         await doorbell.close()
 
-        assert [record.message for record in caplog.records if record.name == "app.executor.nodes.hints"] == [
+        assert [record.message for record in caplog.records if record.name == "app.executor.nodes.redis_hints"] == [
             "hint_lost"
         ]

@@ -4,10 +4,9 @@ from typing import Annotated
 
 from fastapi import Depends, Path, Response
 
-from app.api.creation import CreationDep
 from app.api.dependencies import ReadSession, ServicesDep, WriteSession
 from app.api.errors import problem_responses
-from app.api.idempotency import IdempotencyKeyReused
+from app.api.idempotency import CreationDep, IdempotencyKeyReused
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
 from app.api.routing import Router
 from app.api.schemas.resources import BaseModelCreate, BaseModelRead, UnregisteredBaseModels, base_model_read

@@ -6,11 +6,10 @@ from typing import Annotated, Any, Final
 
 from fastapi import Depends, Path, Query, Request, Response
 
-from app.api.creation import CreationDep
 from app.api.dependencies import ReadSession, ServicesDep, WriteSession, after_commit
 from app.api.errors import UnsupportedMediaType, problem_responses
 from app.api.guards import RawUpload
-from app.api.idempotency import IdempotencyKeyReused
+from app.api.idempotency import CreationDep, IdempotencyKeyReused
 from app.api.language import RequestLanguage
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
 from app.api.routing import Router

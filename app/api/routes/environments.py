@@ -7,10 +7,9 @@ from fastapi import Depends, Path, Query, Response
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.api.conditional import IfMatch, StaleVersion, etag_of
-from app.api.creation import CreationDep
 from app.api.dependencies import ReadSession, Services, ServicesDep, WriteSession, ring_after_commit
 from app.api.errors import PreconditionRequired, problem_responses
-from app.api.idempotency import IdempotencyKeyReused
+from app.api.idempotency import CreationDep, IdempotencyKeyReused
 from app.api.language import RequestLanguage
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
 from app.api.routing import Router

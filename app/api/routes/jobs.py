@@ -5,11 +5,10 @@ from typing import Annotated, Any, Final
 
 from fastapi import Body, Depends, Path, Query, Request, Response
 
-from app.api.creation import CreationDep
 from app.api.dependencies import ReadSession, ServicesDep, WriteSession, ring_after_commit
 from app.api.errors import problem_responses
 from app.api.headers import LastEventId
-from app.api.idempotency import IdempotencyKeyReused
+from app.api.idempotency import CreationDep, IdempotencyKeyReused
 from app.api.job_events import job_events
 from app.api.language import RequestLanguage
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params

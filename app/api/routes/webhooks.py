@@ -6,10 +6,9 @@ from fastapi import Depends, Path, Query, Response
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.api.conditional import IfMatch, etag_of
-from app.api.creation import CreationDep
 from app.api.dependencies import ReadSession, Services, ServicesDep, WriteSession, after_commit
 from app.api.errors import problem_responses
-from app.api.idempotency import IdempotencyKeyReused
+from app.api.idempotency import CreationDep, IdempotencyKeyReused
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
 from app.api.routing import Router
 from app.api.schemas.webhooks import (
