@@ -155,7 +155,7 @@ def build_services(
             observer=RunObserver(home),
             clock=clock,
         ),
-        questions=Questions(methods=methods_, home=home, clock=clock),
+        questions=Questions(database=database, methods=methods_, home=home, clock=clock),
         answers=Answers(database, home, doorbell, clock=clock),
         doorbell=doorbell,
         webhooks=Webhooks(policy=addresses),

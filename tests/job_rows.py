@@ -11,7 +11,7 @@ from app.domain.accelerators import Accelerator, AcceleratorKind
 from app.domain.enums import EndReason, JobKind, JobStatus, Platform, VersionSource
 from app.domain.kinds import STAGES
 from app.domain.names import name_key
-from app.executor.runs.job_spec import Snapshot
+from app.executor.runs.job_spec import JobSpec
 from app.executor.runs.run_folder import RunFolder
 from app.store import claims, jobs, methods, nodes
 from app.store.claims import Offer
@@ -43,7 +43,7 @@ def new_job(**overrides: Any) -> JobRow:
         "chain_id": job_id,
         "environment": ENVIRONMENT,
         "parameters": {},
-        "launch": Snapshot().document(),
+        "launch": JobSpec(effective=overrides.get("parameters", {})).document(),
         "created_at": START,
         "updated_at": START,
     }

@@ -47,14 +47,25 @@ class MethodRuns:
         self.modules = ScriptModules(files)
 
     async def pin_for_run(self, session: AsyncSession, method: str) -> Method:
-        """Return the version of the method that a job of this moment runs.
+        """Return the version of the method that a job of this moment runs; a new one if its files were edited.
 
-        Until the transaction ends nobody deletes or changes the method. A file that is gone from disk is no edit: its
-        stored bytes run; of a read-only example nothing else ever runs.
+        Until the transaction ends nobody deletes or changes the method.
         """
         row = await store.get(session, method, lock=True)
         newest = method_of(row, await store.get_version(session, row))
-        if row.read_only:
+        return await self.record(session, newest, await self.as_edited(newest))
+
+    async def newest(self, session: AsyncSession, method: str) -> Method:
+        """Return the newest version that is recorded."""
+        row = await store.get(session, method)
+        return method_of(row, await store.get_version(session, row))
+
+    async def as_edited(self, newest: Method) -> Method:
+        """Return the method with the files that the script root has now, their bytes kept; no statement is run.
+
+        A file that is gone from disk is no edit: its stored bytes run; of a read-only example nothing else ever runs.
+        """
+        if newest.read_only:
             return newest
         states = await asyncio.to_thread(self._files.states, newest.files)
         modified = [status for status in states if status.state is FileState.MODIFIED]
@@ -66,8 +77,16 @@ class MethodRuns:
             # the caller submits a job: what is wrong is the method it names
             raise InvalidRequest([replace(violation, pointer="/method") for violation in found])
         await asyncio.to_thread(self._files.keep, check)
-        pins = {**newest.files, **check.pins}
-        return await self._registry.new_version(session, row, newest.definition, pins, source=VersionSource.DISK)
+        return replace(newest, files={**newest.files, **check.pins})
+
+    async def record(self, session: AsyncSession, newest: Method, edited: Method) -> Method:
+        """Make a version of what `as_edited` found, if that is anything new."""
+        if edited.files == newest.files:
+            return newest
+        row = await store.get(session, newest.id, lock=True)
+        return await self._registry.new_version(
+            session, row, newest.definition, edited.files, source=VersionSource.DISK
+        )
 
 
 def _names(method: Method) -> frozenset[str]:

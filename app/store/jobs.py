@@ -7,6 +7,7 @@ second live attempt impossible whatever the code does. Which job a node takes st
 """
 
 import functools
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -75,6 +76,36 @@ class End:
 
 
 # ---- submit ---------------------------------------------------------------------------------------------------------
+
+
+def new_job(
+    *, kind: JobKind, name: str, environment: str, launch: Mapping[str, Any], now: datetime, **columns: Any
+) -> JobRow:
+    """Return a queued job that is a chain of its own; the only place where such a row is made.
+
+    `launch` is its specification (`app.executor.runs.job_spec`), `columns` are further columns of `JobRow`.
+    """
+    job_id = columns.pop("id", None) or str(uuid4())
+    return JobRow(
+        id=job_id,
+        kind=kind,
+        name=name,
+        status=JobStatus.QUEUED,
+        reason_params={},
+        chain_id=job_id,
+        environment=environment,
+        parameters=columns.pop("parameters", {}),
+        launch=dict(launch),
+        created_at=now,
+        updated_at=now,
+        **columns,
+    )
+
+
+def link(jobs: Sequence[JobRow]) -> None:
+    """Make one chain of the jobs: each waits for the one before it."""
+    for before, job in itertools.pairwise(jobs):
+        job.chain_id, job.blocked_by = jobs[0].id, before.id
 
 
 async def insert(session: AsyncSession, jobs: Sequence[JobRow]) -> None:

@@ -16,7 +16,7 @@ from sqlmodel import col, select
 
 from app.domain.enums import EndReason, JobKind, JobStatus, ModelState, TrainingType
 from app.domain.training_types import TYPES
-from app.executor.runs.job_spec import Question, Snapshot
+from app.executor.runs.job_spec import JobSpec, Question
 from app.presets.sample_pictures import draw
 from app.store import jobs, models
 from app.store.jobs import Claim, End
@@ -44,7 +44,7 @@ async def _make_model(app: JobsApp, state: ModelState = ModelState.CUSTOMIZED, *
     folder.mkdir()
     async with app.database.reading() as session:
         job = await jobs.get(session, training["id"])
-    base = Snapshot.of(job).base_model
+    base = JobSpec.of(job).base_model
     assert base is not None
     assert job.method_id is not None
     values: dict[str, Any] = {
@@ -210,7 +210,7 @@ class TestPictures:
         await self._draw(app, "{job}_001.png", body=wishes)
 
         (job,) = await _questions(app)
-        question = Snapshot.of(job).question
+        question = JobSpec.of(job).question
         assert question is not None
         assert question.model_dump(include=set(wishes)) == wishes
 
@@ -245,18 +245,18 @@ class TestQuestionJob:
         await _ask(app, model, body, _said("Here."))
 
         (job,) = await _questions(app)
-        snapshot = Snapshot.of(job)
+        spec = JobSpec.of(job)
         assert (job.kind, job.priority, job.environment, job.model_id) == (
             JobKind.INFERENCE_COMPLETE, -10, "base", model,
         )  # fmt: skip
         assert job.method_version == 1
-        assert snapshot.script is not None
-        assert snapshot.script.file == "ask_custom01.py"
-        assert snapshot.declared is not None
-        assert "prompt" in snapshot.declared
-        assert snapshot.base_model is not None
-        assert snapshot.base_model.name == "custom01-base"
-        assert snapshot.question == Question(
+        assert spec.script is not None
+        assert spec.script.file == "ask_custom01.py"
+        assert spec.declared is not None
+        assert "prompt" in spec.declared
+        assert spec.base_model is not None
+        assert spec.base_model.name == "custom01-base"
+        assert spec.question == Question(
             prompt="Where is my bicycle?",
             history=({"role": "system", "content": "Be brief."}, *conversation),
             session_id=job.id,
@@ -276,7 +276,7 @@ class TestQuestionJob:
         await _ask(app, model, HELLO, _said("Hi"))
 
         (job,) = await _questions(app)
-        used = Snapshot.of(job).script
+        used = JobSpec.of(job).script
         assert used is not None
         assert (job.method_version, used.size) == (1, pinned)
 
@@ -368,7 +368,7 @@ class TestShownPictures:
         await _ask(app, model, {"messages": [{"role": "user", "content": "Same?", "images": images}]}, _said("Yes"))
 
         (job,) = await _questions(app)
-        question = Snapshot.of(job).question
+        question = JobSpec.of(job).question
         assert question is not None
         (turn,) = question.history
         lying, sent = (image["data"] for image in turn["images"])

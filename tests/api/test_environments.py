@@ -12,7 +12,7 @@ import pytest
 from app.domain.enums import JobKind, JobStatus, Platform
 from app.domain.environment_locks import EnvironmentLock, PipPackage
 from app.executor.environments.environment_archive import EnvironmentArchive, write_durably
-from app.executor.runs.job_spec import Snapshot
+from app.executor.runs.job_spec import JobSpec
 from app.registry.environment_spec import parse_spec, spec_hash
 from app.store import environments, jobs, nodes
 from app.store.session import Database
@@ -269,7 +269,7 @@ class TestLocks:
         assert (refused.status_code, refused.json()["code"]) == (409, "environment_lock_missing")
         assert (made.status_code, again.status_code, again.json()["id"]) == (201, 200, made.json()["id"])
         async with app.database.reading() as session:
-            build = Snapshot.of(await jobs.get(session, made.json()["id"])).build
+            build = JobSpec.of(await jobs.get(session, made.json()["id"])).build
         assert build is not None
         assert build.lock is not None
         assert (build.action, build.lock.node) == ("build", "one")
@@ -288,7 +288,7 @@ class TestLocks:
         assert without.json()["code"] == "environment_ready_nowhere"
         async with app.database.reading() as session:
             row = await jobs.get(session, made.json()["id"])
-        order = Snapshot.of(row).build
+        order = JobSpec.of(row).build
         assert order is not None
         assert (row.node_id, order.action) == (node, "pack")
         state = (await app.client.get(f"{URL}/trl")).json()["nodes"][1]

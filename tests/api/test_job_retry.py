@@ -9,7 +9,7 @@ import pytest
 
 from app.domain.enums import EndReason, JobStatus
 from app.domain.retries import Again
-from app.executor.runs.job_spec import Snapshot
+from app.executor.runs.job_spec import JobSpec
 from app.store import jobs
 from app.store.jobs import UNCHARGED, End
 from app.store.session import Database
@@ -36,7 +36,7 @@ async def failed(app: JobsApp, end: End = FAILURE, **members: Any) -> str:
 
 async def resumes_of(app: JobsApp, job_id: str) -> str | None:
     async with app.database.reading() as session:
-        return Snapshot.of(await jobs.get(session, job_id)).resume_of
+        return JobSpec.of(await jobs.get(session, job_id)).resume_of
 
 
 class TestSubmit:

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from app.domain.enums import EndReason, JobKind, JobStatus, ModelState, TrainingType
-from app.executor.runs.job_spec import Named, Snapshot
+from app.executor.runs.job_spec import JobSpec, Named
 from app.store import jobs, models, nodes
 from app.store.jobs import End
 from app.store.session import Database
@@ -33,7 +33,7 @@ async def _make_model(app: JobsApp, job: str, **changes: Any) -> str:
     folder.mkdir(exist_ok=True)
     async with app.database.reading() as session:
         row = await jobs.get(session, job)
-    base = Snapshot.of(row).base_model
+    base = JobSpec.of(row).base_model
     values: dict[str, Any] = {
         "name": f"model of {job[:8]}",
         "state": ModelState.CUSTOMIZED,
@@ -145,7 +145,7 @@ class TestSubmit:
         job = await app.get(f"/jobs/{answer['id']}")
         async with app.database.reading() as session:
             row = await session.get(DatasetRow, job["dataset"]["id"])
-            digest = Snapshot.of(await jobs.get(session, answer["id"])).dataset
+            digest = JobSpec.of(await jobs.get(session, answer["id"])).dataset
         assert row is not None
         assert digest is not None
         assert row.rows == 1
@@ -158,7 +158,7 @@ class TestSubmit:
         copy = await app.post(f"/jobs/{job['id']}:copy", {}, 201, headers=KEY)
 
         async with app.database.reading() as session:
-            old, new = [Snapshot.of(await jobs.get(session, made["id"])).dataset for made in (job, copy)]
+            old, new = [JobSpec.of(await jobs.get(session, made["id"])).dataset for made in (job, copy)]
         assert old is not None
         assert new is not None
         assert (old.id, old.digest != new.digest) == (new.id, True)
@@ -701,8 +701,10 @@ class TestCopy:
 
 class TestCompare:
     async def _measured(self, app: JobsApp, loss: float, **parameters: Any) -> str:
-        snapshot = Snapshot(base_model=Named(id="b", name="tiny", path="models/tiny"), effective={"batch_size": 2})
-        job_id = await add_job(app.database, parameters=parameters, launch=snapshot.document())
+        spec = JobSpec(
+            base_model=Named(id="b", name="tiny", path="models/tiny"), effective={"batch_size": 2, **parameters}
+        )
+        job_id = await add_job(app.database, parameters=parameters, launch=spec.document())
         won = await app.runner.start(job_id)
         app.runner.reports(
             job_id,

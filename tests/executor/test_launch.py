@@ -11,7 +11,7 @@ from app.domain.kinds import KINDS, STAGES, ArgumentStyle, Stage
 from app.domain.rendering import filled_arguments
 from app.domain.training_types import TYPES
 from app.executor.attempts.launch import Inputs, LaunchError, disk_trouble, stage_arguments
-from app.executor.runs.job_spec import Deployment, Named, PinnedScript, Question, Snapshot
+from app.executor.runs.job_spec import Deployment, JobSpec, Named, PinnedScript, Question
 from tests import job_rows
 
 JOB = "0192f0c1-d2e3-4f5a-8b6c-7d8e9f0a1b2c"
@@ -20,7 +20,7 @@ BASE = Named(id="b", name="base", path="models/base")
 SCRIPT = PinnedScript(file="run.py", sha256="0" * 64, size=1)
 
 
-def arguments(kind: JobKind, *, model: Path | None = None, parameters: Any = None, **snapshot: Any) -> list[str]:
+def arguments(kind: JobKind, *, model: Path | None = None, parameters: Any = None, **spec: Any) -> list[str]:
     """Return the arguments of one stage."""
     inputs = Inputs(
         base_model=Path("/home/models/base"),
@@ -29,8 +29,9 @@ def arguments(kind: JobKind, *, model: Path | None = None, parameters: Any = Non
         model_name="m" if model else "",
         output=Path("/home/runs/j/1/output"),
     )
-    job = job_rows.new_job(id=JOB, kind=kind, parameters=parameters or {}, environment="trl")
-    return stage_arguments(job, Snapshot(base_model=BASE, script=SCRIPT, **snapshot), inputs, script_root=ROOT)
+    job = job_rows.new_job(id=JOB, kind=kind, environment="trl")
+    spec = {"base_model": BASE, "script": SCRIPT, "effective": parameters or {}, **spec}
+    return stage_arguments(job, JobSpec(**spec), inputs, script_root=ROOT)
 
 
 class TestEveryStage:
@@ -56,8 +57,8 @@ class TestEveryStage:
 
 
 class TestTraining:
-    def test_given_parameters_come_first_then_what_is_in_effect(self) -> None:
-        told = arguments(JobKind.TRAINING, parameters={"b": 1}, effective={"a": 2, "b": 9})
+    def test_parameters_come_in_their_order_behind_the_places(self) -> None:
+        told = arguments(JobKind.TRAINING, parameters={"b": 1, "a": 2})
 
         assert told[6:8] == ["--b=1", "--a=2"]
 

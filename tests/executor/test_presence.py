@@ -13,7 +13,7 @@ from app.domain.enums import EndReason, JobKind, JobStatus, Platform
 from app.executor.environments.builders import BuildRules
 from app.executor.environments.conda import CondaSearch
 from app.executor.nodes.presence import NodeEnvironments, NodeFacts, build_job
-from app.executor.runs.job_spec import Snapshot
+from app.executor.runs.job_spec import JobSpec
 from app.registry.environment_spec import parse_spec, spec_hash
 from app.store import jobs as store
 from app.store import nodes
@@ -99,7 +99,7 @@ class TestOrders:
             await node.environments.request_builds()
 
         (build,) = await node.builds()
-        order = Snapshot.of(build).build
+        order = JobSpec.of(build).build
         assert order is not None
         assert (build.environment, build.node_id, build.status) == ("tiny", node.id, JobStatus.QUEUED)
         assert (order.name, order.spec) == ("tiny", SPEC)
@@ -239,7 +239,7 @@ class TestNode:
 
 class TestPatience:
     async def test_waits_for_an_environment_that_nobody_has(self, node: Node) -> None:
-        patient = await job_rows.add_job(node.database, environment="gone", launch=Snapshot(wait=True).document())
+        patient = await job_rows.add_job(node.database, environment="gone", launch=JobSpec(wait=True).document())
         other = await job_rows.add_job(node.database, environment="gone")
 
         await node.environments.request_builds()

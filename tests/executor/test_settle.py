@@ -15,7 +15,7 @@ from app.executor.attempts.artifacts import read_result
 from app.executor.attempts.model_card import FILE_NAME
 from app.executor.attempts.results import judge_printed_result
 from app.executor.attempts.settle import MAX_TRIES, StageSettler, judge_build, model_name
-from app.executor.runs.job_spec import Deployment, Named, Snapshot
+from app.executor.runs.job_spec import Deployment, JobSpec, Named
 from app.executor.runs.run_folder import RunFolder
 from app.executor.supervisor.client import ExitRecord, ExitWhy
 from app.store import jobs as store
@@ -82,7 +82,7 @@ class Desk:
 
     async def claim(self, kind: JobKind = JobKind.TRAINING, **overrides: Any) -> Claim:
         method = await job_rows.add_method(self.database)
-        launch = Snapshot(technique="sft", base_model=BASE).document()
+        launch = JobSpec(technique="sft", base_model=BASE).document()
         await job_rows.add_job(self.database, kind=kind, method_id=method, method_version=1, launch=launch, **overrides)
         claim = await job_rows.claim(self.database, self.node_id)
         assert claim is not None
@@ -376,6 +376,6 @@ class TestNames:
     )
     def test_are_those_of_the_contract(self, kind: JobKind, parent: str | None, name: str) -> None:
         job = job_rows.new_job(id=self.JOB, kind=kind, name="first")
-        snapshot = Snapshot(base_model=BASE, deployment=Deployment(target="custom", quantize="q8_0"))
+        spec = JobSpec(base_model=BASE, deployment=Deployment(target="custom", quantize="q8_0"))
 
-        assert model_name(job, snapshot, self.parent(parent) if parent else None, now=NOW) == name
+        assert model_name(job, spec, self.parent(parent) if parent else None, now=NOW) == name

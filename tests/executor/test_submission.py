@@ -1,3 +1,4 @@
+import asyncio
 import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -5,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from sqlmodel import select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -13,9 +15,10 @@ from app.domain.demand import Demand
 from app.domain.enums import JobKind, JobStatus, ModelState, Platform, TrainingType, VersionSource
 from app.domain.errors import InvalidRequest
 from app.domain.launchers import Launcher, LauncherKind
+from app.executor.jobs.requests import JobSubmit
 from app.executor.jobs.stage_parameters import StageParameters
-from app.executor.jobs.submission import InsufficientDiskSpace, Submission, Submissions, Submitted
-from app.executor.runs.job_spec import Snapshot
+from app.executor.jobs.submission import InsufficientDiskSpace, Plan, Submissions, Submitted
+from app.executor.runs.job_spec import JobSpec
 from app.presets.catalogue import sample_base_models, sample_datasets
 from app.registry.base_models import BaseModels
 from app.registry.datasets import Datasets
@@ -25,7 +28,7 @@ from app.store import models
 from app.store.home import Home
 from app.store.nodes import get_node, heartbeat
 from app.store.session import Database
-from app.store.tables import DatasetRow, JobRow
+from app.store.tables import BaseModelRow, DatasetRow, JobRow
 from tests import job_rows
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
@@ -50,8 +53,9 @@ class Bench:
         fields: dict[str, Any] = {
             "method": "Custom01", "base_model": "custom01-base", "dataset": "custom01", "through": "online", **changes,
         }  # fmt: skip
+        plan = await self.submissions.plan(JobSubmit.model_validate(fields))
         async with self.database.writing() as session:
-            return await self.submissions.submit(session, Submission(**fields))
+            return await self.submissions.write(session, plan)
 
     async def refusal(self, **changes: Any) -> list[tuple[str, str]]:
         with pytest.raises(InvalidRequest) as refused:
@@ -60,8 +64,8 @@ class Bench:
 
     async def customized_model(self) -> str:
         training = (await self.submit(through="customized")).jobs[0]
-        snapshot = Snapshot.of(training)
-        assert snapshot.base_model is not None
+        spec = JobSpec.of(training)
+        assert spec.base_model is not None
         folder = self.home.run_folder(training.id, 1) / "output"
         folder.mkdir(parents=True)
         new = models.NewModel(
@@ -70,9 +74,9 @@ class Bench:
             training_type=TrainingType.CHAT,
             path=self.home.relative(folder),
             size_bytes=0,
-            base_model_id=snapshot.base_model.id,
-            base_model_name=snapshot.base_model.name,
-            base_model_path=snapshot.base_model.path,
+            base_model_id=spec.base_model.id,
+            base_model_name=spec.base_model.name,
+            base_model_path=spec.base_model.path,
             job_id=training.id,
             method_id=training.method_id or "",
             method_version=1,
@@ -142,7 +146,7 @@ class TestSubmit:
     async def test_pins_the_bytes_of_each_stage(self, bench: Bench) -> None:
         submitted = await bench.submit()
 
-        files = [Snapshot.of(job).script for job in submitted.jobs]
+        files = [JobSpec.of(job).script for job in submitted.jobs]
         assert [pinned.file for pinned in files if pinned] == [
             "custom01.py", "save_custom01.py", "custom01_deploy_example.py",
         ]  # fmt: skip
@@ -179,8 +183,8 @@ class TestSubmit:
         assert (training.resources, saving.resources) == ({}, {})
         assert Demand.parse(training.demand).processes == 2
         assert Demand.parse(saving.demand).processes is None
-        assert Snapshot.of(training).launcher == Launcher(kind=LauncherKind.TORCHRUN, processes=2)
-        assert Snapshot.of(saving).launcher == Launcher(kind=LauncherKind.ACCELERATE)
+        assert JobSpec.of(training).launcher == Launcher(kind=LauncherKind.TORCHRUN, processes=2)
+        assert JobSpec.of(saving).launcher == Launcher(kind=LauncherKind.ACCELERATE)
 
     async def test_takes_up_a_data_set_that_changed_on_disk(self, bench: Bench) -> None:
         before = (await bench.submit()).jobs[0]
@@ -189,7 +193,7 @@ class TestSubmit:
 
         after = (await bench.submit()).jobs[0]
 
-        digests = [data.digest for data in (Snapshot.of(before).dataset, Snapshot.of(after).dataset) if data]
+        digests = [data.digest for data in (JobSpec.of(before).dataset, JobSpec.of(after).dataset) if data]
         assert digests[0] != digests[1]
         async with bench.database.reading() as session:
             assert (await session.exec(select(DatasetRow.digest))).one() == digests[1]
@@ -208,7 +212,7 @@ class TestSingleStage:
 
         (job,) = submitted.jobs
         assert (job.kind, job.model_id, job.blocked_by) == (JobKind.SAVING, model, None)
-        assert Snapshot.of(job).base_model is not None
+        assert JobSpec.of(job).base_model is not None
 
     async def test_refuses_a_model_in_another_state(self, bench: Bench) -> None:
         model = await bench.customized_model()
@@ -344,8 +348,8 @@ class TestNodes:
         built = await bench.submit()
 
         assert found == [("/method", "stage_runs_nowhere"), ("/method", "cell_modules_missing")]
-        assert Snapshot.of(waiting.jobs[0]).wait
-        assert not Snapshot.of(built.jobs[0]).wait
+        assert JobSpec.of(waiting.jobs[0]).wait
+        assert not JobSpec.of(built.jobs[0]).wait
 
     async def test_an_environment_that_nobody_can_build(self, bench: Bench) -> None:
         trouble = {"code": "environment_needs_conda", "params": {"packages": "ffmpeg"}}
@@ -368,3 +372,66 @@ class TestNodes:
 
 async def declare_dead(session: AsyncSession, name: str) -> None:
     (await get_node(session, name)).dead_at = NOW
+
+
+class TestPlan:
+    """A plan is made outside of the transaction; what changed before it is written is noticed."""
+
+    REQUEST = JobSubmit(method="Custom01", base_model="custom01-base", dataset="custom01", through="complete")
+
+    async def write(self, bench: Bench, plan: Plan) -> Submitted:
+        async with bench.database.writing() as session:
+            return await bench.submissions.write(session, plan)
+
+    async def test_error_is_kept_until_it_is_written(self, bench: Bench) -> None:
+        plan = await bench.submissions.plan(self.REQUEST.model_copy(update={"dataset": "nothing"}))
+
+        with pytest.raises(InvalidRequest) as refused:
+            await self.write(bench, plan)
+
+        assert [violation.code for violation in refused.value.violations()] == ["unknown_dataset"]
+
+    async def test_method_that_was_changed_meanwhile_runs_as_it_is_now(self, bench: Bench) -> None:
+        plan = await bench.submissions.plan(self.REQUEST)
+        script = bench.home.scripts / "custom01.py"
+        script.write_text(script.read_text() + "\n# edited\n")
+        between = (await bench.submit()).jobs[0]
+
+        after = (await self.write(bench, plan)).jobs[0]
+
+        assert between.method_version == after.method_version == 2
+        assert JobSpec.of(after).script == JobSpec.of(between).script
+
+    async def test_input_that_was_deleted_meanwhile_is_refused(self, bench: Bench) -> None:
+        plan = await bench.submissions.plan(self.REQUEST)
+        async with bench.database.writing() as session:
+            await session.exec(sa.delete(BaseModelRow))
+
+        with pytest.raises(InvalidRequest) as refused:
+            await self.write(bench, plan)
+
+        assert [violation.code for violation in refused.value.violations()] == ["unknown_base_model"]
+
+    async def test_edit_of_a_file_is_a_version_only_if_the_plan_is_written(self, bench: Bench) -> None:
+        script = bench.home.scripts / "custom01.py"
+        script.write_text(script.read_text() + "\n# edited\n")
+
+        await bench.submissions.plan(self.REQUEST)
+        (first,) = {job.method_version for job in (await bench.submit(through="customized")).jobs}
+
+        assert first == 2
+
+    async def test_transaction_is_a_handful_of_statements_and_reads_no_file(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        plan = await bench.submissions.plan(self.REQUEST)
+        statements: list[str] = []
+        listener = lambda _c, _k, statement, *_: statements.append(statement)  # noqa: E731
+        engine = bench.database.engine.sync_engine
+        sa.event.listen(engine, "before_cursor_execute", listener)
+        monkeypatch.setattr(asyncio, "to_thread", None)  # what reads files does it in a thread
+
+        await self.write(bench, plan)
+
+        sa.event.remove(engine, "before_cursor_execute", listener)
+        assert len(statements) <= 6, statements

@@ -21,7 +21,7 @@ from sqlmodel import col, select
 
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.transitions import TERMINAL
-from app.executor.runs.job_spec import Deployment, Named, PinnedScript, Question, Snapshot
+from app.executor.runs.job_spec import Deployment, JobSpec, Named, PinnedScript, Question
 from app.executor.runs.run_folder import RunFolder
 from app.store import jobs as store
 from app.store.home import Home, NodeHome
@@ -175,7 +175,7 @@ class Site:
         path.write_text(text)
         return PinnedScript(file=name, sha256=hashlib.sha256(text.encode()).hexdigest(), size=len(text.encode()))
 
-    def snapshot(self, script: PinnedScript, kind: JobKind, **changes: Any) -> Snapshot:
+    def spec(self, script: PinnedScript, kind: JobKind, **changes: Any) -> JobSpec:
         """Return what a submit would write down."""
         values: dict[str, Any] = {
             "technique": "sft",
@@ -185,17 +185,17 @@ class Site:
             "deployment": Deployment(target="custom") if kind is JobKind.DEPLOYMENT else None,
             "question": Question(prompt="hi", history=(), session_id="s") if kind in ASKING else None,
         }
-        return Snapshot(**{**values, **changes})
+        return JobSpec(**{**values, **changes})
 
     async def job(
-        self, text: str = TRAIN, kind: JobKind = JobKind.TRAINING, *, file: str = "", snapshot: Any = None, **row: Any
+        self, text: str = TRAIN, kind: JobKind = JobKind.TRAINING, *, file: str = "", spec: Any = None, **row: Any
     ) -> JobRow:
         """Return a job that runs the script `text`, not inserted yet."""
         if not self._method:
             self._method = await job_rows.add_method(self.database)
         job = job_rows.new_job(kind=kind, **{"environment": "base", "method_id": self._method, **row})
         script = self.script(text, file or f"{kind}-{job.id[:8]}.py")
-        job.launch = self.snapshot(script, kind, **(snapshot or {})).document()
+        job.launch = self.spec(script, kind, **{"effective": job.parameters, **(spec or {})}).document()
         job.method_name, job.method_version = "finance", 1
         job.created_at = job.updated_at = datetime.now(UTC)
         return job

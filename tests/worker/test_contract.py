@@ -93,8 +93,8 @@ class TestArguments:
         chain = [await site.job(below, JobKind.TRAINING, file="sub/train.py", parameters=TRAINING, name="first")]
         for position, kind in enumerate((JobKind.SAVING, JobKind.DEPLOYMENT), start=1):
             deployment = Deployment(target="custom", url="http://127.0.0.1:9", quantize="q8_0", system="Be kind.")
-            snapshot = {"deployment": deployment} if kind is JobKind.DEPLOYMENT else {}
-            row = await site.job(LOOK, kind, position=position, snapshot=snapshot)
+            spec = {"deployment": deployment} if kind is JobKind.DEPLOYMENT else {}
+            row = await site.job(LOOK, kind, position=position, spec=spec)
             row.chain_id, row.blocked_by = chain[0].id, chain[-1].id
             chain.append(row)
         ids = await site.insert(*chain)
@@ -105,7 +105,7 @@ class TestArguments:
         question = Question(prompt="Hello?\n-- two", history=({"role": "user", "content": "é"},), session_id="s")
         for kind, source in zip(sorted(ASKING), (ids[1], ids[0]), strict=True):
             model_id = models[source].id
-            ids.append(await site.submit(LOOK, kind, snapshot={"question": question}, model_id=model_id))
+            ids.append(await site.submit(LOOK, kind, spec={"question": question}, model_id=model_id))
         await site.wait_for_end(*ids)
 
         told = [seen_by(site, job_id) for job_id in ids]

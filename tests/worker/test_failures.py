@@ -93,8 +93,8 @@ class TestLaunch:
         cases = {
             EndReason.ENV_MISSING: [await site.job(environment="unheard-of")],
             EndReason.INPUT_MISSING: [
-                await site.job(snapshot={"base_model": missing}),
-                await site.job(snapshot={"dataset": missing}),
+                await site.job(spec={"base_model": missing}),
+                await site.job(spec={"dataset": missing}),
                 await site.job(SAVE, JobKind.SAVING, model_id="no-such-model"),
             ],
             EndReason.SCRIPT_MISSING: [lost],

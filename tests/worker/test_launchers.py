@@ -70,7 +70,7 @@ def torch_site(site: Site, training_python: Path) -> Site:
 
 async def submit(site: Site, script: str, launcher: Launcher, **row: Any) -> str:
     more = {"environment": "trl", "resources": {"accelerators": 0}, **row}
-    return await site.submit(script, snapshot={"launcher": launcher}, **more)
+    return await site.submit(script, spec={"launcher": launcher}, **more)
 
 
 async def wait_until_ready(site: Site, job_id: str) -> dict[int, int]:

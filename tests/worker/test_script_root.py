@@ -53,7 +53,7 @@ class TestShippedScripts:
     async def test_start_processes_that_do_not_look_there_either(self, site: Site) -> None:
         job = await site.job("")
         pinned = shipped(site, f"import subprocess\n{PLAY}{CHILDREN}")
-        job.launch = site.snapshot(pinned, JobKind.TRAINING).document()
+        job.launch = site.spec(pinned, JobKind.TRAINING).document()
         (job_id,) = await site.insert(job)
         hide_modules(site)
 

@@ -15,6 +15,7 @@ from app.api.sse import event_stream
 from app.domain.errors import InvalidRequest
 from app.domain.rendering import ArgumentTooLong
 from app.executor.jobs.questions import ModelCannotBeAsked, OnlineModelNotAsked
+from app.store import jobs
 from app.store.models import ModelNameAmbiguous, ModelNotFound
 
 router = Router(prefix="/api/v1", tags=["models"])
@@ -64,8 +65,10 @@ async def chat_with_model(
 
     Every question is a job of its own. Going away before the end cancels it.
     """
-    async with services.questions.received(chat.conversation()) as received, services.database.writing() as session:
-        job = await services.questions.ask(session, model, received)
+    async with services.questions.received(chat.conversation()) as received:
+        job = await services.questions.plan(model, received)
+        async with services.database.writing() as session:
+            await jobs.insert(session, [job])
     services.doorbell.ring(job.id)
     if _wants_stream(chat, accept):
         return event_stream(request, answer_events(services, job.id, language))

@@ -14,7 +14,6 @@ from app.api.language import RequestLanguage
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
 from app.api.routing import Router
 from app.api.schemas.job_curves import JobComparison, JobMetrics, job_comparison, job_metrics
-from app.api.schemas.job_requests import JobCopy, JobRetry, JobSubmit
 from app.api.schemas.jobs import (
     JobRead,
     JobSubmitted,
@@ -37,6 +36,7 @@ from app.executor.jobs.repetition import (
     NoFixKnown,
     PredecessorNotSucceeded,
 )
+from app.executor.jobs.requests import JobCopy, JobRetry, JobSubmit
 from app.executor.jobs.submission import InsufficientDiskSpace
 from app.executor.runs.log_file import CHUNK_BYTES
 from app.executor.runs.log_pages import MAX_PAGE_BYTES, LogRange
@@ -76,10 +76,10 @@ async def submit_job(
 
     Everything that is wrong comes at once, before anything is queued.
     """
-    await services.submissions.prepare(job.dataset)
+    plan = await services.submissions.plan(job)
 
     async def create() -> JobSubmitted:
-        submitted = await services.submissions.submit(session, job.submission())
+        submitted = await services.submissions.write(session, plan)
         ring_after_commit(session, services.doorbell, submitted.jobs[0].id)
         return job_submitted(submitted, language)
 
@@ -236,10 +236,10 @@ async def retry_job(
     An end is final, so these are new jobs. They run the same version of the method, to the byte; copy the job to run
     the method as it is now. A training goes on from the newest checkpoint unless the changes make it another training.
     """
-    found = None if retry.resume is False else await services.job_actions.checkpoint_of(job)
+    plan = await services.job_actions.plan_retry(job, retry)
 
     async def create() -> JobSubmitted:
-        submitted = await services.job_actions.retry(session, job, retry.wanted(), checkpoint_of=found)
+        submitted = await services.job_actions.retry(session, plan)
         ring_after_commit(session, services.doorbell, submitted.jobs[0].id)
         return job_submitted(submitted, language)
 
@@ -264,20 +264,14 @@ async def copy_job(
 
     A job that works on a model is copied alone, on the same model; any other with its whole chain.
     """
-    await _prepare_copy(services, job, copy)
+    plan = await services.job_actions.plan_copy(job, copy)
 
     async def create() -> JobSubmitted:
-        submitted = await services.job_actions.copy(session, job, copy.changes())
+        submitted = await services.submissions.write(session, plan)
         ring_after_commit(session, services.doorbell, submitted.jobs[0].id)
         return job_submitted(submitted, language)
 
     return await creation.answer(create, headers=_location)
-
-
-async def _prepare_copy(services: ServicesDep, job_id: str, copy: JobCopy) -> None:
-    async with services.database.reading() as session:
-        dataset = await services.job_actions.dataset_of_copy(session, job_id, copy.changes())
-    await services.submissions.prepare(dataset)
 
 
 def _location(body: Mapping[str, Any]) -> Mapping[str, str]:

@@ -233,7 +233,7 @@ def job_read(details: JobDetails, language: Language) -> JobRead:
         node_silent=details.silence.detail(language) if details.silence else None,
         fix=FixRead(changes=dict(details.fix.changes), detail=details.fix.detail(language)) if details.fix else None,
         log_tail=view.job.reason_params.get("log_tail", []),
-        effective_parameters={**view.snapshot.effective, **view.job.parameters},
+        effective_parameters=view.spec.effective,
         progress=progress_read(digest.progress),
         metrics=digest.latest,
         evaluations=evaluations_read(digest.evaluations),
@@ -258,7 +258,7 @@ def log_page_read(page: LogPage) -> LogPageRead:
 
 
 def _members(view: JobView, language: Language) -> dict[str, Any]:
-    job, snapshot = view.job, view.snapshot
+    job, spec = view.job, view.spec
     return {
         "id": job.id,
         "name": job.name,
@@ -268,8 +268,8 @@ def _members(view: JobView, language: Language) -> dict[str, Any]:
         "reason_detail": reason_detail(job, language),
         "method": method_of(job),
         "environment": job.environment,
-        "base_model": input_of(snapshot.base_model),
-        "dataset": input_of(snapshot.dataset),
+        "base_model": input_of(spec.base_model),
+        "dataset": input_of(spec.dataset),
         "model": job.model_id,
         "result_model": job.result_model_id,
         "parameters": job.parameters,

@@ -40,7 +40,7 @@ from app.executor.attempts.pinning import pinned
 from app.executor.attempts.script_status import ScriptStatus, status_variables
 from app.executor.engines.base import LaunchSpec
 from app.executor.environments.activation import ActivationFailed, builder_environment, interpreter, stage_environment
-from app.executor.runs.job_spec import EnvironmentBuild, PinnedScript, Snapshot
+from app.executor.runs.job_spec import EnvironmentBuild, JobSpec, PinnedScript
 from app.executor.runs.run_folder import RunFolder
 from app.presets.catalogue import helpers_dir
 from app.registry.method_files import MethodFiles, PinnedFile
@@ -141,22 +141,22 @@ class StageLauncher:
             await self._status.running(claim.job.id, pid)
 
     async def _resolve_stage(self, claim: Claim, run: RunFolder) -> LaunchSpec:
-        job, snapshot = claim.job, _snapshot(claim.job)
+        job, spec = claim.job, _spec(claim.job)
         prefix = await self._prefixes.prefix(job.environment)
         if prefix is None:
             raise LaunchError(EndReason.ENV_MISSING, environment=job.environment)
         with disk_trouble():
-            script = await asyncio.to_thread(self._locate, snapshot.script)
+            script = await asyncio.to_thread(self._locate, spec.script)
         model = await self._model(job.model_id)
-        inputs = self._inputs(snapshot, model, run)
+        inputs = self._inputs(spec, model, run)
         try:
-            argv = stage_arguments(job, snapshot, inputs, script_root=self._home.scripts)
+            argv = stage_arguments(job, spec, inputs, script_root=self._home.scripts)
         except AppError as error:
             raise LaunchError(EndReason.SPAWN_FAILED, detail=error.detail()) from error
         parameters = run.path / "params.json"
         with disk_trouble():
-            await asyncio.to_thread(parameters.write_text, json.dumps(snapshot.effective | job.parameters), "utf-8")
-        resumed_from = await self._resume(claim, snapshot, run)
+            await asyncio.to_thread(parameters.write_text, json.dumps(spec.effective), "utf-8")
+        resumed_from = await self._resume(claim, spec, run)
         with disk_trouble():
             import_paths = await asyncio.to_thread(_import_paths, script, run)
         extra = {
@@ -175,15 +175,15 @@ class StageLauncher:
             env = await asyncio.to_thread(stage_environment, self._environ, prefix, extra)
         except ActivationFailed as error:
             raise LaunchError(EndReason.SPAWN_FAILED, detail=str(error)) from error
-        processes = snapshot.launcher.count(len(claim.attempt.accelerators))
-        if snapshot.launcher.kind in GROUP_KINDS:
+        processes = spec.launcher.count(len(claim.attempt.accelerators))
+        if spec.launcher.kind in GROUP_KINDS:
             env |= group_variables(env, processes=processes, grace_seconds=self._grace_seconds, cores=usable_cores())
         if KINDS[job.kind].reports_status_key:
             await self._status.launching(job.id)
         return LaunchSpec(
             attempt_id=claim.attempt.id,
             argv=stage_command(
-                snapshot.launcher,
+                spec.launcher,
                 python=interpreter(prefix),
                 script=script.path,
                 arguments=argv,
@@ -196,12 +196,12 @@ class StageLauncher:
             grace_seconds=self._grace_seconds,
         )
 
-    async def _resume(self, claim: Claim, snapshot: Snapshot, run: RunFolder) -> Path | None:
+    async def _resume(self, claim: Claim, spec: JobSpec, run: RunFolder) -> Path | None:
         """Put the newest whole checkpoint of earlier attempts into this one's output folder, and write that down."""
         if not KINDS[claim.job.kind].has_checkpoints:
             return None
         with disk_trouble():
-            found = await asyncio.to_thread(self._newest_checkpoint, claim, snapshot)
+            found = await asyncio.to_thread(self._newest_checkpoint, claim, spec)
             if found is None:
                 return None
             folder = await asyncio.to_thread(hand_on, found, run.output)
@@ -209,14 +209,14 @@ class StageLauncher:
             await record_resume(session, claim, found.record())
         return folder
 
-    def _newest_checkpoint(self, claim: Claim, snapshot: Snapshot) -> Checkpoint | None:
+    def _newest_checkpoint(self, claim: Claim, spec: JobSpec) -> Checkpoint | None:
         found = newest_checkpoint(self._home, claim.job.id, before=claim.attempt.number)
-        if found is None and snapshot.resume_of is not None:
-            found = newest_checkpoint(self._home, snapshot.resume_of)
+        if found is None and spec.resume_of is not None:
+            found = newest_checkpoint(self._home, spec.resume_of)
         return found
 
     async def _resolve_build(self, claim: Claim, run: RunFolder) -> LaunchSpec:
-        build = _snapshot(claim.job).build
+        build = _spec(claim.job).build
         assert build is not None
         spec_file = run.path / "environment.yml" if build.spec is not None else None
         lock_file = run.path / "environment-lock.json" if build.lock is not None else None
@@ -261,8 +261,8 @@ class StageLauncher:
             raise LaunchError(EndReason.INPUT_MISSING, detail=f"model {model_id}")
         return model
 
-    def _inputs(self, snapshot: Snapshot, model: ModelRow | None, run: RunFolder) -> Inputs:
-        base, data = snapshot.base_model, snapshot.dataset
+    def _inputs(self, spec: JobSpec, model: ModelRow | None, run: RunFolder) -> Inputs:
+        base, data = spec.base_model, spec.dataset
         inputs = Inputs(
             base_model=self._home.absolute(base.path) if base else None,
             dataset=self._home.absolute(data.path) if data else None,
@@ -291,25 +291,25 @@ def _import_paths(script: ScriptToRun, run: RunFolder) -> list[Path]:
     return [*script.import_paths, *([copies] if script.helper_copies else []), helpers_dir()]
 
 
-def _snapshot(job: JobRow) -> Snapshot:
+def _spec(job: JobRow) -> JobSpec:
     try:
-        return Snapshot.of(job)
+        return JobSpec.of(job)
     except ValidationError as error:  # such as one that a newer version of the service wrote
         raise LaunchError(EndReason.SPAWN_FAILED, detail=str(error)) from error
 
 
-def stage_arguments(job: JobRow, snapshot: Snapshot, inputs: Inputs, *, script_root: Path) -> list[str]:
+def stage_arguments(job: JobRow, spec: JobSpec, inputs: Inputs, *, script_root: Path) -> list[str]:
     """Return the arguments of the stage's script as the contract writes them."""
-    arguments = _arguments(job, snapshot, _Relative(inputs, script_root))
-    if snapshot.declared_only and snapshot.declared is not None:
-        arguments = {name: value for name, value in arguments.items() if name in snapshot.declared}
-    render = render_pairs if _argument_style(job, snapshot) is ArgumentStyle.PAIRS else render_equals
-    return render(arguments, false_as=snapshot.false_as, forms=snapshot.forms)
+    arguments = _arguments(job, spec, _Relative(inputs, script_root))
+    if spec.declared_only and spec.declared is not None:
+        arguments = {name: value for name, value in arguments.items() if name in spec.declared}
+    render = render_pairs if _argument_style(job, spec) is ArgumentStyle.PAIRS else render_equals
+    return render(arguments, false_as=spec.false_as, forms=spec.forms)
 
 
-def _argument_style(job: JobRow, snapshot: Snapshot) -> ArgumentStyle | None:
+def _argument_style(job: JobRow, spec: JobSpec) -> ArgumentStyle | None:
     rule = KINDS[job.kind]
-    if rule.is_inference and TYPES[snapshot.training_type].generates_images:
+    if rule.is_inference and TYPES[spec.training_type].generates_images:
         return ArgumentStyle.PAIRS
     return rule.argument_style
 
@@ -331,10 +331,10 @@ def _relative(path: Path | None, root: Path) -> str:
     return "" if path is None else os.path.relpath(path, root)
 
 
-def _arguments(job: JobRow, snapshot: Snapshot, inputs: _Relative) -> dict[str, Any]:
+def _arguments(job: JobRow, spec: JobSpec, inputs: _Relative) -> dict[str, Any]:
     match job.kind:
         case JobKind.TRAINING:
-            return _training(job, snapshot, inputs)
+            return _training(job, spec, inputs)
         case JobKind.SAVING:
             from_base = not inputs.model
             return saving_arguments(
@@ -343,47 +343,47 @@ def _arguments(job: JobRow, snapshot: Snapshot, inputs: _Relative) -> dict[str, 
                 save_path=inputs.output,
                 base_path=inputs.base_model,
                 adapter_path=inputs.model,
-                dtype_str=_saving_dtype(snapshot),
-                model_usage_type=snapshot.training_type,
+                dtype_str=_saving_dtype(spec),
+                model_usage_type=spec.training_type,
                 # the producing script of a path without `customized`
-                training=_training(job, snapshot, inputs) if from_base or snapshot.effective else None,
+                training=_training(job, spec, inputs) if from_base or spec.effective else None,
             )
         case JobKind.DEPLOYMENT:
-            return _deployment(job, snapshot, inputs)
+            return _deployment(job, spec, inputs)
         case JobKind.INFERENCE_CUSTOMIZED | JobKind.INFERENCE_COMPLETE:
-            return _inference(job, snapshot, inputs)
+            return _inference(job, spec, inputs)
         case JobKind.ENVIRONMENT:
             raise AssertionError("building an environment is no stage")
         case _:
             assert_never(job.kind)
 
 
-def _saving_dtype(snapshot: Snapshot) -> str:
+def _saving_dtype(spec: JobSpec) -> str:
     """Saving keeps the precision of the base model: a smaller one would change the answers."""
-    dtype = snapshot.base_model.dtype if snapshot.base_model else None
+    dtype = spec.base_model.dtype if spec.base_model else None
     return dtype if dtype in DTYPES else DEFAULT_DTYPE
 
 
-def _training(job: JobRow, snapshot: Snapshot, inputs: _Relative) -> dict[str, Any]:
+def _training(job: JobRow, spec: JobSpec, inputs: _Relative) -> dict[str, Any]:
     return training_arguments(
         train_id=job.id,
         seq=job.position + 1,
-        model_name=snapshot.base_model.name if snapshot.base_model else "",
+        model_name=spec.base_model.name if spec.base_model else "",
         model_path=inputs.base_model,
         dataset_path=inputs.dataset,
         output_dir=inputs.output,
-        parameters=job.parameters | {k: v for k, v in snapshot.effective.items() if k not in job.parameters},
-        train_file_name=snapshot.script.file if snapshot.script else "",
+        parameters=spec.effective,
+        train_file_name=spec.script.file if spec.script else "",
         train_env=job.environment,
     )
 
 
-def _inference(job: JobRow, snapshot: Snapshot, inputs: _Relative) -> dict[str, Any]:
-    question = snapshot.question
+def _inference(job: JobRow, spec: JobSpec, inputs: _Relative) -> dict[str, Any]:
+    question = spec.question
     assert question is not None
     complete = KINDS[job.kind].asks is ModelState.COMPLETE
     whole_model = inputs.model if complete else inputs.base_model
-    form = TYPES[snapshot.training_type].inference_form
+    form = TYPES[spec.training_type].inference_form
     match form:
         case InferenceForm.IMAGES:
             return picture_arguments(
@@ -407,7 +407,7 @@ def _inference(job: JobRow, snapshot: Snapshot, inputs: _Relative) -> dict[str, 
                 temperature=question.temperature,
                 top_p=question.top_p,
                 top_k=question.top_k,
-                model_type=snapshot.training_type,
+                model_type=spec.training_type,
                 template=question.template,
                 system_prompt=question.system_prompt,
                 history=question.history,
@@ -417,8 +417,8 @@ def _inference(job: JobRow, snapshot: Snapshot, inputs: _Relative) -> dict[str, 
             assert_never(form)
 
 
-def _deployment(job: JobRow, snapshot: Snapshot, inputs: _Relative) -> dict[str, Any]:
-    deployment = snapshot.deployment
+def _deployment(job: JobRow, spec: JobSpec, inputs: _Relative) -> dict[str, Any]:
+    deployment = spec.deployment
     assert deployment is not None
     return deployment_arguments(
         train_id=job.id,

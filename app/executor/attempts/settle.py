@@ -37,7 +37,7 @@ from app.executor.attempts.retrying import decide_on
 from app.executor.attempts.script_status import ScriptStatus
 from app.executor.engines.base import ExitRecord, ExitWhy
 from app.executor.runs.evaluations import Reached, reached
-from app.executor.runs.job_spec import Snapshot
+from app.executor.runs.job_spec import JobSpec
 from app.executor.runs.log_file import tail_lines
 from app.executor.runs.run_folder import RunFolder
 from app.faults import fault_point
@@ -255,25 +255,25 @@ class StageSettler:
     async def _create_model(
         self, session: AsyncSession, claim: Claim, judged: Judged, manifest: ResultManifest | None, *, now: datetime
     ) -> ModelRow | None:
-        job, snapshot = claim.job, Snapshot.of(claim.job)
+        job, spec = claim.job, JobSpec.of(claim.job)
         state = KINDS[job.kind].produces
         if not judged.verdict.succeeded or state is None:
             return None
-        assert snapshot.base_model is not None
+        assert spec.base_model is not None
         assert manifest is not None
         assert job.method_id is not None
         assert job.method_version is not None
         parent = await models.find_model(session, job.model_id) if job.model_id else None
-        data = snapshot.dataset
+        data = spec.dataset
         new = models.NewModel(
-            name=model_name(job, snapshot, parent, now=now),
+            name=model_name(job, spec, parent, now=now),
             state=state,
-            training_type=snapshot.training_type,
+            training_type=spec.training_type,
             path=manifest.root,
             size_bytes=manifest.size_bytes,
-            base_model_id=snapshot.base_model.id,
-            base_model_name=snapshot.base_model.name,
-            base_model_path=snapshot.base_model.path,
+            base_model_id=spec.base_model.id,
+            base_model_name=spec.base_model.name,
+            base_model_path=spec.base_model.path,
             parent_id=parent.id if parent else None,
             job_id=job.id,
             method_id=job.method_id,
@@ -281,12 +281,12 @@ class StageSettler:
             dataset_id=data.id if data else None,
             dataset_name=data.name if data else None,
             dataset_digest=data.digest if data else None,
-            parameters=snapshot.effective | job.parameters,
+            parameters=spec.effective,
             details={
                 "kind": manifest.kind,
                 "files": [file.model_dump() for file in manifest.files],
                 "result": manifest.result,
-                "deployment": snapshot.deployment.model_dump() if snapshot.deployment else None,
+                "deployment": spec.deployment.model_dump() if spec.deployment else None,
                 "evaluations": [asdict(evaluation) for evaluation in judged.reached.evaluations],
                 "metrics": judged.reached.metrics,
             },
@@ -315,7 +315,7 @@ class StageSettler:
             state=model.state,
             training_type=model.training_type,
             kind=ArtifactKind(model.details["kind"]),
-            technique=Snapshot.of(job).technique,
+            technique=JobSpec.of(job).technique,
             base_model=model.base_model_name,
             method=job.method_name or "",
             method_version=model.method_version,
@@ -346,18 +346,18 @@ def judge_build(exit_record: ExitRecord, log_tail: Sequence[str]) -> Verdict:
     return Verdict(succeeded=False, reason=reason, detail=failure.detail, params=failure.params)
 
 
-def model_name(job: JobRow, snapshot: Snapshot, parent: ModelRow | None, *, now: datetime) -> str:
+def model_name(job: JobRow, spec: JobSpec, parent: ModelRow | None, *, now: datetime) -> str:
     """Return the name that the contract gives to what the job makes."""
     job_id = UUID(job.id)
     state = KINDS[job.kind].produces
     if state is ModelState.ONLINE:
         assert parent is not None
-        quantize = snapshot.deployment.quantize if snapshot.deployment else None
+        quantize = spec.deployment.quantize if spec.deployment else None
         return online_name(source_name=parent.name, deployment_id=job_id, quantization=quantize)
     if state is ModelState.COMPLETE and parent is not None:
         return complete_name(source_name=parent.name, saving_id=job_id)
-    assert snapshot.base_model is not None
-    return produced_name(technical_name=snapshot.base_model.name, train_name=job.name, produced_at=now, job_id=job_id)
+    assert spec.base_model is not None
+    return produced_name(technical_name=spec.base_model.name, train_name=job.name, produced_at=now, job_id=job_id)
 
 
 def _never_ran(exit_record: ExitRecord) -> bool:

@@ -14,7 +14,7 @@ from typing import Protocol
 from app.domain.enums import EndReason, JobStatus
 from app.domain.training_types import TYPES
 from app.executor.runs.inference_protocol import Failure, FinishReason, InferenceParser, Noise, Piece
-from app.executor.runs.job_spec import Snapshot
+from app.executor.runs.job_spec import JobSpec
 from app.executor.runs.pictures import URL, pictures_of
 from app.executor.runs.stream import JobStream, StreamPosition
 from app.store import jobs as store
@@ -113,7 +113,7 @@ class Answers:
 
     async def _draws(self, job_id: str) -> bool:
         async with self._database.reading() as session:
-            training_type = Snapshot.of(await store.get(session, job_id)).training_type
+            training_type = JobSpec.of(await store.get(session, job_id)).training_type
         return TYPES[training_type].generates_images
 
     async def _cancel(self, job_id: str) -> None:

@@ -34,7 +34,7 @@ def differences(parameters: Sequence[Mapping[str, Any]]) -> tuple[Difference, ..
 
 def parameters_of(details: JobDetails) -> dict[str, Any]:
     """Return the values that a job ran with: the caller's and the platform's."""
-    return {**details.view.snapshot.effective, **details.view.job.parameters}
+    return dict(details.view.spec.effective)
 
 
 def by_metric(curves: Mapping[str, Mapping[str, Sequence[Point]]]) -> dict[str, dict[str, Sequence[Point]]]:

@@ -9,8 +9,9 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.errors import NotFound
 from app.domain.fixes import Fix, Knobs, fix_for
+from app.domain.kinds import as_stage
 from app.executor.jobs.stage_parameters import StageParameters
-from app.executor.runs.job_spec import Snapshot
+from app.executor.runs.job_spec import JobSpec
 from app.registry.method_record import Method, method_of
 from app.store import methods
 from app.store.tables import DatasetRow, JobRow
@@ -31,27 +32,32 @@ class Fixes:
     def __init__(self, parameters: StageParameters) -> None:
         self._parameters = parameters
 
-    async def of(self, session: AsyncSession, job: JobRow) -> Fix | None:
-        """Return the change, None if the job did not fail or nothing concrete is known."""
-        if job.status is not JobStatus.FAILED or job.reason not in FIXABLE:
-            return None
-        knobs = await self.knobs(session, job)
-        if knobs is None:
-            return None
-        return fix_for(job.reason, job.reason_params, knobs, columns=await columns_of(session, job))
+    async def of(self, job: JobRow, method: Method | None, columns: Sequence[str]) -> Fix | None:
+        """Return the change, None if the job did not fail or nothing concrete is known.
 
-    async def knobs(self, session: AsyncSession, job: JobRow) -> Knobs | None:
+        `method` is the version that the job ran, `columns` are those of its data set now.
+        """
+        if not is_fixable(job) or job.reason is None:
+            return None
+        knobs = await self.knobs(job, method)
+        return None if knobs is None else fix_for(job.reason, job.reason_params, knobs, columns=columns)
+
+    async def knobs(self, job: JobRow, method: Method | None) -> Knobs | None:
         """Return what the job's script declares and was given; None if the script is no longer known."""
-        method = await pinned_method(session, job)
         if method is None or job.kind is JobKind.ENVIRONMENT:
             return None
-        script = await asyncio.to_thread(self._parameters.read, method, job.kind)
+        script = await asyncio.to_thread(self._parameters.read, method, as_stage(job.kind))
         return Knobs(declared=script.by_name(), given=given_to(job))
+
+
+def is_fixable(job: JobRow) -> bool:
+    """Say whether the job failed for a reason that a change of its parameters may help."""
+    return job.status is JobStatus.FAILED and job.reason in FIXABLE
 
 
 def given_to(job: JobRow) -> dict[str, Any]:
     """Return the values that the job's script gets."""
-    return {**Snapshot.of(job).effective, **job.parameters}
+    return dict(JobSpec.of(job).effective)
 
 
 async def pinned_method(session: AsyncSession, job: JobRow) -> Method | None:

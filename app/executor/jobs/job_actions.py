@@ -9,44 +9,44 @@ from typing import Any
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import JobKind, JobStatus
-from app.domain.errors import Conflict, InvalidRequest, Violation
+from app.domain.errors import AppError, Conflict, InvalidRequest, Violation
+from app.domain.fixes import Fix
 from app.domain.kinds import LISTED_KINDS
 from app.domain.resuming import same_course
 from app.domain.transitions import TERMINAL
 from app.executor.attempts.checkpoints import newest_checkpoint
 from app.executor.jobs.comparison import Comparison, by_metric, differences, parameters_of
 from app.executor.jobs.environment_builds import BuildWish, EnvironmentOrders
-from app.executor.jobs.fixing import Fixes, given_to
+from app.executor.jobs.fixing import Fixes, columns_of, given_to, is_fixable, pinned_method
 from app.executor.jobs.job_views import JobDetails, JobView, silence_of, view_with_history, views_of
 from app.executor.jobs.repetition import (
-    Changes,
     NoCheckpointToResume,
     NoFixKnown,
     PredecessorNotSucceeded,
-    Retry,
     copied,
     resuming,
     retried,
     to_retry,
 )
-from app.executor.jobs.submission import Submission, Submissions, Submitted
+from app.executor.jobs.requests import JobCopy, JobRetry
+from app.executor.jobs.submission import Plan, Submissions, Submitted
 from app.executor.runs.evaluations import Evaluation
-from app.executor.runs.job_spec import Snapshot
+from app.executor.runs.job_spec import JobSpec
 from app.executor.runs.log_pages import LogPage, LogRange, read_page
 from app.executor.runs.metrics import Point
 from app.executor.runs.observe import NOTHING_SAID, RunDigest, RunObserver
 from app.executor.runs.progress import Progress
 from app.executor.runs.run_folder import RunFolder
+from app.registry.method_record import Method
 from app.store import job_queries, models
 from app.store import jobs as store
 from app.store import methods as method_store
 from app.store.home import Home
 from app.store.job_queries import JobFilter
 from app.store.session import Database
-from app.store.tables import DatasetRow, JobRow, MethodRow
+from app.store.tables import DatasetRow, JobRow, MethodRow, ModelRow
 
 MIN_COMPARED, MAX_COMPARED = 2, 10
-AS_IT_WAS = Retry()
 
 
 class JobInputsGone(Conflict):
@@ -82,6 +82,16 @@ class JobQuery:
     method: str | None = None
     chain: str | None = None
     text: str | None = None
+
+
+@dataclass(frozen=True)
+class RetryPlan:
+    """The jobs of a retry, or the error that refuses it; kept like that of a `Plan`."""
+
+    job: JobRow | None = None
+    made: Sequence[JobRow] = ()
+    warnings: Sequence[Violation] = ()
+    error: AppError | None = None
 
 
 @dataclass(frozen=True)
@@ -145,7 +155,7 @@ class JobActions:
             digest=await self._digest(view.job),
             history=tuple(history),
             silence=await silence_of(session, view.job),
-            fix=await self._fixes.of(session, view.job),
+            fix=await self._fix_of(session, view.job),
         )
 
     async def logs(self, session: AsyncSession, job_id: str, wanted: LogRange) -> LogPage:
@@ -187,52 +197,33 @@ class JobActions:
         await store.request_cancel(session, job_id, now=self._clock())
         return await self.get(session, job_id)
 
-    async def checkpoint_of(self, job_id: str) -> str | None:
-        """Return the job whose newest checkpoint a retry could go on from: this one, or the one that it went on from.
+    async def plan_retry(self, job_id: str, wanted: JobRetry) -> RetryPlan:
+        """Plan to repeat a failed or cancelled job and the rest of its chain as submitted, save for what is wanted."""
+        try:
+            return await self._plan_retry(job_id, wanted)
+        except AppError as error:
+            return RetryPlan(error=error)
 
-        Reads the checkpoint's files: call it before the transaction of a retry.
-        """
+    async def retry(self, session: AsyncSession, plan: RetryPlan) -> Submitted:
+        """Queue the jobs of the plan; raises what it found wrong."""
+        if plan.error is not None:
+            raise plan.error
+        assert plan.job is not None
+        # locked: of several who ask at once the first makes the retry, and the others see it
+        await store.get(session, plan.job.id, lock=True)
+        if (retry := await job_queries.unfinished_retry_of(session, plan.job.id)) is not None:
+            raise JobBeingRetried(job=plan.job.id, retry=retry)
+        if plan.job.method_id is not None and await method_store.find(session, plan.job.method_id, lock=True) is None:
+            raise JobMethodDeleted(job=plan.job.id, method=plan.job.method_name)
+        await store.insert(session, plan.made)
+        return Submitted(jobs=plan.made, warnings=plan.warnings)
+
+    async def plan_copy(self, job_id: str, changes: JobCopy) -> Plan:
+        """Plan a job like this one, with the method as it is now; `Submissions.write` queues it."""
         async with self._database.reading() as session:
             job = await store.get(session, job_id)
-        origin = Snapshot.of(job).resume_of
-        for candidate in (job_id, *([origin] if origin is not None else [])):
-            if await asyncio.to_thread(newest_checkpoint, self._home, candidate) is not None:
-                return candidate
-        return None
-
-    async def retry(
-        self, session: AsyncSession, job_id: str, wanted: Retry = AS_IT_WAS, *, checkpoint_of: str | None = None
-    ) -> Submitted:
-        """Repeat a failed or cancelled job and the rest of its chain as they were submitted, save for what is wanted.
-
-        `checkpoint_of` is what the method of that name found.
-        """
-        # locked: of several who ask at once the first makes the retry, and the others see it
-        job = await store.get(session, job_id, lock=True)
-        if (retry := await job_queries.unfinished_retry_of(session, job_id)) is not None:
-            raise JobBeingRetried(job=job_id, retry=retry)
-        jobs = to_retry(job, await store.chain_of(session, [job.chain_id]))
-        if job.method_id is not None and await method_store.find(session, job.method_id, lock=True) is None:
-            raise JobMethodDeleted(job=job.id, method=job.method_name)
-        model_id = await _model_to_work_on(session, job)
-        await self._require_inputs(session, job, model_id)
-        made = retried(jobs, model_id=model_id, now=self._clock())
-        changes = {**(await self._fix_of(session, job) if wanted.fix else {}), **wanted.parameters}
-        warnings = await self._submissions.change(session, made, changes) if changes else ()
-        if wanted.resume is True and checkpoint_of is None:
-            raise NoCheckpointToResume(job=job.id)
-        fits = wanted.resume or (wanted.resume is None and await self._same_course(session, job, made[0]))
-        resuming(made[0], checkpoint_of if fits else None)
-        await store.insert(session, made)
-        return Submitted(jobs=made, warnings=warnings)
-
-    async def dataset_of_copy(self, session: AsyncSession, job_id: str, changes: Changes) -> str | None:
-        """Return the data set that a copy would train with, for `Submissions.prepare`."""
-        return (await _copy_of(session, job_id, changes)).dataset
-
-    async def copy(self, session: AsyncSession, job_id: str, changes: Changes) -> Submitted:
-        """Submit a job like this one, with the method as it is now."""
-        return await self._submissions.submit(session, await _copy_of(session, job_id, changes))
+            chain = await store.chain_of(session, [job.chain_id])
+        return await self._submissions.plan(copied(job, chain, changes), copied_from=job.id)
 
     async def build_environment(
         self, session: AsyncSession, environment: str, wish: BuildWish
@@ -258,42 +249,70 @@ class JobActions:
             return NOTHING_SAID
         return await asyncio.to_thread(self._observer.digest, job.id, job.attempts)
 
-    async def _fix_of(self, session: AsyncSession, job: JobRow) -> Mapping[str, Any]:
-        fix = await self._fixes.of(session, job)
-        if fix is None:
-            raise NoFixKnown(job=job.id)
-        return fix.changes
+    async def _fix_of(self, session: AsyncSession, job: JobRow) -> Fix | None:
+        if not is_fixable(job):
+            return None
+        return await self._fixes.of(job, await pinned_method(session, job), await columns_of(session, job))
 
-    async def _same_course(self, session: AsyncSession, old: JobRow, new: JobRow) -> bool:
-        knobs = await self._fixes.knobs(session, old)
+    async def _plan_retry(self, job_id: str, wanted: JobRetry) -> RetryPlan:
+        async with self._database.reading() as session:
+            job = await store.get(session, job_id)
+            jobs = to_retry(job, await store.chain_of(session, [job.chain_id]))
+            model_id = await _model_to_work_on(session, job)
+            model = await models.find_model(session, model_id) if model_id is not None else None
+            data = await session.get(DatasetRow, job.dataset_id) if job.dataset_id is not None else None
+            method = await pinned_method(session, job)
+        columns = data.columns if data is not None else ()
+        await self._require_inputs(job, model, data)
+        made = retried(jobs, model_id=model_id, now=self._clock())
+        changes = dict(wanted.parameters)
+        if wanted.fix:
+            fix = await self._fixes.of(job, method, columns)
+            if fix is None:
+                raise NoFixKnown(job=job.id)
+            changes = {**fix.changes, **changes}
+        warnings: Sequence[Violation] = ()
+        if changes:
+            assert method is not None
+            asked = columns if job.model_id is None else None
+            warnings = await self._submissions.checked_again(made, method, changes, asked)
+        found = None if wanted.resume is False else await self._checkpoint_of(job)
+        if wanted.resume is True and found is None:
+            raise NoCheckpointToResume(job=job.id)
+        fits = wanted.resume or (wanted.resume is None and await self._same_course(job, made[0], method))
+        resuming(made[0], found if fits else None)
+        return RetryPlan(job=job, made=made, warnings=warnings)
+
+    async def _checkpoint_of(self, job: JobRow) -> str | None:
+        """Return the job whose newest checkpoint a retry could go on from: this one, or the one that it resumed."""
+        origin = JobSpec.of(job).resume_of
+        for candidate in (job.id, *([origin] if origin is not None else [])):
+            if await asyncio.to_thread(newest_checkpoint, self._home, candidate) is not None:
+                return candidate
+        return None
+
+    async def _same_course(self, old: JobRow, new: JobRow, method: Method | None) -> bool:
+        knobs = await self._fixes.knobs(old, method)
         defaults = {name: one.default for name, one in knobs.declared.items()} if knobs is not None else {}
         return same_course({**defaults, **given_to(old)}, {**defaults, **given_to(new)})
 
-    async def _require_inputs(self, session: AsyncSession, job: JobRow, model_id: str | None) -> None:
+    async def _require_inputs(self, job: JobRow, model: ModelRow | None, data: DatasetRow | None) -> None:
         """A retry must find what the job was submitted with."""
-        snapshot = Snapshot.of(job)
-        model = await models.find_model(session, model_id) if model_id is not None else None
-        data = snapshot.dataset if model is None else None  # what works on a model needs its rows no more
-        named_paths = [given.path for given in (snapshot.base_model, data) if given is not None]
+        spec = JobSpec.of(job)
+        named_data = spec.dataset if model is None else None  # what works on a model needs its rows no more
+        named_paths = [given.path for given in (spec.base_model, named_data) if given is not None]
         paths = [*named_paths, *([model.path] if model is not None and model.path else [])]
         gone = [path for path in paths if not await asyncio.to_thread(self._home.absolute(path).exists)]
         if gone or (model is not None and model.deleted_at is not None):
             raise JobInputsGone(job=job.id, paths=", ".join(gone or [model.name if model else ""]))
-        if data is not None and data.digest is not None:
-            row = await session.get(DatasetRow, data.id)
-            if row is not None and row.digest != data.digest:
-                raise JobDatasetChanged(job=job.id, dataset=row.name)
+        if named_data is not None and data is not None and named_data.digest not in (None, data.digest):
+            raise JobDatasetChanged(job=job.id, dataset=data.name)
 
 
 async def _method_id(session: AsyncSession, method: str) -> str:
     """Return the id of the method with this id or name, of a deleted one too if it is an id."""
     row = await method_store.find(session, method) or await session.get(MethodRow, method)
     return row.id if row is not None else method
-
-
-async def _copy_of(session: AsyncSession, job_id: str, changes: Changes) -> Submission:
-    job = await store.get(session, job_id)
-    return copied(job, await store.chain_of(session, [job.chain_id]), changes)
 
 
 async def _model_to_work_on(session: AsyncSession, job: JobRow) -> str | None:

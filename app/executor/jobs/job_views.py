@@ -10,7 +10,7 @@ from app.domain.fixes import Fix
 from app.domain.kinds import KINDS
 from app.domain.transitions import LIVE
 from app.executor.jobs.waiting import Waiting, waiting_of
-from app.executor.runs.job_spec import Snapshot
+from app.executor.runs.job_spec import JobSpec
 from app.executor.runs.observe import RunDigest
 from app.registry.nodes import Reason
 from app.store import job_queries
@@ -30,7 +30,7 @@ class JobView:
     """
 
     job: JobRow
-    snapshot: Snapshot
+    spec: JobSpec
     chain: tuple[ChainLink, ...]
     waiting_for: str | None
     waiting: Waiting | None = None
@@ -85,7 +85,7 @@ async def _views(
     return [
         JobView(
             job=row,
-            snapshot=Snapshot.of(row),
+            spec=JobSpec.of(row),
             chain=tuple(chains[row.chain_id]),
             waiting_for=builds.get(row.environment) if _can_wait(row) else None,
             waiting=waiting.get(row.id),

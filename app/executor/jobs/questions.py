@@ -16,7 +16,6 @@ from uuid import uuid4
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.domain.enums import JobStatus
 from app.domain.errors import Conflict, Invalid, InvalidRequest, Violation
 from app.domain.kinds import Stage
 from app.domain.lifecycle import STATE_RULES
@@ -24,13 +23,14 @@ from app.domain.names import BASE_ENVIRONMENT
 from app.domain.rendering import inference_arguments, render_equals
 from app.domain.training_types import TYPES
 from app.executor.jobs.asked_pictures import place_picture
-from app.executor.runs.job_spec import Named, PinnedScript, Question, Snapshot
+from app.executor.runs.job_spec import JobSpec, Named, PinnedScript, Question
 from app.registry.method_record import Method, method_of
 from app.registry.method_services import MethodServices
 from app.store import jobs as store
 from app.store import methods as method_store
 from app.store import models
 from app.store.home import Home
+from app.store.session import Database
 from app.store.tables import JobRow, ModelRow
 
 PRIORITY: Final = -10
@@ -79,7 +79,10 @@ class Received:
 class Questions:
     """Makes the jobs that answer questions."""
 
-    def __init__(self, *, methods: MethodServices, home: Home, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, *, database: Database, methods: MethodServices, home: Home, clock: Callable[[], datetime]
+    ) -> None:
+        self._database = database
         self._methods = methods
         self._home = home
         self._clock = clock
@@ -102,38 +105,29 @@ class Questions:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
             raise
 
-    async def ask(self, session: AsyncSession, model: str, received: Received) -> JobRow:
-        """Queue the job that answers; refuses what could not be answered."""
-        job_id = received.job_id
-        question = question_of(received.conversation, session_id=job_id)
-        row = await models.get_model(session, model)
-        stage = _asking_stage(row)
-        _check_sight(received.conversation, row)
-        method = await self._answering_method(session, row, stage)
-        snapshot = await self._snapshot(row, method, stage, question)
-        now = self._clock()
-        job = JobRow(
-            id=job_id,
-            name=row.name,
+    async def plan(self, model: str, received: Received) -> JobRow:
+        """Return the job that answers, to be inserted; refuses what could not be answered."""
+        question = question_of(received.conversation, session_id=received.job_id)
+        async with self._database.reading() as session:
+            row = await models.get_model(session, model)
+            stage = _asking_stage(row)
+            _check_sight(received.conversation, row)
+            method = await self._answering_method(session, row, stage)
+        spec = await self._spec(row, method, stage, question)
+        return store.new_job(
+            id=received.job_id,
             kind=stage,
-            status=JobStatus.QUEUED,
-            reason_params={},
+            name=row.name,
+            environment=method.environment(stage) or BASE_ENVIRONMENT,
+            launch=spec.document(),
+            now=self._clock(),
             priority=PRIORITY,
-            chain_id=job_id,
             method_id=method.id,
             method_name=method.name,
             method_version=method.version,
-            environment=method.environment(stage) or BASE_ENVIRONMENT,
             base_model_id=row.base_model_id,
-            dataset_id=None,
             model_id=row.id,
-            parameters={},
-            launch=snapshot.document(),
-            created_at=now,
-            updated_at=now,
         )
-        await store.insert(session, [job])
-        return job
 
     async def _answering_method(self, session: AsyncSession, model: ModelRow, stage: Stage) -> Method:
         row = await method_store.get_even_deleted(session, model.method_id)
@@ -143,10 +137,10 @@ class Questions:
                 return method
         raise ModelCannotBeAsked(model=model.name, state=model.state, method=row.name)
 
-    async def _snapshot(self, model: ModelRow, method: Method, stage: Stage, question: Question) -> Snapshot:
+    async def _spec(self, model: ModelRow, method: Method, stage: Stage, question: Question) -> JobSpec:
         pinned = method.files[stage]
         script = await asyncio.to_thread(self._methods.reader.pinned, pinned)
-        return Snapshot(
+        return JobSpec(
             training_type=model.training_type,
             technique=method.definition.technique,
             script=PinnedScript(**asdict(pinned)),

@@ -6,10 +6,8 @@ like any other, with the method as it is now, and is checked like one.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
-from uuid import uuid4
 
 from app.domain.demand import Resources
 from app.domain.enums import JobKind, JobStatus
@@ -17,8 +15,9 @@ from app.domain.errors import Conflict, InvalidRequest, Violation
 from app.domain.kinds import KINDS, as_stage
 from app.domain.lifecycle import STATE_OF_STAGE
 from app.domain.retries import Limits, RetryPolicy
-from app.executor.jobs.submission import Submission
-from app.executor.runs.job_spec import Snapshot
+from app.executor.jobs.requests import DeploymentOptions, JobCopy, JobSubmit
+from app.executor.runs.job_spec import JobSpec
+from app.store import jobs as store
 from app.store.tables import JobRow
 
 
@@ -58,31 +57,6 @@ class JobIsBuild(Conflict):
     code = "job_is_build"
 
 
-@dataclass(frozen=True)
-class Changes:
-    """In what a copy differs; None keeps what was. A parameter that is None is left out."""
-
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    name: str | None = None
-    base_model: str | None = None
-    dataset: str | None = None
-    retry: RetryPolicy | None = None
-    limits: Limits | None = None
-    resources: Resources | None = None
-    priority: int | None = None
-    queue: str | None = None
-    user: str | None = None
-
-
-@dataclass(frozen=True)
-class Retry:
-    """How a retry differs from the job. `resume` None: when there is a checkpoint and it fits; `fix`: as offered."""
-
-    resume: bool | None = None
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    fix: bool = False
-
-
 def to_retry(job: JobRow, chain: Sequence[JobRow]) -> Sequence[JobRow]:
     """Return the jobs that a retry of `job` repeats: itself and the rest of its chain."""
     _refuse_what_is_no_stage(job)
@@ -93,95 +67,86 @@ def to_retry(job: JobRow, chain: Sequence[JobRow]) -> Sequence[JobRow]:
 
 def resuming(job: JobRow, checkpoint_of: str | None) -> None:
     """Let a job that is not queued yet begin with the newest checkpoint of another one."""
-    job.launch = Snapshot.of(job).model_copy(update={"resume_of": checkpoint_of}).document()
+    job.launch = JobSpec.of(job).model_copy(update={"resume_of": checkpoint_of}).document()
 
 
 def retried(jobs: Sequence[JobRow], *, model_id: str | None, now: datetime) -> list[JobRow]:
     """Return new queued jobs that repeat `jobs`; the first works on `model_id`."""
-    made: list[JobRow] = []
-    for job in jobs:
-        job_id = str(uuid4())
-        made.append(
-            JobRow(
-                id=job_id,
-                name=job.name,
-                kind=job.kind,
-                status=JobStatus.QUEUED,
-                reason_params={},
-                priority=job.priority,
-                chain_id=made[0].id if made else job_id,
-                position=job.position,
-                blocked_by=made[-1].id if made else None,
-                retry_of=job.id,
-                method_id=job.method_id,
-                method_name=job.method_name,
-                method_version=job.method_version,
-                environment=job.environment,
-                base_model_id=job.base_model_id,
-                dataset_id=job.dataset_id,
-                model_id=None if made else model_id,
-                parameters=job.parameters,
-                launch=job.launch,
-                resources=job.resources,
-                queue=job.queue,
-                submitted_by=job.submitted_by,
-                retry=job.retry,
-                limits=job.limits,
-                created_at=now,
-                updated_at=now,
-            )
+    made = [
+        store.new_job(
+            kind=job.kind,
+            name=job.name,
+            environment=job.environment,
+            launch=job.launch,
+            now=now,
+            position=job.position,
+            retry_of=job.id,
+            method_id=job.method_id,
+            method_name=job.method_name,
+            method_version=job.method_version,
+            base_model_id=job.base_model_id,
+            dataset_id=job.dataset_id,
+            model_id=model_id if job is jobs[0] else None,
+            parameters=job.parameters,
+            priority=job.priority,
+            queue=job.queue,
+            submitted_by=job.submitted_by,
+            resources=job.resources,
+            retry=job.retry,
+            limits=job.limits,
         )
+        for job in jobs
+    ]
+    store.link(made)
     return made
 
 
-def copied(job: JobRow, chain: Sequence[JobRow], changes: Changes) -> Submission:
-    """Return the submission that a copy of `job` is.
+def copied(job: JobRow, chain: Sequence[JobRow], changes: JobCopy) -> JobSubmit:
+    """Return the request that a copy of `job` is.
 
     A job that works on a model is copied alone, on the same model; any other with its whole chain.
     """
     _refuse_what_is_no_stage(job)
     origin = job if job.model_id is not None else chain[0]
     if origin.model_id is not None:
-        return _on_model(origin, changes, copied_from=job.id)
-    snapshot = Snapshot.of(origin)
+        return _on_model(origin, changes)
+    spec = JobSpec.of(origin)
     last = chain[-1]
     whole = len(chain) > 1
-    return Submission(
+    return JobSubmit(
         method=_method(origin),
-        base_model=changes.base_model or (snapshot.base_model.id if snapshot.base_model else None),
-        dataset=changes.dataset or (snapshot.dataset.id if snapshot.dataset else None),
+        base_model=changes.base_model or (spec.base_model.id if spec.base_model else None),
+        dataset=changes.dataset or (spec.dataset.id if spec.dataset else None),
         parameters=_merged([step.parameters for step in reversed(chain)], changes),
         through=STATE_OF_STAGE[as_stage(last.kind)] if whole else None,
         stage=None if whole else last.kind,
         name=changes.name or origin.name,
-        copied_from=job.id,
+        deployment=_deployment_options(last),
         **_conditions(origin, changes),
-        **_deployment_options(last),
     )
 
 
-def _on_model(job: JobRow, changes: Changes, *, copied_from: str) -> Submission:
+def _on_model(job: JobRow, changes: JobCopy) -> JobSubmit:
     given = {"/base_model": changes.base_model, "/dataset": changes.dataset}
     if wrong := [Violation(pointer, "model_keeps_inputs", {}) for pointer, value in given.items() if value is not None]:
         raise InvalidRequest(wrong)
-    return Submission(
+    return JobSubmit(
         method=_method(job),
         stage=job.kind,
         model=job.model_id,
         parameters=_merged([job.parameters], changes),
         name=changes.name or job.name,
-        copied_from=copied_from,
+        deployment=_deployment_options(job),
         **_conditions(job, changes),
-        **_deployment_options(job),
     )
 
 
-def _merged(parameters: Sequence[Mapping[str, Any]], changes: Changes) -> dict[str, Any]:
+def _merged(parameters: Sequence[Mapping[str, Any]], changes: JobCopy) -> dict[str, Any]:
     merged = {name: value for given in parameters for name, value in given.items()}
     return {name: value for name, value in {**merged, **changes.parameters}.items() if value is not None}
 
 
-def _conditions(job: JobRow, changes: Changes) -> dict[str, Any]:
+def _conditions(job: JobRow, changes: JobCopy) -> dict[str, Any]:
     return {
         "retry": changes.retry if changes.retry is not None else RetryPolicy.of(job.retry),
         "limits": changes.limits if changes.limits is not None else Limits.of(job.limits),
@@ -192,16 +157,11 @@ def _conditions(job: JobRow, changes: Changes) -> dict[str, Any]:
     }
 
 
-def _deployment_options(job: JobRow) -> dict[str, Any]:
-    deployment = Snapshot.of(job).deployment
+def _deployment_options(job: JobRow) -> DeploymentOptions:
+    deployment = JobSpec.of(job).deployment
     if deployment is None:
-        return {}
-    return {
-        "quantize": deployment.quantize,
-        "template": deployment.template,
-        "system": deployment.system,
-        "deployment_parameters": deployment.parameters,
-    }
+        return DeploymentOptions()
+    return DeploymentOptions(**deployment.model_dump(include=set(DeploymentOptions.model_fields)))
 
 
 def _method(job: JobRow) -> str:

@@ -7,9 +7,6 @@ accelerators or their memory do not fit what the job asks for. An environment th
 """
 
 from collections.abc import Sequence
-from datetime import datetime
-
-from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.demand import Demand
 from app.domain.errors import Violation
@@ -17,7 +14,7 @@ from app.domain.kinds import as_stage
 from app.domain.placement import Host, Misfit, cards_of, misfits
 from app.registry.method_record import Method
 from app.registry.readiness_cells import Cell, Finding, Verdict
-from app.registry.readiness_matrix import cells_of, matrix
+from app.registry.readiness_matrix import Matrix, cells_of
 from app.registry.script_modules import ScriptModules
 from app.store import jobs as store
 from app.store.nodes import accelerators_of
@@ -26,11 +23,8 @@ from app.store.tables import JobRow, NodeRow
 POINTER = "/method"
 
 
-async def unrunnable(
-    session: AsyncSession, method: Method, jobs: Sequence[JobRow], modules: ScriptModules, *, now: datetime
-) -> list[Violation]:
+async def unrunnable(found: Matrix, method: Method, jobs: Sequence[JobRow], modules: ScriptModules) -> list[Violation]:
     """Return, for every stage that no node can run, that it is so and what is in the way on each node."""
-    found = await matrix(session, now=now)
     rows = {facts.name: row for facts, row in found.nodes if row.environment_states}
     if not rows:
         return []

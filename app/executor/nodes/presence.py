@@ -14,7 +14,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-from uuid import uuid4
 
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
@@ -35,7 +34,7 @@ from app.executor.environments.method_probing import MethodProbing
 from app.executor.nodes.disk_guard import DiskGuard
 from app.executor.nodes.inventory import Hardware, machine
 from app.executor.nodes.joining import require_join_token
-from app.executor.runs.job_spec import EnvironmentBuild, Snapshot
+from app.executor.runs.job_spec import EnvironmentBuild, JobSpec
 from app.registry.nodes import living_nodes
 from app.store import jobs as store
 from app.store import nodes
@@ -222,7 +221,7 @@ class NodeEnvironments:
             .limit(_LAST_JOBS)
         )
         for last in (await session.exec(statement)).all():
-            build = Snapshot.of(last).build
+            build = JobSpec.of(last).build
             if build is not None and build.action == "build":
                 failed = last.status in (JobStatus.FAILED, JobStatus.CANCELLED)
                 return last if failed and build.spec == spec and build.lock is None else None
@@ -306,20 +305,13 @@ async def build_job(
 ) -> JobRow | None:
     """Insert the job that builds or packs `name` on the node; None when one is at it already."""
     now = await database_now(session)
-    job_id = str(uuid4())
-    job = JobRow(
-        id=job_id,
-        name=name,
+    job = store.new_job(
         kind=JobKind.ENVIRONMENT,
-        status=JobStatus.QUEUED,
-        reason_params={},
-        chain_id=job_id,
+        name=name,
         environment=name,
+        launch=JobSpec(build=EnvironmentBuild(name=name, spec=spec, action=action, lock=lock)).document(),
+        now=now,
         node_id=node_id,
-        parameters={},
-        launch=Snapshot(build=EnvironmentBuild(name=name, spec=spec, action=action, lock=lock)).document(),
-        created_at=now,
-        updated_at=now,
     )
     try:
         async with session.begin_nested():

@@ -1,6 +1,6 @@
-"""What a job needs to know, written down at submit, so that later changes to what it names do not reach it.
+"""What a job runs: everything its request resolved to, so that later changes to what it named do not reach it.
 
-Kept as JSON in `job.launch`. Paths are relative to `DEEPE_HOME`.
+Written once, at submit, and kept as JSON in `job.launch`. Paths are relative to `DEEPE_HOME`.
 """
 
 from typing import Any, Literal, Self
@@ -78,8 +78,11 @@ class EnvironmentBuild(_Frozen):
     lock: EnvironmentLock | None = None
 
 
-class Snapshot(_Frozen):
-    """Everything that the arguments of a job are made of, save what only the launch knows."""
+class JobSpec(_Frozen):
+    """Everything that the arguments of a job are made of, save what only the launch knows.
+
+    `effective`: every parameter that the script gets, the caller's and the platform's.
+    """
 
     training_type: TrainingType = TrainingType.CHAT
     technique: str = ""
@@ -100,7 +103,7 @@ class Snapshot(_Frozen):
 
     @classmethod
     def of(cls, job: JobRow) -> Self:
-        """Read the snapshot of a job."""
+        """Return the specification of a job."""
         return cls.model_validate(job.launch)
 
     def document(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a caller says about jobs: submit, copy, retry."""
+"""What a caller asks for: to submit, copy or retry a job. The bodies of the requests, and what plans are made from."""
 
 from typing import Any
 
@@ -6,11 +6,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.domain.demand import DEFAULT_QUEUE, LEAST_PRIORITY, MOST_PRIORITY, QueueName, Resources, UserName
 from app.domain.retries import Limits, RetryPolicy
-from app.executor.jobs.repetition import Changes, Retry
-from app.executor.jobs.submission import MAX_NAME, Submission
 
 _ID = "0192f0c1-d2e3-4f5a-8b6c-7d8e9f0a1b2c"
 _PARAMETERS = {"learning_rate": 0.0002, "max_steps": 100}
+MAX_NAME = 100
 _MAX_TEXT = 100_000
 
 JobName = Field(
@@ -77,30 +76,6 @@ class JobSubmit(_Body):
         description="Accept the jobs although no registered node can run them as things are; they wait for one.",
     )
 
-    def submission(self) -> Submission:
-        """Return what the executor takes."""
-        return Submission(
-            method=self.method,
-            base_model=self.base_model,
-            dataset=self.dataset,
-            parameters=self.parameters,
-            through=self.through,
-            stage=self.stage,
-            model=self.model,
-            name=self.name,
-            quantize=self.deployment.quantize,
-            template=self.deployment.template,
-            system=self.deployment.system,
-            deployment_parameters=self.deployment.parameters,
-            retry=self.retry,
-            limits=self.limits,
-            resources=self.resources,
-            priority=self.priority,
-            queue=self.queue,
-            user=self.user,
-            wait=self.wait,
-        )
-
 
 class JobCopy(_Body):
     """In what the copy differs."""
@@ -124,21 +99,6 @@ class JobCopy(_Body):
     queue: QueueName | None = Field(default=None, description="Default: the original's.")
     user: UserName | None = Field(default=None, description="Default: the original's.")
 
-    def changes(self) -> Changes:
-        """Return what the executor takes."""
-        return Changes(
-            parameters=self.parameters,
-            name=self.name,
-            base_model=self.base_model,
-            dataset=self.dataset,
-            retry=self.retry,
-            limits=self.limits,
-            resources=self.resources,
-            priority=self.priority,
-            queue=self.queue,
-            user=self.user,
-        )
-
 
 class JobRetry(_Body):
     """How the retry differs from the job; an empty body repeats it."""
@@ -155,7 +115,3 @@ class JobRetry(_Body):
         examples=[{"batch_size": 4, "grad_accum_steps": 2}],
     )
     fix: bool = Field(default=False, description="Make the changes that the job offers in `fix`.")
-
-    def wanted(self) -> Retry:
-        """Return what the executor takes."""
-        return Retry(resume=self.resume, parameters=self.parameters, fix=self.fix)
