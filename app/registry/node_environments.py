@@ -4,7 +4,7 @@ A node looks every few seconds and reports changes with its heartbeat. Builds, t
 changed meanwhile are read from the database, so that nobody waits for the next report.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -53,6 +53,13 @@ class Standings:
             report = EnvironmentReport(name=name, state=EnvironmentState.READY if listed else unsaid)
         state, job, trouble = standing(report, row=row, last=self.builds.get((name, node.id)))
         return NodeEnvironment(node.name, name, state, report, job, trouble)
+
+
+def modules_found(nodes: Iterable[NodeRow], environments: Collection[str]) -> frozenset[str]:
+    """Return the modules that nodes found in the environments when they looked for what scripts import."""
+    reports = [EnvironmentReport.read(node.environment_states or []) for node in nodes]
+    probes = [report.probe for named in reports for name, report in named.items() if name in environments]
+    return frozenset(module for probe in probes if probe for module in probe.modules if module not in probe.missing)
 
 
 def standing(

@@ -18,11 +18,13 @@ from app.registry.method_record import Method, method_of
 from app.registry.method_restoring import FileInTheWay
 from app.registry.methods import MethodRegistry, Precondition, PresetReadOnly
 from app.registry.module_names import folder_of, hidden, modules_of, provided
+from app.registry.node_environments import modules_found
 from app.registry.script_modules import ScriptModules
 from app.registry.script_paths import script_path
 from app.registry.scripts import ScriptEntry, ScriptTooLarge
 from app.store import methods as store
 from app.store import registry_facts
+from app.store.nodes import all_nodes
 
 
 class ScriptNotFound(NotFound):
@@ -180,8 +182,9 @@ class StageFiles:
         if folder and not environments:
             return  # no script looks for modules there
         specs = (await registry_facts.load(session)).specs
-        packages = modules_of(specs[name] for name in environments & specs.keys())
-        problem = hidden(path, module, packages=packages)
+        specified = modules_of(specs[name] for name in environments & specs.keys())
+        found = modules_found(await all_nodes(session), environments)
+        problem = hidden(path, module, packages=specified | found)
         if problem is not None:
             raise InvalidRequest([problem])
 

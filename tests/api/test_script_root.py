@@ -2,13 +2,16 @@
 
 import hashlib
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from app.domain.enums import Platform
 from app.presets.catalogue import script_path
+from app.store.nodes import heartbeat, register_node
 from app.store.session import Database
 from tests.api.client import SOURCE, MethodsApp, definition, methods_app, tag_of
 
@@ -100,6 +103,28 @@ class TestUploadedNames:
         found = [await upload(app, path) for path in ("torch.py", "trl/__init__.py", "mine/torch.py", "mlx.py")]
 
         assert found == ["script_hides_package", "script_hides_package", "", ""]
+
+    async def test_of_a_module_that_a_node_found_in_an_environment_without_specification(self, app: MethodsApp) -> None:
+        probe = {"modules": ["vision_lib", "still_to_write"], "missing": ["still_to_write"]}
+        state = {"name": "vision", "state": "ready", "probe": probe}
+        async with app.database.writing() as session:
+            node = await register_node(
+                session,
+                name="gpu-1",
+                platform=Platform.CUDA,
+                accelerators=[],
+                environments=["vision"],
+                slots=1,
+                boot_id="1",
+                now=datetime.now(UTC),
+            )
+            await heartbeat(session, node.id, now=datetime.now(UTC), environment_states=[state])
+        app.script("train.py", b"import vision_lib, still_to_write\n")
+        await app.create(stages=stage("train.py", "vision"))
+
+        found = [await upload(app, path) for path in ("vision_lib.py", "still_to_write.py")]
+
+        assert found == ["script_hides_package", ""]
 
     async def test_says_the_way_out_in_the_callers_language(self, app: MethodsApp) -> None:
         said = []
