@@ -76,11 +76,14 @@ class TestEmbeddedService:
         redis = service.pids["redis"]
 
         ready = httpx.get(f"{url}/readyz").json()
+        given = next(child.spec.env for child in service._children if child.spec.name == "worker")
         service.stop()
 
         assert ready == {"status": "ready", "degraded": []}
         assert service.redis.kind is RedisKind.WHEEL
         assert is_gone(redis)
+        # what the worker hands on to scripts, which know host and port only
+        assert f"\nport {given['AI_PY_REDIS_START_PORT']}\n" in (home / "redis" / "redis.conf").read_text()
         files = {file.name: file.stat().st_mode & 0o077 for file in (home / "redis").rglob("*")}
         assert {"redis.conf", "redis.log"} < set(files)
         assert set(files.values()) == {0}

@@ -38,7 +38,15 @@ def running(*arguments: str, log: Path, **variables: str) -> Iterator[psutil.Pro
 def shown(process: psutil.Process) -> dict[str, str]:
     """Return what each process of a tree shows as its environment, by its command line."""
     family = [process, *process.children(recursive=True)]
-    return {" ".join(one.cmdline()): Path(f"/proc/{one.pid}/environ").read_text() for one in family}
+    return {" ".join(one.cmdline()): _environ(one.pid) for one in family}
+
+
+def _environ(pid: int) -> str:
+    """Return what the system shows; nothing where the process is closed to others and we are not root."""
+    try:
+        return Path(f"/proc/{pid}/environ").read_text()
+    except PermissionError:
+        return ""
 
 
 def leaks(process: psutil.Process, *secrets: str) -> list[str]:
