@@ -139,9 +139,11 @@ def keep_sqlite_private(database: Path) -> None:
     """Make the database's file before SQLite does, with `PRIVATE_FILE`, and close it and its neighbours to others.
 
     SQLite gives `-wal`, `-shm` and `-journal` the mode of the database. SQLite itself tells trouble with the disk.
+    A file that is there is never opened: closing it would drop the locks that this process's connections hold on it,
+    and another process could then delete the log that they write.
     """
     with contextlib.suppress(OSError):
-        os.close(os.open(database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE))
+        os.close(os.open(database, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE_FILE))
     for suffix in _BESIDE_SQLITE:
         with contextlib.suppress(OSError):
             close_to_others(database.with_name(database.name + suffix))

@@ -1,6 +1,8 @@
 """What the driver must keep although it makes one trip where aiosqlite makes five."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -82,3 +84,23 @@ class TestTransactions:
             await write(database, "INSERT INTO thing (name) VALUES (NULL)")
             async with database.reading() as session, database.reading() as other:
                 assert await count(session) == await count(other) == number + 1
+
+
+class TestOtherProcesses:
+    async def test_leave_the_log_alone_that_our_connections_write(self, database: Database, tmp_path: Path) -> None:
+        """A new connection must not drop the locks of the others (POSIX locks belong to a process)."""
+        file, log = tmp_path / "things.db", tmp_path / "things.db-wal"
+        async with database.reading() as session, database.reading() as other:
+            await count(session), await count(other)
+        before = log.stat().st_ino
+        program = (
+            f"import sqlite3; c = sqlite3.connect({str(file)!r});"
+            "c.execute(\"INSERT INTO thing (name) VALUES ('x')\"); c.commit(); c.close()"
+        )
+
+        await asyncio.to_thread(subprocess.run, [sys.executable, "-c", program], check=True)
+        await write(database, "INSERT INTO thing (name) VALUES ('y')")
+
+        assert log.stat().st_ino == before
+        async with database.reading() as session:
+            assert await count(session) == 2
