@@ -36,7 +36,7 @@ test: $(VENV)/.dev
 	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --durations=20
 
 quick: $(VENV)/.dev
-	@$(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) -m "not postgres" tests/domain tests/registry tests/access tests/api
+	@$(BIN)/python -m pytest -q -n auto -m "not postgres" tests/domain tests/registry tests/access tests/api
 
 # SimpleTuner is AGPL-3.0 and large: nothing else of the project needs it or builds its environment.
 simpletuner: $(VENV)/.dev

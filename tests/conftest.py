@@ -60,11 +60,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pluggy.Resul
 
 
 @pytest.fixture(autouse=True)
-def _no_real_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep every test away from the home of the person who runs it."""
+def _no_real_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep every test away from the home of the person who runs it; no folder is made for tests that need none."""
     for name in ("DEEPE_API_TOKEN", "DEEPE_DATABASE_URL", "DEEPE_REDIS_URL", "DEEPE_URL"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("DEEPE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DEEPE_HOME", str(tmp_path_factory.getbasetemp() / f"home-{uuid4().hex}"))
 
 
 @pytest.fixture(scope="session")

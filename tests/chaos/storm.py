@@ -18,6 +18,7 @@ from app.store.tables import AttemptRow
 from tests.chaos.arena import PATIENCE_SECONDS, Arena, Folder, Node, arena, supervisors
 from tests.chaos.faults import BACKENDS, NothingToHit
 from tests.chaos.verdict import Evidence, Verdict, judge
+from tests.waiting import until
 
 LOOK_SECONDS = 0.1
 RECOVERY_SECONDS = 60.0
@@ -33,6 +34,7 @@ class Plan:
     pause: tuple[float, float] = (0.2, 0.4)
     nodes: int = 3
     ahead: int = 8
+    jobs_per_fault: float = 0.3
     patience: float = PATIENCE_SECONDS
     warm: bool = False
 
@@ -71,7 +73,7 @@ class Storm:
             number = 0
             while sum(self.counts.values()) < self.plan.faults:
                 await asyncio.sleep(rng.uniform(*self.plan.pause))
-                self._restart_what_ended()
+                await until(self._keeps_pace, "jobs between the faults", self.arena.report)
                 (kind,) = rng.choices(list(kinds), weights)
                 number += 1
                 task = asyncio.create_task(self._inject(kind, Random(f"{self.plan.seed}-{number}")))
@@ -83,6 +85,11 @@ class Storm:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(watching, *self._tasks, return_exceptions=True)
+
+    def _keeps_pace(self) -> bool:
+        """Say whether enough jobs were accepted for the faults so far; on a busy machine faults wait for them."""
+        self._restart_what_ended()
+        return len(self.arena.acknowledged()) >= self.plan.jobs_per_fault * sum(self.counts.values())
 
     def _restart_what_ended(self) -> None:
         """Start again what ended by itself, as a service manager does."""
