@@ -117,7 +117,9 @@ class TestStopAndResume:
     def test_stopped_run_goes_on_and_ends_like_an_undisturbed_one(
         self, torch_home: Home, tiny_base: Path, trained: tuple[Home, Finished]
     ) -> None:
-        process = torch_home.start("sft-demo.py", *sft_arguments(torch_home, tiny_base, "--save_steps=1000"))
+        process = torch_home.start(
+            "sft-demo.py", *sft_arguments(torch_home, tiny_base, "--save_steps=1000", "--eval_samples=4")
+        )
         assert process.stdout is not None
         while not process.stdout.readline().startswith("step 10/"):
             assert process.poll() is None
@@ -125,7 +127,7 @@ class TestStopAndResume:
         _, stderr = process.communicate()
         stopped = torch_home.events()
 
-        resumed = train(torch_home, tiny_base)
+        resumed = train(torch_home, tiny_base, "--eval_samples=4")
 
         assert process.returncode == 143, stderr
         assert any(event["type"] == "artifact" and event["kind"] == "checkpoint" for event in stopped)
