@@ -45,7 +45,7 @@ from app.store.home import make_private_folder
 DEFAULT_METHOD: Final = "SFT-Demo"
 QUESTIONS: Final = 3
 ANSWER_TOKENS: Final = 64
-NODE_SECONDS: Final = 20.0
+NODE_SECONDS: Final = 60.0
 
 
 @dataclass

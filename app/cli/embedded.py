@@ -306,7 +306,7 @@ class EmbeddedService:
         return (sys.executable, "-P", "-m", "app.cli", *arguments)
 
 
-def is_ready(url: str, *, timeout: float = 2.0) -> bool:
+def is_ready(url: str, *, timeout: float = 5.0) -> bool:
     """Say whether the service at `url` answers that it can work."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout)

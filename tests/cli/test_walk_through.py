@@ -15,6 +15,7 @@ from app.cli.command import ExitCode
 from app.cli.embedded import EmbeddedOptions, EmbeddedService
 from app.presets.catalogue import ROOM
 from app.settings import load_settings
+from tests.servers import free_port
 from tests.waiting import wait_until
 from tests.webhook_receiver import receiving
 
@@ -36,7 +37,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(home: Path) -> Iterator[str]:
-    settings = load_settings(home=home, port=0, node_name="test")
+    settings = load_settings(home=home, port=free_port(), node_name="test")
     service = EmbeddedService(settings, EmbeddedOptions(log_folder=home / "process-logs"), say=print)
     yield service.start()
     service.stop()

@@ -24,10 +24,12 @@ from app.cli.embedded import EmbeddedOptions, EmbeddedService, is_ready
 from app.cli.private_redis import NO_REDIS, RedisChoice
 from app.presets.catalogue import ROOM, sample_datasets
 from app.settings import load_settings
+from tests.servers import free_port
 from tests.waiting import wait_until
 
 TERMINAL = {"succeeded", "failed", "cancelled"}
 NODE = "one"
+NO_BOUND = 3600.0  # a test never judges how quick a start is
 ME = "tests"
 
 
@@ -72,12 +74,12 @@ class Installation:
         with pytest.MonkeyPatch.context() as patch:
             for name in [name for name in os.environ if name.startswith("DEEPE_")]:
                 patch.delenv(name)
-            settings = load_settings(home=self.home, port=0, node_name=NODE, database_url=self._database_url)
+            settings = load_settings(home=self.home, port=free_port(), node_name=NODE, database_url=self._database_url)
             options = EmbeddedOptions(
                 command=ME, redis=(self.redis,), log_folder=self.root / "logs", environment=self._variables
             )
             self._service = EmbeddedService(settings, options, say=lambda _: None)
-            url = self._service.start()
+            url = self._service.start(timeout=NO_BOUND)
         token = self._variables.get("DEEPE_API_TOKEN")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._client = httpx.Client(base_url=url, headers=headers, timeout=None, trust_env=False)
