@@ -257,7 +257,8 @@ async def count_ended(site: Site, ids: list[str]) -> int:
 
 
 async def more_ended(site: Site, ids: list[str], before: int) -> bool:
-    return await count_ended(site, ids) > before
+    ended = await count_ended(site, ids)
+    return ended > before or ended == len(ids)
 
 
 async def registered(site: Site) -> bool:
