@@ -59,6 +59,7 @@ from app.executor.nodes.hints import Doorbell, FileDoorbell
 from app.executor.nodes.joining import set_join_token
 from app.executor.nodes.node_actions import NodeActions
 from app.executor.runs.observe import RunObserver
+from app.executor.runs.stream import JobStreams
 from app.observability import configure_logging
 from app.registry.base_models import BaseModels
 from app.registry.datasets import Datasets
@@ -124,6 +125,7 @@ def build_services(
     )
     datasets_ = Datasets(home=home, max_characters=settings.dataset_max_line, clock=clock)
     doorbell = _doorbell(settings, database)
+    streams = JobStreams(database, home)
     addresses = AddressPolicy(settings.webhook_addresses)
     parameters = StageParameters(methods_.reader)
     submissions = Submissions(
@@ -156,7 +158,8 @@ def build_services(
             clock=clock,
         ),
         questions=Questions(database=database, methods=methods_, home=home, clock=clock),
-        answers=Answers(database, home, doorbell, clock=clock),
+        answers=Answers(database, home, doorbell, streams=streams, clock=clock),
+        streams=streams,
         doorbell=doorbell,
         webhooks=Webhooks(policy=addresses),
         webhook_sender=WebhookSender(database, WebhookClient(policy=addresses)),

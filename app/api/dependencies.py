@@ -16,6 +16,7 @@ from app.executor.maintenance.webhook_sender import WebhookSender
 from app.executor.maintenance.webhooks import Webhooks
 from app.executor.nodes.hints import Doorbell
 from app.executor.nodes.node_actions import NodeActions
+from app.executor.runs.stream import JobStreams
 from app.faults import fault_point
 from app.registry.base_models import BaseModels
 from app.registry.datasets import Datasets
@@ -48,6 +49,7 @@ class Services:
     job_actions: JobActions
     questions: Questions
     answers: Answers
+    streams: JobStreams
     doorbell: Doorbell
     webhooks: Webhooks
     webhook_sender: WebhookSender

@@ -9,7 +9,7 @@ from app.api.schemas.jobs import attempt_detail, reason_detail
 from app.api.sse import ServerEvent
 from app.domain.texts import Language
 from app.domain.transitions import TERMINAL
-from app.executor.runs.stream import JobStream, StreamItem, StreamPosition
+from app.executor.runs.stream import StreamItem, StreamPosition
 from app.store import jobs
 
 
@@ -17,8 +17,7 @@ async def job_events(
     services: Services, job_id: str, position: StreamPosition, language: Language
 ) -> AsyncGenerator[ServerEvent, None]:
     """Yield what happens to the job from `position` on; ends after its end."""
-    stream = JobStream(services.database, services.home, job_id, position)
-    async with aclosing(stream.items()) as items:
+    async with aclosing(services.streams.follow(job_id, position)) as items:
         async for item in items:
             yield ServerEvent(await _data(services, job_id, item, language), event=item.name, id=str(item.position))
 

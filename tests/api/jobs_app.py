@@ -117,7 +117,7 @@ async def jobs_app(database: Database, root: Path) -> AsyncIterator[JobsApp]:
     services = dataclasses.replace(
         services,
         doorbell=doorbell,
-        answers=Answers(database, services.home, doorbell, clock=lambda: datetime.now(UTC)),
+        answers=Answers(database, services.home, doorbell, streams=services.streams, clock=lambda: datetime.now(UTC)),
     )
     services.home.create()
     await _register_samples(services)

@@ -1,6 +1,5 @@
 """Output is read by offset, whatever bytes it holds and however it grows."""
 
-import asyncio
 import sys
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.executor.runs.log_file import LogChunk, LogFollower, collapse_carriage_returns, read_chunk, tail_lines
+from app.executor.runs.log_file import LogChunk, collapse_carriage_returns, read_chunk, tail_lines
 
 TEXT = "größe 学习率 🚀 ok\n"
 
@@ -169,58 +168,3 @@ class TestTail:
         path.write_text("start\n" + "".join(f"\rstep {n:06d}" for n in range(200_000)) + "\nend\n")
 
         assert tail_lines(path, 2) == ["step 199999", "end"]
-
-
-async def collect(follower: LogFollower) -> list[LogChunk]:
-    return [chunk async for chunk in follower]
-
-
-class TestFollower:
-    async def test_follows_a_growing_file_to_its_last_byte(self, tmp_path: Path) -> None:
-        path = tmp_path / "output.log"
-        follower = LogFollower(path, poll_seconds=0.005)
-        reader = asyncio.create_task(collect(follower))
-        with path.open("ab", buffering=0) as file:
-            for byte in (TEXT * 3).encode():
-                file.write(bytes([byte]))
-                await asyncio.sleep(0)
-            file.write("é".encode()[:1])
-        follower.finish()
-
-        chunks = await reader
-
-        assert "".join(chunk.text for chunk in chunks) == TEXT * 3 + "\ufffd"
-        assert chunks[-1].next_offset == path.stat().st_size == follower.offset
-
-    async def test_shows_what_is_there_before_the_end(self, tmp_path: Path) -> None:
-        path = tmp_path / "output.log"
-        follower = LogFollower(path, poll_seconds=0.005)
-        chunks = aiter(follower)
-        path.write_text("one\n")
-
-        first = await anext(chunks)
-        with path.open("a") as file:
-            file.write("two\n")
-        second = await anext(chunks)
-        follower.finish()
-
-        assert (first.text, second.text) == ("one\n", "two\n")
-        assert [chunk async for chunk in chunks] == []
-
-    async def test_goes_on_at_an_offset_in_bounded_chunks(self, tmp_path: Path) -> None:
-        path = tmp_path / "output.log"
-        text = "".join(f"line {n}\n" for n in range(200_000))
-        path.write_text(text)
-        follower = LogFollower(path, offset=7, chunk_bytes=64 * 1024)
-        follower.finish()
-
-        chunks = await collect(follower)
-
-        assert "".join(chunk.text for chunk in chunks) == text[7:]
-        assert max(chunk.next_offset - chunk.offset for chunk in chunks) <= 64 * 1024
-
-    async def test_ends_if_the_file_was_never_made(self, tmp_path: Path) -> None:
-        follower = LogFollower(tmp_path / "missing")
-        follower.finish()
-
-        assert await collect(follower) == []

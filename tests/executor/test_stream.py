@@ -1,15 +1,17 @@
 """The stream of a job: everything once, in order, from any point on, and the end after the last byte."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import EndReason
 from app.executor.runs.events import EventPosition
-from app.executor.runs.stream import InvalidEventId, JobStream, StreamItem, StreamPosition
+from app.executor.runs.stream import InvalidEventId, JobStreams, StreamItem, StreamPosition
 from app.store import jobs
 from app.store.home import Home
 from app.store.session import Database
@@ -24,12 +26,16 @@ async def runner(database: Database, tmp_path: Path) -> Runner:
     return await new_runner(database, Home(tmp_path / "home"))
 
 
-def _stream(runner: Runner, job_id: str, position: StreamPosition | None = None) -> JobStream:
-    return JobStream(runner.database, runner.home, job_id, position or StreamPosition(), database_seconds=0.1)
+def _streams(runner: Runner) -> JobStreams:
+    return JobStreams(runner.database, runner.home, database_seconds=0.1)
+
+
+def _stream(runner: Runner, job_id: str, position: StreamPosition | None = None) -> AsyncGenerator[StreamItem, None]:
+    return _streams(runner).follow(job_id, position or StreamPosition())
 
 
 async def _items(runner: Runner, job_id: str, position: StreamPosition | None = None) -> list[StreamItem]:
-    return [item async for item in _stream(runner, job_id, position).items()]
+    return [item async for item in _stream(runner, job_id, position)]
 
 
 def _text(items: list[StreamItem]) -> str:
@@ -57,6 +63,10 @@ class Reader:
 
     async def shows(self, line: str) -> None:
         await until(lambda: self.text.endswith(line), line)
+
+    async def leave(self) -> None:
+        self.task.cancel()
+        await asyncio.wait({self.task})
 
 
 class TestFinishedJob:
@@ -172,7 +182,7 @@ class TestResume:
 class TestRunningJob:
     async def test_shows_what_comes_while_it_comes(self, runner: Runner) -> None:
         job_id = await add_job(runner.database)
-        reader = Reader(_stream(runner, job_id).items())
+        reader = Reader(_stream(runner, job_id))
         await until(lambda: _names(reader.items) == ["state"], "the first state")
 
         won = await runner.start(job_id)
@@ -192,7 +202,7 @@ class TestRunningJob:
         job_id = await add_job(runner.database)
         won = await runner.start(job_id)
         runner.prints(job_id, b"a" + "模".encode()[:1])
-        reader = Reader(_stream(runner, job_id).items())
+        reader = Reader(_stream(runner, job_id))
         await reader.shows("a")
 
         runner.prints(job_id, "模".encode()[1:])
@@ -206,7 +216,7 @@ class TestRunningJob:
         won = await runner.start(job_id)
         runner.prints(job_id, "one\n")
 
-        async with aclosing(_stream(runner, job_id).items()) as items:
+        async with aclosing(_stream(runner, job_id)) as items:
             async for item in items:
                 if item.name == "log":
                     break
@@ -218,6 +228,139 @@ class TestRunningJob:
     async def test_unknown_job_is_not_found(self, runner: Runner) -> None:
         with pytest.raises(jobs.JobNotFound):
             await _items(runner, "no-such-job")
+
+
+def _tails(job_id: str) -> list[asyncio.Task[None]]:
+    return [task for task in asyncio.all_tasks() if task.get_name() == f"tail {job_id}"]
+
+
+class WatchedDatabase(Database):
+    """Remembers the names of the tasks that opened a session for reading."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.readers: list[str] = []
+        self.failures: list[Exception] = []
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncSession]:
+        task = asyncio.current_task()
+        self.readers.append(task.get_name() if task else "")
+        if self.failures:
+            raise self.failures.pop()
+        async with super().reading() as session:
+            yield session
+
+
+class TestManyReaders:
+    READERS = 20
+
+    async def test_one_task_watches_for_all_of_them(self, runner: Runner) -> None:
+        job_id = await add_job(runner.database)
+        await runner.start(job_id)
+        database = WatchedDatabase(runner.database.url)
+        streams = JobStreams(database, runner.home, database_seconds=0.01)
+        readers = [Reader(streams.follow(job_id, StreamPosition())) for _ in range(self.READERS)]
+        runner.prints(job_id, "all are there\n")
+        for reader in readers:
+            await reader.shows("all are there\n")
+
+        looks = 3 * self.READERS
+        await until(lambda: database.readers[-looks:] == [f"tail {job_id}"] * looks, "one task that looks")
+
+        runner.prints(job_id, "and go on\n")
+        for reader in readers:
+            await reader.shows("and go on\n")
+        for reader in readers:
+            await reader.leave()
+        await until(lambda: not _tails(job_id), "the end of the tailer")
+        await database.close()
+
+    async def test_each_gets_everything_whenever_it_comes(self, runner: Runner) -> None:
+        job_id = await add_job(runner.database)
+        won = await runner.start(job_id)
+        streams = _streams(runner)
+        readers: list[Reader] = []
+        text = ""
+        for number in range(self.READERS):
+            readers.append(Reader(streams.follow(job_id, StreamPosition())))
+            part = f"part {number}: größer 模型 \U0001f600\n" * 50
+            text += part
+            middle = len(part.encode()) // 2 + number  # in the middle of a character, now and then
+            runner.prints(job_id, part.encode()[:middle])
+            runner.reports(job_id, {"type": "metrics", "time": 1.0, "step": number, "values": {"loss": 1.0}})
+            await until(lambda: bool(readers[number // 2].items), "an earlier reader")  # noqa: B023 (waited for here)
+            runner.prints(job_id, part.encode()[middle:])
+        await readers[0].shows(text[-10:])
+        joined = readers[-1].items[-1].position if readers[-1].items else StreamPosition()
+        await runner.end(won)
+
+        for reader in readers:
+            await reader.task
+        assert {reader.text for reader in readers} == {text}
+        for reader in readers:
+            steps = [item.data["step"] for item in reader.items if item.name == "metrics"]
+            assert steps == list(range(self.READERS))
+            assert _names(reader.items)[-2:] == ["state", "end"]
+        assert text.endswith(_text(await _items(runner, job_id, joined)))
+
+    async def test_slow_one_misses_nothing_and_holds_up_nobody(self, runner: Runner) -> None:
+        job_id = await add_job(runner.database)
+        won = await runner.start(job_id)
+        runner.prints(job_id, "begun\n")
+        streams = _streams(runner)
+        slow = streams.follow(job_id, StreamPosition())
+        seen: list[StreamItem] = []
+        async for item in slow:
+            seen.append(item)
+            if item.name == "log":
+                break
+        quick = Reader(streams.follow(job_id, StreamPosition()))
+        runner.prints(job_id, LONG_LOG * 3)
+        await quick.shows(LONG_LOG[-20:])
+        await runner.end(won)
+        await quick.task
+
+        seen += [item async for item in slow]
+
+        assert quick.text == _text(seen) == "begun\n" + LONG_LOG * 3
+
+    async def test_reader_that_is_ahead_waits_for_the_others(self, runner: Runner) -> None:
+        job_id = await add_job(runner.database)
+        won = await runner.start(job_id)
+        runner.prints(job_id, "one\n")
+        streams = _streams(runner)
+        first = Reader(streams.follow(job_id, StreamPosition()))
+        await first.shows("one\n")
+        here = first.items[-1].position
+
+        ahead = Reader(streams.follow(job_id, replace(here, log=here.log + 4, events=EventPosition(own_metrics=True))))
+        runner.prints(job_id, "two\nthree\n")
+        await first.shows("three\n")
+        await runner.end(won)
+
+        await asyncio.gather(first.task, ahead.task)
+        assert ahead.text == "three\n"
+        assert ahead.items[-1].data == {"status": "succeeded"}
+
+    async def test_goes_on_if_the_watching_breaks_off(self, runner: Runner) -> None:
+        job_id = await add_job(runner.database)
+        won = await runner.start(job_id)
+        database = WatchedDatabase(runner.database.url)
+        reader = Reader(JobStreams(database, runner.home, database_seconds=0.01).follow(job_id, StreamPosition()))
+        runner.prints(job_id, "one\n")
+        await reader.shows("one\n")
+        await until(lambda: f"tail {job_id}" in database.readers, "the tailer")
+
+        database.failures = [OSError("away")]
+        await until(lambda: not database.failures, "the failure")
+        runner.prints(job_id, "two\n")
+        await reader.shows("two\n")
+        await runner.end(won)
+
+        await reader.task
+        assert reader.text == "one\ntwo\n"
+        await database.close()
 
 
 class TestPosition:

@@ -16,7 +16,7 @@ from app.domain.training_types import TYPES
 from app.executor.runs.inference_protocol import Failure, FinishReason, InferenceParser, Noise, Piece
 from app.executor.runs.job_spec import JobSpec
 from app.executor.runs.pictures import URL, pictures_of
-from app.executor.runs.stream import JobStream, StreamPosition
+from app.executor.runs.stream import JobStreams, StreamPosition
 from app.store import jobs as store
 from app.store.home import Home
 from app.store.jobs import JobAlreadyFinished
@@ -63,9 +63,18 @@ AnswerEvent = AnswerPiece | AnswerPicture | AnswerEnd
 class Answers:
     """Reads the answers of inference jobs."""
 
-    def __init__(self, database: Database, home: Home, doorbell: Ringer, *, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        home: Home,
+        doorbell: Ringer,
+        *,
+        streams: JobStreams,
+        clock: Callable[[], datetime],
+    ) -> None:
         self._database = database
         self._home = home
+        self._streams = streams
         self._doorbell = doorbell
         self._clock = clock
 
@@ -75,9 +84,9 @@ class Answers:
         error: str | None = None
         reason: EndReason | None = None
         finished = False
-        stream = JobStream(self._database, self._home, job_id, StreamPosition(), database_seconds=_LOOK_SECONDS)
+        items = self._streams.follow(job_id, StreamPosition(), database_seconds=_LOOK_SECONDS)
         try:
-            async for item in stream.items():
+            async for item in items:
                 match item.name:
                     case "log":
                         events = parser.feed(item.data["text"])
@@ -108,6 +117,7 @@ class Answers:
                     finish = parser.finish_reason(succeeded=succeeded, cancelled=status is JobStatus.CANCELLED)
                     yield AnswerEnd(finish_reason=finish, job_id=job_id, error=error, reason=reason)
         finally:
+            await items.aclose()
             if not finished:
                 await self._cancel(job_id)
 

@@ -220,18 +220,23 @@ def _text(value: object) -> str:
 class EventReader:
     """Reads the events of one file as they come. A half-written last line waits for its end.
 
-    `offset` is the byte behind the last line that was read; a new reader can go on there.
+    `offset` is the byte behind the last line that was read; a new reader can go on there. `end`, such an offset of
+    another reader, is where this one stops.
     """
 
-    def __init__(self, path: Path, offset: int = 0) -> None:
+    def __init__(self, path: Path, offset: int = 0, *, end: int | None = None) -> None:
         self._path = path
+        self._end = end
         self._inside_long_line = False
         self.offset = offset
         self.skipped = 0
 
     def read(self, limit: int = READ_BYTES) -> list[StageEvent]:
         """Return the events in the next `limit` bytes (at least one line's worth); empty when there is nothing new."""
-        data = _read_at(self._path, self.offset, max(limit, MAX_LINE_BYTES))
+        limit = max(limit, MAX_LINE_BYTES)
+        if self._end is not None:
+            limit = min(limit, max(self._end - self.offset, 0))
+        data = _read_at(self._path, self.offset, limit)
         complete, _, rest = data.rpartition(b"\n") if b"\n" in data else (b"", b"", data)
         self.offset += len(data) - len(rest)
         lines = complete.split(b"\n") if len(rest) < len(data) else []
@@ -306,10 +311,14 @@ class RunEvents:
     has written none itself; the same holds for progress. Records stand in the output only.
     """
 
-    def __init__(self, folder: RunFolder, position: EventPosition | None = None) -> None:
+    def __init__(
+        self, folder: RunFolder, position: EventPosition | None = None, *, until: EventPosition | None = None
+    ) -> None:
         position = position or EventPosition()
-        self._own = EventReader(folder.events, position.own)
-        self._projected = EventReader(folder.projected_events, position.projected)
+        self._own = EventReader(folder.events, position.own, end=until.own if until else None)
+        self._projected = EventReader(
+            folder.projected_events, position.projected, end=until.projected if until else None
+        )
         self._own_metrics = position.own_metrics
         self._own_progress = position.own_progress
 

@@ -5,14 +5,11 @@ is what is new, whatever the size of the file. Offsets count bytes of the file, 
 stopped, and a chunk never ends inside a character or a terminal escape sequence.
 """
 
-import asyncio
 import codecs
 import os
 import re
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
 
 CHUNK_BYTES = 256 * 1024
 TAIL_BYTES = 1024 * 1024
@@ -47,19 +44,24 @@ class LogChunk:
     at_line_start: bool
 
 
-def read_chunk(path: Path, offset: int = 0, limit: int = CHUNK_BYTES, *, final: bool = False) -> LogChunk:
+def read_chunk(
+    path: Path, offset: int = 0, limit: int = CHUNK_BYTES, *, final: bool = False, end: int | None = None
+) -> LogChunk:
     """Read at most `limit` bytes (at least 4) from `offset` on; an offset behind the end reads nothing.
 
     Invalid bytes become U+FFFD. A character or escape sequence that is cut off at the end is left for the next read,
-    unless `final` says that the file has stopped growing. A file that does not exist yet is empty.
+    unless `final` says that the file has stopped growing. With `end`, an offset where another chunk ended, the file is
+    read up to there only. A file that does not exist yet is empty.
     """
     limit = max(limit, _LONGEST_CHARACTER)
     try:
         with path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
+            if end is not None:
+                size, final = min(size, end), True
             offset = min(max(offset, 0), size)
             at_line_start = offset == 0 or os.pread(file.fileno(), 1, offset - 1) == b"\n"
-            data = os.pread(file.fileno(), limit, offset)
+            data = os.pread(file.fileno(), limit if end is None else min(limit, size - offset), offset)
     except FileNotFoundError:
         return LogChunk(text="", offset=0, next_offset=0, end=True, size=0, at_line_start=True)
     size = max(size, offset + len(data))
@@ -156,61 +158,3 @@ def _read_backwards(descriptor: int, *, lines: int, max_bytes: int) -> bytes:
     data = b"".join(reversed(blocks))
     # the first byte may lie inside a character
     return data if position == 0 else data.lstrip(bytes(range(0x80, 0xC0)))
-
-
-class LogFollower:
-    """Yields a growing file's output as it comes, until `finish` was called and the last byte was delivered.
-
-    The file is looked at every `poll_seconds` while it grows; when it is quiet, the pause grows to a tenth of the quiet
-    time, up to `max_poll_seconds`. Whatever came in between is one chunk (up to `chunk_bytes`), so a slow consumer gets
-    bigger chunks instead of a queue. Reading happens in a thread: a slow disk does not hold up the event loop.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        *,
-        offset: int = 0,
-        poll_seconds: float = 0.05,
-        max_poll_seconds: float = 0.25,
-        chunk_bytes: int = CHUNK_BYTES,
-    ) -> None:
-        self._path = path
-        self._offset = offset
-        self._poll_seconds = poll_seconds
-        self._max_poll_seconds = max_poll_seconds
-        self._chunk_bytes = chunk_bytes
-        self._finished = asyncio.Event()
-
-    @property
-    def offset(self) -> int:
-        """Return the offset behind the last chunk; a new follower can go on there."""
-        return self._offset
-
-    def finish(self) -> None:
-        """Say that nobody writes any more."""
-        self._finished.set()
-
-    async def __aiter__(self) -> AsyncIterator[LogChunk]:
-        quiet_since = monotonic()
-        while True:
-            # asked before reading: what was written before the end was told is seen by this read
-            finished = self._finished.is_set()
-            chunk = await asyncio.to_thread(read_chunk, self._path, self._offset, self._chunk_bytes, final=finished)
-            if chunk.text:
-                self._offset = chunk.next_offset
-                quiet_since = monotonic()
-                yield chunk
-            if not chunk.end:
-                continue
-            if finished:
-                return
-            await self._pause(monotonic() - quiet_since)
-
-    async def _pause(self, quiet_seconds: float) -> None:
-        pause = min(max(quiet_seconds / 10, self._poll_seconds), self._max_poll_seconds)
-        try:
-            async with asyncio.timeout(pause):
-                await self._finished.wait()
-        except TimeoutError:
-            return

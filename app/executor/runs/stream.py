@@ -4,77 +4,42 @@ The stream reads what others write: transitions from the database, everything el
 absent reader therefore never slows a training. The id of every event is the position behind it, so a reader that comes
 back with `Last-Event-ID` goes on there: no byte of the output comes twice or is missing, and points of a curve that
 were on their way come again (they carry their step). The stream ends only after the last byte.
+
+However many readers a job has, one `_Tailer` watches it. It begins where the first reader arrived, and ends with the
+last one. A reader first reads by itself up to the tailer's position, then takes the pieces that the tailer read. Of
+those a bounded number is kept; a reader that is slower reads by itself again until it has caught up.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field, replace
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from time import monotonic
 from typing import Any, Final
 
 from app.domain.enums import EndReason, JobStatus
-from app.domain.errors import Invalid
-from app.domain.transitions import TERMINAL
-from app.executor.runs.events import (
-    EvaluationEvent,
-    EventPosition,
-    MetricsEvent,
-    NoteEvent,
-    ProgressEvent,
-    RunEvents,
-    StageEvent,
-)
-from app.executor.runs.log_file import CHUNK_BYTES, read_chunk
+from app.executor.runs.events import EvaluationEvent, MetricsEvent, NoteEvent, ProgressEvent, StageEvent
+from app.executor.runs.log_file import LogChunk
 from app.executor.runs.progress import ProgressEstimator
-from app.executor.runs.run_folder import RunFolder
-from app.store import jobs as store
+from app.executor.runs.run_reader import InvalidEventId, Piece, RunReader, StreamPosition
 from app.store.home import Home
 from app.store.session import Database
 from app.store.tables import JobEventRow
 
-WATCH_SECONDS: Final = 0.1
+__all__ = ["InvalidEventId", "JobStreams", "StreamItem", "StreamPosition"]
+
+logger = logging.getLogger(__name__)
+
 DATABASE_SECONDS: Final = 0.5
-_MOST_ROWS: Final = 2**31 - 1
-_MOST_BYTES: Final = 2**62
-
-
-class InvalidEventId(Invalid):
-    """`Last-Event-ID` is none of this stream's."""
-
-    code = "invalid_event_id"
-
-
-@dataclass(frozen=True)
-class StreamPosition:
-    """How far a reader is: last transition seen, and in which attempt's files up to where."""
-
-    transition: int = 0
-    attempt: int = 0
-    log: int = 0
-    events: EventPosition = field(default_factory=EventPosition)
-
-    def __str__(self) -> str:
-        return f"{self.transition}-{self.attempt}-{self.log}-{self.events}"
-
-    @classmethod
-    def parse(cls, text: str | None) -> "StreamPosition":
-        """Read the text form; None and empty mean the beginning."""
-        if not text:
-            return cls()
-        try:
-            first, second, third, events = text.split("-")
-            position = cls(int(first), int(second), int(third), EventPosition.parse(events))
-            position.require_plausible()
-        except ValueError as error:
-            raise InvalidEventId(pointer="Last-Event-ID:", given=text[:80]) from error
-        return position
-
-    def require_plausible(self) -> None:
-        """Raise ValueError for numbers that databases and files do not count to."""
-        if (
-            max(self.transition, self.attempt) > _MOST_ROWS
-            or max(self.log, self.events.own, self.events.projected) > _MOST_BYTES
-        ):
-            raise ValueError("a position that nobody ever reached")
+# Files are looked at after a hundredth of the time in which nothing came: a line is shown within a fiftieth of a second
+# while lines come, and a job that says nothing for half a minute costs four looks a second.
+_QUIET_SHARE: Final = 0.01
+_SHORTEST_PAUSE: Final = 0.02
+_LONGEST_PAUSE: Final = 0.25
+_KEPT_BYTES: Final = 1024 * 1024
+_BYTES_OF_EVENT: Final = 256
 
 
 @dataclass(frozen=True)
@@ -87,111 +52,227 @@ class StreamItem:
     reason: EndReason | None = None
 
 
-class JobStream:
-    """Follows one job from a position until its end."""
+class JobStreams:
+    """The streams of all jobs that this process is asked for.
 
-    def __init__(
-        self,
-        database: Database,
-        home: Home,
-        job_id: str,
-        position: StreamPosition,
-        *,
-        database_seconds: float = DATABASE_SECONDS,
-    ) -> None:
-        self._database_seconds = database_seconds
+    `database_seconds`: how often the row of a watched job is looked at.
+    """
+
+    def __init__(self, database: Database, home: Home, *, database_seconds: float = DATABASE_SECONDS) -> None:
         self._database = database
         self._home = home
+        self._database_seconds = database_seconds
+        self._tailers: dict[str, _Tailer] = {}
+
+    async def follow(
+        self, job_id: str, position: StreamPosition, *, database_seconds: float | None = None
+    ) -> AsyncGenerator[StreamItem, None]:
+        """Yield what happens to the job from `position` on; ends after its end."""
+        items = _Items(position)
+        async with aclosing(self._pieces(job_id, position, database_seconds or self._database_seconds)) as pieces:
+            async for piece in pieces:
+                for item in items.of(piece):
+                    yield item
+
+    async def _pieces(
+        self, job_id: str, position: StreamPosition, database_seconds: float
+    ) -> AsyncGenerator[Piece, None]:
+        reader = RunReader(self._database, self._home, job_id, position)
+        while True:
+            tailer = self._tailers.get(job_id)
+            until, number = (tailer.position, tailer.next) if tailer is not None else (None, 0)
+            async with aclosing(reader.advance(until)) as pieces:
+                async for piece in pieces:
+                    yield piece
+            if reader.ended:
+                return
+            if tailer is None:
+                if job_id in self._tailers:
+                    continue  # another reader started it meanwhile
+                tailer, until = self._start(job_id, reader.position), reader.position
+            with tailer.followed(database_seconds):
+                if reader.position != until:  # it is ahead, or came with an id that no reader ever got
+                    await tailer.news(number)
+                    continue
+                async with aclosing(tailer.pieces(number)) as pieces:
+                    async for piece in pieces:
+                        reader.position = piece.position
+                        yield piece
+                        if isinstance(piece.content, JobStatus):
+                            return
+
+    def _start(self, job_id: str, position: StreamPosition) -> "_Tailer":
+        reader = RunReader(self._database, self._home, job_id, position)
+        tailer = self._tailers[job_id] = _Tailer(reader, job_id, closed=lambda: self._tailers.pop(job_id, None))
+        return tailer
+
+
+class _Tailer:
+    """Watches one job for all of its readers. `position` lies behind piece `next - 1`."""
+
+    def __init__(self, reader: RunReader, job_id: str, *, closed: Callable[[], object]) -> None:
+        self._reader = reader
         self._job_id = job_id
+        self._on_close = closed
+        self._closed = False
+        self._followers = 0
+        self._database_seconds = DATABASE_SECONDS
+        self._kept: deque[Piece] = deque()
+        self._kept_bytes = 0
+        self._first = 0
+        self._news = asyncio.Event()
+        self._sizes: tuple[int | bool | None, ...] = ()
+        self._spoke_at = monotonic()
+        self._task = asyncio.create_task(self._run(), name=f"tail {job_id}")
+
+    @property
+    def position(self) -> StreamPosition:
+        return self._reader.position
+
+    @property
+    def next(self) -> int:
+        """Number of the piece that comes next."""
+        return self._first + len(self._kept)
+
+    @contextmanager
+    def followed(self, database_seconds: float) -> Iterator[None]:
+        """Keep watching as long as the block runs."""
+        self._followers += 1
+        self._database_seconds = min(self._database_seconds, database_seconds)
+        try:
+            yield
+        finally:
+            self._followers -= 1
+            if not self._followers:
+                self._close()
+                self._task.cancel()
+
+    async def news(self, number: int) -> None:
+        """Wait until piece `number` was read, or nothing more comes."""
+        while number >= self.next and not self._closed:
+            await self._news.wait()
+
+    async def pieces(self, number: int) -> AsyncGenerator[Piece, None]:
+        """Yield the pieces from `number` on; ends when nothing more comes, and when a piece is not kept any more."""
+        while True:
+            await self.news(number)
+            if not self._first <= number < self.next:
+                return
+            yield self._kept[number - self._first]
+            number += 1
+
+    async def _run(self) -> None:
+        try:
+            # asked as well as cancelled: a driver may swallow a cancellation
+            while not (self._reader.ended or self._closed):
+                await self._publish_all(self._reader.advance())
+                if not self._reader.ended:
+                    await self._watch()
+        except Exception:  # the readers go on by themselves, and meet the error if it is still there
+            logger.warning("job_tailer_failed", extra={"job_id": self._job_id}, exc_info=True)
+        finally:
+            self._close()
+
+    async def _watch(self) -> None:
+        """Look at the files until it is time for the database; a new attempt shows by its folder."""
+        until = monotonic() + self._database_seconds
+        while (left := until - monotonic()) > 0:
+            pause = min(max((monotonic() - self._spoke_at) * _QUIET_SHARE, _SHORTEST_PAUSE), _LONGEST_PAUSE)
+            await asyncio.sleep(min(pause, left))
+            # in a thread: the home may lie on a network disk, which can stand still
+            sizes = await asyncio.to_thread(self._reader.sizes)
+            if sizes == self._sizes:
+                continue
+            self._sizes = sizes
+            if self._reader.attempts:
+                await self._publish_all(self._reader.read(self._reader.attempts, final=False))
+            if sizes[-1]:
+                return
+
+    async def _publish_all(self, pieces: AsyncGenerator[Piece, None]) -> None:
+        async with aclosing(pieces):
+            async for piece in pieces:
+                self._publish(piece)
+
+    def _publish(self, piece: Piece) -> None:
+        self._spoke_at = monotonic()
+        self._kept.append(piece)
+        self._kept_bytes += _weight(piece)
+        while self._kept_bytes > _KEPT_BYTES and len(self._kept) > 1:
+            self._kept_bytes -= _weight(self._kept.popleft())
+            self._first += 1
+        self._wake()
+
+    def _wake(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+    def _close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._on_close()
+            self._wake()
+
+
+def _weight(piece: Piece) -> int:
+    match piece.content:
+        case LogChunk() as chunk:
+            return chunk.next_offset - chunk.offset
+        case tuple() as events:
+            return len(events) * _BYTES_OF_EVENT
+        case _:
+            return _BYTES_OF_EVENT
+
+
+class _Items:
+    """Turns pieces into what one reader is told. Events carry the position before their piece, all else that behind."""
+
+    def __init__(self, position: StreamPosition) -> None:
         self._position = position
         self._estimator = ProgressEstimator()
 
-    async def items(self) -> AsyncGenerator[StreamItem, None]:
-        """Yield what happens; ends after the end of the job."""
-        while True:
-            # status before files: what was written before the end was recorded is found by the reads that follow
-            status, attempts, transitions = await self._look()
-            finished = status in TERMINAL
-            ends = [row for row in transitions if row.status in TERMINAL]
-            for row in transitions:
-                if row.status not in TERMINAL:
-                    yield self._transition(row)
-            for attempt in range(max(self._position.attempt, 1), attempts + 1):
-                async for item in self._read_attempt(attempt, final=finished or attempt < attempts):
-                    yield item
-            for row in ends:
-                yield self._transition(row)
-            if finished:
-                yield StreamItem("end", {"status": status}, self._position)
-                return
-            async for item in self._watch(attempts):
-                yield item
-
-    async def _look(self) -> tuple[JobStatus, int, list[JobEventRow]]:
-        async with self._database.reading() as session:
-            job = await store.get(session, self._job_id)
-            transitions = await store.events_after(session, self._job_id, self._position.transition)
-        return job.status, job.attempts, list(transitions)
-
-    async def _watch(self, attempt: int) -> AsyncGenerator[StreamItem, None]:
-        """Look at the files more often than at the database; a new attempt shows by its folder."""
-        following = self._home.run_folder(self._job_id, attempt + 1)
-        for _ in range(max(round(self._database_seconds / WATCH_SECONDS), 1)):
-            await asyncio.sleep(WATCH_SECONDS)
-            if attempt:
-                async for item in self._read_attempt(attempt, final=False):
-                    yield item
-            if await asyncio.to_thread(following.exists):
-                return
-
-    async def _read_attempt(self, attempt: int, *, final: bool) -> AsyncGenerator[StreamItem, None]:
-        if attempt != self._position.attempt:
-            self._position = replace(self._position, attempt=attempt, log=0, events=EventPosition())
+    def of(self, piece: Piece) -> Iterator[StreamItem]:
+        """Yield the items of the next piece."""
+        if piece.position.attempt != self._position.attempt:
+            self._position = self._position.in_attempt(piece.position.attempt)
             self._estimator = ProgressEstimator()
-        folder = RunFolder(self._home.run_folder(self._job_id, attempt))
-        reader = RunEvents(folder, self._position.events)
-        batches = reader.batches()
-        while (batch := await asyncio.to_thread(next, batches, None)) is not None:
-            for event in batch:
-                item = self._event(event)
-                if item is not None:
-                    yield item
-            self._position = replace(self._position, events=reader.position)
-        while True:
-            chunk = await asyncio.to_thread(read_chunk, folder.output_log, self._position.log, CHUNK_BYTES, final=final)
-            if chunk.text:
-                self._position = replace(self._position, log=chunk.next_offset)
+        before, self._position = self._position, piece.position
+        match piece.content:
+            case JobEventRow() as row:
+                yield _transition(row, piece.position)
+            case LogChunk() as chunk:
                 data = {
-                    "attempt": attempt, "text": chunk.text, "offset": chunk.offset, "next_offset": chunk.next_offset,
+                    "attempt": piece.position.attempt, "text": chunk.text,
+                    "offset": chunk.offset, "next_offset": chunk.next_offset,
                 }  # fmt: skip
-                yield StreamItem("log", data, self._position)
-            if chunk.end or not chunk.text:
-                return
+                yield StreamItem("log", data, piece.position)
+            case JobStatus() as status:
+                yield StreamItem("end", {"status": status}, piece.position)
+            case events:
+                for event in events:
+                    if (told := self._told(event)) is not None:
+                        yield StreamItem(*told, before)
 
-    def _transition(self, row: JobEventRow) -> StreamItem:
-        assert row.id is not None
-        self._position = replace(self._position, transition=row.id)
-        data = {
-            "job": row.job_id, "attempt": row.attempt, "status": row.status, "reason": row.reason,
-            "at": row.created_at.isoformat(),
-        }  # fmt: skip
-        return StreamItem("state", data, self._position, reason=row.reason)
-
-    def _event(self, event: StageEvent) -> StreamItem | None:
+    def _told(self, event: StageEvent) -> tuple[str, dict[str, Any]] | None:
         match event:
             case MetricsEvent():
-                return self._item("metrics", step=event.step, time=event.time, values=event.values)
+                return "metrics", {"step": event.step, "time": event.time, "values": event.values}
             case ProgressEvent():
                 self._estimator.add(event)
                 progress = self._estimator.progress
                 assert progress is not None
-                return self._item("progress", **vars(progress))
+                return "progress", dict(vars(progress))
             case EvaluationEvent():
-                return self._item("evaluation", **vars(event))
+                return "evaluation", dict(vars(event))
             case NoteEvent():
-                return self._item("note", message=event.message)
+                return "note", {"message": event.message}
             case _:
                 return None
 
-    def _item(self, name: str, /, **data: Any) -> StreamItem:
-        return StreamItem(name, data, self._position)
+
+def _transition(row: JobEventRow, position: StreamPosition) -> StreamItem:
+    data = {
+        "job": row.job_id, "attempt": row.attempt, "status": row.status, "reason": row.reason,
+        "at": row.created_at.isoformat(),
+    }  # fmt: skip
+    return StreamItem("state", data, position, reason=row.reason)
