@@ -77,6 +77,14 @@ class TestExit:
         assert record.error == "no-such-interpreter: No such file or directory"
         assert record.started_at is None
 
+    def test_says_why_if_a_name_is_not_text(self, attempt: Attempt) -> None:
+        attempt.start("", argv=(os.fsdecode(b"no-\xfc"), "-u", "x.py"))
+
+        record = attempt.wait_for_end()
+
+        assert (record.why, record.code) == (ExitWhy.SPAWN_FAILED, None)
+        assert record.error == "no-\\udcfc: No such file or directory"
+
     def test_says_why_if_working_directory_is_missing(self, attempt: Attempt, tmp_path: Path) -> None:
         attempt.start("", cwd=tmp_path / "gone")
 

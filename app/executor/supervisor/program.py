@@ -609,7 +609,7 @@ def become_stage(launch: Launch, release: int, failure: int) -> NoReturn:
     except BaseException as problem:
         text = f"{target}: {getattr(problem, 'strerror', None) or repr(problem)}"
         with contextlib.suppress(OSError):
-            os.write(failure, text.encode()[:4096])
+            os.write(failure, text.encode("utf-8", "backslashreplace")[:4096])  # names need not be UTF-8
     os._exit(127)
 
 
