@@ -52,7 +52,8 @@ def test_shows_a_training_twice_without_terminal_or_input(tmp_path: Path) -> Non
 def test_ends_with_1_and_says_why_when_a_job_fails(tmp_path: Path) -> None:
     home = tmp_path / "home"
     (home / "scripts").mkdir(parents=True)
-    (home / "scripts" / "custom01.py").write_text("raise SystemExit('the disk is made of cheese')\n")
+    # Custom01 lies beside it, and so imports it instead of the standard library's
+    (home / "scripts" / "argparse.py").write_text("raise SystemExit('the disk is made of cheese')\n")
 
     run = run_demo(home)
 
