@@ -1,4 +1,4 @@
-"""Webhooks as values: what is told, to whom it may be told, how it is signed, and when it is tried again.
+"""Webhooks as values: their events, the addresses allowed, signatures, and the delays between tries.
 
 Messages follow the open specification Standard Webhooks (`webhook-id`, `webhook-timestamp`, `webhook-signature`).
 """
@@ -32,7 +32,7 @@ _MIN_SECRET_BYTES, _MAX_SECRET_BYTES = 24, 64
 
 
 class WebhookEvent(StrEnum):
-    """What a webhook can ask to be told. `job`: training, saving, deployment; the others must be named to be told."""
+    """Events a webhook can subscribe to. `job`: training, saving, deployment; the others must be named."""
 
     JOB_STARTED = "job.started"
     JOB_SUCCEEDED = "job.succeeded"
@@ -55,8 +55,8 @@ _WORDS: Final[Mapping[JobStatus, str]] = {
     JobStatus.FAILED: "failed",
     JobStatus.CANCELLED: "cancelled",
 }
-TOLD_STATUSES: Final = frozenset(_WORDS)
-"""Transitions that a webhook may ask for."""
+PUBLISHED_STATUSES: Final = frozenset(_WORDS)
+"""Statuses whose transitions are published to webhooks."""
 
 
 class AddressPolicy(StrEnum):
@@ -67,7 +67,7 @@ class AddressPolicy(StrEnum):
 
 
 def event_of(kind: JobKind, status: JobStatus) -> WebhookEvent | None:
-    """Return what the transition to `status` is called; None when nobody can ask for it."""
+    """Return the event of the transition to `status`; None if webhooks cannot subscribe to it."""
     name = f"{KINDS[kind].event_subject}.{_WORDS.get(status)}"
     return WebhookEvent(name) if name in set(WebhookEvent) else None
 

@@ -25,7 +25,7 @@ from app.domain.errors import Conflict, NotFound
 from app.domain.kinds import STAGES
 from app.domain.retries import Again
 from app.domain.transitions import LIVE, TERMINAL, UNFINISHED, check_transition
-from app.domain.webhooks import TOLD_STATUSES, event_of
+from app.domain.webhooks import PUBLISHED_STATUSES, event_of
 from app.store import leases, webhooks
 from app.store.tables import BUILDING, CLAIMABLE, LIVE_ATTEMPT, AttemptRow, JobEventRow, JobRow, NodeRow
 from app.store.types import enum_type
@@ -528,14 +528,14 @@ async def _write_statuses(
             changes["result_model_id"] = end.result_model_id
     statement = sa.update(JobRow).where(col(JobRow.id).in_(job_ids), col(JobRow.status).in_(old), *conditions)
     # rows that the session knows are not searched for each of a thousand changes; `get` reads them again
-    listened = webhooks.anybody_listens() if new in TOLD_STATUSES else sa.false()
-    written = statement.values(**changes).returning(col(JobRow.id), col(JobRow.attempts), col(JobRow.kind), listened)
+    subscribed = webhooks.has_subscribers() if new in PUBLISHED_STATUSES else sa.false()
+    written = statement.values(**changes).returning(col(JobRow.id), col(JobRow.attempts), col(JobRow.kind), subscribed)
     rows = (await session.exec(written.execution_options(synchronize_session=False))).all()
     reason = end.reason if end else why
     await _record(session, {job_id: attempt for job_id, attempt, _, _ in rows}, status=new, reason=reason, now=now)
-    for job_id, _, kind, is_listened in rows:
-        if is_listened and (event := event_of(kind, new)) is not None:
-            await webhooks.tell(session, await get(session, job_id), event, now=now)
+    for job_id, _, kind, has_subscriber in rows:
+        if has_subscriber and (event := event_of(kind, new)) is not None:
+            await webhooks.publish(session, await get(session, job_id), event, now=now)
     return {job_id: attempt for job_id, attempt, _, _ in rows}
 
 

@@ -1,6 +1,6 @@
-"""Webhooks and their messages: an outbox that is filled in the transaction of what it tells.
+"""Webhooks and their messages: an outbox that is filled in the transaction of the change itself.
 
-`tell` is called by the one writer of a job's status. A message is taken by a conditional update that says when it is
+`publish` is called by the one writer of a job's status. A message is taken by a conditional update that says when it is
 due again, so a sender that dies leaves it to the others; it is sent at least once, always under the same id.
 """
 
@@ -46,7 +46,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a try. Neither delivered nor `next_delay`: nobody tries again."""
+    """The outcome of a try. Neither delivered nor `next_delay`: it is not tried again."""
 
     delivered: bool
     status: int | None
@@ -57,16 +57,16 @@ class Outcome:
 # ---- the outbox -----------------------------------------------------------------------------------------------------
 
 
-def anybody_listens() -> sa.ScalarSelect[bool]:
+def has_subscribers() -> sa.ScalarSelect[bool]:
     """Return the expression that says whether a webhook is active; it costs no statement of its own."""
     return sa.select(sa.exists(sa.select(sa.literal(1)).where(col(WebhookRow.active).is_(True)))).scalar_subquery()
 
 
-async def tell(session: AsyncSession, job: JobRow, event: WebhookEvent, *, now: datetime) -> None:
+async def publish(session: AsyncSession, job: JobRow, event: WebhookEvent, *, now: datetime) -> None:
     """Write one message for every active webhook that asked for the event."""
     # locked against deletion: a message must not refer to a webhook that goes in the same moment
-    listening = select(WebhookRow).where(col(WebhookRow.active).is_(True)).order_by(col(WebhookRow.id))
-    for webhook in (await session.exec(listening.with_for_update(read=True, key_share=True))).all():
+    subscribed = select(WebhookRow).where(col(WebhookRow.active).is_(True)).order_by(col(WebhookRow.id))
+    for webhook in (await session.exec(subscribed.with_for_update(read=True, key_share=True))).all():
         if event in webhook.events:
             body = {"type": event.value, "timestamp": now.isoformat(), "data": _job_data(job)}
             session.add(_delivery(webhook.id, event=event.value, job_id=job.id, body=body, now=now))
@@ -74,7 +74,7 @@ async def tell(session: AsyncSession, job: JobRow, event: WebhookEvent, *, now: 
 
 
 async def add_test(session: AsyncSession, webhook: WebhookRow, event: str, *, now: datetime) -> DeliveryRow:
-    """Write a message that tells nothing."""
+    """Write a test message."""
     body = {"type": event, "timestamp": now.isoformat(), "data": {"webhook": webhook.id}}
     row = _delivery(webhook.id, event=event, job_id="", body=body, now=now)
     session.add(row)
@@ -96,7 +96,7 @@ def _delivery(webhook_id: str, *, event: str, job_id: str, body: dict[str, Any],
 
 
 def _job_data(job: JobRow) -> dict[str, Any]:
-    """Return what a receiver is told of the job; the members are called as in the API."""
+    """Return the job's data in a message; its members are named as in the API."""
     return {
         "id": job.id,
         "name": job.name,
@@ -128,7 +128,7 @@ async def insert(session: AsyncSession, webhook: WebhookRow) -> None:
 
 
 async def get(session: AsyncSession, webhook_id: str, *, lock: bool = False) -> WebhookRow:
-    """Return the webhook or raise `WebhookNotFound`. With `lock` nobody else changes it before the transaction ends."""
+    """Return the webhook or raise `WebhookNotFound`. With `lock`, the row is locked until the transaction ends."""
     row = await session.get(WebhookRow, webhook_id, populate_existing=True, with_for_update={} if lock else None)
     if row is None:
         raise WebhookNotFound(webhook=webhook_id)
@@ -185,7 +185,7 @@ async def send_again(session: AsyncSession, delivery_id: str, *, now: datetime) 
 
 
 async def active(session: AsyncSession) -> Sequence[WebhookRow]:
-    """Return the webhooks that are told."""
+    """Return the active webhooks."""
     return (await session.exec(select(WebhookRow).where(col(WebhookRow.active).is_(True)))).all()
 
 
@@ -197,7 +197,7 @@ async def has_due(session: AsyncSession, webhook_id: str, *, now: datetime) -> b
 async def take_due(
     session: AsyncSession, webhook_id: str, *, limit: int, now: datetime, lease: timedelta
 ) -> Sequence[Message]:
-    """Take messages that are due; unless told what came of them they are due again after the lease."""
+    """Take messages that are due; unless their outcome is recorded, they are due again after the lease."""
     due = (await session.exec(_due(webhook_id, now=now).limit(limit))).all()
     return [message for row in due if (message := await _take(session, row, now=now, lease=lease)) is not None]
 
@@ -230,7 +230,7 @@ async def _take(session: AsyncSession, row: DeliveryRow, *, now: datetime, lease
 
 
 async def record(session: AsyncSession, message: Message, outcome: Outcome, *, now: datetime) -> bool:
-    """Write what came of the try; False: somebody else has taken the message since, or it is gone."""
+    """Record the outcome of the try. False: another sender has taken the message since, or it is gone."""
     values: dict[str, Any] = {"last_status": outcome.status, "last_error": outcome.error}
     if outcome.delivered:
         values |= {"state": DeliveryState.DELIVERED, "delivered_at": now, "next_try_at": None}

@@ -1,4 +1,4 @@
-"""Webhooks: addresses that are told when a job ends, and the messages that were written for them."""
+"""Webhooks: addresses that receive a message when a job ends, and the messages written for them."""
 
 from typing import Annotated, Final
 

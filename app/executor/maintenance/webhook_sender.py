@@ -33,7 +33,7 @@ GONE = 410  # the receiver wants no more of it
 
 
 class WebhookSender:
-    """Sends until told to stop; then lets what is under way end."""
+    """Sends messages until stopped; then lets those under way end."""
 
     def __init__(self, database: Database, client: WebhookClient, *, poll_seconds: float = POLL_SECONDS) -> None:
         self._database = database

@@ -1,4 +1,4 @@
-"""Webhooks: who is told when a job ends. Messages are written by `app.store.webhooks`, sent by `WebhookSender`."""
+"""Webhooks: subscriptions to ends of jobs. `app.store.webhooks` writes the messages, `WebhookSender` sends them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -100,7 +100,7 @@ class Webhooks:
         await store.delete(session, row)
 
     async def test(self, session: AsyncSession, webhook: str) -> DeliveryRow:
-        """Write a message that tells nothing; it is sent like every other."""
+        """Write a test message; it is sent like every other."""
         row = await store.get(session, webhook)
         if not row.active:
             raise WebhookInactive(webhook=webhook)
@@ -132,5 +132,5 @@ class Webhooks:
 
 
 def version_of(webhook: WebhookRow) -> str:
-    """Return what tells a version of the webhook from others."""
+    """Return what distinguishes a version of the webhook from others."""
     return str(int(webhook.updated_at.timestamp() * 1_000_000))
