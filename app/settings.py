@@ -400,8 +400,8 @@ def unknown_variables(environ: Mapping[str, str] | None = None) -> dict[str, str
     environ = os.environ if environ is None else environ
     known = {read for name in Settings.model_fields for read in _variables(name)}
     read = known | _STAGE_VARIABLES | _TEST_VARIABLES
-    strangers = sorted(name for name in environ if name.startswith(PREFIX) and name not in read)
-    return {name: _closest(name.removeprefix(PREFIX), known) for name in strangers}
+    unknown = sorted(name for name in environ if name.startswith(PREFIX) and name not in read)
+    return {name: _closest(name.removeprefix(PREFIX), known) for name in unknown}
 
 
 def database_url(url: str) -> str:

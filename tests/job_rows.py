@@ -157,7 +157,7 @@ async def claim(
     usable: Sequence[str] | None = None,
     now: datetime = START,
 ) -> Claim | None:
-    """Claim the next job for the node; no stranger is on its accelerators unless `usable` leaves some out."""
+    """Claim the next job for the node; no foreign process uses its accelerators unless `usable` leaves some out."""
     async with database.writing() as session:
         offer = Offer(node_id=node_id, environments=environments, slots=slots, usable=usable)
         return await claims.claim(session, offer, kinds=frozenset(kinds), now=now, lease=LEASE)

@@ -286,13 +286,11 @@ def variables(settings: Settings) -> Finding:
             "settings", Verdict.WARN, f"no service can be started on {settings.host} without a token", advice
         )
 
-    strangers = unknown_variables()
-    if not strangers:
+    unread = unknown_variables()
+    if not unread:
         return Finding("settings", Verdict.OK, "all DEEPE_* variables are known")
-    meant = "; ".join(f"{name}: did you mean {guess}?" for name, guess in strangers.items() if guess)
-    return Finding(
-        "settings", Verdict.WARN, f"nothing reads {', '.join(strangers)}", meant or f"See: {typed('settings')}"
-    )
+    meant = "; ".join(f"{name}: did you mean {guess}?" for name, guess in unread.items() if guess)
+    return Finding("settings", Verdict.WARN, f"nothing reads {', '.join(unread)}", meant or f"See: {typed('settings')}")
 
 
 CHECKS: Final[dict[str, Check]] = {

@@ -132,15 +132,15 @@ async def _prepare(settings: Settings) -> None:
 def settings(as_json: AsJson = False) -> None:
     """Show every DEEPE_* variable and its value."""
     rows = describe_settings(load(serves=True))
-    strangers = unknown_variables()
+    unread = unknown_variables()
     if as_json:
-        print_json({"settings": [asdict(row) for row in rows], "unknown": strangers})
+        print_json({"settings": [asdict(row) for row in rows], "unknown": unread})
         return
     lines = [
         (Markup(f"[bold]{row.name}[/]" if row.is_set else row.name), row.current or "-", row.type, row.description)
         for row in rows
     ]
     console().print(table(("variable (bold: set)", "value", "type", "meaning"), lines))
-    for name, meant in strangers.items():
+    for name, meant in unread.items():
         hint = f"; did you mean {meant}?" if meant else ""
         typer.echo(f"{name} is set, but nothing reads it{hint}", err=True)

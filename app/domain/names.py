@@ -44,8 +44,8 @@ def name_violations(
     found = []
     if len(name) > max_length:
         found.append(Violation(pointer, "name_too_long", {"length": len(name), "limit": max_length}))
-    if strangers := _strangers(name.strip(" ")):
-        found.append(Violation(pointer, "invalid_name", {"characters": " ".join(strangers)}))
+    if forbidden := _forbidden_characters(name.strip(" ")):
+        found.append(Violation(pointer, "invalid_name", {"characters": " ".join(forbidden)}))
     elif not any(character.isalnum() for character in name):
         # "." and ".." would vanish from a URL's path
         found.append(Violation(pointer, "name_without_letters"))
@@ -92,7 +92,7 @@ def online_name(*, source_name: str, deployment_id: UUID, quantization: str | No
     return f"{source_name}_d_{deployment_id.hex[:4]}_{quantization or NO_QUANTIZATION}"
 
 
-def _strangers(name: str) -> list[str]:
+def _forbidden_characters(name: str) -> list[str]:
     """Return the characters that no name may have, each once, in a printable form."""
     found: dict[str, None] = {}
     before = ""

@@ -17,10 +17,10 @@ from app.domain.demand import Demand
 from app.domain.kinds import KINDS
 
 NEVER = datetime.max.replace(tzinfo=UTC)
-"""When an accelerator is free of which nobody knows."""
+"""When an accelerator becomes free if that is unknown."""
 
 
-class Misfit(StrEnum):
+class Mismatch(StrEnum):
     """Why a node can never run a job, as it is now."""
 
     OTHER_NODE = "other_node"
@@ -153,20 +153,20 @@ def accelerators_needed(demand: Demand, cards: Sequence[Card]) -> int:
     return 0 if demand.resources.accelerator_memory_mib is None else 1
 
 
-def misfits(demand: Demand, host: Host) -> Sequence[Misfit]:
+def mismatches(demand: Demand, host: Host) -> Sequence[Mismatch]:
     """Return what keeps the job from this node for good; none: it may run there, sooner or later."""
     found = []
     if demand.node_id is not None and demand.node_id != host.node_id:
-        found.append(Misfit.OTHER_NODE)
+        found.append(Mismatch.OTHER_NODE)
     if any(host.labels.get(name) != value for name, value in demand.resources.labels.items()):
-        found.append(Misfit.LABELS)
+        found.append(Mismatch.LABELS)
     needed = accelerators_needed(demand, host.cards)
     if needed > len(host.cards):
-        found.append(Misfit.ACCELERATORS)
+        found.append(Mismatch.ACCELERATORS)
     elif needed > len(suitable(demand, host.cards)):
-        found.append(Misfit.MEMORY)
+        found.append(Mismatch.MEMORY)
     if KINDS[demand.kind].is_stage and demand.environment not in host.environments:
-        found.append(Misfit.ENVIRONMENT)
+        found.append(Mismatch.ENVIRONMENT)
     return found
 
 
@@ -187,7 +187,7 @@ def decide(
     reservation = ours = host.keeps_for
     known = {one.job_id: one for one in (*candidates, *([ours] if ours else []))}
     for candidate in sorted(known.values(), key=lambda one: one.order):
-        if misfits(candidate.demand, host) or limits.reached(candidate.demand):
+        if mismatches(candidate.demand, host) or limits.reached(candidate.demand):
             reservation = None if candidate is reservation else reservation
             continue
         binding = reservation if reservation and reservation.order < candidate.order else None
@@ -245,14 +245,14 @@ def best_host(demand: Demand, hosts: Sequence[Host], *, now: datetime) -> Host |
         missing = accelerators_needed(demand, host.cards) - sum(card.free for card in suitable(demand, host.cards))
         return soonest(demand, host, now=now), missing, host.name
 
-    able = [host for host in hosts if not misfits(demand, host)]
+    able = [host for host in hosts if not mismatches(demand, host)]
     return min(able, key=rank, default=None)
 
 
 def _is_soonest(candidate: Candidate, host: Host, *, others: Sequence[Host], now: datetime) -> bool:
     """Say whether this node is the one that keeps accelerators for the job; a holder that lives and can, stays it."""
     holder = next((other for other in others if other.node_id == candidate.reserved_node_id), None)
-    if holder is not None and not misfits(candidate.demand, holder):
+    if holder is not None and not mismatches(candidate.demand, holder):
         return False
     open_hosts = [other for other in others if not (other.keeps_for and other.keeps_for.order < candidate.order)]
     return best_host(candidate.demand, [host, *open_hosts], now=now) is host
@@ -292,7 +292,7 @@ def cards_of(
     held: Mapping[str, datetime | None],
     blocked: Collection[str] = (),
 ) -> tuple[Card, ...]:
-    """Return the cards of a node. `held`: accelerator → when its holder is expected to end; `blocked`: by strangers."""
+    """Return the cards of a node. `held`: accelerator → expected end of its holder; `blocked`: by foreign processes."""
     return tuple(
         Card(
             accelerator=one,

@@ -14,12 +14,12 @@ from app.domain.placement import (
     Candidate,
     Card,
     Host,
-    Misfit,
+    Mismatch,
     QueueLimits,
     accelerators_needed,
     best_host,
     free_at,
-    misfits,
+    mismatches,
     placed,
     soonest,
     suitable,
@@ -60,13 +60,13 @@ def waiting_reason(
 ) -> WaitingReason:
     """Return the first thing that keeps a due and unblocked job from running."""
     demand = candidate.demand
-    able = [node for node in nodes if set(misfits(demand, node.host)) <= {Misfit.ENVIRONMENT}]
+    able = [node for node in nodes if set(mismatches(demand, node.host)) <= {Mismatch.ENVIRONMENT}]
     if not able:
         return _nowhere(demand, [node.host for node in nodes])
     working = [node for node in able if node.condition is NodeCondition.WORKS]
     if not working:
         return _nobody_works(able)
-    ready = [node for node in working if not misfits(demand, node.host)]
+    ready = [node for node in working if not mismatches(demand, node.host)]
     if not ready:
         return WaitingReason("waiting_environment", {"environment": demand.environment})
     if limits.user_reached(demand) or limits.queue_reached(demand):
@@ -108,15 +108,15 @@ def estimated_starts(
 def _nowhere(demand: Demand, hosts: Sequence[Host]) -> WaitingReason:
     if not hosts:
         return WaitingReason("waiting_no_node")
-    missing = [set(misfits(demand, host)) for host in hosts]
-    if all(Misfit.OTHER_NODE in found for found in missing):
+    missing = [set(mismatches(demand, host)) for host in hosts]
+    if all(Mismatch.OTHER_NODE in found for found in missing):
         return WaitingReason("waiting_node_gone")
-    if all(Misfit.LABELS in found for found in missing):
+    if all(Mismatch.LABELS in found for found in missing):
         labels = ", ".join(f"{name}={value}" for name, value in sorted(demand.resources.labels.items()))
         return WaitingReason("waiting_labels", {"labels": labels})
-    carrying = [host for host, found in zip(hosts, missing, strict=True) if Misfit.LABELS not in found]
+    carrying = [host for host, found in zip(hosts, missing, strict=True) if Mismatch.LABELS not in found]
     needed = min(accelerators_needed(demand, host.cards) for host in carrying)
-    if all(Misfit.ACCELERATORS in misfits(demand, host) for host in carrying):
+    if all(Mismatch.ACCELERATORS in mismatches(demand, host) for host in carrying):
         return WaitingReason(
             "waiting_accelerators", {"needed": needed, "most": max(len(host.cards) for host in carrying)}
         )
@@ -159,7 +159,7 @@ def _starts_now(candidate: Candidate, node: KnownNode, *, now: datetime) -> bool
 
 
 def _first_start(demand: Demand, nodes: Collection[KnownNode], *, now: datetime) -> tuple[KnownNode | None, datetime]:
-    able = [node for node in nodes if not misfits(demand, node.host)]
+    able = [node for node in nodes if not mismatches(demand, node.host)]
     slots = [node for node in able if accelerators_needed(demand, node.host.cards) == 0 and node.slots]
     if slots:
         first = min(slots, key=lambda node: (min(node.slots), node.host.name))

@@ -72,12 +72,12 @@ class Reason:
 
 @dataclass(frozen=True)
 class AcceleratorView:
-    """An accelerator and who has it: a job's attempt, or strangers."""
+    """An accelerator and who has it: a job's attempt, or foreign processes."""
 
     accelerator: Accelerator
     state: AcceleratorState
     holder: Holder | None = None
-    strangers: BlockedAccelerator | None = None
+    foreign: BlockedAccelerator | None = None
 
 
 @dataclass(frozen=True)

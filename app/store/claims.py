@@ -29,7 +29,7 @@ from app.domain.placement import (
     cards_of,
     decide,
     is_blocked,
-    misfits,
+    mismatches,
 )
 from app.store import jobs, leases
 from app.store.jobs import Claim
@@ -54,7 +54,7 @@ _ORDER = (col(JobRow.priority), col(JobRow.created_at), col(JobRow.id))
 class Offer:
     """What a node could run now. `slots`: for jobs that hold no accelerator; `usable`: ids, held ones among them.
 
-    `usable` None: no stranger uses any of its accelerators.
+    `usable` None: no foreign process uses any of its accelerators.
     """
 
     node_id: str
@@ -294,7 +294,7 @@ async def _candidates(
 ) -> Sequence[Candidate]:
     """Return the first job of each demand that the node could meet, and beside a reservation some more of each."""
     heads = (await session.exec(_heads_statement(frozenset(kinds)), params={"now": now})).all()
-    found = [one for one in map(_candidate, heads) if not misfits(one.demand, host)]
+    found = [one for one in map(_candidate, heads) if not mismatches(one.demand, host)]
     if host.keeps_for is not None:
         found += await _with_time_limits(session, [one.demand for one in found], now=now)
     return found

@@ -69,7 +69,7 @@ async def _write(session: AsyncSession, value: dict[str, Any], *, now: datetime)
 
 
 async def ended_runs(session: AsyncSession, job_ids: Collection[str]) -> Mapping[str, EndedRun]:
-    """Return what is known of these jobs; a stranger's id is missing."""
+    """Return what is known of these jobs; an unknown id is missing."""
     rows = (await session.exec(select(JobRow).where(col(JobRow.id).in_(job_ids)))).all()
     # a retry repeats one job and may go on from the checkpoint of another, which that one went on from
     resume_of = col(JobRow.launch)["resume_of"].as_string()

@@ -207,7 +207,7 @@ def accelerators_of(row: NodeRow) -> Sequence[Accelerator]:
 
 
 def blocked_of(row: NodeRow) -> Collection[str]:
-    """Return the ids of the accelerators that strangers use, or that are missing, as the node said last."""
+    """Return the ids of the accelerators that foreign processes use, or that are missing, by its last report."""
     return {entry["id"] for entry in row.inventory.get("blocked", ())}
 
 

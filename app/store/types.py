@@ -35,7 +35,7 @@ class UtcDateTime(sa.TypeDecorator[datetime]):
 
 
 def enum_type(enum: type[StrEnum]) -> "sa.Enum":
-    """Store the value in a VARCHAR, load the enum member, refuse strangers."""
+    """Store the value in a VARCHAR, load the enum member, refuse other values."""
     return sa.Enum(
         enum,
         native_enum=False,

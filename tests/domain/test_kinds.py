@@ -25,7 +25,7 @@ from app.domain.lifecycle import (
     trains,
     violations,
 )
-from app.domain.placement import Host, Misfit, QueueLimit, QueueLimits, accelerators_needed, misfits
+from app.domain.placement import Host, Mismatch, QueueLimit, QueueLimits, accelerators_needed, mismatches
 from app.domain.rendering import filled_arguments
 from app.domain.retention import EndedRun, Leftover, Retention, too_old
 from app.domain.retries import Failure, RetryPolicy, decide
@@ -82,7 +82,7 @@ class TestReadersOfKinds:
         full = QueueLimits(by_queue={"default": QueueLimit(max_live=0)})
 
         assert accelerators_needed(demand, ()) == 0
-        assert (Misfit.ENVIRONMENT in misfits(demand, elsewhere)) == KINDS[kind].is_stage
+        assert (Mismatch.ENVIRONMENT in mismatches(demand, elsewhere)) == KINDS[kind].is_stage
         assert full.reached(demand) == KINDS[kind].counts_in_limits
 
     @pytest.mark.parametrize("stage", STAGES)

@@ -16,14 +16,14 @@ from app.domain.placement import (
     Candidate,
     Decision,
     Host,
-    Misfit,
+    Mismatch,
     QueueLimit,
     QueueLimits,
     accelerators_needed,
     best_host,
     cards_of,
     decide,
-    misfits,
+    mismatches,
     placed,
     soonest,
 )
@@ -108,27 +108,27 @@ class TestNeeds:
         ("asked", "node", "found"),
         [
             (demand(), host(), []),
-            (demand(accelerators=1), host(), [Misfit.ACCELERATORS]),
-            (demand(accelerators=3), host(2), [Misfit.ACCELERATORS]),
-            (demand(accelerators=2, accelerator_memory_mib=90_000), host(2), [Misfit.MEMORY]),
+            (demand(accelerators=1), host(), [Mismatch.ACCELERATORS]),
+            (demand(accelerators=3), host(2), [Mismatch.ACCELERATORS]),
+            (demand(accelerators=2, accelerator_memory_mib=90_000), host(2), [Mismatch.MEMORY]),
             (demand(accelerator_memory_mib=80_000), host(2), []),
-            (demand(labels={"gpu": "a100"}), host(labels={"gpu": "h100"}), [Misfit.LABELS]),
+            (demand(labels={"gpu": "a100"}), host(labels={"gpu": "h100"}), [Mismatch.LABELS]),
             (demand(labels={"gpu": "a100"}), host(labels={"gpu": "a100", "zone": "b"}), []),
-            (demand().model_copy(update={"environment": "other"}), host(), [Misfit.ENVIRONMENT]),
+            (demand().model_copy(update={"environment": "other"}), host(), [Mismatch.ENVIRONMENT]),
             (demand(JobKind.ENVIRONMENT).model_copy(update={"environment": "other", "node_id": "n"}), host(), []),
-            (demand(JobKind.ENVIRONMENT).model_copy(update={"node_id": "m"}), host(), [Misfit.OTHER_NODE]),
+            (demand(JobKind.ENVIRONMENT).model_copy(update={"node_id": "m"}), host(), [Mismatch.OTHER_NODE]),
         ],
     )
-    def test_node_that_can_never_run_it(self, asked: Demand, node: Host, found: list[Misfit]) -> None:
-        assert misfits(asked, node) == found
+    def test_node_that_can_never_run_it(self, asked: Demand, node: Host, found: list[Mismatch]) -> None:
+        assert mismatches(asked, node) == found
 
     def test_card_of_unknown_memory_is_none_with_enough(self) -> None:
         node = host(1)
         unknown = dataclasses.replace(node.cards[0].accelerator, memory_mib=None)
         node = dataclasses.replace(node, cards=cards_of([unknown], held={}))
 
-        assert misfits(demand(accelerator_memory_mib=1), node) == [Misfit.MEMORY]
-        assert misfits(demand(), node) == []
+        assert mismatches(demand(accelerator_memory_mib=1), node) == [Mismatch.MEMORY]
+        assert mismatches(demand(), node) == []
 
     def test_takes_the_smallest_card_that_will_do(self) -> None:
         small, large = accelerators(1, 10_000)[0], dataclasses.replace(accelerators(2, 80_000)[1], id="large")

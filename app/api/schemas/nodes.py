@@ -131,14 +131,14 @@ def node_read(view: NodeView, language: Language) -> NodeRead:
 
 
 def _accelerator(view: AcceleratorView) -> AcceleratorRead:
-    holder, strangers = view.holder, view.strangers
+    holder, foreign = view.holder, view.foreign
     return AcceleratorRead(
         **view.accelerator.document(),
         state=view.state,
         job=holder.job_id if holder else None,
         attempt=holder.attempt if holder else None,
-        used_mib=strangers.used_mib if strangers else None,
-        pids=list(strangers.pids) if strangers else [],
+        used_mib=foreign.used_mib if foreign else None,
+        pids=list(foreign.pids) if foreign else [],
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from app.domain.demand import Demand
 from app.domain.errors import Violation
 from app.domain.kinds import as_stage
-from app.domain.placement import Host, Misfit, cards_of, misfits
+from app.domain.placement import Host, Mismatch, cards_of, mismatches
 from app.registry.method_record import Method
 from app.registry.readiness_cells import Cell, Finding, Verdict
 from app.registry.readiness_matrix import Matrix, cells_of
@@ -59,7 +59,8 @@ def _in_the_way(row: NodeRow, cell: Cell | None, demand: Demand) -> list[Finding
         "memory": asked.accelerator_memory_mib or 0,
     }
     return found + [
-        Finding(Verdict.NEVER, f"cell_misfit_{misfit}", params)
-        for misfit in misfits(demand, host)
-        if misfit in (Misfit.LABELS, Misfit.ACCELERATORS, Misfit.MEMORY)
+        # the code is part of the API: it stays although it says misfit
+        Finding(Verdict.NEVER, f"cell_misfit_{mismatch}", params)
+        for mismatch in mismatches(demand, host)
+        if mismatch in (Mismatch.LABELS, Mismatch.ACCELERATORS, Mismatch.MEMORY)
     ]

@@ -86,7 +86,7 @@ class NodePresence(Protocol):
     async def ready_environments(self) -> Collection[str]: ...
 
     async def usable_accelerators(self) -> Sequence[Accelerator]:
-        """Return the accelerators that no stranger uses now, those that attempts hold among them."""
+        """Return the accelerators that no foreign process uses now, those that attempts hold among them."""
 
     async def request_builds(self) -> None: ...
 

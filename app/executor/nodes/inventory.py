@@ -1,4 +1,4 @@
-"""What this machine has: accelerators, processor, memory, disks; and which accelerators are free of strangers now.
+"""What this machine has: accelerators, processor, memory, disks; and which accelerators no foreign process uses now.
 
 A worker takes stock once. While it runs it looks at the cards again before it leases one: somebody else may use them.
 A driver that stops answering makes all of them unusable, never a job start on a card that nobody looked at.

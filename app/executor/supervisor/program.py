@@ -664,11 +664,11 @@ def tree_of(main: Record, *, keepers: set[int], marker: str) -> list[Process]:
     table = process_table()
     found = _descendants(table, {*keepers, main["pid"]} if _is(table.get(main["pid"]), main) else keepers)
     leader = table.get(main["pid"])
-    if leader is None or _is(leader, main):  # else the number belongs to a stranger and its session too
+    if leader is None or _is(leader, main):  # else the number belongs to a foreign process and its session too
         found |= {row.pid for row in table.values() if row.session == main["pid"]}
     # an environment is only read of what is as young as the stage: of a thousand processes beside, hardly any
-    strangers = {pid for pid, row in table.items() if pid not in found and not began_before(row, main)}
-    found |= processes_with(marker, candidates=strangers)
+    foreign = {pid for pid, row in table.items() if pid not in found and not began_before(row, main)}
+    found |= processes_with(marker, candidates=foreign)
     return [table[pid] for pid in sorted(found - keepers) if not table[pid].zombie]
 
 
