@@ -39,7 +39,7 @@ class Fix:
 
 
 @dataclass(frozen=True)
-class Knobs:
+class TunableParameters:
     """The parameters that the script declares, and what the job gave; defaults stand in for what it did not."""
 
     declared: Mapping[str, ScriptParameter]
@@ -59,23 +59,25 @@ class Knobs:
         return value if isinstance(value, int) and not isinstance(value, bool) and value >= 1 else None
 
 
-def fix_for(reason: EndReason, params: Mapping[str, Any], knobs: Knobs, *, columns: Sequence[str] = ()) -> Fix | None:
+def fix_for(
+    reason: EndReason, params: Mapping[str, Any], tunable: TunableParameters, *, columns: Sequence[str] = ()
+) -> Fix | None:
     """Return what to change after an end with this reason; None if nothing concrete is known."""
     match reason:
         case EndReason.CUDA_OUT_OF_MEMORY:
-            return _smaller_batch(knobs) or _recompute(knobs) or _shorter_rows(knobs) or _four_bit(knobs)
+            return _smaller_batch(tunable) or _recompute(tunable) or _shorter_rows(tunable) or _four_bit(tunable)
         case EndReason.OUT_OF_MEMORY | EndReason.METAL_WATCHDOG:
-            return _smaller_batch(knobs) or _shorter_rows(knobs)
+            return _smaller_batch(tunable) or _shorter_rows(tunable)
         case EndReason.COLUMN_MISSING:
-            return _closest_column(str(params.get("column", "")), knobs, columns)
+            return _closest_column(str(params.get("column", "")), tunable, columns)
         case _:
             return None
 
 
-def _smaller_batch(knobs: Knobs) -> Fix | None:
+def _smaller_batch(tunable: TunableParameters) -> Fix | None:
     """Halve the batch; the accumulation makes up for it, so that a step sees the same rows."""
-    batch_name, accumulation_name = knobs.first(BATCH), knobs.first(ACCUMULATION)
-    batch, accumulation = knobs.count(batch_name), knobs.count(accumulation_name)
+    batch_name, accumulation_name = tunable.first(BATCH), tunable.first(ACCUMULATION)
+    batch, accumulation = tunable.count(batch_name), tunable.count(accumulation_name)
     if batch_name is None or batch is None or batch < 2:
         return None
     if accumulation_name is None or accumulation is None:
@@ -95,18 +97,18 @@ def _smaller_batch(knobs: Knobs) -> Fix | None:
     return Fix(changes, "fix_smaller_batch", params)
 
 
-def _recompute(knobs: Knobs) -> Fix | None:
-    name = knobs.first(CHECKPOINTING)
-    return None if name is None or _is_on(knobs, name) else _switched_on(knobs, name, "fix_recompute")
+def _recompute(tunable: TunableParameters) -> Fix | None:
+    name = tunable.first(CHECKPOINTING)
+    return None if name is None or _is_on(tunable, name) else _switched_on(tunable, name, "fix_recompute")
 
 
-def _four_bit(knobs: Knobs) -> Fix | None:
-    name = knobs.first(_FOUR_BIT)
-    return None if name is None or _is_on(knobs, name) else _switched_on(knobs, name, "fix_four_bit")
+def _four_bit(tunable: TunableParameters) -> Fix | None:
+    name = tunable.first(_FOUR_BIT)
+    return None if name is None or _is_on(tunable, name) else _switched_on(tunable, name, "fix_four_bit")
 
 
-def _switched_on(knobs: Knobs, name: str, code: str) -> Fix | None:
-    parameter = knobs.declared[name]
+def _switched_on(tunable: TunableParameters, name: str, code: str) -> Fix | None:
+    parameter = tunable.declared[name]
     if parameter.choices is not None:
         yes: Any = next((choice for choice in parameter.choices if str(choice).lower() in _YES), None)
     else:
@@ -114,24 +116,24 @@ def _switched_on(knobs: Knobs, name: str, code: str) -> Fix | None:
     return None if yes is None else Fix({name: yes}, code, {"name": name})
 
 
-def _is_on(knobs: Knobs, name: str) -> bool:
-    return str(knobs.value(name)).lower() in _YES
+def _is_on(tunable: TunableParameters, name: str) -> bool:
+    return str(tunable.value(name)).lower() in _YES
 
 
-def _shorter_rows(knobs: Knobs) -> Fix | None:
-    name = knobs.first(_LENGTH)
-    length = knobs.count(name)
+def _shorter_rows(tunable: TunableParameters) -> Fix | None:
+    name = tunable.first(_LENGTH)
+    length = tunable.count(name)
     if name is None or length is None or length // 2 < SHORTEST_SEQUENCE:
         return None
     return Fix({name: length // 2}, "fix_shorter_rows", {"name": name, "old": length, "new": length // 2})
 
 
-def _closest_column(missing: str, knobs: Knobs, columns: Sequence[str]) -> Fix | None:
+def _closest_column(missing: str, tunable: TunableParameters, columns: Sequence[str]) -> Fix | None:
     """Name the column that looks most like the missing one, in the parameter that named it."""
-    name = next((name for name in _COLUMNS if name in knobs.declared and knobs.value(name) == missing), None)
+    name = next((name for name in _COLUMNS if name in tunable.declared and tunable.value(name) == missing), None)
     if name is None:
         return None
-    taken = {knobs.value(other) for other in _COLUMNS if other in knobs.declared and other != name}
+    taken = {tunable.value(other) for other in _COLUMNS if other in tunable.declared and other != name}
     by_lower = {column.lower(): column for column in columns if column not in taken}
     close = difflib.get_close_matches(missing.lower(), by_lower, n=1, cutoff=CLOSE_ENOUGH)
     if not close:

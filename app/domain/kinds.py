@@ -171,7 +171,7 @@ def _rule(kind: JobKind) -> KindRule:
                 accelerators=AcceleratorUse.NONE,
                 counts_in_limits=True,
                 may_be_group=False,
-                safe_to_repeat=False,  # it may have changed something out of our sight
+                safe_to_repeat=False,  # it may have changed something that the service cannot see
                 submitted_alone=True,
                 listed=True,
                 argument_style=ArgumentStyle.PAIRS,

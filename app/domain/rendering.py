@@ -196,7 +196,7 @@ def inference_arguments(
     history: Sequence[Mapping[str, Any]] | None = None,
     model_path: str | None = None,
 ) -> dict[str, Any]:
-    """Return the arguments of an inference script; `model_path` is ours, the folder of the model that is asked.
+    """Return the arguments of an inference script; `model_path` is the folder of the model that is asked.
 
     The last five are left out when they are null. Scripts compare `reset_context` with `true`, whatever `false_as` is.
     """
@@ -230,7 +230,7 @@ def picture_arguments(
     batch_size: int = 1,
     aspect_ratio: str = "1:1",
 ) -> dict[str, Any]:
-    """Return the arguments of a script that draws pictures.
+    """Return the arguments of a script that generates images.
 
     It writes `output`; with a `batch_size` above 1 the stem of it with `_001`, `_002` and so on behind.
     """

@@ -1,8 +1,8 @@
 """Does a checkpoint fit a training whose parameters were changed? Pure.
 
-It fits when the course of the training stays the same: the same rows at each step, the same rates, the same weights.
+It fits when the training stays the same: the same rows at each step, the same rates, the same weights.
 What only decides how often something is reported, kept or scored may differ, and how a step's rows are split into
-forward passes, as long as their number stays. Everything else counts, also what nobody here has heard of.
+forward passes, as long as their number stays. Everything else counts, also parameters that are not known here.
 """
 
 from collections.abc import Mapping
@@ -23,18 +23,18 @@ INDIFFERENT = frozenset(
 )
 
 
-def same_course(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+def resumable(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Say whether a checkpoint of a training with the values `old` fits one with `new`; both with their defaults."""
-    return _course(old) == _course(new)
+    return _compared_values(old) == _compared_values(new)
 
 
-def _course(values: Mapping[str, Any]) -> dict[str, Any]:
+def _compared_values(values: Mapping[str, Any]) -> dict[str, Any]:
     split = {*BATCH, *ACCUMULATION}
-    course = {name: value for name, value in values.items() if name not in INDIFFERENT and name not in split}
+    compared = {name: value for name, value in values.items() if name not in INDIFFERENT and name not in split}
     counts = [values[name] for name in (*BATCH, *ACCUMULATION) if values.get(name) is not None]
     rows = 1
     for count in counts:
         if not isinstance(count, int):
-            return {**course, **{name: values.get(name) for name in split}}
+            return {**compared, **{name: values.get(name) for name in split}}
         rows *= count
-    return {**course, "": rows}
+    return {**compared, "": rows}

@@ -1,13 +1,13 @@
 """After an attempt: does the job run once more? Pure; what is decided here is written by `app.store.jobs`.
 
-Three kinds of reasons. What the machine or our own keeper did to the script is repeated unasked and not charged to the
+Three kinds of reasons. What the machine or the supervisor did to the script is repeated unasked and not charged to the
 caller (`INFRASTRUCTURE`, at most `MAX_RECOVERIES` times). What may go better the next time is repeated when the caller
 asked for it at submit (`REPEATABLE`, `RetryPolicy`). Everything else would only fail again, an attempt that ran out of
 memory above all: that ends the job, and a person changes something first (`app.domain.fixes`).
 
-A script that had begun is repeated unasked only where that harms nobody: training, saving and building write into a
-fresh folder of the attempt. A deployment may have changed something outside of our sight, and whoever asked a question
-has read a part of the answer already; those two are repeated unasked only if nothing of the script ran.
+A script that had begun is repeated unasked only where that does no harm: training, saving and building write into a
+fresh folder of the attempt. A deployment may have changed something that the service cannot see, and the caller of an
+inference has read a part of the answer already; those two are repeated unasked only if nothing of the script ran.
 """
 
 from collections.abc import Sequence
@@ -102,7 +102,7 @@ class RetryPolicy(_Chosen):
 
 
 class Limits(_Chosen):
-    """When an attempt is stopped although nobody asked. Counted in the attempt's own running time."""
+    """Limits after which an attempt is stopped without a request. Counted in the attempt's own running time."""
 
     seconds: float | None = Field(
         default=None,

@@ -14,7 +14,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.errors import Conflict
 from app.registry.model_folders import ModelFile, list_files, remove_folder
-from app.registry.unloading import unload_from_ollama
+from app.registry.ollama_cleanup import unload_from_ollama
 from app.store import methods as method_store
 from app.store import models as store
 from app.store.home import Home

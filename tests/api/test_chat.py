@@ -166,7 +166,7 @@ class TestWholeAnswer:
 
 
 class TestPictures:
-    """A model that draws answers with addresses of pictures, which can be read."""
+    """A model that generates images answers with addresses of pictures, which can be read."""
 
     PIXELS = b"\x89PNG\r\n\x1a\n..."
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from app.domain.enums import EndReason
-from app.domain.fixes import Fix, Knobs, fix_for
+from app.domain.fixes import Fix, TunableParameters, fix_for
 from app.domain.script_parameters import ParameterKind, ScriptParameter
 from app.domain.texts import Language
 
@@ -14,8 +14,8 @@ INTEGER, BOOLEAN, STRING = ParameterKind.INTEGER, ParameterKind.BOOLEAN, Paramet
 SWITCH = ("auto", "true", "false")
 
 
-def knobs(given: Any = None, **declared: ScriptParameter) -> Knobs:
-    return Knobs(declared=declared, given=given or {})
+def tunable(given: Any = None, **declared: ScriptParameter) -> TunableParameters:
+    return TunableParameters(declared=declared, given=given or {})
 
 
 def option(kind: ParameterKind, default: Any = None, choices: tuple[str, ...] | None = None) -> ScriptParameter:
@@ -35,16 +35,16 @@ class TestMemory:
         [(8, 1, (4, 2)), (32, 4, (16, 8)), (2, 1, (1, 2)), (3, 1, (1, 3)), (6, 3, (3, 6)), (5, 2, (2, 5))],
     )
     def test_smaller_batch_keeps_the_rows_of_a_step(self, batch: int, accumulation: int, new: tuple[int, int]) -> None:
-        fix = fix_for(OOM, {}, knobs({"batch_size": batch, "grad_accum_steps": accumulation}, **BATCH))
+        fix = fix_for(OOM, {}, tunable({"batch_size": batch, "grad_accum_steps": accumulation}, **BATCH))
 
         assert changes(fix) == {"batch_size": new[0], "grad_accum_steps": new[1]}
         assert new[0] * new[1] == batch * accumulation
 
     def test_default_of_the_script_stands_in_for_what_was_not_given(self) -> None:
-        assert changes(fix_for(OOM, {}, knobs(**BATCH))) == {"batch_size": 4, "grad_accum_steps": 2}
+        assert changes(fix_for(OOM, {}, tunable(**BATCH))) == {"batch_size": 4, "grad_accum_steps": 2}
 
     def test_script_that_cannot_accumulate_gets_the_smaller_batch_alone(self) -> None:
-        assert changes(fix_for(OOM, {}, knobs(batch_size=option(INTEGER, 8)))) == {"batch_size": 4}
+        assert changes(fix_for(OOM, {}, tunable(batch_size=option(INTEGER, 8)))) == {"batch_size": 4}
 
     def test_batch_of_one_then_recomputes_then_shortens_then_four_bits(self) -> None:
         declared = {
@@ -55,7 +55,7 @@ class TestMemory:
         }
         given: dict[str, Any] = {}
         offered = []
-        while fix := fix_for(OOM, {}, knobs(given, **declared)):
+        while fix := fix_for(OOM, {}, tunable(given, **declared)):
             offered.append(changes(fix))
             given |= fix.changes
 
@@ -67,21 +67,21 @@ class TestMemory:
         ]
 
     def test_main_memory_is_not_helped_by_four_bits(self) -> None:
-        assert fix_for(EndReason.OUT_OF_MEMORY, {}, knobs(load_in_4bit=option(BOOLEAN, default=False))) is None
+        assert fix_for(EndReason.OUT_OF_MEMORY, {}, tunable(load_in_4bit=option(BOOLEAN, default=False))) is None
 
     @pytest.mark.parametrize("value", [None, "many", 0, -4, True, 1.5])
     def test_batch_that_is_no_count_is_left_alone(self, value: Any) -> None:
-        assert fix_for(OOM, {}, knobs({"batch_size": value}, **BATCH)) is None
+        assert fix_for(OOM, {}, tunable({"batch_size": value}, **BATCH)) is None
 
     def test_script_that_declares_nothing_gets_no_fix(self) -> None:
-        assert fix_for(OOM, {}, knobs({"batch_size": 8})) is None
+        assert fix_for(OOM, {}, tunable({"batch_size": 8})) is None
 
 
 class TestColumn:
     DECLARED = {"input_train_name": option(STRING, "question"), "output_train_name": option(STRING, "answer")}
 
     def fix(self, missing: str, columns: list[str], **given: str) -> dict[str, Any]:
-        found = fix_for(EndReason.COLUMN_MISSING, {"column": missing}, knobs(given, **self.DECLARED), columns=columns)
+        found = fix_for(EndReason.COLUMN_MISSING, {"column": missing}, tunable(given, **self.DECLARED), columns=columns)
         return changes(found)
 
     def test_closest_column_is_named(self) -> None:
@@ -98,11 +98,11 @@ class TestColumn:
 class TestOthers:
     @pytest.mark.parametrize("reason", [EndReason.EXIT_CODE, EndReason.DISK_FULL, EndReason.STALLED])
     def test_other_reasons_have_no_change(self, reason: EndReason) -> None:
-        assert fix_for(reason, {}, knobs(**BATCH)) is None
+        assert fix_for(reason, {}, tunable(**BATCH)) is None
 
     @pytest.mark.parametrize("language", Language)
     def test_sentence_is_complete(self, language: Language) -> None:
-        fix = fix_for(OOM, {}, knobs(**BATCH))
+        fix = fix_for(OOM, {}, tunable(**BATCH))
 
         assert fix is not None
         assert "{" not in fix.detail(language)

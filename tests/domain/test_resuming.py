@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from app.domain.resuming import same_course
+from app.domain.resuming import resumable
 
 OLD = {"batch_size": 8, "grad_accum_steps": 1, "learning_rate": 0.1, "save_steps": 50, "lora_rank": 8}
 
@@ -23,9 +23,9 @@ OLD = {"batch_size": 8, "grad_accum_steps": 1, "learning_rate": 0.1, "save_steps
         ({"something_of_theirs": 1}, False),
     ],
 )
-def test_course(changes: dict[str, Any], same: bool) -> None:
-    assert same_course(OLD, {**OLD, **changes}) is same
+def test_resumable(changes: dict[str, Any], same: bool) -> None:
+    assert resumable(OLD, {**OLD, **changes}) is same
 
 
 def test_missing_counts_are_one() -> None:
-    assert same_course({"batch_size": 8}, {"batch_size": 4, "grad_accum_steps": 2})
+    assert resumable({"batch_size": 8}, {"batch_size": 4, "grad_accum_steps": 2})

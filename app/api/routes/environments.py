@@ -11,6 +11,7 @@ from app.api.dependencies import ReadSession, Services, ServicesDep, WriteSessio
 from app.api.errors import PreconditionRequired, problem_responses
 from app.api.idempotency import CreationDep, IdempotencyKeyReused
 from app.api.language import RequestLanguage
+from app.api.list_response import page_by_name
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
 from app.api.routing import Router
 from app.api.schemas.jobs import JobRead, job_read
@@ -21,7 +22,6 @@ from app.api.schemas.resources import (
     EnvironmentSpecReplace,
     environment_read,
 )
-from app.api.small_lists import page_by_name
 from app.domain.environment_locks import EnvironmentLock
 from app.domain.errors import InvalidRequest
 from app.domain.texts import Language

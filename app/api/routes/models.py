@@ -11,7 +11,7 @@ from app.api.routing import Router
 from app.api.schemas.models import ModelFileList, ModelRead, ModelSummary, model_files, model_read, model_summary
 from app.domain.enums import ModelState, TrainingType
 from app.registry.models import ModelInUse
-from app.registry.unloading import DeployTargetUnreachable
+from app.registry.ollama_cleanup import DeployTargetUnreachable
 from app.store.models import ModelFilter, ModelNameAmbiguous, ModelNotFound
 
 router = Router(prefix="/api/v1", tags=["models"])

@@ -12,10 +12,10 @@ from app.api.conditional import IfMatch, StaleVersion, etag_of
 from app.api.dependencies import ReadSession, ServicesDep, WriteSession, ring_after_commit
 from app.api.errors import PreconditionRequired, problem_responses
 from app.api.language import RequestLanguage
+from app.api.list_response import page_by_name
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
 from app.api.routing import Router
 from app.api.schemas.nodes import NodeDeclaration, NodePatch, NodeRead, node_read
-from app.api.small_lists import page_by_name
 from app.domain.errors import InvalidRequest
 from app.domain.texts import Language
 from app.executor.nodes.lost_nodes import NodeInUse, NodeIsAlive, NodeNotConfirmed

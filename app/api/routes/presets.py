@@ -7,11 +7,11 @@ from fastapi import Depends, Path, Response
 from app.api.dependencies import ReadSession, ServicesDep, WriteSession
 from app.api.errors import problem_responses
 from app.api.language import RequestLanguage
+from app.api.list_response import page_by_name
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
 from app.api.routes.methods import tagged_method
 from app.api.routing import Router
 from app.api.schemas.methods import MethodRead, PresetRead, preset_read
-from app.api.small_lists import page_by_name
 from app.registry.preset_install import PresetNotFound
 from app.store.methods import NameTaken
 

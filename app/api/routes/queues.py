@@ -7,10 +7,10 @@ from fastapi import Depends, Path, Response
 from app.api.conditional import IfMatch, StaleVersion, etag_of
 from app.api.dependencies import ReadSession, ServicesDep, WriteSession
 from app.api.errors import PreconditionRequired, problem_responses
+from app.api.list_response import page_by_name
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
 from app.api.routing import Router
 from app.api.schemas.queues import QueueLimitsWrite, QueueRead, queue_read
-from app.api.small_lists import page_by_name
 from app.registry.queues import QueueNotFound, QueueView
 
 router = Router(prefix="/api/v1", tags=["queues"])

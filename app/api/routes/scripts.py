@@ -11,6 +11,7 @@ from app.api.dependencies import ReadSession, ServicesDep, WriteSession
 from app.api.errors import PreconditionRequired, UnsupportedMediaType, problem_responses
 from app.api.guards import RawUpload
 from app.api.headers import IF_MATCH, IF_NONE_MATCH
+from app.api.list_response import page_by_name
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
 from app.api.routes.methods import MethodRef, tagged_method
 from app.api.routing import Router
@@ -24,7 +25,6 @@ from app.api.schemas.methods import (
     script_read,
     script_summary,
 )
-from app.api.small_lists import page_by_name
 from app.domain.errors import InvalidRequest, PreconditionFailed
 from app.registry.method_restoring import FileInTheWay
 from app.registry.methods import MethodMoved, PresetReadOnly

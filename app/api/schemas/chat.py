@@ -99,5 +99,5 @@ class ChatAnswer(ChatEnd):
 
     text: str = Field(examples=["8 is larger."])
     images: list[str] = Field(
-        description="Addresses of the pictures, if the model draws.", examples=[[f"/images/{_ID}.png"]]
+        description="Addresses of the pictures, if the model generates images.", examples=[[f"/images/{_ID}.png"]]
     )

@@ -89,7 +89,7 @@ class Prefixes(Protocol):
     @property
     def accelerators(self) -> Sequence[Accelerator]: ...
 
-    async def roomiest_accelerator(self) -> Accelerator | None: ...
+    async def accelerator_with_most_memory(self) -> Accelerator | None: ...
 
 
 @dataclass(frozen=True)
@@ -241,8 +241,8 @@ class StageLauncher:
         """Return the accelerators that the stage sees. Questions hold none and share the one with most room."""
         if KINDS[claim.job.kind].accelerators is not AcceleratorUse.SHARED:
             return claim.attempt.accelerators
-        roomiest = await self._prefixes.roomiest_accelerator()
-        return [roomiest.id] if roomiest is not None else []
+        shared = await self._prefixes.accelerator_with_most_memory()
+        return [shared.id] if shared is not None else []
 
     def _locate(self, script: PinnedScript | None) -> ScriptToRun:
         """Return where the pinned bytes stand: in place while the script root still holds them."""

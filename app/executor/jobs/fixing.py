@@ -8,7 +8,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.errors import NotFound
-from app.domain.fixes import Fix, Knobs, fix_for
+from app.domain.fixes import Fix, TunableParameters, fix_for
 from app.domain.kinds import as_stage
 from app.executor.jobs.stage_parameters import StageParameters
 from app.executor.runs.job_spec import JobSpec
@@ -39,15 +39,15 @@ class Fixes:
         """
         if not is_fixable(job) or job.reason is None:
             return None
-        knobs = await self.knobs(job, method)
-        return None if knobs is None else fix_for(job.reason, job.reason_params, knobs, columns=columns)
+        tunable = await self.tunable_parameters(job, method)
+        return None if tunable is None else fix_for(job.reason, job.reason_params, tunable, columns=columns)
 
-    async def knobs(self, job: JobRow, method: Method | None) -> Knobs | None:
+    async def tunable_parameters(self, job: JobRow, method: Method | None) -> TunableParameters | None:
         """Return what the job's script declares and was given; None if the script is no longer known."""
         if method is None or job.kind is JobKind.ENVIRONMENT:
             return None
         script = await asyncio.to_thread(self._parameters.read, method, as_stage(job.kind))
-        return Knobs(declared=script.by_name(), given=given_to(job))
+        return TunableParameters(declared=script.by_name(), given=given_to(job))
 
 
 def is_fixable(job: JobRow) -> bool:

@@ -12,7 +12,7 @@ from app.domain.enums import JobKind, JobStatus
 from app.domain.errors import AppError, Conflict, InvalidRequest, Violation
 from app.domain.fixes import Fix
 from app.domain.kinds import LISTED_KINDS
-from app.domain.resuming import same_course
+from app.domain.resuming import resumable
 from app.domain.transitions import TERMINAL
 from app.executor.attempts.checkpoints import newest_checkpoint
 from app.executor.jobs.comparison import Comparison, by_metric, differences, parameters_of
@@ -279,7 +279,7 @@ class JobActions:
         found = None if wanted.resume is False else await self._checkpoint_of(job)
         if wanted.resume is True and found is None:
             raise NoCheckpointToResume(job=job.id)
-        fits = wanted.resume or (wanted.resume is None and await self._same_course(job, made[0], method))
+        fits = wanted.resume or (wanted.resume is None and await self._resumable(job, made[0], method))
         resuming(made[0], found if fits else None)
         return RetryPlan(job=job, made=made, warnings=warnings)
 
@@ -291,10 +291,10 @@ class JobActions:
                 return candidate
         return None
 
-    async def _same_course(self, old: JobRow, new: JobRow, method: Method | None) -> bool:
-        knobs = await self._fixes.knobs(old, method)
-        defaults = {name: one.default for name, one in knobs.declared.items()} if knobs is not None else {}
-        return same_course({**defaults, **given_to(old)}, {**defaults, **given_to(new)})
+    async def _resumable(self, old: JobRow, new: JobRow, method: Method | None) -> bool:
+        tunable = await self._fixes.tunable_parameters(old, method)
+        defaults = {name: one.default for name, one in tunable.declared.items()} if tunable is not None else {}
+        return resumable({**defaults, **given_to(old)}, {**defaults, **given_to(new)})
 
     async def _require_inputs(self, job: JobRow, model: ModelRow | None, data: DatasetRow | None) -> None:
         """A retry must find what the job was submitted with."""

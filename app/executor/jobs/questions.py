@@ -111,7 +111,7 @@ class Questions:
         async with self._database.reading() as session:
             row = await models.get_model(session, model)
             stage = _asking_stage(row)
-            _check_sight(received.conversation, row)
+            _check_vision_support(received.conversation, row)
             method = await self._answering_method(session, row, stage)
         spec = await self._spec(row, method, stage, question)
         return store.new_job(
@@ -195,8 +195,8 @@ def _with_pictures(messages: Sequence[Message], home: Home, folder: Path) -> lis
     return placed
 
 
-def _check_sight(conversation: Conversation, model: ModelRow) -> None:
-    """Raise which pictures the model could not look at."""
+def _check_vision_support(conversation: Conversation, model: ModelRow) -> None:
+    """Refuse pictures for a model without vision support."""
     if TYPES[model.training_type].accepts_images:
         return
     blind = [index for index, message in enumerate(conversation.messages) if message.images]

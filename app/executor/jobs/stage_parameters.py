@@ -63,8 +63,8 @@ class StageParameters:
     ) -> CheckedParameters:
         """Judge `values` for these stages, and the columns of the data set (None: not asked)."""
         scripts = {stage: await asyncio.to_thread(self.read, method, stage) for stage in stages}
-        takers = _takers(method, stages)
-        given_to = {stage: _meant_for(stage, values, scripts, takers) for stage in takers}
+        targets = _target_stages(method, stages)
+        given_to = {stage: _meant_for(stage, values, scripts, targets) for stage in targets}
         checks = {
             stage: check_parameters(
                 given_to.get(stage, {}),
@@ -77,8 +77,8 @@ class StageParameters:
             for stage in stages
         }
         violations = [violation for check in checks.values() for violation in check.violations]
-        if columns is not None and takers:
-            violations += await asyncio.to_thread(_column_problems, method, takers[0], values, columns)
+        if columns is not None and targets:
+            violations += await asyncio.to_thread(_column_problems, method, targets[0], values, columns)
         warnings = [warning for check in checks.values() for warning in check.warnings]
         return CheckedParameters(
             scripts=scripts,
@@ -99,17 +99,17 @@ def _distinct(found: Sequence[Violation]) -> tuple[Violation, ...]:
     return tuple({(violation.pointer, violation.code): violation for violation in found}.values())
 
 
-def _takers(method: Method, stages: Sequence[Stage]) -> list[Stage]:
+def _target_stages(method: Method, stages: Sequence[Stage]) -> list[Stage]:
     """Return the stages that the caller's parameters are for: those that train, else the single stage asked for."""
     training = [stage for stage in stages if trains(method.definition.lifecycle or (), stage)]
     return training or list(stages[:1])
 
 
 def _meant_for(
-    stage: Stage, values: Mapping[str, Any], scripts: Mapping[Stage, ScriptParameters], takers: Sequence[Stage]
+    stage: Stage, values: Mapping[str, Any], scripts: Mapping[Stage, ScriptParameters], targets: Sequence[Stage]
 ) -> dict[str, Any]:
     """Leave out what only another stage declares, so that it is not refused here."""
-    others = {name for other in takers if other is not stage for name in scripts[other].declared_names}
+    others = {name for other in targets if other is not stage for name in scripts[other].declared_names}
     own = set(scripts[stage].declared_names)
     return {name: value for name, value in values.items() if name in own or name not in others}
 

@@ -144,8 +144,8 @@ class NodeEnvironments:
         """Return all accelerators of the node."""
         return self._hardware.accelerators
 
-    async def roomiest_accelerator(self) -> Accelerator | None:
-        """Return the accelerator that questions share: the one with most memory."""
+    async def accelerator_with_most_memory(self) -> Accelerator | None:
+        """Return the usable accelerator with the most memory, which inference jobs share."""
         return max(await self.usable_accelerators(), key=lambda one: one.memory_mib or 0, default=None)
 
     async def ready_environments(self) -> Collection[str]:

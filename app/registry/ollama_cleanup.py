@@ -1,4 +1,4 @@
-"""Ask a serving tool to let go of a model."""
+"""Remove deployed models from Ollama."""
 
 from typing import Final
 

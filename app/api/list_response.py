@@ -1,4 +1,4 @@
-"""Pages of lists that are short enough to be in memory, sorted by a name that is unique."""
+"""Pages of lists that fit in memory, sorted by a unique name."""
 
 from collections.abc import Callable, Iterable
 from typing import TypeVar
