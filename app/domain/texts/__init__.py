@@ -1,7 +1,7 @@
 """Sentences for people, by stable code, in English, Chinese and German.
 
 One TOML file per area; a table per code: `[name_taken]` with the keys `en`, `zh`, `de`. Placeholders are
-`str.format` fields. A code stands in exactly one file.
+`str.format` fields. A code is in exactly one file.
 """
 
 import tomllib
@@ -23,7 +23,7 @@ DEFAULT_LANGUAGE = Language.EN
 
 
 def text(code: str, language: Language = DEFAULT_LANGUAGE, /, **params: Any) -> str:
-    """Return the sentence of `code`; unknown codes answer with the code itself, so that nobody meets a KeyError."""
+    """Return the sentence of `code`. An unknown code is returned as it is, not raised as a KeyError."""
     entry = catalogue().get(code)
     if entry is None:
         return code
