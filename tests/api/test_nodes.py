@@ -92,7 +92,7 @@ class TestView:
         assert [(job["name"], job["status"], job["accelerators"]) for job in body["jobs"]] == [
             ("mine", "running", ["GPU-0"])
         ]
-        assert (body["state"], body["state_detail"]) == ("ready", "Takes jobs; 1 running.")
+        assert (body["state"], body["state_detail"]) == ("ready", "Accepts jobs; 1 running.")
         assert body["inventory"]["cpus"] == 8
         assert body == (await app.get(f"/nodes/{node}")) | {"heartbeat_age_seconds": body["heartbeat_age_seconds"]}
         listed = (await app.get("/nodes", params={"sort": "name"}))["items"]

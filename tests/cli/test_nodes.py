@@ -29,7 +29,7 @@ NODE: dict[str, Any] = {
     "id": "id-1",
     "name": "gpu-1",
     "state": "ready",
-    "state_detail": "Takes jobs; 1 running.",
+    "state_detail": "Accepts jobs; 1 running.",
     "platform": "cuda",
     "inventory": {
         "hostname": "rack-1",
@@ -91,7 +91,7 @@ class TestLook:
 class TestAct:
     @pytest.mark.parametrize("action", ["drain", "undrain"])
     def test_drain_and_undrain(self, service: tuple[str, list[Request]], action: str) -> None:
-        assert "gpu-1  ready  Takes jobs" in run(service, action, "gpu-1")
+        assert "gpu-1  ready  Accepts jobs" in run(service, action, "gpu-1")
         assert [(asked.method, asked.path) for asked in service[1]] == [("POST", f"/api/v1/nodes/gpu-1:{action}")]
 
     def test_declaring_dead_needs_a_person(self, service: tuple[str, list[Request]]) -> None:
