@@ -95,8 +95,8 @@ def main() -> None:
             rows.append(row(name, ours[name], read))
         target = post("/api/v1/deploy-targets", lambda: {**body, "name": f"target {next(numbers)}"})
         rows.append(row("POST /deploy-targets", load(port, target, 201), create))
-        wish = {"method": "Custom01", "base_model": "bike-base", "dataset": "bike-hire", "through": "customized"}
-        ours["POST /jobs"] = load(port, post("/api/v1/jobs", lambda: wish), 201, strict=False)
+        body = {"method": "Custom01", "base_model": "bike-base", "dataset": "bike-hire", "through": "customized"}
+        ours["POST /jobs"] = load(port, post("/api/v1/jobs", lambda: body), 201, strict=False)
         rows.append(row("POST /jobs", ours["POST /jobs"], create))
     best = dict.fromkeys(("read", "list", "create"), 0.0)
     for start_peer in (prefect, mlflow):

@@ -4,7 +4,7 @@
 
 Start: until the stage's process is recorded, and until its first line, beside `subprocess` of the same interpreter.
 Work: a script that keeps one core busy, supervised and plain in turns. Idle: memory and processor time of supervisor
-and witness. Stop: from the wish until the end is written, that is after the tree was proven empty.
+and witness. Stop: from the request until the end is written, that is after the tree was proven empty.
 """
 
 import argparse
@@ -196,7 +196,7 @@ def measure_stop(root: Path, runs: int) -> None:
             with samples.measure():
                 attempt.stop()
         rows.append([name, samples])
-    print_samples(f"from the wish to stop until the tree is proven empty, {runs} runs, ms", rows, peer=plain)
+    print_samples(f"from the request to stop until the tree is proven empty, {runs} runs, ms", rows, peer=plain)
 
 
 def print_samples(title: str, rows: list[list[object]], *, peer: Samples) -> None:

@@ -7,7 +7,7 @@ from fastapi import Depends, Request, Response
 from app.domain.texts import DEFAULT_LANGUAGE, Language
 
 _BY_TAG = {language.value: language for language in Language}
-_MAX_RANGES = 50  # a header of thousands of ranges is no person's wish
+_MAX_RANGES = 50  # a header of thousands of ranges is not a person's request
 
 
 def negotiate(header: str | None) -> Language:

@@ -282,9 +282,9 @@ def _preset_state(preset: dict[str, object]) -> str:
 
 def _ask_worker(settings: Settings) -> None:
     """Let the worker of this node clean up at its next look."""
-    from app.executor.environments.environment_cleaning import WISH
+    from app.executor.environments.environment_cleaning import CLEANUP_REQUEST
 
-    (settings.node_home / WISH).touch()
+    (settings.node_home / CLEANUP_REQUEST).touch()
 
 
 async def _planned(settings: Settings) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What a job asks of a node. Jobs that ask for the same have the same text, so that a node looks at each wish once.
+"""What a job asks of a node. Jobs that ask for the same have the same text, so that a node looks at each demand once.
 
 A queue of 100,000 jobs has a few dozen different demands; the index of the queue begins with the text.
 """

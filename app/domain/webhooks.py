@@ -27,7 +27,7 @@ MAX_TRIES: Final = 12
 _SECRET_BYTES = 32
 _FIRST_DELAY = timedelta(seconds=5)
 _LONGEST_DELAY = timedelta(hours=4)
-_LONGEST_WISH = timedelta(days=1)
+_LONGEST_REQUESTED = timedelta(days=1)
 _MIN_SECRET_BYTES, _MAX_SECRET_BYTES = 24, 64
 
 
@@ -167,13 +167,13 @@ def _key(secret: str) -> bytes:
 # ---- tries ----------------------------------------------------------------------------------------------------------
 
 
-def next_delay(tries: int, *, chance: float, wish: timedelta | None = None) -> timedelta | None:
+def next_delay(tries: int, *, chance: float, requested: timedelta | None = None) -> timedelta | None:
     """Return how long to wait after so many failed tries; None: give up, after about a day.
 
-    `chance` (0 to 1) spreads messages that failed together. `wish` is what the receiver asked for (`Retry-After`).
+    `chance` (0 to 1) spreads messages that failed together. `requested` is the delay in `Retry-After`.
     """
     if tries >= MAX_TRIES:
         return None
     grown: timedelta = _FIRST_DELAY * float(4 ** (tries - 1))
     delay = min(grown, _LONGEST_DELAY) * (0.8 + 0.4 * chance)
-    return delay if wish is None else max(delay, min(wish, _LONGEST_WISH))
+    return delay if requested is None else max(delay, min(requested, _LONGEST_REQUESTED))

@@ -1,4 +1,4 @@
-"""Nodes as people see them: what they have, what they do, how it stands with them; and what people wish of them."""
+"""Nodes as people see them: hardware, jobs and states; and what people change about them: drain, labels."""
 
 import hashlib
 import json
@@ -100,7 +100,7 @@ class NodeView:
 
 
 class Nodes:
-    """What can be asked about nodes, and wished of them; they register themselves."""
+    """Reads and changes nodes; they register themselves."""
 
     async def views(self, session: AsyncSession) -> Sequence[NodeView]:
         """Return all nodes by name."""

@@ -1,6 +1,6 @@
 """Jobs, attempts and their events: the queue, the claim, the lease, and the one writer of `status`.
 
-Who may write what: the API inserts chains and states wishes (`request_cancel`). A live job belongs to the node that
+Who may write what: the API inserts chains and requests cancels (`request_cancel`). A live job belongs to the node that
 claimed it; every later write of that node names the token it got with the claim, and changes nothing when the row has
 moved on. To take a job is one conditional UPDATE, so two nodes never win the same one; partial unique indexes make a
 second live attempt impossible whatever the code does. Which job a node takes stands in `app.store.claims`.
@@ -43,7 +43,7 @@ class JobNotFound(NotFound):
 
 
 class JobAlreadyFinished(Conflict):
-    """The wish comes after the end."""
+    """The job has already ended and cannot be cancelled."""
 
     code = "job_already_finished"
 
@@ -197,12 +197,12 @@ async def count_unfinished_of_method(session: AsyncSession, method_id: str) -> i
     return (await session.exec(statement)).one()
 
 
-# ---- wishes ---------------------------------------------------------------------------------------------------------
+# ---- cancel ---------------------------------------------------------------------------------------------------------
 
 
 async def request_cancel(session: AsyncSession, job_id: str, *, now: datetime) -> JobRow:
     """Cancel a queued job at once; ask the node of a live one to stop it. Twice is fine, after the end is not."""
-    # locked: between two looks the job could be claimed, or come back to the queue, and miss the wish
+    # locked: between two looks the job could be claimed, or come back to the queue, and miss the request
     job = await get(session, job_id, lock=True)
     if job.status in TERMINAL:
         raise JobAlreadyFinished(job=job_id, status=job.status)

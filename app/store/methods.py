@@ -45,7 +45,7 @@ class NameTaken(Conflict):
 
 @dataclass(frozen=True)
 class MethodFilter:
-    """Which methods a list shows; `None` is no wish. `text` is looked for in name and description."""
+    """Which methods a list shows; `None` matches all. `text` is looked for in name and description."""
 
     training_type: TrainingType | None = None
     technique: str | None = None

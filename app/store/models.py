@@ -60,7 +60,7 @@ class NewModel:
 
 @dataclass(frozen=True)
 class ModelFilter:
-    """Which models a list shows; `None` is no wish. `text` is looked for in the name."""
+    """Which models a list shows; `None` matches all. `text` is looked for in the name."""
 
     state: ModelState | None = None
     training_type: TrainingType | None = None

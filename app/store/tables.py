@@ -299,7 +299,7 @@ class JobRow(SQLModel, table=True):
     submitted_by: str = Field(default="", max_length=100, description="whose limits it counts against")
     not_before: datetime | None = _time(nullable=True)
     reserved_node_id: str | None = Field(
-        default=None, max_length=36, description="node that keeps accelerators for it; nobody is delayed by a wish"
+        default=None, max_length=36, description="node that keeps accelerators for it; a hint that delays no job"
     )
 
     chain_id: str = Field(max_length=36)

@@ -103,9 +103,9 @@ class TestTries:
         assert next_delay(MAX_TRIES, chance=0.5) is None
 
     def test_what_the_receiver_asks_for_counts_within_a_day(self) -> None:
-        assert next_delay(1, chance=0, wish=timedelta(minutes=9)) == timedelta(minutes=9)
-        assert next_delay(1, chance=0, wish=timedelta(0)) == timedelta(seconds=4)
-        assert next_delay(1, chance=0, wish=timedelta(days=999)) == timedelta(days=1)
+        assert next_delay(1, chance=0, requested=timedelta(minutes=9)) == timedelta(minutes=9)
+        assert next_delay(1, chance=0, requested=timedelta(0)) == timedelta(seconds=4)
+        assert next_delay(1, chance=0, requested=timedelta(days=999)) == timedelta(days=1)
 
 
 class TestEvents:

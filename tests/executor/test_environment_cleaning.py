@@ -11,8 +11,8 @@ import pytest
 from app.domain.enums import JobStatus
 from app.executor.environments import environment_cleaning
 from app.executor.environments.environment_cleaning import (
+    CLEANUP_REQUEST,
     DAY,
-    WISH,
     CleaningRules,
     EnvironmentCleaning,
     Needs,
@@ -98,7 +98,7 @@ class Cleaner:
         return prefix
 
     async def turn(self, **specs: str) -> None:
-        (self.node.envs.parent / WISH).touch()
+        (self.node.envs.parent / CLEANUP_REQUEST).touch()
         await self.cleaning.turn(self.id, self.node.local.look({**specs}))
         assert self.cleaning._removing is not None
         await asyncio.to_thread(self.cleaning._removing.join)
@@ -124,7 +124,7 @@ class TestTurn:
         assert (old.exists(), used.exists(), placed.exists(), users.exists()) == (False, True, True, True)
         assert lock_path(old).exists()
         assert last_use(cleaner.node.envs, old) is None
-        assert not (cleaner.node.envs.parent / WISH).exists()
+        assert not (cleaner.node.envs.parent / CLEANUP_REQUEST).exists()
 
     @pytest.mark.parametrize("status", [JobStatus.QUEUED, JobStatus.RUNNING])
     async def test_keeps_what_a_job_needs(self, cleaner: Cleaner, status: JobStatus) -> None:
@@ -156,7 +156,7 @@ class TestTurn:
         cleaner.cleaning._removing.start()
         monkeypatch.setattr(environment_cleaning, "TURN_SECONDS", 0.0)
         old = cleaner.old(SPEC)
-        (cleaner.node.envs.parent / WISH).touch()
+        (cleaner.node.envs.parent / CLEANUP_REQUEST).touch()
 
         await cleaner.cleaning.turn(cleaner.id, cleaner.node.local.look({}))
         gate.set()

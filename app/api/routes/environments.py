@@ -26,7 +26,7 @@ from app.domain.environment_locks import EnvironmentLock
 from app.domain.errors import InvalidRequest
 from app.domain.texts import Language
 from app.executor.jobs.environment_builds import (
-    BuildWish,
+    BuildRequest,
     EnvironmentLockMissing,
     EnvironmentLockNotFound,
     EnvironmentOnNoNode,
@@ -151,8 +151,8 @@ async def build_environment(
     With `locked` exactly the packages that another node has are installed, beside what this node may have already.
     """
     options = options or EnvironmentBuildOptions()
-    wish = BuildWish(node=node, locked=options.locked, lock_of=options.lock_of)
-    details, is_new = await services.job_actions.build_environment(session, environment, wish)
+    request = BuildRequest(node=node, locked=options.locked, lock_of=options.lock_of)
+    details, is_new = await services.job_actions.build_environment(session, environment, request)
     return _ordered(details, session, services, language, response, is_new=is_new)
 
 

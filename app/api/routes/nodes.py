@@ -1,6 +1,6 @@
 """Nodes: machines with a worker. They register themselves.
 
-What people wish (drain, labels) stands in the node's row; the worker acts on it in its next round, or at once when the
+What people request (drain, labels) is in the node's row; the worker acts on it in its next round, or at once when the
 bell rings.
 """
 

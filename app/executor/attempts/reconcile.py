@@ -1,6 +1,6 @@
 """What to do next with a claimed attempt: one table, for boot and for every day.
 
-An attempt is seen from two sides: its row (status, the wish to cancel) and its engine (how far it came, and whether a
+An attempt is seen from two sides: its row (status, cancel request) and its engine (how far it came, and whether a
 supervisor is alive). There is no separate path for recovery: a restarted worker looks at the same
 two sides and does the same thing.
 """
@@ -52,7 +52,7 @@ def next_step(seen: Seen) -> Step:
         return Step.WAIT
     if phase in (AttemptPhase.STARTED, AttemptPhase.RUNNING):
         return Step.ADOPT
-    # an overdue one is stopping without anybody's wish
+    # an overdue one is stopping without a request to cancel
     if seen.status is JobStatus.RUNNING or (seen.status is JobStatus.STOPPING and not seen.cancel_requested):
         return Step.END_LOST
     return Step.END_UNSTARTED if seen.cancel_requested else Step.LAUNCH

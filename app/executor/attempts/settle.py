@@ -178,7 +178,7 @@ class StageSettler:
             async with self._database.writing() as session:
                 now = await database_now(session)
                 model = await self._create_model(session, claim, judged, manifest, now=now)
-                # read again: somebody may have wished its end meanwhile
+                # read again: a cancel may have been requested meanwhile
                 end = _end(await store.get(session, claim.job.id), exit_record, judged, model)
                 if not await store.finish(session, claim, end, now=now):
                     raise _NotOurs  # rolls the model back

@@ -29,7 +29,7 @@ from app.store.session import Database
 logger = logging.getLogger(__name__)
 
 TURN_SECONDS = 600.0
-WISH = "clean-environments"  # a file in the node's home that asks for a turn now
+CLEANUP_REQUEST = "clean-environments"  # a file in the node's home that asks for a turn now
 DAY = 86_400.0
 
 
@@ -120,11 +120,11 @@ class EnvironmentCleaning:
         """Condemn what goes, and let it be deleted in the background; called where no claim is under way."""
         if self._removing is not None and self._removing.is_alive():
             return
-        wish = self._envs_dir.parent / WISH
-        if time.monotonic() < self._due and not wish.exists():
+        request = self._envs_dir.parent / CLEANUP_REQUEST
+        if time.monotonic() < self._due and not request.exists():
             return
         self._due = time.monotonic() + TURN_SECONDS
-        wish.unlink(missing_ok=True)
+        request.unlink(missing_ok=True)
         for build, why in await self.plan(node_id, seen):
             (build.prefix / MARKER).unlink(missing_ok=True)
             forget_use(self._envs_dir, build.prefix)

@@ -53,7 +53,7 @@ class EnvironmentLockNotFound(NotFound):
 
 
 @dataclass(frozen=True)
-class BuildWish:
+class BuildRequest:
     """How to build: on `node` (id or name), exactly what another node has if `locked`, that of `lock_of` if given."""
 
     node: str | None = None
@@ -62,24 +62,24 @@ class BuildWish:
 
 
 class EnvironmentOrders:
-    """Turns wishes into jobs; `archive` is the folder of locks and packs."""
+    """Turns build requests into jobs; `archive` is the folder of locks and packs."""
 
     def __init__(self, archive: Path) -> None:
         self._archive = archive
 
-    async def build(self, session: AsyncSession, environment: str, wish: BuildWish) -> tuple[JobRow, bool]:
+    async def build(self, session: AsyncSession, environment: str, request: BuildRequest) -> tuple[JobRow, bool]:
         """Return the job that builds the environment, and whether it is a new one.
 
-        Without a node in the wish it is built on the one that was heard last.
+        Without a node in the request, it is built on the node with the latest heartbeat.
         """
         spec = await self._spec(session, environment)
-        node = await _builder(session, wish.node)
+        node = await _builder(session, request.node)
         lock = None
-        if wish.locked or wish.lock_of is not None:
-            of = (await nodes.get_node(session, wish.lock_of)).name if wish.lock_of is not None else None
+        if request.locked or request.lock_of is not None:
+            of = (await nodes.get_node(session, request.lock_of)).name if request.lock_of is not None else None
             lock = await self._lock(environment, spec, of=of, but=node.name)
             if lock is None:
-                raise EnvironmentLockMissing(environment=environment, node=wish.lock_of or "–")
+                raise EnvironmentLockMissing(environment=environment, node=request.lock_of or "–")
         return await _job(session, environment, spec, node=node, lock=lock)
 
     async def pack(self, session: AsyncSession, environment: str, *, node: str | None) -> tuple[JobRow, bool]:

@@ -16,7 +16,7 @@ from app.domain.resuming import resumable
 from app.domain.transitions import TERMINAL
 from app.executor.attempts.checkpoints import newest_checkpoint
 from app.executor.jobs.comparison import Comparison, by_metric, differences, parameters_of
-from app.executor.jobs.environment_builds import BuildWish, EnvironmentOrders
+from app.executor.jobs.environment_builds import BuildRequest, EnvironmentOrders
 from app.executor.jobs.fixing import Fixes, columns_of, given_to, is_fixable, pinned_method
 from app.executor.jobs.job_views import JobDetails, JobView, silence_of, view_with_history, views_of
 from app.executor.jobs.repetition import (
@@ -226,10 +226,10 @@ class JobActions:
         return await self._submissions.plan(copied(job, chain, changes), copied_from=job.id)
 
     async def build_environment(
-        self, session: AsyncSession, environment: str, wish: BuildWish
+        self, session: AsyncSession, environment: str, request: BuildRequest
     ) -> tuple[JobDetails, bool]:
         """Return the job that builds the environment, and whether it is a new one."""
-        job, is_new = await self.environments.build(session, environment, wish)
+        job, is_new = await self.environments.build(session, environment, request)
         return await self.get(session, job.id), is_new
 
     async def pack_environment(

@@ -108,7 +108,7 @@ class WebhookSender:
 def _outcome(answer: Answer, message: Message) -> Outcome:
     if answer.error is None:
         return Outcome(delivered=True, status=answer.status, error=None)
-    delay = next_delay(message.tries, chance=random.random(), wish=answer.retry_after)  # noqa: S311 - no secret
+    delay = next_delay(message.tries, chance=random.random(), requested=answer.retry_after)  # noqa: S311 - no secret
     return Outcome(
         delivered=False,
         status=answer.status,

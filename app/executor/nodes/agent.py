@@ -379,8 +379,8 @@ class NodeAgent:
 
     async def _stop(self, claim: Claim) -> None:
         # the file first: after a crash in between, the next round writes the status
-        wished = claim.job.cancel_requested_at is not None
-        reason = EndReason.CANCELLED if wished else self._limits.overdue(claim) or EndReason.CANCELLED
+        requested = claim.job.cancel_requested_at is not None
+        reason = EndReason.CANCELLED if requested else self._limits.overdue(claim) or EndReason.CANCELLED
         await self._engine.stop(claim.attempt.id, reason)
         fault_point("stop-asked")
         if claim.job.status is not JobStatus.STOPPING:

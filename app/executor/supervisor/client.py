@@ -141,7 +141,7 @@ def adopt(folder: Path) -> None:
 
 
 def request_stop(folder: Path, reason: str) -> None:
-    """Wish the end of an attempt: TERM to its whole tree, KILL after the grace. The first reason stays."""
+    """Request the end of an attempt: TERM to its whole tree, KILL after the grace. The first reason stays."""
     if not (folder / "stop").exists():
         _write_atomically(folder, "stop", {"reason": reason, "time": time.time()})
     with contextlib.suppress(OSError):  # nobody listens: the supervisor, once there, finds the file

@@ -5,7 +5,7 @@
 A program of its own: standard library only, one per attempt folder, started detached, so that a stage outlives the
 worker, the API and Redis. Everything it knows stands in files of the folder, each either absent or complete:
 
-    spec.json     what to run (written by the worker)         stop          the wish to end it (written by the worker)
+    spec.json     what to run (written by the worker)         stop          request to end it (written by the worker)
     lock          held by flock while a supervisor lives      started       created once: the command runs at most once
     state.json    identity of the process, phase, heartbeat   witness.json  how the process ended, by its parent
     exit.json     the end, after the tree is proven empty     wake          FIFO: "look at `stop` now"

@@ -333,7 +333,7 @@ def callbacks(args: argparse.Namespace, shown: str = "loss") -> list[Any]:
                 print_step(state.global_step, state.max_steps, shown, logs)
 
         def on_step_end(self, _args: Any, _state: Any, control: Any, **_: Any) -> None:
-            if stop_wished(self.group):
+            if any_stop_requested(self.group):
                 control.should_save = control.should_training_stop = True
 
         def on_save(self, config: Any, state: Any, _control: Any, **_: Any) -> None:
@@ -361,15 +361,15 @@ def wait_for_all(group: Any) -> None:
         torch.distributed.barrier(group=group)
 
 
-def stop_wished(group: Any) -> bool:
+def any_stop_requested(group: Any) -> bool:
     """Whether one of the processes was asked to stop: all leave at the same step, else some would wait for the rest."""
     if group is None:
         return deepe.stop_requested()
     import torch
 
-    wished = torch.tensor([int(deepe.stop_requested())])
-    torch.distributed.all_reduce(wished, torch.distributed.ReduceOp.MAX, group=group)
-    return bool(wished.item())
+    requested = torch.tensor([int(deepe.stop_requested())])
+    torch.distributed.all_reduce(requested, torch.distributed.ReduceOp.MAX, group=group)
+    return bool(requested.item())
 
 
 def leave_group(code: int = 0) -> None:
