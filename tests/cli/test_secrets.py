@@ -15,7 +15,7 @@ from app.cli.embedded import is_ready
 from tests.servers import free_port
 from tests.waiting import all_gone, wait_until
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 DEEPE = (sys.executable, "-P", "-m", "app.cli")
 API, METRICS, JOIN = "api-kQ8vTz2mYw4rBn7x", "metrics-kQ8vTz2mYw4rBn7x", "join-kQ8vTz2mYw4rBn7x"
