@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from app.executor.environments.activation import interpreter
@@ -56,7 +57,7 @@ def base_model(name: str) -> Path:
             draft = folder.with_suffix(".draft")
             shutil.rmtree(draft, ignore_errors=True)
             command = [str(ready()), str(sample.program), *sample.arguments, "--output", str(draft)]
-            subprocess.run(command, check=True, capture_output=True)
+            subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
             draft.rename(folder)
     return folder
 
@@ -73,3 +74,5 @@ def _prefix(name: str) -> Path:
 if __name__ == "__main__":
     for each in sys.argv[1:] or USUAL:
         ready(each)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(base_model, (model.name for model in sample_base_models() if model.program)))
