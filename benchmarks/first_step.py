@@ -108,10 +108,12 @@ def by_hand(site: Site, work: Work) -> Run:
 
     def begin() -> None:
         with output.open("wb") as stream:
-            command, env = site.command(work), site.environment()
             # a session of its own, as a stage has: kernels share the processor among sessions
-            more = {"stdout": stream, "stderr": stream, "start_new_session": True}
-            started.append(subprocess.Popen(command, env=env, cwd=site.root, **more))
+            process = subprocess.Popen(
+                site.command(work), env=site.environment(), cwd=site.root,
+                stdout=stream, stderr=stream, start_new_session=True,
+            )  # fmt: skip
+            started.append(process)
 
     return Run(work, output, begin, lambda: started[0].poll() is not None)
 
@@ -140,7 +142,7 @@ def main() -> None:
     print_machine()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         site = Site(Path(name), Path(os.path.abspath(args.python)))
-        command = [site.python, BASE, "--output", site.root / "base", "--steps=5"]
+        command = [str(site.python), str(BASE), "--output", str(site.root / "base"), "--steps=5"]
         subprocess.run(command, check=False, capture_output=True)  # it complains that it has not learnt: it need not
         for work in (TRAINING, QUESTION):
             measure_starts(site, work, args.runs)

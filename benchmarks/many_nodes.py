@@ -39,7 +39,8 @@ from app.store.tables import JobRow, LeaseRow
 from benchmarks.reporting import print_machine, print_table
 from tests.job_rows import SUCCESS, add_method, add_node, cards, insert, new_job
 from tests.servers import postgres_url, private_postgres, private_redis
-from tests.worker.harness import Site, make_base, until
+from tests.waiting import until
+from tests.worker.harness import Site, make_base
 
 NODES, CARDS = 8, 8
 BATCH = 1000
@@ -176,7 +177,7 @@ async def _real(backend: str, database: Database, root: Path, count: int) -> Row
     try:
         for number in range(NODES):
             site.start_worker(f"real-{number}", DEEPE_SIMULATED_ACCELERATORS=str(CARDS))
-        await until(lambda: _started(site), "the workers", 120.0, site.report)
+        await until(lambda: _started(site), "the workers", site.report)
         rows = [await site.job(SCRIPT, file="no-op.py") for _ in range(count)]
         begun = time.perf_counter()
         ids = await site.insert(*rows)
@@ -233,7 +234,7 @@ async def _enqueue(url: str, count: int) -> None:
     await pool.aclose()
 
 
-async def nothing(_context: dict[str, Any]) -> None:
+async def nothing(ctx: dict[Any, Any], *args: Any, **kwargs: Any) -> None:
     """Return at once."""
 
 

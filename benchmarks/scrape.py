@@ -82,10 +82,10 @@ async def fill(database: Database, node_id: str, status: JobStatus) -> None:
             )  # fmt: skip
             attempts.append(attempt.model_dump())
     async with database.writing() as session:
-        await session.exec(sa.insert(JobRow.__table__), params=jobs)
-        await session.exec(sa.insert(JobEventRow.__table__), params=events)
+        await session.exec(sa.insert(JobRow), params=jobs)
+        await session.exec(sa.insert(JobEventRow), params=events)
         if attempts:
-            await session.exec(sa.insert(AttemptRow.__table__), params=attempts)
+            await session.exec(sa.insert(AttemptRow), params=attempts)
 
 
 if __name__ == "__main__":

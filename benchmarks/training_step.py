@@ -80,7 +80,7 @@ def main() -> None:
         shares = {name: (used(process) - before[name]) / seconds for name, process in ours.items()}
         memory = {name: process.memory_full_info() for name, process in ours.items()}
         site.call("POST", f"/jobs/{job}:cancel")
-        site.wait(job, seconds=PATIENCE)
+        site.wait(job)
         steps = json.loads((site.home / "runs" / job / "1" / "output" / "steps.json").read_text())
     report(steps, windows)
     rows = [
