@@ -1,7 +1,7 @@
 """Names in the script root that would hide a module from the scripts beside them.
 
 Python looks for a module first in the folder of the script that runs. A file `json.py` there is found instead of the
-standard library's, by the script and by every library that it imports. Each folder is a room of its own: a method whose
+standard library's, by the script and by every library that it imports. Folders are separate: a method whose
 file lies in another folder, and the shipped methods, never look into it.
 """
 
