@@ -43,10 +43,10 @@ from app.api.routes.system import Readiness
 from app.domain.enums import Platform
 from app.domain.retention import Leftover, Retention
 from app.domain.webhooks import AddressPolicy
-from app.executor.jobs.asking import Answers
+from app.executor.jobs.chat_service import ChatService
 from app.executor.jobs.fixing import Fixes
+from app.executor.jobs.inference_requests import InferenceRequests
 from app.executor.jobs.job_actions import JobActions
-from app.executor.jobs.questions import Questions
 from app.executor.jobs.stage_parameters import StageParameters
 from app.executor.jobs.submission import Submissions
 from app.executor.maintenance.background import in_background
@@ -157,8 +157,8 @@ def build_services(
             observer=RunObserver(home),
             clock=clock,
         ),
-        questions=Questions(database=database, methods=methods_, home=home, clock=clock),
-        answers=Answers(database, home, doorbell, streams=streams, clock=clock),
+        inference_requests=InferenceRequests(database=database, methods=methods_, home=home, clock=clock),
+        chat=ChatService(database, home, doorbell, streams=streams, clock=clock),
         streams=streams,
         doorbell=doorbell,
         webhooks=Webhooks(policy=addresses),

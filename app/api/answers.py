@@ -12,19 +12,19 @@ from app.api.schemas.jobs import reason_detail
 from app.api.sse import ServerEvent
 from app.domain.enums import EndReason
 from app.domain.texts import Language
-from app.executor.jobs.asking import AnswerEnd, AnswerPicture, AnswerPiece
+from app.executor.jobs.chat_service import AnswerEnd, AnswerImage, AnswerText
 from app.executor.runs.inference_protocol import FinishReason
 from app.store import jobs
 
 
 async def answer_events(services: Services, job_id: str, language: Language) -> AsyncGenerator[ServerEvent, None]:
     """Yield the answer piece by piece; closing it before the end cancels the job."""
-    async with aclosing(services.answers.follow(job_id)) as answer:
+    async with aclosing(services.chat.follow(job_id)) as answer:
         async for event in answer:
             match event:
-                case AnswerPiece():
+                case AnswerText():
                     yield ServerEvent({"text": event.text}, event="piece")
-                case AnswerPicture():
+                case AnswerImage():
                     yield ServerEvent({"url": event.url}, event="image")
                 case AnswerEnd():
                     yield ServerEvent(await _end(services, event, language), event="done")
@@ -53,12 +53,12 @@ async def _collect(services: Services, job_id: str, language: Language) -> ChatA
     pieces: list[str] = []
     images: list[str] = []
     end: ChatEnd | None = None
-    async with aclosing(services.answers.follow(job_id)) as answer:
+    async with aclosing(services.chat.follow(job_id)) as answer:
         async for event in answer:
             match event:
-                case AnswerPiece():
+                case AnswerText():
                     pieces.append(event.text)
-                case AnswerPicture():
+                case AnswerImage():
                     images.append(event.url)
                 case AnswerEnd():
                     end = await _end(services, event, language)

@@ -7,9 +7,9 @@ from typing import Annotated
 from fastapi import Depends, Request
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.executor.jobs.asking import Answers
+from app.executor.jobs.chat_service import ChatService
+from app.executor.jobs.inference_requests import InferenceRequests
 from app.executor.jobs.job_actions import JobActions
-from app.executor.jobs.questions import Questions
 from app.executor.jobs.submission import Submissions
 from app.executor.maintenance.housekeeping import Housekeeper
 from app.executor.maintenance.webhook_sender import WebhookSender
@@ -47,8 +47,8 @@ class Services:
     models: Models
     submissions: Submissions
     job_actions: JobActions
-    questions: Questions
-    answers: Answers
+    inference_requests: InferenceRequests
+    chat: ChatService
     streams: JobStreams
     doorbell: Doorbell
     webhooks: Webhooks

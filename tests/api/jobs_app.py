@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from app.api.application import HttpOptions, new_application
 from app.api.dependencies import Services
-from app.executor.jobs.asking import Answers
+from app.executor.jobs.chat_service import ChatService
 from app.main import build_services, include_routes
 from app.presets.catalogue import sample_base_models, sample_datasets
 from app.settings import load_settings
@@ -117,7 +117,7 @@ async def jobs_app(database: Database, root: Path) -> AsyncIterator[JobsApp]:
     services = dataclasses.replace(
         services,
         doorbell=doorbell,
-        answers=Answers(database, services.home, doorbell, streams=services.streams, clock=lambda: datetime.now(UTC)),
+        chat=ChatService(database, services.home, doorbell, streams=services.streams, clock=lambda: datetime.now(UTC)),
     )
     services.home.create()
     await _register_samples(services)

@@ -16,7 +16,7 @@ from sqlmodel import col, select
 
 from app.domain.enums import EndReason, JobKind, JobStatus, ModelState, TrainingType
 from app.domain.training_types import TYPES
-from app.executor.runs.job_spec import JobSpec, Question
+from app.executor.runs.job_spec import InferenceRequest, JobSpec
 from app.presets.sample_pictures import draw
 from app.store import jobs, models
 from app.store.jobs import Claim, End
@@ -256,7 +256,7 @@ class TestQuestionJob:
         assert "prompt" in spec.declared
         assert spec.base_model is not None
         assert spec.base_model.name == "custom01-base"
-        assert spec.question == Question(
+        assert spec.question == InferenceRequest(
             prompt="Where is my bicycle?",
             history=({"role": "system", "content": "Be brief."}, *conversation),
             session_id=job.id,

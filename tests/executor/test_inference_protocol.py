@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.executor.runs.inference_protocol import Done, Failure, FinishReason, InferenceParser, Noise, Piece
+from app.executor.runs.inference_protocol import AnswerChunk, Done, Failure, FinishReason, InferenceParser, Noise
 
 OUTPUT = (
     "Loading checkpoint shards\r 50%\r100%\n"
@@ -33,9 +33,9 @@ class TestInferenceParser:
 
         assert events == [
             Noise("100%"),
-            Piece("Grüße"),
+            AnswerChunk("Grüße"),
             Noise("the status is fine"),
-            Piece(", 🚀\n"),
+            AnswerChunk(", 🚀\n"),
             Noise('{"status": "loading", "text": "secret"}'),
             Noise("{half"),
             Done(FinishReason.LENGTH, {"tokens": 3}),
@@ -65,7 +65,7 @@ class TestInferenceParser:
     def test_output_between_an_object_and_its_newline_is_noise(self) -> None:
         events, _ = parse('{"status":"resp","text":"a"}WARNING: slow\n{"status":"resp","text":7}\n')
 
-        assert events == [Piece("a"), Noise("WARNING: slow"), Piece("7")]
+        assert events == [AnswerChunk("a"), Noise("WARNING: slow"), AnswerChunk("7")]
 
     def test_a_huge_piece_comes_through_and_an_absurd_line_does_not_fill_the_memory(self) -> None:
         line = json.dumps({"status": "resp", "text": "x" * 3_000_000}) + "\n"
@@ -73,8 +73,8 @@ class TestInferenceParser:
         events, _ = parse(*(line[n : n + 65536] for n in range(0, len(line), 65536)))
         absurd, _ = parse(*["y" * 1_000_000] * 20, "\n", '{"status":"resp","text":"a"}\n')
 
-        assert events == [Piece("x" * 3_000_000)]
-        assert absurd == [Noise("y" * 1000), Piece("a")]
+        assert events == [AnswerChunk("x" * 3_000_000)]
+        assert absurd == [Noise("y" * 1000), AnswerChunk("a")]
 
     @pytest.mark.parametrize("line", ["[" * 50_000, "NaN", "null", '{"status": ["resp"]}', '{"status": "resp"}'])
     def test_foreign_json_is_noise(self, line: str) -> None:
@@ -85,4 +85,4 @@ class TestInferenceParser:
     def test_half_a_surrogate_pair_can_be_sent(self) -> None:
         events, _ = parse('{"status":"resp","text":"\\ud83d"}\n')
 
-        assert events == [Piece("?")]
+        assert events == [AnswerChunk("?")]

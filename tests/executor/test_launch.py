@@ -11,7 +11,7 @@ from app.domain.kinds import KINDS, STAGES, ArgumentStyle, Stage
 from app.domain.rendering import filled_arguments
 from app.domain.training_types import TYPES
 from app.executor.attempts.launch import Inputs, LaunchError, disk_trouble, stage_arguments
-from app.executor.runs.job_spec import Deployment, JobSpec, Named, PinnedScript, Question
+from app.executor.runs.job_spec import Deployment, InferenceRequest, JobSpec, Named, PinnedScript
 from tests import job_rows
 
 JOB = "0192f0c1-d2e3-4f5a-8b6c-7d8e9f0a1b2c"
@@ -41,7 +41,7 @@ class TestEveryStage:
         self, stage: Stage, training_type: TrainingType
     ) -> None:
         form = TYPES[training_type].inference_form
-        asked = Question(prompt="a", history=(), session_id="s", system_prompt="b")
+        asked = InferenceRequest(prompt="a", history=(), session_id="s", system_prompt="b")
         options: dict[str, Any] = {"deployment": Deployment(target="custom", system="b", parameters={"c": 1})}
 
         told = arguments(
@@ -104,7 +104,7 @@ class TestPictures:
         ],
     )
     def test_are_asked_for_with_base_and_adapter_or_the_whole_model(self, kind: JobKind, paths: list[str]) -> None:
-        question = Question(prompt="a cat", history=(), session_id="s", batch_size=2)
+        question = InferenceRequest(prompt="a cat", history=(), session_id="s", batch_size=2)
 
         told = arguments(
             kind,

@@ -21,7 +21,7 @@ from sqlmodel import col, select
 
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.transitions import TERMINAL
-from app.executor.runs.job_spec import Deployment, JobSpec, Named, PinnedScript, Question
+from app.executor.runs.job_spec import Deployment, InferenceRequest, JobSpec, Named, PinnedScript
 from app.executor.runs.run_folder import RunFolder
 from app.store import jobs as store
 from app.store.home import Home, NodeHome
@@ -183,7 +183,7 @@ class Site:
             "base_model": Named(id="base-id", name="base", path="models/base"),
             "dataset": Named(id="rows-id", name="rows", path="datasets/rows.jsonl", digest="0" * 64),
             "deployment": Deployment(target="custom") if kind is JobKind.DEPLOYMENT else None,
-            "question": Question(prompt="hi", history=(), session_id="s") if kind in ASKING else None,
+            "question": InferenceRequest(prompt="hi", history=(), session_id="s") if kind in ASKING else None,
         }
         return JobSpec(**{**values, **changes})
 

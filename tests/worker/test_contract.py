@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from app.domain.enums import JobKind, JobStatus
-from app.executor.runs.job_spec import Deployment, Question
+from app.executor.runs.job_spec import Deployment, InferenceRequest
 from app.presets.catalogue import helpers_dir
 from tests.worker.harness import ASKING, Site
 
@@ -102,10 +102,10 @@ class TestArguments:
         rows = await site.wait_for_end(*ids)
         assert [row.status for row in rows] == [JobStatus.SUCCEEDED] * 3, site.story(rows[-1])
         models = await site.models()
-        question = Question(prompt="Hello?\n-- two", history=({"role": "user", "content": "é"},), session_id="s")
+        request = InferenceRequest(prompt="Hello?\n-- two", history=({"role": "user", "content": "é"},), session_id="s")
         for kind, source in zip(sorted(ASKING), (ids[1], ids[0]), strict=True):
             model_id = models[source].id
-            ids.append(await site.submit(LOOK, kind, spec={"question": question}, model_id=model_id))
+            ids.append(await site.submit(LOOK, kind, spec={"question": request}, model_id=model_id))
         await site.wait_for_end(*ids)
 
         told = [seen_by(site, job_id) for job_id in ids]

@@ -14,7 +14,7 @@ from app.api.schemas.chat import ChatAnswer, ChatRequest
 from app.api.sse import event_stream
 from app.domain.errors import InvalidRequest
 from app.domain.rendering import ArgumentTooLong
-from app.executor.jobs.questions import ModelCannotBeAsked, OnlineModelNotAsked
+from app.executor.jobs.inference_requests import ModelCannotBeAsked, OnlineModelNotAsked
 from app.store import jobs
 from app.store.models import ModelNameAmbiguous, ModelNotFound
 
@@ -65,8 +65,8 @@ async def chat_with_model(
 
     Every question is a job of its own. Going away before the end cancels it.
     """
-    async with services.questions.received(chat.conversation()) as received:
-        job = await services.questions.plan(model, received)
+    async with services.inference_requests.received(chat.conversation()) as received:
+        job = await services.inference_requests.plan(model, received)
         async with services.database.writing() as session:
             await jobs.insert(session, [job])
     services.doorbell.ring(job.id)

@@ -30,7 +30,7 @@ from app.domain.errors import InvalidRequest
 from app.executor.jobs.job_actions import JobBeingRetried, JobDatasetChanged, JobInputsGone, JobMethodDeleted, JobQuery
 from app.executor.jobs.repetition import (
     JobIsBuild,
-    JobIsQuestion,
+    JobIsInferenceRequest,
     JobNotRetryable,
     NoCheckpointToResume,
     NoFixKnown,
@@ -212,7 +212,7 @@ async def cancel_job(job: JobId, session: WriteSession, services: ServicesDep, l
         JobNotRetryable,
         JobBeingRetried,
         PredecessorNotSucceeded,
-        JobIsQuestion,
+        JobIsInferenceRequest,
         JobIsBuild,
         JobInputsGone,
         JobDatasetChanged,
@@ -250,7 +250,7 @@ async def retry_job(
     "/jobs/{job}:copy",
     status_code=201,
     response_model=JobSubmitted,
-    responses=problem_responses(JobNotFound, JobIsQuestion, JobIsBuild, *_SUBMITTED),
+    responses=problem_responses(JobNotFound, JobIsInferenceRequest, JobIsBuild, *_SUBMITTED),
 )
 async def copy_job(
     job: JobId,

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.executor.jobs.questions import Conversation, Message
+from app.executor.jobs.inference_requests import Conversation, Message
 from app.executor.runs.inference_protocol import FinishReason
 
 MAX_MESSAGES = 2_000

@@ -45,7 +45,7 @@ class NoCheckpointToResume(Conflict):
     code = "no_checkpoint_to_resume"
 
 
-class JobIsQuestion(Conflict):
+class JobIsInferenceRequest(Conflict):
     """A question is asked again, where its answer goes to."""
 
     code = "job_is_question"
@@ -171,6 +171,6 @@ def _method(job: JobRow) -> str:
 
 def _refuse_what_is_no_stage(job: JobRow) -> None:
     if KINDS[job.kind].is_inference:
-        raise JobIsQuestion(job=job.id, model=job.model_id)
+        raise JobIsInferenceRequest(job=job.id, model=job.model_id)
     if job.kind is JobKind.ENVIRONMENT:
         raise JobIsBuild(job=job.id, environment=job.environment)

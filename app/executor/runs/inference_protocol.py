@@ -1,7 +1,7 @@
 """The stdout protocol of inference scripts: one JSON object per line, between lines of noise.
 
-Only pieces of the answer and failures reach the caller. Everything else that a script or its libraries print is noise
-for the log.
+Only text of the answer and failures reach the caller. Everything else that a script or its libraries print stays in
+the log.
 """
 
 import json
@@ -23,15 +23,15 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A piece of the answer."""
+class AnswerChunk:
+    """Text of the answer."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Failure:
-    """The script says that it cannot answer."""
+    """The script reports that it cannot answer."""
 
     error: str
     traceback: str | None = None
@@ -39,7 +39,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Done:
-    """The script says that the answer is complete, and what it took."""
+    """The script reports a complete answer and its usage."""
 
     finish_reason: FinishReason
     usage: Mapping[str, Any]
@@ -52,21 +52,21 @@ class Noise:
     line: str
 
 
-InferenceEvent = Piece | Failure | Done | Noise
+InferenceEvent = AnswerChunk | Failure | Done | Noise
 
 
 class InferenceParser:
-    """Parses the output as it comes, in pieces of any size. Feed it one answer's output only."""
+    """Parses the output as it arrives, in chunks of any size. Use one parser for each answer."""
 
     def __init__(self) -> None:
         self._pending: list[str] = []
         self._pending_size = 0
         self._overflowed = False
         self._failed = False
-        self._told: FinishReason | None = None
+        self._reported: FinishReason | None = None
 
     def feed(self, text: str) -> list[InferenceEvent]:
-        """Take the next piece of output and return what became complete."""
+        """Parse the next chunk of output. Return the events of the lines that it completes."""
         *complete, rest = text.split("\n")
         events: list[InferenceEvent] = []
         for line in complete:
@@ -76,16 +76,16 @@ class InferenceParser:
         return events
 
     def close(self) -> list[InferenceEvent]:
-        """Say that the output has ended and return what an unfinished last line holds."""
+        """End the output. Return the events of an unfinished last line."""
         return self._flush()
 
     def finish_reason(self, *, succeeded: bool, cancelled: bool = False) -> FinishReason:
-        """Return why the answer ended; there always is a reason. `succeeded`: the script exited with code 0."""
+        """Return why the answer ended. `succeeded`: the script exited with code 0."""
         if cancelled:
             return FinishReason.CANCELLED
         if self._failed or not succeeded:
             return FinishReason.ERROR
-        return self._told or FinishReason.STOP
+        return self._reported or FinishReason.STOP
 
     def _hold(self, text: str) -> None:
         if self._pending_size + len(text) > MAX_LINE_CHARACTERS:
@@ -105,7 +105,7 @@ class InferenceParser:
                 case Failure():
                     self._failed = True
                 case Done():
-                    self._told = event.finish_reason
+                    self._reported = event.finish_reason
                     self._failed |= event.finish_reason is FinishReason.ERROR
         return events
 
@@ -133,7 +133,7 @@ def _event(document: Mapping[str, Any]) -> InferenceEvent | None:
     match document.get("status"):
         case "resp":
             text = document.get("text")
-            return Piece(_text(text)) if text is not None else None
+            return AnswerChunk(_text(text)) if text is not None else None
         case "error":
             traceback = document.get("traceback")
             return Failure(_text(document.get("error") or "the script gave no reason"), traceback and _text(traceback))

@@ -37,10 +37,10 @@ class Named(_Frozen):
     dtype: str | None = None
 
 
-class Question(_Frozen):
-    """One turn of a conversation with a model; the optional fields are passed on only when they are given.
+class InferenceRequest(_Frozen):
+    """What an inference script is called with.
 
-    The last three are for models that draw pictures.
+    The last three fields are for models that generate images.
     """
 
     prompt: str
@@ -95,11 +95,11 @@ class JobSpec(_Frozen):
     base_model: Named | None = None
     dataset: Named | None = None
     effective: dict[str, Any] = {}
-    question: Question | None = None
+    question: InferenceRequest | None = None  # the key in rows of earlier releases
     deployment: Deployment | None = None
     build: EnvironmentBuild | None = None
     resume_of: str | None = None  # job whose newest checkpoint the first attempt goes on from
-    wait: bool = False  # for an environment that nobody has or can build yet
+    wait: bool = False  # for an environment that no node has or can build yet
 
     @classmethod
     def of(cls, job: JobRow) -> Self:

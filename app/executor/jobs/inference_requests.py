@@ -1,7 +1,7 @@
-"""Turn a conversation with a model into an inference job, after everything that can be checked was checked.
+"""Turn a conversation with a model into an inference request: a job that is checked before it is stored.
 
-The job runs the inference script of the method version that made the model. If that version's models could not be asked
-and the method has learned it since, its newest version answers.
+The job runs the inference script of the method version that made the model. If that version has no
+inference script and the newest version has one, the newest version is used.
 """
 
 import asyncio
@@ -22,8 +22,8 @@ from app.domain.lifecycle import STATE_RULES
 from app.domain.names import BASE_ENVIRONMENT
 from app.domain.rendering import inference_arguments, render_equals
 from app.domain.training_types import TYPES
-from app.executor.jobs.asked_pictures import place_picture
-from app.executor.runs.job_spec import JobSpec, Named, PinnedScript, Question
+from app.executor.jobs.request_images import place_image
+from app.executor.runs.job_spec import InferenceRequest, JobSpec, Named, PinnedScript
 from app.registry.method_record import Method, method_of
 from app.registry.method_services import MethodServices
 from app.store import jobs as store
@@ -34,12 +34,12 @@ from app.store.session import Database
 from app.store.tables import JobRow, ModelRow
 
 PRIORITY: Final = -10
-"""A person waits: questions come before trainings."""
+"""Inference requests start before trainings: a person waits for the answer."""
 ROLES: Final = ("system", "user", "assistant")
 
 
 class OnlineModelNotAsked(Conflict):
-    """An online model has no files here; the tool that serves it answers."""
+    """An online model has no files here. The tool that serves it answers requests."""
 
     code = "online_model_not_asked"
 
@@ -61,7 +61,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """What a caller asks; `options` are members of `Question` that the caller gave."""
+    """The messages of an inference request. `options` are members of `InferenceRequest` that the caller gave."""
 
     messages: Sequence[Message]
     system_prompt: str | None
@@ -70,14 +70,14 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Received:
-    """A conversation whose pictures are files, and the id of the job that will answer."""
+    """A conversation with its images stored as files, and the id of the job that will answer."""
 
     job_id: str
     conversation: Conversation
 
 
-class Questions:
-    """Makes the jobs that answer questions."""
+class InferenceRequests:
+    """Plans the jobs of inference requests."""
 
     def __init__(
         self, *, database: Database, methods: MethodServices, home: Home, clock: Callable[[], datetime]
@@ -89,9 +89,9 @@ class Questions:
 
     @asynccontextmanager
     async def received(self, conversation: Conversation) -> AsyncIterator[Received]:
-        """Yield the conversation with its pictures in place; those that came with it go again if it is refused.
+        """Yield the conversation with its images stored in the job's folder. Remove them if the request is refused.
 
-        They lie in the job's folder, so that they are removed with it.
+        Retention removes them with the folder.
         """
         job_id = str(uuid4())
         folder = self._home.runs / job_id
@@ -99,21 +99,21 @@ class Questions:
             yield Received(job_id, conversation)
             return
         try:
-            messages = await asyncio.to_thread(_with_pictures, conversation.messages, self._home, folder / "pictures")
+            messages = await asyncio.to_thread(_with_images, conversation.messages, self._home, folder / "pictures")
             yield Received(job_id, replace(conversation, messages=messages))
         except BaseException:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
             raise
 
     async def plan(self, model: str, received: Received) -> JobRow:
-        """Return the job that answers, to be inserted; refuses what could not be answered."""
-        question = question_of(received.conversation, session_id=received.job_id)
+        """Return the job to insert. Raise if the model cannot answer."""
+        request = inference_request_of(received.conversation, session_id=received.job_id)
         async with self._database.reading() as session:
             row = await models.get_model(session, model)
-            stage = _asking_stage(row)
+            stage = _inference_stage(row)
             _check_vision_support(received.conversation, row)
-            method = await self._answering_method(session, row, stage)
-        spec = await self._spec(row, method, stage, question)
+            method = await self._method_with_inference(session, row, stage)
+        spec = await self._spec(row, method, stage, request)
         return store.new_job(
             id=received.job_id,
             kind=stage,
@@ -129,7 +129,7 @@ class Questions:
             model_id=row.id,
         )
 
-    async def _answering_method(self, session: AsyncSession, model: ModelRow, stage: Stage) -> Method:
+    async def _method_with_inference(self, session: AsyncSession, model: ModelRow, stage: Stage) -> Method:
         row = await method_store.get_even_deleted(session, model.method_id)
         for number in dict.fromkeys((model.method_version, row.version)):
             method = method_of(row, await method_store.get_version(session, row, number))
@@ -137,7 +137,7 @@ class Questions:
                 return method
         raise ModelCannotBeAsked(model=model.name, state=model.state, method=row.name)
 
-    async def _spec(self, model: ModelRow, method: Method, stage: Stage, question: Question) -> JobSpec:
+    async def _spec(self, model: ModelRow, method: Method, stage: Stage, request: InferenceRequest) -> JobSpec:
         pinned = method.files[stage]
         script = await asyncio.to_thread(self._methods.reader.pinned, pinned)
         return JobSpec(
@@ -149,27 +149,27 @@ class Questions:
             false_as=method.definition.arguments.false_as,
             forms=script.forms,
             base_model=Named(id=model.base_model_id, name=model.base_model_name, path=model.base_model_path),
-            question=question,
+            question=request,
         )
 
 
-def question_of(conversation: Conversation, *, session_id: str) -> Question:
-    """Return the question of a conversation, or raise what is wrong with it: order, roles, length."""
+def inference_request_of(conversation: Conversation, *, session_id: str) -> InferenceRequest:
+    """Build the inference request of a conversation. Raise `InvalidRequest` for wrong order, roles or length."""
     if wrong := list(_violations(conversation.messages)):
         raise InvalidRequest(wrong)
     turns = [_turn(message) for message in conversation.messages]
     if conversation.system_prompt:
         # scripts of the platform read the history only, once there is one
         turns.insert(0, {"role": "system", "content": conversation.system_prompt})
-    question = Question(
+    request = InferenceRequest(
         prompt=conversation.messages[-1].content,
         history=tuple(turns),
         session_id=session_id,
         system_prompt=conversation.system_prompt,
         **conversation.options,
     )
-    _check_length(question)
-    return question
+    _check_length(request)
+    return request
 
 
 def _turn(message: Message) -> dict[str, Any]:
@@ -177,8 +177,8 @@ def _turn(message: Message) -> dict[str, Any]:
     return {"role": message.role, "content": message.content, **images}
 
 
-def _with_pictures(messages: Sequence[Message], home: Home, folder: Path) -> list[Message]:
-    """Replace what the caller gave by paths; raise everything that is wrong with it."""
+def _with_images(messages: Sequence[Message], home: Home, folder: Path) -> list[Message]:
+    """Store the images and replace them by paths. Raise all violations at once."""
     found: list[Violation] = []
     placed = []
     for index, message in enumerate(messages):
@@ -186,7 +186,7 @@ def _with_pictures(messages: Sequence[Message], home: Home, folder: Path) -> lis
         for number, data in enumerate(message.images):
             pointer = f"/messages/{index}/images/{number}/data"
             try:
-                paths.append(place_picture(data, pointer, home=home, kept_as=folder / f"{index}-{number}"))
+                paths.append(place_image(data, pointer, home=home, kept_as=folder / f"{index}-{number}"))
             except Invalid as error:
                 found += error.violations()
         placed.append(replace(message, images=tuple(paths)))
@@ -196,13 +196,13 @@ def _with_pictures(messages: Sequence[Message], home: Home, folder: Path) -> lis
 
 
 def _check_vision_support(conversation: Conversation, model: ModelRow) -> None:
-    """Refuse pictures for a model without vision support."""
+    """Raise `InvalidRequest` if the model accepts no images."""
     if TYPES[model.training_type].accepts_images:
         return
-    blind = [index for index, message in enumerate(conversation.messages) if message.images]
-    if blind:
+    given = [index for index, message in enumerate(conversation.messages) if message.images]
+    if given:
         params = {"model": model.name, "type": model.training_type}
-        raise InvalidRequest([Violation(f"/messages/{index}/images", "pictures_not_taken", params) for index in blind])
+        raise InvalidRequest([Violation(f"/messages/{index}/images", "pictures_not_taken", params) for index in given])
 
 
 def _violations(messages: Sequence[Message]) -> list[Violation]:
@@ -221,13 +221,13 @@ def _violations(messages: Sequence[Message]) -> list[Violation]:
     return found
 
 
-def _check_length(question: Question) -> None:
-    """Raise `ArgumentTooLong` for what the operating system would refuse when the script is started."""
-    texts = question.model_dump(include={"prompt", "history", "session_id", "system_prompt", "template"})
+def _check_length(request: InferenceRequest) -> None:
+    """Raise `ArgumentTooLong` if the operating system would refuse the arguments at the start of the script."""
+    texts = request.model_dump(include={"prompt", "history", "session_id", "system_prompt", "template"})
     render_equals(inference_arguments(model_id="", model_name="", base_model_path="", **texts))
 
 
-def _asking_stage(model: ModelRow) -> Stage:
+def _inference_stage(model: ModelRow) -> Stage:
     stage = STATE_RULES[model.state].inference
     if stage is None or model.path is None:
         raise OnlineModelNotAsked(model=model.name)

@@ -1,4 +1,4 @@
-"""Ask a model: one inference job per question, answered through the method's inference script.
+"""Stream the answer of an inference request. Each request is one job that runs the method's inference script.
 
 The job runs on a node like any other, with slots of its own; the answer is read from its output as it grows. A caller
 who goes away before the end cancels the job.
@@ -13,7 +13,7 @@ from typing import Protocol
 
 from app.domain.enums import EndReason, JobStatus
 from app.domain.training_types import TYPES
-from app.executor.runs.inference_protocol import Failure, FinishReason, InferenceParser, Noise, Piece
+from app.executor.runs.inference_protocol import AnswerChunk, Failure, FinishReason, InferenceParser, Noise
 from app.executor.runs.job_spec import JobSpec
 from app.executor.runs.pictures import URL, pictures_of
 from app.executor.runs.stream import JobStreams, StreamPosition
@@ -34,15 +34,15 @@ class Ringer(Protocol):
 
 
 @dataclass(frozen=True)
-class AnswerPiece:
-    """A piece of the answer."""
+class AnswerText:
+    """Text of the answer."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class AnswerPicture:
-    """A picture of the answer, by its address."""
+class AnswerImage:
+    """An image of the answer, by its address."""
 
     url: str
 
@@ -57,11 +57,11 @@ class AnswerEnd:
     reason: EndReason | None = None
 
 
-AnswerEvent = AnswerPiece | AnswerPicture | AnswerEnd
+AnswerEvent = AnswerText | AnswerImage | AnswerEnd
 
 
-class Answers:
-    """Reads the answers of inference jobs."""
+class ChatService:
+    """Streams the answers of inference requests."""
 
     def __init__(
         self,
@@ -100,8 +100,8 @@ class Answers:
                         continue
                 for event in events:
                     match event:
-                        case Piece():
-                            yield AnswerPiece(event.text)
+                        case AnswerChunk():
+                            yield AnswerText(event.text)
                         case Failure():
                             error = event.error
                         case Noise():
@@ -110,7 +110,7 @@ class Answers:
                     status = JobStatus(item.data["status"])
                     pictures = await asyncio.to_thread(pictures_of, self._home.images, job_id)
                     for name in pictures:
-                        yield AnswerPicture(URL.format(name=name))
+                        yield AnswerImage(URL.format(name=name))
                     succeeded = status is JobStatus.SUCCEEDED
                     if succeeded and not pictures and await self._draws(job_id):
                         succeeded, error = False, error or "the script ended without an error, but drew no picture"

@@ -1,4 +1,4 @@
-"""Pictures of a question: files of the home, or such as come with it; a script gets paths."""
+"""Images of an inference request: files of the home, or data URLs that are stored as files. Scripts get paths."""
 
 import base64
 import binascii
@@ -18,19 +18,19 @@ _URL = re.compile(r"data:image/([a-z]+);base64,(.*)", re.DOTALL)
 
 
 class PictureElsewhere(Invalid):
-    """The path leads to none of the folders that hold pictures."""
+    """The path is in no folder that may hold images."""
 
     code = "picture_elsewhere"
 
 
 class PictureNotReadable(Invalid):
-    """The data URL is of another kind than a picture, or cut off."""
+    """The data URL is not an image of a supported kind, or is truncated."""
 
     code = "picture_not_readable"
 
 
-def place_picture(data: str, pointer: str, *, home: Home, kept_as: Path) -> str:
-    """Return the picture's path from the script root; one that comes with the question becomes `kept_as.<kind>`."""
+def place_image(data: str, pointer: str, *, home: Home, kept_as: Path) -> str:
+    """Return the image's path from the script root. Store a data URL as `kept_as.<kind>`."""
     if data.startswith("data:"):
         path = _keep(data, pointer, kept_as)
     else:
