@@ -44,7 +44,7 @@ from app.domain.enums import Platform
 from app.domain.retention import Leftover, Retention
 from app.domain.webhooks import AddressPolicy
 from app.executor.jobs.chat_service import ChatService
-from app.executor.jobs.fixing import Fixes
+from app.executor.jobs.failure_suggestions import FailureSuggestions
 from app.executor.jobs.inference_requests import InferenceRequests
 from app.executor.jobs.job_actions import JobActions
 from app.executor.jobs.stage_parameters import StageParameters
@@ -153,7 +153,7 @@ def build_services(
             database=database,
             home=home,
             submissions=submissions,
-            fixes=Fixes(parameters),
+            failure_suggestions=FailureSuggestions(parameters),
             observer=RunObserver(home),
             clock=clock,
         ),

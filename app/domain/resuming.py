@@ -8,7 +8,7 @@ forward passes, as long as their number stays. Everything else counts, also para
 from collections.abc import Mapping
 from typing import Any
 
-from app.domain.fixes import ACCUMULATION, BATCH, CHECKPOINTING
+from app.domain.failure_suggestions import ACCUMULATION, BATCH, CHECKPOINTING
 
 INDIFFERENT = frozenset(
     {

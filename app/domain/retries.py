@@ -3,7 +3,7 @@
 Three kinds of reasons. What the machine or the supervisor did to the script is repeated unasked and not charged to the
 caller (`INFRASTRUCTURE`, at most `MAX_RECOVERIES` times). What may go better the next time is repeated when the caller
 asked for it at submit (`REPEATABLE`, `RetryPolicy`). Everything else would only fail again, an attempt that ran out of
-memory above all: that ends the job, and a person changes something first (`app.domain.fixes`).
+memory above all: that ends the job, and a person changes something first (`app.domain.failure_suggestions`).
 
 A script that had begun is repeated unasked only where that does no harm: training, saving and building write into a
 fresh folder of the attempt. A deployment may have changed something that the service cannot see, and the caller of an

@@ -28,15 +28,15 @@ from app.api.sse import event_stream
 from app.domain.enums import JobKind, JobStatus
 from app.domain.errors import InvalidRequest
 from app.executor.jobs.job_actions import JobBeingRetried, JobDatasetChanged, JobInputsGone, JobMethodDeleted, JobQuery
-from app.executor.jobs.repetition import (
+from app.executor.jobs.requests import JobCopy, JobRetry, JobSubmit
+from app.executor.jobs.reruns import (
     JobIsBuild,
     JobIsInferenceRequest,
     JobNotRetryable,
     NoCheckpointToResume,
-    NoFixKnown,
+    NoSuggestionKnown,
     PredecessorNotSucceeded,
 )
-from app.executor.jobs.requests import JobCopy, JobRetry, JobSubmit
 from app.executor.jobs.submission import InsufficientDiskSpace
 from app.executor.runs.log_file import CHUNK_BYTES
 from app.executor.runs.log_pages import MAX_PAGE_BYTES, LogRange
@@ -217,7 +217,7 @@ async def cancel_job(job: JobId, session: WriteSession, services: ServicesDep, l
         JobInputsGone,
         JobDatasetChanged,
         JobMethodDeleted,
-        NoFixKnown,
+        NoSuggestionKnown,
         NoCheckpointToResume,
         InvalidRequest,
         IdempotencyKeyReused,

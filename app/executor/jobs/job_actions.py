@@ -10,25 +10,31 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import JobKind, JobStatus
 from app.domain.errors import AppError, Conflict, InvalidRequest, Violation
-from app.domain.fixes import Fix
+from app.domain.failure_suggestions import FailureSuggestion
 from app.domain.kinds import LISTED_KINDS
 from app.domain.resuming import resumable
 from app.domain.transitions import TERMINAL
 from app.executor.attempts.checkpoints import newest_checkpoint
 from app.executor.jobs.comparison import Comparison, by_metric, differences, parameters_of
 from app.executor.jobs.environment_builds import BuildRequest, EnvironmentOrders
-from app.executor.jobs.fixing import Fixes, columns_of, given_to, is_fixable, pinned_method
+from app.executor.jobs.failure_suggestions import (
+    FailureSuggestions,
+    columns_of,
+    given_to,
+    may_have_suggestion,
+    pinned_method,
+)
 from app.executor.jobs.job_views import JobDetails, JobView, silence_of, view_with_history, views_of
-from app.executor.jobs.repetition import (
+from app.executor.jobs.requests import JobCopy, JobRetry
+from app.executor.jobs.reruns import (
     NoCheckpointToResume,
-    NoFixKnown,
+    NoSuggestionKnown,
     PredecessorNotSucceeded,
     copied,
     resuming,
     retried,
     to_retry,
 )
-from app.executor.jobs.requests import JobCopy, JobRetry
 from app.executor.jobs.submission import Plan, Submissions, Submitted
 from app.executor.runs.evaluations import Evaluation
 from app.executor.runs.job_spec import JobSpec
@@ -112,12 +118,12 @@ class JobActions:
         database: Database,
         home: Home,
         submissions: Submissions,
-        fixes: Fixes,
+        failure_suggestions: FailureSuggestions,
         observer: RunObserver,
         clock: Callable[[], datetime],
     ) -> None:
         self._database = database
-        self._fixes = fixes
+        self._failure_suggestions = failure_suggestions
         self.environments = EnvironmentOrders(home.environments)
         self._home = home
         self._submissions = submissions
@@ -155,7 +161,7 @@ class JobActions:
             digest=await self._digest(view.job),
             history=tuple(history),
             silence=await silence_of(session, view.job),
-            fix=await self._fix_of(session, view.job),
+            fix=await self._suggestion_of(session, view.job),
         )
 
     async def logs(self, session: AsyncSession, job_id: str, wanted: LogRange) -> LogPage:
@@ -249,10 +255,12 @@ class JobActions:
             return NOTHING_SAID
         return await asyncio.to_thread(self._observer.digest, job.id, job.attempts)
 
-    async def _fix_of(self, session: AsyncSession, job: JobRow) -> Fix | None:
-        if not is_fixable(job):
+    async def _suggestion_of(self, session: AsyncSession, job: JobRow) -> FailureSuggestion | None:
+        if not may_have_suggestion(job):
             return None
-        return await self._fixes.of(job, await pinned_method(session, job), await columns_of(session, job))
+        return await self._failure_suggestions.of(
+            job, await pinned_method(session, job), await columns_of(session, job)
+        )
 
     async def _plan_retry(self, job_id: str, wanted: JobRetry) -> RetryPlan:
         async with self._database.reading() as session:
@@ -267,9 +275,9 @@ class JobActions:
         made = retried(jobs, model_id=model_id, now=self._clock())
         changes = dict(wanted.parameters)
         if wanted.fix:
-            fix = await self._fixes.of(job, method, columns)
+            fix = await self._failure_suggestions.of(job, method, columns)
             if fix is None:
-                raise NoFixKnown(job=job.id)
+                raise NoSuggestionKnown(job=job.id)
             changes = {**fix.changes, **changes}
         warnings: Sequence[Violation] = ()
         if changes:
@@ -292,7 +300,7 @@ class JobActions:
         return None
 
     async def _resumable(self, old: JobRow, new: JobRow, method: Method | None) -> bool:
-        tunable = await self._fixes.tunable_parameters(old, method)
+        tunable = await self._failure_suggestions.tunable_parameters(old, method)
         defaults = {name: one.default for name, one in tunable.declared.items()} if tunable is not None else {}
         return resumable({**defaults, **given_to(old)}, {**defaults, **given_to(new)})
 

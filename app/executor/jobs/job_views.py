@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import JobStatus
-from app.domain.fixes import Fix
+from app.domain.failure_suggestions import FailureSuggestion
 from app.domain.kinds import KINDS
 from app.domain.transitions import LIVE
 from app.executor.jobs.waiting import Waiting, waiting_of
@@ -50,7 +50,7 @@ class JobDetails:
     digest: RunDigest
     history: tuple[PastAttempt, ...] = ()
     silence: Reason | None = None
-    fix: Fix | None = None
+    fix: FailureSuggestion | None = None
 
 
 async def views_of(session: AsyncSession, rows: Sequence[JobRow]) -> list[JobView]:

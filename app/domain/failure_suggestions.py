@@ -1,4 +1,4 @@
-"""What to change in a job that failed so that it may go through: "retry with fix". Pure.
+"""Suggest parameters for a failed job so that its retry may succeed ("retry with fix"). Pure.
 
 Only parameters that the stage's script declares are changed, to values of the kind that it declares. What costs
 nothing comes first: half the batch with twice the accumulation is the same training in less memory, recomputing
@@ -26,8 +26,8 @@ _YES = frozenset({"true", "1", "yes", "on"})
 
 
 @dataclass(frozen=True)
-class Fix:
-    """Parameters to give instead, and why (code and values of a sentence)."""
+class FailureSuggestion:
+    """Parameters to use instead, and why (code and values of a sentence)."""
 
     changes: Mapping[str, Any]
     code: str
@@ -59,10 +59,10 @@ class TunableParameters:
         return value if isinstance(value, int) and not isinstance(value, bool) and value >= 1 else None
 
 
-def fix_for(
+def suggestion_for(
     reason: EndReason, params: Mapping[str, Any], tunable: TunableParameters, *, columns: Sequence[str] = ()
-) -> Fix | None:
-    """Return what to change after an end with this reason; None if nothing concrete is known."""
+) -> FailureSuggestion | None:
+    """Return what to change after an end with this reason. `None` if no concrete change is known."""
     match reason:
         case EndReason.CUDA_OUT_OF_MEMORY:
             return _smaller_batch(tunable) or _recompute(tunable) or _shorter_rows(tunable) or _four_bit(tunable)
@@ -74,7 +74,7 @@ def fix_for(
             return None
 
 
-def _smaller_batch(tunable: TunableParameters) -> Fix | None:
+def _smaller_batch(tunable: TunableParameters) -> FailureSuggestion | None:
     """Halve the batch; the accumulation makes up for it, so that a step sees the same rows."""
     batch_name, accumulation_name = tunable.first(BATCH), tunable.first(ACCUMULATION)
     batch, accumulation = tunable.count(batch_name), tunable.count(accumulation_name)
@@ -82,7 +82,9 @@ def _smaller_batch(tunable: TunableParameters) -> Fix | None:
         return None
     if accumulation_name is None or accumulation is None:
         new = batch // 2
-        return Fix({batch_name: new}, "fix_smaller_batch_only", {"name": batch_name, "old": batch, "new": new})
+        return FailureSuggestion(
+            {batch_name: new}, "fix_smaller_batch_only", {"name": batch_name, "old": batch, "new": new}
+        )
     effective = batch * accumulation
     new = next(size for size in range(batch // 2, 0, -1) if effective % size == 0)
     changes = {batch_name: new, accumulation_name: effective // new}
@@ -94,41 +96,41 @@ def _smaller_batch(tunable: TunableParameters) -> Fix | None:
         "steps": effective // new,
         "effective": effective,
     }
-    return Fix(changes, "fix_smaller_batch", params)
+    return FailureSuggestion(changes, "fix_smaller_batch", params)
 
 
-def _recompute(tunable: TunableParameters) -> Fix | None:
+def _recompute(tunable: TunableParameters) -> FailureSuggestion | None:
     name = tunable.first(CHECKPOINTING)
     return None if name is None or _is_on(tunable, name) else _switched_on(tunable, name, "fix_recompute")
 
 
-def _four_bit(tunable: TunableParameters) -> Fix | None:
+def _four_bit(tunable: TunableParameters) -> FailureSuggestion | None:
     name = tunable.first(_FOUR_BIT)
     return None if name is None or _is_on(tunable, name) else _switched_on(tunable, name, "fix_four_bit")
 
 
-def _switched_on(tunable: TunableParameters, name: str, code: str) -> Fix | None:
+def _switched_on(tunable: TunableParameters, name: str, code: str) -> FailureSuggestion | None:
     parameter = tunable.declared[name]
     if parameter.choices is not None:
         yes: Any = next((choice for choice in parameter.choices if str(choice).lower() in _YES), None)
     else:
         yes = True if parameter.kind in (ParameterKind.BOOLEAN, ParameterKind.ANY) else None
-    return None if yes is None else Fix({name: yes}, code, {"name": name})
+    return None if yes is None else FailureSuggestion({name: yes}, code, {"name": name})
 
 
 def _is_on(tunable: TunableParameters, name: str) -> bool:
     return str(tunable.value(name)).lower() in _YES
 
 
-def _shorter_rows(tunable: TunableParameters) -> Fix | None:
+def _shorter_rows(tunable: TunableParameters) -> FailureSuggestion | None:
     name = tunable.first(_LENGTH)
     length = tunable.count(name)
     if name is None or length is None or length // 2 < SHORTEST_SEQUENCE:
         return None
-    return Fix({name: length // 2}, "fix_shorter_rows", {"name": name, "old": length, "new": length // 2})
+    return FailureSuggestion({name: length // 2}, "fix_shorter_rows", {"name": name, "old": length, "new": length // 2})
 
 
-def _closest_column(missing: str, tunable: TunableParameters, columns: Sequence[str]) -> Fix | None:
+def _closest_column(missing: str, tunable: TunableParameters, columns: Sequence[str]) -> FailureSuggestion | None:
     """Name the column that looks most like the missing one, in the parameter that named it."""
     name = next((name for name in _COLUMNS if name in tunable.declared and tunable.value(name) == missing), None)
     if name is None:
@@ -139,4 +141,4 @@ def _closest_column(missing: str, tunable: TunableParameters, columns: Sequence[
     if not close:
         return None
     column = by_lower[close[0]]
-    return Fix({name: column}, "fix_column", {"name": name, "missing": missing, "column": column})
+    return FailureSuggestion({name: column}, "fix_column", {"name": name, "missing": missing, "column": column})

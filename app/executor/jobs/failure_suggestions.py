@@ -1,4 +1,4 @@
-"""What to change in a job that failed, from its rows and its script (`app.domain.fixes` has the rules)."""
+"""Suggest changes for a failed job from its rows and its script. `app.domain.failure_suggestions` has the rules."""
 
 import asyncio
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.errors import NotFound
-from app.domain.fixes import Fix, TunableParameters, fix_for
+from app.domain.failure_suggestions import FailureSuggestion, TunableParameters, suggestion_for
 from app.domain.kinds import as_stage
 from app.executor.jobs.stage_parameters import StageParameters
 from app.executor.runs.job_spec import JobSpec
@@ -16,7 +16,7 @@ from app.registry.method_record import Method, method_of
 from app.store import methods
 from app.store.tables import DatasetRow, JobRow
 
-FIXABLE = frozenset(
+REASONS_WITH_SUGGESTIONS = frozenset(
     {
         EndReason.OUT_OF_MEMORY,
         EndReason.CUDA_OUT_OF_MEMORY,
@@ -26,33 +26,33 @@ FIXABLE = frozenset(
 )
 
 
-class Fixes:
-    """Finds the change that a failed job is offered."""
+class FailureSuggestions:
+    """Finds the change to suggest for a failed job."""
 
     def __init__(self, parameters: StageParameters) -> None:
         self._parameters = parameters
 
-    async def of(self, job: JobRow, method: Method | None, columns: Sequence[str]) -> Fix | None:
-        """Return the change, None if the job did not fail or nothing concrete is known.
+    async def of(self, job: JobRow, method: Method | None, columns: Sequence[str]) -> FailureSuggestion | None:
+        """Return the suggested change. `None` if the job did not fail or no concrete change is known.
 
         `method` is the version that the job ran, `columns` are those of its data set now.
         """
-        if not is_fixable(job) or job.reason is None:
+        if not may_have_suggestion(job) or job.reason is None:
             return None
         tunable = await self.tunable_parameters(job, method)
-        return None if tunable is None else fix_for(job.reason, job.reason_params, tunable, columns=columns)
+        return None if tunable is None else suggestion_for(job.reason, job.reason_params, tunable, columns=columns)
 
     async def tunable_parameters(self, job: JobRow, method: Method | None) -> TunableParameters | None:
-        """Return what the job's script declares and was given; None if the script is no longer known."""
+        """Return what the job's script declares and was given. `None` if the script is no longer known."""
         if method is None or job.kind is JobKind.ENVIRONMENT:
             return None
         script = await asyncio.to_thread(self._parameters.read, method, as_stage(job.kind))
         return TunableParameters(declared=script.by_name(), given=given_to(job))
 
 
-def is_fixable(job: JobRow) -> bool:
-    """Say whether the job failed for a reason that a change of its parameters may help."""
-    return job.status is JobStatus.FAILED and job.reason in FIXABLE
+def may_have_suggestion(job: JobRow) -> bool:
+    """Return whether the job failed for a reason that a change of its parameters may help."""
+    return job.status is JobStatus.FAILED and job.reason in REASONS_WITH_SUGGESTIONS
 
 
 def given_to(job: JobRow) -> dict[str, Any]:

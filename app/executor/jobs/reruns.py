@@ -1,4 +1,4 @@
-"""Run a job once more: as it was submitted (retry), or as a new submission with changes (copy).
+"""Run a job again: as it was submitted (retry), or as a new submission with changes (copy).
 
 Terminal is terminal, so both make new jobs. A retry repeats what was submitted, to the byte: the same version of the
 method, the same pinned scripts, the same parameters; what it worked on must still be there. A copy is a submission
@@ -22,51 +22,51 @@ from app.store.tables import JobRow
 
 
 class JobNotRetryable(Conflict):
-    """Only what failed or was cancelled is retried."""
+    """Only failed and cancelled jobs can be retried."""
 
     code = "job_not_retryable"
 
 
 class PredecessorNotSucceeded(Conflict):
-    """What the job works on was never made."""
+    """The job's predecessor did not make the model that the job needs."""
 
     code = "predecessor_not_succeeded"
 
 
-class NoFixKnown(Conflict):
-    """Nothing concrete is known that would help the job."""
+class NoSuggestionKnown(Conflict):
+    """No concrete change is known that would help the job."""
 
     code = "no_fix_known"
 
 
 class NoCheckpointToResume(Conflict):
-    """The job left nothing to go on from."""
+    """The job left no checkpoint to resume from."""
 
     code = "no_checkpoint_to_resume"
 
 
 class JobIsInferenceRequest(Conflict):
-    """A question is asked again, where its answer goes to."""
+    """An inference request cannot be retried: send the messages again."""
 
     code = "job_is_question"
 
 
 class JobIsBuild(Conflict):
-    """An environment is built by its own address."""
+    """An environment build cannot be retried: build the environment by its own route."""
 
     code = "job_is_build"
 
 
 def to_retry(job: JobRow, chain: Sequence[JobRow]) -> Sequence[JobRow]:
     """Return the jobs that a retry of `job` repeats: itself and the rest of its chain."""
-    _refuse_what_is_no_stage(job)
+    _check_is_stage(job)
     if job.status not in (JobStatus.FAILED, JobStatus.CANCELLED):
         raise JobNotRetryable(job=job.id, status=job.status)
     return [other for other in chain if other.position >= job.position]
 
 
 def resuming(job: JobRow, checkpoint_of: str | None) -> None:
-    """Let a job that is not queued yet begin with the newest checkpoint of another one."""
+    """Start a job that is not queued yet from the newest checkpoint of another job."""
     job.launch = JobSpec.of(job).model_copy(update={"resume_of": checkpoint_of}).document()
 
 
@@ -102,11 +102,11 @@ def retried(jobs: Sequence[JobRow], *, model_id: str | None, now: datetime) -> l
 
 
 def copied(job: JobRow, chain: Sequence[JobRow], changes: JobCopy) -> JobSubmit:
-    """Return the request that a copy of `job` is.
+    """Return the submit request that copies `job`.
 
     A job that works on a model is copied alone, on the same model; any other with its whole chain.
     """
-    _refuse_what_is_no_stage(job)
+    _check_is_stage(job)
     origin = job if job.model_id is not None else chain[0]
     if origin.model_id is not None:
         return _on_model(origin, changes)
@@ -169,7 +169,7 @@ def _method(job: JobRow) -> str:
     return job.method_id
 
 
-def _refuse_what_is_no_stage(job: JobRow) -> None:
+def _check_is_stage(job: JobRow) -> None:
     if KINDS[job.kind].is_inference:
         raise JobIsInferenceRequest(job=job.id, model=job.model_id)
     if job.kind is JobKind.ENVIRONMENT:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from app.domain.enums import EndReason
-from app.domain.fixes import Fix, TunableParameters, fix_for
+from app.domain.failure_suggestions import FailureSuggestion, TunableParameters, suggestion_for
 from app.domain.script_parameters import ParameterKind, ScriptParameter
 from app.domain.texts import Language
 
@@ -25,7 +25,7 @@ def option(kind: ParameterKind, default: Any = None, choices: tuple[str, ...] | 
 BATCH = {"batch_size": option(INTEGER, 8), "grad_accum_steps": option(INTEGER, 1)}
 
 
-def changes(fix: Fix | None) -> dict[str, Any]:
+def changes(fix: FailureSuggestion | None) -> dict[str, Any]:
     return dict(fix.changes) if fix is not None else {}
 
 
@@ -35,16 +35,16 @@ class TestMemory:
         [(8, 1, (4, 2)), (32, 4, (16, 8)), (2, 1, (1, 2)), (3, 1, (1, 3)), (6, 3, (3, 6)), (5, 2, (2, 5))],
     )
     def test_smaller_batch_keeps_the_rows_of_a_step(self, batch: int, accumulation: int, new: tuple[int, int]) -> None:
-        fix = fix_for(OOM, {}, tunable({"batch_size": batch, "grad_accum_steps": accumulation}, **BATCH))
+        fix = suggestion_for(OOM, {}, tunable({"batch_size": batch, "grad_accum_steps": accumulation}, **BATCH))
 
         assert changes(fix) == {"batch_size": new[0], "grad_accum_steps": new[1]}
         assert new[0] * new[1] == batch * accumulation
 
     def test_default_of_the_script_stands_in_for_what_was_not_given(self) -> None:
-        assert changes(fix_for(OOM, {}, tunable(**BATCH))) == {"batch_size": 4, "grad_accum_steps": 2}
+        assert changes(suggestion_for(OOM, {}, tunable(**BATCH))) == {"batch_size": 4, "grad_accum_steps": 2}
 
     def test_script_that_cannot_accumulate_gets_the_smaller_batch_alone(self) -> None:
-        assert changes(fix_for(OOM, {}, tunable(batch_size=option(INTEGER, 8)))) == {"batch_size": 4}
+        assert changes(suggestion_for(OOM, {}, tunable(batch_size=option(INTEGER, 8)))) == {"batch_size": 4}
 
     def test_batch_of_one_then_recomputes_then_shortens_then_four_bits(self) -> None:
         declared = {
@@ -55,7 +55,7 @@ class TestMemory:
         }
         given: dict[str, Any] = {}
         offered = []
-        while fix := fix_for(OOM, {}, tunable(given, **declared)):
+        while fix := suggestion_for(OOM, {}, tunable(given, **declared)):
             offered.append(changes(fix))
             given |= fix.changes
 
@@ -67,21 +67,23 @@ class TestMemory:
         ]
 
     def test_main_memory_is_not_helped_by_four_bits(self) -> None:
-        assert fix_for(EndReason.OUT_OF_MEMORY, {}, tunable(load_in_4bit=option(BOOLEAN, default=False))) is None
+        assert suggestion_for(EndReason.OUT_OF_MEMORY, {}, tunable(load_in_4bit=option(BOOLEAN, default=False))) is None
 
     @pytest.mark.parametrize("value", [None, "many", 0, -4, True, 1.5])
     def test_batch_that_is_no_count_is_left_alone(self, value: Any) -> None:
-        assert fix_for(OOM, {}, tunable({"batch_size": value}, **BATCH)) is None
+        assert suggestion_for(OOM, {}, tunable({"batch_size": value}, **BATCH)) is None
 
     def test_script_that_declares_nothing_gets_no_fix(self) -> None:
-        assert fix_for(OOM, {}, tunable({"batch_size": 8})) is None
+        assert suggestion_for(OOM, {}, tunable({"batch_size": 8})) is None
 
 
 class TestColumn:
     DECLARED = {"input_train_name": option(STRING, "question"), "output_train_name": option(STRING, "answer")}
 
     def fix(self, missing: str, columns: list[str], **given: str) -> dict[str, Any]:
-        found = fix_for(EndReason.COLUMN_MISSING, {"column": missing}, tunable(given, **self.DECLARED), columns=columns)
+        found = suggestion_for(
+            EndReason.COLUMN_MISSING, {"column": missing}, tunable(given, **self.DECLARED), columns=columns
+        )
         return changes(found)
 
     def test_closest_column_is_named(self) -> None:
@@ -98,11 +100,11 @@ class TestColumn:
 class TestOthers:
     @pytest.mark.parametrize("reason", [EndReason.EXIT_CODE, EndReason.DISK_FULL, EndReason.STALLED])
     def test_other_reasons_have_no_change(self, reason: EndReason) -> None:
-        assert fix_for(reason, {}, tunable(**BATCH)) is None
+        assert suggestion_for(reason, {}, tunable(**BATCH)) is None
 
     @pytest.mark.parametrize("language", Language)
     def test_sentence_is_complete(self, language: Language) -> None:
-        fix = fix_for(OOM, {}, tunable(**BATCH))
+        fix = suggestion_for(OOM, {}, tunable(**BATCH))
 
         assert fix is not None
         assert "{" not in fix.detail(language)
