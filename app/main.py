@@ -41,7 +41,7 @@ from app.api.routes import (
 )
 from app.api.routes.system import Readiness
 from app.domain.enums import Platform
-from app.domain.retention import Leftover, Retention
+from app.domain.retention import Retention, RetentionTarget
 from app.domain.webhooks import AddressPolicy
 from app.executor.jobs.chat_service import ChatService
 from app.executor.jobs.failure_suggestions import FailureSuggestions
@@ -228,12 +228,12 @@ def _retention(settings: Settings) -> Retention:
 
     return Retention(
         {
-            Leftover.FAILED_RUNS: days(settings.keep_failed_runs_days),
-            Leftover.QUESTION_RUNS: days(settings.keep_questions_days),
-            Leftover.CHECKPOINTS: days(settings.keep_checkpoints_days),
-            Leftover.SCRIPT_LOGS: days(settings.keep_logs_days),
-            Leftover.DELIVERIES: days(settings.keep_deliveries_days),
-            Leftover.IDEMPOTENCY_KEYS: IDEMPOTENCY_KEPT,
+            RetentionTarget.FAILED_RUNS: days(settings.keep_failed_runs_days),
+            RetentionTarget.QUESTION_RUNS: days(settings.keep_questions_days),
+            RetentionTarget.CHECKPOINTS: days(settings.keep_checkpoints_days),
+            RetentionTarget.SCRIPT_LOGS: days(settings.keep_logs_days),
+            RetentionTarget.DELIVERIES: days(settings.keep_deliveries_days),
+            RetentionTarget.IDEMPOTENCY_KEYS: IDEMPOTENCY_KEPT,
         }
     )
 

@@ -46,7 +46,7 @@ COMMANDS: Final = {
     "clean": Entry(
         "operations:clean",
         UPKEEP,
-        "Remove leftovers that the DEEPE_KEEP_... settings no longer keep; the service does it every hour by itself.",
+        "Remove files and rows that are older than the DEEPE_KEEP_... settings allow. The service does it every hour.",
     ),
     "license": Entry("license:app", UPKEEP, "Commercial licences: adding and deleting methods needs one."),
 }

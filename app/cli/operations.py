@@ -165,7 +165,7 @@ def clean(
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Remove leftovers that the DEEPE_KEEP_... settings no longer keep; the service does it every hour by itself."""
+    """Remove files and rows that are older than the DEEPE_KEEP_... settings allow. The service does it every hour."""
     with Api(url) as api:
         report = api.post("/housekeeping:run", {"dry_run": dry_run})
     if as_json:

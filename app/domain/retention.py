@@ -1,4 +1,4 @@
-"""What is kept how long: pure decisions about leftovers of jobs."""
+"""Decide how long files and rows of ended jobs are kept. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from app.domain.enums import JobKind, JobStatus
 from app.domain.kinds import KINDS
 
 
-class Leftover(StrEnum):
-    """Kinds of things that are removed when they are old."""
+class RetentionTarget(StrEnum):
+    """What retention removes."""
 
     FAILED_RUNS = "failed_runs"
     QUESTION_RUNS = "question_runs"
@@ -22,19 +22,19 @@ class Leftover(StrEnum):
 
 @dataclass(frozen=True)
 class Retention:
-    """How long leftovers are kept; None is for ever."""
+    """The age at which each target is removed. `None`: never."""
 
-    ages: Mapping[Leftover, timedelta | None]
+    ages: Mapping[RetentionTarget, timedelta | None]
 
-    def limit(self, leftover: Leftover, now: datetime) -> datetime | None:
-        """Return the moment before which such leftovers are too old."""
-        age = self.ages.get(leftover)
+    def limit(self, target: RetentionTarget, now: datetime) -> datetime | None:
+        """Return the time before which the target is too old. `None`: it is kept for ever."""
+        age = self.ages.get(target)
         return None if age is None else now - age
 
 
 @dataclass(frozen=True)
 class EndedRun:
-    """A job whose run folder is there. `needed`: an unfinished job repeats it."""
+    """A job whose run folder exists. `needed`: an unfinished job repeats it."""
 
     kind: JobKind
     status: JobStatus
@@ -42,20 +42,20 @@ class EndedRun:
     needed: bool = False
 
 
-def too_old(run: EndedRun, retention: Retention, now: datetime) -> Leftover | None:
-    """Return as what the run's leftovers are removed; None: they stay, as do those of everything unfinished."""
-    leftover = _leftover(run)
-    if leftover is None or run.finished_at is None or run.needed:
+def too_old(run: EndedRun, retention: Retention, now: datetime) -> RetentionTarget | None:
+    """Return which target the run's files belong to. `None`: they are kept, like those of unfinished jobs."""
+    target = _target(run)
+    if target is None or run.finished_at is None or run.needed:
         return None
-    limit = retention.limit(leftover, now)
-    return leftover if limit is not None and run.finished_at < limit else None
+    limit = retention.limit(target, now)
+    return target if limit is not None and run.finished_at < limit else None
 
 
-def _leftover(run: EndedRun) -> Leftover | None:
+def _target(run: EndedRun) -> RetentionTarget | None:
     if KINDS[run.kind].is_inference and run.status in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED):
-        return Leftover.QUESTION_RUNS
+        return RetentionTarget.QUESTION_RUNS
     if run.status in (JobStatus.FAILED, JobStatus.CANCELLED):
-        return Leftover.FAILED_RUNS
+        return RetentionTarget.FAILED_RUNS
     if run.status is JobStatus.SUCCEEDED and KINDS[run.kind].checkpoints_expire:
-        return Leftover.CHECKPOINTS
+        return RetentionTarget.CHECKPOINTS
     return None

@@ -65,7 +65,7 @@ async def _write(session: AsyncSession, value: dict[str, Any], *, now: datetime)
     )
 
 
-# ---- leftovers ------------------------------------------------------------------------------------------------------
+# ---- retention ------------------------------------------------------------------------------------------------------
 
 
 async def ended_runs(session: AsyncSession, job_ids: Collection[str]) -> Mapping[str, EndedRun]:

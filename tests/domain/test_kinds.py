@@ -27,7 +27,7 @@ from app.domain.lifecycle import (
 )
 from app.domain.placement import Host, Mismatch, QueueLimit, QueueLimits, accelerators_needed, mismatches
 from app.domain.rendering import filled_arguments
-from app.domain.retention import EndedRun, Leftover, Retention, too_old
+from app.domain.retention import EndedRun, Retention, RetentionTarget, too_old
 from app.domain.retries import Failure, RetryPolicy, decide
 from app.domain.texts import Language, catalogue
 from app.domain.training_types import TYPES, InferenceForm, inference_form
@@ -66,7 +66,7 @@ class TestKinds:
 class TestReadersOfKinds:
     @pytest.mark.parametrize("kind", JobKind)
     def test_every_end_is_an_event_and_kept_for_some_time(self, kind: JobKind) -> None:
-        forever = Retention(dict.fromkeys(Leftover))
+        forever = Retention(dict.fromkeys(RetentionTarget))
 
         for status in TERMINAL:
             event = event_of(kind, status)

@@ -11,7 +11,7 @@ from sqlalchemy import delete
 from sqlmodel import col, select
 
 from app.domain.enums import DeliveryState, JobKind, JobStatus
-from app.domain.retention import Leftover, Retention
+from app.domain.retention import Retention, RetentionTarget
 from app.domain.webhooks import DEFAULT_EVENTS, AddressPolicy
 from app.executor.maintenance.housekeeping import EVERY, LEASE, Housekeeper, HousekeepingRunning
 from app.executor.maintenance.webhooks import Webhooks
@@ -34,7 +34,7 @@ def home(tmp_path: Path) -> Home:
 
 
 def housekeeper(database: Database, home: Home, *, age: timedelta | None = DAY) -> Housekeeper:
-    return Housekeeper(database=database, home=home, retention=Retention(dict.fromkeys(Leftover, age)))
+    return Housekeeper(database=database, home=home, retention=Retention(dict.fromkeys(RetentionTarget, age)))
 
 
 async def ended(
@@ -55,7 +55,7 @@ def write(path: Path) -> Path:
 
 async def counts(keeper: Housekeeper, *, dry_run: bool = False) -> Mapping[str, tuple[int, int]]:
     found = await (keeper.preview() if dry_run else keeper.run())
-    return {entry.leftover.value: (entry.count, entry.size_bytes) for entry in found if entry.count}
+    return {entry.target.value: (entry.count, entry.size_bytes) for entry in found if entry.count}
 
 
 class TestRuns:

@@ -9,33 +9,35 @@ from app.api.dependencies import ServicesDep
 from app.api.errors import problem_responses
 from app.api.routing import Router
 from app.domain.errors import InvalidRequest
-from app.domain.retention import Leftover
+from app.domain.retention import RetentionTarget
 from app.executor.maintenance.housekeeping import HousekeepingRunning
 
 router = Router(prefix="/api/v1", tags=["system"])
 
 
 class HousekeepingRun(BaseModel):
-    """Whether to remove, or only to look."""
+    """Whether to remove, or only to report."""
 
     model_config = ConfigDict(extra="forbid")
 
-    dry_run: StrictBool = Field(default=False, description="Change nothing, say what would go.", examples=[True])
+    dry_run: StrictBool = Field(
+        default=False, description="Change nothing, report what would be removed.", examples=[True]
+    )
 
 
-class LeftoverRead(BaseModel):
-    """How much of a kind went, or would go."""
+class RetentionTargetRead(BaseModel):
+    """How many of a target were or would be removed."""
 
-    kind: Leftover
+    kind: RetentionTarget
     count: int = Field(description="Run folders, checkpoints, files or rows.", examples=[12])
     size_bytes: int = Field(description="Of files; rows count 0.", examples=[73014444032])
 
 
 class HousekeepingReport(BaseModel):
-    """What went, or would go."""
+    """What was or would be removed."""
 
     dry_run: bool
-    items: list[LeftoverRead]
+    items: list[RetentionTargetRead]
     size_bytes: int = Field(description="Of all.", examples=[73014444032])
 
 
@@ -43,10 +45,10 @@ class HousekeepingReport(BaseModel):
 async def run_housekeeping(
     services: ServicesDep, wanted: Annotated[HousekeepingRun, Body(default_factory=HousekeepingRun)]
 ) -> HousekeepingReport:
-    """Remove now what the DEEPE_KEEP_... settings no longer keep. It is done every hour by itself.
+    """Remove files and rows that are older than the DEEPE_KEEP_... settings allow. The service does it every hour.
 
-    Unfinished jobs, living models and links are never touched. The answer comes when it is done.
+    Unfinished jobs, existing models and links are never touched. The response is sent when the run has ended.
     """
     found = await (services.housekeeper.preview() if wanted.dry_run else services.housekeeper.run())
-    items = [LeftoverRead(kind=entry.leftover, count=entry.count, size_bytes=entry.size_bytes) for entry in found]
+    items = [RetentionTargetRead(kind=entry.target, count=entry.count, size_bytes=entry.size_bytes) for entry in found]
     return HousekeepingReport(dry_run=wanted.dry_run, items=items, size_bytes=sum(item.size_bytes for item in items))

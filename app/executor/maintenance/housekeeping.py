@@ -1,9 +1,9 @@
-"""Removes what is old enough: run folders of failed jobs and of questions, checkpoints, logs, rows nobody needs.
+"""Remove old run folders of failed jobs and inference requests, checkpoints, logs and rows that are no longer needed.
 
-One process of an installation keeps house at a time: the turn is taken by a conditional update and held by a lease on
-the database's clock, so a process that dies gives it up by itself. Small steps, in threads, with no session open; what
-a step was cut off in is found again by the next run. What is not certain stays: jobs that are not ended, folders of no
-job of ours, links, and every folder of a living model.
+One process of an installation does this at a time. It takes a turn by a conditional update and holds it by a lease on
+the database's clock, so the turn of a dead process expires. Steps are small, run in threads and hold no session. The
+next run finds what an interrupted step left. Never removed: files of unfinished jobs, folders of unknown jobs, links,
+and folders of existing models.
 """
 
 import asyncio
@@ -15,8 +15,8 @@ from pathlib import Path
 from uuid import uuid4
 
 from app.domain.errors import Conflict
-from app.domain.retention import Leftover, Retention, too_old
-from app.executor.maintenance import leftovers
+from app.domain.retention import Retention, RetentionTarget, too_old
+from app.executor.maintenance import retention_targets
 from app.executor.maintenance.background import Stopping, keep_doing
 from app.store import housekeeping as store
 from app.store.clock import database_now
@@ -33,26 +33,26 @@ JOBS_AT_ONCE = 100
 
 
 class HousekeepingRunning(Conflict):
-    """Another process is at it."""
+    """Another process is removing old files now."""
 
     code = "housekeeping_running"
 
 
 @dataclass(frozen=True)
 class Removed:
-    """How much of a kind goes or went; bytes are those of files."""
+    """How many of a target were or would be removed. `size_bytes` counts files."""
 
-    leftover: Leftover
+    target: RetentionTarget
     count: int = 0
     size_bytes: int = 0
 
     def plus(self, count: int, size_bytes: int = 0) -> "Removed":
         """Return the sum."""
-        return Removed(self.leftover, self.count + count, self.size_bytes + size_bytes)
+        return Removed(self.target, self.count + count, self.size_bytes + size_bytes)
 
 
 class Housekeeper:
-    """Keeps house now and then, or when asked."""
+    """Removes old files and rows periodically or on request."""
 
     def __init__(self, *, database: Database, home: Home, retention: Retention) -> None:
         self._database = database
@@ -60,7 +60,7 @@ class Housekeeper:
         self._retention = retention
 
     async def run_now_and_then(self, stopping: Stopping) -> None:
-        """Keep house whenever it is due and nobody else does, until told to stop."""
+        """Remove old files whenever it is due and no other process does it, until `stopping` is set."""
 
         async def look() -> None:
             if await self._take_turn(unasked=True) is not None:
@@ -69,14 +69,14 @@ class Housekeeper:
         await keep_doing(look, every=LOOK_SECONDS, stopping=stopping, event="housekeeping_failed")
 
     async def run(self) -> Sequence[Removed]:
-        """Remove what is too old now; `HousekeepingRunning` while another process does."""
+        """Remove what is too old now. Raise `HousekeepingRunning` if another process does it."""
         removed = await self._take_turn(unasked=False)
         if removed is None:
             raise HousekeepingRunning
         return removed
 
     async def preview(self) -> Sequence[Removed]:
-        """Return what a run would remove now; nothing is changed."""
+        """Return what a run would remove now. Change nothing."""
         return await _Round(self._database, self._home, self._retention, remove=False).all()
 
     async def _take_turn(self, *, unasked: bool) -> Sequence[Removed] | None:
@@ -104,7 +104,7 @@ async def _nothing_to_keep() -> None: ...
 
 
 class _Round:
-    """One look at everything."""
+    """One run over all targets."""
 
     def __init__(
         self,
@@ -120,65 +120,65 @@ class _Round:
         self._retention = retention
         self._remove = remove
         self._keep_turn = keep_turn
-        self._removed = {leftover: Removed(leftover) for leftover in Leftover}
+        self._removed = {target: Removed(target) for target in RetentionTarget}
 
     async def all(self) -> Sequence[Removed]:
         async with self._database.reading() as session:
             now = await database_now(session)
         await self._runs(now)
         await self._logs(now)
-        await self._rows(Leftover.DELIVERIES, store.old_deliveries, now)
-        await self._rows(Leftover.IDEMPOTENCY_KEYS, store.old_idempotency_keys, now)
+        await self._rows(RetentionTarget.DELIVERIES, store.old_deliveries, now)
+        await self._rows(RetentionTarget.IDEMPOTENCY_KEYS, store.old_idempotency_keys, now)
         found = list(self._removed.values())
         if self._remove and any(entry.count for entry in found):
-            fields = {entry.leftover.value: f"{entry.count} ({entry.size_bytes} bytes)" for entry in found}
-            logger.info("leftovers_removed", extra=fields)
+            fields = {entry.target.value: f"{entry.count} ({entry.size_bytes} bytes)" for entry in found}
+            logger.info("old_files_removed", extra=fields)
         return found
 
     async def _runs(self, now: datetime) -> None:
-        batches = leftovers.job_folders(self._home.runs, at_once=JOBS_AT_ONCE)
+        batches = retention_targets.job_folders(self._home.runs, at_once=JOBS_AT_ONCE)
         while batch := await asyncio.to_thread(next, batches, None):
             await self._keep_turn()
             async with self._database.reading() as session:
                 runs = await store.ended_runs(session, batch)
             for job_id, run in runs.items():
-                leftover = too_old(run, self._retention, now)
-                if leftover is not None:
-                    await self._run(job_id, leftover)
+                target = too_old(run, self._retention, now)
+                if target is not None:
+                    await self._run(job_id, target)
 
-    async def _run(self, job_id: str, leftover: Leftover) -> None:
+    async def _run(self, job_id: str, target: RetentionTarget) -> None:
         folder = self._home.runs / job_id
         async with self._database.reading() as session:
             keep = [
                 self._home.absolute(path) for path in await living_paths(session, inside=self._home.relative(folder))
             ]
-        if leftover is Leftover.CHECKPOINTS:
-            found = await asyncio.to_thread(leftovers.checkpoints, folder, keep=keep)
-            await self._paths(leftover, found, root=self._home.runs)
-        elif not keep:  # a model lives there: its folder is not a leftover, whatever became of the job
-            await self._paths(leftover, [folder], root=self._home.runs)
+        if target is RetentionTarget.CHECKPOINTS:
+            found = await asyncio.to_thread(retention_targets.checkpoints, folder, keep=keep)
+            await self._paths(target, found, root=self._home.runs)
+        elif not keep:  # the folder of an existing model is kept, whatever became of its job
+            await self._paths(target, [folder], root=self._home.runs)
 
     async def _logs(self, now: datetime) -> None:
-        limit = self._retention.limit(Leftover.SCRIPT_LOGS, now)
+        limit = self._retention.limit(RetentionTarget.SCRIPT_LOGS, now)
         if limit is not None:
-            found = await asyncio.to_thread(leftovers.old_logs, self._home.logs, limit)
-            await self._paths(Leftover.SCRIPT_LOGS, found, root=self._home.logs)
+            found = await asyncio.to_thread(retention_targets.old_logs, self._home.logs, limit)
+            await self._paths(RetentionTarget.SCRIPT_LOGS, found, root=self._home.logs)
 
-    async def _paths(self, leftover: Leftover, paths: Iterable[Path], *, root: Path) -> None:
+    async def _paths(self, target: RetentionTarget, paths: Iterable[Path], *, root: Path) -> None:
         for path in paths:
-            size = await asyncio.to_thread(leftovers.size_of, path)
-            if self._remove and not await asyncio.to_thread(leftovers.remove, path, root=root):
-                logger.warning("leftover_kept", extra={"path": str(path)})
+            size = await asyncio.to_thread(retention_targets.size_of, path)
+            if self._remove and not await asyncio.to_thread(retention_targets.remove, path, root=root):
+                logger.warning("old_files_kept", extra={"path": str(path)})
                 continue
-            self._removed[leftover] = self._removed[leftover].plus(1, size)
+            self._removed[target] = self._removed[target].plus(1, size)
 
-    async def _rows(self, leftover: Leftover, act: _Act, now: datetime) -> None:
-        limit = self._retention.limit(leftover, now)
+    async def _rows(self, target: RetentionTarget, act: _Act, now: datetime) -> None:
+        limit = self._retention.limit(target, now)
         if limit is None:
             return
         while True:
             count = await self._in_session(act, limit)
-            self._removed[leftover] = self._removed[leftover].plus(count)
+            self._removed[target] = self._removed[target].plus(count)
             if not self._remove or count == 0:
                 return
             await self._keep_turn()

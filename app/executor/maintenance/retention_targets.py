@@ -1,6 +1,6 @@
-"""Leftovers on disk: found, measured and removed. Everything here blocks; call it in a thread.
+"""Find, measure and remove old files. Everything here blocks: call it in a thread.
 
-Links are never followed and never counted: a link that somebody put here may lead anywhere.
+Links are never followed and never counted, because they may lead anywhere.
 """
 
 import os
@@ -15,7 +15,7 @@ CHECKPOINT = "checkpoint-"
 
 
 def job_folders(runs: Path, *, at_once: int) -> Iterator[Sequence[str]]:
-    """Yield the names of the folders in `runs`, some at a time."""
+    """Yield the names of the folders in `runs` in batches of at most `at_once`."""
     with os.scandir(runs) as entries:
         names = (entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
         while batch := list(islice(names, at_once)):
@@ -23,7 +23,7 @@ def job_folders(runs: Path, *, at_once: int) -> Iterator[Sequence[str]]:
 
 
 def checkpoints(run: Path, *, keep: Collection[Path]) -> list[Path]:
-    """Return the checkpoints below the attempts' outputs; none that is, or holds, a folder of `keep`."""
+    """Return the checkpoints below the attempts' outputs, except those that are or hold a folder of `keep`."""
     found = []
     for here, folders, _ in os.walk(run):
         root = Path(here)
@@ -34,7 +34,7 @@ def checkpoints(run: Path, *, keep: Collection[Path]) -> list[Path]:
 
 
 def old_logs(logs: Path, before: datetime) -> list[Path]:
-    """Return the log files of scripts that nobody has written to since `before`."""
+    """Return the log files of scripts that were last written to before `before`."""
     with os.scandir(logs) as entries:
         return [
             Path(entry.path)
@@ -46,7 +46,7 @@ def old_logs(logs: Path, before: datetime) -> list[Path]:
 
 
 def size_of(path: Path) -> int:
-    """Return the bytes of a file, or of the files below a folder."""
+    """Return the size of a file, or of the files below a folder, in bytes."""
     if not path.is_dir():
         return path.lstat().st_size if path.exists() else 0
     total = 0
@@ -60,7 +60,7 @@ def size_of(path: Path) -> int:
 
 
 def remove(path: Path, *, root: Path, keep: Collection[Path] = ()) -> bool:
-    """Remove a folder or file below `root`; return whether it was allowed."""
+    """Remove a folder or file below `root`. Return `False` if it must be kept."""
     if path.is_dir():
         return remove_folder(path, root=root, keep=keep)
     path.unlink(missing_ok=True)
