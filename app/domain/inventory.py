@@ -17,9 +17,9 @@ class Disk(BaseModel):
 
 
 class Obstacle(StrEnum):
-    """Why an accelerator is not leased now, although no job of ours holds it."""
+    """Why an accelerator is not leased now, although no job holds it."""
 
-    OCCUPIED = "occupied"  # processes that are not ours use its memory
+    OCCUPIED = "occupied"  # foreign processes use its memory
     MISSING = "missing"  # the driver does not list it any more
 
 

@@ -32,7 +32,7 @@ class Mismatch(StrEnum):
 
 @dataclass(frozen=True)
 class Card:
-    """An accelerator of a node. `free` now, or expected to be at `until` (None: nobody knows)."""
+    """An accelerator of a node. `free` now, or expected to be at `until` (None: unknown)."""
 
     accelerator: Accelerator
     free: bool = True
@@ -128,7 +128,7 @@ class Take:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a node does now. `release` loses the node's reservation, `reserve` gets it; both before `take`."""
+    """What a node does now. It drops the reservation `release`, then makes `reserve`, then starts `take`."""
 
     take: Take | None = None
     reserve: Candidate | None = None
@@ -183,21 +183,21 @@ def suitable(demand: Demand, cards: Sequence[Card]) -> Sequence[Card]:
 def decide(
     candidates: Sequence[Candidate], host: Host, *, others: Sequence[Host], limits: QueueLimits, now: datetime
 ) -> Decision:
-    """Return what the node does now. `others` are the nodes that live and take jobs; only reservations need them."""
-    reservation = ours = host.keeps_for
-    known = {one.job_id: one for one in (*candidates, *([ours] if ours else []))}
+    """Return what the node does now. `others` are the live nodes that accept jobs; only reservations need them."""
+    reservation = kept = host.keeps_for
+    known = {one.job_id: one for one in (*candidates, *([kept] if kept else []))}
     for candidate in sorted(known.values(), key=lambda one: one.order):
         if mismatches(candidate.demand, host) or limits.reached(candidate.demand):
             reservation = None if candidate is reservation else reservation
             continue
         binding = reservation if reservation and reservation.order < candidate.order else None
         if (take := placed(candidate, host, binding=binding, now=now)) is not None:
-            return _decision(take, ours, None if take.candidate is reservation else reservation)
+            return _decision(take, kept, None if take.candidate is reservation else reservation)
         if reservation is not None and reservation.order <= candidate.order:
             continue  # one at a time, and it comes first
         if is_blocked(candidate, host) and _is_soonest(candidate, host, others=others, now=now):
             reservation = candidate
-    return _decision(None, ours, reservation)
+    return _decision(None, kept, reservation)
 
 
 def is_blocked(candidate: Candidate, host: Host) -> bool:
@@ -223,7 +223,7 @@ def placed(candidate: Candidate, host: Host, *, binding: Candidate | None = None
 
 
 def soonest(demand: Demand, host: Host, *, now: datetime) -> datetime:
-    """Return when the node is expected to have enough free accelerators for the job; `NEVER` if nobody knows."""
+    """Return when the node is expected to have enough free accelerators for the job; `NEVER` if that is unknown."""
     needed = accelerators_needed(demand, host.cards)
     if needed == 0:
         return now
@@ -239,7 +239,7 @@ def free_at(card: Card, *, now: datetime) -> datetime:
 
 
 def best_host(demand: Demand, hosts: Sequence[Host], *, now: datetime) -> Host | None:
-    """Return the node that is free for the job first; among those of which nobody knows, where least is missing."""
+    """Return the node that is free for the job first; if unknown, the one where least is missing."""
 
     def rank(host: Host) -> tuple[datetime, int, str]:
         missing = accelerators_needed(demand, host.cards) - sum(card.free for card in suitable(demand, host.cards))
@@ -261,11 +261,11 @@ def _is_soonest(candidate: Candidate, host: Host, *, others: Sequence[Host], now
 def _spared(binding: Candidate, host: Host, *, now: datetime) -> Sequence[Card]:
     """Return the free cards that the reserved job will not miss at its start."""
     start = soonest(binding.demand, host, now=now)
-    theirs = suitable(binding.demand, host.cards)
-    by_then = 0 if start == NEVER else sum(free_at(card, now=now) <= start for card in theirs)
+    fitting = suitable(binding.demand, host.cards)
+    by_then = 0 if start == NEVER else sum(free_at(card, now=now) <= start for card in fitting)
     left_over = max(by_then - accelerators_needed(binding.demand, host.cards), 0)
-    useless = [card for card in host.cards if card.free and card not in theirs]
-    return [*useless, *[card for card in theirs if card.free][:left_over]]
+    useless = [card for card in host.cards if card.free and card not in fitting]
+    return [*useless, *[card for card in fitting if card.free][:left_over]]
 
 
 def _chosen(demand: Demand, cards: Sequence[Card], needed: int) -> tuple[str, ...] | None:
@@ -275,12 +275,12 @@ def _chosen(demand: Demand, cards: Sequence[Card], needed: int) -> tuple[str, ..
     return tuple(card.accelerator.id for card in fitting[:needed])
 
 
-def _decision(take: Take | None, ours: Candidate | None, reservation: Candidate | None) -> Decision:
+def _decision(take: Take | None, kept: Candidate | None, reservation: Candidate | None) -> Decision:
     """Say what changes: nothing for a reservation that stays, or whose job is started."""
-    if reservation is ours:
+    if reservation is kept:
         return Decision(take=take)
-    started = take is not None and take.candidate is ours
-    return Decision(take=take, reserve=reservation, release=None if started else ours)
+    started = take is not None and take.candidate is kept
+    return Decision(take=take, reserve=reservation, release=None if started else kept)
 
 
 # ---- the nodes' cards -----------------------------------------------------------------------------------------------

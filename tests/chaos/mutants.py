@@ -282,7 +282,7 @@ MUTANTS = (
     _mutant(
         "stale end makes a model",
         "app/executor/attempts/settle.py",
-        "                    raise _NotOurs  # rolls the model back\n",
+        "                    raise _ClaimLost  # rolls the model back\n",
         "                    pass\n",
         "tests/executor/test_settle.py::TestSettle",
     ),

@@ -24,7 +24,7 @@ def machine_with(
     root: Path,
     *accelerators: Accelerator,
     cards: Cards | None = None,
-    is_ours: Callable[[int], bool] = lambda pid: False,
+    is_owned: Callable[[int], bool] = lambda pid: False,
     foreign_memory_mib: int = 1024,
     monotonic: Callable[[], float] | None = None,
 ) -> Hardware:
@@ -33,7 +33,7 @@ def machine_with(
     return Hardware(
         accelerators=accelerators,
         cards=cards or Cards(),
-        is_ours=is_ours,
+        is_owned=is_owned,
         foreign_memory_mib=foreign_memory_mib,
         home=root,
         node_home=root,

@@ -97,7 +97,7 @@ class TestVisible:
 
 class TestBlocked:
     def blocked(self, card: CardReading, *ours: int, threshold: int = 1024) -> list[tuple[Obstacle, Any, Any]]:
-        found = blocked_cards([card.uuid], [card], is_ours=set(ours).__contains__, threshold_mib=threshold)
+        found = blocked_cards([card.uuid], [card], is_owned=set(ours).__contains__, threshold_mib=threshold)
         return [(entry.obstacle, entry.used_mib, entry.pids) for entry in found]
 
     def used(self, mib: int, *processes: tuple[int, int | None]) -> CardReading:
@@ -126,7 +126,7 @@ class TestBlocked:
         assert self.blocked(self.used(30_500, (22, None))) == [(Obstacle.OCCUPIED, 30_464, (22,))]
 
     def test_card_that_fell_off_the_bus(self) -> None:
-        (entry,) = blocked_cards([A100.uuid], [L4], is_ours=lambda pid: False, threshold_mib=1024)
+        (entry,) = blocked_cards([A100.uuid], [L4], is_owned=lambda pid: False, threshold_mib=1024)
 
         assert (entry.id, entry.obstacle, entry.used_mib) == (A100.uuid, Obstacle.MISSING, None)
 

@@ -48,7 +48,7 @@ class AcceleratorRead(BaseModel):
     driver: str | None = Field(examples=["550.54.15"])
     state: AcceleratorState = Field(
         description="`quarantined`: processes of the job it was leased to may be left. `occupied`: processes that are "
-        "not ours use its memory. `missing`: the driver does not list it. None of these is leased."
+        "not of the service use its memory. `missing`: the driver does not list it. None of these is leased."
     )
     job: str | None = Field(description="Id of the job that it is leased to.", examples=[_ID])
     attempt: int | None = Field(description="Which attempt of that job.", examples=[1])

@@ -279,8 +279,8 @@ class StageLauncher:
 def _import_paths(script: ScriptToRun, run: RunFolder) -> list[Path]:
     """Return where the script's modules are looked for behind its own folder; blocks.
 
-    Users' copies of helper modules come before ours; they are linked into the run folder, so that the rest of the
-    folder that they lie in stays out of sight.
+    Users' copies of helper modules come before the product's; they are linked into the run folder, so that the rest
+    of their folder is not visible.
     """
     copies = run.path / "helpers"
     if script.helper_copies:

@@ -108,8 +108,8 @@ class StageSettler:
         if again is not None and await self._requeue(claim, end, again):
             return
         async with self._database.writing() as session:
-            ours = await store.finish(session, claim, end, now=await database_now(session))
-        if ours:
+            finished = await store.finish(session, claim, end, now=await database_now(session))
+        if finished:
             await self._ended(claim, end)
 
     async def follow_up(self, attempt_id: str) -> None:
@@ -150,7 +150,7 @@ class StageSettler:
         return again is not None and await self._requeue(claim, end, again)
 
     async def _requeue(self, claim: Claim, end: End, again: Again) -> bool:
-        """End the attempt, not its job. False: the job is no longer ours, or somebody wants it to stop."""
+        """End the attempt, not its job. False: the claim was lost, or a cancel was requested."""
         async with self._database.writing() as session:
             now = await database_now(session)
             changed = await store.requeue(
@@ -181,9 +181,9 @@ class StageSettler:
                 # read again: a cancel may have been requested meanwhile
                 end = _end(await store.get(session, claim.job.id), exit_record, judged, model)
                 if not await store.finish(session, claim, end, now=now):
-                    raise _NotOurs  # rolls the model back
+                    raise _ClaimLost  # rolls the model back
                 fault_point("before-finish")
-        except _NotOurs:
+        except _ClaimLost:
             logger.warning("stale_end_dropped", extra={"job_id": claim.job.id, "attempt": claim.attempt.number})
             return
         fault_point("after-finish")
@@ -200,8 +200,8 @@ class StageSettler:
                 params={"detail": shown(f"{type(error).__name__}: {error}", limit=SHOWN_CHARACTERS)},
                 exit=asdict(exit_record),
             )
-            ours = await store.finish(session, claim, end, now=await database_now(session))
-        if ours:
+            finished = await store.finish(session, claim, end, now=await database_now(session))
+        if finished:
             await self._ended(claim, end)
 
     async def _ended(self, claim: Claim, end: End) -> None:
@@ -294,7 +294,7 @@ class StageSettler:
         return await models.create_model(session, new, now=now)
 
     def _write_card(self, job: JobRow, model: ModelRow) -> None:
-        """Write the card of a model whose files are ours, from what the database knows of it; never raises."""
+        """Write the card of a model in the home folder, from its rows in the database. Never raises."""
         try:
             self._write_card_of(job, model)
         except Exception as error:  # the model is as good without it, and its end is written
@@ -333,7 +333,7 @@ class StageSettler:
         write_model_card(self._home.absolute(model.path), card)
 
 
-class _NotOurs(Exception):
+class _ClaimLost(Exception):
     """The attempt's token is stale: somebody else ended it."""
 
 

@@ -153,8 +153,8 @@ def unfinished(envs_dir: Path) -> Sequence[Path]:
     for lock in sorted(envs_dir.glob(".*.lock")):
         prefix = lock.with_name(lock.name.removeprefix(".").removesuffix(".lock"))
         if prefix.is_dir() and not prefix.is_symlink() and not (prefix / MARKER).exists():
-            with _held(lock) as ours:
-                if ours:
+            with _held(lock) as acquired:
+                if acquired:
                     found.append(prefix)
     return found
 
@@ -163,8 +163,8 @@ def remove_unfinished(envs_dir: Path) -> None:
     """Delete them; blocks, perhaps for minutes."""
     try:
         for prefix in unfinished(envs_dir):
-            with _held(lock_path(prefix)) as ours:
-                if ours and not (prefix / MARKER).exists():
+            with _held(lock_path(prefix)) as acquired:
+                if acquired and not (prefix / MARKER).exists():
                     shutil.rmtree(prefix, ignore_errors=True)
     except OSError as error:
         logger.warning("environments_not_removed", extra={"error": str(error)})
@@ -177,9 +177,9 @@ def _held(lock: Path) -> Iterator[bool]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = True
+            acquired = True
         except BlockingIOError:
-            ours = False
-        yield ours
+            acquired = False
+        yield acquired
     finally:
         os.close(descriptor)

@@ -245,7 +245,7 @@ def lock_path(prefix: Path) -> Path:
 
 
 def mark_used(envs_dir: Path, prefix: Path) -> None:
-    """Remember that a stage was started in `prefix`, which may be an environment that is not ours to write into."""
+    """Record that a stage was started in `prefix`, which may be read-only for the service."""
     path = _use_path(envs_dir, prefix)
     path.parent.mkdir(exist_ok=True)
     path.write_text(f"{prefix}\n", "utf-8")

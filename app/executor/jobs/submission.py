@@ -430,7 +430,7 @@ def _pinned(method: Method, stage: Stage) -> PinnedScript:
     pinned = method.files.get(stage)
     if pinned is not None:
         return PinnedScript(**asdict(pinned))
-    # deployment to a configured target is done by a script of ours
+    # deployment to a configured target is done by a script of the product
     digest = digest_of(script_path(OLLAMA_SCRIPT).read_bytes())
     return PinnedScript(file=OLLAMA_SCRIPT, sha256=digest.sha256, size=digest.size, shipped=True)
 

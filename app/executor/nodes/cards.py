@@ -40,7 +40,7 @@ def accelerator_of(card: CardReading) -> Accelerator:
 
 
 def blocked_cards(
-    ids: Sequence[str], cards: Sequence[CardReading], *, is_ours: Callable[[int], bool], threshold_mib: int
+    ids: Sequence[str], cards: Sequence[CardReading], *, is_owned: Callable[[int], bool], threshold_mib: int
 ) -> Sequence[BlockedAccelerator]:
     """Return which of the node's cards `ids` cannot be leased: others use more than the threshold, or they are gone."""
     present = {card.uuid: card for card in cards}
@@ -49,7 +49,7 @@ def blocked_cards(
         card = present.get(card_id)
         if card is None:
             blocked.append(BlockedAccelerator(id=card_id, obstacle=Obstacle.MISSING))
-        elif (others := _used_by_others(card, is_ours)).used_mib > threshold_mib:
+        elif (others := _used_by_others(card, is_owned)).used_mib > threshold_mib:
             used = others.used_mib // STEP_MIB * STEP_MIB
             blocked.append(BlockedAccelerator(id=card_id, obstacle=Obstacle.OCCUPIED, used_mib=used, pids=others.pids))
     return blocked
@@ -68,13 +68,13 @@ class _Others(NamedTuple):
     pids: tuple[int, ...]
 
 
-def _used_by_others(card: CardReading, is_ours: Callable[[int], bool]) -> _Others:
-    """Count what is not ours. Processes may be hidden (another container), or their memory may be unknown."""
-    ours: list[CardProcess] = []
+def _used_by_others(card: CardReading, is_owned: Callable[[int], bool]) -> _Others:
+    """Count foreign processes. They may be hidden (another container), or their memory may be unknown."""
+    owned: list[CardProcess] = []
     others: list[CardProcess] = []
     for process in card.processes:
-        (ours if is_ours(process.pid) else others).append(process)
+        (owned if is_owned(process.pid) else others).append(process)
     known = sum(process.memory_mib or 0 for process in others)
-    if all(process.memory_mib is not None for process in ours):
-        known = max(known, card.used_mib - sum(process.memory_mib or 0 for process in ours))
+    if all(process.memory_mib is not None for process in owned):
+        known = max(known, card.used_mib - sum(process.memory_mib or 0 for process in owned))
     return _Others(known, tuple(sorted(process.pid for process in others)))

@@ -48,7 +48,7 @@ class Hardware:
         *,
         accelerators: Sequence[Accelerator],
         cards: CardReader,
-        is_ours: Callable[[int], bool],
+        is_owned: Callable[[int], bool],
         foreign_memory_mib: int,
         home: Path,
         node_home: Path,
@@ -56,7 +56,7 @@ class Hardware:
     ) -> None:
         self.accelerators = tuple(accelerators)
         self._cards = cards
-        self._is_ours = is_ours
+        self._is_ours = is_owned
         self._foreign_memory_mib = foreign_memory_mib
         self._home, self._node_home = home, node_home
         self._monotonic = monotonic
@@ -110,7 +110,7 @@ class Hardware:
         return reading.result()
 
     def _judge(self, ids: Sequence[str]) -> Sequence[BlockedAccelerator]:
-        return blocked_cards(ids, self._cards.read(), is_ours=self._is_ours, threshold_mib=self._foreign_memory_mib)
+        return blocked_cards(ids, self._cards.read(), is_owned=self._is_ours, threshold_mib=self._foreign_memory_mib)
 
     def _tell(self, before: Sequence[BlockedAccelerator]) -> None:
         known, now = {entry.id for entry in before}, {entry.id: entry for entry in self._blocked}
@@ -142,7 +142,7 @@ def this_hardware(
     return Hardware(
         accelerators=find_accelerators(cards, environ, simulated=simulated),
         cards=cards,
-        is_ours=functools.partial(belongs_to_attempt, node_home.attempts),
+        is_owned=functools.partial(belongs_to_attempt, node_home.attempts),
         foreign_memory_mib=foreign_memory_mib,
         home=home,
         node_home=node_home.root,

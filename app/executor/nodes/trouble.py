@@ -5,7 +5,7 @@ from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
-# Not the fault of the job that met it first; everything else is a fault of ours.
+# Not the fault of the job that met it first; everything else is a fault of the service.
 TROUBLE: Final = (SQLAlchemyError, OSError)
 
 _FIRST_REST_SECONDS = 0.5

@@ -301,7 +301,7 @@ class Supervisor:
         self._finish(why=None, leftovers=leftovers, unkillable=unkillable)
 
     def _listen_for_shutdown(self) -> None:
-        """A machine that shuts down sends TERM to all in one breath: the stage may end before we hear of ours."""
+        """A machine that shuts down sends TERM to all in one breath: the stage may end before we learn of our own."""
         if self.stop_reason is not None or not was_terminated(self.ending or {}):
             return
         deadline = time.monotonic() + SHUTDOWN_SECONDS
