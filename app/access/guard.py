@@ -1,4 +1,4 @@
-"""What the installed licence allows, asked at every request that needs one.
+"""Check the installed licence at every request that needs one.
 
 The file is read again when it changed on disk: `deepe license install` works while the service runs. The time is
 looked at on every call: a licence expires under a running service.
@@ -38,7 +38,7 @@ class CommercialLicenseRequired(NotAllowed):
 
 
 class LicenseState(StrEnum):
-    """How it stands with the licence."""
+    """State of the licence."""
 
     NONE = "none"
     VALID = "valid"

@@ -196,7 +196,7 @@ def load_public_key(path: Path | None = None) -> Ed25519PublicKey:
 
 
 def licence_path(home: Path) -> Path:
-    """Return where the installed licence lies."""
+    """Return the path of the installed licence."""
     return home / FILE_NAME
 
 

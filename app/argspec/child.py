@@ -71,7 +71,7 @@ def _answer(kind: bytes, source: bytes, *, memory_bytes: int) -> dict[str, Any]:
 
 
 def _peak_address_space() -> int:
-    """Return how large the process has been; 0 where only Linux could tell, as only Linux has the limit."""
+    """Return the peak size of the process; 0 except on Linux, the only system with the limit."""
     try:
         status = Path("/proc/self/status").read_text("ascii")
     except OSError:

@@ -99,7 +99,7 @@ class Described:
     exclusive: tuple[ExclusiveGroup, ...]
     notes: tuple[Remark, ...]
     left_out: int
-    """The line of the first option beyond as many as anybody can use; 0 if there are not so many."""
+    """The line of the first option beyond the limit; 0 if there are fewer."""
 
 
 def describe(parsers: Iterable[Parser]) -> Described:
@@ -261,7 +261,7 @@ def _kind_of_result(node: ast.expr) -> Kind:
 
 
 def _default(parser: Parser, action: Action, form: Form) -> tuple[Any, str | None]:
-    """Return the default, or the source of one that only a run could tell."""
+    """Return the default, or the source of one that is known only at run time."""
     if action.dest in parser.defaults and form != "flag":
         value, source = parser.defaults[action.dest], "set_defaults"
     elif "default" in action.keywords and form != "flag":

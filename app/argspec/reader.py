@@ -121,7 +121,7 @@ class _Reader(Walker):
             case Parser() | Group():
                 return self._parser_method(base, name, node)
             case _Subcommands():
-                return Parser(node.lineno)  # its options belong to a subcommand, which nobody gives
+                return Parser(node.lineno)  # its options belong to a subcommand, which is never given
             case InstanceValue() | ClassValue() if isinstance(self.attribute_of(base, node.func), FunctionValue):
                 return self._call_method(base, node.func, node)
             case str() | dict() | list() | set():

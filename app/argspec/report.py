@@ -36,7 +36,7 @@ class Option:
     default: Any
     """A JSON value, as the script writes it: a text still goes through the option's type."""
     default_source: str | None
-    """The source of a default that only a run of the script could tell."""
+    """The source of a default that is known only at run time."""
     choices: Sequence[Any] | None
     help: str
     group: str | None
@@ -84,7 +84,7 @@ class Imports:
 
     modules: Sequence[str] = ()
     search_path: Sequence[str] = ()
-    """Folders that the script adds to `sys.path`; an empty text for what cannot be told."""
+    """Folders that the script adds to `sys.path`; an empty text for what is unknown."""
 
 
 @dataclass(frozen=True)

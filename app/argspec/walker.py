@@ -1,7 +1,7 @@
 """Walks a script's statements as Python would, without running it.
 
 Top-level statements in order, functions of the script where they are called, both branches of a condition that cannot
-be decided. Whoever wants to know something of a script subclasses `Walker` and looks at the calls.
+be decided. A reader of scripts subclasses `Walker` and looks at the calls.
 """
 
 import ast
@@ -78,7 +78,7 @@ class Walker(Evaluator):
         """React to a function that is not walked because too many that call each other are open."""
 
     def choose(self, values: Sequence[object]) -> object:
-        """Return what a name stands for that has different values on different ways."""
+        """Return the value of a name that differs between branches."""
         return UNKNOWN
 
     def set_attribute(self, base: object, name: str, value: object) -> None:

@@ -1,7 +1,7 @@
 """A method as it travels over the wire.
 
 The parser is lenient: only a body of the wrong JSON type is refused here. What a path needs and lacks, and every
-value nobody knows, is for `app.domain.lifecycle.violations` to say, all at once. A member that is present counts as
+value that is unknown, is for `app.domain.lifecycle.violations` to say, all at once. A member that is present counts as
 configured, even as `{}`; absent or null does not.
 """
 
@@ -50,7 +50,7 @@ class Wire(BaseModel):
 
     @property
     def unknown(self) -> dict[str, Any]:
-        """Members that nobody knows, in the order given."""
+        """Unknown members, in the order given."""
         return dict(self.model_extra or {})
 
 
@@ -81,7 +81,7 @@ class StageConfig(RunConfig):
 
 
 class InferenceSwitches(Wire):
-    """Which of the method's models can be asked."""
+    """Which models of the method accept inference."""
 
     customized: StrictBool | None = Field(default=None, description="The customized model can be asked")
     complete: StrictBool | None = Field(default=None, description="The complete model can be asked")
@@ -154,7 +154,7 @@ class MethodDefinition(Wire):
         return self.deployment is not None and self.deployment.target == CUSTOM_TARGET
 
     def switched_on(self, state: ModelState) -> bool:
-        """Whether the model in `state` can be asked."""
+        """Whether the model in `state` accepts inference."""
         return bool(self.inference and getattr(self.inference, state, None) is True)
 
     def canonical(self) -> dict[str, Any]:

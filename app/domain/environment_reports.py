@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 
 class EnvironmentState(StrEnum):
-    """How an environment stands on a node."""
+    """State of an environment on a node."""
 
     KNOWN = "known"  # not there; this node can build it and does so when a job needs it
     MISSING = "missing"  # not there, and this node cannot build it
@@ -20,7 +20,7 @@ class EnvironmentState(StrEnum):
 
 
 class Trouble(BaseModel):
-    """What stands in the way: the code of its sentence, and the values in it."""
+    """What prevents a run: the code of its sentence, and the values in it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -46,7 +46,7 @@ class Probe(BaseModel):
 
 
 class EnvironmentReport(BaseModel):
-    """One environment of one node. What is unknown is None: nobody counts the bytes of an environment it found."""
+    """One environment of one node. What is unknown is None, such as the size of an environment that was found."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -1,4 +1,4 @@
-"""Typed errors. A leaf class has a stable `code`; its sentence stands in `texts/*.toml` in three languages.
+"""Typed errors. A leaf class has a stable `code`; its sentence is in `texts/*.toml` in three languages.
 
 Leaf classes live beside the only code that raises them. The HTTP status is decided once, in `app/api/errors.py`,
 by family (`NotFound`, `Invalid`, ...).

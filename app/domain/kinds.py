@@ -76,19 +76,19 @@ class KindRule:
     counts_in_limits: bool
     """Counts against the limits of its queue."""
     may_be_group: bool
-    """May be a group of processes: what it makes stands in files, not in what one of them prints."""
+    """May be a group of processes: its result is in files, not in what one of them prints."""
     safe_to_repeat: bool
     """A script that had begun may be run again unasked: it writes into a fresh folder only."""
 
     submitted_alone: bool
     """May be submitted as a single stage."""
     listed: bool
-    """Stands in a list of jobs that does not name kinds."""
+    """Is in a list of jobs that does not name kinds."""
 
     argument_style: ArgumentStyle | None
     """`None`: what runs is a program of the product."""
     has_checkpoints: bool
-    """Goes on from the newest checkpoint of earlier attempts."""
+    """Resumes from the newest checkpoint of earlier attempts."""
     checkpoints_expire: bool
     """Its checkpoints are removed some time after it succeeded."""
     has_forecast: bool
@@ -96,7 +96,7 @@ class KindRule:
     reports_status_key: bool
     """Shares a status key with DeepExtension's scripts and backend."""
     reports_pid: bool
-    """Its pid stands in the status key."""
+    """Its pid is in the status key."""
     event_subject: EventSubject
 
     @property

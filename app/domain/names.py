@@ -52,7 +52,7 @@ def name_violations(
     if name != name.strip(" "):
         found.append(Violation(pointer, "name_has_outer_space"))
     if _UUID.fullmatch(name):
-        # a URL takes a name or an id, so that a name must not look like somebody's id
+        # a URL takes a name or an id, so that a name must not look like an id
         found.append(Violation(pointer, "name_looks_like_id"))
     if name_key(name) in {name_key(word) for word in reserved}:
         found.append(Violation(pointer, "name_reserved", {"name": name}))

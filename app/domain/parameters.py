@@ -34,7 +34,7 @@ class ParameterCheck:
     violations: tuple[Violation, ...]
     warnings: tuple[Violation, ...]
     effective: dict[str, Any]
-    """The values given and the platform's own for what the script needs and nobody gave; in a stable order."""
+    """The values given, and the platform's own for what the script needs and was not given; in a stable order."""
 
 
 def json_schema(

@@ -165,5 +165,5 @@ def policy_violations(policy: RetryPolicy) -> Sequence[Violation]:
 
 
 def _pause(recoveries: int) -> timedelta:
-    """At once the first time; a node that loses its processes again and again gets a moment."""
+    """Return no delay the first time, and a growing one for a node that keeps losing its processes."""
     return timedelta(seconds=2.0 ** (recoveries - 1) if recoveries else 0.0)

@@ -58,7 +58,7 @@ class ScriptParameter(_Frozen):
     """The script says what happens without a value; an explicit `default=None` counts."""
     default: Any = None
     default_text: str | None = None
-    """The source of a default that only a run of the script could tell."""
+    """The source of a default that is known only at run time."""
     choices: tuple[Any, ...] | None = None
     help: str = ""
     group: str | None = None

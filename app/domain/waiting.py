@@ -85,7 +85,7 @@ def estimated_starts(
 ) -> Mapping[str, datetime]:
     """Return job → when it will start if nothing more urgent comes and running jobs end as expected.
 
-    Only for those of which that can be said: a job in the way that nobody can foresee the end of makes it unknown.
+    Only for those of which that can be said: a job in the way whose end is unknown makes it unknown.
     """
     working = {node.host.node_id: node for node in nodes if node.condition is NodeCondition.WORKS}
     starts = {}

@@ -1,9 +1,9 @@
 """The sample data sets, made from a few word lists: the same rows each time.
 
     python -m app.presets.sample_data            # writes app/presets/NAME/NAME.jsonl
-    python -m app.presets.sample_data FOLDER     # the same into a folder, and draws the pictures of vl-demo and sd-demo
+    python -m app.presets.sample_data FOLDER     # the same into a folder, and the pictures of vl-demo and sd-demo
 
-Rows are pure functions of this file, so that a test can tell whether the files beside it are theirs.
+Rows are pure functions of this file, so that a test can check the files beside it against them.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Base models: folders that somebody placed under `models/`, registered with a technical name and a card."""
+"""Base models: folders placed under `models/`, registered with a technical name and a card."""
 
 import asyncio
 from collections.abc import Callable, Collection, Iterator

@@ -46,7 +46,7 @@ class LineProblem(Exception):
 def check_lines(lines: Iterable[bytes], *, max_characters: int, images: Collection[str] | None = None) -> DatasetReport:
     """Check all lines; `images` are the names in the folder `images/`, None if there is no such folder.
 
-    A line of more than `4 * max_characters + 2` bytes may be cut off by whoever reads the file.
+    A line of more than `4 * max_characters + 2` bytes may be cut off by the reader of the file.
     """
     columns: dict[str, None] | None = None
     problems: list[Violation] = []

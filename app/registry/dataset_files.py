@@ -51,7 +51,7 @@ class DatasetFileExists(Conflict):
 
 
 class DatasetChanging(Conflict):
-    """Somebody writes to the file while it is read."""
+    """The file is written to while it is read."""
 
     code = "dataset_changing"
 
@@ -61,7 +61,7 @@ FileKey = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Inspection:
-    """What one pass over a data set found; `key` tells whether the file was touched since."""
+    """What one pass over a data set found; `key` changes when the file does."""
 
     jsonl: Path
     images: Path | None

@@ -325,7 +325,7 @@ def _file_name(name: str) -> str:
 
 
 async def _write(path: Path, chunks: AsyncIterable[bytes]) -> None:
-    """Write all chunks; gathered, so that a thread is not asked for every few kilobytes."""
+    """Write all chunks; gathered, so that no thread is needed for every few kilobytes."""
     with path.open("xb") as stream:
         gathered = bytearray()
         async for chunk in chunks:

@@ -40,7 +40,7 @@ class DeployTargets:
         return await named.page(session, DeployTargetRow, wanted, text=text)
 
     async def create(self, session: AsyncSession, *, name: str, kind: DeployTargetKind, url: str) -> DeployTargetRow:
-        """Register a deploy target; nobody is asked whether it answers, it may be started later."""
+        """Register a deploy target. It is not contacted: it may be started later."""
         if found := name_violations(name, reserved=[CUSTOM_TARGET]) + url_violations(url):
             raise InvalidRequest(found)
         row = DeployTargetRow(

@@ -33,7 +33,7 @@ class MethodCopies:
     async def copy(self, session: AsyncSession, method: str, name: str) -> Method:
         """Add a method that does what `method` does, under a new name and with copies of its scripts.
 
-        What somebody edited on disk is copied as it stands; of a read-only example what was shipped.
+        A file edited on disk is copied as it is; a read-only example as it was shipped.
         """
         self._licence.require()
         await store.lock_scripts(session)

@@ -50,7 +50,7 @@ Pins = dict[Stage, PinnedFile]
 
 
 class FileState(StrEnum):
-    """How a pinned file stands in the script root, or in the product's folder."""
+    """State of a pinned file in the script root, or in the product's folder."""
 
     UNCHANGED = "unchanged"
     MODIFIED = "modified"
@@ -59,7 +59,7 @@ class FileState(StrEnum):
 
 @dataclass(frozen=True)
 class FileStatus:
-    """A pinned file and how it stands now."""
+    """A pinned file and its current state."""
 
     stage: Stage
     pinned: PinnedFile
@@ -157,7 +157,7 @@ class MethodFiles:
         return pinned, self.versions.get(pinned.sha256)
 
     def place(self, pinned: PinnedFile) -> Path:
-        """Return where the file stands while nobody changes it."""
+        """Return where the file is; it does not change meanwhile."""
         return catalogue.script_path(pinned.file) if pinned.shipped else self.scripts.absolute(pinned.file)
 
     def _digest(self, pinned: PinnedFile) -> FileDigest | None:

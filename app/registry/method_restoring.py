@@ -28,7 +28,7 @@ class NotATemplate(Conflict):
 
 
 class FileInTheWay(Conflict):
-    """Another file stands where one of the method's files has to be written."""
+    """Another file is where one of the method's files has to be written."""
 
     code = "file_in_the_way"
 

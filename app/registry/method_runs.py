@@ -27,7 +27,7 @@ class ScriptToRun:
 
     `isolated`: it is the product's, and sees nothing of the folder that it works in. `helper_copies`: users' own copies
     of helper modules in the script root, where a script in a folder looks for them behind everything else (it appends
-    the root to `sys.path`), and yet they come before ours.
+    the root to `sys.path`), and yet they come before the product's.
     """
 
     path: Path
@@ -49,7 +49,7 @@ class MethodRuns:
     async def pin_for_run(self, session: AsyncSession, method: str) -> Method:
         """Return the version of the method that a job of this moment runs; a new one if its files were edited.
 
-        Until the transaction ends nobody deletes or changes the method.
+        The method is locked until the transaction ends.
         """
         row = await store.get(session, method, lock=True)
         newest = method_of(row, await store.get_version(session, row))

@@ -46,7 +46,7 @@ class PresetReadOnly(NotAllowed):
 
 
 class MethodMoved(PreconditionFailed):
-    """Somebody changed the method between our reading and our writing it."""
+    """The method was changed between being read and being written."""
 
     code = "method_moved"
 
@@ -136,7 +136,7 @@ class MethodRegistry:
         return await self.add(session, definition, source=VersionSource.CREATE)
 
     async def add(self, session: AsyncSession, definition: MethodDefinition, *, source: VersionSource) -> Method:
-        """Add a method, once somebody has asked for the licence."""
+        """Add a method. The caller has checked the licence."""
         check = await self._checked(session, definition, None)
         return await self.insert(session, definition, check.pins, source=source)
 
@@ -219,7 +219,7 @@ class MethodRegistry:
         now = self._clock()
         if not await store.delete(session, row, version=row.version, now=now):
             raise MethodMoved(method=row.name)
-        # counted after the row is ours: a submit of this moment has either been counted or finds no method
+        # counted after the row is locked: a submit of this moment has either been counted or finds no method
         count = await self._jobs.count_unfinished_of_method(session, row.id)
         if count and jobs is None:
             raise MethodHasLiveJobs(method=row.name, count=count)

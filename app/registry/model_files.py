@@ -1,4 +1,4 @@
-"""Read the small files of a model that somebody else wrote: JSON documents and the headers of safetensors files.
+"""Read the small files of a model from elsewhere: JSON documents and the headers of safetensors files.
 
 A file may be anything: a pipe that never ends, a device, gigabytes of brackets, shapes whose product has a billion
 digits. Everything is read up to a limit, and what is not regular is refused. Decoding holds the interpreter's lock, so

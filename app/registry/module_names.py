@@ -17,7 +17,7 @@ from app.registry.environment_spec import parse_spec
 from app.registry.script_paths import SUFFIX, stem
 
 CONTRACT_HELPERS = frozenset({"enums", "redis_util", "train_callback"})
-"""Helper modules of which users bring their own copies; those come before ours."""
+"""Helper modules of which users bring their own copies; those come before the product's."""
 
 _HOOKS = frozenset({"sitecustomize", "usercustomize"})
 _PACKAGE = "__init__.py"

@@ -1,7 +1,7 @@
 """How environments stand on nodes: what a node last said, corrected by what the database knows better.
 
 A node looks every few seconds and reports changes with its heartbeat. Builds, their failures and specifications that
-changed meanwhile are read from the database, so that nobody waits for the next report.
+changed meanwhile are read from the database, so that no reader waits for the next report.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

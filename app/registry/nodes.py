@@ -38,7 +38,7 @@ class TooManyLabels(Invalid):
 
 
 class NodeState(StrEnum):
-    """How it stands with a node now. Only `ready` ones get jobs; what runs on the others goes on."""
+    """State of a node. Only `ready` nodes get jobs; jobs that run on the others continue."""
 
     READY = "ready"
     DRAINING = "draining"
@@ -147,7 +147,7 @@ class Nodes:
 
 
 def state_of(row: NodeRow, *, age: timedelta, jobs: int) -> tuple[NodeState, Reason]:
-    """Return how it stands with the node that has so many live jobs, and why, as a sentence."""
+    """Return the state of a node with so many live jobs, and the reason as a sentence."""
     minutes = {"minutes": max(1, int(age.total_seconds() // 60)), "jobs": jobs, "node": row.name}
     standing = standing_of(row)
     if standing in (Standing.DEAD, Standing.REMOVED):
@@ -167,7 +167,7 @@ def state_of(row: NodeRow, *, age: timedelta, jobs: int) -> tuple[NodeState, Rea
 def accelerator_view(
     accelerator: Accelerator, *, holder: Holder | None, blocked: BlockedAccelerator | None
 ) -> AcceleratorView:
-    """Return who has the accelerator; a job that holds it is the answer whatever else uses it."""
+    """Return the holder of the accelerator; a job that holds it comes before other users of its memory."""
     if holder is not None:
         state = AcceleratorState.QUARANTINED if holder.quarantined else AcceleratorState.LEASED
     elif blocked is not None:
@@ -189,7 +189,7 @@ def labels_version(labels: Mapping[str, str]) -> str:
 
 
 async def living_nodes(session: AsyncSession) -> Sequence[NodeRow]:
-    """Return the nodes that were heard of lately and that nobody declared dead."""
+    """Return the nodes with a recent heartbeat that were not declared dead."""
     now = await database_now(session)
     return [
         node

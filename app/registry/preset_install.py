@@ -197,9 +197,9 @@ def _kept(file: str, files: MethodFiles) -> bytes:
 
 
 def _free_place(manifest: PresetManifest, file: str, content: bytes, files: MethodFiles) -> str:
-    """Return a path in the script root that nobody else's file has: in the root, else in a folder of the template."""
+    """Return a free path in the script root: in the root, else in a folder of the template."""
     own = manifest.name.casefold()
-    # what a template shares with an example is called after the template, so that nobody takes one for the other
+    # what a template shares with an example is called after the template, so that the two are not mixed up
     examples = {file for other in catalogue.load_manifests() if other.read_only for file in other.files}
     name = script_path(f"{own}_{file}" if file in examples else file)
     folders = ("", f"{own}/", *(f"{own}-{number}/" for number in range(2, 100)))

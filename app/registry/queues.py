@@ -72,7 +72,7 @@ class Queues:
         try:
             async with session.begin_nested():
                 await queues.set_limits(session, name, max_live=max_live, max_live_per_user=max_live_per_user, now=now)
-        except IntegrityError:  # somebody else set the first ones a moment ago
+        except IntegrityError:  # another request set the first ones a moment ago
             return await self.set_limits(
                 session, name, max_live=max_live, max_live_per_user=max_live_per_user, check=check
             )

@@ -16,7 +16,7 @@ from app.store.registry_facts import RegistryFacts
 
 @dataclass(frozen=True)
 class StageReadiness:
-    """Nodes that could run the stage now, and everything that stands in the way of it."""
+    """Nodes that could run the stage now, and everything that prevents it."""
 
     stage: Stage
     environment: str | None
@@ -41,7 +41,7 @@ class Readiness:
 
 
 def with_cells(found: Readiness, cells: Mapping[Stage, tuple[Cell, ...]]) -> Readiness:
-    """Return the readiness with how each stage stands on every node; where it could run now is said by the cells."""
+    """Return the readiness with the state of each stage on every node; the cells say where it could run now."""
     return Readiness(stages=tuple(_with_cells(stage, cells.get(stage.stage, ())) for stage in found.stages))
 
 

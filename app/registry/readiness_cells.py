@@ -1,7 +1,7 @@
-"""The readiness matrix: how one stage stands on every node. Values in, cells out.
+"""The readiness matrix: the state of one stage on every node. Values in, cells out.
 
 A cell is `ready` (it could run there now), `later` (it will be able to by itself: the environment is being built or is
-built when a job needs it, the node is silent or drained), or `never` as things are: somebody must do something first.
+built when a job needs it, the node is silent or drained), or `never` as things are: a person must do something first.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -15,7 +15,7 @@ from app.registry.node_environments import NodeEnvironment
 
 
 class Verdict(StrEnum):
-    """How a stage stands on a node; of several findings the worst counts."""
+    """State of a stage on a node; of several findings the worst counts."""
 
     READY = "ready"
     LATER = "later"
@@ -49,7 +49,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """What the matrix asks of a node. `absent`: the code of why it takes no jobs now, None if it does."""
+    """What the matrix asks of a node. `absent`: the code of why it accepts no jobs now, None if it does."""
 
     name: str
     platform: Platform

@@ -24,7 +24,7 @@ class InvalidPath(Invalid):
 
 
 class PathNotFound(Invalid):
-    """Nothing stands under the path."""
+    """There is nothing at the path."""
 
     code = "path_not_found"
 

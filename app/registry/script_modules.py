@@ -27,7 +27,7 @@ class ScriptModules:
             try:
                 reading = self._files.reader.read(self._files.versions.get(pinned.sha256))
             except (AppError, OSError):
-                return frozenset()  # bytes that nobody has are not the environment's fault
+                return frozenset()  # missing bytes are not the environment's fault
             modules = _needed(reading.imports)
             if len(self._read) >= _REMEMBERED:
                 self._read.clear()

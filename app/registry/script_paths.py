@@ -73,7 +73,7 @@ def _check_characters(path: str) -> None:
 def _check_part(part: str, file: str) -> None:
     if len(part.encode()) > MAX_COMPONENT_BYTES:
         raise FilePathTooLong(file=shown(file), limit=MAX_COMPONENT_BYTES)
-    # a leading hyphen would be read as an option of the interpreter; hidden files are none of ours
+    # a leading hyphen would be read as an option of the interpreter; hidden files are not part of a method
     misread = part[0] in "-. " or part[-1] in ". " or part.removesuffix(SUFFIX)[-1:] in ("", " ", ".")
     if misread or part.split(".")[0].strip().casefold() in _DEVICES:
         raise InvalidFilePath(file=shown(file), found=shown(part))

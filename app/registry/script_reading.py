@@ -30,7 +30,7 @@ class ScriptReader:
         return present, self.content(present, content)
 
     def content(self, pinned: PinnedFile, content: bytes) -> ScriptParameters:
-        """Return the parameters of bytes that nobody has kept yet."""
+        """Return the parameters of bytes that are not stored yet."""
         return self._read.get(pinned.sha256) or self._remember(pinned, content)
 
     def _remember(self, pinned: PinnedFile, content: bytes) -> ScriptParameters:

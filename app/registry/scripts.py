@@ -26,7 +26,7 @@ _SETTLED_NS = 2_000_000_000
 
 
 class NotARegularFile(Invalid):
-    """A folder, device or pipe stands under the name."""
+    """The name is a folder, device or pipe."""
 
     code = "not_a_regular_file"
 

@@ -16,7 +16,7 @@ _CONTENT = "content"
 
 
 class VersionLost(Unavailable):
-    """The stored bytes of a pinned file are gone or damaged: somebody touched the folder `versions`."""
+    """The stored bytes of a pinned file are gone or damaged: the folder `versions` was changed."""
 
     code = "version_lost"
 

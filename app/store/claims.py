@@ -96,7 +96,7 @@ async def claim_several(
 
 
 async def limits_of(session: AsyncSession, demands: Collection[Demand], *, lock: bool = False) -> QueueLimits:
-    """Return the limits that jobs of these demands meet; with `lock` nobody else claims from a limited queue now."""
+    """Return the limits that jobs of these demands meet; with `lock` no other node claims from a limited queue now."""
     names = {demand.queue for demand in demands if KINDS[demand.kind].counts_in_limits}
     limited = sa.or_(col(QueueRow.max_live).is_not(None), col(QueueRow.max_live_per_user).is_not(None))
     statement = select(QueueRow.name, QueueRow.max_live, QueueRow.max_live_per_user).where(
@@ -147,7 +147,7 @@ async def first_in_order(
 
 
 async def slot_holders(session: AsyncSession) -> Mapping[str, Sequence[datetime | None]]:
-    """Return node → when the jobs that hold one of its slots are expected to end; None when nobody knows."""
+    """Return node → when the jobs that hold one of its slots are expected to end; None when unknown."""
     statement = (
         select(AttemptRow.node_id, AttemptRow.expected_end_at, AttemptRow.accelerators)
         .join(JobRow, col(JobRow.id) == col(AttemptRow.job_id))
@@ -194,7 +194,7 @@ class _Front:
             self.candidates.append(following[0])
 
     def needs_others(self) -> bool:
-        """Say whether a job waits for several accelerators and nobody keeps them here."""
+        """Say whether a job waits for several accelerators and no reservation keeps them here."""
         unkept = (one for one in self.candidates if one.reserved_node_id != self.host.node_id)
         return any(is_blocked(one, self.host) for one in unkept)
 
@@ -243,7 +243,7 @@ async def _lock(session: AsyncSession, front: _Front, take: Take, *, most: int, 
     chosen = take.candidate
     if take.interchangeable and (known := front.alike.get(chosen.demand.text)):
         return known[0]
-    sqlite = session.get_bind().dialect.name == "sqlite"  # one writer at a time: nobody else is about to claim
+    sqlite = session.get_bind().dialect.name == "sqlite"  # one writer at a time: no other node is about to claim
     if sqlite and (most == 1 or not take.interchangeable):
         return chosen
     statement = _candidate_statement().where(sa.text(CLAIMABLE))
@@ -359,7 +359,7 @@ async def _reserve(session: AsyncSession, host: Host, decision: Decision) -> Non
 
 
 async def _write_reservation(session: AsyncSession, candidate: Candidate, node_id: str | None) -> None:
-    """Change whose reservation it is, unless somebody was faster or is at the row right now."""
+    """Change whose reservation it is, unless another node was faster or has locked the row."""
     seen = col(JobRow.reserved_node_id).is_not_distinct_from(candidate.reserved_node_id)
     free = select(JobRow.id).where(JobRow.id == candidate.job_id, sa.text(CLAIMABLE), seen)
     if (await session.exec(free.with_for_update(skip_locked=True))).first() is not None:

@@ -49,7 +49,7 @@ class Home:
 
     @property
     def images(self) -> Path:
-        """What models draw."""
+        """Pictures that models generate."""
         return self.root / "images"
 
     @property
@@ -69,7 +69,7 @@ class Home:
 
     @property
     def bells(self) -> Path:
-        """One FIFO for each node on this machine, where no Redis carries hints; it is heard at once."""
+        """One FIFO for each node on this machine, where no Redis carries hints; it is read at once."""
         return self.root / ".bells"
 
     @property
@@ -109,7 +109,7 @@ class NodeHome:
 
     @property
     def bell(self) -> Path:
-        """The FIFO that supervisors strike when there is something new in their folder."""
+        """The FIFO that supervisors write to when there is something new in their folder."""
         return self.root / ".bell"
 
     @property
@@ -150,7 +150,7 @@ def keep_sqlite_private(database: Path) -> None:
 
 
 def close_to_others(path: Path) -> None:
-    """Take from `path` the rights of other accounts. A group keeps its own where somebody shares with it."""
+    """Take from `path` the rights of other accounts. A group keeps its own where the folder is shared with it."""
     mode = stat.S_IMODE(path.stat().st_mode)
     shared = mode & stat.S_IWGRP or is_shared(path.parent)
     closed = mode & (stat.S_IRWXU | (stat.S_IRWXG if shared else 0))
@@ -159,7 +159,7 @@ def close_to_others(path: Path) -> None:
 
 
 def is_shared(folder: Path) -> bool:
-    """Say whether a folder is shared with its group on purpose: the group may write, and nobody else."""
+    """Say whether a folder is shared with its group on purpose: the group may write, others may not."""
     return folder.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH) == stat.S_IWGRP
 
 

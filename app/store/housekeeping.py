@@ -1,4 +1,4 @@
-"""What housekeeping asks and removes in the database, and whose turn it is."""
+"""Queries of housekeeping, and which process has the turn."""
 
 from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
@@ -39,7 +39,7 @@ async def take_turn(session: AsyncSession, holder: str, *, lease: timedelta, una
 
 
 async def keep_turn(session: AsyncSession, holder: str, *, lease: timedelta) -> bool:
-    """Go on holding the turn; False: it was lost."""
+    """Renew the turn. False: it was lost."""
     now = await database_now(session)
     turn = await session.get(InstallationRow, TURN_KEY, populate_existing=True, with_for_update={})
     if turn is None or turn.value.get("holder") != holder:
@@ -49,7 +49,7 @@ async def keep_turn(session: AsyncSession, holder: str, *, lease: timedelta) -> 
 
 
 async def give_turn_back(session: AsyncSession, holder: str, *, next_in: timedelta) -> None:
-    """Let the turn go; nobody takes it unasked before it is due again."""
+    """Release the turn; no process takes it before it is due again."""
     now = await database_now(session)
     turn = await session.get(InstallationRow, TURN_KEY, populate_existing=True, with_for_update={})
     if turn is not None and turn.value.get("holder") == holder:

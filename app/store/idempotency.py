@@ -43,5 +43,5 @@ async def keep(session: AsyncSession, *, scope: str, key: str, status_code: int,
 
 
 async def forget_before(session: AsyncSession, moment: datetime) -> None:
-    """Forget keys that are older than `moment`: nobody sends a request again after days."""
+    """Forget keys that are older than `moment`: no request is repeated after days."""
     await session.exec(sa.delete(IdempotencyRow).where(col(IdempotencyRow.created_at) < moment))

@@ -109,7 +109,7 @@ def link(jobs: Sequence[JobRow]) -> None:
 
 
 async def insert(session: AsyncSession, jobs: Sequence[JobRow]) -> None:
-    """Insert queued jobs, in an order in which nobody is blocked by a later one."""
+    """Insert queued jobs, in an order in which none waits for a later one."""
     for job in jobs:
         job.demand = demand_of(job).text
         session.add(job)
@@ -136,7 +136,7 @@ def demand_of(job: JobRow) -> Demand:
 
 
 async def get(session: AsyncSession, job_id: str, *, lock: bool = False) -> JobRow:
-    """Return the job or raise `JobNotFound`. With `lock` nobody else changes it before the transaction ends."""
+    """Return the job or raise `JobNotFound`. With `lock`, the row is locked until the transaction ends."""
     # "for no key update": attempts and events that merely refer to the row are not held up
     for_update: Any = {"key_share": True} if lock else None
     job = await session.get(JobRow, job_id, populate_existing=True, with_for_update=for_update)
@@ -302,7 +302,7 @@ async def renew_leases(session: AsyncSession, node_id: str, *, now: datetime, le
 
 
 async def expect_ends(session: AsyncSession, ends: Mapping[str, datetime | None]) -> None:
-    """Write down when live attempts are expected to end; None: nobody knows."""
+    """Write down when live attempts are expected to end; None: unknown."""
     for attempt_id, end in ends.items():
         await session.exec(
             sa.update(AttemptRow)
@@ -312,7 +312,7 @@ async def expect_ends(session: AsyncSession, ends: Mapping[str, datetime | None]
 
 
 async def mark_running(session: AsyncSession, claim: Claim, *, now: datetime) -> bool:
-    """Record that the script's process exists. False: the job is no longer ours."""
+    """Record that the script's process exists. False: the claim was lost."""
     changed = await _write_status(
         session,
         claim.job.id,
@@ -328,7 +328,7 @@ async def mark_running(session: AsyncSession, claim: Claim, *, now: datetime) ->
 
 
 async def mark_stopping(session: AsyncSession, claim: Claim, *, now: datetime) -> bool:
-    """Record that the tree was told to stop. False: the job is no longer ours."""
+    """Record that the process tree was signalled to stop. False: the claim was lost."""
     return await _write_status(
         session,
         claim.job.id,
@@ -360,7 +360,7 @@ async def requeue(
 ) -> bool:
     """End an attempt and let the job be claimed again, after the decision's delay.
 
-    False: the job is no longer ours, or somebody wants it to stop, and nothing changed.
+    False: the claim was lost, or a cancel was requested; nothing changed.
     """
     counter = JobRow.retries if again.charged else JobRow.recoveries
     changed = await _write_status(
@@ -384,7 +384,7 @@ async def requeue(
 
 
 async def finish(session: AsyncSession, claim: Claim, end: End, *, now: datetime) -> bool:
-    """End the attempt and its job; release or end the jobs that wait for it. False: no longer ours, nothing changed."""
+    """End the attempt and its job; release or end the jobs that wait for it. False: the claim was lost."""
     changed = await _write_status(
         session, claim.job.id, old=LIVE, new=end.status, now=now, token=claim.attempt.token, end=end
     )
@@ -491,9 +491,9 @@ async def _write_status(
     end: End | None = None,
     values: Mapping[str, Any] | None = None,
 ) -> bool:
-    """Change the status if it still is one of `old` and (given) the token still is ours; record the event.
+    """Change the status if it still is one of `old` and (given) the token is still valid; record the event.
 
-    `unless_cancelled`: nor if somebody wants the job to stop. `why` goes into the event where there is no `end`.
+    `unless_cancelled`: nor if a cancel was requested. `why` goes into the event where there is no `end`.
     """
     conditions = []
     if token is not None:

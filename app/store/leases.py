@@ -36,7 +36,7 @@ class AcceleratorInUse(Conflict):
 
 
 async def take(session: AsyncSession, attempts: Sequence[AttemptRow], *, now: datetime) -> None:
-    """Lease its `accelerators` to each attempt; an `IntegrityError` when one of them is held."""
+    """Lease its `accelerators` to each attempt; raise `IntegrityError` if one of them is held."""
     rows = [
         {
             "id": str(uuid4()),
@@ -54,7 +54,7 @@ async def take(session: AsyncSession, attempts: Sequence[AttemptRow], *, now: da
 
 
 async def held(session: AsyncSession, node_ids: Collection[str]) -> Mapping[str, Mapping[str, datetime | None]]:
-    """Return node → accelerator → when its holder is expected to end; None when nobody knows, and in quarantine."""
+    """Return node → accelerator → when its holder is expected to end; None when unknown, and in quarantine."""
     statement = (
         select(LeaseRow.node_id, LeaseRow.accelerator, LeaseRow.quarantined_at, AttemptRow.expected_end_at)
         .join(AttemptRow, col(AttemptRow.id) == col(LeaseRow.attempt_id))

@@ -66,7 +66,7 @@ SORTABLE: Mapping[str, Any] = {
 async def find(session: AsyncSession, method: str, *, lock: bool = False) -> MethodRow | None:
     """Return the living method with this id, else with this name.
 
-    With `lock` nobody else changes or deletes it before the transaction ends.
+    With `lock`, the row is locked until the transaction ends.
     """
     living = select(MethodRow).where(col(MethodRow.deleted_at).is_(None))
     if lock:
@@ -217,7 +217,7 @@ async def delete(session: AsyncSession, row: MethodRow, *, version: int, now: da
 
 
 async def lock_scripts(session: AsyncSession) -> None:
-    """Let nobody else write to the script root before the transaction ends.
+    """Lock the script root for writing until the transaction ends.
 
     On SQLite the writing transaction itself is the lock; network disks have none that could be trusted.
     """

@@ -22,7 +22,7 @@ _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
 class SchemaState(StrEnum):
-    """How the schema of a database stands to this version of the product."""
+    """How the schema of a database compares with this version of the product."""
 
     MISSING = "missing"
     OLDER = "older"
@@ -49,7 +49,7 @@ class SchemaTooNew(DatabaseUnusable):
 
 
 class DatabaseDamaged(DatabaseUnusable):
-    """The file is no SQLite database, or not a whole one."""
+    """The file is not a SQLite database, or is incomplete."""
 
     def __init__(self, database: Database, reason: object) -> None:
         super().__init__(

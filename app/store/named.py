@@ -52,7 +52,7 @@ async def update(session: AsyncSession, row: RowT, **values: Any) -> None:
 
 
 async def delete(session: AsyncSession, row: RowT) -> bool:
-    """Delete the row; return `False` if somebody else did."""
+    """Delete the row; return `False` if it was already deleted."""
     result = await session.exec(sa.delete(type(row)).where(sa.column("id") == row.id))
     assert isinstance(result, CursorResult)
     return result.rowcount == 1

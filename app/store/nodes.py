@@ -17,15 +17,15 @@ from app.domain.errors import NotFound
 from app.store.tables import NodeRow
 
 NODE_SILENT_AFTER = timedelta(seconds=60)
-"""A node that was not heard of for so long gets no work and counts as gone until it speaks again."""
+"""A node without a heartbeat for so long gets no work and counts as gone until its next one."""
 
 
 class Standing(StrEnum):
-    """What people and the node itself say of it, whether or not it was heard of lately."""
+    """The state that people and the node itself set, whatever the age of its heartbeat."""
 
     READY = "ready"
     DRAINING = "draining"  # a person wants it empty: what runs goes on, nothing new begins
-    REFUSING = "refusing"  # it takes no jobs by itself; `refusal` says why
+    REFUSING = "refusing"  # it accepts no jobs by itself; `refusal` says why
     DEAD = "dead"  # a person says that its processes are gone
     REMOVED = "removed"
 
@@ -176,7 +176,7 @@ async def all_nodes(session: AsyncSession) -> Sequence[NodeRow]:
 
 
 async def working_nodes(session: AsyncSession, *, now: datetime) -> Sequence[NodeRow]:
-    """Return the nodes that were heard of lately and take jobs."""
+    """Return the nodes with a recent heartbeat that accept jobs."""
     return [row for row in await all_nodes(session) if now - row.heartbeat_at < NODE_SILENT_AFTER and takes_jobs(row)]
 
 
@@ -197,7 +197,7 @@ def standing_of(row: NodeRow) -> Standing:
 
 
 def takes_jobs(row: NodeRow) -> bool:
-    """Say whether the node may claim at all: nobody drains it or declared it dead, and it has not refused."""
+    """Say whether the node may claim at all: it is neither drained nor declared dead, and it does not refuse."""
     return standing_of(row) is Standing.READY
 
 

@@ -15,7 +15,7 @@ Position = tuple[Any, Any]
 
 @dataclass(frozen=True)
 class PageRequest:
-    """Which page somebody wants, in which order; `after` is the position that it begins behind."""
+    """The page asked for and its order; `after` is the position before its first row."""
 
     limit: int
     sort: str

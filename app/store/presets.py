@@ -13,7 +13,7 @@ _INSTALL_LOCK = 0x70726573  # "pres"; any constant that no other user of the dat
 
 
 async def lock_installation(session: AsyncSession) -> None:
-    """Let nobody else install presets before the transaction ends; on SQLite the transaction itself is the lock."""
+    """Lock the installation of presets until the transaction ends; on SQLite the transaction itself is the lock."""
     postgres = session.get_bind().dialect.name == "postgresql"
     await (await session.connection()).execute(
         sa.text(f"SELECT pg_advisory_xact_lock({_INSTALL_LOCK})" if postgres else "SELECT 1")

@@ -1,4 +1,4 @@
-"""Queues: limits by name. A queue without a row takes jobs all the same, without limits."""
+"""Queues: limits by name. A queue without a row accepts jobs without limits."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -19,14 +19,14 @@ async def all_queues(session: AsyncSession) -> Sequence[QueueRow]:
 
 
 async def find_queue(session: AsyncSession, name: str, *, lock: bool = False) -> QueueRow | None:
-    """Return the queue; with `lock` nobody claims from it or changes it before the transaction ends."""
+    """Return the queue; with `lock`, claims and changes wait until the transaction ends."""
     return await session.get(QueueRow, name, with_for_update=lock or None, populate_existing=True)
 
 
 async def set_limits(
     session: AsyncSession, name: str, *, max_live: int | None, max_live_per_user: int | None, now: datetime
 ) -> None:
-    """Give the queue these limits, as far as nobody else does the same now; what runs already goes on."""
+    """Upsert the queue's limits. Running jobs are not affected."""
     values = {"max_live": max_live, "max_live_per_user": max_live_per_user, "updated_at": now}
     changed = await session.exec(sa.update(QueueRow).where(col(QueueRow.name) == name).values(**values))
     assert isinstance(changed, CursorResult)

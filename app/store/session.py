@@ -5,7 +5,7 @@ turns writer fails at once with "database is locked", whatever the busy timeout 
 turns.
 
 A statement never fails because of its texts: what a database refuses in them is escaped on the way
-(`app.store.types`). Whoever takes text from a file system or a script makes it printable before; this is the net.
+(`app.store.types`). Text from a file system or a script is made printable where it is read; this is the last check.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """Figures of the whole installation, the same from every process, without reading what is finished.
 
 What grows (ends, attempts, waiting times) is summed up once: `fold` adds the transitions that came since to totals in
-one row and remembers how far it came. Whoever is asked folds; a conditional update lets one of several win. Transitions
+one row and remembers how far it came. Each reader folds; a conditional update lets one of several win. Transitions
 of the last seconds wait for the next time: their ids may have been given in another order than they were committed.
 """
 
@@ -73,7 +73,7 @@ class Waiting:
 
 @dataclass(frozen=True)
 class NodeFigures:
-    """A node: when it was heard of, its accelerators, and the lease of its attempts that ends first."""
+    """A node: its last heartbeat, its accelerators, and the lease of its attempts that ends first."""
 
     name: str
     heartbeat_at: datetime
@@ -87,7 +87,7 @@ class NodeFigures:
 
 @dataclass(frozen=True)
 class Figures:
-    """How it stands at `now`, by the database's clock."""
+    """The figures at `now`, by the database's clock."""
 
     now: datetime
     totals: Totals

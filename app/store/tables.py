@@ -226,7 +226,7 @@ class NodeRow(SQLModel, table=True):
     dead_at: datetime | None = _time(nullable=True)
     removed_at: datetime | None = _time(nullable=True)
     refusal: Json | None = Field(
-        default=None, sa_type=JsonDocument, description="code and params of why it takes no jobs"
+        default=None, sa_type=JsonDocument, description="code and params of why it accepts no jobs"
     )
 
 
@@ -424,7 +424,7 @@ class InstallationRow(SQLModel, table=True):
 
 
 class WebhookRow(SQLModel, table=True):
-    """An address that is told when a job ends."""
+    """An address that receives a message when a job ends."""
 
     __tablename__ = "webhook"
 
@@ -438,7 +438,7 @@ class WebhookRow(SQLModel, table=True):
 
 
 class DeliveryRow(SQLModel, table=True):
-    """One message of a webhook, written in the transaction of what it tells."""
+    """One message of a webhook, written in the transaction of the change itself."""
 
     __tablename__ = "delivery"
     __table_args__ = (

@@ -36,7 +36,7 @@ class DeliveryNotFound(NotFound):
 
 @dataclass(frozen=True)
 class Message:
-    """A message that this process may send now; `tries` guards the writing of what came of it."""
+    """A message that this process may send now; `tries` guards the writing of its outcome."""
 
     id: str
     webhook_id: str
@@ -176,7 +176,7 @@ async def deliveries(
 
 
 async def send_again(session: AsyncSession, delivery_id: str, *, now: datetime) -> None:
-    """Make the message due now, whatever became of it."""
+    """Make the message due now, whatever its outcome was."""
     await session.exec(
         sa.update(DeliveryRow)
         .where(col(DeliveryRow.id) == delivery_id)
