@@ -10,6 +10,7 @@ one request at a time; client and server share the machine's cores.
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -181,27 +182,36 @@ class Load:
         self.refused = 0
 
     async def talk(self) -> None:
-        """Use one connection for a while."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        """Use one connection for a while; a server that closes it has refused the request."""
         until = time.perf_counter() + self._seconds
-        try:
-            while time.perf_counter() < until:
-                message = self._request()
-                begun = time.perf_counter()
-                writer.write(message)
-                head = await reader.readuntil(b"\r\n\r\n")
-                length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
-                body = await reader.readexactly(length)
-                if head.startswith(self._expected):
-                    self.samples.seconds.append(time.perf_counter() - begun)
-                    self.size = length
-                elif self._strict:
-                    raise AssertionError(f"{message.decode()}\n{head.decode()}\n{body.decode()}")
-                else:
-                    self.refused += 1
-        finally:
-            writer.close()
-            await writer.wait_closed()
+        while time.perf_counter() < until:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+            try:
+                while time.perf_counter() < until:
+                    await self._ask(reader, writer)
+            except (asyncio.IncompleteReadError, ConnectionError):
+                if self._strict:
+                    raise
+                self.refused += 1
+            finally:
+                writer.close()
+                with contextlib.suppress(ConnectionError):
+                    await writer.wait_closed()
+
+    async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        message = self._request()
+        begun = time.perf_counter()
+        writer.write(message)
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
+        body = await reader.readexactly(length)
+        if head.startswith(self._expected):
+            self.samples.seconds.append(time.perf_counter() - begun)
+            self.size = length
+        elif self._strict:
+            raise AssertionError(f"{message.decode()}\n{head.decode()}\n{body.decode()}")
+        else:
+            self.refused += 1
 
 
 # ---- the servers ----------------------------------------------------------------------------------------------------

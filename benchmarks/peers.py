@@ -72,7 +72,7 @@ def prefect(start: Start, runs: int) -> Iterator[Peer]:
             def body() -> dict[str, Any]:
                 return {"flow_id": flow, "name": f"run {next(names)}", "state": state}
 
-            made = _fill(runs, lambda: client.post("/flow_runs/", json=body()).json()["id"])
+            made = _fill(runs, lambda: _created(lambda: client.post("/flow_runs/", json=body()))["id"])
             yield Peer(
                 name="Prefect",
                 version=version,
@@ -92,7 +92,12 @@ def mlflow(start: Start, runs: int) -> Iterator[Peer]:
         port = free_port()
         store = ["--backend-store-uri", f"sqlite:///{Path(home) / 'mlflow.db'}", "--artifacts-destination", home]
         command = [python, "-m", "mlflow", "server", *store, "--port", str(port), "--workers", "1"]
-        variables = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
+        # without the consumers of its own jobs, which outlive the server
+        variables = {
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "DO_NOT_TRACK": "1",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        }
         with start(command, variables), httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             _wait(client, "/health")
             version = client.get("/version").text
@@ -101,7 +106,7 @@ def mlflow(start: Start, runs: int) -> Iterator[Peer]:
                 return {"experiment_id": "0", "start_time": int(time.time() * 1000), "run_name": "measured"}
 
             def create() -> str:
-                answer = client.post("/api/2.0/mlflow/runs/create", json=body()).json()
+                answer = _created(lambda: client.post("/api/2.0/mlflow/runs/create", json=body()))
                 return str(answer["run"]["info"]["run_id"])
 
             made = _fill(runs, create)
@@ -136,6 +141,13 @@ def _wait(client: httpx.Client, path: str) -> None:
         if time.monotonic() > deadline:
             raise PeerMissing(f"it was not ready within {PATIENCE:g} s")
         time.sleep(0.2)
+
+
+def _created(post: Callable[[], httpx.Response]) -> Any:
+    """Return what was created; with several writers a peer on SQLite refuses some."""
+    while not (answer := post()).is_success:
+        time.sleep(0.1)
+    return answer.json()
 
 
 def _fill(runs: int, create: Callable[[], str]) -> str:
