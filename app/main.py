@@ -55,9 +55,9 @@ from app.executor.maintenance.webhook_post import WebhookClient
 from app.executor.maintenance.webhook_sender import WebhookSender
 from app.executor.maintenance.webhooks import Webhooks
 from app.executor.nodes.disk_guard import DiskGuard
-from app.executor.nodes.hints import Doorbell, FileDoorbell
 from app.executor.nodes.joining import set_join_token
 from app.executor.nodes.node_actions import NodeActions
+from app.executor.nodes.notifier import FileNotifier, Notifier
 from app.executor.runs.observe import RunObserver
 from app.executor.runs.stream import JobStreams
 from app.observability import configure_logging
@@ -124,7 +124,7 @@ def build_services(
         max_script_bytes=settings.max_script_bytes,
     )
     datasets_ = Datasets(home=home, max_characters=settings.dataset_max_line, clock=clock)
-    doorbell = _doorbell(settings, database)
+    notifier = _notifier(settings, database)
     streams = JobStreams(database, home)
     addresses = AddressPolicy(settings.webhook_addresses)
     parameters = StageParameters(methods_.reader)
@@ -158,9 +158,9 @@ def build_services(
             clock=clock,
         ),
         inference_requests=InferenceRequests(database=database, methods=methods_, home=home, clock=clock),
-        chat=ChatService(database, home, doorbell, streams=streams, clock=clock),
+        chat=ChatService(database, home, notifier, streams=streams, clock=clock),
         streams=streams,
-        doorbell=doorbell,
+        notifier=notifier,
         webhooks=Webhooks(policy=addresses),
         webhook_sender=WebhookSender(database, WebhookClient(policy=addresses)),
         housekeeper=Housekeeper(database=database, home=home, retention=_retention(settings)),
@@ -193,7 +193,7 @@ def _lifespan(services: Services, database: Database, settings: Settings) -> Lif
         logger.info("api_started")
         async with in_background(services.webhook_sender.run, services.housekeeper.run_now_and_then):
             yield
-        await services.doorbell.close()
+        await services.notifier.close()
         await database.close()
         logger.info("api_stopped")
 
@@ -208,18 +208,18 @@ async def _prepare(services: Services, settings: Settings) -> None:
     await services.datasets.remove_abandoned_uploads()
 
 
-def _doorbell(settings: Settings, database: Database) -> Doorbell:
+def _notifier(settings: Settings, database: Database) -> Notifier:
     if settings.redis_url is None:
         home = Home(settings.home)
-        return FileDoorbell(home.doorbell, bells=home.bells)
+        return FileNotifier(home.notify_file, fifos=home.wakeup_fifos)
 
-    from app.executor.nodes.redis_hints import RedisDoorbell
+    from app.executor.nodes.redis_notifier import RedisNotifier
 
     async def node_names() -> Sequence[str]:
         async with database.reading() as session:
             return [node.name for node in await living_nodes(session)]
 
-    return RedisDoorbell(settings.redis_url.get_secret_value(), nodes=node_names)
+    return RedisNotifier(settings.redis_url.get_secret_value(), nodes=node_names)
 
 
 def _retention(settings: Settings) -> Retention:

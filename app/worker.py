@@ -1,4 +1,4 @@
-"""A node's worker: the agent as the main loop, arq's hints beside it (`python -m app.worker`, `deepe worker`).
+"""A node's worker: the agent as the main loop, arq's notifications beside it (`python -m app.worker`, `deepe worker`).
 
 Ends on SIGTERM or SIGINT within moments and leaves the stages running: their supervisors own them, and the next worker
 of this node goes on where this one stopped.
@@ -29,12 +29,12 @@ from app.executor.environments.environment_probe import EnvironmentProbes
 from app.executor.environments.method_probing import MethodProbing
 from app.executor.nodes.agent import Lane, NodeAgent, Timing
 from app.executor.nodes.disk_guard import DiskGuard
-from app.executor.nodes.hints import listen_to_file
 from app.executor.nodes.inventory import Hardware, this_hardware
 from app.executor.nodes.joining import node_id
 from app.executor.nodes.node_lock import NodeIsTaken, exclusive
+from app.executor.nodes.notifier import listen_to_file
 from app.executor.nodes.presence import NodeEnvironments, NodeFacts
-from app.executor.nodes.redis_hints import listen
+from app.executor.nodes.redis_notifier import listen
 from app.executor.nodes.trouble import TROUBLE, log_trouble, rest_seconds
 from app.observability import configure_logging
 from app.registry.method_files import MethodFiles
@@ -147,8 +147,8 @@ async def _work(settings: Settings, home: Home, node_home: NodeHome) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(agent.run(stopping))
             if redis_url is None:
-                bell = home.bells / settings.node_name
-                tasks.create_task(listen_to_file(home.doorbell, bell=bell, wake=agent.wake, stopping=stopping))
+                fifo = home.wakeup_fifos / settings.node_name
+                tasks.create_task(listen_to_file(home.notify_file, fifo=fifo, wake=agent.wake, stopping=stopping))
             else:
                 tasks.create_task(listen(redis_url, node=settings.node_name, wake=agent.wake, stopping=stopping))
         if agent.removed:
@@ -210,7 +210,7 @@ def _agent(
         projections=Projections(home),
         forecasts=Forecasts(home),
         limits=LimitWatch(home, engine),
-        # neither a bell nor a touched file is sure to reach another machine
+        # neither a FIFO nor a touched file is sure to reach another machine
         timing=Timing(poll_seconds=settings.poll_seconds if redis_url else min(settings.poll_seconds, 2.0)),
     )
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.cancel [--runs 100] [--others 0]
 
-Through the real API, database, doorbell, worker and supervisor, once without Redis and once with one. The trees: a
+Through the real API, database, notifier, worker and supervisor, once without Redis and once with one. The trees: a
 script alone; four workers in sessions of their own, as torchrun starts them; children that left by setsid and a double
 fork; a script that ignores TERM; 200 processes. `--others` starts that many processes beside, which the search for the
 tree has to look past. All times are from the moment before the request. After each cancel the process table is

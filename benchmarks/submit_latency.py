@@ -2,9 +2,9 @@
 
     python -m benchmarks.submit_latency [--runs 20]
 
-Through the real API and worker, once without Redis (a touched file wakes the worker) and once with one (a hint of arq
-wakes it). The peers start the same script with the same interpreter: `subprocess`, and `conda run` where a conda is on
-PATH. All times are from the moment before the request or the start.
+Through the real API and worker, once without Redis (a touched file wakes the worker) and once with one (a notification
+of arq wakes it). The peers start the same script with the same interpreter: `subprocess`, and `conda run` where a conda
+is on PATH. All times are from the moment before the request or the start.
 """
 
 import argparse

@@ -14,8 +14,8 @@ from app.executor.jobs.submission import Submissions
 from app.executor.maintenance.housekeeping import Housekeeper
 from app.executor.maintenance.webhook_sender import WebhookSender
 from app.executor.maintenance.webhooks import Webhooks
-from app.executor.nodes.hints import Doorbell
 from app.executor.nodes.node_actions import NodeActions
+from app.executor.nodes.notifier import Notifier
 from app.executor.runs.stream import JobStreams
 from app.faults import fault_point
 from app.registry.base_models import BaseModels
@@ -50,7 +50,7 @@ class Services:
     inference_requests: InferenceRequests
     chat: ChatService
     streams: JobStreams
-    doorbell: Doorbell
+    notifier: Notifier
     webhooks: Webhooks
     webhook_sender: WebhookSender
     housekeeper: Housekeeper
@@ -83,14 +83,14 @@ def after_commit(session: AsyncSession, callback: AfterCommit) -> None:
     session.info.setdefault("after_commit", []).append(callback)
 
 
-def ring_after_commit(session: AsyncSession, doorbell: Doorbell, job_id: str) -> None:
-    """Tell the nodes of the job once its row is there for them to find."""
+def notify_after_commit(session: AsyncSession, notifier: Notifier, job_id: str) -> None:
+    """Notify the nodes of the job once its row is committed."""
 
-    async def ring() -> None:
+    async def notify() -> None:
         fault_point("committed")
-        doorbell.ring(job_id)
+        notifier.notify(job_id)
 
-    after_commit(session, ring)
+    after_commit(session, notify)
 
 
 # scope="function": with the default scope a failing commit would come after a response that said "created"

@@ -63,14 +63,14 @@ class Home:
         return self.root / "environments"
 
     @property
-    def doorbell(self) -> Path:
-        """The file whose time says that there is something to do, where no Redis carries hints."""
-        return self.root / ".doorbell"
+    def notify_file(self) -> Path:
+        """The file that is touched to notify nodes on other machines where there is no Redis."""
+        return self.root / ".notify"
 
     @property
-    def bells(self) -> Path:
-        """One FIFO for each node on this machine, where no Redis carries hints; it is read at once."""
-        return self.root / ".bells"
+    def wakeup_fifos(self) -> Path:
+        """One FIFO for each node on this machine, where there is no Redis."""
+        return self.root / ".wakeup_fifos"
 
     @property
     def licence(self) -> Path:
@@ -108,9 +108,9 @@ class NodeHome:
         return self.root / "attempts"
 
     @property
-    def bell(self) -> Path:
-        """The FIFO that supervisors write to when there is something new in their folder."""
-        return self.root / ".bell"
+    def wakeup_fifo(self) -> Path:
+        """The FIFO through which supervisors notify the worker that there is something new in their folder."""
+        return self.root / ".bell"  # the name that supervisors of earlier releases write to
 
     @property
     def environments(self) -> Path:

@@ -36,13 +36,13 @@ class EverythingLicensed:
 
 
 @dataclass
-class RecordingDoorbell:
-    """Remembers which jobs it rang for."""
+class RecordingNotifier:
+    """Records the jobs it notified of."""
 
-    rung: list[str] = field(default_factory=list)
+    notified: list[str] = field(default_factory=list)
 
-    def ring(self, job_id: str) -> None:
-        self.rung.append(job_id)
+    def notify(self, job_id: str) -> None:
+        self.notified.append(job_id)
 
     async def close(self) -> None:
         return None
@@ -64,7 +64,7 @@ class JobsApp:
     application: FastAPI
     client: httpx.AsyncClient
     services: Services
-    doorbell: RecordingDoorbell
+    notifier: RecordingNotifier
     runner: Runner
 
     @property
@@ -113,11 +113,11 @@ async def jobs_app(database: Database, root: Path) -> AsyncIterator[JobsApp]:
     """Run all routes on a home with Custom01, its base model and its data set."""
     settings = load_settings(home=root, database_url=database.url, platform="cpu", min_free_bytes=0)
     services = build_services(settings, database, licence=EverythingLicensed(), clock=lambda: datetime.now(UTC))
-    doorbell = RecordingDoorbell()
+    notifier = RecordingNotifier()
     services = dataclasses.replace(
         services,
-        doorbell=doorbell,
-        chat=ChatService(database, services.home, doorbell, streams=services.streams, clock=lambda: datetime.now(UTC)),
+        notifier=notifier,
+        chat=ChatService(database, services.home, notifier, streams=services.streams, clock=lambda: datetime.now(UTC)),
     )
     services.home.create()
     await _register_samples(services)
@@ -129,7 +129,7 @@ async def jobs_app(database: Database, root: Path) -> AsyncIterator[JobsApp]:
             application=app,
             client=client,
             services=services,
-            doorbell=doorbell,
+            notifier=notifier,
             runner=Runner(database=database, home=services.home, node_id=node),
         )
 

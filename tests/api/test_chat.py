@@ -62,7 +62,7 @@ async def _make_model(app: JobsApp, state: ModelState = ModelState.CUSTOMIZED, *
         **changes,
     }
     await app.runner.run(job.id)
-    app.doorbell.rung.clear()
+    app.notifier.notified.clear()
     async with app.database.writing() as session:
         return (await models.create_model(session, models.NewModel(**values), now=START)).id
 
@@ -115,7 +115,7 @@ class TestStream:
             ("piece", {"text": "Gott 模"}),
             ("done", {"finish_reason": "stop", "job": job.id, "error": None, "reason_detail": None}),
         ]
-        assert app.doorbell.rung == [job.id]
+        assert app.notifier.notified == [job.id]
 
     async def test_failure_of_the_script_is_told_with_its_reason(self, app: JobsApp) -> None:
         model = await _make_model(app)
@@ -346,7 +346,7 @@ class TestRefusals:
 
         assert problem["code"] == "argument_too_long"
         assert await _questions(app) == []
-        assert app.doorbell.rung == []
+        assert app.notifier.notified == []
 
     @pytest.mark.parametrize("option", [{"temperature": -1}, {"max_tokens": 0}, {"top_p": 2}, {"top_k": -1}])
     async def test_option_out_of_bounds(self, app: JobsApp, option: dict[str, float]) -> None:
@@ -427,7 +427,7 @@ class TestCallerLeaves:
             await asyncio.wait({asking})
             await until(lambda: _is_cancelled(app, won.job.id), "the job goes on for nobody")
 
-        assert app.doorbell.rung == [won.job.id, won.job.id]
+        assert app.notifier.notified == [won.job.id, won.job.id]
 
 
 async def _is_cancelled(app: JobsApp, job_id: str) -> bool:

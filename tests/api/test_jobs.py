@@ -77,7 +77,7 @@ class TestSubmit:
         assert (body["status"], body["stage"]) == ("queued", "training")
         assert [link["stage"] for link in body["chain"]] == ["training", "saving", "deployment"]
         assert body["chain"][0]["id"] == body["id"]
-        assert app.doorbell.rung == [body["id"]]
+        assert app.notifier.notified == [body["id"]]
         job = await app.get(f"/jobs/{body['id']}")
         assert (job["name"], job["base_model"]["name"], job["dataset"]["name"]) == (
             "first try", "custom01-base", "custom01",
@@ -97,7 +97,7 @@ class TestSubmit:
             ("/parameters/epochs", "parameter_wrong_type"),
         }
         assert all(not entry["detail"].startswith(entry["code"]) for entry in problem["errors"])
-        assert app.doorbell.rung == []
+        assert app.notifier.notified == []
         assert await _count(app) == 0
 
     @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ class TestSubmit:
         assert second.json() == first.json()
         assert second.headers["location"] == first.headers["location"]
         assert second.headers["idempotency-replayed"] == "true"
-        assert app.doorbell.rung == [first.json()["id"]]
+        assert app.notifier.notified == [first.json()["id"]]
 
     async def test_data_set_that_changed_on_disk_is_taken_up_under_a_key(self, app: JobsApp) -> None:
         file = app.services.home.datasets / "custom01.jsonl"
@@ -506,7 +506,7 @@ class TestCancel:
 
         assert (job["status"], job["reason"]) == ("cancelled", "cancelled")
         assert [link["status"] for link in job["chain"]] == ["cancelled"] * 3
-        assert app.doorbell.rung == [chain["id"], chain["id"]]
+        assert app.notifier.notified == [chain["id"], chain["id"]]
 
     async def test_running_job_is_asked_to_stop_twice_is_fine(self, app: JobsApp) -> None:
         job_id = await add_job(app.database)
@@ -525,7 +525,7 @@ class TestCancel:
         problem = await app.post(f"/jobs/{job_id}:cancel", status=409)
 
         assert problem["code"] == "job_already_finished"
-        assert app.doorbell.rung == []
+        assert app.notifier.notified == []
 
     async def test_unknown_job_is_404(self, app: JobsApp) -> None:
         await app.post("/jobs/nobody:cancel", status=404)
@@ -548,7 +548,7 @@ class TestRetry:
         async with app.database.reading() as session:
             rows = [await jobs.get(session, job_id) for job_id in (old["id"], new["id"])]
         assert rows[0].launch == rows[1].launch
-        assert app.doorbell.rung[-1] == new["id"]
+        assert app.notifier.notified[-1] == new["id"]
         assert old["status"] == "failed"
 
     async def test_middle_of_a_chain_goes_on_with_the_model_that_is_there(self, app: JobsApp) -> None:
@@ -664,7 +664,7 @@ class TestCopy:
         assert [link["stage"] for link in answer["chain"]] == ["training", "saving"]
         assert (new["copied_from"], new["name"], new["parameters"]) == (old["id"], "again", {"epochs": 5})
         assert new["method"]["version"] == old["method"]["version"] + 1
-        assert app.doorbell.rung[-1] == new["id"]
+        assert app.notifier.notified[-1] == new["id"]
 
     async def test_without_a_body_copies_as_it_is(self, app: JobsApp) -> None:
         chain = await app.submit(parameters={"epochs": 3})
@@ -766,7 +766,7 @@ class TestBuildEnvironment:
             "environment", "new", None,
         )  # fmt: skip
         assert first.headers["location"] == f"/api/v1/jobs/{first.json()['id']}"
-        assert first.json()["id"] in app.doorbell.rung
+        assert first.json()["id"] in app.notifier.notified
 
     async def test_is_built_anew_after_its_end(self, app: JobsApp) -> None:
         await self._register(app, "new")

@@ -152,7 +152,7 @@ class TestDrain:
 
         assert [draining["state"], drained["state"], ready["state"]] == ["draining", "drained", "ready"]
         assert draining["draining_at"] == again["draining_at"] != ready["draining_at"]
-        assert app.doorbell.rung == [node] * 3
+        assert app.notifier.notified == [node] * 3
         await app.post("/nodes/nobody:drain", status=404)
 
 

@@ -24,7 +24,7 @@ import httpx
 import psutil
 import redis.asyncio as redis_client
 
-from app.executor.nodes.redis_hints import RedisDoorbell
+from app.executor.nodes.redis_notifier import RedisNotifier
 from app.executor.supervisor import program
 from tests.chaos.arena import Folder, Node
 from tests.chaos.proxy import Line as Network
@@ -244,18 +244,18 @@ async def freeze_redis(storm: "Storm", rng: Random) -> float | None:
         return await storm.until_changed("event", storm.signs)
 
 
-async def repeat_hints(storm: "Storm", rng: Random) -> float | None:
-    """Ring three times more for a job that runs, at every node."""
+async def repeat_notifications(storm: "Storm", rng: Random) -> float | None:
+    """Notify every node three times more of a job that runs."""
     with storm.holding_attempt(rng) as (_, folder):
         job = await storm.job_of(folder.attempt)
 
         async def names() -> Sequence[str]:
             return [node.name for node in storm.arena.nodes]
 
-        doorbell = RedisDoorbell(f"redis://127.0.0.1:{storm.arena.redis.port}", nodes=names)
+        notifier = RedisNotifier(f"redis://127.0.0.1:{storm.arena.redis.port}", nodes=names)
         for _ in range(3):
-            doorbell.ring(job or "unknown")
-        await doorbell.close()
+            notifier.notify(job or "unknown")
+        await notifier.close()
     return None
 
 
@@ -328,7 +328,7 @@ EVERYWHERE: dict[str, tuple[Fault, int]] = {
     "Redis FLUSHALL": (flush_redis, 4),
     "Redis restored from old": (restore_redis, 3),
     "Redis DEBUG SLEEP": (freeze_redis, 2),
-    "hints repeated": (repeat_hints, 4),
+    "notifications repeated": (repeat_notifications, 4),
 }
 BACKENDS: dict[str, dict[str, tuple[Fault, int]]] = {
     "postgres": {

@@ -239,7 +239,7 @@ MUTANTS = (
         _AGENT,
         "deadline = self._monotonic() + self._timing.poll_seconds",
         "deadline = self._monotonic() + 1e9",
-        f"{SILENCE}::TestNobodyRings",
+        f"{SILENCE}::TestLostNotification",
     ),
     _mutant(
         "token not checked",

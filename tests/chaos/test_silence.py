@@ -151,9 +151,9 @@ class TestFrozenWorker:
         await check(any_site, job)
 
 
-class TestNobodyRings:
+class TestLostNotification:
     async def test_job_is_found_by_an_idle_worker(self, site: Site) -> None:
-        """Its hint was lost; the worker had nothing to do for a whole beat."""
+        """Its notification was lost; the worker had nothing to do for a whole beat."""
         first = await site.submit(SCRIPT, parameters={"ticks": 1})
         site.start_worker()
         await site.wait(first)

@@ -12,7 +12,7 @@ import redis
 
 from app.cli.private_redis import SOCKET_PATH_BYTES, PrivateRedis
 from app.executor.attempts.script_status import FAILED, RUNNING, RedisScriptStatus
-from app.executor.nodes.redis_hints import RedisDoorbell, queue_name
+from app.executor.nodes.redis_notifier import RedisNotifier, queue_name
 from tests.servers import redis_executable
 from tests.waiting import wait_until
 
@@ -94,13 +94,13 @@ async def test_service_has_what_it_needs(server: PrivateRedis, caplog: pytest.Lo
     async def nodes() -> list[str]:
         return ["node"]
 
-    doorbell = RedisDoorbell(server.url, nodes=nodes)
+    notifier = RedisNotifier(server.url, nodes=nodes)
     await status.launching(job)
     await status.running(job, 7)
     running = await status.read(job)
     await status.ended(job, succeeded=False)
-    doorbell.ring(job)
-    await doorbell.close()
+    notifier.notify(job)
+    await notifier.close()
     await status.close()
 
     with redis.Redis.from_url(server.url, db=1) as client:

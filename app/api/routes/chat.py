@@ -69,7 +69,7 @@ async def chat_with_model(
         job = await services.inference_requests.plan(model, received)
         async with services.database.writing() as session:
             await jobs.insert(session, [job])
-    services.doorbell.ring(job.id)
+    services.notifier.notify(job.id)
     if _wants_stream(chat, accept):
         return event_stream(request, answer_events(services, job.id, language))
     answer = await whole_answer(request, services, job.id, language)

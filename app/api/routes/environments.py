@@ -7,7 +7,7 @@ from fastapi import Depends, Path, Query, Response
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.api.conditional import IfMatch, StaleVersion, etag_of
-from app.api.dependencies import ReadSession, Services, ServicesDep, WriteSession, ring_after_commit
+from app.api.dependencies import ReadSession, Services, ServicesDep, WriteSession, notify_after_commit
 from app.api.errors import PreconditionRequired, problem_responses
 from app.api.idempotency import CreationDep, IdempotencyKeyReused
 from app.api.language import RequestLanguage
@@ -204,7 +204,7 @@ def _ordered(
     *,
     is_new: bool,
 ) -> JobRead:
-    ring_after_commit(session, services.doorbell, details.view.job.id)
+    notify_after_commit(session, services.notifier, details.view.job.id)
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/api/v1/jobs/{details.view.job.id}"
     return job_read(details, language)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final
 
 from fastapi import Body, Depends, Path, Query, Request, Response
 
-from app.api.dependencies import ReadSession, ServicesDep, WriteSession, ring_after_commit
+from app.api.dependencies import ReadSession, ServicesDep, WriteSession, notify_after_commit
 from app.api.errors import problem_responses
 from app.api.headers import LastEventId
 from app.api.idempotency import CreationDep, IdempotencyKeyReused
@@ -80,7 +80,7 @@ async def submit_job(
 
     async def create() -> JobSubmitted:
         submitted = await services.submissions.write(session, plan)
-        ring_after_commit(session, services.doorbell, submitted.jobs[0].id)
+        notify_after_commit(session, services.notifier, submitted.jobs[0].id)
         return job_submitted(submitted, language)
 
     return await creation.answer(create, headers=_location)
@@ -199,7 +199,7 @@ async def cancel_job(job: JobId, session: WriteSession, services: ServicesDep, l
     The jobs of the chain that wait for it are cancelled when it ends.
     """
     details = await services.job_actions.cancel(session, job)
-    ring_after_commit(session, services.doorbell, details.view.job.id)
+    notify_after_commit(session, services.notifier, details.view.job.id)
     return job_read(details, language)
 
 
@@ -240,7 +240,7 @@ async def retry_job(
 
     async def create() -> JobSubmitted:
         submitted = await services.job_actions.retry(session, plan)
-        ring_after_commit(session, services.doorbell, submitted.jobs[0].id)
+        notify_after_commit(session, services.notifier, submitted.jobs[0].id)
         return job_submitted(submitted, language)
 
     return await creation.answer(create, headers=_location)
@@ -268,7 +268,7 @@ async def copy_job(
 
     async def create() -> JobSubmitted:
         submitted = await services.submissions.write(session, plan)
-        ring_after_commit(session, services.doorbell, submitted.jobs[0].id)
+        notify_after_commit(session, services.notifier, submitted.jobs[0].id)
         return job_submitted(submitted, language)
 
     return await creation.answer(create, headers=_location)

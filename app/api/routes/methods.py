@@ -7,7 +7,7 @@ from fastapi import Depends, Path, Query, Request, Response
 
 from app.access.guard import CommercialLicenseRequired
 from app.api.conditional import IfMatch, StaleVersion, etag_of
-from app.api.dependencies import ReadSession, ServicesDep, WriteSession, ring_after_commit
+from app.api.dependencies import ReadSession, ServicesDep, WriteSession, notify_after_commit
 from app.api.errors import PreconditionRequired, problem_responses
 from app.api.idempotency import CreationDep, IdempotencyKeyReused
 from app.api.language import RequestLanguage
@@ -172,7 +172,7 @@ async def delete_method(
     """Delete a method (commercial licence). Its jobs, models and versions stay; a preset stays away."""
     cancelled = await services.methods.registry.delete(session, method, precondition=if_match.require, jobs=jobs)
     for job_id in cancelled:
-        ring_after_commit(session, services.doorbell, job_id)
+        notify_after_commit(session, services.notifier, job_id)
 
 
 @router.post(

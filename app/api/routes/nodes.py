@@ -1,7 +1,7 @@
 """Nodes: machines with a worker. They register themselves.
 
-What people request (drain, labels) is in the node's row; the worker acts on it in its next round, or at once when the
-bell rings.
+What people request (drain, labels) is in the node's row; the worker acts on it in its next round, or at once when a
+notification arrives.
 """
 
 from typing import Annotated
@@ -9,7 +9,7 @@ from typing import Annotated
 from fastapi import Depends, Path, Response
 
 from app.api.conditional import IfMatch, StaleVersion, etag_of
-from app.api.dependencies import ReadSession, ServicesDep, WriteSession, ring_after_commit
+from app.api.dependencies import ReadSession, ServicesDep, WriteSession, notify_after_commit
 from app.api.errors import PreconditionRequired, problem_responses
 from app.api.language import RequestLanguage
 from app.api.list_response import page_by_name
@@ -84,7 +84,7 @@ async def update_node(
     """Set labels of a node (JSON merge patch, RFC 7396): null takes one away. Those of its worker stay."""
     changes = patch.extra_labels if "extra_labels" in patch.model_fields_set else {}
     view = await services.nodes.change_labels(session, node, changes, check=if_match.require)
-    ring_after_commit(session, services.doorbell, view.row.id)
+    notify_after_commit(session, services.notifier, view.row.id)
     return _tagged(view, language, response)
 
 
@@ -94,7 +94,7 @@ async def drain_node(
 ) -> NodeRead:
     """Give the node no more jobs; those that run go on. It is `drained` when the last one has ended."""
     view = await services.nodes.drain(session, node)
-    ring_after_commit(session, services.doorbell, view.row.id)
+    notify_after_commit(session, services.notifier, view.row.id)
     return node_read(view, language)
 
 
@@ -104,7 +104,7 @@ async def undrain_node(
 ) -> NodeRead:
     """Let a node take jobs again."""
     view = await services.nodes.undrain(session, node)
-    ring_after_commit(session, services.doorbell, view.row.id)
+    notify_after_commit(session, services.notifier, view.row.id)
     return node_read(view, language)
 
 
@@ -125,7 +125,7 @@ async def declare_node_dead(
     left and the node is ready again by itself.
     """
     view = await services.nodes.declare_dead(session, node, confirm=declaration.confirm)
-    ring_after_commit(session, services.doorbell, view.row.id)
+    notify_after_commit(session, services.notifier, view.row.id)
     return node_read(view, language)
 
 

@@ -35,7 +35,7 @@ class LocalEngine:
 
     def __init__(self, home: NodeHome, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._root = home.attempts
-        self._fifo = home.bell
+        self._fifo = home.wakeup_fifo
         self._monotonic = monotonic
         self._starts: dict[str, _Start] = {}
 

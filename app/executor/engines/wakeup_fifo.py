@@ -1,7 +1,7 @@
-"""A bell: a FIFO that wakes its listener on the same machine at once, and costs nothing in between.
+"""A FIFO that wakes its listener on the same machine at once, and costs nothing in between.
 
-Strokes may be lost (nobody listens, a disk without FIFOs, another machine on a network disk) or run into one; whoever
-listens looks by itself every now and then as well.
+Notifications may be lost (no listener, a disk without FIFOs, another machine on a network disk) or merged into one. A
+listener therefore polls as well.
 """
 
 import asyncio
@@ -14,11 +14,11 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-_MANY_STROKES = 4096
+_DRAIN_BYTES = 4096
 
 
-def strike(path: Path) -> None:
-    """Wake the listener, if there is one; never waits, never raises."""
+def notify(path: Path) -> None:
+    """Wake the listener if there is one. Never wait, never raise."""
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
         try:
@@ -29,16 +29,16 @@ def strike(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def listening(path: Path, heard: Callable[[], None]) -> Iterator[None]:
-    """Call `heard` in the running loop whenever the bell at `path` is struck; one listener for each bell."""
+def listening(path: Path, wake: Callable[[], None]) -> Iterator[None]:
+    """Call `wake` in the running loop at every notification through the FIFO at `path`. One listener for each FIFO."""
     try:
         descriptor = _open(path)
     except OSError as error:
-        logger.warning("no_bell", extra={"path": str(path), "error": str(error)})
+        logger.warning("wakeup_fifo_unavailable", extra={"path": str(path), "error": str(error)})
         yield
         return
     loop = asyncio.get_running_loop()
-    loop.add_reader(descriptor, _hear, descriptor, heard)
+    loop.add_reader(descriptor, _drain, descriptor, wake)
     try:
         yield
     finally:
@@ -53,7 +53,7 @@ def _open(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_NONBLOCK)
 
 
-def _hear(descriptor: int, heard: Callable[[], None]) -> None:
+def _drain(descriptor: int, wake: Callable[[], None]) -> None:
     with contextlib.suppress(BlockingIOError):
-        os.read(descriptor, _MANY_STROKES)
-    heard()
+        os.read(descriptor, _DRAIN_BYTES)
+    wake()

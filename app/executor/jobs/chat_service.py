@@ -9,10 +9,10 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
 
 from app.domain.enums import EndReason, JobStatus
 from app.domain.training_types import TYPES
+from app.executor.nodes.notifier import Notifier
 from app.executor.runs.inference_protocol import AnswerChunk, Failure, FinishReason, InferenceParser, Noise
 from app.executor.runs.job_spec import JobSpec
 from app.executor.runs.pictures import URL, pictures_of
@@ -25,12 +25,6 @@ from app.store.session import Database
 logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.1
-
-
-class Ringer(Protocol):
-    """Tells the nodes that there is something to do."""
-
-    def ring(self, job_id: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -67,7 +61,7 @@ class ChatService:
         self,
         database: Database,
         home: Home,
-        doorbell: Ringer,
+        notifier: Notifier,
         *,
         streams: JobStreams,
         clock: Callable[[], datetime],
@@ -75,7 +69,7 @@ class ChatService:
         self._database = database
         self._home = home
         self._streams = streams
-        self._doorbell = doorbell
+        self._notifier = notifier
         self._clock = clock
 
     async def follow(self, job_id: str) -> AsyncGenerator[AnswerEvent, None]:
@@ -132,5 +126,5 @@ class ChatService:
                 await store.request_cancel(session, job_id, now=self._clock())
         except JobAlreadyFinished:
             return
-        self._doorbell.ring(job_id)
+        self._notifier.notify(job_id)
         logger.info("answer_abandoned", extra={"job_id": job_id})

@@ -5,10 +5,10 @@ It runs in `deepe worker` as the process's main loop. Nothing here runs a stage:
 looks at rows and attempts again (`app/executor/attempts/reconcile.py`). What the engine keeps of an attempt goes last,
 when nothing is left to write down.
 
-A round talks to the database, every `poll_seconds` or at once after a hint. The engine notifies when an attempt has
-something new to show; that may be lost, so attempts are observed every `watch_seconds`, which is cheap. Trouble with
-the database or the disk ends a round once every attempt had its turn, and the next one comes later each time; a fault
-with one attempt lets only that one rest.
+A round talks to the database, every `poll_seconds` or at once after a notification. The engine notifies when an attempt
+has something new to show; that may be lost, so attempts are observed every `watch_seconds`, which is cheap. Trouble
+with the database or the disk ends a round once every attempt had its turn, and the next one comes later each time; a
+fault with one attempt lets only that one rest.
 
 Settling may take many minutes (the weights are hashed). It holds up nothing: the processes of the attempt are gone, so
 its slot is free, and its accelerators are given back. A worker that stops breaks it off, and the next one begins it
@@ -48,7 +48,7 @@ from app.store.transient import is_transient
 
 logger = logging.getLogger(__name__)
 
-# Nobody can have declared a node dead that was heard of so lately: what was claimed before may still be started.
+# A node whose heartbeat is this fresh cannot have been declared dead: what was claimed before may still be started.
 SURE_SECONDS = NODE_SILENT_AFTER.total_seconds() - 10.0
 SILENT_SECONDS = 30.0  # six missed beats of a supervisor
 QUARANTINE_SECONDS = 10.0
@@ -156,7 +156,7 @@ class NodeAgent:
         self._last_quarantine_look = float("-inf")
 
     def wake(self) -> None:
-        """Look at the database now (a hint arrived)."""
+        """Look at the database now: a notification arrived."""
         self._woken.set()
 
     async def run(self, stopping: asyncio.Event) -> None:

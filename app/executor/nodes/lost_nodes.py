@@ -29,7 +29,7 @@ class NodeNotConfirmed(Invalid):
 
 
 class NodeIsAlive(Conflict):
-    """The node was heard of lately: its processes are there."""
+    """The node's last heartbeat is fresh: its processes are there."""
 
     code = "node_is_alive"
 

@@ -144,8 +144,8 @@ class Folder:
         if durable:
             self._sync()
 
-    def strike_bell(self) -> None:
-        """Let the worker look here now, if it listens."""
+    def notify_worker(self) -> None:
+        """Notify the worker, if it listens."""
         with contextlib.suppress(OSError):
             descriptor = os.open(os.path.join(self.path, "..", "..", ".bell"), os.O_WRONLY | os.O_NONBLOCK)
             try:
@@ -231,7 +231,7 @@ class Supervisor:
                 os.close(release)
                 break
         else:
-            self.folder.strike_bell()
+            self.folder.notify_worker()
             fault_point("before-release")
             with contextlib.suppress(BrokenPipeError):
                 os.write(release, b"g")
@@ -460,7 +460,7 @@ class Supervisor:
             if not os.path.isdir(self.folder.path):
                 return  # somebody removed it: there is nobody left to tell
             time.sleep(0.5)
-        self.folder.strike_bell()
+        self.folder.notify_worker()
         fault_point("after-exit")
 
     def _why(self, ending: Record) -> str:

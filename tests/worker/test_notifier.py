@@ -1,4 +1,4 @@
-"""Redis is a doorbell: with it a job starts at once, without it a moment later, and nothing else depends on it."""
+"""Redis notifies: with it a job starts at once, without it a moment later, and nothing else depends on it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,8 +8,8 @@ import pytest
 import redis
 
 from app.domain.enums import JobStatus
-from app.executor.nodes.hints import FileDoorbell, listen_to_file
-from app.executor.nodes.redis_hints import RedisDoorbell, queue_name
+from app.executor.nodes.notifier import FileNotifier, listen_to_file
+from app.executor.nodes.redis_notifier import RedisNotifier, queue_name
 from tests.servers import RedisServer, free_port
 from tests.waiting import until
 from tests.worker.harness import Site
@@ -18,13 +18,13 @@ RARELY = {"DEEPE_POLL_SECONDS": "86400"}  # longer than any test may take
 
 
 @pytest.fixture
-async def doorbell(own_redis: RedisServer) -> AsyncIterator[RedisDoorbell]:
+async def notifier(own_redis: RedisServer) -> AsyncIterator[RedisNotifier]:
     async def nodes() -> list[str]:
         return ["one"]
 
-    doorbell = RedisDoorbell(own_redis.url(0), nodes=nodes)
-    yield doorbell
-    await doorbell.close()
+    notifier = RedisNotifier(own_redis.url(0), nodes=nodes)
+    yield notifier
+    await notifier.close()
 
 
 async def listening(server: RedisServer) -> bool:
@@ -34,21 +34,21 @@ async def listening(server: RedisServer) -> bool:
 
 
 @pytest.mark.redis
-class TestDoorbell:
+class TestRedisNotifier:
     async def test_job_starts_although_the_database_is_never_asked(
-        self, redis_site: Site, own_redis: RedisServer, doorbell: RedisDoorbell
+        self, redis_site: Site, own_redis: RedisServer, notifier: RedisNotifier
     ) -> None:
         redis_site.start_worker(**RARELY)
         await until(lambda: listening(own_redis), "a listening worker", report=redis_site.report)
         job_id = await redis_site.submit()
 
-        doorbell.ring(job_id)
+        notifier.notify(job_id)
         await redis_site.wait(job_id, JobStatus.SUCCEEDED)
 
         assert redis_site.journal(job_id) == ["run"]
 
-    async def test_rings_again_after_redis_was_away(
-        self, redis_site: Site, own_redis: RedisServer, doorbell: RedisDoorbell
+    async def test_notifies_again_after_redis_was_away(
+        self, redis_site: Site, own_redis: RedisServer, notifier: RedisNotifier
     ) -> None:
         worker = redis_site.start_worker(**RARELY)
         await until(lambda: listening(own_redis), "a listening worker", report=redis_site.report)
@@ -56,13 +56,13 @@ class TestDoorbell:
         own_redis.stop()
 
         async def noticed() -> bool:
-            return bool(worker.events("hints_interrupted"))
+            return bool(worker.events("notifications_interrupted"))
 
         await until(noticed, "the worker's notice", report=redis_site.report)
         own_redis.start()
         await until(lambda: listening(own_redis), "a listening worker", report=redis_site.report)
         job_id = await redis_site.submit()
-        doorbell.ring(job_id)
+        notifier.notify(job_id)
         row = await redis_site.wait(job_id)
 
         assert row.status is JobStatus.SUCCEEDED
@@ -86,13 +86,13 @@ class TestDoorbell:
         assert [row.status for row in rows] == [JobStatus.SUCCEEDED] * 2
         assert [redis_site.journal(job_id) for job_id in ids] == [["run"]] * 2
 
-    async def test_stale_and_doubled_hints_change_nothing(
-        self, redis_site: Site, own_redis: RedisServer, doorbell: RedisDoorbell
+    async def test_stale_and_doubled_notifications_change_nothing(
+        self, redis_site: Site, own_redis: RedisServer, notifier: RedisNotifier
     ) -> None:
         job_id = await redis_site.submit()
         for _ in range(20):
-            doorbell.ring(job_id)
-        doorbell.ring("no-such-job")
+            notifier.notify(job_id)
+        notifier.notify("no-such-job")
 
         redis_site.start_worker(**RARELY)
         await redis_site.wait(job_id, JobStatus.SUCCEEDED)
@@ -105,45 +105,45 @@ class TestDoorbell:
         assert redis_site.journal(job_id) == ["run"]
 
 
-class TestFileDoorbell:
+class TestFileNotifier:
     async def test_wakes_a_listener_each_time(self, tmp_path: Path) -> None:
         woken = asyncio.Event()
         stopping = asyncio.Event()
-        path = tmp_path / "doorbell"
-        bell = tmp_path / "bells" / "one"
-        doorbell = FileDoorbell(path, bells=tmp_path / "elsewhere")
-        listener = asyncio.create_task(listen_to_file(path, bell=bell, wake=woken.set, stopping=stopping))
+        path = tmp_path / "notifier"
+        fifo = tmp_path / "fifos" / "one"
+        notifier = FileNotifier(path, fifos=tmp_path / "elsewhere")
+        listener = asyncio.create_task(listen_to_file(path, fifo=fifo, wake=woken.set, stopping=stopping))
         await asyncio.sleep(0)  # it has looked once
 
         for _ in range(3):
             woken.clear()
-            doorbell.ring("job")
+            notifier.notify("job")
             await woken.wait()
 
         stopping.set()
         await listener
 
-    async def test_nodes_on_this_machine_hear_the_bell(self, tmp_path: Path) -> None:
+    async def test_nodes_on_this_machine_are_woken_at_once(self, tmp_path: Path) -> None:
         woken, stopping = asyncio.Event(), asyncio.Event()
-        bells = tmp_path / "bells"
-        never_touched = tmp_path / "other" / "doorbell"
+        fifos = tmp_path / "fifos"
+        never_touched = tmp_path / "other" / "notifier"
         listener = asyncio.create_task(
-            listen_to_file(never_touched, bell=bells / "one", wake=woken.set, stopping=stopping)
+            listen_to_file(never_touched, fifo=fifos / "one", wake=woken.set, stopping=stopping)
         )
         await asyncio.sleep(0)  # it listens
 
-        FileDoorbell(tmp_path / "doorbell", bells=bells).ring("job")
+        FileNotifier(tmp_path / "notifier", fifos=fifos).notify("job")
         await woken.wait()
 
         stopping.set()
         await listener
 
-    async def test_ring_that_cannot_be_heard_is_silent(self, tmp_path: Path) -> None:
-        doorbell = FileDoorbell(tmp_path / "no-folder" / "doorbell", bells=tmp_path / "no-bells")
+    async def test_notification_that_cannot_arrive_is_silent(self, tmp_path: Path) -> None:
+        notifier = FileNotifier(tmp_path / "no-folder" / "notifier", fifos=tmp_path / "no-fifos")
 
-        doorbell.ring("job")
+        notifier.notify("job")
 
-        await doorbell.close()
+        await notifier.close()
 
 
 class TestWithout:
@@ -167,17 +167,17 @@ class TestWithout:
         worker.stop()
         assert "Traceback" not in worker.log
 
-    async def test_ring_for_a_redis_that_is_away_is_silent(self, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_notification_for_a_redis_that_is_away_is_silent(self, caplog: pytest.LogCaptureFixture) -> None:
         async def nodes() -> list[str]:
             return ["one"]
 
-        doorbell = RedisDoorbell(f"redis://127.0.0.1:{free_port()}", nodes=nodes)
+        notifier = RedisNotifier(f"redis://127.0.0.1:{free_port()}", nodes=nodes)
 
-        doorbell.ring("a")
-        await doorbell.close()
-        doorbell.ring("b")
-        await doorbell.close()
+        notifier.notify("a")
+        await notifier.close()
+        notifier.notify("b")
+        await notifier.close()
 
-        assert [record.message for record in caplog.records if record.name == "app.executor.nodes.redis_hints"] == [
-            "hint_lost"
+        assert [record.message for record in caplog.records if record.name == "app.executor.nodes.redis_notifier"] == [
+            "notification_lost"
         ]

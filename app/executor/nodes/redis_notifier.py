@@ -1,9 +1,9 @@
-"""Hints over Redis, carried by arq (see `app.executor.nodes.hints`).
+"""Notifications over Redis, carried by arq (see `app.executor.nodes.notifier`).
 
-One queue per node keeps hints for one that is away; a message on a channel of the same name is heard at once. arq's
-function only wakes the agent: were it to run the training itself, a crash would be noticed after the job's timeout, a
-restart would start the training again, and a job queued for a day would be forgotten (docs/decisions/0002-queue.md has
-the measurements). A module of its own: where there is no Redis, arq is not imported.
+One queue per node keeps notifications for a node that is away; a message on a channel of the same name arrives at once.
+arq's function only wakes the agent: were it to run the training itself, a crash would be noticed after the job's
+timeout, a restart would start the training again, and a job queued for a day would be forgotten
+(docs/decisions/0002-queue.md has the measurements). A module of its own: where there is no Redis, arq is not imported.
 """
 
 import asyncio
@@ -30,16 +30,17 @@ from app.executor.nodes.trouble import TROUBLE
 
 logger = logging.getLogger(__name__)
 
-HINT_DATABASE = 1  # database 0 belongs to the status keys of scripts
+NOTIFICATION_DATABASE = 1  # database 0 belongs to the status keys of scripts
 SILENCE_SECONDS = 5.0
-# how often one looks who did not hear the message on the channel
+# how often the queue is read by a node that missed the message on the channel
 QUEUE_SECONDS = 0.5
+FUNCTION = "hint"  # in the queues of nodes and APIs of earlier releases
 _EXPIRES_SECONDS = 300
 _CHANNEL_PAUSE_SECONDS = 2.0
 
 
-class RedisDoorbell:
-    """Enqueues a hint for each of `nodes`, which should be alive: the queue of one that is gone would grow for ever.
+class RedisNotifier:
+    """Enqueues a notification for each of `nodes`. They should be alive: the queue of a dead node would grow for ever.
 
     After a failure it keeps silent for a while instead of trying for each job.
     """
@@ -53,52 +54,52 @@ class RedisDoorbell:
         self._silent_until = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def ring(self, job_id: str) -> None:
-        """Send the hint in the background."""
+    def notify(self, job_id: str) -> None:
+        """Send the notification in the background."""
         if time.monotonic() < self._silent_until:
             return
-        task = asyncio.create_task(self._ring(job_id))
+        task = asyncio.create_task(self._send(job_id))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        """Wait shortly for hints on their way and give the connections back."""
+        """Wait shortly for notifications on their way, then close the connections."""
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=1)
         if self._pool is not None:
             await self._pool.aclose()
 
-    async def _ring(self, job_id: str) -> None:
+    async def _send(self, job_id: str) -> None:
         try:
             pool = await self._connected()
             for node in await self._nodes():
                 await pool.enqueue_job(
-                    "hint",
+                    FUNCTION,
                     job_id,
-                    _job_id=f"hint:{job_id}:{next(self._numbers)}",
+                    _job_id=f"{FUNCTION}:{job_id}:{next(self._numbers)}",
                     _queue_name=queue_name(node),
                     _expires=_EXPIRES_SECONDS,
                 )
                 await pool.publish(queue_name(node), job_id)
         except (RedisError, *TROUBLE) as error:
             self._silent_until = time.monotonic() + SILENCE_SECONDS
-            logger.warning("hint_lost", extra={"job_id": job_id, "error": str(error)})
+            logger.warning("notification_lost", extra={"job_id": job_id, "error": str(error)})
 
     async def _connected(self) -> ArqRedis:
-        async with self._connecting:  # many may ring before the first connection is made
+        async with self._connecting:  # many may notify before the first connection is made
             if self._pool is None:
                 self._pool = await create_pool(self._settings, job_serializer=_pack, job_deserializer=_unpack)
             return self._pool
 
 
-async def hint(ctx: dict[Any, Any], job_id: str) -> None:
+async def wake_agent(ctx: dict[Any, Any], job_id: str) -> None:
     """Wake the agent of this node (the arq function)."""
-    logger.debug("hint_received", extra={"job_id": job_id})
+    logger.debug("notification_received", extra={"job_id": job_id})
     ctx["wake"]()
 
 
 async def listen(redis_url: str, *, node: str, wake: Callable[[], None], stopping: asyncio.Event) -> None:
-    """Hear the hints for this node until `stopping`, in its queue and on its channel."""
+    """Wake the agent at every notification for this node, from its queue and its channel, until `stopping`."""
     channel = asyncio.create_task(_follow_channel(redis_url, node=node, wake=wake), name="channel")
     try:
         await _work_off_queue(redis_url, node=node, wake=wake, stopping=stopping)
@@ -118,7 +119,7 @@ async def _work_off_queue(redis_url: str, *, node: str, wake: Callable[[], None]
         try:
             await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
             if task.done() and not task.cancelled() and (error := task.exception()) is not None:
-                logger.warning("hints_interrupted", extra={"error": str(error), "retry_in": pause})
+                logger.warning("notifications_interrupted", extra={"error": str(error), "retry_in": pause})
         finally:
             stop.cancel()
             task.cancel()
@@ -150,7 +151,7 @@ def queue_name(node: str) -> str:
 def redis_settings(redis_url: str) -> RedisSettings:
     """Return connection settings that survive a short absence of Redis but do not wait long for a long one."""
     settings = RedisSettings.from_dsn(redis_url)
-    settings.database = HINT_DATABASE
+    settings.database = NOTIFICATION_DATABASE
     if settings.unix_socket_path is not None:
         settings.unix_socket_path = unquote(settings.unix_socket_path)  # as redis-py does
     settings.conn_timeout = 1
@@ -162,7 +163,7 @@ def redis_settings(redis_url: str) -> RedisSettings:
 
 def _worker(redis_url: str, *, node: str, wake: Callable[[], None]) -> Worker:
     return Worker(
-        functions=[func(hint, name="hint", timeout=30, max_tries=1, keep_result=0)],
+        functions=[func(wake_agent, name=FUNCTION, timeout=30, max_tries=1, keep_result=0)],
         redis_settings=redis_settings(redis_url),
         queue_name=queue_name(node),
         ctx={"wake": wake},
@@ -183,7 +184,7 @@ async def _close(worker: Worker) -> None:
     try:
         await worker.close()
     except (RedisError, OSError, AttributeError) as error:  # it never connected, or the connection is gone
-        logger.debug("hints_closed", extra={"error": str(error)})
+        logger.debug("notifications_closed", extra={"error": str(error)})
 
 
 def _pack(document: dict[str, Any]) -> bytes:
