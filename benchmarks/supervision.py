@@ -4,7 +4,7 @@
 
 Start: until the stage's process is recorded, and until its first line, beside `subprocess` of the same interpreter.
 Work: a script that keeps one core busy, supervised and plain in turns. Idle: memory and processor time of supervisor
-and witness. Stop: from the request until the end is written, that is after the tree was proven empty.
+and reaper. Stop: from the request until the end is written, that is after the tree was proven empty.
 """
 
 import argparse
@@ -94,14 +94,14 @@ class Attempt:
         self.wait_for_end()
 
     def processes(self) -> dict[str, psutil.Process]:
-        """Return the supervisor and the witness, which is the stage's parent."""
+        """Return the supervisor and the reaper, which is the stage's parent."""
         process = client.observe(self.folder).process
         assert process is not None
-        witness = psutil.Process(process.pid).parent()
-        assert witness is not None
-        keeper = witness.parent()
-        assert keeper is not None
-        return {"supervisor": keeper, "witness": witness}
+        reaper = psutil.Process(process.pid).parent()
+        assert reaper is not None
+        supervisor = reaper.parent()
+        assert supervisor is not None
+        return {"supervisor": supervisor, "reaper": reaper}
 
 
 def main() -> None:

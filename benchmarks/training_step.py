@@ -3,7 +3,7 @@
     python -m benchmarks.training_step --python .cache/envs/trl-*/bin/python [--minutes 4] [--core 0]
 
 One training (PyTorch, one thread, a step of some 15 ms that reports its loss every tenth time) runs as a job of the
-real service. Everything of ours (supervisor, witness, worker, API) is frozen for a second, let go for a second, and so
+real service. Everything of ours (supervisor, reaper, worker, API) is frozen for a second, let go for a second, and so
 on: neighbouring windows of the same process are compared, which leaves out what else differs between two runs. The
 second table says what ours used of a core meanwhile, which holds on a busy machine, too. With `--core` the training and
 ours share one core: what they use is missing to the training.
@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil
 
+from app.executor.supervisor.program import REAPER_KEY
 from benchmarks.reporting import print_machine, print_table
 from benchmarks.service import running_service
 from tests.e2e.installation import Installation
@@ -109,7 +110,7 @@ def start(site: Installation) -> str:
 def processes_of_ours(site: Installation, job: str) -> dict[str, psutil.Process]:
     """Return all that is not the training itself."""
     state = json.loads(next((site.node_home / "attempts").glob("*/state.json")).read_text())
-    pids = {"supervisor": state["supervisor_pid"], "witness": state["witness"]["pid"], **site.pids}
+    pids = {"supervisor": state["supervisor_pid"], "reaper": state[REAPER_KEY]["pid"], **site.pids}
     return {name: psutil.Process(pid) for name, pid in pids.items()}
 
 

@@ -326,7 +326,7 @@ class JobRow(SQLModel, table=True):
     token: str | None = Field(default=None, max_length=36, description="fence: guards every write of the claimer")
     attempts: int = 0
     retries: int = Field(default=0, description="attempts charged to the policy's budget")
-    recoveries: int = Field(default=0, description="attempts made again because a node or a keeper was lost")
+    recoveries: int = Field(default=0, description="attempts made again because a node or a supervisor was lost")
     cancel_requested_at: datetime | None = _time(nullable=True)
     created_at: datetime = _time()
     started_at: datetime | None = _time(nullable=True)

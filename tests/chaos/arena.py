@@ -23,6 +23,7 @@ import httpx
 import psutil
 from sqlmodel import col, select
 
+from app.executor.supervisor.program import REAPER_KEY
 from app.store.home import Home, NodeHome
 from app.store.migrate import upgrade
 from app.store.session import Database
@@ -122,7 +123,7 @@ class Folder:
     def attempt(self) -> str:
         return self.path.name
 
-    def keeper(self) -> int | None:
+    def supervisor_pid(self) -> int | None:
         """Return the living supervisor."""
         pid = self.state["supervisor_pid"]
         with contextlib.suppress(psutil.Error):
@@ -143,8 +144,8 @@ class Folder:
         return self.process(self.state)
 
     @property
-    def witness(self) -> psutil.Process | None:
-        return self.process(self.state["witness"])
+    def reaper(self) -> psutil.Process | None:
+        return self.process(self.state[REAPER_KEY])
 
 
 @dataclass
@@ -241,7 +242,7 @@ class Arena:
         )
 
     def stage_processes(self) -> list[psutil.Process]:
-        """Return what lives of attempts: supervisors, witnesses, scripts and all they started."""
+        """Return what lives of attempts: supervisors, reapers, scripts and all they started."""
         own = {child.process.pid for child in self.children() if child.process is not None}
         found = []
         for process in psutil.process_iter():

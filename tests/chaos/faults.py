@@ -96,15 +96,15 @@ async def kill_submitter(storm: "Storm", _: Random) -> float | None:
 async def kill_supervisor(storm: "Storm", rng: Random) -> float | None:
     """SIGKILL. Sign: another supervisor holds the attempt, or its end is on disk."""
     with storm.holding_attempt(rng) as (_, folder):
-        pid = _keeper(folder)
+        pid = _supervisor_pid(folder)
         _send(pid, signal.SIGKILL)
-        return await _until(lambda: _is_over(folder) or _keeper_now(folder) not in (None, pid))
+        return await _until(lambda: _is_over(folder) or _supervisor_now(folder) not in (None, pid))
 
 
 async def freeze_supervisor(storm: "Storm", rng: Random) -> float | None:
     """SIGSTOP for some seconds."""
     with storm.holding_attempt(rng) as (_, folder):
-        pid = _keeper(folder)
+        pid = _supervisor_pid(folder)
         _send(pid, signal.SIGSTOP)
         await asyncio.sleep(rng.uniform(0.5, 3.0))
         _send(pid, signal.SIGCONT)
@@ -114,19 +114,19 @@ async def freeze_supervisor(storm: "Storm", rng: Random) -> float | None:
 async def kill_supervisor_and_worker(storm: "Storm", rng: Random) -> float | None:
     """SIGKILL of both, restart of the worker. Sign: another supervisor holds the attempt, or its end is on disk."""
     with storm.holding_attempt(rng) as (node, folder), storm.holding(node.name):
-        pid = _keeper(folder)
+        pid = _supervisor_pid(folder)
         node.worker.kill()
         _send(pid, signal.SIGKILL)
         await asyncio.sleep(rng.choice((0.0, 1.0)))
         node.worker.start()
-        return await _until(lambda: _is_over(folder) or _keeper_now(folder) not in (None, pid))
+        return await _until(lambda: _is_over(folder) or _supervisor_now(folder) not in (None, pid))
 
 
-async def kill_witness(storm: "Storm", rng: Random) -> float | None:
-    """SIGKILL of the second keeper of the exit status; without the first one too, the end may stay unknown."""
+async def kill_reaper(storm: "Storm", rng: Random) -> float | None:
+    """SIGKILL of the second supervisor of the exit status; without the first one too, the end may stay unknown."""
     with storm.holding_attempt(rng) as (_, folder):
         storm.arena.hurt.add(folder.attempt)
-        _kill(folder.witness)
+        _kill(folder.reaper)
     return None
 
 
@@ -139,7 +139,7 @@ async def kill_stage(storm: "Storm", rng: Random) -> float | None:
 
 
 async def kill_tree(storm: "Storm", rng: Random) -> float | None:
-    """SIGKILL of supervisor, witness, script and all its children. Sign: the end of the attempt is on disk."""
+    """SIGKILL of supervisor, reaper, script and all its children. Sign: the end of the attempt is on disk."""
     with storm.holding_attempt(rng) as (_, folder):
         storm.arena.hurt.add(folder.attempt)
         _kill_all([folder.path])
@@ -317,7 +317,7 @@ EVERYWHERE: dict[str, tuple[Fault, int]] = {
     "supervisor SIGKILL": (kill_supervisor, 12),
     "supervisor SIGSTOP": (freeze_supervisor, 4),
     "supervisor and worker SIGKILL": (kill_supervisor_and_worker, 5),
-    "witness SIGKILL": (kill_witness, 3),
+    "reaper SIGKILL": (kill_reaper, 3),
     "stage SIGKILL": (kill_stage, 5),
     "whole tree SIGKILL": (kill_tree, 3),
     "child SIGKILL": (kill_child, 4),
@@ -389,16 +389,16 @@ def _is_over(folder: Folder) -> bool:
     return (folder.path / "exit.json").exists() or not folder.path.exists()
 
 
-def _keeper(folder: Folder) -> int:
-    pid = folder.keeper()
+def _supervisor_pid(folder: Folder) -> int:
+    pid = folder.supervisor_pid()
     if pid is None:
         raise NothingToHit
     return pid
 
 
-def _keeper_now(folder: Folder) -> int | None:
+def _supervisor_now(folder: Folder) -> int | None:
     now = Folder.of(folder.path)
-    return now.keeper() if now is not None else None
+    return now.supervisor_pid() if now is not None else None
 
 
 def _kill(process: psutil.Process | None) -> None:

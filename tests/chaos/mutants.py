@@ -109,8 +109,8 @@ MUTANTS = (
     _mutant(
         "cancel reaches the script's own process only",
         _KEEPER,
-        "return tree_of(self.state, keepers=keepers, marker=f\"DEEPE_ATTEMPT={self.state['attempt_id']}\")",
-        'return [one for one in [read_process(self.state["pid"])] if one is not None and not one.zombie and keepers]',
+        "return tree_of(self.state, own_pids=own_pids, marker=f\"DEEPE_ATTEMPT={self.state['attempt_id']}\")",
+        'return [one for one in [read_process(self.state["pid"])] if one is not None and not one.zombie and own_pids]',
         f"{SUPERVISOR}::TestStop::test_ends_whole_tree_whatever_its_children_do",
     ),
     _mutant(
@@ -136,9 +136,9 @@ MUTANTS = (
         f"{MACHINE}::TestDisk::test_that_is_read_while_it_is_written_shows_whole_files_only",
     ),
     _mutant(
-        "witness keeps nothing",
+        "reaper keeps nothing",
         _KEEPER,
-        '            folder.write("witness.json", ending)\n',
+        "            folder.write(REAPER_FILE, ending)\n",
         "",
         f"{SUPERVISOR}::TestKilledSupervisor::test_adopter_delivers_exit_code_of_a_stage_that_ended_unwatched",
     ),

@@ -139,7 +139,7 @@ class TestSupervisor:
 
         await check(chain)
 
-    async def test_witness_dies_before_it_could_tell_the_exit(self, site: Site) -> None:
+    async def test_reaper_dies_before_it_could_report_the_exit(self, site: Site) -> None:
         """Nobody knows how the script ended, so this attempt is no success, whatever it left."""
         job = await site.submit(SCRIPT, parameters={"ticks": 3})
         site.start_worker(DEEPE_FAULT_POINT=f"stage-ended={site.root / 'once'}")

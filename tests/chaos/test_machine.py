@@ -243,11 +243,11 @@ class TestMemory:
     def test_that_ends_in_the_control_group_is_the_cause(self, attempt: Attempt) -> None:
         with small_memory(96 * 2**20) as join:
             attempt.prepare("open(JOURNAL, 'a').write('run\\n')\nblock = bytearray(400 * 2**20)\nprint(len(block))")
-            keeper = subprocess.Popen(
+            parent = subprocess.Popen(
                 [sys.executable, "-I", "-S", program.__file__, str(attempt.folder)], preexec_fn=join
             )
             record = attempt.wait_for_end()
-            keeper.wait()
+            parent.wait()
 
         failure = classify(record, ())
         assert (record.signal, record.code) == (signal.SIGKILL, None)
@@ -262,7 +262,7 @@ class TestPids:
         attempt.start(RUN_AND_SLEEP)
         attempt.wait_for_line("ready")
         stage = attempt.stage()
-        for process in (attempt.supervisor(), attempt.witness(), stage):
+        for process in (attempt.supervisor(), attempt.reaper(), stage):
             kill(process.pid)
         wait_until(lambda: not psutil.pid_exists(stage.pid), "the end of the script")
 

@@ -16,7 +16,7 @@ from tests.worker.harness import Site, kill, pids_alive
 TWENTY = 20
 
 
-def keepers(site: Site) -> dict[str, int]:
+def supervisors(site: Site) -> dict[str, int]:
     """Return the living supervisor of each attempt."""
     found = {}
     for file in site.node_home().attempts.glob("*/state.json"):
@@ -32,7 +32,7 @@ async def test_twenty_scripts_are_adopted(site: Site, record_property: Callable[
     first = site.start_worker(DEEPE_SLOTS=str(TWENTY))
     for job in jobs:
         await site.wait(job, JobStatus.RUNNING)
-    before = keepers(site)
+    before = supervisors(site)
 
     first.kill()
     for pid in before.values():
@@ -51,7 +51,7 @@ async def test_twenty_scripts_are_adopted(site: Site, record_property: Callable[
 
 async def adopted(site: Site, before: dict[str, int]) -> bool:
     """Say whether each attempt has ended or has another supervisor."""
-    now = keepers(site)
+    now = supervisors(site)
     ended = {path.parent.name for path in site.node_home().attempts.glob("*/exit.json")}
     gone = {name for name in before if not Path(site.node_home().attempts / name).exists()}
     return all(name in ended | gone or now.get(name) not in (None, pid) for name, pid in before.items())

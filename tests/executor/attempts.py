@@ -70,11 +70,11 @@ class Attempt:
         assert state is not None
         return psutil.Process(state["supervisor_pid"])
 
-    def witness(self) -> psutil.Process:
+    def reaper(self) -> psutil.Process:
         """Return the stage's parent."""
         state = program.Folder(str(self.folder)).read("state.json")
         assert state is not None
-        return psutil.Process(state["witness"]["pid"])
+        return psutil.Process(state[program.REAPER_KEY]["pid"])
 
     def stage(self) -> psutil.Process:
         """Return the stage's own process."""

@@ -244,10 +244,10 @@ class TestStop:
         attempt.start(script)
         attempt.wait_for_line("ready")
 
-        supervisor, witness = attempt.supervisor(), attempt.witness()
+        supervisor, reaper = attempt.supervisor(), attempt.reaper()
         supervisor.suspend()
         attempt.stage().terminate()
-        wait_until(lambda: witness.status() == psutil.STATUS_ZOMBIE, "the witness's report")
+        wait_until(lambda: reaper.status() == psutil.STATUS_ZOMBIE, "the reaper's report")
         supervisor.terminate()
         supervisor.resume()
 
@@ -314,10 +314,10 @@ class TestKilledSupervisor:
     def test_adopter_delivers_exit_code_of_a_stage_that_ended_unwatched(self, attempt: Attempt) -> None:
         attempt.start(UNTIL_TOLD)
         attempt.wait_for_line("ready")
-        stage, witness = attempt.stage(), attempt.witness()
+        stage, reaper = attempt.stage(), attempt.reaper()
         kill(attempt.supervisor())
         attempt.journal.with_name(attempt.journal.name + ".go").touch()
-        wait_until(lambda: all_gone([stage.pid, witness.pid]), "the stage's end")
+        wait_until(lambda: all_gone([stage.pid, reaper.pid]), "the stage's end")
 
         client.adopt(attempt.folder)
         record = attempt.wait_for_end()
@@ -347,12 +347,12 @@ class TestKilledSupervisor:
             grace_seconds=3600,
         )
         attempt.wait_for_line("ready")
-        stage, witness = attempt.stage(), attempt.witness()
+        stage, reaper = attempt.stage(), attempt.reaper()
         client.request_stop(attempt.folder, "cancel")
         attempt.wait_for_line("told")
         kill(attempt.supervisor())
         attempt.journal.with_name(attempt.journal.name + ".go").touch()
-        wait_until(lambda: all_gone([stage.pid, witness.pid]), "the stage's end")
+        wait_until(lambda: all_gone([stage.pid, reaper.pid]), "the stage's end")
 
         client.adopt(attempt.folder)
         record = attempt.wait_for_end()
@@ -363,7 +363,7 @@ class TestKilledSupervisor:
         attempt.start(SLEEP)
         attempt.wait_for_line("ready")
         stage = attempt.stage()
-        for process in (attempt.supervisor(), attempt.witness(), stage):
+        for process in (attempt.supervisor(), attempt.reaper(), stage):
             kill(process)
 
         client.adopt(attempt.folder)
@@ -372,11 +372,11 @@ class TestKilledSupervisor:
         assert (record.why, record.code, record.signal) == (ExitWhy.LOST, None, None)
 
     @linux_only
-    def test_killed_witness_does_not_hide_the_exit_code(self, attempt: Attempt) -> None:
+    def test_killed_reaper_does_not_hide_the_exit_code(self, attempt: Attempt) -> None:
         attempt.start(UNTIL_TOLD)
         attempt.wait_for_line("ready")
 
-        kill(attempt.witness())
+        kill(attempt.reaper())
         attempt.journal.with_name(attempt.journal.name + ".go").touch()
         record = attempt.wait_for_end()
 
@@ -385,7 +385,7 @@ class TestKilledSupervisor:
     def test_reboot_is_told_from_loss(self, attempt: Attempt) -> None:
         attempt.start(SLEEP)
         attempt.wait_for_line("ready")
-        for process in (attempt.supervisor(), attempt.witness(), attempt.stage()):
+        for process in (attempt.supervisor(), attempt.reaper(), attempt.stage()):
             kill(process)
         change(attempt.folder / "state.json", boot_id="another boot")
 
@@ -399,7 +399,7 @@ class TestKilledSupervisor:
         stranger.wait_for_line("ready")
         attempt.start(SLEEP)
         attempt.wait_for_line("ready")
-        for process in (attempt.supervisor(), attempt.witness(), attempt.stage()):
+        for process in (attempt.supervisor(), attempt.reaper(), attempt.stage()):
             kill(process)
         change(attempt.folder / "state.json", pid=stranger.stage().pid)
 
@@ -428,7 +428,7 @@ class TestAtMostOnce:
     def test_second_start_after_a_crash_does_not_run_it_again(self, attempt: Attempt) -> None:
         attempt.start(RUN_AND_SLEEP)
         attempt.wait_for_line("ready")
-        for process in (attempt.supervisor(), attempt.witness(), attempt.stage()):
+        for process in (attempt.supervisor(), attempt.reaper(), attempt.stage()):
             kill(process)
 
         assert attempt.supervise().wait() == 76
@@ -488,16 +488,16 @@ class TestFullDisk:
     def test_keeps_stage_and_exit_code_until_disk_has_room(self, attempt: Attempt) -> None:
         attempt.start(UNTIL_TOLD)
         attempt.wait_for_line("ready")
-        keepers = (attempt.supervisor(), attempt.witness())
+        owners = (attempt.supervisor(), attempt.reaper())
         stage = attempt.stage()
-        for keeper in keepers:
-            resource.prlimit(keeper.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        for owner in owners:
+            resource.prlimit(owner.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
 
         attempt.journal.with_name(attempt.journal.name + ".go").touch()
         wait_until(lambda: is_gone(stage.pid), "the stage's end")
         wait_until(lambda: any(attempt.folder.glob(".exit.json.*")), "the first try to record it")
         held = attempt.observe()
-        resource.prlimit(keepers[0].pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        resource.prlimit(owners[0].pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         record = attempt.wait_for_end()
 
         assert (held.supervised, held.exit) == (True, None)

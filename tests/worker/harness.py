@@ -297,7 +297,7 @@ class Site:
         return found
 
     def processes(self) -> list[psutil.Process]:
-        """Return what lives of this site's attempts: supervisors, witnesses, scripts and all they started."""
+        """Return what lives of this site's attempts: supervisors, reapers, scripts and all they started."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):

@@ -64,7 +64,7 @@ class TestResume:
 
         assert (row.status, row.reason, row.attempts) == (JobStatus.FAILED, EndReason.EXIT_CODE, 1)
 
-    async def test_keeper_and_script_lost_together_are_replaced_without_a_policy(self, site: Site) -> None:
+    async def test_supervisor_and_script_lost_together_are_replaced_without_a_policy(self, site: Site) -> None:
         """As after the loss of everything on a node: nobody knows how the script ended."""
         job_id = await site.submit(COUNTING % "if begun is None and step == 3: play.wait_for('never')")
         site.start_worker()
@@ -165,7 +165,7 @@ def stage_of(site: Site) -> int:
 
 
 def kill_everything_of_the_attempt(site: Site) -> None:
-    """End supervisor, witness and script at once, each stopped first so that none sees the other's end."""
+    """End supervisor, reaper and script at once, each stopped first so that none sees the other's end."""
     (supervisor,) = site.supervisor_pids()
     victims = [psutil.Process(supervisor), *psutil.Process(supervisor).children(recursive=True)]
     for process in victims:

@@ -319,7 +319,7 @@ _ALL: tuple[_Rule, ...] = (*_RULES, *_LOSSES)
 def _stopped(stop_reason: str | None, detail: str) -> Failure:
     """Return how a stage ended that was asked to."""
     if stop_reason == KEEPER_TERMINATED:
-        # not by us: a person or the system sent TERM to the stage's keeper
+        # not by us: a person or the system sent TERM to the stage's supervisor
         return _failure(EndReason.SIGNAL, detail, signal="SIGTERM")
     if stop_reason in (EndReason.TIMED_OUT, EndReason.STALLED):
         return _failure(EndReason(stop_reason), detail)

@@ -11,7 +11,7 @@ worker, the API and Redis. Everything it knows stands in files of the folder, ea
     exit.json     the end, after the tree is proven empty     wake          FIFO: "look at `stop` now"
     ../../.bell   FIFO of the worker: "look at the folders now"
 
-Three processes: the supervisor; the *witness*, its fork, which is the parent of the stage and keeps the exit status
+Three processes: the supervisor; the *reaper*, its fork, which is the parent of the stage and keeps the exit status
 should the supervisor be killed; and the stage itself, leader of its own session. The recorded pid is the stage's own:
 killing that pid ends the attempt, and the rest of its tree is swept. The stage is held at a pipe until its identity is
 on disk; if the supervisor dies before that, the stage never runs.
@@ -48,6 +48,9 @@ SETTLE_SECONDS = 0.5  # helpers that end by themselves when their parent has gon
 LEFTOVER_GRACE_SECONDS = 5.0
 SHUTDOWN_SECONDS = 0.3  # from the TERM that ended the stage to our own, if both came from a shutdown
 KILL_BOUND_SECONDS = 10.0  # a process that survives KILL this long is stuck in the kernel
+# as supervisors of earlier releases call them: one of this release adopts their folders, and the reverse
+REAPER_FILE = "witness.json"
+REAPER_KEY = "witness"  # in `state.json`
 OOM_SCORE = 500  # the stage goes first when memory runs out, never the supervisor
 
 Record = dict[str, Any]
@@ -184,7 +187,7 @@ class Supervisor:
         self.state: Record = {}
         self.ending: Record | None = None
         self.stop_reason: str | None = None
-        self.pressure: Pressure | None = None
+        self.escalation: StopEscalation | None = None
         self.report: int | None = None
         self.report_bytes = b""
         self.watched: list[int] = []
@@ -192,7 +195,7 @@ class Supervisor:
         self.last_write_failed = False
         self.terminated = False
         self.inbox, wakeup = self._open_inbox()
-        self.private = [lock, wakeup, *self.inbox]  # what the witness must not hold: a copy would keep the lock
+        self.private = [lock, wakeup, *self.inbox]  # what the reaper must not hold: a copy would keep the lock
 
     # --- the two ways in
 
@@ -247,12 +250,12 @@ class Supervisor:
             self._conclude_unrecorded(never_ran=never_ran)
             return
         if self.state["boot_id"] != boot_id():
-            self.ending = self.folder.read("witness.json")
+            self.ending = self.folder.read(REAPER_FILE)
             # nothing survives a boot; should the id lie (a container that was moved), nothing survives us
             found, left = end_strays(self.state["attempt_id"])
             self._finish(why=None if self.ending else "reboot", leftovers=found, unkillable=left)
             return
-        for identity in (self.state["witness"], self.state):
+        for identity in (self.state[REAPER_KEY], self.state):
             self._watch_foreign(identity)
         self._watch()
 
@@ -264,14 +267,14 @@ class Supervisor:
         self._finish(why=None if found else "never_started", leftovers=found, unkillable=left)
 
     def _fork(self, launch: "Launch") -> int | None:
-        """Fork the witness, which forks the stage; return the pipe that releases it, None if that failed."""
+        """Fork the reaper, which forks the stage; return the pipe that releases it, None if that failed."""
         report_read, report_write = os.pipe()
         release_read, release_write = os.pipe()
-        witness = os.fork()
-        if witness == 0:
+        reaper = os.fork()
+        if reaper == 0:
             for descriptor in (*self.private, report_read):
                 os.close(descriptor)
-            bear_witness(self.folder, launch, report_write, release_read, release_write)
+            run_reaper(self.folder, launch, report_write, release_read, release_write)
         os.close(report_write)
         os.close(release_read)
         self.report = report_read
@@ -279,7 +282,7 @@ class Supervisor:
         if not line:
             return None
         os.set_blocking(report_read, False)
-        self.state["witness"] = identity_of(witness)
+        self.state[REAPER_KEY] = identity_of(reaper)
         self.state |= identity_of(int(line))
         return release_write
 
@@ -293,7 +296,7 @@ class Supervisor:
             self._check_presence()
             if self.ending is None:
                 self._look_for_stop()
-                self._press()
+                self._escalate_stop()
                 self._beat()
         fault_point("exit-seen")
         leftovers, unkillable = self._sweep()
@@ -315,8 +318,8 @@ class Supervisor:
         """Sleep until something happens or is due."""
         now = time.monotonic()
         due = [POLL_SECONDS, self.next_beat - now]
-        if self.pressure is not None:
-            due.append(self.pressure.next_look - now)
+        if self.escalation is not None:
+            due.append(self.escalation.next_look - now)
         descriptors = [*self.inbox, *self.watched]
         if self.report is not None:
             descriptors.append(self.report)
@@ -328,11 +331,11 @@ class Supervisor:
             elif descriptor in self.watched:
                 self.watched.remove(descriptor)
                 os.close(descriptor)
-        if ready and self.pressure is not None:
-            self.pressure.next_look = 0.0
+        if ready and self.escalation is not None:
+            self.escalation.next_look = 0.0
 
     def _reap(self) -> None:
-        """Collect what ended below us: the witness, orphans, and the stage itself if its witness was killed."""
+        """Collect what ended below us: the reaper, orphans, and the stage itself if its reaper was killed."""
         while True:
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
@@ -344,7 +347,7 @@ class Supervisor:
                 self.ending = self.ending or ending_of(status, usage)
 
     def _read_report(self) -> None:
-        """Take the witness's last line; at its death without one, the stage has become our own child."""
+        """Take the reaper's last line; at its death without one, the stage has become our own child."""
         if self.report is None:
             return
         try:
@@ -359,13 +362,13 @@ class Supervisor:
             self.report = None
 
     def _check_presence(self) -> None:
-        """Conclude from absence: no witness to report any more, and the stage is gone."""
+        """Conclude from absence: no reaper to report any more, and the stage is gone."""
         if self.ending is not None or self.report is not None or is_present(self.state):
             return
-        ending = self.folder.read("witness.json")
-        if ending is None and is_present(self.state["witness"]):
+        ending = self.folder.read(REAPER_FILE)
+        if ending is None and is_present(self.state[REAPER_KEY]):
             return
-        self.ending = ending or self.folder.read("witness.json") or {"released": True, "lost": True}
+        self.ending = ending or self.folder.read(REAPER_FILE) or {"released": True, "lost": True}
 
     def _watch_foreign(self, identity: Record) -> None:
         """Be woken by the end of a process that is not our child."""
@@ -381,18 +384,18 @@ class Supervisor:
         elif self.terminated:
             self.stop_reason = "supervisor_terminated"
 
-    def _press(self) -> None:
+    def _escalate_stop(self) -> None:
         """TERM to the whole tree at once, KILL after the grace, until the stage has ended."""
         if self.stop_reason is None:
             return
-        if self.pressure is None:
-            self.pressure = Pressure(float(self.spec.get("grace_seconds", LEFTOVER_GRACE_SECONDS)))
+        if self.escalation is None:
+            self.escalation = StopEscalation(float(self.spec.get("grace_seconds", LEFTOVER_GRACE_SECONDS)))
             self.state |= {"phase": "stopping", "stop_reason": self.stop_reason}
             self._save()  # before the first signal: an adopter must know what ended the stage
             fault_point("stop-recorded")
-        if self.pressure.is_due():
-            remaining = self.pressure.apply(self._members())
-            if self.pressure.is_exhausted() and self.state.get("unkillable") != remaining:
+        if self.escalation.is_due():
+            remaining = self.escalation.apply(self._members())
+            if self.escalation.is_exhausted() and self.state.get("unkillable") != remaining:
                 self.state["unkillable"] = remaining
                 self.next_beat = 0.0
 
@@ -401,16 +404,17 @@ class Supervisor:
         settled = time.monotonic() + SETTLE_SECONDS
         pause = 0.005
         while (members := self._members()) and time.monotonic() < settled:
-            if self.pressure is not None and self.pressure.is_due():
-                self.pressure.apply(members)
+            if self.escalation is not None and self.escalation.is_due():
+                self.escalation.apply(members)
             time.sleep(pause)
             pause = min(pause * 2, 0.1)
             self._reap()
         leftovers = len(members)
-        pressure = self.pressure or Pressure(min(float(self.spec.get("grace_seconds", 0.0)), LEFTOVER_GRACE_SECONDS))
-        while members and not pressure.is_exhausted():
-            if pressure.is_due():
-                pressure.apply(members)
+        grace_seconds = min(float(self.spec.get("grace_seconds", 0.0)), LEFTOVER_GRACE_SECONDS)
+        escalation = self.escalation or StopEscalation(grace_seconds)
+        while members and not escalation.is_exhausted():
+            if escalation.is_due():
+                escalation.apply(members)
             time.sleep(0.05)
             self._reap()
             self._beat()
@@ -418,8 +422,8 @@ class Supervisor:
         return leftovers, len(members)
 
     def _members(self) -> list[Process]:
-        keepers = {os.getpid(), self.state["witness"]["pid"]}
-        return tree_of(self.state, keepers=keepers, marker=f"DEEPE_ATTEMPT={self.state['attempt_id']}")
+        own_pids = {os.getpid(), self.state[REAPER_KEY]["pid"]}
+        return tree_of(self.state, own_pids=own_pids, marker=f"DEEPE_ATTEMPT={self.state['attempt_id']}")
 
     # --- files
 
@@ -520,14 +524,14 @@ class Launch:
             raise ValueError("argv is empty")
 
 
-class Pressure:
-    """The schedule of a stop: TERM each process once, after the grace KILL, looking less often as time passes."""
+class StopEscalation:
+    """TERM each process once, KILL what is left after the grace; poll less often as time passes."""
 
     def __init__(self, grace_seconds: float) -> None:
         self.next_look = time.monotonic()
         self.kill_from = self.next_look + grace_seconds
         self.pause = 0.02
-        self.told: set[tuple[int, str]] = set()
+        self.signalled: set[tuple[int, str]] = set()
 
     def is_due(self) -> bool:
         return time.monotonic() >= self.next_look
@@ -541,8 +545,8 @@ class Pressure:
         for process in members:
             if now >= self.kill_from:
                 send(process, signal.SIGKILL)
-            elif (process.pid, process.start) not in self.told:
-                self.told.add((process.pid, process.start))
+            elif (process.pid, process.start) not in self.signalled:
+                self.signalled.add((process.pid, process.start))
                 send(process, signal.SIGTERM, signal.SIGCONT)  # a stopped process would not see the TERM
         self.pause = min(self.pause * 2, POLL_SECONDS)
         self.next_look = now + self.pause
@@ -551,11 +555,11 @@ class Pressure:
         return len(members)
 
 
-# --- the witness and the stage
+# --- the reaper and the stage
 
 
-def bear_witness(folder: Folder, launch: Launch, report: int, release: int, release_write: int) -> NoReturn:
-    """Be the parent of the stage: report its end to the supervisor and to `witness.json`, whichever can be reached."""
+def run_reaper(folder: Folder, launch: Launch, report: int, release: int, release_write: int) -> NoReturn:
+    """Be the parent of the stage: report its end to the supervisor and to `REAPER_FILE`, whichever can be reached."""
     with contextlib.suppress(BaseException):
         os.close(release_write)
         os.setsid()
@@ -577,7 +581,7 @@ def bear_witness(folder: Folder, launch: Launch, report: int, release: int, rele
             released = failure != NOT_RELEASED
             ending = {"released": False, "finished_at": ending["finished_at"], "error": failure if released else None}
         fault_point("stage-ended")
-        deposit(folder, report, ending)
+        report_exit(folder, report, ending)
     os._exit(0)
 
 
@@ -640,13 +644,13 @@ def wait_for(stage: int) -> Record:
             return ending_of(status, usage)
 
 
-def deposit(folder: Folder, report: int, ending: Record) -> None:
-    """Tell the end of the stage by file and pipe; one of them is enough."""
+def report_exit(folder: Folder, report: int, ending: Record) -> None:
+    """Report the end of the stage through the file and the pipe; one of them is enough."""
     line = json.dumps(ending).encode() + b"\n"
     while True:
         written = reported = False
         with contextlib.suppress(OSError):
-            folder.write("witness.json", ending)
+            folder.write(REAPER_FILE, ending)
             written = True
         with contextlib.suppress(OSError):
             os.write(report, line)
@@ -659,17 +663,17 @@ def deposit(folder: Folder, report: int, ending: Record) -> None:
 # --- processes
 
 
-def tree_of(main: Record, *, keepers: set[int], marker: str) -> list[Process]:
-    """Return every living process of the attempt, found by the four nets; never one of `keepers`."""
+def tree_of(main: Record, *, own_pids: set[int], marker: str) -> list[Process]:
+    """Return every living process of the attempt, found by the four nets; never one of `own_pids`."""
     table = process_table()
-    found = _descendants(table, {*keepers, main["pid"]} if _is(table.get(main["pid"]), main) else keepers)
+    found = _descendants(table, {*own_pids, main["pid"]} if _is(table.get(main["pid"]), main) else own_pids)
     leader = table.get(main["pid"])
     if leader is None or _is(leader, main):  # else the number belongs to a foreign process and its session too
         found |= {row.pid for row in table.values() if row.session == main["pid"]}
     # an environment is only read of what is as young as the stage: of a thousand processes beside, hardly any
     foreign = {pid for pid, row in table.items() if pid not in found and not began_before(row, main)}
     found |= processes_with(marker, candidates=foreign)
-    return [table[pid] for pid in sorted(found - keepers) if not table[pid].zombie]
+    return [table[pid] for pid in sorted(found - own_pids) if not table[pid].zombie]
 
 
 def end_strays(attempt_id: str) -> tuple[int, int]:
