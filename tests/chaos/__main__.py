@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.chaos.storm import Plan, report, run
+from tests.chaos.fault_injector import Plan, report, run
 
 
 def main() -> int:

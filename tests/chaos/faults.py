@@ -1,9 +1,9 @@
 """The faults: what each does to the installation, and how one sees that it has got over it.
 
-Every fault is a coroutine on a `Storm`: it hits, waits as long as the outage lasts, undoes it, and returns the seconds
-from there until the sign that is named in its docstring, or None when there is nothing to wait for. It gets a random
-generator of its own, so that one fault's choices do not shift those of the next. `NothingToHit` means that the target
-is not there now; the storm takes another fault then.
+Every fault is a coroutine on a `FaultInjector`: it hits, waits as long as the outage lasts, undoes it, and returns the
+seconds from there until the sign that is named in its docstring, or None when there is nothing to wait for. It gets a
+random generator of its own, so that one fault's choices do not shift those of the next. `NothingToHit` means that the
+target is not there now; the injector takes another fault then.
 """
 
 import asyncio
@@ -26,84 +26,84 @@ import redis.asyncio as redis_client
 
 from app.executor.nodes.redis_notifier import RedisNotifier
 from app.executor.supervisor import program
-from tests.chaos.arena import Folder, Node
+from tests.chaos.cluster import Folder, Node
 from tests.chaos.proxy import Line as Network
 from tests.waiting import until
 
 if TYPE_CHECKING:
-    from tests.chaos.storm import Storm
+    from tests.chaos.fault_injector import FaultInjector
 
 
 class NothingToHit(Exception):
     """The target is not there, or somebody else is at it."""
 
 
-Fault = Callable[["Storm", Random], Awaitable[float | None]]
+Fault = Callable[["FaultInjector", Random], Awaitable[float | None]]
 
 # ---- the service's own processes ------------------------------------------------------------------------------------
 
 
-async def kill_worker(storm: "Storm", rng: Random) -> float | None:
+async def kill_worker(injector: "FaultInjector", rng: Random) -> float | None:
     """SIGKILL, restart. Sign: the node's next heartbeat."""
-    with storm.holding_node(rng) as node:
+    with injector.holding_node(rng) as node:
         node.worker.kill()
         await asyncio.sleep(rng.choice((0.0, 0.5, 1.0)))
-        return await _restarted(storm, node)
+        return await _restarted(injector, node)
 
 
-async def stop_worker(storm: "Storm", rng: Random) -> float | None:
+async def stop_worker(injector: "FaultInjector", rng: Random) -> float | None:
     """SIGTERM as at an upgrade, restart. Sign: the node's next heartbeat."""
-    with storm.holding_node(rng) as node:
+    with injector.holding_node(rng) as node:
         await node.worker.end()
-        return await _restarted(storm, node)
+        return await _restarted(injector, node)
 
 
-async def freeze_worker(storm: "Storm", rng: Random) -> float | None:
+async def freeze_worker(injector: "FaultInjector", rng: Random) -> float | None:
     """SIGSTOP for some seconds. Sign: the node's next heartbeat."""
-    with storm.holding_node(rng) as node:
+    with injector.holding_node(rng) as node:
         node.worker.send(signal.SIGSTOP)
         await asyncio.sleep(rng.uniform(0.5, 4.0))
-        before = storm.signs
+        before = injector.signs
         node.worker.send(signal.SIGCONT)
-        return await storm.until_changed(node.name, before)
+        return await injector.until_changed(node.name, before)
 
 
-async def kill_api(storm: "Storm", rng: Random) -> float | None:
+async def kill_api(injector: "FaultInjector", rng: Random) -> float | None:
     """SIGKILL, restart. Sign: `/readyz`."""
-    with storm.holding("api"):
-        storm.arena.api.kill()
-        return await _api_restarted(storm, rng)
+    with injector.holding("api"):
+        injector.cluster.api.kill()
+        return await _api_restarted(injector, rng)
 
 
-async def stop_api(storm: "Storm", rng: Random) -> float | None:
+async def stop_api(injector: "FaultInjector", rng: Random) -> float | None:
     """SIGTERM, restart. Sign: `/readyz`."""
-    with storm.holding("api"):
-        await storm.arena.api.end()
-        return await _api_restarted(storm, rng)
+    with injector.holding("api"):
+        await injector.cluster.api.end()
+        return await _api_restarted(injector, rng)
 
 
-async def kill_submitter(storm: "Storm", _: Random) -> float | None:
+async def kill_submitter(injector: "FaultInjector", _: Random) -> float | None:
     """SIGKILL of the client in the middle of its request, restart."""
-    with storm.holding("submitter"):
-        storm.arena.submitter.kill()
-        storm.arena.submitter.start()
+    with injector.holding("submitter"):
+        injector.cluster.submitter.kill()
+        injector.cluster.submitter.start()
     return None
 
 
 # ---- attempts -------------------------------------------------------------------------------------------------------
 
 
-async def kill_supervisor(storm: "Storm", rng: Random) -> float | None:
+async def kill_supervisor(injector: "FaultInjector", rng: Random) -> float | None:
     """SIGKILL. Sign: another supervisor holds the attempt, or its end is on disk."""
-    with storm.holding_attempt(rng) as (_, folder):
+    with injector.holding_attempt(rng) as (_, folder):
         pid = _supervisor_pid(folder)
         _send(pid, signal.SIGKILL)
         return await _until(lambda: _is_over(folder) or _supervisor_now(folder) not in (None, pid))
 
 
-async def freeze_supervisor(storm: "Storm", rng: Random) -> float | None:
+async def freeze_supervisor(injector: "FaultInjector", rng: Random) -> float | None:
     """SIGSTOP for some seconds."""
-    with storm.holding_attempt(rng) as (_, folder):
+    with injector.holding_attempt(rng) as (_, folder):
         pid = _supervisor_pid(folder)
         _send(pid, signal.SIGSTOP)
         await asyncio.sleep(rng.uniform(0.5, 3.0))
@@ -111,9 +111,9 @@ async def freeze_supervisor(storm: "Storm", rng: Random) -> float | None:
     return None
 
 
-async def kill_supervisor_and_worker(storm: "Storm", rng: Random) -> float | None:
+async def kill_supervisor_and_worker(injector: "FaultInjector", rng: Random) -> float | None:
     """SIGKILL of both, restart of the worker. Sign: another supervisor holds the attempt, or its end is on disk."""
-    with storm.holding_attempt(rng) as (node, folder), storm.holding(node.name):
+    with injector.holding_attempt(rng) as (node, folder), injector.holding(node.name):
         pid = _supervisor_pid(folder)
         node.worker.kill()
         _send(pid, signal.SIGKILL)
@@ -122,33 +122,33 @@ async def kill_supervisor_and_worker(storm: "Storm", rng: Random) -> float | Non
         return await _until(lambda: _is_over(folder) or _supervisor_now(folder) not in (None, pid))
 
 
-async def kill_reaper(storm: "Storm", rng: Random) -> float | None:
+async def kill_reaper(injector: "FaultInjector", rng: Random) -> float | None:
     """SIGKILL of the second supervisor of the exit status; without the first one too, the end may stay unknown."""
-    with storm.holding_attempt(rng) as (_, folder):
-        storm.arena.hurt.add(folder.attempt)
+    with injector.holding_attempt(rng) as (_, folder):
+        injector.cluster.hurt.add(folder.attempt)
         _kill(folder.reaper)
     return None
 
 
-async def kill_stage(storm: "Storm", rng: Random) -> float | None:
+async def kill_stage(injector: "FaultInjector", rng: Random) -> float | None:
     """SIGKILL of the script itself. Sign: the end of the attempt is on disk."""
-    with storm.holding_attempt(rng) as (_, folder):
-        storm.arena.hurt.add(folder.attempt)
+    with injector.holding_attempt(rng) as (_, folder):
+        injector.cluster.hurt.add(folder.attempt)
         _kill(folder.stage)
         return await _until(lambda: _is_over(folder))
 
 
-async def kill_tree(storm: "Storm", rng: Random) -> float | None:
+async def kill_tree(injector: "FaultInjector", rng: Random) -> float | None:
     """SIGKILL of supervisor, reaper, script and all its children. Sign: the end of the attempt is on disk."""
-    with storm.holding_attempt(rng) as (_, folder):
-        storm.arena.hurt.add(folder.attempt)
+    with injector.holding_attempt(rng) as (_, folder):
+        injector.cluster.hurt.add(folder.attempt)
         _kill_all([folder.path])
         return await _until(lambda: _is_over(folder))
 
 
-async def kill_child(storm: "Storm", rng: Random) -> float | None:
+async def kill_child(injector: "FaultInjector", rng: Random) -> float | None:
     """SIGKILL of a process that the script started; the script goes on."""
-    with storm.holding_attempt(rng) as (_, folder):
+    with injector.holding_attempt(rng) as (_, folder):
         stage = folder.stage
         children = stage.children(recursive=True) if stage is not None else []
         if not children:
@@ -157,14 +157,14 @@ async def kill_child(storm: "Storm", rng: Random) -> float | None:
     return None
 
 
-async def cancel(storm: "Storm", rng: Random) -> float | None:
+async def cancel(injector: "FaultInjector", rng: Random) -> float | None:
     """Cancel over HTTP. Sign: the end of the attempt is on disk."""
-    with storm.holding_attempt(rng) as (_, folder):
-        job = await storm.job_of(folder.attempt)
+    with injector.holding_attempt(rng) as (_, folder):
+        job = await injector.job_of(folder.attempt)
         if job is None:
             raise NothingToHit
-        storm.arena.cancelled.add(job)
-        async with storm.arena.client() as client:
+        injector.cluster.cancelled.add(job)
+        async with injector.cluster.client() as client:
             with contextlib.suppress(httpx.HTTPError):
                 answer = await client.post(f"/jobs/{job}:cancel")
                 if answer.is_success:
@@ -172,9 +172,9 @@ async def cancel(storm: "Storm", rng: Random) -> float | None:
     return None
 
 
-async def four_supervisors(storm: "Storm", rng: Random) -> float | None:
+async def four_supervisors(injector: "FaultInjector", rng: Random) -> float | None:
     """Four more supervisors on a folder at once, half of them to adopt it."""
-    with storm.holding_attempt(rng) as (_, folder):
+    with injector.holding_attempt(rng) as (_, folder):
         twins = (asyncio.to_thread(_supervise, folder, *options) for options in ((), ("--adopt",), (), ("--adopt",)))
         await asyncio.gather(*twins)
     return None
@@ -183,76 +183,76 @@ async def four_supervisors(storm: "Storm", rng: Random) -> float | None:
 # ---- the machine ----------------------------------------------------------------------------------------------------
 
 
-async def reboot(storm: "Storm", rng: Random) -> float | None:
+async def reboot(injector: "FaultInjector", rng: Random) -> float | None:
     """Everything of a node dies at once and finds another boot id. Sign: the node's next heartbeat."""
-    with storm.holding_node(rng) as node:
+    with injector.holding_node(rng) as node:
         folders = [path for path in node.home.attempts.glob("[!.]*") if path.is_dir()]
-        storm.arena.hurt |= {path.name for path in folders}
+        injector.cluster.hurt |= {path.name for path in folders}
         node.worker.kill()
         folders = [path for path in node.home.attempts.glob("[!.]*") if path.is_dir()]
-        storm.arena.hurt |= {path.name for path in folders}
+        injector.cluster.hurt |= {path.name for path in folders}
         _kill_all(folders)
         for path in folders:
             with contextlib.suppress(OSError):
                 state = json.loads((path / "state.json").read_bytes())
                 (path / "state.json").write_text(json.dumps(state | {"boot_id": "the boot before"}))
-        return await _restarted(storm, node)
+        return await _restarted(injector, node)
 
 
 # ---- Redis ----------------------------------------------------------------------------------------------------------
 
 
-async def kill_redis(storm: "Storm", rng: Random) -> float | None:
+async def kill_redis(injector: "FaultInjector", rng: Random) -> float | None:
     """SIGKILL, restart after a while. Sign: the next transition of a job."""
-    with storm.holding("redis"):
-        storm.arena.redis.stop()
+    with injector.holding("redis"):
+        injector.cluster.redis.stop()
         await asyncio.sleep(rng.choice((0.1, 1.0, 5.0)))
-        await asyncio.to_thread(storm.arena.redis.start)
-        return await storm.until_changed("event", storm.signs)
+        await asyncio.to_thread(injector.cluster.redis.start)
+        return await injector.until_changed("event", injector.signs)
 
 
-async def flush_redis(storm: "Storm", _: Random) -> float | None:
+async def flush_redis(injector: "FaultInjector", _: Random) -> float | None:
     """FLUSHALL. Sign: the next transition of a job."""
-    with storm.holding("redis"):
-        async with _redis(storm) as client:
+    with injector.holding("redis"):
+        async with _redis(injector) as client:
             await client.flushall()
-        return await storm.until_changed("event", storm.signs)
+        return await injector.until_changed("event", injector.signs)
 
 
-async def restore_redis(storm: "Storm", rng: Random) -> float | None:
+async def restore_redis(injector: "FaultInjector", rng: Random) -> float | None:
     """Start from what Redis held some time ago. Sign: the next transition of a job."""
-    with storm.holding("redis"):
-        old = storm.arena.redis.folder / "old.rdb"
-        dump = storm.arena.redis.folder / "dump.rdb"
+    with injector.holding("redis"):
+        old = injector.cluster.redis.folder / "old.rdb"
+        dump = injector.cluster.redis.folder / "dump.rdb"
         if not old.exists():
-            async with _redis(storm) as client:
+            async with _redis(injector) as client:
                 await client.save()
             dump.replace(old)
             raise NothingToHit
-        storm.arena.redis.stop()
+        injector.cluster.redis.stop()
         dump.write_bytes(old.read_bytes())
         old.unlink()
-        await asyncio.to_thread(storm.arena.redis.start)
-        return await storm.until_changed("event", storm.signs)
+        await asyncio.to_thread(injector.cluster.redis.start)
+        return await injector.until_changed("event", injector.signs)
 
 
-async def freeze_redis(storm: "Storm", rng: Random) -> float | None:
+async def freeze_redis(injector: "FaultInjector", rng: Random) -> float | None:
     """DEBUG SLEEP. Sign: the next transition of a job."""
-    with storm.holding("redis"):
-        async with _redis(storm) as client:
+    with injector.holding("redis"):
+        async with _redis(injector) as client:
             await client.execute_command("DEBUG", "SLEEP", rng.choice((0.5, 3.0)))  # type: ignore[no-untyped-call]
-        return await storm.until_changed("event", storm.signs)
+        return await injector.until_changed("event", injector.signs)
 
 
-async def repeat_notifications(storm: "Storm", rng: Random) -> float | None:
+async def repeat_notifications(injector: "FaultInjector", rng: Random) -> float | None:
     """Notify every node three times more of a job that runs."""
-    with storm.holding_attempt(rng) as (_, folder):
-        job = await storm.job_of(folder.attempt)
+    with injector.holding_attempt(rng) as (_, folder):
+        job = await injector.job_of(folder.attempt)
 
         async def names() -> Sequence[str]:
-            return [node.name for node in storm.arena.nodes]
+            return [node.name for node in injector.cluster.nodes]
 
-        notifier = RedisNotifier(f"redis://127.0.0.1:{storm.arena.redis.port}", nodes=names)
+        notifier = RedisNotifier(f"redis://127.0.0.1:{injector.cluster.redis.port}", nodes=names)
         for _ in range(3):
             notifier.notify(job or "unknown")
         await notifier.close()
@@ -262,49 +262,49 @@ async def repeat_notifications(storm: "Storm", rng: Random) -> float | None:
 # ---- the database ---------------------------------------------------------------------------------------------------
 
 
-async def kill_postgres(storm: "Storm", rng: Random) -> float | None:
+async def kill_postgres(injector: "FaultInjector", rng: Random) -> float | None:
     """SIGKILL of the postmaster, restart. Sign: the next transition of a job."""
-    postgres = storm.arena.postgres
+    postgres = injector.cluster.postgres
     assert postgres is not None
-    with storm.holding("postgres"):
+    with injector.holding("postgres"):
         await asyncio.to_thread(postgres.kill)
         await asyncio.sleep(rng.choice((0.0, 0.5, 2.0)))
         await asyncio.to_thread(postgres.start)
-        return await storm.until_changed("event", storm.signs)
+        return await injector.until_changed("event", injector.signs)
 
 
-async def stop_postgres(storm: "Storm", rng: Random) -> float | None:
+async def stop_postgres(injector: "FaultInjector", rng: Random) -> float | None:
     """Fast stop, start. Sign: the next transition of a job."""
-    postgres = storm.arena.postgres
+    postgres = injector.cluster.postgres
     assert postgres is not None
-    with storm.holding("postgres"):
+    with injector.holding("postgres"):
         await asyncio.to_thread(postgres.stop)
         await asyncio.sleep(rng.choice((0.0, 1.0)))
         await asyncio.to_thread(postgres.start)
-        return await storm.until_changed("event", storm.signs)
+        return await injector.until_changed("event", injector.signs)
 
 
-async def cut_network(storm: "Storm", rng: Random) -> float | None:
+async def cut_network(injector: "FaultInjector", rng: Random) -> float | None:
     """Break a node's connections to the database and refuse new ones. Sign: the node's next heartbeat."""
-    return await _bad_network(storm, rng, Network.CUT)
+    return await _bad_network(injector, rng, Network.CUT)
 
 
-async def swallow_network(storm: "Storm", rng: Random) -> float | None:
+async def swallow_network(injector: "FaultInjector", rng: Random) -> float | None:
     """Let nothing through between a node and the database, and tell nobody. Sign: the node's next heartbeat."""
-    return await _bad_network(storm, rng, Network.SILENT)
+    return await _bad_network(injector, rng, Network.SILENT)
 
 
-async def slow_network(storm: "Storm", rng: Random) -> float | None:
+async def slow_network(injector: "FaultInjector", rng: Random) -> float | None:
     """Delay every packet between a node and the database. Sign: the node's next heartbeat."""
-    return await _bad_network(storm, rng, Network.SLOW)
+    return await _bad_network(injector, rng, Network.SLOW)
 
 
-async def lock_sqlite(storm: "Storm", rng: Random) -> float | None:
+async def lock_sqlite(injector: "FaultInjector", rng: Random) -> float | None:
     """Somebody holds the write lock of the file for a while. Sign: the next transition of a job."""
-    with storm.holding("sqlite"):
-        file = storm.arena.database.url.partition("///")[2]
+    with injector.holding("sqlite"):
+        file = injector.cluster.database.url.partition("///")[2]
         await asyncio.to_thread(_hold_lock, file, rng.uniform(0.3, 2.0))
-        return await storm.until_changed("event", storm.signs)
+        return await injector.until_changed("event", injector.signs)
 
 
 EVERYWHERE: dict[str, tuple[Fault, int]] = {
@@ -345,32 +345,32 @@ BACKENDS: dict[str, dict[str, tuple[Fault, int]]] = {
 # ---- helpers --------------------------------------------------------------------------------------------------------
 
 
-async def _restarted(storm: "Storm", node: Node) -> float | None:
-    before = storm.signs
+async def _restarted(injector: "FaultInjector", node: Node) -> float | None:
+    before = injector.signs
     node.worker.start()
-    return await storm.until_changed(node.name, before)
+    return await injector.until_changed(node.name, before)
 
 
-async def _api_restarted(storm: "Storm", rng: Random) -> float | None:
+async def _api_restarted(injector: "FaultInjector", rng: Random) -> float | None:
     await asyncio.sleep(rng.choice((0.0, 1.0)))
     begun = time.monotonic()
 
     async def answers() -> bool:
-        storm.arena.api.start()  # again and again, as a service manager: it ends when it finds no database
-        return await storm.arena.api_answers()
+        injector.cluster.api.start()  # again and again, as a service manager: it ends when it finds no database
+        return await injector.cluster.api_answers()
 
-    await until(answers, "the API", storm.arena.report)
+    await until(answers, "the API", injector.cluster.report)
     return time.monotonic() - begun
 
 
-async def _bad_network(storm: "Storm", rng: Random, line: Network) -> float | None:
-    with storm.holding_node(rng) as node:
+async def _bad_network(injector: "FaultInjector", rng: Random, line: Network) -> float | None:
+    with injector.holding_node(rng) as node:
         assert node.proxy is not None
         node.proxy.become(line)
         await asyncio.sleep(rng.uniform(0.5, 5.0))
-        before = storm.signs
+        before = injector.signs
         node.proxy.become(Network.GOOD)
-        return await storm.until_changed(node.name, before)
+        return await injector.until_changed(node.name, before)
 
 
 async def _until(look: Callable[[], bool], seconds: float = 60.0) -> float:
@@ -436,10 +436,10 @@ def _send(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def _redis(storm: "Storm") -> "redis_client.Redis":
-    if storm.arena.redis.process is None:
+def _redis(injector: "FaultInjector") -> "redis_client.Redis":
+    if injector.cluster.redis.process is None:
         raise NothingToHit
-    return redis_client.Redis(port=storm.arena.redis.port)
+    return redis_client.Redis(port=injector.cluster.redis.port)
 
 
 def _hold_lock(file: str, seconds: float) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.storm import Plan, report, run
+from tests.chaos.fault_injector import Plan, report, run
 from tests.conftest import BACKENDS
 
 FAULTS = 40

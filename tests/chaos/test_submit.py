@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.chaos.arena import PATIENCE_SECONDS, arena
+from tests.chaos.cluster import PATIENCE_SECONDS, cluster
 from tests.chaos.stage import submission
 from tests.chaos.verdict import judge
 from tests.conftest import BACKENDS
@@ -19,7 +19,7 @@ from tests.waiting import until
 @pytest.mark.parametrize("backend", BACKENDS)
 async def test_job_whose_acceptance_nobody_heard_runs_once(backend: str, point: str, jobs: int, tmp_path: Path) -> None:
     body, key = submission({"ticks": 3}), {"Idempotency-Key": "once"}
-    async with arena(tmp_path / "run", backend=backend, nodes=1) as site:
+    async with cluster(tmp_path / "run", backend=backend, nodes=1) as site:
         site.api.kill()
         site.api.start(DEEPE_FAULT_POINT=point)
         await until(site.api_answers, "the API", site.report)

@@ -1,6 +1,6 @@
 """Forks workers and APIs from a process that has imported them: a start costs a tenth of the CPU time.
 
-    python -m tests.chaos.nursery
+    python -m tests.chaos.fork_server
 
 Long runs start a thousand of them. Each is a process of its own with its own environment, log and main function, and
 is killed like any other; only the import is shared. Reads orders as JSON lines, answers each with the pid.
@@ -41,13 +41,13 @@ class Forked:
             send(self._born, number)
 
 
-class Nursery:
+class ForkServer:
     """The process that forks, and the orders to it."""
 
     def __init__(self, environment: Mapping[str, str], folder: Path) -> None:
-        with (folder / "nursery.log").open("ab") as log:
+        with (folder / "fork_server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.chaos.nursery"],
+                [sys.executable, "-m", "tests.chaos.fork_server"],
                 env=environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from app.store.tables import AttemptRow
-from tests.chaos.arena import PATIENCE_SECONDS, Arena, Folder, Node, arena, supervisors
+from tests.chaos.cluster import PATIENCE_SECONDS, Cluster, Folder, Node, cluster, supervisors
 from tests.chaos.faults import BACKENDS, NothingToHit
 from tests.chaos.verdict import Evidence, Verdict, judge
 from tests.waiting import until
@@ -52,10 +52,10 @@ class Outcome:
 
 
 @dataclass
-class Storm:
-    """Hits an arena with one fault after the other; several may be under way, never two on one target."""
+class FaultInjector:
+    """Hits a cluster with one fault after the other; several may be under way, never two on one target."""
 
-    arena: Arena
+    cluster: Cluster
     plan: Plan
     counts: Counter[str] = field(default_factory=Counter)
     recoveries: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -73,7 +73,7 @@ class Storm:
             number = 0
             while sum(self.counts.values()) < self.plan.faults:
                 await asyncio.sleep(rng.uniform(*self.plan.pause))
-                await until(self._keeps_pace, "jobs between the faults", self.arena.report)
+                await until(self._keeps_pace, "jobs between the faults", self.cluster.report)
                 (kind,) = rng.choices(list(kinds), weights)
                 number += 1
                 task = asyncio.create_task(self._inject(kind, Random(f"{self.plan.seed}-{number}")))
@@ -89,15 +89,15 @@ class Storm:
     def _keeps_pace(self) -> bool:
         """Say whether enough jobs were accepted for the faults so far; on a busy machine faults wait for them."""
         self._restart_what_ended()
-        return len(self.arena.acknowledged()) >= self.plan.jobs_per_fault * sum(self.counts.values())
+        return len(self.cluster.acknowledged()) >= self.plan.jobs_per_fault * sum(self.counts.values())
 
     def _restart_what_ended(self) -> None:
         """Start again what ended by itself, as a service manager does."""
-        for node in self.arena.nodes:
+        for node in self.cluster.nodes:
             if node.name not in self._held:
                 node.worker.start()
         if "api" not in self._held:
-            self.arena.api.start()
+            self.cluster.api.start()
 
     async def _inject(self, kind: str, rng: Random) -> None:
         inject, _ = BACKENDS[self.plan.backend][kind]
@@ -126,7 +126,7 @@ class Storm:
 
     @contextlib.contextmanager
     def holding_node(self, rng: Random) -> Iterator[Node]:
-        node = rng.choice(self.arena.nodes)
+        node = rng.choice(self.cluster.nodes)
         with self.holding(node.name):
             if not node.worker.is_alive():
                 raise NothingToHit
@@ -134,7 +134,7 @@ class Storm:
 
     @contextlib.contextmanager
     def holding_attempt(self, rng: Random) -> Iterator[tuple[Node, Folder]]:
-        under_way = list(supervisors(self.arena.nodes))
+        under_way = list(supervisors(self.cluster.nodes))
         if not under_way:
             raise NothingToHit
         node, folder = rng.choice(under_way)
@@ -153,14 +153,14 @@ class Storm:
     async def job_of(self, attempt: str) -> str | None:
         """Return the job of an attempt, None while the database does not answer."""
         with contextlib.suppress(Exception):
-            async with asyncio.timeout(15), self.arena.database.reading() as session:
+            async with asyncio.timeout(15), self.cluster.database.reading() as session:
                 row = await session.get(AttemptRow, attempt)
                 return row.job_id if row is not None else None
         return None
 
     async def _watch(self) -> None:
         while True:
-            signs = await self.arena.signs_of_life()
+            signs = await self.cluster.signs_of_life()
             if signs is not None:
                 self.signs = signs
             await asyncio.sleep(LOOK_SECONDS)
@@ -169,20 +169,20 @@ class Storm:
 async def run(plan: Plan, root: Path) -> Outcome:
     """Run the plan under `root` and judge what happened."""
     begun = time.monotonic()
-    async with arena(
+    async with cluster(
         root, backend=plan.backend, nodes=plan.nodes, jobs=100_000, ahead=plan.ahead, warm=plan.warm
     ) as site:
         for child in site.children():
             child.start()
-        storm = Storm(site, plan)
-        await storm.rage()
+        injector = FaultInjector(site, plan)
+        await injector.rage()
         (root / "enough").touch()
         await site.heal()
         await asyncio.to_thread(site.submitter.process.wait)  # type: ignore[union-attr]
         await site.settle(plan.patience)
         evidence = await site.evidence()
     seconds = time.monotonic() - begun
-    return Outcome(plan, evidence, judge(evidence), storm.counts, storm.recoveries, seconds)
+    return Outcome(plan, evidence, judge(evidence), injector.counts, injector.recoveries, seconds)
 
 
 def report(outcome: Outcome) -> str:

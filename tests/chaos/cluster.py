@@ -29,7 +29,7 @@ from app.store.migrate import upgrade
 from app.store.session import Database
 from app.store.tables import JobEventRow, JobRow, NodeRow
 from tests.chaos.evidence import collect
-from tests.chaos.nursery import Forked, Nursery
+from tests.chaos.fork_server import Forked, ForkServer
 from tests.chaos.postgres import Postgres, own_postgres
 from tests.chaos.proxy import Line as Network
 from tests.chaos.proxy import Proxy
@@ -47,15 +47,16 @@ QUIET = ("--log-level", "warning", "--timeout-graceful-shutdown", "3")
 
 
 class Child:
-    """A process of the service that is killed and started again: `python ARGUMENTS`, forked if there is a nursery."""
+    """A process of the service that is killed and started again: `python ARGUMENTS`, forked if there is a fork
+    server."""
 
     def __init__(
-        self, arguments: Sequence[str], environment: dict[str, str], log: Path, nursery: Nursery | None = None
+        self, arguments: Sequence[str], environment: dict[str, str], log: Path, fork_server: ForkServer | None = None
     ) -> None:
         self.arguments = arguments
         self.environment = environment
         self.log = log
-        self.nursery = nursery
+        self.fork_server = fork_server
         self.process: subprocess.Popen[bytes] | Forked | None = None
 
     def start(self, **variables: str) -> None:
@@ -63,8 +64,8 @@ class Child:
         if self.is_alive():
             return
         environment = self.environment | variables
-        if self.nursery is not None:
-            self.process = self.nursery.start(self.arguments, environment, self.log)
+        if self.fork_server is not None:
+            self.process = self.fork_server.start(self.arguments, environment, self.log)
             return
         command = [sys.executable, *self.arguments]
         with self.log.open("ab") as log:
@@ -149,7 +150,7 @@ class Folder:
 
 
 @dataclass
-class Arena:
+class Cluster:
     """The installation, and what the harness did to it."""
 
     root: Path
@@ -300,12 +301,12 @@ class Arena:
 
 
 @asynccontextmanager
-async def arena(
+async def cluster(
     root: Path, *, backend: str, nodes: int = 3, jobs: int = 0, ahead: int = 8, warm: bool = False
-) -> AsyncIterator[Arena]:
+) -> AsyncIterator[Cluster]:
     """Run an installation under `root`. The submitter, once started, submits `jobs` jobs, `ahead` at a time.
 
-    With `warm`, workers and API are forked from a nursery.
+    With `warm`, workers and API are forked from a fork server.
     """
     with contextlib.ExitStack() as servers:
         postgres = servers.enter_context(own_postgres()) if backend == "postgres" else None
@@ -317,31 +318,31 @@ async def arena(
         await upgrade(database)
         Home(root).create()
         common = _environment(root, url, redis)
-        nursery = Nursery(common, root) if warm else None
-        if nursery is not None:
-            servers.callback(nursery.close)
+        fork_server = ForkServer(common, root) if warm else None
+        if fork_server is not None:
+            servers.callback(fork_server.close)
         proxies = [Proxy(postgres.port) if postgres else None for _ in range(nodes)]
         made = []
         for number, proxy in enumerate(proxies, 1):
             if proxy is not None:
                 await proxy.start()
             environment = _environment(root, url_of(url, postgres, proxy), redis)
-            made.append(_node(root, f"node-{number}", base, environment, proxy, nursery))
+            made.append(_node(root, f"node-{number}", base, environment, proxy, fork_server))
         port = free_port()
         api = Child(
             ["-m", "uvicorn", "--factory", "app.main:create_app", "--port", str(port), *QUIET],
             common | {"DEEPE_PORT": str(port)},
             root / "api.log",
-            nursery,
+            fork_server,
         )
         arguments = ["-m", "tests.chaos.submitter", str(root), str(port), str(jobs), str(ahead)]
         submitter = Child(arguments, common, root / "submitter.log")
-        arena = Arena(root, database, made, api, submitter, port, redis, postgres)
+        cluster = Cluster(root, database, made, api, submitter, port, redis, postgres)
         try:
-            await arena.prepare()
-            yield arena
+            await cluster.prepare()
+            yield cluster
         finally:
-            await arena.close()
+            await cluster.close()
 
 
 def url_of(url: str, postgres: Postgres | None, proxy: Proxy | None) -> str:
@@ -367,13 +368,13 @@ def _environment(root: Path, url: str, redis: RedisServer) -> dict[str, str]:
 
 
 def _node(
-    root: Path, name: str, base: Path, environment: dict[str, str], proxy: Proxy | None, nursery: Nursery | None
+    root: Path, name: str, base: Path, environment: dict[str, str], proxy: Proxy | None, fork_server: ForkServer | None
 ) -> Node:
     home = NodeHome(root / "nodes" / name)
     home.root.parent.mkdir(exist_ok=True)
     home.create()
     (home.environments / "base").symlink_to(base)
-    worker = Child(["-m", "app.worker"], environment | {"DEEPE_NODE_NAME": name}, root / f"{name}.log", nursery)
+    worker = Child(["-m", "app.worker"], environment | {"DEEPE_NODE_NAME": name}, root / f"{name}.log", fork_server)
     return Node(name, home, worker, proxy)
 
 
