@@ -27,7 +27,7 @@ from app.executor.environments.conda import CondaSearch
 from app.executor.environments.environment_cleaning import DAY, CleaningRules, EnvironmentCleaning
 from app.executor.environments.environment_probe import EnvironmentProbes
 from app.executor.environments.method_probing import MethodProbing
-from app.executor.nodes.agent import Lane, NodeAgent, Timing
+from app.executor.nodes.agent import NodeAgent, Pool, Timing
 from app.executor.nodes.disk_guard import DiskGuard
 from app.executor.nodes.inventory import Hardware, this_hardware
 from app.executor.nodes.joining import node_id
@@ -203,7 +203,7 @@ def _agent(
         database=database,
         node_id=node_id,
         engine=engine,
-        lanes=tuple(Lane(kinds_of(pool), _slots(pool, settings)) for pool in SlotPool),
+        pools=tuple(Pool(kinds_of(pool), _slots(pool, settings)) for pool in SlotPool),
         launcher=launcher,
         settler=StageSettler(database=database, home=home, status=status),
         presence=presence,

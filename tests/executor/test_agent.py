@@ -22,7 +22,7 @@ from app.executor.engines.base import ExitRecord, LaunchSpec
 from app.executor.engines.local import LocalEngine
 from app.executor.nodes import agent as agent_module
 from app.executor.nodes import node_lock
-from app.executor.nodes.agent import SURE_SECONDS, Lane, NodeAgent, Timing
+from app.executor.nodes.agent import SURE_SECONDS, NodeAgent, Pool, Timing
 from app.executor.nodes.node_lock import NodeIsTaken, exclusive
 from app.executor.runs.run_folder import RunFolder
 from app.executor.supervisor import client
@@ -161,7 +161,7 @@ class Bench:
             database=self.database,
             node_id=self.node_id,
             engine=engine,
-            lanes=[Lane(frozenset({JobKind.TRAINING}), 2)],
+            pools=[Pool(frozenset({JobKind.TRAINING}), 2)],
             launcher=self.launcher,
             settler=self.settler,
             presence=self.presence,

@@ -92,8 +92,8 @@ class NodePresence(Protocol):
 
 
 @dataclass(frozen=True)
-class Lane:
-    """Kinds of jobs that share slots: an answer to a question does not wait for a training of hours.
+class Pool:
+    """A slot pool: the kinds of jobs that share its slots, so that an answer does not wait for a training of hours.
 
     A job that holds accelerators takes no slot; those bound it.
     """
@@ -121,7 +121,7 @@ class NodeAgent:
         database: Database,
         node_id: str,
         engine: Engine,
-        lanes: Sequence[Lane],
+        pools: Sequence[Pool],
         launcher: Launcher,
         settler: Settler,
         presence: NodePresence,
@@ -134,7 +134,7 @@ class NodeAgent:
         self._database = database
         self._node_id = node_id
         self._engine = engine
-        self._lanes = lanes
+        self._pools = pools
         self._launcher = launcher
         self._settler = settler
         self._orphans = Orphans(engine, follow_up=settler.follow_up, monotonic=monotonic)
@@ -205,8 +205,8 @@ class NodeAgent:
         await self._presence.request_builds()
         async with self._database.reading() as session:  # a claim is a writing transaction: not where nobody waits
             waiting = {demand.kind for demand in await store.waiting_demands(session)}
-        for lane in self._lanes:
-            while lane.kinds & waiting and await self._claim(lane):
+        for pool in self._pools:
+            while pool.kinds & waiting and await self._claim(pool):
                 pass
 
     async def _beat(self) -> None:
@@ -236,11 +236,11 @@ class NodeAgent:
             self._last_quarantine_look = float("-inf")  # what it held may be free now
             self.wake()
 
-    async def _claim(self, lane: Lane) -> int:
-        """Claim and launch what the lane has room for, in one transaction; return how many jobs that were."""
+    async def _claim(self, pool: Pool) -> int:
+        """Claim and launch what the pool has room for, in one transaction; return how many jobs that were."""
         usable = [one.id for one in await self._presence.usable_accelerators()]
-        slots = lane.slots - sum(self._takes_slot(claim, lane) for claim in self._claims.values())
-        leasing = bool(usable) and bool(lane.kinds & HOLDING_KINDS)
+        slots = pool.slots - sum(self._takes_slot(claim, pool) for claim in self._claims.values())
+        leasing = bool(usable) and bool(pool.kinds & HOLDING_KINDS)
         if slots <= 0 and not leasing:
             return 0
         offer = Offer(
@@ -253,7 +253,7 @@ class NodeAgent:
         async with self._database.writing() as session:
             now = await database_now(session)
             won = await claims.claim_several(
-                session, offer, kinds=lane.kinds, now=now, lease=self._timing.lease, most=most
+                session, offer, kinds=pool.kinds, now=now, lease=self._timing.lease, most=most
             )
         for claim in won:
             fault_point("claimed")
@@ -262,10 +262,10 @@ class NodeAgent:
         await self._advance_all(won)
         return len(won)
 
-    def _takes_slot(self, claim: Claim, lane: Lane) -> bool:
-        """Say whether the attempt takes one of the lane's slots; while it is settled, nothing of it runs."""
+    def _takes_slot(self, claim: Claim, pool: Pool) -> bool:
+        """Say whether the attempt takes one of the pool's slots; while it is settled, nothing of it runs."""
         settling = claim.attempt.id in self._settling
-        return claim.job.kind in lane.kinds and not claim.attempt.accelerators and not settling
+        return claim.job.kind in pool.kinds and not claim.attempt.accelerators and not settling
 
     # ---- one attempt ------------------------------------------------------------------------------------------------
 
