@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from app.cli.command import CliFailure, HomeUnusable
 from app.cli.private_redis import NO_REDIS, PrivateRedis, RedisChoice
-from app.cli.processes import Guardian, ManagedProcess, ProcessSpec, Say, any_free, describe_exit, is_free, next_free
+from app.cli.processes import ManagedProcess, ProcessSpec, Say, Watchdog, any_free, describe_exit, is_free, next_free
 from app.secret_values import CALLER_FIELDS, without_secrets
 from app.settings import Settings
 from app.store.home import make_private_folder
@@ -49,7 +49,7 @@ class HomeInUse(CliFailure):
 class HomeLock:
     """A lock on a home's `dev.lock`.
 
-    The guardian of the processes holds it, too: when we are killed, it is free once everything we started has ended.
+    The watchdog of the processes holds it, too: when we are killed, it is free once everything we started has ended.
     """
 
     def __init__(self, home: Path) -> None:
@@ -156,7 +156,7 @@ class EmbeddedService:
         self._options = options
         self._say = say
         self._lock = HomeLock(settings.home)
-        self._guardian: Guardian | None = None
+        self._watchdog: Watchdog | None = None
         self._children: list[ManagedProcess] = []
         self.port = settings.port
         self.redis: RedisChoice = NO_REDIS
@@ -181,7 +181,7 @@ class EmbeddedService:
             raise HomeUnusable(self._settings.home, error) from error
         try:
             self.port = self._listening_port()
-            self._guardian = Guardian(hold=self._lock.descriptor)
+            self._watchdog = Watchdog(hold=self._lock.descriptor)
             if self._options.log_folder is not None:
                 make_private_folder(self._options.log_folder)
             redis = self._start_redis()
@@ -205,9 +205,9 @@ class EmbeddedService:
         for child in sorted(self._children, key=lambda child: stages.index(child.spec.name)):
             child.stop(grace_seconds=grace_seconds)
         self._children = []
-        if self._guardian is not None:
-            self._guardian.close()
-            self._guardian = None
+        if self._watchdog is not None:
+            self._watchdog.close()
+            self._watchdog = None
         self._lock.release()
 
     def _listening_port(self) -> int:
@@ -271,7 +271,7 @@ class EmbeddedService:
         log: Path | None = None,
         umask: int = -1,
     ) -> ManagedProcess:
-        assert self._guardian is not None
+        assert self._watchdog is not None
         folder = self._options.log_folder
         spec = ProcessSpec(
             name=name,
@@ -280,7 +280,7 @@ class EmbeddedService:
             log=log or (folder / f"{name}.log" if folder is not None else None),
             umask=umask,
         )
-        child = ManagedProcess(spec, guardian=self._guardian, say=self._say)
+        child = ManagedProcess(spec, watchdog=self._watchdog, say=self._say)
         self._children.append(child)
         return child
 

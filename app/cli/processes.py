@@ -2,7 +2,7 @@
 
 Each child leads its own process group, so that Ctrl-C in a terminal reaches us alone and we end the others in order.
 A child that dies while it is kept is started again after a pause that doubles. If we are killed ourselves, the
-guardian (see `app.cli.guardian`) ends what we left.
+watchdog (see `app.cli.watchdog`) ends what we left.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
-from app.cli import guardian
+from app.cli import watchdog
 from app.store.home import PRIVATE_FILE
 
 Say = Callable[[str], None]
@@ -75,13 +75,13 @@ class ProcessSpec:
     grace_seconds: float = 10.0
 
 
-class Guardian:
-    """Our end of the guardian's pipe. `hold`: a descriptor that it keeps open until everything has ended."""
+class Watchdog:
+    """Our end of the watchdog's pipe. `hold`: a descriptor that it keeps open until everything has ended."""
 
     def __init__(self, *, hold: int | None = None) -> None:
         self._lock = threading.Lock()
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", guardian.__file__],
+            [sys.executable, "-I", "-S", watchdog.__file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
@@ -102,14 +102,14 @@ class Guardian:
         self._tell(f"-{pid}\n")
 
     def close(self) -> None:
-        """Let the guardian end what it still watches, and wait for it."""
+        """Let the watchdog end what it still watches, and wait for it."""
         with contextlib.suppress(OSError):
             assert self._process.stdin is not None
             self._process.stdin.close()
         self._process.wait()
 
     def _tell(self, line: str) -> None:
-        # OSError: it was killed, then nobody guards, and the service goes on; ValueError: it was closed
+        # OSError: the watchdog was killed, and the service goes on without; ValueError: it was closed
         with self._lock, contextlib.suppress(OSError, ValueError):
             assert self._process.stdin is not None
             self._process.stdin.write(line.encode())
@@ -119,9 +119,9 @@ class Guardian:
 class ManagedProcess:
     """One child. `start`, look at it until it is ready, `keep` it alive, `stop` it."""
 
-    def __init__(self, spec: ProcessSpec, *, guardian: Guardian, say: Say) -> None:
+    def __init__(self, spec: ProcessSpec, *, watchdog: Watchdog, say: Say) -> None:
         self.spec = spec
-        self._guardian = guardian
+        self._watchdog = watchdog
         self._say = say
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
@@ -205,13 +205,13 @@ class ManagedProcess:
                 umask=self.spec.umask,
             )
         self._started_at = time.monotonic()
-        self._guardian.watch(self._process.pid)
+        self._watchdog.watch(self._process.pid)
 
     def _end_group(self, process: "subprocess.Popen[bytes]") -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        self._guardian.forget(process.pid)
+        self._watchdog.forget(process.pid)
 
 
 def _open_log(path: Path, mode: str) -> IO[bytes]:

@@ -1,7 +1,7 @@
-"""A tiny program that ends the embedded service's processes when `deepe dev` itself is killed.
+"""The parent-death watchdog: a program that ends the embedded service's processes when `deepe dev` is killed.
 
 It reads `+PID` and `-PID` lines (leaders of process groups that began and ended) from stdin. When stdin closes, because
-our end of the pipe is gone in whatever way, it ends the groups that are left: TERM, a grace, KILL. Standard library
+our end of the pipe is gone for any reason, it ends the groups that are left: TERM, a grace, KILL. Standard library
 only, run with `python -I -S`; on Linux and macOS alike.
 """
 
@@ -17,7 +17,7 @@ GRACE_SECONDS = 8.0
 def main() -> None:
     """Read until the pipe closes, then clean up."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # meant for the one we guard, which tells us by closing the pipe
+        signal.signal(number, signal.SIG_IGN)  # meant for the parent, whose death closes the pipe
     groups: list[int] = []
     for line in sys.stdin:
         group = int(line[1:])
