@@ -28,6 +28,7 @@ from app.executor.environments.environment_cleaning import DAY, CleaningRules, E
 from app.executor.environments.environment_probe import EnvironmentProbes
 from app.executor.environments.method_probing import MethodProbing
 from app.executor.nodes.agent import NodeAgent, Pool, Timing
+from app.executor.nodes.backoff import TRANSIENT, backoff_seconds, log_failure
 from app.executor.nodes.disk_guard import DiskGuard
 from app.executor.nodes.inventory import Hardware, this_hardware
 from app.executor.nodes.joining import node_id
@@ -35,7 +36,6 @@ from app.executor.nodes.node_lock import NodeIsTaken, exclusive
 from app.executor.nodes.notifier import listen_to_file
 from app.executor.nodes.presence import NodeEnvironments, NodeFacts
 from app.executor.nodes.redis_notifier import listen
-from app.executor.nodes.trouble import TROUBLE, log_trouble, rest_seconds
 from app.observability import configure_logging
 from app.registry.method_files import MethodFiles
 from app.registry.platforms import this_machine
@@ -169,12 +169,12 @@ async def _register(database: Database, presence: NodeEnvironments, stopping: as
         try:
             await schema_state(database)
             return await presence.register()
-        except TROUBLE as error:
+        except TRANSIENT as error:
             failures += 1
-            rest = rest_seconds(failures)
-            log_trouble(logger, "node_not_registered", error, {"next_try_in": rest})
+            pause = backoff_seconds(failures)
+            log_failure(logger, "node_not_registered", error, {"next_try_in": pause})
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stopping.wait(), timeout=rest)
+                await asyncio.wait_for(stopping.wait(), timeout=pause)
     return None
 
 

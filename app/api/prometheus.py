@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy.exc import IntegrityError
 from starlette.types import Scope
 
-from app.executor.nodes.trouble import TROUBLE, log_trouble
+from app.executor.nodes.backoff import TRANSIENT, log_failure
 from app.store import statistics
 from app.store.session import Database
 from app.store.statistics import WAITING_BUCKETS, Figures, NodeFigures
@@ -97,8 +97,8 @@ class Metrics:
                     pass
                 async with self._database.reading() as session:
                     return await statistics.figures(session)
-        except (*TROUBLE, TimeoutError) as error:
-            log_trouble(logger, "metrics_without_database", error, {})
+        except (*TRANSIENT, TimeoutError) as error:
+            log_failure(logger, "metrics_without_database", error, {})
             return None
 
     async def _fold(self) -> bool:

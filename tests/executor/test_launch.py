@@ -10,7 +10,7 @@ from app.domain.enums import EndReason, JobKind, TrainingType
 from app.domain.kinds import KINDS, STAGES, ArgumentStyle, Stage
 from app.domain.rendering import filled_arguments
 from app.domain.training_types import TYPES
-from app.executor.attempts.launch import Inputs, LaunchError, disk_trouble, stage_arguments
+from app.executor.attempts.launch import Inputs, LaunchError, ending_on_disk_errors, stage_arguments
 from app.executor.runs.job_spec import Deployment, InferenceRequest, JobSpec, Named, PinnedScript
 from tests import job_rows
 
@@ -120,7 +120,7 @@ class TestPictures:
         ]
 
 
-class TestDiskTrouble:
+class TestDiskErrors:
     @pytest.mark.parametrize(
         ("number", "reason"),
         [
@@ -131,7 +131,7 @@ class TestDiskTrouble:
         ],
     )
     def test_ends_the_job_with_a_reason(self, number: int, reason: EndReason) -> None:
-        with pytest.raises(LaunchError) as caught, disk_trouble():
+        with pytest.raises(LaunchError) as caught, ending_on_disk_errors():
             raise OSError(number, "trouble", "/home/runs/j")
 
         assert caught.value.reason is reason

@@ -68,8 +68,8 @@ class LaunchError(Exception):
 
 
 @contextlib.contextmanager
-def disk_trouble() -> Iterator[None]:
-    """Let what the disk says end the job, instead of trying for ever."""
+def ending_on_disk_errors() -> Iterator[None]:
+    """End the job on an error of the disk, instead of trying for ever."""
     try:
         yield
     except OSError as error:
@@ -129,7 +129,7 @@ class StageLauncher:
     async def resolve(self, claim: Claim) -> LaunchSpec:
         """Return what to run for the claim, with its run folder made; raise `LaunchError` when it cannot run."""
         run = RunFolder(self._home.run_folder(claim.job.id, claim.attempt.number))
-        with disk_trouble():
+        with ending_on_disk_errors():
             await asyncio.to_thread(run.output.mkdir, parents=True, exist_ok=True)
         if claim.job.kind is JobKind.ENVIRONMENT:
             return await self._resolve_build(claim, run)
@@ -145,7 +145,7 @@ class StageLauncher:
         prefix = await self._prefixes.prefix(job.environment)
         if prefix is None:
             raise LaunchError(EndReason.ENV_MISSING, environment=job.environment)
-        with disk_trouble():
+        with ending_on_disk_errors():
             script = await asyncio.to_thread(self._locate, spec.script)
         model = await self._model(job.model_id)
         inputs = self._inputs(spec, model, run)
@@ -154,10 +154,10 @@ class StageLauncher:
         except AppError as error:
             raise LaunchError(EndReason.SPAWN_FAILED, detail=error.detail()) from error
         parameters = run.path / "params.json"
-        with disk_trouble():
+        with ending_on_disk_errors():
             await asyncio.to_thread(parameters.write_text, json.dumps(spec.effective), "utf-8")
         resumed_from = await self._resume(claim, spec, run)
-        with disk_trouble():
+        with ending_on_disk_errors():
             import_paths = await asyncio.to_thread(_import_paths, script, run)
         extra = {
             "PYTHONPATH": os.pathsep.join(map(str, import_paths)),
@@ -200,7 +200,7 @@ class StageLauncher:
         """Put the newest whole checkpoint of earlier attempts into this one's output folder, and write that down."""
         if not KINDS[claim.job.kind].has_checkpoints:
             return None
-        with disk_trouble():
+        with ending_on_disk_errors():
             found = await asyncio.to_thread(self._newest_checkpoint, claim, spec)
             if found is None:
                 return None
@@ -220,7 +220,7 @@ class StageLauncher:
         assert build is not None
         spec_file = run.path / "environment.yml" if build.spec is not None else None
         lock_file = run.path / "environment-lock.json" if build.lock is not None else None
-        with disk_trouble():
+        with ending_on_disk_errors():
             if spec_file is not None and build.spec is not None:
                 await asyncio.to_thread(spec_file.write_text, build.spec, "utf-8")
             if lock_file is not None and build.lock is not None:

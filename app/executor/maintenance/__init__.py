@@ -1,1 +1,1 @@
-"""What API processes do beside answering: webhooks, retention."""
+"""Periodic work of API processes: webhooks, retention."""

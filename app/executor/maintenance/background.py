@@ -1,4 +1,4 @@
-"""What an API process does beside answering: the same thing again and again, patient with trouble, until it stops."""
+"""Periodic work of an API process: one action again and again, with backoff after errors, until it stops."""
 
 import asyncio
 import contextlib
@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 
-from app.executor.nodes.trouble import log_trouble, rest_seconds
+from app.executor.nodes.backoff import backoff_seconds, log_failure
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +49,8 @@ async def keep_doing(
             failures = 0
         except Exception as error:
             failures += 1
-            pause = max(rest_seconds(failures), every)
-            log_trouble(logger, event, error, {"next_try_in": pause})
+            pause = max(backoff_seconds(failures), every)
+            log_failure(logger, event, error, {"next_try_in": pause})
         await _wait(pause, stopping, None if failures else woken)
 
 

@@ -16,7 +16,7 @@ from datetime import timedelta
 from app.domain.webhooks import body_bytes, next_delay, signed_headers
 from app.executor.maintenance.background import Stopping, keep_doing
 from app.executor.maintenance.webhook_post import POST_SECONDS, Answer, WebhookClient
-from app.executor.nodes.trouble import TROUBLE, log_trouble
+from app.executor.nodes.backoff import TRANSIENT, log_failure
 from app.faults import fault_point
 from app.store import webhooks as store
 from app.store.clock import database_now
@@ -91,8 +91,8 @@ class WebhookSender:
                 await store.record(session, message, outcome, now=await database_now(session))
             event = "webhook_delivered" if outcome.delivered else "webhook_failed"
             logger.info(event, extra=fields | {"status": outcome.status, "error": outcome.error})
-        except TROUBLE as error:  # sent again when the lease is over
-            log_trouble(logger, "webhook_not_recorded", error, fields)
+        except TRANSIENT as error:  # sent again when the lease is over
+            log_failure(logger, "webhook_not_recorded", error, fields)
         except Exception:
             logger.exception("webhook_not_sent", extra=fields)
         finally:

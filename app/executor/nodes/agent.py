@@ -6,9 +6,9 @@ looks at rows and attempts again (`app/executor/attempts/reconcile.py`). What th
 when nothing is left to write down.
 
 A round talks to the database, every `poll_seconds` or at once after a notification. The engine notifies when an attempt
-has something new to show; that may be lost, so attempts are observed every `watch_seconds`, which is cheap. Trouble
-with the database or the disk ends a round once every attempt had its turn, and the next one comes later each time; a
-fault with one attempt lets only that one rest.
+has something new to show; that may be lost, so attempts are observed every `watch_seconds`, which is cheap. An
+error of the database or the disk ends a round once every attempt was advanced, and the next round is backed off; an
+error of one attempt backs off that attempt only.
 
 Settling may take many minutes (the weights are hashed). It holds up nothing: the processes of the attempt are gone, so
 its slot is free, and its accelerators are given back. A worker that stops breaks it off, and the next one begins it
@@ -28,14 +28,14 @@ from app.domain.accelerators import Accelerator
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.kinds import HOLDING_KINDS
 from app.executor.attempts.forecast import Forecasts
-from app.executor.attempts.launch import LaunchError, disk_trouble
+from app.executor.attempts.launch import LaunchError, ending_on_disk_errors
 from app.executor.attempts.limits import LimitWatch
 from app.executor.attempts.projections import Projections
 from app.executor.attempts.reconcile import Seen, Step, next_step
 from app.executor.engines.base import AttemptState, Engine, ExitRecord, LaunchSpec
 from app.executor.engines.local import clock_since_boot
+from app.executor.nodes.backoff import TRANSIENT, backoff_seconds, log_failure
 from app.executor.nodes.orphans import Orphans
-from app.executor.nodes.trouble import TROUBLE, log_trouble, rest_seconds
 from app.faults import fault_point
 from app.store import claims, leases, nodes
 from app.store import jobs as store
@@ -147,7 +147,7 @@ class NodeAgent:
         self._woken = asyncio.Event()
         self._claims: dict[str, Claim] = {}
         self._settling: dict[str, asyncio.Task[None]] = {}
-        self._rests: dict[str, _Rest] = {}
+        self._backoffs: dict[str, _Backoff] = {}
         self._silent: set[str] = set()
         self._heard_at = float("-inf")
         self.removed = False
@@ -176,10 +176,10 @@ class NodeAgent:
                 failures = 0
             except Exception as error:
                 failures += 1
-                rest = rest_seconds(failures)
-                log_trouble(logger, "agent_round_failed", error, {"node": self._node_id, "next_try_in": rest})
+                pause = backoff_seconds(failures)
+                log_failure(logger, "agent_round_failed", error, {"node": self._node_id, "next_try_in": pause})
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(stopping.wait(), timeout=rest)
+                    await asyncio.wait_for(stopping.wait(), timeout=pause)
 
     # ---- one round --------------------------------------------------------------------------------------------------
 
@@ -192,7 +192,7 @@ class NodeAgent:
             standing = await nodes.standing_of_node(session, self._node_id)
             live = await store.live_attempts(session, self._node_id)
         self._claims = {claim.attempt.id: claim for claim in live}
-        self._rests = {key: rest for key, rest in self._rests.items() if key in self._claims}
+        self._backoffs = {key: backoff for key, backoff in self._backoffs.items() if key in self._claims}
         await self._advance_all(live)
         if standing in GONE:
             self._orphans.look_again()  # whatever the engine has is an orphan now
@@ -270,24 +270,24 @@ class NodeAgent:
     # ---- one attempt ------------------------------------------------------------------------------------------------
 
     async def _advance_all(self, claims: Sequence[Claim]) -> None:
-        """Give every attempt its turn, then raise the first trouble that was met."""
-        troubles: list[Exception] = []
+        """Advance every attempt, then raise the first error that was met."""
+        errors: list[Exception] = []
         for claim in claims:
             try:
                 await self._advance(claim)
             except Exception as error:
-                troubles.append(error)
-        if troubles:
-            raise troubles[0]
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     async def _advance(self, claim: Claim) -> None:
-        """Do the next step of one attempt; one that cannot be done must not hold up the others."""
+        """Do the next step of one attempt. A step that cannot be done must not hold up the others."""
         try:
             await self._do(self._step(claim), claim)
         except Exception as error:
             if is_transient(error):
                 raise
-            self._let_rest(claim, "attempt_failed", error)
+            self._back_off(claim, "attempt_failed", error)
 
     async def _do(self, step: Step, claim: Claim) -> None:
         match step:
@@ -310,8 +310,8 @@ class NodeAgent:
                 await self._settle(claim)
 
     def _step(self, claim: Claim) -> Step:
-        rest = self._rests.get(claim.attempt.id)
-        if claim.attempt.id in self._settling or (rest is not None and self._monotonic() < rest.until):
+        backoff = self._backoffs.get(claim.attempt.id)
+        if claim.attempt.id in self._settling or (backoff is not None and self._monotonic() < backoff.until):
             return Step.WAIT
         state = self._engine.observe(claim.attempt.id)
         self._notice_silence(claim, state)
@@ -335,7 +335,7 @@ class NodeAgent:
         try:
             spec = await self._launcher.resolve(claim)
             fault_point("before-spec")
-            with disk_trouble():
+            with ending_on_disk_errors():
                 await self._engine.prepare(claim.attempt.id, spec)
         except LaunchError as error:
             logger.warning("launch_refused", extra=_ids(claim) | {"reason": error.reason, **error.params})
@@ -408,7 +408,7 @@ class NodeAgent:
             self.wake()  # its slot is free, the next in the chain may run
         except Exception as error:
             # tried again: exit record and outputs are still there
-            self._let_rest(claim, "settle_failed", error)
+            self._back_off(claim, "settle_failed", error)
         else:
             await self._engine.discard(claim.attempt.id)
         finally:
@@ -420,19 +420,19 @@ class NodeAgent:
         if not claim.attempt.accelerators or exit_record.unkillable:
             return
         await asyncio.sleep(LONG_SETTLING_SECONDS)
-        with contextlib.suppress(*TROUBLE):  # the end releases them in any case
+        with contextlib.suppress(*TRANSIENT):  # the end releases them in any case
             async with self._database.writing() as session:
                 now = await database_now(session)
                 await leases.end_of_attempt(session, claim.attempt.id, proven_empty=True, now=now)
             self.wake()
 
-    def _let_rest(self, claim: Claim, event: str, error: Exception) -> None:
-        """Leave an attempt alone for a while, longer each time."""
-        before = self._rests.get(claim.attempt.id)
+    def _back_off(self, claim: Claim, event: str, error: Exception) -> None:
+        """Leave an attempt alone for a while, longer after each failure."""
+        before = self._backoffs.get(claim.attempt.id)
         failures = before.failures + 1 if before is not None else 1
-        seconds = rest_seconds(failures)
-        self._rests[claim.attempt.id] = _Rest(failures=failures, until=self._monotonic() + seconds)
-        log_trouble(logger, event, error, _ids(claim) | {"next_try_in": seconds})
+        seconds = backoff_seconds(failures)
+        self._backoffs[claim.attempt.id] = _Backoff(failures=failures, until=self._monotonic() + seconds)
+        log_failure(logger, event, error, _ids(claim) | {"next_try_in": seconds})
 
     async def _project(self) -> None:
         """Keep up with scripts that report through their output; settling attempts are projected by the settler."""
@@ -448,7 +448,7 @@ class NodeAgent:
         self._claims[claim.attempt.id] = Claim(job=job, attempt=claim.attempt)
 
     def _forget(self, claim: Claim) -> None:
-        for known in (self._claims, self._rests):
+        for known in (self._claims, self._backoffs):
             known.pop(claim.attempt.id, None)
         self._silent.discard(claim.attempt.id)
 
@@ -495,7 +495,7 @@ class NodeAgent:
 
 
 @dataclass(frozen=True)
-class _Rest:
+class _Backoff:
     failures: int
     until: float
 

@@ -55,6 +55,6 @@ class DiskGuard:
         for place, folder in self._places.items():
             try:
                 found[place] = self._free(folder)
-            except OSError as error:  # a folder that is gone is another trouble, told elsewhere
+            except OSError as error:  # a missing folder is reported elsewhere
                 logger.warning("disk_not_measured", extra={"place": place, "error": str(error)})
         return found

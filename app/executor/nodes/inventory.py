@@ -35,7 +35,7 @@ _MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.lim
 
 
 class CardReader(Protocol):
-    """Reads the CUDA cards of a machine; none there is an empty answer, `CardsUnreadable` a driver in trouble."""
+    """Reads the CUDA cards of a machine: an empty list without cards, `CardsUnreadable` if the driver fails."""
 
     def read(self) -> Sequence[CardReading]: ...
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Collection
 from typing import Final
 
 from app.executor.engines.base import AttemptPhase, Engine
-from app.executor.nodes.trouble import TROUBLE
+from app.executor.nodes.backoff import TRANSIENT
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Orphans:
             try:
                 if not await self._clear(attempt_id):
                     running.add(attempt_id)
-            except TROUBLE:
+            except TRANSIENT:
                 raise
             except Exception:
                 logger.exception("attempt_not_cleared", extra={"attempt": attempt_id})

@@ -26,7 +26,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from app.executor.nodes.trouble import TROUBLE
+from app.executor.nodes.backoff import TRANSIENT
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class RedisNotifier:
                     _expires=_EXPIRES_SECONDS,
                 )
                 await pool.publish(queue_name(node), job_id)
-        except (RedisError, *TROUBLE) as error:
+        except (RedisError, *TRANSIENT) as error:
             self._silent_until = time.monotonic() + SILENCE_SECONDS
             logger.warning("notification_lost", extra={"job_id": job_id, "error": str(error)})
 
