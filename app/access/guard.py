@@ -83,7 +83,7 @@ class LicenceGuard:
         return True
 
     def status(self) -> LicenceStatus:
-        """Return what is installed, judged at this moment."""
+        """Return the installed licence and its state now."""
         found = self._read()
         if found is None:
             return LicenceStatus(LicenseState.NONE, None, None)

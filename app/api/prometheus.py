@@ -202,7 +202,7 @@ def _remaining(node: NodeFigures, now: datetime) -> float | None:
 _NODES: Final[Sequence[tuple[str, str, Callable[[NodeFigures, datetime], float | None]]]] = (
     (
         "deepe_node_heartbeat_age_seconds",
-        "Seconds since the node was heard of.",
+        "Seconds since the node's last heartbeat.",
         lambda node, now: _age(node.heartbeat_at, now),
     ),
     ("deepe_node_dead", "Whether the node was declared dead.", lambda node, _: float(node.is_dead)),

@@ -73,7 +73,7 @@ class Parser:
     actions: list[Action] = field(default_factory=list)
     defaults: dict[str, object] = field(default_factory=dict)
     parses: list[bool] = field(default_factory=list)
-    """One entry per parse of the command line: whether it takes unknown options."""
+    """One entry per parse of the command line: whether it accepts unknown options."""
 
     def adopt(self, other: "Parser") -> None:
         """Take over the options of one of `parents`."""

@@ -1,6 +1,6 @@
 """Values of Python expressions, as far as they follow from the source alone. Nothing is executed.
 
-What cannot be told is `UNKNOWN`; a container may hold unknown items. Everything that could take long or grow large
+What is not static is `UNKNOWN`; a container may hold unknown items. Whatever could take long or grow large
 (powers, repetition, wide formats) is unknown beyond small limits.
 """
 

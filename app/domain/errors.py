@@ -56,7 +56,7 @@ class NotFound(AppError):
 
 
 class Invalid(AppError):
-    """The caller can mend the payload (422)."""
+    """The caller can fix the payload (422)."""
 
 
 class InvalidRequest(Invalid):

@@ -35,7 +35,7 @@ def storable(text: str) -> str:
 
 
 def storable_document(document: Any, *, depth: int = MAX_DEPTH) -> Any:
-    """Return a JSON document that every database and encoder takes.
+    """Return a JSON document that every database and encoder accepts.
 
     Texts become `storable`, numbers that JSON lacks null, and what is nested deeper than `depth` an ellipsis.
     """

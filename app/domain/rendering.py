@@ -57,7 +57,7 @@ class ArgumentForm(StrEnum):
 
 
 class ArgumentTooLong(Invalid):
-    """One argument, or all together, are longer than the operating system takes."""
+    """One argument, or all together, are longer than the operating system accepts."""
 
     code = "argument_too_long"
 

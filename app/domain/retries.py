@@ -62,7 +62,7 @@ class _Chosen(BaseModel):
 
 
 class RetryPolicy(_Chosen):
-    """How often, how soon and why a job is run again by itself when it failed.
+    """How often, how soon and for which reasons a failed job is retried automatically.
 
     Loss of a node or of our own processes needs no policy and is not counted here.
     """

@@ -120,7 +120,7 @@ class ScriptParameters(_Frozen):
 
     @property
     def declared_names(self) -> tuple[str, ...]:
-        """Every name that the script takes, aliases included."""
+        """Every name that the script accepts, aliases included."""
         return tuple(name for parameter in self.parameters for name in (parameter.name, *parameter.aliases))
 
     @property

@@ -29,7 +29,7 @@ SHOWN_NODES = 3
 
 
 class NodeCondition(StrEnum):
-    """Whether a node takes jobs, and why not; what is most easily mended comes first."""
+    """Whether a node accepts jobs, and why not; what is fixed most easily comes first."""
 
     WORKS = "works"
     DRAINING = "draining"

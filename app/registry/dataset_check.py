@@ -141,7 +141,7 @@ def _finite(number: str) -> float:
 
 
 def _check_characters(row: dict[str, Any]) -> None:
-    """Refuse half a surrogate pair: no tokenizer and no database takes it."""
+    """Refuse half a surrogate pair: no tokenizer and no database accepts it."""
     try:
         json.dumps(row, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:

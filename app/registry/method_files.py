@@ -149,7 +149,7 @@ class MethodFiles:
         return FileState.UNCHANGED if digest.sha256 == pinned.sha256 else FileState.MODIFIED
 
     def current(self, pinned: PinnedFile) -> tuple[PinnedFile, bytes]:
-        """Return the file as it stands on disk, with its bytes; the stored bytes if it is gone from there."""
+        """Return the file as it is on disk, with its bytes; the stored bytes if it is gone from there."""
         if self.state(pinned) is not FileState.UNCHANGED:
             content = _shipped(pinned.file) if pinned.shipped else self.scripts.read(pinned.file)
             if content is not None:

@@ -48,7 +48,7 @@ class Lineage:
 
 
 class Models:
-    """What can be done with models. Deletion runs its own short transactions, with the network between them."""
+    """Reads and deletes models. Deletion runs its own short transactions, with the network between them."""
 
     def __init__(
         self, *, database: Database, home: Home, clock: Callable[[], datetime], unload: Unload = unload_from_ollama
@@ -59,15 +59,15 @@ class Models:
         self._unload = unload
 
     async def get(self, session: AsyncSession, model: str) -> ModelRow:
-        """Return the living model with this id or name."""
+        """Return the existing model with this id or name."""
         return await store.get_model(session, model)
 
     async def page(self, session: AsyncSession, wanted: ModelFilter, paging: PageRequest) -> Slice[ModelRow]:
-        """Return one page of the living models."""
+        """Return one page of the existing models."""
         return await store.page(session, wanted, paging)
 
     async def method_id_of(self, session: AsyncSession, method: str | None) -> str | None:
-        """Return the id of the living method with this id or name; else what was given, the id of a deleted one."""
+        """Return the id of the existing method with this id or name; else what was given, the id of a deleted one."""
         if method is None:
             return None
         row = await method_store.find(session, method)

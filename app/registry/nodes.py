@@ -115,14 +115,14 @@ class Nodes:
         return await _view(session, await leases.release(session, node, accelerator, now=await database_now(session)))
 
     async def drain(self, session: AsyncSession, node: str) -> NodeView:
-        """Have the node take no more jobs; twice is fine."""
+        """Stop the node from claiming jobs. Idempotent."""
         row = await get_node(session, node, lock=True)
         row.draining_at = row.draining_at or await database_now(session)
         session.add(row)
         return await _view(session, row)
 
     async def undrain(self, session: AsyncSession, node: str) -> NodeView:
-        """Let the node take jobs again; twice is fine."""
+        """Let the node claim jobs again. Idempotent."""
         row = await get_node(session, node, lock=True)
         row.draining_at = None
         session.add(row)

@@ -1,4 +1,4 @@
-"""What can be done with queues: look at them, set their limits, take these away."""
+"""Queues: read them, set and remove their limits."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -65,7 +65,7 @@ class Queues:
     async def set_limits(
         self, session: AsyncSession, name: str, *, max_live: int | None, max_live_per_user: int | None, check: Check
     ) -> QueueView:
-        """Set the limits; what runs already goes on. `check` gets the version that is replaced and may refuse."""
+        """Set the limits. Running jobs are not affected. `check` gets the version that is replaced and may refuse."""
         _require_name(name)
         check(queue_version(await queues.find_queue(session, name, lock=True)))
         now = self._clock()
@@ -79,7 +79,7 @@ class Queues:
         return await self.get(session, name)
 
     async def delete_limits(self, session: AsyncSession, name: str, *, check: Check) -> None:
-        """Take the limits away; twice is fine."""
+        """Remove the limits. Idempotent."""
         _require_name(name)
         check(queue_version(await queues.find_queue(session, name, lock=True)))
         await queues.delete_limits(session, name)

@@ -51,8 +51,8 @@ def _with_cells(stage: StageReadiness, cells: tuple[Cell, ...]) -> StageReadines
     problems = list(stage.problems)
     if stage.nodes and not nodes:  # the environment is ready somewhere, and yet it cannot run there
         pointer = member_pointer(stage.stage, "conda_env")
-        told = {finding.code: finding for cell in cells for finding in cell.findings if cell.node in stage.nodes}
-        problems += [Violation(pointer, one.code, one.params) for one in told.values()]
+        found = {finding.code: finding for cell in cells for finding in cell.findings if cell.node in stage.nodes}
+        problems += [Violation(pointer, one.code, one.params) for one in found.values()]
     return replace(stage, nodes=nodes, problems=tuple(problems), cells=cells)
 
 

@@ -32,7 +32,7 @@ class Matrix:
     def cells(
         self, environment: str | None, modules: Collection[str], *, only_reporting: bool = False
     ) -> tuple[Cell, ...]:
-        """Return how a stage stands on every node; `only_reporting`: on those that tell of their environments."""
+        """Return how a stage stands on every node; `only_reporting`: on those that report their environments."""
         return tuple(
             cell(facts, self.known.on(row, [environment])[0] if environment else None, modules)
             for facts, row in self.nodes

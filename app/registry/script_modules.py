@@ -67,7 +67,7 @@ class ScriptModules:
 
 
 def _needed(imports: Imports) -> frozenset[str]:
-    """Return what a script imports; nothing if it looks in folders that we do not know."""
+    """Return what a script imports; nothing if it looks in unknown folders."""
     return frozenset(imports.modules) if set(imports.search_path) <= _KNOWN_FOLDERS else frozenset()
 
 

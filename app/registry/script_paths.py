@@ -27,7 +27,7 @@ class InvalidFilePath(Invalid):
 
 
 class FilePathTooLong(Invalid):
-    """The path or one of its parts is longer than file systems take."""
+    """The path or one of its parts is longer than file systems accept."""
 
     code = "file_path_too_long"
 

@@ -23,7 +23,7 @@ class ScriptReader:
         return known or self._remember(pinned, self._files.versions.get(pinned.sha256))
 
     def current(self, pinned: PinnedFile) -> tuple[PinnedFile, ScriptParameters]:
-        """Return the parameters of the file as it stands on disk now, and its digest."""
+        """Return the parameters of the file as it is on disk now, and its digest."""
         if self._files.state(pinned) is FileState.UNCHANGED:
             return pinned, self.pinned(pinned)
         present, content = self._files.current(pinned)

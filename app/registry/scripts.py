@@ -219,7 +219,7 @@ def _open(name: str, flags: int, path: str, *, folder: int) -> int | None:
     except FileNotFoundError:
         return None
     except NotADirectoryError:
-        # a link where a folder was a moment ago is told apart from a file where a folder is wanted
+        # a link where a folder was a moment ago is distinguished from a file where a folder is wanted
         if _kind(name, folder) == stat.S_IFLNK:
             raise FileOutsideRoot(file=path) from None
         return None

@@ -66,7 +66,7 @@ class StageFiles:
         return await asyncio.to_thread(self._files.states, method.files)
 
     async def read(self, session: AsyncSession, method: str, stage: Stage) -> ScriptContent:
-        """Return the stage's file as it stands on disk; the stored bytes if it is gone from there."""
+        """Return the stage's file as it is on disk; the stored bytes if it is gone from there."""
         pinned = _pinned(await self._registry.get(session, method), stage)
         return ScriptContent(*await asyncio.to_thread(self._files.current, pinned))
 

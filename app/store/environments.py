@@ -20,7 +20,7 @@ REMEMBERED_BUILDS = 500
 
 
 async def find_environment(session: AsyncSession, name: str) -> EnvironmentRow | None:
-    """Return the registered environment with exactly this name; conda tells upper and lower case apart."""
+    """Return the registered environment with exactly this name; conda names are case-sensitive."""
     return (await session.exec(select(EnvironmentRow).where(EnvironmentRow.name == name))).first()
 
 

@@ -138,7 +138,7 @@ def make_private_folder(folder: Path) -> None:
 def keep_sqlite_private(database: Path) -> None:
     """Make the database's file before SQLite does, with `PRIVATE_FILE`, and close it and its neighbours to others.
 
-    SQLite gives `-wal`, `-shm` and `-journal` the mode of the database. SQLite itself tells trouble with the disk.
+    SQLite gives `-wal`, `-shm` and `-journal` the mode of the database. SQLite itself reports errors of the disk.
     A file that is there is never opened: closing it would drop the locks that this process's connections hold on it,
     and another process could then delete the log that they write.
     """

@@ -26,7 +26,7 @@ _SCRIPTS_LOCK = 0x73637270  # "scrp"; any constant that no other user of the dat
 
 
 class MethodNotFound(NotFound):
-    """No living method has this id or name."""
+    """No existing method has this id or name."""
 
     code = "method_not_found"
 
@@ -38,7 +38,7 @@ class MethodVersionNotFound(NotFound):
 
 
 class NameTaken(Conflict):
-    """A living method has this name; names differ by more than case and spelling of their characters."""
+    """A existing method has this name; names differ by more than case and spelling of their characters."""
 
     code = "name_taken"
 
@@ -64,7 +64,7 @@ SORTABLE: Mapping[str, Any] = {
 
 
 async def find(session: AsyncSession, method: str, *, lock: bool = False) -> MethodRow | None:
-    """Return the living method with this id, else with this name.
+    """Return the existing method with this id, else with this name.
 
     With `lock`, the row is locked until the transaction ends.
     """
@@ -79,7 +79,7 @@ async def find(session: AsyncSession, method: str, *, lock: bool = False) -> Met
 
 
 async def get(session: AsyncSession, method: str, *, lock: bool = False) -> MethodRow:
-    """Return the living method with this id or name or raise `MethodNotFound`."""
+    """Return the existing method with this id or name or raise `MethodNotFound`."""
     row = await find(session, method, lock=lock)
     if row is None:
         raise MethodNotFound(method=method)
@@ -87,7 +87,7 @@ async def get(session: AsyncSession, method: str, *, lock: bool = False) -> Meth
 
 
 async def get_even_deleted(session: AsyncSession, method: str) -> MethodRow:
-    """Return the living method with this id or name, or the deleted one with this id."""
+    """Return the existing method with this id or name, or the deleted one with this id."""
     row = await find(session, method) or await session.get(MethodRow, method)
     if row is None:
         raise MethodNotFound(method=method)
@@ -95,7 +95,7 @@ async def get_even_deleted(session: AsyncSession, method: str) -> MethodRow:
 
 
 async def page(session: AsyncSession, wanted: MethodFilter, paging: PageRequest) -> Slice[MethodRow]:
-    """Return one page of the living methods; `paging.sort` is a key of `SORTABLE`."""
+    """Return one page of the existing methods; `paging.sort` is a key of `SORTABLE`."""
     statement = select(MethodRow).where(col(MethodRow.deleted_at).is_(None))
     if wanted.training_type is not None:
         statement = statement.where(MethodRow.training_type == wanted.training_type)
@@ -144,7 +144,7 @@ async def files_of_versions(session: AsyncSession, method_id: str) -> Sequence[M
 
 
 async def living_methods(session: AsyncSession) -> Sequence[tuple[MethodRow, MethodVersionRow]]:
-    """Return every living method with its newest version, by name."""
+    """Return every existing method with its newest version, by name."""
     statement = (
         select(MethodRow, MethodVersionRow)
         .join(
@@ -158,7 +158,7 @@ async def living_methods(session: AsyncSession) -> Sequence[tuple[MethodRow, Met
 
 
 async def name_is_taken(session: AsyncSession, name: str, *, by_other_than: str | None = None) -> bool:
-    """Return whether a living method, other than the one with the id `by_other_than`, has this name."""
+    """Return whether a existing method, other than the one with the id `by_other_than`, has this name."""
     statement = select(MethodRow.id).where(
         col(MethodRow.deleted_at).is_(None), MethodRow.name_key == name_key(name), MethodRow.id != (by_other_than or "")
     )
@@ -260,7 +260,7 @@ def _rows(result: Any) -> int:
 
 
 async def stages_by_environment(session: AsyncSession) -> Mapping[str, Sequence[Mapping[str, Any]]]:
-    """Return environment → pinned files of the stages that the living methods run in it, of their newest versions."""
+    """Return environment → pinned files of the stages that the existing methods run in it, of their newest versions."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     for _, version in await living_methods(session):
         configs = {**(version.definition.get("stages") or {}), "deployment": version.definition.get("deployment")}

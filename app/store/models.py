@@ -24,13 +24,13 @@ SORTABLE: Mapping[str, Any] = {
 
 
 class ModelNotFound(NotFound):
-    """No living model has this id or name."""
+    """No existing model has this id or name."""
 
     code = "model_not_found"
 
 
 class ModelNameAmbiguous(Conflict):
-    """Several living models have the name."""
+    """Several existing models have the name."""
 
     code = "model_name_ambiguous"
 
@@ -88,7 +88,7 @@ async def find_model(session: AsyncSession, model_id: str) -> ModelRow | None:
 
 
 async def get_model(session: AsyncSession, model: str) -> ModelRow:
-    """Return the living model with this id or name or raise `ModelNotFound`."""
+    """Return the existing model with this id or name or raise `ModelNotFound`."""
     row = await session.get(ModelRow, model)
     if row is not None and row.deleted_at is None:
         return row
@@ -102,7 +102,7 @@ async def get_model(session: AsyncSession, model: str) -> ModelRow:
 
 
 async def page(session: AsyncSession, wanted: ModelFilter, paging: PageRequest) -> Slice[ModelRow]:
-    """Return one page of the living models; `paging.sort` is a key of `SORTABLE`."""
+    """Return one page of the existing models; `paging.sort` is a key of `SORTABLE`."""
     statement = select(ModelRow).where(col(ModelRow.deleted_at).is_(None))
     if wanted.state is not None:
         statement = statement.where(ModelRow.state == wanted.state)
@@ -161,7 +161,7 @@ async def deleted_with_folder(session: AsyncSession) -> Sequence[ModelRow]:
 
 
 async def living_paths(session: AsyncSession, *, inside: str) -> Sequence[str]:
-    """Return the paths of living models that are, or are in, the folder `inside` (all relative to `DEEPE_HOME`)."""
+    """Return the paths of existing models that are, or are in, the folder `inside` (all relative to `DEEPE_HOME`)."""
     there = sa.or_(col(ModelRow.path) == inside, col(ModelRow.path).startswith(f"{inside}/", autoescape=True))
     statement = select(ModelRow.path).where(col(ModelRow.deleted_at).is_(None), there)
     return [path for path in (await session.exec(statement)).all() if path is not None]

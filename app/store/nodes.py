@@ -143,7 +143,7 @@ async def heartbeat(
 
 
 async def revive(session: AsyncSession, node_id: str, *, now: datetime) -> bool:
-    """Let a dead node live again, which proved that nothing of its attempts is left. False: it was not dead."""
+    """Revive a dead node that proved that nothing of its attempts is left. False: it was not dead."""
     result = await session.exec(
         sa.update(NodeRow)
         .where(col(NodeRow.id) == node_id, col(NodeRow.dead_at).is_not(None), col(NodeRow.removed_at).is_(None))

@@ -35,7 +35,7 @@ async def set_limits(
 
 
 async def delete_limits(session: AsyncSession, name: str) -> None:
-    """Take the limits away; jobs of the queue go on."""
+    """Remove the limits. Jobs of the queue continue."""
     await session.exec(sa.delete(QueueRow).where(col(QueueRow.name) == name))
 
 

@@ -65,7 +65,7 @@ def load_json(text: str) -> Any:
 
 
 def storable_parameters(parameters: Any) -> Any:
-    """Return the bound values of a statement, texts in the form that databases take."""
+    """Return the bound values of a statement, texts in the form that databases accept."""
     match parameters:
         case str():
             return parameters if parameters.isascii() and "\0" not in parameters else storable(parameters)

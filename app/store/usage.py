@@ -33,7 +33,7 @@ async def unfinished_jobs(
 
 
 async def methods_deploying_to(session: AsyncSession, target: str) -> list[str]:
-    """Return the names of the living methods whose newest version deploys to `target`."""
+    """Return the names of the existing methods whose newest version deploys to `target`."""
     return [
         name
         for name, definition in await _definitions(session)
@@ -42,7 +42,7 @@ async def methods_deploying_to(session: AsyncSession, target: str) -> list[str]:
 
 
 async def methods_running_in(session: AsyncSession, environment: str) -> list[str]:
-    """Return the names of the living methods whose newest version runs a stage in `environment`."""
+    """Return the names of the existing methods whose newest version runs a stage in `environment`."""
     return [
         name
         for name, definition in await _definitions(session)

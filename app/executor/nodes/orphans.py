@@ -1,7 +1,7 @@
 """Attempts that the engine has and no live row knows: ended ones are discarded, what runs is ended.
 
 A crash between an end and the removal leaves the first; a database that was restored, or a node that was declared dead,
-the second: orphans. While there are orphans the node takes no jobs, and every round looks at them.
+the second: orphans. While there are orphans the node accepts no jobs, and every round looks at them.
 """
 
 import logging
