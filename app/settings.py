@@ -115,7 +115,9 @@ class Settings(BaseSettings):
     # Executor
     slots: int = Field(1, ge=1, le=1024, description="Training, saving and deployment jobs at once on a CPU node.")
     inference_slots: int = Field(2, ge=1, le=1024, description="Inference processes at once on this node.")
-    poll_seconds: float = Field(2.0, ge=0.05, le=300, description="Pause between two looks for jobs in the database.")
+    poll_seconds: float = Field(
+        2.0, ge=0.05, le=86_400, description="Pause between two looks for jobs in the database."
+    )
     stop_grace_seconds: float = Field(10.0, ge=0, le=3600, description="Time between TERM and KILL for a stage.")
     min_free_bytes: int = Field(
         1 * GIB,
