@@ -168,7 +168,7 @@ def build_services(
 
 
 def include_routes(app: FastAPI) -> None:
-    """Include every router; those that are asked most often first, because routes are tried one by one."""
+    """Include every router, the most used first: routes are tried one by one."""
     for module in (
         system, jobs, methods, models, chat, nodes, scripts, presets, datasets, base_models, environments, queues,
         deploy_targets, webhooks, pictures, metrics, housekeeping,

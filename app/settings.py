@@ -80,7 +80,7 @@ class Settings(BaseSettings):
         description="sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME. Default: a SQLite file in DEEPE_HOME.",
     )
     redis_url: SecretStr | None = Field(
-        None, description="redis://HOST:PORT, rediss:// or unix://. Without one a touched file wakes the worker."
+        None, description="redis://HOST:PORT, rediss:// or unix://. Without one a changed file notifies the worker."
     )
 
     # HTTP
@@ -108,7 +108,7 @@ class Settings(BaseSettings):
 
     # Registry
     platform: Literal["auto", "cuda", "apple", "cpu", "all"] = Field(
-        "auto", description="Whose preset methods are installed at start."
+        "auto", description="Platform whose preset methods are installed at start."
     )
     dataset_max_line: int = Field(4000, ge=1, le=100_000_000, description="Longest line of a data set, in characters.")
 
@@ -171,7 +171,7 @@ class Settings(BaseSettings):
         90, ge=0, le=36500, description="Days that run folders of failed and cancelled jobs are kept; 0: for ever."
     )
     keep_questions_days: int = Field(
-        30, ge=0, le=36500, description="Days that run folders of questions to models are kept; 0: for ever."
+        30, ge=0, le=36500, description="Days that run folders of inference requests are kept; 0: for ever."
     )
     keep_checkpoints_days: int = Field(
         0,
@@ -183,7 +183,10 @@ class Settings(BaseSettings):
         90, ge=0, le=36500, description="Days that log files of scripts (logs/*.jsonl) are kept; 0: for ever."
     )
     keep_deliveries_days: int = Field(
-        30, ge=0, le=36500, description="Days that messages of webhooks are kept once they are through; 0: for ever."
+        30,
+        ge=0,
+        le=36500,
+        description="Days that webhook messages are kept after they were delivered or given up; 0: for ever.",
     )
 
     # Metrics
@@ -326,7 +329,7 @@ class Settings(BaseSettings):
 
     @property
     def is_open_to_others(self) -> bool:
-        """Whether a service with these settings would answer other machines without asking who calls."""
+        """Whether a service with these settings would answer other machines without a token."""
         return self.api_token is None and not is_loopback(self.host)
 
     def secret_variables(self, *, without: Collection[str] = ()) -> dict[str, str]:

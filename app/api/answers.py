@@ -1,4 +1,4 @@
-"""Answers of models as events, and as one document."""
+"""Send a model's answer as events or as one document."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -18,7 +18,7 @@ from app.store import jobs
 
 
 async def answer_events(services: Services, job_id: str, language: Language) -> AsyncGenerator[ServerEvent, None]:
-    """Yield the answer piece by piece; closing it before the end cancels the job."""
+    """Yield the answer as it grows. Closing the generator before the end cancels the job."""
     async with aclosing(services.chat.follow(job_id)) as answer:
         async for event in answer:
             match event:
@@ -31,7 +31,7 @@ async def answer_events(services: Services, job_id: str, language: Language) -> 
 
 
 async def whole_answer(request: Request, services: Services, job_id: str, language: Language) -> ChatAnswer:
-    """Return the answer when it is complete; a caller who goes away cancels it."""
+    """Return the complete answer. Cancel the job if the caller disconnects."""
     answering = asyncio.create_task(_collect(services, job_id, language))
     # the body was read: what comes next is the news that the caller is gone
     leaving = asyncio.ensure_future(request.receive())
@@ -42,7 +42,7 @@ async def whole_answer(request: Request, services: Services, job_id: str, langua
             task.cancel()
         await asyncio.wait({answering, leaving})
     if answering.cancelled():
-        # nobody reads this
+        # the caller has disconnected
         return ChatAnswer(
             text="", images=[], finish_reason=FinishReason.CANCELLED, job=job_id, error=None, reason_detail=None
         )
@@ -50,20 +50,20 @@ async def whole_answer(request: Request, services: Services, job_id: str, langua
 
 
 async def _collect(services: Services, job_id: str, language: Language) -> ChatAnswer:
-    pieces: list[str] = []
+    texts: list[str] = []
     images: list[str] = []
     end: ChatEnd | None = None
     async with aclosing(services.chat.follow(job_id)) as answer:
         async for event in answer:
             match event:
                 case AnswerText():
-                    pieces.append(event.text)
+                    texts.append(event.text)
                 case AnswerImage():
                     images.append(event.url)
                 case AnswerEnd():
                     end = await _end(services, event, language)
     assert end is not None, "an answer always has an end"
-    return ChatAnswer(text="".join(pieces), images=images, **end.model_dump())
+    return ChatAnswer(text="".join(texts), images=images, **end.model_dump())
 
 
 async def _end(services: Services, end: AnswerEnd, language: Language) -> ChatEnd:

@@ -20,7 +20,7 @@ UNSTORABLE: Final = re.compile("[\\x00\\ud800-\\udfff]")
 
 
 class MalformedJson(BadRequest):
-    """The body is no JSON; says where."""
+    """The body is not valid JSON. The error names the place."""
 
     code = "malformed_json"
 
@@ -32,19 +32,19 @@ class JsonNotUtf8(BadRequest):
 
 
 class JsonTooDeep(BadRequest):
-    """The body is nested deeper than any request of ours."""
+    """The body is nested deeper than any request of this API."""
 
     code = "json_too_deep"
 
 
 class JsonTooManyValues(TooLarge):
-    """The body holds more values than any request of ours."""
+    """The body holds more values than any request of this API."""
 
     code = "json_too_many_values"
 
 
 class JsonBadNumber(BadRequest):
-    """NaN, Infinity, or a number that becomes one."""
+    """The body holds NaN, Infinity, or a number that overflows to one."""
 
     code = "json_bad_number"
 

@@ -14,13 +14,13 @@ _TAG: Final = re.compile(r'(?:W/)?"([A-Za-z0-9._:-]{1,100})"|([A-Za-z0-9._:-]{1,
 
 
 class InvalidIfMatch(Invalid):
-    """`If-Match` holds no ETag of ours."""
+    """`If-Match` holds no ETag of this service."""
 
     code = "invalid_if_match"
 
 
 class StaleVersion(PreconditionFailed):
-    """Somebody changed it after the caller read it."""
+    """The resource was changed after the caller read it."""
 
     code = "stale_version"
 

@@ -1,4 +1,4 @@
-"""What routes are given: the services of this process and a session that commits before the response is sent."""
+"""Give routes the services of this process and a session that commits before the response is sent."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass

@@ -84,7 +84,7 @@ def operation_id(route: APIRoute) -> str:
 
 
 class DocumentedApp(FastAPI):
-    """FastAPI whose OpenAPI document is ours."""
+    """FastAPI with this service's OpenAPI document."""
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -93,7 +93,7 @@ class DocumentedApp(FastAPI):
 
 
 def install_documentation(app: FastAPI) -> None:
-    """Serve `/openapi.json` and `/docs`, and lead a browser from `/` to them."""
+    """Serve `/openapi.json` and `/docs`, and redirect a browser from `/` to them."""
 
     async def document(_request: Request) -> Response:
         return JSONResponse(app.openapi())

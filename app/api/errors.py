@@ -52,13 +52,13 @@ class BadRequest(AppError):
 
 
 class MethodNotAllowed(AppError):
-    """The address exists, but not for this HTTP method (405)."""
+    """The path exists, but not for this HTTP method (405)."""
 
     code = "method_not_allowed"
 
 
 class UnsupportedMediaType(AppError):
-    """The body's content type is none that the address takes (415)."""
+    """The route does not accept the body's content type (415)."""
 
     code = "unsupported_media_type"
 
@@ -70,7 +70,7 @@ class PreconditionRequired(AppError):
 
 
 class InternalError(AppError):
-    """Our fault (500)."""
+    """The service failed (500)."""
 
     code = "internal_error"
 
@@ -88,13 +88,13 @@ class RouteNotFound(NotFound):
 
 
 class DatabaseUnavailable(Unavailable):
-    """The database cannot be reached, or refuses us."""
+    """The database cannot be reached or refuses the connection."""
 
     code = "database_unavailable"
 
 
 class DatabaseBusy(Unavailable):
-    """A lock or a connection was not to be had in time."""
+    """A lock or a connection was not available in time."""
 
     code = "database_busy"
 
@@ -190,7 +190,7 @@ def problem_entries(violations: Sequence[Violation], language: Language) -> list
 
 
 def problem_response(connection: HTTPConnection, exc: Exception) -> Response:
-    """Log what deserves it and return the problem document of any exception."""
+    """Return the problem document of any exception. Log unexpected ones."""
     error = translate(exc)
     if isinstance(error, MethodNotAllowed):
         error = _allowed_here(connection.scope)
@@ -228,7 +228,7 @@ def translate(exc: Exception) -> AppError:
 def problem_responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
     """Return `responses=` of a route: its errors by status.
 
-    `describe_problems` puts the texts in when somebody asks for the document: a start reads none of them.
+    `describe_problems` puts the texts in when the document is requested: a start reads none of them.
     """
     by_status: dict[int | str, dict[str, Any]] = {}
     for error in sorted(set(errors), key=lambda error: error.code):
@@ -259,7 +259,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 def _invalid_request(exc: RequestValidationError) -> InvalidRequest:
-    """Look at the first complaints only: thousands are counted as they came."""
+    """Convert the first errors only. Count the rest."""
     complaints = exc.errors()
     found = violations_of(complaints[: 10 * MAX_LISTED], exc.body)
     return InvalidRequest(found, count=len(found) + max(0, len(complaints) - 10 * MAX_LISTED))

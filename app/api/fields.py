@@ -1,4 +1,4 @@
-"""Turn pydantic's complaints about a request into our violations: pointer, stable code, values for the text."""
+"""Convert pydantic's errors into violations: pointer, stable code, values for the text."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -74,7 +74,7 @@ def pointer_of(location: Sequence[str | int], body: Any = None) -> str:
 
 
 def _real_parts(parts: Sequence[str | int], body: Any) -> list[str | int]:
-    """Drop the steps that name a union's member or a validator: they are not in the document."""
+    """Remove the steps that name a union's member or a validator: they are not in the document."""
     real: list[str | int] = []
     for index, part in enumerate(parts):
         match body:

@@ -44,7 +44,7 @@ class TokenMissing(Unauthenticated):
 
 
 class TokenWrong(Unauthenticated):
-    """A token, but not ours."""
+    """The token is not the one of this service."""
 
     code = "token_wrong"
 
@@ -56,7 +56,7 @@ class ForeignHost(NotAllowed):
 
 
 class ForeignOrigin(NotAllowed):
-    """A web page of another origin calls."""
+    """The request comes from a web page of another origin."""
 
     code = "foreign_origin"
 
@@ -74,19 +74,19 @@ class ThroughProxy(NotAllowed):
 
 
 class PathNotUtf8(BadRequest):
-    """The path holds bytes that are no text."""
+    """The path is not valid UTF-8."""
 
     code = "path_not_utf8"
 
 
 class BodyTooLarge(TooLarge):
-    """The body is over the limit of its address."""
+    """The body exceeds the limit of the route."""
 
     code = "body_too_large"
 
 
 class UnsupportedEncoding(UnsupportedMediaType):
-    """A compressed body."""
+    """The body is compressed."""
 
     code = "unsupported_encoding"
 
@@ -290,7 +290,7 @@ def host_name(host: str) -> str | None:
 
 
 def _without_body(send: Send) -> Send:
-    """Pass the head of an answer on and end it there; an answer that comes in pieces is told that its reader left."""
+    """Send the head of a response without its body. A streamed response sees a disconnect."""
     ended = False
 
     async def send_head(message: Message) -> None:
@@ -324,7 +324,7 @@ def _log_request(scope: Scope, method: str, status: int, seconds: float) -> None
         "http_request",
         extra={
             "method": method,
-            "path": scope["path"],  # without the query: it may hold what nobody wants in a log
+            "path": scope["path"],  # without the query: it may hold secrets
             "status": status,
             "duration_ms": round(seconds * 1000, 1),
         },

@@ -1,4 +1,4 @@
-"""`Idempotency-Key`: a create that is sent again gives the first answer instead of a second thing.
+"""`Idempotency-Key`: a repeated create returns the first response and creates nothing.
 
 The key is a row written in the transaction that creates, so both exist or neither does: an error or a crash leaves no
 key behind and the request can be sent again. The database decides between two requests of one instant: the later one
@@ -37,7 +37,7 @@ class InvalidIdempotencyKey(Invalid):
 
 
 class IdempotencyKeyReused(Invalid):
-    """The key came before, with another request."""
+    """The key was used before with a different request."""
 
     code = "idempotency_key_reused"
 

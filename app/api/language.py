@@ -1,4 +1,4 @@
-"""Which of our languages a caller reads, by `Accept-Language` (RFC 9110, section 12.5.4)."""
+"""Negotiate the language of texts by `Accept-Language` (RFC 9110, section 12.5.4)."""
 
 from typing import Annotated
 

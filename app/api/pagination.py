@@ -31,13 +31,13 @@ TextInName = Annotated[str | None, Query(description="Text to find in the name."
 
 
 class InvalidCursor(Invalid):
-    """The cursor is damaged, or of another list or sort."""
+    """The cursor is damaged, or belongs to another list or sort."""
 
     code = "invalid_cursor"
 
 
 class InvalidSort(Invalid):
-    """The list has no such order."""
+    """The list does not support this sort."""
 
     code = "invalid_sort"
 
@@ -137,7 +137,7 @@ def decode_cursor(order: str, cursor: str) -> Position:
 
 
 def _checksum(document: bytes) -> bytes:
-    """Tell a cursor of ours from a damaged one."""
+    """Compute the checksum that detects a damaged cursor."""
     return hashlib.blake2b(document, digest_size=_CHECKSUM_BYTES, person=b"deepe-cursor").digest()
 
 
@@ -148,7 +148,7 @@ def _pack(value: Any) -> Any:
 
 
 def _unpack(value: Any, wanted: type) -> Any:
-    """Return the value if the database can compare it with its column; the checksum has no key, anybody can make it."""
+    """Return the value if the database can compare it with its column; any caller can make the checksum."""
     match value:
         case {"t": str(moment)} if wanted is datetime:
             parsed = datetime.fromisoformat(moment)

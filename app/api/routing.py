@@ -1,4 +1,4 @@
-"""Routes of ours: a JSON body is read, checked and parsed once, before anything else of its route runs."""
+"""Routes that read, check and parse a JSON body once, before anything else of the route runs."""
 
 import re
 from collections.abc import Callable, Coroutine

@@ -59,7 +59,7 @@ def dev(
 
 
 class Interrupted(BaseException):
-    """Whoever sent the signal does not want to wait for what goes on."""
+    """A second signal: stop without waiting for running work."""
 
 
 @contextmanager

@@ -76,7 +76,7 @@ class HomeLock:
         self.note(command=command, url=None)
 
     def note(self, **facts: object) -> None:
-        """Write down what whoever comes second should know."""
+        """Record what a second process needs to know."""
         assert self._file is not None
         known = {**_read(self._file), "pid": os.getpid(), **facts}
         text = json.dumps(known).encode()
@@ -124,7 +124,7 @@ class StartFailed(CliFailure):
 
 
 class PortTaken(CliFailure):
-    """Somebody else listens on the port."""
+    """Another program listens on the port."""
 
     def __init__(self, host: str, port: int) -> None:
         proposal = next_free(host, port + 1)

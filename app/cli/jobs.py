@@ -45,7 +45,7 @@ Labels = Annotated[
     typer.Option("--label", metavar="NAME=VALUE", help="A label that the node must carry. May be repeated."),
 ]
 Priority = Annotated[int | None, typer.Option("--priority", help="-100 to 100; smaller starts first.")]
-Queue = Annotated[str | None, typer.Option("--queue", help="Whose limits it counts against; see deepe queues.")]
+Queue = Annotated[str | None, typer.Option("--queue", help="Queue whose limits apply; see deepe queues.")]
 User = Annotated[str | None, typer.Option("--user", help="For whom it runs; limits per user go by this name.")]
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="Watch to the end; ends with 1 if the job fails.")]
 

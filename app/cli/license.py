@@ -77,7 +77,7 @@ def keygen(
     folder: Annotated[Path, typer.Argument(help="Where to put the pair; made if it is missing.")],
     as_json: AsJson = False,
 ) -> None:
-    """Make a key pair (for whoever issues licences). Keep the private key secret; nothing is overwritten."""
+    """Make a key pair (for the issuer of licences). Keep the private key secret; nothing is overwritten."""
     with _explained():
         private_path, public_path = licences.keygen(folder)
     _tell({"private_key": str(private_path), "public_key": str(public_path)}, as_json=as_json)

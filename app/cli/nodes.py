@@ -72,7 +72,7 @@ def declare_node_dead(
     """Say that the processes of a silent node are gone: its jobs run elsewhere, or end as node_lost."""
     if not yes:
         if not sys.stdin.isatty():
-            raise Misused("Nobody can be asked here: give --yes if the processes of the node are really gone.")
+            raise Misused("There is no terminal to confirm at. Add --yes if the processes of the node are really gone.")
         typer.confirm(f"Are all processes of {node} gone (machine off, or lost for good)?", abort=True, err=True)
     _act(node, "declare-dead", {"confirm": node}, url=url, as_json=as_json)
 

@@ -192,7 +192,7 @@ class PrivateRedis:
 
 
 def _channels(executable: Path) -> str:
-    """Return the rule that lets a user publish and subscribe; servers before 6.2 know none and let everybody."""
+    """Return the rule that lets a user publish and subscribe; servers before 6.2 allow all without one."""
     with suppress(OSError, subprocess.SubprocessError):
         said = subprocess.run([executable, "--version"], capture_output=True, text=True, timeout=5, check=False).stdout
         version = re.search(r"v=(\d+)\.(\d+)", said)

@@ -40,7 +40,7 @@ def is_free(host: str, port: int) -> bool:
             probe.bind(address)
         except OSError:
             return False
-    # macOS lets us bind 127.0.0.1 beside somebody who listens on every address
+    # macOS lets us bind 127.0.0.1 beside a program that listens on every address
     with socket.socket(family, kind, protocol) as caller:
         caller.settimeout(0.5)
         return caller.connect_ex(address) != 0

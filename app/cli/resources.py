@@ -204,7 +204,7 @@ def clean_environments(
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Only say what would be removed.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove environments of this machine that nobody needs; its worker does it by itself every few minutes.
+    """Remove unused environments of this machine. Its worker does it every few minutes.
 
     Run it on the node, with the worker's DEEPE_* variables.
     """

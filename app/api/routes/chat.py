@@ -61,9 +61,9 @@ async def chat_with_model(
     language: RequestLanguage,
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> Response:
-    """Ask a model through its method's inference script; the answer comes piece by piece.
+    """Send messages to a model and stream its answer. The method's inference script runs.
 
-    Every question is a job of its own. Going away before the end cancels it.
+    Every inference request is a job of its own. Disconnecting before the end cancels it.
     """
     async with services.inference_requests.received(chat.conversation()) as received:
         job = await services.inference_requests.plan(model, received)

@@ -95,7 +95,9 @@ async def list_jobs(
     status: Annotated[list[JobStatus] | None, Query(description="Only jobs in one of these states.")] = None,
     stage: Annotated[
         list[JobKind] | None,
-        Query(description="Only jobs of these stages. Questions to models are listed only when they are named here."),
+        Query(
+            description="Only jobs of these stages. Inference requests are listed only if their stage is named here."
+        ),
     ] = None,
     method: Annotated[str | None, Query(description="Only jobs of this method; id or name.")] = None,
     chain: Annotated[str | None, Query(description="Only jobs of this chain: the id of its first job.")] = None,
@@ -116,7 +118,7 @@ async def compare_jobs(
     ids: Annotated[list[str], Query(description="2 to 10 ids; repeated, or separated by commas.", max_length=100)],
     points: Annotated[int, Query(ge=2, le=2000, description="Most points of each curve.")] = 200,
 ) -> JobComparison:
-    """Put jobs side by side: the parameters that differ, how they ended, their scores and curves."""
+    """Compare jobs: the parameters that differ, how they ended, their scores and curves."""
     wanted = [part.strip() for given in ids for part in given.split(",") if part.strip()]
     return job_comparison(await services.job_actions.compare(session, wanted, points=points))
 
@@ -140,7 +142,7 @@ async def get_job_logs(
     raw: Annotated[bool, Query(description="Keep carriage returns and terminal codes.")] = False,
     attempt: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="Default: the newest attempt.")] = None,
 ) -> LogPageRead:
-    """Read a piece of the output: what costs is what is read, however long the output is.
+    """Read a part of the output. The cost depends on the part, not on the length of the output.
 
     Lines that were rewritten with a carriage return (progress bars) show their last state. If the text begins with a
     carriage return, it replaces the open line that was read before.
@@ -194,7 +196,7 @@ async def stream_job_events(
 
 @router.post("/jobs/{job}:cancel", responses=problem_responses(JobNotFound, JobAlreadyFinished))
 async def cancel_job(job: JobId, session: WriteSession, services: ServicesDep, language: RequestLanguage) -> JobRead:
-    """Stop a job and everything that it started. One that waits ends at once; asking twice is fine.
+    """Stop a job and everything that it started. One that waits ends at once; a second request changes nothing.
 
     The jobs of the chain that wait for it are cancelled when it ends.
     """

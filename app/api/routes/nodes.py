@@ -92,7 +92,7 @@ async def update_node(
 async def drain_node(
     node: NodeRef, session: WriteSession, services: ServicesDep, language: RequestLanguage
 ) -> NodeRead:
-    """Give the node no more jobs; those that run go on. It is `drained` when the last one has ended."""
+    """Stop giving jobs to the node. Running jobs continue. The node is `drained` when the last one has ended."""
     view = await services.nodes.drain(session, node)
     notify_after_commit(session, services.notifier, view.row.id)
     return node_read(view, language)

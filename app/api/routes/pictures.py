@@ -1,4 +1,4 @@
-"""The pictures that models drew. Their addresses stand in the answers."""
+"""Images that models generated. The answers hold their addresses."""
 
 import asyncio
 from typing import Annotated

@@ -57,7 +57,7 @@ async def set_queue_limits(
     "/queues/{queue}", status_code=204, responses=problem_responses(QueueNotFound, PreconditionRequired, StaleVersion)
 )
 async def delete_queue_limits(queue: QueueRef, session: WriteSession, services: ServicesDep, if_match: IfMatch) -> None:
-    """Take the limits of a queue away; its jobs stay."""
+    """Remove the limits of a queue. Its jobs stay."""
     await services.queues.delete_limits(session, queue, check=if_match.require)
 
 

@@ -1,4 +1,4 @@
-"""Whether the service lives, whether it can work, and what its licence allows."""
+"""Report whether the service is alive and ready, and what its licence allows."""
 
 import asyncio
 import logging
@@ -56,7 +56,7 @@ class LicenseDetails(BaseModel):
 
 
 class LicenseRead(BaseModel):
-    """How it stands with the licence."""
+    """The status of the licence."""
 
     state: LicenseState
     license: LicenseDetails | None = Field(description="Null when none is installed or it cannot be read.")

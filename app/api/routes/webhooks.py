@@ -55,7 +55,7 @@ async def list_webhooks(session: ReadSession, services: ServicesDep, paging: Pag
 async def create_webhook(
     webhook: WebhookCreate, session: WriteSession, services: ServicesDep, creation: CreationDep
 ) -> Response:
-    """Have an address told when jobs end. The answer shows the secret, once; a repetition does not show it again.
+    """Register an address that receives a message when jobs end. Only the first response shows the secret.
 
     Messages are POSTed as JSON and signed by the specification Standard Webhooks. They come at least once, always
     under the same `webhook-id`, in no particular order.

@@ -87,7 +87,7 @@ class WaitingRead(BaseModel):
         examples=[14],
     )
     estimated_start: datetime | None = Field(
-        description="If nothing more urgent comes and running jobs end as expected; null where nobody can know."
+        description="Estimate if no more urgent job arrives and running jobs end as expected. Null: unknown."
     )
     code: str = Field(description="Stable code of the reason.", examples=["waiting_user_limit"])
     detail: str = Field(
@@ -130,7 +130,7 @@ class JobSummary(BaseModel):
     retries: int = Field(description="How many attempts more it took because one failed; charged to `retry`.")
     recoveries: int = Field(description="The same because a node or a process of the service was lost; not charged.")
     not_before: datetime | None = Field(description="A queued job is not started before; null: as soon as possible.")
-    cancel_requested: bool = Field(description="Somebody wants it to stop.")
+    cancel_requested: bool = Field(description="A cancel was requested.")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -139,7 +139,9 @@ class JobSummary(BaseModel):
 class ResumedFrom(BaseModel):
     """The checkpoint that an attempt was given."""
 
-    job: str = Field(description="Whose checkpoint it is: this job's, or that of the job it repeats.", examples=[_ID])
+    job: str = Field(
+        description="The job that wrote the checkpoint: this job, or the one that it repeats.", examples=[_ID]
+    )
     attempt: int = Field(examples=[1])
     checkpoint: str = Field(examples=["checkpoint-400"])
     step: int = Field(examples=[400])
@@ -199,7 +201,9 @@ class LogPageRead(BaseModel):
     next_offset: int = Field(description="Give it as `offset` to go on.", examples=[4711])
     size: int = Field(description="Bytes there are so far.", examples=[4711])
     end: bool = Field(description="The job has ended and nothing follows.")
-    attempt: int = Field(description="Whose output it is; 0: the job was not launched yet.", examples=[1])
+    attempt: int = Field(
+        description="The attempt that wrote the output. 0: the job was not launched yet.", examples=[1]
+    )
 
 
 # ---- from values ----------------------------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ class ArgumentPatch(Wire):
 class MethodPatch(Wire):
     """The members of a method to change.
 
-    Nothing here has a default of its own: generated clients send defaults, and would change what nobody named.
+    No field has a default value: generated clients would send it and change fields that the caller did not name.
     """
 
     model_config = ConfigDict(json_schema_extra={"example": {"description": "rank 16", "deployment": None}})
@@ -168,7 +168,7 @@ class ReadinessCell(BaseModel):
     node: str = Field(examples=["gpu-1"])
     verdict: Verdict = Field(
         description="`ready`: it could run there now. `later`: it will be able to by itself. `never`: not before "
-        "somebody does something."
+        "a person changes something."
     )
     environment: EnvironmentState | None
     findings: list[ReadinessFinding] = Field(description="The gravest first; empty if all is well.")

@@ -86,7 +86,7 @@ class DeliveryRead(BaseModel):
     id: str = Field(description="Sent as `webhook-id`; the same at every try.", examples=[_MESSAGE])
     event: str = Field(examples=["job.succeeded"])
     job: str | None = Field(description="Id of the job; null: a test.")
-    state: DeliveryState = Field(description="`given_up`: nobody tries again by itself.")
+    state: DeliveryState = Field(description="`given_up`: it is not sent again automatically.")
     tries: int = Field(description="How often it was sent, or the sending was begun.", examples=[1])
     next_try_at: datetime | None = Field(description="Null: delivered, or given up.")
     last_status: int | None = Field(description="HTTP status of the last answer.", examples=[200])

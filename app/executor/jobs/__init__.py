@@ -1,1 +1,1 @@
-"""What people ask for: submit, look, cancel, retry, copy, compare, ask a model."""
+"""Operations on jobs: submit, read, cancel, retry, copy, compare, inference requests."""

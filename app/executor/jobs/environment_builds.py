@@ -29,7 +29,7 @@ class NoNode(Conflict):
 
 
 class EnvironmentWithoutSpec(Conflict):
-    """Nobody knows what belongs into the environment."""
+    """The environment has no specification."""
 
     code = "environment_without_spec"
 

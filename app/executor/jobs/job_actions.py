@@ -68,20 +68,20 @@ class JobDatasetChanged(Conflict):
 
 
 class JobBeingRetried(Conflict):
-    """A retry of the job has not ended."""
+    """Another retry of the job has not ended."""
 
     code = "job_being_retried"
 
 
 class JobMethodDeleted(Conflict):
-    """The job's method is gone."""
+    """The job's method was deleted."""
 
     code = "job_method_deleted"
 
 
 @dataclass(frozen=True)
 class JobQuery:
-    """Which jobs a list shows; `method` is an id or a name. Questions are shown only when `kinds` has them."""
+    """Which jobs a list shows; `method` is an id or a name. Inference requests are shown only if `kinds` names them."""
 
     statuses: Collection[JobStatus] = ()
     kinds: Collection[JobKind] = ()
@@ -199,7 +199,7 @@ class JobActions:
     # ---- act --------------------------------------------------------------------------------------------------------
 
     async def cancel(self, session: AsyncSession, job_id: str) -> JobDetails:
-        """End the job if it waits, ask its node to stop it if it runs; `JobAlreadyFinished` after its end."""
+        """Cancel a queued job, or request its node to stop it. Raise `JobAlreadyFinished` after its end."""
         await store.request_cancel(session, job_id, now=self._clock())
         return await self.get(session, job_id)
 
@@ -211,7 +211,7 @@ class JobActions:
             return RetryPlan(error=error)
 
     async def retry(self, session: AsyncSession, plan: RetryPlan) -> Submitted:
-        """Queue the jobs of the plan; raises what it found wrong."""
+        """Queue the jobs of the plan. Raise the error of a refused plan."""
         if plan.error is not None:
             raise plan.error
         assert plan.job is not None
@@ -305,7 +305,7 @@ class JobActions:
         return resumable({**defaults, **given_to(old)}, {**defaults, **given_to(new)})
 
     async def _require_inputs(self, job: JobRow, model: ModelRow | None, data: DatasetRow | None) -> None:
-        """A retry must find what the job was submitted with."""
+        """Check that everything the job was submitted with still exists."""
         spec = JobSpec.of(job)
         named_data = spec.dataset if model is None else None  # what works on a model needs its rows no more
         named_paths = [given.path for given in (spec.base_model, named_data) if given is not None]

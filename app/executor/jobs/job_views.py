@@ -1,4 +1,4 @@
-"""A job as people see it: its row, what it was submitted with, its chain, and what it waits for."""
+"""Build the view of a job: its row, its specification, its chain and what it waits for."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

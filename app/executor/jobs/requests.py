@@ -1,4 +1,4 @@
-"""What a caller asks for: to submit, copy or retry a job. The bodies of the requests, and what plans are made from."""
+"""Bodies of the requests that submit, copy or retry a job. Plans are made from them."""
 
 from typing import Any
 
@@ -65,9 +65,7 @@ class JobSubmit(_Body):
         "the labels for every stage of the chain.",
     )
     priority: int = Priority
-    queue: QueueName = Field(
-        default=DEFAULT_QUEUE, description="Whose limits it counts against; see `GET /api/v1/queues`."
-    )
+    queue: QueueName = Field(default=DEFAULT_QUEUE, description="Queue whose limits apply; see `GET /api/v1/queues`.")
     user: UserName = Field(
         default="", description="For whom it runs: limits per user go by this name.", examples=["ann@example.com"]
     )
@@ -78,7 +76,7 @@ class JobSubmit(_Body):
 
 
 class JobCopy(_Body):
-    """In what the copy differs."""
+    """The differences of a copy."""
 
     parameters: dict[str, Any] = Field(
         default_factory=dict,

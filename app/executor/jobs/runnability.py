@@ -1,6 +1,6 @@
-"""Whether any node could run the jobs of a submission; what none can is refused unless the caller would rather wait.
+"""Check whether any node could run the jobs of a submission. Refuse others unless the caller wants to wait.
 
-Judged is by the nodes that are registered, not given up, and tell of their environments: an installation whose worker
+Nodes count that are registered, not dead and have reported their environments: an installation whose worker
 has not started yet takes jobs, and no acceptance depends on a heartbeat. A stage is refused when every one of them says
 `never`: the environment is not there and cannot be built, modules that the script imports are missing in it, or labels,
 accelerators or their memory do not fit what the job asks for. An environment that is merely not built is none of that.
@@ -42,7 +42,7 @@ async def unrunnable(found: Matrix, method: Method, jobs: Sequence[JobRow], modu
 
 
 def _in_the_way(row: NodeRow, cell: Cell | None, demand: Demand) -> list[Finding]:
-    """Return why the node cannot run the job before somebody does something."""
+    """Return why the node cannot run the job unless a person changes something."""
     found = [one for one in cell.findings if one.verdict is Verdict.NEVER] if cell is not None else []
     host = Host(
         node_id=row.id,

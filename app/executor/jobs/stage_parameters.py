@@ -1,4 +1,4 @@
-"""The parameters and columns of a submission, judged against what its stages' scripts say of themselves."""
+"""Check a submission's parameters and columns against the declarations of its stages' scripts."""
 
 import asyncio
 import hashlib
@@ -53,7 +53,7 @@ class CheckedParameters:
 
 
 class StageParameters:
-    """Judges values against the scripts' pinned bytes."""
+    """Checks values against the scripts' pinned bytes."""
 
     def __init__(self, reader: ScriptReader) -> None:
         self._reader = reader
@@ -61,7 +61,7 @@ class StageParameters:
     async def check(
         self, method: Method, stages: Sequence[Stage], values: Mapping[str, Any], columns: Sequence[str] | None
     ) -> CheckedParameters:
-        """Judge `values` for these stages, and the columns of the data set (None: not asked)."""
+        """Check `values` for these stages, and the columns of the data set (`None`: not checked)."""
         scripts = {stage: await asyncio.to_thread(self.read, method, stage) for stage in stages}
         targets = _target_stages(method, stages)
         given_to = {stage: _meant_for(stage, values, scripts, targets) for stage in targets}
@@ -95,7 +95,7 @@ class StageParameters:
 
 
 def _distinct(found: Sequence[Violation]) -> tuple[Violation, ...]:
-    """Two stages may say the same of one value."""
+    """Remove duplicates: two stages may report the same violation."""
     return tuple({(violation.pointer, violation.code): violation for violation in found}.values())
 
 
@@ -108,7 +108,7 @@ def _target_stages(method: Method, stages: Sequence[Stage]) -> list[Stage]:
 def _meant_for(
     stage: Stage, values: Mapping[str, Any], scripts: Mapping[Stage, ScriptParameters], targets: Sequence[Stage]
 ) -> dict[str, Any]:
-    """Leave out what only another stage declares, so that it is not refused here."""
+    """Drop parameters that only another stage declares, so that they are not refused here."""
     others = {name for other in targets if other is not stage for name in scripts[other].declared_names}
     own = set(scripts[stage].declared_names)
     return {name: value for name, value in values.items() if name in own or name not in others}

@@ -1,4 +1,4 @@
-"""Submit: plan the chain of jobs with everything that can be checked now, then write it down in one short transaction.
+"""Submit: plan the chain of jobs, check everything that can be checked now, then insert it in one short transaction.
 
 A job that cannot work is refused by its plan, with every reason at once, and not minutes later by its script. What
 passes is written with everything that its arguments are made of (`app.executor.runs.job_spec`), so that it runs as
@@ -48,7 +48,7 @@ from app.store.tables import BaseModelRow, DatasetRow, DeployTargetRow, JobRow, 
 
 
 class InsufficientDiskSpace(Unavailable):
-    """The volume of the outputs is nearly full."""
+    """The disk of the outputs is nearly full."""
 
     code = "insufficient_disk_space"
 
@@ -93,7 +93,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What the names of a submission mean."""
+    """The rows that the names of a submission refer to."""
 
     base_model: Named | None
     dataset: Named | None
@@ -136,7 +136,7 @@ class Submissions:
             return Plan(request=request, copied_from=copied_from, error=error)
 
     async def write(self, session: AsyncSession, plan: Plan) -> Submitted:
-        """Queue the jobs of the plan; raises what the plan found wrong, `InvalidRequest` with all of it at once."""
+        """Queue the jobs of the plan. Raise the error of a refused plan, `InvalidRequest` with all violations."""
         if plan.error is not None:
             raise plan.error
         if not await self._still_holds(session, plan):
@@ -291,7 +291,7 @@ class Submissions:
     async def _inputs_of_model(
         self, model: ModelRow, base_model: BaseModelRow | None, needed: ModelState | None
     ) -> _Inputs:
-        """A single stage works on a model; base model and data set are those it was made from."""
+        """Resolve the model of a single stage, with the base model and data set that it was made from."""
         wrong: list[Violation] = []
         if model.path is None:
             wrong.append(Violation("/model", "model_is_online", {"name": model.name}))
@@ -317,7 +317,7 @@ class Submissions:
         )
 
     def _named_data(self, row: DatasetRow, inspection: Inspection | None) -> Named:
-        """Scripts get the JSONL file; what stands beside it (images) they reach from there."""
+        """Return the path of the JSONL file. Scripts find images beside it."""
         located = locate(self._home.absolute(row.path))
         digest = row.digest if inspection is None else inspection.digest
         return Named(id=row.id, name=row.name, path=self._home.relative(located.jsonl), digest=digest)

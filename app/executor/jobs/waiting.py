@@ -1,4 +1,4 @@
-"""What queued jobs wait for: their place, an honest estimate, a reason. A handful of queries for a page of jobs."""
+"""Explain why jobs are queued: position, estimated start, reason. A few queries for a page of jobs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from app.store.clock import database_now
 from app.store.nodes import NODE_SILENT_AFTER, all_nodes
 from app.store.tables import JobRow, NodeRow
 
-COUNTED = 1000  # places further back are not told
+COUNTED = 1000  # positions further back are not reported
 FORESEEN = 100  # starts further back are not estimated
 
 

@@ -1,1 +1,1 @@
-"""What a run leaves behind: its folder, specification, log, events and curves."""
+"""The files of a run: folder, specification, log, events and curves."""

@@ -1,4 +1,4 @@
-"""What a run reached, from its events: scores on held-out rows before and after, and the last value of each curve."""
+"""Read the results of a run from its events: scores on held-out rows before and after, last value of each curve."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Reached:
-    """What an attempt reached: its scores, and the last number of every curve."""
+    """The results of an attempt: its scores and the last value of every curve."""
 
     evaluations: tuple[Evaluation, ...]
     metrics: dict[str, float]

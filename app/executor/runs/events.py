@@ -1,6 +1,6 @@
 """Events of a stage: JSON lines that a script (or the log projection) appends to a file, and that readers follow.
 
-Whoever writes them is not under our control: a line that is foreign, broken or over-long is skipped and counted, and
+Scripts are untrusted writers: a line that is foreign, broken or too long is skipped and counted, and
 the values of the others are made safe to store and send (finite numbers, valid text of bounded length).
 """
 
@@ -34,7 +34,7 @@ class MetricsEvent:
 
 @dataclass(frozen=True)
 class ProgressEvent:
-    """How far the stage is: steps of a total, or a percentage where the total is not known."""
+    """Progress of the stage: steps of a total, or a percentage if the total is not known."""
 
     time: float
     step: int
@@ -65,7 +65,7 @@ class EvaluationEvent:
 
 @dataclass(frozen=True)
 class NoteEvent:
-    """A sentence for the person who watches."""
+    """A message for the person who watches the job."""
 
     time: float
     message: str
@@ -94,7 +94,7 @@ _TYPE_NAMES: dict[type[StageEvent], str] = {
 
 
 class BrokenEvent(ValueError):
-    """A line that is no event."""
+    """The line is not a valid event."""
 
 
 def parse_event(line: bytes) -> StageEvent | None:

@@ -30,7 +30,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 @dataclass(frozen=True)
 class LogChunk:
-    """A piece of output: the bytes `offset` to `next_offset` of the file as text.
+    """A chunk of output: the bytes `offset` to `next_offset` of the file as text.
 
     `end` says that nothing more could be delivered when it was read; `size` is the file's size at that time.
     `at_line_start` says that the text begins a line, which `collapse_carriage_returns` wants to know.

@@ -8,7 +8,7 @@ from app.executor.runs.run_folder import RunFolder
 
 
 class Point(NamedTuple):
-    """A metric at a step; `value` None is a hole in the curve (NaN, infinity, null)."""
+    """A metric at a step. `value` is `None` for NaN, infinity and null."""
 
     step: int
     time: float

@@ -1,6 +1,6 @@
-"""What a job's run folders say now: progress, latest numbers, scores, curves.
+"""Read the current progress, latest metrics, scores and curves from a job's run folders.
 
-Files are read incrementally, and what was read is kept while somebody asks for it.
+Files are read incrementally, and what was read is cached while it is requested.
 """
 
 from collections import OrderedDict, deque

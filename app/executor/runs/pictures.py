@@ -1,4 +1,4 @@
-"""What image scripts draw: `images/<job>.png`, or `<job>_001.png`, `<job>_002.png` and so on for several."""
+"""Find the images of a job: `images/<job>.png`, or `<job>_001.png`, `<job>_002.png` and so on for several."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.[a-z]+")
 
 
 class PictureNotFound(NotFound):
-    """No picture of this name was drawn, or it was removed."""
+    """The image does not exist or was removed."""
 
     code = "picture_not_found"
 

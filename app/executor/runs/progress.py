@@ -1,4 +1,4 @@
-"""How far a stage is, how fast it goes and when it will be done."""
+"""Compute a stage's progress, speed and estimated end."""
 
 from collections import deque
 from collections.abc import Iterable

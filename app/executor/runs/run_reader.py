@@ -63,7 +63,7 @@ class StreamPosition:
             max(self.transition, self.attempt) > _MOST_ROWS
             or max(self.log, self.events.own, self.events.projected) > _MOST_BYTES
         ):
-            raise ValueError("a position that nobody ever reached")
+            raise ValueError("a position beyond the end of the stream")
 
     def in_attempt(self, attempt: int) -> "StreamPosition":
         """Return the position with which the files of `attempt` are read."""
