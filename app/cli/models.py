@@ -1,4 +1,4 @@
-"""`deepe models`: what jobs made, and asking it: one question, or a conversation at a terminal."""
+"""`deepe models`: list models and send them messages, one at a time or as a conversation."""
 
 import base64
 import mimetypes
@@ -76,11 +76,11 @@ def show(model: Model, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
 @app.command()
 def chat(
     model: Model,
-    prompt: Annotated[str | None, typer.Argument(help="The question; without one, a conversation.")] = None,
+    prompt: Annotated[str | None, typer.Argument(help="The message. Default: a conversation.")] = None,
     image: Annotated[
-        list[Path] | None, typer.Option("--image", help="A picture that the question is about; may be repeated.")
+        list[Path] | None, typer.Option("--image", help="An image for the message; may be repeated.")
     ] = None,
-    system: Annotated[str | None, typer.Option("--system", help="What the model is told before the question.")] = None,
+    system: Annotated[str | None, typer.Option("--system", help="The system prompt.")] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1)] = None,
     temperature: Annotated[float | None, typer.Option("--temperature", min=0.0)] = None,
     top_p: Annotated[float | None, typer.Option("--top-p", min=0.0, max=1.0)] = None,
@@ -103,7 +103,7 @@ def chat(
             return
         question = prompt if prompt is not None else sys.stdin.read().strip()
         if not question:
-            raise Misused("Give a question, or run it in a terminal for a conversation.")
+            raise Misused("Give a message, or run the command in a terminal for a conversation.")
         message: dict[str, Any] = {"role": "user", "content": question}
         if image:
             message["images"] = [picture(path) for path in image]

@@ -1,4 +1,4 @@
-"""Asking a model over the wire."""
+"""Request and response shapes of inference requests."""
 
 from typing import Annotated, Any
 
@@ -37,7 +37,7 @@ class ChatMessage(_Body):
 
 
 class ChatRequest(_Body):
-    """The conversation so far, the question last. What is absent is left to the platform's defaults."""
+    """The messages of a conversation, the user's latest last. Absent options have the platform's defaults."""
 
     messages: Annotated[list[ChatMessage], Field(max_length=MAX_MESSAGES)]
     system_prompt: str | None = Field(default=None, description="Instructions before the conversation.")
@@ -86,7 +86,7 @@ class ChatRequest(_Body):
 
 
 class ChatEnd(BaseModel):
-    """How the answer ended (the event `done`)."""
+    """The end of the answer (the event `done`)."""
 
     finish_reason: FinishReason
     job: str = Field(description="Id of the job that answered; its log says more.", examples=[_ID])
@@ -95,7 +95,7 @@ class ChatEnd(BaseModel):
 
 
 class ChatAnswer(ChatEnd):
-    """A whole answer."""
+    """The complete answer."""
 
     text: str = Field(examples=["8 is larger."])
     images: list[str] = Field(

@@ -211,7 +211,7 @@ class StageParametersRead(BaseModel):
         "it draws a warning.",
     )
     partly_read: bool = Field(description="There may be parameters that are not listed; unknown ones are accepted.")
-    remarks: list[ProblemEntry] = Field(description="What could not be read or will make trouble, with the line.")
+    remarks: list[ProblemEntry] = Field(description="What could not be read or may fail, with the line.")
 
 
 class MethodParameters(BaseModel):

@@ -34,7 +34,7 @@ class WebhookCreate(_Body):
     events: list[WebhookEvent] = Field(
         default=list(DEFAULT_EVENTS),
         max_length=_MAX_EVENTS,
-        description="What to tell. `job` is a training, a saving or a deployment; questions to models and builds of "
+        description="What to tell. `job` is a training, a saving or a deployment; inference requests and builds of "
         "environments are told only when they are named.",
         examples=[["job.succeeded", "job.failed", "job.cancelled"]],
     )
