@@ -39,7 +39,7 @@ data: {"finish_reason":"stop","job":"0192f0c1-d2e3-4f5a-8b6c-7d8e9f0a1b2c","erro
     response_class=Response,
     responses={
         200: {
-            "description": "The answer: events `piece` (`image` from models that draw) and at last `done`, or one JSON "
+            "description": "The answer: events `piece` (`image` from image models) and at last `done`, or one JSON "
             "document. An error on the way is an event `problem`.",
             "model": ChatAnswer,
             # generated clients read the first kind

@@ -53,7 +53,7 @@ async def release_accelerator(
     services: ServicesDep,
     language: RequestLanguage,
 ) -> NodeRead:
-    """Put an accelerator back to use whose last attempt left processes that could not be killed.
+    """Release an accelerator that is quarantined because processes of its last attempt could not be killed.
 
     The node does so by itself once they are gone. A job that holds it is not touched: cancel that instead.
     """

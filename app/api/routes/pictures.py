@@ -30,7 +30,7 @@ PictureName = Annotated[str, Path(description="File name.", examples=["0192f0c1-
     },
 )
 async def get_picture(name: PictureName, services: ServicesDep) -> FileResponse:
-    """Read a picture that a model drew."""
+    """Read an image that a model generated."""
     path = await asyncio.to_thread(picture_path, services.home.images, name)
     headers = {"X-Content-Type-Options": "nosniff"}
     return FileResponse(path, media_type=MEDIA_TYPES[path.suffix], headers=headers)

@@ -50,13 +50,13 @@ class ChatRequest(_Body):
     top_k: int | None = Field(default=None, ge=0, le=1_000_000)
     template: str | None = Field(default=None, description="Chat template, for scripts that take one.")
     negative_prompt: str | None = Field(
-        default=None, max_length=10_000, description="Models that draw: what the picture shall not show."
+        default=None, max_length=10_000, description="Image models: what the image must not show."
     )
-    batch_size: int | None = Field(default=None, ge=1, le=64, description="Models that draw: number of pictures.")
+    batch_size: int | None = Field(default=None, ge=1, le=64, description="Image models: number of images.")
     aspect_ratio: str | None = Field(
         default=None,
         pattern=r"^[1-9][0-9]?:[1-9][0-9]?$",
-        description="Models that draw: width and height, such as `16:9`.",
+        description="Image models: width and height, such as `16:9`.",
         examples=["1:1"],
     )
     stream: bool | None = Field(

@@ -78,7 +78,7 @@ class _Known:
 class Plan:
     """What a submission will write, or the error that refuses it.
 
-    The error is kept because a request whose Idempotency-Key was used before is answered as it was then.
+    The error is kept because a repeated Idempotency-Key returns the first response.
     """
 
     request: JobSubmit

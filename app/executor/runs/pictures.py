@@ -19,7 +19,7 @@ class PictureNotFound(NotFound):
 
 
 def pictures_of(folder: Path, job_id: str) -> list[str]:
-    """Return the names of what a job drew, in order; blocks."""
+    """Return the names of the images that a job generated, in order. Blocks."""
     numbered = re.compile(rf"{re.escape(job_id)}(_\d+)?\.png")
     return sorted(entry.name for entry in folder.glob(f"{job_id}*.png") if numbered.fullmatch(entry.name))
 
