@@ -15,12 +15,12 @@ from collections.abc import Callable
 from typing import assert_never
 
 from app.domain.kinds import SlotPool, kinds_of
+from app.executor.attempts.finalize import StageFinalizer
 from app.executor.attempts.forecast import Forecasts
 from app.executor.attempts.launch import StageLauncher
 from app.executor.attempts.limits import LimitWatch
 from app.executor.attempts.projections import Projections
 from app.executor.attempts.script_status import NoScriptStatus, RedisScriptStatus
-from app.executor.attempts.settle import StageSettler
 from app.executor.engines.local import LocalEngine, boot_id
 from app.executor.environments.builders import BuildRules
 from app.executor.environments.conda import CondaSearch
@@ -205,7 +205,7 @@ def _agent(
         engine=engine,
         pools=tuple(Pool(kinds_of(pool), _slots(pool, settings)) for pool in SlotPool),
         launcher=launcher,
-        settler=StageSettler(database=database, home=home, status=status),
+        finalizer=StageFinalizer(database=database, home=home, status=status),
         presence=presence,
         projections=Projections(home),
         forecasts=Forecasts(home),

@@ -21,12 +21,12 @@ from app.store.clock import database_now
 from app.store.node_work import Holder, LiveJob, holders, live_jobs
 from app.store.nodes import (
     NODE_SILENT_AFTER,
-    Standing,
+    NodeStatus,
     accelerators_of,
     all_nodes,
     get_node,
+    node_status_of,
     set_extra_labels,
-    standing_of,
 )
 from app.store.tables import NodeRow
 
@@ -149,16 +149,16 @@ class Nodes:
 def state_of(row: NodeRow, *, age: timedelta, jobs: int) -> tuple[NodeState, Reason]:
     """Return the state of a node with so many live jobs, and the reason as a sentence."""
     minutes = {"minutes": max(1, int(age.total_seconds() // 60)), "jobs": jobs, "node": row.name}
-    standing = standing_of(row)
-    if standing in (Standing.DEAD, Standing.REMOVED):
+    status = node_status_of(row)
+    if status in (NodeStatus.DEAD, NodeStatus.REMOVED):
         return NodeState.DEAD, Reason("node_dead", {"node": row.name})
     if age >= NODE_SILENT_AFTER:
         return NodeState.UNKNOWN, Reason("node_unknown_with_jobs" if jobs else "node_unknown", minutes)
-    if standing is Standing.DRAINING:
+    if status is NodeStatus.DRAINING:
         if jobs:
             return NodeState.DRAINING, Reason("node_draining", {"jobs": jobs})
         return NodeState.DRAINED, Reason("node_drained")
-    if standing is Standing.REFUSING:
+    if status is NodeStatus.REFUSING:
         refusal = row.refusal or {}
         return NodeState.REFUSING, Reason(str(refusal.get("code", "")), refusal.get("params") or {})
     return NodeState.READY, Reason("node_ready", {"jobs": jobs})

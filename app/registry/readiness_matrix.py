@@ -13,12 +13,12 @@ from app.registry.method_record import Method
 from app.registry.node_environments import Standings, standings
 from app.registry.readiness_cells import Cell, NodeFacts, cell
 from app.registry.script_modules import ScriptModules
-from app.store.nodes import GONE, NODE_SILENT_AFTER, Standing, accelerators_of, all_nodes, standing_of
+from app.store.nodes import GONE_STATUSES, NODE_SILENT_AFTER, NodeStatus, accelerators_of, all_nodes, node_status_of
 from app.store.tables import NodeRow
 
 _ABSENT = {
-    Standing.DRAINING: "cell_node_draining",
-    Standing.REFUSING: "cell_node_refusing",
+    NodeStatus.DRAINING: "cell_node_draining",
+    NodeStatus.REFUSING: "cell_node_refusing",
 }
 
 
@@ -42,7 +42,7 @@ class Matrix:
 
 async def matrix(session: AsyncSession, *, now: datetime) -> Matrix:
     """Read what is known now."""
-    rows = [row for row in await all_nodes(session) if standing_of(row) not in GONE]
+    rows = [row for row in await all_nodes(session) if node_status_of(row) not in GONE_STATUSES]
     return Matrix(
         nodes=tuple((_facts(row, silent=now - row.heartbeat_at >= NODE_SILENT_AFTER), row) for row in rows),
         known=await standings(session),
@@ -61,5 +61,5 @@ async def cells_of(method: Method, found: Matrix, modules: ScriptModules) -> Map
 
 
 def _facts(row: NodeRow, *, silent: bool) -> NodeFacts:
-    absent = "cell_node_silent" if silent else _ABSENT.get(standing_of(row))
+    absent = "cell_node_silent" if silent else _ABSENT.get(node_status_of(row))
     return NodeFacts(row.name, row.platform, len(accelerators_of(row)), absent)

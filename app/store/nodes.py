@@ -20,7 +20,7 @@ NODE_SILENT_AFTER = timedelta(seconds=60)
 """A node without a heartbeat for so long gets no work and counts as gone until its next one."""
 
 
-class Standing(StrEnum):
+class NodeStatus(StrEnum):
     """The state that people and the node itself set, whatever the age of its heartbeat."""
 
     READY = "ready"
@@ -30,7 +30,7 @@ class Standing(StrEnum):
     REMOVED = "removed"
 
 
-GONE = frozenset({Standing.DEAD, Standing.REMOVED})
+GONE_STATUSES = frozenset({NodeStatus.DEAD, NodeStatus.REMOVED})
 
 
 class NodeNotFound(NotFound):
@@ -180,25 +180,25 @@ async def working_nodes(session: AsyncSession, *, now: datetime) -> Sequence[Nod
     return [row for row in await all_nodes(session) if now - row.heartbeat_at < NODE_SILENT_AFTER and takes_jobs(row)]
 
 
-async def standing_of_node(session: AsyncSession, node_id: str) -> Standing:
-    """Return how it stands with the node now."""
-    return standing_of(await session.get_one(NodeRow, node_id, populate_existing=True))
+async def load_node_status(session: AsyncSession, node_id: str) -> NodeStatus:
+    """Return the status of the node now."""
+    return node_status_of(await session.get_one(NodeRow, node_id, populate_existing=True))
 
 
-def standing_of(row: NodeRow) -> Standing:
-    """Return how it stands with the node: the gravest first."""
+def node_status_of(row: NodeRow) -> NodeStatus:
+    """Return the status of the node: the gravest that applies."""
     if row.removed_at is not None:
-        return Standing.REMOVED
+        return NodeStatus.REMOVED
     if row.dead_at is not None:
-        return Standing.DEAD
+        return NodeStatus.DEAD
     if row.draining_at is not None:
-        return Standing.DRAINING
-    return Standing.READY if row.refusal is None else Standing.REFUSING
+        return NodeStatus.DRAINING
+    return NodeStatus.READY if row.refusal is None else NodeStatus.REFUSING
 
 
 def takes_jobs(row: NodeRow) -> bool:
     """Say whether the node may claim at all: it is neither drained nor declared dead, and it does not refuse."""
-    return standing_of(row) is Standing.READY
+    return node_status_of(row) is NodeStatus.READY
 
 
 def accelerators_of(row: NodeRow) -> Sequence[Accelerator]:

@@ -281,10 +281,10 @@ MUTANTS = (
     ),
     _mutant(
         "stale end makes a model",
-        "app/executor/attempts/settle.py",
+        "app/executor/attempts/finalize.py",
         "                    raise _ClaimLost  # rolls the model back\n",
         "                    pass\n",
-        "tests/executor/test_settle.py::TestSettle",
+        "tests/executor/test_finalize.py::TestFinalize",
     ),
     _mutant(
         "accepted before the commit",
@@ -303,15 +303,15 @@ MUTANTS = (
     _mutant(
         "dead node returns before its orphans have ended",
         _AGENT,
-        "if standing in GONE and not self._orphans.exist:",
-        "if standing in GONE:",
+        "if status in GONE_STATUSES and not self._orphans.exist:",
+        "if status in GONE_STATUSES:",
         f"{DEAD_NODES}::TestDeclaredDead::test_zombie_is_stopped_and_the_other_attempt_counts",
     ),
     _mutant(
         "jobs begin beside orphans",
         _AGENT,
-        "if standing is not Standing.READY or self._orphans.exist:",
-        "if standing is not Standing.READY:",
+        "if status is not NodeStatus.READY or self._orphans.exist:",
+        "if status is not NodeStatus.READY:",
         f"{DEAD_NODES}::TestIdentity::test_node_that_joins_anew_ends_what_its_home_still_runs_first",
     ),
     _mutant(

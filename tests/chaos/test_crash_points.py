@@ -19,7 +19,7 @@ from tests.worker.harness import Site, Worker
 
 WORKER_POINTS = (
     *("claimed", "before-spec", "after-spec", "supervisor-asked", "running"),
-    *("before-publish", "after-publish", "before-finish", "after-finish", "settled", "removal-begun"),
+    *("before-publish", "after-publish", "before-finish", "after-finish", "finalized", "removal-begun"),
 )
 KEEPER_POINTS = (
     *("locked", "started", "before-fork", "before-record", "before-release", "after-release"),

@@ -87,24 +87,24 @@ class Launcher:
         """Nobody wants to know."""
 
 
-class Settler:
+class Finalizer:
     """Ends attempts as succeeded, when it is allowed to."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
         self.allowed = asyncio.Event()
         self.allowed.set()
-        self.settled: list[str] = []
+        self.finalized: list[str] = []
         self.unlaunched: list[str] = []
         self.failures = 0
 
-    async def settle(self, claim: Claim, exit_record: ExitRecord) -> None:
+    async def finalize(self, claim: Claim, exit_record: ExitRecord) -> None:
         await self.allowed.wait()
         if self.failures:
             self.failures -= 1
             raise OSError("disk trouble")
         await self._finish(claim, job_rows.SUCCESS)
-        self.settled.append(claim.job.id)
+        self.finalized.append(claim.job.id)
 
     async def end_unlaunched(self, claim: Claim, end: End, *, final: bool) -> None:
         self.unlaunched.append(claim.job.id)
@@ -148,7 +148,7 @@ class Bench:
         self.home = NodeHome(root / "node")
         self.home.create()
         self.launcher = Launcher(root)
-        self.settler = Settler(self.plain)
+        self.finalizer = Finalizer(self.plain)
         self.presence = Presence()
         self.timing = QUICK
         self.node_id = ""
@@ -163,7 +163,7 @@ class Bench:
             engine=engine,
             pools=[Pool(frozenset({JobKind.TRAINING}), 2)],
             launcher=self.launcher,
-            settler=self.settler,
+            finalizer=self.finalizer,
             presence=self.presence,
             projections=Projections(Home(self.root)),
             forecasts=Forecasts(Home(self.root)),
@@ -204,15 +204,15 @@ class TestNothingRunsTwice:
     async def test_row_that_was_read_before_the_end_is_not_acted_upon(self, bench: Bench) -> None:
         """The end is written, and the folder removed, while a round holds what it read before."""
         job_id = await job_rows.add_job(bench.plain)
-        bench.settler.allowed.clear()
+        bench.finalizer.allowed.clear()
         stale = asyncio.Event()
 
         async def end_meanwhile() -> None:
-            if not await is_settling() or stale.is_set():
+            if not await is_finalizing() or stale.is_set():
                 return
             (attempt,) = client.list_attempts(bench.home.attempts)
             stale.set()
-            bench.settler.allowed.set()
+            bench.finalizer.allowed.set()
             await until(lambda: removed(attempt), "the folder's end")
 
         bench.database.after_read = end_meanwhile
@@ -227,7 +227,7 @@ class TestNothingRunsTwice:
             await until(a_few_rounds_later, "rounds")
 
         assert bench.launcher.resolved == [job_id]
-        assert (bench.settler.settled, bench.settler.unlaunched) == ([job_id], [])
+        assert (bench.finalizer.finalized, bench.finalizer.unlaunched) == ([job_id], [])
         assert client.list_attempts(bench.home.attempts) == []
 
     async def test_second_agent_of_a_node_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +269,7 @@ class TestTrouble:
     async def test_trouble_with_the_files_of_one_attempt_lets_the_others_end(self, bench: Bench) -> None:
         """Also if that one comes first."""
         ids = [await job_rows.add_job(bench.plain) for _ in range(2)]
-        bench.settler.allowed.clear()
+        bench.finalizer.allowed.clear()
 
         async with bench.running():
             for job_id in ids:
@@ -278,7 +278,7 @@ class TestTrouble:
             broken, sound = await store.live_attempts(session, bench.node_id)
         (bench.home.attempts / broken.attempt.id / "lock").unlink()
         (bench.home.attempts / broken.attempt.id / "lock").mkdir()
-        bench.settler.allowed.set()
+        bench.finalizer.allowed.set()
 
         async with bench.running():
             await bench.reaches(sound.job.id, JobStatus.SUCCEEDED)
@@ -314,7 +314,7 @@ class TestTrouble:
     ) -> None:
         """Also while a folder says that there is something to write down."""
         job_id = await job_rows.add_job(bench.plain)
-        bench.settler.allowed.clear()
+        bench.finalizer.allowed.clear()
 
         async with bench.running():
 
@@ -324,7 +324,7 @@ class TestTrouble:
 
             await until(ended, "the script's end")
             bench.database.broken = True
-            bench.settler.allowed.set()
+            bench.finalizer.allowed.set()
 
             async def noticed() -> bool:
                 return caplog.messages.count("agent_round_failed") >= 2
@@ -339,14 +339,14 @@ class TestTrouble:
         assert all(record.exc_info is None for record in failed)
         assert {vars(record)["error"] for record in failed} == {"database is locked"}
 
-    async def test_settling_that_failed_is_tried_again(self, bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_finalizing_that_failed_is_tried_again(self, bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
         job_id = await job_rows.add_job(bench.plain)
-        bench.settler.failures = 1
+        bench.finalizer.failures = 1
 
         async with bench.running():
             await bench.reaches(job_id, JobStatus.SUCCEEDED)
 
-        assert caplog.messages.count("settle_failed") == 1
+        assert caplog.messages.count("finalize_failed") == 1
         assert bench.launcher.resolved == [job_id]
 
     async def test_projection_that_fails_ends_nothing(self, bench: Bench) -> None:
@@ -368,16 +368,16 @@ class TestTrouble:
             await bench.reaches(broken, JobStatus.SUCCEEDED)
 
 
-class TestSettling:
+class TestFinalizing:
     async def test_takes_no_slot(self, bench: Bench) -> None:
         """Weights of a large model are hashed for many minutes."""
         ids = [await job_rows.add_job(bench.plain) for _ in range(4)]
-        bench.settler.allowed.clear()
+        bench.finalizer.allowed.clear()
 
         async with bench.running():
             for job_id in ids:
                 await bench.reaches(job_id, JobStatus.RUNNING)
-            bench.settler.allowed.set()
+            bench.finalizer.allowed.set()
             for job_id in ids:
                 await bench.reaches(job_id, JobStatus.SUCCEEDED)
 
@@ -386,12 +386,12 @@ class TestSettling:
     ) -> None:
         monkeypatch.setattr(agent_module, "STOPPING_SECONDS", 0.05)
         job_id = await job_rows.add_job(bench.plain)
-        bench.settler.allowed.clear()
+        bench.finalizer.allowed.clear()
 
         async with bench.running():
             await bench.reaches(job_id, JobStatus.RUNNING)
-            await until(is_settling, "the settling")
-        bench.settler.allowed.set()
+            await until(is_finalizing, "the finalizing")
+        bench.finalizer.allowed.set()
         assert await bench.status(job_id) is JobStatus.RUNNING
 
         async with bench.running():
@@ -443,8 +443,8 @@ class TestWaiting:
             await bench.reaches(job_id, JobStatus.SUCCEEDED)
 
 
-async def is_settling() -> bool:
-    return any(task.get_name().startswith("settle") for task in asyncio.all_tasks())
+async def is_finalizing() -> bool:
+    return any(task.get_name().startswith("finalize") for task in asyncio.all_tasks())
 
 
 async def removed(folder: Path) -> bool:

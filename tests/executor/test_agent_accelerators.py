@@ -13,14 +13,14 @@ from app.executor.nodes import agent as agent_module
 from app.store import jobs as store
 from app.store import leases
 from tests import job_rows
-from tests.executor.test_agent import Bench, is_settling
+from tests.executor.test_agent import Bench, is_finalizing
 from tests.waiting import until
 
 
 @pytest.fixture
 async def bench(tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
     monkeypatch.setattr(agent_module, "QUARANTINE_SECONDS", 0.05)
-    monkeypatch.setattr(agent_module, "LONG_SETTLING_SECONDS", 0.05)
+    monkeypatch.setattr(agent_module, "LONG_FINALIZING_SECONDS", 0.05)
     bench = Bench(tmp_path, sqlite_url)
     bench.presence.accelerators = job_rows.cards(1)
     bench.node_id = await job_rows.add_node(bench.plain, accelerators=bench.presence.accelerators)
@@ -58,13 +58,13 @@ async def test_accelerator_comes_back_once_the_processes_are_gone(bench: Bench) 
 async def test_next_job_starts_while_the_end_of_the_last_is_written(bench: Bench) -> None:
     """Weights of a large model are hashed for many minutes; nothing of the attempt is left to use the accelerator."""
     first, second = await job_rows.add_job(bench.plain), await job_rows.add_job(bench.plain)
-    bench.settler.allowed.clear()
+    bench.finalizer.allowed.clear()
 
     async with bench.running():
         await bench.reaches(first, JobStatus.RUNNING)
-        await until(is_settling, "the settling")
+        await until(is_finalizing, "the finalizing")
         await bench.reaches(second, JobStatus.RUNNING)
-        bench.settler.allowed.set()
+        bench.finalizer.allowed.set()
         for job_id in (first, second):
             await bench.reaches(job_id, JobStatus.SUCCEEDED)
 

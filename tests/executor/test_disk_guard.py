@@ -7,7 +7,7 @@ import pytest
 from app.domain.texts import Language, text
 from app.executor.nodes.disk_guard import DiskGuard
 from app.store import nodes
-from app.store.nodes import Standing
+from app.store.nodes import NodeStatus
 from app.store.session import Database
 from tests.job_rows import START, add_node
 
@@ -73,12 +73,12 @@ class TestGuard:
 class TestNode:
     async def test_refuses_and_returns_with_its_beats(self, database: Database) -> None:
         node_id = await add_node(database)
-        standings = []
+        statuses = []
 
         for refusal in ({"code": "node_disk_low", "params": {}}, None):
             async with database.writing() as session:
                 await nodes.heartbeat(session, node_id, now=START, refusal=refusal)
             async with database.reading() as session:
-                standings.append(await nodes.standing_of_node(session, node_id))
+                statuses.append(await nodes.load_node_status(session, node_id))
 
-        assert standings == [Standing.REFUSING, Standing.READY]
+        assert statuses == [NodeStatus.REFUSING, NodeStatus.READY]

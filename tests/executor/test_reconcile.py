@@ -16,7 +16,7 @@ def _expected(seen: Seen) -> Step:
     told = folder.stopping and seen.status is JobStatus.STOPPING
     rules = (
         # whatever else is true, an end is an end
-        (folder.phase is AttemptPhase.EXITED, Step.SETTLE),
+        (folder.phase is AttemptPhase.EXITED, Step.FINALIZE),
         # a supervisor lives: it is told to stop until both the folder and the row say that it was
         (folder.supervised and seen.cancel_requested and not told, Step.STOP),
         (
@@ -84,10 +84,10 @@ class TestEveryCombination:
             assert not seen.cancel_requested
             assert seen.status is not JobStatus.RUNNING
 
-    def test_settles_exactly_what_has_ended(self) -> None:
+    def test_finalizes_exactly_what_has_ended(self) -> None:
         ended = [seen for seen in COMBINATIONS if seen.state.phase is AttemptPhase.EXITED]
 
-        assert _that_lead_to(Step.SETTLE) == ended
+        assert _that_lead_to(Step.FINALIZE) == ended
 
     def test_stops_or_ends_only_what_somebody_wants_ended(self) -> None:
         assert all(seen.cancel_requested for seen in _that_lead_to(Step.STOP, Step.END_UNSTARTED))
@@ -133,4 +133,4 @@ class TestStories:
         assert next_step(_seen(AttemptPhase.ABSENT, cancel=True)) is Step.END_UNSTARTED
 
     def test_end_comes_before_the_wish_to_cancel(self) -> None:
-        assert next_step(_seen(AttemptPhase.EXITED, status=JobStatus.RUNNING, cancel=True)) is Step.SETTLE
+        assert next_step(_seen(AttemptPhase.EXITED, status=JobStatus.RUNNING, cancel=True)) is Step.FINALIZE

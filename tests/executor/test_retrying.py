@@ -1,4 +1,5 @@
-"""What becomes of a job when an attempt of it failed: another one, or the end. Through the settler and the database."""
+"""What becomes of a job when an attempt of it failed: another one, or the end. Through the finalizer and the
+database."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,7 +14,7 @@ from app.store import jobs as store
 from app.store.jobs import Claim, End
 from app.store.session import Database
 from tests import job_rows
-from tests.executor.test_settle import Desk, exit_record
+from tests.executor.test_finalize import Desk, exit_record
 
 TWICE = {"max_retries": 2, "backoff_seconds": 60}
 REBOOT = exit_record(why=ExitWhy.REBOOT, code=None)
@@ -42,7 +43,7 @@ class TestLostNode:
     async def test_training_is_queued_again_and_nothing_charged(self, desk: Desk) -> None:
         claim = await desk.claim()
 
-        await desk.settler.settle(claim, REBOOT)
+        await desk.finalizer.finalize(claim, REBOOT)
 
         row = await desk.row(claim)
         assert (row.status, row.token, row.retries, row.recoveries, row.not_before) == (
@@ -55,7 +56,7 @@ class TestLostNode:
     async def test_machine_that_shuts_down_in_order_is_a_lost_one_too(self, desk: Desk) -> None:
         claim = await desk.claim()
 
-        await desk.settler.settle(
+        await desk.finalizer.finalize(
             claim, exit_record(why=ExitWhy.STOPPED, code=143, stop_reason="supervisor_terminated")
         )
 
@@ -66,7 +67,7 @@ class TestLostNode:
     async def test_deployment_that_had_begun_is_not_repeated(self, desk: Desk) -> None:
         claim = await desk.claim(JobKind.DEPLOYMENT, retry=TWICE)
 
-        await desk.settler.settle(claim, REBOOT)
+        await desk.finalizer.finalize(claim, REBOOT)
 
         row = await desk.row(claim)
         assert (row.status, row.reason) == (JobStatus.FAILED, EndReason.NODE_LOST)
@@ -76,7 +77,7 @@ class TestLostNode:
         async with desk.database.writing() as session:  # the node has not seen the wish yet
             await store.request_cancel(session, claim.job.id, now=job_rows.START)
 
-        await desk.settler.settle(claim, exit_record(why=ExitWhy.NEVER_STARTED, code=None, started_at=None))
+        await desk.finalizer.finalize(claim, exit_record(why=ExitWhy.NEVER_STARTED, code=None, started_at=None))
 
         row = await desk.row(claim)
         assert (row.status, row.reason) == (JobStatus.CANCELLED, EndReason.CANCELLED)
@@ -86,7 +87,7 @@ class TestPolicy:
     async def test_failure_without_a_policy_is_the_end(self, desk: Desk) -> None:
         claim = await desk.claim()
 
-        await desk.settler.settle(claim, CRASH)
+        await desk.finalizer.finalize(claim, CRASH)
 
         assert (await desk.row(claim)).status is JobStatus.FAILED
 
@@ -95,14 +96,14 @@ class TestPolicy:
         begun = datetime.now(UTC)
         prints(desk, claim, "Traceback\n  x\nValueError: first\n")
 
-        await desk.settler.settle(claim, CRASH)
+        await desk.finalizer.finalize(claim, CRASH)
         once = await desk.row(claim)
         assert await job_rows.claim(desk.database, desk.node_id, now=begun + timedelta(seconds=59)) is None
         claim = await desk.claim_again()
-        await desk.settler.settle(claim, CRASH)
+        await desk.finalizer.finalize(claim, CRASH)
         twice = await desk.row(claim)
         claim = await desk.claim_again()
-        await desk.settler.settle(claim, CRASH)
+        await desk.finalizer.finalize(claim, CRASH)
         ended = await desk.row(claim)
 
         assert (once.status, once.retries) == (JobStatus.QUEUED, 1)
@@ -118,7 +119,7 @@ class TestPolicy:
         claim = await desk.claim(retry=TWICE)
         prints(desk, claim, "Traceback\n  x\ntorch.OutOfMemoryError: CUDA out of memory.\n")
 
-        await desk.settler.settle(claim, CRASH)
+        await desk.finalizer.finalize(claim, CRASH)
 
         row = await desk.row(claim)
         assert (row.status, row.reason, row.retries) == (JobStatus.FAILED, EndReason.CUDA_OUT_OF_MEMORY, 0)
@@ -127,7 +128,7 @@ class TestPolicy:
         claim = await desk.claim(retry=TWICE)
         end = End(status=JobStatus.FAILED, reason=EndReason.DISK_FULL, params={"detail": "No space left"})
 
-        await desk.settler.end_unlaunched(claim, end, final=False)
+        await desk.finalizer.end_unlaunched(claim, end, final=False)
 
         row = await desk.row(claim)
         assert (row.status, row.retries) == (JobStatus.QUEUED, 1)
@@ -136,6 +137,6 @@ class TestPolicy:
         claim = await desk.claim(retry=TWICE)
         end = End(status=JobStatus.FAILED, reason=EndReason.SUPERVISOR_LOST, params={"detail": ""})
 
-        await desk.settler.end_unlaunched(claim, end, final=True)
+        await desk.finalizer.end_unlaunched(claim, end, final=True)
 
         assert (await desk.row(claim)).status is JobStatus.FAILED

@@ -97,7 +97,7 @@ def own_postgres(folder: Path) -> Iterator[Any]:
 
 class TestDatabaseGoesAway:
     @pytest.mark.postgres
-    async def test_postgres_restarts_and_the_job_is_settled_afterwards(self, tmp_path: Path, base: Path) -> None:
+    async def test_postgres_restarts_and_the_job_is_finalized_afterwards(self, tmp_path: Path, base: Path) -> None:
         (tmp_path / "postgres").mkdir()
         with own_postgres(tmp_path / "postgres") as server:
             url = postgres_url(server.get_uri(), "postgres")
@@ -140,7 +140,7 @@ class TestDatabaseGoesAway:
             site.open("go")
 
             async def noticed() -> bool:
-                return bool(worker.events("agent_round_failed") or worker.events("settle_failed"))
+                return bool(worker.events("agent_round_failed") or worker.events("finalize_failed"))
 
             await until(noticed, "the worker's notice", site.report)
             other.execute("ROLLBACK")

@@ -92,7 +92,7 @@ class TestWorkerIsKilled:
         assert (row.status, row.reason) == ENDED_WELL, site.story(row)
         assert site.journal(job_id) == ["run"]
 
-    async def test_end_that_nobody_saw_is_settled_later(self, site: Site) -> None:
+    async def test_end_that_nobody_saw_is_finalized_later(self, site: Site) -> None:
         job_id = await site.submit("import play\nplay.journal('run')\nplay.wait_for('go')\nplay.adapter()\n")
         first = site.start_worker()
         await site.wait_for_journal(job_id)

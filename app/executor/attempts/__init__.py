@@ -1,1 +1,1 @@
-"""One launch of a job's process: prepare, supervise, judge, settle."""
+"""One launch of a job's process: prepare, supervise, judge, finalize."""

@@ -22,7 +22,7 @@ _LINES_SEARCHED = 40
 _LAST_LINES = 5
 LOG_DATA = "[log_data]:"
 TRAINING_FAILED = 200006
-KEEPER_TERMINATED = "supervisor_terminated"  # the supervisor itself was sent TERM, as when a machine shuts down
+SUPERVISOR_TERMINATED = "supervisor_terminated"  # the supervisor itself was sent TERM, as when a machine shuts down
 
 
 @dataclass(frozen=True)
@@ -318,7 +318,7 @@ _ALL: tuple[_Rule, ...] = (*_RULES, *_LOSSES)
 
 def _stopped(stop_reason: str | None, detail: str) -> Failure:
     """Return how a stage ended that was asked to."""
-    if stop_reason == KEEPER_TERMINATED:
+    if stop_reason == SUPERVISOR_TERMINATED:
         # not by us: a person or the system sent TERM to the stage's supervisor
         return _failure(EndReason.SIGNAL, detail, signal="SIGTERM")
     if stop_reason in (EndReason.TIMED_OUT, EndReason.STALLED):

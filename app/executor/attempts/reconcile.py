@@ -22,7 +22,7 @@ class Step(StrEnum):
     STOP = "stop"
     END_UNSTARTED = "end_unstarted"
     END_LOST = "end_lost"  # it ran, and its folder is gone: launching it again could run it twice
-    SETTLE = "settle"
+    FINALIZE = "finalize"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def next_step(seen: Seen) -> Step:
     """Return the one thing to do now."""
     phase = seen.state.phase
     if phase is AttemptPhase.EXITED:
-        return Step.SETTLE
+        return Step.FINALIZE
     stops = seen.state.stopping and seen.status is JobStatus.STOPPING
     wants_stop = (seen.cancel_requested or seen.overdue) and not stops
     if seen.state.supervised:

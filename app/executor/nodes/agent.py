@@ -10,8 +10,8 @@ has something new to show; that may be lost, so attempts are observed every `wat
 error of the database or the disk ends a round once every attempt was advanced, and the next round is backed off; an
 error of one attempt backs off that attempt only.
 
-Settling may take many minutes (the weights are hashed). It holds up nothing: the processes of the attempt are gone, so
-its slot is free, and its accelerators are given back. A worker that stops breaks it off, and the next one begins it
+Finalizing may take many minutes (the weights are hashed). It holds up nothing: the processes of the attempt are gone,
+so its slot is free, and its accelerators are given back. A worker that stops breaks it off, and the next one begins it
 again.
 """
 
@@ -42,7 +42,7 @@ from app.store import jobs as store
 from app.store.claims import Offer
 from app.store.clock import database_now
 from app.store.jobs import Claim, End
-from app.store.nodes import GONE, NODE_SILENT_AFTER, Standing
+from app.store.nodes import GONE_STATUSES, NODE_SILENT_AFTER, NodeStatus
 from app.store.session import Database
 from app.store.transient import is_transient
 
@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 SURE_SECONDS = NODE_SILENT_AFTER.total_seconds() - 10.0
 SILENT_SECONDS = 30.0  # six missed beats of a supervisor
 QUARANTINE_SECONDS = 10.0
-LONG_SETTLING_SECONDS = 1.0
+LONG_FINALIZING_SECONDS = 1.0
 PROJECTION_SECONDS = 0.5
 LEAST_PAUSE_SECONDS = 0.02  # between two rounds, should a step have no effect
 STOPPING_SECONDS = 3.0  # how long a worker that stops waits for ends that are being written
@@ -66,10 +66,10 @@ class Launcher(Protocol):
     async def launched(self, claim: Claim, pid: int) -> None: ...
 
 
-class Settler(Protocol):
+class Finalizer(Protocol):
     """Judges an ended attempt and writes the end, with all that follows from it, in one transaction."""
 
-    async def settle(self, claim: Claim, exit_record: ExitRecord) -> None: ...
+    async def finalize(self, claim: Claim, exit_record: ExitRecord) -> None: ...
 
     async def end_unlaunched(self, claim: Claim, end: End, *, final: bool) -> None:
         """Write the end of an attempt that has no exit; unless it is final, the job may be started again."""
@@ -123,7 +123,7 @@ class NodeAgent:
         engine: Engine,
         pools: Sequence[Pool],
         launcher: Launcher,
-        settler: Settler,
+        finalizer: Finalizer,
         presence: NodePresence,
         projections: Projections,
         forecasts: Forecasts,
@@ -136,8 +136,8 @@ class NodeAgent:
         self._engine = engine
         self._pools = pools
         self._launcher = launcher
-        self._settler = settler
-        self._orphans = Orphans(engine, follow_up=settler.follow_up, monotonic=monotonic)
+        self._finalizer = finalizer
+        self._orphans = Orphans(engine, follow_up=finalizer.follow_up, monotonic=monotonic)
         self._presence = presence
         self._projections = projections
         self._forecasts = forecasts
@@ -146,7 +146,7 @@ class NodeAgent:
         self._monotonic = monotonic
         self._woken = asyncio.Event()
         self._claims: dict[str, Claim] = {}
-        self._settling: dict[str, asyncio.Task[None]] = {}
+        self._finalizing: dict[str, asyncio.Task[None]] = {}
         self._backoffs: dict[str, _Backoff] = {}
         self._silent: set[str] = set()
         self._heard_at = float("-inf")
@@ -165,7 +165,7 @@ class NodeAgent:
             await self._run(stopping)
         if self.removed:
             stopping.set()
-        await self._finish_settling()
+        await self._finish_finalizing()
 
     async def _run(self, stopping: asyncio.Event) -> None:
         failures = 0
@@ -187,20 +187,20 @@ class NodeAgent:
         self._woken.clear()
         await self._beat()
         # Tasks that are done stay known until here: rows that were read before they ended must not be acted upon.
-        self._settling = {key: task for key, task in self._settling.items() if not task.done()}
+        self._finalizing = {key: task for key, task in self._finalizing.items() if not task.done()}
         async with self._database.reading() as session:
-            standing = await nodes.standing_of_node(session, self._node_id)
+            status = await nodes.load_node_status(session, self._node_id)
             live = await store.live_attempts(session, self._node_id)
         self._claims = {claim.attempt.id: claim for claim in live}
         self._backoffs = {key: backoff for key, backoff in self._backoffs.items() if key in self._claims}
         await self._advance_all(live)
-        if standing in GONE:
+        if status in GONE_STATUSES:
             self._orphans.look_again()  # whatever the engine has is an orphan now
-        await self._orphans.clear(known=self._claims.keys() | self._settling.keys())
+        await self._orphans.clear(known=self._claims.keys() | self._finalizing.keys())
         await self._look_after_quarantine()
-        if standing in GONE and not self._orphans.exist:
-            await self._return(standing)
-        if standing is not Standing.READY or self._orphans.exist:  # what runs goes on, nothing begins
+        if status in GONE_STATUSES and not self._orphans.exist:
+            await self._return(status)
+        if status is not NodeStatus.READY or self._orphans.exist:  # what runs goes on, nothing begins
             return
         await self._presence.request_builds()
         async with self._database.reading() as session:  # a claim is a writing transaction: not where nobody waits
@@ -221,12 +221,12 @@ class NodeAgent:
             await store.expect_ends(session, ends)
         self._heard_at, self._last_beat = heard_at, self._monotonic()
 
-    async def _return(self, standing: Standing) -> None:
+    async def _return(self, status: NodeStatus) -> None:
         """Live again after having been declared dead: every attempt of before has ended, and nothing of it is left.
 
         The jobs were given to other nodes, or ended. Whoever was removed does not come back by itself.
         """
-        if standing is Standing.REMOVED:
+        if status is NodeStatus.REMOVED:
             self.removed = True
             return
         async with self._database.writing() as session:
@@ -263,9 +263,9 @@ class NodeAgent:
         return len(won)
 
     def _takes_slot(self, claim: Claim, pool: Pool) -> bool:
-        """Say whether the attempt takes one of the pool's slots; while it is settled, nothing of it runs."""
-        settling = claim.attempt.id in self._settling
-        return claim.job.kind in pool.kinds and not claim.attempt.accelerators and not settling
+        """Say whether the attempt takes one of the pool's slots; while it is finalized, nothing of it runs."""
+        finalizing = claim.attempt.id in self._finalizing
+        return claim.job.kind in pool.kinds and not claim.attempt.accelerators and not finalizing
 
     # ---- one attempt ------------------------------------------------------------------------------------------------
 
@@ -306,12 +306,12 @@ class NodeAgent:
                 await self._end_unstarted(claim)
             case Step.END_LOST:
                 await self._end_lost(claim)
-            case Step.SETTLE:
-                await self._settle(claim)
+            case Step.FINALIZE:
+                await self._finalize(claim)
 
     def _step(self, claim: Claim) -> Step:
         backoff = self._backoffs.get(claim.attempt.id)
-        if claim.attempt.id in self._settling or (backoff is not None and self._monotonic() < backoff.until):
+        if claim.attempt.id in self._finalizing or (backoff is not None and self._monotonic() < backoff.until):
             return Step.WAIT
         state = self._engine.observe(claim.attempt.id)
         self._notice_silence(claim, state)
@@ -364,7 +364,7 @@ class NodeAgent:
         await self._end_unlaunched(claim, end, final=True)
 
     async def _end_unlaunched(self, claim: Claim, end: End, *, final: bool) -> None:
-        await self._settler.end_unlaunched(claim, end, final=final)
+        await self._finalizer.end_unlaunched(claim, end, final=final)
         self._forget(claim)
 
     async def _mark_running(self, claim: Claim) -> None:
@@ -390,25 +390,25 @@ class NodeAgent:
             await self._refresh(claim)
             logger.info("job_stopping", extra=_ids(claim))
 
-    async def _settle(self, claim: Claim) -> None:
+    async def _finalize(self, claim: Claim) -> None:
         exit_record = self._engine.observe(claim.attempt.id).exit
         assert exit_record is not None
         if claim.job.status is JobStatus.LAUNCHING and exit_record.started_at is not None:
             await self._mark_running(claim)  # it came and went between two looks
             claim = self._claims[claim.attempt.id]
-        task = asyncio.create_task(self._settle_and_forget(claim, exit_record), name=f"settle {claim.job.id}")
-        self._settling[claim.attempt.id] = task
+        task = asyncio.create_task(self._finalize_and_forget(claim, exit_record), name=f"finalize {claim.job.id}")
+        self._finalizing[claim.attempt.id] = task
 
-    async def _settle_and_forget(self, claim: Claim, exit_record: ExitRecord) -> None:
+    async def _finalize_and_forget(self, claim: Claim, exit_record: ExitRecord) -> None:
         early = asyncio.create_task(self._release_early(claim, exit_record))
         try:
-            await self._settler.settle(claim, exit_record)
-            fault_point("settled")
+            await self._finalizer.finalize(claim, exit_record)
+            fault_point("finalized")
             self._forget(claim)
             self.wake()  # its slot is free, the next in the chain may run
         except Exception as error:
             # tried again: exit record and outputs are still there
-            self._back_off(claim, "settle_failed", error)
+            self._back_off(claim, "finalize_failed", error)
         else:
             await self._engine.discard(claim.attempt.id)
         finally:
@@ -416,10 +416,10 @@ class NodeAgent:
             self.wake()
 
     async def _release_early(self, claim: Claim, exit_record: ExitRecord) -> None:
-        """Give the accelerators back when settling takes its time: nothing of the attempt is left to use them."""
+        """Give the accelerators back when finalizing takes its time: nothing of the attempt is left to use them."""
         if not claim.attempt.accelerators or exit_record.unkillable:
             return
-        await asyncio.sleep(LONG_SETTLING_SECONDS)
+        await asyncio.sleep(LONG_FINALIZING_SECONDS)
         with contextlib.suppress(*TRANSIENT):  # the end releases them in any case
             async with self._database.writing() as session:
                 now = await database_now(session)
@@ -435,11 +435,11 @@ class NodeAgent:
         log_failure(logger, event, error, _ids(claim) | {"next_try_in": seconds})
 
     async def _project(self) -> None:
-        """Keep up with scripts that report through their output; settling attempts are projected by the settler."""
+        """Keep up with scripts that report through their output; finalizing attempts are projected by the finalizer."""
         if self._monotonic() - self._last_projection < PROJECTION_SECONDS:
             return
         self._last_projection = self._monotonic()
-        running = [claim for claim in self._claims.values() if claim.attempt.id not in self._settling]
+        running = [claim for claim in self._claims.values() if claim.attempt.id not in self._finalizing]
         await self._projections.advance(running)
 
     async def _refresh(self, claim: Claim) -> None:
@@ -485,10 +485,10 @@ class NodeAgent:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), timeout=max(due - self._monotonic(), 0.0))
 
-    async def _finish_settling(self) -> None:
+    async def _finish_finalizing(self) -> None:
         """Let ends that are nearly written be written; a model that is still being hashed waits for the next worker."""
-        if self._settling:
-            _, late = await asyncio.wait(list(self._settling.values()), timeout=STOPPING_SECONDS)
+        if self._finalizing:
+            _, late = await asyncio.wait(list(self._finalizing.values()), timeout=STOPPING_SECONDS)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)

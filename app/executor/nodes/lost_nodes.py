@@ -16,7 +16,7 @@ from app.executor.attempts.retrying import decide_on
 from app.store import jobs as store
 from app.store.clock import database_now
 from app.store.jobs import Claim, End
-from app.store.nodes import NODE_SILENT_AFTER, Standing, get_node, remove_node, standing_of
+from app.store.nodes import NODE_SILENT_AFTER, NodeStatus, get_node, node_status_of, remove_node
 from app.store.tables import NodeRow
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ async def remove(session: AsyncSession, node: str) -> None:
     """Take a node out of the installation that is dead, or drained and empty."""
     row = await get_node(session, node, lock=True)
     live = await store.live_attempts(session, row.id)
-    if live or standing_of(row) not in (Standing.DEAD, Standing.DRAINING):
+    if live or node_status_of(row) not in (NodeStatus.DEAD, NodeStatus.DRAINING):
         raise NodeInUse(node=row.name, jobs=len(live))
     await _end_builds(session, row)
     await remove_node(session, row, now=await database_now(session))

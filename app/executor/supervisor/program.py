@@ -48,6 +48,7 @@ SETTLE_SECONDS = 0.5  # helpers that end by themselves when their parent has gon
 LEFTOVER_GRACE_SECONDS = 5.0
 SHUTDOWN_SECONDS = 0.3  # from the TERM that ended the stage to our own, if both came from a shutdown
 KILL_BOUND_SECONDS = 10.0  # a process that survives KILL this long is stuck in the kernel
+SUPERVISOR_TERMINATED = "supervisor_terminated"  # the supervisor itself was sent TERM, as when a machine shuts down
 # as supervisors of earlier releases call them: one of this release adopts their folders, and the reverse
 REAPER_FILE = "witness.json"
 REAPER_KEY = "witness"  # in `state.json`
@@ -382,7 +383,7 @@ class Supervisor:
         if self.folder.exists("stop"):
             self.stop_reason = str((self.folder.read("stop") or {}).get("reason") or "stop")
         elif self.terminated:
-            self.stop_reason = "supervisor_terminated"
+            self.stop_reason = SUPERVISOR_TERMINATED
 
     def _escalate_stop(self) -> None:
         """TERM to the whole tree at once, KILL after the grace, until the stage has ended."""

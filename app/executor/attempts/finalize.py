@@ -1,6 +1,6 @@
 """The end of an attempt: judge it, keep what it made, write the end and all that follows from it in one transaction.
 
-Everything slow (reading the log's tail, checking and hashing weights) happens before the transaction. Settling may be
+Everything slow (reading the log's tail, checking and hashing weights) happens before the transaction. Finalizing may be
 cancelled, or cut off by a crash, at any point and is then repeated: files are written atomically, and the transaction
 changes nothing the second time, because the attempt's token is no longer that of a live job. An attempt that failed
 may leave its job in the queue for another one instead of ending it (`app.domain.retries`). What comes after the
@@ -28,7 +28,7 @@ from app.domain.retries import Again, Limits
 from app.domain.transitions import TERMINAL
 from app.executor.attempts.artifacts import ArtifactKind, ResultManifest, digest_files, write_result
 from app.executor.attempts.checkpoints import newest_checkpoint
-from app.executor.attempts.classification import KEEPER_TERMINATED, classify
+from app.executor.attempts.classification import SUPERVISOR_TERMINATED, classify
 from app.executor.attempts.limits import limit_seconds
 from app.executor.attempts.model_card import ModelCard, Score, write_model_card
 from app.executor.attempts.projections import project_whole_log
@@ -67,8 +67,8 @@ class Judged:
     reached: Reached
 
 
-class StageSettler:
-    """Settles the attempts of one node."""
+class StageFinalizer:
+    """Finalizes the attempts of one node."""
 
     def __init__(self, *, database: Database, home: Home, status: ScriptStatus) -> None:
         self._database = database
@@ -76,10 +76,10 @@ class StageSettler:
         self._status = status
         self._failures: dict[str, int] = {}
 
-    async def settle(self, claim: Claim, exit_record: ExitRecord) -> None:
+    async def finalize(self, claim: Claim, exit_record: ExitRecord) -> None:
         """Write the end of an attempt whose supervisor recorded an exit. The caller repeats it while this raises."""
         try:
-            await self._settle(claim, exit_record)
+            await self._finalize(claim, exit_record)
         except Exception as error:
             if is_transient(error):
                 raise
@@ -90,7 +90,7 @@ class StageSettler:
             await self._finish_without_result(claim, exit_record, error)
         self._failures.pop(claim.attempt.id, None)
 
-    async def _settle(self, claim: Claim, exit_record: ExitRecord) -> None:
+    async def _finalize(self, claim: Claim, exit_record: ExitRecord) -> None:
         if _never_ran(exit_record) and await self._recover(claim, exit_record):
             return
         redis_status = await self._status.read(claim.job.id) if KINDS[claim.job.kind].reports_status_key else None
@@ -125,7 +125,7 @@ class StageSettler:
             await asyncio.to_thread(self._write_card, job, model)
 
     async def _decide(self, claim: Claim, exit_record: ExitRecord, reason: EndReason) -> Again | None:
-        if exit_record.why is ExitWhy.STOPPED and exit_record.stop_reason == KEEPER_TERMINATED:
+        if exit_record.why is ExitWhy.STOPPED and exit_record.stop_reason == SUPERVISOR_TERMINATED:
             reason = EndReason.SUPERVISOR_LOST  # a machine that shuts down in order is a lost one all the same
         progressed = reason is EndReason.TIMED_OUT and await self._progressed(claim)
         return decide_on(claim.job, reason, ran=True, progressed=progressed)

@@ -12,9 +12,9 @@ from sqlalchemy.exc import OperationalError
 from app.domain.enums import EndReason, JobKind, JobStatus, ModelState, TrainingType
 from app.domain.retries import MAX_RECOVERIES
 from app.executor.attempts.artifacts import read_result
+from app.executor.attempts.finalize import MAX_TRIES, StageFinalizer, judge_build, model_name
 from app.executor.attempts.model_card import FILE_NAME
 from app.executor.attempts.results import judge_printed_result
-from app.executor.attempts.settle import MAX_TRIES, StageSettler, judge_build, model_name
 from app.executor.runs.job_spec import Deployment, JobSpec, Named
 from app.executor.runs.run_folder import RunFolder
 from app.executor.supervisor.client import ExitRecord, ExitWhy
@@ -70,14 +70,14 @@ class Status:
 
 
 class Desk:
-    """A settler with its surroundings."""
+    """A finalizer with its surroundings."""
 
     def __init__(self, root: Path, database: Database) -> None:
         self.home = Home(root)
         self.home.create()
         self.database = database
         self.status = Status()
-        self.settler = StageSettler(database=database, home=self.home, status=self.status)
+        self.finalizer = StageFinalizer(database=database, home=self.home, status=self.status)
         self.node_id = ""
 
     async def claim(self, kind: JobKind = JobKind.TRAINING, **overrides: Any) -> Claim:
@@ -123,14 +123,14 @@ async def desk(tmp_path: Path, database: Database) -> Desk:
     return desk
 
 
-class TestSettle:
+class TestFinalize:
     async def test_twice_changes_nothing_the_second_time(self, desk: Desk) -> None:
         claim = await desk.claim()
         desk.adapter(claim)
 
-        await desk.settler.settle(claim, exit_record())
+        await desk.finalizer.finalize(claim, exit_record())
         first = await desk.row(claim)
-        await desk.settler.settle(claim, exit_record(code=3))
+        await desk.finalizer.finalize(claim, exit_record(code=3))
 
         again = await desk.row(claim)
         assert (first.status, first.reason) == (JobStatus.SUCCEEDED, EndReason.COMPLETED)
@@ -147,7 +147,7 @@ class TestSettle:
         async with desk.database.writing() as session:
             await store.requeue(session, claim, reason=EndReason.SUPERVISOR_LOST, now=NOW)
 
-        await desk.settler.settle(claim, exit_record())
+        await desk.finalizer.finalize(claim, exit_record())
 
         row = await desk.row(claim)
         assert (row.status, row.result_model_id) == (JobStatus.QUEUED, None)
@@ -157,11 +157,11 @@ class TestSettle:
         never = exit_record(why=ExitWhy.NEVER_STARTED, code=None, started_at=None)
         claim = await desk.claim()
         for _ in range(MAX_RECOVERIES):
-            await desk.settler.settle(claim, never)
+            await desk.finalizer.finalize(claim, never)
             assert (await desk.row(claim)).status is JobStatus.QUEUED
             claim = await desk.claim_again()
 
-        await desk.settler.settle(claim, never)
+        await desk.finalizer.finalize(claim, never)
 
         row = await desk.row(claim)
         assert (row.status, row.reason, row.attempts) == (JobStatus.FAILED, EndReason.SPAWN_FAILED, MAX_RECOVERIES + 1)
@@ -170,7 +170,7 @@ class TestSettle:
         claim = await desk.claim()
         desk.adapter(claim)
 
-        await desk.settler.settle(claim, exit_record(why=ExitWhy.LOST, code=None))
+        await desk.finalizer.finalize(claim, exit_record(why=ExitWhy.LOST, code=None))
 
         row = await desk.row(claim)
         assert (row.status, row.recoveries, row.result_model_id) == (JobStatus.QUEUED, 1, None)
@@ -183,7 +183,7 @@ class TestNamesThatAreNotText:
         claim = await desk.claim()
         write_odd(desk.adapter(claim))
 
-        await desk.settler.settle(claim, exit_record())
+        await desk.finalizer.finalize(claim, exit_record())
 
         row = await desk.row(claim)
         assert (row.status, row.reason) == (JobStatus.SUCCEEDED, EndReason.COMPLETED)
@@ -203,7 +203,7 @@ class TestNamesThatAreNotText:
         run.output_log.touch()
         write_odd(run.output)
 
-        await desk.settler.settle(claim, exit_record())
+        await desk.finalizer.finalize(claim, exit_record())
 
         row = await desk.row(claim)
         assert (row.status, row.reason) == (JobStatus.FAILED, EndReason.OUTPUT_MISSING)
@@ -219,7 +219,7 @@ class TestNamesThatAreNotText:
         run.output.mkdir(parents=True)
         run.output_log.write_text(f'{{"status": "failed", {printed}}}\n')
 
-        await desk.settler.settle(claim, exit_record())
+        await desk.finalizer.finalize(claim, exit_record())
 
         assert (await desk.row(claim)).reason is EndReason.RESULT_FAILED
         verdict = judge_printed_result([f'{{"status": "success", {printed}}}'])
@@ -240,9 +240,9 @@ class TestEndThatCannotBeWritten:
 
         for _ in range(MAX_TRIES - 1):
             with pytest.raises(IsADirectoryError):
-                await desk.settler.settle(claim, exit_record())
+                await desk.finalizer.finalize(claim, exit_record())
             assert (await desk.row(claim)).status is JobStatus.LAUNCHING
-        await desk.settler.settle(claim, exit_record())
+        await desk.finalizer.finalize(claim, exit_record())
 
         row = await desk.row(claim)
         assert (row.status, row.reason) == (JobStatus.FAILED, EndReason.RESULT_NOT_RECORDED)
@@ -255,9 +255,9 @@ class TestEndThatCannotBeWritten:
         place = self.unrecordable(desk, claim)
 
         with pytest.raises(IsADirectoryError):
-            await desk.settler.settle(claim, exit_record())
+            await desk.finalizer.finalize(claim, exit_record())
         shutil.rmtree(place)
-        await desk.settler.settle(claim, exit_record())
+        await desk.finalizer.finalize(claim, exit_record())
 
         assert (await desk.row(claim)).reason is EndReason.COMPLETED
 
@@ -269,8 +269,8 @@ class TestEndThatCannotBeWritten:
 
         for _ in range(MAX_TRIES - 1):
             with pytest.raises(IsADirectoryError):
-                await desk.settler.settle(claim, exit_record())
-        await desk.settler.settle(claim, exit_record())
+                await desk.finalizer.finalize(claim, exit_record())
+        await desk.finalizer.finalize(claim, exit_record())
 
         row = await desk.row(claim)
         assert (row.status, row.reason) == (JobStatus.CANCELLED, EndReason.CANCELLED)
@@ -279,11 +279,11 @@ class TestEndThatCannotBeWritten:
         claim = await desk.claim()
         desk.adapter(claim)
         down = Database(f"sqlite+aiosqlite:///{tmp_path}/absent/deepe.db")
-        settler = StageSettler(database=down, home=desk.home, status=desk.status)
+        finalizer = StageFinalizer(database=down, home=desk.home, status=desk.status)
 
         for _ in range(MAX_TRIES + 2):
             with pytest.raises(OperationalError):
-                await settler.settle(claim, exit_record())
+                await finalizer.finalize(claim, exit_record())
 
         assert (await desk.row(claim)).status is JobStatus.LAUNCHING
         await down.close()
@@ -295,8 +295,8 @@ class TestModelCard:
         output = desk.adapter(claim)
         (output / f"{FILE_NAME}.tmp").mkdir()
 
-        await desk.settler.settle(claim, exit_record())
-        await desk.settler.follow_up(claim.attempt.id)
+        await desk.finalizer.finalize(claim, exit_record())
+        await desk.finalizer.follow_up(claim.attempt.id)
 
         assert (await desk.row(claim)).status is JobStatus.SUCCEEDED
         assert desk.status.ends == [(claim.job.id, True)] * 2
@@ -307,11 +307,11 @@ class TestFollowUp:
     async def test_writes_the_card_and_the_status_again(self, desk: Desk) -> None:
         claim = await desk.claim()
         output = desk.adapter(claim)
-        await desk.settler.settle(claim, exit_record())
+        await desk.finalizer.finalize(claim, exit_record())
         card = (output / FILE_NAME).read_text()
         (output / FILE_NAME).unlink()
 
-        await desk.settler.follow_up(claim.attempt.id)
+        await desk.finalizer.follow_up(claim.attempt.id)
 
         assert (output / FILE_NAME).read_text() == card
         assert desk.status.ends == [(claim.job.id, True)] * 2
@@ -319,20 +319,20 @@ class TestFollowUp:
     async def test_leaves_live_and_unknown_attempts_alone(self, desk: Desk) -> None:
         claim = await desk.claim()
 
-        await desk.settler.follow_up(claim.attempt.id)
-        await desk.settler.follow_up("nobody")
+        await desk.finalizer.follow_up(claim.attempt.id)
+        await desk.finalizer.follow_up("nobody")
 
         assert desk.status.ends == []
 
     async def test_card_of_files_that_are_gone_is_not_written(self, desk: Desk) -> None:
         claim = await desk.claim()
         output = desk.adapter(claim)
-        await desk.settler.settle(claim, exit_record())
+        await desk.finalizer.finalize(claim, exit_record())
         for file in output.iterdir():
             file.unlink()
         output.rmdir()
 
-        await desk.settler.follow_up(claim.attempt.id)
+        await desk.finalizer.follow_up(claim.attempt.id)
 
         assert not output.exists()
         async with desk.database.reading() as session:
