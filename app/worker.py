@@ -34,8 +34,8 @@ from app.executor.nodes.inventory import Hardware, this_hardware
 from app.executor.nodes.joining import node_id
 from app.executor.nodes.node_lock import NodeIsTaken, exclusive
 from app.executor.nodes.notifier import listen_to_file
-from app.executor.nodes.presence import NodeEnvironments, NodeFacts
 from app.executor.nodes.redis_notifier import listen
+from app.executor.nodes.reporter import EnvironmentManager, NodeFacts
 from app.observability import configure_logging
 from app.registry.method_files import MethodFiles
 from app.registry.platforms import this_machine
@@ -117,7 +117,7 @@ async def _work(settings: Settings, home: Home, node_home: NodeHome) -> None:
     database = Database(settings.database_url)
     status = RedisScriptStatus(redis_url) if redis_url else NoScriptStatus()
     hardware = await asyncio.to_thread(_hardware, settings, node_home)
-    presence = NodeEnvironments(
+    reporter = EnvironmentManager(
         database=database,
         facts=_facts(settings, node_home),
         hardware=hardware,
@@ -138,10 +138,10 @@ async def _work(settings: Settings, home: Home, node_home: NodeHome) -> None:
     stopping = asyncio.Event()
     _on_stop(stopping.set)
     try:
-        registered = await _register(database, presence, stopping)
+        registered = await _register(database, reporter, stopping)
         if registered is None:
             return
-        agent = _agent(settings, database, home, node_home, presence, status, redis_url, node_id=registered)
+        agent = _agent(settings, database, home, node_home, reporter, status, redis_url, node_id=registered)
         _on_stop(functools.partial(_stop, stopping, agent))
         await _tell_start(settings, hardware, redis=redis_url is not None)
         async with asyncio.TaskGroup() as tasks:
@@ -159,7 +159,7 @@ async def _work(settings: Settings, home: Home, node_home: NodeHome) -> None:
         logger.info("worker_stopped", extra={"node": settings.node_name})
 
 
-async def _register(database: Database, presence: NodeEnvironments, stopping: asyncio.Event) -> str | None:
+async def _register(database: Database, reporter: EnvironmentManager, stopping: asyncio.Event) -> str | None:
     """Make the node known as soon as the database answers; None if told to stop before.
 
     Raises `DatabaseUnusable` when no waiting helps.
@@ -168,7 +168,7 @@ async def _register(database: Database, presence: NodeEnvironments, stopping: as
     while not stopping.is_set():
         try:
             await schema_state(database)
-            return await presence.register()
+            return await reporter.register()
         except TRANSIENT as error:
             failures += 1
             pause = backoff_seconds(failures)
@@ -183,7 +183,7 @@ def _agent(
     database: Database,
     home: Home,
     node_home: NodeHome,
-    presence: NodeEnvironments,
+    reporter: EnvironmentManager,
     status: RedisScriptStatus | NoScriptStatus,
     redis_url: str | None,
     *,
@@ -192,7 +192,7 @@ def _agent(
     launcher = StageLauncher(
         database=database,
         home=home,
-        prefixes=presence,
+        prefixes=reporter,
         status=status,
         environ=os.environ,
         redis_url=redis_url,
@@ -206,7 +206,7 @@ def _agent(
         pools=tuple(Pool(kinds_of(pool), _slots(pool, settings)) for pool in SlotPool),
         launcher=launcher,
         finalizer=StageFinalizer(database=database, home=home, status=status),
-        presence=presence,
+        reporter=reporter,
         projections=Projections(home),
         forecasts=Forecasts(home),
         limits=LimitWatch(home, engine),

@@ -14,7 +14,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.domain.errors import Conflict, NotFound, Violation, together_with
 from app.domain.names import BASE_ENVIRONMENT, environment_name_violations
 from app.registry.environment_spec import parse_spec, spec_hash
-from app.registry.node_environments import NodeEnvironment, Standings, standings
+from app.registry.node_environments import EnvironmentStates, NodeEnvironment, environment_states
 from app.store import environments as store
 from app.store import named
 from app.store.nodes import all_nodes
@@ -83,7 +83,7 @@ class Environments:
 
     async def views(self, session: AsyncSession, *, text: str | None = None) -> list[EnvironmentView]:
         """Return all known environments by name."""
-        known = await standings(session)
+        known = await environment_states(session)
         nodes = await all_nodes(session)
         names = {BASE_ENVIRONMENT, *known.rows, *(name for node in nodes for name in node.environments)}
         wanted = sorted(name for name in names if not text or text.casefold() in name.casefold())
@@ -93,7 +93,7 @@ class Environments:
         """Return the environment with exactly this name."""
         if not await self.is_known(session, name):
             raise EnvironmentNotFound(environment=name)
-        (view,) = _views([name], await standings(session), await all_nodes(session))
+        (view,) = _views([name], await environment_states(session), await all_nodes(session))
         return view
 
     async def create(self, session: AsyncSession, *, name: str, spec: str | None) -> EnvironmentView:
@@ -135,14 +135,14 @@ def environment_version(spec_hash: str | None) -> str:
     return spec_hash or "none"
 
 
-def _views(names: Sequence[str], known: Standings, nodes: Sequence[NodeRow]) -> list[EnvironmentView]:
+def _views(names: Sequence[str], known: EnvironmentStates, nodes: Sequence[NodeRow]) -> list[EnvironmentView]:
     by_node = [known.on(node, names) for node in nodes]
     return [
         EnvironmentView(
             name=name,
             source=_source(known.rows.get(name)),
             row=known.rows.get(name),
-            nodes=tuple(standing[index] for standing in by_node),
+            nodes=tuple(environment[index] for environment in by_node),
         )
         for index, name in enumerate(names)
     ]

@@ -32,7 +32,7 @@ class NodeEnvironment:
 
 
 @dataclass(frozen=True)
-class Standings:
+class EnvironmentStates:
     """Everything that is known of environments on nodes at this moment."""
 
     rows: Mapping[str, EnvironmentRow]
@@ -43,15 +43,17 @@ class Standings:
         reports = EnvironmentReport.read(node.environment_states or [])
         listed = frozenset(node.environments)
         wanted = sorted({*reports, *listed, *self.rows, BASE_ENVIRONMENT}) if names is None else names
-        return [self._standing(node, name, reports.get(name), listed=name in listed) for name in wanted]
+        return [self._environment(node, name, reports.get(name), listed=name in listed) for name in wanted]
 
-    def _standing(self, node: NodeRow, name: str, report: EnvironmentReport | None, *, listed: bool) -> NodeEnvironment:
+    def _environment(
+        self, node: NodeRow, name: str, report: EnvironmentReport | None, *, listed: bool
+    ) -> NodeEnvironment:
         row = self.rows.get(name)
         buildable = name == BASE_ENVIRONMENT or (row is not None and row.spec is not None)
         if report is None:
             unsaid = EnvironmentState.KNOWN if buildable else EnvironmentState.MISSING
             report = EnvironmentReport(name=name, state=EnvironmentState.READY if listed else unsaid)
-        state, job, trouble = standing(report, row=row, last=self.builds.get((name, node.id)))
+        state, job, trouble = environment_state_of(report, row=row, last=self.builds.get((name, node.id)))
         return NodeEnvironment(node.name, name, state, report, job, trouble)
 
 
@@ -62,7 +64,7 @@ def modules_found(nodes: Iterable[NodeRow], environments: Collection[str]) -> fr
     return frozenset(module for probe in probes if probe for module in probe.modules if module not in probe.missing)
 
 
-def standing(
+def environment_state_of(
     report: EnvironmentReport, *, row: EnvironmentRow | None, last: LastBuild | None
 ) -> tuple[EnvironmentState, str | None, Trouble | None]:
     """Return the state of an environment on a node, the job behind it, and what is in the way."""
@@ -80,6 +82,8 @@ def standing(
     return state, None, report.trouble
 
 
-async def standings(session: AsyncSession) -> Standings:
+async def environment_states(session: AsyncSession) -> EnvironmentStates:
     """Read what is known; two short queries."""
-    return Standings(rows={row.name: row for row in await all_environments(session)}, builds=await last_builds(session))
+    return EnvironmentStates(
+        rows={row.name: row for row in await all_environments(session)}, builds=await last_builds(session)
+    )

@@ -15,7 +15,7 @@ from app.domain.errors import Invalid
 from app.domain.inventory import BlockedAccelerator, Inventory, Obstacle
 from app.domain.labels import MAX_NODE_LABELS
 from app.domain.texts import Language, text
-from app.registry.node_environments import NodeEnvironment, Standings, standings
+from app.registry.node_environments import EnvironmentStates, NodeEnvironment, environment_states
 from app.store import leases
 from app.store.clock import database_now
 from app.store.node_work import Holder, LiveJob, holders, live_jobs
@@ -206,13 +206,13 @@ async def _view(session: AsyncSession, row: NodeRow) -> NodeView:
 async def _views(session: AsyncSession, rows: Collection[NodeRow]) -> Sequence[NodeView]:
     """Return the views of these nodes; a handful of queries however many there are."""
     ids = [row.id for row in rows]
-    now, known = await database_now(session), await standings(session)
+    now, known = await database_now(session), await environment_states(session)
     jobs, held = await live_jobs(session, ids), await holders(session, ids)
     return [_made(row, known, now=now, jobs=jobs.get(row.id, ()), held=held.get(row.id, {})) for row in rows]
 
 
 def _made(
-    row: NodeRow, known: Standings, *, now: datetime, jobs: Sequence[LiveJob], held: Mapping[str, Holder]
+    row: NodeRow, known: EnvironmentStates, *, now: datetime, jobs: Sequence[LiveJob], held: Mapping[str, Holder]
 ) -> NodeView:
     age = max(now - row.heartbeat_at, timedelta())
     inventory = Inventory.model_validate(row.inventory)

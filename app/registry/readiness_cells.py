@@ -58,37 +58,39 @@ class NodeFacts:
 
 
 def cell(
-    node: NodeFacts, standing: NodeEnvironment | None, modules: Collection[str], files: Sequence[Finding] = ()
+    node: NodeFacts, environment: NodeEnvironment | None, modules: Collection[str], files: Sequence[Finding] = ()
 ) -> Cell:
-    """Judge one stage on one node; `standing` is its environment there, `files` what is wrong with the file."""
+    """Judge one stage on one node; `environment` is its environment there, `files` what is wrong with the file."""
     found = list(files)
-    if standing is not None:
-        found += _of_environment(standing)
-        if standing.state is EnvironmentState.READY and standing.report.probe is not None:
-            found += _of_probe(standing, standing.report.probe, node, modules)
+    if environment is not None:
+        found += _of_environment(environment)
+        if environment.state is EnvironmentState.READY and environment.report.probe is not None:
+            found += _of_probe(environment, environment.report.probe, node, modules)
     if node.absent is not None:
         found.append(Finding(Verdict.LATER, node.absent, {"node": node.name}))
     found.sort(key=lambda finding: -_ORDER.index(finding.verdict))
-    return Cell(node.name, standing.state if standing else None, tuple(found))
+    return Cell(node.name, environment.state if environment else None, tuple(found))
 
 
-def _of_environment(standing: NodeEnvironment) -> Iterator[Finding]:
-    named = {"environment": standing.name, "node": standing.node}
-    match standing.state:
+def _of_environment(environment: NodeEnvironment) -> Iterator[Finding]:
+    named = {"environment": environment.name, "node": environment.node}
+    match environment.state:
         case EnvironmentState.READY:
             return
         case EnvironmentState.MISSING:
-            trouble = standing.trouble
+            trouble = environment.trouble
             code = trouble.code if trouble else "environment_without_spec"
             yield Finding(Verdict.NEVER, code, {**named, **(trouble.params if trouble else {})})
-        case EnvironmentState.FAILED if standing.trouble is not None:
-            yield Finding(Verdict.LATER, standing.trouble.code, dict(standing.trouble.params))
+        case EnvironmentState.FAILED if environment.trouble is not None:
+            yield Finding(Verdict.LATER, environment.trouble.code, dict(environment.trouble.params))
         case state:
             yield Finding(Verdict.LATER, f"cell_environment_{state}", named)
 
 
-def _of_probe(standing: NodeEnvironment, probe: Probe, node: NodeFacts, modules: Collection[str]) -> Iterator[Finding]:
-    named = {"environment": standing.name, "node": standing.node}
+def _of_probe(
+    environment: NodeEnvironment, probe: Probe, node: NodeFacts, modules: Collection[str]
+) -> Iterator[Finding]:
+    named = {"environment": environment.name, "node": environment.node}
     if missing := sorted(set(modules) & set(probe.missing)):
         yield Finding(Verdict.NEVER, "cell_modules_missing", {**named, "modules": ", ".join(missing)})
     if probe.trouble is not None:

@@ -10,7 +10,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.domain.kinds import STAGES, Stage
 from app.registry.method_files import stage_environments
 from app.registry.method_record import Method
-from app.registry.node_environments import Standings, standings
+from app.registry.node_environments import EnvironmentStates, environment_states
 from app.registry.readiness_cells import Cell, NodeFacts, cell
 from app.registry.script_modules import ScriptModules
 from app.store.nodes import GONE_STATUSES, NODE_SILENT_AFTER, NodeStatus, accelerators_of, all_nodes, node_status_of
@@ -27,7 +27,7 @@ class Matrix:
     """Nodes that are registered and not given up, and what is known of their environments."""
 
     nodes: tuple[tuple[NodeFacts, NodeRow], ...]
-    known: Standings
+    known: EnvironmentStates
 
     def cells(
         self, environment: str | None, modules: Collection[str], *, only_reporting: bool = False
@@ -45,7 +45,7 @@ async def matrix(session: AsyncSession, *, now: datetime) -> Matrix:
     rows = [row for row in await all_nodes(session) if node_status_of(row) not in GONE_STATUSES]
     return Matrix(
         nodes=tuple((_facts(row, silent=now - row.heartbeat_at >= NODE_SILENT_AFTER), row) for row in rows),
-        known=await standings(session),
+        known=await environment_states(session),
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from app.domain.accelerators import Accelerator, AcceleratorKind
 from app.domain.enums import EndReason, JobKind, JobStatus, Platform
-from app.executor.nodes.presence import build_job
+from app.executor.nodes.reporter import build_job
 from app.store import jobs, nodes
 from app.store.jobs import Claim
 from app.store.session import Database

@@ -118,7 +118,7 @@ class Finalizer:
         """Nothing follows."""
 
 
-class Presence:
+class Reporter:
     """A node with one environment that counts its beats."""
 
     def __init__(self) -> None:
@@ -149,7 +149,7 @@ class Bench:
         self.home.create()
         self.launcher = Launcher(root)
         self.finalizer = Finalizer(self.plain)
-        self.presence = Presence()
+        self.reporter = Reporter()
         self.timing = QUICK
         self.node_id = ""
 
@@ -164,7 +164,7 @@ class Bench:
             pools=[Pool(frozenset({JobKind.TRAINING}), 2)],
             launcher=self.launcher,
             finalizer=self.finalizer,
-            presence=self.presence,
+            reporter=self.reporter,
             projections=Projections(Home(self.root)),
             forecasts=Forecasts(Home(self.root)),
             limits=LimitWatch(Home(self.root), engine),
@@ -412,7 +412,7 @@ class TestWaiting:
         async with bench.running():
 
             async def beaten() -> bool:
-                return bench.presence.beats >= 4
+                return bench.reporter.beats >= 4
 
             await until(beaten, "beats")
 

@@ -22,8 +22,8 @@ async def bench(tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(agent_module, "QUARANTINE_SECONDS", 0.05)
     monkeypatch.setattr(agent_module, "LONG_FINALIZING_SECONDS", 0.05)
     bench = Bench(tmp_path, sqlite_url)
-    bench.presence.accelerators = job_rows.cards(1)
-    bench.node_id = await job_rows.add_node(bench.plain, accelerators=bench.presence.accelerators)
+    bench.reporter.accelerators = job_rows.cards(1)
+    bench.node_id = await job_rows.add_node(bench.plain, accelerators=bench.reporter.accelerators)
     yield bench
     await bench.database.close()
     await bench.plain.close()

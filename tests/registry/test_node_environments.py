@@ -7,7 +7,7 @@ import pytest
 
 from app.domain.enums import EndReason, JobStatus, Platform
 from app.domain.environment_reports import EnvironmentReport, EnvironmentState, Trouble
-from app.registry.node_environments import Standings, standing
+from app.registry.node_environments import EnvironmentStates, environment_state_of
 from app.store.environments import LastBuild, new_environment
 from app.store.tables import EnvironmentRow, NodeRow
 
@@ -46,11 +46,11 @@ def report(state: EnvironmentState, **values: Any) -> EnvironmentReport:
     ],
 )
 def test_state(said: EnvironmentReport, last: LastBuild | None, state: EnvironmentState) -> None:
-    assert standing(said, row=row(), last=last)[0] is state
+    assert environment_state_of(said, row=row(), last=last)[0] is state
 
 
 def test_failure_names_the_job_and_its_reason() -> None:
-    _, job, trouble = standing(report(EnvironmentState.KNOWN), row=row(), last=build(JobStatus.FAILED))
+    _, job, trouble = environment_state_of(report(EnvironmentState.KNOWN), row=row(), last=build(JobStatus.FAILED))
 
     assert (job, trouble) == ("job", Trouble(code="reason_env_build_failed", params={"detail": "no network"}))
 
@@ -59,7 +59,7 @@ def test_node_of_an_older_version_says_names_only() -> None:
     node = NodeRow(
         id="n", name="n", platform=Platform.CPU, accelerators=[], environments=["found"], slots=1, boot_id="b"
     )
-    known = Standings(
+    known = EnvironmentStates(
         rows={"trl": row(), "bare": new_environment("bare", spec=None, spec_hash=None, now=NOW)}, builds={}
     )
 

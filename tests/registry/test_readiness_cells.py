@@ -14,13 +14,15 @@ NEEDS_CONDA = Trouble(code="environment_needs_conda", params={"packages": "x"})
 NODE = NodeFacts("gpu-1", Platform.CUDA, 1, None)
 
 
-def standing(state: EnvironmentState, *, probe: Probe | None = None, trouble: Trouble | None = None) -> NodeEnvironment:
+def environment(
+    state: EnvironmentState, *, probe: Probe | None = None, trouble: Trouble | None = None
+) -> NodeEnvironment:
     report = EnvironmentReport(name="trl", state=state, probe=probe)
     return NodeEnvironment("gpu-1", "trl", state, report, trouble=trouble)
 
 
 def ready(**probe: Any) -> NodeEnvironment:
-    return standing(EnvironmentState.READY, probe=Probe(**probe))
+    return environment(EnvironmentState.READY, probe=Probe(**probe))
 
 
 def codes(found: Cell) -> list[str]:
@@ -32,24 +34,26 @@ def codes(found: Cell) -> list[str]:
 @pytest.mark.parametrize(
     ("environment", "verdict", "found"),
     [
-        (standing(EnvironmentState.READY), Verdict.READY, []),
+        (environment(EnvironmentState.READY), Verdict.READY, []),
         (ready(modules=("torch",), cuda=1), Verdict.READY, []),
         (ready(modules=("torch",), missing=("torch",)), Verdict.NEVER, ["cell_modules_missing"]),
         (ready(modules=("vllm",), missing=("vllm",)), Verdict.READY, []),  # another method's
         (ready(cuda=0), Verdict.READY, ["cell_accelerator_unseen"]),
         (ready(trouble="ImportError: libcudart"), Verdict.READY, ["cell_probe_failed"]),
-        (standing(EnvironmentState.KNOWN), Verdict.LATER, ["cell_environment_known"]),
-        (standing(EnvironmentState.BUILDING), Verdict.LATER, ["cell_environment_building"]),
-        (standing(EnvironmentState.STALE), Verdict.LATER, ["cell_environment_stale"]),
-        (standing(EnvironmentState.FAILED), Verdict.LATER, ["cell_environment_failed"]),
+        (environment(EnvironmentState.KNOWN), Verdict.LATER, ["cell_environment_known"]),
+        (environment(EnvironmentState.BUILDING), Verdict.LATER, ["cell_environment_building"]),
+        (environment(EnvironmentState.STALE), Verdict.LATER, ["cell_environment_stale"]),
+        (environment(EnvironmentState.FAILED), Verdict.LATER, ["cell_environment_failed"]),
         (
-            standing(EnvironmentState.FAILED, trouble=Trouble(code="reason_env_build_failed", params={"detail": "x"})),
+            environment(
+                EnvironmentState.FAILED, trouble=Trouble(code="reason_env_build_failed", params={"detail": "x"})
+            ),
             Verdict.LATER,
             ["reason_env_build_failed"],
         ),
-        (standing(EnvironmentState.MISSING), Verdict.NEVER, ["environment_without_spec"]),
+        (environment(EnvironmentState.MISSING), Verdict.NEVER, ["environment_without_spec"]),
         (
-            standing(
+            environment(
                 EnvironmentState.MISSING, trouble=Trouble(code="environment_needs_conda", params={"packages": "x"})
             ),
             Verdict.NEVER,
@@ -68,8 +72,8 @@ def test_verdict(environment: NodeEnvironment | None, verdict: Verdict, found: l
 def test_absent_node_may_come_back_and_the_gravest_comes_first(absent: str) -> None:
     node = NodeFacts("gpu-1", Platform.CPU, 0, absent)
 
-    assert cell(node, standing(EnvironmentState.READY), ()).verdict is Verdict.LATER
-    assert codes(cell(node, standing(EnvironmentState.MISSING), ())) == ["environment_without_spec", absent]
+    assert cell(node, environment(EnvironmentState.READY), ()).verdict is Verdict.LATER
+    assert codes(cell(node, environment(EnvironmentState.MISSING), ())) == ["environment_without_spec", absent]
 
 
 def test_apple_is_seen_by_torch_or_mlx() -> None:

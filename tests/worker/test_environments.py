@@ -10,7 +10,7 @@ import pytest
 from sqlmodel import select
 
 from app.domain.enums import EndReason, JobKind, JobStatus
-from app.executor.nodes.presence import build_job
+from app.executor.nodes.reporter import build_job
 from app.registry.environment_spec import parse_spec, spec_hash
 from app.store.nodes import all_nodes, heartbeat
 from app.store.tables import EnvironmentRow, JobRow

@@ -41,17 +41,17 @@ class NodeEnvironmentRead(BaseModel):
     used_at: datetime | None = Field(description="When a stage was last started in it.")
 
 
-def node_environment_read(standing: NodeEnvironment, language: Language) -> NodeEnvironmentRead:
+def node_environment_read(environment: NodeEnvironment, language: Language) -> NodeEnvironmentRead:
     """Return how the environment stands as callers see it."""
-    report, trouble = standing.report, standing.trouble
+    report, trouble = environment.report, environment.trouble
     return NodeEnvironmentRead(
-        name=standing.name,
-        node=standing.node,
-        state=standing.state,
+        name=environment.name,
+        node=environment.node,
+        state=environment.state,
         trouble=EnvironmentTrouble(code=trouble.code, detail=text(trouble.code, language, **trouble.params))
         if trouble
         else None,
-        build=standing.build,
+        build=environment.build,
         source=report.source,
         prefix=report.prefix,
         spec_hash=report.spec_hash,

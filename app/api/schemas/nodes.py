@@ -119,7 +119,7 @@ def node_read(view: NodeView, language: Language) -> NodeRead:
         worker_labels=row.worker_labels,
         extra_labels=row.extra_labels,
         environments=row.environments,
-        environment_states=[node_environment_read(standing, language) for standing in view.environments],
+        environment_states=[node_environment_read(environment, language) for environment in view.environments],
         slots=row.slots,
         jobs=[_job(job) for job in view.jobs],
         heartbeat_at=row.heartbeat_at,

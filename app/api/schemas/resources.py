@@ -234,7 +234,7 @@ def environment_read(view: EnvironmentView, language: Language) -> EnvironmentRe
         source=view.source,
         spec=row and row.spec,
         spec_hash=row and row.spec_hash,
-        nodes=[node_environment_read(standing, language) for standing in view.nodes],
+        nodes=[node_environment_read(environment, language) for environment in view.nodes],
         created_at=row and row.created_at,
         updated_at=row and row.updated_at,
     )

@@ -11,7 +11,7 @@ from app.domain.environment_locks import EnvironmentLock
 from app.domain.errors import Conflict, NotFound
 from app.domain.names import BASE_ENVIRONMENT
 from app.executor.environments.environment_archive import EnvironmentArchive
-from app.executor.nodes.presence import build_job
+from app.executor.nodes.reporter import build_job
 from app.registry.environment_spec import BASE_SPEC, parse_spec
 from app.registry.environments import EnvironmentNotFound
 from app.registry.nodes import living_nodes

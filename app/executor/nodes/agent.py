@@ -78,8 +78,8 @@ class Finalizer(Protocol):
         """Write what follows from an end that is in the database, after a crash right behind it."""
 
 
-class NodePresence(Protocol):
-    """What the node tells the database about itself, and which environments it can run stages in."""
+class NodeReporter(Protocol):
+    """Reports the node to the database, and knows the environments and accelerators that it can use."""
 
     async def beat(self) -> None: ...
 
@@ -124,7 +124,7 @@ class NodeAgent:
         pools: Sequence[Pool],
         launcher: Launcher,
         finalizer: Finalizer,
-        presence: NodePresence,
+        reporter: NodeReporter,
         projections: Projections,
         forecasts: Forecasts,
         limits: LimitWatch,
@@ -138,7 +138,7 @@ class NodeAgent:
         self._launcher = launcher
         self._finalizer = finalizer
         self._orphans = Orphans(engine, follow_up=finalizer.follow_up, monotonic=monotonic)
-        self._presence = presence
+        self._reporter = reporter
         self._projections = projections
         self._forecasts = forecasts
         self._limits = limits
@@ -202,7 +202,7 @@ class NodeAgent:
             await self._return(status)
         if status is not NodeStatus.READY or self._orphans.exist:  # what runs goes on, nothing begins
             return
-        await self._presence.request_builds()
+        await self._reporter.request_builds()
         async with self._database.reading() as session:  # a claim is a writing transaction: not where nobody waits
             waiting = {demand.kind for demand in await store.waiting_demands(session)}
         for pool in self._pools:
@@ -213,7 +213,7 @@ class NodeAgent:
         if self._monotonic() - self._last_beat < self._timing.beat_seconds:
             return
         heard_at = clock_since_boot()
-        await self._presence.beat()
+        await self._reporter.beat()
         ends = await self._forecasts.news(list(self._claims.values()))
         async with self._database.writing() as session:
             now = await database_now(session)
@@ -238,14 +238,14 @@ class NodeAgent:
 
     async def _claim(self, pool: Pool) -> int:
         """Claim and launch what the pool has room for, in one transaction; return how many jobs that were."""
-        usable = [one.id for one in await self._presence.usable_accelerators()]
+        usable = [one.id for one in await self._reporter.usable_accelerators()]
         slots = pool.slots - sum(self._takes_slot(claim, pool) for claim in self._claims.values())
         leasing = bool(usable) and bool(pool.kinds & HOLDING_KINDS)
         if slots <= 0 and not leasing:
             return 0
         offer = Offer(
             node_id=self._node_id,
-            environments=await self._presence.ready_environments(),
+            environments=await self._reporter.ready_environments(),
             slots=slots,
             usable=usable,
         )

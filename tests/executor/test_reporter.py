@@ -12,7 +12,7 @@ from sqlmodel import col, select
 from app.domain.enums import EndReason, JobKind, JobStatus, Platform
 from app.executor.environments.builders import BuildRules
 from app.executor.environments.conda import CondaSearch
-from app.executor.nodes.presence import NodeEnvironments, NodeFacts, build_job
+from app.executor.nodes.reporter import EnvironmentManager, NodeFacts, build_job
 from app.executor.runs.job_spec import JobSpec
 from app.registry.environment_spec import parse_spec, spec_hash
 from app.store import jobs as store
@@ -33,7 +33,7 @@ class Node:
         self.database = database
         self.home = NodeHome(root / "node")
         self.home.create()
-        self.environments = NodeEnvironments(
+        self.environments = EnvironmentManager(
             database=database,
             facts=NodeFacts(name="here", platform=Platform.CPU, slots=1, boot_id="boot"),
             hardware=machine_with(root),

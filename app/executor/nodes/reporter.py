@@ -64,7 +64,7 @@ class NodeFacts:
     join_token: str | None = field(default=None, repr=False)
 
 
-class NodeEnvironments:
+class EnvironmentManager:
     """Finds, reports and orders the environments of one node."""
 
     def __init__(
