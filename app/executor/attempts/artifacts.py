@@ -187,7 +187,7 @@ async def digest_files(root: Path) -> tuple[FileDigest, ...]:
 def _digest_piece(digest: "hashlib._Hash", path: Path, offset: int) -> int:
     """Add what follows `offset` to the digest and return how much that was, 0 at the end of the file."""
     done = 0
-    # opened for each piece: after a cancellation nobody closes a file that a thread still reads
+    # opened for each piece: after a cancellation, a file that a thread still reads would stay open
     with path.open("rb", buffering=0) as file:
         file.seek(offset)
         while done < _PIECE_BYTES and (block := file.read(_BLOCK_BYTES)):

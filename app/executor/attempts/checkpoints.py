@@ -10,7 +10,7 @@ Large files are digested by samples (`SAMPLES` blocks of `BLOCK_BYTES`, the firs
 samples find what was cut off, overwritten or never reached the disk, and cost the same however large the file is.
 
 The next attempt gets hard links in its own output folder, copies where links are not possible; nothing is moved, since
-a process on a node that nobody sees may still write. Everything here reads and writes files: call it in a thread.
+a process on an unreachable node may still write. Everything here reads and writes files: call it in a thread.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ class Checkpoint:
 
 
 class _NotWhole(Exception):
-    """The folder is no checkpoint that somebody could resume from."""
+    """The folder is not a checkpoint to resume from."""
 
 
 def newest_checkpoint(home: Home, job_id: str, *, before: int | None = None) -> Checkpoint | None:

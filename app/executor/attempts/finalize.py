@@ -334,7 +334,7 @@ class StageFinalizer:
 
 
 class _ClaimLost(Exception):
-    """The attempt's token is stale: somebody else ended it."""
+    """The attempt's token is stale: it was ended elsewhere."""
 
 
 def judge_build(exit_record: ExitRecord, log_tail: Sequence[str]) -> Verdict:

@@ -254,7 +254,7 @@ def _time(value: object, *, now: float) -> float:
             moment = datetime.fromisoformat(value)
         except ValueError:
             return now
-        # a time without a zone is nobody's time
+        # a time without a zone is ambiguous
         return moment.timestamp() if moment.tzinfo else now
     return now
 

@@ -45,7 +45,7 @@ class EnvironmentNeedsOtherPython(Invalid):
 
 
 class EnvironmentNeedsPack(Invalid):
-    """The node has no network, and nobody packed the environment for it."""
+    """The node has no network, and there is no pack of the environment for it."""
 
     code = "environment_needs_pack"
 
@@ -160,7 +160,7 @@ def pip_step(spec: EnvironmentSpec, prefix: Path, *, reports: bool = True) -> St
 
 
 def locked_builder(lock: EnvironmentLock, tools: Tools, *, platform: str) -> Builder:
-    """Return who can install exactly what the lock says; raise an `Invalid` if nobody here can."""
+    """Return the builder that can install exactly the lock. Raise an `Invalid` if this node has none."""
     if lock.platform != platform:
         raise EnvironmentLockUnfit(wanted=lock.platform, found=platform, node=lock.node)
     if not lock.conda:

@@ -1,4 +1,4 @@
-"""Remove environments that nobody needs: builds that did not finish, unused for long, and more while the disk is full.
+"""Remove unneeded environments: builds that did not finish, unused for long, and more while the disk is full.
 
 Only own builds are touched, never what the operator placed or conda made. The node's agent calls `turn` between two
 claims, so that nothing is being claimed or launched meanwhile: what is condemned there loses its marker, and with it is
@@ -76,7 +76,7 @@ def choose(
 ) -> Sequence[tuple[OwnBuild, Why]]:
     """Return what goes, the longest unused first: all that is too old, then as much as the disk lacks."""
     chosen: list[tuple[OwnBuild, Why]] = []
-    # what nobody can run in any more goes before what somebody may want again
+    # unusable environments go before those that may be needed again
     order = sorted((build for build in builds if not needs.keep(build)), key=lambda one: (one.current, one.used_at))
     for build in order:
         if now - build.used_at > rules.keep_seconds:
@@ -148,7 +148,7 @@ class EnvironmentCleaning:
 
 
 def unfinished(envs_dir: Path) -> Sequence[Path]:
-    """Return the prefixes without a marker that nobody is building."""
+    """Return the prefixes without a marker that are not being built."""
     found = []
     for lock in sorted(envs_dir.glob(".*.lock")):
         prefix = lock.with_name(lock.name.removeprefix(".").removesuffix(".lock"))
@@ -172,7 +172,7 @@ def remove_unfinished(envs_dir: Path) -> None:
 
 @contextlib.contextmanager
 def _held(lock: Path) -> Iterator[bool]:
-    """Hold the lock of a prefix if nobody builds there. The file stays: a build may have it open already."""
+    """Hold the lock of a prefix if no build runs there. The file stays: a build may have it open already."""
     descriptor = os.open(lock, os.O_RDWR)
     try:
         try:

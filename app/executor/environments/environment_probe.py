@@ -1,7 +1,7 @@
 """Look into the environments of a node: are the modules there that methods import, do they see the accelerators.
 
-One short process at a time, of the environment's own Python and of the lowest priority, started by a thread that nobody
-waits for; never before an environment stood ready for a while, so that a first job goes before. Modules are looked for
+One short process at a time, of the environment's own Python and of the lowest priority, started by a thread that is not
+awaited; never before an environment stood ready for a while, so that a first job goes before. Modules are looked for
 without importing them; torch and mlx are imported, as nothing else says what they see. What was found is kept beside
 the environments until the environment or the methods change.
 """

@@ -60,7 +60,7 @@ class Build:
 
 @dataclass(frozen=True)
 class FoundEnvironment:
-    """A name on this node. `prefix` is where it is, or would be built; None if nobody knows how to build it."""
+    """A name on this node. `prefix` is where it is, or would be built; None if no builder can build it."""
 
     name: str
     prefix: Path | None
@@ -154,7 +154,7 @@ class EnvironmentFinder:
         return Scan(self._envs_dir, self._search, builds, placed, usable)
 
     def python_version(self, prefix: Path) -> str | None:
-        """Return the version of the Python in a prefix that nobody of us built, as its files tell."""
+        """Return the version of the Python in a foreign prefix, read from its files."""
         meta = prefix / "conda-meta"
         source = meta if meta.is_dir() else prefix / "pyvenv.cfg"
         stamp = _stamp(source)

@@ -1,6 +1,6 @@
 """Sends the messages that wait; a task of every API process, which share the work by conditional updates.
 
-Every webhook has its own few places, so one whose receiver is slow holds up nobody else. A process that dies leaves
+Every webhook has its own few places, so a slow receiver does not hold up the others. A process that dies leaves
 what it had taken to the others once the lease is over: nothing is lost, and what was sent but not recorded is sent
 again under the same id. No session is open while something is sent.
 """

@@ -51,7 +51,7 @@ class Webhooks:
     async def create(
         self, session: AsyncSession, *, url: str, events: Sequence[WebhookEvent], active: bool, secret: str | None
     ) -> WebhookRow:
-        """Register a receiver; nobody is asked whether it answers."""
+        """Register a receiver without calling it."""
         self._check(url=url, events=events, secret=secret)
         now = await database_now(session)
         row = WebhookRow(

@@ -203,7 +203,7 @@ class NodeAgent:
         if status is not NodeStatus.READY or self._orphans.exist:  # what runs goes on, nothing begins
             return
         await self._reporter.request_builds()
-        async with self._database.reading() as session:  # a claim is a writing transaction: not where nobody waits
+        async with self._database.reading() as session:  # a claim is a writing transaction: only if a job waits
             waiting = {demand.kind for demand in await store.waiting_demands(session)}
         for pool in self._pools:
             while pool.kinds & waiting and await self._claim(pool):
@@ -224,7 +224,7 @@ class NodeAgent:
     async def _return(self, status: NodeStatus) -> None:
         """Live again after having been declared dead: every attempt of before has ended, and nothing of it is left.
 
-        The jobs were given to other nodes, or ended. Whoever was removed does not come back by itself.
+        The jobs were given to other nodes, or ended. A removed node does not come back by itself.
         """
         if status is NodeStatus.REMOVED:
             self.removed = True

@@ -1,4 +1,4 @@
-"""What readings of CUDA cards mean: which are this worker's, and which somebody else uses."""
+"""What readings of CUDA cards mean: which are this worker's, and which are used by others."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple

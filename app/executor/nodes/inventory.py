@@ -1,7 +1,7 @@
 """What this machine has: accelerators, processor, memory, disks; and which accelerators no foreign process uses now.
 
-A worker takes stock once. While it runs it looks at the cards again before it leases one: somebody else may use them.
-A driver that stops answering makes all of them unusable, never a job start on a card that nobody looked at.
+A worker takes stock once. While it runs it looks at the cards again before it leases one: another process may use them.
+A driver that stops answering makes all of them unusable; no job starts on an unchecked card.
 """
 
 import asyncio
@@ -66,7 +66,7 @@ class Hardware:
         self._reading: asyncio.Task[Sequence[BlockedAccelerator]] | None = None
 
     async def usable(self) -> Sequence[Accelerator]:
-        """Return the accelerators that nobody but this worker's jobs uses now, leased ones among them."""
+        """Return the accelerators that are free or used by this worker's jobs, leased ones included."""
         blocked = {entry.id for entry in await self.blocked()}
         return [accelerator for accelerator in self.accelerators if accelerator.id not in blocked]
 

@@ -1,7 +1,7 @@
 """Who a node is, and whether it may join.
 
 A node is known by its home: a random id in `DEEPE_NODE_HOME`, made at the first start. A join token keeps machines out
-that nobody meant to add (one that was cloned, one of another installation). It guards against mistakes: whoever holds
+that were not meant to join (one that was cloned, one of another installation). It guards against mistakes: who holds
 the URL of the database can write there in any case.
 """
 
@@ -75,5 +75,5 @@ async def require_join_token(session: AsyncSession, token: str | None) -> None:
 
 
 def _digest(token: str) -> str:
-    """Random tokens need no salt: nobody has a table of them."""
+    """Return the digest. SHA-256 is enough for high-entropy tokens; no salt is needed."""
     return hashlib.sha256(f"deepe join token: {token}".encode()).hexdigest()

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class NodeNotConfirmed(Invalid):
-    """Whoever declares a node dead says its name, so that it is not another one by mistake."""
+    """Declaring a node dead requires its name, so that it is not another node by mistake."""
 
     code = "node_not_confirmed"
 
@@ -89,6 +89,6 @@ async def _end(session: AsyncSession, claim: Claim, row: NodeRow) -> None:
 
 
 async def _end_builds(session: AsyncSession, row: NodeRow) -> None:
-    """Building an environment is bound to its node: nobody else does what this one was to build."""
+    """Building an environment is bound to its node: no other node takes over."""
     end = End(status=JobStatus.FAILED, reason=EndReason.NODE_LOST, params={"detail": "", "node": row.name})
     await store.end_queued_builds(session, row.id, end, now=await database_now(session))

@@ -136,7 +136,7 @@ class EnvironmentManager:
         self._told = report if written else {}
 
     async def usable_accelerators(self) -> Sequence[Accelerator]:
-        """Return the accelerators that nobody but jobs of this node uses now."""
+        """Return the accelerators that are free or used by jobs of this node."""
         return await self._hardware.usable()
 
     @property
@@ -167,7 +167,7 @@ class EnvironmentManager:
         return found.prefix
 
     async def request_builds(self) -> None:
-        """Order the environments that queued jobs wait for; fail jobs whose environment nobody can make."""
+        """Order the environments that queued jobs wait for; fail jobs whose environment cannot be built."""
         ready = await self.ready_environments()
         async with self._database.reading() as session:
             waited_for = set(await store.environments_waited_for(session)) - set(ready)
@@ -180,7 +180,7 @@ class EnvironmentManager:
             await self._probing.turn(self._seen)
 
     async def _being_built(self, session: AsyncSession) -> set[str]:
-        """Return what is being built here or on another node that takes jobs; nobody waits for a silent one."""
+        """Return what is being built here or on another node that takes jobs; silent nodes do not count."""
         others = {node.id for node in await nodes.working_nodes(session, now=await database_now(session))}
         return {name for name, node_id in await builds(session) if node_id in {*others, self._node_id}}
 

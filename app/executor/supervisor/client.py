@@ -2,7 +2,7 @@
 
 One folder per attempt on the node's local disk (`program.py` describes its files). Every function is a few file
 operations; none waits for the stage. A folder's command runs at most once: `start` may be called again and
-again, by anybody, and only the first has an effect.
+again, by any process, and only the first has an effect.
 """
 
 import contextlib
@@ -144,7 +144,7 @@ def request_stop(folder: Path, reason: str) -> None:
     """Request the end of an attempt: TERM to its whole tree, KILL after the grace. The first reason stays."""
     if not (folder / "stop").exists():
         _write_atomically(folder, "stop", {"reason": reason, "time": time.time()})
-    with contextlib.suppress(OSError):  # nobody listens: the supervisor, once there, finds the file
+    with contextlib.suppress(OSError):  # no listener: the supervisor, once there, finds the file
         descriptor = os.open(folder / "wake", os.O_WRONLY | os.O_NONBLOCK)
         try:
             os.write(descriptor, b".")
@@ -153,7 +153,7 @@ def request_stop(folder: Path, reason: str) -> None:
 
 
 def observe(folder: Path) -> Observation:
-    """Return what the folder says. The lock is looked at first: free, and no exit after that, means nobody cares."""
+    """Return what the folder says. The lock is looked at first: free, and no exit after that, means unsupervised."""
     if not (folder / "spec.json").exists():
         return Observation(phase=AttemptPhase.ABSENT, supervised=False)
     supervised = _is_locked(folder / "lock")
@@ -201,7 +201,7 @@ def finish_removals(root: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder whose attempt nobody supervises; absent is fine."""
+    """Delete the folder of an unsupervised attempt; absent is fine."""
     if not folder.exists():
         return
     if _is_locked(folder / "lock"):

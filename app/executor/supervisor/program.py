@@ -43,7 +43,7 @@ ALREADY_SUPERVISED = 75
 ALREADY_STARTED = 76
 
 HEARTBEAT_SECONDS = 5.0
-POLL_SECONDS = 0.5  # a `stop` that somebody made by hand, without the FIFO
+POLL_SECONDS = 0.5  # a `stop` made by hand, without the FIFO
 SETTLE_SECONDS = 0.5  # helpers that end by themselves when their parent has gone are no leftovers
 LEFTOVER_GRACE_SECONDS = 5.0
 SHUTDOWN_SECONDS = 0.3  # from the TERM that ended the stage to our own, if both came from a shutdown
@@ -463,7 +463,7 @@ class Supervisor:
         fault_point("before-exit")
         while not self._write("exit.json", record, durable=True):
             if not os.path.isdir(self.folder.path):
-                return  # somebody removed it: there is nobody left to tell
+                return  # the folder was removed: there is nowhere to report
             time.sleep(0.5)
         self.folder.notify_worker()
         fault_point("after-exit")
