@@ -73,8 +73,8 @@ class StreamPosition:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Something that was read: a transition, events, output, or the status with which the job ended.
+class StreamPart:
+    """A part of the stream: a transition, events, output, or the status with which the job ended.
 
     `position` lies behind it.
     """
@@ -84,7 +84,7 @@ class Piece:
 
 
 class RunReader:
-    """Reads one job. `position` lies behind the last piece; `ended` says that there is nothing more to come."""
+    """Reads one job. `position` lies behind the last part; `ended` says that there is nothing more to come."""
 
     def __init__(self, database: Database, home: Home, job_id: str, position: StreamPosition) -> None:
         self._database = database
@@ -94,7 +94,7 @@ class RunReader:
         self.attempts = 0
         self.ended = False
 
-    async def advance(self, until: StreamPosition | None = None) -> AsyncGenerator[Piece, None]:
+    async def advance(self, until: StreamPosition | None = None) -> AsyncGenerator[StreamPart, None]:
         """Yield what lies behind the position: up to `until`, else up to the present and to the end of the job."""
         # status before files: what was written before the end was recorded is found by the reads that follow
         async with self._database.reading() as session:
@@ -109,25 +109,25 @@ class RunReader:
             if row.status not in TERMINAL:
                 yield self._transition(row)
         for attempt in range(max(self.position.attempt, 1), self.attempts + 1):
-            async for piece in self.read(attempt, final=ending or attempt < self.attempts, until=until):
-                yield piece
+            async for part in self.read(attempt, final=ending or attempt < self.attempts, until=until):
+                yield part
         for row in transitions:
             if row.status in TERMINAL:
                 yield self._transition(row)
         if ending:
             self.ended = True
-            yield Piece(status, self.position)
+            yield StreamPart(status, self.position)
 
     async def read(
         self, attempt: int, *, final: bool, until: StreamPosition | None = None
-    ) -> AsyncGenerator[Piece, None]:
+    ) -> AsyncGenerator[StreamPart, None]:
         """Yield what is new in the files of the attempt; `final`: nothing is written to them any more."""
         self.position = self.position.in_attempt(attempt)
         bound = until if until is not None and until.attempt == attempt else None
-        while pieces := await asyncio.to_thread(self._read_some, final=final, until=bound):
-            for piece in pieces:
-                self.position = piece.position
-                yield piece
+        while parts := await asyncio.to_thread(self._read_some, final=final, until=bound):
+            for part in parts:
+                self.position = part.position
+                yield part
 
     def sizes(self) -> tuple[int | bool | None, ...]:
         """Return what changes when there is something new in the files, or a new attempt begins. Blocks."""
@@ -136,26 +136,26 @@ class RunReader:
         files = (folder.output_log, folder.events, folder.projected_events) if attempt else ()
         return (*map(_size, files), self._home.run_folder(self._job_id, attempt + 1).exists())
 
-    def _read_some(self, *, final: bool, until: StreamPosition | None) -> list[Piece]:
+    def _read_some(self, *, final: bool, until: StreamPosition | None) -> list[StreamPart]:
         """Return the next events and the next output, some megabytes at most; empty at the end. Blocks."""
         position = self.position
         folder = RunFolder(self._home.run_folder(self._job_id, position.attempt))
-        pieces: list[Piece] = []
+        parts: list[StreamPart] = []
         events = RunEvents(folder, position.events, until=until.events if until else None)
         if (batch := next(events.batches(), None)) is not None:
             position = replace(position, events=events.position)
-            pieces.append(Piece(tuple(batch), position))
+            parts.append(StreamPart(tuple(batch), position))
         end = until.log if until else None
         chunk = read_chunk(folder.output_log, position.log, CHUNK_BYTES, final=final, end=end)
         if chunk.text:
             position = replace(position, log=chunk.next_offset)
-            pieces.append(Piece(chunk, position))
-        return pieces
+            parts.append(StreamPart(chunk, position))
+        return parts
 
-    def _transition(self, row: JobEventRow) -> Piece:
+    def _transition(self, row: JobEventRow) -> StreamPart:
         assert row.id is not None
         self.position = replace(self.position, transition=row.id)
-        return Piece(row, self.position)
+        return StreamPart(row, self.position)
 
 
 def _size(path: Path) -> int | None:

@@ -6,7 +6,7 @@ back with `Last-Event-ID` goes on there: no byte of the output comes twice or is
 were on their way come again (they carry their step). The stream ends only after the last byte.
 
 However many readers a job has, one `_Tailer` watches it. It begins where the first reader arrived, and ends with the
-last one. A reader first reads by itself up to the tailer's position, then takes the pieces that the tailer read. Of
+last one. A reader first reads by itself up to the tailer's position, then takes the parts that the tailer read. Of
 those a bounded number is kept; a reader that is slower reads by itself again until it has caught up.
 """
 
@@ -23,7 +23,7 @@ from app.domain.enums import EndReason, JobStatus
 from app.executor.runs.events import EvaluationEvent, MetricsEvent, NoteEvent, ProgressEvent, StageEvent
 from app.executor.runs.log_file import LogChunk
 from app.executor.runs.progress import ProgressEstimator
-from app.executor.runs.run_reader import InvalidEventId, Piece, RunReader, StreamPosition
+from app.executor.runs.run_reader import InvalidEventId, RunReader, StreamPart, StreamPosition
 from app.store.home import Home
 from app.store.session import Database
 from app.store.tables import JobEventRow
@@ -69,21 +69,21 @@ class JobStreams:
     ) -> AsyncGenerator[StreamItem, None]:
         """Yield what happens to the job from `position` on; ends after its end."""
         items = _Items(position)
-        async with aclosing(self._pieces(job_id, position, database_seconds or self._database_seconds)) as pieces:
-            async for piece in pieces:
-                for item in items.of(piece):
+        async with aclosing(self._pieces(job_id, position, database_seconds or self._database_seconds)) as parts:
+            async for part in parts:
+                for item in items.of(part):
                     yield item
 
     async def _pieces(
         self, job_id: str, position: StreamPosition, database_seconds: float
-    ) -> AsyncGenerator[Piece, None]:
+    ) -> AsyncGenerator[StreamPart, None]:
         reader = RunReader(self._database, self._home, job_id, position)
         while True:
             tailer = self._tailers.get(job_id)
             until, number = (tailer.position, tailer.next) if tailer is not None else (None, 0)
-            async with aclosing(reader.advance(until)) as pieces:
-                async for piece in pieces:
-                    yield piece
+            async with aclosing(reader.advance(until)) as parts:
+                async for part in parts:
+                    yield part
             if reader.ended:
                 return
             if tailer is None:
@@ -94,11 +94,11 @@ class JobStreams:
                 if reader.position != until:  # it is ahead, or came with an id that no reader ever got
                     await tailer.news(number)
                     continue
-                async with aclosing(tailer.pieces(number)) as pieces:
-                    async for piece in pieces:
-                        reader.position = piece.position
-                        yield piece
-                        if isinstance(piece.content, JobStatus):
+                async with aclosing(tailer.parts(number)) as parts:
+                    async for part in parts:
+                        reader.position = part.position
+                        yield part
+                        if isinstance(part.content, JobStatus):
                             return
 
     def _start(self, job_id: str, position: StreamPosition) -> "_Tailer":
@@ -108,7 +108,7 @@ class JobStreams:
 
 
 class _Tailer:
-    """Watches one job for all of its readers. `position` lies behind piece `next - 1`."""
+    """Watches one job for all of its readers. `position` lies behind part `next - 1`."""
 
     def __init__(self, reader: RunReader, job_id: str, *, closed: Callable[[], object]) -> None:
         self._reader = reader
@@ -117,7 +117,7 @@ class _Tailer:
         self._closed = False
         self._followers = 0
         self._database_seconds = DATABASE_SECONDS
-        self._kept: deque[Piece] = deque()
+        self._kept: deque[StreamPart] = deque()
         self._kept_bytes = 0
         self._first = 0
         self._news = asyncio.Event()
@@ -131,12 +131,12 @@ class _Tailer:
 
     @property
     def next(self) -> int:
-        """Number of the piece that comes next."""
+        """Number of the part that comes next."""
         return self._first + len(self._kept)
 
     @contextmanager
     def followed(self, database_seconds: float) -> Iterator[None]:
-        """Keep watching as long as the block runs."""
+        """Watch the job while the block runs."""
         self._followers += 1
         self._database_seconds = min(self._database_seconds, database_seconds)
         try:
@@ -148,12 +148,12 @@ class _Tailer:
                 self._task.cancel()
 
     async def news(self, number: int) -> None:
-        """Wait until piece `number` was read, or nothing more comes."""
+        """Wait until part `number` was read, or nothing more comes."""
         while number >= self.next and not self._closed:
             await self._news.wait()
 
-    async def pieces(self, number: int) -> AsyncGenerator[Piece, None]:
-        """Yield the pieces from `number` on; ends when nothing more comes, and when a piece is not kept any more."""
+    async def parts(self, number: int) -> AsyncGenerator[StreamPart, None]:
+        """Yield the parts from `number` on; ends when nothing more comes, and when a part is not kept any more."""
         while True:
             await self.news(number)
             if not self._first <= number < self.next:
@@ -189,15 +189,15 @@ class _Tailer:
             if sizes[-1]:
                 return
 
-    async def _publish_all(self, pieces: AsyncGenerator[Piece, None]) -> None:
-        async with aclosing(pieces):
-            async for piece in pieces:
-                self._publish(piece)
+    async def _publish_all(self, parts: AsyncGenerator[StreamPart, None]) -> None:
+        async with aclosing(parts):
+            async for part in parts:
+                self._publish(part)
 
-    def _publish(self, piece: Piece) -> None:
+    def _publish(self, part: StreamPart) -> None:
         self._spoke_at = monotonic()
-        self._kept.append(piece)
-        self._kept_bytes += _weight(piece)
+        self._kept.append(part)
+        self._kept_bytes += _weight(part)
         while self._kept_bytes > _KEPT_BYTES and len(self._kept) > 1:
             self._kept_bytes -= _weight(self._kept.popleft())
             self._first += 1
@@ -214,8 +214,8 @@ class _Tailer:
             self._wake()
 
 
-def _weight(piece: Piece) -> int:
-    match piece.content:
+def _weight(part: StreamPart) -> int:
+    match part.content:
         case LogChunk() as chunk:
             return chunk.next_offset - chunk.offset
         case tuple() as events:
@@ -225,29 +225,29 @@ def _weight(piece: Piece) -> int:
 
 
 class _Items:
-    """Turns pieces into what one reader is told. Events carry the position before their piece, all else that behind."""
+    """Converts parts into one reader's items. Events carry the position before their part, others the one after."""
 
     def __init__(self, position: StreamPosition) -> None:
         self._position = position
         self._estimator = ProgressEstimator()
 
-    def of(self, piece: Piece) -> Iterator[StreamItem]:
-        """Yield the items of the next piece."""
-        if piece.position.attempt != self._position.attempt:
-            self._position = self._position.in_attempt(piece.position.attempt)
+    def of(self, part: StreamPart) -> Iterator[StreamItem]:
+        """Yield the items of the next part."""
+        if part.position.attempt != self._position.attempt:
+            self._position = self._position.in_attempt(part.position.attempt)
             self._estimator = ProgressEstimator()
-        before, self._position = self._position, piece.position
-        match piece.content:
+        before, self._position = self._position, part.position
+        match part.content:
             case JobEventRow() as row:
-                yield _transition(row, piece.position)
+                yield _transition(row, part.position)
             case LogChunk() as chunk:
                 data = {
-                    "attempt": piece.position.attempt, "text": chunk.text,
+                    "attempt": part.position.attempt, "text": chunk.text,
                     "offset": chunk.offset, "next_offset": chunk.next_offset,
                 }  # fmt: skip
-                yield StreamItem("log", data, piece.position)
+                yield StreamItem("log", data, part.position)
             case JobStatus() as status:
-                yield StreamItem("end", {"status": status}, piece.position)
+                yield StreamItem("end", {"status": status}, part.position)
             case events:
                 for event in events:
                     if (told := self._told(event)) is not None:
