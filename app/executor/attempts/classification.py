@@ -49,7 +49,7 @@ def classify(exit_record: ExitRecord, log_tail: Sequence[str]) -> Failure:
             return _stopped(exit_record.stop_reason, detail)
     number = _signal_number(exit_record) or _signal_of_first_failure(log_tail)
     oom_kills = exit_record.oom_kills or 0
-    # the kernel's own count says that another process was killed
+    # the kernel counted no kill for memory: the signal came from elsewhere
     not_for_memory = exit_record.oom_kills == 0
     if number == signals.SIGKILL and oom_kills:
         return _out_of_memory(exit_record, detail, probable=False)
