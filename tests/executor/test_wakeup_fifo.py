@@ -9,7 +9,7 @@ from app.executor.engines.wakeup_fifo import listening, notify
 from tests.executor.attempts import attempts
 
 
-class TestBell:
+class TestWakeupFifo:
     async def test_wakes_its_listener_at_every_stroke(self, tmp_path: Path) -> None:
         woken = asyncio.Event()
         with listening(tmp_path / "fifo", woken.set):
