@@ -17,7 +17,7 @@ PREFIX: Final = "DEEPE_"
 FILE_SUFFIX: Final = "_FILE"
 SECRET_FIELDS: Final = ("api_token", "metrics_token", "join_token", "database_url", "redis_url")
 CALLER_FIELDS: Final = frozenset({"api_token", "metrics_token"})
-"""What callers of the API prove themselves with; a worker answers nobody and needs none."""
+"""What callers of the API authenticate with; a worker serves no callers and needs none."""
 
 _MAX_BYTES: Final = 64 * 1024
 _PR_SET_DUMPABLE: Final = 4
@@ -66,7 +66,7 @@ def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
 def hide_secrets(environ: MutableMapping[str, str] = os.environ) -> None:
     """Take the secrets out of this process's environment, also out of what the system shows of it to others.
 
-    Called once the settings are read. Child processes inherit none; whoever starts one that needs a secret hands it
+    Called once the settings are read. Child processes inherit none; code that starts one that needs a secret hands it
     over. On Linux the process's memory is closed as well, to debuggers too: `py-spy` then needs root.
     """
     for field in SECRET_FIELDS:

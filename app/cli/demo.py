@@ -203,7 +203,7 @@ class Demo:
         return {} if this_machine() is Platform.CUDA else self._manifest.demo.environments_without_cuda
 
     def _wait_for_node(self) -> None:
-        """Wait until the worker has told what the node has; what an earlier run told does not count."""
+        """Wait until the worker has reported what the node has; reports of an earlier run do not count."""
         deadline = time.monotonic() + NODE_SECONDS
         while time.monotonic() < deadline:
             if any(node["heartbeat_age_seconds"] < self._times.total for node in self._api.items("/nodes")):

@@ -13,7 +13,7 @@ from app.cli.command import EXIT_CODE_HELP, ReportingGroup
 
 SERVICE: Final = "Run the service"
 WORK: Final = "Work with a service"
-UPKEEP: Final = "Look after it"
+MAINTENANCE: Final = "Maintenance"
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,16 @@ COMMANDS: Final = {
     "environments": Entry("resources:environments", WORK, "Conda environments that stages run in."),
     "presets": Entry("resources:presets", WORK, "Methods that the product ships."),
     "nodes": Entry("nodes:nodes", WORK, "Machines with a worker."),
-    "webhooks": Entry("operations:webhooks", UPKEEP, "Addresses that are told when a job ends."),
-    "migrate": Entry("service:migrate", UPKEEP, "Bring the database to the newest schema."),
-    "settings": Entry("service:settings", UPKEEP, "Show every DEEPE_* variable and its value."),
-    "doctor": Entry("doctor:doctor", UPKEEP, "Say what is missing on this machine and how to get it."),
+    "webhooks": Entry("operations:webhooks", MAINTENANCE, "Addresses that get a message when a job ends."),
+    "migrate": Entry("service:migrate", MAINTENANCE, "Bring the database to the newest schema."),
+    "settings": Entry("service:settings", MAINTENANCE, "Show every DEEPE_* variable and its value."),
+    "doctor": Entry("doctor:doctor", MAINTENANCE, "Say what is missing on this machine and how to get it."),
     "clean": Entry(
         "operations:clean",
-        UPKEEP,
+        MAINTENANCE,
         "Remove files and rows that are older than the DEEPE_KEEP_... settings allow. The service does it every hour.",
     ),
-    "license": Entry("license:app", UPKEEP, "Commercial licences: adding and deleting methods needs one."),
+    "license": Entry("license:app", MAINTENANCE, "Commercial licences: adding and deleting methods needs one."),
 }
 
 

@@ -136,8 +136,8 @@ def ask(api: Api, model: str, messages: list[dict[str, Any]], options: Mapping[s
     if end is None:
         raise AnswerFailed("The answer broke off.")
     if end["finish_reason"] not in WHOLE:
-        told = (end["error"], end["reason_detail"], f"Its output: {typed('jobs logs')} {end['job']}")
-        raise AnswerFailed("The model could not answer.", notes=[line for line in told if line])
+        lines = (end["error"], end["reason_detail"], f"Its output: {typed('jobs logs')} {end['job']}")
+        raise AnswerFailed("The model could not answer.", notes=[line for line in lines if line])
     return "".join(pieces)
 
 

@@ -35,7 +35,7 @@ def list_nodes(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
         )
         for node in found
     ]
-    columns = ("name", "state", "platform", "accelerators", "jobs", "last heard of", "environments")
+    columns = ("name", "state", "platform", "accelerators", "jobs", "heartbeat", "environments")
     print_table(columns, rows, nothing="No node has registered yet: start a worker.")
 
 
@@ -124,7 +124,7 @@ def _print_node(node: Mapping[str, Any]) -> None:
             "id": node["id"],
             "state": styled(node["state"]),
             "meaning": node["state_detail"],
-            "last heard of": _age(node["heartbeat_age_seconds"]),
+            "heartbeat": _age(node["heartbeat_age_seconds"]),
             "machine": ", ".join(filter(None, (machine["hostname"], machine["system"], machine["processor"]))),
             "CPUs": machine["cpus"],
             "memory": _gib(machine["memory_bytes"]),

@@ -69,7 +69,7 @@ def _limit(most: int | None) -> str:
     return "any number" if most is None else str(most)
 
 
-webhooks = typer.Typer(no_args_is_help=True, help="Addresses that are told when a job ends.")
+webhooks = typer.Typer(no_args_is_help=True, help="Addresses that get a message when a job ends.")
 
 WebhookId = Annotated[str, typer.Argument(metavar="WEBHOOK", help="Id of the webhook.")]
 
@@ -97,7 +97,7 @@ def add_webhook(
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Have an address told when jobs end; prints the secret of its signatures, once."""
+    """Send messages to an address when jobs end; prints the secret of their signatures, once."""
     body = {"url": address} | ({"events": events} if events else {})
     with Api(url) as api:
         made = api.post("/webhooks", body)

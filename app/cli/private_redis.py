@@ -119,7 +119,7 @@ def socket_path(folder: Path) -> Path | None:
 
 
 class PrivateRedis:
-    """A server of our own: what it is told, and how it is reached. All its files lie in `folder`."""
+    """A private server: its configuration, and how it is reached. All its files lie in `folder`."""
 
     def __init__(self, executable: Path, folder: Path) -> None:
         """Close the folder to others and choose where to listen; raise `OSError` where the folder is not ours."""

@@ -40,7 +40,7 @@ BAR_WIDTH = 32
 
 @dataclass
 class WatchedJob:
-    """One job of the chain as far as its stream has told."""
+    """One job of the chain, as far as its stream has been read."""
 
     id: str
     stage: str

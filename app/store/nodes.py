@@ -49,7 +49,7 @@ class NodeNameTaken(RegistrationRefused):
     def __init__(self, row: NodeRow, *, age: timedelta) -> None:
         host = row.inventory.get("hostname") or "another machine"
         super().__init__(
-            f"The name {row.name!r} belongs to a node with another DEEPE_NODE_HOME ({host}, last heard of "
+            f"The name {row.name!r} belongs to a node with another DEEPE_NODE_HOME ({host}, last heartbeat "
             f"{age.total_seconds():.0f} s ago). Give this worker a name of its own with DEEPE_NODE_NAME; or, if that "
             f"machine is gone for good, free the name: deepe nodes declare-dead {row.name} --yes"
         )

@@ -34,7 +34,7 @@ NodeRef = Annotated[str, Path(description="Id or name of the node.", examples=["
 async def list_nodes(
     session: ReadSession, services: ServicesDep, paging: Paging, language: RequestLanguage
 ) -> Page[NodeRead]:
-    """List the nodes with what they have and when they were last heard of."""
+    """List the nodes with what they have and the age of their last heartbeat."""
     views = await services.nodes.views(session)
     return page_by_name([node_read(view, language) for view in views], paging, name=lambda view: view.name)
 

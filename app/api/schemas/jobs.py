@@ -165,7 +165,7 @@ class FixRead(BaseModel):
     """A change of parameters after which the job may go through."""
 
     changes: dict[str, Any] = Field(
-        description="Parameters to give instead; `:retry` makes them when it is told to.",
+        description="Parameters to give instead; `:retry` with `fix: true` applies them.",
         examples=[{"batch_size": 4, "grad_accum_steps": 2}],
     )
     detail: str = Field(description="What changes and what that costs, in the caller's language.")

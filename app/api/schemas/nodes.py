@@ -76,7 +76,7 @@ class NodeRead(BaseModel):
     name: str = Field(examples=["gpu-1"])
     state: NodeState = Field(
         description="`draining`: takes no more jobs; `drained`: and has none left. `refusing`: takes none by itself. "
-        "`unknown`: not heard of for a minute; its jobs stay with it. `dead`: a person said so."
+        "`unknown`: no heartbeat for a minute; its jobs stay with it. `dead`: a person said so."
     )
     state_detail: str = Field(description="The state in the caller's language, and what to do.")
     platform: Platform

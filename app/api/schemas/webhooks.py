@@ -28,14 +28,14 @@ class _Body(BaseModel):
 
 
 class WebhookCreate(_Body):
-    """An address that is to be told."""
+    """An address to which events are published."""
 
     url: str = Field(description="http or https.", max_length=MAX_URL_LENGTH, examples=[_URL])
     events: list[WebhookEvent] = Field(
         default=list(DEFAULT_EVENTS),
         max_length=_MAX_EVENTS,
         description="What to tell. `job` is a training, a saving or a deployment; inference requests and builds of "
-        "environments are told only when they are named.",
+        "environments are published only when they are named.",
         examples=[["job.succeeded", "job.failed", "job.cancelled"]],
     )
     active: StrictBool = True
@@ -67,7 +67,7 @@ class WebhookChange(_Body):
 
 
 class WebhookRead(BaseModel):
-    """An address that is told."""
+    """An address to which events are published."""
 
     id: str = Field(examples=[_ID])
     url: str = Field(examples=[_URL])

@@ -1,4 +1,4 @@
-"""When running attempts will end, as far as can be told: by their time limit, and by the progress that they report.
+"""When running attempts will end, as far as is known: by their time limit, and by the progress that they report.
 
 Others plan by it (`app.domain.placement`), people see it. It costs a look at what was appended to the events of an
 attempt since the last one.

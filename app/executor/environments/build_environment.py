@@ -71,7 +71,7 @@ _SAY_VERSION = "import sys; print('Python', sys.version)"
 # their starts would compile anew. What does not compile is passed over: packages hold files for other versions.
 _COMPILE = "import compileall, sysconfig; compileall.compile_dir(sysconfig.get_path('purelib'), quiet=2, workers=0)"
 # What pip and conda say when they turn to the next thing; shown as the progress message.
-_TELLING = re.compile(r"^\s*((?:Collecting|Downloading|Building|Installing|Solved|Preparing)\b.*?)\s*$")
+_PROGRESS_LINE = re.compile(r"^\s*((?:Collecting|Downloading|Building|Installing|Solved|Preparing)\b.*?)\s*$")
 
 
 class BuildFailed(Exception):
@@ -306,8 +306,8 @@ def run(step: Step, order: Order, progress: "Progress", held: int) -> None:
             sys.stdout.buffer.write(piece)
             sys.stdout.buffer.flush()
             *lines, line = re.split(rb"[\r\n]", line + piece)
-            for told in filter(None, (_TELLING.match(text.decode(errors="replace")) for text in lines)):
-                progress.tell(told[1][:200], aloud=False)
+            for said in filter(None, (_PROGRESS_LINE.match(text.decode(errors="replace")) for text in lines)):
+                progress.tell(said[1][:200], aloud=False)
         code = process.wait()
     finally:
         process.stdout.close()

@@ -128,8 +128,8 @@ class EnvironmentCleaning:
         for build, why in await self.plan(node_id, seen):
             (build.prefix / MARKER).unlink(missing_ok=True)
             forget_use(self._envs_dir, build.prefix)
-            told = {"environment": build.name, "prefix": str(build.prefix), "why": why}
-            logger.info("environment_removed", extra=told)
+            fields = {"environment": build.name, "prefix": str(build.prefix), "why": why}
+            logger.info("environment_removed", extra=fields)
         # a daemon: a worker that stops does not wait for gigabytes to be deleted
         self._removing = threading.Thread(target=remove_unfinished, args=(self._envs_dir,), daemon=True)
         self._removing.start()

@@ -23,7 +23,7 @@ def lock_of(prefix: Path, *, environment: str, spec_hash: str, node: str, builde
     of_conda = {normal(package.name) for package in conda}
     reported = _reported(prefix)
     others = [one for line in frozen(prefix) if (one := _frozen(line)) and one.name not in {*of_conda, *reported}]
-    # without a report, what came with the Python and what was installed cannot be told apart
+    # without a report, what came with the Python and what was installed cannot be distinguished
     pip = [*reported.values(), *(others if conda or not reported else ())]
     bundled = [] if conda or not reported else [f"{one.name}=={one.version}" for one in others]
     return EnvironmentLock(

@@ -33,7 +33,7 @@ TOOLS_SECONDS = 60.0  # how long a conda that was installed meanwhile goes unnot
 
 @dataclass(frozen=True)
 class Look:
-    """What one look found, by name, and what is to be told of it."""
+    """What one look found, by name, and what is to be reported of it."""
 
     found: Mapping[str, FoundEnvironment]
     reports: Sequence[EnvironmentReport]

@@ -41,13 +41,13 @@ class EnvironmentOnNoNode(Conflict):
 
 
 class EnvironmentLockMissing(Conflict):
-    """No node has told what it installed for the present specification."""
+    """No node has reported what it installed for the present specification."""
 
     code = "environment_lock_missing"
 
 
 class EnvironmentLockNotFound(NotFound):
-    """No node has told what it installed for the present specification."""
+    """No node has reported what it installed for the present specification."""
 
     code = "environment_lock_not_found"
 

@@ -32,8 +32,8 @@ async def unrunnable(found: Matrix, method: Method, jobs: Sequence[JobRow], modu
     violations: list[Violation] = []
     for job in jobs:
         demand = store.demand_of(job)
-        told = {cell.node: cell for cell in cells.get(as_stage(job.kind), ())}
-        in_the_way = [_in_the_way(row, told.get(name), demand) for name, row in rows.items()]
+        by_node = {cell.node: cell for cell in cells.get(as_stage(job.kind), ())}
+        in_the_way = [_in_the_way(row, by_node.get(name), demand) for name, row in rows.items()]
         if all(in_the_way):
             params = {"stage": job.kind.value, "environment": job.environment}
             reasons = [Violation(POINTER, one.code, one.params) for findings in in_the_way for one in findings]

@@ -250,10 +250,10 @@ class _Items:
                 yield StreamItem("end", {"status": status}, part.position)
             case events:
                 for event in events:
-                    if (told := self._told(event)) is not None:
-                        yield StreamItem(*told, before)
+                    if (shown := self._shown(event)) is not None:
+                        yield StreamItem(*shown, before)
 
-    def _told(self, event: StageEvent) -> tuple[str, dict[str, Any]] | None:
+    def _shown(self, event: StageEvent) -> tuple[str, dict[str, Any]] | None:
         match event:
             case MetricsEvent():
                 return "metrics", {"step": event.step, "time": event.time, "values": event.values}
