@@ -290,7 +290,7 @@ class TestValidate:
 
         body = response.json()
         assert response.status_code == 200
-        assert (body["valid"], body["violation_count"], len(body["violations"])) == (False, 301, 101)
+        assert (body["valid"], body["violation_count"], len(body["violations"])) == (False, 301, 100)
         assert ("/name", "name_taken") in codes(body)
 
     async def test_reports_a_bad_path_as_violation(self, app: MethodsApp) -> None:
