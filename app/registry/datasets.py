@@ -144,9 +144,10 @@ class Datasets:
             found += error.violations()
             count += len(error.violations())
         if name is not None and await named.name_is_taken(session, DatasetRow, name):
-            found.append(Violation("/name", "name_taken", {"name": normal_name(name)}))
+            # first: an answer lists a hundred, and a file alone may have more
+            found.insert(0, Violation("/name", "name_taken", {"name": normal_name(name)}))
             count += 1
-        return Validation(violations=tuple(found[: MAX_PROBLEMS + 1]), violation_count=count, inspection=inspection)
+        return Validation(violations=tuple(found[:MAX_PROBLEMS]), violation_count=count, inspection=inspection)
 
     # ---- create -----------------------------------------------------------------------------------------------------
 
