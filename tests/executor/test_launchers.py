@@ -37,7 +37,7 @@ class TestCommand:
 
     def test_torchrun_starts_a_group_on_the_loopback_and_never_again(self) -> None:
         assert command(LauncherKind.TORCHRUN, 3) == [
-            "/envs/trl/bin/python", "-u", "-m", "torch.distributed.run",
+            "/envs/trl/bin/python", "-u", "-I", "-m", "torch.distributed.run",
             "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=3", "--max-restarts=0",
             "--log-dir=/runs/j/1/ranks", "--tee=1:3,2:3",
             "/scripts/train.py", "--output_dir=../out",
@@ -46,7 +46,7 @@ class TestCommand:
     def test_accelerate_does_the_same(self) -> None:
         argv = command(LauncherKind.ACCELERATE, 2)
 
-        assert argv[:4] == ["/envs/trl/bin/python", "-u", "-m", "accelerate.commands.launch"]
+        assert argv[:5] == ["/envs/trl/bin/python", "-u", "-I", "-m", "accelerate.commands.launch"]
         assert {"--num_processes=2", "--multi_gpu", "--main_process_port=0", "--max_restarts=0"} <= set(argv)
         assert argv[-3:] == ["--tee=1:3", "/scripts/train.py", "--output_dir=../out"]
 

@@ -106,7 +106,7 @@ class TestTranslation:
         LogProjector(folder.output_log, folder.projected_events, clock=lambda: 5.0).advance()
 
         events = projected(folder)
-        assert events[0] == RecordEvent(5.0, 1, "info", "?? é")
+        assert events[0] == RecordEvent(5.0, 1, "info", "\\xff\\xfe é")
         assert isinstance(events[1], MetricsEvent)
 
 

@@ -70,7 +70,7 @@ class TestParseEvent:
     def test_texts_can_be_stored_and_sent(self) -> None:
         event = parse_event(b'{"type":"note","time":1,"message":"\\ud800 nul \\u0000 end"}')
 
-        assert event == NoteEvent(1.0, "? nul  end")
+        assert event == NoteEvent(1.0, "\\ud800 nul \\x00 end")
 
     @pytest.mark.parametrize(
         "event",

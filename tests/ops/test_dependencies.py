@@ -6,8 +6,8 @@ from tests.ops.dependencies import MODULES_OF_EXTRAS, declared, imports, provide
 
 # declared and never imported by name
 NAMED_ELSEWHERE = {
-    "aiosqlite": "the driver in the URL of a SQLite database",
     "asyncpg": "the driver in the URL of a Postgres database",
+    "fastapi-swagger": "its files are served as those of a package",
 }
 
 

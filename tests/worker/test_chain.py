@@ -44,8 +44,8 @@ async def submit_custom01(site: Site, *, shipped: bool = False) -> list[str]:
         pin = PinnedScript(
             file=files[kind], sha256=hashlib.sha256(content).hexdigest(), size=len(content), shipped=shipped
         )
-        row.launch = site.spec(pin, kind).document()
         row.parameters = {"max_steps": 40} if kind is JobKind.TRAINING else {}
+        row.launch = site.spec(pin, kind, effective=row.parameters).document()
         if rows:
             row.chain_id, row.blocked_by = rows[0].id, rows[-1].id
         rows.append(row)
