@@ -6,6 +6,7 @@ was most of what reading a row cost. Here a statement is executed and its rows a
 the `BEGIN` of its transaction. There are no server-side cursors: rows are fetched whole.
 """
 
+import asyncio
 import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Any, Self
@@ -21,6 +22,18 @@ class SqliteConnection(aiosqlite.Connection):
         self._thread.daemon = True
         self._beginning: str | None = None
         self._used = False
+        self._stopped = False
+
+    def stop(self) -> asyncio.Future[Any] | None:
+        """End the thread; only the first call has an effect.
+
+        aiosqlite would hand a second stop to a thread that has ended and wait for it for ever: a task that is cancelled
+        while it closes the connection, as at the end of the event loop, then kept its process from ending.
+        """
+        if self._stopped:
+            return None
+        self._stopped = True
+        return super().stop()
 
     def begin_with_next(self, statement: str) -> None:
         """Execute `statement` right before the next one."""

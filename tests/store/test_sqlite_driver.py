@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.store.session import Database
+from app.store.sqlite_driver import SqliteConnection
 
 COUNT = sa.text("SELECT count(*) FROM thing")
 
@@ -104,3 +105,18 @@ class TestOtherProcesses:
         assert log.stat().st_ino == before
         async with database.reading() as session:
             assert await count(session) == 2
+
+
+async def test_connection_that_is_stopped_while_a_cancelled_task_closes_it_keeps_nobody(tmp_path: Path) -> None:
+    """That is what happens to a statement of a task that is still there when the event loop ends."""
+    connection = SqliteConnection(str(tmp_path / "things.db"))
+    await connection
+    closing = asyncio.create_task(connection.close())
+    await asyncio.sleep(0)  # the close is on its way to the thread
+
+    closing.cancel()
+    connection.stop()
+
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    connection._thread.join()

@@ -400,7 +400,8 @@ class NodeAgent:
         self._finalizing[claim.attempt.id] = task
 
     async def _finalize_and_forget(self, claim: Claim, exit_record: ExitRecord) -> None:
-        early = asyncio.create_task(self._release_early(claim, exit_record))
+        finalized = asyncio.Event()
+        early = asyncio.create_task(self._release_early(claim, exit_record, finalized))
         try:
             await self._finalizer.finalize(claim, exit_record)
             fault_point("finalized")
@@ -412,14 +413,18 @@ class NodeAgent:
         else:
             await self._engine.discard(claim.attempt.id)
         finally:
-            early.cancel()
+            finalized.set()
+            await early  # not cancelled: that could hit it in the middle of its transaction
             self.wake()
 
-    async def _release_early(self, claim: Claim, exit_record: ExitRecord) -> None:
+    async def _release_early(self, claim: Claim, exit_record: ExitRecord, finalized: asyncio.Event) -> None:
         """Give the accelerators back when finalizing takes its time: nothing of the attempt is left to use them."""
         if not claim.attempt.accelerators or exit_record.unkillable:
             return
-        await asyncio.sleep(LONG_FINALIZING_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(finalized.wait(), LONG_FINALIZING_SECONDS)
+        if finalized.is_set():
+            return
         with contextlib.suppress(*TRANSIENT):  # the end releases them in any case
             async with self._database.writing() as session:
                 now = await database_now(session)
