@@ -55,6 +55,7 @@ QUARANTINE_SECONDS = 10.0
 LONG_FINALIZING_SECONDS = 1.0
 PROJECTION_SECONDS = 0.5
 LEAST_PAUSE_SECONDS = 0.02  # between two rounds, should a step have no effect
+CLAIMED_AT_ONCE = 16  # what is claimed is started one after the other: leave the rest to other nodes meanwhile
 STOPPING_SECONDS = 3.0  # how long a worker that stops waits for ends that are being written
 
 
@@ -249,7 +250,7 @@ class NodeAgent:
             slots=slots,
             usable=usable,
         )
-        most = max(slots, 0) + (len(usable) if leasing else 0)
+        most = min(max(slots, 0) + (len(usable) if leasing else 0), CLAIMED_AT_ONCE)
         async with self._database.writing() as session:
             now = await database_now(session)
             won = await claims.claim_several(
