@@ -110,7 +110,12 @@ class Settings(BaseSettings):
     platform: Literal["auto", "cuda", "apple", "cpu", "all"] = Field(
         "auto", description="Platform whose preset methods are installed at start."
     )
-    dataset_max_line: int = Field(4000, ge=1, le=100_000_000, description="Longest line of a data set, in characters.")
+    dataset_max_line: int = Field(
+        4 * MIB,
+        ge=1,
+        le=100_000_000,
+        description="Longest row of a data set, in characters of its JSON. It bounds memory; methods bound tokens.",
+    )
 
     # Executor
     slots: int = Field(1, ge=1, le=1024, description="Training, saving and deployment jobs at once on a CPU node.")

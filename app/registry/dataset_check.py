@@ -1,27 +1,43 @@
-"""What a data set must be: UTF-8, one JSON object a line, the same fields as the first line, images that are there.
+"""What a data set must be: UTF-8, one JSON object a line, each with fields, pictures that are there.
 
-Pure and streaming: one pass over an iterator of lines, memory for one line. Every problem names its line; the first
-hundred are kept, all are counted.
+Streaming: one pass over an iterator of lines, memory for one line. Every problem names its line; the first hundred are
+kept, all are counted. Rows may differ in their fields: the report says how many rows have a value in each column.
 """
 
 import json
 import math
+import re
 from collections import Counter
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final, NoReturn, TypeAlias
 
 from app.domain.errors import Violation
 from app.domain.plain_text import shown
 
 MAX_PROBLEMS: Final = 100
-IMAGES_FIELD: Final = "images"
-IMAGE_ID_FIELD: Final = "imageId"
+MAX_COLUMNS: Final = 1000
+MAX_COLUMN_CHARACTERS: Final = 100_000
+BOM: Final = b"\xef\xbb\xbf"
 
-_BOM: Final = b"\xef\xbb\xbf"
 _COMMENTS: Final = ("#", "//", "/*")
-_SHOWN_FIELDS: Final = 10
 _MAX_DEPTH: Final = 64  # what writes JSON has limits of its own
+_PICTURE_COLUMNS: Final = ("images", "image", "file_name")
+_PICTURE_KEYS: Final = ("imageId", "path", "image", "file_name")
+_MAX_SHAPES: Final = 256
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+
+PictureProblem: TypeAlias = Callable[[str], str | None]
+"""Returns the code of what is wrong with the picture of this name; None if it can be used."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A field of the rows: how many have a value there, and the line of the first that has none. Null is no value."""
+
+    name: str
+    rows: int
+    first_missing: int | None = None
 
 
 @dataclass(frozen=True)
@@ -29,9 +45,26 @@ class DatasetReport:
     """What one pass over the lines found; the data set can be used if `problem_count` is 0."""
 
     rows: int
-    columns: tuple[str, ...]
+    columns: tuple[Column, ...]
     problems: tuple[Violation, ...]
     problem_count: int
+    blank_lines: int = 0
+
+    @property
+    def column_names(self) -> list[str]:
+        """Return the columns in the order in which they first appear."""
+        return [column.name for column in self.columns]
+
+    def document(self) -> dict[str, Any]:
+        """Return what is kept of a report without problems."""
+        return {"blank_lines": self.blank_lines, "columns": [asdict(column) for column in self.columns]}
+
+
+def columns_of(names: Sequence[str], rows: int, document: Mapping[str, Any] | None) -> tuple[Column, ...]:
+    """Return the columns of a kept report; without one (rows of an older service), all are in every row."""
+    if document is None:
+        return tuple(Column(name, rows) for name in names)
+    return tuple(Column(**column) for column in document["columns"])
 
 
 class LineProblem(Exception):
@@ -43,37 +76,100 @@ class LineProblem(Exception):
         self.params = params
 
 
-def check_lines(lines: Iterable[bytes], *, max_characters: int, images: Collection[str] | None = None) -> DatasetReport:
-    """Check all lines; `images` are the names in the folder `images/`, None if there is no such folder.
+class ColumnCounts:
+    """Counts in how many rows each column has a value. Sees each row once; memory does not grow with the rows."""
+
+    def __init__(self) -> None:
+        self._present: dict[str, int] = {}
+        self._first_missing: dict[str, int] = {}
+        self._first_line: int | None = None
+        self._characters = 0
+        # rows with the same columns are counted together: one look-up for each
+        self._shapes: dict[tuple[str, ...], list[int]] = {}
+
+    def see(self, row: Mapping[str, Any], line: int) -> None:
+        """Count a row; raises `LineProblem` for columns without end."""
+        shape = tuple(row)
+        if None in row.values():
+            self._register(shape)
+            shape = tuple(name for name in shape if row[name] is not None)
+        known = self._shapes.get(shape)
+        if known is not None:
+            known[0] += 1
+            return
+        self._register(shape)
+        if self._first_line is None:
+            self._first_line = line
+        if len(self._shapes) >= _MAX_SHAPES:
+            self._fold()
+        self._shapes[shape] = [1, line]
+
+    def columns(self) -> tuple[Column, ...]:
+        """Return what was counted."""
+        self._fold()
+        return tuple(Column(name, rows, self._first_missing.get(name)) for name, rows in self._present.items())
+
+    def _register(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name in self._present:
+                continue
+            self._characters += len(name)
+            if len(self._present) >= MAX_COLUMNS or self._characters > MAX_COLUMN_CHARACTERS:
+                raise LineProblem("line_too_many_columns", field=shown(name), limit=MAX_COLUMNS)
+            self._present[name] = 0
+            if self._first_line is not None:
+                self._first_missing[name] = self._first_line
+
+    def _fold(self) -> None:
+        for shape, (rows, line) in self._shapes.items():
+            names = set(shape)
+            for name in self._present:
+                if name in names:
+                    self._present[name] += rows
+                else:
+                    self._first_missing[name] = min(line, self._first_missing.get(name, line))
+        self._shapes.clear()
+
+
+def check_lines(
+    lines: Iterable[bytes], *, max_characters: int, picture_problem: PictureProblem | None = None
+) -> DatasetReport:
+    """Check all lines; `picture_problem` judges the pictures that rows name, None for data without pictures.
 
     A line of more than `4 * max_characters + 2` bytes may be cut off by the reader of the file.
     """
-    columns: dict[str, None] | None = None
+    columns = ColumnCounts()
     problems: list[Violation] = []
-    count = number = 0
+    count = number = blank = 0
     for number, line in enumerate(lines, start=1):
         try:
             row = parse_line(line, first=number == 1, max_characters=max_characters)
-            if columns is None:
-                columns = dict.fromkeys(row)
-            elif row.keys() != columns.keys():
-                _refuse_fields(row, columns)
-            if images is not None and IMAGES_FIELD in row:
-                _check_images(row[IMAGES_FIELD], images)
+            if row is None:
+                blank += 1
+                continue
+            if picture_problem is not None:
+                _check_pictures(row, picture_problem)
+            columns.see(row, number)
         except LineProblem as problem:
             count += 1
             if count <= MAX_PROBLEMS:
                 problems.append(Violation(f"/lines/{number}", problem.code, {**problem.params, "line": number}))
-    if number == 0:
+    if number == blank:
         count += 1
         problems.append(Violation("/lines", "dataset_empty"))
-    return DatasetReport(rows=number, columns=tuple(columns or ()), problems=tuple(problems), problem_count=count)
+    return DatasetReport(
+        rows=number - blank,
+        columns=columns.columns(),
+        problems=tuple(problems),
+        problem_count=count,
+        blank_lines=blank,
+    )
 
 
-def parse_line(line: bytes, *, first: bool, max_characters: int) -> dict[str, Any]:
-    """Return the object that `line` is or raise what is wrong with it."""
-    if first and line.startswith(_BOM):
-        raise LineProblem("line_has_bom")
+def parse_line(line: bytes, *, first: bool, max_characters: int) -> dict[str, Any] | None:
+    """Return the object that `line` is, None if it is blank, or raise what is wrong with it."""
+    if first:
+        line = line.removeprefix(BOM)
     try:
         text = line.decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
@@ -85,11 +181,15 @@ def parse_line(line: bytes, *, first: bool, max_characters: int) -> dict[str, An
     try:
         row = _DECODER.decode(text)
     except ValueError as error:
+        if not text.strip():
+            return None
         raise _json_problem(text, error) from None
     except RecursionError:
         raise LineProblem("line_not_json", column=1, problem="nested too deeply") from None
     if not isinstance(row, dict):
         raise LineProblem("line_not_object", found=_KINDS[type(row)])
+    if not row:
+        raise LineProblem("line_without_fields")
     if text.count("[") + text.count("{") > _MAX_DEPTH and _depth(row) > _MAX_DEPTH:
         raise LineProblem("line_not_json", column=1, problem="nested too deeply")
     if "\\u" in text:
@@ -110,8 +210,6 @@ def _depth(row: dict[str, Any]) -> int:
 
 def _json_problem(text: str, error: ValueError) -> LineProblem:
     stripped = text.strip()
-    if not stripped:
-        return LineProblem("line_blank")
     if stripped.startswith(_COMMENTS):
         return LineProblem("line_is_comment")
     if isinstance(error, json.JSONDecodeError):
@@ -149,32 +247,45 @@ def _check_characters(row: dict[str, Any]) -> None:
         raise LineProblem("line_bad_character", character=found) from None
 
 
-def _refuse_fields(row: dict[str, Any], columns: dict[str, None]) -> NoReturn:
-    missing = [name for name in columns if name not in row]
-    extra = [name for name in row if name not in columns]
-    if missing and extra:
-        raise LineProblem("line_fields_differ", missing=_names(missing), extra=_names(extra))
-    if missing:
-        raise LineProblem("line_fields_missing", missing=_names(missing))
-    raise LineProblem("line_fields_extra", extra=_names(extra))
+def _check_pictures(row: dict[str, Any], problem_of: PictureProblem) -> None:
+    for name in _picture_names(row):
+        if not _URL.match(name) and (code := problem_of(name)) is not None:
+            raise LineProblem(code, image=shown(name))
 
 
-def _check_images(value: Any, images: Collection[str]) -> None:
-    if value in (None, ""):
-        return
-    if not isinstance(value, list):
+def _picture_names(row: dict[str, Any]) -> Iterator[str]:
+    """Yield every picture that a row names: in a column of its own or in the parts of a conversation's turns."""
+    for column, value in row.items():
+        if column in _PICTURE_COLUMNS:
+            if value not in (None, ""):
+                yield from map(_named_picture, value if isinstance(value, list) else [value])
+        elif isinstance(value, list):
+            for turn in value:
+                parts = turn.get("content") if isinstance(turn, dict) else None
+                for part in parts if isinstance(parts, list) else ():
+                    if isinstance(part, dict) and (name := _picture_of_part(part)):
+                        yield name
+
+
+def _named_picture(entry: Any) -> str:
+    """Return the name that an entry of a picture column is or holds."""
+    name = next((entry[key] for key in _PICTURE_KEYS if key in entry), None) if isinstance(entry, dict) else entry
+    if not isinstance(name, str) or not name:
         raise LineProblem("line_images_invalid")
-    for image in value:
-        name = image.get(IMAGE_ID_FIELD) if isinstance(image, dict) else None
-        if not isinstance(name, str) or not name:
-            raise LineProblem("line_images_invalid")
-        if name not in images:
-            raise LineProblem("line_image_missing", image=shown(name))
+    return name
 
 
-def _names(names: list[str]) -> str:
-    more = ", …" if len(names) > _SHOWN_FIELDS else ""
-    return ", ".join(shown(name) for name in names[:_SHOWN_FIELDS]) + more
+def _picture_of_part(part: dict[str, Any]) -> str | None:
+    """Return the picture that a part of a turn names; None if it only marks a place."""
+    match part.get("type"):
+        case "image":
+            name = next((part[key] for key in (*_PICTURE_KEYS, "url") if key in part), None)
+        case "image_url":
+            given = part.get("image_url")
+            name = given.get("url") if isinstance(given, dict) else given
+        case _:
+            return None
+    return name if isinstance(name, str) else None
 
 
 _DECODER: Final = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=_finite)

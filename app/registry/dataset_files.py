@@ -3,6 +3,7 @@
 Everything here blocks; call it in a thread.
 """
 
+import functools
 import hashlib
 import os
 import stat
@@ -16,7 +17,7 @@ from typing import IO, Final
 
 from app.domain.errors import Conflict, Invalid
 from app.domain.plain_text import shown
-from app.registry.dataset_check import DatasetReport, check_lines
+from app.registry.dataset_check import DatasetReport, PictureProblem, check_lines
 
 SUFFIX: Final = ".jsonl"
 IMAGES_FOLDER: Final = "images"
@@ -24,6 +25,8 @@ UPLOAD_PREFIX: Final = ".upload-"
 _BUFFER: Final = 1024 * 1024
 _ABANDONED_SECONDS: Final = 24 * 3600
 _SHOWN_FILES: Final = 5
+_REMEMBERED_PICTURES: Final = 100_000
+_MAX_READ: Final = 32 * 1024 * 1024
 
 
 class NotADataset(Invalid):
@@ -98,10 +101,10 @@ def locate(path: Path) -> Located:
 def inspect(path: Path, *, max_characters: int) -> Inspection:
     """Check and hash the data set at `path` in one pass."""
     located = locate(path)
-    images = _image_names(located.images) if path.is_dir() else None
+    pictures = _picture_check(located) if path.is_dir() else None
     with _opened(located.jsonl) as (stream, key):
         lines = BoundedLines(stream, max_bytes=4 * max_characters + 2)
-        report = check_lines(lines, max_characters=max_characters, images=images)
+        report = check_lines(lines, max_characters=max_characters, picture_problem=pictures)
         return Inspection(
             jsonl=located.jsonl,
             images=located.images,
@@ -128,13 +131,20 @@ def is_settled(key: FileKey) -> bool:
     return time.time_ns() - max(key[3:]) > 2_000_000_000
 
 
-def read_rows(jsonl: Path, *, offset: int, limit: int, max_characters: int) -> list[bytes]:
-    """Return up to `limit` lines after the first `offset`."""
+def read_rows(jsonl: Path, *, offset: int, limit: int, max_characters: int) -> list[tuple[int, bytes]]:
+    """Return up to `limit` lines after the first `offset` rows, each with its number; fewer if they are large."""
     with _opened(jsonl, whole=False) as (stream, _):
-        rows: list[bytes] = []
-        for number, line in enumerate(BoundedLines(stream, max_bytes=4 * max_characters + 2)):
-            if number >= offset:
-                rows.append(line)
+        rows: list[tuple[int, bytes]] = []
+        row = size = 0
+        for number, line in enumerate(BoundedLines(stream, max_bytes=4 * max_characters + 2), start=1):
+            if line.isspace():
+                continue
+            if row >= offset:
+                size += len(line)
+                if rows and size > _MAX_READ:
+                    break
+                rows.append((number, line))
+            row += 1
             if len(rows) == limit:
                 break
         return rows
@@ -213,9 +223,31 @@ def _key(status: os.stat_result) -> FileKey:
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def _image_names(folder: Path | None) -> frozenset[str]:
-    """Return the names that rows may use; a folder without images has none."""
-    return frozenset() if folder is None else frozenset(entry.name for entry in folder.iterdir())
+def _picture_check(located: Located) -> PictureProblem:
+    """Return the check of the pictures in `images/` or beside the rows, where scripts look for them."""
+    beside = located.jsonl.parent
+    folders = [folder for folder in (located.images, beside) if folder is not None]
+
+    @functools.lru_cache(maxsize=_REMEMBERED_PICTURES)
+    def problem(name: str) -> str | None:
+        if name.startswith("/") or ".." in name.split("/"):
+            return "line_image_missing"
+        found = [status for folder in folders if (status := _status(folder / name)) is not None]
+        if not found:
+            return "line_image_missing"
+        regular = [status for status in found if stat.S_ISREG(status.st_mode)]
+        if not regular:
+            return "line_image_not_file"
+        return None if regular[0].st_size else "line_image_empty"
+
+    return problem
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except (OSError, ValueError):  # a name too long, or with NUL
+        return None
 
 
 def _is_jsonl(entry: Path) -> bool:

@@ -170,7 +170,8 @@ class Datasets:
             digest=inspection.digest,
             rows=inspection.report.rows,
             size_bytes=inspection.size_bytes,
-            columns=list(inspection.report.columns),
+            columns=inspection.report.column_names,
+            report=inspection.report.document(),
             created_at=self._clock(),
         )
         await named.insert(session, row)
@@ -219,7 +220,8 @@ class Datasets:
             digest=inspection.digest,
             rows=inspection.report.rows,
             size_bytes=inspection.size_bytes,
-            columns=list(inspection.report.columns),
+            columns=inspection.report.column_names,
+            report=inspection.report.document(),
         )
 
     async def refresh(self, session: AsyncSession, row: DatasetRow) -> bool:
@@ -300,7 +302,8 @@ class Datasets:
         limits = {"max_characters": self._max_characters}
         lines = dataset_files.read_rows(jsonl, offset=offset, limit=limit, **limits)
         try:
-            return [parse_line(line, first=number == 0, **limits) for number, line in enumerate(lines, start=offset)]
+            rows = [parse_line(line, first=number == 1, **limits) for number, line in lines]
+            return [row for row in rows if row is not None]
         except LineProblem:
             # edited since it was registered: say everything that is wrong with it now
             _require_valid(row.name, dataset_files.inspect(path, **limits))

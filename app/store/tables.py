@@ -159,6 +159,10 @@ class DatasetRow(SQLModel, table=True):
     rows: int
     size_bytes: int = Field(sa_type=sa.BigInteger)
     columns: list[str] = Field(sa_type=JsonDocument)
+    report: dict[str, Any] | None = Field(default=None, sa_type=JsonDocument, description="what the check counted")
+    source: dict[str, Any] | None = Field(
+        default=None, sa_type=JsonDocument, description="file of another format: what it is and how it was read"
+    )
     created_at: datetime = _time()
 
 

@@ -79,9 +79,7 @@ class TestCreate:
         ("content", "problem"),
         [
             (b"", ("/lines", "dataset_empty")),
-            (LINE + b'{"prompt": "no answer"}\n', ("/lines/2", "line_fields_missing")),
-            (LINE + b"\n", ("/lines/2", "line_blank")),
-            (b"\xef\xbb\xbf" + LINE, ("/lines/1", "line_has_bom")),
+            (b"{}", ("/lines/1", "line_without_fields")),
             (json.dumps({"prompt": "x" * MAX_LINE}).encode(), ("/lines/1", "line_too_long")),
         ],
     )
@@ -94,8 +92,23 @@ class TestCreate:
 
         assert (response.status_code, codes(response.json())) == (422, [problem])
 
+    async def test_says_how_many_rows_have_a_value_in_each_column(self, app: MethodsApp) -> None:
+        place(app, "faq.jsonl", LINE + b"\n" + b'{"prompt": "a", "tools": []}\n{"prompt": "b", "completion": null}\n')
+
+        body = (await create(app)).json()
+
+        assert (body["rows"], body["columns"], body["blank_lines"]) == (3, ["prompt", "completion", "tools"], 1)
+        assert body["column_counts"] == [
+            {"name": "prompt", "rows": 3, "first_missing_line": None},
+            {"name": "completion", "rows": 1, "first_missing_line": 3},
+            {"name": "tools", "rows": 1, "first_missing_line": 1},
+        ]
+        assert (await app.client.get(f"{URL}/faq")).json() == body
+        rows = (await app.client.get(f"{URL}/faq/preview", params={"offset": 1, "limit": 1})).json()["items"]
+        assert rows == [{"prompt": "a", "tools": []}]
+
     async def test_lists_all_problems_in_the_callers_language(self, app: MethodsApp) -> None:
-        place(app, "faq.jsonl", LINE + b"# a\n\n" + b'{"a": 1}\n')
+        place(app, "faq.jsonl", LINE + b"# a\n{}\n" + b'["a"]\n')
 
         response = await app.client.post(
             URL, json={"name": "faq", "path": "faq.jsonl"}, headers={"Accept-Language": "de"}

@@ -1,4 +1,5 @@
 import asyncio
+import json
 import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -268,6 +269,39 @@ class TestRefusals:
         found = await bench.refusal(parameters=parameters)
 
         assert found == [("/parameters/input_train_name", "column_missing")]
+
+    @pytest.mark.parametrize(
+        ("parameters", "pointer", "column"),
+        [
+            ({}, "/dataset", "answer"),
+            (
+                {"input_train_name": "question", "output_train_name": "answer"},
+                "/parameters/output_train_name",
+                "answer",
+            ),
+            ({"input_train_name": "question", "output_train_name": "note"}, "/parameters/output_train_name", "note"),
+        ],
+    )
+    async def test_refuses_a_column_that_some_rows_lack_with_the_first_of_them(
+        self, bench: Bench, parameters: dict[str, Any], pointer: str, column: str
+    ) -> None:
+        rows = [{"question": "a", "answer": "b", "note": 1}, {"question": "a", "answer": None}, {"question": "a"}]
+        (bench.home.datasets / "gaps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        await bench.register_data("gaps")
+
+        with pytest.raises(InvalidRequest) as refused:
+            await bench.submit(dataset="gaps", parameters=parameters)
+
+        (violation,) = refused.value.violations()
+        assert (violation.pointer, violation.code) == (pointer, "column_incomplete")
+        assert violation.params == {"column": column, "line": 2, "rows": 1}
+
+    async def test_takes_rows_that_lack_what_no_stage_needs(self, bench: Bench) -> None:
+        rows = [{"question": "a", "answer": "b"}, {"question": "a", "answer": "b", "note": 1}]
+        (bench.home.datasets / "notes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        await bench.register_data("notes")
+
+        assert (await bench.submit(dataset="notes")).jobs
 
     @pytest.mark.parametrize(
         ("row", "missing"),

@@ -161,7 +161,7 @@ def test_data_sets(rows: list[bytes]) -> None:
 
     assert report.problem_count >= len(report.problems)
     assert all(problem.detail() for problem in report.problems)
-    assert shown(list(report.columns))
+    assert shown(report.document())
 
 
 # ---- environments ---------------------------------------------------------------------------------------------------

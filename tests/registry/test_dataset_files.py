@@ -1,6 +1,7 @@
 """Data sets on disk: one bounded pass, the right digest, nothing but regular files."""
 
 import hashlib
+import json
 import os
 import tracemalloc
 from io import BytesIO
@@ -60,14 +61,32 @@ class TestInspect:
             inspect(tmp_path / "pipe.jsonl", max_characters=100)
 
     def test_checks_images_of_a_folder(self, tmp_path: Path) -> None:
-        (tmp_path / "images").mkdir()
-        (tmp_path / "images" / "a.png").touch()
-        (tmp_path / "data.jsonl").write_text('{"images": [{"imageId": "a.png"}]}\n{"images": [{"imageId": "b.png"}]}\n')
+        (tmp_path / "images" / "sub").mkdir(parents=True)
+        (tmp_path / "images" / "a.png").write_bytes(b"picture")
+        (tmp_path / "images" / "sub" / "d.png").write_bytes(b"picture")
+        (tmp_path / "images" / "empty.png").touch()
+        (tmp_path / "beside.png").write_bytes(b"picture")
+        names = [
+            "a.png",
+            "b.png",
+            "sub",
+            "empty.png",
+            "sub/d.png",
+            "beside.png",
+            "../x.png",
+            "/etc/passwd",
+            "x" * 300,
+            "a\0",
+        ]
+        (tmp_path / "data.jsonl").write_text("".join(json.dumps({"images": [name]}) + "\n" for name in names))
 
-        found = inspect(tmp_path, max_characters=100)
+        found = inspect(tmp_path, max_characters=400)
 
         assert [(problem.pointer, problem.code) for problem in found.report.problems] == [
-            ("/lines/2", "line_image_missing")
+            ("/lines/2", "line_image_missing"),
+            ("/lines/3", "line_image_not_file"),
+            ("/lines/4", "line_image_empty"),
+            *((f"/lines/{line}", "line_image_missing") for line in (7, 8, 9, 10)),
         ]
         assert found.images == tmp_path / "images"
 

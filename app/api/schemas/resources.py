@@ -1,5 +1,6 @@
 """Over the wire: base models, data sets, deploy targets and environments."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -10,6 +11,7 @@ from app.api.schemas.node_environments import NodeEnvironmentRead, node_environm
 from app.domain.deploy_targets import DeployTargetKind
 from app.domain.texts import Language
 from app.registry.base_model_card import BaseModelCard
+from app.registry.dataset_check import Column, columns_of
 from app.registry.datasets import Preview, Validation
 from app.registry.environments import EnvironmentSource, EnvironmentView
 from app.store.tables import BaseModelRow, DatasetRow, DeployTargetRow
@@ -86,6 +88,14 @@ class DatasetCheck(_Body):
     name: str | None = Field(default=None, examples=["faq"])
 
 
+class DatasetColumn(BaseModel):
+    """A field of the rows; null counts as no value."""
+
+    name: str = Field(examples=["prompt"])
+    rows: int = Field(description="Rows with a value.", examples=[512])
+    first_missing_line: int | None = Field(description="Null: every row has a value.", examples=[None])
+
+
 class DatasetRead(BaseModel):
     """A registered data set."""
 
@@ -95,7 +105,12 @@ class DatasetRead(BaseModel):
     path: str = Field(description="Relative to DEEPE_HOME.", examples=["datasets/faq.jsonl"])
     digest: str = Field(description="sha256 of the JSONL file when it was last checked.", examples=[_SHA256])
     rows: int = Field(examples=[512])
-    columns: list[str] = Field(description="Fields of every line.", examples=[["prompt", "completion"]])
+    columns: list[str] = Field(
+        description="Fields of the rows; those with `first_missing_line` are not in every row.",
+        examples=[["prompt", "completion"]],
+    )
+    column_counts: list[DatasetColumn] = Field(description="How many rows have a value in each column.")
+    blank_lines: int = Field(description="Lines without a row; they are left out.", examples=[0])
     size_bytes: int = Field(examples=[81920])
     created_at: datetime
 
@@ -106,6 +121,8 @@ class DatasetValidation(BaseModel):
     valid: bool
     rows: int | None = Field(description="Null if there is nothing to read.", examples=[512])
     columns: list[str]
+    column_counts: list[DatasetColumn]
+    blank_lines: int | None
     size_bytes: int | None
     digest: str | None = Field(examples=[_SHA256])
     violation_count: int = Field(description="Of all problems; about a hundred are listed.")
@@ -130,6 +147,8 @@ def dataset_read(row: DatasetRow) -> DatasetRead:
         digest=row.digest,
         rows=row.rows,
         columns=row.columns,
+        column_counts=_column_counts(columns_of(row.columns, row.rows, row.report)),
+        blank_lines=(row.report or {}).get("blank_lines", 0),
         size_bytes=row.size_bytes,
         created_at=row.created_at,
     )
@@ -141,12 +160,20 @@ def dataset_validation(validation: Validation, language: Language) -> DatasetVal
     return DatasetValidation(
         valid=not validation.violation_count,
         rows=found and found.report.rows,
-        columns=list(found.report.columns) if found else [],
+        columns=found.report.column_names if found else [],
+        column_counts=_column_counts(found.report.columns if found else ()),
+        blank_lines=found and found.report.blank_lines,
         size_bytes=found and found.size_bytes,
         digest=found and found.digest,
         violation_count=validation.violation_count,
         violations=problem_entries(validation.violations, language),
     )
+
+
+def _column_counts(columns: Sequence[Column]) -> list[DatasetColumn]:
+    return [
+        DatasetColumn(name=column.name, rows=column.rows, first_missing_line=column.first_missing) for column in columns
+    ]
 
 
 def dataset_preview(preview: Preview) -> DatasetPreview:

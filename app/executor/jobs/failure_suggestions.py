@@ -71,7 +71,7 @@ async def pinned_method(session: AsyncSession, job: JobRow) -> Method | None:
         return None
 
 
-async def columns_of(session: AsyncSession, job: JobRow) -> Sequence[str]:
+async def column_names(session: AsyncSession, job: JobRow) -> Sequence[str]:
     """Return the columns of the job's data set as it is now."""
     data = await session.get(DatasetRow, job.dataset_id) if job.dataset_id is not None else None
     return data.columns if data is not None else ()

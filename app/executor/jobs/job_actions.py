@@ -19,7 +19,7 @@ from app.executor.jobs.comparison import Comparison, by_metric, differences, par
 from app.executor.jobs.environment_builds import BuildRequest, EnvironmentOrders
 from app.executor.jobs.failure_suggestions import (
     FailureSuggestions,
-    columns_of,
+    column_names,
     given_to,
     may_have_suggestion,
     pinned_method,
@@ -43,6 +43,7 @@ from app.executor.runs.metrics import Point
 from app.executor.runs.observe import NOTHING_SAID, RunDigest, RunObserver
 from app.executor.runs.progress import Progress
 from app.executor.runs.run_folder import RunFolder
+from app.registry.dataset_check import columns_of
 from app.registry.method_record import Method
 from app.store import job_queries, models
 from app.store import jobs as store
@@ -259,7 +260,7 @@ class JobActions:
         if not may_have_suggestion(job):
             return None
         return await self._failure_suggestions.of(
-            job, await pinned_method(session, job), await columns_of(session, job)
+            job, await pinned_method(session, job), await column_names(session, job)
         )
 
     async def _plan_retry(self, job_id: str, wanted: JobRetry) -> RetryPlan:
@@ -270,19 +271,18 @@ class JobActions:
             model = await models.find_model(session, model_id) if model_id is not None else None
             data = await session.get(DatasetRow, job.dataset_id) if job.dataset_id is not None else None
             method = await pinned_method(session, job)
-        columns = data.columns if data is not None else ()
         await self._require_inputs(job, model, data)
         made = retried(jobs, model_id=model_id, now=self._clock())
         changes = dict(wanted.parameters)
         if wanted.fix:
-            fix = await self._failure_suggestions.of(job, method, columns)
+            fix = await self._failure_suggestions.of(job, method, () if data is None else data.columns)
             if fix is None:
                 raise NoSuggestionKnown(job=job.id)
             changes = {**fix.changes, **changes}
         warnings: Sequence[Violation] = ()
         if changes:
             assert method is not None
-            asked = columns if job.model_id is None else None
+            asked = columns_of(data.columns, data.rows, data.report) if data and job.model_id is None else None
             warnings = await self._submissions.checked_again(made, method, changes, asked)
         found = None if wanted.resume is False else await self._checkpoint_of(job)
         if wanted.resume is True and found is None:

@@ -15,6 +15,7 @@ from app.domain.pointers import pointer
 from app.domain.rendering import ArgumentForm
 from app.domain.script_parameters import ParameterKind, ScriptParameters
 from app.presets.catalogue import DataColumns, load_manifests, script_path
+from app.registry.dataset_check import Column
 from app.registry.method_record import Method
 from app.registry.script_reading import ScriptReader
 
@@ -59,7 +60,7 @@ class StageParameters:
         self._reader = reader
 
     async def check(
-        self, method: Method, stages: Sequence[Stage], values: Mapping[str, Any], columns: Sequence[str] | None
+        self, method: Method, stages: Sequence[Stage], values: Mapping[str, Any], columns: Sequence[Column] | None
     ) -> CheckedParameters:
         """Check `values` for these stages, and the columns of the data set (`None`: not checked)."""
         scripts = {stage: await asyncio.to_thread(self.read, method, stage) for stage in stages}
@@ -131,29 +132,53 @@ def _typical(method: Method, stage: Stage) -> dict[str, KnownParameter]:
 
 
 def _column_problems(
-    method: Method, stage: Stage, values: Mapping[str, Any], columns: Sequence[str]
+    method: Method, stage: Stage, values: Mapping[str, Any], columns: Sequence[Column]
 ) -> list[Violation]:
-    """Return which columns the data set lacks: those that the parameters name, else those of a shipped script."""
+    """Return which columns the data set lacks, or lacks in some rows.
+
+    Those that the parameters name are needed, else those of a shipped script.
+    """
     named = {name: values[name] for name in _COLUMN_PARAMETERS if isinstance(values.get(name), str) and values[name]}
     shipped = _shipped_columns(method, stage)
+    there = {column.name: column for column in columns}
+    listed = ", ".join(there)
     found = []
-    if shipped is not None and (wanted := _wanted_columns(shipped, named, columns)):
-        found.append(Violation("/dataset", "columns_missing", {"wanted": wanted, "columns": ", ".join(columns)}))
+    if shipped is not None:
+        if wanted := _wanted_columns(shipped, named, there):
+            found.append(Violation("/dataset", "columns_missing", {"wanted": wanted, "columns": listed}))
+        elif not _all_named(shipped, named):
+            found += [_incomplete("/dataset", column) for column in _incomplete_columns(shipped, there)]
     if shipped is None or _all_named(shipped, named):
-        found += [
-            Violation(pointer("parameters", name), "column_missing", {"column": column, "columns": ", ".join(columns)})
-            for name, column in named.items()
-            if column not in columns
-        ]
+        for name, column in named.items():
+            at = pointer("parameters", name)
+            if column not in there:
+                found.append(Violation(at, "column_missing", {"column": column, "columns": listed}))
+            elif there[column].first_missing is not None:
+                found.append(_incomplete(at, there[column]))
     return found
 
 
-def _wanted_columns(shipped: DataColumns, named: Mapping[str, str], columns: Sequence[str]) -> str:
+def _incomplete(at: str, column: Column) -> Violation:
+    params = {"column": column.name, "line": column.first_missing, "rows": column.rows}
+    return Violation(at, "column_incomplete", params)
+
+
+def _incomplete_columns(shipped: DataColumns, columns: Mapping[str, Column]) -> list[Column]:
+    """Return the columns that have no value in some row, unless one of the alternatives is whole."""
+    alternatives = [
+        [columns[name] for name in names if columns[name].first_missing is not None]
+        for names in shipped.any_of
+        if set(names) <= columns.keys()
+    ]
+    return min(alternatives, key=len, default=[])
+
+
+def _wanted_columns(shipped: DataColumns, named: Mapping[str, str], columns: Mapping[str, Column]) -> str:
     """Return what is missing, as alternatives; an empty text if nothing is."""
     needs = [shipped.any_of] if not _all_named(shipped, named) else []
     if shipped.pictures_in:
         needs.append(tuple((column,) for column in shipped.pictures_in))
-    missing = [any_of for any_of in needs if not any(set(wanted) <= set(columns) for wanted in any_of)]
+    missing = [any_of for any_of in needs if not any(set(wanted) <= columns.keys() for wanted in any_of)]
     return "; ".join(" / ".join(" + ".join(wanted) for wanted in any_of) for any_of in missing)
 
 

@@ -32,6 +32,7 @@ from app.executor.jobs.runnability import unrunnable
 from app.executor.jobs.stage_parameters import CheckedParameters, StageParameters
 from app.executor.runs.job_spec import Deployment, JobSpec, Named, PinnedScript
 from app.presets.catalogue import OLLAMA_SCRIPT, script_path
+from app.registry.dataset_check import Column, columns_of
 from app.registry.dataset_files import Inspection, locate
 from app.registry.datasets import Datasets
 from app.registry.method_record import Method
@@ -98,7 +99,7 @@ class _Inputs:
     base_model: Named | None
     dataset: Named | None
     model: ModelRow | None
-    columns: Sequence[str] | None
+    columns: Sequence[Column] | None
     violations: Sequence[Violation]
     inspection: Inspection | None = None
 
@@ -157,7 +158,7 @@ class Submissions:
         return Submitted(jobs=plan.jobs, warnings=plan.warnings)
 
     async def checked_again(
-        self, jobs: Sequence[JobRow], method: Method, parameters: Mapping[str, Any], columns: Sequence[str] | None
+        self, jobs: Sequence[JobRow], method: Method, parameters: Mapping[str, Any], columns: Sequence[Column] | None
     ) -> Sequence[Violation]:
         """Change the parameters of jobs that are not queued yet, checked against the version that they run.
 
@@ -280,7 +281,7 @@ class Submissions:
             base_model=_named_base(base) if base is not None else None,
             dataset=await asyncio.to_thread(self._named_data, data, inspection) if data is not None else None,
             model=None,
-            columns=None if data is None else inspection.report.columns if inspection is not None else data.columns,
+            columns=_columns(data, inspection),
             violations=found,
             inspection=inspection,
         )
@@ -375,6 +376,12 @@ class Submissions:
             )
         store.link(jobs)
         return jobs
+
+
+def _columns(row: DatasetRow | None, inspection: Inspection | None) -> Sequence[Column] | None:
+    if inspection is not None:
+        return inspection.report.columns
+    return None if row is None else columns_of(row.columns, row.rows, row.report)
 
 
 def _named_base(row: BaseModelRow) -> Named:
