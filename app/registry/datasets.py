@@ -201,13 +201,12 @@ class Datasets:
 
     # ---- use --------------------------------------------------------------------------------------------------------
 
-    async def current(self, row: DatasetRow) -> Inspection | None:
-        """Return None if the file still has the recorded bytes, else what it is now; no statement is run.
+    def current(self, row: DatasetRow) -> Inspection | None:
+        """Return None if the file still has the recorded bytes, else what it is now; blocks.
 
         Raises `DatasetMissing` and `InvalidDataset`. A file that was not touched is not read again.
         """
-        path = self._path_of(row)
-        inspection = await asyncio.to_thread(self._changed, path, row)
+        inspection = self._changed(self._path_of(row), row)
         if inspection is not None:
             _require_valid(row.name, inspection)
         return inspection
@@ -226,7 +225,7 @@ class Datasets:
 
     async def refresh(self, session: AsyncSession, row: DatasetRow) -> bool:
         """Bring the row up to date with the disk; return whether it changed. Call it early in a transaction."""
-        inspection = await self.current(row)
+        inspection = await asyncio.to_thread(self.current, row)
         if inspection is None:
             return False
         await self.record(session, row, inspection)

@@ -81,7 +81,7 @@ class MethodGuide:
         for method in methods:
             problems = await asyncio.to_thread(self._problems, method, facts, listed)
             plain = readiness(method.definition, facts, file_problems=problems, now=now)
-            answers.append(with_cells(plain, await cells_of(method, found, self._modules)))
+            answers.append(with_cells(plain, await asyncio.to_thread(cells_of, method, found, self._modules)))
         return answers
 
     async def form(self, session: AsyncSession) -> MethodForm:

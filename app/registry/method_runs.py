@@ -53,30 +53,25 @@ class MethodRuns:
         """
         row = await store.get(session, method, lock=True)
         newest = method_of(row, await store.get_version(session, row))
-        return await self.record(session, newest, await self.as_edited(newest))
+        return await self.record(session, newest, await asyncio.to_thread(self.as_edited, newest))
 
-    async def newest(self, session: AsyncSession, method: str) -> Method:
-        """Return the newest version that is recorded."""
-        row = await store.get(session, method)
-        return method_of(row, await store.get_version(session, row))
-
-    async def as_edited(self, newest: Method) -> Method:
-        """Return the method with the files that the script root has now, their bytes kept; no statement is run.
+    def as_edited(self, newest: Method) -> Method:
+        """Return the method with the files that the script root has now, their bytes kept; blocks.
 
         A file that is gone from disk is no edit: its stored bytes run; of a read-only example nothing else ever runs.
         """
         if newest.read_only:
             return newest
-        states = await asyncio.to_thread(self._files.states, newest.files)
+        states = self._files.states(newest.files)
         modified = [status for status in states if status.state is FileState.MODIFIED]
         if not modified:
             return newest
-        check = await asyncio.to_thread(self._files.check, newest.definition, known=_names(newest))
+        check = self._files.check(newest.definition, known=_names(newest))
         found = [violation for violation in check.violations if violation.code != "file_not_found"]
         if found:
             # the caller submits a job: what is wrong is the method it names
             raise InvalidRequest([replace(violation, pointer="/method") for violation in found])
-        await asyncio.to_thread(self._files.keep, check)
+        self._files.keep(check)
         return replace(newest, files={**newest.files, **check.pins})
 
     async def record(self, session: AsyncSession, newest: Method, edited: Method) -> Method:

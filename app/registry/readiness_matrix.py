@@ -1,7 +1,6 @@
 """Collect what the readiness matrix is made of, for methods as they stand now."""
 
-import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -42,22 +41,33 @@ class Matrix:
 
 async def matrix(session: AsyncSession, *, now: datetime) -> Matrix:
     """Read what is known now."""
-    rows = [row for row in await all_nodes(session) if node_status_of(row) not in GONE_STATUSES]
-    return Matrix(
-        nodes=tuple((_facts(row, silent=now - row.heartbeat_at >= NODE_SILENT_AFTER), row) for row in rows),
-        known=await environment_states(session),
-    )
+    return await _matrix_of(session, await all_nodes(session), now=now)
 
 
-async def cells_of(method: Method, found: Matrix, modules: ScriptModules) -> Mapping[Stage, tuple[Cell, ...]]:
-    """Return the cells of every stage that the method configures."""
+async def reporting(session: AsyncSession, rows: Sequence[NodeRow], *, now: datetime) -> Matrix | None:
+    """Return the matrix of these nodes. None: none of them that is not given up has reported its environments."""
+    if not any(row.environment_states for row in rows if node_status_of(row) not in GONE_STATUSES):
+        return None
+    return await _matrix_of(session, rows, now=now)
+
+
+def cells_of(method: Method, found: Matrix, modules: ScriptModules) -> Mapping[Stage, tuple[Cell, ...]]:
+    """Return the cells of every stage that the method configures; blocks."""
     environments = stage_environments(method.definition)
-    needed = await asyncio.to_thread(lambda: {stage: modules.needed(pin) for stage, pin in method.files.items()})
+    needed = {stage: modules.needed(pin) for stage, pin in method.files.items()}
     return {
         stage: found.cells(environments.get(stage), needed.get(stage, frozenset()))
         for stage in STAGES
         if stage in method.files or stage in environments
     }
+
+
+async def _matrix_of(session: AsyncSession, rows: Sequence[NodeRow], *, now: datetime) -> Matrix:
+    rows = [row for row in rows if node_status_of(row) not in GONE_STATUSES]
+    return Matrix(
+        nodes=tuple((_facts(row, silent=now - row.heartbeat_at >= NODE_SILENT_AFTER), row) for row in rows),
+        known=await environment_states(session),
+    )
 
 
 def _facts(row: NodeRow, *, silent: bool) -> NodeFacts:

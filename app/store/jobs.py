@@ -31,6 +31,8 @@ from app.store.tables import BUILDING, CLAIMABLE, LIVE_ATTEMPT, AttemptRow, JobE
 from app.store.types import enum_type
 
 FAILED_AT_ONCE = 100
+_JOB: sa.Table = JobRow.__table__  # type: ignore[attr-defined]
+_INSERT_JOB = sa.insert(_JOB)
 UNCHARGED = Again(charged=False, delay=timedelta())
 UNPROVEN = frozenset({EndReason.NODE_LOST, EndReason.SUPERVISOR_LOST})
 """Ends that, without an exit record, say nothing about the processes."""
@@ -110,13 +112,14 @@ def link(jobs: Sequence[JobRow]) -> None:
 
 async def insert(session: AsyncSession, jobs: Sequence[JobRow]) -> None:
     """Insert queued jobs, in an order in which none waits for a later one."""
+    if not jobs:
+        return
     for job in jobs:
         job.demand = demand_of(job).text
-        session.add(job)
-    await session.flush()
-    if jobs:
-        attempts = {job.id: 0 for job in jobs}
-        await _record(session, attempts, status=JobStatus.QUEUED, reason=None, now=jobs[0].created_at)
+    # not through the session: a row that it knows would be searched for changes at every flush
+    rows = [{column.key: getattr(job, column.key) for column in _JOB.columns} for job in jobs]
+    await (await session.connection()).execute(_INSERT_JOB, rows)
+    await _record(session, {job.id: 0 for job in jobs}, status=JobStatus.QUEUED, reason=None, now=jobs[0].created_at)
 
 
 def demand_of(job: JobRow) -> Demand:

@@ -155,10 +155,8 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 
 def _begin_sqlite(connection: sa.Connection) -> None:
     turn: _Turn | None = connection.get_execution_options().get("deepe_turn")
-    if turn is None:
-        driver: Any = connection.connection.driver_connection
-        driver.begin_with_next("BEGIN")
-        return
-    adapted: Any = connection.connection.dbapi_connection
-    adapted.run_async(lambda _: turn.take())
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    if turn is not None:
+        adapted: Any = connection.connection.dbapi_connection
+        adapted.run_async(lambda _: turn.take())
+    driver: Any = connection.connection.driver_connection
+    driver.begin_with_next("BEGIN" if turn is None else "BEGIN IMMEDIATE")

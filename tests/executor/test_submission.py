@@ -455,17 +455,30 @@ class TestPlan:
 
         assert first == 2
 
-    async def test_transaction_is_a_handful_of_statements_and_reads_no_file(
+    async def test_model_that_was_deleted_meanwhile_is_refused(self, bench: Bench) -> None:
+        model = await bench.customized_model()
+        plan = await bench.submissions.plan(JobSubmit(method="Custom01", stage="saving", model=model))
+        assert plan.error is None
+        async with bench.database.writing() as session:
+            await models.mark_deleted(session, model, now=NOW)
+
+        with pytest.raises(InvalidRequest) as refused:
+            await self.write(bench, plan)
+
+        assert [violation.code for violation in refused.value.violations()] == ["unknown_model"]
+
+    async def test_is_one_statement_to_plan_and_three_to_write_which_reads_no_file(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        plan = await bench.submissions.plan(self.REQUEST)
         statements: list[str] = []
         listener = lambda _c, _k, statement, *_: statements.append(statement)  # noqa: E731
         engine = bench.database.engine.sync_engine
         sa.event.listen(engine, "before_cursor_execute", listener)
-        monkeypatch.setattr(asyncio, "to_thread", None)  # what reads files does it in a thread
 
+        plan = await bench.submissions.plan(self.REQUEST)
+        planned = len(statements)
+        monkeypatch.setattr(asyncio, "to_thread", None)  # what reads files does it in a thread
         await self.write(bench, plan)
 
         sa.event.remove(engine, "before_cursor_execute", listener)
-        assert len(statements) <= 6, statements
+        assert (planned, len(statements) - planned) == (1, 3), statements

@@ -50,18 +50,18 @@ class TestCurrent:
         row, file = await registered(database, datasets, home)
         file.write_bytes(LINE)
 
-        assert await datasets.current(row) is None
+        assert datasets.current(row) is None
 
     async def test_notices_an_edit_that_keeps_size_and_time(
         self, database: Database, datasets: Datasets, home: Home
     ) -> None:
         row, file = await registered(database, datasets, home)
-        assert await datasets.current(row) is None
+        assert datasets.current(row) is None
         before = file.stat()
 
         file.write_bytes(LINE.replace(b'"b"', b'"c"'))
         os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
-        found = await datasets.current(row)
+        found = datasets.current(row)
 
         assert found is not None
         assert found.digest != row.digest
@@ -73,7 +73,7 @@ class TestCurrent:
         file.write_bytes(LINE + b"broken\n")
 
         with pytest.raises(InvalidDataset, match="faq") as caught:
-            await datasets.current(row)
+            datasets.current(row)
 
         assert [problem.pointer for problem in caught.value.violations()] == ["/lines/2"]
 
@@ -82,7 +82,7 @@ class TestCurrent:
         file.unlink()
 
         with pytest.raises(DatasetMissing, match=r"datasets/faq\.jsonl"):
-            await datasets.current(row)
+            datasets.current(row)
 
 
 class TestRefresh:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlmodel import select
 
 from app.store import session as sessions
 from app.store.jobs import get
@@ -104,7 +105,7 @@ class TestWriting:
 
         async def write_twice() -> None:
             async with database.writing() as outer:
-                await outer.connection()
+                await outer.exec(select(1))  # a transaction begins with its first statement
                 await add_job(database)
 
         with pytest.raises(OperationalError, match="database is locked"):

@@ -23,12 +23,12 @@ from app.store.tables import JobRow, NodeRow
 POINTER = "/method"
 
 
-async def unrunnable(found: Matrix, method: Method, jobs: Sequence[JobRow], modules: ScriptModules) -> list[Violation]:
-    """Return, for every stage that no node can run, that it is so and what is in the way on each node."""
+def unrunnable(found: Matrix, method: Method, jobs: Sequence[JobRow], modules: ScriptModules) -> list[Violation]:
+    """Return, for every stage that no node can run, that it is so and what is in the way on each node; blocks."""
     rows = {facts.name: row for facts, row in found.nodes if row.environment_states}
     if not rows:
         return []
-    cells = await cells_of(method, found, modules)
+    cells = cells_of(method, found, modules)
     violations: list[Violation] = []
     for job in jobs:
         demand = store.demand_of(job)

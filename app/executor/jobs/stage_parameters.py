@@ -1,6 +1,5 @@
 """Check a submission's parameters and columns against the declarations of its stages' scripts."""
 
-import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -59,11 +58,11 @@ class StageParameters:
     def __init__(self, reader: ScriptReader) -> None:
         self._reader = reader
 
-    async def check(
+    def check(
         self, method: Method, stages: Sequence[Stage], values: Mapping[str, Any], columns: Sequence[Column] | None
     ) -> CheckedParameters:
-        """Check `values` for these stages, and the columns of the data set (`None`: not checked)."""
-        scripts = {stage: await asyncio.to_thread(self.read, method, stage) for stage in stages}
+        """Check `values` for these stages, and the columns of the data set (`None`: not checked). Blocks."""
+        scripts = {stage: self.read(method, stage) for stage in stages}
         targets = _target_stages(method, stages)
         given_to = {stage: _meant_for(stage, values, scripts, targets) for stage in targets}
         checks = {
@@ -79,7 +78,7 @@ class StageParameters:
         }
         violations = [violation for check in checks.values() for violation in check.violations]
         if columns is not None and targets:
-            violations += await asyncio.to_thread(_column_problems, method, targets[0], values, columns)
+            violations += _column_problems(method, targets[0], values, columns)
         warnings = [warning for check in checks.values() for warning in check.warnings]
         return CheckedParameters(
             scripts=scripts,

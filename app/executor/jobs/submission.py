@@ -21,7 +21,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.domain.definition import CUSTOM_TARGET
 from app.domain.demand import Resources, resource_violations
 from app.domain.enums import JobKind, ModelState, TrainingType
-from app.domain.errors import AppError, InvalidRequest, NotFound, Unavailable, Violation
+from app.domain.errors import AppError, InvalidRequest, Unavailable, Violation
 from app.domain.kinds import KINDS, STAGES, Stage, as_stage
 from app.domain.lifecycle import chain, runnable_stages, source_state, trains
 from app.domain.names import BASE_ENVIRONMENT
@@ -35,15 +35,15 @@ from app.presets.catalogue import OLLAMA_SCRIPT, script_path
 from app.registry.dataset_check import Column, columns_of
 from app.registry.dataset_files import Inspection, locate
 from app.registry.datasets import Datasets
-from app.registry.method_record import Method
+from app.registry.method_record import Method, method_of
 from app.registry.method_runs import MethodRuns
-from app.registry.readiness_matrix import Matrix, matrix
+from app.registry.readiness_matrix import Matrix, reporting
 from app.registry.scripts import digest_of
 from app.store import jobs as store
-from app.store import methods as method_store
-from app.store import models, named, registry_facts
+from app.store import models, named, submissions
 from app.store.home import Home
 from app.store.models import ModelNameAmbiguous, ModelNotFound
+from app.store.nodes import all_nodes
 from app.store.session import Database
 from app.store.tables import BaseModelRow, DatasetRow, DeployTargetRow, JobRow, ModelRow
 
@@ -64,15 +64,20 @@ class Submitted:
 
 @dataclass(frozen=True)
 class _Known:
-    """The rows that a submission rests on."""
+    """The rows that a submission rests on, the stages that it asks for and what is wrong with those.
+
+    `nodes` is None if no node can say that a stage does not run on it.
+    """
 
     method: Method
     base_model: BaseModelRow | None
     dataset: DatasetRow | None
     model: ModelRow | None
+    stages: Sequence[Stage]
+    violations: Sequence[Violation]
     target: DeployTargetRow | None
     environments: frozenset[str]
-    nodes: Matrix
+    nodes: Matrix | None
 
 
 @dataclass(frozen=True)
@@ -129,10 +134,10 @@ class Submissions:
     async def plan(self, request: JobSubmit, *, copied_from: str | None = None) -> Plan:
         """Check the request and return what it will write; what is wrong is kept in the plan, not raised."""
         try:
-            await self._check_disk()
             async with self._database.reading() as session:
                 known = await self._load(session, request)
-            return replace(await self._judge(request, known), copied_from=copied_from)
+            plan = await asyncio.to_thread(self._judge, request, known)
+            return replace(plan, copied_from=copied_from)
         except AppError as error:
             return Plan(request=request, copied_from=copied_from, error=error)
 
@@ -142,7 +147,8 @@ class Submissions:
             raise plan.error
         if not await self._still_holds(session, plan):
             known = await self._load(session, plan.request)
-            plan = replace(await self._judge(plan.request, known), copied_from=plan.copied_from)
+            judged = await asyncio.to_thread(self._judge, plan.request, known)
+            plan = replace(judged, copied_from=plan.copied_from)
         assert plan.known is not None
         assert plan.method is not None
         if plan.inspection is not None and plan.known.dataset is not None:
@@ -166,7 +172,8 @@ class Submissions:
         """
         given = {name: value for job in reversed(jobs) for name, value in job.parameters.items()}
         values = {name: value for name, value in {**given, **parameters}.items() if value is not None}
-        checked = await self._parameters.check(method, [as_stage(job.kind) for job in jobs], values, columns)
+        stages = [as_stage(job.kind) for job in jobs]
+        checked = await asyncio.to_thread(self._parameters.check, method, stages, values, columns)
         if checked.violations:
             raise InvalidRequest(list(checked.violations))
         for job in jobs:
@@ -178,69 +185,69 @@ class Submissions:
     # ---- rows -------------------------------------------------------------------------------------------------------
 
     async def _load(self, session: AsyncSession, request: JobSubmit) -> _Known:
-        """Read every row that the request names."""
-        try:
-            method = await self._runs.newest(session, request.method)
-        except NotFound as error:
-            raise InvalidRequest([Violation("/method", "unknown_method", {"method": request.method})]) from error
-        model = base_model = dataset = None
+        """Read every row that the request names, and of the nodes what may be in the way."""
+        base_model, dataset, model = request.base_model, request.dataset, None
         if request.stage is not None and request.model is not None:
+            base_model = dataset = None
             with contextlib.suppress(ModelNotFound, ModelNameAmbiguous):
                 model = await models.get_model(session, request.model)
-                base_model = await named.find(session, BaseModelRow, model.base_model_id)
-        else:
-            if request.base_model is not None:
-                base_model = await named.find(session, BaseModelRow, request.base_model)
-            if request.dataset is not None:
-                dataset = await named.find(session, DatasetRow, request.dataset)
-        deployment = method.definition.deployment
-        target = await named.find(session, DeployTargetRow, deployment.target or "") if deployment is not None else None
+                base_model = model.base_model_id
+        found = await submissions.find_named(session, method=request.method, base_model=base_model, dataset=dataset)
+        if found is None:
+            raise InvalidRequest([Violation("/method", "unknown_method", {"method": request.method})])
+        method = method_of(found.method, found.version)
+        stages, violations = _wanted_stages(method, request)
+        rows = await all_nodes(session) if found.has_nodes else ()
         return _Known(
             method=method,
-            base_model=base_model,
-            dataset=dataset,
+            base_model=found.base_model,
+            dataset=found.dataset,
             model=model,
-            target=target,
-            environments=(await registry_facts.load(session)).environments,
-            nodes=await matrix(session, now=self._clock()),
+            stages=stages,
+            violations=violations,
+            target=await _target(session, method, stages),
+            environments=found.environments.union([BASE_ENVIRONMENT], *(row.environments for row in rows)),
+            nodes=None if request.wait else await reporting(session, rows, now=self._clock()),
         )
 
     async def _still_holds(self, session: AsyncSession, plan: Plan) -> bool:
         """Say whether what the plan rests on is there and unchanged; the method stays so until the transaction ends."""
         known = plan.known
         assert known is not None
-        row = await method_store.find(session, known.method.id, lock=True)
-        if row is None or row.version != known.method.version:
+        now = await submissions.look_again(
+            session,
+            method_id=known.method.id,
+            base_model_id=known.base_model.id if known.base_model is not None else None,
+            dataset_id=known.dataset.id if known.dataset is not None else None,
+            model_id=known.model.id if known.model is not None else None,
+        )
+        if now is None or now.version != known.method.version:
             return False
-        if known.base_model is not None and await named.find(session, BaseModelRow, known.base_model.id) is None:
-            return known.model is not None  # a model outlives the entry of what it was made from
-        if known.dataset is not None:
-            data = await named.find(session, DatasetRow, known.dataset.id)
-            return data is not None and data.digest == known.dataset.digest
-        return True
+        if known.model is not None:
+            return now.model is not None  # a model outlives the entry of what it was made from
+        base_stands = known.base_model is None or now.base_model is not None
+        return base_stands and (known.dataset is None or now.dataset_digest == known.dataset.digest)
 
     # ---- judging: files and scripts, no statement is run ------------------------------------------------------------
 
-    async def _judge(self, request: JobSubmit, known: _Known) -> Plan:
-        """Return what to write; raises `InvalidRequest` with everything that is wrong."""
-        method = await self._runs.as_edited(known.method)
-        stages, found = _wanted_stages(method, request)
-        inputs = await self._inputs(request, known, _needed_state(method, request))
-        found += inputs.violations
+    def _judge(self, request: JobSubmit, known: _Known) -> Plan:
+        """Return what to write; raises `InvalidRequest` with everything that is wrong. Blocks: call it in a thread."""
+        self._check_disk()
+        method, stages = self._runs.as_edited(known.method), known.stages
+        inputs = self._inputs(request, known, _needed_state(method, request))
+        found = [*known.violations, *inputs.violations]
         found += resource_violations(request.resources)
         found += policy_violations(request.retry)
         found += _unknown_environments(method, stages, known.environments)
         deployment, wrong = _deployment(method, request, stages, known.target)
         found += wrong
-        checked = await self._parameters.check(method, stages, request.parameters, inputs.columns)
+        checked = self._parameters.check(method, stages, request.parameters, inputs.columns)
         found += checked.violations
         if found:
             raise InvalidRequest(found)
         jobs = self._jobs(method, request, stages, inputs, checked, deployment)
-        if not request.wait:
-            found = await unrunnable(known.nodes, method, jobs, self._runs.modules)
-            if found:
-                raise InvalidRequest(found)
+        if known.nodes is not None and (found := unrunnable(known.nodes, method, jobs, self._runs.modules)):
+            raise InvalidRequest(found)
         return Plan(
             request=request,
             known=known,
@@ -250,14 +257,14 @@ class Submissions:
             inspection=inputs.inspection,
         )
 
-    async def _check_disk(self) -> None:
-        free = (await asyncio.to_thread(shutil.disk_usage, self._home.runs)).free
+    def _check_disk(self) -> None:
+        free = shutil.disk_usage(self._home.runs).free
         if free < self._min_free_bytes:
             raise InsufficientDiskSpace(free_mib=free // 2**20, needed_mib=self._min_free_bytes // 2**20)
 
-    async def _inputs(self, request: JobSubmit, known: _Known, needed: ModelState | None) -> _Inputs:
+    def _inputs(self, request: JobSubmit, known: _Known, needed: ModelState | None) -> _Inputs:
         if known.model is not None:
-            return await self._inputs_of_model(known.model, known.base_model, needed)
+            return self._inputs_of_model(known.model, known.base_model, needed)
         if request.stage is not None and request.model is not None:
             unknown = Violation("/model", "unknown_model", {"model": request.model})
             return _Inputs(base_model=None, dataset=None, model=None, columns=None, violations=[unknown])
@@ -272,31 +279,29 @@ class Submissions:
         elif data is None:
             found.append(Violation("/dataset", "unknown_dataset", {"dataset": request.dataset}))
         for pointer, row in (("/base_model", base), ("/dataset", data)):
-            if row is not None and not await self._exists(row.path):
+            if row is not None and not self._exists(row.path):
                 found.append(Violation(pointer, "files_missing", {"name": row.name, "path": row.path}))
                 data = None if row is data else data
         # large files take long to check again, so what was not touched since is not read
-        inspection = await self._datasets.current(data) if data is not None else None
+        inspection = self._datasets.current(data) if data is not None else None
         return _Inputs(
             base_model=_named_base(base) if base is not None else None,
-            dataset=await asyncio.to_thread(self._named_data, data, inspection) if data is not None else None,
+            dataset=self._named_data(data, inspection) if data is not None else None,
             model=None,
             columns=_columns(data, inspection),
             violations=found,
             inspection=inspection,
         )
 
-    async def _exists(self, path: str) -> bool:
-        return await asyncio.to_thread(self._home.absolute(path).exists)
+    def _exists(self, path: str) -> bool:
+        return self._home.absolute(path).exists()
 
-    async def _inputs_of_model(
-        self, model: ModelRow, base_model: BaseModelRow | None, needed: ModelState | None
-    ) -> _Inputs:
+    def _inputs_of_model(self, model: ModelRow, base_model: BaseModelRow | None, needed: ModelState | None) -> _Inputs:
         """Resolve the model of a single stage, with the base model and data set that it was made from."""
         wrong: list[Violation] = []
         if model.path is None:
             wrong.append(Violation("/model", "model_is_online", {"name": model.name}))
-        elif not await self._exists(model.path):
+        elif not self._exists(model.path):
             wrong.append(Violation("/model", "files_missing", {"name": model.name, "path": model.path}))
         elif needed is not None and model.state is not needed:
             params = {"model": model.name, "state": model.state, "needed": needed}
@@ -398,6 +403,14 @@ def stage_resources(request: JobSubmit, method: Method, stage: Stage) -> Resourc
     if trains(lifecycle, stage) or request.stage is not None:
         return request.resources
     return Resources(labels=request.resources.labels)
+
+
+async def _target(session: AsyncSession, method: Method, stages: Sequence[Stage]) -> DeployTargetRow | None:
+    """Return the configured target that the submission deploys to."""
+    config = method.definition.deployment
+    if config is None or config.target is None or JobKind.DEPLOYMENT not in stages:
+        return None
+    return await named.find(session, DeployTargetRow, config.target)
 
 
 def _wanted_stages(method: Method, request: JobSubmit) -> tuple[Sequence[Stage], list[Violation]]:
