@@ -122,6 +122,7 @@ def build_services(
         machine=machine or this_machine(),
         platform=settings.platform,
         max_script_bytes=settings.max_script_bytes,
+        samples=settings.samples,
     )
     datasets_ = Datasets(home=home, max_characters=settings.dataset_max_line, clock=clock)
     notifier = _notifier(settings, database)

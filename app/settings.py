@@ -110,6 +110,9 @@ class Settings(BaseSettings):
     platform: Literal["auto", "cuda", "apple", "cpu", "all"] = Field(
         "auto", description="Platform whose preset methods are installed at start."
     )
+    samples: bool = Field(
+        True, description="Whether installed presets bring their sample data sets and base models (`true`, `false`)."
+    )
     dataset_max_line: int = Field(
         4 * MIB,
         ge=1,

@@ -1,6 +1,7 @@
 """What jobs work with: `deepe datasets`, `base-models`, `environments`, `presets`."""
 
 import asyncio
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +22,7 @@ presets = typer.Typer(no_args_is_help=True, help="Methods that the product ships
 
 Text = Annotated[str | None, typer.Option("--text", "-q", help="Only those with this text in their name.")]
 EnvironmentName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the environment.")]
+PresetName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the preset.")]
 OnNode = Annotated[str | None, typer.Option("--node", help="On this node; id or name. Default: one that fits.")]
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="Watch to the end.")]
 Description = Annotated[str, typer.Option("--description", help="A sentence for people.")]
@@ -257,13 +259,36 @@ def list_presets(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     print_table(("name", "platforms", "", "description"), rows, nothing="No presets.")
 
 
+@presets.command("show")
+def show_preset(name: PresetName, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Show a shipped method and what comes with it to try it."""
+    with Api(url) as api:
+        found = api.get(f"/presets/{segment(name)}")
+    if as_json:
+        print_json(found)
+        return
+    samples = found["samples"]
+    given = [f"-p {parameter}={json.dumps(value)}" for parameter, value in samples["parameters"].items()]
+    chosen = f"-b {samples['base_model']} -d {samples['dataset']}"
+    ready = found["installed"] and samples["base_model"] and samples["dataset"]
+    print_fields(
+        {
+            "Name": found["name"],
+            "State": _preset_state(found),
+            "Platforms": ", ".join(found["platforms"]),
+            "Description": found["description"],
+            "Samples": samples["detail"],
+            "Data set": samples["dataset"],
+            "Base model": samples["base_model"],
+            "Try it": typed(" ".join(["jobs submit", found["name"], chosen, *given, "-w"])) if ready else None,
+            "Then ask": "\n".join(samples["questions"]),
+        }
+    )
+
+
 @presets.command("install")
-def install_preset(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the preset.")],
-    url: Url = DEFAULT_URL,
-    as_json: AsJson = False,
-) -> None:
-    """Install a shipped method, also one that was deleted."""
+def install_preset(name: PresetName, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Install a shipped method with its samples, also what was deleted."""
     with Api(url) as api:
         made = api.post(f"/presets/{segment(name)}:install")
     if as_json:

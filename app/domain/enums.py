@@ -82,6 +82,13 @@ class Platform(StrEnum):
     CPU = "cpu"
 
 
+class SampleKind(StrEnum):
+    """What a sample of a preset becomes when it is registered."""
+
+    DATASET = "dataset"
+    BASE_MODEL = "base-model"
+
+
 class VersionSource(StrEnum):
     """What made a method version."""
 

@@ -5,6 +5,8 @@ This module reads and checks them. A method's `definition` is a plain dict in th
 registry judge it like any other.
 """
 
+import hashlib
+import json
 import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -109,6 +111,11 @@ class SampleDataset(_Frozen):
     description: Texts
     with_pictures: bool = False
 
+    @property
+    def digest(self) -> str:
+        """Sha256 of the rows."""
+        return _shipped_digest(self.path)
+
 
 class SampleBaseModel(_Frozen):
     """A base model for demo runs: a folder that is shipped, or a program that builds one.
@@ -122,6 +129,17 @@ class SampleBaseModel(_Frozen):
     program: Path | None = None
     arguments: tuple[str, ...] = ()
     environment: str | None = None
+    version: int = 1
+    """Raise it when a changed program makes other weights."""
+
+    @property
+    def digest(self) -> str:
+        """Sha256 of what decides on the files: those of the folder, or how the program is called."""
+        if self.folder is not None:
+            return _shipped_digest(self.folder)
+        assert self.program is not None
+        recipe = [self.version, self.program.name, *self.arguments, self.environment]
+        return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -133,8 +151,8 @@ class SampleBaseModel(_Frozen):
 @cache
 def load_manifests() -> tuple[PresetManifest, ...]:
     """Return every shipped method, by name."""
-    files = sorted(ROOM.glob("*/manifest.toml"))
-    return tuple(sorted((_manifest(file) for file in files), key=lambda manifest: manifest.name))
+    presets = ((folder, raw) for folder, raw in _documents() if folder != SHARED)
+    return tuple(sorted((_manifest(folder, raw) for folder, raw in presets), key=lambda manifest: manifest.name))
 
 
 @cache
@@ -183,9 +201,33 @@ def sample_base_models() -> tuple[SampleBaseModel, ...]:
             program=folder / entry["program"] if "program" in entry else None,
             arguments=tuple(entry.get("arguments", ())),
             environment=entry.get("environment"),
+            version=entry.get("version", 1),
         )
         for folder, name, entry in _samples("base_models")
     )
+
+
+def samples_of(manifest: PresetManifest) -> tuple[SampleDataset, SampleBaseModel]:
+    """Return the data set and the base model of a shipped method's demo run."""
+    return sample_dataset(manifest.demo.dataset), sample_base_model(manifest.demo.base_model)
+
+
+def sample_dataset(name: str) -> SampleDataset:
+    """Return the sample data set of this name; `KeyError` if there is none."""
+    return {sample.name: sample for sample in sample_datasets()}[name]
+
+
+def sample_base_model(name: str) -> SampleBaseModel:
+    """Return the sample base model of this name; `KeyError` if there is none."""
+    return {sample.name: sample for sample in sample_base_models()}[name]
+
+
+def folder_digest(folder: Path) -> str:
+    """Return the sha256 of the names and bytes of all files in a folder. Blocks."""
+    total = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        total.update(f"{file.relative_to(folder).as_posix()}\0{_file_digest(file)}\n".encode())
+    return total.hexdigest()
 
 
 @cache
@@ -195,13 +237,29 @@ def shared_parameters() -> dict[str, ParameterInfo]:
     return {name: ParameterInfo(name=name, **entry) for name, entry in entries.items()}
 
 
-def _manifest(file: Path) -> PresetManifest:
-    raw = tomllib.loads(file.read_text("utf-8"))
-    own = raw.pop("parameters", {})
-    for samples in ("datasets", "base_models"):
-        raw.pop(samples, None)  # read by `_samples`
-    definition = {"name": raw["name"], "description": raw["description"][DEFAULT_LANGUAGE], **raw.pop("definition")}
-    return PresetManifest(**raw, folder=file.parent, definition=definition, parameters=_with_shared(own))
+@cache
+def _shipped_digest(path: Path) -> str:
+    """Return the sha256 of a shipped file or folder; it does not change while the process runs."""
+    return folder_digest(path) if path.is_dir() else _file_digest(path)
+
+
+def _file_digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@cache
+def _documents() -> tuple[tuple[Path, dict[str, Any]], ...]:
+    """Return the folder and the content of each manifest, that of the shared samples last."""
+    files = (*sorted(ROOM.glob("*/manifest.toml")), SHARED / "samples.toml")
+    return tuple((file.parent, tomllib.loads(file.read_text("utf-8"))) for file in files)
+
+
+def _manifest(folder: Path, raw: Mapping[str, Any]) -> PresetManifest:
+    own = raw.get("parameters", {})
+    rest = {name: raw[name] for name in raw if name not in ("parameters", "datasets", "base_models")}
+    definition = {"name": raw["name"], "description": raw["description"][DEFAULT_LANGUAGE], **raw["definition"]}
+    return PresetManifest(**rest | {"folder": folder, "definition": definition, "parameters": _with_shared(own)})
 
 
 def _with_shared(own: dict[str, dict[str, Any]]) -> tuple[ParameterInfo, ...]:
@@ -213,6 +271,6 @@ def _with_shared(own: dict[str, dict[str, Any]]) -> tuple[ParameterInfo, ...]:
 
 def _samples(kind: str) -> Iterator[tuple[Path, str, dict[str, Any]]]:
     """Yield the folder, the name and the entry of each sample of a kind, the shared ones last."""
-    for file in (*sorted(ROOM.glob("*/manifest.toml")), SHARED / "samples.toml"):
-        for name, entry in tomllib.loads(file.read_text("utf-8")).get(kind, {}).items():
-            yield file.parent, name, entry
+    for folder, document in _documents():
+        for name, entry in document.get(kind, {}).items():
+            yield folder, name, entry

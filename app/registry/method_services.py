@@ -11,6 +11,7 @@ from app.registry.method_runs import MethodRuns
 from app.registry.methods import Clock, JobsOfMethod, LicenceGate, MethodRegistry
 from app.registry.platforms import PlatformChoice
 from app.registry.preset_install import PresetInstaller
+from app.registry.samples import Samples
 from app.registry.script_reading import ScriptReader
 from app.registry.scripts import MAX_SCRIPT_BYTES, ScriptRoot
 from app.registry.stage_files import StageFiles
@@ -42,6 +43,7 @@ def method_services(
     machine: Platform,
     platform: PlatformChoice = "auto",
     max_script_bytes: int = MAX_SCRIPT_BYTES,
+    samples: bool = True,
 ) -> MethodServices:
     """Return the services of the methods under `home`; `machine` is this machine's platform."""
     files = MethodFiles(ScriptRoot(home.scripts, max_bytes=max_script_bytes), VersionStore(home.versions))
@@ -57,5 +59,12 @@ def method_services(
         restoring=MethodRestoring(registry=registry, files=files),
         stage_files=StageFiles(registry=registry, files=files),
         guide=MethodGuide(registry=registry, files=files, reader=reader, clock=clock),
-        presets=PresetInstaller(registry=registry, files=files, clock=clock, choice=platform, machine=machine),
+        presets=PresetInstaller(
+            registry=registry,
+            files=files,
+            clock=clock,
+            choice=platform,
+            machine=machine,
+            samples=Samples(home=home, clock=clock) if samples else None,
+        ),
     )

@@ -1,4 +1,4 @@
-"""Shipped methods become methods of this installation.
+"""Shipped methods become methods of this installation, and their samples data sets and base models.
 
 Safe to run at every start and by several processes at once. A read-only example runs from the product's own folder. The
 files of a template that everybody adapts (Custom01, Custom02) are written to the script root once and never upgraded.
@@ -7,7 +7,7 @@ No file that was there before is overwritten or taken over: the template's own g
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from app.registry.method_files import MethodFiles, PinnedFile, Pins, pin, stage_
 from app.registry.method_record import Method
 from app.registry.methods import Clock, MethodRegistry
 from app.registry.platforms import PlatformChoice, wanted_platforms
+from app.registry.samples import RegisteredSamples, Samples, registered_samples
 from app.registry.script_paths import script_path
 from app.registry.scripts import digest_of
 from app.store import environments, presets, registry_facts
@@ -49,6 +50,7 @@ class PresetStatus:
     installed_version: int | None
     removed: bool
     method_id: str | None
+    samples: RegisteredSamples
 
 
 class PresetInstaller:
@@ -62,12 +64,14 @@ class PresetInstaller:
         clock: Clock,
         choice: PlatformChoice,
         machine: Platform,
+        samples: Samples | None = None,
     ) -> None:
         self._registry = registry
         self._files = files
         self._clock = clock
         self._choice = choice
         self._machine = machine
+        self._samples = samples
 
     async def install_presets(self, session: AsyncSession) -> list[str]:
         """Install and upgrade what belongs here; return the names of what changed. Nothing new: nothing is done.
@@ -97,27 +101,41 @@ class PresetInstaller:
                 logger.warning("preset_name_taken", extra={"preset": manifest.name})
                 continue
             changed.append(manifest.name)
+        if self._samples is not None:
+            here = {name for name, row in known.items() if row.removed_at is None} | set(changed)
+            await self._samples.register(session, [one for one in catalogue.load_manifests() if one.name in here])
         return changed
 
     async def install(self, session: AsyncSession, name: str) -> Method:
-        """Install one preset, also one that was deleted or belongs to another platform; return its method."""
+        """Install one preset, also one that was deleted or belongs to another platform; return its method.
+
+        Its samples come with it, also those that were deleted.
+        """
         manifest = manifest_named(name)
         await presets.lock_installation(session)
         await self._install_environments(session)
         row = next((row for row in await presets.all_rows(session) if row.name == name), None)
         if row is not None and row.removed_at is None and row.method_id is not None:
-            return await self._registry.get(session, row.method_id)
-        return await self._install(session, manifest)
+            method = await self._registry.get(session, row.method_id)
+        else:
+            method = await self._install(session, manifest)
+        if self._samples is not None:
+            await self._samples.register(session, [manifest], deleted_too=True)
+        return method
 
     async def statuses(self, session: AsyncSession) -> list[PresetStatus]:
         """Return everything the product ships, by name."""
-        rows = {row.name: row for row in await presets.all_rows(session)}
-        return [_status(manifest, rows.get(manifest.name)) for manifest in catalogue.load_manifests()]
+        return await self._statuses(session, catalogue.load_manifests())
 
     async def status(self, session: AsyncSession, name: str) -> PresetStatus:
         """Return what became of one preset here."""
-        manifest = manifest_named(name)
-        return _status(manifest, {row.name: row for row in await presets.all_rows(session)}.get(name))
+        (found,) = await self._statuses(session, [manifest_named(name)])
+        return found
+
+    async def _statuses(self, session: AsyncSession, manifests: Sequence[PresetManifest]) -> list[PresetStatus]:
+        rows = {row.name: row for row in await presets.all_rows(session)}
+        samples = await registered_samples(session, manifests)
+        return [_status(manifest, rows.get(manifest.name), samples[manifest.name]) for manifest in manifests]
 
     async def _install_environments(self, session: AsyncSession) -> None:
         # no method pins it; jobs that deploy do
@@ -228,7 +246,7 @@ def _moved(config: Mapping[str, Any], pins: Mapping[str, PinnedFile]) -> dict[st
     return {**config, "file": pins[config["file"]].file} if "file" in config else dict(config)
 
 
-def _status(manifest: PresetManifest, row: PresetRow | None) -> PresetStatus:
+def _status(manifest: PresetManifest, row: PresetRow | None, samples: RegisteredSamples) -> PresetStatus:
     installed = row is not None and row.removed_at is None
     return PresetStatus(
         manifest=manifest,
@@ -236,4 +254,5 @@ def _status(manifest: PresetManifest, row: PresetRow | None) -> PresetStatus:
         installed_version=row.version if row is not None and installed else None,
         removed=row is not None and row.removed_at is not None,
         method_id=row.method_id if row is not None and installed else None,
+        samples=samples,
     )

@@ -1,13 +1,14 @@
-"""Which shipped methods were installed, from which version, and which were deleted on purpose."""
+"""What was installed of the shipped methods and their samples, in which version, and what was deleted on purpose."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 import sqlalchemy as sa
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.store.tables import PresetRow
+from app.domain.enums import SampleKind
+from app.store.tables import BaseModelRow, DatasetRow, PresetRow, SampleRow
 
 _INSTALL_LOCK = 0x70726573  # "pres"; any constant that no other user of the database takes
 
@@ -38,3 +39,30 @@ async def record(session: AsyncSession, name: str, *, method_id: str, version: i
 async def mark_removed(session: AsyncSession, method_id: str, *, now: datetime) -> None:
     """Remember that the preset's method was deleted, so that it stays away."""
     await session.exec(sa.update(PresetRow).where(col(PresetRow.method_id) == method_id).values(removed_at=now))
+
+
+# ---- samples --------------------------------------------------------------------------------------------------------
+
+SampleKey = tuple[SampleKind, str]
+
+
+async def samples(session: AsyncSession) -> Mapping[SampleKey, SampleRow]:
+    """Return every sample that was ever registered."""
+    return {(row.kind, row.name): row for row in (await session.exec(select(SampleRow))).all()}
+
+
+async def sample_resources(session: AsyncSession) -> Mapping[SampleKey, DatasetRow | BaseModelRow]:
+    """Return the data set or base model of each sample; a deleted one is left out."""
+    datasets = select(SampleRow, DatasetRow).join(DatasetRow, col(DatasetRow.id) == col(SampleRow.resource_id))
+    models = select(SampleRow, BaseModelRow).join(BaseModelRow, col(BaseModelRow.id) == col(SampleRow.resource_id))
+    found: dict[SampleKey, DatasetRow | BaseModelRow] = {}
+    found |= {(row.kind, row.name): dataset for row, dataset in (await session.exec(datasets)).all()}
+    found |= {(row.kind, row.name): model for row, model in (await session.exec(models)).all()}
+    return found
+
+
+async def record_sample(session: AsyncSession, key: SampleKey, *, digest: str, resource_id: str) -> None:
+    """Remember which data set or base model a sample became, in this version."""
+    kind, name = key
+    await session.merge(SampleRow(kind=kind, name=name, digest=digest, resource_id=resource_id))
+    await session.flush()

@@ -17,6 +17,7 @@ from app.domain.enums import (
     JobStatus,
     ModelState,
     Platform,
+    SampleKind,
     TrainingType,
     VersionSource,
 )
@@ -101,6 +102,17 @@ class PresetRow(SQLModel, table=True):
     method_id: str | None = Field(default=None, foreign_key="method.id", max_length=36)
     version: int
     removed_at: datetime | None = _time(nullable=True)
+
+
+class SampleRow(SQLModel, table=True):
+    """A sample of the presets that was registered; one whose data set or base model was deleted stays away."""
+
+    __tablename__ = "sample"
+
+    kind: SampleKind = Field(primary_key=True, sa_type=enum_type(SampleKind))
+    name: str = Field(primary_key=True, max_length=100, description="in the product; here it may have another")
+    digest: str = Field(max_length=64, description="sha256 of what the product ships; another one is a new version")
+    resource_id: str = Field(max_length=36, description="data set or base model; no foreign key: it may be deleted")
 
 
 class DeployTargetRow(SQLModel, table=True):

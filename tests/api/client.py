@@ -95,7 +95,12 @@ def utc_now() -> datetime:
 
 @asynccontextmanager
 async def methods_app(
-    database: Database, root: Path, *, routers: tuple[APIRouter, ...] = (), platform: PlatformChoice = "cpu"
+    database: Database,
+    root: Path,
+    *,
+    routers: tuple[APIRouter, ...] = (),
+    platform: PlatformChoice = "cpu",
+    samples: bool = False,
 ) -> AsyncIterator[MethodsApp]:
     """Run the routes of methods, scripts and presets."""
     settings = load_settings(
@@ -104,6 +109,7 @@ async def methods_app(
         platform=platform,
         max_script_bytes=MAX_SCRIPT_BYTES,
         dataset_max_line=MAX_LINE,
+        samples=samples,
     )
     home = Home(root)
     home.create()

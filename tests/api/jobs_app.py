@@ -111,7 +111,7 @@ def codes(problem: dict[str, Any]) -> list[tuple[str, str]]:
 @asynccontextmanager
 async def jobs_app(database: Database, root: Path) -> AsyncIterator[JobsApp]:
     """Run all routes on a home with Custom01, its base model and its data set."""
-    settings = load_settings(home=root, database_url=database.url, platform="cpu", min_free_bytes=0)
+    settings = load_settings(home=root, database_url=database.url, platform="cpu", samples=False, min_free_bytes=0)
     services = build_services(settings, database, licence=EverythingLicensed(), clock=lambda: datetime.now(UTC))
     notifier = RecordingNotifier()
     services = dataclasses.replace(

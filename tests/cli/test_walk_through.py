@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -23,12 +24,14 @@ pytestmark = [pytest.mark.xdist_group("walk_through")]
 
 Deepe = Callable[..., Result]
 
+JSON = {"Accept": "application/json"}
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a home with a base model's folder, whose node has `base` already: the interpreter that runs the tests."""
     folder = tmp_path_factory.mktemp("walk") / "home"
-    shutil.copytree(ROOM / "custom01" / "custom01-base", folder / "models" / "custom01-base")
+    shutil.copytree(ROOM / "custom01" / "custom01-base", folder / "models" / "faq-base")
     environments = folder / "nodes" / "test" / "envs"
     environments.mkdir(parents=True)
     (environments / "base").symlink_to(sys.prefix)
@@ -58,10 +61,10 @@ def document(result: Result) -> Any:
 
 
 def test_from_folder_and_file_to_a_model_that_answers(deepe: Deepe) -> None:
-    added = deepe("base-models", "add", "custom01-base")
+    added = deepe("base-models", "add", "faq-base")
     uploaded = deepe("datasets", "add", str(ROOM / "custom01" / "custom01.jsonl"), "--name", "faq", "--json")
     submitted = deepe(
-        "jobs", "submit", "Custom01", "-b", "custom01-base", "-d", "faq", "-p", "epochs=20", "-p", "learning_rate=0.5",
+        "jobs", "submit", "Custom01", "-b", "faq-base", "-d", "faq", "-p", "epochs=20", "-p", "learning_rate=0.5",
         "-p", "batch_size=8", "--through", "complete", "--name", "walk", "--watch",
     )  # fmt: skip
     jobs = document(deepe("jobs", "list", "--json"))["items"]
@@ -85,7 +88,7 @@ def test_from_folder_and_file_to_a_model_that_answers(deepe: Deepe) -> None:
         shown = deepe(*words)
         assert shown.exit_code == 0, shown.output
         assert shown.stdout.strip()
-    assert "custom01-base" in shown.stdout
+    assert "faq-base" in shown.stdout
     assert "Custom01 (version 1)" in shown.stdout
 
     again = document(deepe("jobs", "copy", training["id"], "-p", "epochs=2", "--json"))
@@ -94,6 +97,24 @@ def test_from_folder_and_file_to_a_model_that_answers(deepe: Deepe) -> None:
     assert compared.exit_code == 0, compared.output
     assert "epochs" in compared.stdout
     assert "exact_match" in compared.stdout
+
+
+def test_a_method_that_came_with_the_product_is_trained_without_any_preparation(url: str, deepe: Deepe) -> None:
+    """What a newcomer does on an empty home: read what suits the method, submit it, ask the model."""
+    with httpx.Client(base_url=f"{url}/api/v1", timeout=None, trust_env=False) as client:
+        preset = client.get("/presets/Custom01").json()
+        samples = preset["samples"]
+        chosen = {name: samples[name] for name in ("dataset", "base_model", "parameters")}
+        submitted = client.post("/jobs", json={"method": preset["name"], "through": "customized", **chosen})
+        assert submitted.status_code == 201, submitted.text
+        watched = deepe("jobs", "watch", submitted.json()["id"])
+        assert watched.exit_code == 0, watched.output
+        model = client.get(f"/jobs/{submitted.json()['id']}").json()["result_model"]
+        message = {"role": "user", "content": samples["questions"][0]}
+        answer = client.post(f"/models/{model}/chat", json={"messages": [message]}, headers=JSON)
+
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["text"].strip() == "You can return the bicycle at any green station."
 
 
 @pytest.mark.parametrize(
@@ -106,6 +127,7 @@ def test_from_folder_and_file_to_a_model_that_answers(deepe: Deepe) -> None:
         ("datasets", "list"),
         ("environments", "list"),
         ("presets", "list"),
+        ("presets", "show", "Custom01"),
         ("nodes", "list"),
         ("models", "list"),
         ("jobs", "list"),

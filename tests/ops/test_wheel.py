@@ -171,9 +171,16 @@ class TestCommands:
             assert process.stdout is not None
             ready = json.loads(process.stdout.readline())
             nodes = wait_until(lambda: _nodes(ready["url"]), "the node")
+            presets = f"{ready['url']}/api/v1/presets"
+            names = [preset["name"] for preset in httpx.get(presets).json()["items"]]
+            installed_as = {name: httpx.post(f"{presets}/{name}:install").status_code for name in names}
+            samples = {preset["name"]: preset["samples"] for preset in httpx.get(presets).json()["items"]}
 
         assert ready["event"] == "ready"
         assert nodes == ["wheel"]
+        assert set(installed_as.values()) == {200}
+        assert [name for name in names if samples[name]["dataset"] is None] == []
+        assert samples["Custom01"]["base_model"] == "custom01-base"
 
     def test_doctor(self, installed: Installed, tmp_path: Path) -> None:
         result = subprocess.run(

@@ -23,12 +23,14 @@ from app.domain.errors import Violation
 from app.domain.kinds import STAGES, Stage
 from app.domain.texts import Language, text
 from app.domain.training_types import TYPE_NAMES
+from app.presets.catalogue import PresetManifest
 from app.registry.method_files import FileState, FileStatus, PinnedFile
 from app.registry.method_guide import StageParameters
 from app.registry.method_record import Method
 from app.registry.preset_install import PresetStatus
 from app.registry.readiness import Readiness
 from app.registry.readiness_cells import Cell, Verdict
+from app.registry.samples import RegisteredSamples
 from app.registry.scripts import ScriptEntry
 
 _ID = "5b0e4c1e-9f3d-4a59-8f5e-0d6f3f8f2a11"
@@ -253,6 +255,18 @@ class MethodFileList(BaseModel):
     items: list[MethodFileRead]
 
 
+class PresetSamples(BaseModel):
+    """A data set, a base model and values to try a shipped method with: a submit of these needs no preparation."""
+
+    dataset: str | None = Field(description="Name of the data set; null: it is not here.", examples=["sft-demo"])
+    base_model: str | None = Field(description="Name of the base model; null: it is not here.", examples=["tiny-base"])
+    parameters: dict[str, Any] = Field(description="Values that suit them.", examples=[{"max_steps": 120}])
+    questions: list[str] = Field(
+        description="What to ask the model before and after.", examples=[["Which is larger, 3 or 8?"]]
+    )
+    detail: str = Field(description="A sentence for people: what is here to begin with, or how to get it.")
+
+
 class PresetRead(BaseModel):
     """A shipped method."""
 
@@ -265,6 +279,7 @@ class PresetRead(BaseModel):
     installed_version: int | None
     removed: bool = Field(description="It was deleted on purpose and stays away until it is installed again.")
     method_id: str | None
+    samples: PresetSamples
 
 
 READ_ONLY_MEMBERS = frozenset(MethodRead.model_fields) - frozenset(MethodDefinition.model_fields)
@@ -397,6 +412,22 @@ def preset_read(status: PresetStatus, language: Language) -> PresetRead:
         installed_version=status.installed_version,
         removed=status.removed,
         method_id=status.method_id,
+        samples=_preset_samples(status.manifest, status.samples, language),
+    )
+
+
+def _preset_samples(manifest: PresetManifest, samples: RegisteredSamples, language: Language) -> PresetSamples:
+    demo = manifest.demo
+    dataset = samples.dataset.name if samples.dataset is not None else None
+    base_model = samples.base_model.name if samples.base_model is not None else None
+    code = "samples_missing" if dataset is None or base_model is None else "samples_ready"
+    params = {"preset": manifest.name, "dataset": dataset, "base_model": base_model}
+    return PresetSamples(
+        dataset=dataset,
+        base_model=base_model,
+        parameters=demo.parameters,
+        questions=list(demo.questions),
+        detail=text(code, language, **params),
     )
 
 
