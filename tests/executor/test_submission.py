@@ -113,7 +113,7 @@ async def bench(database: Database, tmp_path: Path) -> Bench:
 
 def _bench(database: Database, home: Home, *, min_free_bytes: int) -> Bench:
     methods = method_services(
-        home=home, licence=EverythingLicensed(), jobs=job_store, clock=lambda: NOW, machine=Platform.CPU
+        home=home, licence=EverythingLicensed(), jobs=job_store, clock=lambda: NOW, machine=Platform.CPU, samples=False
     )
     submissions = Submissions(
         database=database,
