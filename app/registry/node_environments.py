@@ -33,14 +33,20 @@ class NodeEnvironment:
 
 @dataclass(frozen=True)
 class EnvironmentStates:
-    """Everything that is known of environments on nodes at this moment."""
+    """Everything that is known of environments on nodes at this moment.
+
+    Specifications and builds only ever make usable what a node calls missing, never the reverse.
+    """
 
     rows: Mapping[str, EnvironmentRow]
     builds: Mapping[tuple[str, str], LastBuild]
 
     def on(self, node: NodeRow, names: Sequence[str] | None = None) -> Sequence[NodeEnvironment]:
         """Return the environments `names` of the node; by default all that it has or could have."""
-        reports = EnvironmentReport.read(node.environment_states or [])
+        documents = node.environment_states or []
+        if names is not None:  # one of many: the others are not parsed
+            documents = [document for document in documents if document.get("name") in names]
+        reports = EnvironmentReport.read(documents)
         listed = frozenset(node.environments)
         wanted = sorted({*reports, *listed, *self.rows, BASE_ENVIRONMENT}) if names is None else names
         return [self._environment(node, name, reports.get(name), listed=name in listed) for name in wanted]
@@ -55,6 +61,10 @@ class EnvironmentStates:
             report = EnvironmentReport(name=name, state=EnvironmentState.READY if listed else unsaid)
         state, job, trouble = environment_state_of(report, row=row, last=self.builds.get((name, node.id)))
         return NodeEnvironment(node.name, name, state, report, job, trouble)
+
+
+AS_REPORTED = EnvironmentStates(rows={}, builds={})
+"""What nodes say alone."""
 
 
 def modules_found(nodes: Iterable[NodeRow], environments: Collection[str]) -> frozenset[str]:

@@ -41,33 +41,27 @@ class Matrix:
 
 async def matrix(session: AsyncSession, *, now: datetime) -> Matrix:
     """Read what is known now."""
-    return await _matrix_of(session, await all_nodes(session), now=now)
+    return matrix_of(await all_nodes(session), await environment_states(session), now=now)
 
 
-async def reporting(session: AsyncSession, rows: Sequence[NodeRow], *, now: datetime) -> Matrix | None:
-    """Return the matrix of these nodes. None: none of them that is not given up has reported its environments."""
-    if not any(row.environment_states for row in rows if node_status_of(row) not in GONE_STATUSES):
-        return None
-    return await _matrix_of(session, rows, now=now)
-
-
-def cells_of(method: Method, found: Matrix, modules: ScriptModules) -> Mapping[Stage, tuple[Cell, ...]]:
-    """Return the cells of every stage that the method configures; blocks."""
-    environments = stage_environments(method.definition)
-    needed = {stage: modules.needed(pin) for stage, pin in method.files.items()}
-    return {
-        stage: found.cells(environments.get(stage), needed.get(stage, frozenset()))
-        for stage in STAGES
-        if stage in method.files or stage in environments
-    }
-
-
-async def _matrix_of(session: AsyncSession, rows: Sequence[NodeRow], *, now: datetime) -> Matrix:
+def matrix_of(rows: Sequence[NodeRow], known: EnvironmentStates, *, now: datetime) -> Matrix:
+    """Return the matrix of these nodes."""
     rows = [row for row in rows if node_status_of(row) not in GONE_STATUSES]
-    return Matrix(
-        nodes=tuple((_facts(row, silent=now - row.heartbeat_at >= NODE_SILENT_AFTER), row) for row in rows),
-        known=await environment_states(session),
-    )
+    facts = (_facts(row, silent=now - row.heartbeat_at >= NODE_SILENT_AFTER) for row in rows)
+    return Matrix(nodes=tuple(zip(facts, rows, strict=True)), known=known)
+
+
+def cells_of(
+    method: Method, found: Matrix, modules: ScriptModules, stages: Sequence[Stage] = STAGES
+) -> Mapping[Stage, tuple[Cell, ...]]:
+    """Return the cells of those of the stages that the method configures; blocks."""
+    environments = stage_environments(method.definition)
+    cells = {}
+    for stage in stages:
+        pin = method.files.get(stage)
+        if pin is not None or stage in environments:
+            cells[stage] = found.cells(environments.get(stage), frozenset() if pin is None else modules.needed(pin))
+    return cells
 
 
 def _facts(row: NodeRow, *, silent: bool) -> NodeFacts:

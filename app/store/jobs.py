@@ -33,6 +33,7 @@ from app.store.types import enum_type
 FAILED_AT_ONCE = 100
 _JOB: sa.Table = JobRow.__table__  # type: ignore[attr-defined]
 _INSERT_JOB = sa.insert(_JOB)
+_INSERT_EVENT = sa.insert(JobEventRow.__table__)  # type: ignore[attr-defined]
 UNCHARGED = Again(charged=False, delay=timedelta())
 UNPROVEN = frozenset({EndReason.NODE_LOST, EndReason.SUPERVISOR_LOST})
 """Ends that, without an exit record, say nothing about the processes."""
@@ -614,4 +615,5 @@ async def _record(
     if attempts:
         common = {"status": status, "reason": reason, "created_at": now}
         rows = [{"job_id": job_id, "attempt": attempt, **common} for job_id, attempt in attempts.items()]
-        await session.exec(sa.insert(JobEventRow).values(rows))
+        # not `values(rows)`: such a statement is compiled anew each time
+        await (await session.connection()).execute(_INSERT_EVENT, rows)

@@ -159,4 +159,4 @@ def _begin_sqlite(connection: sa.Connection) -> None:
         adapted: Any = connection.connection.dbapi_connection
         adapted.run_async(lambda _: turn.take())
     driver: Any = connection.connection.driver_connection
-    driver.begin_with_next("BEGIN" if turn is None else "BEGIN IMMEDIATE")
+    driver.begin_with_next(write=turn is not None)

@@ -21,6 +21,7 @@ class SqliteConnection(aiosqlite.Connection):
         super().__init__(lambda: sqlite3.connect(database, **options), iter_chunk_size=64)
         self._thread.daemon = True
         self._beginning: str | None = None
+        self._reads = False
         self._used = False
         self._stopped = False
 
@@ -35,9 +36,9 @@ class SqliteConnection(aiosqlite.Connection):
         self._stopped = True
         return super().stop()
 
-    def begin_with_next(self, statement: str) -> None:
-        """Execute `statement` right before the next one."""
-        self._beginning = statement
+    def begin_with_next(self, *, write: bool) -> None:
+        """Begin a transaction right before the next statement: one that writes, or one that only reads."""
+        self._beginning, self._reads = "BEGIN IMMEDIATE" if write else "BEGIN", not write
 
     def cursor(self) -> "_Cursor":  # type: ignore[override]
         return _Cursor(self)
@@ -48,9 +49,14 @@ class SqliteConnection(aiosqlite.Connection):
             self._used = False
 
     async def rollback(self) -> None:
-        if self._is_open():
+        if not self._is_open():
+            return
+        if self._reads:
+            # nothing depends on its end: the thread comes to it before the next statement, nobody waits
+            self._tx.put_nowait((None, self._conn.rollback))
+        else:
             await super().rollback()
-            self._used = False
+        self._used = False
 
     def _is_open(self) -> bool:
         """Whether a transaction may be open; statements of a cancelled task may be on their way to the thread."""

@@ -67,7 +67,7 @@ async def look_again(
 ) -> Standing | None:
     """Return how the rows stand now. None: the method is gone; else it is locked until the transaction ends."""
     ids = {"method": method_id, "base_model": base_model_id, "dataset": dataset_id, "model": model_id}
-    row: Any = (await session.exec(_AGAIN, params=ids)).first()
+    row = (await (await session.connection()).execute(_AGAIN, ids)).first()
     return None if row is None else Standing(*row)
 
 

@@ -355,10 +355,11 @@ class TestRefusals:
 class TestNodes:
     """What no node can run is refused; whether any lives does not matter."""
 
-    async def node(self, bench: Bench, name: str, *states: dict[str, object]) -> None:
+    async def node(self, bench: Bench, name: str, *states: dict[str, object]) -> str:
         node = await job_rows.add_node(bench.database, name, environments=["base"])
         async with bench.database.writing() as session:
             await heartbeat(session, node, now=NOW, environment_states=states)
+        return node
 
     async def refused(self, bench: Bench, **values: Any) -> list[tuple[str, str]]:
         with pytest.raises(InvalidRequest) as error:
@@ -396,6 +397,15 @@ class TestNodes:
 
         assert found == [("/method", "stage_runs_nowhere"), ("/method", "environment_needs_conda")]
         assert accepted.jobs
+
+    async def test_a_build_counts_that_the_node_has_not_reported_yet(self, bench: Bench) -> None:
+        node = await self.node(bench, "one", {"name": "base", "state": "missing"})
+        refused = await self.refused(bench)
+        build = {"kind": JobKind.ENVIRONMENT, "environment": "base", "status": JobStatus.RUNNING, "node_id": node}
+        await job_rows.add_job(bench.database, **build)
+
+        assert refused[0] == ("/method", "stage_runs_nowhere")
+        assert (await bench.submit()).jobs
 
     @pytest.mark.parametrize("state", ["known", "building", "stale", "failed", "ready"])
     async def test_what_is_or_will_be_there_is_no_obstacle(self, bench: Bench, state: str) -> None:
@@ -467,9 +477,12 @@ class TestPlan:
 
         assert [violation.code for violation in refused.value.violations()] == ["unknown_model"]
 
-    async def test_is_one_statement_to_plan_and_three_to_write_which_reads_no_file(
-        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("reporting", [False, True], ids=["no node", "a node reports"])
+    async def test_takes_a_handful_of_statements_and_is_written_without_reading_files(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, *, reporting: bool
     ) -> None:
+        if reporting:
+            await TestNodes().node(bench, "one", {"name": "base", "state": "ready"})
         statements: list[str] = []
         listener = lambda _c, _k, statement, *_: statements.append(statement)  # noqa: E731
         engine = bench.database.engine.sync_engine
@@ -481,4 +494,5 @@ class TestPlan:
         await self.write(bench, plan)
 
         sa.event.remove(engine, "before_cursor_execute", listener)
-        assert (planned, len(statements) - planned) == (1, 3), statements
+        nodes = 1 if reporting else 0
+        assert (planned, len(statements) - planned) == (1 + nodes, 3), statements

@@ -28,7 +28,7 @@ def unrunnable(found: Matrix, method: Method, jobs: Sequence[JobRow], modules: S
     rows = {facts.name: row for facts, row in found.nodes if row.environment_states}
     if not rows:
         return []
-    cells = cells_of(method, found, modules)
+    cells = cells_of(method, found, modules, [as_stage(job.kind) for job in jobs])
     violations: list[Violation] = []
     for job in jobs:
         demand = store.demand_of(job)

@@ -1,8 +1,8 @@
 """Check a submission's parameters and columns against the declarations of its stages' scripts."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 from app.domain.errors import Violation
@@ -17,6 +17,7 @@ from app.presets.catalogue import DataColumns, load_manifests, script_path
 from app.registry.dataset_check import Column
 from app.registry.method_record import Method
 from app.registry.script_reading import ScriptReader
+from app.registry.scripts import digest_of
 
 _COLUMN_PARAMETERS = ("input_train_name", "output_train_name")
 _NOTHING = ScriptParameters(accepts_unknown=True)
@@ -64,15 +65,17 @@ class StageParameters:
         """Check `values` for these stages, and the columns of the data set (`None`: not checked). Blocks."""
         scripts = {stage: self.read(method, stage) for stage in stages}
         targets = _target_stages(method, stages)
+        lifecycle = method.definition.lifecycle or ()
+        producer = producing_stage(lifecycle)
         given_to = {stage: _meant_for(stage, values, scripts, targets) for stage in targets}
         checks = {
             stage: check_parameters(
                 given_to.get(stage, {}),
                 scripts[stage],
                 stage=stage,
-                producing=stage is producing_stage(method.definition.lifecycle or ()),
+                producing=stage is producer,
                 false_as=method.definition.arguments.false_as,
-                typical=_typical(method, stage),
+                typical=_typical(method.preset, stage, producing=stage is producer) if trains(lifecycle, stage) else {},
             )
             for stage in stages
         }
@@ -114,11 +117,11 @@ def _meant_for(
     return {name: value for name, value in values.items() if name in own or name not in others}
 
 
-def _typical(method: Method, stage: Stage) -> dict[str, KnownParameter]:
+@cache
+def _typical(preset: str | None, stage: Stage, *, producing: bool) -> Mapping[str, KnownParameter]:
     """Return the ranges that the form of a shipped method shows, where they differ from the platform's."""
-    producing = stage is producing_stage(method.definition.lifecycle or ())
-    manifest = next((manifest for manifest in load_manifests() if manifest.name == method.preset), None)
-    if manifest is None or not trains(method.definition.lifecycle or (), stage):
+    manifest = next((manifest for manifest in load_manifests() if manifest.name == preset), None)
+    if manifest is None:
         return {}
     known = known_at(stage, producing=producing)
     typical = {}
@@ -188,8 +191,12 @@ def _all_named(shipped: DataColumns, named: Mapping[str, str]) -> bool:
 def _shipped_columns(method: Method, stage: Stage) -> DataColumns | None:
     """Return what a shipped script wants; None for any other, also for one that a user has changed."""
     pinned = method.files.get(stage)
-    for manifest in load_manifests():
-        if pinned is not None and manifest.name == method.preset:
-            shipped = {hashlib.sha256(script_path(file).read_bytes()).hexdigest() for file in manifest.files}
-            return manifest.columns if pinned.sha256 in shipped else None
-    return None
+    manifest = next((manifest for manifest in load_manifests() if manifest.name == method.preset), None)
+    if pinned is None or manifest is None:
+        return None
+    return manifest.columns if pinned.sha256 in _shipped_digests(manifest.files) else None
+
+
+@cache
+def _shipped_digests(files: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(digest_of(script_path(file).read_bytes()).sha256 for file in files)

@@ -37,7 +37,8 @@ from app.registry.dataset_files import Inspection, locate
 from app.registry.datasets import Datasets
 from app.registry.method_record import Method, method_of
 from app.registry.method_runs import MethodRuns
-from app.registry.readiness_matrix import Matrix, reporting
+from app.registry.node_environments import AS_REPORTED, environment_states
+from app.registry.readiness_matrix import Matrix, matrix_of
 from app.registry.scripts import digest_of
 from app.store import jobs as store
 from app.store import models, named, submissions
@@ -64,10 +65,7 @@ class Submitted:
 
 @dataclass(frozen=True)
 class _Known:
-    """The rows that a submission rests on, the stages that it asks for and what is wrong with those.
-
-    `nodes` is None if no node can say that a stage does not run on it.
-    """
+    """The rows that a submission rests on, the stages that it asks for and what is wrong with those."""
 
     method: Method
     base_model: BaseModelRow | None
@@ -77,7 +75,7 @@ class _Known:
     violations: Sequence[Violation]
     target: DeployTargetRow | None
     environments: frozenset[str]
-    nodes: Matrix | None
+    nodes: Matrix
 
 
 @dataclass(frozen=True)
@@ -109,6 +107,10 @@ class _Inputs:
     inspection: Inspection | None = None
 
 
+class _RunsNowhereAsReported(Exception):
+    """No node says that it can run a stage; a build or a specification that it has not seen may change that."""
+
+
 class Submissions:
     """Turns requests into queued jobs."""
 
@@ -136,7 +138,12 @@ class Submissions:
         try:
             async with self._database.reading() as session:
                 known = await self._load(session, request)
-            plan = await asyncio.to_thread(self._judge, request, known)
+            try:
+                plan = await asyncio.to_thread(self._judge, request, known)
+            except _RunsNowhereAsReported:
+                async with self._database.reading() as session:
+                    known = await _with_builds(session, known)
+                plan = await asyncio.to_thread(self._judge, request, known)
             return replace(plan, copied_from=copied_from)
         except AppError as error:
             return Plan(request=request, copied_from=copied_from, error=error)
@@ -146,7 +153,7 @@ class Submissions:
         if plan.error is not None:
             raise plan.error
         if not await self._still_holds(session, plan):
-            known = await self._load(session, plan.request)
+            known = await _with_builds(session, await self._load(session, plan.request))
             judged = await asyncio.to_thread(self._judge, plan.request, known)
             plan = replace(judged, copied_from=plan.copied_from)
         assert plan.known is not None
@@ -207,7 +214,7 @@ class Submissions:
             violations=violations,
             target=await _target(session, method, stages),
             environments=found.environments.union([BASE_ENVIRONMENT], *(row.environments for row in rows)),
-            nodes=None if request.wait else await reporting(session, rows, now=self._clock()),
+            nodes=matrix_of(rows, AS_REPORTED, now=self._clock()),
         )
 
     async def _still_holds(self, session: AsyncSession, plan: Plan) -> bool:
@@ -246,8 +253,8 @@ class Submissions:
         if found:
             raise InvalidRequest(found)
         jobs = self._jobs(method, request, stages, inputs, checked, deployment)
-        if known.nodes is not None and (found := unrunnable(known.nodes, method, jobs, self._runs.modules)):
-            raise InvalidRequest(found)
+        if not request.wait and (found := unrunnable(known.nodes, method, jobs, self._runs.modules)):
+            raise _RunsNowhereAsReported if known.nodes.known is AS_REPORTED else InvalidRequest(found)
         return Plan(
             request=request,
             known=known,
@@ -403,6 +410,11 @@ def stage_resources(request: JobSubmit, method: Method, stage: Stage) -> Resourc
     if trains(lifecycle, stage) or request.stage is not None:
         return request.resources
     return Resources(labels=request.resources.labels)
+
+
+async def _with_builds(session: AsyncSession, known: _Known) -> _Known:
+    """Add what the database knows of environments beyond what nodes say; it matters only where a node lacks one."""
+    return replace(known, nodes=replace(known.nodes, known=await environment_states(session)))
 
 
 async def _target(session: AsyncSession, method: Method, stages: Sequence[Stage]) -> DeployTargetRow | None:
