@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import sqlalchemy as sa
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -63,12 +64,18 @@ class ChainLink:
 
 async def links_of(session: AsyncSession, chain_ids: Collection[str]) -> Mapping[str, Sequence[ChainLink]]:
     """Return chain → its jobs in their order."""
-    columns = (col(JobRow.chain_id), col(JobRow.id), col(JobRow.kind), col(JobRow.status))
-    statement = select(*columns).where(col(JobRow.chain_id).in_(chain_ids)).order_by(col(JobRow.position))
     chains: dict[str, list[ChainLink]] = defaultdict(list)
-    for chain_id, job_id, kind, status in (await session.exec(statement)).all():
+    rows = await (await session.connection()).execute(_LINKS, {"chains": list(chain_ids)})
+    for chain_id, job_id, kind, status in rows:
         chains[chain_id].append(ChainLink(id=job_id, kind=kind, status=status))
     return chains
+
+
+_LINKS = (
+    sa.select(col(JobRow.chain_id), col(JobRow.id), col(JobRow.kind), col(JobRow.status))
+    .where(col(JobRow.chain_id).in_(sa.bindparam("chains", expanding=True)))
+    .order_by(col(JobRow.position))
+)
 
 
 async def chain_around(session: AsyncSession, job_id: str) -> Sequence[JobRow]:

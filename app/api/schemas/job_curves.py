@@ -114,7 +114,7 @@ def job_comparison(comparison: Comparison) -> JobComparison:
 
 
 def _compared(details: JobDetails) -> ComparedJob:
-    job, spec = details.view.job, details.view.spec
+    job = details.view.job
     lasted = job.finished_at - job.started_at if job.finished_at and job.started_at else None
     return ComparedJob(
         id=job.id,
@@ -123,8 +123,8 @@ def _compared(details: JobDetails) -> ComparedJob:
         status=job.status,
         reason=job.reason,
         method=method_of(job),
-        base_model=input_of(spec.base_model),
-        dataset=input_of(spec.dataset),
+        base_model=input_of(job, "base_model"),
+        dataset=input_of(job, "dataset"),
         result_model=job.result_model_id,
         seconds=None if lasted is None else lasted.total_seconds(),
         metrics=details.digest.latest,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -17,7 +17,6 @@ from app.executor.jobs.job_views import JobDetails, JobView
 from app.executor.jobs.submission import Submitted
 from app.executor.jobs.waiting import Waiting
 from app.executor.runs.evaluations import Evaluation
-from app.executor.runs.job_spec import Named
 from app.executor.runs.log_pages import LogPage
 from app.executor.runs.progress import Progress
 from app.store.job_queries import ChainLink
@@ -25,6 +24,7 @@ from app.store.jobs import PastAttempt
 from app.store.tables import JobRow
 
 _ID = "0192f0c1-d2e3-4f5a-8b6c-7d8e9f0a1b2c"
+_NO_RESOURCES = Resources()
 _PARAMETERS = {"learning_rate": 0.0002, "max_steps": 100}
 
 
@@ -262,7 +262,7 @@ def log_page_read(page: LogPage) -> LogPageRead:
 
 
 def _members(view: JobView, language: Language) -> dict[str, Any]:
-    job, spec = view.job, view.spec
+    job = view.job
     return {
         "id": job.id,
         "name": job.name,
@@ -272,8 +272,8 @@ def _members(view: JobView, language: Language) -> dict[str, Any]:
         "reason_detail": reason_detail(job, language),
         "method": method_of(job),
         "environment": job.environment,
-        "base_model": input_of(spec.base_model),
-        "dataset": input_of(spec.dataset),
+        "base_model": input_of(job, "base_model"),
+        "dataset": input_of(job, "dataset"),
         "model": job.model_id,
         "result_model": job.result_model_id,
         "parameters": job.parameters,
@@ -283,7 +283,7 @@ def _members(view: JobView, language: Language) -> dict[str, Any]:
         "queue": job.queue,
         "priority": job.priority,
         "user": job.submitted_by,
-        "resources": Resources.model_validate(job.resources),
+        "resources": Resources.model_validate(job.resources) if job.resources else _NO_RESOURCES,
         "node": view.node,
         "accelerators": list(view.accelerators),
         "retry_of": job.retry_of,
@@ -321,9 +321,10 @@ def method_of(job: JobRow) -> JobMethod | None:
     return JobMethod(id=job.method_id, name=job.method_name or "", version=job.method_version)
 
 
-def input_of(named: Named | None) -> JobInput | None:
-    """Return what a job was given, by its name of then."""
-    return None if named is None else JobInput(id=named.id, name=named.name)
+def input_of(job: JobRow, kind: Literal["base_model", "dataset"]) -> JobInput | None:
+    """Return what the job was given, by its name of then; its whole specification is not parsed for it."""
+    named = job.launch.get(kind)
+    return None if named is None else JobInput(id=named["id"], name=named["name"])
 
 
 def _waiting(waiting: Waiting | None, language: Language) -> WaitingRead | None:

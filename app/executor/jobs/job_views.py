@@ -30,12 +30,16 @@ class JobView:
     """
 
     job: JobRow
-    spec: JobSpec
     chain: tuple[ChainLink, ...]
     waiting_for: str | None
     waiting: Waiting | None = None
     node: str | None = None
     accelerators: tuple[str, ...] = ()
+
+    @property
+    def spec(self) -> JobSpec:
+        """What the job runs."""
+        return JobSpec.of(self.job)
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,6 @@ async def _views(
     return [
         JobView(
             job=row,
-            spec=JobSpec.of(row),
             chain=tuple(chains[row.chain_id]),
             waiting_for=builds.get(row.environment) if _can_wait(row) else None,
             waiting=waiting.get(row.id),
