@@ -75,7 +75,10 @@ def list_base_models(text: Text = None, limit: Limit = 100, url: Url = DEFAULT_U
     if as_json:
         print_json({"items": found, "unregistered": unregistered})
         return
-    rows = [(entry["name"], entry["path"], entry["description"]) for entry in found]
+    rows = [
+        (entry["name"], "made on first use" if entry["made_on_first_use"] else entry["path"], entry["description"])
+        for entry in found
+    ]
     print_table(("name", "folder", "description"), rows, nothing="No base models.")
     for folder in unregistered:
         write(f"Not registered yet: {typed('base-models add')} {folder}\n")

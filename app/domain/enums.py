@@ -21,7 +21,7 @@ class ModelState(StrEnum):
 
 
 class JobKind(StrEnum):
-    """What a job runs: one stage of a method, or the building of an environment."""
+    """What a job runs: one stage of a method, or the building of an environment or of a sample base model."""
 
     TRAINING = "training"
     SAVING = "saving"
@@ -29,6 +29,7 @@ class JobKind(StrEnum):
     INFERENCE_COMPLETE = "inference-complete"
     DEPLOYMENT = "deployment"
     ENVIRONMENT = "environment"
+    BASE_MODEL = "base-model"
 
 
 class JobStatus(StrEnum):
@@ -65,6 +66,7 @@ class EndReason(StrEnum):
     SCRIPT_REPORTED_FAILURE = "script_reported_failure"
     ENV_MISSING = "env_missing"
     ENV_BUILD_FAILED = "env_build_failed"
+    BASE_MODEL_BUILD_FAILED = "base_model_build_failed"
     SCRIPT_MISSING = "script_missing"
     INPUT_MISSING = "input_missing"
     SPAWN_FAILED = "spawn_failed"

@@ -58,6 +58,7 @@ class EventSubject(StrEnum):
     JOB = "job"
     QUESTION = "question"
     ENVIRONMENT = "environment"
+    BASE_MODEL = "base-model"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,8 @@ class KindRule:
     asks: ModelState | None
     """State of the model that it asks: it is inference, and its output is the answer."""
 
+    needs_environment: bool
+    """Runs in its environment, which its node must have."""
     pool: SlotPool
     accelerators: AcceleratorUse
     counts_in_limits: bool
@@ -127,6 +130,7 @@ def _rule(kind: JobKind) -> KindRule:
                 member=Member.STAGES,
                 produces=ModelState.CUSTOMIZED,
                 asks=None,
+                needs_environment=True,
                 pool=SlotPool.STAGES,
                 accelerators=AcceleratorUse.EXCLUSIVE,
                 counts_in_limits=True,
@@ -147,6 +151,7 @@ def _rule(kind: JobKind) -> KindRule:
                 member=Member.STAGES,
                 produces=ModelState.COMPLETE,
                 asks=None,
+                needs_environment=True,
                 pool=SlotPool.STAGES,
                 accelerators=AcceleratorUse.EXCLUSIVE,
                 counts_in_limits=True,
@@ -167,6 +172,7 @@ def _rule(kind: JobKind) -> KindRule:
                 member=Member.DEPLOYMENT,
                 produces=ModelState.ONLINE,
                 asks=None,
+                needs_environment=True,
                 pool=SlotPool.STAGES,
                 accelerators=AcceleratorUse.NONE,
                 counts_in_limits=True,
@@ -191,6 +197,7 @@ def _rule(kind: JobKind) -> KindRule:
                 member=None,
                 produces=None,
                 asks=None,
+                needs_environment=False,
                 pool=SlotPool.BUILDS,
                 accelerators=AcceleratorUse.NONE,
                 counts_in_limits=False,
@@ -206,6 +213,27 @@ def _rule(kind: JobKind) -> KindRule:
                 reports_pid=False,
                 event_subject=EventSubject.ENVIRONMENT,
             )
+        case JobKind.BASE_MODEL:
+            return KindRule(
+                member=None,
+                produces=None,
+                asks=None,
+                needs_environment=True,
+                pool=SlotPool.STAGES,
+                accelerators=AcceleratorUse.NONE,  # the same seed makes the same weights, on a CPU
+                counts_in_limits=False,
+                may_be_group=False,
+                safe_to_repeat=True,
+                submitted_alone=False,
+                listed=True,
+                argument_style=None,
+                has_checkpoints=False,
+                checkpoints_expire=False,
+                has_forecast=True,
+                reports_status_key=False,
+                reports_pid=False,
+                event_subject=EventSubject.BASE_MODEL,
+            )
         case _:
             assert_never(kind)
 
@@ -215,6 +243,7 @@ def _inference(state: ModelState) -> KindRule:
         member=Member.STAGES,
         produces=None,
         asks=state,
+        needs_environment=True,
         pool=SlotPool.INFERENCE,
         accelerators=AcceleratorUse.SHARED,
         counts_in_limits=False,
@@ -250,6 +279,7 @@ def kinds_where(applies: Callable[[KindRule], bool]) -> frozenset[JobKind]:
 LISTED_KINDS: Final = kinds_where(lambda rule: rule.listed)
 LIMITED_KINDS: Final = kinds_where(lambda rule: rule.counts_in_limits)
 HOLDING_KINDS: Final = kinds_where(lambda rule: rule.holds_accelerators)
+KINDS_IN_ENVIRONMENTS: Final = kinds_where(lambda rule: rule.needs_environment)
 INFERENCE_KINDS: Final = kinds_where(lambda rule: rule.is_inference)
 METHOD_STAGES: Final = stages_where(lambda rule: rule.member is Member.STAGES)
 GROUP_STAGES: Final = stages_where(lambda rule: rule.may_be_group)
@@ -261,7 +291,7 @@ def kinds_of(pool: SlotPool) -> frozenset[JobKind]:
 
 
 def as_stage(kind: JobKind) -> Stage:
-    """Return a kind that is a stage. Raises `ValueError` for the building of an environment."""
-    if kind is JobKind.ENVIRONMENT:
+    """Return a kind that is a stage. Raises `ValueError` for the building of an environment or a base model."""
+    if kind is JobKind.ENVIRONMENT or kind is JobKind.BASE_MODEL:
         raise ValueError(f"{kind} is not a stage")
     return kind

@@ -165,7 +165,7 @@ def mismatches(demand: Demand, host: Host) -> Sequence[Mismatch]:
         found.append(Mismatch.ACCELERATORS)
     elif needed > len(suitable(demand, host.cards)):
         found.append(Mismatch.MEMORY)
-    if KINDS[demand.kind].is_stage and demand.environment not in host.environments:
+    if KINDS[demand.kind].needs_environment and demand.environment not in host.environments:
         found.append(Mismatch.ENVIRONMENT)
     return found
 

@@ -44,6 +44,9 @@ class WebhookEvent(StrEnum):
     ENVIRONMENT_SUCCEEDED = "environment.succeeded"
     ENVIRONMENT_FAILED = "environment.failed"
     ENVIRONMENT_CANCELLED = "environment.cancelled"
+    BASE_MODEL_SUCCEEDED = "base-model.succeeded"
+    BASE_MODEL_FAILED = "base-model.failed"
+    BASE_MODEL_CANCELLED = "base-model.cancelled"
 
 
 DEFAULT_EVENTS: Final = (WebhookEvent.JOB_SUCCEEDED, WebhookEvent.JOB_FAILED, WebhookEvent.JOB_CANCELLED)

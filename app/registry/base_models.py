@@ -40,6 +40,11 @@ class Prepared:
     card: BaseModelCard
 
 
+def is_unmade(row: BaseModelRow) -> bool:
+    """Say whether a job is going to make the files (`app.registry.samples`)."""
+    return row.recipe is not None and row.built_at is None
+
+
 class BaseModels:
     """What can be done with base models."""
 

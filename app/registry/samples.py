@@ -5,6 +5,9 @@ registered once. One that a person deleted stays away until its preset is instal
 registered is neither changed nor claimed: a sample whose name is taken gets a number behind it, and so does a new
 version of a sample, because jobs may have used the old one. The files lie in a folder of their own, under names that
 change with their bytes.
+
+A base model that is too large to ship is registered before there are files: a job makes them when the first training
+needs them (`app.executor.jobs.base_model_builds`).
 """
 
 import asyncio
@@ -24,10 +27,18 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.domain.enums import SampleKind
 from app.domain.errors import AppError
 from app.domain.texts import DEFAULT_LANGUAGE
-from app.presets.catalogue import PresetManifest, SampleBaseModel, SampleDataset, folder_digest, samples_of
+from app.presets.catalogue import (
+    PresetManifest,
+    SampleBaseModel,
+    SampleDataset,
+    folder_digest,
+    sample_base_models,
+    samples_of,
+)
 from app.presets.sample_data import write_with_pictures
 from app.registry import dataset_files
-from app.registry.base_models import BaseModels
+from app.registry.base_model_card import BaseModelCard
+from app.registry.base_models import BaseModels, Prepared
 from app.registry.dataset_files import SUFFIX, DatasetFileExists
 from app.registry.datasets import Datasets
 from app.store import named, presets
@@ -42,6 +53,23 @@ _TABLES: Final[Mapping[SampleKind, type[DatasetRow] | type[BaseModelRow]]] = {
     SampleKind.DATASET: DatasetRow,
     SampleKind.BASE_MODEL: BaseModelRow,
 }
+UNMADE: Final = BaseModelCard(
+    architecture=None,
+    model_type=None,
+    hidden_size=None,
+    layers=None,
+    vocabulary=None,
+    context_length=None,
+    dtype=None,
+    parameters=None,
+    weights=None,
+    quantization=None,
+    tokenizer=False,
+    chat_template=False,
+    size_bytes=0,
+    components=(),
+)
+"""Card of a base model whose files are not there yet."""
 _MAX_CHARACTERS: Final = 100_000  # of a row that the product ships
 
 Sample = SampleDataset | SampleBaseModel
@@ -105,12 +133,17 @@ class Samples:
         return await self._datasets.create(session, prepared, description=sample.description[DEFAULT_LANGUAGE])
 
     async def _register_base_model(self, session: AsyncSession, sample: SampleBaseModel) -> BaseModelRow:
-        assert sample.folder is not None
-        place = await asyncio.to_thread(self._place_folder, sample, sample.folder)
-        name = await _free_name(session, BaseModelRow, sample.name)
-        path = place.relative_to(self._home.models).as_posix()
-        prepared = await self._base_models.prepare(name=name, path=path)
-        return await self._base_models.create(session, prepared, description=sample.description[DEFAULT_LANGUAGE])
+        name, description = await _free_name(session, BaseModelRow, sample.name), sample.description[DEFAULT_LANGUAGE]
+        place = await asyncio.to_thread(self._place_base_model, sample)
+        if sample.folder is not None:
+            path = place.relative_to(self._home.models).as_posix()
+            prepared = await self._base_models.prepare(name=name, path=path)
+            return await self._base_models.create(session, prepared, description=description)
+        prepared = Prepared(name=name, folder=place, card=UNMADE)
+        row = await self._base_models.create(session, prepared, description=description)
+        row.recipe = {"sample": sample.name, "digest": sample.digest}
+        await session.flush()
+        return row
 
     # ---- files (in a thread) ----------------------------------------------------------------------------------------
 
@@ -125,16 +158,31 @@ class Samples:
                 return target
         raise AssertionError("there is always another place")
 
-    def _place_folder(self, sample: SampleBaseModel, folder: Path) -> Path:
+    def _place_base_model(self, sample: SampleBaseModel) -> Path:
+        """Return where the shipped folder stands from now on, or where a job is going to put one."""
         for target in _places(self._home.models, sample):
+            if sample.folder is None:
+                if target.exists():
+                    continue
+                return target
             if not target.exists():
                 draft = target.with_name(f".{target.name}.part")
                 shutil.rmtree(draft, ignore_errors=True)
-                shutil.copytree(folder, draft)
+                shutil.copytree(sample.folder, draft)
                 draft.rename(target)
             if folder_digest(target) == sample.digest:
                 return target
         raise AssertionError("there is always another place")
+
+
+def sample_that_makes(row: BaseModelRow) -> SampleBaseModel | None:
+    """Return the sample whose program makes the files of a base model.
+
+    None: they were placed as they are, or this version of the product makes other ones.
+    """
+    recipe = row.recipe or {}
+    made = (one for one in sample_base_models() if one.name == recipe.get("sample"))
+    return next((one for one in made if one.digest == recipe.get("digest")), None)
 
 
 async def registered_samples(
@@ -158,8 +206,7 @@ def _by_key(manifests: Iterable[PresetManifest]) -> dict[SampleKey, Sample]:
     for manifest in manifests:
         dataset, base_model = samples_of(manifest)
         found[SampleKind.DATASET, dataset.name] = dataset
-        if base_model.folder is not None:
-            found[SampleKind.BASE_MODEL, base_model.name] = base_model
+        found[SampleKind.BASE_MODEL, base_model.name] = base_model
     return found
 
 

@@ -22,7 +22,7 @@ from sqlmodel.sql.expression import SelectOfScalar
 from app.domain.demand import DEFAULT_QUEUE, Demand, Resources
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.errors import Conflict, NotFound
-from app.domain.kinds import STAGES
+from app.domain.kinds import KINDS_IN_ENVIRONMENTS
 from app.domain.retries import Again
 from app.domain.transitions import LIVE, TERMINAL, UNFINISHED, check_transition
 from app.domain.webhooks import PUBLISHED_STATUSES, event_of
@@ -412,14 +412,15 @@ async def fail_queued(
     waiting_since: datetime | None = None,
     spare_patient: bool = False,
 ) -> int:
-    """Fail queued stage jobs that need `environment`, oldest first, and return how many; 0 means that none is left.
+    """Fail queued jobs that need `environment`, oldest first, and return how many; 0 means that none is left.
 
     At most `FAILED_AT_ONCE`, so that other writers get their turn. With `waiting_since` only those that could have run
     at that time; with `spare_patient` not those whose caller said that they shall wait.
     """
-    demands = [demand.text for demand in await waiting_demands(session, STAGES) if demand.environment == environment]
+    waiting = await waiting_demands(session, KINDS_IN_ENVIRONMENTS)
+    demands = [demand.text for demand in waiting if demand.environment == environment]
     statement = select(JobRow.id).where(
-        sa.text(CLAIMABLE), col(JobRow.kind).in_(STAGES), col(JobRow.demand).in_(demands)
+        sa.text(CLAIMABLE), col(JobRow.kind).in_(KINDS_IN_ENVIRONMENTS), col(JobRow.demand).in_(demands)
     )
     if waiting_since is not None:
         statement = statement.where(col(JobRow.updated_at) <= waiting_since)
@@ -445,8 +446,8 @@ async def end_queued_builds(session: AsyncSession, node_id: str, end: End, *, no
 
 
 async def environments_waited_for(session: AsyncSession) -> Sequence[str]:
-    """Return the names of the environments that queued, unblocked stage jobs need."""
-    return sorted({demand.environment for demand in await waiting_demands(session, STAGES)})
+    """Return the names of the environments that queued, unblocked jobs need."""
+    return sorted({demand.environment for demand in await waiting_demands(session, KINDS_IN_ENVIRONMENTS)})
 
 
 # ---- the queue ------------------------------------------------------------------------------------------------------
@@ -586,13 +587,25 @@ async def _release_successors(session: AsyncSession, job_id: str, *, model_id: s
 
 
 async def _end_successors(session: AsyncSession, job_id: str, *, now: datetime) -> None:
-    """Cancel what waits for a job that did not succeed, and what waits for that."""
-    end = End(status=JobStatus.CANCELLED, reason=EndReason.PREDECESSOR_FAILED, params={"predecessor": job_id})
+    """End what waits for a job that did not succeed, and what waits for that."""
     waiting = [job_id]
     while waiting:
-        for successor in await _successors(session, waiting.pop()):
+        ended = waiting.pop()
+        if not (successors := await _successors(session, ended)):
+            continue
+        end = _end_of_successors(await get(session, ended))
+        for successor in successors:
             if await _write_status(session, successor, old={JobStatus.QUEUED}, new=end.status, now=now, end=end):
                 waiting.append(successor)
+
+
+def _end_of_successors(job: JobRow) -> End:
+    """Return how what waits for the job ends: cancelled, or failed for want of a base model."""
+    if job.kind is not JobKind.BASE_MODEL or job.status is not JobStatus.FAILED:
+        return End(status=JobStatus.CANCELLED, reason=EndReason.PREDECESSOR_FAILED, params={"predecessor": job.id})
+    told = {"detail": job.reason_params.get("detail", ""), "log_tail": job.reason_params.get("log_tail", [])}
+    params = {"base_model": job.name, "build": job.id, **told}
+    return End(status=JobStatus.FAILED, reason=EndReason.BASE_MODEL_BUILD_FAILED, params=params)
 
 
 async def _successors(session: AsyncSession, job_id: str) -> Sequence[str]:

@@ -37,6 +37,7 @@ CLAIMABLE = "status = 'queued' AND blocked_by IS NULL"
 LIVE_JOB = "status IN ('launching', 'running', 'stopping')"
 RESERVING = "status = 'queued' AND reserved_node_id IS NOT NULL"
 BUILDING = "kind = 'environment' AND status IN ('queued', 'launching', 'running', 'stopping')"
+BUILDING_BASE_MODEL = "kind = 'base-model' AND status IN ('queued', 'launching', 'running', 'stopping')"
 LIVE_ATTEMPT = "live"
 LIVE_LEASE = "live"
 PENDING_DELIVERY = "state = 'pending'"
@@ -154,6 +155,10 @@ class BaseModelRow(SQLModel, table=True):
     description: str = ""
     path: str = Field(max_length=1000, description="relative to DEEPE_HOME")
     card: Json = Field(sa_type=JsonDocument)
+    recipe: Json | None = Field(
+        default=None, sa_type=JsonDocument, description="sample and digest, if a program makes the files; else placed"
+    )
+    built_at: datetime | None = _time(nullable=True)
     created_at: datetime = _time()
 
 
@@ -293,6 +298,14 @@ class JobRow(SQLModel, table=True):
             unique=True,
             sqlite_where=sa.text(BUILDING),
             postgresql_where=sa.text(BUILDING),
+        ),
+        # never two builds of one base model at once
+        sa.Index(
+            "uq_job_base_model_id_building",
+            "base_model_id",
+            unique=True,
+            sqlite_where=sa.text(BUILDING_BASE_MODEL),
+            postgresql_where=sa.text(BUILDING_BASE_MODEL),
         ),
         sa.Index("ix_job_created_at_id", "created_at", "id"),
         sa.Index("ix_job_status_created_at_id", "status", "created_at", "id"),

@@ -109,9 +109,9 @@ def codes(problem: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 @asynccontextmanager
-async def jobs_app(database: Database, root: Path) -> AsyncIterator[JobsApp]:
-    """Run all routes on a home with Custom01, its base model and its data set."""
-    settings = load_settings(home=root, database_url=database.url, platform="cpu", samples=False, min_free_bytes=0)
+async def jobs_app(database: Database, root: Path, *, samples: bool = False) -> AsyncIterator[JobsApp]:
+    """Run all routes on a home with Custom01, its base model and its data set, or with the samples of all presets."""
+    settings = load_settings(home=root, database_url=database.url, platform="cpu", samples=samples, min_free_bytes=0)
     services = build_services(settings, database, licence=EverythingLicensed(), clock=lambda: datetime.now(UTC))
     notifier = RecordingNotifier()
     services = dataclasses.replace(
@@ -120,7 +120,11 @@ async def jobs_app(database: Database, root: Path) -> AsyncIterator[JobsApp]:
         chat=ChatService(database, services.home, notifier, streams=services.streams, clock=lambda: datetime.now(UTC)),
     )
     services.home.create()
-    await _register_samples(services)
+    if samples:
+        async with database.writing() as session:
+            await services.methods.presets.install_presets(session)
+    else:
+        await _register_samples(services)
     app = _application()
     app.state.services = services
     node = await add_node(database, environments=("base", ENVIRONMENT))

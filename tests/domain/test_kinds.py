@@ -82,7 +82,7 @@ class TestReadersOfKinds:
         full = QueueLimits(by_queue={"default": QueueLimit(max_live=0)})
 
         assert accelerators_needed(demand, ()) == 0
-        assert (Mismatch.ENVIRONMENT in mismatches(demand, elsewhere)) == KINDS[kind].is_stage
+        assert (Mismatch.ENVIRONMENT in mismatches(demand, elsewhere)) == KINDS[kind].needs_environment
         assert full.reached(demand) == KINDS[kind].counts_in_limits
 
     @pytest.mark.parametrize("stage", STAGES)
@@ -140,7 +140,7 @@ class TestNewMember:
     @pytest.mark.parametrize(
         ("before", "module", "word"),
         [
-            ('ENVIRONMENT = "environment"\n\n\nclass JobStatus', "kinds", "evaluation"),
+            ('BASE_MODEL = "base-model"\n\n\nclass JobStatus', "kinds", "evaluation"),
             ('CHAT = "chat"', "training_types", "audio"),
         ],
         ids=["kind", "training type"],

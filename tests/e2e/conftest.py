@@ -1,7 +1,6 @@
 """Fixtures of the end-to-end tests: environments that nodes have, and the three kinds of installations."""
 
 import asyncio
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,8 +12,6 @@ from uuid import uuid4
 import pytest
 
 from app.cli.private_redis import NO_REDIS, RedisChoice, RedisKind
-from app.presets.catalogue import load_manifests
-from tests import training_environment
 from tests.databases import execute
 from tests.e2e.installation import Installation
 from tests.servers import postgres_url, private_redis
@@ -72,23 +69,19 @@ class Trained:
     seconds: float
 
     def submit_demo(self, method: str, **members: Any) -> Any:
-        """Submit a shipped method with the parameters of its demo."""
-        (manifest,) = [manifest for manifest in load_manifests() if manifest.name == method]
-        demo = manifest.demo
-        inputs = {"base_model": demo.base_model, "dataset": demo.dataset, "parameters": dict(demo.parameters)}
+        """Submit a shipped method with what came with it."""
+        samples = self.site.get(f"/presets/{method}")["samples"]
+        inputs = {name: samples[name] for name in ("base_model", "dataset", "parameters")}
         return self.site.submit(method, **inputs, **members)
 
 
 @pytest.fixture(scope="session")
 def trained(base: Path, training_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
-    """Train, save and deploy with SFT-Demo on the very small base model, which is built here."""
+    """Train, save and deploy with SFT-Demo as a newcomer does: on an empty home, with what came with the method."""
     environments = {"base": base, "trl": training_python.parents[1]}
     site = Installation(tmp_path_factory.mktemp("training"), environments)
     try:
         site.start()
-        shutil.copytree(training_environment.base_model("tiny-base"), site.home / "models" / "tiny-base")
-        site.post("/base-models", {"name": "tiny-base", "path": "tiny-base"})
-        site.add_dataset("sft-demo", "sft-demo")
         unfinished = Trained(site, None, None, None, 0.0)
         begun = time.monotonic()
         chain = unfinished.submit_demo("SFT-Demo", through="online")["chain"]

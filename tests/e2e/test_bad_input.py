@@ -45,7 +45,10 @@ def site(base: Path, own_redis: RedisServer, tmp_path_factory: pytest.TempPathFa
     """Run a service with a licence, samples, a finished chain and some broken files."""
     redis = RedisChoice(RedisKind.CONFIGURED, url=f"redis://127.0.0.1:{own_redis.port}")
     site = Installation(
-        tmp_path_factory.mktemp("bad-input"), {"base": base}, redis=redis, DEEPE_MAX_UPLOAD_BYTES=str(UPLOAD_LIMIT)
+        tmp_path_factory.mktemp("bad-input"),
+        {"base": base, "trl": base},  # not what the name promises
+        redis=redis,
+        DEEPE_MAX_UPLOAD_BYTES=str(UPLOAD_LIMIT),
     )
     site.install_licence()
     try:
@@ -635,3 +638,18 @@ class TestGuardedService:
         assert answer.headers["WWW-Authenticate"].startswith("Bearer")
         assert httpx.get(f"{guarded.url}/readyz").status_code == 200
         assert guarded.request("GET", "/methods").status_code == 200
+
+
+def test_a_base_model_that_cannot_be_made_ends_its_chain_with_the_reason(site: Installation) -> None:
+    inputs = {"base_model": "tiny-base", "dataset": "sft-demo", "through": "complete", "wait": True}
+    submitted = site.submit("SFT-Demo", **inputs)
+    training, saving = (site.wait(link["id"]) for link in submitted["chain"])
+    (build,) = site.get("/jobs", params={"stage": "base-model"})["items"]
+
+    assert [entry["code"] for entry in submitted["warnings"]] == ["base_model_made_first"]
+    assert (build["status"], build["reason"]) == ("failed", "module_missing")
+    assert (training["status"], training["reason"]) == ("failed", "base_model_build_failed")
+    assert "ModuleNotFoundError" in "".join(training["log_tail"])
+    assert build["id"] in training["reason_detail"]
+    assert (saving["status"], saving["reason"]) == ("cancelled", "predecessor_failed")
+    assert site.get("/base-models/tiny-base")["made_on_first_use"]

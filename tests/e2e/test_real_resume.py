@@ -110,15 +110,14 @@ def laboratory(training_python: Path, base: Path, tmp_path_factory: pytest.TempP
 
 
 def add_inputs(site: Installation) -> None:
-    shutil.copytree(training_environment.base_model("tiny-base"), site.home / "models" / "tiny-base")
-    site.post("/base-models", {"name": "tiny-base", "path": "tiny-base"})
-    site.add_dataset("sft-demo", "sft-demo")
+    shutil.copytree(training_environment.base_model("tiny-base"), site.home / "models" / "small-base")
+    site.post("/base-models", {"name": "small-base", "path": "small-base"})
 
 
 def submit(site: Installation, **members: Any) -> str:
     (manifest,) = [manifest for manifest in load_manifests() if manifest.name == "SFT-Demo"]
     parameters = {**manifest.demo.parameters, "max_steps": STEPS, "save_steps": SAVE_STEPS, "logging_steps": 1}
-    inputs = {"base_model": "tiny-base", "dataset": "sft-demo", "parameters": parameters}
+    inputs = {"base_model": "small-base", "dataset": "sft-demo", "parameters": parameters}
     return str(site.submit("SFT-Demo", **inputs, **members)["id"])
 
 

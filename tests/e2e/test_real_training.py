@@ -56,6 +56,29 @@ class TestSftDemo:
         assert "| max_steps | 120 |" in card
 
 
+class TestBaseModel:
+    def test_was_made_once_by_a_job_before_the_first_training(self, trained: Trained) -> None:
+        (build,) = trained.site.get("/jobs", params={"stage": "base-model"})["items"]
+        run = trained.site.get(f"/jobs/{build['id']}")
+        log = trained.site.get(f"/jobs/{build['id']}/logs", params={"limit": 2**20})["text"]
+        base = trained.site.get("/base-models/tiny-base")
+
+        assert (run["status"], run["environment"], run["base_model"]["name"]) == ("succeeded", "trl", "tiny-base")
+        assert run["finished_at"] <= trained.training["started_at"]
+        assert run["progress"]["step"] == run["progress"]["total"] == 400
+        assert "right sums" in log
+        assert not base["made_on_first_use"]
+        assert (base["card"]["weights"], base["card"]["dtype"]) == ("safetensors", "float32")
+        assert base["card"]["parameters"] > 50_000
+
+    def test_its_precision_is_that_of_the_saved_model(self, trained: Trained) -> None:
+        """It was not known when the chain was submitted."""
+        complete = trained.site.get(f"/models/{trained.saving['result_model']}")
+        config = json.loads((trained.site.home / complete["path"] / "config.json").read_text("utf-8"))
+
+        assert config["dtype"] == "float32"
+
+
 class TestCustom02:
     def test_makes_a_complete_model_that_answers_right(self, trained: Trained) -> None:
         submitted = trained.submit_demo("Custom02", through="complete")

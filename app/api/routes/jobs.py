@@ -30,6 +30,7 @@ from app.domain.errors import InvalidRequest
 from app.executor.jobs.job_actions import JobBeingRetried, JobDatasetChanged, JobInputsGone, JobMethodDeleted, JobQuery
 from app.executor.jobs.requests import JobCopy, JobRetry, JobSubmit
 from app.executor.jobs.reruns import (
+    JobIsBaseModelBuild,
     JobIsBuild,
     JobIsInferenceRequest,
     JobNotRetryable,
@@ -216,6 +217,7 @@ async def cancel_job(job: JobId, session: WriteSession, services: ServicesDep, l
         PredecessorNotSucceeded,
         JobIsInferenceRequest,
         JobIsBuild,
+        JobIsBaseModelBuild,
         JobInputsGone,
         JobDatasetChanged,
         JobMethodDeleted,
@@ -252,7 +254,7 @@ async def retry_job(
     "/jobs/{job}:copy",
     status_code=201,
     response_model=JobSubmitted,
-    responses=problem_responses(JobNotFound, JobIsInferenceRequest, JobIsBuild, *_SUBMITTED),
+    responses=problem_responses(JobNotFound, JobIsInferenceRequest, JobIsBuild, JobIsBaseModelBuild, *_SUBMITTED),
 )
 async def copy_job(
     job: JobId,

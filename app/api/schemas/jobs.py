@@ -101,11 +101,14 @@ class JobSummary(BaseModel):
 
     id: str = Field(examples=[_ID])
     name: str = Field(examples=["SFT-Demo"])
-    stage: JobKind = Field(description="One of the five stages, or `environment`: an environment is built.")
+    stage: JobKind = Field(
+        description="One of the five stages; `environment`: an environment is built; `base-model`: a sample "
+        "base model is made."
+    )
     status: JobStatus
     reason: EndReason | None = Field(description="Why it ended; null while it has not.")
     reason_detail: str | None = Field(description="The reason in the caller's language, and what to do.")
-    method: JobMethod | None = Field(description="Null: an environment is built.")
+    method: JobMethod | None = Field(description="Null: an environment is built or a base model is made.")
     environment: str = Field(description="Conda environment it runs in, or that it builds.", examples=["trl"])
     base_model: JobInput | None
     dataset: JobInput | None
@@ -113,7 +116,9 @@ class JobSummary(BaseModel):
     result_model: str | None = Field(description="Id of the model it made.")
     parameters: dict[str, Any] = Field(description="As the caller gave them.", examples=[_PARAMETERS])
     chain: list[JobLink] = Field(description="All jobs of its chain, itself among them, in order.")
-    waiting_for: str | None = Field(description="Id of the job that builds the environment which this one needs.")
+    waiting_for: str | None = Field(
+        description="Id of the job that builds the environment, or makes the base model, which this one needs."
+    )
     waiting: WaitingRead | None = Field(description="Why it does not run yet; null unless it is queued.")
     queue: str = Field(examples=["default"])
     priority: int = Field(description="Smaller starts first.", examples=[0])

@@ -24,6 +24,7 @@ from app.domain.kinds import STAGES, Stage
 from app.domain.texts import Language, text
 from app.domain.training_types import TYPE_NAMES
 from app.presets.catalogue import PresetManifest
+from app.registry.base_models import is_unmade
 from app.registry.method_files import FileState, FileStatus, PinnedFile
 from app.registry.method_guide import StageParameters
 from app.registry.method_record import Method
@@ -420,7 +421,9 @@ def _preset_samples(manifest: PresetManifest, samples: RegisteredSamples, langua
     demo = manifest.demo
     dataset = samples.dataset.name if samples.dataset is not None else None
     base_model = samples.base_model.name if samples.base_model is not None else None
-    code = "samples_missing" if dataset is None or base_model is None else "samples_ready"
+    unmade = samples.base_model is not None and is_unmade(samples.base_model)
+    here = "samples_ready_base_unmade" if unmade else "samples_ready"
+    code = "samples_missing" if dataset is None or base_model is None else here
     params = {"preset": manifest.name, "dataset": dataset, "base_model": base_model}
     return PresetSamples(
         dataset=dataset,

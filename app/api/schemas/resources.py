@@ -11,6 +11,7 @@ from app.api.schemas.node_environments import NodeEnvironmentRead, node_environm
 from app.domain.deploy_targets import DeployTargetKind
 from app.domain.texts import Language
 from app.registry.base_model_card import BaseModelCard
+from app.registry.base_models import is_unmade
 from app.registry.dataset_check import Column, columns_of
 from app.registry.datasets import Preview, Validation
 from app.registry.environments import EnvironmentSource, EnvironmentView
@@ -46,6 +47,10 @@ class BaseModelRead(BaseModel):
     description: str
     path: str = Field(description="Relative to DEEPE_HOME.", examples=["models/Qwen2.5-1.5B"])
     card: BaseModelCard = Field(description="Read from the folder when it was registered; null: it does not say.")
+    made_on_first_use: bool = Field(
+        description="A sample whose files are not there yet: a job makes them before the first training that starts "
+        "from it. The card is empty until then."
+    )
     created_at: datetime
 
 
@@ -63,6 +68,7 @@ def base_model_read(row: BaseModelRow) -> BaseModelRead:
         description=row.description,
         path=row.path,
         card=BaseModelCard.model_validate(row.card),
+        made_on_first_use=is_unmade(row),
         created_at=row.created_at,
     )
 

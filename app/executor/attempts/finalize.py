@@ -14,13 +14,15 @@ what it holds is tried `MAX_TRIES` times and then written without the result, as
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from uuid import UUID
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import EndReason, JobKind, JobStatus, ModelState
+from app.domain.errors import AppError
 from app.domain.kinds import KINDS
 from app.domain.names import complete_name, online_name, produced_name
 from app.domain.plain_text import shown
@@ -41,8 +43,9 @@ from app.executor.runs.job_spec import JobSpec
 from app.executor.runs.log_file import tail_lines
 from app.executor.runs.run_folder import RunFolder
 from app.faults import fault_point
+from app.registry.base_model_card import read_card
+from app.store import base_models, models
 from app.store import jobs as store
-from app.store import models
 from app.store.clock import database_now
 from app.store.home import Home
 from app.store.jobs import Claim, End
@@ -178,6 +181,7 @@ class StageFinalizer:
             async with self._database.writing() as session:
                 now = await database_now(session)
                 model = await self._create_model(session, claim, judged, manifest, now=now)
+                await self._record_base_model(session, claim, judged, now=now)
                 # read again: a cancel may have been requested meanwhile
                 end = _end(await store.get(session, claim.job.id), exit_record, judged, model)
                 if not await store.finish(session, claim, end, now=now):
@@ -222,6 +226,8 @@ class StageFinalizer:
         tail = tuple(tail_lines(run.output_log, TAIL_LINES))
         if claim.job.kind is JobKind.ENVIRONMENT:
             verdict = judge_build(exit_record, tail)
+        elif claim.job.kind is JobKind.BASE_MODEL:
+            verdict = judge_base_model(exit_record, tail, self._base_model_folder(claim), root=self._home.models)
         else:
             verdict = judge(
                 claim.job.kind, exit_record, log_tail=tail, redis_status=redis_status, output_dir=run.output
@@ -231,7 +237,7 @@ class StageFinalizer:
 
     async def _manifest(self, claim: Claim, verdict: Verdict) -> ResultManifest | None:
         """Write down what a stage that succeeded made, byte for byte."""
-        if claim.job.kind is JobKind.ENVIRONMENT:
+        if not KINDS[claim.job.kind].is_stage:
             return None
         artifact = verdict.artifact
         manifest = ResultManifest(
@@ -293,6 +299,16 @@ class StageFinalizer:
         )
         return await models.create_model(session, new, now=now)
 
+    def _base_model_folder(self, claim: Claim) -> Path:
+        base = JobSpec.of(claim.job).base_model
+        assert base is not None
+        return self._home.absolute(base.path)
+
+    async def _record_base_model(self, session: AsyncSession, claim: Claim, judged: Judged, *, now: datetime) -> None:
+        """Write what a job made into the row of its base model, before the job's own: see `base_model_builds`."""
+        if judged.verdict.card is not None and claim.job.base_model_id is not None:
+            await base_models.record_built(session, claim.job.base_model_id, card=judged.verdict.card, now=now)
+
     def _write_card(self, job: JobRow, model: ModelRow) -> None:
         """Write the card of a model in the home folder, from its rows in the database. Never raises."""
         try:
@@ -344,6 +360,21 @@ def judge_build(exit_record: ExitRecord, log_tail: Sequence[str]) -> Verdict:
     failure = classify(exit_record, log_tail)
     reason = EndReason.ENV_BUILD_FAILED if failure.reason is EndReason.EXIT_CODE else failure.reason
     return Verdict(succeeded=False, reason=reason, detail=failure.detail, params=failure.params)
+
+
+def judge_base_model(exit_record: ExitRecord, log_tail: Sequence[str], folder: Path, *, root: Path) -> Verdict:
+    """Decide on the making of a base model: its folder must be one. Reads it: call it in a thread."""
+    built = judge_build(exit_record, log_tail)
+    if not built.succeeded:
+        reason = EndReason.EXIT_CODE if built.reason is EndReason.ENV_BUILD_FAILED else built.reason
+        return replace(built, reason=reason)
+    try:
+        card = read_card(folder, root=root)
+    except (AppError, OSError) as error:
+        detail = shown(error.detail() if isinstance(error, AppError) else str(error), limit=SHOWN_CHARACTERS)
+        params = {"detail": detail}
+        return Verdict(succeeded=False, reason=EndReason.OUTPUT_INVALID, detail=detail, params=params)
+    return replace(built, card=card.model_dump(mode="json"))
 
 
 def model_name(job: JobRow, spec: JobSpec, parent: ModelRow | None, *, now: datetime) -> str:

@@ -42,7 +42,7 @@ from app.executor.engines.base import LaunchSpec
 from app.executor.environments.activation import ActivationFailed, builder_environment, interpreter, stage_environment
 from app.executor.runs.job_spec import EnvironmentBuild, JobSpec, PinnedScript
 from app.executor.runs.run_folder import RunFolder
-from app.presets.catalogue import helpers_dir
+from app.presets.catalogue import helpers_dir, sample_base_model
 from app.registry.method_files import MethodFiles, PinnedFile
 from app.registry.method_runs import ScriptToRun, script_to_run
 from app.registry.scripts import ScriptRoot
@@ -51,7 +51,7 @@ from app.store.home import Home
 from app.store.jobs import Claim, record_resume
 from app.store.models import find_model
 from app.store.session import Database
-from app.store.tables import JobRow, ModelRow
+from app.store.tables import BaseModelRow, JobRow, ModelRow
 
 DEFAULT_DTYPE = "bfloat16"
 DTYPES = frozenset({"float16", "float32", "bfloat16"})
@@ -133,6 +133,8 @@ class StageLauncher:
             await asyncio.to_thread(run.output.mkdir, parents=True, exist_ok=True)
         if claim.job.kind is JobKind.ENVIRONMENT:
             return await self._resolve_build(claim, run)
+        if claim.job.kind is JobKind.BASE_MODEL:
+            return await self._resolve_base_model(claim, run)
         return await self._resolve_stage(claim, run)
 
     async def launched(self, claim: Claim, pid: int) -> None:
@@ -141,10 +143,8 @@ class StageLauncher:
             await self._status.running(claim.job.id, pid)
 
     async def _resolve_stage(self, claim: Claim, run: RunFolder) -> LaunchSpec:
-        job, spec = claim.job, _spec(claim.job)
-        prefix = await self._prefixes.prefix(job.environment)
-        if prefix is None:
-            raise LaunchError(EndReason.ENV_MISSING, environment=job.environment)
+        job, spec = claim.job, await self._with_dtype(_spec(claim.job))
+        prefix = await self._prefix(job)
         with ending_on_disk_errors():
             script = await asyncio.to_thread(self._locate, spec.script)
         model = await self._model(job.model_id)
@@ -171,10 +171,7 @@ class StageLauncher:
             **status_variables(self._redis_url),
             **pinned(await self._seen(claim), self._prefixes.accelerators),
         }
-        try:
-            env = await asyncio.to_thread(stage_environment, self._environ, prefix, extra)
-        except ActivationFailed as error:
-            raise LaunchError(EndReason.SPAWN_FAILED, detail=str(error)) from error
+        env = await self._activated(prefix, extra)
         processes = spec.launcher.count(len(claim.attempt.accelerators))
         if spec.launcher.kind in GROUP_KINDS:
             env |= group_variables(env, processes=processes, grace_seconds=self._grace_seconds, cores=usable_cores())
@@ -236,6 +233,58 @@ class StageLauncher:
             output=run.output_log,
             grace_seconds=self._grace_seconds,
         )
+
+    async def _resolve_base_model(self, claim: Claim, run: RunFolder) -> LaunchSpec:
+        """Run a sample's program. It puts the folder in its place as a whole or not at all."""
+        spec = _spec(claim.job)
+        assert spec.base_model is not None
+        assert spec.sample is not None
+        try:
+            sample = sample_base_model(spec.sample)
+        except KeyError as error:  # such as one of a newer version of the service
+            raise LaunchError(EndReason.SCRIPT_MISSING, file=spec.sample, detail="") from error
+        assert sample.program is not None
+        prefix = await self._prefix(claim.job)
+        folder = self._home.absolute(spec.base_model.path)
+        with ending_on_disk_errors():
+            await asyncio.to_thread(folder.parent.mkdir, parents=True, exist_ok=True)
+        extra = {
+            "PYTHONPATH": str(helpers_dir()),
+            "DEEPE_JOB_ID": claim.job.id,
+            "DEEPE_EVENTS": str(run.events),
+            **pinned([], self._prefixes.accelerators),
+        }
+        return LaunchSpec(
+            attempt_id=claim.attempt.id,
+            argv=(str(interpreter(prefix)), "-u", str(sample.program), *sample.arguments, "--output", str(folder)),
+            cwd=sample.program.parent,
+            env=await self._activated(prefix, extra),
+            output=run.output_log,
+            grace_seconds=self._grace_seconds,
+        )
+
+    async def _prefix(self, job: JobRow) -> Path:
+        prefix = await self._prefixes.prefix(job.environment)
+        if prefix is None:
+            raise LaunchError(EndReason.ENV_MISSING, environment=job.environment)
+        return prefix
+
+    async def _activated(self, prefix: Path, extra: Mapping[str, str]) -> dict[str, str]:
+        try:
+            return await asyncio.to_thread(stage_environment, self._environ, prefix, extra)
+        except ActivationFailed as error:
+            raise LaunchError(EndReason.SPAWN_FAILED, detail=str(error)) from error
+
+    async def _with_dtype(self, spec: JobSpec) -> JobSpec:
+        """Complete the precision of a base model that was not made yet when the job was submitted."""
+        base = spec.base_model
+        if base is None or base.dtype is not None:
+            return spec
+        async with self._database.reading() as session:
+            row = await session.get(BaseModelRow, base.id)
+        if row is None or row.path != base.path:
+            return spec
+        return spec.model_copy(update={"base_model": base.model_copy(update={"dtype": row.card.get("dtype")})})
 
     async def _seen(self, claim: Claim) -> Sequence[str]:
         """Return the accelerators that the stage sees. Questions hold none and share the one with most room."""
@@ -352,8 +401,8 @@ def _arguments(job: JobRow, spec: JobSpec, inputs: _Relative) -> dict[str, Any]:
             return _deployment(job, spec, inputs)
         case JobKind.INFERENCE_CUSTOMIZED | JobKind.INFERENCE_COMPLETE:
             return _inference(job, spec, inputs)
-        case JobKind.ENVIRONMENT:
-            raise AssertionError("building an environment is no stage")
+        case JobKind.ENVIRONMENT | JobKind.BASE_MODEL:
+            raise AssertionError(f"{job.kind} is no stage")
         case _:
             assert_never(job.kind)
 

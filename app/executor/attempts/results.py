@@ -26,7 +26,10 @@ _SILENT = "(no output)"
 
 @dataclass(frozen=True)
 class Verdict:
-    """How an attempt ended. `result` is the object that the script printed, `artifact` the model it made."""
+    """How an attempt ended.
+
+    `result` is the object that the script printed, `artifact` the model it made, `card` that of a base model it made.
+    """
 
     succeeded: bool
     reason: EndReason
@@ -34,6 +37,7 @@ class Verdict:
     params: Mapping[str, Any] = field(default_factory=dict)
     result: Mapping[str, Any] | None = None
     artifact: Artifact | None = None
+    card: Mapping[str, Any] | None = None
 
 
 def judge(

@@ -6,10 +6,10 @@ from typing import Any
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.domain.enums import EndReason, JobKind, JobStatus
+from app.domain.enums import EndReason, JobStatus
 from app.domain.errors import NotFound
 from app.domain.failure_suggestions import FailureSuggestion, TunableParameters, suggestion_for
-from app.domain.kinds import as_stage
+from app.domain.kinds import KINDS, as_stage
 from app.executor.jobs.stage_parameters import StageParameters
 from app.executor.runs.job_spec import JobSpec
 from app.registry.method_record import Method, method_of
@@ -44,7 +44,7 @@ class FailureSuggestions:
 
     async def tunable_parameters(self, job: JobRow, method: Method | None) -> TunableParameters | None:
         """Return what the job's script declares and was given. `None` if the script is no longer known."""
-        if method is None or job.kind is JobKind.ENVIRONMENT:
+        if method is None or not KINDS[job.kind].is_stage:
             return None
         script = await asyncio.to_thread(self._parameters.read, method, as_stage(job.kind))
         return TunableParameters(declared=script.by_name(), given=given_to(job))

@@ -15,6 +15,7 @@ from app.domain.kinds import LISTED_KINDS
 from app.domain.resuming import resumable
 from app.domain.transitions import TERMINAL
 from app.executor.attempts.checkpoints import newest_checkpoint
+from app.executor.jobs.base_model_builds import build_before, must_be_made
 from app.executor.jobs.comparison import Comparison, by_metric, differences, parameters_of
 from app.executor.jobs.environment_builds import BuildRequest, EnvironmentOrders
 from app.executor.jobs.failure_suggestions import (
@@ -51,7 +52,7 @@ from app.store import methods as method_store
 from app.store.home import Home
 from app.store.job_queries import JobFilter
 from app.store.session import Database
-from app.store.tables import DatasetRow, JobRow, MethodRow, ModelRow
+from app.store.tables import BaseModelRow, DatasetRow, JobRow, MethodRow, ModelRow
 
 MIN_COMPARED, MAX_COMPARED = 2, 10
 
@@ -98,6 +99,7 @@ class RetryPlan:
     job: JobRow | None = None
     made: Sequence[JobRow] = ()
     warnings: Sequence[Violation] = ()
+    base_unmade: bool = False
     error: AppError | None = None
 
 
@@ -222,8 +224,9 @@ class JobActions:
             raise JobBeingRetried(job=plan.job.id, retry=retry)
         if plan.job.method_id is not None and await method_store.find(session, plan.job.method_id, lock=True) is None:
             raise JobMethodDeleted(job=plan.job.id, method=plan.job.method_name)
+        told = await build_before(session, plan.made, self._home, now=self._clock()) if plan.base_unmade else []
         await store.insert(session, plan.made)
-        return Submitted(jobs=plan.made, warnings=plan.warnings)
+        return Submitted(jobs=plan.made, warnings=[*plan.warnings, *told])
 
     async def plan_copy(self, job_id: str, changes: JobCopy) -> Plan:
         """Plan a job like this one, with the method as it is now; `Submissions.write` queues it."""
@@ -270,8 +273,10 @@ class JobActions:
             model_id = await _model_to_work_on(session, job)
             model = await models.find_model(session, model_id) if model_id is not None else None
             data = await session.get(DatasetRow, job.dataset_id) if job.dataset_id is not None else None
+            base = await session.get(BaseModelRow, job.base_model_id) if job.base_model_id is not None else None
             method = await pinned_method(session, job)
-        await self._require_inputs(job, model, data)
+        unmade = model is None and await asyncio.to_thread(self._base_unmade, job, base)
+        await self._require_inputs(job, model, data, base_unmade=unmade)
         made = retried(jobs, model_id=model_id, now=self._clock())
         changes = dict(wanted.parameters)
         if wanted.fix:
@@ -289,7 +294,7 @@ class JobActions:
             raise NoCheckpointToResume(job=job.id)
         fits = wanted.resume or (wanted.resume is None and await self._resumable(job, made[0], method))
         resuming(made[0], found if fits else None)
-        return RetryPlan(job=job, made=made, warnings=warnings)
+        return RetryPlan(job=job, made=made, warnings=warnings, base_unmade=unmade)
 
     async def _checkpoint_of(self, job: JobRow) -> str | None:
         """Return the job whose newest checkpoint a retry could go on from: this one, or the one that it resumed."""
@@ -304,11 +309,18 @@ class JobActions:
         defaults = {name: one.default for name, one in tunable.declared.items()} if tunable is not None else {}
         return resumable({**defaults, **given_to(old)}, {**defaults, **given_to(new)})
 
-    async def _require_inputs(self, job: JobRow, model: ModelRow | None, data: DatasetRow | None) -> None:
-        """Check that everything the job was submitted with still exists."""
+    def _base_unmade(self, job: JobRow, base: BaseModelRow | None) -> bool:
+        named_base = JobSpec.of(job).base_model
+        return named_base is not None and must_be_made(base, named_base.path, self._home)
+
+    async def _require_inputs(
+        self, job: JobRow, model: ModelRow | None, data: DatasetRow | None, *, base_unmade: bool
+    ) -> None:
+        """Check that everything the job was submitted with still exists, save for a base model that is made first."""
         spec = JobSpec.of(job)
         named_data = spec.dataset if model is None else None  # what works on a model needs its rows no more
-        named_paths = [given.path for given in (spec.base_model, named_data) if given is not None]
+        named_base = None if base_unmade else spec.base_model
+        named_paths = [given.path for given in (named_base, named_data) if given is not None]
         paths = [*named_paths, *([model.path] if model is not None and model.path else [])]
         gone = [path for path in paths if not await asyncio.to_thread(self._home.absolute(path).exists)]
         if gone or (model is not None and model.deleted_at is not None):
@@ -328,6 +340,8 @@ async def _model_to_work_on(session: AsyncSession, job: JobRow) -> str | None:
     if job.blocked_by is None:
         return job.model_id
     predecessor = await store.get(session, job.blocked_by)
+    if predecessor.kind is JobKind.BASE_MODEL:
+        return job.model_id
     if predecessor.status is not JobStatus.SUCCEEDED:
         raise PredecessorNotSucceeded(job=job.id, predecessor=predecessor.id, status=predecessor.status)
     return predecessor.result_model_id

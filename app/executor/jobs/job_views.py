@@ -24,7 +24,8 @@ from app.store.tables import JobRow, NodeRow
 
 @dataclass(frozen=True)
 class JobView:
-    """What the database knows. `waiting_for` is the job that builds the environment which a queued job needs.
+    """What the database knows. `waiting_for` is the job that builds the environment, or makes the base model, which a
+    queued job needs.
 
     `node` is the name of the node of its newest attempt, `accelerators` what that attempt held or holds.
     """
@@ -90,7 +91,7 @@ async def _views(
         JobView(
             job=row,
             chain=tuple(chains[row.chain_id]),
-            waiting_for=builds.get(row.environment) if _can_wait(row) else None,
+            waiting_for=builds.get(row.environment) if _can_wait(row) else _base_model_build(row),
             waiting=waiting.get(row.id),
             node=places[row.id].node if row.id in places else None,
             accelerators=tuple(places[row.id].row.accelerators) if row.id in places else (),
@@ -112,4 +113,9 @@ async def silence_of(session: AsyncSession, job: JobRow) -> Reason | None:
 
 
 def _can_wait(row: JobRow) -> bool:
-    return row.status is JobStatus.QUEUED and row.blocked_by is None and KINDS[row.kind].is_stage
+    return row.status is JobStatus.QUEUED and row.blocked_by is None and KINDS[row.kind].needs_environment
+
+
+def _base_model_build(row: JobRow) -> str | None:
+    """Return what the first job of a chain waits for: only the making of its base model can come before it."""
+    return row.blocked_by if row.status is JobStatus.QUEUED and row.chain_id == row.id else None

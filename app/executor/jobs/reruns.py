@@ -57,6 +57,12 @@ class JobIsBuild(Conflict):
     code = "job_is_build"
 
 
+class JobIsBaseModelBuild(Conflict):
+    """The making of a base model is not retried: a submit or a retry of a training orders it anew."""
+
+    code = "job_is_base_model_build"
+
+
 def to_retry(job: JobRow, chain: Sequence[JobRow]) -> Sequence[JobRow]:
     """Return the jobs that a retry of `job` repeats: itself and the rest of its chain."""
     _check_is_stage(job)
@@ -174,3 +180,5 @@ def _check_is_stage(job: JobRow) -> None:
         raise JobIsInferenceRequest(job=job.id, model=job.model_id)
     if job.kind is JobKind.ENVIRONMENT:
         raise JobIsBuild(job=job.id, environment=job.environment)
+    if job.kind is JobKind.BASE_MODEL:
+        raise JobIsBaseModelBuild(job=job.id, base_model=job.name)

@@ -27,6 +27,7 @@ from app.domain.lifecycle import chain, runnable_stages, source_state, trains
 from app.domain.names import BASE_ENVIRONMENT
 from app.domain.plain_text import shown
 from app.domain.retries import policy_violations
+from app.executor.jobs.base_model_builds import build_before, must_be_made
 from app.executor.jobs.requests import JobSubmit
 from app.executor.jobs.runnability import unrunnable
 from app.executor.jobs.stage_parameters import CheckedParameters, StageParameters
@@ -93,6 +94,7 @@ class Plan:
     jobs: Sequence[JobRow] = ()
     warnings: Sequence[Violation] = ()
     inspection: Inspection | None = None
+    base_unmade: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class _Inputs:
     columns: Sequence[Column] | None
     violations: Sequence[Violation]
     inspection: Inspection | None = None
+    base_unmade: bool = False
 
 
 class _RunsNowhereAsReported(Exception):
@@ -167,8 +170,9 @@ class Submissions:
             job.method_version = method.version
         if plan.jobs and plan.copied_from is not None:
             plan.jobs[0].copied_from = plan.copied_from
+        told = await build_before(session, plan.jobs, self._home, now=self._clock()) if plan.base_unmade else []
         await store.insert(session, plan.jobs)
-        return Submitted(jobs=plan.jobs, warnings=plan.warnings)
+        return Submitted(jobs=plan.jobs, warnings=[*plan.warnings, *told])
 
     async def checked_again(
         self, jobs: Sequence[JobRow], method: Method, parameters: Mapping[str, Any], columns: Sequence[Column] | None
@@ -262,6 +266,7 @@ class Submissions:
             jobs=jobs,
             warnings=checked.warnings,
             inspection=inputs.inspection,
+            base_unmade=inputs.base_unmade,
         )
 
     def _check_disk(self) -> None:
@@ -285,8 +290,9 @@ class Submissions:
             found.append(Violation("/dataset", "dataset_needed", {}))
         elif data is None:
             found.append(Violation("/dataset", "unknown_dataset", {"dataset": request.dataset}))
+        unmade = base is not None and must_be_made(base, base.path, self._home)
         for pointer, row in (("/base_model", base), ("/dataset", data)):
-            if row is not None and not self._exists(row.path):
+            if row is not None and not self._exists(row.path) and not (row is base and unmade):
                 found.append(Violation(pointer, "files_missing", {"name": row.name, "path": row.path}))
                 data = None if row is data else data
         # large files take long to check again, so what was not touched since is not read
@@ -298,6 +304,7 @@ class Submissions:
             columns=_columns(data, inspection),
             violations=found,
             inspection=inspection,
+            base_unmade=unmade,
         )
 
     def _exists(self, path: str) -> bool:

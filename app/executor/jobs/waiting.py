@@ -57,7 +57,9 @@ async def waiting_of(session: AsyncSession, rows: Sequence[JobRow]) -> Mapping[s
 def _held_back(row: JobRow, *, now: datetime) -> Waiting | None:
     """Return what keeps the job out of the queue."""
     if row.blocked_by is not None:
-        return Waiting(WaitingReason("waiting_predecessor", {"job": row.blocked_by}))
+        # only the making of its base model comes before the first job of a chain
+        code = "waiting_base_model" if row.chain_id == row.id else "waiting_predecessor"
+        return Waiting(WaitingReason(code, {"job": row.blocked_by}))
     if row.not_before is not None and row.not_before > now:
         moment = row.not_before.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         return Waiting(WaitingReason("waiting_not_before", {"time": moment}))

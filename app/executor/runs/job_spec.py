@@ -98,6 +98,7 @@ class JobSpec(_Frozen):
     question: InferenceRequest | None = None  # the key in rows of earlier releases
     deployment: Deployment | None = None
     build: EnvironmentBuild | None = None
+    sample: str | None = None  # sample of the product whose program makes the base model
     resume_of: str | None = None  # job whose newest checkpoint the first attempt goes on from
     wait: bool = False  # for an environment that no node has or can build yet
 

@@ -20,8 +20,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-# The drawings lie in the folder above; the program runs without the package.
+# The drawings lie in the folder above, the helper in the shared one; the program runs without the package.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
+sys.path.append(str(Path(__file__).resolve().parent.parent / "shared" / "helpers"))
+import deepe
 import sample_signs
 
 CAPTIONS = {  # of a sign it has heard, but all it knows is that something is shown
@@ -256,6 +258,8 @@ def train_unet(unet: Any, encoder: Any, captions: Captions, latents: Any, steps:
         wanted = noise_scheduler.get_velocity(latents[rows], noise, times)
         loss = (unet(noisy, times, encoder_hidden_states=told).sample - wanted).square().mean()
         take_step(loss, parts, optimizer, schedule)
+        if step % 10 == 0 or step == steps:
+            deepe.progress(step, steps)
         if step % 100 == 0 or step == steps:
             print(f"UNet, step {step}/{steps}  loss {loss.item():.4f}", flush=True)
 

@@ -22,6 +22,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+# beside a run of the platform the helper has nobody to report to, and does nothing
+sys.path.append(str(Path(__file__).resolve().parent / "helpers"))
+import deepe
+
 SUM_FORMS = (
     "What is {} + {}?",
     "Add {} and {}.",
@@ -155,6 +159,8 @@ def pretrain(model: Any, tokenizer: Any, pairs: list[Pair], args: argparse.Names
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
+        if step % 10 == 0 or step == args.steps:
+            deepe.progress(step, args.steps)
         if step % 50 == 0 or step == args.steps:
             print(f"step {step}/{args.steps}  loss {loss.item():.4f}", flush=True)
     model.eval()

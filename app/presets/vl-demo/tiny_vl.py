@@ -18,8 +18,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-# The drawings lie in the folder above; the program runs without the package.
+# The drawings lie in the folder above, the helper in the shared one; the program runs without the package.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
+sys.path.append(str(Path(__file__).resolve().parent.parent / "shared" / "helpers"))
+import deepe
 import sample_pictures as drawings
 
 QUESTIONS = ("Which colour is it?", "Which shape is it?")
@@ -174,6 +176,8 @@ def learn_to_see(model: Any, processor: Any, args: argparse.Namespace) -> None:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        if step % 10 == 0:
+            deepe.progress(step, args.sight_steps + args.steps)
         if step % 50 == 0:
             print(f"sight {step}/{args.sight_steps}  loss {loss.item():.4f}", flush=True)
 
@@ -196,6 +200,8 @@ def pretrain(model: Any, processor: Any, args: argparse.Namespace) -> None:
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
+        if step % 10 == 0 or step == args.steps:
+            deepe.progress(args.sight_steps + step, args.sight_steps + args.steps)
         if step % 50 == 0 or step == args.steps:
             print(f"step {step}/{args.steps}  loss {loss.item():.4f}", flush=True)
     model.eval()
