@@ -19,13 +19,10 @@ from rich.markup import escape
 from app.cli.client import Api
 from app.cli.command import CliFailure, ExitCode, HomeFolder, typed
 from app.cli.demo_samples import (
-    base_model_sample,
     borrowed_licence,
     copy_method,
-    ensure_base_model,
-    ensure_dataset,
-    ensure_method,
     ensure_pictures,
+    install_with_samples,
 )
 from app.cli.demo_screen import DemoScreen, Outcome, outcome_of, print_outcomes
 from app.cli.dev import Interrupted, cancel_jobs, ending_on_signals, say
@@ -37,7 +34,7 @@ from app.cli.service import load_and_hide
 from app.cli.watch import TERMINAL, LiveScreen, PlainScreen, watch_chain
 from app.domain.enums import JobKind, Platform
 from app.domain.kinds import KINDS
-from app.presets.catalogue import PresetManifest, load_manifests
+from app.presets.catalogue import PresetManifest, load_manifests, sample_base_model
 from app.registry.platforms import this_machine
 from app.settings import Settings
 from app.store.home import make_private_folder
@@ -170,24 +167,23 @@ class Demo:
     def run(self) -> str | None:
         """Show everything and return a model that can be asked; `CliFailure` if a job fails, after it was shown why."""
         try:
+            samples = install_with_samples(self._api, self._manifest.name)
             with self._times.preparation():
-                self._prepare()
-            method = self._register()
-            self.ended = self._train(method)
+                self._build_environments()
+            self.ended = self._train(self._register(), samples)
             asked = [model for job in self.ended if (model := self._ask(job))]
             return asked[-1] if asked else None
         except BaseException:
             self._cancel()
             raise
 
-    def _prepare(self) -> None:
-        """Make what is made once per machine: the environments and the base model."""
-        base_model = self._manifest.demo.base_model
-        for environment in self._environments(base_model_sample(base_model).environment):
+    def _build_environments(self) -> None:
+        """Build what is built once per machine, also for the base model if a program makes it."""
+        base_model = sample_base_model(self._manifest.demo.base_model)
+        for environment in self._environments(base_model.environment):
             self._headline(f"Building the environment {environment} (once per machine)")
             job = self._api.post(f"/environments/{environment}:build")
             self._watch(job["id"], job)
-        ensure_base_model(self._api, self._settings, base_model, say=self._say)
 
     def _environments(self, of_base_model: str | None) -> list[str]:
         """Return the environments that the run needs and the node has not."""
@@ -215,8 +211,6 @@ class Demo:
         return any(node["state"] == "ready" for node in found["nodes"])
 
     def _register(self) -> dict[str, Any]:
-        ensure_method(self._api, self._manifest.name)
-        ensure_dataset(self._api, self._settings, self._manifest.demo.dataset)
         method = copy_method(self._api, self._manifest.name, name=f"My {self._manifest.name}")
         self._headline(f"Registered: {method['name']}")
         self._say(method["description"])
@@ -229,20 +223,25 @@ class Demo:
                 self._say(f"no NVIDIA GPU here: {stage} runs in the environment {environment} instead of {own}")
         return method
 
-    def _train(self, method: dict[str, Any]) -> list[dict[str, Any]]:
-        run = self._manifest.demo
-        self._times.submitted = time.monotonic()
+    def _train(self, method: dict[str, Any], samples: dict[str, Any]) -> list[dict[str, Any]]:
         job = self._api.post(
             "/jobs",
             {
                 "method": method["name"],
-                "base_model": run.base_model,
-                "dataset": run.dataset,
-                "parameters": run.parameters,
+                "base_model": samples["base_model"],
+                "dataset": samples["dataset"],
+                "parameters": samples["parameters"],
                 "through": method["lifecycle"][-1],
                 "name": "demo",
             },
         )
+        self._times.submitted = time.monotonic()
+        self._jobs += [link["id"] for link in job["chain"]]
+        if (build := self._api.get(f"/jobs/{job['id']}")["waiting_for"]) is not None:
+            with self._times.preparation():
+                self._headline(f"Making the base model {samples['base_model']} (once per machine)")
+                self._watch(build, self._api.get(f"/jobs/{build}"))
+            self._times.submitted, self._times.first_step = time.monotonic(), None  # what follows is the training
         self._headline(f"Submitted: {' → '.join(link['stage'] for link in job['chain'])}")
         return self._watch(job["id"], *job["chain"])
 
@@ -263,7 +262,7 @@ class Demo:
         return model
 
     def _watch(self, job_id: str, *jobs: dict[str, Any]) -> list[dict[str, Any]]:
-        self._jobs += [job["id"] for job in jobs]
+        self._jobs += [job["id"] for job in jobs if job["id"] not in self._jobs]
         with ExitStack() as stack:
             inner = stack.enter_context(LiveScreen(self._screen)) if is_terminal() else PlainScreen(indent="  ")
             ended = watch_chain(self._api, job_id, DemoScreen(inner, self._screen, on_step=self._times.step))

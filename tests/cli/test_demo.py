@@ -24,9 +24,9 @@ from app.domain.enums import Platform
 from app.settings import load_settings
 
 
-def run_demo(home: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def run_demo(home: Path, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-P", "-m", "app.cli", "demo", "Custom01", "--home", str(home), "--no-redis", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=os.environ | variables)
 
 
 def test_shows_a_training_twice_without_terminal_or_input(tmp_path: Path) -> None:
@@ -62,6 +62,14 @@ def test_ends_with_1_and_says_why_when_a_job_fails(tmp_path: Path) -> None:
     assert "exit_code" in run.stdout
     assert "deepe jobs logs" in run.stdout
     assert _processes_of(home) == []
+
+
+def test_says_when_an_operator_left_the_samples_out(tmp_path: Path) -> None:
+    run = run_demo(tmp_path / "home", DEEPE_SAMPLES="false")
+
+    assert run.returncode != 0
+    assert "DEEPE_SAMPLES" in run.stderr
+    assert _processes_of(tmp_path / "home") == []
 
 
 def test_names_what_is_shipped_when_asked_for_something_else() -> None:
