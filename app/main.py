@@ -125,6 +125,7 @@ def build_services(
         samples=settings.samples,
     )
     datasets_ = Datasets(home=home, max_characters=settings.dataset_max_line, clock=clock)
+    base_models_ = BaseModels(home=home, clock=clock)
     notifier = _notifier(settings, database)
     streams = JobStreams(database, home)
     addresses = AddressPolicy(settings.webhook_addresses)
@@ -134,6 +135,7 @@ def build_services(
         home=home,
         runs=methods_.runs,
         datasets=datasets_,
+        base_models=base_models_,
         parameters=parameters,
         min_free_bytes=settings.min_free_bytes,
         clock=clock,
@@ -142,7 +144,7 @@ def build_services(
         database=database,
         home=home,
         methods=methods_,
-        base_models=BaseModels(home=home, clock=clock),
+        base_models=base_models_,
         datasets=datasets_,
         deploy_targets=DeployTargets(clock=clock),
         queues=Queues(clock=clock),

@@ -30,6 +30,14 @@ class TypeRule:
     inference_form: InferenceForm
     accepts_images: bool
     """Messages to such a model may carry images."""
+    needs_tokenizer: bool
+    """Its base model cannot be trained without a tokenizer."""
+    needs_processor: bool
+    """Its base model cannot be trained without a processor of images."""
+    needs_pipeline: bool
+    """Its base model is a folder of diffusers, with a `model_index.json`; that of no other type is."""
+    converses: bool
+    """Its models answer in turns, by a chat template."""
 
     @property
     def generates_images(self) -> bool:
@@ -45,6 +53,10 @@ def _rule(training_type: TrainingType) -> TypeRule:
                 hub_task="text-generation",
                 inference_form=InferenceForm.TEXT,
                 accepts_images=False,
+                needs_tokenizer=True,
+                needs_processor=False,
+                needs_pipeline=False,
+                converses=True,
             )
         case TrainingType.EMBEDDING:
             return TypeRule(
@@ -52,6 +64,10 @@ def _rule(training_type: TrainingType) -> TypeRule:
                 hub_task="feature-extraction",
                 inference_form=InferenceForm.TEXT,
                 accepts_images=False,
+                needs_tokenizer=True,
+                needs_processor=False,
+                needs_pipeline=False,
+                converses=False,
             )
         case TrainingType.VISION_LANGUAGE:
             return TypeRule(
@@ -59,6 +75,10 @@ def _rule(training_type: TrainingType) -> TypeRule:
                 hub_task="image-text-to-text",
                 inference_form=InferenceForm.TEXT,
                 accepts_images=True,
+                needs_tokenizer=True,
+                needs_processor=True,
+                needs_pipeline=False,
+                converses=True,
             )
         case TrainingType.IMAGE_GENERATION:
             return TypeRule(
@@ -66,6 +86,10 @@ def _rule(training_type: TrainingType) -> TypeRule:
                 hub_task="text-to-image",
                 inference_form=InferenceForm.IMAGES,
                 accepts_images=False,
+                needs_tokenizer=False,
+                needs_processor=False,
+                needs_pipeline=True,
+                converses=False,
             )
         case _:
             assert_never(training_type)

@@ -1,30 +1,41 @@
 """The card of a base model: what its folder says about it, read from JSON files and weight headers.
 
-No machine-learning library is needed and no weight is read; what cannot be read is unknown (None), except for the
-configuration itself, without which a folder is no model.
+No machine-learning library is needed and no weight is read. What is no model, or no whole one, is refused; what a
+folder does not say is unknown (None). What follows from a card for a training stands in `base_model_findings`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from app.domain.errors import Invalid
+from app.domain.errors import Invalid, Violation
 from app.domain.plain_text import shown, storable_document
-from app.registry.model_files import MAX_NUMBER, MIB, UnusableFile, count_elements, read_json_object, read_tensor_file
-from app.registry.resource_paths import stays_inside
+from app.registry.base_model_kinds import TRAINING_STATE, refuse_links, refuse_other_kinds
+from app.registry.model_check import CONFIG, PIPELINE, Weights, check_pipeline, check_weights
+from app.registry.model_files import MAX_NUMBER, MIB, UnusableFile, read_json_object
+from app.registry.model_folders import walk
+from app.registry.tokenizer_files import Tokenizer, read_tokenizer
 
-CONFIG: Final = "config.json"
-PIPELINE: Final = "model_index.json"
-_TOKENIZERS: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-_WEIGHTS: Final = {".safetensors": "safetensors", ".bin": "pytorch", ".pt": "pytorch", ".gguf": "gguf", ".npz": "mlx"}
+PRESENT_CHECK: Final = 1
+"""Number of the checks that a card was read with; 0 for cards of earlier releases, which know less."""
+
+_PROCESSORS: Final = frozenset({"preprocessor_config.json", "processor_config.json", "image_processor_config.json"})
 _MAX_JSON_BYTES: Final = 4 * MIB
 _MAX_HEADER_BYTES: Final = 4 * MIB
-_MAX_HEADERS_BYTES: Final = 64 * MIB  # of all files together
-_MAX_ENTRIES: Final = 10_000
 _MAX_COMPONENTS: Final = 100
+# what the configuration of every model with weights names
+_OF_TRANSFORMERS: Final = (
+    "hidden_size",
+    "d_model",
+    "n_embd",
+    "vocab_size",
+    "num_hidden_layers",
+    "transformers_version",
+)
 
 
 class NotABaseModel(Invalid):
@@ -39,40 +50,86 @@ class BaseModelUnreadable(Invalid):
     code = "base_model_unreadable"
 
 
+class BaseModelKind(StrEnum):
+    """What the folder of a base model is."""
+
+    MODEL = "model"
+    PIPELINE = "pipeline"
+    DESCRIPTION = "description"
+
+
+class CardProblem(BaseModel):
+    """Something that is wrong with a part of the model that not every training needs."""
+
+    model_config = ConfigDict(frozen=True)
+
+    code: str
+    params: dict[str, Any]
+
+
 class BaseModelCard(BaseModel):
     """What a base model's folder says about it; null: it does not say."""
 
     model_config = ConfigDict(frozen=True)
 
+    check: int = Field(default=0, description="Number of the checks it was read with; 0: by an earlier release.")
+    kind: BaseModelKind = Field(
+        default=BaseModelKind.MODEL,
+        description="`pipeline`: a folder of diffusers; `description`: a `config.json` alone, for methods that make "
+        "all weights themselves.",
+    )
+    library: str | None = Field(
+        default=None, description="`sentence-transformers` if the folder is one.", examples=["sentence-transformers"]
+    )
     architecture: str | None
     model_type: str | None
     hidden_size: int | None
     layers: int | None
     vocabulary: int | None
     context_length: int | None
-    dtype: str | None
+    dtype: str | None = Field(description="As the configuration says.", examples=["bfloat16"])
+    weight_dtypes: tuple[str, ...] = Field(default=(), description="As the weights are stored.", examples=[["BF16"]])
     parameters: int | None
     weights: str | None
     quantization: str | None
     tokenizer: bool
+    tokenizer_size: int | None = Field(default=None, description="Number of its ids.", examples=[151665])
+    tokenizer_problem: CardProblem | None = None
+    embedding_rows: int | None = Field(default=None, description="Ids that the weights know.", examples=[151936])
+    special_tokens: dict[str, str] = Field(default={}, examples=[{"eos_token": "<|im_end|>"}])
+    unknown_tokens: tuple[str, ...] = Field(default=(), description="Special tokens that the vocabulary lacks.")
+    adds_bos: bool | None = Field(default=None, description="Whether the tokenizer puts its BOS before a text.")
     chat_template: bool
+    template_has_bos: bool | None = None
+    turn_end: str | None = Field(
+        default=None, description="The token that ends an assistant's turn.", examples=["<|im_end|>"]
+    )
+    stop_tokens: tuple[str, ...] = Field(default=(), description="Tokens at which an answer ends.")
+    processor: bool | None = Field(default=None, description="Whether a processor of images is there.")
+    custom_code: bool = Field(default=False, description="The model needs Python files of its own.")
+    training_state: tuple[str, ...] = Field(default=(), description="Files of the training that made it.")
     size_bytes: int
     components: tuple[str, ...]
 
 
-def read_card(folder: Path, *, root: Path) -> BaseModelCard:
-    """Return the card of the model in `folder`; files that links lead out of `root` to are not read. Blocks."""
-    files = sorted(_files(folder, root))
-    if folder / CONFIG in files:
-        config = _read_object(folder / CONFIG)
-    elif folder / PIPELINE in files:
-        config = _read_object(folder / PIPELINE)
-    else:
-        raise NotABaseModel(path=shown(folder.name), pointer="/path")
-    names = {file.name for file in files if file.parent == folder}
-    tokenizer = _read_optional(folder / "tokenizer_config.json") if "tokenizer_config.json" in names else {}
+def read_card(folder: Path, *, roots: Sequence[Path]) -> BaseModelCard:
+    """Return the card of the model in `folder`; its links may lead to files below `roots`. Blocks.
+
+    Raises `UnusableFile` for what is no model or no whole one, `NotABaseModel` and `BaseModelUnreadable`.
+    """
+    found = walk(folder, roots=roots)
+    refuse_links(folder, found)
+    refuse_other_kinds(folder)
+    names = frozenset(path.name for path in found.files if path.parent == folder)
+    config = _read_object(folder / _configuration(folder, names))
+    weights = Weights(max_header_bytes=_MAX_HEADER_BYTES)
     text = _inner(config, "text_config")
+    kind = _check(folder, names, text, weights)
+    tokenizer = read_tokenizer(folder, names, config) if kind is not BaseModelKind.PIPELINE else Tokenizer()
     return BaseModelCard(
+        check=PRESENT_CHECK,
+        kind=kind,
+        library="sentence-transformers" if "modules.json" in names else None,
         architecture=_first_text(config.get("architectures"), config.get("_class_name")),
         model_type=_first_text(config.get("model_type")),
         hidden_size=_number(text, "hidden_size", "n_embd", "d_model", "dim"),
@@ -80,38 +137,57 @@ def read_card(folder: Path, *, root: Path) -> BaseModelCard:
         vocabulary=_number(text, "vocab_size"),
         context_length=_number(text, "max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len"),
         dtype=_first_text(config.get("dtype"), config.get("torch_dtype"), text.get("dtype"), text.get("torch_dtype")),
-        parameters=_count_parameters(file for file in files if file.suffix == ".safetensors"),
-        weights=_weights(files),
+        weight_dtypes=tuple(sorted(weights.dtypes)),
+        parameters=weights.elements if 0 < weights.elements < MAX_NUMBER else None,
+        weights="pytorch" if weights.pickled else "safetensors" if weights.checked else None,
         quantization=_quantization(config),
-        tokenizer=not names.isdisjoint(_TOKENIZERS) or (folder / "tokenizer").is_dir(),
-        chat_template=bool(tokenizer.get("chat_template"))
-        or not names.isdisjoint({"chat_template.jinja", "chat_template.json"}),
-        size_bytes=sum(file.stat().st_size for file in files),
+        tokenizer=tokenizer.present or (folder / "tokenizer").is_dir(),
+        tokenizer_size=tokenizer.ids,
+        tokenizer_problem=_problem(tokenizer.problem),
+        embedding_rows=weights.embedding_rows,
+        special_tokens=dict(tokenizer.special),
+        unknown_tokens=tuple(tokenizer.unknown),
+        adds_bos=tokenizer.adds_bos,
+        chat_template=tokenizer.chat_template,
+        template_has_bos=tokenizer.template_has_bos,
+        turn_end=tokenizer.turn_end,
+        stop_tokens=tuple(tokenizer.stops),
+        processor=not names.isdisjoint(_PROCESSORS),
+        custom_code=isinstance(config.get("auto_map"), dict),
+        training_state=tuple(name for name in TRAINING_STATE if name in names),
+        size_bytes=sum(file.stat().st_size for file in found.files),
         components=_components(config) if "_class_name" in config else (),
     )
 
 
-def _files(folder: Path, root: Path) -> Iterator[Path]:
-    for path in islice(folder.rglob("*"), _MAX_ENTRIES):  # does not follow links to folders
-        if path.is_file() and (not path.is_symlink() or stays_inside(root, path)):
-            yield path
+def _configuration(folder: Path, names: frozenset[str]) -> str:
+    for name in (CONFIG, PIPELINE):
+        if name in names:
+            return name
+    raise NotABaseModel(path=shown(folder.name), pointer="/path")
+
+
+def _check(folder: Path, names: frozenset[str], config: Mapping[str, Any], weights: Weights) -> BaseModelKind:
+    if PIPELINE in names:
+        check_pipeline(folder, pickles=True, found=weights)
+        return BaseModelKind.PIPELINE
+    if names == {CONFIG} and not any(name in config for name in _OF_TRANSFORMERS):
+        return BaseModelKind.DESCRIPTION
+    check_weights(folder, pickles=True, found=weights)
+    return BaseModelKind.MODEL
 
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         value = read_json_object(path, max_bytes=_MAX_JSON_BYTES)
-    except (OSError, UnusableFile) as exc:
-        problem = shown(str(exc)) if isinstance(exc, UnusableFile) else type(exc).__name__
-        raise BaseModelUnreadable(file=path.name, problem=problem, pointer="/path") from exc
+    except UnusableFile as exc:
+        raise BaseModelUnreadable(file=path.name, problem=shown(str(exc), limit=300), pointer="/path") from exc
     cleaned: dict[str, Any] = storable_document(value)
     return cleaned
 
 
-def _read_optional(path: Path) -> dict[str, Any]:
-    try:
-        return _read_object(path)
-    except BaseModelUnreadable:
-        return {}
+def _problem(found: Violation | None) -> CardProblem | None:
+    return CardProblem(code=found.code, params=found.params) if found is not None else None
 
 
 def _inner(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -150,26 +226,3 @@ def _quantization(config: Mapping[str, Any]) -> str | None:
 def _components(index: Mapping[str, Any]) -> tuple[str, ...]:
     parts = (shown(name) for name, value in index.items() if isinstance(value, list) and len(value) == 2)
     return tuple(islice(parts, _MAX_COMPONENTS))
-
-
-def _weights(files: Iterable[Path]) -> str | None:
-    found = [_WEIGHTS[file.suffix] for file in files if file.suffix in _WEIGHTS]
-    return next((kind for kind in _WEIGHTS.values() if kind in found), None)
-
-
-def _count_parameters(files: Iterable[Path]) -> int | None:
-    """Return the number of weights by the headers of the safetensors files; packed weights count packed.
-
-    None if there are no headers, or more of them than are read.
-    """
-    total = read = 0
-    for file in files:
-        try:
-            header = read_tensor_file(file, max_bytes=_MAX_HEADER_BYTES)
-            read += header.data_offset
-            if read > _MAX_HEADERS_BYTES:
-                return None
-            total += sum(count_elements(entry["shape"]) for entry in header.tensors.values())
-        except (OSError, UnusableFile, KeyError, TypeError):
-            continue  # a pointer of a large-file store, or half a download
-    return total if 0 < total < MAX_NUMBER else None

@@ -1,7 +1,11 @@
-"""Base models: folders placed under `models/`, registered with a technical name and a card."""
+"""Base models: folders placed under `models/`, registered with a technical name and a card.
+
+A folder is checked when it is registered and again whenever it is used: one that changed on disk gets a new card, and
+one that is no whole model any more is refused.
+"""
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -10,10 +14,14 @@ from uuid import uuid4
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.domain.errors import Conflict, together_with
+from app.domain.errors import AppError, Conflict, InvalidRequest, Violation, together_with
 from app.domain.names import name_key, name_violations, normal_name
 from app.domain.plain_text import MAX_PATH_LENGTH, shown
-from app.registry.base_model_card import CONFIG, PIPELINE, BaseModelCard, NotABaseModel, read_card
+from app.registry.base_model_card import BaseModelCard, NotABaseModel, read_card
+from app.registry.base_model_findings import POINTER
+from app.registry.model_check import CONFIG, PIPELINE
+from app.registry.model_files import UnusableFile
+from app.registry.model_folders import ModelFile, list_files, walk
 from app.registry.resource_paths import resolve_inside, stays_inside
 from app.store import named
 from app.store.base_models import get_base_model, registered_paths
@@ -23,6 +31,7 @@ from app.store.tables import BaseModelRow
 from app.store.usage import unfinished_jobs
 
 _DEPTH: Final = 3  # models/<organisation>/<model>, and one more
+_REMEMBERED: Final = 1024
 
 
 class BaseModelInUse(Conflict):
@@ -51,6 +60,12 @@ class BaseModels:
     def __init__(self, *, home: Home, clock: Callable[[], datetime]) -> None:
         self._home = home
         self._clock = clock
+        self._checked: dict[str, tuple[int, BaseModelCard]] = {}
+
+    @property
+    def _roots(self) -> tuple[Path, ...]:
+        """Folders that links in a base model may lead to."""
+        return (self._home.models, self._home.runs)
 
     async def get(self, session: AsyncSession, base_model: str) -> BaseModelRow:
         """Return the base model with this id or technical name."""
@@ -66,7 +81,10 @@ class BaseModels:
             folder = resolve_inside(self._home.models, path)
             if not folder.is_dir():
                 raise NotABaseModel(path=path, pointer="/path")
-            card = await asyncio.to_thread(read_card, folder, root=self._home.models)
+            try:
+                card = await asyncio.to_thread(read_card, folder, roots=self._roots)
+            except UnusableFile as exc:
+                raise InvalidRequest([exc.violation]) from exc
         return Prepared(name=normal_name(name), folder=folder, card=card)
 
     async def create(self, session: AsyncSession, prepared: Prepared, *, description: str = "") -> BaseModelRow:
@@ -83,6 +101,28 @@ class BaseModels:
         await named.insert(session, row)
         return row
 
+    def current_card(self, row: BaseModelRow) -> BaseModelCard:
+        """Return the card of the folder as it is now. Raises `InvalidRequest` if it is no whole model any more.
+
+        Only a folder in which something changed since it was last read is read again. Blocks: call it in a thread.
+        """
+        try:
+            return self._current_card(row)
+        except UnusableFile as exc:
+            raise InvalidRequest([Violation(POINTER, exc.violation.code, exc.violation.params)]) from exc
+        except AppError as exc:
+            raise InvalidRequest([Violation(POINTER, exc.code, exc.params)]) from exc
+
+    async def record(self, session: AsyncSession, base_model: str, card: BaseModelCard) -> None:
+        """Write down the card of a folder that changed."""
+        row = await get_base_model(session, base_model)
+        row.card = card.model_dump(mode="json")
+        session.add(row)
+
+    async def files(self, row: BaseModelRow) -> list[ModelFile]:
+        """Return the files of the base model."""
+        return await asyncio.to_thread(list_files, self._home.absolute(row.path), roots=self._roots)
+
     async def unregistered(self, session: AsyncSession) -> list[str]:
         """Return the folders under `models/` that look like models and have no entry, relative to `models/`."""
         known = await registered_paths(session)
@@ -94,6 +134,18 @@ class BaseModels:
         if jobs := await unfinished_jobs(session, base_model_id=row.id):
             raise BaseModelInUse(base_model=row.name, count=len(jobs), jobs=", ".join(jobs[:5]))
         await named.delete(session, row)
+
+    def _current_card(self, row: BaseModelRow) -> BaseModelCard:
+        folder = self._home.absolute(row.path)
+        signature = _signature(folder, self._roots)
+        remembered = self._checked.get(row.path)
+        if remembered is not None and remembered[0] == signature:
+            return remembered[1]
+        card = read_card(folder, roots=self._roots)
+        if len(self._checked) >= _REMEMBERED:
+            self._checked.clear()
+        self._checked[row.path] = (signature, card)
+        return card
 
     def _unregistered(self, known: Collection[str]) -> list[str]:
         root = self._home.models
@@ -110,6 +162,15 @@ def _model_folders(root: Path, folder: Path, *, depth: int) -> Iterator[Path]:
             yield entry
         elif depth > 1 and not entry.is_symlink():
             yield from _model_folders(root, entry, depth=depth - 1)
+
+
+def _signature(folder: Path, roots: Sequence[Path]) -> int:
+    """Return a number that changes when a file of the model does; cheap."""
+    found = walk(folder, roots=roots)
+    states = [
+        (path, status.st_size, status.st_mtime_ns, status.st_ino) for path in found.files if (status := path.stat())
+    ]
+    return hash((*states, *found.leaving, *found.broken, *found.folders))
 
 
 def _is_model(folder: Path) -> bool:

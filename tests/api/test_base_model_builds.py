@@ -1,6 +1,7 @@
 """A sample base model is made by one job, before the first trainings that start from it."""
 
 import asyncio
+import json
 import shutil
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -47,7 +48,7 @@ async def make(app: JobsApp, job: str) -> None:
     base = await app.get("/base-models/tiny-base")
     folder = app.services.home.absolute(base["path"])
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text(json.dumps({"dtype": "float32"}))
     async with app.database.writing() as session:
         card = {**base["card"], "dtype": "float32"}
         await base_models.record_built(session, base["id"], card=card, now=datetime.now(UTC))

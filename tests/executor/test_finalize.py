@@ -1,5 +1,6 @@
 """What an end becomes: names of models, verdicts on builds, and what a crash right behind the transaction left."""
 
+import hashlib
 import os
 import shutil
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,7 @@ from app.executor.attempts.results import judge_printed_result
 from app.executor.runs.job_spec import Deployment, JobSpec, Named
 from app.executor.runs.run_folder import RunFolder
 from app.executor.supervisor.client import ExitRecord, ExitWhy
+from app.registry.model_folders import list_files
 from app.store import jobs as store
 from app.store.home import Home
 from app.store.jobs import Claim
@@ -176,6 +178,73 @@ class TestFinalize:
         assert (row.status, row.recoveries, row.result_model_id) == (JobStatus.QUEUED, 1, None)
 
 
+class TestFilesOfAModel:
+    """What is checked, counted, hashed and listed is the same."""
+
+    async def finalized(self, desk: Desk, claim: Claim) -> tuple[Any, ModelRow | None]:
+        await desk.finalizer.finalize(claim, exit_record())
+        row = await desk.row(claim)
+        async with desk.database.reading() as session:
+            return row, await find_model(session, row.result_model_id) if row.result_model_id else None
+
+    async def test_weights_that_are_a_link_are_copied_in(self, desk: Desk, tmp_path: Path) -> None:
+        claim = await desk.claim()
+        output = desk.adapter(claim)
+        away = tmp_path / "away"
+        (output / "adapter_model.safetensors").rename(away)
+        (output / "adapter_model.safetensors").symlink_to(away)
+
+        _, model = await self.finalized(desk, claim)
+
+        assert model is not None
+        away.unlink()
+        listed = list_files(output)
+        recorded = {file["path"]: file for file in model.details["files"]}
+        assert {file.path: file.size_bytes for file in listed} == {name: f["size"] for name, f in recorded.items()}
+        assert model.size_bytes == sum(file.size_bytes for file in listed)
+        for name, file in recorded.items():
+            assert hashlib.sha256((output / name).read_bytes()).hexdigest() == file["sha256"], name
+
+    async def test_size_is_that_of_the_files_with_a_card_of_the_script_and_checkpoints(self, desk: Desk) -> None:
+        claim = await desk.claim()
+        output = desk.adapter(claim)
+        (output / "README.md").write_text("by the script")
+        (output / "checkpoint-5").mkdir()
+        (output / "checkpoint-5" / "optimizer.pt").write_bytes(bytes(1000))
+
+        _, model = await self.finalized(desk, claim)
+
+        assert model is not None
+        listed = list_files(output)
+        assert [file.path for file in listed] == [
+            "README.md", "README.script.md", "adapter_config.json", "adapter_model.safetensors",
+        ]  # fmt: skip
+        assert [file.path for file in listed] == [file["path"] for file in model.details["files"]]
+        assert model.size_bytes == sum(file.size_bytes for file in listed)
+
+    async def test_a_link_to_a_folder_elsewhere_is_named(self, desk: Desk, tmp_path: Path) -> None:
+        claim = await desk.claim()
+        (desk.adapter(claim) / "processor").symlink_to(tmp_path)
+
+        row, model = await self.finalized(desk, claim)
+
+        assert (row.reason, model) == (EndReason.OUTPUT_INVALID, None)
+        assert f"processor is a link to the folder {tmp_path}" in row.reason_params["detail"]
+
+    async def test_weights_that_are_a_pickle_are_named_with_the_cure(self, desk: Desk) -> None:
+        claim = await desk.claim()
+        output = desk.adapter(claim)
+        for path in output.iterdir():
+            path.unlink()
+        (output / "config.json").write_text("{}")
+        (output / "pytorch_model.bin").write_bytes(b"\x80\x02}q\x00.")
+
+        row, model = await self.finalized(desk, claim)
+
+        assert (row.reason, model) == (EndReason.OUTPUT_MISSING, None)
+        assert "safe_serialization=True" in row.reason_params["detail"]
+
+
 class TestNamesThatAreNotText:
     """Files and results whose names are not UTF-8, or that JSON has no form for."""
 
@@ -191,10 +260,10 @@ class TestNamesThatAreNotText:
             model = await find_model(session, row.result_model_id)
         assert model is not None
         names = [file["path"] for file in model.details["files"]]
-        assert names == ["adapter_config.json", "adapter_model.safetensors", "\\xfc.txt"]
+        assert names == ["README.md", "\\xfc.txt", "adapter_config.json", "adapter_model.safetensors"]
         manifest = read_result(RunFolder(desk.home.run_folder(claim.job.id, 1)).result)
         assert manifest is not None
-        assert [file.path for file in manifest.files] == names
+        assert sorted(file.path for file in manifest.files) == names[1:]
 
     async def test_end_names_what_lies_there_instead_of_a_model(self, desk: Desk) -> None:
         claim = await desk.claim()

@@ -1,6 +1,7 @@
 import asyncio
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,12 +26,13 @@ from app.registry.base_models import BaseModels
 from app.registry.datasets import Datasets
 from app.registry.method_services import MethodServices, method_services
 from app.store import jobs as job_store
-from app.store import models
+from app.store import models, named
 from app.store.home import Home
 from app.store.nodes import get_node, heartbeat
 from app.store.session import Database
 from app.store.tables import BaseModelRow, DatasetRow, JobRow
 from tests import job_rows
+from tests.base_model_folders import model
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 
@@ -120,6 +122,7 @@ def _bench(database: Database, home: Home, *, min_free_bytes: int) -> Bench:
         home=home,
         runs=methods.runs,
         datasets=Datasets(home=home, max_characters=4000, clock=lambda: NOW),
+        base_models=BaseModels(home=home, clock=lambda: NOW),
         parameters=StageParameters(methods.reader),
         min_free_bytes=min_free_bytes,
         clock=lambda: NOW,
@@ -416,6 +419,55 @@ class TestNodes:
 
 async def declare_dead(session: AsyncSession, name: str) -> None:
     (await get_node(session, name)).dead_at = NOW
+
+
+class TestBaseModel:
+    """The folder of a base model is looked at again by a submit."""
+
+    async def registered(self, bench: Bench, name: str = "tiny") -> Path:
+        folder = model(bench.home.models / name)
+        base_models = BaseModels(home=bench.home, clock=lambda: NOW)
+        prepared = await base_models.prepare(name=name, path=name)
+        async with bench.database.writing() as session:
+            await base_models.create(session, prepared)
+        return folder
+
+    async def test_a_whole_model_is_taken_without_a_word(self, bench: Bench) -> None:
+        await self.registered(bench)
+
+        assert (await bench.submit(base_model="tiny")).warnings == []
+
+    @pytest.mark.parametrize(
+        ("damage", "code"),
+        [
+            (lambda folder: (folder / "model.safetensors").unlink(), "weights_missing"),
+            (lambda folder: (folder / "adapter_config.json").write_text("{}"), "base_model_with_adapter"),
+            (lambda folder: (folder / "config.json").write_text("{"), "base_model_unreadable"),
+            (lambda folder: (folder / "tokenizer.json").unlink(), "base_model_without_tokenizer"),
+        ],
+        ids=["weights", "adapter", "config", "tokenizer"],
+    )
+    async def test_what_became_of_it_since_refuses(
+        self, bench: Bench, damage: Callable[[Path], object], code: str
+    ) -> None:
+        folder = await self.registered(bench)
+        await bench.submit(base_model="tiny")
+
+        damage(folder)
+
+        assert await bench.refusal(base_model="tiny") == [("/base_model", code)]
+
+    async def test_what_is_worth_knowing_is_a_warning_and_the_card_is_read_anew(self, bench: Bench) -> None:
+        folder = await self.registered(bench)
+        (folder / "generation_config.json").write_text('{"eos_token_id": 0}')
+
+        warnings = (await bench.submit(base_model="tiny")).warnings
+
+        assert [(one.pointer, one.code) for one in warnings] == [("/base_model", "base_model_turn_does_not_stop")]
+        async with bench.database.reading() as session:
+            row = await named.find(session, BaseModelRow, "tiny")
+        assert row is not None
+        assert row.card["stop_tokens"] == ["<|endoftext|>"]
 
 
 class TestPlan:

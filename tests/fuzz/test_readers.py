@@ -17,13 +17,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.argspec.client import BoundedReader
-from app.domain.errors import AppError
+from app.domain.enums import TrainingType
+from app.domain.errors import AppError, InvalidRequest
 from app.domain.parameters import json_schema
+from app.domain.texts import Language
 from app.executor.attempts.artifacts import ArtifactProblem, check_complete, check_customized
 from app.presets.catalogue import ROOM
 from app.registry import dataset_files
 from app.registry.base_model_card import read_card
+from app.registry.base_model_findings import findings
 from app.registry.environment_spec import parse_spec
+from app.registry.model_files import UnusableFile
 from app.registry.script_reading import script_parameters
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))
@@ -213,10 +217,29 @@ TENSORS = st.one_of(
     st.integers(0, 2**64 - 1).map(lambda length: struct.pack("<Q", length) + b"{}"),
     st.binary(),
 )
+TOKEN = st.sampled_from(["<s>", "</s>", "<|im_end|>", ""]) | JSON
+TOKENIZER_SETTINGS = st.fixed_dictionaries(
+    {},
+    optional={
+        "eos_token": TOKEN | st.fixed_dictionaries({"content": TOKEN}),
+        "bos_token": TOKEN,
+        "chat_template": JSON | st.text(alphabet="{}% '|<>im_endcotsf=!", max_size=80),
+        "added_tokens_decoder": JSON | st.dictionaries(st.text(max_size=3), JSON, max_size=3),
+        "auto_map": JSON,
+        "tokenizer_class": JSON,
+    },
+).map(lambda value: json.dumps(value).encode())
+TOKENIZERS = st.fixed_dictionaries(
+    {"model": JSON | st.fixed_dictionaries({"vocab": JSON | st.dictionaries(st.text(max_size=4), st.integers())})},
+    optional={"added_tokens": JSON, "post_processor": JSON},
+).map(lambda value: json.dumps(value).encode())
 FILES = {
     "config.json": CONFIGS,
     "model_index.json": CONFIGS,
-    "tokenizer_config.json": CONFIGS,
+    "tokenizer_config.json": CONFIGS | TOKENIZER_SETTINGS,
+    "tokenizer.json": CONFIGS | TOKENIZERS,
+    "generation_config.json": CONFIGS,
+    "pytorch_model.bin": st.binary(),
     "adapter_config.json": CONFIGS,
     "model.safetensors": TENSORS,
     "adapter_model.safetensors": TENSORS,
@@ -224,18 +247,32 @@ FILES = {
 }
 
 
+WHOLE = {
+    "config.json": b"{}",
+    "model.safetensors": struct.pack("<Q", 54) + b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}' + bytes(4),
+}
+
+
 @fuzz
-@given(files=st.fixed_dictionaries({}, optional=FILES))
-def test_models(files: dict[str, bytes]) -> None:
+@given(files=st.fixed_dictionaries({}, optional=FILES), whole=st.booleans())
+def test_models(files: dict[str, bytes], whole: bool) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if whole:  # else what is wrong with its weights is all that is ever found
+            files = {key: value for key, value in files.items() if key.startswith(("token", "gen"))} | WHOLE
         for file, content in files.items():
             (folder / file).write_bytes(content)
 
         try:
-            assert shown(read_card(folder, root=folder.parent).model_dump(mode="json"))
+            card = read_card(folder, roots=[])
+            assert shown(card.model_dump(mode="json"))
+            for training_type in TrainingType:
+                for finding in findings(card, training_type):
+                    assert all(shown(finding.violation.detail(language)) for language in Language)
         except AppError as error:
             has_sentences(error)
+        except UnusableFile as error:
+            has_sentences(InvalidRequest([error.violation]))
         for check in (check_complete, check_customized):
             with suppress(ArtifactProblem):
                 check(folder)

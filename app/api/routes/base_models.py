@@ -7,6 +7,7 @@ from fastapi import Depends, Path, Response
 from app.api.dependencies import ReadSession, ServicesDep, WriteSession
 from app.api.errors import problem_responses
 from app.api.idempotency import CreationDep, IdempotencyKeyReused
+from app.api.language import RequestLanguage
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
 from app.api.routing import Router
 from app.api.schemas.resources import BaseModelCreate, BaseModelRead, UnregisteredBaseModels, base_model_read
@@ -29,11 +30,12 @@ async def list_base_models(
     session: ReadSession,
     services: ServicesDep,
     paging: Paging,
+    language: RequestLanguage,
     q: TextInName = None,
 ) -> Page[BaseModelRead]:
     """List the base models."""
     found = await services.base_models.page(session, paging, text=q)
-    return paging.page([base_model_read(row) for row in found.rows], found.next_position)
+    return paging.page([base_model_read(row, language) for row in found.rows], found.next_position)
 
 
 @router.post(
@@ -52,14 +54,19 @@ async def list_base_models(
     ),
 )
 async def create_base_model(
-    base_model: BaseModelCreate, session: WriteSession, services: ServicesDep, creation: CreationDep
+    base_model: BaseModelCreate,
+    session: WriteSession,
+    services: ServicesDep,
+    creation: CreationDep,
+    language: RequestLanguage,
 ) -> Response:
     """Register a folder under `models/`; its card is read from its files."""
     service = services.base_models
     prepared = await service.prepare(name=base_model.name, path=base_model.path)
 
     async def create() -> BaseModelRead:
-        return base_model_read(await service.create(session, prepared, description=base_model.description))
+        row = await service.create(session, prepared, description=base_model.description)
+        return base_model_read(row, language)
 
     return await creation.answer(create, headers=lambda body: {"Location": f"/api/v1/base-models/{body['id']}"})
 
@@ -71,9 +78,11 @@ async def list_unregistered_base_models(session: ReadSession, services: Services
 
 
 @router.get("/base-models/{base_model}", responses=problem_responses(BaseModelNotFound))
-async def get_base_model(base_model: BaseModelRef, session: ReadSession, services: ServicesDep) -> BaseModelRead:
+async def get_base_model(
+    base_model: BaseModelRef, session: ReadSession, services: ServicesDep, language: RequestLanguage
+) -> BaseModelRead:
     """Read a base model."""
-    return base_model_read(await services.base_models.get(session, base_model))
+    return base_model_read(await services.base_models.get(session, base_model), language)
 
 
 @router.delete(

@@ -9,8 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.api.errors import ProblemEntry, problem_entries
 from app.api.schemas.node_environments import NodeEnvironmentRead, node_environment_read
 from app.domain.deploy_targets import DeployTargetKind
+from app.domain.enums import TrainingType
 from app.domain.texts import Language
 from app.registry.base_model_card import BaseModelCard
+from app.registry.base_model_findings import Severity, findings
 from app.registry.base_models import is_unmade
 from app.registry.dataset_check import Column, columns_of
 from app.registry.datasets import Preview, Validation
@@ -39,6 +41,14 @@ class BaseModelCreate(_Body):
     description: str = Field(default="", max_length=_MAX_TEXT)
 
 
+class BaseModelFinding(BaseModel):
+    """Something about a base model that matters to a training."""
+
+    severity: Severity
+    code: str = Field(examples=["base_model_without_tokenizer"])
+    detail: str = Field(description="What follows and what helps, in the caller's language.")
+
+
 class BaseModelRead(BaseModel):
     """A registered base model."""
 
@@ -46,10 +56,16 @@ class BaseModelRead(BaseModel):
     name: str = Field(examples=["Qwen2.5-1.5B"])
     description: str
     path: str = Field(description="Relative to DEEPE_HOME.", examples=["models/Qwen2.5-1.5B"])
-    card: BaseModelCard = Field(description="Read from the folder when it was registered; null: it does not say.")
+    card: BaseModelCard = Field(
+        description="Read from the folder when it was registered, and again by a submit after files changed; "
+        "null: it does not say."
+    )
     made_on_first_use: bool = Field(
         description="A sample whose files are not there yet: a job makes them before the first training that starts "
         "from it. The card is empty until then."
+    )
+    findings: dict[TrainingType, list[BaseModelFinding]] = Field(
+        description="What follows from the card for a training of each type. A submit refuses for an `error`."
     )
     created_at: datetime
 
@@ -60,15 +76,24 @@ class UnregisteredBaseModels(BaseModel):
     items: list[str] = Field(examples=[["Qwen2.5-7B"]])
 
 
-def base_model_read(row: BaseModelRow) -> BaseModelRead:
+def base_model_read(row: BaseModelRow, language: Language) -> BaseModelRead:
     """Return the base model as callers see it."""
+    card = BaseModelCard.model_validate(row.card)
     return BaseModelRead(
         id=row.id,
         name=row.name,
         description=row.description,
         path=row.path,
-        card=BaseModelCard.model_validate(row.card),
+        card=card,
         made_on_first_use=is_unmade(row),
+        findings={
+            one: [
+                BaseModelFinding(severity=f.severity, code=f.violation.code, detail=f.violation.detail(language))
+                for f in findings(card, one)
+                if not is_unmade(row)
+            ]
+            for one in TrainingType
+        },
         created_at=row.created_at,
     )
 

@@ -32,7 +32,7 @@ from app.executor.attempts.artifacts import ArtifactKind, ResultManifest, digest
 from app.executor.attempts.checkpoints import newest_checkpoint
 from app.executor.attempts.classification import SUPERVISOR_TERMINATED, classify
 from app.executor.attempts.limits import limit_seconds
-from app.executor.attempts.model_card import ModelCard, Score, write_model_card
+from app.executor.attempts.model_card import ModelCard, Score, make_way, render, with_card, write_model_card
 from app.executor.attempts.projections import project_whole_log
 from app.executor.attempts.results import Verdict, judge
 from app.executor.attempts.retrying import decide_on
@@ -44,6 +44,7 @@ from app.executor.runs.log_file import tail_lines
 from app.executor.runs.run_folder import RunFolder
 from app.faults import fault_point
 from app.registry.base_model_card import read_card
+from app.registry.model_files import UnusableFile
 from app.store import base_models, models
 from app.store import jobs as store
 from app.store.clock import database_now
@@ -240,6 +241,8 @@ class StageFinalizer:
         if not KINDS[claim.job.kind].is_stage:
             return None
         artifact = verdict.artifact
+        if artifact is not None:
+            await asyncio.to_thread(make_way, artifact.root)
         manifest = ResultManifest(
             job_id=claim.job.id,
             attempt=claim.attempt.number,
@@ -297,7 +300,13 @@ class StageFinalizer:
                 "metrics": judged.reached.metrics,
             },
         )
-        return await models.create_model(session, new, now=now)
+        row = await models.create_model(session, new, now=now)
+        if row.path is not None:
+            # the card is written after the end is, because it names the model's id; its bytes are known now
+            files = with_card(manifest.files, render(_model_card(job, row)))
+            row.size_bytes = sum(file.size for file in files)
+            row.details = {**row.details, "files": [file.model_dump() for file in files]}
+        return row
 
     def _base_model_folder(self, claim: Claim) -> Path:
         base = JobSpec.of(claim.job).base_model
@@ -321,32 +330,8 @@ class StageFinalizer:
             )
 
     def _write_card_of(self, job: JobRow, model: ModelRow) -> None:
-        if model.path is None or not self._home.absolute(model.path).is_dir():
-            return
-        lineage = {"model": model.id, "job": model.job_id, "base model": model.base_model_id, "method": model.method_id}
-        if model.parent_id is not None:
-            lineage["made from"] = model.parent_id
-        card = ModelCard(
-            name=model.name,
-            state=model.state,
-            training_type=model.training_type,
-            kind=ArtifactKind(model.details["kind"]),
-            technique=JobSpec.of(job).technique,
-            base_model=model.base_model_name,
-            method=job.method_name or "",
-            method_version=model.method_version,
-            created_at=model.created_at,
-            dataset=model.dataset_name,
-            dataset_digest=model.dataset_digest,
-            parameters=model.parameters,
-            metrics=model.details["metrics"],
-            scores=[
-                Score(name=one["name"], before=one["before"], after=one["after"], samples=one["samples"] or 0)
-                for one in model.details["evaluations"]
-            ],
-            lineage=lineage,
-        )
-        write_model_card(self._home.absolute(model.path), card)
+        if model.path is not None and self._home.absolute(model.path).is_dir():
+            write_model_card(self._home.absolute(model.path), _model_card(job, model))
 
 
 class _ClaimLost(Exception):
@@ -369,8 +354,8 @@ def judge_base_model(exit_record: ExitRecord, log_tail: Sequence[str], folder: P
         reason = EndReason.EXIT_CODE if built.reason is EndReason.ENV_BUILD_FAILED else built.reason
         return replace(built, reason=reason)
     try:
-        card = read_card(folder, root=root)
-    except (AppError, OSError) as error:
+        card = read_card(folder, roots=[root])
+    except (AppError, UnusableFile, OSError) as error:
         detail = shown(error.detail() if isinstance(error, AppError) else str(error), limit=SHOWN_CHARACTERS)
         params = {"detail": detail}
         return Verdict(succeeded=False, reason=EndReason.OUTPUT_INVALID, detail=detail, params=params)
@@ -389,6 +374,32 @@ def model_name(job: JobRow, spec: JobSpec, parent: ModelRow | None, *, now: date
         return complete_name(source_name=parent.name, saving_id=job_id)
     assert spec.base_model is not None
     return produced_name(technical_name=spec.base_model.name, train_name=job.name, produced_at=now, job_id=job_id)
+
+
+def _model_card(job: JobRow, model: ModelRow) -> ModelCard:
+    lineage = {"model": model.id, "job": model.job_id, "base model": model.base_model_id, "method": model.method_id}
+    if model.parent_id is not None:
+        lineage["made from"] = model.parent_id
+    return ModelCard(
+        name=model.name,
+        state=model.state,
+        training_type=model.training_type,
+        kind=ArtifactKind(model.details["kind"]),
+        technique=JobSpec.of(job).technique,
+        base_model=model.base_model_name,
+        method=job.method_name or "",
+        method_version=model.method_version,
+        created_at=model.created_at,
+        dataset=model.dataset_name,
+        dataset_digest=model.dataset_digest,
+        parameters=model.parameters,
+        metrics=model.details["metrics"],
+        scores=[
+            Score(name=one["name"], before=one["before"], after=one["after"], samples=one["samples"] or 0)
+            for one in model.details["evaluations"]
+        ],
+        lineage=lineage,
+    )
 
 
 def _never_ran(exit_record: ExitRecord) -> bool:

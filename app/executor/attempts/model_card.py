@@ -3,6 +3,7 @@
 Its front matter is what model hubs read; the rest is for people. It holds nothing that the database does not know.
 """
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import yaml
 
 from app.domain.enums import ModelState, TrainingType
 from app.domain.training_types import TYPES
-from app.executor.attempts.artifacts import ArtifactKind
+from app.executor.attempts.artifacts import ArtifactKind, FileDigest
 
 FILE_NAME = "README.md"
 SCRIPT_CARD = "README.script.md"
@@ -80,9 +81,8 @@ def render(card: ModelCard) -> str:
 
 def write_model_card(folder: Path, card: ModelCard) -> Path:
     """Write the card into the model's folder and return its path. A card that the script wrote is kept beside it."""
+    make_way(folder)
     path = folder / FILE_NAME
-    if path.is_file() and not _is_ours(path):
-        path.replace(folder / SCRIPT_CARD)
     temporary = folder / (FILE_NAME + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(render(card))
@@ -90,6 +90,23 @@ def write_model_card(folder: Path, card: ModelCard) -> Path:
         os.fsync(file.fileno())
     temporary.replace(path)
     return path
+
+
+def make_way(folder: Path) -> None:
+    """Move the card that the script wrote aside; one of ours, such as a copied one, goes. Safe to run again."""
+    path = folder / FILE_NAME
+    if path.is_file():
+        if _is_ours(path):
+            path.unlink()
+        else:
+            path.replace(folder / SCRIPT_CARD)
+
+
+def with_card(files: Sequence[FileDigest], text: str) -> list[FileDigest]:
+    """Return the files of a model as they are once its card is written."""
+    content = text.encode()
+    own = FileDigest(path=FILE_NAME, size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    return sorted([*files, own], key=lambda file: file.path)
 
 
 def _is_ours(path: Path) -> bool:

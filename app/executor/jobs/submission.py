@@ -33,6 +33,9 @@ from app.executor.jobs.runnability import unrunnable
 from app.executor.jobs.stage_parameters import CheckedParameters, StageParameters
 from app.executor.runs.job_spec import Deployment, JobSpec, Named, PinnedScript
 from app.presets.catalogue import OLLAMA_SCRIPT, script_path
+from app.registry.base_model_card import BaseModelCard
+from app.registry.base_model_findings import Severity, findings
+from app.registry.base_models import BaseModels
 from app.registry.dataset_check import Column, columns_of
 from app.registry.dataset_files import Inspection, locate
 from app.registry.datasets import Datasets
@@ -95,6 +98,7 @@ class Plan:
     warnings: Sequence[Violation] = ()
     inspection: Inspection | None = None
     base_unmade: bool = False
+    card: BaseModelCard | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,9 @@ class _Inputs:
     violations: Sequence[Violation]
     inspection: Inspection | None = None
     base_unmade: bool = False
+    card: BaseModelCard | None = None
+    """Of the base model's folder as it is now."""
+    warnings: Sequence[Violation] = ()
 
 
 class _RunsNowhereAsReported(Exception):
@@ -124,6 +131,7 @@ class Submissions:
         home: Home,
         runs: MethodRuns,
         datasets: Datasets,
+        base_models: BaseModels,
         parameters: StageParameters,
         min_free_bytes: int,
         clock: Callable[[], datetime],
@@ -132,6 +140,7 @@ class Submissions:
         self._home = home
         self._runs = runs
         self._datasets = datasets
+        self._base_models = base_models
         self._parameters = parameters
         self._min_free_bytes = min_free_bytes
         self._clock = clock
@@ -165,6 +174,9 @@ class Submissions:
             row = await named.find(session, DatasetRow, plan.known.dataset.id)
             assert row is not None
             await self._datasets.record(session, row, plan.inspection)
+        base = plan.known.base_model
+        if base is not None and plan.card is not None and base.card != plan.card.model_dump(mode="json"):
+            await self._base_models.record(session, base.id, plan.card)
         method = await self._runs.record(session, plan.known.method, plan.method)
         for job in plan.jobs:
             job.method_version = method.version
@@ -264,9 +276,10 @@ class Submissions:
             known=known,
             method=method,
             jobs=jobs,
-            warnings=checked.warnings,
+            warnings=[*inputs.warnings, *checked.warnings],
             inspection=inputs.inspection,
             base_unmade=inputs.base_unmade,
+            card=inputs.card,
         )
 
     def _check_disk(self) -> None:
@@ -291,21 +304,41 @@ class Submissions:
         elif data is None:
             found.append(Violation("/dataset", "unknown_dataset", {"dataset": request.dataset}))
         unmade = base is not None and must_be_made(base, base.path, self._home)
-        for pointer, row in (("/base_model", base), ("/dataset", data)):
-            if row is not None and not self._exists(row.path) and not (row is base and unmade):
-                found.append(Violation(pointer, "files_missing", {"name": row.name, "path": row.path}))
-                data = None if row is data else data
+        if base is not None and not unmade and not self._exists(base.path):
+            found.append(Violation("/base_model", "files_missing", {"name": base.name, "path": base.path}))
+            base = None
+        if data is not None and not self._exists(data.path):
+            found.append(Violation("/dataset", "files_missing", {"name": data.name, "path": data.path}))
+            data = None
+        card, wrong, warnings = self._judge_base_model(None if unmade else base, known.method)
+        found += wrong
         # large files take long to check again, so what was not touched since is not read
         inspection = self._datasets.current(data) if data is not None else None
         return _Inputs(
-            base_model=_named_base(base) if base is not None else None,
+            base_model=_named_base(base, card) if base is not None else None,
             dataset=self._named_data(data, inspection) if data is not None else None,
             model=None,
             columns=_columns(data, inspection),
             violations=found,
             inspection=inspection,
             base_unmade=unmade,
+            card=card,
+            warnings=warnings,
         )
+
+    def _judge_base_model(
+        self, row: BaseModelRow | None, method: Method
+    ) -> tuple[BaseModelCard | None, list[Violation], list[Violation]]:
+        """Return the card of the folder as it is now, what refuses a training of the method's type, what is unusual."""
+        if row is None:
+            return None, [], []
+        try:
+            card = self._base_models.current_card(row)
+        except InvalidRequest as error:
+            return None, list(error.violations()), []
+        found = findings(card, TrainingType(method.definition.training_type or ""))
+        by_severity = {severity: [one.violation for one in found if one.severity is severity] for severity in Severity}
+        return card, by_severity[Severity.ERROR], by_severity[Severity.WARNING]
 
     def _exists(self, path: str) -> bool:
         return self._home.absolute(path).exists()
@@ -403,8 +436,8 @@ def _columns(row: DatasetRow | None, inspection: Inspection | None) -> Sequence[
     return None if row is None else columns_of(row.columns, row.rows, row.report)
 
 
-def _named_base(row: BaseModelRow) -> Named:
-    return Named(id=row.id, name=row.name, path=row.path, dtype=row.card.get("dtype"))
+def _named_base(row: BaseModelRow, card: BaseModelCard | None) -> Named:
+    return Named(id=row.id, name=row.name, path=row.path, dtype=card.dtype if card else row.card.get("dtype"))
 
 
 def stage_resources(request: JobSubmit, method: Method, stage: Stage) -> Resources:
