@@ -105,7 +105,7 @@ def _announce(service: EmbeddedService, settings: Settings, seconds: float, *, a
             "Database": database,
             "Redis": service.redis.describe(),
             # not the demo: it runs a service of its own in this home, which is taken now
-            "Next": typed("methods list" if service.url == DEFAULT_URL else f"methods list --url {service.url}"),
+            "Next": typed("presets show Custom01" + ("" if service.url == DEFAULT_URL else f" --url {service.url}")),
         }
     )
     console().print("\nCtrl-C stops the service; running jobs go on.\n", style="dim")

@@ -272,7 +272,7 @@ def show_preset(name: PresetName, url: Url = DEFAULT_URL, as_json: AsJson = Fals
         return
     samples = found["samples"]
     given = [f"-p {parameter}={json.dumps(value)}" for parameter, value in samples["parameters"].items()]
-    chosen = f"-b {samples['base_model']} -d {samples['dataset']}"
+    chosen = f"-b {samples['base_model']} -d {samples['dataset']} --through {samples['through']}"
     ready = found["installed"] and samples["base_model"] and samples["dataset"]
     print_fields(
         {

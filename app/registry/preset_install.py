@@ -132,6 +132,11 @@ class PresetInstaller:
         (found,) = await self._statuses(session, [manifest_named(name)])
         return found
 
+    async def origin(self, session: AsyncSession, method: Method) -> PresetStatus | None:
+        """Return the preset that a method was installed from, if it was and the product still ships it."""
+        shipped = [manifest for manifest in catalogue.load_manifests() if manifest.name == method.preset]
+        return (await self._statuses(session, shipped))[0] if shipped else None
+
     async def _statuses(self, session: AsyncSession, manifests: Sequence[PresetManifest]) -> list[PresetStatus]:
         rows = {row.name: row for row in await presets.all_rows(session)}
         samples = await registered_samples(session, manifests)

@@ -1,6 +1,7 @@
 """The commands against the real service: from a folder and a file to a model that answers."""
 
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -104,8 +105,8 @@ def test_a_method_that_came_with_the_product_is_trained_without_any_preparation(
     with httpx.Client(base_url=f"{url}/api/v1", timeout=None, trust_env=False) as client:
         preset = client.get("/presets/Custom01").json()
         samples = preset["samples"]
-        chosen = {name: samples[name] for name in ("dataset", "base_model", "parameters")}
-        submitted = client.post("/jobs", json={"method": preset["name"], "through": "customized", **chosen})
+        chosen = {name: samples[name] for name in ("dataset", "base_model", "parameters", "through")}
+        submitted = client.post("/jobs", json={"method": preset["name"], **chosen})
         assert submitted.status_code == 201, submitted.text
         watched = deepe("jobs", "watch", submitted.json()["id"])
         assert watched.exit_code == 0, watched.output
@@ -115,6 +116,16 @@ def test_a_method_that_came_with_the_product_is_trained_without_any_preparation(
 
     assert answer.status_code == 200, answer.text
     assert answer.json()["text"].strip() == "You can return the bicycle at any green station."
+
+
+def test_the_command_that_a_preset_shows_works(deepe: Deepe) -> None:
+    shown = deepe("presets", "show", "Custom01").stdout
+    (command,) = [line.split("deepe ", 1)[1] for line in shown.splitlines() if "jobs submit" in line]
+
+    result = deepe(*shlex.split(command.removesuffix(" -w")), "-p", "epochs=2", "--watch")
+
+    assert result.exit_code == 0, result.output
+    assert "How can I give the bike back?" in shown
 
 
 @pytest.mark.parametrize(

@@ -95,10 +95,14 @@ class TestFirstStart:
         samples = after["Custom01"]["samples"]
         assert (samples["dataset"], samples["base_model"]) == ("custom01", "custom01-base")
         assert samples["parameters"] == {"epochs": 20, "batch_size": 8, "learning_rate": 0.5}
+        assert samples["through"] == "customized"
         assert len(samples["questions"]) == 3
         assert "custom01-base" in samples["detail"]
         assert chinese["samples"]["detail"].startswith("已配置完毕，并附带示例数据集")
         assert after["VL-Demo"]["samples"]["dataset"] is None
+        assert (await get(app, "/methods/Custom01/parameters"))["samples"] == samples
+        mine = await app.create(name="Mine")
+        assert (await get(app, f"/methods/{mine['id']}/parameters"))["samples"] is None
 
     async def test_a_second_start_changes_nothing(self, app: MethodsApp) -> None:
         await start(app)

@@ -273,7 +273,8 @@ async def get_method_parameters(
 ) -> MethodParameters:
     """Return what can be set at every stage, as JSON Schema, read from the scripts without running them."""
     found = await services.methods.registry.get(session, method)
-    return parameters_read(found, await services.methods.guide.parameters(found, language), language)
+    stages = await services.methods.guide.parameters(found, language)
+    return parameters_read(found, stages, await services.methods.presets.origin(session, found), language)
 
 
 async def tagged_method(services: ServicesDep, method: Method, response: Response) -> MethodRead:

@@ -23,7 +23,6 @@ from app.domain.errors import Violation
 from app.domain.kinds import STAGES, Stage
 from app.domain.texts import Language, text
 from app.domain.training_types import TYPE_NAMES
-from app.presets.catalogue import PresetManifest
 from app.registry.base_models import is_unmade
 from app.registry.method_files import FileState, FileStatus, PinnedFile
 from app.registry.method_guide import StageParameters
@@ -31,7 +30,6 @@ from app.registry.method_record import Method
 from app.registry.preset_install import PresetStatus
 from app.registry.readiness import Readiness
 from app.registry.readiness_cells import Cell, Verdict
-from app.registry.samples import RegisteredSamples
 from app.registry.scripts import ScriptEntry
 
 _ID = "5b0e4c1e-9f3d-4a59-8f5e-0d6f3f8f2a11"
@@ -217,12 +215,28 @@ class StageParametersRead(BaseModel):
     remarks: list[ProblemEntry] = Field(description="What could not be read or may fail, with the line.")
 
 
+class PresetSamples(BaseModel):
+    """A data set, a base model and values to try a shipped method with: a submit of these needs no preparation."""
+
+    dataset: str | None = Field(description="Name of the data set; null: it is not here.", examples=["sft-demo"])
+    base_model: str | None = Field(description="Name of the base model; null: it is not here.", examples=["tiny-base"])
+    parameters: dict[str, Any] = Field(description="Values that suit them.", examples=[{"max_steps": 120}])
+    through: ModelState = Field(description="How far to go for a first look.")
+    questions: list[str] = Field(
+        description="What to ask the model before and after.", examples=[["Which is larger, 3 or 8?"]]
+    )
+    detail: str = Field(description="A sentence for people: what is here to begin with, or how to get it.")
+
+
 class MethodParameters(BaseModel):
     """What can be set at the stages of a method, read from its scripts without running them."""
 
     method_id: str
     version: int
     stages: list[StageParametersRead]
+    samples: PresetSamples | None = Field(
+        description="What to try the method with; null for one that did not come with the product."
+    )
 
 
 class MethodValidation(BaseModel):
@@ -254,18 +268,6 @@ class MethodFileList(BaseModel):
     """The files of a method."""
 
     items: list[MethodFileRead]
-
-
-class PresetSamples(BaseModel):
-    """A data set, a base model and values to try a shipped method with: a submit of these needs no preparation."""
-
-    dataset: str | None = Field(description="Name of the data set; null: it is not here.", examples=["sft-demo"])
-    base_model: str | None = Field(description="Name of the base model; null: it is not here.", examples=["tiny-base"])
-    parameters: dict[str, Any] = Field(description="Values that suit them.", examples=[{"max_steps": 120}])
-    questions: list[str] = Field(
-        description="What to ask the model before and after.", examples=[["Which is larger, 3 or 8?"]]
-    )
-    detail: str = Field(description="A sentence for people: what is here to begin with, or how to get it.")
 
 
 class PresetRead(BaseModel):
@@ -372,7 +374,9 @@ def _cell(cell: Cell, language: Language) -> ReadinessCell:
     )
 
 
-def parameters_read(method: Method, stages: Sequence[StageParameters], language: Language) -> MethodParameters:
+def parameters_read(
+    method: Method, stages: Sequence[StageParameters], preset: PresetStatus | None, language: Language
+) -> MethodParameters:
     """Return the parameters of a method in the caller's language."""
     return MethodParameters(
         method_id=method.id,
@@ -388,6 +392,7 @@ def parameters_read(method: Method, stages: Sequence[StageParameters], language:
             )
             for stage in stages
         ],
+        samples=_preset_samples(preset, language) if preset is not None else None,
     )
 
 
@@ -413,12 +418,12 @@ def preset_read(status: PresetStatus, language: Language) -> PresetRead:
         installed_version=status.installed_version,
         removed=status.removed,
         method_id=status.method_id,
-        samples=_preset_samples(status.manifest, status.samples, language),
+        samples=_preset_samples(status, language),
     )
 
 
-def _preset_samples(manifest: PresetManifest, samples: RegisteredSamples, language: Language) -> PresetSamples:
-    demo = manifest.demo
+def _preset_samples(status: PresetStatus, language: Language) -> PresetSamples:
+    manifest, samples, demo = status.manifest, status.samples, status.manifest.demo
     dataset = samples.dataset.name if samples.dataset is not None else None
     base_model = samples.base_model.name if samples.base_model is not None else None
     unmade = samples.base_model is not None and is_unmade(samples.base_model)
@@ -429,6 +434,7 @@ def _preset_samples(manifest: PresetManifest, samples: RegisteredSamples, langua
         dataset=dataset,
         base_model=base_model,
         parameters=demo.parameters,
+        through=ModelState(manifest.definition["lifecycle"][0]),
         questions=list(demo.questions),
         detail=text(code, language, **params),
     )
