@@ -112,6 +112,8 @@ class PresetInstaller:
         Its samples come with it, also those that were deleted.
         """
         manifest = manifest_named(name)
+        if self._samples is not None:
+            await self._samples.draw(manifest)
         await presets.lock_installation(session)
         await self._install_environments(session)
         row = next((row for row in await presets.all_rows(session) if row.name == name), None)

@@ -11,6 +11,7 @@ needs them (`app.executor.jobs.base_model_builds`).
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -39,7 +40,7 @@ from app.presets.sample_data import write_with_pictures
 from app.registry import dataset_files
 from app.registry.base_model_card import BaseModelCard
 from app.registry.base_models import BaseModels, Prepared
-from app.registry.dataset_files import SUFFIX, DatasetFileExists
+from app.registry.dataset_files import SUFFIX, UPLOAD_PREFIX, DatasetFileExists
 from app.registry.datasets import Datasets
 from app.store import named, presets
 from app.store.home import Home
@@ -90,6 +91,13 @@ class Samples:
         self._home = home
         self._datasets = Datasets(home=home, max_characters=_MAX_CHARACTERS, clock=clock)
         self._base_models = BaseModels(home=home, clock=clock)
+
+    async def draw(self, manifest: PresetManifest) -> None:
+        """Draw the pictures of a preset's data set, if it has any; it takes a moment, so no statement is run."""
+        dataset, _ = samples_of(manifest)
+        if dataset.with_pictures:
+            with contextlib.suppress(OSError):  # registering meets the same disk, and says so
+                await asyncio.to_thread(self._place_dataset, dataset)
 
     async def register(
         self, session: AsyncSession, manifests: Iterable[PresetManifest], *, deleted_too: bool = False
@@ -153,10 +161,24 @@ class Samples:
             if sample.with_pictures:
                 write_with_pictures(sample.path, target)
             elif not target.exists():
-                _copy_file(sample.path, target, digest=sample.digest)
+                self._copy_file(sample.path, target, digest=sample.digest)
             if dataset_files.digest_of(dataset_files.locate(target).jsonl)[0] == sample.digest:
                 return target
         raise AssertionError("there is always another place")
+
+    def _copy_file(self, source: Path, target: Path, *, digest: str) -> None:
+        """Copy a file that is there as a whole or not at all; one that another process placed meanwhile is kept."""
+        draft = self._home.datasets / f"{UPLOAD_PREFIX}{uuid4().hex}{SUFFIX}"  # what a crash leaves is removed
+        try:
+            with draft.open("xb") as stream:
+                stream.write(source.read_bytes())
+                stream.flush()
+                os.fsync(stream.fileno())
+            dataset_files.place(draft, target, digest=digest)
+        except DatasetFileExists:
+            pass
+        finally:
+            draft.unlink(missing_ok=True)
 
     def _place_base_model(self, sample: SampleBaseModel) -> Path:
         """Return where the shipped folder stands from now on, or where a job is going to put one."""
@@ -226,18 +248,3 @@ def _places(root: Path, sample: Sample, *, suffix: str = "") -> Iterator[Path]:
     yield folder / f"{stem}{suffix}"
     for number in itertools.count(2):
         yield folder / f"{stem}-{number}{suffix}"
-
-
-def _copy_file(source: Path, target: Path, *, digest: str) -> None:
-    """Copy a file that is there as a whole or not at all; one that another process placed meanwhile is kept."""
-    draft = target.with_name(f".{target.name}.{uuid4().hex}")
-    try:
-        with draft.open("xb") as stream:
-            stream.write(source.read_bytes())
-            stream.flush()
-            os.fsync(stream.fileno())
-        dataset_files.place(draft, target, digest=digest)
-    except DatasetFileExists:
-        pass
-    finally:
-        draft.unlink(missing_ok=True)

@@ -124,6 +124,17 @@ class TestSubmit:
 
         assert codes(problem) == [("/base_model", "files_missing")]
 
+    async def test_what_another_version_of_the_product_made_is_not_made_by_this_one(self, app: JobsApp) -> None:
+        base = await app.get("/base-models/tiny-base")
+        async with app.database.writing() as session:
+            row = await base_models.get_base_model(session, base["id"])
+            row.recipe = {"sample": "tiny-base", "digest": "0" * 64}
+            session.add(row)
+
+        problem = await app.post("/jobs", SUBMIT, 422)
+
+        assert codes(problem) == [("/base_model", "files_missing")]
+
 
 class TestEnd:
     async def test_a_failure_is_the_end_of_those_that_wait(self, app: JobsApp) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy.exc import OperationalError
 from app.domain.enums import EndReason, JobKind, JobStatus, ModelState, TrainingType
 from app.domain.retries import MAX_RECOVERIES
 from app.executor.attempts.artifacts import read_result
-from app.executor.attempts.finalize import MAX_TRIES, StageFinalizer, judge_build, model_name
+from app.executor.attempts.finalize import MAX_TRIES, StageFinalizer, judge_base_model, judge_build, model_name
 from app.executor.attempts.model_card import FILE_NAME
 from app.executor.attempts.results import judge_printed_result
 from app.executor.runs.job_spec import Deployment, JobSpec, Named
@@ -425,6 +425,31 @@ class TestBuilds:
         verdict = judge_build(exit_record(**changes), tail)
 
         assert (verdict.succeeded, verdict.reason) == (False, reason)
+
+
+class TestBaseModels:
+    def test_a_folder_that_is_a_model_is_one(self, tmp_path: Path) -> None:
+        (tmp_path / "made").mkdir()
+        (tmp_path / "made" / "config.json").write_text('{"model_type": "qwen3", "dtype": "float32"}')
+
+        verdict = judge_base_model(exit_record(), [], tmp_path / "made", root=tmp_path)
+
+        assert verdict.succeeded
+        assert verdict.card is not None
+        assert (verdict.card["model_type"], verdict.card["dtype"]) == ("qwen3", "float32")
+
+    def test_a_program_that_left_no_model_did_not_succeed(self, tmp_path: Path) -> None:
+        verdict = judge_base_model(exit_record(), [], tmp_path / "made", root=tmp_path)
+
+        assert (verdict.succeeded, verdict.reason) == (False, EndReason.OUTPUT_INVALID)
+        assert "made" in verdict.detail
+
+    def test_a_program_that_failed_has_its_reason(self, tmp_path: Path) -> None:
+        tail = ["ModuleNotFoundError: No module named 'torch'"]
+
+        verdicts = [judge_base_model(exit_record(code=1), lines, tmp_path, root=tmp_path) for lines in ([], tail)]
+
+        assert [verdict.reason for verdict in verdicts] == [EndReason.EXIT_CODE, EndReason.MODULE_MISSING]
 
 
 class TestNames:
