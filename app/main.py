@@ -124,7 +124,9 @@ def build_services(
         max_script_bytes=settings.max_script_bytes,
         samples=settings.samples,
     )
-    datasets_ = Datasets(home=home, max_characters=settings.dataset_max_line, clock=clock)
+    datasets_ = Datasets(
+        home=home, max_characters=settings.dataset_max_line, max_bytes=settings.max_upload_bytes, clock=clock
+    )
     base_models_ = BaseModels(home=home, clock=clock)
     notifier = _notifier(settings, database)
     streams = JobStreams(database, home)

@@ -15,6 +15,10 @@ WRONG = {
     "app/domain/names.py": ("import httpx", "the domain imports the standard library and pydantic only"),
     "app/executor/supervisor/program.py": ("import psutil", "the supervisor imports the standard library only"),
     "app/argspec/report.py": ("import pydantic", "the reading of scripts imports the standard library only"),
+    "app/formats/base.py": (
+        "from app.domain import names",
+        "the reading of files imports the libraries of its formats only",
+    ),
     "app/store/claims.py": ("from app.registry import methods", "imports point down"),
     "app/executor/attempts/pinning.py": (
         "def f():\n    from app.executor.nodes.agent import NodeAgent",

@@ -157,13 +157,16 @@ class Api:
         headers = {"Content-Type": "application/octet-stream", **precondition}
         return self._document("PUT", path, content=content, headers=headers)
 
-    def put_file(self, path: str, file: Path) -> Any:
+    def put_file(self, path: str, file: Path, params: Mapping[str, Any] | None = None) -> Any:
         """Upload a file piece by piece; the service may take its time to check it."""
-        headers = {"Content-Type": "application/octet-stream"}
+        # a table with one column looks like plain text, so that its name says what it is
+        kinds = {".csv": "text/csv", ".tsv": "text/tab-separated-values"}
+        headers = {"Content-Type": kinds.get(file.suffix.lower(), "application/octet-stream")}
+        given = {name: value for name, value in (params or {}).items() if value is not None}
         try:
             with file.open("rb") as content:
                 timeout = httpx.Timeout(self._http.timeout.connect, read=None, write=UPLOAD_SILENCE_SECONDS)
-                return self._document("PUT", path, content=content, headers=headers, timeout=timeout)
+                return self._document("PUT", path, params=given, content=content, headers=headers, timeout=timeout)
         except OSError as error:
             raise CliFailure(f"{file}: {error.strerror}") from None
 

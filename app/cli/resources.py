@@ -44,26 +44,89 @@ def list_datasets(text: Text = None, limit: Limit = 100, url: Url = DEFAULT_URL,
 
 @datasets.command("add")
 def add_dataset(
-    source: Annotated[str, typer.Argument(metavar="FILE", help="A JSONL file.")],
+    source: Annotated[
+        str, typer.Argument(metavar="FILE", help="JSONL, JSON, CSV, .xlsx, Parquet; also .gz or .zip, with pictures.")
+    ],
     name: Annotated[str | None, typer.Option("--name", help="What it is called. Default: the file's name.")] = None,
     in_home: Annotated[
         bool, typer.Option("--in-home", help="FILE lies under datasets/ of the service's home: register it there.")
     ] = False,
+    encoding: Annotated[
+        str | None, typer.Option("--encoding", help="Of a text that is not UTF-8: gb18030, cp1252, ...")
+    ] = None,
+    delimiter: Annotated[str | None, typer.Option("--delimiter", help="comma, semicolon, tab or pipe.")] = None,
+    sheet: Annotated[str | None, typer.Option("--sheet", help="Of a workbook with several.")] = None,
     description: Description = "",
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Upload a JSONL file as a new data set; every line is checked, and kept only if all are right."""
-    name = name or Path(source).stem
+    """Upload a file as a new data set; every row is checked, and kept only if all are right."""
+    name = name or _stem(Path(source))
+    said = {"encoding": encoding, "delimiter": delimiter, "sheet": sheet}
     with Api(url) as api:
         if in_home:
-            made = api.post("/datasets", {"name": name, "path": source, "description": description})
+            given = {option: value for option, value in said.items() if value is not None}
+            made = api.post("/datasets", {"name": name, "path": source, "description": description, **given})
         else:
-            made = api.put_file(f"/datasets/{segment(name)}/file", Path(source))
+            made = api.put_file(f"/datasets/{segment(name)}/file", Path(source), said)
     if as_json:
         print_json(made)
-    else:
-        write(f"{made['id']}  {made['name']}  {made['rows']} rows\n")
+        return
+    write(f"{made['id']}  {made['name']}  {made['rows']} rows\n")
+    if made["source"] is not None:
+        write(f"read as {_how_read(made['source'])}\n")
+
+
+@datasets.command("show")
+def show_dataset(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Id or name.")],
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Show a data set: how its file was read, and how many rows have a value in each column."""
+    with Api(url) as api:
+        found = api.get(f"/datasets/{segment(dataset)}")
+    if as_json:
+        print_json(found)
+        return
+    source = found["source"]
+    print_fields(
+        {
+            "name": found["name"],
+            "id": found["id"],
+            "file": found["path"],
+            "read as": "JSONL" if source is None else _how_read(source),
+            "left out": ", ".join(source["left_out"]) if source else "",
+            "rows": found["rows"],
+            "blank lines": found["blank_lines"],
+            "size": size(found["size_bytes"]),
+            "digest": found["digest"],
+        }
+    )
+    rows = [(one["name"], one["rows"], one["first_missing_line"] or "") for one in found["column_counts"]]
+    print_table(("column", "rows with a value", "first line without"), rows, nothing="")
+
+
+def _stem(file: Path) -> str:
+    """Return the name of a file without its suffixes: two, if it is packed."""
+    packed = file.suffix.lower() in (".gz", ".zip", ".tar", ".tgz")
+    inner = Path(file.stem)
+    known = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".xlsx", ".parquet", ".tar")
+    return inner.stem if packed and inner.suffix.lower() in known else file.stem
+
+
+def _how_read(source: dict[str, Any]) -> str:
+    names = {"\t": "tab", ",": "comma", ";": "semicolon", "|": "pipe"}
+    told = [
+        source["format"],
+        source["compression"] and f"in {source['compression']}",
+        source["member"] and f"from {source['member']}",
+        source["encoding"],
+        source["delimiter"] and f"delimiter {names[source['delimiter']]}",
+        source["sheet"] and f"sheet {source['sheet']}",
+        source["archive"] and "unpacked from an archive",
+    ]
+    return ", ".join(word for word in told if word)
 
 
 @base_models.command("list")

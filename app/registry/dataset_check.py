@@ -132,16 +132,19 @@ class ColumnCounts:
 
 
 def check_lines(
-    lines: Iterable[bytes], *, max_characters: int, picture_problem: PictureProblem | None = None
+    rows: Iterable[tuple[int, bytes]], *, max_characters: int, picture_problem: PictureProblem | None = None
 ) -> DatasetReport:
-    """Check all lines; `picture_problem` judges the pictures that rows name, None for data without pictures.
+    """Check all lines, which come with their numbers.
+
+    `picture_problem` judges the pictures that rows name; None for data without pictures.
 
     A line of more than `4 * max_characters + 2` bytes may be cut off by the reader of the file.
     """
     columns = ColumnCounts()
     problems: list[Violation] = []
-    count = number = blank = 0
-    for number, line in enumerate(lines, start=1):
+    count = lines = blank = 0
+    for number, line in rows:
+        lines += 1
         try:
             row = parse_line(line, first=number == 1, max_characters=max_characters)
             if row is None:
@@ -154,11 +157,11 @@ def check_lines(
             count += 1
             if count <= MAX_PROBLEMS:
                 problems.append(Violation(f"/lines/{number}", problem.code, {**problem.params, "line": number}))
-    if number == blank:
+    if lines == blank:
         count += 1
         problems.append(Violation("/lines", "dataset_empty"))
     return DatasetReport(
-        rows=number - blank,
+        rows=lines - blank,
         columns=columns.columns(),
         problems=tuple(problems),
         problem_count=count,

@@ -1,4 +1,4 @@
-"""Data sets on disk: which file is meant, one pass that checks and hashes it, uploads that are whole or not there.
+"""Data sets on disk: which file is meant, one pass that checks and hashes JSONL, uploads that are whole or not there.
 
 Everything here blocks; call it in a thread.
 """
@@ -6,6 +6,7 @@ Everything here blocks; call it in a thread.
 import functools
 import hashlib
 import os
+import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -13,16 +14,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final
 
 from app.domain.errors import Conflict, Invalid
 from app.domain.plain_text import shown
+from app.formats.base import SUFFIXES
+from app.formats.text import cut_lines
 from app.registry.dataset_check import DatasetReport, PictureProblem, check_lines
 
 SUFFIX: Final = ".jsonl"
 IMAGES_FOLDER: Final = "images"
 UPLOAD_PREFIX: Final = ".upload-"
-_BUFFER: Final = 1024 * 1024
+READING_PREFIX: Final = ".reading-"
+_ABANDONED: Final = (f"{UPLOAD_PREFIX}*", f".{UPLOAD_PREFIX}*", f"{READING_PREFIX}*")  # the second: made of an upload
 _ABANDONED_SECONDS: Final = 24 * 3600
 _SHOWN_FILES: Final = 5
 _REMEMBERED_PICTURES: Final = 100_000
@@ -30,13 +34,13 @@ _MAX_READ: Final = 32 * 1024 * 1024
 
 
 class NotADataset(Invalid):
-    """Neither a `.jsonl` file nor a folder with exactly one."""
+    """Neither a regular file nor a folder with exactly one file of rows."""
 
     code = "not_a_dataset"
 
 
 class SeveralDatasets(Invalid):
-    """The folder holds several `.jsonl` files."""
+    """The folder holds several files of rows."""
 
     code = "several_datasets"
 
@@ -64,50 +68,52 @@ FileKey = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Inspection:
-    """What one pass over a data set found; `key` changes when the file does."""
+    """What one pass over a data set found; `key` changes when the file that was brought does."""
 
     jsonl: Path
-    images: Path | None
+    """What scripts read: the file that was brought, or what became of it."""
     digest: str
     size_bytes: int
     report: DatasetReport
     key: FileKey
+    source: dict[str, Any] | None = None
+    """How the file was read, and the archive that it came in; None for JSONL that scripts read as it is."""
+    converted: bool = False
+    """`jsonl` was made of the file that was brought."""
 
 
 @dataclass(frozen=True)
 class Located:
-    """The JSONL file of a data set, and its folder of images, if there is one."""
+    """The file of a data set's rows, and its folder of images, if there is one."""
 
-    jsonl: Path
+    rows: Path
     images: Path | None
 
 
 def locate(path: Path) -> Located:
-    """Return the files of the data set at `path`, which is a `.jsonl` file or a folder with exactly one."""
+    """Return the files of the data set at `path`: a file, or a folder with one `.jsonl` or else one file of rows."""
     if not path.is_dir():
-        if path.suffix.lower() != SUFFIX:
-            raise NotADataset(path=shown(path.name), pointer="/path")
-        return Located(jsonl=path, images=None)
-    files = sorted(entry for entry in path.iterdir() if _is_jsonl(entry))
+        return Located(rows=path, images=None)
+    found = sorted(entry for entry in path.iterdir() if _holds_rows(entry))
+    files = [entry for entry in found if entry.suffix.lower() == SUFFIX] or found
     if not files:
         raise NotADataset(path=shown(path.name), pointer="/path")
     if len(files) > 1:
         names = ", ".join(shown(file.name) for file in files[:_SHOWN_FILES])
         raise SeveralDatasets(path=shown(path.name), files=names, pointer="/path")
     images = path / IMAGES_FOLDER
-    return Located(jsonl=files[0], images=images if images.is_dir() else None)
+    return Located(rows=files[0], images=images if images.is_dir() else None)
 
 
 def inspect(path: Path, *, max_characters: int) -> Inspection:
-    """Check and hash the data set at `path` in one pass."""
+    """Check and hash the data set at `path`, whose rows are JSONL, in one pass."""
     located = locate(path)
-    pictures = _picture_check(located) if path.is_dir() else None
-    with _opened(located.jsonl) as (stream, key):
+    pictures = picture_check(located) if path.is_dir() else None
+    with opened(located.rows) as (stream, key):
         lines = BoundedLines(stream, max_bytes=4 * max_characters + 2)
-        report = check_lines(lines, max_characters=max_characters, picture_problem=pictures)
+        report = check_lines(enumerate(lines, start=1), max_characters=max_characters, picture_problem=pictures)
         return Inspection(
-            jsonl=located.jsonl,
-            images=located.images,
+            jsonl=located.rows,
             digest=lines.digest,
             size_bytes=lines.size,
             report=report,
@@ -117,8 +123,14 @@ def inspect(path: Path, *, max_characters: int) -> Inspection:
 
 def digest_of(jsonl: Path) -> tuple[str, FileKey]:
     """Return the sha256 of the file and the key under which it can be remembered."""
-    with _opened(jsonl) as (stream, key):
+    with opened(jsonl) as (stream, key):
         return hashlib.file_digest(stream, "sha256").hexdigest(), key
+
+
+def require_regular(path: Path) -> None:
+    """Refuse what is no regular file or cannot be read, before anything waits for it."""
+    with opened(path, whole=False):
+        pass
 
 
 def file_key(path: Path) -> FileKey:
@@ -133,7 +145,7 @@ def is_settled(key: FileKey) -> bool:
 
 def read_rows(jsonl: Path, *, offset: int, limit: int, max_characters: int) -> list[tuple[int, bytes]]:
     """Return up to `limit` lines after the first `offset` rows, each with its number; fewer if they are large."""
-    with _opened(jsonl, whole=False) as (stream, _):
+    with opened(jsonl, whole=False) as (stream, _):
         rows: list[tuple[int, bytes]] = []
         row = size = 0
         for number, line in enumerate(BoundedLines(stream, max_bytes=4 * max_characters + 2), start=1):
@@ -157,7 +169,19 @@ def place(upload: Path, target: Path, *, digest: str) -> None:
     except FileExistsError:
         if target.is_symlink() or not target.is_file() or digest_of(target)[0] != digest:
             raise DatasetFileExists(file=shown(target.name)) from None
-    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+    _sync_folder(target.parent)
+
+
+def place_folder(folder: Path, target: Path) -> None:
+    """Give an unpacked archive its name; what is there already is kept."""
+    if target.exists() or target.is_symlink():
+        raise DatasetFileExists(file=shown(target.name))
+    folder.rename(target)
+    _sync_folder(target.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)
     finally:
@@ -167,11 +191,20 @@ def place(upload: Path, target: Path, *, digest: str) -> None:
 def remove_abandoned_uploads(datasets: Path) -> int:
     """Remove what crashed uploads left, a day after; return how many."""
     removed = 0
-    for entry in datasets.glob(f"{UPLOAD_PREFIX}*"):
-        if time.time() - entry.stat().st_mtime > _ABANDONED_SECONDS:
-            entry.unlink(missing_ok=True)
-            removed += 1
+    for pattern in _ABANDONED:
+        for entry in datasets.glob(pattern):
+            if time.time() - entry.lstat().st_mtime > _ABANDONED_SECONDS:
+                remove(entry)
+                removed += 1
     return removed
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with everything in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 class BoundedLines:
@@ -189,12 +222,7 @@ class BoundedLines:
         return self._hash.hexdigest()
 
     def __iter__(self) -> Iterator[bytes]:
-        # two bytes more: a line of exactly the limit still has its line end
-        while line := self._read(self._max_bytes + 2):
-            rest = line
-            while not rest.endswith(b"\n") and (rest := self._read(_BUFFER)):
-                pass
-            yield line
+        yield from cut_lines(self._read, self._max_bytes)
 
     def _read(self, limit: int) -> bytes:
         piece = self._stream.readline(limit)
@@ -204,7 +232,7 @@ class BoundedLines:
 
 
 @contextmanager
-def _opened(path: Path, *, whole: bool = True) -> Iterator[tuple[BufferedReader, FileKey]]:
+def opened(path: Path, *, whole: bool = True) -> Iterator[tuple[BufferedReader, FileKey]]:
     try:
         # not to block: opening a pipe would wait for its writer
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -223,9 +251,9 @@ def _key(status: os.stat_result) -> FileKey:
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def _picture_check(located: Located) -> PictureProblem:
+def picture_check(located: Located) -> PictureProblem:
     """Return the check of the pictures in `images/` or beside the rows, where scripts look for them."""
-    beside = located.jsonl.parent
+    beside = located.rows.parent
     folders = [folder for folder in (located.images, beside) if folder is not None]
 
     @functools.lru_cache(maxsize=_REMEMBERED_PICTURES)
@@ -250,5 +278,5 @@ def _status(path: Path) -> os.stat_result | None:
         return None
 
 
-def _is_jsonl(entry: Path) -> bool:
-    return entry.suffix.lower() == SUFFIX and not entry.name.startswith(".") and entry.is_file()
+def _holds_rows(entry: Path) -> bool:
+    return entry.suffix.lower() in SUFFIXES and not entry.name.startswith(".") and entry.is_file()

@@ -1,14 +1,16 @@
-"""Data sets: registered by path or upload, checked line by line, watched for changes on disk.
+"""Data sets: registered by path or upload, checked row by row, watched for changes on disk.
 
 A data set is what its bytes are: the digest is recorded at registration and compared at every use. A file that was
-edited since is checked again and gets its new digest; one that became invalid is refused with all its problems.
+edited since is read again and gets its new digest; one that became invalid is refused with all its problems. A file of
+another format than JSONL is converted once; the rows lie in a file beside it (`dataset_conversion`).
 """
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -19,9 +21,13 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.errors import AppError, Conflict, Invalid, InvalidRequest, Violation, together_with
 from app.domain.names import name_key, name_violations, normal_name
+from app.domain.plain_text import storable_document
+from app.formats.base import Options
 from app.registry import dataset_files
 from app.registry.dataset_check import MAX_PROBLEMS, DatasetReport, LineProblem, parse_line
-from app.registry.dataset_files import SUFFIX, UPLOAD_PREFIX, DatasetChanging, Inspection
+from app.registry.dataset_conversion import converted_files, converted_name, suffix_of
+from app.registry.dataset_files import SUFFIX, UPLOAD_PREFIX, DatasetChanging, Inspection, locate
+from app.registry.dataset_process import BoundedDatasetReader
 from app.registry.resource_paths import resolve_inside, stays_inside
 from app.store import named
 from app.store.datasets import get_dataset
@@ -34,6 +40,7 @@ from app.store.usage import unfinished_jobs
 _WRITE_BYTES: Final = 1024 * 1024
 _MAX_NAME_BYTES: Final = 200
 _REMEMBERED: Final = 4096
+_FOLDER: Final = ".d"
 
 Clock = Callable[[], datetime]
 
@@ -68,7 +75,7 @@ class DatasetInUse(Conflict):
 
 
 class DatasetIsFolder(Conflict):
-    """Only single files are removed together with their entry."""
+    """Only what was uploaded is removed together with its entry."""
 
     code = "dataset_is_folder"
 
@@ -109,9 +116,10 @@ class Preview:
 class Datasets:
     """What can be done with data sets."""
 
-    def __init__(self, *, home: Home, max_characters: int, clock: Clock) -> None:
+    def __init__(self, *, home: Home, max_characters: int, max_bytes: int, clock: Clock) -> None:
         self._home = home
         self._max_characters = max_characters
+        self._reader = BoundedDatasetReader(row_characters=max_characters, output_bytes=max_bytes)
         self._clock = clock
         self._unchanged: dict[str, tuple[dataset_files.FileKey, str]] = {}
 
@@ -127,17 +135,26 @@ class Datasets:
 
     async def preview(self, row: DatasetRow, *, offset: int, limit: int) -> Preview:
         """Return rows as they stand in the file now."""
-        path = self._path_of(row)
-        lines = await asyncio.to_thread(self._read_rows, path, row, offset, limit)
+        lines = await asyncio.to_thread(self._read_rows, row, offset, limit)
         return Preview(rows=lines, offset=offset, total=row.rows)
 
-    async def validate(self, session: AsyncSession, *, name: str | None, path: str) -> Validation:
+    async def rows_file(self, row: DatasetRow) -> Path:
+        """Return the file that scripts read."""
+        return await asyncio.to_thread(self._rows_file, row)
+
+    async def original_file(self, row: DatasetRow) -> Path:
+        """Return the file as it was brought; of a folder, the one with the rows."""
+        return await asyncio.to_thread(lambda: locate(self._path_of(row)).rows)
+
+    async def validate(
+        self, session: AsyncSession, *, name: str | None, path: str, options: Options | None = None
+    ) -> Validation:
         """Return everything that a create would say; nothing changes."""
         found = [] if name is None else name_violations(name)
         inspection = None
         count = len(found)
         try:
-            inspection = await self._inspect_path(path)
+            inspection = await self._inspect_path(path, options, keep=False)
             found += inspection.report.problems
             count += inspection.report.problem_count
         except AppError as error:
@@ -151,10 +168,10 @@ class Datasets:
 
     # ---- create -----------------------------------------------------------------------------------------------------
 
-    async def prepare(self, *, name: str, path: str) -> Prepared:
-        """Check the file or folder `path` of `datasets/`; it may take seconds, so no statement is run."""
+    async def prepare(self, *, name: str, path: str, options: Options | None = None) -> Prepared:
+        """Check the file or folder `path` of `datasets/`; it may take minutes, so no statement is run."""
         with together_with(name_violations(name)):
-            inspection = await self._inspect_path(path)
+            inspection = await self._inspect_path(path, options, keep=True)
             _require_valid(name, inspection)
         return Prepared(name=normal_name(name), place=self._home.datasets / Path(path), inspection=inspection)
 
@@ -167,11 +184,7 @@ class Datasets:
             name_key=name_key(prepared.name),
             description=description,
             path=self._home.relative(prepared.place),
-            digest=inspection.digest,
-            rows=inspection.report.rows,
-            size_bytes=inspection.size_bytes,
-            columns=inspection.report.column_names,
-            report=inspection.report.document(),
+            **_found(self._home, inspection),
             created_at=self._clock(),
         )
         await named.insert(session, row)
@@ -183,16 +196,21 @@ class Datasets:
         if await named.name_is_taken(session, DatasetRow, name):
             raise NameTaken(name=normal_name(name), pointer="{dataset}")
 
-    async def upload(self, session: AsyncSession, *, name: str, chunks: AsyncIterable[bytes]) -> DatasetRow:
+    async def upload(
+        self, session: AsyncSession, *, name: str, chunks: AsyncIterable[bytes], options: Options | None = None
+    ) -> DatasetRow:
         """Receive a file, check it, give it its place under `datasets/` and register it; or leave nothing behind."""
         _check_new_name(name)
         async with self._received(chunks) as upload:
-            inspection = await asyncio.to_thread(dataset_files.inspect, upload, max_characters=self._max_characters)
+            inspection = await asyncio.to_thread(
+                self._reader.read, upload, options, extract_to=upload.with_suffix(_FOLDER)
+            )
             _require_valid(name, inspection)
-            place = self._home.datasets / _file_name(name)
+            place = self._home.datasets / _file_name(name, inspection.source)
+            placed = _placed(upload, place, inspection)
             # the row first: it decides who of two may have the name
-            row = await self.create(session, Prepared(name=normal_name(name), place=place, inspection=inspection))
-            await asyncio.to_thread(dataset_files.place, upload, place, digest=inspection.digest)
+            row = await self.create(session, Prepared(name=normal_name(name), place=place, inspection=placed))
+            await asyncio.to_thread(_place, upload, place, inspection, placed)
             return row
 
     async def remove_abandoned_uploads(self) -> int:
@@ -216,11 +234,7 @@ class Datasets:
         await named.update(
             session,
             row,
-            digest=inspection.digest,
-            rows=inspection.report.rows,
-            size_bytes=inspection.size_bytes,
-            columns=inspection.report.column_names,
-            report=inspection.report.document(),
+            **_found(self._home, inspection),
         )
 
     async def refresh(self, session: AsyncSession, row: DatasetRow) -> bool:
@@ -239,16 +253,18 @@ class Datasets:
         if jobs := await unfinished_jobs(session, dataset_id=row.id):
             raise DatasetInUse(dataset=row.name, count=len(jobs), jobs=", ".join(jobs[:5]))
         path = self._home.absolute(row.path)
-        if with_file and path.is_dir():
+        uploaded = bool(row.source and row.source["archive"])
+        if with_file and path.is_dir() and not uploaded:
             raise DatasetIsFolder(dataset=row.name, path=row.path)
-        if with_file and await self._shared(session, row):
+        shared = await self._shared(session, row)
+        if with_file and shared:
             raise DatasetFileShared(dataset=row.name, path=row.path)
         await named.delete(session, row)
         self._unchanged.pop(row.path, None)
 
         async def remove() -> None:
-            if with_file and stays_inside(self._home.datasets, path):
-                await asyncio.to_thread(path.unlink, missing_ok=True)
+            if stays_inside(self._home.datasets, path) and not shared:
+                await asyncio.to_thread(_remove, path, with_original=with_file)
 
         return remove
 
@@ -258,12 +274,11 @@ class Datasets:
 
     # ---- helpers ----------------------------------------------------------------------------------------------------
 
-    async def _inspect_path(self, given: str) -> Inspection:
-        return await asyncio.to_thread(self._inspect, given)
+    async def _inspect_path(self, given: str, options: Options | None, *, keep: bool) -> Inspection:
+        return await asyncio.to_thread(self._inspect, given, options, keep=keep)
 
-    def _inspect(self, given: str) -> Inspection:
-        path = resolve_inside(self._home.datasets, given)
-        return dataset_files.inspect(path, max_characters=self._max_characters)
+    def _inspect(self, given: str, options: Options | None, *, keep: bool) -> Inspection:
+        return self._reader.read(resolve_inside(self._home.datasets, given), options, keep=keep)
 
     @asynccontextmanager
     async def _received(self, chunks: AsyncIterable[bytes]) -> AsyncIterator[Path]:
@@ -273,7 +288,7 @@ class Datasets:
             await _write(upload, chunks)
             yield upload
         finally:
-            upload.unlink(missing_ok=True)
+            await asyncio.to_thread(_remove_upload, upload)
 
     def _path_of(self, row: DatasetRow) -> Path:
         path = self._home.absolute(row.path)
@@ -281,32 +296,65 @@ class Datasets:
             raise DatasetMissing(dataset=row.name, path=row.path)
         return path
 
+    def _rows_file(self, row: DatasetRow) -> Path:
+        path = self._path_of(row)
+        if row.source is None or row.source["jsonl"] is None:
+            return locate(path).rows
+        inspection = self._changed(path, row)
+        if inspection is None:
+            return self._home.absolute(row.source["jsonl"])
+        _require_valid(row.name, inspection)
+        return inspection.jsonl
+
     def _changed(self, path: Path, row: DatasetRow) -> Inspection | None:
-        jsonl = dataset_files.locate(path).jsonl
-        if self._unchanged.get(row.path) == (dataset_files.file_key(jsonl), row.digest):
+        """Return what the file is now if it was edited, or if the rows that were made of it are not there."""
+        brought = locate(path).rows
+        converted = row.source["jsonl"] if row.source is not None else None
+        recorded = row.source["digest"] if row.source is not None and converted else row.digest
+        whole = converted is None or self._home.absolute(converted).exists()
+        if whole and self._unchanged.get(row.path) == (dataset_files.file_key(brought), recorded):
             return None
-        digest, key = dataset_files.digest_of(jsonl)
+        digest, key = dataset_files.digest_of(brought)
         inspection = None
-        if digest != row.digest:
-            inspection = dataset_files.inspect(path, max_characters=self._max_characters)
-            digest, key = inspection.digest, inspection.key
+        if digest != recorded or not whole:
+            options = Options(**row.source["options"]) if row.source is not None else None
+            inspection = self._reader.read(path, options)
+            if inspection.report.problem_count:
+                return inspection
+            source = inspection.source
+            key, recorded = inspection.key, inspection.digest if source is None else source["digest"]
         if dataset_files.is_settled(key):
             if len(self._unchanged) >= _REMEMBERED:
                 self._unchanged.clear()
-            self._unchanged[row.path] = (key, digest)
+            self._unchanged[row.path] = (key, recorded)
         return inspection
 
-    def _read_rows(self, path: Path, row: DatasetRow, offset: int, limit: int) -> list[dict[str, Any]]:
-        jsonl = dataset_files.locate(path).jsonl
+    def _read_rows(self, row: DatasetRow, offset: int, limit: int) -> list[dict[str, Any]]:
         limits = {"max_characters": self._max_characters}
-        lines = dataset_files.read_rows(jsonl, offset=offset, limit=limit, **limits)
+        lines = dataset_files.read_rows(self._rows_file(row), offset=offset, limit=limit, **limits)
         try:
             rows = [parse_line(line, first=number == 1, **limits) for number, line in lines]
             return [row for row in rows if row is not None]
         except LineProblem:
             # edited since it was registered: say everything that is wrong with it now
-            _require_valid(row.name, dataset_files.inspect(path, **limits))
+            _require_valid(row.name, self._reader.read(self._path_of(row), keep=False))
             raise DatasetChanging(path=row.path) from None
+
+
+def _found(home: Home, inspection: Inspection) -> dict[str, Any]:
+    """Return what a row records of an inspection."""
+    source = inspection.source
+    if source is not None:
+        converted = home.relative(inspection.jsonl) if inspection.converted else None
+        source = storable_document({**source, "jsonl": converted})
+    return {
+        "digest": inspection.digest,
+        "rows": inspection.report.rows,
+        "size_bytes": inspection.size_bytes,
+        "columns": inspection.report.column_names,
+        "report": inspection.report.document(),
+        "source": source,
+    }
 
 
 def _check_new_name(name: str) -> None:
@@ -319,12 +367,46 @@ def _require_valid(name: str, inspection: Inspection) -> None:
         raise InvalidDataset(normal_name(name), inspection.report)
 
 
-def _file_name(name: str) -> str:
+def _file_name(name: str, source: dict[str, Any] | None) -> str:
     """Return the name of an uploaded file: the data set's, unless file systems would not take it or hide it."""
     normal = normal_name(name)
+    suffix = "" if source is not None and source["archive"] else suffix_of(source)
     if len(normal.encode()) > _MAX_NAME_BYTES or normal.startswith((".", "-")):
-        return f"{uuid4().hex}{SUFFIX}"
-    return normal + SUFFIX
+        return f"{uuid4().hex}{suffix}"
+    return normal + suffix
+
+
+def _placed(upload: Path, place: Path, inspection: Inspection) -> Inspection:
+    """Return what was found, with the paths that it will have."""
+    if inspection.source is not None and inspection.source["archive"]:
+        return replace(inspection, jsonl=place / inspection.jsonl.relative_to(upload.with_suffix(_FOLDER)))
+    jsonl = converted_name(place, inspection.digest) if inspection.converted else place
+    return replace(inspection, jsonl=jsonl)
+
+
+def _place(upload: Path, place: Path, inspection: Inspection, placed: Inspection) -> None:
+    source = inspection.source
+    if source is not None and source["archive"]:
+        dataset_files.place_folder(upload.with_suffix(_FOLDER), place)
+        return
+    dataset_files.place(upload, place, digest=inspection.digest if source is None else source["digest"])
+    if inspection.converted:
+        inspection.jsonl.replace(placed.jsonl)
+
+
+def _remove_upload(upload: Path) -> None:
+    for path in (upload, upload.with_suffix(_FOLDER), *converted_files(upload)):
+        dataset_files.remove(path)
+
+
+def _remove(path: Path, *, with_original: bool) -> None:
+    rows = path
+    with contextlib.suppress(AppError, OSError):
+        rows = locate(path).rows
+    for made in converted_files(rows):
+        dataset_files.remove(made)
+    if with_original:
+        dataset_files.remove(path)
 
 
 async def _write(path: Path, chunks: AsyncIterable[bytes]) -> None:

@@ -72,6 +72,7 @@ UNMADE: Final = BaseModelCard(
 )
 """Card of a base model whose files are not there yet."""
 _MAX_CHARACTERS: Final = 100_000  # of a row that the product ships
+_MAX_BYTES: Final = 2**30
 
 Sample = SampleDataset | SampleBaseModel
 
@@ -89,7 +90,7 @@ class Samples:
 
     def __init__(self, *, home: Home, clock: Callable[[], datetime]) -> None:
         self._home = home
-        self._datasets = Datasets(home=home, max_characters=_MAX_CHARACTERS, clock=clock)
+        self._datasets = Datasets(home=home, max_characters=_MAX_CHARACTERS, max_bytes=_MAX_BYTES, clock=clock)
         self._base_models = BaseModels(home=home, clock=clock)
 
     async def draw(self, manifest: PresetManifest) -> None:
@@ -162,7 +163,7 @@ class Samples:
                 write_with_pictures(sample.path, target)
             elif not target.exists():
                 self._copy_file(sample.path, target, digest=sample.digest)
-            if dataset_files.digest_of(dataset_files.locate(target).jsonl)[0] == sample.digest:
+            if dataset_files.digest_of(dataset_files.locate(target).rows)[0] == sample.digest:
                 return target
         raise AssertionError("there is always another place")
 

@@ -1,14 +1,20 @@
 """Data sets over HTTP, on SQLite and on Postgres."""
 
 import asyncio
+import gzip
 import hashlib
+import io
 import json
 import os
+import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import openpyxl
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from app.domain.enums import JobStatus
@@ -137,7 +143,6 @@ class TestCreate:
             ("a\u202eb.jsonl", "invalid_path"),
             ("a\nb.jsonl", "invalid_path"),
             ("gone.jsonl", "path_not_found"),
-            ("table.csv", "not_a_dataset"),
             ("empty", "not_a_dataset"),
             ("two", "several_datasets"),
             ("pipe.jsonl", "not_a_dataset"),
@@ -151,7 +156,7 @@ class TestCreate:
         (root / "loop.jsonl").symlink_to("loop.jsonl")
         (root / "empty").mkdir()
         os.mkfifo(root / "pipe.jsonl")
-        for file in ("table.csv", "two/a.jsonl", "two/b.jsonl"):
+        for file in ("two/a.jsonl", "two/b.jsonl"):
             place(app, file)
 
         response = await create(app, path=path)
@@ -236,7 +241,7 @@ class TestUpload:
         assert self.leftovers(app) == []
 
     @pytest.mark.parametrize(
-        "kind", ["multipart/form-data; boundary=x", "application/x-www-form-urlencoded", "application/json", "text/csv"]
+        "kind", ["multipart/form-data; boundary=x", "application/x-www-form-urlencoded", "application/pdf", "image/png"]
     )
     async def test_refuses_other_content_types(self, app: MethodsApp, kind: str) -> None:
         response = await self.put(app, LINE, **{"Content-Type": kind})
@@ -285,6 +290,163 @@ class TestUpload:
         assert codes(response.json()) == [("/lines", "dataset_empty")]
 
 
+ROWS: list[dict[str, str | None]] = [
+    {"question": "Wie heißt du?; so", "answer": "Zeile 1\nZeile 2"},
+    {"question": "你好", "answer": None},
+]
+
+
+def german_csv() -> bytes:
+    """Return what Excel saves as "CSV UTF-8" in Germany."""
+    return 'question;answer\r\n"Wie heißt du?; so";"Zeile 1\nZeile 2"\r\n你好;\r\n'.encode("utf-8-sig")
+
+
+def gbk_csv() -> bytes:
+    return german_csv().decode("utf-8-sig").replace("ß", "ss").encode("gb18030")
+
+
+def xlsx(*more: str) -> bytes:
+    book = openpyxl.Workbook()
+    for title in more:
+        book.create_sheet(title).append(["x"])
+    book.worksheets[0].append(["question", "answer"])
+    for row in ROWS:
+        book.worksheets[0].append([row["question"], row["answer"]])
+    stream = io.BytesIO()
+    book.save(stream)
+    return stream.getvalue()
+
+
+def parquet() -> bytes:
+    stream = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), stream)
+    return stream.getvalue()
+
+
+def pictures(*, missing: bool = False) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("cats/data.csv", "text,image\ncat,a.png\n")
+        archive.writestr("cats/images/b.png" if missing else "cats/images/a.png", b"picture")
+    return stream.getvalue()
+
+
+class TestFormats:
+    """Files as people's tools write them, by one PUT as curl sends it."""
+
+    async def put(self, app: MethodsApp, content: bytes, name: str = "faq", **options: str) -> httpx.Response:
+        return await app.client.put(f"{URL}/{name}/file", content=content, params=options)
+
+    @pytest.mark.parametrize(
+        ("content", "options", "read", "file"),
+        [
+            (german_csv(), {}, {"format": "csv", "encoding": "utf-8", "delimiter": ";"}, "faq.csv"),
+            (gbk_csv(), {"encoding": "gbk"}, {"format": "csv", "encoding": "gb18030", "delimiter": ";"}, "faq.csv"),
+            (xlsx(), {}, {"format": "xlsx", "sheet": "Sheet"}, "faq.xlsx"),
+            (xlsx("notes"), {"sheet": "Sheet"}, {"sheet": "Sheet", "left_out": ["notes"]}, "faq.xlsx"),
+            (json.dumps(ROWS, indent=2).encode(), {}, {"format": "json", "encoding": "utf-8"}, "faq.json"),
+            (parquet(), {}, {"format": "parquet", "encoding": None}, "faq.parquet"),
+            (gzip.compress(german_csv()), {}, {"format": "csv", "compression": "gzip"}, "faq.csv.gz"),
+        ],
+        ids=["german csv", "gbk csv", "xlsx", "sheet", "pretty json", "parquet", "csv.gz"],
+    )
+    async def test_becomes_the_rows_and_keeps_the_original(
+        self, app: MethodsApp, content: bytes, options: dict[str, str], read: dict[str, Any], file: str
+    ) -> None:
+        response = await self.put(app, content, **options)
+
+        body = response.json()
+        rows = [json.loads(json.dumps(row).replace("\\u00df", "ss")) if "encoding" in options else row for row in ROWS]
+        assert (response.status_code, body["rows"], body["columns"]) == (201, 2, ["question", "answer"])
+        assert {name: body["source"][name] for name in read} == read
+        assert body["column_counts"][1]["rows"] == 1
+        assert (await app.client.get(f"{URL}/faq/preview")).json()["items"] == rows
+        downloaded = await app.client.get(f"{URL}/faq/file")
+        assert [json.loads(line) for line in downloaded.text.splitlines()] == rows
+        assert hashlib.sha256(downloaded.content).hexdigest() == body["digest"]
+        original = await app.client.get(f"{URL}/faq/original")
+        assert original.content == content
+        assert f'filename="{file}"' in original.headers["content-disposition"]
+        assert body["source"]["digest"] == hashlib.sha256(content).hexdigest()
+        part = await app.client.get(f"{URL}/faq/original", headers={"Range": "bytes=2-5"})
+        assert (part.status_code, part.content) == (206, content[2:6])
+        hidden = f".{file}.{body['digest'][:16]}.jsonl"
+        assert sorted(entry.name for entry in app.home.datasets.iterdir()) == sorted([file, hidden])
+        await app.client.delete(f"{URL}/faq", params={"with_file": "true"})
+        assert list(app.home.datasets.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("content", "options", "problem", "says"),
+        [
+            (b"%PDF-1.7 ...", {}, ("/file", "file_is_other"), "PDF"),
+            (b'[\n{"a": 1},\n{"a": }\n]', {}, ("/file", "json_broken"), "line 3"),
+            (b"a,b\n1,2\n1,2,3\n", {}, ("/file", "table_field_count"), "line 3 has 3 field(s) and the header has 2"),
+            (xlsx("notes"), {}, ("/sheet", "sheet_needed"), "Sheet, notes"),
+            (german_csv(), {"encoding": "gbk"}, ("/encoding", "encoding_contradicts"), "utf-8"),
+            (gbk_csv(), {}, ("/file", "text_encoding_unclear"), "?encoding=gb18030"),
+            (b"{}", {}, ("/lines/1", "line_without_fields"), "Line 1"),
+            (pictures(missing=True), {}, ("/lines/2", "line_image_missing"), "a.png"),
+        ],
+        ids=["pdf", "json", "csv", "sheets", "contradiction", "gbk", "empty object", "picture"],
+    )
+    async def test_says_in_one_sentence_what_is_wrong_and_leaves_nothing(
+        self, app: MethodsApp, content: bytes, options: dict[str, str], problem: tuple[str, str], says: str
+    ) -> None:
+        response = await self.put(app, content, **options)
+
+        assert (response.status_code, codes(response.json())) == (422, [problem])
+        assert says in response.json()["errors"][0]["detail"]
+        assert list(app.home.datasets.iterdir()) == []
+
+    async def test_an_archive_with_pictures_becomes_a_folder(self, app: MethodsApp) -> None:
+        response = await self.put(app, pictures(), "cats")
+
+        body = response.json()
+        assert (response.status_code, body["path"], body["rows"]) == (201, "datasets/cats", 1)
+        assert body["source"]["archive"]["digest"] == hashlib.sha256(pictures()).hexdigest()
+        folder = app.home.datasets / "cats"
+        assert (folder / "images" / "a.png").read_bytes() == b"picture"
+        again = await self.put(app, pictures(), "Cats2")
+        assert again.status_code == 201
+        assert (await app.client.get(f"{URL}/cats/original")).text == "text,image\ncat,a.png\n"
+        for name in ("cats", "Cats2"):
+            await app.client.delete(f"{URL}/{name}", params={"with_file": "true"})
+        assert list(app.home.datasets.iterdir()) == []
+
+    async def test_a_table_that_was_put_there_by_hand_is_registered_by_its_path(self, app: MethodsApp) -> None:
+        file = place(app, "tables/faq.csv", german_csv())
+
+        checked = (await app.client.post(f"{URL}:validate", json={"path": "tables/faq.csv"})).json()
+        assert (checked["valid"], checked["source"]["delimiter"]) == (True, ";")
+        assert [entry.name for entry in file.parent.iterdir()] == ["faq.csv"]
+        body = (await create(app, path="tables/faq.csv")).json()
+
+        assert (body["path"], body["rows"]) == ("datasets/tables/faq.csv", 2)
+        await app.client.delete(f"{URL}/faq")
+        assert [entry.name for entry in file.parent.iterdir()] == ["faq.csv"]
+
+    async def test_an_edited_table_is_read_again_with_the_same_options(self, app: MethodsApp) -> None:
+        file = place(app, "faq.csv", gbk_csv())
+        before = (await create(app, path="faq.csv", encoding="gbk")).json()
+
+        file.write_bytes("question;answer\n你好;世界\n".encode("gbk"))
+        rows = (await app.client.get(f"{URL}/faq/preview")).json()["items"]
+        file.write_bytes(b"a;b\n1\n")
+        broken = await app.client.get(f"{URL}/faq/preview")
+
+        assert (before["rows"], rows) == (2, [{"question": "你好", "answer": "世界"}])
+        assert codes(broken.json()) == [("/file", "table_field_count")]
+
+    async def test_one_column_needs_the_content_type_of_a_table(self, app: MethodsApp) -> None:
+        content = b"text\nHello\n"
+
+        plain = await self.put(app, content)
+        table = await app.client.put(f"{URL}/faq/file", content=content, headers={"Content-Type": "text/csv"})
+
+        assert codes(plain.json()) == [("/file", "text_without_rows")]
+        assert (table.status_code, table.json()["columns"]) == (201, ["text"])
+
+
 class TestValidate:
     async def test_says_that_all_is_well_and_registers_nothing(self, app: MethodsApp) -> None:
         place(app, "faq.jsonl")
@@ -297,7 +459,7 @@ class TestValidate:
     async def test_says_everything_a_create_would(self, app: MethodsApp) -> None:
         place(app, "faq.jsonl")
         await create(app)
-        place(app, "bad.jsonl", b"x\n" * 300)
+        place(app, "bad.jsonl", LINE + b"x\n" * 300)
 
         response = await app.client.post(f"{URL}:validate", json={"path": "bad.jsonl", "name": "FAQ"})
 

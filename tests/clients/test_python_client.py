@@ -23,7 +23,10 @@ pytestmark = [pytest.mark.xdist_group("python-client")]
 
 HERE = Path(__file__).parent
 PACKAGE = "deepe_client"
-UPLOAD_KIND = re.compile(r"Unsupported content type (text/x-python|application/jsonl|application/x-ndjson)")
+UPLOAD_KIND = re.compile(
+    r"Unsupported content type "
+    r"(text/(x-python|csv|tab-separated-values)|application/(jsonl|x-ndjson|vnd\..+|gzip|zip|x-tar))"
+)
 
 
 @pytest.fixture(scope="module")

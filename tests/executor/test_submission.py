@@ -88,7 +88,7 @@ class Bench:
             return (await models.create_model(session, new, now=NOW)).id
 
     async def register_data(self, name: str) -> None:
-        datasets = Datasets(home=self.home, max_characters=4000, clock=lambda: NOW)
+        datasets = Datasets(home=self.home, max_characters=4000, max_bytes=2**30, clock=lambda: NOW)
         prepared = await datasets.prepare(name=name, path=f"{name}.jsonl")
         async with self.database.writing() as session:
             await datasets.create(session, prepared)
@@ -121,7 +121,7 @@ def _bench(database: Database, home: Home, *, min_free_bytes: int) -> Bench:
         database=database,
         home=home,
         runs=methods.runs,
-        datasets=Datasets(home=home, max_characters=4000, clock=lambda: NOW),
+        datasets=Datasets(home=home, max_characters=4000, max_bytes=2**30, clock=lambda: NOW),
         base_models=BaseModels(home=home, clock=lambda: NOW),
         parameters=StageParameters(methods.reader),
         min_free_bytes=min_free_bytes,

@@ -20,7 +20,7 @@ GOOD = b'{"prompt": "a", "completion": ""}\n'
 
 
 def check(*lines: bytes, limit: int = 100, pictures: PictureProblem | None = None) -> DatasetReport:
-    return check_lines(lines, max_characters=limit, picture_problem=pictures)
+    return check_lines(enumerate(lines, start=1), max_characters=limit, picture_problem=pictures)
 
 
 def found(report: DatasetReport) -> list[tuple[str, str]]:

@@ -88,7 +88,6 @@ class TestInspect:
             ("/lines/4", "line_image_empty"),
             *((f"/lines/{line}", "line_image_missing") for line in (7, 8, 9, 10)),
         ]
-        assert found.images == tmp_path / "images"
 
 
 class TestLocate:
@@ -96,7 +95,7 @@ class TestLocate:
         for name in ("output.jsonl", "readme.md", ".hidden.jsonl"):
             (tmp_path / name).touch()
 
-        assert locate(tmp_path).jsonl.name == "output.jsonl"
+        assert locate(tmp_path).rows.name == "output.jsonl"
 
     def test_refuses_a_folder_with_none_or_several(self, tmp_path: Path) -> None:
         with pytest.raises(NotADataset):
@@ -106,9 +105,12 @@ class TestLocate:
         with pytest.raises(SeveralDatasets, match=r"a\.jsonl, b\.jsonl"):
             locate(tmp_path)
 
-    def test_refuses_a_file_of_another_kind(self, tmp_path: Path) -> None:
-        with pytest.raises(NotADataset):
-            locate(tmp_path / "table.csv")
+    def test_takes_a_file_of_any_name_and_the_only_table_of_a_folder(self, tmp_path: Path) -> None:
+        for name in ("table.csv", "readme.md", ".table.csv.0123456789abcdef.jsonl"):
+            (tmp_path / name).touch()
+
+        assert locate(tmp_path / "readme.md").rows.name == "readme.md"
+        assert locate(tmp_path).rows.name == "table.csv"
 
 
 class TestPlace:

@@ -32,7 +32,7 @@ def home(tmp_path: Path) -> Home:
 
 @pytest.fixture
 def datasets(home: Home) -> Datasets:
-    return Datasets(home=home, max_characters=100, clock=lambda: datetime.now(UTC))
+    return Datasets(home=home, max_characters=100, max_bytes=2**30, clock=lambda: datetime.now(UTC))
 
 
 async def registered(database: Database, datasets: Datasets, home: Home) -> tuple[DatasetRow, Path]:

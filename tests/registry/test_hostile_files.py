@@ -86,7 +86,7 @@ class TestModels:
 
 class TestDataSets:
     def problems(self, *lines: bytes) -> list[str]:
-        return [problem.code for problem in check_lines(lines, max_characters=10_000_000).problems]
+        return [problem.code for problem in check_lines(enumerate(lines, start=1), max_characters=10_000_000).problems]
 
     def test_rows_are_nested_as_deeply_as_answers_can_be(self) -> None:
         assert self.problems(b'{"a": ' + b"[" * 60 + b"]" * 60 + b"}") == []

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any, Final
 
 from fastapi import Depends, Path, Query, Request, Response
+from fastapi.responses import FileResponse
 
 from app.api.dependencies import ReadSession, ServicesDep, WriteSession, after_commit
 from app.api.errors import UnsupportedMediaType, problem_responses
@@ -24,6 +25,7 @@ from app.api.schemas.resources import (
     dataset_validation,
 )
 from app.domain.errors import InvalidRequest
+from app.formats.base import MEDIA_TYPES, Format, Options
 from app.registry.dataset_files import (
     DatasetChanging,
     DatasetFileExists,
@@ -31,6 +33,7 @@ from app.registry.dataset_files import (
     NotADataset,
     SeveralDatasets,
 )
+from app.registry.dataset_process import DatasetUnprocessed
 from app.registry.datasets import (
     DatasetFileShared,
     DatasetInUse,
@@ -45,22 +48,60 @@ from app.store.methods import NameTaken
 router = Router(prefix="/api/v1", tags=["data sets"])
 
 MAX_PREVIEW: Final = 200
-_MEDIA_TYPES: Final = ("application/jsonl", "application/x-ndjson", "application/octet-stream")
+_TABLES: Final = frozenset({"text/csv", "text/tab-separated-values"})
+_TEXT_EXAMPLES: Final = {
+    "application/jsonl": '{"prompt": "Who are you?", "completion": "A test."}\n',
+    "text/csv": "prompt,completion\nWho are you?,A test.\n",
+    "text/tab-separated-values": "prompt\tcompletion\nWho are you?\tA test.\n",
+}
+# JSON is accepted but not documented: generated clients would encode the file as a JSON text
+_MEDIA_TYPES: Final = (
+    *_TEXT_EXAMPLES,
+    *(MEDIA_TYPES[kind] for kind in (Format.XLSX, Format.PARQUET, Format.ARROW)),
+    *("application/gzip", "application/zip", "application/x-tar", "application/x-ndjson", "application/octet-stream"),
+)
 # curl sends none with -T; form types are refused, because `curl -d` has removed the line ends by then
-_ACCEPTED: Final = frozenset({*_MEDIA_TYPES, "", "application/x-jsonlines", "application/jsonlines", "text/plain"})
+_ACCEPTED: Final = frozenset(
+    {
+        *_MEDIA_TYPES,
+        *(
+            "",
+            "application/json",
+            "application/x-jsonlines",
+            "application/jsonlines",
+            "text/plain",
+            "application/x-gzip",
+        ),
+        *("application/vnd.ms-excel", "application/x-zip-compressed", "application/parquet"),
+    }
+)
 _RAW_BODY: Final[dict[str, Any]] = {
     "requestBody": {
         "required": True,
         "content": {
             media_type: {
                 "schema": {"type": "string", "format": "binary"},
-                "example": '{"prompt": "Who are you?", "completion": "A test."}\n',
+                "example": _TEXT_EXAMPLES.get(media_type, "(the bytes of the file)"),
             }
             for media_type in _MEDIA_TYPES
         },
     }
 }
-_FILE_ERRORS: Final = (NotADataset, SeveralDatasets, DatasetUnreadable, DatasetChanging, InvalidDataset)
+_FILE_ERRORS: Final = (
+    NotADataset,
+    SeveralDatasets,
+    DatasetUnreadable,
+    DatasetChanging,
+    InvalidDataset,
+    DatasetUnprocessed,
+)
+# one type for all: what generated clients hand on as bytes; `source` of a data set says what it is
+_BYTES: Final = "application/octet-stream"
+_CONTENT: Final = {_BYTES: {"schema": {"type": "string", "format": "binary"}}}
+_DOWNLOAD: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"content": _CONTENT, "description": "The file."},
+    206: {"content": _CONTENT, "description": "The part that `Range` asked for."},
+}
 _PATH_ERRORS: Final = (PathOutsideFolder, InvalidPath, PathNotFound)
 
 Paging = Annotated[PageParams, Depends(page_params("name", "created_at", "rows", "size_bytes", default="name"))]
@@ -73,11 +114,29 @@ def dataset_uploads(max_upload_bytes: int) -> list[RawUpload]:
     return [RawUpload("PUT", re.compile(r"/api/v1/datasets/[^/]+/file"), max_upload_bytes)]
 
 
-def _jsonl_body(request: Request) -> AsyncIterator[bytes]:
-    given = request.headers.get("content-type", "")
-    if given.partition(";")[0].strip().lower() not in _ACCEPTED:
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _file_body(request: Request) -> AsyncIterator[bytes]:
+    if _media_type(request) not in _ACCEPTED:
+        given = request.headers.get("content-type", "")
         raise UnsupportedMediaType(given=given, expected=", ".join(_MEDIA_TYPES))
     return request.stream()
+
+
+def _options(
+    request: Request,
+    encoding: Annotated[
+        str | None, Query(description="Encoding of a text that is not UTF-8.", examples=["gb18030"])
+    ] = None,
+    delimiter: Annotated[
+        str | None, Query(description="What stands between the fields of a table: comma, semicolon, tab or pipe.")
+    ] = None,
+    sheet: Annotated[str | None, Query(description="Sheet of a workbook.", examples=["Sheet1"])] = None,
+) -> Options:
+    """Return how an upload is to be read; what is not said is found by its content."""
+    return Options(encoding, delimiter, sheet, table=_media_type(request) in _TABLES)
 
 
 @router.get("/datasets", responses=problem_responses(InvalidCursor, InvalidSort))
@@ -101,9 +160,12 @@ async def list_datasets(
 async def create_dataset(
     dataset: DatasetCreate, session: WriteSession, services: ServicesDep, creation: CreationDep
 ) -> Response:
-    """Register a file or folder under `datasets/`. Every line is checked; each problem comes with its line."""
+    """Register a file or folder under `datasets/`. Every row is checked; each problem comes with its line.
+
+    A file of another format than JSONL is converted to a hidden file beside it.
+    """
     service = services.datasets
-    prepared = await service.prepare(name=dataset.name, path=dataset.path)
+    prepared = await service.prepare(name=dataset.name, path=dataset.path, options=dataset.options())
 
     async def create() -> DatasetRead:
         return dataset_read(await service.create(session, prepared, description=dataset.description))
@@ -116,7 +178,9 @@ async def validate_dataset(
     dataset: DatasetCheck, session: ReadSession, services: ServicesDep, language: RequestLanguage
 ) -> DatasetValidation:
     """Say everything that registering would say; nothing is changed."""
-    validation = await services.datasets.validate(session, name=dataset.name, path=dataset.path)
+    validation = await services.datasets.validate(
+        session, name=dataset.name, path=dataset.path, options=dataset.options()
+    )
     return dataset_validation(validation, language)
 
 
@@ -139,25 +203,67 @@ async def preview_dataset(
     return dataset_preview(await services.datasets.preview(row, offset=offset, limit=limit))
 
 
+@router.get(
+    "/datasets/{dataset}/file",
+    response_class=FileResponse,
+    responses={
+        **_DOWNLOAD,
+        **problem_responses(DatasetNotFound, DatasetMissing, *_FILE_ERRORS),
+    },
+)
+async def download_dataset(dataset: DatasetRef, session: ReadSession, services: ServicesDep) -> FileResponse:
+    """Download the rows as scripts read them: JSONL. `Range` is honoured."""
+    row = await services.datasets.get(session, dataset)
+    file = await services.datasets.rows_file(row)
+    return FileResponse(file, media_type=_BYTES, filename=f"{row.name}.jsonl")
+
+
+@router.get(
+    "/datasets/{dataset}/original",
+    response_class=FileResponse,
+    responses={
+        **_DOWNLOAD,
+        **problem_responses(DatasetNotFound, DatasetMissing, NotADataset, SeveralDatasets),
+    },
+)
+async def download_original(dataset: DatasetRef, session: ReadSession, services: ServicesDep) -> FileResponse:
+    """Download the file as it was brought; of a folder, the one with the rows. `Range` is honoured."""
+    row = await services.datasets.get(session, dataset)
+    file = await services.datasets.original_file(row)
+    return FileResponse(file, media_type=_BYTES, filename=file.name)
+
+
 @router.put(
     "/datasets/{dataset}/file",
     status_code=201,
     openapi_extra=_RAW_BODY,
     responses=problem_responses(
-        InvalidRequest, NameTaken, InvalidDataset, DatasetFileExists, DatasetChanging, UnsupportedMediaType
+        InvalidRequest,
+        NameTaken,
+        InvalidDataset,
+        DatasetFileExists,
+        DatasetChanging,
+        DatasetUnprocessed,
+        UnsupportedMediaType,
     ),
 )
 async def upload_dataset(
     dataset: Annotated[str, Path(description="Name of the new data set.", examples=["faq"])],
-    body: Annotated[AsyncIterator[bytes], Depends(_jsonl_body)],
+    body: Annotated[AsyncIterator[bytes], Depends(_file_body)],
+    options: Annotated[Options, Depends(_options)],
     session: WriteSession,
     services: ServicesDep,
     response: Response,
 ) -> DatasetRead:
-    """Upload a JSONL file as a new data set (`curl -T faq.jsonl .../datasets/faq/file`); kept only if it is valid."""
+    """Upload a file as a new data set (`curl -T faq.csv .../datasets/faq/file`); kept only if it is valid.
+
+    JSONL, JSON arrays, CSV, Excel (.xlsx), Parquet and Arrow are recognized by their content, also in a .gz or .zip.
+    Scripts read JSONL: any other file is converted once, and the original is kept. A .zip or .tar.gz with one such file
+    and pictures becomes a folder.
+    """
     async with services.database.reading() as early:  # to say at once what would be said after gigabytes
         await services.datasets.check_new_name(early, dataset)
-    row = await services.datasets.upload(session, name=dataset, chunks=body)
+    row = await services.datasets.upload(session, name=dataset, chunks=body, options=options)
     response.headers["Location"] = f"/api/v1/datasets/{row.id}"
     return dataset_read(row)
 
@@ -171,7 +277,9 @@ async def delete_dataset(
     dataset: DatasetRef,
     session: WriteSession,
     services: ServicesDep,
-    with_file: Annotated[bool, Query(description="Remove the file as well; not for folders.")] = False,
+    with_file: Annotated[
+        bool, Query(description="Remove the file as well; of folders, only those that were uploaded as an archive.")
+    ] = False,
 ) -> None:
-    """Delete the entry; the file stays unless `with_file` is given."""
+    """Delete the entry and the rows that were converted; the file stays unless `with_file` is given."""
     after_commit(session, await services.datasets.delete(session, dataset, with_file=with_file))

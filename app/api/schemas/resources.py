@@ -11,6 +11,7 @@ from app.api.schemas.node_environments import NodeEnvironmentRead, node_environm
 from app.domain.deploy_targets import DeployTargetKind
 from app.domain.enums import TrainingType
 from app.domain.texts import Language
+from app.formats.base import Format, Options
 from app.registry.base_model_card import BaseModelCard
 from app.registry.base_model_findings import Severity, findings
 from app.registry.base_models import is_unmade
@@ -101,21 +102,32 @@ def base_model_read(row: BaseModelRow, language: Language) -> BaseModelRead:
 # ---- data sets ------------------------------------------------------------------------------------------------------
 
 
-class DatasetCreate(_Body):
+class _DatasetFile(_Body):
+    """A file or folder under `datasets/`, and how it is to be read."""
+
+    path: str = Field(
+        description="A file, or a folder with exactly one file of rows, relative to `datasets/` of DEEPE_HOME.",
+        examples=["faq.jsonl"],
+    )
+    encoding: str | None = Field(default=None, description="Of a text that is not UTF-8.", examples=["gb18030"])
+    delimiter: str | None = Field(default=None, description="Of a table: comma, semicolon, tab or pipe.")
+    sheet: str | None = Field(default=None, description="Of a workbook.", examples=["Sheet1"])
+
+    def options(self) -> Options:
+        """Return what is said of the file."""
+        return Options(self.encoding, self.delimiter, self.sheet)
+
+
+class DatasetCreate(_DatasetFile):
     """A file or folder under `datasets/` to register."""
 
     name: str = Field(description="Unique name.", examples=["faq"])
-    path: str = Field(
-        description="A `.jsonl` file, or a folder with exactly one, relative to `datasets/` of DEEPE_HOME.",
-        examples=["faq.jsonl"],
-    )
     description: str = Field(default="", max_length=_MAX_TEXT)
 
 
-class DatasetCheck(_Body):
+class DatasetCheck(_DatasetFile):
     """A file or folder under `datasets/` to check; the name too, if one is given."""
 
-    path: str = Field(examples=["faq.jsonl"])
     name: str | None = Field(default=None, examples=["faq"])
 
 
@@ -127,6 +139,29 @@ class DatasetColumn(BaseModel):
     first_missing_line: int | None = Field(description="Null: every row has a value.", examples=[None])
 
 
+class DatasetArchive(BaseModel):
+    """The archive that a folder was unpacked from; every file of it is kept."""
+
+    digest: str = Field(description="sha256 of the archive.", examples=[_SHA256])
+    size_bytes: int
+
+
+class DatasetSource(BaseModel):
+    """The file as it was brought, and how it was read."""
+
+    format: Format
+    media_type: str = Field(examples=["text/csv"])
+    digest: str = Field(description="sha256 of the file.", examples=[_SHA256])
+    size_bytes: int
+    encoding: str | None = Field(examples=["utf-8"])
+    delimiter: str | None = Field(examples=[";"])
+    sheet: str | None
+    compression: str | None = Field(description="gzip, zip, tar or tar.gzip.")
+    member: str | None = Field(description="The file in an archive, or the member of a JSON object, with the rows.")
+    left_out: list[str] = Field(description="Other sheets, members or files; they are not used.")
+    archive: DatasetArchive | None
+
+
 class DatasetRead(BaseModel):
     """A registered data set."""
 
@@ -135,6 +170,9 @@ class DatasetRead(BaseModel):
     description: str
     path: str = Field(description="Relative to DEEPE_HOME.", examples=["datasets/faq.jsonl"])
     digest: str = Field(description="sha256 of the JSONL file when it was last checked.", examples=[_SHA256])
+    source: DatasetSource | None = Field(
+        description="Null: scripts read the JSONL file that was brought. Else how its rows were read and converted."
+    )
     rows: int = Field(examples=[512])
     columns: list[str] = Field(
         description="Fields of the rows; those with `first_missing_line` are not in every row.",
@@ -156,6 +194,7 @@ class DatasetValidation(BaseModel):
     blank_lines: int | None
     size_bytes: int | None
     digest: str | None = Field(examples=[_SHA256])
+    source: DatasetSource | None
     violation_count: int = Field(description="Of all problems; about a hundred are listed.")
     violations: list[ProblemEntry]
 
@@ -176,6 +215,7 @@ def dataset_read(row: DatasetRow) -> DatasetRead:
         description=row.description,
         path=row.path,
         digest=row.digest,
+        source=_source(row.source),
         rows=row.rows,
         columns=row.columns,
         column_counts=_column_counts(columns_of(row.columns, row.rows, row.report)),
@@ -196,9 +236,14 @@ def dataset_validation(validation: Validation, language: Language) -> DatasetVal
         blank_lines=found and found.report.blank_lines,
         size_bytes=found and found.size_bytes,
         digest=found and found.digest,
+        source=_source(found.source) if found else None,
         violation_count=validation.violation_count,
         violations=problem_entries(validation.violations, language),
     )
+
+
+def _source(document: dict[str, Any] | None) -> DatasetSource | None:
+    return None if document is None else DatasetSource.model_validate(document)
 
 
 def _column_counts(columns: Sequence[Column]) -> list[DatasetColumn]:

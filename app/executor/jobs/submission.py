@@ -371,9 +371,11 @@ class Submissions:
 
     def _named_data(self, row: DatasetRow, inspection: Inspection | None) -> Named:
         """Return the path of the JSONL file. Scripts find images beside it."""
-        located = locate(self._home.absolute(row.path))
-        digest = row.digest if inspection is None else inspection.digest
-        return Named(id=row.id, name=row.name, path=self._home.relative(located.jsonl), digest=digest)
+        if inspection is not None:
+            return Named(id=row.id, name=row.name, path=self._home.relative(inspection.jsonl), digest=inspection.digest)
+        converted = row.source["jsonl"] if row.source is not None else None
+        path = converted or self._home.relative(locate(self._home.absolute(row.path)).rows)
+        return Named(id=row.id, name=row.name, path=path, digest=row.digest)
 
     # ---- the chain --------------------------------------------------------------------------------------------------
 
