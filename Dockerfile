@@ -10,7 +10,7 @@ RUN python -m venv /venv
 COPY pyproject.toml README.md LICENSE ./
 COPY app ./app
 COPY migrations ./migrations
-RUN /venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check .
+RUN /venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check '.[parquet]'
 
 FROM python:3.12-slim-bookworm
 # stages and their supervisors outlive the worker inside a container, so somebody has to reap them

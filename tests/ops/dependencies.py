@@ -20,7 +20,7 @@ Target = Mapping[str, str]
 """Values of environment markers: a platform with a Python."""
 
 # modules that only run where an extra is installed
-MODULES_OF_EXTRAS = {"app/executor/environments/rattler_builder.py": "conda"}
+MODULES_OF_EXTRAS = {"app/executor/environments/rattler_builder.py": "conda", "app/formats/columnar.py": "parquet"}
 
 
 @dataclass(frozen=True)
