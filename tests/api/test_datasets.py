@@ -399,14 +399,16 @@ class TestFormats:
         assert list(app.home.datasets.iterdir()) == []
 
     async def test_an_archive_with_pictures_becomes_a_folder(self, app: MethodsApp) -> None:
-        response = await self.put(app, pictures(), "cats")
+        content = pictures()
+
+        response = await self.put(app, content, "cats")
 
         body = response.json()
         assert (response.status_code, body["path"], body["rows"]) == (201, "datasets/cats", 1)
-        assert body["source"]["archive"]["digest"] == hashlib.sha256(pictures()).hexdigest()
+        assert body["source"]["archive"]["digest"] == hashlib.sha256(content).hexdigest()
         folder = app.home.datasets / "cats"
         assert (folder / "images" / "a.png").read_bytes() == b"picture"
-        again = await self.put(app, pictures(), "Cats2")
+        again = await self.put(app, content, "Cats2")
         assert again.status_code == 201
         assert (await app.client.get(f"{URL}/cats/original")).text == "text,image\ncat,a.png\n"
         for name in ("cats", "Cats2"):

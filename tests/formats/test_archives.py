@@ -70,6 +70,7 @@ class TestOneFile:
             (tarred(("data.jsonl", ROWS), compression="gz"), "tar.gzip"),
             (gzip.compress(ROWS), "gzip"),
         ],
+        ids=["zip", "folder in zip", "tar", "tar.gz", "gz"],
     )
     def test_the_only_file_of_rows_is_read(self, content: bytes, compression: str) -> None:
         rows, source = read(content)
@@ -99,14 +100,18 @@ class TestOneFile:
 
 
 class TestFolder:
-    @pytest.mark.parametrize("content", [zipped(*FOLDER), tarred(*FOLDER), tarred(*FOLDER, compression="gz")])
+    @pytest.mark.parametrize(
+        "content", [zipped(*FOLDER), tarred(*FOLDER), tarred(*FOLDER, compression="gz")], ids=["zip", "tar", "tar.gz"]
+    )
     def test_becomes_the_folder(self, content: bytes) -> None:
         assert extracted(content) == dict(FOLDER)
 
     def test_the_one_folder_in_it_is_taken_off(self) -> None:
         assert extracted(zipped(*((f"cats/{name}", text) for name, text in FOLDER))) == dict(FOLDER)
 
-    @pytest.mark.parametrize("content", [ROWS, b"", zipped(("data.jsonl", ROWS)), gzip.compress(ROWS)])
+    @pytest.mark.parametrize(
+        "content", [ROWS, b"", zipped(("data.jsonl", ROWS)), gzip.compress(ROWS)], ids=["rows", "empty", "zip", "gz"]
+    )
     def test_anything_else_is_left_alone(self, content: bytes) -> None:
         assert extracted(content) is None
 

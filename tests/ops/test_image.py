@@ -57,7 +57,9 @@ class TestBuild:
         installs = [run.value for stage in stages for run in find(stage, "RUN") if "pip install" in run.value]
 
         assert len(installs) == 1
-        assert [word for word in installs[0].partition("pip install")[2].split() if not word.startswith("--")] == ["'.[parquet]'"]
+        assert [word for word in installs[0].partition("pip install")[2].split() if not word.startswith("--")] == [
+            "'.[parquet]'"
+        ]
 
     def test_installs_no_framework_of_the_stages(self, project: dict[str, Any]) -> None:
         names = {requirement.split(">")[0].split("[")[0] for requirement in project["project"]["dependencies"]}
