@@ -588,21 +588,24 @@ async def _release_successors(session: AsyncSession, job_id: str, *, model_id: s
 
 async def _end_successors(session: AsyncSession, job_id: str, *, now: datetime) -> None:
     """End what waits for a job that did not succeed, and what waits for that."""
+    failed = _without_base_model(await get(session, job_id))
+    if failed is not None:
+        for successor in await _successors(session, job_id):
+            if await _write_status(session, successor, old={JobStatus.QUEUED}, new=failed.status, now=now, end=failed):
+                await _end_successors(session, successor, now=now)
+        return
+    end = End(status=JobStatus.CANCELLED, reason=EndReason.PREDECESSOR_FAILED, params={"predecessor": job_id})
     waiting = [job_id]
     while waiting:
-        ended = waiting.pop()
-        if not (successors := await _successors(session, ended)):
-            continue
-        end = _end_of_successors(await get(session, ended))
-        for successor in successors:
+        for successor in await _successors(session, waiting.pop()):
             if await _write_status(session, successor, old={JobStatus.QUEUED}, new=end.status, now=now, end=end):
                 waiting.append(successor)
 
 
-def _end_of_successors(job: JobRow) -> End:
-    """Return how what waits for the job ends: cancelled, or failed for want of a base model."""
+def _without_base_model(job: JobRow) -> End | None:
+    """Return how those end that wait for a base model that could not be made; None for the end of any other job."""
     if job.kind is not JobKind.BASE_MODEL or job.status is not JobStatus.FAILED:
-        return End(status=JobStatus.CANCELLED, reason=EndReason.PREDECESSOR_FAILED, params={"predecessor": job.id})
+        return None
     told = {"detail": job.reason_params.get("detail", ""), "log_tail": job.reason_params.get("log_tail", [])}
     params = {"base_model": job.name, "build": job.id, **told}
     return End(status=JobStatus.FAILED, reason=EndReason.BASE_MODEL_BUILD_FAILED, params=params)
