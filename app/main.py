@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
@@ -51,7 +52,6 @@ from app.executor.jobs.stage_parameters import StageParameters
 from app.executor.jobs.submission import Submissions
 from app.executor.maintenance.background import in_background
 from app.executor.maintenance.housekeeping import Housekeeper
-from app.executor.maintenance.webhook_post import WebhookClient
 from app.executor.maintenance.webhook_sender import WebhookSender
 from app.executor.maintenance.webhooks import Webhooks
 from app.executor.nodes.disk_guard import DiskGuard
@@ -77,6 +77,9 @@ from app.store import jobs as job_store
 from app.store.home import Home
 from app.store.migrate import upgrade
 from app.store.session import Database
+
+if TYPE_CHECKING:
+    from app.executor.maintenance.webhook_post import WebhookClient
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +170,7 @@ def build_services(
         streams=streams,
         notifier=notifier,
         webhooks=Webhooks(policy=addresses),
-        webhook_sender=WebhookSender(database, WebhookClient(policy=addresses)),
+        webhook_sender=WebhookSender(database, lambda: _webhook_client(addresses)),
         housekeeper=Housekeeper(database=database, home=home, retention=_retention(settings)),
     )
 
@@ -225,6 +228,12 @@ def _notifier(settings: Settings, database: Database) -> Notifier:
             return [node.name for node in await living_nodes(session)]
 
     return RedisNotifier(settings.redis_url.get_secret_value(), nodes=node_names)
+
+
+def _webhook_client(policy: AddressPolicy) -> "WebhookClient":
+    from app.executor.maintenance.webhook_post import WebhookClient
+
+    return WebhookClient(policy=policy)
 
 
 def _retention(settings: Settings) -> Retention:

@@ -11,6 +11,7 @@ import ipaddress
 import json
 import secrets
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any, Final
@@ -23,6 +24,7 @@ from app.domain.kinds import KINDS
 MAX_URL_LENGTH: Final = 2000
 SECRET_PREFIX: Final = "whsec_"  # noqa: S105 - what every secret begins with
 MAX_TRIES: Final = 12
+POST_SECONDS: Final = 15.0
 
 _SECRET_BYTES = 32
 _FIRST_DELAY = timedelta(seconds=5)
@@ -73,6 +75,15 @@ def event_of(kind: JobKind, status: JobStatus) -> WebhookEvent | None:
     """Return the event of the transition to `status`; None if webhooks cannot subscribe to it."""
     name = f"{KINDS[kind].event_subject}.{_WORDS.get(status)}"
     return WebhookEvent(name) if name in set(WebhookEvent) else None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a receiver said; without a status why it said nothing."""
+
+    status: int | None
+    error: str | None = None
+    retry_after: timedelta | None = None
 
 
 # ---- addresses ------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ def receiver(tmp_path: Path) -> Iterator[Receiver]:
 @pytest.fixture
 async def sender(database: Database) -> AsyncIterator[WebhookSender]:
     """Send in the background, from this process."""
-    sender = WebhookSender(database, WebhookClient(policy=AddressPolicy.ANY, seconds=300), poll_seconds=0.05)
+    client = partial(WebhookClient, policy=AddressPolicy.ANY, seconds=300)
+    sender = WebhookSender(database, client, poll_seconds=0.05)
     async with in_background(sender.run):
         yield sender
 

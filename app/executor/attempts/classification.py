@@ -14,7 +14,7 @@ from typing import Any
 
 from app.domain.enums import EndReason
 from app.domain.plain_text import storable, storable_document
-from app.executor.engines.base import ExitRecord, ExitWhy
+from app.executor.engines.base import SUPERVISOR_TERMINATED, ExitRecord, ExitWhy
 from app.executor.runs.log_file import collapse_carriage_returns
 
 _MAX_DETAIL = 500
@@ -22,7 +22,6 @@ _LINES_SEARCHED = 40
 _LAST_LINES = 5
 LOG_DATA = "[log_data]:"
 TRAINING_FAILED = 200006
-SUPERVISOR_TERMINATED = "supervisor_terminated"  # the supervisor itself was sent TERM, as when a machine shuts down
 
 
 @dataclass(frozen=True)

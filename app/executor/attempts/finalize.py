@@ -30,14 +30,14 @@ from app.domain.retries import Again, Limits
 from app.domain.transitions import TERMINAL
 from app.executor.attempts.artifacts import ArtifactKind, ResultManifest, digest_files, write_result
 from app.executor.attempts.checkpoints import newest_checkpoint
-from app.executor.attempts.classification import SUPERVISOR_TERMINATED, classify
+from app.executor.attempts.classification import classify
 from app.executor.attempts.limits import limit_seconds
 from app.executor.attempts.model_card import ModelCard, Score, make_way, render, with_card, write_model_card
 from app.executor.attempts.projections import project_whole_log
 from app.executor.attempts.results import Verdict, judge
 from app.executor.attempts.retrying import decide_on
 from app.executor.attempts.script_status import ScriptStatus
-from app.executor.engines.base import ExitRecord, ExitWhy
+from app.executor.engines.base import SUPERVISOR_TERMINATED, ExitRecord, ExitWhy
 from app.executor.runs.evaluations import Reached, reached
 from app.executor.runs.job_spec import JobSpec
 from app.executor.runs.log_file import tail_lines

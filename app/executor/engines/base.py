@@ -16,8 +16,18 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from app.executor.supervisor.client import AttemptPhase, ExitRecord, ExitWhy, LaunchSpec
+from app.executor.supervisor.program import SUPERVISOR_TERMINATED
 
-__all__ = ["AttemptPhase", "AttemptState", "Engine", "ExitRecord", "ExitWhy", "LaunchSpec", "Strays"]
+__all__ = [
+    "SUPERVISOR_TERMINATED",
+    "AttemptPhase",
+    "AttemptState",
+    "Engine",
+    "ExitRecord",
+    "ExitWhy",
+    "LaunchSpec",
+    "Strays",
+]
 
 
 @dataclass(frozen=True)

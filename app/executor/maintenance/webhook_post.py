@@ -10,7 +10,6 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -18,19 +17,9 @@ from typing import Any
 
 import httpcore
 
-from app.domain.webhooks import AddressPolicy, is_refused
+from app.domain.webhooks import POST_SECONDS, AddressPolicy, Answer, is_refused
 
-POST_SECONDS = 15.0
 _USER_AGENT = "DeepExtension-Webhooks/1"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the receiver said; without a status why it said nothing."""
-
-    status: int | None
-    error: str | None = None
-    retry_after: timedelta | None = None
 
 
 class AddressRefused(httpcore.ConnectError):

@@ -10,12 +10,12 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
-from app.domain.webhooks import body_bytes, next_delay, signed_headers
+from app.domain.webhooks import POST_SECONDS, Answer, body_bytes, next_delay, signed_headers
 from app.executor.maintenance.background import Stopping, keep_doing
-from app.executor.maintenance.webhook_post import POST_SECONDS, Answer, WebhookClient
 from app.executor.nodes.backoff import TRANSIENT, log_failure
 from app.faults import fault_point
 from app.store import webhooks as store
@@ -23,6 +23,9 @@ from app.store.clock import database_now
 from app.store.session import Database
 from app.store.tables import WebhookRow
 from app.store.webhooks import Message, Outcome
+
+if TYPE_CHECKING:
+    from app.executor.maintenance.webhook_post import WebhookClient
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +38,12 @@ GONE = 410  # the receiver wants no more of it
 class WebhookSender:
     """Sends messages until stopped; then lets those under way end."""
 
-    def __init__(self, database: Database, client: WebhookClient, *, poll_seconds: float = POLL_SECONDS) -> None:
+    def __init__(
+        self, database: Database, client: "Callable[[], WebhookClient]", *, poll_seconds: float = POLL_SECONDS
+    ) -> None:
         self._database = database
-        self._client = client
+        self._new_client = client
+        self._client: WebhookClient | None = None  # made for the first message: most installations have no webhook
         self._poll_seconds = poll_seconds
         self._busy: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -56,7 +62,8 @@ class WebhookSender:
             await asyncio.wait(self._tasks, timeout=POST_SECONDS)
         for task in self._tasks:
             task.cancel()
-        await self._client.close()
+        if self._client is not None:
+            await self._client.close()
 
     async def look(self) -> None:
         """Take what is due, as far as there are places, and begin to send it."""
@@ -102,6 +109,7 @@ class WebhookSender:
     async def _post(self, webhook: WebhookRow, message: Message) -> Answer:
         body = body_bytes(message.body)
         headers = signed_headers(webhook.secret, message=message.id, timestamp=int(time.time()), body=body)
+        self._client = self._client or self._new_client()
         return await self._client.post(webhook.url, headers=headers, body=body)
 
 
