@@ -52,6 +52,7 @@ def serve(
     # after the hiding, because it takes a second
     import uvicorn
 
+    from app.api.http_server import HttpProtocol
     from app.main import create_app
     from app.observability import configure_logging
 
@@ -69,6 +70,7 @@ def serve(
         host=settings.host,
         port=settings.port,
         workers=processes,
+        http=HttpProtocol,
         log_config=None,
         access_log=False,
         server_header=False,
