@@ -2,6 +2,12 @@
 
 import gc
 
-# What an import makes stays. By default the collector looks at all of it hundreds of times, which was a seventh of the
-# start of a process; so it waits for as many new objects as a few hundred requests leave behind.
+_USUAL = gc.get_threshold()
+# What an import makes stays. The collector looked at it hundreds of times, a seventh of what a start took.
 gc.set_threshold(50_000, 20, 50)
+
+
+def collect_as_usual() -> None:
+    """Call it once a long-lived process has imported what it needs: that is not looked at any more."""
+    gc.freeze()
+    gc.set_threshold(*_USUAL)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
+from app import collect_as_usual
 from app.access.guard import LicenceGuard
 from app.access.licence import load_public_key
 from app.api.application import HttpOptions, Lifespan, new_application
@@ -92,6 +93,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     if settings is None:  # one of several processes of `deepe serve`
         settings = load_settings()
         hide_secrets()
+        collect_as_usual()
     configure_logging(level=settings.log_level, form=settings.log_format)
     database = Database(settings.database_url)
     licence = LicenceGuard(Home(settings.home).licence, load_public_key(settings.license_public_key), utc_now)

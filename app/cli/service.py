@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from app import collect_as_usual
 from app.cli.command import AsJson, CliFailure, HomeUnusable, Misused, typed
 from app.cli.output import Markup, console, print_json, table
 from app.secret_values import hide_secrets
@@ -64,6 +65,7 @@ def serve(
         resource_tracker.ensure_running()
         # each process builds its application by the factory, which reads the environment
         os.environ.update(settings.secret_variables() | {"DEEPE_HOST": settings.host, "DEEPE_PORT": str(settings.port)})
+    collect_as_usual()
     uvicorn.run(
         create_app(settings) if processes == 1 else "app.main:create_app",
         factory=processes > 1,
@@ -88,6 +90,7 @@ def worker() -> None:
     # after the hiding, because it takes a second
     from app.worker import run
 
+    collect_as_usual()
     raise typer.Exit(run(settings))
 
 
