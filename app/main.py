@@ -132,7 +132,7 @@ def build_services(
     datasets_ = Datasets(
         home=home, max_characters=settings.dataset_max_line, max_bytes=settings.max_upload_bytes, clock=clock
     )
-    base_models_ = BaseModels(home=home, clock=clock)
+    base_models_ = BaseModels(home=home, clock=clock, max_upload_bytes=settings.max_base_model_bytes)
     notifier = _notifier(settings, database)
     streams = JobStreams(database, home)
     addresses = AddressPolicy(settings.webhook_addresses)
@@ -216,6 +216,7 @@ async def _prepare(services: Services, settings: Settings) -> None:
         await set_join_token(session, settings.join_token.get_secret_value() if settings.join_token else None)
     await services.models.finish_deletions()
     await services.datasets.remove_abandoned_uploads()
+    await asyncio.to_thread(services.base_models.uploads.remove_abandoned)
 
 
 def _notifier(settings: Settings, database: Database) -> Notifier:
@@ -264,6 +265,7 @@ def _http_options(settings: Settings, metrics_: Metrics) -> HttpOptions:
     uploads = (
         *scripts.script_uploads(settings.max_script_bytes),
         *datasets.dataset_uploads(settings.max_upload_bytes),
+        *base_models.base_model_uploads(settings.max_base_model_bytes),
     )
     return HttpOptions(
         version=version("deepextension"),

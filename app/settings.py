@@ -100,6 +100,9 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(4 * MIB, ge=1024, le=GIB, description="Largest JSON body of a request.")
     max_script_bytes: int = Field(1 * MIB, ge=64 * 1024, le=64 * MIB, description="Largest stage file.")
     max_upload_bytes: int = Field(4 * GIB, ge=1024, le=1024 * GIB, description="Largest uploaded data set.")
+    max_base_model_bytes: int = Field(
+        1024 * GIB, ge=1024, le=16 * 1024 * GIB, description="Largest uploaded base model, all of its files together."
+    )
 
     # Licence
     license_public_key: Path | None = Field(

@@ -51,6 +51,12 @@ class BadRequest(AppError):
     code = "bad_request"
 
 
+class RangeNotSatisfiable(AppError):
+    """`Range` names no byte of the file (416)."""
+
+    code = "range_not_satisfiable"
+
+
 class MethodNotAllowed(AppError):
     """The path exists, but not for this HTTP method (405)."""
 
@@ -109,6 +115,7 @@ STATUS_BY_FAMILY: Final[Mapping[type[AppError], int]] = {
     PreconditionFailed: 412,
     TooLarge: 413,
     UnsupportedMediaType: 415,
+    RangeNotSatisfiable: 416,
     Invalid: 422,
     PreconditionRequired: 428,
     InternalError: 500,

@@ -170,6 +170,48 @@ class Api:
         except OSError as error:
             raise CliFailure(f"{file}: {error.strerror}") from None
 
+    def delete_at_once(self, path: str) -> None:
+        """Delete what stands at `path`, whatever it is by now."""
+        self._document("DELETE", path)
+
+    def upload_offset(self, path: str) -> tuple[int, bool]:
+        """Return how many bytes of a file are there, and whether it is whole."""
+        try:
+            headers = self._response("HEAD", path).headers
+        except ServiceRefused as refused:
+            if refused.status == HTTPStatus.NOT_FOUND:
+                return 0, False
+            raise
+        return int(headers.get("Upload-Offset", 0)), headers.get("Upload-Complete") == "?1"
+
+    def upload_rest(self, path: str, file: Path, *, start: int, total: int) -> None:
+        """Upload a file from `start` on."""
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(total - start)}
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{total - 1}/{total}"
+        timeout = httpx.Timeout(self._http.timeout.connect, read=None, write=UPLOAD_SILENCE_SECONDS)
+        try:
+            with file.open("rb") as content:
+                content.seek(start)
+                self._document("PUT", path, content=content, headers=headers, timeout=timeout)
+        except OSError as error:
+            raise CliFailure(f"{file}: {error.strerror}") from None
+
+    def fetch(self, path: str, file: Path, *, start: int) -> None:
+        """Write what stands at `path`, from `start` on, behind what is in a file. `ConnectionLost`: a part came."""
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        timeout = httpx.Timeout(self._http.timeout.connect, read=STREAM_SILENCE_SECONDS)
+        try:
+            with self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
+                if response.is_error:
+                    response.read()
+                    raise _refusal(response)
+                with file.open("ab" if response.status_code == HTTPStatus.PARTIAL_CONTENT else "wb") as stream:
+                    for piece in response.iter_raw():
+                        stream.write(piece)
+        except httpx.TransportError as error:
+            raise ConnectionLost(f"The connection to {self.url} was lost ({_words(error)}).") from error
+
     def etag(self, path: str) -> str | None:
         """Return the version of what stands at `path`."""
         etag: str | None = self._response("GET", path).headers.get("ETag")

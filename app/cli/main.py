@@ -35,7 +35,7 @@ COMMANDS: Final = {
     "queues": Entry("operations:queues", WORK, "Queues: limits of jobs that run at once."),
     "models": Entry("models:app", WORK, "Models that jobs made: customized, complete, online."),
     "datasets": Entry("resources:datasets", WORK, "Data sets: what models are trained with."),
-    "base-models": Entry("resources:base_models", WORK, "Base models: what trainings start from."),
+    "base-models": Entry("base_models:app", WORK, "Base models: what trainings start from."),
     "environments": Entry("resources:environments", WORK, "Conda environments that stages run in."),
     "presets": Entry("resources:presets", WORK, "Methods that the product ships."),
     "nodes": Entry("nodes:nodes", WORK, "Machines with a worker."),

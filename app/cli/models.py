@@ -12,6 +12,7 @@ import typer
 from app.cli.client import Api, segment
 from app.cli.command import DEFAULT_URL, AsJson, CliFailure, Limit, Misused, Url, typed
 from app.cli.output import ago, print_fields, print_json, print_json_line, print_table, size, write
+from app.cli.transfer import Continue, Target, download
 
 app = typer.Typer(no_args_is_help=True, help="Models that jobs made: customized, complete, online.")
 
@@ -108,6 +109,18 @@ def chat(
         if image:
             message["images"] = [picture(path) for path in image]
         ask(api, model, [message], options, as_json=as_json)
+
+
+@app.command("download")
+def download_model(model: Model, target: Target = None, go_on: Continue = False, url: Url = DEFAULT_URL) -> None:
+    """Download the files of a model into a folder; each is compared with the digest that was recorded."""
+    with Api(url) as api:
+        document = api.get(f"/models/{segment(model)}")
+        if document["path"] is None:
+            raise CliFailure("An online model has no files here; download the model that it was made from.")
+        digests = {file["path"]: file["sha256"] for file in document["details"].get("files", ())}
+        address = f"/models/{segment(document['id'])}"
+        download(api, address, target or Path(document["name"]), go_on=go_on, digests=digests)
 
 
 class AnswerFailed(CliFailure):

@@ -1,4 +1,4 @@
-"""What jobs work with: `deepe datasets`, `base-models`, `environments`, `presets`."""
+"""What jobs work with: `deepe datasets`, `environments`, `presets`."""
 
 import asyncio
 import json
@@ -16,7 +16,6 @@ from app.cli.watch import watch_to_end
 from app.settings import Settings
 
 datasets = typer.Typer(no_args_is_help=True, help="Data sets: what models are trained with.")
-base_models = typer.Typer(no_args_is_help=True, help="Base models: what trainings start from.")
 environments = typer.Typer(no_args_is_help=True, help="Conda environments that stages run in.")
 presets = typer.Typer(no_args_is_help=True, help="Methods that the product ships.")
 
@@ -127,42 +126,6 @@ def _how_read(source: dict[str, Any]) -> str:
         source["archive"] and "unpacked from an archive",
     ]
     return ", ".join(word for word in told if word)
-
-
-@base_models.command("list")
-def list_base_models(text: Text = None, limit: Limit = 100, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """List the base models, and folders that could be registered as such."""
-    with Api(url) as api:
-        found = list(api.items("/base-models", {"q": text}, limit=limit))
-        unregistered = api.get("/base-models:unregistered")["items"]
-    if as_json:
-        print_json({"items": found, "unregistered": unregistered})
-        return
-    rows = [
-        (entry["name"], "made on first use" if entry["made_on_first_use"] else entry["path"], entry["description"])
-        for entry in found
-    ]
-    print_table(("name", "folder", "description"), rows, nothing="No base models.")
-    for folder in unregistered:
-        write(f"Not registered yet: {typed('base-models add')} {folder}\n")
-
-
-@base_models.command("add")
-def add_base_model(
-    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Relative to models/ of the service's home.")],
-    name: Annotated[str | None, typer.Option("--name", help="What it is called. Default: the folder's name.")] = None,
-    description: Description = "",
-    url: Url = DEFAULT_URL,
-    as_json: AsJson = False,
-) -> None:
-    """Register a folder with a model."""
-    body = {"name": name or Path(folder).name, "path": folder, "description": description}
-    with Api(url) as api:
-        made = api.post("/base-models", body)
-    if as_json:
-        print_json(made)
-    else:
-        write(f"{made['id']}  {made['name']}\n")
 
 
 @environments.command("list")

@@ -5,6 +5,7 @@ one that is no whole model any more is refused.
 """
 
 import asyncio
+import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,19 +20,23 @@ from app.domain.names import name_key, name_violations, normal_name
 from app.domain.plain_text import MAX_PATH_LENGTH, shown
 from app.registry.base_model_card import BaseModelCard, NotABaseModel, read_card
 from app.registry.base_model_findings import POINTER
+from app.registry.base_model_uploads import BaseModelUploads, Uploaded
+from app.registry.model_archive import Archive, archive_of
 from app.registry.model_check import CONFIG, PIPELINE
 from app.registry.model_files import UnusableFile
-from app.registry.model_folders import ModelFile, list_files, walk
+from app.registry.model_folders import ModelFileNotFound, existing_file, existing_folder, list_files, walk
 from app.registry.resource_paths import resolve_inside, stays_inside
 from app.store import named
-from app.store.base_models import get_base_model, registered_paths
+from app.store.base_models import BaseModelNotFound, get_base_model, registered_paths
 from app.store.home import Home
+from app.store.methods import NameTaken
 from app.store.paging import PageRequest, Slice
 from app.store.tables import BaseModelRow
 from app.store.usage import unfinished_jobs
 
 _DEPTH: Final = 3  # models/<organisation>/<model>, and one more
 _REMEMBERED: Final = 1024
+_MAX_NAME_BYTES: Final = 200
 
 
 class BaseModelInUse(Conflict):
@@ -47,6 +52,31 @@ class Prepared:
     name: str
     folder: Path
     card: BaseModelCard
+    uploaded: Path | None = None
+    """Where the files are until the model is registered."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a create will register, or the error that refuses it."""
+
+    prepared: Prepared | None = None
+    error: AppError | None = None
+
+    def outcome(self) -> Prepared:
+        """Return what was prepared, or raise what is wrong."""
+        if self.error is not None:
+            raise self.error
+        assert self.prepared is not None
+        return self.prepared
+
+
+@dataclass(frozen=True)
+class BaseModelFiles:
+    """The files of a base model, or those that are uploaded of one to be."""
+
+    files: Sequence[Uploaded]
+    registered: bool
 
 
 def is_unmade(row: BaseModelRow) -> bool:
@@ -57,7 +87,8 @@ def is_unmade(row: BaseModelRow) -> bool:
 class BaseModels:
     """What can be done with base models."""
 
-    def __init__(self, *, home: Home, clock: Callable[[], datetime]) -> None:
+    def __init__(self, *, home: Home, clock: Callable[[], datetime], max_upload_bytes: int = 0) -> None:
+        self.uploads = BaseModelUploads(home=home, max_bytes=max_upload_bytes)
         self._home = home
         self._clock = clock
         self._checked: dict[str, tuple[int, BaseModelCard]] = {}
@@ -75,20 +106,24 @@ class BaseModels:
         """Return one page of the base models."""
         return await named.page(session, BaseModelRow, wanted, text=text)
 
-    async def prepare(self, *, name: str, path: str) -> Prepared:
-        """Read the card of the folder `path` of `models/`; it may take a while, so no statement is run."""
-        with together_with(name_violations(name)):
-            folder = resolve_inside(self._home.models, path)
-            if not folder.is_dir():
-                raise NotABaseModel(path=path, pointer="/path")
-            try:
-                card = await asyncio.to_thread(read_card, folder, roots=self._roots)
-            except UnusableFile as exc:
-                raise InvalidRequest([exc.violation]) from exc
-        return Prepared(name=normal_name(name), folder=folder, card=card)
+    async def prepare(self, *, name: str, path: str | None) -> Prepared:
+        """Read the card of the folder `path` of `models/`, without one of what was uploaded under the name.
 
-    async def create(self, session: AsyncSession, prepared: Prepared, *, description: str = "") -> BaseModelRow:
-        """Register what was prepared."""
+        It may take a while, so no statement is run.
+        """
+        with together_with(name_violations(name)):
+            return await asyncio.to_thread(self._prepare, name, path)
+
+    async def plan(self, *, name: str, path: str | None) -> Plan:
+        """Prepare, and keep what is wrong: a repeated Idempotency-Key gets its first answer whatever became since."""
+        try:
+            return Plan(prepared=await self.prepare(name=name, path=path))
+        except AppError as error:
+            return Plan(error=error)
+
+    async def create(self, session: AsyncSession, planned: Prepared | Plan, *, description: str = "") -> BaseModelRow:
+        """Register what was prepared; what was uploaded gets its place among the models."""
+        prepared = planned.outcome() if isinstance(planned, Plan) else planned
         row = BaseModelRow(
             id=str(uuid4()),
             name=prepared.name,
@@ -99,6 +134,8 @@ class BaseModels:
             created_at=self._clock(),
         )
         await named.insert(session, row)
+        if prepared.uploaded is not None:  # the row first: it decides who of two may have the name
+            await asyncio.to_thread(prepared.uploaded.rename, prepared.folder)
         return row
 
     def current_card(self, row: BaseModelRow) -> BaseModelCard:
@@ -119,9 +156,41 @@ class BaseModels:
         row.card = card.model_dump(mode="json")
         session.add(row)
 
-    async def files(self, row: BaseModelRow) -> list[ModelFile]:
-        """Return the files of the base model."""
-        return await asyncio.to_thread(list_files, self._home.absolute(row.path), roots=self._roots)
+    async def require_unregistered(self, session: AsyncSession, name: str) -> None:
+        """Raise `NameTaken` if a base model has the name: its files are not replaced one by one."""
+        if await named.name_is_taken(session, BaseModelRow, name):
+            raise NameTaken(name=normal_name(name), pointer="{base_model}")
+
+    async def files_or_upload(self, session: AsyncSession, base_model: str) -> BaseModelFiles:
+        """Return the files of the base model, else what was uploaded under the name. Raises `BaseModelNotFound`."""
+        row = await named.find(session, BaseModelRow, base_model)
+        if row is None:
+            uploaded = await asyncio.to_thread(self.uploads.list, base_model)
+            if not uploaded:
+                raise BaseModelNotFound(base_model=base_model)
+            return BaseModelFiles(uploaded, registered=False)
+        folder = self._home.absolute(row.path)
+        listed = await asyncio.to_thread(list_files, folder, roots=self._roots)
+        files = [Uploaded(file.path, file.size_bytes, complete=True, place=folder) for file in listed]
+        return BaseModelFiles(files, registered=True)
+
+    async def file_or_upload(self, session: AsyncSession, base_model: str, path: str) -> Uploaded:
+        """Return a file of the base model, else what was uploaded of it. Raises `ModelFileNotFound`."""
+        row = await named.find(session, BaseModelRow, base_model)
+        if row is None:
+            found = await asyncio.to_thread(self.uploads.find, base_model, path)
+            if found is None:
+                raise ModelFileNotFound(model=shown(base_model), path=shown(path))
+            return found
+        folder = self._home.absolute(row.path)
+        place = await asyncio.to_thread(existing_file, folder, row.name, path, roots=self._roots)
+        size = (await asyncio.to_thread(place.stat)).st_size
+        return Uploaded(path, size, complete=True, place=place)
+
+    async def archive(self, row: BaseModelRow) -> Archive:
+        """Return the files of the base model as a tar."""
+        folder = existing_folder(self._home.absolute(row.path), row.name)
+        return await asyncio.to_thread(archive_of, folder, row.name, roots=self._roots)
 
     async def unregistered(self, session: AsyncSession) -> list[str]:
         """Return the folders under `models/` that look like models and have no entry, relative to `models/`."""
@@ -134,6 +203,19 @@ class BaseModels:
         if jobs := await unfinished_jobs(session, base_model_id=row.id):
             raise BaseModelInUse(base_model=row.name, count=len(jobs), jobs=", ".join(jobs[:5]))
         await named.delete(session, row)
+
+    def _prepare(self, name: str, path: str | None) -> Prepared:
+        uploaded = self.uploads.require_whole(name) if path is None else None
+        folder = uploaded if path is None else resolve_inside(self._home.models, path)
+        assert folder is not None
+        if not folder.is_dir():
+            raise NotABaseModel(path=path, pointer="/path")
+        try:
+            card = read_card(folder, roots=self._roots)
+        except UnusableFile as exc:
+            raise InvalidRequest([exc.violation]) from exc
+        place = folder if uploaded is None else _free_place(self._home.models, normal_name(name))
+        return Prepared(name=normal_name(name), folder=place, card=card, uploaded=uploaded)
 
     def _current_card(self, row: BaseModelRow) -> BaseModelCard:
         folder = self._home.absolute(row.path)
@@ -162,6 +244,13 @@ def _model_folders(root: Path, folder: Path, *, depth: int) -> Iterator[Path]:
             yield entry
         elif depth > 1 and not entry.is_symlink():
             yield from _model_folders(root, entry, depth=depth - 1)
+
+
+def _free_place(models: Path, name: str) -> Path:
+    """Return where the folder of a new base model goes: it is called like the model where a file system takes that."""
+    plain = name if len(name.encode()) <= _MAX_NAME_BYTES and not name.startswith((".", "-")) else uuid4().hex
+    places = (models / (plain if number == 1 else f"{plain}-{number}") for number in itertools.count(1))
+    return next(place for place in places if not place.exists() and not place.is_symlink())
 
 
 def _signature(folder: Path, roots: Sequence[Path]) -> int:

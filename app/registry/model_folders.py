@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from app.domain.errors import NotFound
 from app.domain.plain_text import MAX_PATH_LENGTH, shown
 from app.registry.model_files import UnusableFile
 from app.registry.resource_paths import stays_inside
@@ -21,6 +22,12 @@ MAX_FILES: Final = 100_000
 CHECKPOINT: Final = "checkpoint-"
 _NO_PART: Final = frozenset({".git", ".cache"})  # of a clone, of a download into a folder
 _LOADED: Final = frozenset({".safetensors", ".bin", ".json", ".model", ".txt", ".jinja", ".gguf"})
+
+
+class ModelFileNotFound(NotFound):
+    """The model has no file of this name here."""
+
+    code = "model_file_not_found"
 
 
 @dataclass(frozen=True)
@@ -83,9 +90,20 @@ def list_files(folder: Path, *, roots: Sequence[Path] = ()) -> list[ModelFile]:
     return sorted(files, key=lambda file: file.path)
 
 
-def find_file(folder: Path, name: str, *, roots: Sequence[Path] = ()) -> Path | None:
-    """Return the file that `list_files` calls `name`. None: it lists none of that name."""
-    return next((path for path in walk(folder, roots=roots).files if relative_name(folder, path) == name), None)
+def existing_folder(folder: Path | None, model: str) -> Path:
+    """Return the folder of a model. Raises `ModelFileNotFound` if it has none, or it is gone."""
+    if folder is None or not folder.is_dir():
+        raise ModelFileNotFound(model=model, path="")
+    return folder
+
+
+def existing_file(folder: Path | None, model: str, name: str, *, roots: Sequence[Path] = ()) -> Path:
+    """Return the file that `list_files` calls `name`, which can be no other. Raises `ModelFileNotFound`."""
+    folder = existing_folder(folder, model)
+    for path in walk(folder, roots=roots).files:
+        if relative_name(folder, path) == name:
+            return path
+    raise ModelFileNotFound(model=model, path=shown(name))
 
 
 def relative_name(folder: Path, path: Path) -> str:

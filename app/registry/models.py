@@ -9,11 +9,13 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.errors import Conflict
-from app.registry.model_folders import ModelFile, list_files, remove_folder
+from app.registry.model_archive import Archive, archive_of
+from app.registry.model_folders import ModelFile, existing_file, existing_folder, list_files, remove_folder
 from app.registry.ollama_cleanup import unload_from_ollama
 from app.store import methods as method_store
 from app.store import models as store
@@ -86,7 +88,19 @@ class Models:
 
     async def files(self, row: ModelRow) -> list[ModelFile]:
         """Return the files of the model; an online model has none here."""
-        return [] if row.path is None else await asyncio.to_thread(list_files, self._home.absolute(row.path))
+        folder = self._folder(row)
+        return [] if folder is None else await asyncio.to_thread(list_files, folder)
+
+    async def file(self, row: ModelRow, name: str) -> Path:
+        """Return the file that the list calls `name`. Raises `ModelFileNotFound`."""
+        return await asyncio.to_thread(existing_file, self._folder(row), row.name, name)
+
+    async def archive(self, row: ModelRow) -> Archive:
+        """Return the files of the model as a tar. Raises `ModelFileNotFound` for a model without files here."""
+        return await asyncio.to_thread(archive_of, existing_folder(self._folder(row), row.name), row.name)
+
+    def _folder(self, row: ModelRow) -> Path | None:
+        return None if row.path is None else self._home.absolute(row.path)
 
     async def delete(self, model: str, *, without_unloading: bool = False) -> None:
         """Delete the model: its folder if it has one, else what serves it is asked to unload it.

@@ -34,7 +34,7 @@ def resolve_inside(folder: Path, given: str, *, pointer: str = "/path") -> Path:
 
     The path is returned as written, not as resolved: people know the name, not where a link leads.
     """
-    parts = _parts(folder, given, pointer)
+    parts = safe_parts(folder, given, pointer)
     path = folder.joinpath(*parts)
     if not stays_inside(folder, path):
         raise PathOutsideFolder(path=shown(given), folder=folder.name, pointer=pointer)
@@ -43,13 +43,8 @@ def resolve_inside(folder: Path, given: str, *, pointer: str = "/path") -> Path:
     return path
 
 
-def stays_inside(folder: Path, path: Path) -> bool:
-    """Return whether `path`, all links followed, is below `folder`."""
-    root, real = os.path.realpath(folder), os.path.realpath(path)
-    return real.startswith(root + os.sep)
-
-
-def _parts(folder: Path, given: str, pointer: str) -> list[str]:
+def safe_parts(folder: Path, given: str, pointer: str) -> list[str]:
+    """Return the parts of a path that a caller names in `folder`, whether it is there or not."""
     if given.startswith(("/", "\\", "~")) or given[1:3] in (":\\", ":/") or ".." in given.split("/"):
         raise PathOutsideFolder(path=shown(given), folder=folder.name, pointer=pointer)
     parts = [part for part in given.split("/") if part not in ("", ".")]
@@ -61,6 +56,12 @@ def _parts(folder: Path, given: str, pointer: str) -> list[str]:
     if any(part.startswith((".", "-")) for part in parts):  # uploads in progress, caches; options of some tool
         raise InvalidPath(path=shown(given), pointer=pointer)
     return parts
+
+
+def stays_inside(folder: Path, path: Path) -> bool:
+    """Return whether `path`, all links followed, is below `folder`."""
+    root, real = os.path.realpath(folder), os.path.realpath(path)
+    return real.startswith(root + os.sep)
 
 
 def _is_odd(character: str) -> bool:

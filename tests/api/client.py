@@ -13,7 +13,7 @@ from fastapi import APIRouter, FastAPI
 
 from app.access.guard import CommercialLicenseRequired
 from app.api.application import HttpOptions, new_application
-from app.api.routes import datasets, methods, presets, scripts
+from app.api.routes import base_models, datasets, methods, presets, scripts
 from app.domain.enums import Platform
 from app.main import build_services
 from app.registry.method_services import MethodServices
@@ -130,7 +130,11 @@ def _application(routers: tuple[APIRouter, ...]) -> FastAPI:
     for known, app in _applications:
         if len(known) == len(routers) and all(map(operator.is_, known, routers)):
             return app
-    uploads = [*scripts.script_uploads(MAX_SCRIPT_BYTES), *datasets.dataset_uploads(MAX_UPLOAD_BYTES)]
+    uploads = [
+        *scripts.script_uploads(MAX_SCRIPT_BYTES),
+        *datasets.dataset_uploads(MAX_UPLOAD_BYTES),
+        *base_models.base_model_uploads(MAX_UPLOAD_BYTES),
+    ]
     app = new_application(HttpOptions(version="test", uploads=uploads))
     for router in (methods.router, scripts.router, presets.router, *routers):
         app.include_router(router)

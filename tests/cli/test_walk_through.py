@@ -1,5 +1,6 @@
 """The commands against the real service: from a folder and a file to a model that answers."""
 
+import hashlib
 import json
 import shlex
 import shutil
@@ -17,6 +18,7 @@ from app.cli.command import ExitCode
 from app.cli.embedded import EmbeddedOptions, EmbeddedService
 from app.presets.catalogue import ROOM
 from app.settings import load_settings
+from tests.base_model_folders import model
 from tests.servers import free_port
 from tests.waiting import wait_until
 from tests.webhook_receiver import receiving
@@ -61,7 +63,7 @@ def document(result: Result) -> Any:
     return json.loads(result.stdout)
 
 
-def test_from_folder_and_file_to_a_model_that_answers(deepe: Deepe) -> None:
+def test_from_folder_and_file_to_a_model_that_answers(deepe: Deepe, tmp_path: Path) -> None:
     added = deepe("base-models", "add", "faq-base")
     uploaded = deepe("datasets", "add", str(ROOM / "custom01" / "custom01.jsonl"), "--name", "faq", "--json")
     submitted = deepe(
@@ -98,6 +100,51 @@ def test_from_folder_and_file_to_a_model_that_answers(deepe: Deepe) -> None:
     assert compared.exit_code == 0, compared.output
     assert "epochs" in compared.stdout
     assert "exact_match" in compared.stdout
+
+    fetched = deepe("models", "download", complete["name"], "--to", str(tmp_path / "fetched"))
+    assert fetched.exit_code == 0, fetched.output
+    recorded = document(deepe("models", "show", complete["id"], "--json"))
+    files = {file["path"]: file["sha256"] for file in recorded["details"]["files"]}
+    assert files == {
+        path.relative_to(tmp_path / "fetched").as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in (tmp_path / "fetched").rglob("*")
+        if path.is_file()
+    }
+    assert recorded["size_bytes"] == sum(path.stat().st_size for path in (tmp_path / "fetched").rglob("*"))
+
+
+def test_a_folder_becomes_a_base_model_and_comes_back(url: str, deepe: Deepe, tmp_path: Path) -> None:
+    folder = model(tmp_path / "tiny")
+    (folder / ".git").mkdir()
+    (folder / ".git" / "config").write_text("x")
+    (folder / "extra").mkdir()
+    (folder / "extra" / "empty").touch()
+    weights = (folder / "model.safetensors").read_bytes()
+    address = f"{url}/api/v1/base-models/tiny/files/model.safetensors"
+    part = {"Content-Range": f"bytes 0-9/{len(weights)}"}
+    assert httpx.put(address, content=weights[:10], headers=part, trust_env=False).json()["complete"] is False
+
+    uploaded = deepe("base-models", "upload", str(folder), "--continue", "--json")
+    shown = deepe("base-models", "show", "tiny")
+    listed = deepe("base-models", "files", "tiny")
+    half = tmp_path / "back" / "model.safetensors.incomplete"
+    half.parent.mkdir()
+    half.write_bytes(weights[:20])
+    refused = deepe("base-models", "download", "tiny", "--to", str(tmp_path / "back"))
+    fetched = deepe("base-models", "download", "tiny", "--to", str(tmp_path / "back"), "--continue")
+    again = deepe("base-models", "upload", str(folder))
+
+    assert json.loads(uploaded.stdout)["path"] == "models/tiny", uploaded.output
+    assert "left out: .git" in uploaded.stderr
+    assert "going on at" in uploaded.stderr
+    assert "image-generation" in shown.stdout
+    assert "extra/empty" in listed.stdout
+    assert refused.exit_code == ExitCode.FAILED
+    assert fetched.exit_code == 0, fetched.output
+    assert {path.relative_to(tmp_path / "back").as_posix(): path.read_bytes() for path in half.parent.rglob("*.*")} == {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.glob("*.*") if path.is_file()
+    }
+    assert (again.exit_code, deepe("base-models", "delete", "tiny").exit_code) == (ExitCode.REFUSED, 0)
 
 
 def test_a_method_that_came_with_the_product_is_trained_without_any_preparation(url: str, deepe: Deepe) -> None:

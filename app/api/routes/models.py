@@ -3,13 +3,24 @@
 from typing import Annotated
 
 from fastapi import Depends, Path, Query
+from fastapi.responses import StreamingResponse
 
 from app.api.dependencies import ReadSession, ServicesDep
-from app.api.errors import problem_responses
+from app.api.downloads import (
+    ARCHIVE_RESPONSES,
+    FILE_RESPONSES,
+    ByteRange,
+    FileDownload,
+    ModelFilePath,
+    archive_answer,
+    file_answer,
+)
+from app.api.errors import RangeNotSatisfiable, problem_responses
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
 from app.api.routing import Router
 from app.api.schemas.models import ModelFileList, ModelRead, ModelSummary, model_files, model_read, model_summary
 from app.domain.enums import ModelState, TrainingType
+from app.registry.model_folders import ModelFileNotFound
 from app.registry.models import ModelInUse
 from app.registry.ollama_cleanup import DeployTargetUnreachable
 from app.store.models import ModelFilter, ModelNameAmbiguous, ModelNotFound
@@ -61,6 +72,34 @@ async def list_model_files(model: ModelRef, session: ReadSession, services: Serv
     """List the files of a model; an online model has none here."""
     row = await services.models.get(session, model)
     return model_files(await services.models.files(row))
+
+
+@router.get(
+    "/models/{model}/files/{path:path}",
+    response_class=FileDownload,
+    responses={**FILE_RESPONSES, **problem_responses(*_NAMED, ModelFileNotFound, RangeNotSatisfiable)},
+)
+async def get_model_file(
+    model: ModelRef,
+    path: ModelFilePath,
+    session: ReadSession,
+    services: ServicesDep,
+    wanted: ByteRange = None,
+) -> FileDownload:
+    """Read a file of a model, or the part of it that `Range` names."""
+    row = await services.models.get(session, model)
+    return await file_answer(await services.models.file(row, path), path, wanted)
+
+
+@router.get(
+    "/models/{model}/archive",
+    response_class=StreamingResponse,
+    responses={**ARCHIVE_RESPONSES, **problem_responses(*_NAMED, ModelFileNotFound)},
+)
+async def get_model_archive(model: ModelRef, session: ReadSession, services: ServicesDep) -> StreamingResponse:
+    """Read all files of a model as one tar; its size is known beforehand."""
+    row = await services.models.get(session, model)
+    return archive_answer(await services.models.archive(row), row.name)
 
 
 @router.delete(

@@ -14,7 +14,8 @@ from app.domain.texts import Language
 from app.formats.base import Format, Options
 from app.registry.base_model_card import BaseModelCard
 from app.registry.base_model_findings import Severity, findings
-from app.registry.base_models import is_unmade
+from app.registry.base_model_uploads import Uploaded
+from app.registry.base_models import BaseModelFiles, is_unmade
 from app.registry.dataset_check import Column, columns_of
 from app.registry.datasets import Preview, Validation
 from app.registry.environments import EnvironmentSource, EnvironmentView
@@ -35,10 +36,14 @@ class _Body(BaseModel):
 
 
 class BaseModelCreate(_Body):
-    """A folder under `models/` to register."""
+    """A folder under `models/`, or files that were uploaded, to register."""
 
     name: str = Field(description="Technical name, unique.", examples=["Qwen2.5-1.5B"])
-    path: str = Field(description="Folder, relative to `models/` of DEEPE_HOME.", examples=["Qwen2.5-1.5B"])
+    path: str | None = Field(
+        default=None,
+        description="Folder, relative to `models/` of DEEPE_HOME. Without it, what was uploaded under the name.",
+        examples=["Qwen2.5-1.5B"],
+    )
     description: str = Field(default="", max_length=_MAX_TEXT)
 
 
@@ -48,6 +53,22 @@ class BaseModelFinding(BaseModel):
     severity: Severity
     code: str = Field(examples=["base_model_without_tokenizer"])
     detail: str = Field(description="What follows and what helps, in the caller's language.")
+
+
+class BaseModelFileRead(BaseModel):
+    """A file of a base model, or what is there of one that is being uploaded."""
+
+    path: str = Field(description="Relative to the model's folder.", examples=["model.safetensors"])
+    size_bytes: int = Field(description="Bytes that are there.", examples=[3087467144])
+    complete: bool = Field(description="False: the rest is still to be uploaded.")
+
+
+class BaseModelFileList(BaseModel):
+    """All files of a base model."""
+
+    items: list[BaseModelFileRead]
+    registered: bool = Field(description="False: they were uploaded, and `POST /base-models` registers them.")
+    size_bytes: int = Field(description="Of all files together.")
 
 
 class BaseModelRead(BaseModel):
@@ -75,6 +96,20 @@ class UnregisteredBaseModels(BaseModel):
     """Folders under `models/` that look like models and have no entry yet."""
 
     items: list[str] = Field(examples=[["Qwen2.5-7B"]])
+
+
+def base_model_file(file: Uploaded) -> BaseModelFileRead:
+    """Return a file of a base model as callers see it."""
+    return BaseModelFileRead(path=file.path, size_bytes=file.size_bytes, complete=file.complete)
+
+
+def base_model_files(files: BaseModelFiles) -> BaseModelFileList:
+    """Return the files of a base model as callers see them."""
+    return BaseModelFileList(
+        items=[base_model_file(file) for file in files.files],
+        registered=files.registered,
+        size_bytes=sum(file.size_bytes for file in files.files),
+    )
 
 
 def base_model_read(row: BaseModelRow, language: Language) -> BaseModelRead:

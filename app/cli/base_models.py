@@ -1,0 +1,130 @@
+"""`deepe base-models`: register, upload, download and delete what trainings start from."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app.cli.client import Api, segment
+from app.cli.command import DEFAULT_URL, AsJson, Limit, Url, typed
+from app.cli.output import print_fields, print_json, print_table, size, write
+from app.cli.transfer import Continue, Target, download, upload_files
+
+app = typer.Typer(no_args_is_help=True, help="Base models: what trainings start from.")
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Technical name or id.")]
+NewName = Annotated[str | None, typer.Option("--name", help="What it is called. Default: the folder's name.")]
+Text = Annotated[str | None, typer.Option("--text", "-q", help="Only those with this text in their name.")]
+Description = Annotated[str, typer.Option("--description", help="A sentence for people.")]
+SIGNS = {"error": "cannot", "warning": "note"}
+
+
+@app.command("list")
+def list_base_models(text: Text = None, limit: Limit = 100, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """List the base models, and folders that could be registered as such."""
+    with Api(url) as api:
+        found = list(api.items("/base-models", {"q": text}, limit=limit))
+        unregistered = api.get("/base-models:unregistered")["items"]
+    if as_json:
+        print_json({"items": found, "unregistered": unregistered})
+        return
+    rows = [
+        (entry["name"], "made on first use" if entry["made_on_first_use"] else entry["path"], entry["description"])
+        for entry in found
+    ]
+    print_table(("name", "folder", "description"), rows, nothing="No base models.")
+    for folder in unregistered:
+        write(f"Not registered yet: {typed('base-models add')} {folder}\n")
+
+
+@app.command("add")
+def add_base_model(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Relative to models/ of the service's home.")],
+    name: Annotated[str | None, typer.Option("--name", help="What it is called. Default: the folder's name.")] = None,
+    description: Description = "",
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Register a folder with a model."""
+    body = {"name": name or Path(folder).name, "path": folder, "description": description}
+    with Api(url) as api:
+        made = api.post("/base-models", body)
+    _print_made(made, as_json=as_json)
+
+
+@app.command()
+def show(name: Name, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Show what a base model is, and what follows for a training of each type."""
+    with Api(url) as api:
+        document = api.get(f"/base-models/{segment(name)}")
+    if as_json:
+        print_json(document)
+        return
+    card = document["card"]
+    print_fields(
+        {
+            "id": document["id"],
+            "name": document["name"],
+            "folder": document["path"],
+            "size": size(card["size_bytes"]),
+            **{key: value for key, value in card.items() if value not in (None, [], {}, False) and key != "size_bytes"},
+        }
+    )
+    print_table(
+        ("training type", "", "what follows"),
+        [(kind, SIGNS[one["severity"]], one["detail"]) for kind, said in document["findings"].items() for one in said],
+        nothing="Nothing is in the way of any training.",
+    )
+
+
+@app.command()
+def upload(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder with a model on this machine.")],
+    name: NewName = None,
+    description: Description = "",
+    go_on: Continue = False,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Upload a folder with a model file by file, check it and register it."""
+    name = name or folder.resolve().name
+    with Api(url) as api:
+        upload_files(api, f"/base-models/{segment(name)}/files", folder, go_on=go_on)
+        made = api.post("/base-models", {"name": name, "description": description})
+    _print_made(made, as_json=as_json)
+
+
+@app.command()
+def files(name: Name, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """List the files of a base model, or what is uploaded of one."""
+    with Api(url) as api:
+        found = api.get(f"/base-models/{segment(name)}/files")
+    if as_json:
+        print_json(found)
+        return
+    rows = [(one["path"], size(one["size_bytes"]), "" if one["complete"] else "not whole") for one in found["items"]]
+    print_table(("file", "size", ""), rows, nothing="No files.")
+
+
+@app.command("download")
+def download_base_model(name: Name, target: Target = None, go_on: Continue = False, url: Url = DEFAULT_URL) -> None:
+    """Download the files of a base model into a folder."""
+    with Api(url) as api:
+        document = api.get(f"/base-models/{segment(name)}")
+        download(api, f"/base-models/{segment(name)}", target or Path(document["name"]), go_on=go_on)
+
+
+@app.command()
+def delete(name: Name, url: Url = DEFAULT_URL) -> None:
+    """Delete the entry of a base model; its folder stays."""
+    with Api(url) as api:
+        api.delete(f"/base-models/{segment(name)}")
+
+
+def _print_made(made: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(made)
+        return
+    write(f"{made['id']}  {made['name']}\n")
+    for sentence in sorted({one["detail"] for one in made["findings"]["chat"] if one["severity"] == "warning"}):
+        write(f"Note: {sentence}\n")
