@@ -48,9 +48,7 @@ class TestTraining:
     def test_stopped_run_goes_on_like_an_undisturbed_one(
         self, torch_home: Home, styles_base: Path, trained: tuple[Home, Finished]
     ) -> None:
-        stopped, resumed = stop_and_resume(
-            torch_home, SCRIPT, arguments(torch_home, styles_base, "--eval_samples=4"), at=10
-        )
+        stopped, resumed = stop_and_resume(torch_home, SCRIPT, arguments(torch_home, styles_base), at=10)
 
         assert_went_on(trained[1], stopped, resumed, "loss", "rewards/margins")
 
@@ -77,9 +75,13 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("row", "more", "sentence"),
         [
-            ({"prompt": "a"}, [], "line 1: the columns to learn from are missing; there are: prompt. Use one of these"),
-            ({"prompt": "a", "completion": "b", "label": True}, [], "line 1: the columns to learn from are missing"),
-            ({"prompt": "a", "completion": "b", "label": 1}, ["--objective=kto"], "label must be true or false"),
+            ({"a": "b"}, [], "line 1: the columns to learn from are missing; there are: a. Use one of these"),
+            (
+                {"prompt": "a", "completion": "b", "label": True},
+                [],
+                "line 1: the row is written as prompt-completion-label, which is not learned here",
+            ),
+            ({"prompt": "a", "completion": "b", "label": "x"}, ["--objective=kto"], "label must be true or false"),
             (
                 {"chosen": [{"role": "user", "content": "a"}], "rejected": [{"role": "user", "content": "a"}]},
                 [],

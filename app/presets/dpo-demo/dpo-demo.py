@@ -27,7 +27,10 @@ from typing import Any
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_llm as llm
-from deepe_rows import Refused, Row, load_labelled, load_parts, load_preferences
+from deepe_examples import answers_of, fitting_pairs, load_examples
+from deepe_rows import LABELLED, PREFERENCE, Labelled, Preference, Refused, Rendered, Wanted, render_answer
+
+Judged = Preference | Labelled
 
 SCORED_AT_ONCE = 4  # the probabilities of whole rows over a large vocabulary take gigabytes
 
@@ -54,6 +57,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
     data = parser.add_argument_group("data")
+    data.add_argument("--data_form", default="auto", help="form of the rows, where they can be read in several ways")
+    data.add_argument("--validation_path", default=None, help="rows for the score; empty holds out a part of the data")
     data.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
     data.add_argument("--max_input_length", type=int, default=1024, help="tokens of a prompt")
     data.add_argument("--max_content_length", type=int, default=1024, help="tokens of an answer")
@@ -109,23 +114,24 @@ def run(args: argparse.Namespace) -> None:
     if args.sft_weight < 0:
         raise Refused(f"sft_weight must be at least 0, it is {args.sft_weight}")
     llm.log("HandleWithDataset", args.dataset_path, args)
-    train_rows, held_out = load_parts(args, load_labelled if args.objective == "kto" else load_preferences)
+    kinds = {PREFERENCE, LABELLED} if args.objective == "kto" else {PREFERENCE}
+    parts = load_examples(args, Wanted(kinds=frozenset(kinds), tools=False))
 
     llm.log("InitializingModel", args.model_path, args)
     machine = llm.choose(args)
     tokenizer = llm.load_tokenizer(args.model_path)
-    answers = ["completion"] if "label" in train_rows[0] else ["chosen", "rejected"]
-    train_rows = llm.within_limits(train_rows, tokenizer, args, answers)
+    train_rows = fitting_pairs(parts.train, tokenizer, args)
+    held_out = fitting_pairs(parts.held_out, tokenizer, args, held_out=True)
     trainer = build_trainer(args, machine, tokenizer, train_rows)
 
     score(trainer, tokenizer, held_out, args, "before")
-    llm.train(trainer, args)
+    llm.train(trainer, len(parts.train), args)
     llm.save_adapter(trainer, args)
     score(trainer, tokenizer, held_out, args, "after")
     llm.log("TrainingSuccess", args.model_name, args)
 
 
-def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, rows: list[Row]) -> Any:
+def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, rows: list[Judged]) -> Any:
     from datasets import Dataset
 
     model = llm.load_model(args, machine)
@@ -136,12 +142,10 @@ def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any
         settings["remove_unused_columns"] = False
     if args.objective == "dpo" and args.sft_weight:
         settings |= {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, args.sft_weight]}
-    if args.objective == "kto":
-        rows = [single for row in rows for single in singles(row)]
     return trainer_class(
         model=model,
         args=config_class(beta=args.beta, max_length=longest, **settings),
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset.from_list(singles(rows) if args.objective == "kto" else [pair(row) for row in rows]),
         processing_class=tokenizer,
         peft_config=llm.lora(args),
         callbacks=llm.callbacks(args),
@@ -164,60 +168,77 @@ def trainer_of(objective: str) -> tuple[Any, Any]:
             return DPOTrainer, DPOConfig
 
 
-def singles(row: Row) -> list[Row]:
-    """Return a pair as two answers that are judged by themselves; what is single already stays."""
-    if "label" in row:
-        return [row]
+def pair(row: Preference) -> dict[str, Any]:
+    return {"prompt": row.prompt, "chosen": [row.chosen], "rejected": [row.rejected]}
+
+
+def singles(rows: list[Judged]) -> list[dict[str, Any]]:
+    """Return every answer by itself, with whether it is a good one; of a pair it is the chosen one."""
     return [
-        {"prompt": row["prompt"], "completion": row[name], "label": name == "chosen"} for name in ("chosen", "rejected")
+        {"prompt": row.prompt, "completion": [one.completion], "label": label}
+        for row in rows
+        for one, label in zip(answers_of(row), labels_of(row), strict=True)
     ]
+
+
+def labels_of(row: Judged) -> list[bool]:
+    return [True, False] if isinstance(row, Preference) else [row.label]
 
 
 # --- score ----------------------------------------------------------------------------------------------------------
 
 
-def score(trainer: Any, tokenizer: Any, rows: list[Row], args: argparse.Namespace, phase: str) -> None:
+def score(trainer: Any, tokenizer: Any, rows: list[Judged], args: argparse.Namespace, phase: str) -> None:
     """Report in how many held-out pairs the better answer is the likelier one, and how many answers are exactly it."""
-    good = "completion" if rows and "label" in rows[0] else "chosen"
-    liked = [row for row in rows if row.get("label", True)]
-    if liked and trainer.is_world_process_zero():
-        if good == "chosen":
-            value = preference_accuracy(trainer.model, tokenizer, liked)
-            llm.report_score("preference_accuracy", phase, value, len(liked))
-        value = llm.exact_match(trainer.model, tokenizer, liked, good, args.eval_max_new_tokens)
-        llm.report_score("exact_match", phase, value, len(liked))
+    if rows and trainer.is_world_process_zero():
+        both = [row for row in rows if isinstance(row, Preference)]
+        if both:
+            pairs = [[render_answer(one, tokenizer) for one in answers_of(row)] for row in both]
+            value = preference_accuracy(trainer.model, tokenizer, pairs)
+            llm.report_score("preference_accuracy", phase, value, len(pairs))
+        liked = [
+            render_answer(one, tokenizer)
+            for row in rows
+            for one, label in zip(answers_of(row), labels_of(row), strict=True)
+            if label
+        ]
+        if liked:
+            value = llm.exact_match(trainer.model, tokenizer, liked, args.eval_max_new_tokens)
+            llm.report_score("exact_match", phase, value, len(liked))
     trainer.accelerator.wait_for_everyone()
 
 
-def preference_accuracy(model: Any, tokenizer: Any, pairs: list[Row]) -> float:
+def preference_accuracy(model: Any, tokenizer: Any, pairs: list[list[Rendered]]) -> float:
     """Return the share of pairs whose better answer has the higher probability per token."""
     better, worse = (
         [
             value
             for start in range(0, len(pairs), SCORED_AT_ONCE)
-            for value in likelihoods(model, tokenizer, pairs[start : start + SCORED_AT_ONCE], name)
+            for value in likelihoods(model, tokenizer, [both[side] for both in pairs[start : start + SCORED_AT_ONCE]])
         ]
-        for name in ("chosen", "rejected")
+        for side in (0, 1)
     )
     return sum(good > bad for good, bad in zip(better, worse, strict=True)) / len(pairs)
 
 
-def likelihoods(model: Any, tokenizer: Any, rows: list[Row], answer: str) -> list[float]:
-    """Return the mean log probability of the tokens of each row's answer."""
+def likelihoods(model: Any, tokenizer: Any, answers: list[Rendered]) -> list[float]:
+    """Return the mean log probability of the learned tokens of each answer."""
     import torch
 
     model.eval()
-    texts = [tokenizer.apply_chat_template(row["prompt"] + row[answer], tokenize=False) for row in rows]
-    heads = [len(llm.encode_prompts(tokenizer, [row["prompt"]])["input_ids"][0]) for row in rows]
-    encoded = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False)
-    encoded.pop("token_type_ids", None)
-    encoded = encoded.to(model.device)
+    width = max(len(one.tokens) for one in answers)
+    tokens, learned = (
+        torch.tensor(rows, device=model.device)
+        for rows in (
+            [one.tokens + [tokenizer.pad_token_id] * (width - len(one.tokens)) for one in answers],
+            [[one.start <= place < len(one.tokens) for place in range(1, width)] for one in answers],
+        )
+    )
+    there = torch.tensor([[place < len(one.tokens) for place in range(width)] for one in answers], device=model.device)
     with torch.inference_mode():
-        logits = model(**encoded).logits[:, :-1].float()
-    found = torch.gather(logits.log_softmax(-1), 2, encoded["input_ids"][:, 1:, None])[..., 0]
-    places = torch.arange(1, encoded["input_ids"].shape[1], device=model.device)
-    answered = encoded["attention_mask"][:, 1:] * (places >= torch.tensor(heads, device=model.device)[:, None])
-    return ((found * answered).sum(1) / answered.sum(1)).tolist()
+        logits = model(input_ids=tokens, attention_mask=there.long()).logits[:, :-1].float()
+    found = torch.gather(logits.log_softmax(-1), 2, tokens[:, 1:, None])[..., 0]
+    return ((found * learned).sum(1) / learned.sum(1)).tolist()
 
 
 if __name__ == "__main__":

@@ -32,8 +32,11 @@ from typing import Any
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_llm as llm
-from deepe_rewards import Judge, for_trl, judge_of
-from deepe_rows import Refused, Row, load_parts, load_questions
+from deepe_examples import fitting_questions, load_examples
+from deepe_rewards import Judge, for_trl, judge_of, rows_for_trl
+from deepe_rows import QUESTION, Question, Refused, Wanted
+
+LEARNS = Wanted(kinds=frozenset({QUESTION}), tools=False)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -63,6 +66,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     data.add_argument("--input_train_name", default=None, help="column with the question; empty finds it by itself")
     data.add_argument("--output_train_name", default=None, help="column with the result; empty finds it by itself")
+    data.add_argument("--data_form", default="auto", help="form of the rows, where they can be read in several ways")
+    data.add_argument("--validation_path", default=None, help="rows for the score; empty holds out a part of the data")
     data.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
     data.add_argument("--max_input_length", type=int, default=1024, help="tokens of a question")
     data.add_argument("--max_content_length", type=int, default=512, help="tokens of an answer")
@@ -121,17 +126,18 @@ def run(args: argparse.Namespace) -> None:
     check(args)
     judge = judge_of(args)
     llm.log("HandleWithDataset", args.dataset_path, args)
-    parts = load_parts(args, load_questions)
-    train_rows, held_out = ([judge.task(row, args.system_prompt) for row in part] for part in parts)
+    parts = load_examples(args, LEARNS)
+    tasks, held_out = ([judge.task(row, args.system_prompt) for row in part] for part in (parts.train, parts.held_out))
 
     llm.log("InitializingModel", args.model_path, args)
     machine = llm.choose(args)
     tokenizer = llm.load_tokenizer(args.model_path)
-    train_rows = llm.within_limits(train_rows, tokenizer, args, [])
-    trainer = build_trainer(args, machine, tokenizer, train_rows, judge)
+    tasks = fitting_questions(tasks, tokenizer, args)
+    held_out = fitting_questions(held_out, tokenizer, args, held_out=True)
+    trainer = build_trainer(args, machine, tokenizer, tasks, judge)
 
     score(trainer, tokenizer, held_out, judge, args, "before")
-    llm.train(trainer, args)
+    llm.train(trainer, len(parts.train), args)
     llm.save_adapter(trainer, args)
     score(trainer, tokenizer, held_out, judge, args, "after")
     llm.log("TrainingSuccess", args.model_name, args)
@@ -151,7 +157,9 @@ def check(args: argparse.Namespace) -> None:
         raise Refused(f"temperature must be above 0, it is {args.temperature}: equal answers teach nothing")
 
 
-def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, rows: list[Row], judge: Judge) -> Any:
+def build_trainer(
+    args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, tasks: list[Question], judge: Judge
+) -> Any:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
@@ -173,7 +181,7 @@ def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any
         model=model,
         args=config,
         reward_funcs=[for_trl(function) for function in judge.functions],
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset.from_list(rows_for_trl(tasks)),
         processing_class=tokenizer,
         peft_config=llm.lora(args),
         callbacks=llm.callbacks(args, shown="reward"),
@@ -193,7 +201,9 @@ def generation(args: argparse.Namespace, machine: llm.Machine) -> dict[str, Any]
     return {}
 
 
-def score(trainer: Any, tokenizer: Any, tasks: list[Row], judge: Judge, args: argparse.Namespace, phase: str) -> None:
+def score(
+    trainer: Any, tokenizer: Any, tasks: list[Question], judge: Judge, args: argparse.Namespace, phase: str
+) -> None:
     if tasks and trainer.is_world_process_zero():
         llm.score_rewards(trainer.model, tokenizer, tasks, judge, args, phase)
     trainer.accelerator.wait_for_everyone()

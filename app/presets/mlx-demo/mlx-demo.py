@@ -30,7 +30,6 @@ import shutil
 import sys
 from collections.abc import Callable
 from functools import partial
-from itertools import takewhile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -40,14 +39,16 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
 import deepe_llm as llm
 import deepe_mlx as mlx_models
-from deepe_rows import Refused, Row, load_parts, load_rows
+from deepe_examples import encode, load_examples
+from deepe_rows import CONVERSATION, TEXT, Refused, Rendered, Text, Wanted
 
+LEARNS = Wanted(kinds=frozenset({CONVERSATION, TEXT}))
 WEIGHTS, STATE = "adapters.safetensors", "optimizer.safetensors"
 WIDTH = 32  # rows are padded to a multiple of it: a step is compiled once for each width
 
 
 class Example(NamedTuple):
-    """Tokens of a row; the model learns those from `start` on."""
+    """Tokens of a row; the model learns those from `start` on, which is at least 1: nothing foretells the first."""
 
     tokens: list[int]
     start: int
@@ -73,6 +74,8 @@ def make_parser() -> argparse.ArgumentParser:
     data = parser.add_argument_group("data")
     data.add_argument("--input_train_name", default=None, help="column with the input; empty finds it by itself")
     data.add_argument("--output_train_name", default=None, help="column with the output; empty finds it by itself")
+    data.add_argument("--data_form", default="auto", help="form of the rows, where they can be read in several ways")
+    data.add_argument("--validation_path", default=None, help="rows for the score; empty holds out a part of the data")
     data.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
     data.add_argument("--max_input_length", type=int, default=1024, help="tokens of the input of a row")
     data.add_argument("--max_content_length", type=int, default=1024, help="tokens of the output of a row")
@@ -126,18 +129,17 @@ def main() -> None:
 def run(args: argparse.Namespace) -> None:
     check(args)
     llm.log("HandleWithDataset", args.dataset_path, args)
-    train_rows, held_out = load_parts(args, load_rows)
+    parts = load_examples(args, LEARNS)
 
     llm.log("InitializingModel", args.model_path, args)
     tokenizer = llm.load_tokenizer(args.model_path)
-    train_rows = llm.within_limits(train_rows, tokenizer, args, ["completion"])
+    examples = [learned_part(one, args) for one in encode(parts.train, tokenizer, args)]
+    held_out = encode(parts.held_out, tokenizer, args, held_out=True)
+    unseen = [learned_part(one, args) for one in held_out]
     learner = Learner(args)
-    examples = [encode(row, tokenizer, args) for row in train_rows]
-    unseen = [encode(row, tokenizer, args) for row in held_out]
-    unseen = [example for example in unseen if len(example.tokens) <= args.max_input_length + args.max_content_length]
 
     score(learner, tokenizer, held_out, "before")
-    train(learner, tokenizer, examples, unseen)
+    train(learner, tokenizer, examples, unseen, rows=len(parts.train))
     learner.write(Path(args.output_dir), tokenizer)
     llm.announce_adapter(args)
     score(learner, tokenizer, held_out, "after")
@@ -164,19 +166,9 @@ def check(args: argparse.Namespace) -> None:
 # --- data -----------------------------------------------------------------------------------------------------------
 
 
-def encode(row: Row, tokenizer: Any, args: argparse.Namespace) -> Example:
-    """Return the tokens of a row; those that question and whole row have in common may be left out of the loss."""
-    longest = args.max_input_length + args.max_content_length
-    if "text" in row:
-        return Example([*tokenizer.encode(row["text"]), tokenizer.eos_token_id][:longest], 1)
-    whole, question = (
-        tokenizer.encode(
-            tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=asking), add_special_tokens=False
-        )
-        for turns, asking in ((row["prompt"] + row["completion"], False), (row["prompt"], True))
-    )
-    shared = takewhile(lambda pair: pair[0] == pair[1], zip(whole, question, strict=False))
-    return Example(whole, max(1, sum(1 for _ in shared)) if args.mask_prompt else 1)
+def learned_part(one: Rendered, args: argparse.Namespace) -> Example:
+    """Return a sequence with what is learned of it: the answer, or with `mask_prompt=false` all of it."""
+    return Example(one.tokens, max(1, one.start) if args.mask_prompt else 1)
 
 
 class Batches:
@@ -226,7 +218,7 @@ def learned_tokens(batches: list[list[Example]]) -> int:
 # --- training -------------------------------------------------------------------------------------------------------
 
 
-def train(learner: "Learner", tokenizer: Any, examples: list[Example], unseen: list[Example]) -> None:
+def train(learner: "Learner", tokenizer: Any, examples: list[Example], unseen: list[Example], *, rows: int) -> None:
     """Take all steps, from the newest complete checkpoint on; a stop writes one and ends the process."""
     from train_callback import TrainCallback
 
@@ -234,6 +226,7 @@ def train(learner: "Learner", tokenizer: Any, examples: list[Example], unseen: l
     batches = Batches(examples, args)
     steps = args.max_steps or max(1, math.ceil(args.epochs * batches.per_epoch))
     done = learner.restore()
+    llm.remark_plan(rows, len(examples), steps, args)
     report, speed = TrainCallback(args.logging_steps, args.train_id, args.seq), llm.Speed(done, learner.memory_peak)
     llm.log("StartTraining", args.model_name, args)
     deepe.catch_stop()
@@ -450,19 +443,18 @@ def checkpoints(output: Path) -> list[Path]:
 # --- score ----------------------------------------------------------------------------------------------------------
 
 
-def score(learner: Learner, tokenizer: Any, rows: list[Row], phase: str) -> None:
+def score(learner: Learner, tokenizer: Any, held_out: list[Rendered], phase: str) -> None:
     """Report how many held-out questions get exactly the wanted answer."""
-    asked = [row for row in rows if "text" not in row]
+    asked = [one for one in held_out if not isinstance(one.example, Text)]
     if not asked:
         return
     learner.model.eval()
     speaking = mlx_models.wrapped(tokenizer, learner.config)
     right = 0
-    for row in asked:
-        text = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
-        tokens = tokenizer.encode(text, add_special_tokens=False)
+    for one in asked:
+        tokens = tokenizer.encode(llm.prompt_of(one, tokenizer), add_special_tokens=False)
         given = "".join(mlx_models.generate(learner.model, speaking, tokens, most=learner.args.eval_max_new_tokens))
-        right += given.strip() == row["completion"][0]["content"].strip()
+        right += given.strip() == llm.wanted_of(one, tokenizer)
         if deepe.stop_requested():
             sys.exit(deepe.STOPPED)
     llm.report_score("exact_match", phase, right / len(asked), len(asked))

@@ -34,7 +34,8 @@ from typing import Any
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_llm as llm
-from deepe_rows import Refused, Row, load_parts, load_rows
+from deepe_examples import encode, load_examples
+from deepe_rows import CONVERSATION, TEXT, Refused, Rendered, Text, Wanted
 
 RATES = {  # what is customary on models of billions of weights
     "lora": 2e-4,
@@ -51,6 +52,9 @@ RATES = {  # what is customary on models of billions of weights
 }
 IN_FULL_PRECISION = ("pissa", "loha", "lokr")
 NO_COMPLETE_MODEL = ("prompt_tuning",)
+
+
+LEARNS = Wanted(kinds=frozenset({CONVERSATION, TEXT}))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -82,6 +86,8 @@ def make_parser() -> argparse.ArgumentParser:
     data = parser.add_argument_group("data")
     data.add_argument("--input_train_name", default=None, help="column with the input; empty finds it by itself")
     data.add_argument("--output_train_name", default=None, help="column with the output; empty finds it by itself")
+    data.add_argument("--data_form", default="auto", help="form of the rows, where they can be read in several ways")
+    data.add_argument("--validation_path", default=None, help="rows for the score; empty holds out a part of the data")
     data.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
     data.add_argument("--max_input_length", type=int, default=1024, help="tokens of the input of a row")
     data.add_argument("--max_content_length", type=int, default=1024, help="tokens of the output of a row")
@@ -135,19 +141,20 @@ def main() -> None:
 def run(args: argparse.Namespace) -> None:
     check(args)
     llm.log("HandleWithDataset", args.dataset_path, args)
-    train_rows, held_out = load_parts(args, load_rows)
+    parts = load_examples(args, LEARNS)
     if args.adapter in NO_COMPLETE_MODEL:
         llm.remark(f"{args.adapter} cannot be merged: the customized model is the end of its way", args)
 
     llm.log("InitializingModel", args.model_path, args)
     machine = llm.choose(args)
     tokenizer = llm.load_tokenizer(args.model_path)
-    train_rows = llm.within_limits(train_rows, tokenizer, args, ["completion"])
-    asked = [row for row in held_out if "text" not in row]
-    trainer = build_trainer(args, machine, tokenizer, train_rows)
+    learned = encode(parts.train, tokenizer, args)
+    held_out = encode(parts.held_out, tokenizer, args, held_out=True)
+    asked = [one for one in held_out if not isinstance(one.example, Text)]
+    trainer = build_trainer(args, machine, tokenizer, learned)
 
     llm.score_exact_match(trainer, tokenizer, asked, args, "before")
-    llm.train(trainer, args)
+    llm.train(trainer, len(parts.train), args)
     llm.save_adapter(trainer, args)
     llm.score_exact_match(trainer, tokenizer, asked, args, "after")
     llm.log("TrainingSuccess", args.model_name, args)
@@ -163,7 +170,7 @@ def check(args: argparse.Namespace) -> None:
         raise Refused(f"adapter={args.adapter} cannot be trained on a base model in 4 bits; these can: {able}")
 
 
-def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, rows: list[Row]) -> Any:
+def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, learned: list[Rendered]) -> Any:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -179,9 +186,9 @@ def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any
     trainer = SFTTrainer(
         model=model,
         args=config,
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset.from_dict(llm.columns_of(learned)),
         processing_class=tokenizer,
-        peft_config=adapter_config(args, steps_of(args, len(rows))),
+        peft_config=adapter_config(args, steps_of(args, len(learned))),
         callbacks=callbacks,
     )
     trained, whole = trainer.model.get_nb_trainable_parameters()

@@ -37,13 +37,17 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
 import deepe_llm as llm
+from deepe_examples import fitting_questions, load_examples
 from deepe_reward_model import Worth, load_reward_model, make_reward_model, worth_by
-from deepe_rewards import Judge, judge_of
-from deepe_rows import Refused, Row, load_parts, load_questions
+from deepe_rewards import Judge, columns_of, judge_of
+from deepe_rows import QUESTION, Question, Refused, Wanted, written
 
 STATE = "ppo.pt"
 LAMBDA = 0.95  # how far advantages look ahead
 VALUE_WEIGHT = 0.1
+
+
+LEARNS = Wanted(kinds=frozenset({QUESTION}), tools=False)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -78,6 +82,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     data.add_argument("--input_train_name", default=None, help="column with the question; empty finds it by itself")
     data.add_argument("--output_train_name", default=None, help="column with the result; empty finds it by itself")
+    data.add_argument("--data_form", default="auto", help="form of the rows, where they can be read in several ways")
+    data.add_argument("--validation_path", default=None, help="rows for the score; empty holds out a part of the data")
     data.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
     data.add_argument("--max_input_length", type=int, default=1024, help="tokens of a question")
     data.add_argument("--max_content_length", type=int, default=256, help="tokens of an answer")
@@ -131,8 +137,8 @@ def run(args: argparse.Namespace) -> None:
     check(args)
     judge = judge_of(args)
     llm.log("HandleWithDataset", args.dataset_path, args)
-    parts = load_parts(args, load_questions)
-    tasks, held_out = ([judge.task(row, args.system_prompt) for row in part] for part in parts)
+    parts = load_examples(args, LEARNS)
+    tasks, held_out = ([judge.task(row, args.system_prompt) for row in part] for part in (parts.train, parts.held_out))
 
     llm.log("InitializingModel", args.model_path, args)
     machine = llm.choose(args)
@@ -140,7 +146,8 @@ def run(args: argparse.Namespace) -> None:
         machine = replace(machine, dtype="float32")
     tokenizer = llm.load_tokenizer(args.model_path)
     tokenizer.padding_side = "left"
-    tasks = llm.within_limits(tasks, tokenizer, args, [])
+    tasks = fitting_questions(tasks, tokenizer, args)
+    held_out = fitting_questions(held_out, tokenizer, args, held_out=True)
     worth = worth_of(args, judge, machine, tokenizer)
     learner = Learner(args, machine, tokenizer, worth)
 
@@ -184,13 +191,14 @@ def worth_of(args: argparse.Namespace, judge: Judge, machine: llm.Machine, token
     return worth_by(load_reward_model(folder, tokenizer, machine), tokenizer)
 
 
-def train(learner: "Learner", tasks: list[Row]) -> None:
+def train(learner: "Learner", tasks: list[Question]) -> None:
     """Take all steps, from the newest complete checkpoint if there is one; a stop ends the process."""
     from train_callback import TrainCallback
 
     args = learner.args
     steps = args.max_steps or math.ceil(args.epochs * len(tasks) / args.rollouts)
     done = learner.restore()
+    llm.remark_plan(len(tasks), len(tasks), steps, args)
     report, speed = TrainCallback(args.logging_steps, args.train_id, args.seq), llm.Speed(done)
     llm.log("StartTraining", args.model_name, args)
     deepe.catch_stop()
@@ -253,7 +261,7 @@ class Learner:
         )
         self.tokens_seen = 0
 
-    def step(self, number: int, tasks: list[Row]) -> dict[str, float]:
+    def step(self, number: int, tasks: list[Question]) -> dict[str, float]:
         """Answer, judge and learn; all chance hangs on the seed and the step, so that a resumed run goes on equally."""
         import torch
 
@@ -271,12 +279,13 @@ class Learner:
         ]
         return values | {name: sum(each[name] for each in learned) / len(learned) for name in learned[0]}
 
-    def _roll_out(self, tasks: list[Row]) -> tuple[Answers, dict[str, float]]:
+    def _roll_out(self, tasks: list[Question]) -> tuple[Answers, dict[str, float]]:
         """Answer the questions, and work out which tokens were better than expected."""
         import torch
 
-        prompts = [task["prompt"] for task in tasks]
-        encoded = llm.encode_prompts(self.tokenizer, prompts).to(self.policy.device)
+        prompts = [task.prompt for task in tasks]
+        asked = [written(prompt, None, self.tokenizer, asking=True) for prompt in prompts]
+        encoded = llm.encode_prompts(self.tokenizer, asked).to(self.policy.device)
         width = encoded["input_ids"].shape[1]
         tokens = self.policy.generate(
             **encoded,
@@ -296,7 +305,7 @@ class Learner:
         with self.policy.disable_adapter():
             reference, _values, _entropy = self._look_at(tokens, mask, said.shape[1])
         texts = self.tokenizer.batch_decode(said, skip_special_tokens=True)
-        judged = torch.tensor(self._worth(texts, prompts, [task["answer"] for task in tasks]), device=said.device)
+        judged = torch.tensor(self._worth(texts, prompts, columns_of(tasks)), device=said.device)
         finished = (ends.float() * spoken).sum(1) > 0
         last = spoken.sum(1).long() - 1
 
@@ -453,7 +462,7 @@ def whitened(numbers: Any, spoken: Any) -> Any:
     return (numbers - mean) * (variance + 1e-8).rsqrt()
 
 
-def score(learner: Learner, tasks: list[Row], judge: Judge, phase: str) -> None:
+def score(learner: Learner, tasks: list[Question], judge: Judge, phase: str) -> None:
     if tasks:
         llm.score_rewards(learner.policy, learner.tokenizer, tasks, judge, learner.args, phase)
 

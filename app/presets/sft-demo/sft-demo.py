@@ -10,9 +10,9 @@ A real model on a GPU needs no more than `--model_path`, `--dataset_path` and `-
 attention where it is installed (else SDPA), short rows packed into one sequence, a fused optimizer, gradient
 checkpointing when the memory asks for it. Every one of these choices is a parameter.
 
-A row is a conversation (`messages`, or ShareGPT's `conversations`), `prompt` and `completion`, `instruction`, `input`
-and `output`, `question` and `answer`, plain `text`, or the columns named by `input_train_name` and
-`output_train_name`.
+A row is a conversation (`messages`, or ShareGPT's `conversations`; with tools, too), `prompt` and `completion`,
+`instruction`, `input` and `output`, `question` and `answer`, plain `text`, or the columns named by `input_train_name`
+and `output_train_name`.
 A folder may hold `heldout.jsonl` beside the data: the model is scored on it, else on a part of the rows put aside.
 
 `output_dir` holds the adapter and the tokenizer at the end, and `checkpoint-<step>` folders on the way: a run that was
@@ -27,7 +27,10 @@ from typing import Any
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_llm as llm
-from deepe_rows import Refused, Row, load_parts, load_rows
+from deepe_examples import encode, load_examples
+from deepe_rows import CONVERSATION, TEXT, Refused, Rendered, Text, Wanted
+
+LEARNS = Wanted(kinds=frozenset({CONVERSATION, TEXT}))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -44,6 +47,8 @@ def make_parser() -> argparse.ArgumentParser:
     data = parser.add_argument_group("data")
     data.add_argument("--input_train_name", default=None, help="column with the input; empty finds it by itself")
     data.add_argument("--output_train_name", default=None, help="column with the output; empty finds it by itself")
+    data.add_argument("--data_form", default="auto", help="form of the rows, where they can be read in several ways")
+    data.add_argument("--validation_path", default=None, help="rows for the score; empty holds out a part of the data")
     data.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
     data.add_argument("--max_seq_length", type=int, default=1024, help="tokens of a row; longer rows are left out")
     data.add_argument("--max_input_length", type=int, default=1024, help="tokens of the input of a row")
@@ -122,18 +127,18 @@ def main() -> None:
 def run(args: argparse.Namespace) -> None:
     check(args)
     llm.log("HandleWithDataset", args.dataset_path, args)
-    train_rows, held_out = load_parts(args, load_rows)
+    parts = load_examples(args, LEARNS)
 
     llm.log("InitializingModel", args.model_path, args)
     machine = llm.choose(args)
     tokenizer = llm.load_tokenizer(args.model_path)
-    train_rows = llm.within_limits(train_rows, tokenizer, args, ["completion"])
-    held_out = [row for row in held_out if llm.fits(row, tokenizer, args, ["completion"])]
-    asked = [row for row in held_out if "text" not in row]
-    trainer = build_trainer(args, machine, tokenizer, train_rows, held_out)
+    learned = encode(parts.train, tokenizer, args)
+    held_out = encode(parts.held_out, tokenizer, args, held_out=True)
+    asked = [one for one in held_out if not isinstance(one.example, Text)]
+    trainer = build_trainer(args, machine, tokenizer, learned, held_out)
 
     llm.score_exact_match(trainer, tokenizer, asked, args, "before")
-    llm.train(trainer, args)
+    llm.train(trainer, len(parts.train), args)
     llm.save_adapter(trainer, args)
     llm.score_exact_match(trainer, tokenizer, asked, args, "after")
     llm.log("TrainingSuccess", args.model_name, args)
@@ -147,7 +152,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def build_trainer(
-    args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, rows: list[Row], held_out: list[Row]
+    args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, learned: list[Rendered], held_out: list[Rendered]
 ) -> Any:
     from datasets import Dataset
     from peft import LoraConfig
@@ -176,8 +181,8 @@ def build_trainer(
     return SFTTrainer(
         model=model,
         args=config,
-        train_dataset=Dataset.from_list(rows),
-        eval_dataset=Dataset.from_list(held_out) if held_out else None,
+        train_dataset=Dataset.from_dict(llm.columns_of(learned)),
+        eval_dataset=Dataset.from_dict(llm.columns_of(held_out)) if held_out else None,
         processing_class=tokenizer,
         peft_config=adapter,
         callbacks=llm.callbacks(args),

@@ -33,7 +33,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_llm as llm
 import deepe_pictures as pictures
-from deepe_rows import Refused, Row, load_parts
+from deepe_rows import Answer, Refused, Rendered
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -50,6 +50,8 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument("--pic_relative_path", default=None, help="folder of the pictures; empty takes images")
     data.add_argument("--input_train_name", default=None, help="column with the question; empty finds it by itself")
     data.add_argument("--output_train_name", default=None, help="column with the answer; empty finds it by itself")
+    data.add_argument("--data_form", default="auto", help="form of the rows, where they can be read in several ways")
+    data.add_argument("--validation_path", default=None, help="rows for the score; empty holds out a part of the data")
     data.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
     data.add_argument("--max_image_side", type=int, default=1024, help="larger pictures are shrunk to it; 0 does not")
     data.add_argument("--max_input_length", type=int, default=2048, help="tokens of a question with its pictures")
@@ -108,19 +110,21 @@ def main() -> None:
 def run(args: argparse.Namespace) -> None:
     check(args)
     llm.log("HandleWithDataset", args.dataset_path, args)
-    train_rows, held_out = load_parts(args, pictures.load_rows)
-    sizes = pictures.sizes_of(train_rows + held_out, args.max_image_side)
+    parts = pictures.load_parts(args)
+    sizes = pictures.sizes_of(parts.train + parts.held_out, args.max_image_side)
 
     llm.log("InitializingModel", args.model_path, args)
     machine = llm.choose(args)
     processor = pictures.load_processor(Path(args.model_path))
-    trainer = build_trainer(args, machine, processor, train_rows, sizes)
+    learned = pictures.fitting(parts.train, sizes, processor, args)
+    asked = pictures.fitting(parts.held_out, sizes, processor, args, held_out=True)
+    trainer = build_trainer(args, machine, processor, learned)
 
-    score(trainer, processor, held_out, args, "before")
-    llm.train(trainer, args)
+    score(trainer, processor, asked, args, "before")
+    llm.train(trainer, len({one.place for one in learned}), args)
     pictures.write_size(Path(args.output_dir), args.max_image_side)
     llm.save_adapter(trainer, args)
-    score(trainer, processor, held_out, args, "after")
+    score(trainer, processor, asked, args, "after")
     llm.log("TrainingSuccess", args.model_name, args)
 
 
@@ -136,21 +140,16 @@ def build_trainer(
     args: argparse.Namespace,
     machine: llm.Machine,
     processor: Any,
-    rows: list[Row],
-    sizes: dict[Path, pictures.Size],
+    learned: list[Rendered],
 ) -> Any:
     from transformers import AutoModelForImageTextToText
     from trl import SFTConfig, SFTTrainer
-
-    kept, longest = pictures.within_limits(rows, sizes, processor, args)
-    if len(kept) < len(rows):
-        llm.remark(f"{len(rows) - len(kept)} of {len(rows)} rows are longer than allowed and were left out", args)
 
     model = llm.load_model(args, machine, AutoModelForImageTextToText)
     model.config.use_cache = False
     layers = "all-linear" if args.train_vision else pictures.language_layers(model)
     workers = args.picture_workers
-    checkpointing = llm.needs_checkpointing(args, model, longest)
+    checkpointing = llm.needs_checkpointing(args, model, max(len(one.tokens) for one in learned))
     config = SFTConfig(
         max_length=None,  # nothing is cut: what is too long was left out
         remove_unused_columns=False,  # what is in a row is only known when it is read
@@ -160,7 +159,7 @@ def build_trainer(
     trainer = SFTTrainer(
         model=model,
         args=config,
-        train_dataset=pictures.dataset_of(kept, args.max_image_side),
+        train_dataset=pictures.dataset_of([one.example for one in learned], args.max_image_side),
         processing_class=processor,
         peft_config=llm.lora(args, layers),
         callbacks=llm.callbacks(args),
@@ -171,22 +170,25 @@ def build_trainer(
     return trainer
 
 
-def score(trainer: Any, processor: Any, rows: list[Row], args: argparse.Namespace, phase: str) -> None:
+def score(trainer: Any, processor: Any, asked: list[Rendered], args: argparse.Namespace, phase: str) -> None:
     """Report how many held-out questions are answered with exactly the wanted text; others wait for the first one."""
 
-    def encode(_tokenizer: Any, some: list[Row]) -> Any:
-        shown = [pictures.pictures_of(row, args.max_image_side) for row in some]
-        return pictures.encode(processor, [row["prompt"] for row in some], shown)
+    def encode(_tokenizer: Any, some: list[Answer]) -> Any:
+        shown = [pictures.pictures_of(answer, args.max_image_side) for answer in some]
+        return pictures.encode(processor, [answer.prompt for answer in some], shown)
 
-    if rows and trainer.is_world_process_zero():
+    if asked and trainer.is_world_process_zero():
         given = llm.greedy_answers(
-            trainer.model, processor.tokenizer, rows, args.eval_max_new_tokens, encode, at_once=args.batch_size
+            trainer.model,
+            processor.tokenizer,
+            [one.example for one in asked],
+            args.eval_max_new_tokens,
+            encode,
+            at_once=args.batch_size,
         )
-        right = sum(
-            text.strip() == pictures.text_of(row["completion"][0]).strip()
-            for text, row in zip(given, rows, strict=True)
-        )
-        llm.report_score("exact_match", phase, right / len(rows), len(rows))
+        wanted = [llm.wanted_of(one, processor.tokenizer) for one in asked]
+        right = sum(text.strip() == right for text, right in zip(given, wanted, strict=True))
+        llm.report_score("exact_match", phase, right / len(asked), len(asked))
     trainer.accelerator.wait_for_everyone()
 
 

@@ -10,8 +10,22 @@ import random
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deepe_pictures import locate, names_of, open_picture, picture_folders
-from deepe_rows import Refused, lines
+import deepe_llm as llm
+from deepe_pictures import locate, open_picture, picture_folders
+from deepe_rows import (
+    CAPTION,
+    PICTURE_COLUMNS,
+    SENTENCES,
+    Reader,
+    Refused,
+    RowProblem,
+    Wanted,
+    column_of,
+    data_file,
+    enumerated_rows,
+    names_in,
+    notes_of,
+)
 
 CAPTIONS = ("caption", "text", "prompt")
 KINDS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -35,8 +49,8 @@ def load_captioned(args: argparse.Namespace) -> list[Captioned]:
 def split(found: list[Captioned], args: argparse.Namespace) -> tuple[list[Captioned], list[Captioned]]:
     """Return what is learned from, and what is held out for the score; no picture is in both."""
     pictures = sorted({one.picture for one in found})
-    count = int(len(pictures) * args.eval_fraction)
-    held_out = set(random.Random(args.seed).sample(pictures, min(count, args.eval_samples)))
+    count = min(int(len(pictures) * args.eval_fraction), args.eval_samples)
+    held_out = set(random.Random(args.seed).sample(pictures, count))
     return [one for one in found if one.picture not in held_out], [one for one in found if one.picture in held_out]
 
 
@@ -61,14 +75,37 @@ def check_readable(found: list[Captioned]) -> None:
 
 def _of_rows(args: argparse.Namespace, path: Path) -> list[Captioned]:
     folders = picture_folders(args, path)
+    file = data_file(path)
+    named = (args.input_train_name,) if args.input_train_name else None
+    reader = Reader(Wanted(kinds=frozenset({CAPTION}), pictures=True, columns=named), file.name)
     found = []
-    for raw, where in lines(path, args.max_samples):
-        names = names_of(raw, where)
-        if len(names) != 1:
-            raise Refused(f"{where}: a row must name one picture, this one names {len(names)}")
-        picture = locate(names[0], folders, where)
-        found.append(Captioned(picture, _caption(raw, picture, args, where)))
+    for number, raw in enumerated_rows(file):
+        if 0 < args.max_samples <= reader.report.rows:
+            break
+        place = f"{file.name}, line {number}"
+        try:
+            one = reader.read(_with_caption(raw, folders, args, place), number)
+        except RowProblem as problem:
+            raise Refused(f"{place}: {problem.sentence()}") from problem
+        if one is not None:
+            found.append(Captioned(Path(locate(one.picture, folders, place)), one.text))
+    if not found:
+        reasons = "".join(f": {SENTENCES[code]}" for code in reader.report.left_out)
+        raise Refused(f"{file.name} has no rows to learn from{reasons}")
+    for note in notes_of(reader.report, file.name):
+        llm.remark(note, args)
     return found
+
+
+def _with_caption(raw: Any, folders: list[Path], args: argparse.Namespace, place: str) -> Any:
+    """Return a row with its caption: if no column has one, it is what lies beside the picture."""
+    if not isinstance(raw, dict) or args.input_train_name or any(raw.get(name) is not None for name in CAPTIONS):
+        return raw
+    column = column_of(raw)
+    if column is None:
+        raise RowProblem("picture_missing", columns=", ".join(PICTURE_COLUMNS))
+    (name,) = names_in(raw[column], f"/{column}")[:1]
+    return raw | {"caption": _written_beside(Path(locate(name, folders, place)), place)}
 
 
 def _of_folder(args: argparse.Namespace, path: Path) -> list[Captioned]:
@@ -81,17 +118,6 @@ def _of_folder(args: argparse.Namespace, path: Path) -> list[Captioned]:
     if args.max_samples > 0:
         pictures = pictures[: args.max_samples]
     return [Captioned(picture, _written_beside(picture, str(picture))) for picture in pictures]
-
-
-def _caption(raw: dict[str, Any], picture: Path, args: argparse.Namespace, where: str) -> str:
-    column = args.input_train_name or next((name for name in CAPTIONS if name in raw), None)
-    if column is None:
-        return _written_beside(picture, where)
-    caption = raw.get(column)
-    if not isinstance(caption, str) or not caption.strip():
-        there = ", ".join(raw) or "none"
-        raise Refused(f"{where}: column '{column}' must hold the caption, a text; there are: {there}")
-    return caption.strip()
 
 
 def _written_beside(picture: Path, where: str) -> str:

@@ -20,7 +20,8 @@ from typing import Any
 import deepe
 from deepe_log import write_log
 from deepe_rewards import Judge
-from deepe_rows import Refused, Row, Turns
+from deepe_rewards import columns_of as columns_of_tasks
+from deepe_rows import Question, Refused, Rendered, written
 from enums import LevelEnum, LogEnum
 
 TINY_BYTES = 64 * 2**20  # threads of a smaller model wait for each other longer than they work
@@ -110,6 +111,11 @@ def remark(sentence: str, args: argparse.Namespace, *, warning: bool = True) -> 
         log("ParamCheckWarning", sentence, args, level="WARNING" if warning else "INFO")
 
 
+def remark_plan(rows: int, sequences: int, steps: int, args: argparse.Namespace) -> None:
+    """Tell what becomes of the rows that are learned."""
+    remark(f"{rows} rows -> {sequences} sequences -> {steps} steps", args, warning=False)
+
+
 def _memory_advice(error: Exception, args: argparse.Namespace) -> str:
     """Return what to change if memory was short, else an empty text."""
     names = (type(error).__name__ == "OutOfMemoryError", isinstance(error, MemoryError))
@@ -195,8 +201,9 @@ def load_tokenizer(path: str) -> Any:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(path)
-    if tokenizer.chat_template is None:
-        tokenizer.chat_template = PLAIN_TEMPLATE  # saved with the adapter, so that questions are asked the same way
+    if tokenizer.chat_template is None:  # saved with the adapter, so that questions are asked the same way
+        begins = list(tokenizer("")["input_ids"])[:1] == [tokenizer.bos_token_id]
+        tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + PLAIN_TEMPLATE
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -247,31 +254,9 @@ def needs_checkpointing(args: argparse.Namespace, model: Any, tokens: int) -> bo
     return 34 * args.batch_size * tokens * config.hidden_size * config.num_hidden_layers > SHARE_OF_MEMORY * free
 
 
-def within_limits(rows: list[Row], tokenizer: Any, args: argparse.Namespace, answers: Sequence[str]) -> list[Row]:
-    """Leave out rows that are too long: cut off, an answer would teach the model to stop in mid-sentence."""
-    kept = [row for row in rows if fits(row, tokenizer, args, answers)]
-    if rows and not kept:
-        limits = ("max_input_length", *(("max_content_length", "max_seq_length") if answers else ()))
-        named = " or ".join(f"{name} ({getattr(args, name)})" for name in limits if name in args)
-        raise Refused(f"all {len(rows)} rows are longer than allowed; raise {named}")
-    if len(kept) < len(rows):
-        remark(f"{len(rows) - len(kept)} of {len(rows)} rows are longer than allowed and were left out", args)
-    return kept
-
-
-def fits(row: Row, tokenizer: Any, args: argparse.Namespace, answers: Sequence[str]) -> bool:
-    """Whether a row keeps the limits of question, answers and, where there is one, of both together."""
-    if "text" in row:
-        return True
-    head = _count_tokens(tokenizer, row["prompt"], add_generation_prompt=True)
-    wholes = [_count_tokens(tokenizer, row["prompt"] + row[answer], add_generation_prompt=False) for answer in answers]
-    most = min(head + args.max_content_length, getattr(args, "max_seq_length", sys.maxsize))
-    return head <= args.max_input_length and all(whole <= most for whole in wholes)
-
-
-def _count_tokens(tokenizer: Any, messages: Turns, *, add_generation_prompt: bool) -> int:
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+def columns_of(sequences: Sequence[Rendered]) -> dict[str, list[list[int]]]:
+    """Return what a trainer is given: tokens, and which of them are learned (`labels`, -100 for the others)."""
+    return {"input_ids": [one.tokens for one in sequences], "labels": [one.labels for one in sequences]}
 
 
 # --- training with a Trainer ----------------------------------------------------------------------------------------
@@ -426,10 +411,18 @@ def print_step(step: int, steps: int, shown: str, values: dict[str, Any]) -> Non
     print(f"step {step}/{steps}  {shown} {float(values[shown]):.4f}{left}", flush=True)
 
 
-def train(trainer: Any, args: argparse.Namespace) -> None:
-    """Train to the end, from the newest complete checkpoint if there is one; a stop ends the process."""
-    from transformers import PrinterCallback
+def train(trainer: Any, rows: int, args: argparse.Namespace) -> None:
+    """Train to the end, from the newest complete checkpoint if there is one; a stop ends the process.
 
+    `rows` is the number of rows that the trainer's sequences were made of.
+    """
+    from transformers import PrinterCallback, TrainerCallback
+
+    class Plan(TrainerCallback):
+        def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+            remark_plan(rows, len(trainer.train_dataset), state.max_steps, args)
+
+    trainer.add_callback(Plan())
     trainer.remove_callback(PrinterCallback)
     trainer.create_model_card = lambda *_args, **_kwargs: None
     checkpoint = newest_checkpoint(Path(args.output_dir), args)
@@ -529,29 +522,42 @@ def report_score(name: str, phase: str, value: float, samples: int) -> None:
         print(f"{name.replace('_', ' ')} on {samples} held-out rows {phase} training: {value:.3f}", flush=True)
 
 
-def score_exact_match(trainer: Any, tokenizer: Any, rows: list[Row], args: argparse.Namespace, phase: str) -> None:
-    """Report how many held-out questions the model answers with exactly the wanted text; the others wait for rank 0."""
-    if rows and trainer.is_world_process_zero():
-        value = exact_match(trainer.model, tokenizer, rows, "completion", args.eval_max_new_tokens)
-        report_score("exact_match", phase, value, len(rows))
+def score_exact_match(
+    trainer: Any, tokenizer: Any, asked: Sequence[Rendered], args: argparse.Namespace, phase: str
+) -> None:
+    """Report how many held-out prompts the model answers with exactly the wanted text; the others wait for rank 0."""
+    if asked and trainer.is_world_process_zero():
+        value = exact_match(trainer.model, tokenizer, asked, args.eval_max_new_tokens)
+        report_score("exact_match", phase, value, len(asked))
     trainer.accelerator.wait_for_everyone()
 
 
-def exact_match(model: Any, tokenizer: Any, rows: list[Row], answer: str, max_new_tokens: int) -> float:
-    """Return the share of rows whose greedy answer is exactly the wanted text."""
-    given = greedy_answers(model, tokenizer, [row["prompt"] for row in rows], max_new_tokens)
-    wanted = [row[answer][0]["content"].strip() for row in rows]
-    return sum(text.strip() == right for text, right in zip(given, wanted, strict=True)) / len(rows)
+def exact_match(model: Any, tokenizer: Any, asked: Sequence[Rendered], max_new_tokens: int) -> float:
+    """Return the share of answers whose greedy answer is exactly what a training on them would learn."""
+    given = greedy_answers(model, tokenizer, [prompt_of(one, tokenizer) for one in asked], max_new_tokens)
+    return sum(text.strip() == wanted_of(one, tokenizer) for text, one in zip(given, asked, strict=True)) / len(asked)
+
+
+def prompt_of(one: Rendered, tokenizer: Any) -> str:
+    """Return the text that is asked."""
+    return written(one.example.prompt, one.example.tools, tokenizer, asking=True)
+
+
+def wanted_of(one: Rendered, tokenizer: Any) -> str:
+    """Return the text of what is learned of an answer, without the tokens that end it."""
+    return str(tokenizer.decode(one.tokens[one.start :], skip_special_tokens=True)).strip()
 
 
 def score_rewards(
-    model: Any, tokenizer: Any, tasks: list[Row], judge: Judge, args: argparse.Namespace, phase: str
+    model: Any, tokenizer: Any, tasks: list[Question], judge: Judge, args: argparse.Namespace, phase: str
 ) -> None:
     """Report how many held-out questions are answered right in the wanted form, and the mean reward."""
-    prompts, answers = [task["prompt"] for task in tasks], [task["answer"] for task in tasks]
-    given = greedy_answers(model, tokenizer, prompts, args.max_content_length)
-    report_score("exact_match", phase, judge.right(given, answers), len(tasks))
-    report_score("reward", phase, sum(judge.totals(given, prompts, answers)) / len(tasks), len(tasks))
+    prompts = [task.prompt for task in tasks]
+    texts = [written(task.prompt, task.tools, tokenizer, asking=True) for task in tasks]
+    given = greedy_answers(model, tokenizer, texts, args.max_content_length)
+    columns = columns_of_tasks(tasks)
+    report_score("exact_match", phase, judge.right(given, columns["answer"]), len(tasks))
+    report_score("reward", phase, sum(judge.totals(given, prompts, columns)) / len(tasks), len(tasks))
 
 
 def greedy_answers(
@@ -563,7 +569,7 @@ def greedy_answers(
     *,
     at_once: int = SCORED_AT_ONCE,
 ) -> list[str]:
-    """Return the model's most likely answer to each conversation, or to what `encode` makes tokens of."""
+    """Return the model's most likely answer to each prompt, a text as it is asked, or what `encode` makes tokens of."""
     import torch
 
     encode = encode or encode_prompts
@@ -590,9 +596,8 @@ def greedy_answers(
     return found
 
 
-def encode_prompts(tokenizer: Any, prompts: list[Turns]) -> Any:
-    """Return the tokens of questions, padded on the tokenizer's side."""
-    texts = [tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) for turns in prompts]
-    encoded = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+def encode_prompts(tokenizer: Any, prompts: list[str]) -> Any:
+    """Return the tokens of texts that a chat template has written, padded on the tokenizer's side."""
+    encoded = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
     encoded.pop("token_type_ids", None)
     return encoded

@@ -1,8 +1,8 @@
 """Rows of pictures and words: where the pictures lie, whether they can be read, how a model is given both.
 
-`load_rows` gives `{"prompt": [turns], "completion": [one turn], "pictures": [paths], "where": place}`. The content of a
-turn is a list of parts, `{"type": "image"}` or `{"type": "text", "text": ...}`. What is wrong with a row or a picture
-is a `Refused` that names both. Only what reads pictures or makes tokens needs pillow, torch and transformers.
+The content of a turn is a list of parts here, `{"type": "image"}` or `{"type": "text", "text": ...}`; pictures are
+paths. What is wrong with a row or a picture is a `Refused` that names both. Only what reads pictures or makes tokens
+needs pillow, torch and transformers.
 """
 
 import argparse
@@ -11,15 +11,25 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from deepe_rows import QUESTION_FORMS, Form, Refused, Row, examples, find_form, lines, named_form
-
-COLUMNS = ("images", "image", "file_name")
-MARK = "<image>"
-"""Stands in a text where a picture belongs; without any, all pictures come before the first question."""
+from deepe_examples import keep_fitting, load_examples
+from deepe_rows import (
+    CONVERSATION,
+    MARK,
+    PICTURE_COLUMNS,
+    Answer,
+    Conversation,
+    Parts,
+    Refused,
+    Rendered,
+    Turn,
+    Wanted,
+    render_answer,
+)
 
 FILE = "deepe-pictures.json"
 """Beside an adapter or a model: how large its pictures are, so that questions are asked as it was trained."""
@@ -36,26 +46,23 @@ PLAIN_TEMPLATE = (  # for a base model that was never taught a chat format
 )
 
 Part = dict[str, Any]
-Turn = dict[str, Any]
 Size = tuple[int, int]
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------
 
 
-def load_rows(args: argparse.Namespace, path: Path) -> list[Row]:
-    """Return the examples of a file, or of the one file in a folder; a conversation has one for each answer."""
-    folders = picture_folders(args, path)
-    form: Form | None = None
-    found: list[Row] = []
-    for raw, where in lines(path, args.max_samples):
-        pictures = [locate(name, folders, where) for name in names_of(raw, where)]
-        marked = {column: with_marks(value) for column, value in raw.items()}
-        form = form or named_form(args) or find_form(marked, QUESTION_FORMS, where)
-        found += rows_of(examples(form, marked, where), pictures, where)
-    if not any(row["pictures"] for row in found):
-        raise Refused("no row has a picture; give their files in one of these columns: " + ", ".join(COLUMNS))
-    return found
+def load_parts(args: argparse.Namespace) -> Parts:
+    """Return the answers to learn, each with the turns and pictures before it, and those for the score."""
+    found = load_examples(args, Wanted(kinds=frozenset({CONVERSATION}), tools=False, pictures=True))
+    folders = picture_folders(args, Path(args.dataset_path))
+    train = [answer for row in found.train for answer in answers_of(row, folders)]
+    own = args.validation_path
+    beside = picture_folders(args, Path(own)) if own else folders
+    held_out = [answer for row in found.held_out for answer in answers_of(row, beside)]
+    if not any(answer.pictures for answer in train):
+        raise Refused("no row has a picture; give their files in one of these columns: " + ", ".join(PICTURE_COLUMNS))
+    return Parts(train, held_out, found.notes)
 
 
 def picture_folders(args: argparse.Namespace, path: Path) -> list[Path]:
@@ -69,78 +76,39 @@ def picture_folders(args: argparse.Namespace, path: Path) -> list[Path]:
     raise Refused(f"pic_relative_path: there is no folder {args.pic_relative_path}, here or in {beside}")
 
 
-def names_of(raw: Row, where: str) -> list[str]:
-    """Return the files that a row names; none is allowed, as long as others have some."""
-    column = next((name for name in COLUMNS if name in raw), None)
-    if column is None:
-        there = ", ".join(raw) or "none"
-        raise Refused(
-            f"{where}: no column names the pictures; there are: {there}. Use one of these: {_listed(COLUMNS)}"
-        )
-    value = raw[column]
-    if value in (None, ""):
-        return []
-    entries = value if isinstance(value, list) else [value]
-    names = [entry.get("imageId") if isinstance(entry, dict) else entry for entry in entries]
-    if not all(isinstance(name, str) and name for name in names):
-        raise Refused(f'{where}: {column} must name a file, or several as [{{"imageId": "name.png"}}]')
-    return names
-
-
-def locate(name: str, folders: Sequence[Path], where: str) -> Path:
+def locate(name: str, folders: Sequence[Path], place: str) -> str:
+    """Return the path of a picture."""
     if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise Refused(f"{where}: the picture {name} must lie in the folder of the data set")
+        raise Refused(f"{place}: the picture {name} must lie in the folder of the data set")
     for folder in folders:
         if (folder / name).is_file():
-            return folder / name
+            return str(folder / name)
     empty = ", which is empty" if not any(folders[0].iterdir()) else ""
-    raise Refused(f"{where}: there is no picture {name} in {folders[0]}{empty}")
+    raise Refused(f"{place}: there is no picture {name} in {folders[0]}{empty}")
 
 
-def with_marks(value: Any) -> Any:
-    """Write content that is a list of parts as text with marks, so that every form of rows is read the same way."""
-    if not isinstance(value, list):
-        return value
-    return [
-        turn | {"content": "".join(_marked(part) for part in turn["content"])}
-        if isinstance(turn, dict) and isinstance(turn.get("content"), list)
-        else turn
-        for turn in value
-    ]
+def answers_of(row: Conversation, folders: Sequence[Path]) -> list[Answer]:
+    """Return the answers of a row with their turns in parts; an early one may come before a later picture."""
+    pictures = [locate(name, folders, row.place) for name in row.pictures]
+    marked = any(MARK in turn["content"] for turn in row.turns)
+    found = []
+    for answer in row.answers():
+        shown = pictures[: sum(turn["content"].count(MARK) for turn in answer.prompt)] if marked else pictures
+        prompt = with_parts(answer.prompt, 0 if marked else len(shown))
+        (completion,) = with_parts([answer.completion], 0)
+        found.append(replace(answer, prompt=prompt, completion=completion, pictures=shown))
+    return found
 
 
-def rows_of(found: list[Row], pictures: list[Path], where: str) -> list[Row]:
-    """Put the pictures of one line into its examples; an early answer may come before a later picture."""
-    marks = sum(turn["content"].count(MARK) for turn in found[-1]["prompt"])
-    if marks not in (0, len(pictures)):
-        raise Refused(f"{where}: {marks} times {MARK}, but {len(pictures)} pictures")
-    rows = []
-    for row in found:
-        if MARK in row["completion"][0]["content"]:
-            raise Refused(f"{where}: {MARK} stands in an answer; the model can only be shown pictures")
-        seen = sum(turn["content"].count(MARK) for turn in row["prompt"])
-        shown = pictures[:seen] if marks else pictures
-        prompt = with_parts(row["prompt"], 0 if marks else len(shown))
-        if shown and not any(part["type"] == "image" for turn in prompt for part in turn["content"]):
-            raise Refused(f"{where}: nothing that the user says, for the pictures to belong to")
-        completion = with_parts(row["completion"], 0)
-        rows.append({"prompt": prompt, "completion": completion, "pictures": shown, "where": where})
-    return rows
-
-
-def with_parts(turns: list[dict[str, str]], unmarked: int) -> list[Turn]:
+def with_parts(turns: Sequence[Turn], unmarked: int) -> list[Turn]:
     """Cut texts at their marks; `unmarked` pictures come before the first thing that the user says."""
     found: list[Turn] = []
     for turn in turns:
         parts = list(_parts(turn["content"]))
         if turn["role"] == "user" and unmarked:
             parts, unmarked = [*({"type": "image"} for _ in range(unmarked)), *parts], 0
-        found.append({"role": turn["role"], "content": parts})
+        found.append({**turn, "content": parts})
     return found
-
-
-def text_of(turn: Turn) -> str:
-    return "".join(part.get("text", "") for part in turn["content"])
 
 
 def _parts(content: str) -> Iterator[Part]:
@@ -151,20 +119,10 @@ def _parts(content: str) -> Iterator[Part]:
             yield {"type": "text", "text": text.strip("\n") if MARK in content else text}
 
 
-def _marked(part: Any) -> str:
-    if not isinstance(part, dict):
-        return str(part)
-    return MARK if part.get("type") == "image" else str(part.get("text", ""))
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names)
-
-
 # --- pictures -------------------------------------------------------------------------------------------------------
 
 
-def open_picture(path: Path, most: int) -> Any:
+def open_picture(path: str | Path, most: int) -> Any:
     """Return a picture in three colours, no side longer than `most` pixels (0: as it is)."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -182,11 +140,11 @@ def open_picture(path: Path, most: int) -> Any:
     return picture
 
 
-def sizes_of(rows: list[Row], most: int) -> dict[Path, Size]:
+def sizes_of(answers: Sequence[Answer], most: int) -> dict[str, Size]:
     """Read every picture once and return its size; a broken one ends a training now and not after hours."""
-    places = {path: row["where"] for row in reversed(rows) for path in row["pictures"]}
+    places = {path: answer.place for answer in reversed(answers) for path in answer.pictures}
 
-    def size(path: Path) -> Size | Refused:
+    def size(path: str) -> Size | Refused:
         try:
             return open_picture(path, most).size
         except Refused as error:
@@ -194,30 +152,29 @@ def sizes_of(rows: list[Row], most: int) -> dict[Path, Size]:
 
     with ThreadPoolExecutor() as threads:  # decoding lets go of Python's lock
         sizes = dict(zip(places, threads.map(size, places), strict=True))
-    for row in rows:
-        for path in row["pictures"]:
-            if isinstance(sizes[path], Refused):
-                raise Refused(f"{row['where']}: {sizes[path]}")
+    for path, place in places.items():
+        if isinstance(sizes[path], Refused):
+            raise Refused(f"{place}: {sizes[path]}")
     return sizes
 
 
-def pictures_of(row: Row, most: int) -> list[Any]:
-    return [open_picture(path, most) for path in row["pictures"]]
+def pictures_of(answer: Answer, most: int) -> list[Any]:
+    return [open_picture(path, most) for path in answer.pictures]
 
 
-def dataset_of(rows: list[Row], most: int) -> Any:
+def dataset_of(answers: Sequence[Answer], most: int) -> Any:
     """Return what a trainer is given: the pictures of a row are read when its turn comes."""
     from datasets import Dataset
 
     def read(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
-        chosen = [rows[place] for place in batch["row"]]
+        chosen = [answers[place] for place in batch["row"]]
         return {
-            "images": [pictures_of(row, most) for row in chosen],
-            "prompt": [row["prompt"] for row in chosen],
-            "completion": [row["completion"] for row in chosen],
+            "images": [pictures_of(answer, most) for answer in chosen],
+            "prompt": [answer.prompt for answer in chosen],
+            "completion": [[answer.completion] for answer in chosen],
         }
 
-    return Dataset.from_dict({"row": list(range(len(rows)))}).with_transform(read)
+    return Dataset.from_dict({"row": list(range(len(answers)))}).with_transform(read)
 
 
 # --- model ----------------------------------------------------------------------------------------------------------
@@ -276,13 +233,27 @@ def prompt_text(processor: Any, turns: list[Turn]) -> str:
     return str(processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
 
 
-def tokens_of(row: Row, sizes: dict[Path, Size], processor: Any) -> tuple[int, int]:
-    """Return how many tokens the question with its pictures has, and how many the answer."""
-    head = prompt_text(processor, row["prompt"])
-    whole = str(processor.apply_chat_template(row["prompt"] + row["completion"], tokenize=False))
-    shown = sum(_picture_tokens(processor, sizes[path]) for path in row["pictures"])
-    asked, both = (len(processor.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (head, whole))
-    return asked + shown, both - asked
+def fitting(
+    answers: Sequence[Answer],
+    sizes: dict[str, Size],
+    processor: Any,
+    args: argparse.Namespace,
+    *,
+    held_out: bool = False,
+) -> list[Rendered]:
+    """Return the answers that fit, as tokens; those of the pictures come first, as zeros.
+
+    What is too long is left out: cut off, a picture would be half there and an answer would not end.
+    """
+
+    def sequences(answer: Answer) -> list[Rendered]:
+        found = render_answer(answer, processor.tokenizer, writer=processor)
+        shown = sum(_picture_tokens(processor, sizes[path]) for path in answer.pictures)
+        return [replace(found, tokens=[*[0] * shown, *found.tokens], start=found.start + shown)]
+
+    advice = f", or lower max_image_side ({args.max_image_side})"
+    kept = keep_fitting(answers, sequences, args, held_out=held_out, advice=advice)
+    return [found for _answer, (found,) in kept]
 
 
 @cache
@@ -294,25 +265,6 @@ def _picture_tokens(processor: Any, size: Size) -> int:
     encoded = processor(images=[[Image.new("RGB", size)]], text=[text], add_special_tokens=False)
     bare = processor.tokenizer(text, add_special_tokens=False)
     return len(encoded["input_ids"][0]) - len(bare["input_ids"])
-
-
-def within_limits(
-    rows: list[Row], sizes: dict[Path, Size], processor: Any, args: argparse.Namespace
-) -> tuple[list[Row], int]:
-    """Leave out rows that are too long: cut off, a picture would be half there and an answer would not end.
-
-    Returns the others, and how many tokens the longest of them has.
-    """
-    counts = [tokens_of(row, sizes, processor) for row in rows]
-    fits = [asked <= args.max_input_length and answered <= args.max_content_length for asked, answered in counts]
-    kept = [row for row, fit in zip(rows, fits, strict=True) if fit]
-    if not kept:
-        raise Refused(
-            f"all {len(rows)} rows are longer than allowed, with {min(asked for asked, _ in counts)} tokens or more "
-            f"before the answer; raise max_input_length ({args.max_input_length}) or max_content_length "
-            f"({args.max_content_length}), or lower max_image_side ({args.max_image_side})"
-        )
-    return kept, max(sum(count) for count, fit in zip(counts, fits, strict=True) if fit)
 
 
 def write_size(folder: Path, most: int) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import deepe_llm as llm
-from deepe_rows import Row, Turns, load_preferences, message
+from deepe_examples import fitting_pairs
+from deepe_rewards import Columns
+from deepe_rows import PREFERENCE, Preference, Turn, Wanted, data_file, message, notes_of, read_file
 
-Worth = Callable[[list[str], list[Turns], list[str]], list[float]]
+Worth = Callable[[list[str], list[list[Turn]], Columns], list[float]]
 
 
 def make_reward_model(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, folder: Path) -> None:
@@ -23,8 +25,11 @@ def make_reward_model(args: argparse.Namespace, machine: llm.Machine, tokenizer:
     from trl import RewardConfig, RewardTrainer
 
     llm.log("HandleWithDataset", args.preference_path, args)
-    pairs = load_preferences(args, Path(args.preference_path))
-    pairs = llm.within_limits(pairs, tokenizer, args, ["chosen", "rejected"])
+    path = data_file(Path(args.preference_path))
+    pairs, found = read_file(path, Wanted(kinds=frozenset({PREFERENCE}), tools=False))
+    for note in notes_of(found, path.name):
+        llm.remark(note, args)
+    pairs = fitting_pairs(pairs, tokenizer, args)
     held_out = pairs[: max(1, len(pairs) // 10)]
     model = load_reward_model(args.model_path, tokenizer, machine, dtype="float32")
     config = RewardConfig(
@@ -44,7 +49,7 @@ def make_reward_model(args: argparse.Namespace, machine: llm.Machine, tokenizer:
     trainer = RewardTrainer(
         model=model,
         args=config,
-        train_dataset=Dataset.from_list(pairs[len(held_out) :] or pairs),
+        train_dataset=Dataset.from_list([_for_trl(pair) for pair in pairs[len(held_out) :] or pairs]),
         processing_class=tokenizer,
     )
     trainer.train()
@@ -57,6 +62,10 @@ def make_reward_model(args: argparse.Namespace, machine: llm.Machine, tokenizer:
     llm.make_readable(draft)
     draft.rename(folder)
     shutil.rmtree(config.output_dir, ignore_errors=True)
+
+
+def _for_trl(pair: Preference) -> dict[str, Any]:
+    return {"prompt": pair.prompt, "chosen": [pair.chosen], "rejected": [pair.rejected]}
 
 
 def load_reward_model(path: str | Path, tokenizer: Any, machine: llm.Machine, dtype: str | None = None) -> Any:
@@ -75,14 +84,14 @@ def load_reward_model(path: str | Path, tokenizer: Any, machine: llm.Machine, dt
 def worth_by(model: Any, tokenizer: Any) -> Worth:
     """Return what tells the worth of answers."""
 
-    def worth(completions: list[str], prompts: list[Turns], _answers: list[str]) -> list[float]:
+    def worth(completions: list[str], prompts: list[list[Turn]], _columns: Columns) -> list[float]:
         conversations = [[*turns, message("assistant", text)] for turns, text in zip(prompts, completions, strict=True)]
         return worths(model, tokenizer, conversations)
 
     return worth
 
 
-def worths(model: Any, tokenizer: Any, conversations: list[Turns]) -> list[float]:
+def worths(model: Any, tokenizer: Any, conversations: list[list[Turn]]) -> list[float]:
     import torch
 
     found: list[float] = []
@@ -100,10 +109,11 @@ def worths(model: Any, tokenizer: Any, conversations: list[Turns]) -> list[float
     return found
 
 
-def pair_accuracy(model: Any, tokenizer: Any, pairs: list[Row]) -> float:
+def pair_accuracy(model: Any, tokenizer: Any, pairs: list[Preference]) -> float:
     """Return the share of pairs whose better answer gets the higher number."""
     model.eval()
     good, bad = (
-        worths(model, tokenizer, [pair["prompt"] + pair[name] for pair in pairs]) for name in ("chosen", "rejected")
+        worths(model, tokenizer, [[*pair.prompt, getattr(pair, name)] for pair in pairs])
+        for name in ("chosen", "rejected")
     )
     return sum(a > b for a, b in zip(good, bad, strict=True)) / len(pairs)

@@ -5,22 +5,25 @@ A function of such a file gets the answers as texts and returns one number for e
     def polite_reward(completions, **columns):
         return [1.0 if "please" in text.lower() else 0.0 for text in completions]
 
-`columns` holds `prompts` (lists of turns) and `answer` (the results of the data set). Its name must end with `_reward`.
+`columns` holds `prompts` (lists of turns), `answer` (the results of the data set) and every other column of the data
+set by its name. The function's name must end with `_reward`.
 Standard library only.
 """
 
 import argparse
 import importlib.util
+import json
 import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from deepe_rows import Refused, Row, Turns, message
+from deepe_rows import Question, Refused, Turn, message
 
 Function = Callable[..., list[float | None]]
+Columns = Mapping[str, list[Any]]
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,12 @@ class Judge:
     weights: tuple[float, ...]
     pattern: re.Pattern[str]
 
-    def totals(self, completions: list[str], prompts: list[Turns], answers: list[str]) -> list[float]:
-        """Return the weighted sum of all rewards for each answer."""
-        given = [function(completions, prompts=prompts, answer=answers) for function in self.functions]
+    needs_answers: bool = False
+    """Whether one of the rewards compares with the right result."""
+
+    def totals(self, completions: list[str], prompts: list[list[Turn]], columns: Columns) -> list[float]:
+        """Return the weighted sum of all rewards for each answer; `columns` has `answer` and those of the data set."""
+        given = [function(completions, prompts=prompts, **columns) for function in self.functions]
         return [
             sum(weight * (value or 0.0) for weight, value in zip(self.weights, values, strict=True))
             for values in zip(*given, strict=True)
@@ -44,12 +50,17 @@ class Judge:
         pairs = zip(completions, answers, strict=True)
         return sum(is_right(text, answer, self.pattern) for text, answer in pairs) / len(completions)
 
-    def task(self, row: Row, system_prompt: str) -> Row:
+    def task(self, row: Question, system_prompt: str) -> Question:
         """Return a row's question, with the instruction before it, and the right result out of its answer."""
-        prompt, told = row["prompt"], row["completion"][0]["content"]
+        prompt = row.prompt
         if system_prompt and prompt[0]["role"] != "system":
             prompt = [message("system", system_prompt), *prompt]
-        return {"prompt": prompt, "answer": result_of(told, self.pattern) or told.strip()}
+        if row.reference is None and self.needs_answers:
+            raise Refused(
+                f"{row.place}: there is no answer to compare with; add one (answer), or set answer_weight to 0"
+            )
+        told = row.reference or ""
+        return replace(row, prompt=prompt, reference=result_of(told, self.pattern) or told.strip())
 
 
 def judge_of(args: argparse.Namespace) -> Judge:
@@ -82,7 +93,12 @@ def judge_of(args: argparse.Namespace) -> Judge:
         chosen |= dict.fromkeys(functions_of(Path(args.reward_file)), args.reward_file_weight)
     if not chosen:
         raise Refused("there is no reward: give one of the weights a value other than 0, or a reward_file")
-    return Judge(functions=tuple(chosen), weights=tuple(chosen.values()), pattern=pattern)
+    return Judge(
+        functions=tuple(chosen),
+        weights=tuple(chosen.values()),
+        pattern=pattern,
+        needs_answers=answer_reward in chosen,
+    )
 
 
 def functions_of(path: Path) -> list[Function]:
@@ -104,11 +120,27 @@ def functions_of(path: Path) -> list[Function]:
 def for_trl(function: Function) -> Function:
     """Return the function in TRL's form: an answer to a conversation comes as a list of turns."""
 
-    def reward(completions: list[Any], **columns: Any) -> list[float | None]:
-        return function([text if isinstance(text, str) else text[-1]["content"] for text in completions], **columns)
+    def reward(completions: list[Any], more: list[str], **columns: Any) -> list[float | None]:
+        texts = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
+        return function(texts, **columns, **joined([json.loads(row) for row in more]))
 
     reward.__name__ = function.__name__
     return reward
+
+
+def columns_of(tasks: Sequence[Question]) -> dict[str, list[Any]]:
+    """Return what functions are given of the rows: `answer`, and the columns that no form of rows knows."""
+    return {"answer": [task.reference for task in tasks], **joined([task.more for task in tasks])}
+
+
+def rows_for_trl(tasks: Sequence[Question]) -> list[dict[str, Any]]:
+    """Return the rows of a data set; other columns go as JSON, because a table would add keys to their objects."""
+    return [{"prompt": task.prompt, "answer": task.reference, "more": json.dumps(task.more)} for task in tasks]
+
+
+def joined(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
 
 
 def result_of(text: str, pattern: re.Pattern[str]) -> str | None:

@@ -1,0 +1,112 @@
+"""What a model is given and what it learns: examples written by a chat template, token by token.
+
+Training and preview use the same functions, so that a preview shows what is trained. `tokenizer` is one of
+transformers, or anything with its `apply_chat_template`, call and special tokens.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+from .losses import check_kept, thoughts_in, thoughts_of
+from .problems import RowProblem
+from .values import Answer, Conversation, Question, Text, Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """The tokens of one sequence; those from `start` on are learned, the others only given."""
+
+    tokens: list[int]
+    start: int
+    place: str = ""
+    notes: tuple[str, ...] = ()
+    """Codes of what is worth telling."""
+    example: Answer | Text | None = None
+
+    @property
+    def labels(self) -> list[int]:
+        """The tokens that are learned at their places, -100 where none is."""
+        return [-100] * self.start + self.tokens[self.start :]
+
+
+def render(example: Conversation | Text, tokenizer: Any) -> list[Rendered]:
+    """Return the sequences of an example: one for each answer of a conversation. Raises `RowProblem`."""
+    if isinstance(example, Text):
+        return [render_text(example, tokenizer)]
+    return [render_answer(answer, tokenizer) for answer in example.answers()]
+
+
+def render_text(example: Text, tokenizer: Any) -> Rendered:
+    """Return a document: what the tokenizer itself puts before a text, the text, and its end."""
+    tokens = list(tokenizer(example.text)["input_ids"])
+    if tokenizer.eos_token_id is not None and (not tokens or tokens[-1] != tokenizer.eos_token_id):
+        tokens.append(tokenizer.eos_token_id)
+    return Rendered(tokens, 0, example.place, (), example)
+
+
+def render_answer(answer: Answer, tokenizer: Any, writer: Any = None) -> Rendered:
+    """Return the tokens of a prompt and its answer, as the template of `writer` (the tokenizer) writes both.
+
+    A template that loses something of the row is a `RowProblem`: the model would learn something else than was given.
+    """
+    turns = [*answer.prompt, answer.completion]
+    asked = written(answer.prompt, answer.tools, writer or tokenizer, asking=True)
+    whole = written(turns, answer.tools, writer or tokenizer, asking=False)
+    head, tokens = (list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (asked, whole))
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(head, tokens, strict=False)))
+    notes = list(check_kept(turns, answer.tools, whole, writer or tokenizer))
+    if shared < len(head):
+        notes.append("prompt_not_prefix")
+    notes += _beginning(tokens, tokenizer)
+    notes += _ending(tokens[shared:], tokenizer)
+    if thoughts_in(whole) > sum(map(thoughts_of, turns)):
+        notes.append("think_block_added")
+    return Rendered(tokens, shared, answer.place, tuple(dict.fromkeys(notes)), answer)
+
+
+def render_question(question: Question, tokenizer: Any) -> Rendered:
+    """Return the tokens of a prompt that the model answers by itself."""
+    asked = written(question.prompt, question.tools, tokenizer, asking=True)
+    notes = check_kept(question.prompt, question.tools, asked, tokenizer)
+    tokens = list(tokenizer(asked, add_special_tokens=False)["input_ids"])
+    return Rendered(tokens, len(tokens), question.place, tuple(dict.fromkeys([*notes, *_beginning(tokens, tokenizer)])))
+
+
+def written(turns: Sequence[Turn], tools: Sequence[Any] | None, tokenizer: Any, *, asking: bool) -> str:
+    """Return a conversation as the chat template writes it; `asking` adds the beginning of the next answer."""
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                list(turns), tools=list(tools) if tools else None, tokenize=False, add_generation_prompt=asking
+            )
+        )
+    except Exception as error:  # a template is a program: whatever it raises is its way to refuse
+        raise RowProblem("template_refused", error=str(error) or type(error).__name__) from error
+
+
+def chunks(rendered: Rendered, longest: int) -> Iterator[Rendered]:
+    """Split a document that is longer than `longest` tokens; every token stays, the end of text comes once."""
+    for start in range(0, len(rendered.tokens), longest):
+        yield Rendered(rendered.tokens[start : start + longest], 0, rendered.place, rendered.notes, rendered.example)
+
+
+# ---- beginning and end -----------------------------------------------------------------------------------------------
+
+
+def _beginning(tokens: list[int], tokenizer: Any) -> Iterable[str]:
+    """Tell when the tokenizer begins every text with a token that the template leaves out."""
+    first = getattr(tokenizer, "bos_token_id", None)
+    if first is not None and tokens[:1] != [first] and list(tokenizer("")["input_ids"])[:1] == [first]:
+        return ("bos_missing",)
+    return ()
+
+
+def _ending(learned: list[int], tokenizer: Any) -> Iterable[str]:
+    """Tell when an answer has no end that is learned, or one at which answering does not stop."""
+    special = set(tokenizer.all_special_ids)
+    last = next((token for token in reversed(learned) if token in special), None)
+    if last is None:
+        return ("answer_without_end",)
+    return () if last == tokenizer.eos_token_id else ("end_is_not_eos",)
