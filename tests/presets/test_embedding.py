@@ -130,12 +130,17 @@ class TestRefusals:
         ("rows", "more", "sentence"),
         [
             (['{"a": "x", "b": "y"}'], (), "line 1: the columns to learn from are missing; there are: a, b."),
-            (['{"anchor": "x", "positive": ""}'], (), "line 1: column 'positive' must hold a text"),
+            (
+                ['{"anchor": "x", "positive": ""}'],
+                (),
+                "rows.jsonl has no rows to learn from: there is no text to learn",
+            ),
+            (['{"anchor": "x", "positive": 5}'], (), "line 1: /positive: a text is expected, this is 5"),
             (['{"anchor": "x", "positive": "y"}', "no"], (), "line 2: not valid JSON"),
             (['{"anchor": "x", "positive": "y"}'] * 4, ("--eval_fraction=0",), "all rows have the same text"),
             (['{"anchor": "x", "positive": "y"}'], ("--batch_size=1",), "batch_size must be at least 2"),
         ],
-        ids=["columns", "empty", "json", "nothing to tell apart", "batch"],
+        ids=["columns", "empty", "number", "json", "nothing to tell apart", "batch"],
     )
     def test_gets_one_sentence(
         self, torch_home: Home, encoder: Path, rows: list[str], more: tuple[str, ...], sentence: str

@@ -8,9 +8,10 @@ Try it by hand, in a checkout of the product, with the interpreter of the `trl` 
         --max_steps=200 --batch_size=24 --learning_rate=0.003
 
 A row is a pair of texts that belong together: `anchor` and `positive` (also `query` and `document`, `question` and
-`answer`, or the columns named by `input_train_name` and `output_train_name`), and optionally a `negative` that looks
-alike and does not belong. Each text of a batch is told from all others of the batch (InfoNCE; van den Oord et al.
-2018): large batches teach more. `chunk_size` lets a batch be larger than the memory: vectors first, then their
+`answer`, or the columns named by `input_train_name` and `output_train_name`), and optionally a `negative` or several
+`negatives` that look alike and do not belong. Each text of a batch is told from all others of the batch (InfoNCE; van
+den Oord et al. 2018): large batches teach more. A text that some row names as right for a query is never taken for a
+wrong one. `chunk_size` lets a batch be larger than the memory: vectors first, then their
 gradients chunk by chunk (Gao et al. 2021), with the same result.
 
 The score is retrieval on rows put aside, before and after: how often the right text is the nearest of all
@@ -20,41 +21,27 @@ checkpoint and gives the same weights.
 """
 
 import argparse
-import json
 import math
-import os
 import random
 import shutil
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
+import deepe_llm as llm
+from deepe_examples import load_examples
+from deepe_rows import PAIR, Pair, Refused, Wanted
 from text_vectors import Encoder, How
 
-TINY_BYTES = 64 * 2**20  # threads of a smaller model wait for each other longer than they work
-COLUMNS = (("anchor", "positive"), ("query", "document"), ("question", "answer"))
+LEARNS = Wanted(kinds=frozenset({PAIR}))
 
-
-class Refused(Exception):
-    """What the user can put right: one sentence, no traceback."""
-
-
-class Pair(NamedTuple):
-    anchor: str
-    positive: str
-    negative: str | None
-
-
-def str2bool(text: str) -> bool:
-    if text.lower() in ("true", "1", "yes", "on"):
-        return True
-    if text.lower() in ("false", "0", "no", "off", ""):
-        return False
-    raise argparse.ArgumentTypeError(f"'{text}' is neither true nor false")
+Right = Mapping[str, frozenset[str]]
+"""The texts that some row names as right for a query."""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -69,6 +56,8 @@ def make_parser() -> argparse.ArgumentParser:
     data = parser.add_argument_group("data")
     data.add_argument("--input_train_name", default=None, help="column with the query; empty finds it by itself")
     data.add_argument("--output_train_name", default=None, help="column with its text; empty finds it by itself")
+    data.add_argument("--data_form", default="auto", help="form of the rows, where they can be read in several ways")
+    data.add_argument("--validation_path", default=None, help="rows for the score; empty holds out a part of the data")
     data.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
     data.add_argument("--max_seq_length", type=int, default=256, help="tokens of a text; the rest is cut off")
     data.add_argument("--query_prefix", default="", help="put before each query, such as 'query: '")
@@ -93,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
     watch = parser.add_argument_group("checkpoints and score")
     watch.add_argument("--logging_steps", type=int, default=5, help="steps between two points of the curves")
     watch.add_argument("--save_steps", type=int, default=100, help="steps between two checkpoints")
-    watch.add_argument("--resume", type=str2bool, default=True, help="go on from the newest complete checkpoint")
+    watch.add_argument("--resume", type=llm.str2bool, default=True, help="go on from the newest complete checkpoint")
     watch.add_argument("--eval_fraction", type=float, default=0.1, help="part of the rows held out for the score")
     watch.add_argument("--eval_samples", type=int, default=200, help="held-out rows that are used at most")
     return parser
@@ -101,44 +90,43 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args, _unknown = make_parser().parse_known_args()
-    if sum(file.stat().st_size for file in Path(args.model_path).glob("*.safetensors")) < TINY_BYTES:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
-    for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
-        os.environ.setdefault(name, "1")
-    try:
-        run(args)
-    except (Refused, UnicodeDecodeError) as error:
-        log("TrainingFailed", str(error), args, level="ERROR")
-        sys.exit(f"embedding-demo.py: {error}")
-    except Exception as error:
-        log("TrainingFailed", f"{type(error).__name__}: {error}", args, level="ERROR")
-        raise
+    llm.run_stage(args, run, advice=lambda error: memory_advice(error, args))
 
 
 def run(args: argparse.Namespace) -> None:
     check(args)
-    log("HandleWithDataset", args.dataset_path, args)
-    pairs = load_pairs(args)
-    order = random.Random(args.seed).sample(pairs, len(pairs))
-    held_out, learned = order[: int(len(order) * args.eval_fraction)], order[int(len(order) * args.eval_fraction) :]
-    if len({pair.positive for pair in learned}) < 2:
+    llm.log("HandleWithDataset", args.dataset_path, args)
+    parts = load_examples(args, LEARNS)
+    if len({pair.positive for pair in parts.train}) < 2:
         raise Refused("there is nothing to tell apart: all rows have the same text")
+    every = [*parts.train, *parts.held_out]
+    right = right_texts(every)
+    documents = sorted({pair.positive for pair in every})
 
-    log("InitializingModel", args.model_path, args)
+    llm.log("InitializingModel", args.model_path, args)
     encoder = load(args)
-    documents = sorted({pair.positive for pair in pairs})
-    score(encoder, held_out[: args.eval_samples], documents, "before")
-    log("StartTraining", args.model_name, args)
-    train(encoder, learned, args)
+    score(encoder, parts.held_out, documents, right, "before")
+    llm.log("StartTraining", args.model_name, args)
+    train(encoder, parts.train, right, args)
 
-    log("SaveTrainedModel", args.model_name, args)
+    llm.log("SaveTrainedModel", args.model_name, args)
     encoder.save(Path(args.output_dir))
     deepe.artifact(args.output_dir, "adapter")
-    log("SaveTrainedModelSuccess", args.output_dir, args)
-    score(encoder, held_out[: args.eval_samples], documents, "after")
+    llm.log("SaveTrainedModelSuccess", args.output_dir, args)
+    score(encoder, parts.held_out, documents, right, "after")
     for checkpoint in checkpoints(Path(args.output_dir)):  # a finished run needs none
         shutil.rmtree(checkpoint, ignore_errors=True)
-    log("TrainingSuccess", args.model_name, args)
+    llm.log("TrainingSuccess", args.model_name, args)
+
+
+def memory_advice(error: Exception, args: argparse.Namespace) -> str:
+    """Return what to change if memory was short, else an empty text."""
+    if type(error).__name__ != "OutOfMemoryError" and not isinstance(error, MemoryError):
+        return ""
+    return (
+        f"out of memory: set chunk_size to a part of batch_size ({args.batch_size}), which learns the same, "
+        f"or lower max_seq_length ({args.max_seq_length})"
+    )
 
 
 # --- data -----------------------------------------------------------------------------------------------------------
@@ -159,78 +147,33 @@ def check(args: argparse.Namespace) -> None:
         raise Refused(f"eval_fraction must be at least 0 and below 1, it is {args.eval_fraction}")
     if not (Path(args.model_path) / "config.json").is_file():
         raise Refused(f"there is no base model in {args.model_path}: config.json is missing")
-    if bool(args.input_train_name) != bool(args.output_train_name):
-        raise Refused("give both input_train_name and output_train_name, or neither")
 
 
-def load_pairs(args: argparse.Namespace) -> list[Pair]:
-    """Read the pairs; every complaint names the line."""
-    path = Path(args.dataset_path)
-    if path.is_dir():
-        files = sorted(path.glob("*.jsonl"))
-        if len(files) != 1:
-            raise Refused(f"{path} must hold exactly one .jsonl file, it holds {len(files)}")
-        path = files[0]
-    pairs: list[Pair] = []
-    columns: tuple[str, str] | None = None
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if 0 < args.max_samples < number:
-                break
-            where = f"{path.name}, line {number}"
-            row = parse(line, where)
-            columns = columns or find_columns(row, args, where)
-            texts = [row.get(column) for column in columns]
-            for column, text in zip(columns, texts, strict=True):
-                if not isinstance(text, str) or not text.strip():
-                    raise Refused(f"{where}: column '{column}' must hold a text; there are: {', '.join(row) or 'none'}")
-            pairs.append(Pair(texts[0], texts[1], row.get("negative") or None))
-    if not pairs:
-        raise Refused(f"{path.name} has no rows")
-    return pairs
-
-
-def parse(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise Refused(f"{where}: not valid JSON ({error})") from error
-    if not isinstance(row, dict):
-        raise Refused(f"{where}: a JSON object is expected")
-    return row
-
-
-def find_columns(row: dict[str, Any], args: argparse.Namespace, where: str) -> tuple[str, str]:
-    if args.input_train_name:
-        return args.input_train_name, args.output_train_name
-    for columns in COLUMNS:
-        if set(columns) <= row.keys():
-            return columns
-    wanted = "; ".join(" and ".join(columns) for columns in COLUMNS)
-    raise Refused(
-        f"{where}: the columns to learn from are missing; there are: {', '.join(row) or 'none'}. Name them in "
-        f"input_train_name and output_train_name, or use one of these: {wanted}"
-    )
+def right_texts(pairs: Sequence[Pair]) -> Right:
+    found: dict[str, set[str]] = {}
+    for pair in pairs:
+        found.setdefault(pair.anchor, set()).add(pair.positive)
+    return {anchor: frozenset(texts) for anchor, texts in found.items()}
 
 
 class Batches:
-    """Rows of each step, made of the step's number only: a resumed run sees what an undisturbed one would."""
+    """Rows of each step, made of the step's number only: a resumed run sees what an undisturbed one would.
 
-    def __init__(self, pairs: list[Pair], args: argparse.Namespace) -> None:
-        self.pairs, self.size, self.seed = pairs, args.batch_size, args.seed
-        self.per_epoch = max(1, len(pairs) // args.batch_size)
+    Every row comes once in an epoch; all batches of one are equally large, give or take a row.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], args: argparse.Namespace) -> None:
+        self.pairs, self.seed = pairs, args.seed
+        self.per_epoch = math.ceil(len(pairs) / args.batch_size)
+        self._epoch, self._order = -1, list(pairs)
 
     def of_step(self, step: int) -> list[Pair]:
-        """Take rows in the order of the epoch; a text that is in the batch already would be told from itself."""
         epoch, position = divmod(step - 1, self.per_epoch)
-        order = random.Random(f"{self.seed}/{epoch}").sample(self.pairs, len(self.pairs))
-        start = position * self.size
-        batch: dict[str, Pair] = {}
-        for pair in (*order[start:], *order[:start]):
-            batch.setdefault(pair.positive, pair)
-            if len(batch) == self.size:
-                break
-        return list(batch.values())
+        if epoch != self._epoch:
+            order = random.Random(f"{self.seed}/{epoch}").sample(self.pairs, len(self.pairs))
+            self._epoch, self._order = epoch, order
+        start, end = (len(self.pairs) * place // self.per_epoch for place in (position, position + 1))
+        return self._order[start:end]
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -255,7 +198,7 @@ def load(args: argparse.Namespace) -> Encoder:
     return encoder
 
 
-def train(encoder: Encoder, pairs: list[Pair], args: argparse.Namespace) -> None:
+def train(encoder: Encoder, pairs: list[Pair], right: Right, args: argparse.Namespace) -> None:
     """AdamW with warm-up and a cosine."""
     import torch
 
@@ -265,19 +208,21 @@ def train(encoder: Encoder, pairs: list[Pair], args: argparse.Namespace) -> None
     optimizer = torch.optim.AdamW(weights, lr=args.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: course(step, args.warmup_steps, steps))
     done = resume(encoder, optimizer, schedule, args) if args.resume else 0
+    llm.remark_plan(len(pairs), len(pairs), steps, args)
     deepe.catch_stop()
     encoder.model.train()
-    begun = time.monotonic()
+    begun, seen = time.monotonic(), 0
     for step in range(done + 1, steps + 1):
         batch = batches.of_step(step)
-        loss, accuracy = learn(encoder, batch, args)
+        loss, accuracy = learn(encoder, batch, right, args)
+        seen += len(batch)
         norm = torch.nn.utils.clip_grad_norm_(weights, args.max_grad_norm)
         rate = schedule.get_last_lr()[0]
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         if step % args.logging_steps == 0 or step in (1, steps):
-            speed = (step - done) * args.batch_size / (time.monotonic() - begun)
+            speed = seen / (time.monotonic() - begun)
             values = {"loss": loss, "in_batch_accuracy": accuracy, "grad_norm": norm.item(), "learning_rate": rate}
             report(args, step, steps, {**values, "epoch": step / batches.per_epoch, "samples_per_second": speed})
         if step % args.save_steps == 0 or deepe.stop_requested():
@@ -293,33 +238,50 @@ def course(step: int, warmup: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def learn(encoder: Encoder, batch: list[Pair], args: argparse.Namespace) -> tuple[float, float]:
+def learn(encoder: Encoder, batch: list[Pair], right: Right, args: argparse.Namespace) -> tuple[float, float]:
     """Add the gradients of one batch; return its loss and how many anchors find their own text in it."""
     import torch
 
-    size = args.chunk_size or len(batch)
-    chunks = [batch[start : start + size] for start in range(0, len(batch), size)]
-    if len(chunks) == 1:
-        loss, accuracy = contrast(*vectors(encoder, batch), scale=args.scale)
+    anchors, texts = [pair.anchor for pair in batch], candidates(batch)
+    size = args.chunk_size or max(len(anchors), len(texts))
+    chunks = [(part, query) for all_, query in ((anchors, True), (texts, False)) for part in parts(all_, size)]
+    own, wrong = targets(batch, texts, right)
+    if len(chunks) == 2:
+        loss, accuracy = contrast(*vectors(encoder, chunks), own, wrong, scale=args.scale)
         loss.backward()
         return loss.item(), accuracy
     with torch.no_grad():  # first without a graph, then each chunk again with the gradients that its vectors got
         states, found = [], []
-        for chunk in chunks:
+        for part, query in chunks:
             states.append(random_state())
-            found.append(vectors(encoder, chunk))
-    whole = [torch.cat(parts).requires_grad_() for parts in zip(*found, strict=True)]
-    loss, accuracy = contrast(*whole, scale=args.scale)
+            found.append(encoder.encode(part, query=query))
+    whole = torch.cat(found).requires_grad_()
+    loss, accuracy = contrast(whole[: len(anchors)], whole[len(anchors) :], own, wrong, scale=args.scale)
     loss.backward()
     after = random_state()
-    parts = zip(*(torch.split(kind.grad, [len(v[i]) for v in found]) for i, kind in enumerate(whole)), strict=True)
-    for chunk, state, gradients in zip(chunks, states, parts, strict=True):
+    gradients = torch.split(whole.grad, [len(part) for part, _ in chunks])
+    for (part, query), state, gradient in zip(chunks, states, gradients, strict=True):
         set_random_state(state)  # the same dropout as the first time
-        again = zip(vectors(encoder, chunk), gradients, strict=True)
-        pairs = [(vector, gradient) for vector, gradient in again if len(vector)]
-        torch.autograd.backward([vector for vector, _ in pairs], [gradient for _, gradient in pairs])
+        encoder.encode(part, query=query).backward(gradient)
     set_random_state(after)
     return loss.item(), accuracy
+
+
+def parts(texts: list[str], size: int) -> list[list[str]]:
+    return [texts[start : start + size] for start in range(0, len(texts), size)]
+
+
+def candidates(batch: list[Pair]) -> list[str]:
+    """Return the texts that an anchor is compared with: right and wrong ones of all rows, each once."""
+    negatives = [text for pair in batch for text in pair.negatives]
+    return list(dict.fromkeys([*(pair.positive for pair in batch), *negatives]))
+
+
+def targets(batch: list[Pair], texts: list[str], right: Right) -> tuple[list[int], list[list[bool]]]:
+    """Return the place of each anchor's own text, and which texts are wrong for it: none that is right as well."""
+    places = {text: place for place, text in enumerate(texts)}
+    own = [places[pair.positive] for pair in batch]
+    return own, [[text not in right[pair.anchor] and text != pair.anchor for text in texts] for pair in batch]
 
 
 def random_state() -> tuple[Any, Any]:
@@ -336,21 +298,20 @@ def set_random_state(state: tuple[Any, Any]) -> None:
         torch.cuda.set_rng_state(state[1])
 
 
-def vectors(encoder: Encoder, batch: list[Pair]) -> tuple[Any, Any, Any]:
-    """Return the vectors of anchors, positives and negatives, `(rows, dimensions)` each."""
-    negatives = [pair.negative for pair in batch if pair.negative]
-    texts = encoder.encode([pair.positive for pair in batch] + negatives)
-    return encoder.encode([pair.anchor for pair in batch], query=True), texts[: len(batch)], texts[len(batch) :]
+def vectors(encoder: Encoder, chunks: list[tuple[list[str], bool]]) -> list[Any]:
+    return [encoder.encode(part, query=query) for part, query in chunks]
 
 
-def contrast(anchors: Any, positives: Any, negatives: Any, *, scale: float) -> tuple[Any, float]:
-    """Cross entropy of each anchor's own text among all texts of the batch."""
+def contrast(anchors: Any, texts: Any, own: list[int], wrong: list[list[bool]], *, scale: float) -> tuple[Any, float]:
+    """Cross entropy of each anchor's own text among it and those that are wrong for it."""
     import torch
 
-    similarities = anchors @ torch.cat([positives, negatives]).T * scale
-    own = torch.arange(len(anchors), device=similarities.device)
-    loss = torch.nn.functional.cross_entropy(similarities.float(), own)
-    return loss, (similarities.argmax(dim=1) == own).float().mean().item()
+    similarities = (anchors @ texts.T * scale).float()
+    place = torch.tensor(own, device=similarities.device)
+    compared = torch.tensor(wrong, device=similarities.device).scatter(1, place[:, None], True)
+    similarities = similarities.masked_fill(~compared, -math.inf)
+    loss = torch.nn.functional.cross_entropy(similarities, place)
+    return loss, (similarities.argmax(dim=1) == place).float().mean().item()
 
 
 def report(args: argparse.Namespace, step: int, steps: int, values: dict[str, float]) -> None:
@@ -416,12 +377,13 @@ def checkpoints(output: Path) -> list[Path]:
 # --- score ----------------------------------------------------------------------------------------------------------
 
 
-def score(encoder: Encoder, asked: list[Pair], documents: list[str], phase: str) -> None:
-    """Report where the right text comes among all texts of the data set, by similarity."""
+def score(encoder: Encoder, asked: list[Pair], documents: list[str], right: Right, phase: str) -> None:
+    """Report where the first right text comes among all texts of the data set, by similarity."""
     if not asked:
         return
     places = [
-        1 + ranked.index(pair.positive) for pair, ranked in zip(asked, ranking(encoder, asked, documents), strict=True)
+        1 + next(place for place, text in enumerate(ranked) if text in right[pair.anchor])
+        for pair, ranked in zip(asked, ranking(encoder, asked, documents), strict=True)
     ]
     first = sum(place == 1 for place in places) / len(places)
     deepe.evaluation(phase, first, len(places), name="accuracy@1")
@@ -438,13 +400,6 @@ def ranking(encoder: Encoder, asked: list[Pair], documents: list[str]) -> list[l
         queries = encoder.encode_all([pair.anchor for pair in asked], query=True)
         nearest = (queries @ texts.T).argsort(dim=1, descending=True).tolist()
     return [[documents[index] for index in row] for row in nearest]
-
-
-def log(code: str, message: str, args: argparse.Namespace, *, level: str = "INFO") -> None:
-    from deepe_log import write_log
-    from enums import LevelEnum, LogEnum
-
-    write_log(LevelEnum[level], LogEnum[code], message, args.train_id, args.seq, None)
 
 
 if __name__ == "__main__":
