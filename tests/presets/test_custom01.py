@@ -154,7 +154,7 @@ class TestStopAndResume:
         run = train(home, "--max_steps=120")
 
         assert run.code == 0
-        assert [note["message"] for note in run.of_type("note")] == ["resumed from checkpoint-50"]
+        assert run.of_type("note")[0]["message"] == "resumed from checkpoint-50"
         assert "checkpoint-100 cannot be used" in run.stderr
 
 
@@ -172,6 +172,22 @@ class TestBadInput:
         run = train(home, rows=rows)
 
         self.assert_refused(run, "rows.jsonl, line 7: not valid JSON")
+
+    @pytest.mark.parametrize("answer", ["null", '{"a": 1}', "true", '" "'])
+    def test_what_is_no_text_is_not_learned_as_a_word(self, home: Home, answer: str) -> None:
+        rows = home.write_rows('{"question": "a", "answer": "b"}', f'{{"question": "a", "answer": {answer}}}')
+
+        run = train(home, rows=rows)
+
+        self.assert_refused(run, f"rows.jsonl, line 2: column 'answer' must hold a text, it is {answer}")
+
+    def test_too_few_rows_to_hold_some_out_are_said(self, home: Home) -> None:
+        rows = home.write_rows('{"question": "a", "answer": "b"}', "", '{"question": "c", "answer": 4}')
+
+        run = train(home, rows=rows)
+
+        assert run.code == 0, run.stderr
+        assert run.of_type("note")[0]["message"].startswith("too few rows to hold some out")
 
     def test_empty_file(self, home: Home) -> None:
         run = train(home, rows=home.write_rows())

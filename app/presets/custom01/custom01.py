@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
     train(model, train_rows, output, args)
     score = exact_match(model, held_out)
     deepe.evaluation("after", score, len(held_out))
-    print(f"exact match on {len(held_out)} held-out rows: {score:.3f}")
+    print(f"exact match on {len(held_out)} rows: {score:.3f}")
 
     log(LogEnum.SaveTrainedModel, args.model_name)
     model.save(output, {"base_model_name_or_path": args.model_path})
@@ -102,6 +102,7 @@ def train(model: "Model", rows: list[tuple[str, str]], output: Path, args: argpa
     per_epoch = math.ceil(len(rows) / args.batch_size)
     steps = args.max_steps or args.epochs * per_epoch
     done = resume(model, output)
+    deepe.note(f"{len(rows)} rows -> {steps} steps")
     order: list[tuple[str, str]] = []
     for step in range(done + 1, steps + 1):
         epoch, position = divmod(step - 1, per_epoch)
@@ -179,30 +180,46 @@ def load_rows(path: Path, question: str, answer: str, limit: int) -> list[tuple[
             raise ValueError(f"{path} must hold exactly one .jsonl file, it holds {len(files)}")
         path = files[0]
     rows = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path.name}, line {number}: not valid JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{path.name}, line {number}: a JSON object is expected")
-        for column in (question, answer):
-            if column not in row:
-                there = ", ".join(row) or "none"
-                raise ValueError(f"{path.name}, line {number}: column '{column}' is missing; there are: {there}")
-        rows.append((str(row[question]), str(row[answer])))
-        if len(rows) == limit:
-            break
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if line.isspace():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path.name}, line {number}: not valid JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path.name}, line {number}: a JSON object is expected")
+            try:
+                rows.append((text_of(row, question), text_of(row, answer)))
+            except ValueError as error:
+                raise ValueError(f"{path.name}, line {number}: {error}") from error
+            if len(rows) == limit:
+                break
     if not rows:
         raise ValueError(f"{path.name} has no rows")
     return rows
 
 
+def text_of(row: dict, column: str) -> str:
+    """Return the text of a column, or a number as it is written; null or an object would be learned as a word."""
+    if column not in row:
+        raise ValueError(f"column '{column}' is missing; there are: {', '.join(row) or 'none'}")
+    value = row[column]
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
+        raise ValueError(f"column '{column}' must hold a text, it is {json.dumps(value)[:60]}")
+    return str(value)
+
+
 def split(rows: list[tuple[str, str]], fraction: float, seed: int) -> tuple[list, list]:
-    """Put some rows aside; a data set too small for that is scored on the rows it learned."""
+    """Put some rows aside, and with them all that ask the same; of too few rows all are learned, and scored."""
     shuffled = random.Random(seed).sample(rows, len(rows))
-    count = int(len(rows) * fraction)
-    return (shuffled[count:], shuffled[:count]) if 0 < count < len(rows) else (shuffled, shuffled)
+    asked = {question for question, _ in shuffled[: int(len(rows) * fraction)]}
+    learned = [row for row in shuffled if row[0] not in asked]
+    if not asked or not learned:
+        deepe.note("too few rows to hold some out: the score is on rows that are learned")
+        return shuffled, shuffled
+    return learned, [row for row in shuffled if row[0] in asked]
 
 
 def exact_match(model: Model, rows: list[tuple[str, str]]) -> float:

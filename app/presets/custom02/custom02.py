@@ -18,7 +18,6 @@ interrupted goes on from the newest and gives the same weights. The last line on
 """
 
 import argparse
-import json
 import math
 import os
 import random
@@ -31,13 +30,13 @@ from typing import Any
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
+from deepe_examples import encode, load_examples
+from deepe_llm import greedy_answers, load_tokenizer, log, prompt_of, remark_plan, report_score, wanted_of
+from deepe_rows import CONVERSATION, Refused, Rendered, Wanted
 
 TINY_BYTES = 64 * 2**20  # threads of a smaller model wait for each other longer than they work
 RANK, PROCESSES = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 IGNORED = -100  # label of a token that is not learned: the question and the padding
-
-Pair = tuple[str, str]
-Example = tuple[list[int], list[int]]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -52,6 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype_str", default="float32", help="numbers of the complete model")
     parser.add_argument("--input_train_name", default="instruction", help="column with the question")
     parser.add_argument("--output_train_name", default="output", help="column with the answer")
+    parser.add_argument("--validation_path", default=None, help="rows for the score; empty holds out a part")
     parser.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
     parser.add_argument("--max_seq_length", type=int, default=512, help="tokens of a row; longer rows are left out")
     parser.add_argument("--epochs", type=int, default=3, help="passes over the rows, unless max_steps is given")
@@ -79,9 +79,9 @@ def main() -> None:
     try:
         run(args)
     except Exception as error:
-        log(args, "TrainingFailed", str(error), level="ERROR")
+        log("TrainingFailed", str(error), args, level="ERROR")
         deepe.result("failed", message=str(error))
-        if isinstance(error, ValueError | OSError):  # what the user can put right gets no traceback
+        if isinstance(error, Refused | OSError):  # what the user can put right gets no traceback
             sys.exit(f"custom02.py: {error}")
         raise
 
@@ -89,40 +89,36 @@ def main() -> None:
 def run(args: argparse.Namespace) -> None:
     for name in ("batch_size", "grad_accum_steps", "logging_steps", "save_steps"):
         if getattr(args, name) < 1:
-            raise ValueError(f"{name} must be at least 1")
-    log(args, "HandleWithDataset", args.dataset_path)
-    pairs = load_pairs(Path(args.dataset_path), args)
-    random.Random(args.seed).shuffle(pairs)
-    held_out = pairs[: int(len(pairs) * args.eval_fraction)]
+            raise Refused(f"{name} must be at least 1")
+    log("HandleWithDataset", args.dataset_path, args)
+    parts = load_examples(args, Wanted(kinds=frozenset({CONVERSATION})))
 
-    log(args, "InitializingModel", args.base_path)
+    log("InitializingModel", args.base_path, args)
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     torch.manual_seed(args.seed)
     device = join_group()
-    tokenizer = AutoTokenizer.from_pretrained(args.base_path)
+    tokenizer = load_tokenizer(args.base_path)
     model = AutoModelForCausalLM.from_pretrained(args.base_path, dtype=torch.float32).to(device)
-    examples = encode(tokenizer, pairs[len(held_out) :], args.max_seq_length)
-    if len(examples) < len(pairs) - len(held_out):
-        deepe.note(f"{len(pairs) - len(held_out) - len(examples)} rows are longer than max_seq_length and left out")
+    examples = encode(parts.train, tokenizer, args)
+    held_out = encode(parts.held_out, tokenizer, args, held_out=True)
 
-    score = scorer(model, tokenizer, held_out[: args.eval_samples])
-    score("before")
-    log(args, "StartTraining", args.model_name)
+    score(model, tokenizer, held_out, "before")
+    log("StartTraining", args.model_name, args)
     output = Path(args.output_dir or args.save_path)
-    train(model, examples, output, tokenizer.pad_token_id or 0, args)
-    score("after")
+    train(model, examples, output, tokenizer.pad_token_id, args, rows=len(parts.train))
+    score(model, tokenizer, held_out, "after")
 
-    log(args, "SaveTrainedModel", args.model_name)
+    log("SaveTrainedModel", args.model_name, args)
     if deepe.is_first():
         save_complete(model.to(getattr(torch, args.dtype_str, torch.bfloat16)), tokenizer, Path(args.save_path))
         for checkpoint in checkpoints(output):  # a finished run needs none, and each is three times the model
             shutil.rmtree(checkpoint, ignore_errors=True)
         deepe.result(message=f"the model is complete in {args.save_path}", model_type=model.config.model_type)
-    log(args, "SaveTrainedModelSuccess", args.save_path)
+    log("SaveTrainedModelSuccess", args.save_path, args)
     leave_group()
 
 
@@ -156,7 +152,7 @@ def leave_group(code: int = 0) -> None:
 
 
 def share_gradients(model: Any) -> None:
-    """Add up what the processes found; each has weighted its rows by their part of the step's."""
+    """Add up what the processes found; each has weighted its tokens by their part of the step's."""
     import torch
 
     if PROCESSES > 1:
@@ -179,8 +175,11 @@ def summed(model: Any, *values: float) -> list[float]:
 # --- the loop -------------------------------------------------------------------------------------------------------
 
 
-def train(model: Any, examples: list[Example], output: Path, pad: int, args: argparse.Namespace) -> None:
-    """AdamW with warm-up and a cosine; a step is `grad_accum_steps` forward passes."""
+def train(model: Any, examples: list[Rendered], output: Path, pad: int, args: argparse.Namespace, *, rows: int) -> None:
+    """AdamW with warm-up and a cosine; a step is `grad_accum_steps` forward passes.
+
+    Its loss is the mean over all learned tokens of the step, however they are spread over passes and processes.
+    """
     import torch
 
     rows_of_step = args.batch_size * args.grad_accum_steps
@@ -189,20 +188,23 @@ def train(model: Any, examples: list[Example], output: Path, pad: int, args: arg
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, course(args.warmup_steps, steps))
     done = resume(model, optimizer, schedule, output)
-    order: list[Example] = []
+    remark_plan(rows, len(examples), steps, args)
+    order: list[Rendered] = []
     deepe.catch_stop()
     model.train()
     for step in range(done + 1, steps + 1):
         epoch, position = divmod(step - 1, per_epoch)
         if position == 0 or step == done + 1:  # the order depends on the epoch only: a resumed run sees the same rows
             order = random.Random(f"{args.seed}/{epoch}").sample(examples, len(examples))
-        rows = order[position * rows_of_step : (position + 1) * rows_of_step]
-        own = rows[RANK::PROCESSES]
+        batch = order[position * rows_of_step : (position + 1) * rows_of_step]
+        tokens = sum(learned_tokens(one) for one in batch)
+        own = batch[RANK::PROCESSES]
         loss = 0.0
         for start in range(0, len(own), args.batch_size):
             part = own[start : start + args.batch_size]
             with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
-                part_loss = model(**collate(part, pad, model.device)).loss * len(part) / len(rows)
+                part_loss = model(**collate(part, pad, model.device)).loss
+            part_loss = part_loss * sum(learned_tokens(one) for one in part) / tokens
             part_loss.backward()
             loss += part_loss.item()
         share_gradients(model)
@@ -233,14 +235,19 @@ def course(warmup: int, steps: int) -> Callable[[int], float]:
     return factor
 
 
-def collate(rows: list[Example], pad: int, device: Any) -> dict[str, Any]:
+def learned_tokens(one: Rendered) -> int:
+    return len(one.tokens) - max(1, one.start)  # nothing foretells the first token
+
+
+def collate(batch: list[Rendered], pad: int, device: Any) -> dict[str, Any]:
     import torch
 
-    width = max(len(tokens) for tokens, _ in rows)
+    width = max(len(one.tokens) for one in batch)
+    missing = [width - len(one.tokens) for one in batch]
     columns = {
-        "input_ids": [tokens + [pad] * (width - len(tokens)) for tokens, _ in rows],
-        "attention_mask": [[1] * len(tokens) + [0] * (width - len(tokens)) for tokens, _ in rows],
-        "labels": [labels + [IGNORED] * (width - len(labels)) for _, labels in rows],
+        "input_ids": [one.tokens + [pad] * gap for one, gap in zip(batch, missing, strict=True)],
+        "attention_mask": [[1] * (width - gap) + [0] * gap for gap in missing],
+        "labels": [one.labels + [IGNORED] * gap for one, gap in zip(batch, missing, strict=True)],
     }
     return {name: torch.tensor(values, device=device) for name, values in columns.items()}
 
@@ -314,84 +321,16 @@ def save_complete(model: Any, tokenizer: Any, folder: Path) -> None:
     deepe.artifact(folder, "model")
 
 
-# --- data and score -------------------------------------------------------------------------------------------------
+# --- score ----------------------------------------------------------------------------------------------------------
 
 
-def load_pairs(path: Path, args: argparse.Namespace) -> list[Pair]:
-    """Read (question, answer) pairs; every complaint names the line."""
-    if path.is_dir():
-        files = sorted(path.glob("*.jsonl"))
-        if len(files) != 1:
-            raise ValueError(f"{path} must hold exactly one .jsonl file, it holds {len(files)}")
-        path = files[0]
-    pairs: list[Pair] = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path.name}, line {number}: not valid JSON ({error})") from error
-        for column in (args.input_train_name, args.output_train_name):
-            if not isinstance(row, dict) or column not in row:
-                there = ", ".join(row) if isinstance(row, dict) and row else "none"
-                raise ValueError(f"{path.name}, line {number}: column '{column}' is missing; there are: {there}")
-        pairs.append((str(row[args.input_train_name]), str(row[args.output_train_name])))
-        if len(pairs) == args.max_samples:
-            break
-    if not pairs:
-        raise ValueError(f"{path.name} has no rows")
-    return pairs
-
-
-def prompt_of(tokenizer: Any, question: str) -> str:
-    if tokenizer.chat_template is None:
-        return question + "\n"
-    turns = [{"role": "user", "content": question}]
-    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-
-
-def encode(tokenizer: Any, pairs: list[Pair], longest: int) -> list[Example]:
-    """Tokens and labels of each pair; only the answer and its end are learned."""
-    examples = []
-    for question, answer in pairs:
-        head = tokenizer(prompt_of(tokenizer, question), add_special_tokens=False)["input_ids"]
-        tail = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        if len(head) + len(tail) <= longest:
-            examples.append((head + tail, [IGNORED] * len(head) + tail))
-    if not examples:
-        raise ValueError(f"all {len(pairs)} rows are longer than max_seq_length ({longest})")
-    return examples
-
-
-def scorer(model: Any, tokenizer: Any, pairs: list[Pair]) -> Callable[[str], None]:
-    """Return a function that reports how many held-out questions are answered with exactly the wanted text."""
-    import torch
-
-    def score(phase: str) -> None:
-        if not pairs or not deepe.is_first():
-            return
-        model.eval()
-        right = 0
-        for question, wanted in pairs:
-            encoded = tokenizer(prompt_of(tokenizer, question), return_tensors="pt", add_special_tokens=False)
-            tokens = encoded["input_ids"].to(model.device)
-            with torch.inference_mode():
-                output = model.generate(
-                    tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=32, do_sample=False
-                )
-            right += tokenizer.decode(output[0, tokens.shape[1] :], skip_special_tokens=True).strip() == wanted.strip()
-        deepe.evaluation(phase, right / len(pairs), len(pairs))
-        print(f"exact match on {len(pairs)} held-out rows {phase} training: {right / len(pairs):.3f}", flush=True)
-
-    return score
-
-
-def log(args: argparse.Namespace, code: str, message: str, *, level: str = "INFO") -> None:
-    """Write a log record; of several processes only rank 0 speaks."""
-    if not deepe.is_first():
+def score(model: Any, tokenizer: Any, held_out: list[Rendered], phase: str) -> None:
+    """Report how many held-out questions are answered with exactly the wanted text."""
+    if not held_out or not deepe.is_first():
         return
-    from train_callback import LevelEnum, LogEnum, write_log
-
-    write_log(LevelEnum[level], LogEnum[code], message, args.train_id, args.seq, None)
+    given = greedy_answers(model, tokenizer, [prompt_of(one, tokenizer) for one in held_out], 32)
+    right = sum(text.strip() == wanted_of(one, tokenizer) for text, one in zip(given, held_out, strict=True))
+    report_score("exact_match", phase, right / len(held_out), len(held_out))
 
 
 if __name__ == "__main__":
