@@ -1,0 +1,241 @@
+"""Tokenizers in the shapes of known families of models, and what the shipped trainings make of rows with them.
+
+    python families.py FOLDER-OF-THE-PRESETS ROWS OUTPUT
+
+Runs in the stage's environment. ROWS is a JSON file, `{"conversations": [rows], "preferences": [rows]}`; printed is for
+every family what becomes of each row by itself, and what the trainers of SFT-Demo and DPO-Demo hold of all good ones.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+TURNS, OPENS, END = (
+    "{{ bos_token }}{% for m in messages %}",
+    "{% endfor %}{% if add_generation_prompt %}",
+    "{% endif %}",
+)
+ALTERNATE = (
+    "{% for m in messages %}"
+    "{% if m.role not in ('user', 'assistant') %}{{ raise_exception('Only user and assistant roles') }}{% endif %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}{% endif %}"
+    "{% endfor %}"
+)
+QWEN3 = (
+    "{%- if tools %}{{ '<|im_start|>system\\n' }}"
+    "{%- if messages[0].role == 'system' %}{{ messages[0].content + '\\n\\n' }}{% endif %}"
+    "{%- for tool in tools %}{{ tool | tojson }}{{ '\\n' }}{% endfor %}{{ '<|im_end|>\\n' }}"
+    "{%- elif messages[0].role == 'system' %}"
+    "{{ '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}{% endif %}"
+    "{%- set ns = namespace(last=0) %}"
+    "{%- for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+    "{%- for m in messages %}"
+    "{%- if m.role == 'user' %}{{ '<|im_start|>user\\n' + m.content + '<|im_end|>\\n' }}"
+    "{%- elif m.role == 'tool' %}"
+    "{{ '<|im_start|>user\\n<tool_response>\\n' + m.content + '\\n</tool_response><|im_end|>\\n' }}"
+    "{%- elif m.role == 'assistant' %}"
+    "{%- set said = m.content.split('</think>')[-1].lstrip('\\n') %}"
+    "{%- set thought = m.reasoning_content if m.reasoning_content else"
+    " m.content.split('</think>')[0].split('<think>')[-1].strip('\\n') if '</think>' in m.content else '' %}"
+    "{{ '<|im_start|>assistant\\n' }}"
+    "{%- if loop.index0 > ns.last and (loop.last or thought) %}"
+    "{{ '<think>\\n' + thought + '\\n</think>\\n\\n' }}{% endif %}"
+    "{{ said }}"
+    "{%- for call in m.tool_calls or [] %}"
+    "{{ '\\n<tool_call>\\n' }}{{ {'name': call.function.name, 'arguments': call.function.arguments} | tojson }}"
+    "{{ '\\n</tool_call>' }}{% endfor %}"
+    "{{ '<|im_end|>\\n' }}{% endif %}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+Q = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+L = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+G = ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"]
+M = ["<unk>", "<s>", "</s>"]
+R = ["<|bos|>", "<|eos|>", "<|User|>", "<|Assistant|>"]
+FAMILIES: dict[str, tuple[list[str], str, str, str | None, str | None]] = {  # special tokens, eos, pad, bos, template
+    "chatml with another eos": (Q, Q[0], Q[0], None, CHATML),
+    "llama 3": (
+        L,
+        L[4],
+        L[1],
+        L[0],
+        TURNS
+        + "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content | trim + '<|eot_id|>' }}"
+        + OPENS
+        + "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}"
+        + END,
+    ),
+    "gemma": (
+        G,
+        G[1],
+        G[0],
+        G[2],
+        ALTERNATE
+        + TURNS
+        + "{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\\n'"
+        + " + m.content | trim + '<end_of_turn>\\n' }}"
+        + OPENS
+        + "{{ '<start_of_turn>model\\n' }}"
+        + END,
+    ),
+    "mistral": (
+        M,
+        M[2],
+        M[2],
+        M[1],
+        ALTERNATE
+        + TURNS
+        + "{{ '[INST] ' + m.content + ' [/INST]' if m.role == 'user' else m.content + eos_token }}"
+        + "{% endfor %}",
+    ),
+    "qwen 3": (Q, Q[2], Q[0], None, QWEN3),
+    "r1": (
+        R,
+        R[1],
+        R[1],
+        R[0],
+        TURNS
+        + "{{ '<|User|>' + m.content if m.role == 'user' else m.content if m.role == 'system'"
+        + " else '<|Assistant|>' + m.content.split('</think>')[-1] + eos_token }}"
+        + OPENS
+        + "{{ '<|Assistant|><think>\\n' }}"
+        + END,
+    ),
+    "none": (L, L[1], L[1], L[0], None),
+}
+
+
+def main() -> None:
+    presets, rows, output = map(Path, sys.argv[1:])
+    sys.path.append(str(presets / "shared/helpers"))
+    given = json.loads(rows.read_text())
+    import torch
+
+    torch.set_num_threads(1)
+    answers = {}
+    for name in FAMILIES:
+        with contextlib.redirect_stdout(io.StringIO()):  # what scripts say belongs to their own output
+            answers[name] = family(name, presets, output, given)
+    json.dump(answers, sys.stdout)
+
+
+def family(name: str, presets: Path, output: Path, given: dict[str, list[Any]]) -> dict[str, Any]:
+    import deepe_llm as llm
+
+    folder = output / name.replace(" ", "-")
+    save_base(name, presets, folder)
+    tokenizer = llm.load_tokenizer(str(folder))
+    spoken = [alone(row, ["conversation", "text"], tokenizer) for row in given["conversations"]]
+    judged = [alone(row, ["preference", "labelled"], tokenizer) for row in given["preferences"]]
+    good = [row for row, one in zip(given["conversations"], spoken, strict=True) if one.get("sequences")]
+    pairs = [row for row, one in zip(given["preferences"], judged, strict=True) if one.get("sequences")]
+    return {
+        "conversations": spoken,
+        "preferences": judged,
+        "sft": held_by_sft(presets, folder, good),
+        "dpo": held_by_dpo(presets, folder, [row for row in pairs if "label" not in row], "dpo"),
+        "kto": held_by_dpo(presets, folder, pairs, "kto"),
+    }
+
+
+def save_base(name: str, presets: Path, folder: Path) -> None:
+    """Write a base model with random weights: tiny_base's alphabet with the special tokens of the family."""
+    from tokenizers.processors import TemplateProcessing
+
+    tiny = script(presets / "shared/tiny_base.py")
+    tiny.SPECIAL_TOKENS, eos, pad, bos, template = FAMILIES[name]
+    tokenizer = tiny.build_tokenizer([])
+    tokenizer.eos_token, tokenizer.pad_token, tokenizer.chat_template = eos, pad, template
+    if bos is not None:
+        tokenizer.bos_token = bos  # as with the real ones, the tokenizer itself puts it before a text
+        places = [(bos, tokenizer.bos_token_id)]
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos} $A", special_tokens=places)
+    if name in ("qwen 3", "r1"):
+        tokenizer.add_tokens(["<think>", "</think>"])  # not special: decoding keeps them
+    tiny.save(tiny.build_model(tokenizer, 16, 42), tokenizer, folder)
+
+
+def alone(row: Any, kinds: list[str], tokenizer: Any) -> dict[str, Any]:
+    """Return what becomes of a row: a problem, a reason to leave it out, or sequences with what is told of them."""
+    import deepe_examples as examples
+    import deepe_rows as rows
+
+    reader = rows.Reader(rows.Wanted(kinds=frozenset(kinds), tools="conversation" in kinds))
+    try:
+        example = reader.read(row, 1)
+        if example is None:
+            return {"left_out": list(reader.report.left_out)}
+        if isinstance(example, rows.Conversation | rows.Text):
+            found = rows.render(example, tokenizer)
+        else:
+            found = [rows.render_answer(answer, tokenizer) for answer in examples.answers_of(example)]
+    except rows.RowProblem as problem:
+        return {"problem": problem.code}
+    return {
+        "sequences": [
+            {
+                "tokens": one.tokens,
+                "labels": one.labels,
+                "given": tokenizer.decode(one.tokens[: one.start]),
+                "learned": tokenizer.decode(one.tokens[one.start :]),
+            }
+            for one in found
+        ],
+        "told": sorted({code for one in found for code in one.notes} | {code for code, _ in reader.report.said}),
+    }
+
+
+def held_by_sft(presets: Path, base: Path, rows: list[Any]) -> list[dict[str, Any]]:
+    """Return the batches of one that SFT-Demo's trainer would learn from."""
+    sft = script(presets / "sft-demo/sft-demo.py")
+    args = arguments(sft, base, rows, "--packing=false")
+    llm = sft.llm
+    parts = sft.load_examples(args, sft.LEARNS)
+    tokenizer = llm.load_tokenizer(str(base))
+    trainer = sft.build_trainer(args, llm.choose(args), tokenizer, sft.encode(parts.train, tokenizer, args), [])
+    batches = [trainer.data_collator([row]) for row in trainer.train_dataset]
+    return [{"tokens": one["input_ids"][0].tolist(), "labels": one["labels"][0].tolist()} for one in batches]
+
+
+def held_by_dpo(presets: Path, base: Path, rows: list[Any], objective: str) -> list[dict[str, Any]]:
+    """Return the rows that DPO-Demo's trainer would learn from: tokens of the prompt and of the answers."""
+    dpo = script(presets / "dpo-demo/dpo-demo.py")
+    args = arguments(dpo, base, rows, f"--objective={objective}", "--batch_size=2")
+    kinds = {"preference", "labelled"} if objective == "kto" else {"preference"}
+    parts = dpo.load_examples(args, dpo.Wanted(kinds=frozenset(kinds), tools=False))
+    tokenizer = dpo.llm.load_tokenizer(str(base))
+    kept = dpo.fitting_pairs(parts.train, tokenizer, args)
+    trainer = dpo.build_trainer(args, dpo.llm.choose(args), tokenizer, kept)
+    columns = ("prompt_ids", "chosen_ids", "rejected_ids", "completion_ids", "label")
+    return [{name: row[name] for name in columns if name in row} for row in trainer.train_dataset]
+
+
+def arguments(module: Any, base: Path, rows: list[Any], *more: str) -> argparse.Namespace:
+    data = base / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    paths = [f"--model_path={base}", f"--dataset_path={data}", f"--output_dir={base}/out", "--eval_fraction=0"]
+    args: argparse.Namespace = module.make_parser().parse_args([*paths, *more])
+    return args
+
+
+def script(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem.replace("-", "_"), path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    main()

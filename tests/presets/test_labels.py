@@ -1,0 +1,250 @@
+"""What the reader says that is learned is what the trainers hold, token by token; nothing of a row is lost unsaid."""
+
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from app.presets import catalogue
+from tests.presets import families
+from tests.presets.conftest import NewHome
+
+pytestmark = [pytest.mark.training, pytest.mark.xdist_group("labels")]
+
+Row = dict[str, Any]
+SAID_LOSSES = {
+    "answer_without_question",
+    "column_unused",
+    "earlier_reasoning_left_out",
+    "key_unused",
+    "names_left_out",
+    "turns_after_answer",
+}
+"""What is told when something of a row is neither given nor learned."""
+
+
+class Words:
+    """Words of which each stands in one place only, so that it shows when it is lost."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def new(self) -> str:
+        self._count += 1
+        return f"w{self._count:04}q"
+
+
+def turn(role: str, content: Any, **more: Any) -> Row:
+    return {"role": role, "content": content, **more}
+
+
+def conversations(words: Words) -> Iterator[Row]:
+    """Yield a row of every form and with every part, and some by chance."""
+    w = words.new
+    yield {"messages": [turn("user", w()), turn("assistant", w())]}
+    yield {"messages": [turn("system", w()), turn("user", w()), turn("assistant", w())]}
+    yield {"messages": [turn("user", w()), turn("assistant", w()), turn("user", w()), turn("assistant", w())]}
+    yield {"messages": [turn("user", w()), turn("user", w()), turn("assistant", w())]}
+    yield {"messages": [turn("user", w()), turn("assistant", w(), weight=0), turn("user", w()), turn("assistant", w())]}
+    yield {"messages": [turn("user", [{"type": "text", "text": w()}]), turn("assistant", f" {w()}\n")]}
+    yield {"messages": [turn("user", w(), name=w()), turn("assistant", w())]}
+    yield {"messages": [turn("user", w()), turn("assistant", w()), turn("user", w())]}
+    yield {"messages": [turn("assistant", w()), turn("user", w()), turn("assistant", w())]}
+    yield {"messages": [turn("user", w()), turn("assistant", w(), reasoning_content=w())]}
+    yield {"messages": [turn("user", w()), turn("assistant", f"<think>\n{w()}\n</think>\n\n{w()}")]}
+    yield {
+        "messages": [
+            turn("user", w()),
+            turn("assistant", f"<think>{w()}</think>{w()}"),
+            turn("user", w()),
+            turn("assistant", w()),
+        ]
+    }
+    call = {"id": "call00001", "type": "function", "function": {"name": w(), "arguments": {w(): w(), "n": 17}}}
+    yield {
+        "tools": [
+            {"type": "function", "function": {"name": w(), "description": w(), "parameters": {"type": "object"}}}
+        ],
+        "messages": [
+            turn("user", w()),
+            turn("assistant", None, tool_calls=[call]),
+            turn("tool", w(), tool_call_id="call00001"),
+            turn("assistant", w()),
+        ],
+    }
+    yield {"conversations": [{"from": "human", "value": w()}, {"from": "gpt", "value": w()}], "system": w()}
+    yield {
+        "conversations": [
+            {"from": "human", "value": w()},
+            {"from": "function_call", "value": json.dumps({"name": w(), "arguments": {w(): w()}})},
+            {"from": "observation", "value": w()},
+            {"from": "gpt", "value": w()},
+        ]
+    }
+    yield {"instruction": w(), "input": w(), "output": w(), "system": w(), "history": [[w(), w()]]}
+    yield {"prompt": w(), "completion": w()}
+    yield {"prompt": [turn("user", w())], "completion": [turn("assistant", w())]}
+    yield {"prompt": w(), "completion": {w(): w(), "n": None, "ok": True}}
+    yield {"prompt": w(), "completion": ""}
+    yield {"question": w(), "answer": w(), "source": w()}
+    yield {"text": f"{w()} {w()}"}
+    draw = random.Random(7)
+    for _ in range(12):
+        turns = [turn("system", w())] if draw.random() < 0.3 else []
+        for _ in range(draw.randint(1, 4)):
+            asked = turn("user", " ".join(w() for _ in range(draw.randint(1, 3))))
+            said = turn("assistant", w() + draw.choice(["", "\n", " é 中 🙂", "</s>", "\n\n- a\n- b"]))
+            if draw.random() < 0.2:
+                said["train"] = draw.random() < 0.5
+            turns += [asked, said]
+        yield {"messages": turns}
+
+
+def preferences(words: Words) -> Iterator[Row]:
+    w = words.new
+    yield {"prompt": w(), "chosen": w(), "rejected": w()}
+    yield {"prompt": [turn("system", w()), turn("user", w())], "chosen": w(), "rejected": w()}
+    before = [turn("user", w()), turn("assistant", w()), turn("user", w())]
+    yield {"chosen": [*before, turn("assistant", w())], "rejected": [*before, turn("assistant", w())]}
+    yield {
+        "conversations": [{"from": "human", "value": w()}],
+        "chosen": {"from": "gpt", "value": w()},
+        "rejected": {"from": "gpt", "value": w()},
+    }
+    yield {"instruction": w(), "input": w(), "chosen": w(), "rejected": w()}
+    yield {"prompt": w(), "completion": w(), "label": False}
+    yield {"messages": [turn("user", w()), turn("assistant", w())], "label": True}
+
+
+def words_in(value: Any) -> Iterator[str]:
+    text = json.dumps(value, ensure_ascii=False)
+    yield from {
+        text[place : place + 6]
+        for place in range(len(text))
+        if text[place] == "w" and text[place + 5 : place + 6] == "q"
+    }
+
+
+@pytest.fixture(scope="module")
+def rows() -> dict[str, list[Row]]:
+    words = Words()
+    return {"conversations": list(conversations(words)), "preferences": list(preferences(words))}
+
+
+@pytest.fixture(scope="module")
+def found(new_home: NewHome, rows: dict[str, list[Row]]) -> dict[str, Any]:
+    """Return what becomes of the rows in every family; one process asks them all."""
+    home = new_home("labels")
+    shutil.copy(families.__file__, home.scripts / "families.py")
+    (home.path / "given.json").write_text(json.dumps(rows))
+
+    run = home.run("families.py", str(catalogue.ROOM), str(home.path / "given.json"), str(home.path / "bases"))
+
+    assert run.code == 0, run.stderr
+    answers: dict[str, Any] = run.json_lines[-1]
+    return answers
+
+
+FAMILIES = pytest.mark.parametrize("family", list(families.FAMILIES))
+
+
+@FAMILIES
+def test_sft_learns_what_the_reader_says(found: dict[str, Any], family: str) -> None:
+    told = [one for row in found[family]["conversations"] for one in row.get("sequences", ())]
+
+    assert len(told) > 20
+    assert by_tokens(found[family]["sft"]) == by_tokens(told)
+
+
+@FAMILIES
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_preferences_are_held_as_the_reader_says(
+    found: dict[str, Any], rows: dict[str, list[Row]], family: str, objective: str
+) -> None:
+    told = []
+    for row, one in zip(rows["preferences"], found[family]["preferences"], strict=True):
+        sides = [(given_of(side), learned_of(side)) for side in one.get("sequences", ())]
+        if objective == "kto":
+            labels = [row["label"]] if "label" in row else [True, False]
+            told += [(prompt, answer, label) for (prompt, answer), label in zip(sides, labels, strict=False)]
+        elif len(sides) == 2:
+            told.append((sides[0][0], sides[0][1], sides[1][1]))
+
+    held = [
+        (one["prompt_ids"], one["completion_ids"], one["label"])
+        if objective == "kto"
+        else (one["prompt_ids"], one["chosen_ids"], one["rejected_ids"])
+        for one in found[family][objective]
+    ]
+
+    assert len(held) >= 3
+    assert sorted(held) == sorted(told)
+
+
+@FAMILIES
+@pytest.mark.parametrize("kind", ["conversations", "preferences"])
+def test_nothing_given_is_lost_unsaid(
+    found: dict[str, Any], rows: dict[str, list[Row]], family: str, kind: str
+) -> None:
+    for row, one in zip(rows[kind], found[family][kind], strict=True):
+        if "problem" in one or "left_out" in one:
+            continue
+        shown = "".join(side["given"] + side["learned"] for side in one["sequences"])
+        lost = [word for word in words_in(row) if word not in shown]
+        assert not lost or SAID_LOSSES & set(one["told"]), (row, one["told"], lost)
+
+
+@FAMILIES
+def test_answers_are_learned_and_questions_are_not(
+    found: dict[str, Any], rows: dict[str, list[Row]], family: str
+) -> None:
+    for row, one in zip(rows["conversations"], found[family]["conversations"], strict=True):
+        if "messages" not in row or "sequences" not in one:
+            continue
+        learned = "".join(side["learned"] for side in one["sequences"])
+        silent = [
+            word
+            for place, said in enumerate(row["messages"])
+            if said["role"] != "assistant" or said.get("weight", said.get("train", 1)) in (0, False) or place == 0
+            for word in words_in(said)
+        ]
+        assert not [word for word in silent if word in learned]
+        spoken = [
+            word
+            for place, said in enumerate(row["messages"])
+            if said["role"] == "assistant" and said.get("weight", said.get("train", 1)) not in (0, False) and place > 0
+            for word in words_in(said.get("content"))
+        ]
+        assert all(word in learned for word in spoken), (row, learned)
+
+
+def test_what_families_cannot_be_told_is_refused(found: dict[str, Any]) -> None:
+    problems = {
+        name: {row["problem"] for row in one["conversations"] if "problem" in row} for name, one in found.items()
+    }
+
+    without_tools = {"reasoning_lost", "tool_calls_lost", "tools_lost"}
+    assert problems == {
+        "chatml with another eos": without_tools,
+        "llama 3": without_tools,
+        "gemma": without_tools | {"template_refused"},
+        "mistral": without_tools | {"template_refused"},
+        "qwen 3": set(),
+        "r1": without_tools,
+        "none": without_tools,
+    }
+
+
+def by_tokens(sequences: list[Any]) -> list[tuple[list[int], list[int]]]:
+    return sorted((one["tokens"], one["labels"]) for one in sequences)
+
+
+def given_of(one: Any) -> list[int]:
+    return [token for token, label in zip(one["tokens"], one["labels"], strict=True) if label == -100]
+
+
+def learned_of(one: Any) -> list[int]:
+    return [label for label in one["labels"] if label != -100]
