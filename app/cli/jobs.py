@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,6 +88,9 @@ def submit(
     queue: Queue = None,
     user: User = None,
     wait: Annotated[bool, typer.Option("--wait", help="Submit it although no node can run it as things are.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be refused, and what would be done; submit nothing.")
+    ] = False,
     watch_it: Watch = False,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
@@ -116,12 +120,14 @@ def submit(
         if chosen := {key: value for key, value in members.items() if value is not None}:
             body[name_of] = chosen
     with Api(url) as api:
+        if dry_run:
+            _validate(api, body, as_json=as_json)
+            return
         job = api.post("/jobs", body)
         if as_json and not watch_it:
             print_json(job)
         elif not as_json:
-            for warning in job.get("warnings", ()):
-                typer.echo(f"warning: {warning['pointer']}: {warning['detail']}", err=True)
+            _print_entries("warning", job.get("warnings", ()))
             stages = " → ".join(link["stage"] for link in job["chain"])
             write(f"{job['id']}  {stages}\n")
         if watch_it:
@@ -332,6 +338,32 @@ def resources(accelerators: int | None, memory: int | None, labels: list[str]) -
             raise Misused(f"--label {label!r} must look like NAME=VALUE.")
         asked.setdefault("labels", {})[name] = value
     return {key: value for key, value in asked.items() if value is not None} or None
+
+
+def _validate(api: Api, body: dict[str, Any], *, as_json: bool) -> None:
+    """Print what a submit would say and do; end with 1 if it would be refused."""
+    found = api.post("/jobs:validate", body)
+    if as_json:
+        print_json(found)
+    else:
+        _print_entries("refused", found["violations"])
+        _print_entries("warning", found["warnings"])
+        if plan := found["plan"]:
+            write(" → ".join(stage["stage"] for stage in plan["stages"]) + "\n")
+            rows = plan["rows"]
+            if rows is not None:
+                held_out = "" if rows["held_out"] is None else f", {rows['held_out']} of them held out for the score"
+                write(f"rows: {rows['read']} read, {rows['used']} used{held_out}; sequences: {rows['sequences']}\n")
+            for name, value in (("steps", plan["steps"]), ("tokens, roughly", plan["estimated_tokens"])):
+                if value is not None:
+                    write(f"{name}: {value:,}\n")
+    if not found["valid"]:
+        raise typer.Exit(ExitCode.REFUSED)
+
+
+def _print_entries(kind: str, entries: Iterable[dict[str, Any]]) -> None:
+    for entry in entries:
+        typer.echo(f"{kind}: {entry['pointer']}: {entry['detail']}", err=True)
 
 
 def _watch(api: Api, job_id: str, *, as_json: bool) -> None:

@@ -18,6 +18,8 @@ from app.domain.training_types import TYPE_NAMES
 DEFAULT_TECHNIQUE = "custom"
 CUSTOM_TARGET = "custom"
 FALSE_AS = ("False", "false", "")
+ROW_KINDS = ("conversation", "text", "preference", "labelled", "pair", "question", "caption")
+"""What the reader of rows makes of them (`deepe_rows`)."""
 
 _EXAMPLE: dict[str, Any] = {
     "name": "finance-sft",
@@ -105,6 +107,17 @@ class ArgumentOptions(Wire):
     )
 
 
+class DataConfig(Wire):
+    """What the training script learns from; a submit refuses other data."""
+
+    learns_from: list[str] = Field(
+        default_factory=list,
+        description=f"Kinds of examples: {', '.join(f'`{kind}`' for kind in ROW_KINDS)}",
+    )
+    tools: StrictBool = Field(default=True, description="Conversations may have tools and calls of them")
+    pictures: StrictBool = Field(default=False, description="Rows may name pictures")
+
+
 class MethodDefinition(Wire):
     """A training method: what it trains, the path of its model, and what runs at every stage."""
 
@@ -124,6 +137,7 @@ class MethodDefinition(Wire):
     inference: InferenceSwitches | None = None
     deployment: DeploymentConfig | None = None
     arguments: ArgumentOptions = Field(default_factory=ArgumentOptions)
+    data: DataConfig | None = Field(default=None, description="Absent: nothing is known, and any data is taken")
 
     @field_validator("name")
     @classmethod

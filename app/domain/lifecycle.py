@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from app.domain.definition import CUSTOM_TARGET, FALSE_AS, LauncherConfig, MethodDefinition, RunConfig, Wire
+from app.domain.definition import CUSTOM_TARGET, FALSE_AS, ROW_KINDS, LauncherConfig, MethodDefinition, RunConfig, Wire
 from app.domain.enums import JobKind, ModelState, TrainingType
 from app.domain.errors import Invalid, Violation
 from app.domain.kinds import GROUP_STAGES, KINDS, METHOD_STAGES, STAGES, Stage, stages_where
@@ -136,6 +136,7 @@ def violations(definition: MethodDefinition, *, deploy_targets: Collection[str])
         *_inference_violations(definition, path),
         *_deployment_violations(definition, path, deploy_targets=deploy_targets),
         *_argument_violations(definition),
+        *_data_violations(definition),
         *_unknown_fields(definition),
     ]
 
@@ -274,6 +275,13 @@ def _argument_violations(definition: MethodDefinition) -> Iterator[Violation]:
         yield Violation("/arguments/false_as", "unknown_false_as", params)
 
 
+def _data_violations(definition: MethodDefinition) -> Iterator[Violation]:
+    for place, kind in enumerate(definition.data.learns_from if definition.data is not None else ()):
+        if kind not in ROW_KINDS:
+            params = {"kind": shown(kind), "known": ", ".join(ROW_KINDS)}
+            yield Violation(pointer("data", "learns_from", str(place)), "unknown_row_kind", params)
+
+
 def _unknown_fields(definition: MethodDefinition) -> Iterator[Violation]:
     parts: list[tuple[tuple[str, ...], Wire | None]] = [
         ((), definition),
@@ -282,6 +290,7 @@ def _unknown_fields(definition: MethodDefinition) -> Iterator[Violation]:
         (("inference",), definition.inference),
         (("deployment",), definition.deployment),
         (("arguments",), definition.arguments),
+        (("data",), definition.data),
     ]
     for parents, part in parts:
         if part is None:

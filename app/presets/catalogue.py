@@ -41,13 +41,28 @@ class ParameterInfo(_Frozen):
     maximum: float | None = None
 
 
-class DataColumns(_Frozen):
-    """Columns that a data set must have: all of one alternative, or those the `named_by` parameters name when given."""
+class AlsoLearned(_Frozen):
+    """Kinds of examples that are learned as well when a parameter has a value."""
 
-    any_of: tuple[tuple[str, ...], ...]
-    named_by: tuple[str, ...] = ()
-    pictures_in: tuple[str, ...] = ()
-    """One of these is needed besides: it names the pictures of a row."""
+    parameter: str
+    value: Any
+    learns_from: tuple[str, ...]
+
+
+class DataRules(_Frozen):
+    """What a method learns from: kinds of examples, in the words of the reader of rows (`deepe_rows`)."""
+
+    learns_from: tuple[str, ...]
+    also: tuple[AlsoLearned, ...] = ()
+    tools: bool = True
+    pictures: bool = False
+    columns: tuple[str, str] | None = None
+    """Names of the columns with input and output that the script takes by default; None: it knows many forms."""
+
+    def kinds(self, parameters: Mapping[str, Any]) -> frozenset[str]:
+        """Return the kinds that are learned with these parameters."""
+        more = [one.learns_from for one in self.also if parameters.get(one.parameter) == one.value]
+        return frozenset(self.learns_from).union(*more)
 
 
 class DemoRun(_Frozen):
@@ -85,7 +100,7 @@ class PresetManifest(_Frozen):
     """Whether an installation of one of the platforms has it from the start, or of which; else it comes by name."""
     description: Texts
     definition: dict[str, Any]
-    columns: DataColumns
+    data: DataRules
     demo: DemoRun
     parameters: tuple[ParameterInfo, ...]
 

@@ -156,18 +156,25 @@ def _notes(
     definition: MethodDefinition, scripts: Mapping[Stage, ScriptParameters]
 ) -> dict[Stage, tuple[Violation, ...]]:
     """Return what the stages' scripts will make of the arguments that they are called with."""
+    notes = {}
+    for stage, script in scripts.items():
+        found = passed_argument_notes(definition, stage, script, file_pointer(stage))
+        # what would be taken for an abbreviation is not passed, and the submit says so
+        notes[stage] = tuple(note for note in found if note.code != "argument_abbreviates")
+    return notes
+
+
+def passed_argument_notes(
+    definition: MethodDefinition, stage: Stage, script: ScriptParameters, at: str
+) -> list[Violation]:
+    """Return what the script would make of the arguments that the platform fills in and it does not declare."""
     if definition.arguments.declared_only:
-        return dict.fromkeys(scripts, ())
+        return []
     path = find_path(definition.lifecycle)
     producer = producing_stage(path) if path else None
-    notes: dict[Stage, tuple[Violation, ...]] = {}
-    form = inference_form(definition.training_type)
-    for stage, script in scripts.items():
-        own = filled_arguments(stage, form)
-        passed = [*own, *(filled_arguments(JobKind.TRAINING) if stage is producer else ())]
-        names = tuple(dict.fromkeys(name for name in passed if name not in _OCCASIONAL))
-        notes[stage] = tuple(argument_notes(script, names, file_pointer(stage)))
-    return notes
+    own = filled_arguments(stage, inference_form(definition.training_type))
+    passed = [*own, *(filled_arguments(JobKind.TRAINING) if stage is producer else ())]
+    return argument_notes(script, dict.fromkeys(name for name in passed if name not in _OCCASIONAL), at)
 
 
 def _stage_parameters(

@@ -126,6 +126,32 @@ class TestSubmit:
 
         assert expected in codes(problem)
 
+    async def test_validate_says_what_a_submit_would_do_and_queues_nothing(self, app: JobsApp) -> None:
+        found = await app.post("/jobs:validate", {**SUBMIT, "through": "complete", "parameters": {"epochs": 3}}, 200)
+
+        assert (found["valid"], found["violations"], found["warnings"]) == (True, [], [])
+        plan = found["plan"]
+        assert [stage["stage"] for stage in plan["stages"]] == ["training", "saving"]
+        rows = plan["rows"]
+        assert (rows["read"], rows["used"], rows["sequences"]) == (144, 144, 144)
+        assert rows["forms"] == {"question-answer": 144}
+        assert plan["estimated_tokens"] is None or plan["estimated_tokens"] > 0
+        assert app.notifier.notified == []
+        assert await _count(app) == 0
+
+    async def test_validate_says_everything_that_is_wrong(self, app: JobsApp) -> None:
+        wrong = {"method": "Custom01", "dataset": "no-data", "through": "complete", "parameters": {"epochs": "many"}}
+
+        found = await app.post("/jobs:validate", wrong, 200)
+
+        assert (found["valid"], found["plan"]) == (False, None)
+        assert {(entry["pointer"], entry["code"]) for entry in found["violations"]} == {
+            ("/base_model", "base_model_needed"),
+            ("/dataset", "unknown_dataset"),
+            ("/parameters/epochs", "parameter_wrong_type"),
+        }
+        assert found["violation_count"] == 3
+
     async def test_same_key_makes_one_job(self, app: JobsApp) -> None:
         first = await app.client.post(f"{API}/jobs", json=SUBMIT, headers=KEY)
         second = await app.client.post(f"{API}/jobs", json=SUBMIT, headers=KEY)
@@ -164,7 +190,7 @@ class TestSubmit:
         assert (old.id, old.digest != new.digest) == (new.id, True)
 
     async def test_data_set_that_broke_on_disk_is_refused(self, app: JobsApp) -> None:
-        (app.services.home.datasets / "custom01.jsonl").write_text("no JSON\n")
+        (app.services.home.datasets / "custom01.jsonl").write_text('{"question": "a", "answer": "b"}\nno JSON\n')
 
         problem = await app.post("/jobs", SUBMIT, 422)
 

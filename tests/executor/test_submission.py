@@ -273,31 +273,33 @@ class TestRefusals:
 
         assert found == [("/parameters/input_train_name", "column_missing")]
 
-    @pytest.mark.parametrize(
-        ("parameters", "pointer", "column"),
-        [
-            ({}, "/dataset", "answer"),
-            (
-                {"input_train_name": "question", "output_train_name": "answer"},
-                "/parameters/output_train_name",
-                "answer",
-            ),
-            ({"input_train_name": "question", "output_train_name": "note"}, "/parameters/output_train_name", "note"),
-        ],
-    )
-    async def test_refuses_a_column_that_some_rows_lack_with_the_first_of_them(
-        self, bench: Bench, parameters: dict[str, Any], pointer: str, column: str
+    async def test_refuses_a_column_that_some_rows_lack_where_nothing_is_known_of_the_script(
+        self, bench: Bench
     ) -> None:
+        script = bench.home.scripts / "custom01.py"
+        script.write_text(script.read_text() + "\n")
         rows = [{"question": "a", "answer": "b", "note": 1}, {"question": "a", "answer": None}, {"question": "a"}]
         (bench.home.datasets / "gaps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         await bench.register_data("gaps")
+        parameters = {"input_train_name": "question", "output_train_name": "note"}
 
         with pytest.raises(InvalidRequest) as refused:
             await bench.submit(dataset="gaps", parameters=parameters)
 
         (violation,) = refused.value.violations()
-        assert (violation.pointer, violation.code) == (pointer, "column_incomplete")
-        assert violation.params == {"column": column, "line": 2, "rows": 1}
+        assert (violation.pointer, violation.code) == ("/parameters/output_train_name", "column_incomplete")
+        assert violation.params == {"column": "note", "line": 2, "rows": 1}
+
+    async def test_rows_without_an_answer_are_left_out_and_counted(self, bench: Bench) -> None:
+        rows = [{"question": "a", "answer": "b"}, {"question": "a", "answer": None}, {"question": "a"}]
+        (bench.home.datasets / "gaps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        await bench.register_data("gaps")
+
+        submitted = await bench.submit(dataset="gaps")
+
+        (warning,) = submitted.warnings
+        assert (warning.pointer, warning.code) == ("/dataset", "no_answer")
+        assert (warning.params["rows"], warning.params["total"], warning.params["lines"]) == (2, 3, "2, 3")
 
     async def test_takes_rows_that_lack_what_no_stage_needs(self, bench: Bench) -> None:
         rows = [{"question": "a", "answer": "b"}, {"question": "a", "answer": "b", "note": 1}]
@@ -307,32 +309,25 @@ class TestRefusals:
         assert (await bench.submit(dataset="notes")).jobs
 
     @pytest.mark.parametrize(
-        ("row", "missing"),
+        ("row", "code"),
         [
             ('{"question": "a", "answer": "b", "image": "c.png"}', None),
-            ('{"question": "a", "answer": "b"}', "images / image / file_name"),
-            ('{"images": [], "text": "a"}', "question + answer"),
+            ('{"question": "a", "answer": "b"}', "dataset_without_pictures"),
+            ('{"images": [], "text": "a"}', "row_form_not_learned"),
         ],
         ids=["both", "no pictures", "no words"],
     )
-    async def test_a_method_for_pictures_wants_columns_of_both(
-        self, bench: Bench, row: str, missing: str | None
-    ) -> None:
+    async def test_a_method_for_pictures_wants_both(self, bench: Bench, row: str, code: str | None) -> None:
         async with bench.database.writing() as session:
             await bench.methods.presets.install(session, "VL-Demo")
         (bench.home.datasets / "drawn.jsonl").write_text(row + "\n")
         await bench.register_data("drawn")
         submission = {"method": "VL-Demo", "dataset": "drawn", "through": "customized"}
 
-        if missing is None:
+        if code is None:
             assert (await bench.submit(**submission)).jobs
-            return
-        with pytest.raises(InvalidRequest) as refused:
-            await bench.submit(**submission)
-
-        (violation,) = refused.value.violations()
-        assert violation.code == "columns_missing"
-        assert missing in violation.params["wanted"]
+        else:
+            assert ("/dataset", code) in await bench.refusal(**submission)
 
     async def test_refuses_when_the_files_of_the_base_model_are_gone(self, bench: Bench) -> None:
         shutil.rmtree(bench.home.models / "custom01-base")

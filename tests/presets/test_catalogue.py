@@ -15,6 +15,7 @@ from app.presets import catalogue, sample_data, sample_signs
 from app.presets.catalogue import PresetManifest
 from app.presets.sample_pictures import draw
 from app.registry import dataset_files
+from app.registry.row_surveys import RowSurveys, RowsWanted
 
 MANIFESTS = {manifest.name: manifest for manifest in catalogue.load_manifests()}
 SCRIPTS = sorted(catalogue.stage_scripts())
@@ -46,15 +47,19 @@ class TestManifests:
         assert all(set(text) == set(Language) and all(text.values()) for text in texts)
 
     @each_manifest
-    def test_demo_uses_what_is_shipped_and_its_columns_fit(self, manifest: PresetManifest) -> None:
+    def test_demo_uses_what_is_shipped_and_learns_from_every_row(self, manifest: PresetManifest) -> None:
         data_sets = {sample.name: sample.path for sample in catalogue.sample_datasets()}
         bases = {model.name for model in catalogue.sample_base_models()}
+        rules = manifest.data
+        wanted = RowsWanted(
+            kinds=tuple(rules.learns_from), tools=rules.tools, pictures=rules.pictures, columns=rules.columns
+        )
 
-        first = json.loads(data_sets[manifest.demo.dataset].read_text().splitlines()[0])
+        found = RowSurveys().of(data_sets[manifest.demo.dataset], "digest", wanted)
 
         assert manifest.demo.base_model in bases
-        assert any(set(columns) <= set(first) for columns in manifest.columns.any_of)
-        assert not manifest.columns.pictures_in or set(manifest.columns.pictures_in) & set(first)
+        assert (found.violations([]), found.warnings()) == ([], [])
+        assert found.examples == found.rows
 
     def test_only_the_templates_may_be_changed(self) -> None:
         assert {name for name, manifest in MANIFESTS.items() if not manifest.read_only} == {"Custom01", "Custom02"}

@@ -256,7 +256,6 @@ WRONG: list[tuple[str, str, Any, frozenset[str], dict[str, Any]]] = [
     ("row_not_object", "", [1], TALK, {}),
     ("row_columns_missing", "", {"a": 1}, TALK, {}),
     ("row_columns_unknown", "", {"a": 1}, PREFERENCE, {}),
-    ("row_column_missing", "", {"a": 1}, TALK, {"columns": ("a", "b")}),
     ("row_forms_several", "", {"messages": [USER, ASSISTANT], "prompt": "q", "completion": "a"}, TALK, {}),
     ("row_forms_several", "", {"instruction": "q", "output": "a", "text": "t"}, TALK, {}),
     ("row_form_not_learned", "", {"text": "t"}, PREFERENCE, {}),
@@ -388,6 +387,17 @@ class TestProblems:
     def test_what_is_unusual_is_said(self, code: str, row: Row, kinds: frozenset[str]) -> None:
         assert code in said(row, kinds)
 
+    def test_named_column_that_no_row_has_is_told_at_the_end(self) -> None:
+        one = reader(columns=("a", "b"))
+        one.read({"a": "q"}, 1)
+        with pytest.raises(rows.RowProblem) as refused:
+            one.close()
+        assert (refused.value.code, refused.value.params) == ("row_column_missing", {"column": "b", "columns": "a"})
+
+        one.read({"a": "q", "b": "r"}, 2)
+        one.close()
+        assert one.report.left_out["no_answer"].lines == [1]
+
 
 class Tokenizer:
     """A character is a token, an angle bracket begins one that is special; the template is a function."""
@@ -509,7 +519,7 @@ class TestRendering:
 def test_every_code_has_a_row_that_causes_it() -> None:
     caused = {code for table in (WRONG, LEFT_OUT, SAID, RENDERED) for code, *_ in table}
 
-    assert caused | BY_THE_SCRIPTS == rows.SENTENCES.keys()
+    assert caused | BY_THE_SCRIPTS | {"row_column_missing"} == rows.SENTENCES.keys()
 
 
 def arguments(path: Path, **more: Any) -> argparse.Namespace:
@@ -563,7 +573,7 @@ class TestFiles:
             ([{"text": "x"}], {"input_train_name": "text"}, "give both input_train_name and output_train_name"),
             ([{"text": "x"}], {"data_form": "poem"}, "data_form: there is no form poem that can be learned here"),
             ([{"text": "x"}], {"data_form": "anchor-positive"}, "data_form: there is no form anchor-positive"),
-            ([{"prompt": "q", "completion": "a"}], {"data_form": "text"}, "column 'text' is missing"),
+            ([{"prompt": "q", "completion": "a"}], {"data_form": "text"}, "no row has the column 'text'"),
         ],
     )
     def test_refusals(self, tmp_path: Path, given: list[Any], more: dict[str, Any], sentence: str) -> None:

@@ -19,9 +19,9 @@ class TestBadData:
         [
             (['{"a": 1, "b": 2}'], [], "rows.jsonl, line 1: the columns to learn from are missing; there are: a, b"),
             (
-                ['{"a": "x", "b": "y"}', '{"a": "x"}'],
+                ['{"a": "x"}', '{"a": "y"}'],
                 ["--input_train_name=a", "--output_train_name=b"],
-                "rows.jsonl, line 2: column 'b' is missing; there are: a",
+                "rows.jsonl: no row has the column 'b'; there are: a",
             ),
             (['{"text": "x"}'] * 6 + ["{"], [], "rows.jsonl, line 7: not valid JSON"),
             (["[1]"], [], "rows.jsonl, line 1: a JSON object is expected, it is [1]"),

@@ -18,15 +18,17 @@ from app.api.schemas.jobs import (
     JobRead,
     JobSubmitted,
     JobSummary,
+    JobValidation,
     LogPageRead,
     job_read,
     job_submitted,
     job_summary,
+    job_validation,
     log_page_read,
 )
 from app.api.sse import event_stream
 from app.domain.enums import JobKind, JobStatus
-from app.domain.errors import InvalidRequest
+from app.domain.errors import Invalid, InvalidRequest
 from app.executor.jobs.job_actions import JobBeingRetried, JobDatasetChanged, JobInputsGone, JobMethodDeleted, JobQuery
 from app.executor.jobs.requests import JobCopy, JobRetry, JobSubmit
 from app.executor.jobs.reruns import (
@@ -85,6 +87,18 @@ async def submit_job(
         return job_submitted(submitted, language)
 
     return await creation.answer(create, headers=_location)
+
+
+@router.post("/jobs:validate", responses=problem_responses(InsufficientDiskSpace))
+async def validate_job(job: JobSubmit, services: ServicesDep, language: RequestLanguage) -> JobValidation:
+    """Say everything that a submit would say, and what it would do; nothing is changed.
+
+    `plan` tells the stages, the rows in and out, and estimates of steps and tokens. It is null if anything is refused.
+    """
+    plan = await services.submissions.plan(job)
+    if plan.error is not None and not isinstance(plan.error, Invalid):
+        raise plan.error
+    return job_validation(plan, language)
 
 
 @router.get("/jobs", responses=problem_responses(InvalidCursor, InvalidSort))

@@ -13,8 +13,9 @@ from app.domain.demand import (
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.retries import Limits, RetryPolicy
 from app.domain.texts import Language, text
+from app.executor.jobs.estimates import Estimate
 from app.executor.jobs.job_views import JobDetails, JobView
-from app.executor.jobs.submission import Submitted
+from app.executor.jobs.submission import Plan, Submitted
 from app.executor.jobs.waiting import Waiting
 from app.executor.runs.evaluations import Evaluation
 from app.executor.runs.log_pages import LogPage
@@ -41,6 +42,44 @@ class JobSubmitted(JobLink):
 
     chain: list[JobLink]
     warnings: list[ProblemEntry] = Field(description="What is unusual about the parameters; nothing was refused.")
+
+
+class PlannedStageRead(BaseModel):
+    """A job that a submit would make."""
+
+    stage: JobKind
+    environment: str = Field(examples=["trl"])
+    parameters: dict[str, Any] = Field(description="As the caller gave them.", examples=[_PARAMETERS])
+
+
+class PlannedRowsRead(BaseModel):
+    """What becomes of the rows of the data set."""
+
+    read: int = Field(examples=[450])
+    used: int = Field(description="Rows that something is learned from, or that are held out.", examples=[448])
+    held_out: int | None = Field(description="For the score, not learned; null: not known.", examples=[45])
+    sequences: int = Field(description="Answers, texts or pairs in the used rows.", examples=[448])
+    forms: dict[str, int] = Field(description="How rows are written.", examples=[{"instruction-output": 450}])
+    features: dict[str, int] = Field(description="Rows with tools, system, reasoning, ...", examples=[{"system": 12}])
+
+
+class JobPlan(BaseModel):
+    """What a submit would do."""
+
+    stages: list[PlannedStageRead]
+    rows: PlannedRowsRead | None = Field(description="Null: nothing is known of what the script reads.")
+    steps: int | None = Field(description="Steps of one process; null: not known before the script runs.")
+    estimated_tokens: int | None = Field(description="A rough count without a tokenizer.", examples=[120000])
+
+
+class JobValidation(BaseModel):
+    """Everything that a submit would say."""
+
+    valid: bool
+    violation_count: int = Field(description="Of all that is wrong; about a hundred are listed.")
+    violations: list[ProblemEntry]
+    warnings: list[ProblemEntry] = Field(description="What is unusual; a submit takes it and says the same.")
+    plan: JobPlan | None = Field(description="Null if anything is wrong.")
 
 
 class JobMethod(BaseModel):
@@ -212,6 +251,41 @@ class LogPageRead(BaseModel):
 
 
 # ---- from values ----------------------------------------------------------------------------------------------------
+
+
+def job_validation(plan: Plan, language: Language) -> JobValidation:
+    """Return what `jobs:validate` answers."""
+    found = plan.error.violations() if plan.error is not None else ()
+    estimate = plan.estimate()
+    return JobValidation(
+        valid=plan.error is None,
+        violation_count=plan.error.violation_count() if plan.error is not None else 0,
+        violations=problem_entries(found, language),
+        warnings=problem_entries(plan.warnings, language),
+        plan=None if estimate is None else _job_plan(estimate),
+    )
+
+
+def _job_plan(estimate: Estimate) -> JobPlan:
+    rows = estimate.rows
+    return JobPlan(
+        stages=[
+            PlannedStageRead(stage=one.stage, environment=one.environment, parameters=dict(one.parameters))
+            for one in estimate.stages
+        ],
+        rows=None
+        if rows is None
+        else PlannedRowsRead(
+            read=rows.read,
+            used=rows.used,
+            held_out=rows.held_out,
+            sequences=rows.sequences,
+            forms=dict(rows.forms),
+            features=dict(rows.features),
+        ),
+        steps=estimate.steps,
+        estimated_tokens=estimate.tokens,
+    )
 
 
 def job_submitted(submitted: Submitted, language: Language) -> JobSubmitted:

@@ -11,6 +11,7 @@ from pydantic_core import CoreSchema, core_schema
 from app.api.errors import ProblemEntry, problem_entries
 from app.domain.definition import (
     ArgumentOptions,
+    DataConfig,
     DeploymentConfig,
     InferenceSwitches,
     MethodDefinition,
@@ -87,6 +88,7 @@ class _MethodMembers(BaseModel):
     inference: InferenceSwitches
     deployment: DeploymentConfig | None
     arguments: ArgumentOptions
+    data: DataConfig | None = Field(description="What the training script learns from; null: nothing is known.")
 
 
 class MethodSummary(_MethodMembers):
@@ -153,6 +155,7 @@ class MethodPatch(Wire):
     inference: InferenceSwitches | None = None
     deployment: DeploymentConfig | None = None
     arguments: ArgumentPatch | None = None
+    data: DataConfig | None = None
 
 
 class ReadinessFinding(BaseModel):

@@ -352,6 +352,8 @@ def stage_arguments(job: JobRow, spec: JobSpec, inputs: Inputs, *, script_root: 
     arguments = _arguments(job, spec, _Relative(inputs, script_root))
     if spec.declared_only and spec.declared is not None:
         arguments = {name: value for name, value in arguments.items() if name in spec.declared}
+    for name in spec.withheld:
+        arguments.pop(name, None)
     render = render_pairs if _argument_style(job, spec) is ArgumentStyle.PAIRS else render_equals
     return render(arguments, false_as=spec.false_as, forms=spec.forms)
 

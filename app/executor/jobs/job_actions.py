@@ -44,7 +44,6 @@ from app.executor.runs.metrics import Point
 from app.executor.runs.observe import NOTHING_SAID, RunDigest, RunObserver
 from app.executor.runs.progress import Progress
 from app.executor.runs.run_folder import RunFolder
-from app.registry.dataset_check import columns_of
 from app.registry.method_record import Method
 from app.store import job_queries, models
 from app.store import jobs as store
@@ -287,7 +286,7 @@ class JobActions:
         warnings: Sequence[Violation] = ()
         if changes:
             assert method is not None
-            asked = columns_of(data.columns, data.rows, data.report) if data and job.model_id is None else None
+            asked = self._submissions.data_of(data) if data and job.model_id is None else None
             warnings = await self._submissions.checked_again(made, method, changes, asked)
         found = None if wanted.resume is False else await self._checkpoint_of(job)
         if wanted.resume is True and found is None:

@@ -1,4 +1,4 @@
-"""Check a submission's parameters and columns against the declarations of its stages' scripts."""
+"""Check a submission's parameters and rows against what its stages' scripts declare and learn from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,16 +10,15 @@ from app.domain.kinds import Stage
 from app.domain.known_parameters import KnownParameter, known_at
 from app.domain.lifecycle import producing_stage, trains
 from app.domain.parameters import ParameterCheck, check_parameters
-from app.domain.pointers import pointer
 from app.domain.rendering import ArgumentForm
 from app.domain.script_parameters import ParameterKind, ScriptParameters
-from app.presets.catalogue import DataColumns, load_manifests, script_path
-from app.registry.dataset_check import Column
+from app.executor.jobs.data_check import CheckedData, Data, check_data
+from app.presets.catalogue import load_manifests
+from app.registry.method_guide import passed_argument_notes
 from app.registry.method_record import Method
+from app.registry.row_surveys import RowSurvey, RowSurveys
 from app.registry.script_reading import ScriptReader
-from app.registry.scripts import digest_of
 
-_COLUMN_PARAMETERS = ("input_train_name", "output_train_name")
 _NOTHING = ScriptParameters(accepts_unknown=True)
 
 
@@ -32,6 +31,12 @@ class CheckedParameters:
     given_to: Mapping[Stage, Mapping[str, Any]] = field(default_factory=dict)
     violations: tuple[Violation, ...] = ()
     warnings: tuple[Violation, ...] = ()
+    withheld_from: Mapping[Stage, tuple[str, ...]] = field(default_factory=dict)
+    survey: RowSurvey | None = None
+
+    def withheld(self, stage: Stage) -> tuple[str, ...]:
+        """Return the platform's arguments that the script would take for others of its own."""
+        return self.withheld_from.get(stage, ())
 
     def given(self, stage: Stage) -> dict[str, Any]:
         """Return the caller's parameters that the stage gets."""
@@ -58,11 +63,12 @@ class StageParameters:
 
     def __init__(self, reader: ScriptReader) -> None:
         self._reader = reader
+        self._surveys = RowSurveys()
 
     def check(
-        self, method: Method, stages: Sequence[Stage], values: Mapping[str, Any], columns: Sequence[Column] | None
+        self, method: Method, stages: Sequence[Stage], values: Mapping[str, Any], data: Data | None
     ) -> CheckedParameters:
-        """Check `values` for these stages, and the columns of the data set (`None`: not checked). Blocks."""
+        """Check `values` for these stages, and the rows of the data set (`None`: not checked). Blocks."""
         scripts = {stage: self.read(method, stage) for stage in stages}
         targets = _target_stages(method, stages)
         lifecycle = method.definition.lifecycle or ()
@@ -80,15 +86,25 @@ class StageParameters:
             for stage in stages
         }
         violations = [violation for check in checks.values() for violation in check.violations]
-        if columns is not None and targets:
-            violations += _column_problems(method, targets[0], values, columns)
         warnings = [warning for check in checks.values() for warning in check.warnings]
+        withheld = {}
+        for stage, script in scripts.items():
+            notes = passed_argument_notes(method.definition, stage, script, "/method")
+            violations += [note for note in notes if note.code == "argument_undeclared"]
+            taken = [note for note in notes if note.code == "argument_abbreviates"]
+            warnings += [replace(note, code="argument_withheld") for note in taken]
+            withheld[stage] = tuple(note.params["name"] for note in taken)
+        rows = CheckedData()
+        if data is not None and targets:
+            rows = check_data(self._surveys, method, targets[0], values, data)
         return CheckedParameters(
             scripts=scripts,
             checks=checks,
             given_to=given_to,
-            violations=_distinct(violations),
-            warnings=_distinct(warnings),
+            violations=(*_distinct(violations), *rows.violations),
+            warnings=(*_distinct(warnings), *rows.warnings),
+            withheld_from=withheld,
+            survey=rows.survey,
         )
 
     def read(self, method: Method, stage: Stage) -> ScriptParameters:
@@ -99,7 +115,7 @@ class StageParameters:
 
 def _distinct(found: Sequence[Violation]) -> tuple[Violation, ...]:
     """Remove duplicates: two stages may report the same violation."""
-    return tuple({(violation.pointer, violation.code): violation for violation in found}.values())
+    return tuple({(one.pointer, one.code, *map(str, one.params.values())): one for one in found}.values())
 
 
 def _target_stages(method: Method, stages: Sequence[Stage]) -> list[Stage]:
@@ -131,72 +147,3 @@ def _typical(preset: str | None, stage: Stage, *, producing: bool) -> Mapping[st
         high = platform.maximum if info.maximum is None else info.maximum
         typical[info.name] = replace(platform, minimum=low, maximum=high)
     return typical
-
-
-def _column_problems(
-    method: Method, stage: Stage, values: Mapping[str, Any], columns: Sequence[Column]
-) -> list[Violation]:
-    """Return which columns the data set lacks, or lacks in some rows.
-
-    Those that the parameters name are needed, else those of a shipped script.
-    """
-    named = {name: values[name] for name in _COLUMN_PARAMETERS if isinstance(values.get(name), str) and values[name]}
-    shipped = _shipped_columns(method, stage)
-    there = {column.name: column for column in columns}
-    listed = ", ".join(there)
-    found = []
-    if shipped is not None:
-        if wanted := _wanted_columns(shipped, named, there):
-            found.append(Violation("/dataset", "columns_missing", {"wanted": wanted, "columns": listed}))
-        elif not _all_named(shipped, named):
-            found += [_incomplete("/dataset", column) for column in _incomplete_columns(shipped, there)]
-    if shipped is None or _all_named(shipped, named):
-        for name, column in named.items():
-            at = pointer("parameters", name)
-            if column not in there:
-                found.append(Violation(at, "column_missing", {"column": column, "columns": listed}))
-            elif there[column].first_missing is not None:
-                found.append(_incomplete(at, there[column]))
-    return found
-
-
-def _incomplete(at: str, column: Column) -> Violation:
-    params = {"column": column.name, "line": column.first_missing, "rows": column.rows}
-    return Violation(at, "column_incomplete", params)
-
-
-def _incomplete_columns(shipped: DataColumns, columns: Mapping[str, Column]) -> list[Column]:
-    """Return the columns that have no value in some row, unless one of the alternatives is whole."""
-    alternatives = [
-        [columns[name] for name in names if columns[name].first_missing is not None]
-        for names in shipped.any_of
-        if set(names) <= columns.keys()
-    ]
-    return min(alternatives, key=len, default=[])
-
-
-def _wanted_columns(shipped: DataColumns, named: Mapping[str, str], columns: Mapping[str, Column]) -> str:
-    """Return what is missing, as alternatives; an empty text if nothing is."""
-    needs = [shipped.any_of] if not _all_named(shipped, named) else []
-    if shipped.pictures_in:
-        needs.append(tuple((column,) for column in shipped.pictures_in))
-    missing = [any_of for any_of in needs if not any(set(wanted) <= columns.keys() for wanted in any_of)]
-    return "; ".join(" / ".join(" + ".join(wanted) for wanted in any_of) for any_of in missing)
-
-
-def _all_named(shipped: DataColumns, named: Mapping[str, str]) -> bool:
-    return bool(shipped.named_by) and all(name in named for name in shipped.named_by)
-
-
-def _shipped_columns(method: Method, stage: Stage) -> DataColumns | None:
-    """Return what a shipped script wants; None for any other, also for one that a user has changed."""
-    pinned = method.files.get(stage)
-    manifest = next((manifest for manifest in load_manifests() if manifest.name == method.preset), None)
-    if pinned is None or manifest is None:
-        return None
-    return manifest.columns if pinned.sha256 in _shipped_digests(manifest.files) else None
-
-
-@cache
-def _shipped_digests(files: tuple[str, ...]) -> frozenset[str]:
-    return frozenset(digest_of(script_path(file).read_bytes()).sha256 for file in files)

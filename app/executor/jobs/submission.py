@@ -28,6 +28,8 @@ from app.domain.names import BASE_ENVIRONMENT
 from app.domain.plain_text import shown
 from app.domain.retries import policy_violations
 from app.executor.jobs.base_model_builds import build_before, must_be_made
+from app.executor.jobs.data_check import Data
+from app.executor.jobs.estimates import Estimate, estimate
 from app.executor.jobs.requests import JobSubmit
 from app.executor.jobs.runnability import unrunnable
 from app.executor.jobs.stage_parameters import CheckedParameters, StageParameters
@@ -36,7 +38,7 @@ from app.presets.catalogue import OLLAMA_SCRIPT, script_path
 from app.registry.base_model_card import BaseModelCard
 from app.registry.base_model_findings import Severity, findings
 from app.registry.base_models import BaseModels
-from app.registry.dataset_check import Column, columns_of
+from app.registry.dataset_check import columns_of
 from app.registry.dataset_files import Inspection, locate
 from app.registry.datasets import Datasets
 from app.registry.method_record import Method, method_of
@@ -99,6 +101,11 @@ class Plan:
     inspection: Inspection | None = None
     base_unmade: bool = False
     card: BaseModelCard | None = None
+    checked: CheckedParameters | None = None
+
+    def estimate(self) -> Estimate | None:
+        """Return what the submission would do; None if it is refused."""
+        return None if self.error is not None or self.checked is None else estimate(self.jobs, self.checked)
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,7 @@ class _Inputs:
     base_model: Named | None
     dataset: Named | None
     model: ModelRow | None
-    columns: Sequence[Column] | None
+    data: Data | None
     violations: Sequence[Violation]
     inspection: Inspection | None = None
     base_unmade: bool = False
@@ -187,7 +194,7 @@ class Submissions:
         return Submitted(jobs=plan.jobs, warnings=[*plan.warnings, *told])
 
     async def checked_again(
-        self, jobs: Sequence[JobRow], method: Method, parameters: Mapping[str, Any], columns: Sequence[Column] | None
+        self, jobs: Sequence[JobRow], method: Method, parameters: Mapping[str, Any], data: Data | None
     ) -> Sequence[Violation]:
         """Change the parameters of jobs that are not queued yet, checked against the version that they run.
 
@@ -196,7 +203,7 @@ class Submissions:
         given = {name: value for job in reversed(jobs) for name, value in job.parameters.items()}
         values = {name: value for name, value in {**given, **parameters}.items() if value is not None}
         stages = [as_stage(job.kind) for job in jobs]
-        checked = await asyncio.to_thread(self._parameters.check, method, stages, values, columns)
+        checked = await asyncio.to_thread(self._parameters.check, method, stages, values, data)
         if checked.violations:
             raise InvalidRequest(list(checked.violations))
         for job in jobs:
@@ -264,7 +271,7 @@ class Submissions:
         found += _unknown_environments(method, stages, known.environments)
         deployment, wrong = _deployment(method, request, stages, known.target)
         found += wrong
-        checked = self._parameters.check(method, stages, request.parameters, inputs.columns)
+        checked = self._parameters.check(method, stages, request.parameters, inputs.data)
         found += checked.violations
         if found:
             raise InvalidRequest(found)
@@ -280,6 +287,7 @@ class Submissions:
             inspection=inputs.inspection,
             base_unmade=inputs.base_unmade,
             card=inputs.card,
+            checked=checked,
         )
 
     def _check_disk(self) -> None:
@@ -292,7 +300,7 @@ class Submissions:
             return self._inputs_of_model(known.model, known.base_model, needed)
         if request.stage is not None and request.model is not None:
             unknown = Violation("/model", "unknown_model", {"model": request.model})
-            return _Inputs(base_model=None, dataset=None, model=None, columns=None, violations=[unknown])
+            return _Inputs(base_model=None, dataset=None, model=None, data=None, violations=[unknown])
         found: list[Violation] = []
         base, data = known.base_model, known.dataset
         if request.base_model is None:
@@ -318,7 +326,7 @@ class Submissions:
             base_model=_named_base(base, card) if base is not None else None,
             dataset=self._named_data(data, inspection) if data is not None else None,
             model=None,
-            columns=_columns(data, inspection),
+            data=self.data_of(data, inspection) if data is not None else None,
             violations=found,
             inspection=inspection,
             base_unmade=unmade,
@@ -365,7 +373,7 @@ class Submissions:
             ),
             dataset=data,
             model=model,
-            columns=None,
+            data=None,
             violations=wrong,
         )
 
@@ -376,6 +384,13 @@ class Submissions:
         converted = row.source["jsonl"] if row.source is not None else None
         path = converted or self._home.relative(locate(self._home.absolute(row.path)).rows)
         return Named(id=row.id, name=row.name, path=path, digest=row.digest)
+
+    def data_of(self, row: DatasetRow, inspection: Inspection | None = None) -> Data:
+        """Return the file of a data set and its columns, as they are now if it was read again."""
+        if inspection is not None:
+            return Data(inspection.jsonl, inspection.digest, inspection.report.columns)
+        jsonl = self._home.absolute(self._named_data(row, None).path)
+        return Data(jsonl, row.digest, columns_of(row.columns, row.rows, row.report))
 
     # ---- the chain --------------------------------------------------------------------------------------------------
 
@@ -398,6 +413,7 @@ class Submissions:
                 launcher=method.definition.launcher(stage),
                 declared=checked.declared(stage),
                 declared_only=method.definition.arguments.declared_only,
+                withheld=checked.withheld(stage),
                 false_as=method.definition.arguments.false_as,
                 forms=checked.forms(stage),
                 base_model=inputs.base_model,
@@ -430,12 +446,6 @@ class Submissions:
             )
         store.link(jobs)
         return jobs
-
-
-def _columns(row: DatasetRow | None, inspection: Inspection | None) -> Sequence[Column] | None:
-    if inspection is not None:
-        return inspection.report.columns
-    return None if row is None else columns_of(row.columns, row.rows, row.report)
 
 
 def _named_base(row: BaseModelRow, card: BaseModelCard | None) -> Named:

@@ -90,6 +90,7 @@ class JobSpec(_Frozen):
     launcher: Launcher = Launcher()
     declared: tuple[str, ...] | None = None
     declared_only: bool = False
+    withheld: tuple[str, ...] = ()  # the script would take them for abbreviations of its own
     false_as: str = "False"
     forms: dict[str, ArgumentForm] = {}
     base_model: Named | None = None

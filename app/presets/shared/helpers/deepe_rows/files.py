@@ -91,6 +91,10 @@ def read_file(path: Path, wanted: Wanted, limit: int = -1) -> tuple[list[Example
             continue
         if example is not None:
             found.append(example)
+    try:
+        reader.close()
+    except RowProblem as problem:
+        raise Refused(f"{path.name}: {problem.sentence()}") from problem
     if count:
         more = f"; {count - len(wrong)} more rows are wrong" if count > len(wrong) else ""
         raise Refused("; ".join(wrong) + more)

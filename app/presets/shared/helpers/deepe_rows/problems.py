@@ -12,7 +12,7 @@ SENTENCES: Mapping[str, str] = {
         "output_train_name, or use one of these: {wanted}"
     ),
     "row_columns_unknown": ("the columns to learn from are missing; there are: {columns}. Use one of these: {wanted}"),
-    "row_column_missing": "column '{column}' is missing; there are: {columns}",
+    "row_column_missing": "no row has the column '{column}'; there are: {columns}",
     "row_forms_several": (
         "the row can be read in several ways: {forms}. Say which one with data_form, or name the columns "
         "with input_train_name and output_train_name"

@@ -20,6 +20,8 @@ class Reader:
     def __init__(self, wanted: Wanted, source: str = "") -> None:
         self._telling = Telling(wanted, source)
         self._fixed = _fixed_form(wanted)
+        self._unseen = set(self._fixed.columns if self._fixed is not None else ())
+        self._seen: dict[str, None] = {}
         self._forms: dict[tuple[tuple[str, ...], tuple[str, ...]], Form] = {}
 
     @property
@@ -33,6 +35,8 @@ class Reader:
         if not isinstance(raw, dict):
             raise RowProblem("row_not_object", found=shown(raw))
         form = self._form_of(raw)
+        if self._fixed is not None:  # a column that a row lacks is one without a value
+            raw = {**dict.fromkeys(form.columns), **raw}
         kind = next(kind for kind in form.kinds if kind in telling.wanted.kinds)
         telling.report.forms[form.name] += 1
         example = READERS[kind](form, raw, telling)
@@ -40,11 +44,16 @@ class Reader:
             telling.report.kinds[kind] += 1
         return example
 
+    def close(self) -> None:
+        """Raise `RowProblem` if no row has a column that was asked for: its name is wrong."""
+        if self._unseen and self.report.rows:
+            raise RowProblem("row_column_missing", column=min(self._unseen), columns=listed(self._seen))
+
     def _form_of(self, raw: Mapping[str, Any]) -> Form:
         if self._fixed is not None:
-            for column in self._fixed.columns:
-                if column not in raw:
-                    raise RowProblem("row_column_missing", column=column, columns=listed(raw))
+            if self._unseen:
+                self._unseen.difference_update(raw)
+                self._seen.update(dict.fromkeys(list(raw)[:REMEMBERED_SHAPES]))
             return self._fixed
         nulls = [name for name, value in raw.items() if value is None] if None in raw.values() else ()
         shape = (tuple(raw), tuple(nulls))

@@ -1,0 +1,135 @@
+"""What the rows of a data set become for a method: read as its script reads them, before anything is queued.
+
+The reader is the scripts' own (`deepe_rows`). A large file is read by another process, so that the service goes on
+answering; what was found is remembered by the digest of the file.
+"""
+
+import json
+import subprocess
+import sys
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any, Final
+
+from app.domain.errors import Violation
+from app.presets.catalogue import helpers_dir
+from app.presets.shared.helpers.deepe_rows import Refused
+from app.presets.shared.helpers.deepe_rows.survey import survey, wanted_of
+
+INLINE_BYTES: Final = 256 * 1024
+PATIENCE_SECONDS: Final = 600
+_REMEMBERED: Final = 512
+_LISTED_ALIKE: Final = 3
+
+
+@dataclass(frozen=True)
+class RowsWanted:
+    """What a method learns from, and how the caller wants the rows to be read."""
+
+    kinds: tuple[str, ...]
+    tools: bool = True
+    pictures: bool = False
+    columns: tuple[str, str] | None = None
+    form: str | None = None
+    limit: int = -1
+    """Rows from the beginning that are used; all if it is not positive."""
+
+
+@dataclass(frozen=True)
+class RowSurvey:
+    """What was found; see `deepe_rows.survey`."""
+
+    found: Mapping[str, Any]
+    needs_pictures: bool = False
+
+    @property
+    def rows(self) -> int:
+        """The rows that were read."""
+        return int(self.found["rows"])
+
+    @property
+    def examples(self) -> int:
+        """The rows that something is learned from."""
+        return sum(self.found["kinds"].values())
+
+    @property
+    def sequences(self) -> int:
+        """What is learned, one for each answer."""
+        return int(self.found["sequences"])
+
+    @property
+    def tokens_per_sequence(self) -> float | None:
+        """An estimate, without a tokenizer."""
+        found: float | None = self.found["tokens_per_sequence"]
+        return found
+
+    def violations(self, columns: Sequence[str]) -> list[Violation]:
+        """Return why the data cannot be learned from; rows with the same fault are listed a few times only."""
+        if "refused" in self.found:
+            return [Violation("/dataset", "dataset_rows_unreadable", {"reason": self.found["refused"]})]
+        listed: dict[str, int] = {}
+        found = []
+        for problem in self.found["problems"]:
+            code = problem["code"]
+            listed[code] = listed.get(code, 0) + 1
+            if code == "row_columns_missing":
+                if listed[code] == 1:
+                    params = {"wanted": problem["params"]["wanted"], "columns": ", ".join(columns)}
+                    found.append(Violation("/dataset", "columns_missing", params))
+            elif listed[code] <= _LISTED_ALIKE:
+                place = f", {problem['pointer']}" if problem["pointer"] else ""
+                params = {**problem["params"], "line": problem["line"], "place": place}
+                found.append(Violation("/dataset", code, params))
+        if (count := self.found["problem_count"]) > 1:
+            found.append(Violation("/dataset", "dataset_rows_refused", {"count": count, "rows": self.rows}))
+        if not found and self.needs_pictures and not self.found["features"].get("pictures"):
+            found.append(Violation("/dataset", "dataset_without_pictures", {"rows": self.rows}))
+        if not found and not self.examples:
+            found.append(Violation("/dataset", "dataset_nothing_to_learn", {"rows": self.rows}))
+        return found
+
+    def warnings(self) -> list[Violation]:
+        """Return what is left out of the rows, and what is unusual about those that are used."""
+        return [self._counted(**one) for one in (*self.found["left_out"], *self.found["said"])]
+
+    def _counted(self, code: str, about: str, rows: int, lines: Sequence[int]) -> Violation:
+        first = ", ".join(map(str, lines)) + (", ..." if rows > len(lines) else "")
+        params = {"rows": rows, "total": self.rows, "lines": first, "column": about, "key": about}
+        return Violation("/dataset", code, params)
+
+
+class RowSurveys:
+    """Reads data sets for methods. Blocks: call it in a thread."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._remembered: OrderedDict[tuple[str, RowsWanted], RowSurvey] = OrderedDict()
+
+    def of(self, jsonl: Path, digest: str, wanted: RowsWanted) -> RowSurvey:
+        """Return what the rows of the file with this digest become."""
+        key = (digest, wanted)
+        with self._lock:
+            if key in self._remembered:
+                self._remembered.move_to_end(key)
+                return self._remembered[key]
+        found = RowSurvey(_read(jsonl, wanted), needs_pictures=wanted.pictures)
+        with self._lock:
+            self._remembered[key] = found
+            if len(self._remembered) > _REMEMBERED:
+                self._remembered.popitem(last=False)
+        return found
+
+
+def _read(jsonl: Path, wanted: RowsWanted) -> Mapping[str, Any]:
+    if jsonl.stat().st_size <= INLINE_BYTES:
+        try:
+            return survey(jsonl, wanted_of(asdict(wanted)), wanted.limit)
+        except Refused as error:
+            return {"refused": str(error)}
+    program = [sys.executable, "-E", "-s", "-m", "deepe_rows.survey", str(jsonl), json.dumps(asdict(wanted))]
+    done = subprocess.run(program, cwd=helpers_dir(), capture_output=True, timeout=PATIENCE_SECONDS, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
