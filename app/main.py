@@ -45,6 +45,7 @@ from app.api.routes.system import Readiness
 from app.domain.enums import Platform
 from app.domain.retention import Retention, RetentionTarget
 from app.domain.webhooks import AddressPolicy
+from app.executor.jobs.base_model_builds import BaseModelDownloads
 from app.executor.jobs.chat_service import ChatService
 from app.executor.jobs.failure_suggestions import FailureSuggestions
 from app.executor.jobs.inference_requests import InferenceRequests
@@ -165,6 +166,7 @@ def build_services(
             submissions=submissions,
             failure_suggestions=FailureSuggestions(parameters),
             observer=RunObserver(home),
+            downloads=BaseModelDownloads(base_models=base_models_, home=home, clock=clock),
             clock=clock,
         ),
         inference_requests=InferenceRequests(database=database, methods=methods_, home=home, clock=clock),

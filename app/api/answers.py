@@ -1,20 +1,38 @@
-"""Send a model's answer as events or as one document."""
+"""Answer with what a job does: the job that was ordered, a model's answer as events or as one document."""
 
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from fastapi import Request
+from fastapi import Request, Response
+from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.api.dependencies import Services
+from app.api.dependencies import Services, notify_after_commit
 from app.api.schemas.chat import ChatAnswer, ChatEnd
-from app.api.schemas.jobs import reason_detail
+from app.api.schemas.jobs import JobRead, job_read, reason_detail
 from app.api.sse import ServerEvent
 from app.domain.enums import EndReason
 from app.domain.texts import Language
 from app.executor.jobs.chat_service import AnswerEnd, AnswerImage, AnswerText
+from app.executor.jobs.job_views import JobDetails
 from app.executor.runs.inference_protocol import FinishReason
 from app.store import jobs
+
+
+def ordered(
+    details: JobDetails,
+    session: AsyncSession,
+    services: Services,
+    language: Language,
+    response: Response,
+    *,
+    is_new: bool,
+) -> JobRead:
+    """Return the job that was ordered (201), or is at it already (200)."""
+    notify_after_commit(session, services.notifier, details.view.job.id)
+    response.status_code = 201 if is_new else 200
+    response.headers["Location"] = f"/api/v1/jobs/{details.view.job.id}"
+    return job_read(details, language)
 
 
 async def answer_events(services: Services, job_id: str, language: Language) -> AsyncGenerator[ServerEvent, None]:

@@ -6,9 +6,10 @@ from typing import Annotated, Any
 import typer
 
 from app.cli.client import Api, segment
-from app.cli.command import DEFAULT_URL, AsJson, Limit, Url, typed
+from app.cli.command import DEFAULT_URL, AsJson, ExitCode, Limit, Url, typed
 from app.cli.output import print_fields, print_json, print_table, size, write
 from app.cli.transfer import Continue, Target, download, upload_files
+from app.cli.watch import watch_to_end
 
 app = typer.Typer(no_args_is_help=True, help="Base models: what trainings start from.")
 
@@ -50,6 +51,32 @@ def add_base_model(
     with Api(url) as api:
         made = api.post("/base-models", body)
     _print_made(made, as_json=as_json)
+
+
+@app.command()
+def fetch(
+    repository: Annotated[str, typer.Argument(metavar="ORGANISATION/NAME", help="Name of the model on the hub.")],
+    name: Annotated[str | None, typer.Option("--name", help="What it is called. Default: its name on the hub.")] = None,
+    revision: Annotated[str, typer.Option("--revision", help="Branch, tag or commit.")] = "main",
+    description: Description = "",
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Watch to the end.")] = False,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Have a worker download a model from a hub (HF_ENDPOINT and HF_TOKEN of the worker) and register it."""
+    body = {
+        "name": name or repository.rpartition("/")[2], "repository": repository, "revision": revision,
+        "description": description,
+    }  # fmt: skip
+    with Api(url) as api:
+        job = api.post("/base-models:download", body)
+        if watch:
+            if any(ended["status"] != "succeeded" for ended in watch_to_end(api, job["id"], as_json=as_json)):
+                raise typer.Exit(ExitCode.FAILED)
+        elif as_json:
+            print_json(job)
+        else:
+            write(f"{job['id']}\nWatch it: {typed('jobs watch')} {job['id']}\n")
 
 
 @app.command()

@@ -188,6 +188,11 @@ def helpers_dir() -> Path:
     return SHARED / "helpers"
 
 
+def download_program() -> Path:
+    """Return the program that downloads a model from a hub."""
+    return SHARED / "download_model.py"
+
+
 def environment_specs() -> dict[str, Path]:
     """Return the `environment.yml` of each environment that the shipped methods need, by name."""
     return {file.stem: file for file in sorted((SHARED / "environments").glob("*.yml"))}

@@ -6,7 +6,8 @@ one that is no whole model any more is refused.
 
 import asyncio
 import itertools
-from collections.abc import Callable, Collection, Iterator, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -37,6 +38,8 @@ from app.store.usage import unfinished_jobs
 _DEPTH: Final = 3  # models/<organisation>/<model>, and one more
 _REMEMBERED: Final = 1024
 _MAX_NAME_BYTES: Final = 200
+_REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+_REVISION: Final = re.compile(r"[A-Za-z0-9][\w./-]{0,199}", re.ASCII)
 
 
 class BaseModelInUse(Conflict):
@@ -77,6 +80,11 @@ class BaseModelFiles:
 
     files: Sequence[Uploaded]
     registered: bool
+
+
+def hub_recipe(repository: str, revision: str) -> dict[str, str]:
+    """Return what a base model's row says of a model on a hub."""
+    return {"repository": repository, "revision": revision}
 
 
 def is_unmade(row: BaseModelRow) -> bool:
@@ -136,6 +144,21 @@ class BaseModels:
         await named.insert(session, row)
         if prepared.uploaded is not None:  # the row first: it decides who of two may have the name
             await asyncio.to_thread(prepared.uploaded.rename, prepared.folder)
+        return row
+
+    async def register_of_hub(
+        self, session: AsyncSession, *, name: str, recipe: Mapping[str, str], card: BaseModelCard, description: str
+    ) -> BaseModelRow:
+        """Register a model that is going to be downloaded; the one of this name if it is the same model."""
+        with together_with([*name_violations(name), *_hub_violations(recipe)]):
+            known = await named.find(session, BaseModelRow, name)
+        if known is not None and known.recipe == recipe:
+            return known
+        place = await asyncio.to_thread(_free_place, self._home.models, normal_name(name))
+        prepared = Prepared(name=normal_name(name), folder=place, card=card)
+        row = await self.create(session, prepared, description=description)
+        row.recipe = dict(recipe)
+        await session.flush()
         return row
 
     def current_card(self, row: BaseModelRow) -> BaseModelCard:
@@ -244,6 +267,14 @@ def _model_folders(root: Path, folder: Path, *, depth: int) -> Iterator[Path]:
             yield entry
         elif depth > 1 and not entry.is_symlink():
             yield from _model_folders(root, entry, depth=depth - 1)
+
+
+def _hub_violations(recipe: Mapping[str, str]) -> list[Violation]:
+    return [
+        Violation(f"/{name}", "invalid_hub_name", {"given": shown(recipe[name])})
+        for name, form in (("repository", _REPOSITORY), ("revision", _REVISION))
+        if not form.fullmatch(recipe[name]) or ".." in recipe[name]
+    ]
 
 
 def _free_place(models: Path, name: str) -> Path:

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -42,10 +42,10 @@ async def builds(app: JobsApp) -> list[dict[str, Any]]:
     return items
 
 
-async def make(app: JobsApp, job: str) -> None:
+async def make(app: JobsApp, job: str, name: str = "tiny-base") -> None:
     """Play the node that makes the base model."""
     won = await app.runner.start(job)
-    base = await app.get("/base-models/tiny-base")
+    base = await app.get(f"/base-models/{name}")
     folder = app.services.home.absolute(base["path"])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"dtype": "float32"}))
@@ -210,3 +210,50 @@ class TestEnd:
                 await app.post(f"/jobs/{waited_for.id}:cancel")
             else:
                 assert job["reason"] == "base_model_build_failed"
+
+
+class TestDownload:
+    WANTED: ClassVar = {"name": "Qwen", "repository": "Qwen/Qwen2.5-1.5B"}
+
+    async def test_registers_the_model_and_orders_one_job(self, app: JobsApp) -> None:
+        job = await app.post("/base-models:download", self.WANTED, 201)
+        again = await app.post("/base-models:download", self.WANTED, 200)
+        base = await app.get("/base-models/Qwen")
+        waiting = await submit(app, base_model="Qwen")
+
+        assert (job["stage"], job["status"], job["environment"]) == ("base-model", "queued", "base")
+        assert again["id"] == job["id"] == build_of(waiting)
+        assert (base["made_on_first_use"], base["path"]) == (True, "models/Qwen")
+        assert not any(base["findings"].values())
+        assert app.notifier.notified.count(job["id"]) == 2
+
+    async def test_another_model_under_the_name_is_refused(self, app: JobsApp) -> None:
+        await app.post("/base-models:download", self.WANTED, 201)
+
+        taken = await app.post("/base-models:download", {**self.WANTED, "revision": "v2"}, 409)
+
+        assert taken["code"] == "name_taken"
+
+    async def test_one_that_is_there_is_not_downloaded_again(self, app: JobsApp) -> None:
+        await app.post("/base-models:download", self.WANTED, 201)
+        (build,) = await builds(app)
+        await make(app, build["id"], "Qwen")
+
+        there = await app.post("/base-models:download", self.WANTED, 409)
+
+        assert there["code"] == "base_model_there"
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("repository", "../x"),
+            ("repository", "a/b/c"),
+            ("repository", "--x"),
+            ("revision", "../main"),
+            ("revision", ""),
+        ],
+    )
+    async def test_names_of_hubs_are_checked(self, app: JobsApp, field: str, value: str) -> None:
+        refused = await app.post("/base-models:download", {**self.WANTED, field: value}, 422)
+
+        assert [(one["pointer"], one["code"]) for one in refused["errors"]] == [(f"/{field}", "invalid_hub_name")]

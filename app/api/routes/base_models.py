@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 from fastapi import Depends, Header, Path, Request, Response
 from fastapi.responses import StreamingResponse
 
+from app.api.answers import ordered
 from app.api.dependencies import ReadSession, ServicesDep, WriteSession
 from app.api.downloads import (
     ARCHIVE_RESPONSES,
@@ -24,8 +25,10 @@ from app.api.idempotency import CreationDep, IdempotencyKeyReused
 from app.api.language import RequestLanguage
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
 from app.api.routing import Router
+from app.api.schemas.jobs import JobRead
 from app.api.schemas.resources import (
     BaseModelCreate,
+    BaseModelDownload,
     BaseModelFileList,
     BaseModelFileRead,
     BaseModelRead,
@@ -36,6 +39,7 @@ from app.api.schemas.resources import (
 )
 from app.domain.errors import InvalidRequest
 from app.domain.plain_text import shown
+from app.executor.jobs.base_model_builds import BaseModelThere
 from app.registry.base_model_card import BaseModelUnreadable, NotABaseModel
 from app.registry.base_model_uploads import (
     NothingUploaded,
@@ -151,6 +155,30 @@ async def create_base_model(
 async def list_unregistered_base_models(session: ReadSession, services: ServicesDep) -> UnregisteredBaseModels:
     """List folders under `models/` that look like models and have no entry yet."""
     return UnregisteredBaseModels(items=await services.base_models.unregistered(session))
+
+
+@router.post(
+    "/base-models:download",
+    status_code=201,
+    responses={
+        200: {"model": JobRead, "description": "It is being downloaded already: that job."},
+        **problem_responses(InvalidRequest, NameTaken, BaseModelThere),
+    },
+)
+async def download_base_model(
+    wanted: BaseModelDownload,
+    session: WriteSession,
+    services: ServicesDep,
+    language: RequestLanguage,
+    response: Response,
+) -> JobRead:
+    """Register a model of a hub and order the job that downloads it, on a node, with its progress as events.
+
+    The hub is the one of `HF_ENDPOINT` of the worker. Sizes and digests are compared; what broke off is continued when
+    the same is ordered again, or by the next submit that needs the model.
+    """
+    details, is_new = await services.job_actions.download_base_model(session, **wanted.model_dump())
+    return ordered(details, session, services, language, response, is_new=is_new)
 
 
 @router.get("/base-models/{base_model}", responses=problem_responses(BaseModelNotFound))

@@ -4,17 +4,17 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import Depends, Path, Query, Response
-from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.api.answers import ordered
 from app.api.conditional import IfMatch, StaleVersion, etag_of
-from app.api.dependencies import ReadSession, Services, ServicesDep, WriteSession, notify_after_commit
+from app.api.dependencies import ReadSession, ServicesDep, WriteSession
 from app.api.errors import PreconditionRequired, problem_responses
 from app.api.idempotency import CreationDep, IdempotencyKeyReused
 from app.api.language import RequestLanguage
 from app.api.list_response import page_by_name
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
 from app.api.routing import Router
-from app.api.schemas.jobs import JobRead, job_read
+from app.api.schemas.jobs import JobRead
 from app.api.schemas.resources import (
     EnvironmentBuildOptions,
     EnvironmentCreate,
@@ -33,7 +33,6 @@ from app.executor.jobs.environment_builds import (
     EnvironmentWithoutSpec,
     NoNode,
 )
-from app.executor.jobs.job_views import JobDetails
 from app.registry.environment_spec import EnvironmentSpecUnreadable
 from app.registry.environments import (
     EnvironmentInUse,
@@ -153,7 +152,7 @@ async def build_environment(
     options = options or EnvironmentBuildOptions()
     request = BuildRequest(node=node, locked=options.locked, lock_of=options.lock_of)
     details, is_new = await services.job_actions.build_environment(session, environment, request)
-    return _ordered(details, session, services, language, response, is_new=is_new)
+    return ordered(details, session, services, language, response, is_new=is_new)
 
 
 @router.post(
@@ -176,7 +175,7 @@ async def pack_environment(
 ) -> JobRead:
     """Pack an environment into one file under DEEPE_HOME; nodes of the same kind then build it without a network."""
     details, is_new = await services.job_actions.pack_environment(session, environment, node=node)
-    return _ordered(details, session, services, language, response, is_new=is_new)
+    return ordered(details, session, services, language, response, is_new=is_new)
 
 
 @router.get(
@@ -193,21 +192,6 @@ async def get_environment_lock(
 ) -> EnvironmentLock:
     """Read exactly which packages are installed, of the present spec."""
     return await services.job_actions.environments.lock(session, environment, node=node)
-
-
-def _ordered(
-    details: JobDetails,
-    session: AsyncSession,
-    services: Services,
-    language: Language,
-    response: Response,
-    *,
-    is_new: bool,
-) -> JobRead:
-    notify_after_commit(session, services.notifier, details.view.job.id)
-    response.status_code = 201 if is_new else 200
-    response.headers["Location"] = f"/api/v1/jobs/{details.view.job.id}"
-    return job_read(details, language)
 
 
 def _created_headers(body: Mapping[str, Any]) -> Mapping[str, str]:

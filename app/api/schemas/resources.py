@@ -55,6 +55,15 @@ class BaseModelFinding(BaseModel):
     detail: str = Field(description="What follows and what helps, in the caller's language.")
 
 
+class BaseModelDownload(_Body):
+    """A model of a hub to download and register."""
+
+    name: str = Field(description="Technical name, unique.", examples=["Qwen2.5-1.5B"])
+    repository: str = Field(description="Name on the hub.", examples=["Qwen/Qwen2.5-1.5B"])
+    revision: str = Field(default="main", description="Branch, tag or commit.", examples=["main"])
+    description: str = Field(default="", max_length=_MAX_TEXT)
+
+
 class BaseModelFileRead(BaseModel):
     """A file of a base model, or what is there of one that is being uploaded."""
 
@@ -83,7 +92,7 @@ class BaseModelRead(BaseModel):
         "null: it does not say."
     )
     made_on_first_use: bool = Field(
-        description="A sample whose files are not there yet: a job makes them before the first training that starts "
+        description="The files are not there yet: a job makes or downloads them before the first training that starts "
         "from it. The card is empty until then."
     )
     findings: dict[TrainingType, list[BaseModelFinding]] = Field(

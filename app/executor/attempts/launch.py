@@ -39,10 +39,17 @@ from app.executor.attempts.launchers import group_variables, stage_command, usab
 from app.executor.attempts.pinning import pinned
 from app.executor.attempts.script_status import ScriptStatus, status_variables
 from app.executor.engines.base import LaunchSpec
-from app.executor.environments.activation import ActivationFailed, builder_environment, interpreter, stage_environment
+from app.executor.environments.activation import (
+    ActivationFailed,
+    builder_environment,
+    interpreter,
+    network_variables,
+    stage_environment,
+)
 from app.executor.runs.job_spec import EnvironmentBuild, JobSpec, PinnedScript
 from app.executor.runs.run_folder import RunFolder
-from app.presets.catalogue import helpers_dir, sample_base_model
+from app.presets.catalogue import download_program, helpers_dir, sample_base_model
+from app.registry.base_model_uploads import FOLDER as UPLOADS
 from app.registry.method_files import MethodFiles, PinnedFile
 from app.registry.method_runs import ScriptToRun, script_to_run
 from app.registry.scripts import ScriptRoot
@@ -235,17 +242,12 @@ class StageLauncher:
         )
 
     async def _resolve_base_model(self, claim: Claim, run: RunFolder) -> LaunchSpec:
-        """Run a sample's program. It puts the folder in its place as a whole or not at all."""
+        """Run a sample's program, or a download. It puts the folder in its place as a whole or not at all."""
         spec = _spec(claim.job)
         assert spec.base_model is not None
-        assert spec.sample is not None
-        try:
-            sample = sample_base_model(spec.sample)
-        except KeyError as error:  # such as one of a newer version of the service
-            raise LaunchError(EndReason.SCRIPT_MISSING, file=spec.sample, detail="") from error
-        assert sample.program is not None
         prefix = await self._prefix(claim.job)
         folder = self._home.absolute(spec.base_model.path)
+        program, arguments = _program(spec, self._home)
         with ending_on_disk_errors():
             await asyncio.to_thread(folder.parent.mkdir, parents=True, exist_ok=True)
         extra = {
@@ -254,10 +256,12 @@ class StageLauncher:
             "DEEPE_EVENTS": str(run.events),
             **pinned([], self._prefixes.accelerators),
         }
+        if spec.hub is not None:  # through the proxy that installers use
+            extra |= network_variables(self._environ)
         return LaunchSpec(
             attempt_id=claim.attempt.id,
-            argv=(str(interpreter(prefix)), "-u", str(sample.program), *sample.arguments, "--output", str(folder)),
-            cwd=sample.program.parent,
+            argv=(str(interpreter(prefix)), "-u", str(program), *arguments, "--output", str(folder)),
+            cwd=program.parent,
             env=await self._activated(prefix, extra),
             output=run.output_log,
             grace_seconds=self._grace_seconds,
@@ -407,6 +411,21 @@ def _arguments(job: JobRow, spec: JobSpec, inputs: _Relative) -> dict[str, Any]:
             raise AssertionError(f"{job.kind} is no stage")
         case _:
             assert_never(job.kind)
+
+
+def _program(spec: JobSpec, home: Home) -> tuple[Path, tuple[str, ...]]:
+    """Return the program that makes a base model, and its arguments."""
+    assert spec.base_model is not None
+    if (hub := spec.hub) is not None:
+        draft = home.models / UPLOADS / f"download-{spec.base_model.id}"
+        return download_program(), (f"--repository={hub.repository}", f"--revision={hub.revision}", f"--draft={draft}")
+    assert spec.sample is not None
+    try:
+        sample = sample_base_model(spec.sample)
+    except KeyError as error:  # such as one of a newer version of the service
+        raise LaunchError(EndReason.SCRIPT_MISSING, file=spec.sample, detail="") from error
+    assert sample.program is not None
+    return sample.program, sample.arguments
 
 
 def _saving_dtype(spec: JobSpec) -> str:

@@ -18,11 +18,14 @@ STAGE_VARIABLES = (
     *("PATH", "HOME", "USER", "LANG", "LC_*", "TZ", "TMPDIR", "LD_LIBRARY_PATH"),
     *("CUDA_*", "NVIDIA_*", "NCCL_*", "OMP_*", "HF_*", "AI_PY_REDIS_*", "TRAINING_START_PORT"),
 )
-INSTALLER_VARIABLES = (
-    *("PIP_*", "CONDA_*", "CONDARC", "MAMBA_*", "MAMBARC", "RATTLER_*", "NETRC", "XDG_*_HOME"),
+NETWORK_VARIABLES = (
     *("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy"),
     *("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "ALL_PROXY", "NO_PROXY"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+)
+INSTALLER_VARIABLES = (
+    *("PIP_*", "CONDA_*", "CONDARC", "MAMBA_*", "MAMBARC", "RATTLER_*", "NETRC", "XDG_*_HOME"),
+    *NETWORK_VARIABLES,
 )
 # Left by an activated environment of the person who started the worker, or sending packages elsewhere.
 _NEVER = (
@@ -53,6 +56,11 @@ def stage_environment(base: Mapping[str, str], prefix: Path, extra: Mapping[str,
 def builder_environment(base: Mapping[str, str]) -> dict[str, str]:
     """Return the environment for building environments: a stage's, and the settings of installers."""
     return {**_allowed(base, STAGE_VARIABLES + INSTALLER_VARIABLES), **_PYTHON}
+
+
+def network_variables(base: Mapping[str, str]) -> dict[str, str]:
+    """Return what installers know of proxies and certificates, for programs that download."""
+    return {name: value for name, value in _allowed(base, NETWORK_VARIABLES).items() if name != "PATH"}
 
 
 def activated(base: Mapping[str, str], prefix: Path) -> dict[str, str]:

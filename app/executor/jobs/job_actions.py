@@ -15,7 +15,7 @@ from app.domain.kinds import LISTED_KINDS
 from app.domain.resuming import resumable
 from app.domain.transitions import TERMINAL
 from app.executor.attempts.checkpoints import newest_checkpoint
-from app.executor.jobs.base_model_builds import build_before, must_be_made
+from app.executor.jobs.base_model_builds import BaseModelDownloads, build_before, must_be_made
 from app.executor.jobs.comparison import Comparison, by_metric, differences, parameters_of
 from app.executor.jobs.environment_builds import BuildRequest, EnvironmentOrders
 from app.executor.jobs.failure_suggestions import (
@@ -122,11 +122,13 @@ class JobActions:
         submissions: Submissions,
         failure_suggestions: FailureSuggestions,
         observer: RunObserver,
+        downloads: BaseModelDownloads,
         clock: Callable[[], datetime],
     ) -> None:
         self._database = database
         self._failure_suggestions = failure_suggestions
         self.environments = EnvironmentOrders(home.environments)
+        self._downloads = downloads
         self._home = home
         self._submissions = submissions
         self._observer = observer
@@ -246,6 +248,15 @@ class JobActions:
     ) -> tuple[JobDetails, bool]:
         """Return the job that packs the environment, and whether it is a new one."""
         job, is_new = await self.environments.pack(session, environment, node=node)
+        return await self.get(session, job.id), is_new
+
+    async def download_base_model(
+        self, session: AsyncSession, *, name: str, repository: str, revision: str, description: str
+    ) -> tuple[JobDetails, bool]:
+        """Return the job that downloads the base model, and whether it is a new one."""
+        job, is_new = await self._downloads.order(
+            session, name=name, repository=repository, revision=revision, description=description
+        )
         return await self.get(session, job.id), is_new
 
     # ---- inside -----------------------------------------------------------------------------------------------------

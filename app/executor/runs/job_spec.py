@@ -78,6 +78,13 @@ class EnvironmentBuild(_Frozen):
     lock: EnvironmentLock | None = None
 
 
+class HubModel(_Frozen):
+    """A model on a hub."""
+
+    repository: str
+    revision: str
+
+
 class JobSpec(_Frozen):
     """Everything that the arguments of a job are made of, save what only the launch knows.
 
@@ -99,6 +106,7 @@ class JobSpec(_Frozen):
     question: InferenceRequest | None = None  # the key in rows of earlier releases
     deployment: Deployment | None = None
     build: EnvironmentBuild | None = None
+    hub: HubModel | None = None  # what is downloaded as the base model
     sample: str | None = None  # sample of the product whose program makes the base model
     resume_of: str | None = None  # job whose newest checkpoint the first attempt goes on from
     wait: bool = False  # for an environment that no node has or can build yet
