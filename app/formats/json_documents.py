@@ -19,7 +19,6 @@ WRAPPERS: Final = frozenset(
 _BLOCK: Final = 256 * 1024
 _NEAR_THE_END: Final = 16  # characters: the longest word or escape that can be cut in two
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
-_LINE_BREAK: Final = re.compile(r"[\r\n]+[ \t\r\n]*")  # never inside of a string
 _DECODER: Final = json.JSONDecoder()
 _KINDS: Final = {list: "[…]", str: '"…"', int: "123", float: "1.5", bool: "true/false", type(None): "null"}
 
@@ -32,8 +31,7 @@ def document_rows(text: io.TextIOWrapper, source: Source, *, max_characters: int
     else:
         yield from _member(window, source)
     if window.next_character():
-        line, _ = window.place()
-        raise FormatProblem("json_goes_on", line=line)
+        raise FormatProblem("json_goes_on", line=window.line())
 
 
 def _items(window: "_Window") -> Iterator[Row]:
@@ -43,15 +41,24 @@ def _items(window: "_Window") -> Iterator[Row]:
     while not closed:
         number += 1
         window.next_character()
-        line, _ = window.place()
+        line = window.line()
         item, written = window.value()
         if not isinstance(item, dict):
             raise FormatProblem("json_item_not_object", item=number, line=line, found=_KINDS[type(item)])
-        yield line, _LINE_BREAK.sub(" ", written).encode("utf-8", "surrogatepass")
+        yield line, _one_line(written).encode("utf-8", "surrogatepass")
         closed = window.next_character() == "]"
         if not closed:
             window.take(",")
     window.take("]")
+
+
+def _one_line(written: str) -> str:
+    """Return a value on one line: in JSON no string holds a line break, so what is beside one is space."""
+    if "\r" in written:
+        written = written.replace("\r", "\n")
+    if "\n" not in written:
+        return written
+    return " ".join([part.strip() for part in written.split("\n")])
 
 
 def _member(window: "_Window", source: Source) -> Iterator[Row]:
@@ -95,12 +102,16 @@ class _Window:
         self._max_characters = max_characters
         self._buffer = ""
         self._position = 0
-        self._line = 1  # of the buffer's first character
-        self._column = 1
+        # line of the first character that was not counted yet: not to count from the beginning for every item
+        self._line = 1
+        self._counted = 0
+        self._column = 1  # of the buffer's first character
 
-    def place(self) -> tuple[int, int]:
-        """Return line and column of the present position."""
-        return self._place_of(self._position)
+    def line(self) -> int:
+        """Return the line of the present position."""
+        self._line += self._buffer.count("\n", self._counted, self._position)
+        self._counted = self._position
+        return self._line
 
     def next_character(self) -> str:
         """Return the next character that is no space, without taking it; an empty text at the end."""
@@ -164,21 +175,20 @@ class _Window:
         return FormatProblem("json_broken", line=line, column=column, problem=problem)
 
     def _too_long(self) -> FormatProblem:
-        line, _ = self.place()
+        line = self.line()
         return FormatProblem("line_too_long", pointer=f"/lines/{line}", line=line, limit=self._max_characters)
 
     def _place_of(self, position: int) -> tuple[int, int]:
-        newlines = self._buffer.count("\n", 0, position)
-        if newlines:
-            return self._line + newlines, position - self._buffer.rindex("\n", 0, position)
-        return self._line, self._column + position
+        line = self.line() + self._buffer.count("\n", self._position, position)
+        begins = self._buffer.rfind("\n", 0, position)
+        return line, self._column + position if begins < 0 else position - begins
 
     def _more(self) -> bool:
         """Read on; forget what was taken."""
         block = self._text.read(max(_BLOCK, len(self._buffer) - self._position))
         if not block:
             return False
-        self._line, self._column = self.place()
+        _, self._column = self._place_of(self._position)
         self._buffer = self._buffer[self._position :] + block
-        self._position = 0
+        self._position = self._counted = 0
         return True

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openpyxl
+import pyarrow
+import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -300,3 +303,43 @@ def test_cleans_environments_of_a_node_only_where_there_is_one(
     assert "base" not in {one["environment"] for one in planned["items"]}
     assert stranger.exit_code == 1
     assert "elsewhere" in stranger.stderr
+
+
+def test_data_sets_as_peoples_tools_write_them(deepe: Deepe, url: str, tmp_path: Path) -> None:
+    rows: list[dict[str, str | None]] = [{"问题": "你好; 世界", "答案": "第一行\n第二行"}, {"问题": "b", "答案": None}]
+    table = '问题;答案\r\n"你好; 世界";"第一行\n第二行"\r\nb;\r\n'
+    book = openpyxl.Workbook()
+    book.worksheets[0].append(["问题", "答案"])
+    for row in rows:
+        book.worksheets[0].append([row["问题"], row["答案"]])
+    book.create_sheet("notes").append(["not these"])
+    book.save(tmp_path / "workbook.xlsx")
+    (tmp_path / "german.csv").write_bytes(table.encode("utf-8-sig"))
+    (tmp_path / "chinese.csv").write_bytes(table.encode("gbk"))
+    (tmp_path / "pretty.json").write_text(json.dumps(rows, indent=2))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "columns.parquet")
+
+    refused = {name: deepe("datasets", "add", str(tmp_path / name)).output for name in ("chinese.csv", "workbook.xlsx")}
+    added = {
+        name: deepe("datasets", "add", str(tmp_path / name), *options)
+        for name, options in {
+            "german.csv": (),
+            "chinese.csv": ("--encoding", "gbk"),
+            "workbook.xlsx": ("--sheet", "Sheet"),
+            "pretty.json": (),
+            "columns.parquet": (),
+        }.items()
+    }
+
+    assert "?encoding=gb18030" in refused["chinese.csv"]
+    assert "Sheet, notes" in refused["workbook.xlsx"]
+    assert [result.exit_code for result in added.values()] == [ExitCode.OK] * 5, [one.output for one in added.values()]
+    assert "read as csv, utf-8, delimiter semicolon" in added["german.csv"].output
+    for name in added:
+        stem = Path(name).stem
+        shown = deepe("datasets", "show", stem).output
+        got = httpx.get(f"{url}/api/v1/datasets/{stem}/file").text
+        assert [json.loads(line) for line in got.splitlines()] == rows
+        assert httpx.get(f"{url}/api/v1/datasets/{stem}/original").content == (tmp_path / name).read_bytes()
+        assert "答案" in shown
+    assert "notes" in deepe("datasets", "show", "workbook").output

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow
@@ -145,3 +147,11 @@ class TestLimits:
         found = reader(output_bytes=5 * MIB).read(file, Options())
 
         assert [problem.code for problem in found.report.problems] == ["archive_too_large"]
+
+
+def test_the_service_imports_no_library_of_a_format() -> None:
+    program = "import sys, app.main; print(*sorted({'openpyxl', 'pyarrow', 'pandas', 'numpy'} & sys.modules.keys()))"
+
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert said.stdout.split() == []
