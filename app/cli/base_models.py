@@ -8,7 +8,7 @@ import typer
 from app.cli.client import Api, segment
 from app.cli.command import DEFAULT_URL, AsJson, ExitCode, Limit, Url, typed
 from app.cli.output import print_fields, print_json, print_table, size, write
-from app.cli.transfer import Continue, Target, download, upload_files
+from app.cli.transfer import Continue, Target, download, upload_archive, upload_files
 from app.cli.watch import watch_to_end
 
 app = typer.Typer(no_args_is_help=True, help="Base models: what trainings start from.")
@@ -106,17 +106,22 @@ def show(name: Name, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
 
 @app.command()
 def upload(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder with a model on this machine.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="A folder with a model on this machine, or a .tar, .tar.gz or .zip."),
+    ],
     name: NewName = None,
     description: Description = "",
     go_on: Continue = False,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Upload a folder with a model file by file, check it and register it."""
-    name = name or folder.resolve().name
+    """Upload a folder with a model file by file, or one archive; check it and register it."""
+    archive = folder.is_file()
+    name = name or (folder.name.partition(".tar")[0].removesuffix(".zip") if archive else folder.resolve().name)
     with Api(url) as api:
-        upload_files(api, f"/base-models/{segment(name)}/files", folder, go_on=go_on)
+        send = upload_archive if archive else upload_files
+        send(api, f"/base-models/{segment(name)}", folder, go_on=go_on)
         made = api.post("/base-models", {"name": name, "description": description})
     _print_made(made, as_json=as_json)
 

@@ -29,10 +29,10 @@ def upload_files(api: Api, address: str, folder: Path, *, go_on: bool) -> None:
     if not found:
         raise CliFailure(f"{folder} is no folder with files.")
     if not go_on:
-        api.delete_at_once(address)
+        api.delete_at_once(f"{address}/files")
     for path in found:
         name = path.relative_to(folder).as_posix()
-        target = f"{address}/{_quoted(name)}"
+        target = f"{address}/files/{_quoted(name)}"
         total = path.stat().st_size
         there, complete = api.upload_offset(target) if go_on else (0, False)
         if complete and there == total:
@@ -40,6 +40,17 @@ def upload_files(api: Api, address: str, folder: Path, *, go_on: bool) -> None:
         start = there if there < total and not complete else 0
         _say(f"{name}  {size(total)}" + (f", going on at {size(start)}" if start else ""))
         api.upload_rest(target, path, start=start, total=total)
+
+
+def upload_archive(api: Api, address: str, archive: Path, *, go_on: bool) -> None:
+    """Upload an archive, which the service unpacks; what lies there of an earlier upload goes unless `go_on`."""
+    total, start = archive.stat().st_size, 0
+    if go_on:
+        start = api.get(f"{address}/files")["archive_offset"] or 0
+    else:
+        api.delete_at_once(f"{address}/files")
+    _say(f"{archive.name}  {size(total)}" + (f", going on at {size(start)}" if start else ""))
+    api.upload_rest(f"{address}/archive", archive, start=start if start < total else 0, total=total)
 
 
 def download(api: Api, address: str, folder: Path, *, go_on: bool, digests: Mapping[str, str] | None = None) -> None:

@@ -60,8 +60,8 @@ class Archive:
     def close(self) -> None:
         (self._zip or self._tar).close()  # type: ignore[union-attr]
 
-    def contents(self) -> Contents:
-        """Return what is in the archive; a problem if it is unsafe, too large, or has not one file of rows."""
+    def members(self) -> list[Member]:
+        """Return the files of the archive; a problem if it is unsafe or too large."""
         members = [member for member in self._members() if not _is_junk(member.name)]
         total = sum(member.size for member in members)
         if total > self._limits.output_bytes:
@@ -72,6 +72,11 @@ class Archive:
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise FormatProblem("archive_name_twice", name=twice[:80])
+        return members
+
+    def contents(self) -> Contents:
+        """Return what is in the archive; a problem if it is unsafe, too large, or has not one file of rows."""
+        members = self.members()
         found = [member for member in members if member.suffix in SUFFIXES]
         jsonl = [member for member in found if member.suffix == ".jsonl"]
         rows = jsonl if len(jsonl) == 1 else found
@@ -88,8 +93,12 @@ class Archive:
 
     def extract(self, contents: Contents, folder: Path) -> None:
         """Write all files below `folder`, without the one folder that they may all lie in."""
-        base = _common_folder([contents.rows, *contents.others])
-        for member in (contents.rows, *contents.others):
+        self.extract_members([contents.rows, *contents.others], folder)
+
+    def extract_members(self, members: Sequence[Member], folder: Path) -> None:
+        """Write files below `folder`, without the one folder that they may all lie in."""
+        base = _common_folder(members)
+        for member in members:
             target = folder / PurePosixPath(member.name).relative_to(base)
             target.parent.mkdir(parents=True, exist_ok=True)
             try:

@@ -15,15 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from app.domain.errors import Conflict, Invalid, InvalidRequest, TooLarge
+from app.domain.errors import Conflict, Invalid, InvalidRequest, TooLarge, Violation
 from app.domain.names import name_key, name_violations, normal_name
 from app.domain.plain_text import shown
-from app.registry.model_folders import CHECKPOINT, relative_name, walk
+from app.formats.archives import opened_archive, unpacked
+from app.formats.base import FormatProblem, Limits
+from app.registry.model_folders import CHECKPOINT, MAX_FILES, relative_name, walk
 from app.registry.resource_paths import InvalidPath, safe_parts
 from app.store.home import Home
 
 FOLDER: Final = ".uploads"
+ARCHIVE: Final = "archive"
 UNFINISHED: Final = ".incomplete"
+_GZIP: Final = b"\x1f\x8b"
 ABANDONED_DAYS: Final = 7
 _WRITE_BYTES: Final = 1024 * 1024
 _DAY: Final = 24 * 3600
@@ -96,9 +100,11 @@ class BaseModelUploads:
 
     async def receive(self, name: str, path: str, chunks: AsyncIterable[bytes], part: Part) -> Uploaded:
         """Write a file or the next part of it; what was received stays there, whatever breaks the request off."""
+        return await self._receive(self.folder(name), path, chunks, part, name)
+
+    async def _receive(self, folder: Path, path: str, chunks: AsyncIterable[bytes], part: Part, name: str) -> Uploaded:
         if found := name_violations(name, "{base_model}"):
             raise InvalidRequest(found)
-        folder = self.folder(name)
         target = _target(folder, path)
         others = await asyncio.to_thread(_size_of_others, folder, target)
         descriptor = await asyncio.to_thread(_open_draft, target)
@@ -134,6 +140,42 @@ class BaseModelUploads:
             position += _write_all(descriptor, bytes(gathered), position)
         return position
 
+    async def receive_archive(self, name: str, chunks: AsyncIterable[bytes], part: Part) -> Uploaded:
+        """Write an archive or the next part of it; once it is whole, its files take the place of what is there."""
+        archive = await self._receive(self._archive(name), ARCHIVE, chunks, part, name)
+        if archive.complete:
+            try:
+                await asyncio.to_thread(self._unpack, name, archive.place)
+            finally:
+                await asyncio.to_thread(shutil.rmtree, archive.place.parent, ignore_errors=True)
+        return archive
+
+    def archive_offset(self, name: str) -> int | None:
+        """Return how many bytes of an archive are there. None: none is being uploaded. Blocks."""
+        draft = _draft_of(self._archive(name) / ARCHIVE)
+        return draft.stat().st_size if draft.is_file() else None
+
+    def _archive(self, name: str) -> Path:
+        folder = self.folder(name)
+        return folder.with_name(f"{folder.name}-archive")
+
+    def _unpack(self, name: str, archive: Path) -> None:
+        folder, draft = self.folder(name), archive.parent / "unpacked"
+        limits = Limits(row_characters=0, output_bytes=self._max_bytes, files=MAX_FILES)
+        try:
+            with archive.open("rb") as stream:
+                packed = stream.read(len(_GZIP)) == _GZIP
+            source = unpacked(archive, archive.with_name("tar"), limits) if packed else archive
+            with opened_archive(source, limits) as opened:
+                opened.extract_members(opened.members(), draft)
+        except FormatProblem as problem:
+            if problem.code == "archive_too_large":
+                raise UploadTooLarge(limit=self._max_bytes) from problem
+            raise InvalidRequest([Violation("/archive", problem.code, problem.params)]) from problem
+        draft.mkdir(exist_ok=True)  # an archive without a file
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.rename(folder)
+
     def list(self, name: str) -> list[Uploaded]:
         """Return what is there of every file. Blocks."""
         folder = self.folder(name)
@@ -156,6 +198,7 @@ class BaseModelUploads:
     def discard(self, name: str) -> None:
         """Remove what was uploaded under the name; nothing there is fine. Blocks."""
         shutil.rmtree(self.folder(name), ignore_errors=True)
+        shutil.rmtree(self._archive(name), ignore_errors=True)
 
     def remove_abandoned(self) -> int:
         """Remove uploads to which nothing was added for days; return how many. Blocks; called at start."""

@@ -80,6 +80,8 @@ class BaseModelFiles:
 
     files: Sequence[Uploaded]
     registered: bool
+    archive_offset: int | None = None
+    """How many bytes are there of an archive that is being uploaded."""
 
 
 def hub_recipe(repository: str, revision: str) -> dict[str, str]:
@@ -189,9 +191,10 @@ class BaseModels:
         row = await named.find(session, BaseModelRow, base_model)
         if row is None:
             uploaded = await asyncio.to_thread(self.uploads.list, base_model)
-            if not uploaded:
+            offset = await asyncio.to_thread(self.uploads.archive_offset, base_model)
+            if not uploaded and offset is None:
                 raise BaseModelNotFound(base_model=base_model)
-            return BaseModelFiles(uploaded, registered=False)
+            return BaseModelFiles(uploaded, registered=False, archive_offset=offset)
         folder = self._home.absolute(row.path)
         listed = await asyncio.to_thread(list_files, folder, roots=self._roots)
         files = [Uploaded(file.path, file.size_bytes, complete=True, place=folder) for file in listed]

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import tarfile
+import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,75 @@ class TestUpload:
 
         assert (refused.status_code, refused.json()["code"]) == (409, "name_taken")
         assert (await app.client.delete(f"{URL}/tiny/files")).status_code == 409
+
+
+def packed(kind: str, files: dict[str, bytes], *, link: str | None = None) -> bytes:
+    """Return an archive with these files."""
+    out = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(out, "w") as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+        return out.getvalue()
+    with tarfile.open(fileobj=out, mode="w:gz" if kind == "gz" else "w:") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+        if link is not None:
+            member = tarfile.TarInfo("config.json")
+            member.type, member.linkname = tarfile.SYMTYPE, link
+            tar.addfile(member)
+    return out.getvalue()
+
+
+class TestArchive:
+    async def put(self, app: MethodsApp, content: bytes, **headers: str) -> httpx.Response:
+        given = {key.replace("_", "-"): value for key, value in headers.items()}
+        return await app.client.put(f"{URL}/tiny/archive", content=content, headers=given)
+
+    @pytest.mark.parametrize("kind", ["", "gz", "zip"])
+    @pytest.mark.parametrize("folder", ["", "tiny-1.0/"])
+    async def test_its_files_become_a_base_model(self, app: MethodsApp, kind: str, folder: str) -> None:
+        await put(app, "old.txt", b"of an earlier upload")
+        files = {f"{folder}config.json": CONFIG, f"{folder}model.safetensors": WEIGHTS, f"{folder}1_Pooling/x": b"x"}
+        content = packed(kind, files)
+
+        first = await self.put(app, content[:100], Content_Range=f"bytes 0-99/{len(content)}")
+        offset = (await app.client.get(f"{URL}/tiny/files")).json()["archive_offset"]
+        rest = await self.put(app, content[100:], Content_Range=f"bytes 100-{len(content) - 1}/{len(content)}")
+        made = await register(app)
+
+        assert (first.json()["complete"], offset, rest.json()["complete"]) == (False, 100, True)
+        assert made.status_code == 201, made.text
+        listed = (await app.client.get(f"{URL}/tiny/files")).json()
+        assert [file["path"] for file in listed["items"]] == ["1_Pooling/x", "config.json", "model.safetensors"]
+        assert uploaded(app) == []
+
+    @pytest.mark.parametrize(
+        ("content", "code"),
+        [
+            (packed("", {"../out": b"x"}), "archive_odd_name"),
+            (packed("", {"/etc/out": b"x"}), "archive_odd_name"),
+            (packed("zip", {"a\\b": b"x"}), "archive_odd_name"),
+            (packed("", {}, link="/etc/passwd"), "archive_odd_file"),
+            (packed("", {"a": b"x", "A": b"y"}), "archive_name_twice"),
+            (packed("gz", {"zeros": bytes(80 * 2**20)}), "archive_bomb"),
+            (b"no archive", "archive_broken"),
+            (packed("gz", {"a": b"x" * 9999})[:60], "archive_broken"),
+            (packed("zip", {"a": b"x"})[:-9], "archive_broken"),
+        ],
+        ids=["up", "absolute", "backslash", "link", "twice", "bomb", "text", "cut", "cut-zip"],
+    )
+    async def test_what_leaves_the_folder_or_is_broken_is_refused(
+        self, app: MethodsApp, content: bytes, code: str
+    ) -> None:
+        await put(app, "config.json", CONFIG)
+
+        refused = await self.put(app, content)
+
+        assert (refused.status_code, codes(refused.json())) == (422, [("/archive", code)])
+        assert [path.name for path in uploaded(app)] == ["config.json"]
 
 
 class TestRegister:

@@ -148,6 +148,10 @@ def test_a_folder_becomes_a_base_model_and_comes_back(url: str, deepe: Deepe, tm
         path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.glob("*.*") if path.is_file()
     }
     assert (again.exit_code, deepe("base-models", "delete", "tiny").exit_code) == (ExitCode.REFUSED, 0)
+    archive = shutil.make_archive(str(tmp_path / "packed-1.0"), "gztar", root_dir=folder.parent, base_dir="tiny")
+    packed = deepe("base-models", "upload", archive, "--json")
+    assert document(packed)["name"] == "packed-1.0"
+    assert document(packed)["card"]["turn_end"] == "<|im_end|>"
 
 
 def test_a_method_that_came_with_the_product_is_trained_without_any_preparation(url: str, deepe: Deepe) -> None:

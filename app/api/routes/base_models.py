@@ -76,7 +76,7 @@ class ContentRangeUnreadable(BadRequest):
 
 def base_model_uploads(max_bytes: int) -> list[RawUpload]:
     """Return the addresses here that take raw bodies."""
-    return [RawUpload("PUT", re.compile(r"/api/v1/base-models/[^/]+/files/.+"), max_bytes)]
+    return [RawUpload("PUT", re.compile(r"/api/v1/base-models/[^/]+/(files/.+|archive)"), max_bytes)]
 
 
 async def _upload_part(
@@ -262,6 +262,38 @@ async def upload_base_model_file(
     file = await services.base_models.uploads.receive(base_model, path, request.stream(), part)
     response.headers.update(upload_headers(file))
     return base_model_file(file)
+
+
+@router.put(
+    "/base-models/{base_model}/archive",
+    openapi_extra=_RAW_BODY,
+    responses=problem_responses(
+        ContentRangeUnreadable,
+        InvalidRequest,
+        NameTaken,
+        UploadOffsetWrong,
+        UploadBusy,
+        UploadTooLarge,
+        UploadPartWrong,
+    ),
+)
+async def upload_base_model_archive(
+    base_model: Annotated[str, Path(description="Technical name of the new base model.", examples=["Qwen2.5-1.5B"])],
+    part: UploadPart,
+    request: Request,
+    services: ServicesDep,
+    response: Response,
+) -> BaseModelFileRead:
+    """Upload the files of a base model in one archive: .tar, .tar.gz or .zip, the files in one folder or in none.
+
+    It takes parts as files do; `archive_offset` of the list of files says how many bytes are there. Once it is whole,
+    its files take the place of what was uploaded before; links and names that leave the folder are refused.
+    """
+    async with services.database.reading() as session:
+        await services.base_models.require_unregistered(session, base_model)
+    archive = await services.base_models.uploads.receive_archive(base_model, request.stream(), part)
+    response.headers.update(upload_headers(archive))
+    return base_model_file(archive)
 
 
 @router.delete("/base-models/{base_model}/files", status_code=204, responses=problem_responses(NameTaken))

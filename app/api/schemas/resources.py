@@ -78,6 +78,7 @@ class BaseModelFileList(BaseModel):
     items: list[BaseModelFileRead]
     registered: bool = Field(description="False: they were uploaded, and `POST /base-models` registers them.")
     size_bytes: int = Field(description="Of all files together.")
+    archive_offset: int | None = Field(description="Bytes that are there of an archive that is being uploaded.")
 
 
 class BaseModelRead(BaseModel):
@@ -118,6 +119,7 @@ def base_model_files(files: BaseModelFiles) -> BaseModelFileList:
         items=[base_model_file(file) for file in files.files],
         registered=files.registered,
         size_bytes=sum(file.size_bytes for file in files.files),
+        archive_offset=files.archive_offset,
     )
 
 
