@@ -1,7 +1,7 @@
 """What a file is, by its first bytes: a format with rows, a container of one, or something else that has a name."""
 
 import json
-from collections.abc import Iterator
+import re
 from pathlib import Path
 from typing import Final
 
@@ -46,6 +46,9 @@ _FOREIGN: Final = (
     (b"<html", "HTML"),
 )
 _LOOKED_AT: Final = 5
+_JSON: Final = re.compile(r"""\s*(?:\{\s*["}\n]|\[\s*[\[{\]"\n])""")
+"""How no table begins, whatever is said of it."""
+_WRAPPED: Final = re.compile(r"""\s*\{\s*"([^"\\]{1,40})"\s*:\s*\[\s*\{""")
 
 
 def head_of(path: Path) -> bytes:
@@ -80,9 +83,10 @@ def text_format_of(path: Path, head: bytes, options: Options, *, max_characters:
     text = head_text(head, encoding or "latin-1")
     if not text.strip():
         return Format.JSONL, encoding or "utf-8", None
-    if text.lstrip()[0] == "[" and not options.table and options.delimiter is None:
+    said = options.table or options.delimiter is not None
+    if text.lstrip()[0] == "[" and (not said or _JSON.match(text)):
         found = Format.JSON
-    elif any(line.startswith("{") for line in _first_lines(text)) and not options.table:
+    elif _has_objects(text) and (not said or _JSON.match(text)):
         found = Format.JSON if _is_document(path, text, encoding or "utf-8", max_characters) else Format.JSONL
     else:
         return _table(head, text, encoding, options, whole=whole)
@@ -106,10 +110,19 @@ def _table(
     return Format.CSV, encoding, delimiter
 
 
-def _first_lines(text: str) -> Iterator[str]:
-    lines = (line.strip() for line in text.splitlines())
-    shown = (line for line in lines if line)
-    return (line for line, _ in zip(shown, range(_LOOKED_AT), strict=False))
+def _has_objects(text: str) -> bool:
+    """Return whether a text begins with an object, or has one on a line behind comments or broken lines."""
+    if text.lstrip().startswith("{"):
+        return True
+    lines = [line.strip() for line in text.split("\n", 10 * _LOOKED_AT) if line.strip()]
+    return any(line.startswith("{") and _is_object(line) for line in lines[:_LOOKED_AT])
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _is_document(path: Path, text: str, encoding: str, max_characters: int) -> bool:
@@ -123,6 +136,9 @@ def _is_document(path: Path, text: str, encoding: str, max_characters: int) -> b
         more = ""
         while not more.strip() and (line := stream.readline(HEAD_BYTES)):
             more = line
+    if len(first) > max_characters and not first.endswith("\n"):
+        wrapped = _WRAPPED.match(first)
+        return wrapped is not None and wrapped[1].lower() in WRAPPERS
     try:
         row = json.loads(first)
     except json.JSONDecodeError as error:

@@ -35,7 +35,6 @@ from app.registry.dataset_files import (
 )
 
 _DIGITS: Final = 16
-_HEAD_CHARACTERS: Final = 4096
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def read_dataset(task: Task) -> Inspection:
     require_regular(rows)
     digest, key = "", file_key(rows)
     try:
-        if _is_plain(rows, task.options):
+        if _is_plain(rows, task):
             found = inspect(task.path, max_characters=task.limits.row_characters)
             if found.report.problem_count or not found.report.blank_lines:
                 return found
@@ -115,14 +114,14 @@ def suffix_of(source: dict[str, Any] | None) -> str:
             return f".{archive}"
 
 
-def _is_plain(rows: Path, options: Options) -> bool:
+def _is_plain(rows: Path, task: Task) -> bool:
     """Return whether a file is JSONL in UTF-8 by its name and first bytes, and nothing is said of it."""
     head = head_of(rows)
-    if rows.suffix.lower() != SUFFIX or options != Options() or head.startswith(BOM) or container_of(head):
+    if rows.suffix.lower() != SUFFIX or task.options != Options() or head.startswith(BOM) or container_of(head):
         return False
     if binary_format_of(head) is not None:
         return False
-    found, encoding, _ = text_format_of(rows, head, options, max_characters=_HEAD_CHARACTERS)
+    found, encoding, _ = text_format_of(rows, head, task.options, max_characters=task.limits.row_characters)
     return (found, encoding) == (Format.JSONL, "utf-8")
 
 

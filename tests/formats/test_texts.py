@@ -72,8 +72,26 @@ class TestJson:
 
         assert (found, {name: values[name] for name in params}) == (code, params)
 
+    @pytest.mark.parametrize("options", [{"table": True}, {"delimiter": "comma"}], ids=["content type", "delimiter"])
+    def test_json_is_never_read_as_a_table(self, options: dict[str, Any]) -> None:
+        for content in (b'{"a": 1, "b": 2}\n{"a": 3, "b": 4}\n', b'[{"a": 1, "b": 2},\n{"a": 3, "b": 4}]'):
+            if "table" in options:
+                assert rows_of(content, **options) == [{"a": 1, "b": 2}, {"a": 3, "b": 4}]
+            else:
+                assert problem_of(content, **options)[0] == "option_not_used"
+
+    def test_one_line_with_all_rows_may_be_longer_than_a_row(self) -> None:
+        content = json.dumps({"data": [{"a": n} for n in range(5000)]}).encode()
+
+        assert len(rows_of(content)) == 5000
+
 
 class TestTables:
+    def test_lines_of_code_in_a_field_are_no_json(self) -> None:
+        content = b'question,answer\n"Write C","int main()\n{\n  return 0;\n}\n"\n'
+
+        assert rows_of(content) == [{"question": "Write C", "answer": "int main()\n{\n  return 0;\n}\n"}]
+
     @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
     @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
     def test_the_delimiter_is_found(self, delimiter: str, encoding: str) -> None:

@@ -36,6 +36,16 @@ class TestPlain:
         assert (found.jsonl, found.source, found.converted, found.report.rows) == (file, None, False, 3)
         assert names(tmp_path) == ["a.jsonl"]
 
+    @pytest.mark.parametrize("first", [10, 100_000, 400_000, 999_000])
+    def test_a_long_first_row_is_a_row(self, tmp_path: Path, first: int) -> None:
+        file = tmp_path / "a.jsonl"
+        file.write_bytes(json.dumps({"messages": [{"role": "user", "content": "{" * first}]}).encode() + b"\n" + LINE)
+
+        found = BoundedDatasetReader(row_characters=1_000_000, output_bytes=50 * MIB).read(file)
+
+        assert (found.jsonl, found.report.rows, found.report.problems) == (file, 2, ())
+        assert names(tmp_path) == ["a.jsonl"]
+
     @pytest.mark.parametrize("large", [False, True])
     @pytest.mark.parametrize(
         ("name", "content"),
