@@ -62,13 +62,18 @@ def read_dataset(task: Task) -> Inspection:
             if found.report.problem_count or not found.report.blank_lines:
                 return found
         digest, key = digest_of(rows)
-        with tempfile.TemporaryDirectory(prefix=READING_PREFIX, dir=rows.parent) as scratch:
+        with tempfile.TemporaryDirectory(prefix=scratch_prefix(os.getpid()), dir=rows.parent) as scratch:
             folder = task.extract_to
             if folder and extract_pictures(rows, folder, task.limits, scratch=Path(scratch)):
                 return _of_archive(read_dataset(replace(task, path=folder, extract_to=None)), digest, key)
             return _converted(task, rows, digest, key, Path(scratch))
     except FormatProblem as problem:
         return Inspection(rows, digest, 0, _only(Violation(problem.pointer, problem.code, problem.params)), key)
+
+
+def scratch_prefix(pid: int) -> str:
+    """Return how the folder begins that a process writes to; whoever stops the process removes it."""
+    return f"{READING_PREFIX}{pid}-"
 
 
 def is_small_text(path: Path, options: Options, *, max_bytes: int) -> bool:

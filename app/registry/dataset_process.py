@@ -22,8 +22,8 @@ from app.domain.errors import Conflict, Violation
 from app.domain.plain_text import shown
 from app.formats.base import Limits, Options
 from app.registry.dataset_check import Column, DatasetReport
-from app.registry.dataset_conversion import Task, is_small_text, read_dataset
-from app.registry.dataset_files import DatasetChanging, Inspection, locate, require_regular
+from app.registry.dataset_conversion import Task, is_small_text, read_dataset, scratch_prefix
+from app.registry.dataset_files import DatasetChanging, Inspection, locate, remove, require_regular
 
 MIB: Final = 1024 * 1024
 _SMALL: Final = MIB
@@ -112,9 +112,12 @@ class BoundedDatasetReader:
                 child.stdin.close()
         if answer.endswith(b"\n"):
             return _inspection(task, json.loads(answer))
-        return self._stopped(task, code)
+        return self._stopped(task, child.pid, code)
 
-    def _stopped(self, task: Task, code: int) -> Inspection:
+    def _stopped(self, task: Task, pid: int, code: int) -> Inspection:
+        rows = locate(task.path).rows
+        for left in rows.parent.glob(f"{scratch_prefix(pid)}*"):
+            remove(left)
         match code:
             case code if code == _OUT_OF_MEMORY:
                 problem = Violation("/file", "reading_memory", {"limit": self.limits.memory_bytes // MIB})
@@ -124,7 +127,7 @@ class BoundedDatasetReader:
                 problem = Violation("/file", "reading_time", {"limit": round(self.limits.seconds)})
             case _:
                 problem = Violation("/file", "reading_crashed", {"code": code})
-        return Inspection(locate(task.path).rows, "", 0, DatasetReport(0, (), (problem,), 1), ())
+        return Inspection(rows, "", 0, DatasetReport(0, (), (problem,), 1), ())
 
 
 def answer() -> None:

@@ -87,9 +87,9 @@ class Bench:
         async with self.database.writing() as session:
             return (await models.create_model(session, new, now=NOW)).id
 
-    async def register_data(self, name: str) -> None:
+    async def register_data(self, name: str, *, path: str | None = None) -> None:
         datasets = Datasets(home=self.home, max_characters=4000, max_bytes=2**30, clock=lambda: NOW)
-        prepared = await datasets.prepare(name=name, path=f"{name}.jsonl")
+        prepared = await datasets.prepare(name=name, path=path or f"{name}.jsonl")
         async with self.database.writing() as session:
             await datasets.create(session, prepared)
 
@@ -300,6 +300,22 @@ class TestRefusals:
         (warning,) = submitted.warnings
         assert (warning.pointer, warning.code) == ("/dataset", "no_answer")
         assert (warning.params["rows"], warning.params["total"], warning.params["lines"]) == (2, 3, "2, 3")
+
+    async def test_a_job_reads_what_was_made_of_a_table_also_after_an_edit(self, bench: Bench) -> None:
+        table = bench.home.datasets / "table.csv"
+        table.write_text("question;answer\na;b\n")
+        await bench.register_data("table", path="table.csv")
+
+        before = JobSpec.of((await bench.submit(dataset="table")).jobs[0]).dataset
+        table.write_text("question;answer\nc;d\n")
+        after = JobSpec.of((await bench.submit(dataset="table")).jobs[0]).dataset
+
+        assert before is not None
+        assert after is not None
+        rows = [json.loads(bench.home.absolute(data.path).read_bytes()) for data in (before, after)]
+        assert rows == [{"question": "a", "answer": "b"}, {"question": "c", "answer": "d"}]
+        assert [Path(data.path).suffix for data in (before, after)] == [".jsonl", ".jsonl"]
+        assert before.digest != after.digest
 
     async def test_takes_rows_that_lack_what_no_stage_needs(self, bench: Bench) -> None:
         rows = [{"question": "a", "answer": "b"}, {"question": "a", "answer": "b", "note": 1}]
