@@ -147,10 +147,14 @@ def download_base_model(name: Name, target: Target = None, go_on: Continue = Fal
 
 
 @app.command()
-def delete(name: Name, url: Url = DEFAULT_URL) -> None:
-    """Delete the entry of a base model; its folder stays."""
+def delete(
+    name: Name,
+    with_files: Annotated[bool, typer.Option("--with-files", help="Remove its folder as well.")] = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Delete the entry of a base model; its folder stays unless you say otherwise."""
     with Api(url) as api:
-        api.delete(f"/base-models/{segment(name)}")
+        api.delete(f"/base-models/{segment(name)}", {"with_files": with_files})
 
 
 def _print_made(made: dict[str, Any], *, as_json: bool) -> None:

@@ -66,6 +66,8 @@ def _errors(card: BaseModelCard, needs: TypeRule) -> Iterator[Finding]:
 
 
 def _warnings(card: BaseModelCard, needs: TypeRule) -> Iterator[Finding]:
+    if (card.kind is BaseModelKind.PIPELINE) is not needs.needs_pipeline:
+        return  # it is refused; what else there is to say is about other trainings
     if card.weights == "pytorch":
         yield _warning("base_model_pickled")
     if card.quantization is not None or any(dtype.startswith(("F8", "F4")) for dtype in card.weight_dtypes):

@@ -7,10 +7,10 @@ one that is no whole model any more is refused.
 import asyncio
 import itertools
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Final
 from uuid import uuid4
 
@@ -25,10 +25,23 @@ from app.registry.base_model_uploads import BaseModelUploads, Uploaded
 from app.registry.model_archive import Archive, archive_of
 from app.registry.model_check import CONFIG, PIPELINE
 from app.registry.model_files import UnusableFile
-from app.registry.model_folders import ModelFileNotFound, existing_file, existing_folder, list_files, walk
+from app.registry.model_folders import (
+    ModelFileNotFound,
+    existing_file,
+    existing_folder,
+    list_files,
+    remove_folder,
+    walk,
+)
 from app.registry.resource_paths import resolve_inside, stays_inside
 from app.store import named
-from app.store.base_models import BaseModelNotFound, get_base_model, registered_paths
+from app.store.base_models import (
+    BaseModelNotFound,
+    customized_models,
+    get_base_model,
+    paths_besides,
+    registered_paths,
+)
 from app.store.home import Home
 from app.store.methods import NameTaken
 from app.store.paging import PageRequest, Slice
@@ -46,6 +59,12 @@ class BaseModelInUse(Conflict):
     """Unfinished jobs use the base model."""
 
     code = "base_model_in_use"
+
+
+class BaseModelFilesNeeded(Conflict):
+    """Another base model has the folder, or customized models were made from it."""
+
+    code = "base_model_files_needed"
 
 
 @dataclass(frozen=True)
@@ -223,12 +242,31 @@ class BaseModels:
         known = await registered_paths(session)
         return await asyncio.to_thread(self._unregistered, known)
 
-    async def delete(self, session: AsyncSession, base_model: str) -> None:
-        """Delete the entry; the folder was placed by hand and stays."""
+    async def delete(
+        self, session: AsyncSession, base_model: str, *, with_files: bool = False
+    ) -> Callable[[], Awaitable[None]]:
+        """Delete the entry; return what removes the folder, to be called once the transaction is committed.
+
+        Without `with_files` the folder stays. It also has to stay while another base model or a customized model
+        needs it: `BaseModelFilesNeeded`.
+        """
         row = await get_base_model(session, base_model)
         if jobs := await unfinished_jobs(session, base_model_id=row.id):
             raise BaseModelInUse(base_model=row.name, count=len(jobs), jobs=", ".join(jobs[:5]))
+        if with_files:
+            others = [path for path in await paths_besides(session, row.id) if _overlap(path, row.path)]
+            needed_by = [*others, *await customized_models(session, row.path)]
+            if needed_by:
+                raise BaseModelFilesNeeded(base_model=row.name, needed_by=", ".join(needed_by[:5]))
         await named.delete(session, row)
+        self._checked.pop(row.path, None)
+
+        async def remove() -> None:
+            if with_files:
+                folder = self._home.absolute(row.path)
+                await asyncio.to_thread(remove_folder, folder, root=self._home.models, keep=())
+
+        return remove
 
     def _prepare(self, name: str, path: str | None) -> Prepared:
         uploaded = self.uploads.require_whole(name) if path is None else None
@@ -270,6 +308,11 @@ def _model_folders(root: Path, folder: Path, *, depth: int) -> Iterator[Path]:
             yield entry
         elif depth > 1 and not entry.is_symlink():
             yield from _model_folders(root, entry, depth=depth - 1)
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Say whether two folders are the same, or one lies in the other."""
+    return PurePath(one).is_relative_to(other) or PurePath(other).is_relative_to(one)
 
 
 def _hub_violations(recipe: Mapping[str, str]) -> list[Violation]:

@@ -8,9 +8,10 @@ import sqlalchemy as sa
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.domain.enums import ModelState
 from app.domain.errors import NotFound
 from app.store import named
-from app.store.tables import BUILDING_BASE_MODEL, BaseModelRow, JobRow
+from app.store.tables import BUILDING_BASE_MODEL, BaseModelRow, JobRow, ModelRow
 
 
 class BaseModelNotFound(NotFound):
@@ -30,6 +31,21 @@ async def get_base_model(session: AsyncSession, base_model: str) -> BaseModelRow
 async def registered_paths(session: AsyncSession) -> Sequence[str]:
     """Return the paths of all base models, relative to `DEEPE_HOME`."""
     return (await session.exec(select(BaseModelRow.path))).all()
+
+
+async def paths_besides(session: AsyncSession, base_model_id: str) -> Sequence[str]:
+    """Return the paths of all other base models, relative to `DEEPE_HOME`."""
+    return (await session.exec(select(BaseModelRow.path).where(BaseModelRow.id != base_model_id))).all()
+
+
+async def customized_models(session: AsyncSession, path: str) -> Sequence[str]:
+    """Return the names of the existing customized models that need the base model at `path` to answer."""
+    statement = select(ModelRow.name).where(
+        ModelRow.base_model_path == path,
+        ModelRow.state == ModelState.CUSTOMIZED,
+        col(ModelRow.deleted_at).is_(None),
+    )
+    return (await session.exec(statement.order_by(ModelRow.name))).all()
 
 
 async def lock(session: AsyncSession, base_model_id: str) -> BaseModelRow | None:

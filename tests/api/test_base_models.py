@@ -15,7 +15,7 @@ from app.api.routes import system
 from app.domain.enums import JobStatus
 from app.store.session import Database
 from tests.api.client import MethodsApp, methods_app
-from tests.api.resources import ROUTERS, codes, insert_job, place_base_model, safetensors
+from tests.api.resources import ROUTERS, codes, insert_job, insert_model, place_base_model, safetensors
 
 URL = "/api/v1/base-models"
 
@@ -193,6 +193,34 @@ class TestDelete:
         assert (response.status_code, (folder / "config.json").exists()) == (204, True)
         assert (await app.client.get(f"{URL}/tiny")).json()["code"] == "base_model_not_found"
         assert (await create(app)).status_code == 201
+
+    async def test_removes_the_folder_where_it_is_wanted(self, app: MethodsApp, tmp_path: Path) -> None:
+        folder = place_base_model(app.home.models / "org" / "tiny")
+        elsewhere = place_base_model(app.home.models / "elsewhere")
+        (app.home.models / "link").symlink_to(elsewhere)
+        for name, path in (("tiny", "org/tiny"), ("link", "link")):
+            await create(app, name, path)
+
+        removed = [await app.client.delete(f"{URL}/{name}?with_files=true") for name in ("tiny", "link")]
+
+        assert [response.status_code for response in removed] == [204, 204]
+        assert (folder.exists(), (app.home.models / "org").exists()) == (False, True)
+        assert (os.path.lexists(app.home.models / "link"), elsewhere.is_dir()) == (False, True)
+
+    async def test_keeps_a_folder_that_others_need(self, app: MethodsApp) -> None:
+        place_base_model(app.home.models / "tiny")
+        place_base_model(app.home.models / "tiny" / "inner")
+        for name, path in (("tiny", "tiny"), ("inner", "tiny/inner")):
+            await create(app, name, path)
+        method_id = (await app.create())["id"]
+        await insert_model(app.database, method_id=method_id, name="adapter", base_model_path="models/tiny/inner")
+
+        outer = await app.client.delete(f"{URL}/tiny?with_files=true")
+        inner = await app.client.delete(f"{URL}/inner?with_files=true")
+
+        assert {(one.status_code, one.json()["code"]) for one in (outer, inner)} == {(409, "base_model_files_needed")}
+        assert "adapter" in inner.json()["detail"]
+        assert (app.home.models / "tiny" / "inner" / "config.json").is_file()
 
     async def test_refuses_while_a_job_needs_it(self, app: MethodsApp) -> None:
         place_base_model(app.home.models / "tiny")

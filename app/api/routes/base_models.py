@@ -4,11 +4,11 @@ import asyncio
 import re
 from typing import Annotated, Any, Final
 
-from fastapi import Depends, Header, Path, Request, Response
+from fastapi import Depends, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from app.api.answers import ordered
-from app.api.dependencies import ReadSession, ServicesDep, WriteSession
+from app.api.dependencies import ReadSession, ServicesDep, WriteSession, after_commit
 from app.api.downloads import (
     ARCHIVE_RESPONSES,
     FILE_RESPONSES,
@@ -50,7 +50,7 @@ from app.registry.base_model_uploads import (
     UploadTooLarge,
     UploadUnfinished,
 )
-from app.registry.base_models import BaseModelInUse
+from app.registry.base_models import BaseModelFilesNeeded, BaseModelInUse
 from app.registry.model_folders import ModelFileNotFound
 from app.registry.resource_paths import InvalidPath, PathNotFound, PathOutsideFolder
 from app.store.base_models import BaseModelNotFound
@@ -190,11 +190,18 @@ async def get_base_model(
 
 
 @router.delete(
-    "/base-models/{base_model}", status_code=204, responses=problem_responses(BaseModelNotFound, BaseModelInUse)
+    "/base-models/{base_model}",
+    status_code=204,
+    responses=problem_responses(BaseModelNotFound, BaseModelInUse, BaseModelFilesNeeded),
 )
-async def delete_base_model(base_model: BaseModelRef, session: WriteSession, services: ServicesDep) -> None:
-    """Delete the entry; the folder stays."""
-    await services.base_models.delete(session, base_model)
+async def delete_base_model(
+    base_model: BaseModelRef,
+    session: WriteSession,
+    services: ServicesDep,
+    with_files: Annotated[bool, Query(description="Remove the folder as well.")] = False,
+) -> None:
+    """Delete the entry; the folder stays unless `with_files` is given."""
+    after_commit(session, await services.base_models.delete(session, base_model, with_files=with_files))
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
