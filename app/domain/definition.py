@@ -187,6 +187,7 @@ class MethodDefinition(Wire):
             },
             "deployment": _dump(self.deployment) if self.deployment is not None else None,
             "arguments": _dump(self.arguments),
+            "data": _dump(self.data) if self.data is not None else None,
             **self.unknown,
         }
         return {name: value for name, value in wire.items() if value is not None}

@@ -124,6 +124,14 @@ class TestCanonical:
         assert canonical == {**ISSUE_EXAMPLE, "arguments": {"false_as": "False", "declared_only": False}}
         assert json.loads(json.dumps(canonical)) == canonical
 
+    def test_leaves_no_member_out(self) -> None:
+        body = {**ISSUE_EXAMPLE, "data": {"learns_from": ["pair"], "tools": False}}
+
+        canonical = MethodDefinition.model_validate(body).canonical()
+
+        assert canonical.keys() == MethodDefinition.model_fields.keys()
+        assert canonical["data"] == {"learns_from": ["pair"], "tools": False, "pictures": False}
+
     def test_orders_stages_and_drops_what_is_absent(self) -> None:
         body = {"stages": {"saving": {"file": "s.py"}, "training": {"conda_env": None}, "inference-complete": None}}
 
