@@ -106,6 +106,29 @@ def show_dataset(
     print_table(("column", "rows with a value", "first line without"), rows, nothing="")
 
 
+@datasets.command("profile")
+def profile_dataset(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Id or name.")],
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Say how the rows are written, how long they are, and what would be left out."""
+    with Api(url) as api:
+        found = api.get(f"/datasets/{segment(dataset)}/profile")
+    if as_json:
+        print_json(found)
+        return
+
+    def counted(name: str) -> str:
+        return ", ".join(f"{key} {value}" for key, value in (found[name] or {}).items())
+
+    fields = {name: counted(name) for name in ("forms", "kinds", "roles", "features", "turns", "scripts")}
+    tokens = {"tokens, roughly": counted("estimated_tokens"), "duplicates": found["duplicates"]}
+    print_fields({"rows": found["rows"], **fields, **tokens, "unreadable rows": found["problem_count"]})
+    for entry in (*found["problems"], *found["remarks"]):
+        write(f"{entry['pointer']}: {entry['detail']}\n")
+
+
 def _stem(file: Path) -> str:
     """Return the name of a file without its suffixes: two, if it is packed."""
     packed = file.suffix.lower() in (".gz", ".zip", ".tar", ".tgz")

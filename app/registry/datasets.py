@@ -8,7 +8,7 @@ another format than JSONL is converted once; the rows lie in a file beside it (`
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -29,6 +29,7 @@ from app.registry.dataset_conversion import converted_files, converted_name, suf
 from app.registry.dataset_files import SUFFIX, UPLOAD_PREFIX, DatasetChanging, Inspection, locate
 from app.registry.dataset_process import BoundedDatasetReader
 from app.registry.resource_paths import resolve_inside, stays_inside
+from app.registry.row_surveys import profile_of
 from app.store import named
 from app.store.datasets import get_dataset
 from app.store.home import Home
@@ -40,6 +41,7 @@ from app.store.usage import unfinished_jobs
 _WRITE_BYTES: Final = 1024 * 1024
 _MAX_NAME_BYTES: Final = 200
 _REMEMBERED: Final = 4096
+_REMEMBERED_PROFILES: Final = 64
 _FOLDER: Final = ".d"
 
 Clock = Callable[[], datetime]
@@ -66,6 +68,12 @@ class DatasetMissing(Conflict):
     """The file of a registered data set is gone."""
 
     code = "dataset_missing"
+
+
+class DatasetUnprofiled(Conflict):
+    """The rows cannot be read as they are now."""
+
+    code = "dataset_unprofiled"
 
 
 class DatasetInUse(Conflict):
@@ -122,6 +130,7 @@ class Datasets:
         self._reader = BoundedDatasetReader(row_characters=max_characters, output_bytes=max_bytes)
         self._clock = clock
         self._unchanged: dict[str, tuple[dataset_files.FileKey, str]] = {}
+        self._profiles: dict[dataset_files.FileKey, Mapping[str, Any]] = {}
 
     # ---- read -------------------------------------------------------------------------------------------------------
 
@@ -137,6 +146,25 @@ class Datasets:
         """Return rows as they stand in the file now."""
         lines = await asyncio.to_thread(self._read_rows, row, offset, limit)
         return Preview(rows=lines, offset=offset, total=row.rows)
+
+    async def profile(self, row: DatasetRow) -> Mapping[str, Any]:
+        """Return how the rows are written, how long they are and what stands twice; see `deepe_rows.profile`.
+
+        Raises `DatasetMissing`, and `DatasetUnprofiled` for a file that is no longer what was registered.
+        """
+        return await asyncio.to_thread(self._profile, row)
+
+    def _profile(self, row: DatasetRow) -> Mapping[str, Any]:
+        jsonl = self._rows_file(row)
+        key = dataset_files.file_key(jsonl)
+        if key not in self._profiles:
+            found = profile_of(jsonl)
+            if "refused" in found:
+                raise DatasetUnprofiled(dataset=row.name, reason=found["refused"])
+            while len(self._profiles) >= _REMEMBERED_PROFILES:
+                self._profiles.pop(next(iter(self._profiles)))
+            self._profiles[key] = found
+        return self._profiles[key]
 
     async def rows_file(self, row: DatasetRow) -> Path:
         """Return the file that scripts read."""

@@ -91,6 +91,13 @@ class RowSurvey:
             found.append(Violation("/dataset", "dataset_nothing_to_learn", {"rows": self.rows}))
         return found
 
+    def row_problems(self) -> list[Violation]:
+        """Return the first rows that cannot be read, each with its line."""
+        return [self._wrong(**problem) for problem in self.found["problems"]]
+
+    def _wrong(self, line: int, code: str, pointer: str, params: Mapping[str, Any]) -> Violation:
+        return Violation(f"/lines/{line}{pointer}", code, {**params, "line": line, "place": ""})
+
     def warnings(self) -> list[Violation]:
         """Return what is left out of the rows, and what is unusual about those that are used."""
         return [self._counted(**one) for one in (*self.found["left_out"], *self.found["said"])]
@@ -129,7 +136,16 @@ def _read(jsonl: Path, wanted: RowsWanted) -> Mapping[str, Any]:
             return survey(jsonl, wanted_of(asdict(wanted)), wanted.limit)
         except Refused as error:
             return {"refused": str(error)}
-    program = [sys.executable, "-E", "-s", "-m", "deepe_rows.survey", str(jsonl), json.dumps(asdict(wanted))]
+    return _in_a_process("deepe_rows.survey", str(jsonl), json.dumps(asdict(wanted)))
+
+
+def profile_of(jsonl: Path) -> Mapping[str, Any]:
+    """Return how the rows of a file are written; see `deepe_rows.profile`. Blocks."""
+    return _in_a_process("deepe_rows.profile", str(jsonl))
+
+
+def _in_a_process(module: str, *arguments: str) -> Mapping[str, Any]:
+    program = [sys.executable, "-E", "-s", "-m", module, *arguments]
     done = subprocess.run(program, cwd=helpers_dir(), capture_output=True, timeout=PATIENCE_SECONDS, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found

@@ -502,6 +502,40 @@ class TestPreview:
         assert (await app.client.get(f"{URL}/x/preview", params=params)).status_code == 422
 
 
+class TestProfile:
+    async def test_says_how_rows_are_written_and_what_would_be_left_out(self, app: MethodsApp) -> None:
+        turns = [{"role": "user", "content": "你好 there"}, {"role": "assistant", "content": "Hello."}]
+        rows: list[Any] = [
+            *[{"messages": turns}] * 3,
+            {"messages": [{"role": "system", "content": "Be kind."}, *turns]},
+            {"instruction": "a", "output": None},
+            {"messages": [{"role": "narrator", "content": "x"}]},
+        ]
+        place(app, "faq.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+        await create(app)
+
+        found = (await app.client.get(f"{URL}/faq/profile")).json()
+
+        assert found["rows"] == 6
+        assert found["forms"] == {"messages": 5, "instruction-output": 1}
+        assert found["kinds"] == {"conversation": 4}
+        assert found["features"] == {"system": 1}
+        assert found["duplicates"] == 2
+        assert found["turns"] == {"p50": 2, "p90": 3, "p99": 3, "p100": 3}
+        assert set(found["scripts"]) == {"latin", "cjk"}
+        assert codes({"errors": found["problems"]}) == [("/lines/6/messages/0/role", "turn_role_unknown")]
+        assert codes({"errors": found["remarks"]}) == [("/dataset", "no_answer")]
+
+    async def test_reads_a_file_again_that_has_changed(self, app: MethodsApp) -> None:
+        file = place(app, "faq.jsonl")
+        await create(app)
+        assert (await app.client.get(f"{URL}/faq/profile")).json()["rows"] == 1
+
+        file.write_bytes(LINE * 2)
+
+        assert (await app.client.get(f"{URL}/faq/profile")).json()["rows"] == 2
+
+
 class TestList:
     async def test_pages_sorts_and_filters(self, app: MethodsApp) -> None:
         for number, name in enumerate(["Beta", "alpha", "Ämter", "gamma"]):

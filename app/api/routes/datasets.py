@@ -18,9 +18,11 @@ from app.api.schemas.resources import (
     DatasetCheck,
     DatasetCreate,
     DatasetPreview,
+    DatasetProfile,
     DatasetRead,
     DatasetValidation,
     dataset_preview,
+    dataset_profile,
     dataset_read,
     dataset_validation,
 )
@@ -39,6 +41,7 @@ from app.registry.datasets import (
     DatasetInUse,
     DatasetIsFolder,
     DatasetMissing,
+    DatasetUnprofiled,
     InvalidDataset,
 )
 from app.registry.resource_paths import InvalidPath, PathNotFound, PathOutsideFolder
@@ -201,6 +204,20 @@ async def preview_dataset(
     """Read some rows, as they stand in the file now."""
     row = await services.datasets.get(session, dataset)
     return dataset_preview(await services.datasets.preview(row, offset=offset, limit=limit))
+
+
+@router.get(
+    "/datasets/{dataset}/profile", responses=problem_responses(DatasetNotFound, DatasetMissing, DatasetUnprofiled)
+)
+async def profile_dataset(
+    dataset: DatasetRef, session: ReadSession, services: ServicesDep, language: RequestLanguage
+) -> DatasetProfile:
+    """Say how the rows are written, how long they are, what stands twice and what would be left out.
+
+    The whole file is read, by another process; the answer is remembered while the file stays as it is.
+    """
+    row = await services.datasets.get(session, dataset)
+    return dataset_profile(await services.datasets.profile(row), language)
 
 
 @router.get(

@@ -1,6 +1,6 @@
 """Over the wire: base models, data sets, deploy targets and environments."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -19,6 +19,7 @@ from app.registry.base_models import BaseModelFiles, is_unmade
 from app.registry.dataset_check import Column, columns_of
 from app.registry.datasets import Preview, Validation
 from app.registry.environments import EnvironmentSource, EnvironmentView
+from app.registry.row_surveys import RowSurvey
 from app.store.tables import BaseModelRow, DatasetRow, DeployTargetRow
 
 _ID = "5b0e4c1e-9f3d-4a59-8f5e-0d6f3f8f2a11"
@@ -251,6 +252,48 @@ class DatasetPreview(BaseModel):
     items: list[dict[str, Any]] = Field(examples=[[{"prompt": "Who are you?", "completion": "A test."}]])
     offset: int
     total: int = Field(description="Rows of the whole data set.")
+
+
+class DatasetProfile(BaseModel):
+    """How the rows of a data set are written. Percentiles: so many percent have no more."""
+
+    rows: int = Field(examples=[450])
+    forms: dict[str, int] = Field(description="How rows are written.", examples=[{"instruction-output": 450}])
+    kinds: dict[str, int] = Field(
+        description="What rows become; a method says which kinds it learns from.", examples=[{"conversation": 450}]
+    )
+    roles: dict[str, int] = Field(
+        description="Turns of each role in the first rows.", examples=[{"user": 450, "assistant": 450}]
+    )
+    features: dict[str, int] = Field(
+        description="Rows with tools, pictures, a system turn, reasoning, weights.", examples=[{"system": 12}]
+    )
+    duplicates: int = Field(description="Rows that stand in the file before.", examples=[3])
+    estimated_tokens: dict[str, int] | None = Field(
+        description="Of a row, without a tokenizer.", examples=[{"p50": 40, "p90": 80, "p99": 120, "p100": 130}]
+    )
+    turns: dict[str, int] | None = Field(
+        description="Turns of a conversation.", examples=[{"p50": 2, "p90": 2, "p99": 4, "p100": 6}]
+    )
+    scripts: dict[str, float] = Field(
+        description="Shares of the letters of the first rows by script.", examples=[{"latin": 0.98, "cjk": 0.02}]
+    )
+    problem_count: int = Field(description="Rows that no shipped method can read.", examples=[0])
+    problems: list[ProblemEntry] = Field(description="The first of them.")
+    remarks: list[ProblemEntry] = Field(description="What is left out of the rows or unusual about them.")
+
+
+def dataset_profile(found: Mapping[str, Any], language: Language) -> DatasetProfile:
+    """Return a profile as callers see it."""
+    survey = RowSurvey(found)
+    members = {name: found[name] for name in DatasetProfile.model_fields if name in found}
+    return DatasetProfile(
+        **members
+        | {
+            "problems": problem_entries(survey.row_problems(), language),
+            "remarks": problem_entries(survey.warnings(), language),
+        }
+    )
 
 
 def dataset_read(row: DatasetRow) -> DatasetRead:

@@ -36,22 +36,23 @@ class Survey:
         self._sampled_sequences = 0
         self._sampled_tokens = 0.0
 
-    def see(self, raw: Any, line: int) -> None:
-        """Read a row."""
+    def see(self, raw: Any, line: int) -> Example | None:
+        """Read a row; return its example, None if there is none."""
         try:
             example = self._reader.read(raw, line)
         except RowProblem as problem:
             self._keep(problem, line)
-            return
+            return None
         if example is None:
-            return
+            return None
         sequences = len(example.learned) if isinstance(example, Conversation) else 1
         self._sequences += sequences
         if self._reader.report.rows <= SAMPLED_ROWS:
             self._sampled_sequences += sequences
-            self._sampled_tokens += sum(map(_tokens, _texts(example)))
+            self._sampled_tokens += sum(map(estimated_tokens, texts_of(example)))
             for turn in getattr(example, "turns", ()):
                 self._roles[turn["role"]] = self._roles.get(turn["role"], 0) + 1
+        return example
 
     def _keep(self, problem: RowProblem, line: int) -> None:
         self._problem_count += 1
@@ -109,7 +110,8 @@ def _counted(code: str, about: str, count: Count) -> dict[str, Any]:
     return {"code": code, "about": about, "rows": count.rows, "lines": count.lines}
 
 
-def _texts(example: Example) -> Iterable[str]:
+def texts_of(example: Example) -> Iterable[str]:
+    """Yield every text of an example, as often as it is given or learned."""
     match example:
         case Conversation():
             # every answer is a sequence of its own, with all that comes before it
@@ -131,7 +133,8 @@ def _texts(example: Example) -> Iterable[str]:
             yield from (example.anchor, example.positive, *example.negatives)
 
 
-def _tokens(text: str) -> float:
+def estimated_tokens(text: str) -> float:
+    """Return roughly how many tokens a text has, without a tokenizer."""
     plain = len(text) if text.isascii() else sum(character.isascii() for character in text)
     return plain / ASCII_PER_TOKEN + (len(text) - plain) / OTHERS_PER_TOKEN
 
