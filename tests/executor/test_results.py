@@ -488,5 +488,5 @@ class TestReasonTexts:
         assert set(entry) == set(Language)
         for language in Language:
             params = {"detail": "D", "exit_code": 3, "signal": "SIGSEGV", "module": "peft", "column": "prompt"}
-            params |= {"limit_seconds": 60}
+            params |= {"limit_seconds": 60, "base_model": "tiny-base", "build": "J"}
             assert "{" not in text(f"reason_{reason}", language, **params)
