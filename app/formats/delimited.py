@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
@@ -11,7 +12,10 @@ from app.formats.text import bounded_lines
 DELIMITERS: Final = (",", ";", "\t", "|")
 NAMES: Final = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|"}
 MAX_NAME: Final = 200
+SEPARATOR_LINE: Final = re.compile(r"sep=([,;\t|])\r?\n", re.IGNORECASE)
+"""What Excel takes from and writes into the first line."""
 _SAMPLE_RECORDS: Final = 200
+_NAME: Final = re.compile(r'"?[^\W\d][\w-]{0,40}"?')
 
 
 def named_delimiter(name: str) -> str:
@@ -25,15 +29,15 @@ def named_delimiter(name: str) -> str:
 def find_delimiter(sample: str, *, whole: bool, table: bool) -> str | None:
     """Return the delimiter of a text by its first records; None if it is no table.
 
-    One that splits the first record is judged by how many of the others have as many fields. `table` says that the
-    text is a table in any case: it may have one column.
+    One that splits the first record is judged by how many of the others have as many fields; if few have, the first
+    must consist of names. `table` says that the text is a table in any case: it may have one column.
     """
     found: list[tuple[float, int, str]] = []
     for delimiter in DELIMITERS:
         counts = _field_counts(sample, delimiter, whole=whole)
         if len(counts) > (0 if table else 1) and counts[0] > 1:
             alike = sum(count == counts[0] for count in counts) / len(counts)
-            if alike >= 0.5 or table:
+            if alike >= 0.5 or table or _names_columns(sample, delimiter):
                 found.append((alike, counts[0], delimiter))
     found.sort(reverse=True)
     if len(found) > 1 and found[0][:2] == found[1][:2]:
@@ -41,6 +45,10 @@ def find_delimiter(sample: str, *, whole: bool, table: bool) -> str | None:
     if found:
         return found[0][2]
     return "," if table else None
+
+
+def _names_columns(sample: str, delimiter: str) -> bool:
+    return all(_NAME.fullmatch(field.strip()) for field in sample.lstrip().split("\n", 1)[0].split(delimiter))
 
 
 def _field_counts(sample: str, delimiter: str, *, whole: bool) -> list[int]:
@@ -67,6 +75,8 @@ def table_rows(text: io.TextIOWrapper, delimiter: str, *, max_characters: int) -
     names: list[str] | None = None
     for line, record in _records(reader):
         if names is None:
+            if line == 1 and record and record[0].lower() == "sep=" and not any(record[1:]):
+                continue
             if any(map(str.strip, record)):
                 names = header(record, [f"line {line}, column {number}" for number in range(1, len(record) + 1)])
             continue

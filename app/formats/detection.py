@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from app.formats.base import Format, FormatProblem, Options
-from app.formats.delimited import find_delimiter
+from app.formats.delimited import SEPARATOR_LINE, find_delimiter
 from app.formats.json_documents import WRAPPERS
 from app.formats.text import HEAD_BYTES, encoding_of, head_text
 
@@ -102,7 +102,8 @@ def _table(
     if controls * 50 > len(text[:4096]):
         raise FormatProblem("file_unknown")
     table = options.table or options.delimiter is not None
-    delimiter = options.delimiter or find_delimiter(text, whole=whole, table=table)
+    marked = SEPARATOR_LINE.match(text)
+    delimiter = options.delimiter or (marked and marked[1]) or find_delimiter(text, whole=whole, table=table)
     if encoding is None:
         raise FormatProblem("text_encoding_unclear", byte=_first_odd(head))
     if delimiter is None:
@@ -142,6 +143,8 @@ def _is_document(path: Path, text: str, encoding: str, max_characters: int) -> b
     try:
         row = json.loads(first)
     except json.JSONDecodeError as error:
+        if error.msg == "Extra data":
+            return False  # a whole object, and something behind it
         # it goes on in the next line, unless that begins an object of its own
         goes_on = first.rstrip()[-1] in "[{,:" or not more.lstrip().startswith("{")
         return error.pos >= len(first.rstrip()) - 1 and bool(more.strip()) and goes_on
@@ -150,7 +153,7 @@ def _is_document(path: Path, text: str, encoding: str, max_characters: int) -> b
     if more.strip() or not isinstance(row, dict):
         return False
     arrays = [name for name, value in row.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
-    return len(arrays) == 1 and arrays[0].lower() in WRAPPERS
+    return any(name.lower() in WRAPPERS for name in arrays)
 
 
 def _first_odd(head: bytes) -> int:

@@ -88,6 +88,8 @@ def _member(window: "_Window", source: Source) -> Iterator[Row]:
         if not closed:
             window.take(",")
     window.take("}")
+    if not arrays and window.next_character():
+        raise FormatProblem("json_goes_on", line=window.line())
     if not arrays:
         raise FormatProblem("json_no_array", names=", ".join(name[:40] for name in others[:10]))
     source.member = arrays[0]

@@ -61,6 +61,8 @@ class TestJson:
             (b'[{"a": 1}, "b"]', "json_item_not_object", {"item": 2, "line": 1, "found": '"…"'}),
             (b'[["a", "b"], ["c", "d"]]', "json_item_not_object", {"item": 1}),
             (b'{"data": [{"a": 1}], "rows": [{"a": 1}]\n}', "json_several_arrays", {"names": "data, rows"}),
+            (b'{"train": [{"a": 1}], "test": [{"a": 1}]}\n', "json_several_arrays", {"names": "train, test"}),
+            (b'{\n"a": 1\n}\n{\n"a": 2\n}\n', "json_goes_on", {"line": 4}),
             (b'{"messages": [\n{"role": "user"}]}', "json_array_unclear", {"name": "messages"}),
             (b'{\n"question": ["a"],\n"answer": ["b"]}', "json_no_array", {"names": "question, answer"}),
             (b'[{"a": "' + b"x" * 20_000 + b'"}]', "line_too_long", {"line": 1, "limit": 10_000}),
@@ -103,6 +105,9 @@ class TestTables:
 
     def test_quotes_line_breaks_and_empty_fields(self) -> None:
         assert rows_of(TABLE.encode()) == ROWS
+
+    def test_the_line_that_names_the_separator_for_excel_is_no_header(self) -> None:
+        assert rows_of(b"sep=;\r\na;b,c\r\n1;2\r\n") == [{"a": "1", "b,c": "2"}]
 
     def test_values_are_text_and_blank_records_are_none(self) -> None:
         content = b"id,note,\r\n007,1.50,\r\n\r\n,,\r\n008, a ,\r\n"
@@ -161,6 +166,7 @@ class TestTables:
                 "table_field_count",
                 {"line": 12, "fields": 5, "header": 4},
             ),
+            (b"question,answer\n" + b"Hi, you,there\n" * 9, "table_field_count", {"line": 2, "fields": 3, "header": 2}),
             (b"a,b\n1,2\n1\n1,2\n", "table_field_count", {"line": 3, "fields": 1, "header": 2}),
             (b'a,b\n1,2\n1,"x\n1,2\n', "table_quotes", {"line": 3}),
             (b'a,b\n1,"x" y\n', "table_quotes", {"line": 2}),
