@@ -60,6 +60,9 @@ def submit(
     method: Annotated[str, typer.Argument(help="Name or id of the method.")],
     base_model: Annotated[str | None, typer.Option("--base-model", "-b", help="What to train on.")] = None,
     dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="What to train with.")] = None,
+    validation: Annotated[
+        str | None, typer.Option("--validation", metavar="DATASET", help="Rows for the score, not learned from.")
+    ] = None,
     through: Annotated[
         str | None, typer.Option("--through", help="How far to go: customized, complete or online.")
     ] = None,
@@ -100,6 +103,7 @@ def submit(
         "method": method,
         "base_model": base_model,
         "dataset": dataset,
+        "validation_dataset": validation,
         "through": through,
         "stage": stage,
         "model": model,
@@ -191,6 +195,7 @@ def show(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
             "method": _method_cell(document),
             "base model": (document["base_model"] or {}).get("name"),
             "data set": (document["dataset"] or {}).get("name"),
+            "validation": (document.get("validation_dataset") or {}).get("name"),
             "model": document["model"],
             "result": document["result_model"],
             "parameters": document["parameters"],

@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
@@ -17,6 +17,7 @@ from typing import Any, Final
 from app.domain.errors import Violation
 from app.presets.catalogue import helpers_dir
 from app.presets.shared.helpers.deepe_rows import Refused
+from app.presets.shared.helpers.deepe_rows.sharing import shared_rows
 from app.presets.shared.helpers.deepe_rows.survey import survey, wanted_of
 
 INLINE_BYTES: Final = 256 * 1024
@@ -30,6 +31,7 @@ class RowsWanted:
     """What a method learns from, and how the caller wants the rows to be read."""
 
     kinds: tuple[str, ...]
+    """Without any, nothing is known of what rows become."""
     tools: bool = True
     pictures: bool = False
     columns: tuple[str, str] | None = None
@@ -66,10 +68,10 @@ class RowSurvey:
         found: float | None = self.found["tokens_per_sequence"]
         return found
 
-    def violations(self, columns: Sequence[str]) -> list[Violation]:
+    def violations(self, columns: Sequence[str], at: str) -> list[Violation]:
         """Return why the data cannot be learned from; rows with the same fault are listed a few times only."""
         if "refused" in self.found:
-            return [Violation("/dataset", "dataset_rows_unreadable", {"reason": self.found["refused"]})]
+            return [Violation(at, "dataset_rows_unreadable", {"reason": self.found["refused"]})]
         listed: dict[str, int] = {}
         found = []
         for problem in self.found["problems"]:
@@ -78,17 +80,17 @@ class RowSurvey:
             if code == "row_columns_missing":
                 if listed[code] == 1:
                     params = {"wanted": problem["params"]["wanted"], "columns": ", ".join(columns)}
-                    found.append(Violation("/dataset", "columns_missing", params))
+                    found.append(Violation(at, "columns_missing", params))
             elif listed[code] <= _LISTED_ALIKE:
                 place = f", {problem['pointer']}" if problem["pointer"] else ""
                 params = {**problem["params"], "line": problem["line"], "place": place}
-                found.append(Violation("/dataset", code, params))
+                found.append(Violation(at, code, params))
         if (count := self.found["problem_count"]) > 1:
-            found.append(Violation("/dataset", "dataset_rows_refused", {"count": count, "rows": self.rows}))
+            found.append(Violation(at, "dataset_rows_refused", {"count": count, "rows": self.rows}))
         if not found and self.needs_pictures and not self.found["features"].get("pictures"):
-            found.append(Violation("/dataset", "dataset_without_pictures", {"rows": self.rows}))
+            found.append(Violation(at, "dataset_without_pictures", {"rows": self.rows}))
         if not found and not self.examples:
-            found.append(Violation("/dataset", "dataset_nothing_to_learn", {"rows": self.rows}))
+            found.append(Violation(at, "dataset_nothing_to_learn", {"rows": self.rows}))
         return found
 
     def row_problems(self) -> list[Violation]:
@@ -98,14 +100,14 @@ class RowSurvey:
     def _wrong(self, line: int, code: str, pointer: str, params: Mapping[str, Any]) -> Violation:
         return Violation(f"/lines/{line}{pointer}", code, {**params, "line": line, "place": ""})
 
-    def warnings(self) -> list[Violation]:
+    def warnings(self, at: str) -> list[Violation]:
         """Return what is left out of the rows, and what is unusual about those that are used."""
-        return [self._counted(**one) for one in (*self.found["left_out"], *self.found["said"])]
+        return [self._counted(at, **one) for one in (*self.found["left_out"], *self.found["said"])]
 
-    def _counted(self, code: str, about: str, rows: int, lines: Sequence[int]) -> Violation:
+    def _counted(self, at: str, code: str, about: str, rows: int, lines: Sequence[int]) -> Violation:
         first = ", ".join(map(str, lines)) + (", ..." if rows > len(lines) else "")
         params = {"rows": rows, "total": self.rows, "lines": first, "column": about, "key": about}
-        return Violation("/dataset", code, params)
+        return Violation(at, code, params)
 
 
 class RowSurveys:
@@ -113,16 +115,27 @@ class RowSurveys:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._remembered: OrderedDict[tuple[str, RowsWanted], RowSurvey] = OrderedDict()
+        self._remembered: OrderedDict[tuple[str, ...], Mapping[str, Any]] = OrderedDict()
 
     def of(self, jsonl: Path, digest: str, wanted: RowsWanted) -> RowSurvey:
         """Return what the rows of the file with this digest become."""
-        key = (digest, wanted)
+        found = self._remember((digest, _written(wanted)), lambda: _survey(jsonl, wanted))
+        return RowSurvey(found, needs_pictures=wanted.pictures)
+
+    def shared(
+        self, jsonl: Path, digest: str, validation: Path, validation_digest: str, wanted: RowsWanted
+    ) -> tuple[int, int]:
+        """Return how many rows of the validation data stand in the training data as well, and of how many."""
+        key = (digest, validation_digest, _written(wanted))
+        shared, total = self._remember(key, lambda: _shared(jsonl, validation, wanted))["shared"]
+        return shared, total
+
+    def _remember(self, key: tuple[str, ...], find: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
         with self._lock:
             if key in self._remembered:
                 self._remembered.move_to_end(key)
                 return self._remembered[key]
-        found = RowSurvey(_read(jsonl, wanted), needs_pictures=wanted.pictures)
+        found = find()
         with self._lock:
             self._remembered[key] = found
             if len(self._remembered) > _REMEMBERED:
@@ -130,13 +143,23 @@ class RowSurveys:
         return found
 
 
-def _read(jsonl: Path, wanted: RowsWanted) -> Mapping[str, Any]:
-    if jsonl.stat().st_size <= INLINE_BYTES:
-        try:
-            return survey(jsonl, wanted_of(asdict(wanted)), wanted.limit)
-        except Refused as error:
-            return {"refused": str(error)}
-    return _in_a_process("deepe_rows.survey", str(jsonl), json.dumps(asdict(wanted)))
+def _written(wanted: RowsWanted) -> str:
+    return json.dumps(asdict(wanted))
+
+
+def _survey(jsonl: Path, wanted: RowsWanted) -> Mapping[str, Any]:
+    if jsonl.stat().st_size > INLINE_BYTES:
+        return _in_a_process("deepe_rows.survey", str(jsonl), _written(wanted))
+    try:
+        return survey(jsonl, wanted_of(asdict(wanted)), wanted.limit)
+    except Refused as error:
+        return {"refused": str(error)}
+
+
+def _shared(jsonl: Path, validation: Path, wanted: RowsWanted) -> Mapping[str, Any]:
+    if jsonl.stat().st_size + validation.stat().st_size > INLINE_BYTES:
+        return _in_a_process("deepe_rows.sharing", str(jsonl), str(validation), _written(wanted))
+    return {"shared": shared_rows(jsonl, validation, asdict(wanted))}
 
 
 def profile_of(jsonl: Path) -> Mapping[str, Any]:

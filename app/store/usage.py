@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import sqlalchemy as sa
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -21,11 +22,13 @@ async def unfinished_jobs(
     """Return the ids of the jobs, waiting or running, that use what is given (exactly one), oldest first."""
     wanted = {
         JobRow.base_model_id: base_model_id,
-        JobRow.dataset_id: dataset_id,
         JobRow.model_id: model_id,
         JobRow.environment: environment,
     }
     statement = select(JobRow.id).where(col(JobRow.status).in_(UNFINISHED))
+    if dataset_id is not None:
+        scored_with = col(JobRow.launch)["validation_dataset"]["id"].as_string()
+        statement = statement.where(sa.or_(col(JobRow.dataset_id) == dataset_id, scored_with == dataset_id))
     for column, value in wanted.items():
         if value is not None:
             statement = statement.where(col(column) == value)

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -86,6 +86,13 @@ class JobsApp:
         body = {key: value for key, value in {**SUBMIT, **changes}.items() if value is not None}
         answer: dict[str, Any] = await self.post("/jobs", body, 201)
         return answer
+
+    async def register_data(self, name: str, rows: Sequence[Any]) -> dict[str, Any]:
+        """Write the rows to a file of the home and register it."""
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (self.services.home.datasets / f"{name}.jsonl").write_text(lines, "utf-8")
+        made: dict[str, Any] = await self.post("/datasets", {"name": name, "path": f"{name}.jsonl"}, 201)
+        return made
 
     async def events(self, path: str, **options: Any) -> list[Event]:
         response = await self.client.get(API + path, **options)

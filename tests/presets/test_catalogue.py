@@ -58,7 +58,7 @@ class TestManifests:
         found = RowSurveys().of(data_sets[manifest.demo.dataset], "digest", wanted)
 
         assert manifest.demo.base_model in bases
-        assert (found.violations([]), found.warnings()) == ([], [])
+        assert (found.violations([], "/dataset"), found.warnings("/dataset")) == ([], [])
         assert found.examples == found.rows
 
     def test_only_the_templates_may_be_changed(self) -> None:

@@ -151,6 +151,9 @@ class JobSummary(BaseModel):
     environment: str = Field(description="Conda environment it runs in, or that it builds.", examples=["trl"])
     base_model: JobInput | None
     dataset: JobInput | None
+    validation_dataset: JobInput | None = Field(
+        description="Rows for the score; null: a part of the data set is held out, or the script scores nothing."
+    )
     model: str | None = Field(description="Id of the model it works on; null: the base model, or not made yet.")
     result_model: str | None = Field(description="Id of the model it made.")
     parameters: dict[str, Any] = Field(description="As the caller gave them.", examples=[_PARAMETERS])
@@ -353,6 +356,7 @@ def _members(view: JobView, language: Language) -> dict[str, Any]:
         "environment": job.environment,
         "base_model": input_of(job, "base_model"),
         "dataset": input_of(job, "dataset"),
+        "validation_dataset": input_of(job, "validation_dataset"),
         "model": job.model_id,
         "result_model": job.result_model_id,
         "parameters": job.parameters,
@@ -400,7 +404,7 @@ def method_of(job: JobRow) -> JobMethod | None:
     return JobMethod(id=job.method_id, name=job.method_name or "", version=job.method_version)
 
 
-def input_of(job: JobRow, kind: Literal["base_model", "dataset"]) -> JobInput | None:
+def input_of(job: JobRow, kind: Literal["base_model", "dataset", "validation_dataset"]) -> JobInput | None:
     """Return what the job was given, by its name of then; its whole specification is not parsed for it."""
     named = job.launch.get(kind)
     return None if named is None else JobInput(id=named["id"], name=named["name"])

@@ -291,7 +291,7 @@ def dataset_profile(found: Mapping[str, Any], language: Language) -> DatasetProf
         **members
         | {
             "problems": problem_entries(survey.row_problems(), language),
-            "remarks": problem_entries(survey.warnings(), language),
+            "remarks": problem_entries(survey.warnings("/dataset"), language),
         }
     )
 

@@ -323,7 +323,8 @@ class StageLauncher:
             model_name=model.name if model is not None else "",
             output=run.output,
         )
-        for path in (inputs.base_model, inputs.dataset, inputs.model):
+        scored = self._home.absolute(spec.validation_dataset.path) if spec.validation_dataset else None
+        for path in (inputs.base_model, inputs.dataset, inputs.model, scored):
             if path is not None and not path.exists():
                 raise LaunchError(EndReason.INPUT_MISSING, detail=self._home.relative(path))
         return inputs

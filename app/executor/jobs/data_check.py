@@ -1,7 +1,7 @@
 """Whether a method can learn from a data set: its rows are read as the script will read them, before it is queued."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +16,7 @@ from app.registry.row_surveys import RowSurvey, RowSurveys, RowsWanted
 from app.registry.scripts import digest_of
 
 _COLUMN_PARAMETERS: Final = ("input_train_name", "output_train_name")
+_DATASET: Final = "/dataset"
 
 
 @dataclass(frozen=True)
@@ -34,34 +35,79 @@ class CheckedData:
     violations: Sequence[Violation] = ()
     warnings: Sequence[Violation] = ()
     survey: RowSurvey | None = None
+    validation_survey: RowSurvey | None = None
 
 
-def check_data(surveys: RowSurveys, method: Method, stage: Stage, values: Mapping[str, Any], data: Data) -> CheckedData:
-    """Check the rows for the stage that trains with these parameters. Blocks."""
+def check_data(
+    surveys: RowSurveys,
+    method: Method,
+    stage: Stage,
+    values: Mapping[str, Any],
+    data: Data,
+    validation: Data | None = None,
+) -> CheckedData:
+    """Check the rows for the stage that trains with these parameters, and those for the score. Blocks."""
     rules = _rules(method, stage)
-    named = {name: values[name] for name in _COLUMN_PARAMETERS if isinstance(values.get(name), str) and values[name]}
-    missing = _named_columns(named, data.columns, every_row=rules is None)
-    if missing or rules is None:
-        return CheckedData(violations=missing)
-    there = [column.name for column in data.columns]
-    if rules.columns is not None and not named and not set(rules.columns) <= set(there):
-        params = {"wanted": " + ".join(rules.columns), "columns": ", ".join(there)}
-        return CheckedData(violations=[Violation("/dataset", "columns_missing", params)])
-    given = [named.get(name) for name in _COLUMN_PARAMETERS]
-    columns = tuple(name or own for name, own in zip(given, rules.columns or (None, None), strict=True))
-    form = values.get("data_form")
+    wanted = _wanted(rules, values)
+    checked = _check_rows(surveys, rules, wanted, values, data, _DATASET)
+    if validation is None:
+        return checked
+    scored = _check_rows(surveys, rules, replace(wanted, limit=-1), values, validation, "/validation_dataset")
+    violations = [*checked.violations, *scored.violations]
+    warnings = [*checked.warnings, *scored.warnings]
+    if not violations:
+        shared, total = surveys.shared(data.jsonl, data.digest, validation.jsonl, validation.digest, wanted)
+        if shared:
+            params = {"rows": shared, "total": total}
+            warnings.append(Violation("/validation_dataset", "validation_rows_learned", params))
+    return CheckedData(violations, warnings, checked.survey, scored.survey)
+
+
+def _wanted(rules: DataRules | None, values: Mapping[str, Any]) -> RowsWanted:
+    """Return how the script will read the rows."""
     limit = values.get("max_samples")
-    wanted = RowsWanted(
+    limit = limit if isinstance(limit, int) and limit > 0 else -1
+    if rules is None:
+        return RowsWanted(kinds=(), limit=limit)
+    given = _given_columns(values)
+    columns = [
+        given.get(name) or own for name, own in zip(_COLUMN_PARAMETERS, rules.columns or (None, None), strict=True)
+    ]
+    form = values.get("data_form")
+    return RowsWanted(
         kinds=tuple(sorted(rules.kinds(values))),
         tools=rules.tools,
         pictures=rules.pictures,
         columns=(columns[0], columns[1]) if columns[0] and columns[1] else None,
         form=form if isinstance(form, str) and form not in ("", "auto") else None,
-        limit=limit if isinstance(limit, int) and limit > 0 else -1,
+        limit=limit,
     )
+
+
+def _check_rows(
+    surveys: RowSurveys,
+    rules: DataRules | None,
+    wanted: RowsWanted,
+    values: Mapping[str, Any],
+    data: Data,
+    at: str,
+) -> CheckedData:
+    """Check the rows of one data set; `at` points to what names it."""
+    given = _given_columns(values)
+    missing = _missing_columns(given, data.columns, every_row=rules is None, at=at)
+    if missing or rules is None:
+        return CheckedData(violations=missing)
+    there = [column.name for column in data.columns]
+    if rules.columns is not None and not given and not set(rules.columns) <= set(there):
+        params = {"wanted": " + ".join(rules.columns), "columns": ", ".join(there)}
+        return CheckedData(violations=[Violation(at, "columns_missing", params)])
     found = surveys.of(data.jsonl, data.digest, wanted)
-    violations = found.violations(there)
-    return CheckedData(violations=violations, warnings=() if violations else found.warnings(), survey=found)
+    violations = found.violations(there, at)
+    return CheckedData(violations=violations, warnings=() if violations else found.warnings(at), survey=found)
+
+
+def _given_columns(values: Mapping[str, Any]) -> dict[str, str]:
+    return {name: values[name] for name in _COLUMN_PARAMETERS if isinstance(values.get(name), str) and values[name]}
 
 
 def _rules(method: Method, stage: Stage) -> DataRules | None:
@@ -84,15 +130,17 @@ def _shipped_digests(files: tuple[str, ...]) -> frozenset[str]:
     return frozenset(digest_of(script_path(file).read_bytes()).sha256 for file in files)
 
 
-def _named_columns(named: Mapping[str, str], columns: Sequence[Column], *, every_row: bool) -> list[Violation]:
+def _missing_columns(
+    named: Mapping[str, str], columns: Sequence[Column], *, every_row: bool, at: str
+) -> list[Violation]:
     """Return which of the columns that the parameters name are missing; `every_row`: or have no value in some row."""
     there = {column.name: column for column in columns}
     found = []
     for name, column in named.items():
-        at = pointer("parameters", name)
+        place = pointer("parameters", name) if at == _DATASET else at
         if column not in there:
-            found.append(Violation(at, "column_missing", {"column": column, "columns": ", ".join(there)}))
+            found.append(Violation(place, "column_missing", {"column": column, "columns": ", ".join(there)}))
         elif every_row and there[column].first_missing is not None:
             params = {"column": column, "line": there[column].first_missing, "rows": there[column].rows}
-            found.append(Violation(at, "column_incomplete", params))
+            found.append(Violation(place, "column_incomplete", params))
     return found

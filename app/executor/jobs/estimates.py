@@ -49,9 +49,10 @@ def estimate(jobs: Sequence[JobRow], checked: CheckedParameters) -> Estimate:
         return Estimate(stages=stages)
     values = _values(checked, stages[0].stage)
     survey = checked.survey
-    held_out = _held_out(values, survey)
+    validation = checked.validation_survey
+    held_out = _held_out(values, survey) if validation is None else _scored(values, validation)
     learned = survey.sequences
-    if held_out and survey.examples:
+    if held_out and survey.examples and validation is None:
         learned = round(learned * (1 - held_out / survey.examples))
     steps, epochs = _steps(values, learned)
     per_sequence = survey.tokens_per_sequence
@@ -84,6 +85,11 @@ def _held_out(values: Mapping[str, Any], survey: RowSurvey) -> int | None:
         return None
     count = int(survey.examples * fraction)
     return count if most is None else min(count, int(most))
+
+
+def _scored(values: Mapping[str, Any], validation: RowSurvey) -> int:
+    most = _number(values, "eval_samples")
+    return validation.examples if most is None else min(validation.examples, int(most))
 
 
 def _steps(values: Mapping[str, Any], sequences: int) -> tuple[int | None, float | None]:

@@ -41,6 +41,12 @@ class JobSubmit(_Body):
     method: str = Field(description="Id or name.", examples=["SFT-Demo"])
     base_model: str | None = Field(default=None, description="Id or name.", examples=["tiny-base"])
     dataset: str | None = Field(default=None, description="Id or name.", examples=["sft-demo"])
+    validation_dataset: str | None = Field(
+        default=None,
+        description="Rows for the score, instead of a held-out part of the data set; id or name. The script must "
+        "declare `validation_path`.",
+        examples=["sft-demo-held-out"],
+    )
     parameters: dict[str, Any] = Field(
         default_factory=dict,
         description="What the training script takes; see `GET /api/v1/methods/{method}/parameters`.",
@@ -88,6 +94,9 @@ class JobCopy(_Body):
     )
     base_model: str | None = Field(default=None, description="Another base model; id or name.")
     dataset: str | None = Field(default=None, description="Another data set; id or name.")
+    validation_dataset: str | None = Field(
+        default=None, description="Other rows for the score; id or name. Null leaves them out. Default: the original's."
+    )
     retry: RetryPolicy | None = Field(default=None, description="Default: the original's.")
     limits: Limits | None = Field(default=None, description="Default: the original's.")
     resources: Resources | None = Field(default=None, description="Default: the original's.")

@@ -123,6 +123,7 @@ def copied(job: JobRow, chain: Sequence[JobRow], changes: JobCopy) -> JobSubmit:
         method=_method(origin),
         base_model=changes.base_model or (spec.base_model.id if spec.base_model else None),
         dataset=changes.dataset or (spec.dataset.id if spec.dataset else None),
+        validation_dataset=_validation_dataset(spec, changes),
         parameters=_merged([step.parameters for step in reversed(chain)], changes),
         through=STATE_OF_STAGE[as_stage(last.kind)] if whole else None,
         stage=None if whole else last.kind,
@@ -133,7 +134,11 @@ def copied(job: JobRow, chain: Sequence[JobRow], changes: JobCopy) -> JobSubmit:
 
 
 def _on_model(job: JobRow, changes: JobCopy) -> JobSubmit:
-    given = {"/base_model": changes.base_model, "/dataset": changes.dataset}
+    given = {
+        "/base_model": changes.base_model,
+        "/dataset": changes.dataset,
+        "/validation_dataset": changes.validation_dataset,
+    }
     if wrong := [Violation(pointer, "model_keeps_inputs", {}) for pointer, value in given.items() if value is not None]:
         raise InvalidRequest(wrong)
     return JobSubmit(
@@ -145,6 +150,12 @@ def _on_model(job: JobRow, changes: JobCopy) -> JobSubmit:
         deployment=_deployment_options(job),
         **_conditions(job, changes),
     )
+
+
+def _validation_dataset(spec: JobSpec, changes: JobCopy) -> str | None:
+    if "validation_dataset" in changes.model_fields_set:
+        return changes.validation_dataset
+    return spec.validation_dataset.id if spec.validation_dataset else None
 
 
 def _merged(parameters: Sequence[Mapping[str, Any]], changes: JobCopy) -> dict[str, Any]:

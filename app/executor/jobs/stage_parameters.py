@@ -19,7 +19,18 @@ from app.registry.method_record import Method
 from app.registry.row_surveys import RowSurvey, RowSurveys
 from app.registry.script_reading import ScriptReader
 
+VALIDATION_PATH = "validation_path"
+"""What a script declares that takes rows for the score."""
+VALIDATION_DATASET = "/validation_dataset"
 _NOTHING = ScriptParameters(accepts_unknown=True)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Rows for the score, and the argument that names their file: relative to the script root."""
+
+    data: Data
+    argument: str
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,7 @@ class CheckedParameters:
     warnings: tuple[Violation, ...] = ()
     withheld_from: Mapping[Stage, tuple[str, ...]] = field(default_factory=dict)
     survey: RowSurvey | None = None
+    validation_survey: RowSurvey | None = None
 
     def withheld(self, stage: Stage) -> tuple[str, ...]:
         """Return the platform's arguments that the script would take for others of its own."""
@@ -66,17 +78,23 @@ class StageParameters:
         self._surveys = RowSurveys()
 
     def check(
-        self, method: Method, stages: Sequence[Stage], values: Mapping[str, Any], data: Data | None
+        self,
+        method: Method,
+        stages: Sequence[Stage],
+        values: Mapping[str, Any],
+        data: Data | None,
+        validation: Validation | None = None,
     ) -> CheckedParameters:
-        """Check `values` for these stages, and the rows of the data set (`None`: not checked). Blocks."""
+        """Check `values` for these stages, and the rows of the data sets (`None`: not checked). Blocks."""
         scripts = {stage: self.read(method, stage) for stage in stages}
         targets = _target_stages(method, stages)
         lifecycle = method.definition.lifecycle or ()
         producer = producing_stage(lifecycle)
         given_to = {stage: _meant_for(stage, values, scripts, targets) for stage in targets}
+        own = {} if validation is None else _scoring(validation, targets, scripts)
         checks = {
             stage: check_parameters(
-                given_to.get(stage, {}),
+                {**given_to.get(stage, {}), **own.get(stage, {})},
                 scripts[stage],
                 stage=stage,
                 producing=stage is producer,
@@ -87,6 +105,8 @@ class StageParameters:
         }
         violations = [violation for check in checks.values() for violation in check.violations]
         warnings = [warning for check in checks.values() for warning in check.warnings]
+        if validation is not None and targets:
+            violations += _validation_violations(values, taken=bool(own))
         withheld = {}
         for stage, script in scripts.items():
             notes = passed_argument_notes(method.definition, stage, script, "/method")
@@ -96,7 +116,9 @@ class StageParameters:
             withheld[stage] = tuple(note.params["name"] for note in taken)
         rows = CheckedData()
         if data is not None and targets:
-            rows = check_data(self._surveys, method, targets[0], values, data)
+            rows = check_data(
+                self._surveys, method, targets[0], values, data, validation.data if validation is not None else None
+            )
         return CheckedParameters(
             scripts=scripts,
             checks=checks,
@@ -105,6 +127,7 @@ class StageParameters:
             warnings=(*_distinct(warnings), *rows.warnings),
             withheld_from=withheld,
             survey=rows.survey,
+            validation_survey=rows.validation_survey,
         )
 
     def read(self, method: Method, stage: Stage) -> ScriptParameters:
@@ -122,6 +145,23 @@ def _target_stages(method: Method, stages: Sequence[Stage]) -> list[Stage]:
     """Return the stages that the caller's parameters are for: those that train, else the single stage asked for."""
     training = [stage for stage in stages if trains(method.definition.lifecycle or (), stage)]
     return training or list(stages[:1])
+
+
+def _scoring(
+    validation: Validation, targets: Sequence[Stage], scripts: Mapping[Stage, ScriptParameters]
+) -> dict[Stage, dict[str, Any]]:
+    """Return what the stages that score with these rows are given for it."""
+    given = {VALIDATION_PATH: validation.argument}
+    return {stage: given for stage in targets if VALIDATION_PATH in scripts[stage].declared_names}
+
+
+def _validation_violations(values: Mapping[str, Any], *, taken: bool) -> list[Violation]:
+    """Return why rows for the score cannot be handed to the script."""
+    if not taken:
+        return [Violation(VALIDATION_DATASET, "validation_not_taken", {"name": VALIDATION_PATH})]
+    if values.get(VALIDATION_PATH) is not None:
+        return [Violation(VALIDATION_DATASET, "validation_named_twice", {"name": VALIDATION_PATH})]
+    return []
 
 
 def _meant_for(

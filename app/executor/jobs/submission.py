@@ -10,6 +10,7 @@ written: if the method, the base model or the data set changed meanwhile, it is 
 
 import asyncio
 import contextlib
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -32,7 +33,7 @@ from app.executor.jobs.data_check import Data
 from app.executor.jobs.estimates import Estimate, estimate
 from app.executor.jobs.requests import JobSubmit
 from app.executor.jobs.runnability import unrunnable
-from app.executor.jobs.stage_parameters import CheckedParameters, StageParameters
+from app.executor.jobs.stage_parameters import VALIDATION_DATASET, CheckedParameters, StageParameters, Validation
 from app.executor.runs.job_spec import Deployment, JobSpec, Named, PinnedScript
 from app.presets.catalogue import OLLAMA_SCRIPT, script_path
 from app.registry.base_model_card import BaseModelCard
@@ -81,6 +82,7 @@ class _Known:
     violations: Sequence[Violation]
     target: DeployTargetRow | None
     environments: frozenset[str]
+    validation: DatasetRow | None
     nodes: Matrix
 
 
@@ -98,7 +100,8 @@ class Plan:
     method: Method | None = None
     jobs: Sequence[JobRow] = ()
     warnings: Sequence[Violation] = ()
-    inspection: Inspection | None = None
+    inspections: Sequence[tuple[str, Inspection]] = ()
+    """What data sets are now that were edited since they were last read, by their ids."""
     base_unmade: bool = False
     card: BaseModelCard | None = None
     checked: CheckedParameters | None = None
@@ -117,7 +120,9 @@ class _Inputs:
     model: ModelRow | None
     data: Data | None
     violations: Sequence[Violation]
-    inspection: Inspection | None = None
+    inspections: Sequence[tuple[str, Inspection]] = ()
+    validation_dataset: Named | None = None
+    validation: Validation | None = None
     base_unmade: bool = False
     card: BaseModelCard | None = None
     """Of the base model's folder as it is now."""
@@ -177,10 +182,10 @@ class Submissions:
             plan = replace(judged, copied_from=plan.copied_from)
         assert plan.known is not None
         assert plan.method is not None
-        if plan.inspection is not None and plan.known.dataset is not None:
-            row = await named.find(session, DatasetRow, plan.known.dataset.id)
+        for dataset_id, inspection in plan.inspections:
+            row = await named.find(session, DatasetRow, dataset_id)
             assert row is not None
-            await self._datasets.record(session, row, plan.inspection)
+            await self._datasets.record(session, row, inspection)
         base = plan.known.base_model
         if base is not None and plan.card is not None and base.card != plan.card.model_dump(mode="json"):
             await self._base_models.record(session, base.id, plan.card)
@@ -194,7 +199,12 @@ class Submissions:
         return Submitted(jobs=plan.jobs, warnings=[*plan.warnings, *told])
 
     async def checked_again(
-        self, jobs: Sequence[JobRow], method: Method, parameters: Mapping[str, Any], data: Data | None
+        self,
+        jobs: Sequence[JobRow],
+        method: Method,
+        parameters: Mapping[str, Any],
+        data: Data | None,
+        validation: DatasetRow | None,
     ) -> Sequence[Violation]:
         """Change the parameters of jobs that are not queued yet, checked against the version that they run.
 
@@ -203,7 +213,8 @@ class Submissions:
         given = {name: value for job in reversed(jobs) for name, value in job.parameters.items()}
         values = {name: value for name, value in {**given, **parameters}.items() if value is not None}
         stages = [as_stage(job.kind) for job in jobs]
-        checked = await asyncio.to_thread(self._parameters.check, method, stages, values, data)
+        scored = None if validation is None else self._validation(validation, None)
+        checked = await asyncio.to_thread(self._parameters.check, method, stages, values, data, scored)
         if checked.violations:
             raise InvalidRequest(list(checked.violations))
         for job in jobs:
@@ -228,6 +239,7 @@ class Submissions:
         method = method_of(found.method, found.version)
         stages, violations = _wanted_stages(method, request)
         rows = await all_nodes(session) if found.has_nodes else ()
+        scored = request.validation_dataset
         return _Known(
             method=method,
             base_model=found.base_model,
@@ -237,6 +249,7 @@ class Submissions:
             violations=violations,
             target=await _target(session, method, stages),
             environments=found.environments.union([BASE_ENVIRONMENT], *(row.environments for row in rows)),
+            validation=None if scored is None else await named.find(session, DatasetRow, scored),
             nodes=matrix_of(rows, AS_REPORTED, now=self._clock()),
         )
 
@@ -253,6 +266,10 @@ class Submissions:
         )
         if now is None or now.version != known.method.version:
             return False
+        if known.validation is not None:
+            row = await session.get(DatasetRow, known.validation.id, populate_existing=True)
+            if row is None or row.digest != known.validation.digest:
+                return False
         if known.model is not None:
             return now.model is not None  # a model outlives the entry of what it was made from
         base_stands = known.base_model is None or now.base_model is not None
@@ -271,7 +288,7 @@ class Submissions:
         found += _unknown_environments(method, stages, known.environments)
         deployment, wrong = _deployment(method, request, stages, known.target)
         found += wrong
-        checked = self._parameters.check(method, stages, request.parameters, inputs.data)
+        checked = self._parameters.check(method, stages, request.parameters, inputs.data, inputs.validation)
         found += checked.violations
         if found:
             raise InvalidRequest(found)
@@ -284,7 +301,7 @@ class Submissions:
             method=method,
             jobs=jobs,
             warnings=[*inputs.warnings, *checked.warnings],
-            inspection=inputs.inspection,
+            inspections=inputs.inspections,
             base_unmade=inputs.base_unmade,
             card=inputs.card,
             checked=checked,
@@ -297,7 +314,7 @@ class Submissions:
 
     def _inputs(self, request: JobSubmit, known: _Known, needed: ModelState | None) -> _Inputs:
         if known.model is not None:
-            return self._inputs_of_model(known.model, known.base_model, needed)
+            return self._inputs_of_model(request, known.model, known.base_model, needed)
         if request.stage is not None and request.model is not None:
             unknown = Violation("/model", "unknown_model", {"model": request.model})
             return _Inputs(base_model=None, dataset=None, model=None, data=None, violations=[unknown])
@@ -318,17 +335,28 @@ class Submissions:
         if data is not None and not self._exists(data.path):
             found.append(Violation("/dataset", "files_missing", {"name": data.name, "path": data.path}))
             data = None
+        scored = known.validation
+        if request.validation_dataset is not None and scored is None:
+            found.append(Violation(VALIDATION_DATASET, "unknown_dataset", {"dataset": request.validation_dataset}))
+        if scored is not None and not self._exists(scored.path):
+            params = {"name": scored.name, "path": scored.path}
+            found.append(Violation(VALIDATION_DATASET, "files_missing", params))
+            scored = None
         card, wrong, warnings = self._judge_base_model(None if unmade else base, known.method)
         found += wrong
         # large files take long to check again, so what was not touched since is not read
         inspection = self._datasets.current(data) if data is not None else None
+        scored_now = self._datasets.current(scored) if scored is not None else None
+        edited = [(data, inspection), (scored, scored_now)]
         return _Inputs(
             base_model=_named_base(base, card) if base is not None else None,
             dataset=self._named_data(data, inspection) if data is not None else None,
             model=None,
             data=self.data_of(data, inspection) if data is not None else None,
             violations=found,
-            inspection=inspection,
+            inspections=[(row.id, now) for row, now in edited if row is not None and now is not None],
+            validation_dataset=self._named_data(scored, scored_now) if scored is not None else None,
+            validation=self._validation(scored, scored_now) if scored is not None else None,
             base_unmade=unmade,
             card=card,
             warnings=warnings,
@@ -351,9 +379,13 @@ class Submissions:
     def _exists(self, path: str) -> bool:
         return self._home.absolute(path).exists()
 
-    def _inputs_of_model(self, model: ModelRow, base_model: BaseModelRow | None, needed: ModelState | None) -> _Inputs:
+    def _inputs_of_model(
+        self, request: JobSubmit, model: ModelRow, base_model: BaseModelRow | None, needed: ModelState | None
+    ) -> _Inputs:
         """Resolve the model of a single stage, with the base model and data set that it was made from."""
         wrong: list[Violation] = []
+        if request.validation_dataset is not None:
+            wrong.append(Violation(VALIDATION_DATASET, "model_keeps_inputs", {}))
         if model.path is None:
             wrong.append(Violation("/model", "model_is_online", {"name": model.name}))
         elif not self._exists(model.path):
@@ -392,6 +424,11 @@ class Submissions:
         jsonl = self._home.absolute(self._named_data(row, None).path)
         return Data(jsonl, row.digest, columns_of(row.columns, row.rows, row.report))
 
+    def _validation(self, row: DatasetRow, inspection: Inspection | None) -> Validation:
+        """Return the rows for the score, and the argument that names their file."""
+        data = self.data_of(row, inspection)
+        return Validation(data, argument=os.path.relpath(data.jsonl, self._home.scripts))
+
     # ---- the chain --------------------------------------------------------------------------------------------------
 
     def _jobs(
@@ -418,6 +455,7 @@ class Submissions:
                 forms=checked.forms(stage),
                 base_model=inputs.base_model,
                 dataset=inputs.dataset,
+                validation_dataset=inputs.validation_dataset,
                 effective=checked.effective(stage),
                 deployment=deployment if stage is JobKind.DEPLOYMENT else None,
                 wait=request.wait,

@@ -102,6 +102,7 @@ class JobSpec(_Frozen):
     forms: dict[str, ArgumentForm] = {}
     base_model: Named | None = None
     dataset: Named | None = None
+    validation_dataset: Named | None = None  # rows for the score; `effective` names their file to the script
     effective: dict[str, Any] = {}
     question: InferenceRequest | None = None  # the key in rows of earlier releases
     deployment: Deployment | None = None

@@ -1,0 +1,157 @@
+"""Jobs with rows of their own for the score: refused, counted, kept, repeated and protected like the data set."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.executor.runs.job_spec import JobSpec
+from app.presets.catalogue import script_path
+from app.store import jobs
+from app.store.session import Database
+from tests.api.jobs_app import API, SUBMIT, JobsApp, codes, jobs_app
+from tests.job_rows import FAILURE
+
+PLACE = '    parser.add_argument("--seed"'
+DECLARED = '    parser.add_argument("--validation_path", default=None, help="rows for the score")\n'
+LEARNED = {"question": "Where do you hire?", "answer": "At the station."}
+NEW = {"question": "New?", "answer": "Yes."}
+
+
+@pytest.fixture
+async def app(database: Database, tmp_path: Path) -> AsyncIterator[JobsApp]:
+    """Run the service with a Custom01 that takes rows for the score, and says which rows it learns from."""
+    async with jobs_app(database, tmp_path / "home") as app:
+        script = app.services.home.scripts / "custom01.py"
+        text = script_path("custom01.py").read_text("utf-8")
+        assert text.count(PLACE) == 1
+        script.write_text(text.replace(PLACE, DECLARED + PLACE))
+        learns = {"data": {"learns_from": ["conversation"]}}
+        answer = await app.client.patch(f"{API}/methods/Custom01", json=learns, headers={"If-Match": "*"})
+        assert answer.status_code == 200, answer.text
+        await app.register_data("held-out", [NEW])
+        yield app
+
+
+async def spec_of(app: JobsApp, job: str) -> JobSpec:
+    async with app.database.reading() as session:
+        return JobSpec.of(await jobs.get(session, job))
+
+
+class TestSubmit:
+    async def test_job_names_the_rows_and_hands_their_file_to_the_script(self, app: JobsApp) -> None:
+        made = await app.submit(validation_dataset="held-out")
+
+        assert made["warnings"] == []
+        job = await app.get(f"/jobs/{made['id']}")
+        assert job["validation_dataset"]["name"] == "held-out"
+        assert job["effective_parameters"]["validation_path"] == "../datasets/held-out.jsonl"
+        assert "validation_path" not in job["parameters"]
+        named = (await spec_of(app, made["id"])).validation_dataset
+        data = await app.get("/datasets/held-out")
+        assert named is not None
+        assert (named.id, named.digest) == (data["id"], data["digest"])
+
+    async def test_rows_that_are_learned_as_well_are_counted(self, app: JobsApp) -> None:
+        (learned,) = (await app.get("/datasets/custom01/preview?limit=1"))["items"]
+        await app.register_data(
+            "leaking", [NEW, {**learned, "answer": "Another answer to the same question."}, learned]
+        )
+
+        made = await app.submit(validation_dataset="leaking")
+
+        (warning,) = made["warnings"]
+        assert (warning["pointer"], warning["code"]) == ("/validation_dataset", "validation_rows_learned")
+        assert "2 of the 3 rows" in warning["detail"]
+
+    async def test_plan_holds_out_no_row_of_the_data_set(self, app: JobsApp) -> None:
+        without = (await app.post("/jobs:validate", SUBMIT))["plan"]["rows"]
+        found = await app.post("/jobs:validate", {**SUBMIT, "validation_dataset": "held-out"})
+
+        assert without["held_out"] > 1
+        assert (found["valid"], found["plan"]["rows"]["held_out"]) == (True, 1)
+
+    @pytest.mark.parametrize(
+        ("changes", "code"),
+        [
+            ({"validation_dataset": "nobody"}, "unknown_dataset"),
+            ({"parameters": {"validation_path": "../mine.jsonl"}}, "validation_named_twice"),
+            ({"validation_dataset": "narrated"}, "turn_role_unknown"),
+            ({"validation_dataset": "empty"}, "dataset_nothing_to_learn"),
+        ],
+    )
+    async def test_refuses(self, app: JobsApp, changes: dict[str, Any], code: str) -> None:
+        await app.register_data("narrated", [{"messages": [{"role": "narrator", "content": "x"}]}])
+        await app.register_data("empty", [{"question": "a", "answer": None}])
+
+        problem = await app.post("/jobs", {**SUBMIT, "validation_dataset": "held-out", **changes}, 422)
+
+        assert ("/validation_dataset", code) in codes(problem)
+
+    async def test_refuses_for_a_script_that_takes_none(self, app: JobsApp) -> None:
+        (app.services.home.scripts / "custom01.py").write_text(script_path("custom01.py").read_text("utf-8"))
+
+        problem = await app.post("/jobs", {**SUBMIT, "validation_dataset": "held-out"}, 422)
+
+        assert codes(problem) == [("/validation_dataset", "validation_not_taken")]
+        assert "--validation_path" in problem["errors"][0]["detail"]
+
+    async def test_rows_that_were_edited_are_taken_as_they_are_now(self, app: JobsApp) -> None:
+        (app.services.home.datasets / "held-out.jsonl").write_text(json.dumps(NEW | {"answer": "No."}) + "\n")
+
+        made = await app.submit(validation_dataset="held-out")
+
+        named = (await spec_of(app, made["id"])).validation_dataset
+        assert named is not None
+        assert named.digest == (await app.get("/datasets/held-out"))["digest"]
+
+
+class TestAgain:
+    async def test_retry_with_changes_keeps_the_rows(self, app: JobsApp) -> None:
+        first = await app.submit(validation_dataset="held-out")
+        await app.runner.run(first["id"], FAILURE)
+
+        again = await app.post(f"/jobs/{first['id']}:retry", {"parameters": {"epochs": 2}}, 201)
+
+        job = await app.get(f"/jobs/{again['id']}")
+        assert job["validation_dataset"]["name"] == "held-out"
+        assert job["effective_parameters"]["validation_path"] == "../datasets/held-out.jsonl"
+
+    async def test_retry_on_other_rows_is_409(self, app: JobsApp) -> None:
+        first = await app.submit(validation_dataset="held-out")
+        await app.runner.run(first["id"], FAILURE)
+        (app.services.home.datasets / "held-out.jsonl").write_text(json.dumps(NEW | {"answer": "No."}) + "\n")
+        await app.submit(validation_dataset="held-out")  # looks at the file again
+
+        problem = await app.post(f"/jobs/{first['id']}:retry", status=409)
+
+        assert problem["code"] == "job_dataset_changed"
+        assert "held-out" in problem["detail"]
+
+    @pytest.mark.parametrize(
+        ("changes", "name"),
+        [({}, "held-out"), ({"validation_dataset": "others"}, "others"), ({"validation_dataset": None}, None)],
+    )
+    async def test_copy_keeps_changes_or_drops_the_rows(
+        self, app: JobsApp, changes: dict[str, Any], name: str | None
+    ) -> None:
+        await app.register_data("others", [NEW])
+        first = await app.submit(validation_dataset="held-out")
+
+        copy = await app.post(f"/jobs/{first['id']}:copy", changes, 201)
+
+        job = await app.get(f"/jobs/{copy['id']}")
+        assert (job["validation_dataset"] or {}).get("name") == name
+
+    async def test_data_set_is_not_deleted_while_a_job_needs_it(self, app: JobsApp) -> None:
+        made = await app.submit(validation_dataset="held-out", through="customized")
+
+        refused = await app.client.delete(f"{API}/datasets/held-out")
+        await app.post(f"/jobs/{made['id']}:cancel")
+        allowed = await app.client.delete(f"{API}/datasets/held-out")
+
+        assert (refused.status_code, refused.json()["code"]) == (409, "dataset_in_use")
+        assert made["id"] in refused.json()["detail"]
+        assert allowed.status_code == 204
