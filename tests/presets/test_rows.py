@@ -445,6 +445,17 @@ def strict(turns: Sequence[Row], _tools: Any, _asking: bool) -> str:
     raise ValueError(f"roles must alternate: {turns[0]['role']}")
 
 
+def numbered(turns: Sequence[Row], tools: Any, asking: bool) -> str:
+    """Begin with the number of turns: no question is the beginning of what is learned."""
+    return f"{len(turns)} {plain(turns, tools, asking)}"
+
+
+def alternating(turns: Sequence[Row], tools: Any, asking: bool) -> str:
+    if [one["role"] for one in turns] != [("user", "assistant")[place % 2] for place in range(len(turns))]:
+        raise ValueError("roles must alternate")
+    return plain(turns, tools, asking)
+
+
 def opened(turns: Sequence[Row], tools: Any, asking: bool) -> str:
     """Open a block of reasoning when it is asked, and write an empty one when an answer has none."""
     return plain(turns, tools, asking=False).replace("assistant:", "assistant:<think></think>") + (
@@ -455,7 +466,12 @@ def opened(turns: Sequence[Row], tools: Any, asking: bool) -> str:
 CALLING = {"messages": [USER, turn("assistant", "", tool_calls=[CALL]), turn("tool", "3"), ASSISTANT], "tools": [TOOL]}
 RENDERED: list[tuple[str, Row, Tokenizer]] = [
     ("template_refused", {"messages": [USER, ASSISTANT]}, Tokenizer(strict)),
-    ("system_turn_lost", {"messages": [turn("system", "s"), USER, ASSISTANT]}, template(omit=("system",))),
+    ("turns_merged", {"messages": [turn("system", "s"), USER, ASSISTANT]}, template(omit=("system",))),
+    (
+        "system_turn_lost",
+        {"messages": [turn("system", "s"), ASSISTANT, USER, ASSISTANT]},
+        template(omit=("system", "user")),
+    ),
     ("user_turn_lost", {"messages": [turn("user", "what?"), ASSISTANT]}, template(omit=("user",))),
     (
         "assistant_turn_lost",
@@ -467,6 +483,7 @@ RENDERED: list[tuple[str, Row, Tokenizer]] = [
     ("tool_calls_lost", CALLING | {"tools": None}, template(omit=("calls",))),
     ("reasoning_lost", {"messages": [USER, turn("assistant", "<think>hm</think>a")]}, template(omit=("think",))),
     ("reasoning_lost", {"messages": [USER, turn("assistant", "a", thinking="hm")]}, template(omit=("reasoning",))),
+    ("prompt_rewritten", {"messages": [USER, ASSISTANT]}, Tokenizer(numbered)),
     ("prompt_not_prefix", {"messages": [USER, ASSISTANT]}, Tokenizer(opened)),
     ("think_block_added", {"messages": [USER, ASSISTANT]}, Tokenizer(opened)),
     ("bos_missing", {"messages": [USER, ASSISTANT]}, template(begins=True)),
@@ -507,6 +524,19 @@ class TestRendering:
         assert one.tokens == tokenizer("user:q<eos>assistant:a<eos>")["input_ids"]
         assert one.labels == [-100] * one.start + tokenizer("a<eos>")["input_ids"]
         assert one.notes == ()
+
+    def test_system_and_neighbouring_questions_are_merged_where_the_template_asks_for_it(self) -> None:
+        more = turn("user", "more")
+        found = read({"messages": [turn("system", "s"), USER, more, ASSISTANT, USER, turn("assistant", "b")]})
+        assert isinstance(found, rows.Conversation)
+
+        first, second = rows.render(found, Tokenizer(alternating))
+
+        assert first.notes == second.notes == ("turns_merged",)
+        whole = "user:s\n\nq\n\nmore<eos>assistant:a<eos>user:q<eos>assistant:b<eos>"
+        assert second.tokens == template()(whole)["input_ids"]
+        assert second.labels[second.start :] == template()("b<eos>")["input_ids"]
+        assert rows.asked([turn("system", "s"), USER], Tokenizer(alternating)) == "user:s\n\nq<eos>assistant:"
 
     def test_text_is_learned_whole_and_ends_once(self) -> None:
         (one,) = rows.render(rows.Text("abcde"), template(begins=True))

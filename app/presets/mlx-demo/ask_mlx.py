@@ -19,7 +19,7 @@ from typing import Any
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_mlx as mlx_models
-from deepe_rows import Refused
+from deepe_rows import Refused, RowProblem, asked
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -58,7 +58,7 @@ def main() -> None:
     mlx_models.prepare_environment()
     try:
         answer(args)
-    except Refused as error:
+    except (Refused, RowProblem) as error:
         say(status="error", error=str(error), traceback="")
         sys.exit(1)
     except Exception as error:
@@ -134,11 +134,7 @@ def encode(tokenizer: Any, conversation: list[dict[str, str]], args: argparse.Na
     turns = list(conversation)
     while True:
         templated = bool(tokenizer.chat_template)
-        text = (
-            tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            if templated
-            else turns[-1]["content"]
-        )
+        text = asked(turns, tokenizer) if templated else turns[-1]["content"]
         tokens: list[int] = tokenizer.encode(text, add_special_tokens=not templated)
         first = 1 if turns[0]["role"] == "system" else 0
         if len(tokens) <= args.max_context_tokens or len(turns) - first <= 1:

@@ -18,6 +18,7 @@ from typing import Any
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_ask as ask
+from deepe_rows import asked
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -62,7 +63,7 @@ def encode(tokenizer: Any, turns: list[dict[str, str]]) -> Any:
     """Return the tokens of a conversation; a model without a chat format is given the newest turn."""
     text = turns[-1]["content"]
     if tokenizer.chat_template:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        text = asked(turns, tokenizer)
     encoded = tokenizer(text, return_tensors="pt", add_special_tokens=not tokenizer.chat_template)
     encoded.pop("token_type_ids", None)
     return encoded

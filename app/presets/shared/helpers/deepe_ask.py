@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import deepe
-from deepe_rows import Refused
+from deepe_rows import Refused, RowProblem
 
 TINY_BYTES = 64 * 2**20  # threads of a smaller model wait for each other longer than they work
 
@@ -46,7 +46,7 @@ def run(
         for piece in answer(args):
             if piece:
                 say(status="resp", text=piece)
-    except Refused as error:
+    except (Refused, RowProblem) as error:
         say(status="error", error=str(error), traceback="")
         sys.exit(1)
     except Exception as error:

@@ -6,6 +6,7 @@ Standard library only; the tokenizer comes from the caller.
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import deepe_llm as llm
@@ -59,23 +60,24 @@ def encode(
 def fitting_pairs(
     rows: Sequence[Judged], tokenizer: Any, args: argparse.Namespace, *, held_out: bool = False
 ) -> list[Judged]:
-    """Return the rows whose answers all fit, with their prompts, into the limits."""
+    """Return the rows whose answers all fit, with their prompts, into the limits; turns as the template takes them."""
 
     def sequences(row: Judged) -> list[Rendered]:
         return [render_answer(answer, tokenizer) for answer in answers_of(row)]
 
-    return [row for row, _found in keep_fitting(rows, sequences, args, held_out=held_out, whole=True)]
+    kept = keep_fitting(rows, sequences, args, held_out=held_out, whole=True)
+    return [replace(row, prompt=found[0].example.prompt) for row, found in kept]
 
 
 def fitting_questions(
     rows: Sequence[Question], tokenizer: Any, args: argparse.Namespace, *, held_out: bool = False
 ) -> list[Question]:
-    """Return the rows whose prompts fit."""
+    """Return the rows whose prompts fit; turns as the template takes them."""
 
     def sequences(row: Question) -> list[Rendered]:
         return [render_question(row, tokenizer)]
 
-    return [row for row, _found in keep_fitting(rows, sequences, args, held_out=held_out)]
+    return [found.example for _row, (found,) in keep_fitting(rows, sequences, args, held_out=held_out)]
 
 
 def answers_of(row: Preference | Labelled) -> list[Answer]:

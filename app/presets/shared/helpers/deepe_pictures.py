@@ -28,6 +28,7 @@ from deepe_rows import (
     Rendered,
     Turn,
     Wanted,
+    asked,
     render_answer,
 )
 
@@ -230,7 +231,7 @@ def encode(processor: Any, conversations: list[list[Turn]], pictures: list[list[
 
 
 def prompt_text(processor: Any, turns: list[Turn]) -> str:
-    return str(processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    return asked(turns, processor)
 
 
 def fitting(

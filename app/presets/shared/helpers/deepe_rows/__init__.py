@@ -22,7 +22,7 @@ from .pictures import COLUMNS as PICTURE_COLUMNS
 from .pictures import MARK, column_of, names_in
 from .problems import SENTENCES, Refused, RowProblem
 from .reading import Reader
-from .rendering import Rendered, chunks, render, render_answer, render_question, render_text, written
+from .rendering import Rendered, asked, chunks, render, render_answer, render_question, render_text, written
 from .telling import Count, Report, Wanted
 from .turns import message
 from .values import Answer, Caption, Conversation, Example, Labelled, Pair, Preference, Question, Text, Turn
@@ -45,6 +45,7 @@ __all__ = [
     "SENTENCES",
     "TEXT",
     "Answer",
+    "asked",
     "Conversation",
     "Count",
     "Example",

@@ -54,6 +54,7 @@ SENTENCES: Mapping[str, str] = {
     "user_turn_lost": "the chat template leaves out turn {turn}",
     "assistant_turn_lost": "the chat template leaves out turn {turn}",
     "tool_turn_lost": "the chat template leaves out what a tool answered in turn {turn}; take a base that knows tools",
+    "prompt_rewritten": "the chat template writes the question otherwise when an answer follows; some would be learned",
     "tools_lost": "the chat template leaves out the tools; take a base model that knows tools",
     "tool_calls_lost": "the chat template leaves out the tool calls of turn {turn}; take a base model that knows tools",
     "reasoning_lost": (
@@ -72,6 +73,10 @@ SENTENCES: Mapping[str, str] = {
     "input_not_text": "the input is no text: its JSON is given",
     "turns_after_answer": "turns after the last answer are neither given nor learned",
     "answer_without_question": "an answer that nothing comes before is given, not learned",
+    "turns_merged": (
+        "the chat template takes no system turn, or only roles that alternate: the system's text begins the question, "
+        "questions in a row are one"
+    ),
     "prompt_not_prefix": "the question ends otherwise when it is asked than in what is learned",
     "bos_missing": "the chat template leaves out the token that the tokenizer begins texts with",
     "answer_without_end": "the answer has no token that ends it: the model does not learn to stop",
@@ -101,6 +106,9 @@ class RowProblem(Exception):
         self.code = code
         self.pointer = pointer
         self.params = params
+
+    def __str__(self) -> str:
+        return self.sentence()
 
     def sentence(self) -> str:
         said = SENTENCES[self.code].format(**self.params)

@@ -5,11 +5,12 @@ transformers, or anything with its `apply_chat_template`, call and special token
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
 from .losses import check_kept, thoughts_in, thoughts_of
+from .merging import with_merged_turns
 from .problems import RowProblem
 from .values import Answer, Conversation, Question, Text, Turn
 
@@ -23,7 +24,8 @@ class Rendered:
     place: str = ""
     notes: tuple[str, ...] = ()
     """Codes of what is worth telling."""
-    example: Answer | Text | None = None
+    example: Answer | Question | Text | None = None
+    """What was written, with the turns as the template takes them."""
 
     @property
     def labels(self) -> list[int]:
@@ -51,13 +53,42 @@ def render_answer(answer: Answer, tokenizer: Any, writer: Any = None) -> Rendere
 
     A template that loses something of the row is a `RowProblem`: the model would learn something else than was given.
     """
+    rendered, merged = with_merged_turns(
+        answer.prompt, lambda turns: _answer(replace(answer, prompt=turns), tokenizer, writer or tokenizer)
+    )
+    return replace(rendered, notes=("turns_merged", *rendered.notes)) if merged else rendered
+
+
+def render_question(question: Question, tokenizer: Any) -> Rendered:
+    """Return the tokens of a prompt that the model answers by itself."""
+    rendered, merged = with_merged_turns(
+        question.prompt, lambda turns: _question(replace(question, prompt=turns), tokenizer)
+    )
+    return replace(rendered, notes=("turns_merged", *rendered.notes)) if merged else rendered
+
+
+def asked(turns: Sequence[Turn], writer: Any) -> str:
+    """Return a conversation as a model is asked it: written as in training. Raises `RowProblem`."""
+
+    def ask(turns: Sequence[Turn]) -> str:
+        text = written(turns, None, writer, asking=True)
+        for _told in check_kept(turns, None, text, writer):
+            pass
+        return text
+
+    return with_merged_turns(turns, ask)[0]
+
+
+def _answer(answer: Answer, tokenizer: Any, writer: Any) -> Rendered:
     turns = [*answer.prompt, answer.completion]
-    asked = written(answer.prompt, answer.tools, writer or tokenizer, asking=True)
-    whole = written(turns, answer.tools, writer or tokenizer, asking=False)
-    head, tokens = (list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (asked, whole))
+    question = written(answer.prompt, answer.tools, writer, asking=True)
+    whole = written(turns, answer.tools, writer, asking=False)
+    head, tokens = (list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (question, whole))
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(head, tokens, strict=False)))
-    notes = list(check_kept(turns, answer.tools, whole, writer or tokenizer))
+    notes = list(check_kept(turns, answer.tools, whole, writer))
     if shared < len(head):
+        if not whole.startswith(written(answer.prompt, answer.tools, writer, asking=False).rstrip()):
+            raise RowProblem("prompt_rewritten")
         notes.append("prompt_not_prefix")
     notes += _beginning(tokens, tokenizer)
     notes += _ending(tokens[shared:], tokenizer)
@@ -66,12 +97,11 @@ def render_answer(answer: Answer, tokenizer: Any, writer: Any = None) -> Rendere
     return Rendered(tokens, shared, answer.place, tuple(dict.fromkeys(notes)), answer)
 
 
-def render_question(question: Question, tokenizer: Any) -> Rendered:
-    """Return the tokens of a prompt that the model answers by itself."""
-    asked = written(question.prompt, question.tools, tokenizer, asking=True)
-    notes = check_kept(question.prompt, question.tools, asked, tokenizer)
-    tokens = list(tokenizer(asked, add_special_tokens=False)["input_ids"])
-    return Rendered(tokens, len(tokens), question.place, tuple(dict.fromkeys([*notes, *_beginning(tokens, tokenizer)])))
+def _question(question: Question, tokenizer: Any) -> Rendered:
+    text = written(question.prompt, question.tools, tokenizer, asking=True)
+    tokens = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    notes = [*check_kept(question.prompt, question.tools, text, tokenizer), *_beginning(tokens, tokenizer)]
+    return Rendered(tokens, len(tokens), question.place, tuple(dict.fromkeys(notes)), question)
 
 
 def written(turns: Sequence[Turn], tools: Sequence[Any] | None, tokenizer: Any, *, asking: bool) -> str:
