@@ -2,8 +2,9 @@
 
     python families.py FOLDER-OF-THE-PRESETS ROWS OUTPUT
 
-Runs in the stage's environment. ROWS is a JSON file, `{"conversations": [rows], "preferences": [rows]}`; printed is for
-every family what becomes of each row by itself, and what the trainers of SFT-Demo and DPO-Demo hold of all good ones.
+Runs in the stage's environment. ROWS is a JSON file, `{"conversations": [rows], "preferences": [rows], "cases":
+{name: row}}`; printed is for every family what becomes of each row by itself, and what the trainers of SFT-Demo and
+DPO-Demo hold of all good ones; and what a job of SFT-Demo makes of each case.
 """
 
 import argparse
@@ -126,6 +127,9 @@ def main() -> None:
     for name in FAMILIES:
         with contextlib.redirect_stdout(io.StringIO()):  # what scripts say belongs to their own output
             answers[name] = family(name, presets, output, given)
+    cases = output / "qwen-3"
+    with contextlib.redirect_stdout(io.StringIO()):
+        answers["cases"] = {name: job(presets, cases, row) for name, row in given["cases"].items()}
     json.dump(answers, sys.stdout)
 
 
@@ -193,6 +197,23 @@ def alone(row: Any, kinds: list[str], tokenizer: Any) -> dict[str, Any]:
         ],
         "told": sorted({code for one in found for code in one.notes} | {code for code, _ in reader.report.said}),
     }
+
+
+def job(presets: Path, base: Path, row: Any) -> dict[str, Any]:
+    """Return what SFT-Demo learns from a file that holds a plain row and this one, and what its user is told."""
+    sft = script(presets / "sft-demo/sft-demo.py")
+    args = arguments(sft, base, [{"prompt": "p0", "completion": "c0"}, row], "--max_seq_length=160")
+    told: list[str] = []
+    remark, sft.llm.remark = sft.llm.remark, lambda sentence, _args: told.append(sentence)
+    tokenizer = sft.llm.load_tokenizer(str(base))
+    try:
+        learned = sft.encode(sft.load_examples(args, sft.LEARNS).train, tokenizer, args)
+    except sft.Refused as error:
+        return {"refused": str(error)}
+    finally:
+        sft.llm.remark = remark
+    texts = [tokenizer.decode(one.tokens[one.start :]) for one in learned if one.place.endswith("line 2")]
+    return {"learned": texts, "told": told}
 
 
 def held_by_sft(presets: Path, base: Path, rows: list[Any]) -> list[dict[str, Any]]:

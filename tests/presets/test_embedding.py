@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,21 @@ TEXTS = (
     "Clear the tray, take out the sheet and close all doors of the printer.",
     "Dial nine before the number to call outside.",
 )
+PROBE = """
+import argparse, json, runpy
+script = runpy.run_path("embedding-demo.py", run_name="script")
+Pair = script["Pair"]
+batch = [Pair("q", "A", ("n", "B")), Pair("q", "B", ("m",)), Pair("r", "C", ("A", "n"))]
+texts = script["candidates"](batch)
+own, wrong = script["targets"](batch, texts, script["right_texts"](batch))
+import torch
+vectors = torch.eye(len(texts))
+loss, accuracy = script["contrast"](vectors[own], vectors, own, wrong, scale=20.0)
+batches = script["Batches"]([Pair(f"q{n}", f"d{n}") for n in range(10)], argparse.Namespace(batch_size=4, seed=1))
+epochs = [[[pair.anchor for pair in batches.of_step(3 * epoch + step)] for step in (1, 2, 3)] for epoch in (0, 1)]
+found = {"texts": texts, "own": own, "wrong": wrong, "loss": loss.item(), "accuracy": accuracy, "epochs": epochs}
+print(json.dumps(found))
+"""
 QUESTION = "Please help me pull out a stuck sheet of paper."
 
 
@@ -112,6 +128,41 @@ class TestLearning:
         chunks = train(torch_home, encoder, "--max_steps=5", "--logging_steps=1", "--chunk_size=7", output="chunks")
 
         assert losses(chunks) == pytest.approx(losses(whole), abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def compared(new_home: NewHome) -> dict[str, Any]:
+    """Return what functions of the script say about batches."""
+    home = new_home("batch")
+    (home.scripts / "probe.py").write_text(PROBE)
+    run = home.run("probe.py")
+    assert run.code == 0, run.stderr
+    found: dict[str, Any] = run.json_lines[-1]
+    return found
+
+
+class TestBatch:
+    def test_every_text_is_a_candidate_once_and_right_ones_are_no_wrong_ones(self, compared: dict[str, Any]) -> None:
+        assert compared["texts"] == ["A", "B", "C", "n", "m"]
+        assert compared["own"] == [0, 1, 2]
+        wrong = [
+            [text for text, is_wrong in zip(compared["texts"], row, strict=True) if is_wrong]
+            for row in compared["wrong"]
+        ]
+        assert wrong == [["C", "n", "m"], ["C", "n", "m"], ["A", "B", "n", "m"]]
+
+    def test_perfect_vectors_have_no_loss_although_a_negative_is_the_right_text_of_another(
+        self, compared: dict[str, Any]
+    ) -> None:
+        assert compared["loss"] == pytest.approx(0, abs=1e-3)
+        assert compared["accuracy"] == 1
+
+    def test_every_row_comes_once_in_an_epoch(self, compared: dict[str, Any]) -> None:
+        first, second = compared["epochs"]
+        assert sorted(row for batch in first for row in batch) == sorted(row for batch in second for row in batch)
+        assert sorted(row for batch in first for row in batch) == sorted(f"q{number}" for number in range(10))
+        assert [len(batch) for batch in first] == [3, 3, 4]
+        assert first != second
 
 
 class TestStopAndResume:

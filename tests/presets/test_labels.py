@@ -128,10 +128,84 @@ def words_in(value: Any) -> Iterator[str]:
     }
 
 
+ADD = {"name": "add", "arguments": {"a": 1}}
+THINK = "<think>\n\n</think>\n\n"
+LEFT_OUT = "rows.jsonl: rows are left out: there is no answer to learn (1 of 2 rows; line 2)"
+LONG = "w " * 200
+CASES: dict[str, tuple[Row, list[str] | None, list[str]]] = {
+    "tool calls, content null": (
+        {"messages": [turn("user", "q"), turn("assistant", None, tool_calls=[{"function": ADD}]), turn("tool", "3")]},
+        ['<think>\n\n</think>\n\n\n<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call><|im_end|>\n'],
+        ["turns after the last answer"],
+    ),
+    "ShareGPT with system": (
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "system": "s"},
+        [f"{THINK}a<|im_end|>\n"],
+        [],
+    ),
+    "Alpaca with history and system": (
+        {"instruction": "q", "input": "", "output": "a", "history": [["Hi", "Ho"]], "system": "s"},
+        [f"{THINK}Ho<|im_end|>\n", f"{THINK}a<|im_end|>\n"],
+        [],
+    ),
+    "null as answer": ({"instruction": "q", "input": "", "output": None}, [], [LEFT_OUT]),
+    "empty answer": ({"prompt": "q", "completion": ""}, [f"{THINK}<|im_end|>\n"], ["the answer is empty"]),
+    "object as answer": (
+        {"prompt": "q", "completion": {"ok": True, "n": None}},
+        [f'{THINK}{{"ok": true, "n": null}}<|im_end|>\n'],
+        ["the answer is no text: its JSON is learned"],
+    ),
+    "answer beyond the limit": ({"prompt": "q", "completion": LONG}, [], ["the row is longer than allowed"]),
+    "text beyond the limit": (
+        {"text": LONG.strip()},
+        None,
+        ["the text is longer than allowed and is learned in several"],
+    ),
+    "several turns": (
+        {"messages": [turn("user", "q"), turn("assistant", "a"), turn("user", "r"), turn("assistant", "b")]},
+        [f"{THINK}a<|im_end|>\n", f"{THINK}b<|im_end|>\n"],
+        [],
+    ),
+    "reasoning in the answer": (
+        {"messages": [turn("user", "q"), turn("assistant", "<think>\nhm\n</think>\n\na")]},
+        ["<think>\nhm\n</think>\n\na<|im_end|>\n"],
+        [],
+    ),
+    "template that adds a block of reasoning": (
+        {"prompt": "q", "completion": "a"},
+        [f"{THINK}a<|im_end|>\n"],
+        ["the chat template adds an empty block of reasoning"],
+    ),
+    "earlier reasoning": (
+        {
+            "messages": [
+                turn("user", "q"),
+                turn("assistant", "a", reasoning_content="hm", weight=0),
+                turn("user", "r"),
+                turn("assistant", "b"),
+            ]
+        },
+        [f"{THINK}b<|im_end|>\n"],
+        ["the chat template leaves out the reasoning of earlier answers"],
+    ),
+    "weight 0": (
+        {"messages": [turn("user", "q"), turn("assistant", "a", weight=0), turn("user", "r"), turn("assistant", "b")]},
+        [f"{THINK}b<|im_end|>\n"],
+        [],
+    ),
+    "roles that nobody knows": ({"messages": [turn("narrator", "q"), turn("assistant", "a")]}, None, []),
+}
+"""Rows that go wrong elsewhere: what is learned of each, and what the user is told besides."""
+
+
 @pytest.fixture(scope="module")
-def rows() -> dict[str, list[Row]]:
+def rows() -> dict[str, Any]:
     words = Words()
-    return {"conversations": list(conversations(words)), "preferences": list(preferences(words))}
+    return {
+        "conversations": list(conversations(words)),
+        "preferences": list(preferences(words)),
+        "cases": {name: row for name, (row, _, _) in CASES.items()},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +236,7 @@ def test_sft_learns_what_the_reader_says(found: dict[str, Any], family: str) -> 
 @FAMILIES
 @pytest.mark.parametrize("objective", ["dpo", "kto"])
 def test_preferences_are_held_as_the_reader_says(
-    found: dict[str, Any], rows: dict[str, list[Row]], family: str, objective: str
+    found: dict[str, Any], rows: dict[str, Any], family: str, objective: str
 ) -> None:
     told = []
     for row, one in zip(rows["preferences"], found[family]["preferences"], strict=True):
@@ -186,9 +260,7 @@ def test_preferences_are_held_as_the_reader_says(
 
 @FAMILIES
 @pytest.mark.parametrize("kind", ["conversations", "preferences"])
-def test_nothing_given_is_lost_unsaid(
-    found: dict[str, Any], rows: dict[str, list[Row]], family: str, kind: str
-) -> None:
+def test_nothing_given_is_lost_unsaid(found: dict[str, Any], rows: dict[str, Any], family: str, kind: str) -> None:
     for row, one in zip(rows[kind], found[family][kind], strict=True):
         if "problem" in one or "left_out" in one:
             continue
@@ -198,9 +270,7 @@ def test_nothing_given_is_lost_unsaid(
 
 
 @FAMILIES
-def test_answers_are_learned_and_questions_are_not(
-    found: dict[str, Any], rows: dict[str, list[Row]], family: str
-) -> None:
+def test_answers_are_learned_and_questions_are_not(found: dict[str, Any], rows: dict[str, Any], family: str) -> None:
     for row, one in zip(rows["conversations"], found[family]["conversations"], strict=True):
         if "messages" not in row or "sequences" not in one:
             continue
@@ -223,19 +293,35 @@ def test_answers_are_learned_and_questions_are_not(
 
 def test_what_families_cannot_be_told_is_refused(found: dict[str, Any]) -> None:
     problems = {
-        name: {row["problem"] for row in one["conversations"] if "problem" in row} for name, one in found.items()
+        name: {row["problem"] for row in found[name]["conversations"] if "problem" in row} for name in families.FAMILIES
     }
 
     without_tools = {"reasoning_lost", "tool_calls_lost", "tools_lost"}
     assert problems == {
         "chatml with another eos": without_tools,
         "llama 3": without_tools,
-        "gemma": without_tools | {"template_refused"},
+        "gemma": without_tools | {"template_refused"},  # begins with an answer
         "mistral": without_tools | {"template_refused"},
         "qwen 3": set(),
         "r1": without_tools,
         "none": without_tools,
     }
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_rows_that_go_wrong_elsewhere(found: dict[str, Any], case: str) -> None:
+    _, learned, sentences = CASES[case]
+    job = found["cases"][case]
+
+    if case == "roles that nobody knows":
+        assert job["refused"].startswith("rows.jsonl, line 2: /messages/0/role: 'narrator' is no known role")
+    elif case == "text beyond the limit":
+        assert "".join(job["learned"]) == f"{LONG.strip()}<|im_end|>"
+        assert len(job["learned"]) > 1
+    else:
+        assert sorted(job["learned"]) == sorted(learned or [])
+    for sentence in sentences:
+        assert any(sentence in told for told in job["told"]), job["told"]
 
 
 def by_tokens(sequences: list[Any]) -> list[tuple[list[int], list[int]]]:

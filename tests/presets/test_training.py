@@ -1,5 +1,6 @@
 """SFT-Demo and Custom02 for real: a base model is built, trained, saved and asked in the `trl` environment."""
 
+import json
 import signal
 from pathlib import Path
 
@@ -13,6 +14,14 @@ pytestmark = [pytest.mark.training, pytest.mark.xdist_group("training")]
 
 PAIR = Launcher(kind=LauncherKind.TORCHRUN, processes=2)
 QUESTION = "Which is larger, 3 or 8?"
+# Several runs of a script in one process: importing torch takes longer than all of them.
+SEVERAL = """
+import json, runpy, sys
+script, runs = json.loads(sys.argv[1])
+for arguments in runs:
+    sys.argv = [script, *arguments]
+    runpy.run_path(script, run_name="__main__")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +232,28 @@ class TestCustom02:
         assert any("resumed from checkpoint-" in note["message"] for note in resumed.of_type("note"))
         files = [torch_home.path / "complete" / name / "model.safetensors" for name in ("whole", "cut")]
         assert files[0].read_bytes() == files[1].read_bytes()
+
+    def test_every_token_counts_the_same_however_rows_are_spread(self, torch_home: Home, tiny_base: Path) -> None:
+        answers = ["7", "3", "The answer is 10. " * 12, "4"] * 2
+        rows = torch_home.write_rows(*(json.dumps({"instruction": "Add.", "output": text}) for text in answers))
+        more = ("--dataset_path", str(rows), "--max_steps", "1", "--eval_fraction", "0")
+        (torch_home.scripts / "probe.py").write_text(SEVERAL)
+        sizes = {"8": "1", "2": "4", "1": "8"}
+        runs = [
+            self.arguments(
+                torch_home, tiny_base, *more, "--batch_size", size, "--grad_accum_steps", passes, output=size
+            )
+            for size, passes in sizes.items()
+        ]
+
+        run = torch_home.run("probe.py", json.dumps(["custom02.py", runs]))
+
+        assert run.code == 0, run.stderr
+        first, *others = [event["values"] for event in run.of_type("metrics")]
+        assert len(others) == 2
+        for values in others:
+            assert values["loss"] == pytest.approx(first["loss"], rel=1e-4)
+            assert values["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-4)
 
     def test_missing_column_gets_one_sentence(self, torch_home: Home, tiny_base: Path) -> None:
         more = ("--dataset_path", str(torch_home.write_rows('{"a": 1}')))
