@@ -399,6 +399,46 @@ class TestProblems:
         assert one.report.left_out["no_answer"].lines == [1]
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 2) | st.floats(allow_nan=False) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+TURN = st.fixed_dictionaries(
+    {},
+    optional={
+        "role": st.sampled_from(["system", "user", "assistant", "tool", "observation", "x"]) | JSON,
+        "from": st.sampled_from(["human", "gpt", "function_call"]) | JSON,
+        "content": JSON | st.lists(st.fixed_dictionaries({"type": st.sampled_from(["text", "image"]), "text": JSON})),
+        "value": JSON,
+        "tool_calls": JSON | st.lists(st.fixed_dictionaries({"function": JSON}), max_size=2),
+        "function_call": JSON,
+        "reasoning_content": JSON,
+        "weight": JSON,
+        "name": JSON,
+    },
+)
+COLUMNS = sorted({name for form in rows.FORMS for name in (*form.columns, *form.optional)} | {"images", "image", "id"})
+ROW = st.dictionaries(st.sampled_from(COLUMNS), JSON | TURN | st.lists(TURN, max_size=4), max_size=5)
+
+
+@given(st.one_of(ROW, JSON), st.sampled_from([frozenset({kind}) for kind in rows.KINDS] + [TALK, ALL]), st.booleans())
+def test_any_row_is_read_left_out_or_refused(row: Any, kinds: frozenset[str], pictures: bool) -> None:
+    one = reader(kinds, pictures=pictures)
+    before, found, refused = json.dumps(row), None, ""
+
+    try:
+        found = one.read(row, 1)
+    except rows.RowProblem as problem:
+        refused = str(problem)
+
+    assert (found is None) == bool(one.report.left_out or refused)
+    if isinstance(found, rows.Conversation):
+        assert found.learned
+        assert all(isinstance(said["content"], str) and said["role"] in rows.ROLES for said in found.turns)
+    assert json.dumps(row) == before
+
+
 class Tokenizer:
     """A character is a token, an angle bracket begins one that is special; the template is a function."""
 

@@ -31,6 +31,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
 from train_callback import LevelEnum, LogEnum, write_log
 
+WORD = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+")
 FEATURES = 2048  # words are hashed into this many columns, unless the base model says otherwise
 
 
@@ -83,6 +84,8 @@ def run(args: argparse.Namespace) -> None:
     log(LogEnum.InitializingModel, args.model_path)
     model = Model(features_of(Path(args.model_path)), sorted({answer for _, answer in rows}), args.max_input_length)
 
+    if cut := sum(model.is_cut(question) for question, _ in rows):
+        deepe.note(f"{cut} of {len(rows)} questions have more than max_input_length words; the others are not read")
     deepe.evaluation("before", exact_match(model, held_out), len(held_out))
     log(LogEnum.StartTraining, args.model_name)
     train(model, train_rows, output, args)
@@ -133,8 +136,11 @@ class Model:
 
     def words(self, question: str) -> list[int]:
         """Columns of the question's words; every Chinese character is a word of its own."""
-        words = re.findall(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+", question.lower())
+        words = WORD.findall(question.lower())
         return [zlib.crc32(word.encode()) % self.features for word in words[: self.max_words]]
+
+    def is_cut(self, question: str) -> bool:
+        return len(WORD.findall(question)) > self.max_words
 
     def probabilities(self, columns: list[int]) -> list[float]:
         logits = [bias + sum(row[c] for c in columns) for row, bias in zip(self.weight, self.bias, strict=True)]

@@ -38,6 +38,7 @@ from deepe_examples import load_examples
 from deepe_rows import PAIR, Pair, Refused, Wanted
 from text_vectors import Encoder, How
 
+SPECIAL_TOKENS = 8  # that a tokenizer adds to a text at most
 LEARNS = Wanted(kinds=frozenset({PAIR}))
 
 Right = Mapping[str, frozenset[str]]
@@ -105,6 +106,7 @@ def run(args: argparse.Namespace) -> None:
 
     llm.log("InitializingModel", args.model_path, args)
     encoder = load(args)
+    tell_cut_texts(encoder, every, args)
     score(encoder, parts.held_out, documents, right, "before")
     llm.log("StartTraining", args.model_name, args)
     train(encoder, parts.train, right, args)
@@ -117,6 +119,18 @@ def run(args: argparse.Namespace) -> None:
     for checkpoint in checkpoints(Path(args.output_dir)):  # a finished run needs none
         shutil.rmtree(checkpoint, ignore_errors=True)
     llm.log("TrainingSuccess", args.model_name, args)
+
+
+def tell_cut_texts(encoder: Encoder, pairs: Sequence[Pair], args: argparse.Namespace) -> None:
+    """Tell how many texts are longer than what of them is read."""
+    longest = encoder.longest
+    texts = {args.query_prefix + pair.anchor: None for pair in pairs} | {
+        args.document_prefix + text: None for pair in pairs for text in (pair.positive, *pair.negatives)
+    }
+    long = [text for text in texts if len(text.encode()) + SPECIAL_TOKENS > longest]  # no token has less than a byte
+    cut = sum(len(tokens) > longest for tokens in encoder.tokenizer(long)["input_ids"]) if long else 0
+    if cut:
+        llm.remark(f"{cut} of {len(texts)} texts have more than {longest} tokens; the rest of them is not read", args)
 
 
 def memory_advice(error: Exception, args: argparse.Namespace) -> str:

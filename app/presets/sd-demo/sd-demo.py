@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> None:
     trainer = trainer_of(args, kind)
     log("HandleWithDataset", args.dataset_path, args)
     found = load_captioned(args)
-    check_readable(found)
+    check_readable(found, args)
     learned, held_out = split(found, args)
     if not learned:
         raise Refused("no picture is left to learn from; lower eval_fraction or add pictures")

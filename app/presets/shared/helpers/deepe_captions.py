@@ -61,16 +61,24 @@ def read_square(picture: Path, side: int) -> Any:
     return ImageOps.fit(open_picture(picture, 0), (side, side), Image.Resampling.LANCZOS)
 
 
-def check_readable(found: list[Captioned]) -> None:
+def check_readable(found: list[Captioned], args: argparse.Namespace) -> None:
     """Look at the beginning of every picture: a file that is none ends a training now and not after hours."""
     from PIL import Image, UnidentifiedImageError
 
-    for picture in dict.fromkeys(one.picture for one in found):
+    pictures = dict.fromkeys(one.picture for one in found)
+    cut = []
+    for picture in pictures:
         try:
-            with Image.open(picture):
-                pass
+            with Image.open(picture) as file:
+                if file.width != file.height:
+                    cut.append(picture.name)
         except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
             raise Refused(f"{picture} cannot be read as a picture; remove it or save it anew") from error
+    if cut:
+        llm.remark(
+            f"{len(cut)} of {len(pictures)} pictures are no squares, such as {cut[0]}: only their middle is learned",
+            args,
+        )
 
 
 def _of_rows(args: argparse.Namespace, path: Path) -> list[Captioned]:

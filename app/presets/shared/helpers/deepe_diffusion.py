@@ -19,7 +19,7 @@ from typing import Any
 
 import deepe
 from deepe_captions import Captioned, read_square
-from deepe_llm import TINY_BYTES, Speed, log, make_readable, print_step, remark, report_score
+from deepe_llm import TINY_BYTES, Speed, log, make_readable, print_step, remark, remark_plan, report_score
 from deepe_rows import Refused
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -219,6 +219,11 @@ class Denoising:
         with torch.no_grad():
             return self.pipeline.text_encoder(tokens.input_ids.to(self.device))[0][0].float().cpu()
 
+    def is_cut(self, caption: str) -> bool:
+        """Say whether a caption has more tokens than the text encoder reads."""
+        tokenizer = self.pipeline.tokenizer
+        return len(tokenizer(caption)["input_ids"]) > tokenizer.model_max_length
+
     def loss(self, latents: list[Any], told: list[Any], chance: Any) -> Any:
         """Return the mean loss of a batch; everything random comes from `chance`, a generator on the CPU."""
         import torch
@@ -272,6 +277,9 @@ class SmallTrainer:
         self.optimizer = torch.optim.AdamW(self.weights, lr=args.learning_rate, weight_decay=args.weight_decay)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._course)
         told = {caption: self.task.tell(caption) for caption in dict.fromkeys(one.caption for one in learned)}
+        if cut := [caption for caption in told if self.task.is_cut(caption)]:
+            remark(f"{len(cut)} of {len(told)} captions are cut, they have too many tokens, such as: {cut[0]}", args)
+        remark_plan(len(learned), len(learned), self.steps, args)
         seen = {
             picture: self.task.encode(read_square(picture, args.resolution))
             for picture in dict.fromkeys(one.picture for one in learned)

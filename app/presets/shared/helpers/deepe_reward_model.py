@@ -9,8 +9,9 @@ from typing import Any
 import deepe_llm as llm
 from deepe_examples import fitting_pairs
 from deepe_rewards import Columns
-from deepe_rows import PREFERENCE, Preference, Turn, Wanted, data_file, message, notes_of, read_file
+from deepe_rows import PREFERENCE, Preference, Turn, Wanted, data_file, message, notes_of, read_file, split
 
+HELD_OUT_SHARE = 0.1
 Worth = Callable[[list[str], list[list[Turn]], Columns], list[float]]
 
 
@@ -30,7 +31,7 @@ def make_reward_model(args: argparse.Namespace, machine: llm.Machine, tokenizer:
     for note in notes_of(found, path.name):
         llm.remark(note, args)
     pairs = fitting_pairs(pairs, tokenizer, args)
-    held_out = pairs[: max(1, len(pairs) // 10)]
+    pairs, held_out = split(pairs, HELD_OUT_SHARE, len(pairs), args.seed)
     model = load_reward_model(args.model_path, tokenizer, machine, dtype="float32")
     config = RewardConfig(
         output_dir=str(folder.with_name(f".{folder.name}.work")),
@@ -49,12 +50,13 @@ def make_reward_model(args: argparse.Namespace, machine: llm.Machine, tokenizer:
     trainer = RewardTrainer(
         model=model,
         args=config,
-        train_dataset=Dataset.from_list([_for_trl(pair) for pair in pairs[len(held_out) :] or pairs]),
+        train_dataset=Dataset.from_list([_for_trl(pair) for pair in pairs]),
         processing_class=tokenizer,
     )
     trainer.train()
-    accuracy = pair_accuracy(model, tokenizer, held_out)
-    llm.remark(f"the reward model judges {accuracy:.0%} of {len(held_out)} held-out pairs right", args, warning=False)
+    if held_out:
+        share = f"{pair_accuracy(model, tokenizer, held_out):.0%} of {len(held_out)}"
+        llm.remark(f"the reward model judges {share} held-out pairs right", args, warning=False)
     draft = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     model.save_pretrained(draft)

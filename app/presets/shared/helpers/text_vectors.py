@@ -59,6 +59,11 @@ class Encoder:
     def device(self) -> Any:
         return self.model.device
 
+    @property
+    def longest(self) -> int:
+        """How many tokens of a text are read."""
+        return int(min(self.how.max_length, self.tokenizer.model_max_length))
+
     def encode(self, texts: list[str], *, query: bool = False) -> Any:
         """Return `(texts, dimensions)` vectors of length 1 as one batch, with gradients where the model has them."""
         import torch
@@ -66,13 +71,12 @@ class Encoder:
         if not texts:
             return torch.zeros((0, self.model.config.hidden_size), device=self.device)
         prefix = self.how.query_prefix if query else self.how.document_prefix
-        longest = min(self.how.max_length, self.tokenizer.model_max_length)
         encoded = self.tokenizer(
             [prefix + text for text in texts],
             padding=True,
             padding_side="right",
             truncation=True,
-            max_length=longest,
+            max_length=self.longest,
             return_tensors="pt",
         ).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):

@@ -25,7 +25,7 @@ from .reading import Reader
 from .rendering import Rendered, asked, chunks, render, render_answer, render_question, render_text, written
 from .telling import Count, Report, Wanted
 from .turns import message
-from .values import Answer, Caption, Conversation, Example, Labelled, Pair, Preference, Question, Text, Turn
+from .values import ROLES, Answer, Caption, Conversation, Example, Labelled, Pair, Preference, Question, Text, Turn
 
 __all__ = [
     "CAPTION",
@@ -42,6 +42,7 @@ __all__ = [
     "PICTURE_COLUMNS",
     "PREFERENCE",
     "QUESTION",
+    "ROLES",
     "SENTENCES",
     "TEXT",
     "Answer",
