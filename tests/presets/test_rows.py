@@ -539,6 +539,12 @@ RENDERED: list[tuple[str, Row, Tokenizer]] = [
 BY_THE_SCRIPTS = {"text_split", "row_too_long", "answer_too_long"}
 
 
+def of_parts(turns: Sequence[Row], _tools: Any, asking: bool) -> str:
+    """Write contents that are lists of parts, as a template of a model that sees does."""
+    text = "".join(f"{one['role']}:{''.join(part.get('text', '#') for part in one['content'])}<eos>" for one in turns)
+    return text + ("assistant:" if asking else "")
+
+
 class TestRendering:
     @pytest.mark.parametrize(("code", "row", "tokenizer"), RENDERED)
     def test_what_a_template_loses_or_adds_is_a_problem_or_a_note(
@@ -577,6 +583,14 @@ class TestRendering:
         assert second.tokens == template()(whole)["input_ids"]
         assert second.labels[second.start :] == template()("b<eos>")["input_ids"]
         assert rows.asked([turn("system", "s"), USER], Tokenizer(alternating)) == "user:s\n\nq<eos>assistant:"
+
+    def test_content_of_parts_is_written_as_parts(self) -> None:
+        asked = turn("user", [{"type": "image"}, {"type": "text", "text": "q"}])
+        said = turn("assistant", [{"type": "text", "text": "a"}])
+
+        one = rows.render_answer(rows.Answer([asked], said), template(), Tokenizer(of_parts))
+
+        assert one.tokens == template()("user:#q<eos>assistant:a<eos>")["input_ids"]
 
     def test_text_is_learned_whole_and_ends_once(self) -> None:
         (one,) = rows.render(rows.Text("abcde"), template(begins=True))

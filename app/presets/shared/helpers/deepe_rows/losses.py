@@ -10,7 +10,9 @@ from .values import Turn
 
 THINK_END = "</think>"
 Shape = tuple[str, int, bool, bool, tuple[str, ...]]
-"""Of a turn: its role, the number of tool calls, whether it has reasoning and a name, the kinds of its content."""
+"""Of a turn: its role, the number of tool calls, whether it has reasoning and a name, the kinds of its parts."""
+PLAIN = "plain"
+"""The kind of a content that is a text, not a list of parts: templates treat them differently."""
 
 
 def check_kept(turns: Sequence[Turn], tools: Sequence[Any] | None, whole: str, writer: Any) -> Iterator[str]:
@@ -64,7 +66,7 @@ def lost_of_shape(writer: Any, shapes: tuple[Shape, ...], tools: bool) -> tuple[
         return ()
     found = [("tools_lost", 0)] if tools and "xqt" not in whole else []
     for place, (role, calls, reasons, named, contents) in enumerate(shapes):
-        if any(f"xq{place}c{number}" not in whole for number, kind in enumerate(contents) if kind == "text"):
+        if any(f"xq{place}c{number}" not in whole for number, kind in enumerate(contents) if kind != "image"):
             found.append((f"{role}_turn_lost", place))
         if any(f"xq{place}{part}{call}" not in whole for call in range(calls) for part in "fkv"):
             found.append(("tool_calls_lost", place))
@@ -86,7 +88,7 @@ def thoughts_of(turn: Turn) -> int:
 
 def _shape(turn: Turn) -> Shape:
     content = turn["content"]
-    kinds = ("text",) if isinstance(content, str) else tuple(part["type"] for part in content)
+    kinds = (PLAIN,) if isinstance(content, str) else tuple(part["type"] for part in content)
     return (
         turn["role"],
         len(turn.get("tool_calls", ())),
@@ -99,10 +101,10 @@ def _shape(turn: Turn) -> Shape:
 def _probe(place: int, shape: Shape) -> dict[str, Any]:
     role, calls, reasons, named, contents = shape
     parts = [
-        {"type": kind} | ({"text": f"xq{place}c{number}"} if kind == "text" else {})
+        {"type": kind} | ({"text": f"xq{place}c{number}"} if kind != "image" else {})
         for number, kind in enumerate(contents)
     ]
-    plain = not contents or contents == ("text",)
+    plain = contents in ((), (PLAIN,))
     turn: dict[str, Any] = {"role": role, "content": "".join(part["text"] for part in parts) if plain else parts}
     if calls:
         turn["tool_calls"] = [
