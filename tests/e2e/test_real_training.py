@@ -1,7 +1,7 @@
 """SFT-Demo and Custom02 for real, over HTTP: what they learn, what they answer, what they leave behind."""
 
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -77,6 +77,62 @@ class TestBaseModel:
         config = json.loads((trained.site.home / complete["path"] / "config.json").read_text("utf-8"))
 
         assert config["dtype"] == "float32"
+
+
+class TestWhatPeopleBring:
+    """A table as Excel saves it in Germany and an export of chats with tool calls, uploaded as they are and learned."""
+
+    STEPS: ClassVar = {"max_steps": 2, "batch_size": 4, "eval_samples": 2}
+
+    def test_table_is_learned_by_the_names_of_its_columns(self, trained: Trained) -> None:
+        table = "\ufeffFrage;Antwort\r\n" + "".join(f'"Was ist {i} + 1?";{i + 1}\r\n' for i in range(40))
+        self.upload(trained, "tabelle", table.encode(), "text/csv")
+        named = {"input_train_name": "Frage", "output_train_name": "Antwort"}
+
+        job, plan = self.train(trained, "tabelle", **named)
+
+        assert plan["rows"] == {
+            "read": 40, "used": 40, "held_out": 2, "sequences": 40, "forms": {"named columns": 40}, "features": {},
+        }  # fmt: skip
+        assert plan["steps"] == job["progress"]["step"] == 2
+        assert score_of(job)["samples"] == 2
+
+    def test_chats_with_tool_calls_are_learned_turn_by_turn(self, trained: Trained) -> None:
+        function = {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
+        call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Bonn"}'}}
+        chats = [
+            {
+                "tools": [{"type": "function", "function": function}],
+                "messages": [
+                    {"role": "user", "content": f"Weather in Bonn on day {day}?"},
+                    {"role": "assistant", "content": None, "tool_calls": [call]},
+                    {"role": "tool", "tool_call_id": "1", "content": f"{day} degrees"},
+                    {"role": "assistant", "content": f"{day} degrees."},
+                ],
+            }
+            for day in range(20)
+        ]
+        self.upload(trained, "chats", json.dumps(chats, indent=1).encode(), "application/json")
+
+        job, plan = self.train(trained, "chats")
+
+        assert (plan["rows"]["sequences"], plan["rows"]["features"]) == (40, {"tools": 20})
+        assert score_of(job)["samples"] == 4  # two conversations with two answers each
+
+    def upload(self, trained: Trained, name: str, content: bytes, media_type: str) -> None:
+        headers = {"Content-Type": media_type}
+        trained.site.call("PUT", f"/datasets/{name}/file", status=201, content=content, headers=headers)
+
+    def train(self, trained: Trained, dataset: str, **parameters: Any) -> tuple[Any, Any]:
+        wanted = {
+            "method": "SFT-Demo", "base_model": "tiny-base", "dataset": dataset, "through": "customized",
+            "parameters": {**self.STEPS, **parameters},
+        }  # fmt: skip
+        found = trained.site.post("/jobs:validate", wanted, status=200)
+        assert (found["valid"], found["violations"]) == (True, [])
+        assert [warning for warning in found["warnings"] if warning["pointer"] == "/dataset"] == []
+        submitted = trained.site.post("/jobs", wanted)
+        return trained.site.succeed(submitted["id"]), found["plan"]
 
 
 class TestCustom02:

@@ -40,11 +40,21 @@ OTHER_WORDS = (
     "What is the smaller? minimum difference minus times The answer is. user assistant system"
 )
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-CHAT_TEMPLATE = (
-    "{%- for message in messages %}"
+CHAT_TEMPLATE = (  # ChatML; with tools, the system turn lists them, and a call stands between tags
+    "{%- set known = messages[0]['role'] == 'system' %}"
+    "{%- if tools %}"
+    "{{- '<|im_start|>system\\n' + (messages[0]['content'] + '\\n' if known else '') + 'Tools:' }}"
+    "{%- for tool in tools %}{{- '\\n' + (tool | tojson) }}{%- endfor %}"
+    "{{- '<|im_end|>\\n' }}"
+    "{%- endif %}"
+    "{%- for message in (messages[1:] if tools and known else messages) %}"
     "{{- '<|im_start|>' + message['role'] + '\\n' }}"
     "{%- if message['role'] == 'assistant' %}"
-    "{% generation %}{{- message['content'] + '<|im_end|>' }}{% endgeneration %}"
+    "{% generation %}{{- message['content'] }}"
+    "{%- for call in message.tool_calls or [] %}"
+    "{{- '<tool_call>' + (call.function | tojson) + '</tool_call>' }}"
+    "{%- endfor %}"
+    "{{- '<|im_end|>' }}{% endgeneration %}"
     "{%- else %}{{- message['content'] + '<|im_end|>' }}{%- endif %}"
     "{{- '\\n' }}"
     "{%- endfor %}"
