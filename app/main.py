@@ -64,6 +64,7 @@ from app.executor.runs.observe import RunObserver
 from app.executor.runs.stream import JobStreams
 from app.observability import configure_logging
 from app.registry.base_models import BaseModels
+from app.registry.dataset_mixes import DatasetMixes
 from app.registry.datasets import Datasets
 from app.registry.deploy_targets import DeployTargets
 from app.registry.environments import Environments
@@ -133,6 +134,7 @@ def build_services(
     datasets_ = Datasets(
         home=home, max_characters=settings.dataset_max_line, max_bytes=settings.max_upload_bytes, clock=clock
     )
+    mixes = DatasetMixes(database=database, home=home, datasets=datasets_, max_bytes=settings.max_upload_bytes)
     base_models_ = BaseModels(home=home, clock=clock, max_upload_bytes=settings.max_base_model_bytes)
     notifier = _notifier(settings, database)
     streams = JobStreams(database, home)
@@ -154,6 +156,7 @@ def build_services(
         methods=methods_,
         base_models=base_models_,
         datasets=datasets_,
+        dataset_mixes=mixes,
         deploy_targets=DeployTargets(clock=clock),
         queues=Queues(clock=clock),
         environments=Environments(clock=clock),

@@ -19,6 +19,7 @@ from app.executor.nodes.notifier import Notifier
 from app.executor.runs.stream import JobStreams
 from app.faults import fault_point
 from app.registry.base_models import BaseModels
+from app.registry.dataset_mixes import DatasetMixes
 from app.registry.datasets import Datasets
 from app.registry.deploy_targets import DeployTargets
 from app.registry.environments import Environments
@@ -40,6 +41,7 @@ class Services:
     methods: MethodServices
     base_models: BaseModels
     datasets: Datasets
+    dataset_mixes: DatasetMixes
     deploy_targets: DeployTargets
     queues: Queues
     environments: Environments

@@ -4,13 +4,14 @@ Scripts can use the exit codes; here is the one place where failures become them
 """
 
 import json
+import re
 import shlex
 import shutil
 import sys
 from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich.markup import escape
@@ -104,6 +105,25 @@ class ReportingGroup(TyperGroup):
             # `deepe jobs list | head`: the reader has seen enough; the interpreter must not complain at its end
             sys.stdout = None
             raise typer.Exit(ExitCode.OK) from None
+
+
+_MIX_PART: Final = re.compile(r"(?P<dataset>[^:=]+)(:(?P<max_rows>[0-9]+))?(=(?P<weight>[0-9.]+))?")
+
+
+def mix_part(given: str) -> dict[str, Any]:
+    """Return the data set of a mix that `DATASET[:MAX_ROWS][=WEIGHT]` names, as the API takes it."""
+    found = _MIX_PART.fullmatch(given)
+    try:
+        if found is None:
+            raise ValueError
+        part: dict[str, Any] = {"dataset": found["dataset"]}
+        if found["max_rows"] is not None:
+            part["max_rows"] = int(found["max_rows"])
+        if found["weight"] is not None:
+            part["weight"] = float(found["weight"])
+    except ValueError:
+        raise Misused(f"{given!r} must look like DATASET, DATASET:MAX_ROWS, DATASET=WEIGHT or both.") from None
+    return part
 
 
 def typed(arguments: str) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from app.cli.client import Api, segment
-from app.cli.command import DEFAULT_URL, AsJson, CliFailure, ExitCode, Limit, Url, typed
+from app.cli.command import DEFAULT_URL, AsJson, CliFailure, ExitCode, Limit, Url, mix_part, typed
 from app.cli.output import print_fields, print_json, print_table, size, write
 from app.cli.service import load
 from app.cli.watch import watch_to_end
@@ -76,6 +76,32 @@ def add_dataset(
         write(f"read as {_how_read(made['source'])}\n")
 
 
+@datasets.command("mix")
+def mix_datasets(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What the new data set is called.")],
+    parts: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PART...",
+            help="DATASET[:MAX_ROWS][=WEIGHT]: faq=2 takes each row twice, faq=0.5 a random half, faq:1000 a sample.",
+        ),
+    ],
+    seed: Annotated[int | None, typer.Option("--seed", help="Same parts and seed, same rows and order.")] = None,
+    description: Description = "",
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Make a data set out of others."""
+    body = {"name": name, "parts": [mix_part(part) for part in parts], "description": description}
+    with Api(url) as api:
+        made = api.post("/datasets:mix", body if seed is None else {**body, "seed": seed})
+    if as_json:
+        print_json(made)
+        return
+    write(f"{made['id']}  {made['name']}  {made['rows']} rows\n")
+    _print_mix(made["source"]["mix"])
+
+
 @datasets.command("show")
 def show_dataset(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Id or name.")],
@@ -104,6 +130,17 @@ def show_dataset(
     )
     rows = [(one["name"], one["rows"], one["first_missing_line"] or "") for one in found["column_counts"]]
     print_table(("column", "rows with a value", "first line without"), rows, nothing="")
+    if source and source.get("mix"):
+        _print_mix(source["mix"])
+
+
+def _print_mix(mix: dict[str, Any]) -> None:
+    """Print how many rows a mix took of each data set."""
+    rows = [
+        (part["name"], part["rows"], part["max_rows"] or "", f"{part['weight']:g}", part["taken"])
+        for part in mix["parts"]
+    ]
+    print_table(("made of", "rows", "at most", "weight", "taken"), rows, nothing="")
 
 
 @datasets.command("profile")
@@ -147,6 +184,7 @@ def _how_read(source: dict[str, Any]) -> str:
         source["delimiter"] and f"delimiter {names[source['delimiter']]}",
         source["sheet"] and f"sheet {source['sheet']}",
         source["archive"] and "unpacked from an archive",
+        source.get("mix") and f"mixed, seed {source['mix']['seed']}",
     ]
     return ", ".join(word for word in told if word)
 

@@ -22,7 +22,7 @@ BOM: Final = b"\xef\xbb\xbf"
 
 _COMMENTS: Final = ("#", "//", "/*")
 _MAX_DEPTH: Final = 64  # what writes JSON has limits of its own
-_PICTURE_COLUMNS: Final = ("images", "image", "file_name")
+PICTURE_COLUMNS: Final = frozenset({"images", "image", "file_name"})
 _PICTURE_KEYS: Final = ("imageId", "path", "image", "file_name")
 _MAX_SHAPES: Final = 256
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
@@ -259,7 +259,7 @@ def _check_pictures(row: dict[str, Any], problem_of: PictureProblem) -> None:
 def _picture_names(row: dict[str, Any]) -> Iterator[str]:
     """Yield every picture that a row names: in a column of its own or in the parts of a conversation's turns."""
     for column, value in row.items():
-        if column in _PICTURE_COLUMNS:
+        if column in PICTURE_COLUMNS:
             if value not in (None, ""):
                 yield from map(_named_picture, value if isinstance(value, list) else [value])
         elif isinstance(value, list):

@@ -152,9 +152,14 @@ def _converted(task: Task, rows: Path, digest: str, key: FileKey, scratch: Path)
 
 def _of_archive(found: Inspection, digest: str, key: FileKey) -> Inspection:
     """Return what was found in the folder that was made of an archive."""
-    source = found.source or _document(Source(Format.JSONL, encoding="utf-8"), Options(), found.digest, found.key)
+    source = found.source or plain_source(found)
     archive = {"digest": digest, "size_bytes": key[2]}
     return replace(found, source={**source, "archive": archive})
+
+
+def plain_source(found: Inspection) -> dict[str, Any]:
+    """Return how a file was read that is what scripts read."""
+    return _document(Source(Format.JSONL, encoding="utf-8"), Options(), found.digest, found.key)
 
 
 def _document(source: Source, options: Options, digest: str, key: FileKey) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from app.domain.plain_text import storable_document
 from app.formats.base import Options
 from app.registry import dataset_files
 from app.registry.dataset_check import MAX_PROBLEMS, DatasetReport, LineProblem, parse_line
-from app.registry.dataset_conversion import converted_files, converted_name, suffix_of
+from app.registry.dataset_conversion import converted_files, converted_name, plain_source, suffix_of
 from app.registry.dataset_files import SUFFIX, UPLOAD_PREFIX, DatasetChanging, Inspection, locate
 from app.registry.dataset_process import BoundedDatasetReader
 from app.registry.resource_paths import resolve_inside, stays_inside
@@ -43,6 +43,7 @@ _MAX_NAME_BYTES: Final = 200
 _REMEMBERED: Final = 4096
 _REMEMBERED_PROFILES: Final = 64
 _FOLDER: Final = ".d"
+_MIX_DIGITS: Final = 16
 
 Clock = Callable[[], datetime]
 
@@ -110,6 +111,16 @@ class Prepared:
     name: str
     place: Path
     inspection: Inspection
+
+
+@dataclass(frozen=True)
+class Unplaced:
+    """A new data set whose file lies in a temporary place; `placed` has the paths that it will have."""
+
+    row: DatasetRow
+    file: Path
+    inspection: Inspection
+    placed: Inspection
 
 
 @dataclass(frozen=True)
@@ -205,18 +216,20 @@ class Datasets:
 
     async def create(self, session: AsyncSession, prepared: Prepared, *, description: str = "") -> DatasetRow:
         """Register what was prepared."""
-        inspection = prepared.inspection
-        row = DatasetRow(
+        row = self._new_row(prepared, description)
+        await named.insert(session, row)
+        return row
+
+    def _new_row(self, prepared: Prepared, description: str) -> DatasetRow:
+        return DatasetRow(
             id=str(uuid4()),
             name=prepared.name,
             name_key=name_key(prepared.name),
             description=description,
             path=self._home.relative(prepared.place),
-            **_found(self._home, inspection),
+            **_found(self._home, prepared.inspection),
             created_at=self._clock(),
         )
-        await named.insert(session, row)
-        return row
 
     async def check_new_name(self, session: AsyncSession, name: str) -> None:
         """Raise what is wrong with the name of a data set to be."""
@@ -229,17 +242,47 @@ class Datasets:
     ) -> DatasetRow:
         """Receive a file, check it, give it its place under `datasets/` and register it; or leave nothing behind."""
         _check_new_name(name)
-        async with self._received(chunks) as upload:
-            inspection = await asyncio.to_thread(
-                self._reader.read, upload, options, extract_to=upload.with_suffix(_FOLDER)
-            )
+
+        async def fill(file: Path) -> None:
+            await _write(file, chunks)
+
+        async with self.unplaced(name, fill, options) as new:
+            return await self.place(session, new)
+
+    @asynccontextmanager
+    async def unplaced(
+        self,
+        name: str,
+        fill: Callable[[Path], Awaitable[dict[str, Any] | None]],
+        options: Options | None = None,
+        *,
+        description: str = "",
+    ) -> AsyncIterator[Unplaced]:
+        """Yield a new data set whose file `fill` writes; the file is gone afterwards unless it was placed.
+
+        What `fill` returns is how the file was mixed out of others.
+        """
+        file = self._home.datasets / f"{UPLOAD_PREFIX}{uuid4().hex}{SUFFIX}"
+        try:
+            mix, stem = await fill(file), name
+            inspection = await asyncio.to_thread(self._reader.read, file, options, extract_to=file.with_suffix(_FOLDER))
             _require_valid(name, inspection)
-            place = self._home.datasets / _file_name(name, inspection.source)
-            placed = _placed(upload, place, inspection)
-            # the row first: it decides who of two may have the name
-            row = await self.create(session, Prepared(name=normal_name(name), place=place, inspection=placed))
-            await asyncio.to_thread(_place, upload, place, inspection, placed)
-            return row
+            if mix is not None:
+                inspection = replace(inspection, source={**plain_source(inspection), "mix": mix})
+                stem = f"{name}.{mix['digest'][:_MIX_DIGITS]}"  # the file of an earlier mix may be there still
+            place = self._home.datasets / _file_name(stem, inspection.source)
+            placed = _placed(file, place, inspection)
+            row = self._new_row(Prepared(name=normal_name(name), place=place, inspection=placed), description)
+            yield Unplaced(row, file, inspection, placed)
+        finally:
+            await asyncio.to_thread(_remove_upload, file)
+
+    async def place(self, session: AsyncSession, new: Unplaced) -> DatasetRow:
+        """Register a new data set and give its file its place under `datasets/`."""
+        # the row first: it decides who of two may have the name
+        await named.insert(session, new.row)
+        await asyncio.to_thread(_place, new.file, self._home.absolute(new.row.path), new.inspection, new.placed)
+        return new.row
 
     async def remove_abandoned_uploads(self) -> int:
         """Remove what crashed uploads left behind; return how many. Called at start."""
@@ -256,6 +299,11 @@ class Datasets:
         if inspection is not None:
             _require_valid(row.name, inspection)
         return inspection
+
+    def jsonl_of(self, row: DatasetRow) -> Path:
+        """Return the file that scripts read, as it was recorded; scripts find pictures beside it."""
+        converted = row.source["jsonl"] if row.source is not None else None
+        return self._home.absolute(converted) if converted else locate(self._home.absolute(row.path)).rows
 
     async def record(self, session: AsyncSession, row: DatasetRow, inspection: Inspection) -> None:
         """Make what was found on disk the data set's new content."""
@@ -307,16 +355,6 @@ class Datasets:
 
     def _inspect(self, given: str, options: Options | None, *, keep: bool) -> Inspection:
         return self._reader.read(resolve_inside(self._home.datasets, given), options, keep=keep)
-
-    @asynccontextmanager
-    async def _received(self, chunks: AsyncIterable[bytes]) -> AsyncIterator[Path]:
-        """Yield a temporary file with all `chunks`; it is gone afterwards, whatever happens."""
-        upload = self._home.datasets / f"{UPLOAD_PREFIX}{uuid4().hex}{SUFFIX}"
-        try:
-            await _write(upload, chunks)
-            yield upload
-        finally:
-            await asyncio.to_thread(_remove_upload, upload)
 
     def _path_of(self, row: DatasetRow) -> Path:
         path = self._home.absolute(row.path)

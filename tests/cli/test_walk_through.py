@@ -347,3 +347,8 @@ def test_data_sets_as_peoples_tools_write_them(deepe: Deepe, url: str, tmp_path:
         assert httpx.get(f"{url}/api/v1/datasets/{stem}/original").content == (tmp_path / name).read_bytes()
         assert "答案" in shown
     assert "notes" in deepe("datasets", "show", "workbook").output
+
+    mixed = deepe("datasets", "mix", "support", "german=2", "pretty:1", "--seed", "7")
+    assert mixed.exit_code == ExitCode.OK, mixed.output
+    assert f"support  {2 * len(rows) + 1} rows" in mixed.output
+    assert "mixed, seed 7" in deepe("datasets", "show", "support").output

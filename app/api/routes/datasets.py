@@ -1,7 +1,7 @@
 """Data sets: register, upload, check, preview, delete."""
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, Final
 
 from fastapi import Depends, Path, Query, Request, Response
@@ -17,6 +17,7 @@ from app.api.routing import Router
 from app.api.schemas.resources import (
     DatasetCheck,
     DatasetCreate,
+    DatasetMixCreate,
     DatasetPreview,
     DatasetProfile,
     DatasetRead,
@@ -173,7 +174,7 @@ async def create_dataset(
     async def create() -> DatasetRead:
         return dataset_read(await service.create(session, prepared, description=dataset.description))
 
-    return await creation.answer(create, headers=lambda body: {"Location": f"/api/v1/datasets/{body['id']}"})
+    return await creation.answer(create, headers=_location)
 
 
 @router.post("/datasets:validate")
@@ -185,6 +186,36 @@ async def validate_dataset(
         session, name=dataset.name, path=dataset.path, options=dataset.options()
     )
     return dataset_validation(validation, language)
+
+
+@router.post(
+    "/datasets:mix",
+    status_code=201,
+    response_model=DatasetRead,
+    responses=problem_responses(
+        InvalidRequest,
+        NameTaken,
+        InvalidDataset,
+        DatasetFileExists,
+        DatasetChanging,
+        DatasetUnprocessed,
+        IdempotencyKeyReused,
+    ),
+)
+async def mix_datasets(
+    mix: DatasetMixCreate, session: WriteSession, services: ServicesDep, creation: CreationDep
+) -> Response:
+    """Make a data set out of others: rows with their own fields, as often as wanted, in an order that the seed decides.
+
+    The parts stay as they are. `source.mix` of the new data set keeps the recipe and how many rows were taken of each.
+    """
+    mixes = services.dataset_mixes
+    async with mixes.mixed(mix.name, mix.parts, seed=mix.seed, description=mix.description) as made:
+
+        async def create() -> DatasetRead:
+            return dataset_read(await mixes.place(session, made))
+
+        return await creation.answer(create, headers=_location)
 
 
 @router.get("/datasets/{dataset}", responses=problem_responses(DatasetNotFound))
@@ -300,3 +331,7 @@ async def delete_dataset(
 ) -> None:
     """Delete the entry and the rows that were converted; the file stays unless `with_file` is given."""
     after_commit(session, await services.datasets.delete(session, dataset, with_file=with_file))
+
+
+def _location(body: Mapping[str, Any]) -> Mapping[str, str]:
+    return {"Location": f"/api/v1/datasets/{body['id']}"}

@@ -17,6 +17,7 @@ from app.registry.base_model_findings import Severity, findings
 from app.registry.base_model_uploads import Uploaded
 from app.registry.base_models import BaseModelFiles, is_unmade
 from app.registry.dataset_check import Column, columns_of
+from app.registry.dataset_mixes import DEFAULT_SEED, MAX_PARTS, MixPart
 from app.registry.datasets import Preview, Validation
 from app.registry.environments import EnvironmentSource, EnvironmentView
 from app.registry.row_surveys import RowSurvey
@@ -193,6 +194,35 @@ class DatasetArchive(BaseModel):
     size_bytes: int
 
 
+class DatasetMixCreate(_Body):
+    """A data set to make out of others."""
+
+    name: str = Field(description="Unique name.", examples=["support"])
+    parts: list[MixPart] = Field(min_length=1, max_length=MAX_PARTS, examples=[[{"dataset": "faq", "weight": 2}]])
+    seed: int = Field(default=DEFAULT_SEED, ge=0, le=2**53, description="Same parts and seed, same rows and order.")
+    description: str = Field(default="", max_length=_MAX_TEXT)
+
+
+class DatasetMixPart(BaseModel):
+    """A data set as it was when it went into a mix; it may be gone or renamed since."""
+
+    dataset: str = Field(description="Id.", examples=[_ID])
+    name: str = Field(examples=["faq"])
+    digest: str = Field(description="sha256 of its JSONL file.", examples=[_SHA256])
+    weight: float = Field(examples=[2])
+    max_rows: int | None
+    rows: int = Field(description="Rows that it had.", examples=[512])
+    taken: int = Field(description="Rows of the mix that are its.", examples=[1024])
+
+
+class DatasetMix(BaseModel):
+    """The recipe of a data set that was made out of others."""
+
+    digest: str = Field(description="The same for what makes the same rows in the same order.", examples=[_SHA256])
+    seed: int = Field(examples=[DEFAULT_SEED])
+    parts: list[DatasetMixPart]
+
+
 class DatasetSource(BaseModel):
     """The file as it was brought, and how it was read."""
 
@@ -207,6 +237,7 @@ class DatasetSource(BaseModel):
     member: str | None = Field(description="The file in an archive, or the member of a JSON object, with the rows.")
     left_out: list[str] = Field(description="Other sheets, members or files; they are not used.")
     archive: DatasetArchive | None
+    mix: DatasetMix | None = Field(default=None, description="The data sets that it was made of.")
 
 
 class DatasetRead(BaseModel):
@@ -218,7 +249,7 @@ class DatasetRead(BaseModel):
     path: str = Field(description="Relative to DEEPE_HOME.", examples=["datasets/faq.jsonl"])
     digest: str = Field(description="sha256 of the JSONL file when it was last checked.", examples=[_SHA256])
     source: DatasetSource | None = Field(
-        description="Null: scripts read the JSONL file that was brought. Else how its rows were read and converted."
+        description="Null: scripts read the JSONL file that was brought. Else how its rows were read or mixed."
     )
     rows: int = Field(examples=[512])
     columns: list[str] = Field(

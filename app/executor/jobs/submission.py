@@ -40,7 +40,7 @@ from app.registry.base_model_card import BaseModelCard
 from app.registry.base_model_findings import Severity, findings
 from app.registry.base_models import BaseModels
 from app.registry.dataset_check import columns_of
-from app.registry.dataset_files import Inspection, locate
+from app.registry.dataset_files import Inspection
 from app.registry.datasets import Datasets
 from app.registry.method_record import Method, method_of
 from app.registry.method_runs import MethodRuns
@@ -410,11 +410,10 @@ class Submissions:
         )
 
     def _named_data(self, row: DatasetRow, inspection: Inspection | None) -> Named:
-        """Return the path of the JSONL file. Scripts find images beside it."""
+        """Return the path of the JSONL file."""
         if inspection is not None:
             return Named(id=row.id, name=row.name, path=self._home.relative(inspection.jsonl), digest=inspection.digest)
-        converted = row.source["jsonl"] if row.source is not None else None
-        path = converted or self._home.relative(locate(self._home.absolute(row.path)).rows)
+        path = self._home.relative(self._datasets.jsonl_of(row))
         return Named(id=row.id, name=row.name, path=path, digest=row.digest)
 
     def data_of(self, row: DatasetRow, inspection: Inspection | None = None) -> Data:

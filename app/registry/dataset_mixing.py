@@ -1,0 +1,91 @@
+"""Write rows of several JSONL files to one, each part as often as wanted, in an order that a seed decides.
+
+Only the places of rows are held in memory: eight bytes for each row that is written. The rows themselves are read when
+their turn comes. As a program it reads a task from standard input, so that a service can let another process do it;
+it imports the standard library only.
+"""
+
+import json
+import os
+import random
+import sys
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any, Final
+
+_BOM: Final = b"\xef\xbb\xbf"
+_OFFSET_BITS: Final = 48
+_OFFSET: Final = (1 << _OFFSET_BITS) - 1
+_BUFFER: Final = 1024 * 1024
+
+
+def mix(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the file of the task; return for each part how many rows it has and how many were taken.
+
+    A task has `parts` (`path`, `weight`, `max_rows`), `seed`, `target` and `limit`, the most bytes to write. Beyond it,
+    or when a part changes meanwhile, only that is returned.
+    """
+    with ExitStack() as stack:
+        files = [stack.enter_context(Path(part["path"]).open("rb")) for part in task["parts"]]
+        before = [_key(file) for file in files]
+        places = array("Q")
+        counts = []
+        for number, (file, part) in enumerate(zip(files, task["parts"], strict=True)):
+            offsets = _offsets(file)
+            rows = len(offsets)
+            chance = random.Random(f"{task['seed']}/{number}")  # noqa: S311 (a sample, no secret)
+            taken = _taken(offsets, part["weight"], part["max_rows"], chance)
+            counts.append({"rows": rows, "taken": len(taken)})
+            places.extend(number << _OFFSET_BITS | offset for offset in taken)
+        random.Random(task["seed"]).shuffle(places)  # noqa: S311 (an order, no secret)
+        with Path(task["target"]).open("xb", buffering=_BUFFER) as target:
+            size = 0
+            for row in _rows(files, places):
+                size += target.write(row)
+                if size > task["limit"]:
+                    return {"too_large": True}
+            target.flush()
+            os.fsync(target.fileno())
+        if [_key(file) for file in files] != before:
+            return {"changing": True}
+    return {"parts": counts}
+
+
+def _key(file: IO[bytes]) -> tuple[int, int]:
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
+
+
+def _offsets(file: IO[bytes]) -> "array[int]":
+    """Return where rows begin; blank lines are none."""
+    offsets = array("Q")
+    offset = 0
+    for line in file:
+        if line.strip():
+            offsets.append(offset)
+        offset += len(line)
+    return offsets
+
+
+def _taken(offsets: "array[int]", weight: float, max_rows: int | None, chance: random.Random) -> "array[int]":
+    """Return the rows of a part, as often as they are wanted: a sample of `max_rows`, `weight` times."""
+    chance.shuffle(offsets)
+    if max_rows is not None:
+        del offsets[max_rows:]
+    whole, rest = divmod(int(weight * len(offsets) + 0.5), len(offsets) or 1)
+    return offsets * whole + offsets[:rest]
+
+
+def _rows(files: Sequence[IO[bytes]], places: "array[int]") -> Iterator[bytes]:
+    """Yield rows, each on a line of its own."""
+    for place in places:
+        file, offset = files[place >> _OFFSET_BITS], place & _OFFSET
+        file.seek(offset)
+        line = file.readline()
+        yield (line if offset else line.removeprefix(_BOM)).strip() + b"\n"
+
+
+if __name__ == "__main__":
+    json.dump(mix(json.load(sys.stdin)), sys.stdout)
