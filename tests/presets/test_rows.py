@@ -5,7 +5,8 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -443,7 +444,8 @@ class Tokenizer:
     """A character is a token, an angle bracket begins one that is special; the template is a function."""
 
     eos_token_id, bos_token_id = 1, 2
-    all_special_ids = (1, 2, 3)
+    all_special_ids = (1, 2)
+    added_tokens_decoder: ClassVar = {3: SimpleNamespace(special=True), 4: SimpleNamespace(special=False)}
     special = {"<eos>": 1, "<bos>": 2, "<end>": 3}
 
     def __init__(self, template: Any, *, begins: bool = False) -> None:

@@ -6,6 +6,7 @@ transformers, or anything with its `apply_chat_template`, call and special token
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import takewhile
 from typing import Any
 
@@ -135,8 +136,15 @@ def _beginning(tokens: list[int], tokenizer: Any) -> Iterable[str]:
 
 def _ending(learned: list[int], tokenizer: Any) -> Iterable[str]:
     """Tell when an answer has no end that is learned, or one at which answering does not stop."""
-    special = set(tokenizer.all_special_ids)
+    special = _special_ids(tokenizer)
     last = next((token for token in reversed(learned) if token in special), None)
     if last is None:
         return ("answer_without_end",)
     return () if last == tokenizer.eos_token_id else ("end_is_not_eos",)
+
+
+@lru_cache(maxsize=8)
+def _special_ids(tokenizer: Any) -> frozenset[int]:
+    """Return the special tokens, also those that have no role (eos, pad, ...), such as the end of a turn."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return frozenset([*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)])
