@@ -28,12 +28,14 @@ from deepe_rows import (
     render,
     render_answer,
     render_question,
+    render_text,
 )
 
 SHOWN_PLACES = 3
 LIMITS = ("max_input_length", "max_content_length", "max_seq_length")
 One = TypeVar("One", bound=Any)
 Judged = TypeVar("Judged", bound=Preference | Labelled)
+Learned = Conversation | Text | Preference | Labelled | Question
 
 
 def load_examples(args: argparse.Namespace, wanted: Wanted) -> Parts:
@@ -48,24 +50,15 @@ def encode(
     rows: Sequence[Conversation | Text], tokenizer: Any, args: argparse.Namespace, *, held_out: bool = False
 ) -> list[Rendered]:
     """Return the sequences of rows: one for each answer of a conversation, and texts, long ones in several pieces."""
-    longest = longest_of(args)
-
-    def sequences(row: Conversation | Text) -> list[Rendered]:
-        found = render(row, tokenizer)
-        return list(chunks(found[0], longest)) if isinstance(row, Text) else found
-
-    return [one for _row, found in keep_fitting(rows, sequences, args, held_out=held_out) for one in found]
+    kept = keep_fitting(rows, lambda row: sequences_of(row, tokenizer, args), args, held_out=held_out)
+    return [one for _row, found in kept for one in found]
 
 
 def fitting_pairs(
     rows: Sequence[Judged], tokenizer: Any, args: argparse.Namespace, *, held_out: bool = False
 ) -> list[Judged]:
     """Return the rows whose answers all fit, with their prompts, into the limits; turns as the template takes them."""
-
-    def sequences(row: Judged) -> list[Rendered]:
-        return [render_answer(answer, tokenizer) for answer in answers_of(row)]
-
-    kept = keep_fitting(rows, sequences, args, held_out=held_out, whole=True)
+    kept = keep_fitting(rows, lambda row: sequences_of(row, tokenizer, args), args, held_out=held_out, whole=True)
     return [replace(row, prompt=found[0].example.prompt) for row, found in kept]
 
 
@@ -73,11 +66,21 @@ def fitting_questions(
     rows: Sequence[Question], tokenizer: Any, args: argparse.Namespace, *, held_out: bool = False
 ) -> list[Question]:
     """Return the rows whose prompts fit; turns as the template takes them."""
+    kept = keep_fitting(rows, lambda row: sequences_of(row, tokenizer, args), args, held_out=held_out)
+    return [found.example for _row, (found,) in kept]
 
-    def sequences(row: Question) -> list[Rendered]:
-        return [render_question(row, tokenizer)]
 
-    return [found.example for _row, (found,) in keep_fitting(rows, sequences, args, held_out=held_out)]
+def sequences_of(row: Learned, tokenizer: Any, args: argparse.Namespace) -> list[Rendered]:
+    """Return the sequences of a row, whether they fit or not. Raises `RowProblem`."""
+    match row:
+        case Text():
+            return list(chunks(render_text(row, tokenizer), longest_of(args)))
+        case Conversation():
+            return render(row, tokenizer)
+        case Question():
+            return [render_question(row, tokenizer)]
+        case _:
+            return [render_answer(answer, tokenizer) for answer in answers_of(row)]
 
 
 def answers_of(row: Preference | Labelled) -> list[Answer]:
@@ -110,7 +113,7 @@ def keep_fitting(
             wrong.append(f"{row.place}: {problem.sentence()}")
             continue
         codes = {code for one in found for code in one.notes}
-        fitting = [one for one in found if isinstance(row, Text) or _fits(one, args)]
+        fitting = [one for one in found if isinstance(row, Text) or not exceeded_limits(one, args)]
         if isinstance(row, Text) and len(found) > 1:
             codes.add("text_split")
         if len(fitting) < len(found):
@@ -135,10 +138,10 @@ def longest_of(args: argparse.Namespace) -> int:
     return args.max_seq_length if "max_seq_length" in args else args.max_input_length + args.max_content_length
 
 
-def _fits(one: Rendered, args: argparse.Namespace) -> bool:
-    """Whether a sequence keeps the limits that the script has: of the question, of the answer, of both together."""
+def exceeded_limits(one: Rendered, args: argparse.Namespace) -> list[str]:
+    """Return which limits of the script a sequence is over: of the question, of the answer, of both together."""
     lengths = (one.start, len(one.tokens) - one.start, len(one.tokens))
-    return all(length <= getattr(args, name, sys.maxsize) for name, length in zip(LIMITS, lengths, strict=True))
+    return [name for name, length in zip(LIMITS, lengths, strict=True) if length > getattr(args, name, sys.maxsize)]
 
 
 def _listed(sentences: list[str]) -> str:

@@ -52,15 +52,19 @@ class Judge:
 
     def task(self, row: Question, system_prompt: str) -> Question:
         """Return a row's question, with the instruction before it, and the right result out of its answer."""
-        prompt = row.prompt
-        if system_prompt and prompt[0]["role"] != "system":
-            prompt = [message("system", system_prompt), *prompt]
         if row.reference is None and self.needs_answers:
             raise Refused(
                 f"{row.place}: there is no answer to compare with; add one (answer), or set answer_weight to 0"
             )
         told = row.reference or ""
-        return replace(row, prompt=prompt, reference=result_of(told, self.pattern) or told.strip())
+        return replace(with_instruction(row, system_prompt), reference=result_of(told, self.pattern) or told.strip())
+
+
+def with_instruction(row: Question, system_prompt: str) -> Question:
+    """Return the question with the instruction before it, unless it brings its own."""
+    if not system_prompt or row.prompt[0]["role"] == "system":
+        return row
+    return replace(row, prompt=[message("system", system_prompt), *row.prompt])
 
 
 def judge_of(args: argparse.Namespace) -> Judge:

@@ -106,19 +106,29 @@ def read_file(path: Path, wanted: Wanted, limit: int = -1) -> tuple[list[Example
 
 def enumerated_rows(path: Path) -> Iterator[tuple[int, Any]]:
     """Yield the number and the value of each line; blank lines are passed over."""
+    for number, line in enumerated_lines(path):
+        yield number, parsed_line(path, number, line)
+
+
+def enumerated_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the number and the text of each line; blank lines are passed over."""
     try:
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
-                if line.isspace():
-                    continue
-                try:
-                    yield number, json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise Refused(f"{path.name}, line {number}: not valid JSON ({error})") from error
+                if not line.isspace():
+                    yield number, line
     except OSError as error:
         raise Refused(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise Refused(f"{path.name} is not written in UTF-8") from error
+
+
+def parsed_line(path: Path, number: int, line: str) -> Any:
+    """Return the value of a line."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise Refused(f"{path.name}, line {number}: not valid JSON ({error})") from error
 
 
 def data_file(path: Path) -> Path:
