@@ -50,6 +50,7 @@ from app.executor.jobs.chat_service import ChatService
 from app.executor.jobs.failure_suggestions import FailureSuggestions
 from app.executor.jobs.inference_requests import InferenceRequests
 from app.executor.jobs.job_actions import JobActions
+from app.executor.jobs.row_previews import RowPreviews
 from app.executor.jobs.stage_parameters import StageParameters
 from app.executor.jobs.submission import Submissions
 from app.executor.maintenance.background import in_background
@@ -118,8 +119,12 @@ def build_services(
     licence: LicenceGate,
     clock: Callable[[], datetime],
     machine: Platform | None = None,
+    notifier: Notifier | None = None,
 ) -> Services:
-    """Wire the services; `machine` is the platform to install presets for, by default this machine's."""
+    """Wire the services; `machine` is the platform to install presets for, by default this machine's.
+
+    `notifier` takes the place of the one that the settings name.
+    """
     home = Home(settings.home)
     methods_ = method_services(
         home=home,
@@ -136,7 +141,7 @@ def build_services(
     )
     mixes = DatasetMixes(database=database, home=home, datasets=datasets_, max_bytes=settings.max_upload_bytes)
     base_models_ = BaseModels(home=home, clock=clock, max_upload_bytes=settings.max_base_model_bytes)
-    notifier = _notifier(settings, database)
+    notifier = notifier or _notifier(settings, database)
     streams = JobStreams(database, home)
     addresses = AddressPolicy(settings.webhook_addresses)
     parameters = StageParameters(methods_.reader)
@@ -174,6 +179,17 @@ def build_services(
         ),
         inference_requests=InferenceRequests(database=database, methods=methods_, home=home, clock=clock),
         chat=ChatService(database, home, notifier, streams=streams, clock=clock),
+        row_previews=RowPreviews(
+            database=database,
+            home=home,
+            runs=methods_.runs,
+            datasets=datasets_,
+            base_models=base_models_,
+            parameters=parameters,
+            streams=streams,
+            notifier=notifier,
+            clock=clock,
+        ),
         streams=streams,
         notifier=notifier,
         webhooks=Webhooks(policy=addresses),

@@ -1,8 +1,9 @@
-"""Answer with what a job does: the job that was ordered, a model's answer as events or as one document."""
+"""Answer with what a job does: the job that was ordered, a model's answer, a preview of rows."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
+from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -15,8 +16,11 @@ from app.domain.enums import EndReason
 from app.domain.texts import Language
 from app.executor.jobs.chat_service import AnswerEnd, AnswerImage, AnswerText
 from app.executor.jobs.job_views import JobDetails
+from app.executor.jobs.row_previews import Preview, PreviewRequest
 from app.executor.runs.inference_protocol import FinishReason
 from app.store import jobs
+
+Answer = TypeVar("Answer")
 
 
 def ordered(
@@ -50,7 +54,21 @@ async def answer_events(services: Services, job_id: str, language: Language) -> 
 
 async def whole_answer(request: Request, services: Services, job_id: str, language: Language) -> ChatAnswer:
     """Return the complete answer. Cancel the job if the caller disconnects."""
-    answering = asyncio.create_task(_collect(services, job_id, language))
+    gone = ChatAnswer(
+        text="", images=[], finish_reason=FinishReason.CANCELLED, job=job_id, error=None, reason_detail=None
+    )
+    return await while_connected(request, _collect(services, job_id, language), otherwise=gone)
+
+
+async def preview_answer(request: Request, services: Services, wanted: PreviewRequest) -> Preview:
+    """Return the preview. Cancel its job if the caller disconnects."""
+    gone = Preview(wanted.method, wanted.base_model, wanted.dataset, environment="", rows=(), total=0)
+    return await while_connected(request, services.row_previews.preview(wanted), otherwise=gone)
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, Answer], *, otherwise: Answer) -> Answer:
+    """Return the result of `work`. Cancel it if the caller disconnects, and return `otherwise`, which is not read."""
+    answering = asyncio.create_task(work)
     # the body was read: what comes next is the news that the caller is gone
     leaving = asyncio.ensure_future(request.receive())
     try:
@@ -59,12 +77,7 @@ async def whole_answer(request: Request, services: Services, job_id: str, langua
         for task in (answering, leaving):
             task.cancel()
         await asyncio.wait({answering, leaving})
-    if answering.cancelled():
-        # the caller has disconnected
-        return ChatAnswer(
-            text="", images=[], finish_reason=FinishReason.CANCELLED, job=job_id, error=None, reason_detail=None
-        )
-    return answering.result()
+    return otherwise if answering.cancelled() else answering.result()
 
 
 async def _collect(services: Services, job_id: str, language: Language) -> ChatAnswer:

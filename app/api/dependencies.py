@@ -10,6 +10,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.executor.jobs.chat_service import ChatService
 from app.executor.jobs.inference_requests import InferenceRequests
 from app.executor.jobs.job_actions import JobActions
+from app.executor.jobs.row_previews import RowPreviews
 from app.executor.jobs.submission import Submissions
 from app.executor.maintenance.housekeeping import Housekeeper
 from app.executor.maintenance.webhook_sender import WebhookSender
@@ -51,6 +52,7 @@ class Services:
     job_actions: JobActions
     inference_requests: InferenceRequests
     chat: ChatService
+    row_previews: RowPreviews
     streams: JobStreams
     notifier: Notifier
     webhooks: Webhooks

@@ -11,6 +11,7 @@ import typer
 from app.cli.client import Api, segment
 from app.cli.command import DEFAULT_URL, AsJson, CliFailure, ExitCode, Limit, Url, mix_part, typed
 from app.cli.output import print_fields, print_json, print_table, size, write
+from app.cli.row_preview import preview_dataset
 from app.cli.service import load
 from app.cli.watch import watch_to_end
 from app.settings import Settings
@@ -18,6 +19,7 @@ from app.settings import Settings
 datasets = typer.Typer(no_args_is_help=True, help="Data sets: what models are trained with.")
 environments = typer.Typer(no_args_is_help=True, help="Conda environments that stages run in.")
 presets = typer.Typer(no_args_is_help=True, help="Methods that the product ships.")
+datasets.command("preview")(preview_dataset)
 
 Text = Annotated[str | None, typer.Option("--text", "-q", help="Only those with this text in their name.")]
 EnvironmentName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the environment.")]

@@ -21,7 +21,7 @@ class ModelState(StrEnum):
 
 
 class JobKind(StrEnum):
-    """What a job runs: one stage of a method, or the building of an environment or of a sample base model."""
+    """What a job runs: a stage of a method, the building of an environment or a sample base model, or a preview."""
 
     TRAINING = "training"
     SAVING = "saving"
@@ -30,6 +30,7 @@ class JobKind(StrEnum):
     DEPLOYMENT = "deployment"
     ENVIRONMENT = "environment"
     BASE_MODEL = "base-model"
+    PREVIEW = "preview"
 
 
 class JobStatus(StrEnum):

@@ -100,7 +100,8 @@ class KindRule:
     """Shares a status key with DeepExtension's scripts and backend."""
     reports_pid: bool
     """Its pid is in the status key."""
-    event_subject: EventSubject
+    event_subject: EventSubject | None
+    """`None`: webhooks hear nothing of it."""
 
     @property
     def is_stage(self) -> bool:
@@ -111,6 +112,11 @@ class KindRule:
     def is_inference(self) -> bool:
         """Whether it asks a model."""
         return self.asks is not None
+
+    @property
+    def answers_request(self) -> bool:
+        """Whether it runs for one request; its output is of no use afterwards."""
+        return not self.listed
 
     @property
     def holds_accelerators(self) -> bool:
@@ -234,6 +240,27 @@ def _rule(kind: JobKind) -> KindRule:
                 reports_pid=False,
                 event_subject=EventSubject.BASE_MODEL,
             )
+        case JobKind.PREVIEW:
+            return KindRule(
+                member=None,
+                produces=None,
+                asks=None,
+                needs_environment=True,
+                pool=SlotPool.INFERENCE,
+                accelerators=AcceleratorUse.NONE,
+                counts_in_limits=False,
+                may_be_group=False,
+                safe_to_repeat=True,
+                submitted_alone=False,
+                listed=False,
+                argument_style=None,
+                has_checkpoints=False,
+                checkpoints_expire=False,
+                has_forecast=False,
+                reports_status_key=False,
+                reports_pid=False,
+                event_subject=None,
+            )
         case _:
             assert_never(kind)
 
@@ -291,7 +318,7 @@ def kinds_of(pool: SlotPool) -> frozenset[JobKind]:
 
 
 def as_stage(kind: JobKind) -> Stage:
-    """Return a kind that is a stage. Raises `ValueError` for the building of an environment or a base model."""
-    if kind is JobKind.ENVIRONMENT or kind is JobKind.BASE_MODEL:
+    """Return a kind that is a stage. Raises `ValueError` for what runs a program of the product."""
+    if kind is JobKind.ENVIRONMENT or kind is JobKind.BASE_MODEL or kind is JobKind.PREVIEW:
         raise ValueError(f"{kind} is not a stage")
     return kind

@@ -52,7 +52,7 @@ def too_old(run: EndedRun, retention: Retention, now: datetime) -> RetentionTarg
 
 
 def _target(run: EndedRun) -> RetentionTarget | None:
-    if KINDS[run.kind].is_inference and run.status in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED):
+    if KINDS[run.kind].answers_request and run.status in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED):
         return RetentionTarget.QUESTION_RUNS
     if run.status in (JobStatus.FAILED, JobStatus.CANCELLED):
         return RetentionTarget.FAILED_RUNS

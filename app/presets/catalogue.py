@@ -58,6 +58,8 @@ class DataRules(_Frozen):
     pictures: bool = False
     columns: tuple[str, str] | None = None
     """Names of the columns with input and output that the script takes by default; None: it knows many forms."""
+    encoded_by_helpers: bool = False
+    """The script writes rows as tokens with `deepe_examples`, so that a preview shows exactly what it learns."""
 
     def kinds(self, parameters: Mapping[str, Any]) -> frozenset[str]:
         """Return the kinds that are learned with these parameters."""
@@ -191,6 +193,11 @@ def helpers_dir() -> Path:
 def download_program() -> Path:
     """Return the program that downloads a model from a hub."""
     return SHARED / "download_model.py"
+
+
+def preview_program() -> Path:
+    """Return the program that shows what a training would learn of rows, for the interpreter of its environment."""
+    return SHARED / "preview.py"
 
 
 def environment_specs() -> dict[str, Path]:

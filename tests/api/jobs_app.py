@@ -1,6 +1,5 @@
 """The whole service over ASGI with Custom01 and its samples, and a runner that plays the node."""
 
-import dataclasses
 import json
 import shutil
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -16,7 +15,6 @@ from fastapi import FastAPI
 
 from app.api.application import HttpOptions, new_application
 from app.api.dependencies import Services
-from app.executor.jobs.chat_service import ChatService
 from app.main import build_services, include_routes
 from app.presets.catalogue import sample_base_models, sample_datasets
 from app.settings import load_settings
@@ -119,12 +117,9 @@ def codes(problem: dict[str, Any]) -> list[tuple[str, str]]:
 async def jobs_app(database: Database, root: Path, *, samples: bool = False) -> AsyncIterator[JobsApp]:
     """Run all routes on a home with Custom01, its base model and its data set, or with the samples of all presets."""
     settings = load_settings(home=root, database_url=database.url, platform="cpu", samples=samples, min_free_bytes=0)
-    services = build_services(settings, database, licence=EverythingLicensed(), clock=lambda: datetime.now(UTC))
     notifier = RecordingNotifier()
-    services = dataclasses.replace(
-        services,
-        notifier=notifier,
-        chat=ChatService(database, services.home, notifier, streams=services.streams, clock=lambda: datetime.now(UTC)),
+    services = build_services(
+        settings, database, licence=EverythingLicensed(), clock=lambda: datetime.now(UTC), notifier=notifier
     )
     services.home.create()
     if samples:

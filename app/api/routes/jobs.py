@@ -35,6 +35,7 @@ from app.executor.jobs.reruns import (
     JobIsBaseModelBuild,
     JobIsBuild,
     JobIsInferenceRequest,
+    JobIsPreview,
     JobNotRetryable,
     NoCheckpointToResume,
     NoSuggestionKnown,
@@ -232,6 +233,7 @@ async def cancel_job(job: JobId, session: WriteSession, services: ServicesDep, l
         JobIsInferenceRequest,
         JobIsBuild,
         JobIsBaseModelBuild,
+        JobIsPreview,
         JobInputsGone,
         JobDatasetChanged,
         JobMethodDeleted,
@@ -268,7 +270,9 @@ async def retry_job(
     "/jobs/{job}:copy",
     status_code=201,
     response_model=JobSubmitted,
-    responses=problem_responses(JobNotFound, JobIsInferenceRequest, JobIsBuild, JobIsBaseModelBuild, *_SUBMITTED),
+    responses=problem_responses(
+        JobNotFound, JobIsInferenceRequest, JobIsBuild, JobIsBaseModelBuild, JobIsPreview, *_SUBMITTED
+    ),
 )
 async def copy_job(
     job: JobId,

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final
 from fastapi import Depends, Path, Query, Request, Response
 
 from app.access.guard import CommercialLicenseRequired
+from app.api.answers import preview_answer
 from app.api.conditional import IfMatch, StaleVersion, etag_of
 from app.api.dependencies import ReadSession, ServicesDep, WriteSession, notify_after_commit
 from app.api.errors import PreconditionRequired, problem_responses
@@ -32,10 +33,19 @@ from app.api.schemas.methods import (
     validation_read,
     writable,
 )
+from app.api.schemas.previews import PreviewRead, RowsPreview, preview_read
 from app.domain.definition import MethodDefinition
 from app.domain.enums import TrainingType
 from app.domain.errors import InvalidRequest
 from app.domain.form import MethodForm
+from app.executor.jobs.row_previews import (
+    BaseModelNotMade,
+    EnvironmentNotBuilt,
+    NoNodeAlive,
+    PreviewFailed,
+    PreviewTookTooLong,
+)
+from app.registry.datasets import DatasetMissing, InvalidDataset
 from app.registry.method_record import Method, version_tag
 from app.registry.method_restoring import FileInTheWay, NotATemplate
 from app.registry.methods import JobsChoice, MethodHasLiveJobs, MethodMoved, PresetReadOnly
@@ -275,6 +285,31 @@ async def get_method_parameters(
     found = await services.methods.registry.get(session, method)
     stages = await services.methods.guide.parameters(found, language)
     return parameters_read(found, stages, await services.methods.presets.origin(session, found), language)
+
+
+@router.post(
+    "/methods/{method}:preview",
+    responses=problem_responses(
+        MethodNotFound,
+        InvalidRequest,
+        InvalidDataset,
+        DatasetMissing,
+        BaseModelNotMade,
+        EnvironmentNotBuilt,
+        NoNodeAlive,
+        PreviewFailed,
+        PreviewTookTooLong,
+    ),
+)
+async def preview_rows(
+    method: MethodRef, wanted: RowsPreview, request: Request, services: ServicesDep, language: RequestLanguage
+) -> PreviewRead:
+    """Show what a training with the method would be given and would learn of single rows, token by token.
+
+    The training's own code writes them with the base model's chat template, in the method's environment; it must be
+    built. A row that a training would refuse is shown with the reason. Nothing is trained.
+    """
+    return preview_read(await preview_answer(request, services, wanted.request(method)), language)
 
 
 async def tagged_method(services: ServicesDep, method: Method, response: Response) -> MethodRead:

@@ -229,6 +229,8 @@ class StageFinalizer:
             verdict = judge_build(exit_record, tail)
         elif claim.job.kind is JobKind.BASE_MODEL:
             verdict = judge_base_model(exit_record, tail, self._base_model_folder(claim), root=self._home.models)
+        elif claim.job.kind is JobKind.PREVIEW:
+            verdict = judge_program(exit_record, tail)
         else:
             verdict = judge(
                 claim.job.kind, exit_record, log_tail=tail, redis_status=redis_status, output_dir=run.output
@@ -338,21 +340,25 @@ class _ClaimLost(Exception):
     """The attempt's token is stale: it was ended elsewhere."""
 
 
-def judge_build(exit_record: ExitRecord, log_tail: Sequence[str]) -> Verdict:
-    """Decide on the building of an environment."""
+def judge_program(exit_record: ExitRecord, log_tail: Sequence[str]) -> Verdict:
+    """Decide on a program of the product: its exit code says all."""
     if exit_record.why is ExitWhy.EXITED and exit_record.code == 0:
         return Verdict(succeeded=True, reason=EndReason.COMPLETED)
     failure = classify(exit_record, log_tail)
-    reason = EndReason.ENV_BUILD_FAILED if failure.reason is EndReason.EXIT_CODE else failure.reason
-    return Verdict(succeeded=False, reason=reason, detail=failure.detail, params=failure.params)
+    return Verdict(succeeded=False, reason=failure.reason, detail=failure.detail, params=failure.params)
+
+
+def judge_build(exit_record: ExitRecord, log_tail: Sequence[str]) -> Verdict:
+    """Decide on the building of an environment."""
+    verdict = judge_program(exit_record, log_tail)
+    return replace(verdict, reason=EndReason.ENV_BUILD_FAILED) if verdict.reason is EndReason.EXIT_CODE else verdict
 
 
 def judge_base_model(exit_record: ExitRecord, log_tail: Sequence[str], folder: Path, *, root: Path) -> Verdict:
     """Decide on the making of a base model: its folder must be one. Reads it: call it in a thread."""
-    built = judge_build(exit_record, log_tail)
+    built = judge_program(exit_record, log_tail)
     if not built.succeeded:
-        reason = EndReason.EXIT_CODE if built.reason is EndReason.ENV_BUILD_FAILED else built.reason
-        return replace(built, reason=reason)
+        return built
     try:
         card = read_card(folder, roots=[root])
     except (AppError, UnusableFile, OSError) as error:

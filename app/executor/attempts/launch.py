@@ -48,7 +48,7 @@ from app.executor.environments.activation import (
 )
 from app.executor.runs.job_spec import EnvironmentBuild, JobSpec, PinnedScript
 from app.executor.runs.run_folder import RunFolder
-from app.presets.catalogue import download_program, helpers_dir, sample_base_model
+from app.presets.catalogue import download_program, helpers_dir, preview_program, sample_base_model
 from app.registry.base_model_uploads import FOLDER as UPLOADS
 from app.registry.method_files import MethodFiles, PinnedFile
 from app.registry.method_runs import ScriptToRun, script_to_run
@@ -142,6 +142,8 @@ class StageLauncher:
             return await self._resolve_build(claim, run)
         if claim.job.kind is JobKind.BASE_MODEL:
             return await self._resolve_base_model(claim, run)
+        if claim.job.kind is JobKind.PREVIEW:
+            return await self._resolve_preview(claim, run)
         return await self._resolve_stage(claim, run)
 
     async def launched(self, claim: Claim, pid: int) -> None:
@@ -245,23 +247,49 @@ class StageLauncher:
         """Run a sample's program, or a download. It puts the folder in its place as a whole or not at all."""
         spec = _spec(claim.job)
         assert spec.base_model is not None
-        prefix = await self._prefix(claim.job)
         folder = self._home.absolute(spec.base_model.path)
         program, arguments = _program(spec, self._home)
         with ending_on_disk_errors():
             await asyncio.to_thread(folder.parent.mkdir, parents=True, exist_ok=True)
+        command = (str(program), *arguments, "--output", str(folder))
+        # a download goes through the proxy that installers use
+        more = network_variables(self._environ) if spec.hub is not None else {}
+        return await self._product_program(claim, run, command, cwd=program.parent, more=more)
+
+    async def _resolve_preview(self, claim: Claim, run: RunFolder) -> LaunchSpec:
+        """Run the program that shows what a training would learn of rows."""
+        spec = _spec(claim.job)
+        assert spec.preview is not None
+        inputs = self._inputs(spec, None, run)
+        request = run.path / "preview-request.json"
+        document = {
+            **spec.preview.model_dump(),
+            "base_model": str(inputs.base_model),
+            "data": str(inputs.dataset),
+            "parameters": spec.effective,
+        }
+        with ending_on_disk_errors():
+            await asyncio.to_thread(request.write_text, json.dumps(document), "utf-8")
+        # where the training runs: parameters may be paths from there
+        command = (str(preview_program()), str(request), str(run.preview))
+        return await self._product_program(claim, run, command, cwd=self._home.scripts)
+
+    async def _product_program(
+        self, claim: Claim, run: RunFolder, command: Sequence[str], *, cwd: Path, more: Mapping[str, str] | None = None
+    ) -> LaunchSpec:
+        """Run a program of the product in the job's environment; it holds no accelerator."""
+        prefix = await self._prefix(claim.job)
         extra = {
             "PYTHONPATH": str(helpers_dir()),
             "DEEPE_JOB_ID": claim.job.id,
             "DEEPE_EVENTS": str(run.events),
             **pinned([], self._prefixes.accelerators),
+            **(more or {}),
         }
-        if spec.hub is not None:  # through the proxy that installers use
-            extra |= network_variables(self._environ)
         return LaunchSpec(
             attempt_id=claim.attempt.id,
-            argv=(str(interpreter(prefix)), "-u", str(program), *arguments, "--output", str(folder)),
-            cwd=program.parent,
+            argv=(str(interpreter(prefix)), "-u", *command),
+            cwd=cwd,
             env=await self._activated(prefix, extra),
             output=run.output_log,
             grace_seconds=self._grace_seconds,
@@ -408,7 +436,7 @@ def _arguments(job: JobRow, spec: JobSpec, inputs: _Relative) -> dict[str, Any]:
             return _deployment(job, spec, inputs)
         case JobKind.INFERENCE_CUSTOMIZED | JobKind.INFERENCE_COMPLETE:
             return _inference(job, spec, inputs)
-        case JobKind.ENVIRONMENT | JobKind.BASE_MODEL:
+        case JobKind.ENVIRONMENT | JobKind.BASE_MODEL | JobKind.PREVIEW:
             raise AssertionError(f"{job.kind} is no stage")
         case _:
             assert_never(job.kind)

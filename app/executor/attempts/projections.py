@@ -22,7 +22,7 @@ class Projections:
 
     async def advance(self, claims: Iterable[Claim]) -> None:
         """Look at what the running attempts printed since the last time; forget those that are gone."""
-        wanted = {claim.attempt.id: claim for claim in claims if not KINDS[claim.job.kind].is_inference}
+        wanted = {claim.attempt.id: claim for claim in claims if not KINDS[claim.job.kind].answers_request}
         self._projectors = {key: kept for key, kept in self._projectors.items() if key in wanted}
         for key, claim in wanted.items():
             try:

@@ -113,18 +113,20 @@ class ChatService:
         finally:
             await items.aclose()
             if not finished:
-                await self._cancel(job_id)
+                await cancel_abandoned(self._database, self._notifier, job_id, now=self._clock())
 
     async def _draws(self, job_id: str) -> bool:
         async with self._database.reading() as session:
             training_type = JobSpec.of(await store.get(session, job_id)).training_type
         return TYPES[training_type].generates_images
 
-    async def _cancel(self, job_id: str) -> None:
-        try:
-            async with self._database.writing() as session:
-                await store.request_cancel(session, job_id, now=self._clock())
-        except JobAlreadyFinished:
-            return
-        self._notifier.notify(job_id)
-        logger.info("answer_abandoned", extra={"job_id": job_id})
+
+async def cancel_abandoned(database: Database, notifier: Notifier, job_id: str, *, now: datetime) -> None:
+    """Cancel a job whose caller is gone, unless it has ended."""
+    try:
+        async with database.writing() as session:
+            await store.request_cancel(session, job_id, now=now)
+    except JobAlreadyFinished:
+        return
+    notifier.notify(job_id)
+    logger.info("answer_abandoned", extra={"job_id": job_id})

@@ -47,8 +47,8 @@ def check_data(
     validation: Data | None = None,
 ) -> CheckedData:
     """Check the rows for the stage that trains with these parameters, and those for the score. Blocks."""
-    rules = _rules(method, stage)
-    wanted = _wanted(rules, values)
+    rules = data_rules(method, stage)
+    wanted = rows_wanted(rules, values)
     checked = _check_rows(surveys, rules, wanted, values, data, _DATASET)
     if validation is None:
         return checked
@@ -63,7 +63,7 @@ def check_data(
     return CheckedData(violations, warnings, checked.survey, scored.survey)
 
 
-def _wanted(rules: DataRules | None, values: Mapping[str, Any]) -> RowsWanted:
+def rows_wanted(rules: DataRules | None, values: Mapping[str, Any]) -> RowsWanted:
     """Return how the script will read the rows."""
     limit = values.get("max_samples")
     limit = limit if isinstance(limit, int) and limit > 0 else -1
@@ -110,7 +110,7 @@ def _given_columns(values: Mapping[str, Any]) -> dict[str, str]:
     return {name: values[name] for name in _COLUMN_PARAMETERS if isinstance(values.get(name), str) and values[name]}
 
 
-def _rules(method: Method, stage: Stage) -> DataRules | None:
+def data_rules(method: Method, stage: Stage) -> DataRules | None:
     """Return what the method itself says it learns from, else what a shipped script does.
 
     None for any other script, also for a shipped one that a user has changed.

@@ -47,7 +47,7 @@ def estimate(jobs: Sequence[JobRow], checked: CheckedParameters) -> Estimate:
     stages = [PlannedStage(as_stage(job.kind), job.environment, job.parameters) for job in jobs]
     if checked.survey is None or not stages:
         return Estimate(stages=stages)
-    values = _values(checked, stages[0].stage)
+    values = checked.values(stages[0].stage)
     survey = checked.survey
     validation = checked.validation_survey
     held_out = _held_out(values, survey) if validation is None else _scored(values, validation)
@@ -70,13 +70,6 @@ def estimate(jobs: Sequence[JobRow], checked: CheckedParameters) -> Estimate:
         steps=steps,
         tokens=None if seen is None or per_sequence is None else round(seen * per_sequence),
     )
-
-
-def _values(checked: CheckedParameters, stage: Stage) -> dict[str, Any]:
-    """Return the value of each parameter, the script's own default where none is given."""
-    script = checked.scripts.get(stage)
-    defaults = {one.name: one.default for one in script.parameters if one.has_default} if script is not None else {}
-    return {**defaults, **checked.effective(stage)}
 
 
 def _held_out(values: Mapping[str, Any], survey: RowSurvey) -> int | None:

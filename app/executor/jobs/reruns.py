@@ -63,6 +63,12 @@ class JobIsBaseModelBuild(Conflict):
     code = "job_is_base_model_build"
 
 
+class JobIsPreview(Conflict):
+    """A preview is not retried: asking again makes a new one."""
+
+    code = "job_is_preview"
+
+
 def to_retry(job: JobRow, chain: Sequence[JobRow]) -> Sequence[JobRow]:
     """Return the jobs that a retry of `job` repeats: itself and the rest of its chain."""
     _check_is_stage(job)
@@ -193,3 +199,5 @@ def _check_is_stage(job: JobRow) -> None:
         raise JobIsBuild(job=job.id, environment=job.environment)
     if job.kind is JobKind.BASE_MODEL:
         raise JobIsBaseModelBuild(job=job.id, base_model=job.name)
+    if job.kind is JobKind.PREVIEW:
+        raise JobIsPreview(job=job.id)

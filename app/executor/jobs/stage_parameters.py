@@ -59,6 +59,12 @@ class CheckedParameters:
         check = self.checks.get(stage)
         return check.effective if check is not None else {}
 
+    def values(self, stage: Stage) -> dict[str, Any]:
+        """Return the value of each parameter, the script's own default where none is given."""
+        script = self.scripts.get(stage)
+        defaults = {one.name: one.default for one in script.parameters if one.has_default} if script is not None else {}
+        return {**defaults, **self.effective(stage)}
+
     def declared(self, stage: Stage) -> tuple[str, ...] | None:
         """Return the names that the script declares; None when they could not all be read."""
         script = self.scripts.get(stage)

@@ -85,6 +85,21 @@ class HubModel(_Frozen):
     revision: str
 
 
+class RowsToPreview(_Frozen):
+    """How the rows of a preview are read (see `deepe_rows.Wanted`), and which: `lines` None are the first ones.
+
+    `limit`: rows that the training uses, if it is positive.
+    """
+
+    kinds: tuple[str, ...]
+    tools: bool = True
+    pictures: bool = False
+    columns: tuple[str, ...] | None = None
+    form: str | None = None
+    limit: int = -1
+    lines: tuple[int, ...] | None = None
+
+
 class JobSpec(_Frozen):
     """Everything that the arguments of a job are made of, save what only the launch knows.
 
@@ -109,6 +124,7 @@ class JobSpec(_Frozen):
     build: EnvironmentBuild | None = None
     hub: HubModel | None = None  # what is downloaded as the base model
     sample: str | None = None  # sample of the product whose program makes the base model
+    preview: RowsToPreview | None = None
     resume_of: str | None = None  # job whose newest checkpoint the first attempt goes on from
     wait: bool = False  # for an environment that no node has or can build yet
 

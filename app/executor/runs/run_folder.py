@@ -39,6 +39,11 @@ class RunFolder:
         return self.path / "ranks"
 
     @property
+    def preview(self) -> Path:
+        """Return the answer of a preview of rows."""
+        return self.output / "preview.json"
+
+    @property
     def result(self) -> Path:
         """Return the result manifest."""
         return self.path / "result.json"

@@ -1,0 +1,362 @@
+"""Show what a training would be given and would learn of single rows: by the training's own code, in its environment.
+
+Only the environment of the method has a tokenizer, so a preview is a job that runs a program of the product there and
+writes its answer into the run folder. What needs no tokenizer is answered at once. Answers are remembered by all that
+they are made of: the same preview asked again starts no job.
+"""
+
+import asyncio
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from app.domain.enums import JobKind, JobStatus, TrainingType
+from app.domain.errors import Conflict, InvalidRequest, Unavailable, Violation
+from app.domain.kinds import Stage
+from app.domain.lifecycle import chain
+from app.domain.names import BASE_ENVIRONMENT
+from app.domain.plain_text import storable_document
+from app.executor.jobs.base_model_builds import must_be_made
+from app.executor.jobs.chat_service import cancel_abandoned
+from app.executor.jobs.data_check import data_rules, rows_wanted
+from app.executor.jobs.inference_requests import PRIORITY
+from app.executor.jobs.stage_parameters import StageParameters
+from app.executor.nodes.notifier import Notifier
+from app.executor.runs.job_spec import JobSpec, Named, RowsToPreview
+from app.executor.runs.run_folder import RunFolder
+from app.executor.runs.stream import JobStreams, StreamPosition
+from app.presets.shared.helpers.deepe_rows import CONVERSATION, LABELLED, PREFERENCE, QUESTION, TEXT, Refused
+from app.presets.shared.helpers.deepe_rows.preview import PARAMETERS, preview
+from app.presets.shared.helpers.deepe_rows.survey import wanted_of
+from app.registry.base_model_findings import Severity, findings
+from app.registry.base_models import BaseModels
+from app.registry.datasets import Datasets
+from app.registry.method_record import Method, method_of
+from app.registry.method_runs import MethodRuns
+from app.store import jobs as store
+from app.store import submissions
+from app.store.clock import database_now
+from app.store.home import Home
+from app.store.methods import MethodNotFound
+from app.store.nodes import working_nodes
+from app.store.session import Database
+from app.store.tables import JobRow
+
+PATIENCE_SECONDS: Final = 60
+MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024
+TOKENIZED: Final = frozenset({CONVERSATION, TEXT, PREFERENCE, LABELLED, QUESTION})
+"""Kinds of examples that become tokens by a chat template or as a text; the others are shown as they were read."""
+
+_LOOK_SECONDS = 0.1
+_REMEMBERED_BYTES = 16 * 1024 * 1024
+
+
+_WITHOUT_TRANSFORMERS = "preview_without_transformers"
+_POINTERS = {_WITHOUT_TRANSFORMERS: "/method", "preview_tokenizer_unreadable": "/base_model"}
+
+
+class NoNodeAlive(Conflict):
+    """No worker takes jobs."""
+
+    code = "no_node_alive"
+
+
+class BaseModelNotMade(Conflict):
+    """The sample base model is made by the first training that starts from it."""
+
+    code = "base_model_not_made"
+
+
+class EnvironmentNotBuilt(Conflict):
+    """No node that takes jobs has the environment; a preview does not wait until it is built."""
+
+    code = "preview_environment_not_built"
+
+
+class PreviewFailed(Conflict):
+    """The program that makes the preview failed."""
+
+    code = "preview_failed"
+
+
+class PreviewTookTooLong(Unavailable):
+    """No answer came in time: the nodes are busy, or the rows are very long."""
+
+    code = "preview_took_too_long"
+
+
+@dataclass(frozen=True)
+class PreviewRequest:
+    """What to show; `lines` None are the first rows."""
+
+    method: str
+    base_model: str
+    dataset: str
+    lines: Sequence[int] | None
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Rows and what becomes of them, see `deepe_rows.preview`.
+
+    `kinds`: what the method learns from, None if that is not known. `exact`: shown by the code that the training runs,
+    not only by our reader. `tokenized`: the rows have sequences.
+    """
+
+    method: str
+    base_model: str
+    dataset: str
+    environment: str
+    rows: Sequence[Mapping[str, Any]]
+    total: int
+    kinds: Sequence[str] | None = None
+    exact: bool = False
+    tokenized: bool = False
+    own_template: bool = True
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is shown, and for kinds that become tokens the job that shows it and the key of its answer."""
+
+    preview: Preview
+    jsonl: Path
+    rows: RowsToPreview | None
+    lines: Sequence[int] | None
+    job: JobRow | None = None
+    key: str = ""
+
+
+class RowPreviews:
+    """Answers previews."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        home: Home,
+        runs: MethodRuns,
+        datasets: Datasets,
+        base_models: BaseModels,
+        parameters: StageParameters,
+        streams: JobStreams,
+        notifier: Notifier,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._database = database
+        self._home = home
+        self._runs = runs
+        self._datasets = datasets
+        self._base_models = base_models
+        self._parameters = parameters
+        self._streams = streams
+        self._notifier = notifier
+        self._clock = clock
+        self._answers = _Answers()
+
+    async def preview(self, request: PreviewRequest) -> Preview:
+        """Return what becomes of the rows. Cancelled, it cancels its job. Raises what refuses or prevents a preview."""
+        async with self._database.reading() as session:
+            found = await submissions.find_named(
+                session, method=request.method, base_model=request.base_model, dataset=request.dataset
+            )
+        if found is None:
+            raise MethodNotFound(method=request.method)
+        plan = await asyncio.to_thread(self._plan, request, found)
+        if plan.job is None:
+            return await asyncio.to_thread(_as_read, plan)
+        document = self._answers.get(plan.key)
+        if document is None:
+            await self._check_environment(plan.preview.environment)
+            document = await self._made(plan.job)
+            self._answers.keep(plan.key, document)
+        return await _answered(plan, json.loads(document))
+
+    # ---- planning: files and scripts, no statement is run ------------------------------------------------------------
+
+    def _plan(self, request: PreviewRequest, found: submissions.Named) -> _Plan:
+        """Check the request. Raises `InvalidRequest` with everything that is wrong. Blocks."""
+        method = self._runs.as_edited(method_of(found.method, found.version))
+        stage = _training_stage(method)
+        checked = self._parameters.check(method, [stage], request.parameters, None)
+        wrong = [*checked.violations, *self._unusable(request, found, method)]
+        if wrong:
+            raise InvalidRequest(wrong)
+        base, data = found.base_model, found.dataset
+        assert base is not None
+        assert data is not None
+        inspection = self._datasets.current(data)
+        jsonl = self._datasets.jsonl_of(data) if inspection is None else inspection.jsonl
+        digest = data.digest if inspection is None else inspection.digest
+        rules = data_rules(method, stage)
+        values = checked.values(stage)
+        shown = Preview(
+            method=method.name,
+            base_model=base.name,
+            dataset=data.name,
+            environment=method.environment(stage) or BASE_ENVIRONMENT,
+            rows=(),
+            total=data.rows if inspection is None else inspection.report.rows,
+            kinds=None if rules is None else sorted(rules.kinds(values)),
+            exact=rules is not None and rules.encoded_by_helpers,
+        )
+        lines = None if request.lines is None else tuple(sorted(set(request.lines)))
+        rows = None if rules is None else RowsToPreview(**asdict(rows_wanted(rules, values)), lines=lines)
+        if rows is None or not TOKENIZED.intersection(rows.kinds):
+            return _Plan(shown, jsonl, rows, lines)
+        spec = JobSpec(
+            training_type=TrainingType(method.definition.training_type or ""),
+            technique=method.definition.technique,
+            base_model=Named(id=base.id, name=base.name, path=base.path),
+            dataset=Named(id=data.id, name=data.name, path=self._home.relative(jsonl), digest=digest),
+            effective={name: values[name] for name in PARAMETERS if values.get(name) is not None},
+            preview=rows,
+        )
+        return _Plan(shown, jsonl, rows, lines, self._job(method, shown, spec), self._key(method, stage, spec))
+
+    def _unusable(self, request: PreviewRequest, found: submissions.Named, method: Method) -> list[Violation]:
+        """Return why the base model or the data set cannot be used."""
+        wrong = []
+        if found.dataset is None:
+            wrong.append(Violation("/dataset", "unknown_dataset", {"dataset": request.dataset}))
+        base = found.base_model
+        if base is None:
+            return [*wrong, Violation("/base_model", "unknown_base_model", {"base_model": request.base_model})]
+        if must_be_made(base, base.path, self._home):
+            raise BaseModelNotMade(base_model=base.name)
+        if not self._home.absolute(base.path).exists():
+            return [*wrong, Violation("/base_model", "files_missing", {"name": base.name, "path": base.path})]
+        judged = findings(self._base_models.current_card(base), TrainingType(method.definition.training_type or ""))
+        return [*wrong, *(one.violation for one in judged if one.severity is Severity.ERROR)]
+
+    def _job(self, method: Method, shown: Preview, spec: JobSpec) -> JobRow:
+        assert spec.base_model is not None
+        assert spec.dataset is not None
+        return store.new_job(
+            kind=JobKind.PREVIEW,
+            name=shown.dataset,
+            environment=shown.environment,
+            launch=spec.document(),
+            now=self._clock(),
+            priority=PRIORITY,
+            method_id=method.id,
+            method_name=method.name,
+            method_version=method.version,
+            base_model_id=spec.base_model.id,
+            dataset_id=spec.dataset.id,
+        )
+
+    def _key(self, method: Method, stage: Stage, spec: JobSpec) -> str:
+        """Return the digest of everything that the answer is made of."""
+        assert spec.base_model is not None
+        pinned = method.files.get(stage)
+        folder = self._home.absolute(spec.base_model.path)
+        stats = [(file.name, file.stat()) for file in sorted(folder.iterdir())]
+        parts = [
+            spec.document(),
+            None if pinned is None else pinned.sha256,
+            method.environment(stage),
+            [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
+        ]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    # ---- the job ----------------------------------------------------------------------------------------------------
+
+    async def _check_environment(self, environment: str) -> None:
+        async with self._database.reading() as session:
+            nodes = await working_nodes(session, now=await database_now(session))
+        if not nodes:
+            raise NoNodeAlive()
+        if not any(environment in node.environments for node in nodes):
+            raise EnvironmentNotBuilt(environment=environment)
+
+    async def _made(self, job: JobRow) -> bytes:
+        """Run the job and return what it wrote."""
+        async with self._database.writing() as session:
+            await store.insert(session, [job])
+        self._notifier.notify(job.id)
+        ended = False
+        try:
+            async with (
+                asyncio.timeout(PATIENCE_SECONDS),
+                aclosing(self._streams.follow(job.id, StreamPosition(), database_seconds=_LOOK_SECONDS)) as items,
+            ):
+                async for item in items:
+                    ended = ended or item.name == "end"
+        except TimeoutError as error:
+            raise PreviewTookTooLong(job=job.id, seconds=PATIENCE_SECONDS) from error
+        finally:
+            if not ended:
+                await cancel_abandoned(self._database, self._notifier, job.id, now=self._clock())
+        async with self._database.reading() as session:
+            row = await store.get(session, job.id)
+        if row.status is not JobStatus.SUCCEEDED:
+            detail = row.reason_params.get("detail") or row.reason
+            raise PreviewFailed(job=job.id, detail=detail)
+        return await asyncio.to_thread(_read, RunFolder(self._home.run_folder(row.id, row.attempts)).preview, job.id)
+
+
+class _Answers:
+    """Remembers answers; the least recently used ones make way."""
+
+    def __init__(self) -> None:
+        self._by_key: OrderedDict[str, bytes] = OrderedDict()
+
+    def get(self, key: str) -> bytes | None:
+        """Return the answer of this key. None: it is not remembered."""
+        if key in self._by_key:
+            self._by_key.move_to_end(key)
+        return self._by_key.get(key)
+
+    def keep(self, key: str, answer: bytes) -> None:
+        """Remember an answer."""
+        self._by_key[key] = answer
+        while sum(map(len, self._by_key.values())) > _REMEMBERED_BYTES:
+            self._by_key.popitem(last=False)
+
+
+def _training_stage(method: Method) -> Stage:
+    """Return the stage that learns from the data set: the first of the method's path."""
+    lifecycle = list(method.definition.lifecycle or ())
+    return chain(lifecycle, lifecycle[-1], with_training=JobKind.TRAINING in method.files)[0]
+
+
+def _as_read(plan: _Plan) -> Preview:
+    """Return the rows without tokens. Blocks."""
+    wanted = None if plan.rows is None else wanted_of(plan.rows.model_dump())
+    limit = -1 if plan.rows is None else plan.rows.limit
+    try:
+        rows = preview(plan.jsonl, wanted, plan.lines, limit=limit)
+    except Refused as error:
+        raise InvalidRequest([Violation("/dataset", "dataset_rows_unreadable", {"reason": str(error)})]) from error
+    return replace(plan.preview, rows=storable_document(rows))
+
+
+async def _answered(plan: _Plan, document: Mapping[str, Any]) -> Preview:
+    """Return what the program answered; without its libraries, the rows of a user's own method as they are read."""
+    refused = document.get("refused")
+    if refused is None:
+        rows, own = storable_document(document["rows"]), document["own_template"]
+        return replace(plan.preview, rows=rows, tokenized=True, own_template=own)
+    if refused["code"] == _WITHOUT_TRANSFORMERS and not plan.preview.exact:
+        return await asyncio.to_thread(_as_read, plan)
+    code = refused["code"]
+    raise InvalidRequest([Violation(_POINTERS.get(code, "/dataset"), code, refused["params"])])
+
+
+def _read(path: Path, job_id: str) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_ANSWER_BYTES + 1)
+    except OSError as error:
+        raise PreviewFailed(job=job_id, detail=str(error)) from error
+    if len(content) > MAX_ANSWER_BYTES:
+        raise PreviewFailed(job=job_id, detail=f"{len(content)} bytes")
+    return content
