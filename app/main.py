@@ -150,6 +150,7 @@ def build_services(
         home=home,
         runs=methods_.runs,
         datasets=datasets_,
+        mixes=mixes,
         base_models=base_models_,
         parameters=parameters,
         min_free_bytes=settings.min_free_bytes,

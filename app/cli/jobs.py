@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from app.cli.client import Api, segment
-from app.cli.command import DEFAULT_URL, AsJson, ExitCode, Limit, Misused, Url, typed
+from app.cli.command import DEFAULT_URL, AsJson, ExitCode, Limit, Misused, Url, mix_part, typed
 from app.cli.output import (
     Markup,
     ago,
@@ -59,7 +59,15 @@ CURVE_WIDTH = 24
 def submit(
     method: Annotated[str, typer.Argument(help="Name or id of the method.")],
     base_model: Annotated[str | None, typer.Option("--base-model", "-b", help="What to train on.")] = None,
-    dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="What to train with.")] = None,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dataset",
+            "-d",
+            metavar="DATASET[:MAX_ROWS][=WEIGHT]",
+            help="What to train with. Several, or with a weight (faq=2) or a limit (faq:1000), become one data set.",
+        ),
+    ] = None,
     validation: Annotated[
         str | None, typer.Option("--validation", metavar="DATASET", help="Rows for the score, not learned from.")
     ] = None,
@@ -102,7 +110,7 @@ def submit(
     given: dict[str, Any] = {
         "method": method,
         "base_model": base_model,
-        "dataset": dataset,
+        **_datasets(dataset or []),
         "validation_dataset": validation,
         "through": through,
         "stage": stage,
@@ -332,6 +340,14 @@ def parameters(assignments: list[str], file: Path | None) -> dict[str, Any]:
         except ValueError:
             merged[name] = value
     return merged
+
+
+def _datasets(given: list[str]) -> dict[str, Any]:
+    """Return the members of a submit for one data set, or for several that become one."""
+    parts = [mix_part(one) for one in given]
+    if len(parts) == 1 and parts[0].keys() == {"dataset"}:
+        return parts[0]
+    return {"datasets": parts} if parts else {}
 
 
 def resources(accelerators: int | None, memory: int | None, labels: list[str]) -> dict[str, Any] | None:

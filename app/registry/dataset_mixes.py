@@ -11,9 +11,10 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
+from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field
 from sqlmodel import col, select
@@ -22,7 +23,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.domain.errors import AppError, InvalidRequest, Violation, together_with
 from app.domain.names import MAX_NAME_LENGTH, name_violations, normal_name
 from app.registry import dataset_mixing
-from app.registry.dataset_check import PICTURE_COLUMNS
+from app.registry.dataset_check import PICTURE_COLUMNS, Column, columns_of
 from app.registry.dataset_files import DatasetChanging, locate
 from app.registry.dataset_process import DatasetUnprocessed
 from app.registry.datasets import Datasets, Unplaced
@@ -37,6 +38,7 @@ DEFAULT_SEED: Final = 42
 _SMALL: Final = 256 * 1024
 _PATIENCE_SECONDS: Final = 1800
 _SHOWN_DIGITS: Final = 8
+_KEPT: Final = ("dataset", "name", "digest", "weight", "max_rows")
 
 
 class MixPart(BaseModel):
@@ -67,6 +69,7 @@ class Part:
     weight: float
     max_rows: int | None
     jsonl: Path
+    columns: Sequence[Column]
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ class Recipe:
     def document(self, counts: Sequence[Mapping[str, int]]) -> dict[str, Any]:
         """Return what is kept of the recipe, with the rows that each part has and that were taken of it."""
         parts = [
-            {**{name: value for name, value in asdict(part).items() if name != "jsonl"}, **counted}
+            {**{name: getattr(part, name) for name in _KEPT}, **counted}
             for part, counted in zip(self.parts, counts, strict=True)
         ]
         return {"digest": self.digest, "seed": self.seed, "parts": parts}
@@ -111,6 +114,9 @@ class Mix:
 
     row: DatasetRow | None = None
     new: Unplaced | None = None
+    parts: tuple[Part, ...] = ()
+    edited: frozenset[str] = frozenset()
+    """Data sets of the same recipe whose files were edited since: they are other rows now."""
     error: AppError | None = None
 
 
@@ -136,7 +142,7 @@ class DatasetMixes:
                     if await named.name_is_taken(session, DatasetRow, name):
                         raise NameTaken(name=normal_name(name), pointer="/name")
                 new = await stack.enter_async_context(self._made(name, recipe, "/parts", description))
-                mix = Mix(new.row, new)
+                mix = Mix(new.row, new, recipe.parts)
             except AppError as error:
                 mix = Mix(error=error)
             yield mix
@@ -146,11 +152,11 @@ class DatasetMixes:
         """Yield the data set of this recipe: one that is there and unchanged, else a new one."""
         async with AsyncExitStack() as stack:
             try:
-                recipe = await self._recipe(parts, DEFAULT_SEED, at)
+                recipe = await self._recipe(parts, DEFAULT_SEED, at, pictures=_is_whole_and_alone(parts))
                 mix = await self._found(recipe)
-                if mix is None:
+                if mix.row is None:
                     new = await stack.enter_async_context(self._made(await self._free_name(recipe), recipe, at, ""))
-                    mix = Mix(new.row, new)
+                    mix = replace(mix, row=new.row, new=new)
             except AppError as error:
                 mix = Mix(error=error)
             yield mix
@@ -162,29 +168,40 @@ class DatasetMixes:
         assert mix.new is not None
         return await self._datasets.place(session, mix.new)
 
-    async def made_meanwhile(self, session: AsyncSession, new: Unplaced) -> DatasetRow | None:
+    async def made_meanwhile(self, session: AsyncSession, mix: Mix) -> DatasetRow | None:
         """Return the data set that another request has made of the same recipe since."""
-        assert new.row.source is not None
-        rows = await _rows_of(session, new.row.source["mix"]["digest"])
-        return rows[0] if rows else None
+        if mix.new is None:
+            return None
+        assert mix.new.row.source is not None
+        rows = await _rows_of(session, mix.new.row.source["mix"]["digest"])
+        return next((row for row in rows if row.id not in mix.edited), None)
 
     # ---- inside -----------------------------------------------------------------------------------------------------
 
-    async def _found(self, recipe: Recipe) -> Mix | None:
+    async def _found(self, recipe: Recipe) -> Mix:
+        """Return the data set of a recipe: a part that is taken whole and alone, else an unchanged earlier mix."""
         async with self._database.reading() as session:
+            if _is_whole_and_alone(recipe.parts):
+                return Mix(await named.find(session, DatasetRow, recipe.parts[0].dataset), parts=recipe.parts)
             rows = await _rows_of(session, recipe.digest)
         for row in rows:
             if await asyncio.to_thread(self._is_whole, row):
-                return Mix(row)
-        return None
+                return Mix(row, parts=recipe.parts)
+        return Mix(parts=recipe.parts, edited=frozenset(row.id for row in rows))
 
     async def _free_name(self, recipe: Recipe) -> str:
+        names = [recipe.name, f"{recipe.name} {recipe.digest[:_SHOWN_DIGITS]}"]
         async with self._database.reading() as session:
-            taken = await named.name_is_taken(session, DatasetRow, recipe.name)
-        return f"{recipe.name} {recipe.digest[:_SHOWN_DIGITS]}" if taken else recipe.name
+            for name in names:
+                if not await named.name_is_taken(session, DatasetRow, name):
+                    return name
+        return f"{recipe.name} {uuid4().hex[:_SHOWN_DIGITS]}"
 
-    async def _recipe(self, parts: Sequence[MixPart], seed: int, at: str) -> Recipe:
-        """Look at the parts as they are now. Raises `InvalidRequest` with everything that is wrong with them."""
+    async def _recipe(self, parts: Sequence[MixPart], seed: int, at: str, *, pictures: bool = False) -> Recipe:
+        """Look at the parts as they are now. Raises `InvalidRequest` with everything that is wrong with them.
+
+        `pictures`: parts may have some in a folder of their own.
+        """
         async with self._database.reading() as session:
             rows = [await named.find(session, DatasetRow, part.dataset) for part in parts]
         found: list[Violation] = []
@@ -198,7 +215,7 @@ class DatasetMixes:
                 found.append(Violation(pointer, "mix_part_twice", {"dataset": row.name}))
             elif not self._home.absolute(row.path).exists():
                 found.append(Violation(pointer, "files_missing", {"name": row.name, "path": row.path}))
-            elif await asyncio.to_thread(self._has_pictures_elsewhere, row):
+            elif not pictures and await asyncio.to_thread(self._has_pictures_elsewhere, row):
                 found.append(Violation(pointer, "mix_part_with_pictures", {"dataset": row.name}))
             else:
                 looked.append(await asyncio.to_thread(self._look, row, part))
@@ -211,7 +228,8 @@ class DatasetMixes:
         inspection = self._datasets.current(row)
         jsonl = self._datasets.jsonl_of(row) if inspection is None else inspection.jsonl
         digest = row.digest if inspection is None else inspection.digest
-        return Part(row.id, row.name, digest, part.weight, part.max_rows, jsonl)
+        columns = columns_of(row.columns, row.rows, row.report) if inspection is None else inspection.report.columns
+        return Part(row.id, row.name, digest, part.weight, part.max_rows, jsonl, columns)
 
     def _has_pictures_elsewhere(self, row: DatasetRow) -> bool:
         """Return whether rows name pictures that scripts would not find beside the mix, in `datasets/` itself."""
@@ -262,6 +280,10 @@ class DatasetMixes:
                 ]
             )
         return counts
+
+
+def _is_whole_and_alone(parts: Sequence[MixPart | Part]) -> bool:
+    return len(parts) == 1 and parts[0].weight == 1 and parts[0].max_rows is None
 
 
 async def _rows_of(session: AsyncSession, recipe: str) -> Sequence[DatasetRow]:

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from app.executor.jobs.requests import JobSubmit
+from app.executor.runs.job_spec import JobSpec
 from app.registry import dataset_mixes
+from app.store import jobs
 from app.store.session import Database
-from tests.api.jobs_app import API, JobsApp, codes, jobs_app
+from tests.api.jobs_app import API, SUBMIT, JobsApp, codes, jobs_app
 
 KEY = {"Idempotency-Key": "one-and-only"}
 A = [{"question": f"a{number}?", "answer": "yes"} for number in range(10)]
@@ -149,6 +152,116 @@ class TestRecipe:
         await app.client.delete(f"{API}/datasets/both")
 
         assert (await mixed(app, {"dataset": "b"}))["rows"] == 4
+
+
+class TestJobs:
+    """Jobs that name several data sets."""
+
+    PARTS = ({"dataset": "a", "weight": 2}, {"dataset": "custom01", "max_rows": 40})
+
+    async def submit(self, app: JobsApp, *parts: dict[str, Any], **changes: Any) -> dict[str, Any]:
+        made = await app.submit(dataset=None, datasets=parts or self.PARTS, **changes)
+        job: dict[str, Any] = await app.get(f"/jobs/{made['id']}")
+        return job
+
+    async def test_trains_on_one_data_set_made_of_them(self, app: JobsApp) -> None:
+        job = await self.submit(app)
+
+        data = await app.get(f"/datasets/{job['dataset']['id']}")
+        assert data["name"] == job["dataset"]["name"] == "mix of a x2 and custom01 40 rows"
+        assert [part["taken"] for part in data["source"]["mix"]["parts"]] == [20, 40]
+        assert len(await rows_of(app, data["id"])) == data["rows"] == 60
+        async with app.database.reading() as session:
+            spec = JobSpec.of(await jobs.get(session, job["id"]))
+        assert spec.dataset is not None
+        assert (app.services.home.absolute(spec.dataset.path).exists(), spec.dataset.digest) == (True, data["digest"])
+        assert leftovers(app) == []
+
+    async def test_same_recipe_is_the_same_data_set_until_a_part_or_the_mix_changes(self, app: JobsApp) -> None:
+        first, again = [(await self.submit(app))["dataset"] for _ in range(2)]
+        (app.services.home.datasets / "a.jsonl").write_text(json.dumps(A[0]) + "\n")
+        other = (await self.submit(app))["dataset"]
+        mixed = app.services.home.absolute((await app.get(f"/datasets/{other['id']}"))["path"])
+        mixed.write_text(json.dumps(A[0]) + "\n")
+        anew = (await self.submit(app))["dataset"]
+
+        assert first == again
+        assert len({data["id"] for data in (first, other, anew)}) == 3
+        assert (await app.get(f"/datasets/{anew['id']}"))["rows"] == 42
+
+    async def test_one_that_is_taken_whole_is_itself(self, app: JobsApp) -> None:
+        assert (await self.submit(app, {"dataset": "a"}))["dataset"]["name"] == "a"
+
+    async def test_validate_says_the_same_and_changes_nothing(self, app: JobsApp) -> None:
+        before = sorted(path.name for path in app.services.home.datasets.iterdir())
+        body = {**SUBMIT, "dataset": None, "datasets": self.PARTS}
+
+        found = await app.post("/jobs:validate", body)
+
+        assert (found["valid"], found["plan"]["rows"]["read"]) == (True, 60)
+        assert sorted(path.name for path in app.services.home.datasets.iterdir()) == before
+        assert len((await app.get("/datasets"))["items"]) == 3
+
+    async def test_refused_submit_leaves_nothing(self, app: JobsApp) -> None:
+        before = sorted(path.name for path in app.services.home.datasets.iterdir())
+        body = {**SUBMIT, "dataset": None, "datasets": self.PARTS, "parameters": {"epochs": "many"}}
+
+        problem = await app.post("/jobs", body, 422)
+
+        assert codes(problem) == [("/parameters/epochs", "parameter_wrong_type")]
+        assert sorted(path.name for path in app.services.home.datasets.iterdir()) == before
+        assert len((await app.get("/datasets"))["items"]) == 3
+
+    async def test_repeated_request_is_answered_as_the_first_time(self, app: JobsApp) -> None:
+        body = {**SUBMIT, "dataset": None, "datasets": self.PARTS}
+
+        first, again = [await app.post("/jobs", body, 201, headers=KEY) for _ in range(2)]
+
+        assert first == again
+        assert len((await app.get("/datasets"))["items"]) == 4
+
+    async def test_of_two_at_once_both_train_on_one(self, app: JobsApp) -> None:
+        body = JobSubmit.model_validate({**SUBMIT, "dataset": None, "datasets": self.PARTS})
+        submissions = app.services.submissions
+
+        made = []
+        async with submissions.planned(body) as one, submissions.planned(body) as other:
+            for plan in (one, other):
+                async with app.database.writing() as session:
+                    made.append((await submissions.write(session, plan)).jobs[0].dataset_id)
+
+        assert made[0] == made[1]
+        assert leftovers(app) == []
+
+    async def test_rows_that_cannot_be_learned_are_named_by_part_and_line(self, app: JobsApp) -> None:
+        await app.register_data("wrong", [A[0], {**A[1], "images": ["a.png"]}])
+        body = {**SUBMIT, "dataset": None, "datasets": [{"dataset": "a"}, {"dataset": "wrong", "weight": 3}]}
+
+        problem = await app.post("/jobs", body, 422)
+
+        assert codes(problem) == [("/datasets/1/dataset", "pictures_not_learned")]
+        assert "Line 2" in problem["errors"][0]["detail"]
+
+    @pytest.mark.parametrize(
+        ("changes", "expected"),
+        [
+            ({"dataset": "a"}, ("/datasets", "dataset_or_datasets")),
+            ({"datasets": []}, ("/datasets", "field_too_short")),
+            ({"datasets": [{"dataset": "gone"}]}, ("/datasets/0/dataset", "unknown_dataset")),
+            ({"datasets": [{"dataset": "a", "weight": 0.01}]}, ("/datasets/0/weight", "mix_part_empty")),
+            (
+                {"through": None, "stage": "saving", "model": "none", "base_model": None},
+                ("/model", "unknown_model"),
+            ),
+        ],
+    )
+    async def test_refuses(self, app: JobsApp, changes: dict[str, Any], expected: tuple[str, str]) -> None:
+        body = {**SUBMIT, "dataset": None, "datasets": self.PARTS, **changes}
+
+        problem = await app.post("/jobs", body, 422)
+
+        assert expected in codes(problem)
+        assert leftovers(app) == []
 
 
 class TestRefusals:

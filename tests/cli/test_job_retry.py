@@ -52,6 +52,26 @@ def run(*arguments: str, answer: dict[str, Any]) -> tuple[str, Any]:
 @pytest.mark.parametrize(
     ("options", "body"),
     [
+        (("-d", "faq"), {"dataset": "faq"}),
+        (
+            ("-d", "my faq:100=0.5", "-d", "b", "--validation", "held"),
+            {
+                "datasets": [{"dataset": "my faq", "max_rows": 100, "weight": 0.5}, {"dataset": "b"}],
+                "validation_dataset": "held",
+            },
+        ),
+        (("-d", "faq=2"), {"datasets": [{"dataset": "faq", "weight": 2}]}),
+    ],
+)
+def test_submit_names_one_data_set_or_several(options: tuple[str, ...], body: dict[str, Any]) -> None:
+    _, sent = run("submit", "SFT-Demo", *options, answer=SUBMITTED)
+
+    assert sent == {"method": "SFT-Demo", "parameters": {}, **body}
+
+
+@pytest.mark.parametrize(
+    ("options", "body"),
+    [
         ((), {}),
         (("--fix",), {"fix": True}),
         (("--no-resume",), {"resume": False}),

@@ -141,6 +141,22 @@ class TestChain:
         assert chain.training["id"] in {job["id"] for job in trainings["items"]}
 
 
+class TestSeveralDatasets:
+    def test_training_learns_from_all_of_them(self, site: Installation) -> None:
+        more = {"question": "Do you hire tandems?", "answer": "Yes, two of them."}
+        content = "".join(json.dumps(more | {"question": f"{more['question']} {number}"}) + "\n" for number in range(9))
+        site.call("PUT", "/datasets/tandems/file", status=201, content=content.encode())
+        parts = [{"dataset": "bike-hire", "max_rows": 20}, {"dataset": "tandems", "weight": 2}]
+
+        made = site.submit(dataset=None, datasets=parts, parameters={"max_steps": 2, "eval_fraction": 0})
+
+        job = site.wait(made["id"], "succeeded")
+        assert "38 rows -> 2 steps" in job["notes"]
+        assert job["dataset"]["name"] == "mix of bike-hire 20 rows and tandems x2"
+        model = site.get(f"/models/{job['result_model']}")
+        assert model["dataset"]["id"] == job["dataset"]["id"]
+
+
 class TestModels:
     def test_lineage_leads_both_ways(self, chain: Chain, site: Installation, own_method: Any) -> None:
         customized, complete, online = (

@@ -23,6 +23,7 @@ from app.executor.jobs.submission import InsufficientDiskSpace, Plan, Submission
 from app.executor.runs.job_spec import JobSpec
 from app.presets.catalogue import sample_base_models, sample_datasets
 from app.registry.base_models import BaseModels
+from app.registry.dataset_mixes import DatasetMixes
 from app.registry.datasets import Datasets
 from app.registry.method_services import MethodServices, method_services
 from app.store import jobs as job_store
@@ -117,11 +118,13 @@ def _bench(database: Database, home: Home, *, min_free_bytes: int) -> Bench:
     methods = method_services(
         home=home, licence=EverythingLicensed(), jobs=job_store, clock=lambda: NOW, machine=Platform.CPU, samples=False
     )
+    datasets = Datasets(home=home, max_characters=4000, max_bytes=2**30, clock=lambda: NOW)
     submissions = Submissions(
         database=database,
         home=home,
         runs=methods.runs,
-        datasets=Datasets(home=home, max_characters=4000, max_bytes=2**30, clock=lambda: NOW),
+        datasets=datasets,
+        mixes=DatasetMixes(database=database, home=home, datasets=datasets, max_bytes=2**30),
         base_models=BaseModels(home=home, clock=lambda: NOW),
         parameters=StageParameters(methods.reader),
         min_free_bytes=min_free_bytes,

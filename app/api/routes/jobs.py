@@ -80,14 +80,14 @@ async def submit_job(
 
     Everything that is wrong comes at once, before anything is queued.
     """
-    plan = await services.submissions.plan(job)
+    async with services.submissions.planned(job) as plan:
 
-    async def create() -> JobSubmitted:
-        submitted = await services.submissions.write(session, plan)
-        notify_after_commit(session, services.notifier, submitted.jobs[0].id)
-        return job_submitted(submitted, language)
+        async def create() -> JobSubmitted:
+            submitted = await services.submissions.write(session, plan)
+            notify_after_commit(session, services.notifier, submitted.jobs[0].id)
+            return job_submitted(submitted, language)
 
-    return await creation.answer(create, headers=_location)
+        return await creation.answer(create, headers=_location)
 
 
 @router.post("/jobs:validate", responses=problem_responses(InsufficientDiskSpace))
@@ -96,10 +96,10 @@ async def validate_job(job: JobSubmit, services: ServicesDep, language: RequestL
 
     `plan` tells the stages, the rows in and out, and estimates of steps and tokens. It is null if anything is refused.
     """
-    plan = await services.submissions.plan(job)
-    if plan.error is not None and not isinstance(plan.error, Invalid):
-        raise plan.error
-    return job_validation(plan, language)
+    async with services.submissions.planned(job) as plan:
+        if plan.error is not None and not isinstance(plan.error, Invalid):
+            raise plan.error
+        return job_validation(plan, language)
 
 
 @router.get("/jobs", responses=problem_responses(InvalidCursor, InvalidSort))

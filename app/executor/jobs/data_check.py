@@ -26,6 +26,8 @@ class Data:
     jsonl: Path
     digest: str
     columns: Sequence[Column]
+    parts: tuple["Data", ...] = ()
+    """What it was mixed of for this submission."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,9 @@ def check_data(
     """Check the rows for the stage that trains with these parameters, and those for the score. Blocks."""
     rules = data_rules(method, stage)
     wanted = rows_wanted(rules, values)
-    checked = _check_rows(surveys, rules, wanted, values, data, _DATASET)
+    checked = _check_rows(surveys, rules, wanted, values, data, "/datasets" if data.parts else _DATASET)
+    if checked.violations:
+        checked = replace(checked, violations=_of_parts(surveys, rules, wanted, values, data) or checked.violations)
     if validation is None:
         return checked
     scored = _check_rows(surveys, rules, replace(wanted, limit=-1), values, validation, "/validation_dataset")
@@ -61,6 +65,19 @@ def check_data(
             params = {"rows": shared, "total": total}
             warnings.append(Violation("/validation_dataset", "validation_rows_learned", params))
     return CheckedData(violations, warnings, checked.survey, scored.survey)
+
+
+def _of_parts(
+    surveys: RowSurveys, rules: DataRules | None, wanted: RowsWanted, values: Mapping[str, Any], data: Data
+) -> list[Violation]:
+    """Return what is wrong with the parts of a mix, by their own lines."""
+    return [
+        violation
+        for number, part in enumerate(data.parts)
+        for violation in _check_rows(
+            surveys, rules, replace(wanted, limit=-1), values, part, f"/datasets/{number}/dataset"
+        ).violations
+    ]
 
 
 def rows_wanted(rules: DataRules | None, values: Mapping[str, Any]) -> RowsWanted:

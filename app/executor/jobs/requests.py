@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.domain.demand import DEFAULT_QUEUE, LEAST_PRIORITY, MOST_PRIORITY, QueueName, Resources, UserName
 from app.domain.retries import Limits, RetryPolicy
+from app.registry.dataset_mixes import MAX_PARTS, MixPart
 
 _ID = "0192f0c1-d2e3-4f5a-8b6c-7d8e9f0a1b2c"
 _PARAMETERS = {"learning_rate": 0.0002, "max_steps": 100}
@@ -41,6 +42,14 @@ class JobSubmit(_Body):
     method: str = Field(description="Id or name.", examples=["SFT-Demo"])
     base_model: str | None = Field(default=None, description="Id or name.", examples=["tiny-base"])
     dataset: str | None = Field(default=None, description="Id or name.", examples=["sft-demo"])
+    datasets: list[MixPart] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_PARTS,
+        description="Several data sets instead of `dataset`: they become one (see `POST /api/v1/datasets:mix`), or the "
+        "one that was made of them before.",
+        examples=[None],
+    )
     validation_dataset: str | None = Field(
         default=None,
         description="Rows for the score, instead of a held-out part of the data set; id or name. The script must "

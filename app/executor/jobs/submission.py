@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -41,6 +41,7 @@ from app.registry.base_model_findings import Severity, findings
 from app.registry.base_models import BaseModels
 from app.registry.dataset_check import columns_of
 from app.registry.dataset_files import Inspection
+from app.registry.dataset_mixes import DatasetMixes, Mix
 from app.registry.datasets import Datasets
 from app.registry.method_record import Method, method_of
 from app.registry.method_runs import MethodRuns
@@ -83,6 +84,8 @@ class _Known:
     target: DeployTargetRow | None
     environments: frozenset[str]
     validation: DatasetRow | None
+    mix: Mix | None
+    """Of the data sets that the request names, if it names several."""
     nodes: Matrix
 
 
@@ -143,6 +146,7 @@ class Submissions:
         home: Home,
         runs: MethodRuns,
         datasets: Datasets,
+        mixes: DatasetMixes,
         base_models: BaseModels,
         parameters: StageParameters,
         min_free_bytes: int,
@@ -152,16 +156,31 @@ class Submissions:
         self._home = home
         self._runs = runs
         self._datasets = datasets
+        self._mixes = mixes
         self._base_models = base_models
         self._parameters = parameters
         self._min_free_bytes = min_free_bytes
         self._clock = clock
 
-    async def plan(self, request: JobSubmit, *, copied_from: str | None = None) -> Plan:
+    @contextlib.asynccontextmanager
+    async def planned(self, request: JobSubmit) -> AsyncIterator[Plan]:
+        """Yield the plan of a request that may name several data sets; a mix of them that is not written is gone."""
+        if request.datasets is None or request.model is not None:
+            yield await self.plan(request)
+        elif request.dataset is not None:
+            both = InvalidRequest([Violation("/datasets", "dataset_or_datasets", {})])
+            yield await self.plan(request, mix=Mix(error=both))
+        else:
+            async with self._mixes.found_or_mixed(request.datasets, "/datasets") as mix:
+                yield await self.plan(request, mix=mix)
+
+    async def plan(self, request: JobSubmit, *, copied_from: str | None = None, mix: Mix | None = None) -> Plan:
         """Check the request and return what it will write; what is wrong is kept in the plan, not raised."""
         try:
+            if mix is not None and mix.error is not None and not isinstance(mix.error, InvalidRequest):
+                raise mix.error
             async with self._database.reading() as session:
-                known = await self._load(session, request)
+                known = await self._load(session, request, mix)
             try:
                 plan = await asyncio.to_thread(self._judge, request, known)
             except _RunsNowhereAsReported:
@@ -177,11 +196,17 @@ class Submissions:
         if plan.error is not None:
             raise plan.error
         if not await self._still_holds(session, plan):
-            known = await _with_builds(session, await self._load(session, plan.request))
+            assert plan.known is not None
+            mix = plan.known.mix
+            if mix is not None and (row := await self._mixes.made_meanwhile(session, mix)):
+                mix = replace(mix, row=row, new=None)
+            known = await _with_builds(session, await self._load(session, plan.request, mix))
             judged = await asyncio.to_thread(self._judge, plan.request, known)
             plan = replace(judged, copied_from=plan.copied_from)
         assert plan.known is not None
         assert plan.method is not None
+        if plan.known.mix is not None and plan.known.mix.new is not None:
+            await self._mixes.place(session, plan.known.mix)
         for dataset_id, inspection in plan.inspections:
             row = await named.find(session, DatasetRow, dataset_id)
             assert row is not None
@@ -225,9 +250,11 @@ class Submissions:
 
     # ---- rows -------------------------------------------------------------------------------------------------------
 
-    async def _load(self, session: AsyncSession, request: JobSubmit) -> _Known:
+    async def _load(self, session: AsyncSession, request: JobSubmit, mix: Mix | None) -> _Known:
         """Read every row that the request names, and of the nodes what may be in the way."""
         base_model, dataset, model = request.base_model, request.dataset, None
+        if mix is not None:
+            dataset = mix.row.id if mix.row is not None and mix.new is None else None
         if request.stage is not None and request.model is not None:
             base_model = dataset = None
             with contextlib.suppress(ModelNotFound, ModelNameAmbiguous):
@@ -243,13 +270,14 @@ class Submissions:
         return _Known(
             method=method,
             base_model=found.base_model,
-            dataset=found.dataset,
+            dataset=found.dataset if mix is None or mix.new is None else mix.row,
             model=model,
             stages=stages,
             violations=violations,
             target=await _target(session, method, stages),
             environments=found.environments.union([BASE_ENVIRONMENT], *(row.environments for row in rows)),
             validation=None if scored is None else await named.find(session, DatasetRow, scored),
+            mix=mix,
             nodes=matrix_of(rows, AS_REPORTED, now=self._clock()),
         )
 
@@ -257,11 +285,14 @@ class Submissions:
         """Say whether what the plan rests on is there and unchanged; the method stays so until the transaction ends."""
         known = plan.known
         assert known is not None
+        dataset = known.dataset if known.mix is None or known.mix.new is None else None
+        if known.mix is not None and await self._mixes.made_meanwhile(session, known.mix) is not None:
+            return False
         now = await submissions.look_again(
             session,
             method_id=known.method.id,
             base_model_id=known.base_model.id if known.base_model is not None else None,
-            dataset_id=known.dataset.id if known.dataset is not None else None,
+            dataset_id=dataset.id if dataset is not None else None,
             model_id=known.model.id if known.model is not None else None,
         )
         if now is None or now.version != known.method.version:
@@ -273,7 +304,7 @@ class Submissions:
         if known.model is not None:
             return now.model is not None  # a model outlives the entry of what it was made from
         base_stands = known.base_model is None or now.base_model is not None
-        return base_stands and (known.dataset is None or now.dataset_digest == known.dataset.digest)
+        return base_stands and (dataset is None or now.dataset_digest == dataset.digest)
 
     # ---- judging: files and scripts, no statement is run ------------------------------------------------------------
 
@@ -324,7 +355,10 @@ class Submissions:
             found.append(Violation("/base_model", "base_model_needed", {}))
         elif base is None:
             found.append(Violation("/base_model", "unknown_base_model", {"base_model": request.base_model}))
-        if request.dataset is None:
+        unplaced = known.mix.new if known.mix is not None else None
+        if known.mix is not None:
+            found += known.mix.error.violations() if known.mix.error is not None else ()
+        elif request.dataset is None:
             found.append(Violation("/dataset", "dataset_needed", {}))
         elif data is None:
             found.append(Violation("/dataset", "unknown_dataset", {"dataset": request.dataset}))
@@ -332,7 +366,7 @@ class Submissions:
         if base is not None and not unmade and not self._exists(base.path):
             found.append(Violation("/base_model", "files_missing", {"name": base.name, "path": base.path}))
             base = None
-        if data is not None and not self._exists(data.path):
+        if data is not None and unplaced is None and not self._exists(data.path):
             found.append(Violation("/dataset", "files_missing", {"name": data.name, "path": data.path}))
             data = None
         scored = known.validation
@@ -345,14 +379,14 @@ class Submissions:
         card, wrong, warnings = self._judge_base_model(None if unmade else base, known.method)
         found += wrong
         # large files take long to check again, so what was not touched since is not read
-        inspection = self._datasets.current(data) if data is not None else None
+        inspection = self._datasets.current(data) if data is not None and unplaced is None else None
         scored_now = self._datasets.current(scored) if scored is not None else None
         edited = [(data, inspection), (scored, scored_now)]
         return _Inputs(
             base_model=_named_base(base, card) if base is not None else None,
-            dataset=self._named_data(data, inspection) if data is not None else None,
+            dataset=self._named_data(data, inspection if unplaced is None else unplaced.placed) if data else None,
             model=None,
-            data=self.data_of(data, inspection) if data is not None else None,
+            data=self._mixed_data(data, inspection, known.mix) if data is not None else None,
             violations=found,
             inspections=[(row.id, now) for row, now in edited if row is not None and now is not None],
             validation_dataset=self._named_data(scored, scored_now) if scored is not None else None,
@@ -386,6 +420,8 @@ class Submissions:
         wrong: list[Violation] = []
         if request.validation_dataset is not None:
             wrong.append(Violation(VALIDATION_DATASET, "model_keeps_inputs", {}))
+        if request.datasets is not None:
+            wrong.append(Violation("/datasets", "model_keeps_inputs", {}))
         if model.path is None:
             wrong.append(Violation("/model", "model_is_online", {"name": model.name}))
         elif not self._exists(model.path):
@@ -422,6 +458,13 @@ class Submissions:
             return Data(inspection.jsonl, inspection.digest, inspection.report.columns)
         jsonl = self._home.absolute(self._named_data(row, None).path)
         return Data(jsonl, row.digest, columns_of(row.columns, row.rows, row.report))
+
+    def _mixed_data(self, row: DatasetRow, inspection: Inspection | None, mix: Mix | None) -> Data:
+        """Return the rows of a data set, which may be a mix without a place, and the parts of a mix."""
+        if mix is None:
+            return self.data_of(row, inspection)
+        data = self.data_of(row, inspection if mix.new is None else mix.new.inspection)
+        return replace(data, parts=tuple(Data(part.jsonl, part.digest, part.columns) for part in mix.parts))
 
     def _validation(self, row: DatasetRow, inspection: Inspection | None) -> Validation:
         """Return the rows for the score, and the argument that names their file."""
