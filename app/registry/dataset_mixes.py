@@ -9,6 +9,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -37,6 +38,7 @@ MAX_PARTS: Final = 50
 DEFAULT_SEED: Final = 42
 _SMALL: Final = 256 * 1024
 _PATIENCE_SECONDS: Final = 1800
+_PROCESSES: Final = 2
 _SHOWN_DIGITS: Final = 8
 _KEPT: Final = ("dataset", "name", "digest", "weight", "max_rows")
 
@@ -128,6 +130,7 @@ class DatasetMixes:
         self._home = home
         self._datasets = datasets
         self._max_bytes = max_bytes
+        self._slots = threading.BoundedSemaphore(_PROCESSES)
 
     @asynccontextmanager
     async def mixed(
@@ -264,7 +267,11 @@ class DatasetMixes:
         }
         try:
             small = sum(part.jsonl.stat().st_size * max(1, part.weight) for part in recipe.parts) <= _SMALL
-            done = dataset_mixing.mix(task) if small else _in_a_child(task)
+            if small:
+                done = dataset_mixing.mix(task)
+            else:
+                with self._slots:
+                    done = _in_a_child(task)
         except OSError as error:
             raise DatasetUnprocessed(path=target.name, problem=error.strerror or str(error)) from error
         if "changing" in done:

@@ -32,9 +32,14 @@ def mix(task: Mapping[str, Any]) -> dict[str, Any]:
         before = [_key(file) for file in files]
         places = array("Q")
         counts = []
+        expected = 0.0
         for number, (file, part) in enumerate(zip(files, task["parts"], strict=True)):
             offsets = _offsets(file)
             rows = len(offsets)
+            wanted = part["weight"] * min(rows, part["max_rows"] or rows)
+            expected += wanted * before[number][0] / (rows or 1)
+            if expected > task["limit"]:  # before memory is taken for places without end
+                return {"too_large": True}
             chance = random.Random(f"{task['seed']}/{number}")  # noqa: S311 (a sample, no secret)
             taken = _taken(offsets, part["weight"], part["max_rows"], chance)
             counts.append({"rows": rows, "taken": len(taken)})

@@ -313,10 +313,12 @@ class TestRefusals:
         if pictures:
             assert codes(answer) == [("/parts/1/dataset", "mix_part_with_pictures")]
 
-    async def test_too_large(self, app: JobsApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("weight", [1, 1000])
+    async def test_too_large(self, app: JobsApp, monkeypatch: pytest.MonkeyPatch, weight: int) -> None:
         monkeypatch.setattr(app.services.dataset_mixes, "_max_bytes", 100)
+        parts = [{"dataset": "a", "weight": weight}]
 
-        problem = await app.post("/datasets:mix", {"name": "both", "parts": [{"dataset": "a"}]}, 422)
+        problem = await app.post("/datasets:mix", {"name": "both", "parts": parts}, 422)
 
         assert codes(problem) == [("/parts", "mix_too_large")]
         assert leftovers(app) == []

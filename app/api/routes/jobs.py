@@ -45,8 +45,12 @@ from app.executor.jobs.submission import InsufficientDiskSpace
 from app.executor.runs.log_file import CHUNK_BYTES
 from app.executor.runs.log_pages import MAX_PAGE_BYTES, LogRange
 from app.executor.runs.stream import InvalidEventId, StreamPosition
+from app.registry.dataset_files import DatasetChanging, DatasetFileExists
+from app.registry.dataset_process import DatasetUnprocessed
+from app.registry.datasets import DatasetMissing, InvalidDataset
 from app.store import jobs
 from app.store.jobs import JobAlreadyFinished, JobNotFound
+from app.store.methods import NameTaken
 
 router = Router(prefix="/api/v1", tags=["jobs"])
 
@@ -54,7 +58,16 @@ Paging = Annotated[PageParams, Depends(page_params("created_at", "name", "update
 JobId = Annotated[str, Path(description="Id of the job.", examples=["0192f0c1-d2e3-4f5a-8b6c-7d8e9f0a1b2c"])]
 """`{job}` in the addresses."""
 
-_SUBMITTED: Final = (InvalidRequest, InsufficientDiskSpace, IdempotencyKeyReused)
+# of data sets that are read again or mixed
+_DATA_ERRORS: Final = (
+    DatasetMissing,
+    InvalidDataset,
+    DatasetChanging,
+    DatasetUnprocessed,
+    DatasetFileExists,
+    NameTaken,
+)
+_SUBMITTED: Final = (InvalidRequest, InsufficientDiskSpace, IdempotencyKeyReused, *_DATA_ERRORS)
 _EVENTS: Final = """retry: 2000
 
 id: 12-0-0-0.0.0
@@ -90,7 +103,7 @@ async def submit_job(
         return await creation.answer(create, headers=_location)
 
 
-@router.post("/jobs:validate", responses=problem_responses(InsufficientDiskSpace))
+@router.post("/jobs:validate", responses=problem_responses(InsufficientDiskSpace, *_DATA_ERRORS))
 async def validate_job(job: JobSubmit, services: ServicesDep, language: RequestLanguage) -> JobValidation:
     """Say everything that a submit would say, and what it would do; nothing is changed.
 
