@@ -10,7 +10,6 @@ written: if the method, the base model or the data set changed meanwhile, it is 
 
 import asyncio
 import contextlib
-import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,25 +27,24 @@ from app.domain.lifecycle import chain, runnable_stages, source_state, trains
 from app.domain.names import BASE_ENVIRONMENT
 from app.domain.plain_text import shown
 from app.domain.retries import policy_violations
-from app.executor.jobs.base_model_builds import build_before, must_be_made
+from app.executor.jobs.base_model_builds import build_before
 from app.executor.jobs.data_check import Data
 from app.executor.jobs.estimates import Estimate, estimate
 from app.executor.jobs.requests import JobSubmit
 from app.executor.jobs.runnability import unrunnable
-from app.executor.jobs.stage_parameters import VALIDATION_DATASET, CheckedParameters, StageParameters, Validation
-from app.executor.runs.job_spec import Deployment, JobSpec, Named, PinnedScript
+from app.executor.jobs.stage_parameters import CheckedParameters, StageParameters
+from app.executor.jobs.submission_inputs import InputCheck, Inputs, Known
+from app.executor.runs.job_spec import Deployment, JobSpec, PinnedScript
 from app.presets.catalogue import OLLAMA_SCRIPT, script_path
 from app.registry.base_model_card import BaseModelCard
-from app.registry.base_model_findings import Severity, findings
 from app.registry.base_models import BaseModels
-from app.registry.dataset_check import columns_of
 from app.registry.dataset_files import Inspection
 from app.registry.dataset_mixes import DatasetMixes, Mix
 from app.registry.datasets import Datasets
 from app.registry.method_record import Method, method_of
 from app.registry.method_runs import MethodRuns
 from app.registry.node_environments import AS_REPORTED, environment_states
-from app.registry.readiness_matrix import Matrix, matrix_of
+from app.registry.readiness_matrix import matrix_of
 from app.registry.scripts import digest_of
 from app.store import jobs as store
 from app.store import models, named, submissions
@@ -54,7 +52,7 @@ from app.store.home import Home
 from app.store.models import ModelNameAmbiguous, ModelNotFound
 from app.store.nodes import all_nodes
 from app.store.session import Database
-from app.store.tables import BaseModelRow, DatasetRow, DeployTargetRow, JobRow, ModelRow
+from app.store.tables import DatasetRow, DeployTargetRow, JobRow
 
 
 class InsufficientDiskSpace(Unavailable):
@@ -72,24 +70,6 @@ class Submitted:
 
 
 @dataclass(frozen=True)
-class _Known:
-    """The rows that a submission rests on, the stages that it asks for and what is wrong with those."""
-
-    method: Method
-    base_model: BaseModelRow | None
-    dataset: DatasetRow | None
-    model: ModelRow | None
-    stages: Sequence[Stage]
-    violations: Sequence[Violation]
-    target: DeployTargetRow | None
-    environments: frozenset[str]
-    validation: DatasetRow | None
-    mix: Mix | None
-    """Of the data sets that the request names, if it names several."""
-    nodes: Matrix
-
-
-@dataclass(frozen=True)
 class Plan:
     """What a submission will write, or the error that refuses it.
 
@@ -99,7 +79,7 @@ class Plan:
     request: JobSubmit
     copied_from: str | None = None
     error: AppError | None = None
-    known: _Known | None = None
+    known: Known | None = None
     method: Method | None = None
     jobs: Sequence[JobRow] = ()
     warnings: Sequence[Violation] = ()
@@ -112,24 +92,6 @@ class Plan:
     def estimate(self) -> Estimate | None:
         """Return what the submission would do; None if it is refused."""
         return None if self.error is not None or self.checked is None else estimate(self.jobs, self.checked)
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """The rows that the names of a submission refer to."""
-
-    base_model: Named | None
-    dataset: Named | None
-    model: ModelRow | None
-    data: Data | None
-    violations: Sequence[Violation]
-    inspections: Sequence[tuple[str, Inspection]] = ()
-    validation_dataset: Named | None = None
-    validation: Validation | None = None
-    base_unmade: bool = False
-    card: BaseModelCard | None = None
-    """Of the base model's folder as it is now."""
-    warnings: Sequence[Violation] = ()
 
 
 class _RunsNowhereAsReported(Exception):
@@ -158,6 +120,7 @@ class Submissions:
         self._datasets = datasets
         self._mixes = mixes
         self._base_models = base_models
+        self._inputs = InputCheck(home=home, datasets=datasets, base_models=base_models)
         self._parameters = parameters
         self._min_free_bytes = min_free_bytes
         self._clock = clock
@@ -223,6 +186,10 @@ class Submissions:
         await store.insert(session, plan.jobs)
         return Submitted(jobs=plan.jobs, warnings=[*plan.warnings, *told])
 
+    def data_of(self, row: DatasetRow) -> Data:
+        """Return the file of a data set and its columns."""
+        return self._inputs.data_of(row)
+
     async def checked_again(
         self,
         jobs: Sequence[JobRow],
@@ -238,7 +205,7 @@ class Submissions:
         given = {name: value for job in reversed(jobs) for name, value in job.parameters.items()}
         values = {name: value for name, value in {**given, **parameters}.items() if value is not None}
         stages = [as_stage(job.kind) for job in jobs]
-        scored = None if validation is None else self._validation(validation, None)
+        scored = None if validation is None else self._inputs.validation_of(validation, None)
         checked = await asyncio.to_thread(self._parameters.check, method, stages, values, data, scored)
         if checked.violations:
             raise InvalidRequest(list(checked.violations))
@@ -250,7 +217,7 @@ class Submissions:
 
     # ---- rows -------------------------------------------------------------------------------------------------------
 
-    async def _load(self, session: AsyncSession, request: JobSubmit, mix: Mix | None) -> _Known:
+    async def _load(self, session: AsyncSession, request: JobSubmit, mix: Mix | None) -> Known:
         """Read every row that the request names, and of the nodes what may be in the way."""
         base_model, dataset, model = request.base_model, request.dataset, None
         if mix is not None:
@@ -267,7 +234,7 @@ class Submissions:
         stages, violations = _wanted_stages(method, request)
         rows = await all_nodes(session) if found.has_nodes else ()
         scored = request.validation_dataset
-        return _Known(
+        return Known(
             method=method,
             base_model=found.base_model,
             dataset=found.dataset if mix is None or mix.new is None else mix.row,
@@ -308,11 +275,11 @@ class Submissions:
 
     # ---- judging: files and scripts, no statement is run ------------------------------------------------------------
 
-    def _judge(self, request: JobSubmit, known: _Known) -> Plan:
+    def _judge(self, request: JobSubmit, known: Known) -> Plan:
         """Return what to write; raises `InvalidRequest` with everything that is wrong. Blocks: call it in a thread."""
         self._check_disk()
         method, stages = self._runs.as_edited(known.method), known.stages
-        inputs = self._inputs(request, known, _needed_state(method, request))
+        inputs = self._inputs.check(request, known, _needed_state(method, request))
         found = [*known.violations, *inputs.violations]
         found += resource_violations(request.resources)
         found += policy_violations(request.retry)
@@ -343,134 +310,6 @@ class Submissions:
         if free < self._min_free_bytes:
             raise InsufficientDiskSpace(free_mib=free // 2**20, needed_mib=self._min_free_bytes // 2**20)
 
-    def _inputs(self, request: JobSubmit, known: _Known, needed: ModelState | None) -> _Inputs:
-        if known.model is not None:
-            return self._inputs_of_model(request, known.model, known.base_model, needed)
-        if request.stage is not None and request.model is not None:
-            unknown = Violation("/model", "unknown_model", {"model": request.model})
-            return _Inputs(base_model=None, dataset=None, model=None, data=None, violations=[unknown])
-        found: list[Violation] = []
-        base, data = known.base_model, known.dataset
-        if request.base_model is None:
-            found.append(Violation("/base_model", "base_model_needed", {}))
-        elif base is None:
-            found.append(Violation("/base_model", "unknown_base_model", {"base_model": request.base_model}))
-        unplaced = known.mix.new if known.mix is not None else None
-        if known.mix is not None:
-            found += known.mix.error.violations() if known.mix.error is not None else ()
-        elif request.dataset is None:
-            found.append(Violation("/dataset", "dataset_needed", {}))
-        elif data is None:
-            found.append(Violation("/dataset", "unknown_dataset", {"dataset": request.dataset}))
-        unmade = base is not None and must_be_made(base, base.path, self._home)
-        if base is not None and not unmade and not self._exists(base.path):
-            found.append(Violation("/base_model", "files_missing", {"name": base.name, "path": base.path}))
-            base = None
-        if data is not None and unplaced is None and not self._exists(data.path):
-            found.append(Violation("/dataset", "files_missing", {"name": data.name, "path": data.path}))
-            data = None
-        scored = known.validation
-        if request.validation_dataset is not None and scored is None:
-            found.append(Violation(VALIDATION_DATASET, "unknown_dataset", {"dataset": request.validation_dataset}))
-        if scored is not None and not self._exists(scored.path):
-            params = {"name": scored.name, "path": scored.path}
-            found.append(Violation(VALIDATION_DATASET, "files_missing", params))
-            scored = None
-        card, wrong, warnings = self._judge_base_model(None if unmade else base, known.method)
-        found += wrong
-        # large files take long to check again, so what was not touched since is not read
-        inspection = self._datasets.current(data) if data is not None and unplaced is None else None
-        scored_now = self._datasets.current(scored) if scored is not None else None
-        edited = [(data, inspection), (scored, scored_now)]
-        return _Inputs(
-            base_model=_named_base(base, card) if base is not None else None,
-            dataset=self._named_data(data, inspection if unplaced is None else unplaced.placed) if data else None,
-            model=None,
-            data=self._mixed_data(data, inspection, known.mix) if data is not None else None,
-            violations=found,
-            inspections=[(row.id, now) for row, now in edited if row is not None and now is not None],
-            validation_dataset=self._named_data(scored, scored_now) if scored is not None else None,
-            validation=self._validation(scored, scored_now) if scored is not None else None,
-            base_unmade=unmade,
-            card=card,
-            warnings=warnings,
-        )
-
-    def _judge_base_model(
-        self, row: BaseModelRow | None, method: Method
-    ) -> tuple[BaseModelCard | None, list[Violation], list[Violation]]:
-        """Return the card of the folder as it is now, what refuses a training of the method's type, what is unusual."""
-        if row is None:
-            return None, [], []
-        try:
-            card = self._base_models.current_card(row)
-        except InvalidRequest as error:
-            return None, list(error.violations()), []
-        found = findings(card, TrainingType(method.definition.training_type or ""))
-        by_severity = {severity: [one.violation for one in found if one.severity is severity] for severity in Severity}
-        return card, by_severity[Severity.ERROR], by_severity[Severity.WARNING]
-
-    def _exists(self, path: str) -> bool:
-        return self._home.absolute(path).exists()
-
-    def _inputs_of_model(
-        self, request: JobSubmit, model: ModelRow, base_model: BaseModelRow | None, needed: ModelState | None
-    ) -> _Inputs:
-        """Resolve the model of a single stage, with the base model and data set that it was made from."""
-        wrong: list[Violation] = []
-        if request.validation_dataset is not None:
-            wrong.append(Violation(VALIDATION_DATASET, "model_keeps_inputs", {}))
-        if request.datasets is not None:
-            wrong.append(Violation("/datasets", "model_keeps_inputs", {}))
-        if model.path is None:
-            wrong.append(Violation("/model", "model_is_online", {"name": model.name}))
-        elif not self._exists(model.path):
-            wrong.append(Violation("/model", "files_missing", {"name": model.name, "path": model.path}))
-        elif needed is not None and model.state is not needed:
-            params = {"model": model.name, "state": model.state, "needed": needed}
-            wrong.append(Violation("/model", "model_in_other_state", params))
-        data = Named(
-            id=model.dataset_id, name=model.dataset_name or "", path="datasets", digest=model.dataset_digest
-        ) if model.dataset_id else None  # fmt: skip
-        return _Inputs(
-            base_model=Named(
-                id=model.base_model_id,
-                name=model.base_model_name,
-                path=model.base_model_path,
-                dtype=base_model.card.get("dtype") if base_model else None,
-            ),
-            dataset=data,
-            model=model,
-            data=None,
-            violations=wrong,
-        )
-
-    def _named_data(self, row: DatasetRow, inspection: Inspection | None) -> Named:
-        """Return the path of the JSONL file."""
-        if inspection is not None:
-            return Named(id=row.id, name=row.name, path=self._home.relative(inspection.jsonl), digest=inspection.digest)
-        path = self._home.relative(self._datasets.jsonl_of(row))
-        return Named(id=row.id, name=row.name, path=path, digest=row.digest)
-
-    def data_of(self, row: DatasetRow, inspection: Inspection | None = None) -> Data:
-        """Return the file of a data set and its columns, as they are now if it was read again."""
-        if inspection is not None:
-            return Data(inspection.jsonl, inspection.digest, inspection.report.columns)
-        jsonl = self._home.absolute(self._named_data(row, None).path)
-        return Data(jsonl, row.digest, columns_of(row.columns, row.rows, row.report))
-
-    def _mixed_data(self, row: DatasetRow, inspection: Inspection | None, mix: Mix | None) -> Data:
-        """Return the rows of a data set, which may be a mix without a place, and the parts of a mix."""
-        if mix is None:
-            return self.data_of(row, inspection)
-        data = self.data_of(row, inspection if mix.new is None else mix.new.inspection)
-        return replace(data, parts=tuple(Data(part.jsonl, part.digest, part.columns) for part in mix.parts))
-
-    def _validation(self, row: DatasetRow, inspection: Inspection | None) -> Validation:
-        """Return the rows for the score, and the argument that names their file."""
-        data = self.data_of(row, inspection)
-        return Validation(data, argument=os.path.relpath(data.jsonl, self._home.scripts))
-
     # ---- the chain --------------------------------------------------------------------------------------------------
 
     def _jobs(
@@ -478,7 +317,7 @@ class Submissions:
         method: Method,
         request: JobSubmit,
         stages: Sequence[Stage],
-        inputs: _Inputs,
+        inputs: Inputs,
         checked: CheckedParameters,
         deployment: Deployment | None,
     ) -> list[JobRow]:
@@ -528,10 +367,6 @@ class Submissions:
         return jobs
 
 
-def _named_base(row: BaseModelRow, card: BaseModelCard | None) -> Named:
-    return Named(id=row.id, name=row.name, path=row.path, dtype=card.dtype if card else row.card.get("dtype"))
-
-
 def stage_resources(request: JobSubmit, method: Method, stage: Stage) -> Resources:
     """Return what one stage of the submission asks for.
 
@@ -544,7 +379,7 @@ def stage_resources(request: JobSubmit, method: Method, stage: Stage) -> Resourc
     return Resources(labels=request.resources.labels)
 
 
-async def _with_builds(session: AsyncSession, known: _Known) -> _Known:
+async def _with_builds(session: AsyncSession, known: Known) -> Known:
     """Add what the database knows of environments beyond what nodes say; it matters only where a node lacks one."""
     return replace(known, nodes=replace(known.nodes, known=await environment_states(session)))
 

@@ -1,0 +1,203 @@
+"""What a submission works on: its base model, data sets and model, checked as they are now. No statement is run."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from app.domain.enums import ModelState, TrainingType
+from app.domain.errors import InvalidRequest, Violation
+from app.domain.kinds import Stage
+from app.executor.jobs.base_model_builds import must_be_made
+from app.executor.jobs.data_check import Data
+from app.executor.jobs.requests import JobSubmit
+from app.executor.jobs.stage_parameters import VALIDATION_DATASET, Validation
+from app.executor.runs.job_spec import Named
+from app.registry.base_model_card import BaseModelCard
+from app.registry.base_model_findings import Severity, findings
+from app.registry.base_models import BaseModels
+from app.registry.dataset_check import columns_of
+from app.registry.dataset_files import Inspection
+from app.registry.dataset_mixes import Mix
+from app.registry.datasets import Datasets
+from app.registry.method_record import Method
+from app.registry.readiness_matrix import Matrix
+from app.store.home import Home
+from app.store.tables import BaseModelRow, DatasetRow, DeployTargetRow, ModelRow
+
+
+@dataclass(frozen=True)
+class Known:
+    """The rows that a submission rests on, the stages that it asks for and what is wrong with those."""
+
+    method: Method
+    base_model: BaseModelRow | None
+    dataset: DatasetRow | None
+    model: ModelRow | None
+    stages: Sequence[Stage]
+    violations: Sequence[Violation]
+    target: DeployTargetRow | None
+    environments: frozenset[str]
+    validation: DatasetRow | None
+    mix: Mix | None
+    """Of the data sets that the request names, if it names several."""
+    nodes: Matrix
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The rows that the names of a submission refer to."""
+
+    base_model: Named | None
+    dataset: Named | None
+    model: ModelRow | None
+    data: Data | None
+    violations: Sequence[Violation]
+    inspections: Sequence[tuple[str, Inspection]] = ()
+    validation_dataset: Named | None = None
+    validation: Validation | None = None
+    base_unmade: bool = False
+    card: BaseModelCard | None = None
+    """Of the base model's folder as it is now."""
+    warnings: Sequence[Violation] = ()
+
+
+class InputCheck:
+    """Checks inputs as they lie on disk. Everything here blocks: call it in a thread."""
+
+    def __init__(self, *, home: Home, datasets: Datasets, base_models: BaseModels) -> None:
+        self._home = home
+        self._datasets = datasets
+        self._base_models = base_models
+
+    def check(self, request: JobSubmit, known: Known, needed: ModelState | None) -> Inputs:
+        """Return what the request's names refer to, and everything that is wrong with it."""
+        if known.model is not None:
+            return self._of_model(request, known.model, known.base_model, needed)
+        if request.stage is not None and request.model is not None:
+            unknown = Violation("/model", "unknown_model", {"model": request.model})
+            return Inputs(base_model=None, dataset=None, model=None, data=None, violations=[unknown])
+        found: list[Violation] = []
+        base, data = known.base_model, known.dataset
+        if request.base_model is None:
+            found.append(Violation("/base_model", "base_model_needed", {}))
+        elif base is None:
+            found.append(Violation("/base_model", "unknown_base_model", {"base_model": request.base_model}))
+        unplaced = known.mix.new if known.mix is not None else None
+        if known.mix is not None:
+            found += known.mix.error.violations() if known.mix.error is not None else ()
+        elif request.dataset is None:
+            found.append(Violation("/dataset", "dataset_needed", {}))
+        elif data is None:
+            found.append(Violation("/dataset", "unknown_dataset", {"dataset": request.dataset}))
+        unmade = base is not None and must_be_made(base, base.path, self._home)
+        if base is not None and not unmade and not self._exists(base.path):
+            found.append(Violation("/base_model", "files_missing", {"name": base.name, "path": base.path}))
+            base = None
+        if data is not None and unplaced is None and not self._exists(data.path):
+            found.append(Violation("/dataset", "files_missing", {"name": data.name, "path": data.path}))
+            data = None
+        scored = known.validation
+        if request.validation_dataset is not None and scored is None:
+            found.append(Violation(VALIDATION_DATASET, "unknown_dataset", {"dataset": request.validation_dataset}))
+        if scored is not None and not self._exists(scored.path):
+            params = {"name": scored.name, "path": scored.path}
+            found.append(Violation(VALIDATION_DATASET, "files_missing", params))
+            scored = None
+        card, wrong, warnings = self._judge_base_model(None if unmade else base, known.method)
+        found += wrong
+        # large files take long to check again, so what was not touched since is not read
+        inspection = self._datasets.current(data) if data is not None and unplaced is None else None
+        scored_now = self._datasets.current(scored) if scored is not None else None
+        edited = [(data, inspection), (scored, scored_now)]
+        return Inputs(
+            base_model=_named_base(base, card) if base is not None else None,
+            dataset=self._named_data(data, inspection if unplaced is None else unplaced.placed) if data else None,
+            model=None,
+            data=self._mixed_data(data, inspection, known.mix) if data is not None else None,
+            violations=found,
+            inspections=[(row.id, now) for row, now in edited if row is not None and now is not None],
+            validation_dataset=self._named_data(scored, scored_now) if scored is not None else None,
+            validation=self.validation_of(scored, scored_now) if scored is not None else None,
+            base_unmade=unmade,
+            card=card,
+            warnings=warnings,
+        )
+
+    def _judge_base_model(
+        self, row: BaseModelRow | None, method: Method
+    ) -> tuple[BaseModelCard | None, list[Violation], list[Violation]]:
+        """Return the card of the folder as it is now, what refuses a training of the method's type, what is unusual."""
+        if row is None:
+            return None, [], []
+        try:
+            card = self._base_models.current_card(row)
+        except InvalidRequest as error:
+            return None, list(error.violations()), []
+        found = findings(card, TrainingType(method.definition.training_type or ""))
+        by_severity = {severity: [one.violation for one in found if one.severity is severity] for severity in Severity}
+        return card, by_severity[Severity.ERROR], by_severity[Severity.WARNING]
+
+    def _exists(self, path: str) -> bool:
+        return self._home.absolute(path).exists()
+
+    def _of_model(
+        self, request: JobSubmit, model: ModelRow, base_model: BaseModelRow | None, needed: ModelState | None
+    ) -> Inputs:
+        """Resolve the model of a single stage, with the base model and data set that it was made from."""
+        wrong: list[Violation] = []
+        if request.validation_dataset is not None:
+            wrong.append(Violation(VALIDATION_DATASET, "model_keeps_inputs", {}))
+        if request.datasets is not None:
+            wrong.append(Violation("/datasets", "model_keeps_inputs", {}))
+        if model.path is None:
+            wrong.append(Violation("/model", "model_is_online", {"name": model.name}))
+        elif not self._exists(model.path):
+            wrong.append(Violation("/model", "files_missing", {"name": model.name, "path": model.path}))
+        elif needed is not None and model.state is not needed:
+            params = {"model": model.name, "state": model.state, "needed": needed}
+            wrong.append(Violation("/model", "model_in_other_state", params))
+        data = Named(
+            id=model.dataset_id, name=model.dataset_name or "", path="datasets", digest=model.dataset_digest
+        ) if model.dataset_id else None  # fmt: skip
+        return Inputs(
+            base_model=Named(
+                id=model.base_model_id,
+                name=model.base_model_name,
+                path=model.base_model_path,
+                dtype=base_model.card.get("dtype") if base_model else None,
+            ),
+            dataset=data,
+            model=model,
+            data=None,
+            violations=wrong,
+        )
+
+    def _named_data(self, row: DatasetRow, inspection: Inspection | None) -> Named:
+        """Return the path of the JSONL file."""
+        if inspection is not None:
+            return Named(id=row.id, name=row.name, path=self._home.relative(inspection.jsonl), digest=inspection.digest)
+        path = self._home.relative(self._datasets.jsonl_of(row))
+        return Named(id=row.id, name=row.name, path=path, digest=row.digest)
+
+    def data_of(self, row: DatasetRow, inspection: Inspection | None = None) -> Data:
+        """Return the file of a data set and its columns, as they are now if it was read again."""
+        if inspection is not None:
+            return Data(inspection.jsonl, inspection.digest, inspection.report.columns)
+        jsonl = self._home.absolute(self._named_data(row, None).path)
+        return Data(jsonl, row.digest, columns_of(row.columns, row.rows, row.report))
+
+    def _mixed_data(self, row: DatasetRow, inspection: Inspection | None, mix: Mix | None) -> Data:
+        """Return the rows of a data set, which may be a mix without a place, and the parts of a mix."""
+        if mix is None:
+            return self.data_of(row, inspection)
+        data = self.data_of(row, inspection if mix.new is None else mix.new.inspection)
+        return replace(data, parts=tuple(Data(part.jsonl, part.digest, part.columns) for part in mix.parts))
+
+    def validation_of(self, row: DatasetRow, inspection: Inspection | None) -> Validation:
+        """Return the rows for the score, and the argument that names their file."""
+        data = self.data_of(row, inspection)
+        return Validation(data, argument=os.path.relpath(data.jsonl, self._home.scripts))
+
+
+def _named_base(row: BaseModelRow, card: BaseModelCard | None) -> Named:
+    return Named(id=row.id, name=row.name, path=row.path, dtype=card.dtype if card else row.card.get("dtype"))
