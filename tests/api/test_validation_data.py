@@ -14,23 +14,13 @@ from app.store.session import Database
 from tests.api.jobs_app import API, SUBMIT, JobsApp, codes, jobs_app
 from tests.job_rows import FAILURE
 
-PLACE = '    parser.add_argument("--seed"'
-DECLARED = '    parser.add_argument("--validation_path", default=None, help="rows for the score")\n'
 LEARNED = {"question": "Where do you hire?", "answer": "At the station."}
 NEW = {"question": "New?", "answer": "Yes."}
 
 
 @pytest.fixture
 async def app(database: Database, tmp_path: Path) -> AsyncIterator[JobsApp]:
-    """Run the service with a Custom01 that takes rows for the score, and says which rows it learns from."""
     async with jobs_app(database, tmp_path / "home") as app:
-        script = app.services.home.scripts / "custom01.py"
-        text = script_path("custom01.py").read_text("utf-8")
-        assert text.count(PLACE) == 1
-        script.write_text(text.replace(PLACE, DECLARED + PLACE))
-        learns = {"data": {"learns_from": ["conversation"]}}
-        answer = await app.client.patch(f"{API}/methods/Custom01", json=learns, headers={"If-Match": "*"})
-        assert answer.status_code == 200, answer.text
         await app.register_data("held-out", [NEW])
         yield app
 
@@ -78,12 +68,14 @@ class TestSubmit:
         [
             ({"validation_dataset": "nobody"}, "unknown_dataset"),
             ({"parameters": {"validation_path": "../mine.jsonl"}}, "validation_named_twice"),
-            ({"validation_dataset": "narrated"}, "turn_role_unknown"),
+            ({"validation_dataset": "drawn"}, "pictures_not_learned"),
+            ({"validation_dataset": "texts"}, "columns_missing"),
             ({"validation_dataset": "empty"}, "dataset_nothing_to_learn"),
         ],
     )
     async def test_refuses(self, app: JobsApp, changes: dict[str, Any], code: str) -> None:
-        await app.register_data("narrated", [{"messages": [{"role": "narrator", "content": "x"}]}])
+        await app.register_data("drawn", [NEW | {"images": ["a.png"]}])
+        await app.register_data("texts", [{"text": "a"}])
         await app.register_data("empty", [{"question": "a", "answer": None}])
 
         problem = await app.post("/jobs", {**SUBMIT, "validation_dataset": "held-out", **changes}, 422)
@@ -91,7 +83,9 @@ class TestSubmit:
         assert ("/validation_dataset", code) in codes(problem)
 
     async def test_refuses_for_a_script_that_takes_none(self, app: JobsApp) -> None:
-        (app.services.home.scripts / "custom01.py").write_text(script_path("custom01.py").read_text("utf-8"))
+        text = script_path("custom01.py").read_text("utf-8")
+        assert "--validation_path" in text
+        (app.services.home.scripts / "custom01.py").write_text(text.replace("--validation_path", "--other_path"))
 
         problem = await app.post("/jobs", {**SUBMIT, "validation_dataset": "held-out"}, 422)
 

@@ -142,17 +142,20 @@ class TestChain:
 
 
 class TestSeveralDatasets:
-    def test_training_learns_from_all_of_them(self, site: Installation) -> None:
+    def test_training_learns_from_all_of_them_and_is_scored_on_another(self, site: Installation) -> None:
         more = {"question": "Do you hire tandems?", "answer": "Yes, two of them."}
         content = "".join(json.dumps(more | {"question": f"{more['question']} {number}"}) + "\n" for number in range(9))
         site.call("PUT", "/datasets/tandems/file", status=201, content=content.encode())
+        scored = json.dumps(more | {"question": "Do you have a tandem?"}).encode() * 7
+        site.call("PUT", "/datasets/asked/file", status=201, content=scored.replace(b"}{", b"}\n{"))
         parts = [{"dataset": "bike-hire", "max_rows": 20}, {"dataset": "tandems", "weight": 2}]
 
-        made = site.submit(dataset=None, datasets=parts, parameters={"max_steps": 2, "eval_fraction": 0})
+        made = site.submit(dataset=None, datasets=parts, validation_dataset="asked", parameters={"max_steps": 2})
 
         job = site.wait(made["id"], "succeeded")
         assert "38 rows -> 2 steps" in job["notes"]
         assert job["dataset"]["name"] == "mix of bike-hire 20 rows and tandems x2"
+        assert [entry["samples"] for entry in job["evaluations"]] == [7]
         model = site.get(f"/models/{job['result_model']}")
         assert model["dataset"]["id"] == job["dataset"]["id"]
 

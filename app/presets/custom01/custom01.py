@@ -46,6 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output_dir", required=True, help="folder for the trained model and its checkpoints")
     parser.add_argument("--input_train_name", default="question", help="column with the question")
     parser.add_argument("--output_train_name", default="answer", help="column with the answer")
+    parser.add_argument("--validation_path", default=None, help="rows for the score; empty holds out a part")
     parser.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
     parser.add_argument("--max_input_length", type=int, default=1024, help="words of a question that are read")
     parser.add_argument("--epochs", type=int, default=20, help="passes over the rows, unless max_steps is given")
@@ -80,7 +81,11 @@ def run(args: argparse.Namespace) -> None:
     output.mkdir(parents=True, exist_ok=True)
     log(LogEnum.HandleWithDataset, args.dataset_path)
     rows = load_rows(Path(args.dataset_path), args.input_train_name, args.output_train_name, args.max_samples)
-    train_rows, held_out = split(rows, args.eval_fraction, args.seed)
+    if args.validation_path:
+        train_rows = rows
+        held_out = load_rows(Path(args.validation_path), args.input_train_name, args.output_train_name, -1)
+    else:
+        train_rows, held_out = split(rows, args.eval_fraction, args.seed)
     log(LogEnum.InitializingModel, args.model_path)
     model = Model(features_of(Path(args.model_path)), sorted({answer for _, answer in rows}), args.max_input_length)
 
