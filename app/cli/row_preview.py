@@ -54,7 +54,7 @@ def preview_dataset(
 
 def _plain_rows(api: Api, dataset: str, numbers: list[int]) -> list[Any]:
     pages = [{"offset": number - 1, "limit": 1} for number in numbers] or [{"limit": 3}]
-    return [row for page in pages for row in api.get(f"/datasets/{segment(dataset)}/preview", page)["rows"]]
+    return [row for page in pages for row in api.get(f"/datasets/{segment(dataset)}/preview", page)["items"]]
 
 
 def _print_preview(preview: Mapping[str, Any]) -> None:

@@ -40,7 +40,7 @@ NOTES = [{"pointer": "/dataset", "code": "bos_missing", "detail": "1 of 3 rows (
 def answers(request: Request) -> Answer:
     if request.method == "POST":
         return document({"rows": ROWS, "notes": NOTES})
-    return document({"rows": [{"question": "größer?"}], "offset": 0, "total": 1})
+    return document({"items": [{"question": "größer?"}], "offset": 0, "total": 1})
 
 
 def test_tells_given_and_learned_apart_by_marks() -> None:

@@ -69,10 +69,12 @@ def document(result: Result) -> Any:
 def test_from_folder_and_file_to_a_model_that_answers(deepe: Deepe, tmp_path: Path) -> None:
     added = deepe("base-models", "add", "faq-base")
     uploaded = deepe("datasets", "add", str(ROOM / "custom01" / "custom01.jsonl"), "--name", "faq", "--json")
+    rows = document(deepe("datasets", "preview", "faq", "--json"))["items"]
     submitted = deepe(
         "jobs", "submit", "Custom01", "-b", "faq-base", "-d", "faq", "-p", "epochs=20", "-p", "learning_rate=0.5",
         "-p", "batch_size=8", "--through", "complete", "--name", "walk", "--watch",
     )  # fmt: skip
+    read = deepe("datasets", "preview", "faq", "--method", "Custom01", "--base-model", "faq-base", "--row", "2")
     jobs = document(deepe("jobs", "list", "--json"))["items"]
     models = document(deepe("models", "list", "--json"))["items"]
     training = next(job for job in jobs if job["stage"] == "training")
@@ -81,6 +83,8 @@ def test_from_folder_and_file_to_a_model_that_answers(deepe: Deepe, tmp_path: Pa
 
     assert added.exit_code == 0, added.output
     assert document(uploaded)["rows"] == 144
+    assert [sorted(row) for row in rows] == [["answer", "question"]] * 3
+    assert "line 2  question-answer as conversation" in read.stdout, read.output
     assert submitted.exit_code == 0, submitted.output
     assert "training: succeeded" in submitted.stdout
     assert "saving: succeeded" in submitted.stdout

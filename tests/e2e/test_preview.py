@@ -1,6 +1,7 @@
 """Previews over HTTP: what is shown of a row is what the training holds, and what a template does to it is said."""
 
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,7 +74,9 @@ def site(base: Path, training_python: Path, tmp_path_factory: pytest.TempPathFac
     try:
         site.start()
         made = run_python(training_python, MAKE_BASES, site.home / "models", ROOM, *BASES)
-        for folder in made:
+        shutil.copytree(site.home / "models/none", site.home / "models/no-beginning")
+        (site.home / "models/no-beginning/chat_template.jinja").write_text(families.CHATML)
+        for folder in [*made, "no-beginning"]:
             site.post("/base-models", {"name": folder, "path": folder})
         body = "".join(json.dumps(row) + "\n" for row in ROWS)
         site.request("PUT", "/datasets/shown/file", content=body.encode()).raise_for_status()
@@ -168,6 +171,11 @@ class TestTemplates:
 
         assert "think_block_added" in row["notes"]
         assert row["sequences"][0]["spans"][1]["text"].startswith("<think>\n\n</think>\n\n3")
+
+    def test_template_without_the_first_token(self, site: Installation) -> None:
+        (row,) = previewed(site, "no-beginning", 1)["rows"]
+
+        assert "bos_missing" in row["notes"]
 
     def test_base_without_template(self, site: Installation) -> None:
         preview = previewed(site, "none", 1)

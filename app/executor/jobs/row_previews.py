@@ -177,7 +177,7 @@ class RowPreviews:
             await self._check_environment(plan.preview.environment)
             document = await self._made(plan.job)
             self._answers.keep(plan.key, document)
-        return await _answered(plan, json.loads(document))
+        return await asyncio.to_thread(_answered, plan, document)
 
     # ---- planning: files and scripts, no statement is run ------------------------------------------------------------
 
@@ -339,14 +339,15 @@ def _as_read(plan: _Plan) -> Preview:
     return replace(plan.preview, rows=storable_document(rows))
 
 
-async def _answered(plan: _Plan, document: Mapping[str, Any]) -> Preview:
-    """Return what the program answered; without its libraries, the rows of a user's own method as they are read."""
+def _answered(plan: _Plan, answer: bytes) -> Preview:
+    """Return what the program answered; without its libraries, a user's own method has the rows as read. Blocks."""
+    document = json.loads(answer)
     refused = document.get("refused")
     if refused is None:
         rows, own = storable_document(document["rows"]), document["own_template"]
         return replace(plan.preview, rows=rows, tokenized=True, own_template=own)
     if refused["code"] == _WITHOUT_TRANSFORMERS and not plan.preview.exact:
-        return await asyncio.to_thread(_as_read, plan)
+        return _as_read(plan)
     code = refused["code"]
     raise InvalidRequest([Violation(_POINTERS.get(code, "/dataset"), code, refused["params"])])
 
