@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
+from app.domain.errors import InvalidRequest
 from app.executor.jobs.requests import JobSubmit
 from app.executor.runs.job_spec import JobSpec
 from app.registry import dataset_mixes
 from app.store import jobs
 from app.store.session import Database
+from app.store.tables import DatasetRow
 from tests.api.jobs_app import API, SUBMIT, JobsApp, codes, jobs_app
 
 KEY = {"Idempotency-Key": "one-and-only"}
@@ -232,6 +235,19 @@ class TestJobs:
 
         assert made[0] == made[1]
         assert leftovers(app) == []
+
+    async def test_mix_that_was_deleted_meanwhile_is_refused(self, app: JobsApp) -> None:
+        await self.submit(app)
+        body = JobSubmit.model_validate({**SUBMIT, "dataset": None, "datasets": self.PARTS})
+
+        async with app.services.submissions.planned(body) as plan:
+            async with app.database.writing() as session:
+                await session.exec(sa.delete(DatasetRow))
+            with pytest.raises(InvalidRequest) as refused:
+                async with app.database.writing() as session:
+                    await app.services.submissions.write(session, plan)
+
+        assert [(one.pointer, one.code) for one in refused.value.violations()] == [("/datasets", "unknown_dataset")]
 
     async def test_rows_that_cannot_be_learned_are_named_by_part_and_line(self, app: JobsApp) -> None:
         await app.register_data("wrong", [A[0], {**A[1], "images": ["a.png"]}])

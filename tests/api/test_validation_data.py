@@ -9,12 +9,12 @@ import pytest
 
 from app.executor.runs.job_spec import JobSpec
 from app.presets.catalogue import script_path
+from app.registry import row_surveys
 from app.store import jobs
 from app.store.session import Database
 from tests.api.jobs_app import API, SUBMIT, JobsApp, codes, jobs_app
 from tests.job_rows import FAILURE
 
-LEARNED = {"question": "Where do you hire?", "answer": "At the station."}
 NEW = {"question": "New?", "answer": "Yes."}
 
 
@@ -44,7 +44,12 @@ class TestSubmit:
         assert named is not None
         assert (named.id, named.digest) == (data["id"], data["digest"])
 
-    async def test_rows_that_are_learned_as_well_are_counted(self, app: JobsApp) -> None:
+    @pytest.mark.parametrize("child", [False, True], ids=["at once", "in a process"])
+    async def test_rows_that_are_learned_as_well_are_counted(
+        self, app: JobsApp, monkeypatch: pytest.MonkeyPatch, *, child: bool
+    ) -> None:
+        if child:
+            monkeypatch.setattr(row_surveys, "INLINE_BYTES", 0)
         (learned,) = (await app.get("/datasets/custom01/preview?limit=1"))["items"]
         await app.register_data(
             "leaking", [NEW, {**learned, "answer": "Another answer to the same question."}, learned]
@@ -55,6 +60,18 @@ class TestSubmit:
         (warning,) = made["warnings"]
         assert (warning["pointer"], warning["code"]) == ("/validation_dataset", "validation_rows_learned")
         assert "2 of the 3 rows" in warning["detail"]
+
+    async def test_equal_rows_are_counted_where_nothing_is_known_of_the_script(self, app: JobsApp) -> None:
+        script = app.services.home.scripts / "custom01.py"
+        script.write_text(script.read_text("utf-8") + "\n")
+        (learned,) = (await app.get("/datasets/custom01/preview?limit=1"))["items"]
+        other_order = dict(reversed(learned.items()))
+        await app.register_data("leaking", [NEW, {**learned, "answer": "Another answer."}, other_order])
+
+        (warning,) = (await app.submit(validation_dataset="leaking"))["warnings"]
+
+        assert warning["code"] == "validation_rows_learned"
+        assert "1 of the 3 rows" in warning["detail"]
 
     async def test_plan_holds_out_no_row_of_the_data_set(self, app: JobsApp) -> None:
         without = (await app.post("/jobs:validate", SUBMIT))["plan"]["rows"]

@@ -84,7 +84,11 @@ class InputCheck:
             found.append(Violation("/base_model", "unknown_base_model", {"base_model": request.base_model}))
         unplaced = known.mix.new if known.mix is not None else None
         if known.mix is not None:
-            found += known.mix.error.violations() if known.mix.error is not None else ()
+            if known.mix.error is not None:
+                found += known.mix.error.violations()
+            elif data is None:  # deleted since it was found
+                gone = known.mix.row.name if known.mix.row is not None else ""
+                found.append(Violation("/datasets", "unknown_dataset", {"dataset": gone}))
         elif request.dataset is None:
             found.append(Violation("/dataset", "dataset_needed", {}))
         elif data is None:
