@@ -1,7 +1,9 @@
 """The whole service over ASGI with Custom01 and its samples, and a runner that plays the node."""
 
+import asyncio
 import json
 import shutil
+import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import uvicorn
 from fastapi import FastAPI
 
 from app.api.application import HttpOptions, new_application
@@ -20,6 +23,7 @@ from app.presets.catalogue import sample_base_models, sample_datasets
 from app.settings import load_settings
 from app.store.session import Database
 from tests.job_rows import ENVIRONMENT, Runner, add_node
+from tests.waiting import until
 
 BASE_URL = "http://127.0.0.1:8000"
 API = "/api/v1"
@@ -160,3 +164,22 @@ async def _register_samples(services: Services) -> None:
         await services.methods.presets.install_presets(session)
         await services.base_models.create(session, prepared)
         await services.datasets.create(session, rows)
+
+
+@asynccontextmanager
+async def served(app: JobsApp) -> AsyncIterator[httpx.AsyncClient]:
+    """Serve the application on a real socket: only there can a caller hang up."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(
+            uvicorn.Config(app.application, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
+        )
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            await until(lambda: server.started, "the server")  # uvicorn has no event for it
+            address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            async with httpx.AsyncClient(base_url=address, timeout=None) as client:
+                yield client
+        finally:
+            server.should_exit = True
+            await serving

@@ -3,15 +3,12 @@
 import asyncio
 import base64
 import json
-import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from sqlmodel import col, select
 
 from app.domain.enums import EndReason, JobKind, JobStatus, ModelState, TrainingType
@@ -22,7 +19,7 @@ from app.store import jobs, models
 from app.store.jobs import Claim, End
 from app.store.session import Database
 from app.store.tables import JobRow
-from tests.api.jobs_app import API, JobsApp, codes, jobs_app, parse_events
+from tests.api.jobs_app import API, JobsApp, codes, jobs_app, parse_events, served
 from tests.job_rows import START, SUCCESS, claim
 from tests.waiting import until
 
@@ -420,7 +417,7 @@ class TestCallerLeaves:
     async def test_caller_who_goes_away_cancels_the_job(self, app: JobsApp, stream: bool) -> None:
         model = await _make_model(app)
 
-        async with _served(app) as client:
+        async with served(app) as client:
             asking = asyncio.create_task(client.post(f"{API}/models/{model}/chat", json={**HELLO, "stream": stream}))
             won = await _next_question(app)
             asking.cancel()
@@ -433,22 +430,3 @@ class TestCallerLeaves:
 async def _is_cancelled(app: JobsApp, job_id: str) -> bool:
     async with app.database.reading() as session:
         return (await jobs.get(session, job_id)).cancel_requested_at is not None
-
-
-@asynccontextmanager
-async def _served(app: JobsApp) -> AsyncIterator[httpx.AsyncClient]:
-    """Serve the application on a real socket: only there can a caller hang up."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(
-            uvicorn.Config(app.application, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
-        )
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        try:
-            await until(lambda: server.started, "the server")  # uvicorn has no event for it
-            address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            async with httpx.AsyncClient(base_url=address, timeout=None) as client:
-                yield client
-        finally:
-            server.should_exit = True
-            await serving

@@ -18,7 +18,7 @@ from app.store import jobs, nodes
 from app.store.jobs import Claim
 from app.store.session import Database
 from app.store.tables import JobRow
-from tests.api.jobs_app import API, JobsApp, codes, jobs_app
+from tests.api.jobs_app import API, JobsApp, codes, jobs_app, served
 from tests.job_rows import FAILURE, START, SUCCESS, claim
 from tests.waiting import until
 
@@ -124,6 +124,18 @@ class TestJob:
 
         (job,) = await jobs_of(app)
         assert (problem["code"], job.status) == ("preview_took_too_long", JobStatus.CANCELLED)
+
+    async def test_of_a_caller_who_goes_away_is_cancelled(self, app: JobsApp) -> None:
+        async with served(app) as client:
+            asking = asyncio.create_task(client.post(f"{API}/methods/Custom01:preview", json=PREVIEW))
+            await until(lambda: jobs_of(app), "the job")
+            asking.cancel()
+            await asyncio.wait({asking})
+
+            async def cancelled() -> bool:
+                return [job.status for job in await jobs_of(app)] == [JobStatus.CANCELLED]
+
+            await until(cancelled, "the job goes on for nobody")
 
     async def test_is_not_retried(self, app: JobsApp) -> None:
         await previewed(app, ANSWER, 409, ended=FAILURE)
