@@ -29,6 +29,7 @@ from pathlib import Path
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
+from deepe_rows import CONVERSATION, Conversation, Refused, Wanted, load
 from train_callback import LevelEnum, LogEnum, write_log
 
 WORD = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+")
@@ -54,6 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch_size", type=int, default=8, help="rows in one step")
     parser.add_argument("--learning_rate", type=float, default=0.5, help="size of a step; falls to 0 at the end")
     parser.add_argument("--eval_fraction", type=float, default=0.2, help="part of the rows held out for the score")
+    parser.add_argument("--eval_samples", type=int, default=100, help="held-out rows that are used at most")
     parser.add_argument("--seed", type=int, default=42, help="same seed, same model")
     parser.add_argument("--logging_steps", type=int, default=5, help="steps between two points of the curve")
     parser.add_argument("--save_steps", type=int, default=50, help="steps between two checkpoints")
@@ -65,7 +67,11 @@ def main() -> None:
     deepe.catch_stop()
     try:
         run(args)
-    except (ValueError, OSError) as error:  # what the user can put right gets one sentence instead of a traceback
+    except (
+        Refused,
+        ValueError,
+        OSError,
+    ) as error:  # what the user can put right: one sentence, no traceback
         write_log(LevelEnum.ERROR, LogEnum.TrainingFailed, str(error), args.train_id, args.seq, None)
         sys.exit(f"custom01.py: {error}")
 
@@ -80,12 +86,14 @@ def run(args: argparse.Namespace) -> None:
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     log(LogEnum.HandleWithDataset, args.dataset_path)
-    rows = load_rows(Path(args.dataset_path), args.input_train_name, args.output_train_name, args.max_samples)
-    if args.validation_path:
-        train_rows = rows
-        held_out = load_rows(Path(args.validation_path), args.input_train_name, args.output_train_name, -1)
-    else:
-        train_rows, held_out = split(rows, args.eval_fraction, args.seed)
+    parts = load(args, Wanted(kinds=frozenset({CONVERSATION}), tools=False))
+    for note in parts.notes:
+        deepe.note(note)
+    train_rows, held_out = ([pair for row in part for pair in pairs_of(row)] for part in (parts.train, parts.held_out))
+    if not held_out:
+        deepe.note("too few rows to hold some out: the score is on rows that are learned")
+        held_out = train_rows
+    rows = [*train_rows, *held_out]
     log(LogEnum.InitializingModel, args.model_path)
     model = Model(features_of(Path(args.model_path)), sorted({answer for _, answer in rows}), args.max_input_length)
 
@@ -183,54 +191,11 @@ class Model:
         write_atomically(folder / "adapter_config.json", json.dumps(config, indent=2, ensure_ascii=False).encode())
 
 
-def load_rows(path: Path, question: str, answer: str, limit: int) -> list[tuple[str, str]]:
-    """Read (question, answer) pairs; every complaint names the line."""
-    if path.is_dir():
-        files = sorted(path.glob("*.jsonl"))
-        if len(files) != 1:
-            raise ValueError(f"{path} must hold exactly one .jsonl file, it holds {len(files)}")
-        path = files[0]
-    rows = []
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if line.isspace():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path.name}, line {number}: not valid JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path.name}, line {number}: a JSON object is expected")
-            try:
-                rows.append((text_of(row, question), text_of(row, answer)))
-            except ValueError as error:
-                raise ValueError(f"{path.name}, line {number}: {error}") from error
-            if len(rows) == limit:
-                break
-    if not rows:
-        raise ValueError(f"{path.name} has no rows")
-    return rows
-
-
-def text_of(row: dict, column: str) -> str:
-    """Return the text of a column, or a number as it is written; null or an object would be learned as a word."""
-    if column not in row:
-        raise ValueError(f"column '{column}' is missing; there are: {', '.join(row) or 'none'}")
-    value = row[column]
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
-        raise ValueError(f"column '{column}' must hold a text, it is {json.dumps(value)[:60]}")
-    return str(value)
-
-
-def split(rows: list[tuple[str, str]], fraction: float, seed: int) -> tuple[list, list]:
-    """Put some rows aside, and with them all that ask the same; of too few rows all are learned, and scored."""
-    shuffled = random.Random(seed).sample(rows, len(rows))
-    asked = {question for question, _ in shuffled[: int(len(rows) * fraction)]}
-    learned = [row for row in shuffled if row[0] not in asked]
-    if not asked or not learned:
-        deepe.note("too few rows to hold some out: the score is on rows that are learned")
-        return shuffled, shuffled
-    return learned, [row for row in shuffled if row[0] in asked]
+def pairs_of(row: Conversation) -> list[tuple[str, str]]:
+    """Return each answer of a row with all that is said before it."""
+    return [
+        ("\n".join(turn["content"] for turn in answer.prompt), answer.completion["content"]) for answer in row.answers()
+    ]
 
 
 def exact_match(model: Model, rows: list[tuple[str, str]]) -> float:
