@@ -262,7 +262,7 @@ class TestCustom02:
 
         assert run.code == 1
         assert run.json_lines[-1]["status"] == "failed"
-        assert "column 'instruction' is missing; there are: a" in run.stderr
+        assert "no row has the column 'instruction'; there are: a" in run.stderr
 
 
 class TestGroupOfProcesses:
