@@ -84,7 +84,8 @@ def _modules_in(place: Path, folder: str) -> Iterator[tuple[str, str]]:
 
 @cache
 def _own_helpers() -> frozenset[str]:
-    return frozenset(file.stem for file in helpers_dir().glob("deepe*.py"))
+    found = helpers_dir().glob("deepe*")
+    return frozenset(entry.stem for entry in found if entry.suffix == SUFFIX or (entry / _PACKAGE).is_file())
 
 
 @lru_cache(maxsize=256)
