@@ -56,7 +56,12 @@ def main(file: Path) -> None:
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"])).decode()
+            length = int(self.headers["content-length"])
+            content = self.rfile.read(length)
+            if len(content) < length:  # the sender was killed in the middle of it
+                self.close_connection = True
+                return
+            body = content.decode()
             with lock:
                 seen[self.path] += 1
                 count = seen[self.path]
