@@ -27,9 +27,20 @@ class Postgres:
         self._data = folder / "data"
         self._process: subprocess.Popen[bytes] | None = None
         self.port = free_port()
-        self._data.mkdir(parents=True)
         folder.chmod(0o777)
-        self._server.ensure_pgdata_inited()
+        self._make_data()
+
+    def _make_data(self) -> None:
+        """Run initdb; it has found the lock of its own first process once, and starts anew then."""
+        for last in (False, False, True):
+            self._data.mkdir(parents=True, exist_ok=True)
+            try:
+                self._server.ensure_pgdata_inited()
+                return
+            except subprocess.CalledProcessError:
+                if last:
+                    raise
+                shutil.rmtree(self._data, ignore_errors=True)
 
     @property
     def url(self) -> str:
