@@ -144,10 +144,15 @@ def _wait(client: httpx.Client, path: str) -> None:
 
 
 def _created(post: Callable[[], httpx.Response]) -> Any:
-    """Return what was created; with several writers a peer on SQLite refuses some."""
-    while not (answer := post()).is_success:
+    """Return what was created; with several writers a peer on SQLite refuses some, or closes the connection."""
+    while True:
+        try:
+            answer = post()
+        except httpx.RemoteProtocolError:
+            continue
+        if answer.is_success:
+            return answer.json()
         time.sleep(0.1)
-    return answer.json()
 
 
 def _fill(runs: int, create: Callable[[], str]) -> str:
