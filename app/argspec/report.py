@@ -13,7 +13,7 @@ Form = Literal["value", "flag", "negatable", "repeated", "words", "counted"]
 
 @dataclass(frozen=True)
 class Remark:
-    """Something at a line of the script: a part that could not be read, or one that will make trouble."""
+    """Something at a line of the script: a part that could not be read, or one that will fail when it runs."""
 
     code: str
     line: int

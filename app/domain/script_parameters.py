@@ -88,7 +88,7 @@ class ExclusiveGroup(_Frozen):
 
 
 class Remark(_Frozen):
-    """Something at a line of the script: a part that could not be read, or one that will make trouble."""
+    """Something at a line of the script: a part that could not be read, or one that will fail when it runs."""
 
     code: str
     line: int

@@ -73,10 +73,10 @@ def waiting_reason(
         return _at_limit(demand, limits)
     if any(_starts_now(candidate, node, now=now) for node in ready):
         return WaitingReason("waiting_turn")
-    keeper = next((node.host for node in ready if node.host.node_id == candidate.reserved_node_id), None)
-    if keeper is not None:
-        needed = accelerators_needed(demand, keeper.cards)
-        return WaitingReason("waiting_reserved", {"node": keeper.name, "needed": needed})
+    reserving = next((node.host for node in ready if node.host.node_id == candidate.reserved_node_id), None)
+    if reserving is not None:
+        needed = accelerators_needed(demand, reserving.cards)
+        return WaitingReason("waiting_reserved", {"node": reserving.name, "needed": needed})
     return WaitingReason("waiting_busy")
 
 

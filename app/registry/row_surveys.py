@@ -5,23 +5,30 @@ answering; what was found is remembered by the digest of the file.
 """
 
 import json
+import logging
 import subprocess
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from threading import Lock
+from threading import BoundedSemaphore, Lock
 from typing import Any, Final
 
 from app.domain.errors import Violation
+from app.domain.plain_text import shown
 from app.presets.catalogue import helpers_dir
 from app.presets.shared.helpers.deepe_rows import Refused
 from app.presets.shared.helpers.deepe_rows.sharing import shared_rows
 from app.presets.shared.helpers.deepe_rows.survey import survey, wanted_of
+from app.registry.dataset_process import DatasetUnprocessed
+
+logger = logging.getLogger(__name__)
 
 INLINE_BYTES: Final = 256 * 1024
 PATIENCE_SECONDS: Final = 600
+_SLOTS: Final = BoundedSemaphore(2)
+"""How many files are read at once; others wait."""
 _REMEMBERED: Final = 512
 _LISTED_ALIKE: Final = 3
 
@@ -111,7 +118,7 @@ class RowSurvey:
 
 
 class RowSurveys:
-    """Reads data sets for methods. Blocks: call it in a thread."""
+    """Reads data sets for methods. Blocks: call it in a thread. Raises `DatasetUnprocessed` when reading fails."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -163,12 +170,22 @@ def _shared(jsonl: Path, validation: Path, wanted: RowsWanted) -> Mapping[str, A
 
 
 def profile_of(jsonl: Path) -> Mapping[str, Any]:
-    """Return how the rows of a file are written; see `deepe_rows.profile`. Blocks."""
+    """Return how the rows of a file are written; see `deepe_rows.profile`. Blocks. Raises `DatasetUnprocessed`."""
     return _in_a_process("deepe_rows.profile", str(jsonl))
 
 
 def _in_a_process(module: str, *arguments: str) -> Mapping[str, Any]:
     program = [sys.executable, "-E", "-s", "-m", module, *arguments]
-    done = subprocess.run(program, cwd=helpers_dir(), capture_output=True, timeout=PATIENCE_SECONDS, check=True)
+    file = Path(arguments[0]).name
+    with _SLOTS:
+        try:
+            done = subprocess.run(program, cwd=helpers_dir(), capture_output=True, timeout=PATIENCE_SECONDS, check=True)
+        except subprocess.TimeoutExpired as error:
+            problem = f"reading its rows took more than {PATIENCE_SECONDS} s"
+            raise DatasetUnprocessed(path=shown(file), problem=problem) from error
+        except subprocess.CalledProcessError as error:  # killed for its memory, or it met what it did not foresee
+            logger.error("rows_not_read", extra={"file": file, "stderr": error.stderr.decode(errors="replace")[-2000:]})
+            problem = f"the process that read its rows ended with {error.returncode}"
+            raise DatasetUnprocessed(path=shown(file), problem=problem) from error
     found: dict[str, Any] = json.loads(done.stdout)
     return found

@@ -17,6 +17,7 @@ from app.presets.shared.helpers.deepe_rows import KINDS
 from app.presets.shared.helpers.deepe_rows.problems import SENTENCES
 from app.registry import row_surveys
 from app.registry.dataset_check import Column
+from app.registry.dataset_process import DatasetUnprocessed
 from app.registry.method_record import Method
 from app.registry.row_surveys import RowSurveys
 
@@ -153,6 +154,19 @@ def test_large_files_are_read_by_another_process_with_the_same_result(
     monkeypatch.setattr(row_surveys, "INLINE_BYTES", 0)
 
     assert checked(tmp_path, rows, declared(SPEECH)) == inline
+
+
+def test_a_reader_that_takes_too_long_or_dies_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jsonl = tmp_path / "rows.jsonl"
+    jsonl.write_text(json.dumps(SPOKEN))
+    monkeypatch.setattr(row_surveys, "PATIENCE_SECONDS", 0)
+    with pytest.raises(DatasetUnprocessed, match="more than 0 s"):
+        row_surveys.profile_of(jsonl)
+
+    monkeypatch.undo()
+    monkeypatch.setattr(row_surveys, "helpers_dir", lambda: tmp_path)  # the reader is not there
+    with pytest.raises(DatasetUnprocessed, match="ended with 1"):
+        row_surveys.profile_of(jsonl)
 
 
 class TestTexts:

@@ -238,7 +238,8 @@ async def preview_dataset(
 
 
 @router.get(
-    "/datasets/{dataset}/profile", responses=problem_responses(DatasetNotFound, DatasetMissing, DatasetUnprofiled)
+    "/datasets/{dataset}/profile",
+    responses=problem_responses(DatasetNotFound, DatasetMissing, DatasetUnprofiled, DatasetUnprocessed),
 )
 async def profile_dataset(
     dataset: DatasetRef, session: ReadSession, services: ServicesDep, language: RequestLanguage

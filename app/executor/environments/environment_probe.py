@@ -104,7 +104,7 @@ class EnvironmentProbes:
 
 
 def probe(prefix: Path, modules: list[str], environ: Mapping[str, str], *, key: str = "") -> Probe:
-    """Ask the environment's Python; what it does not answer is its trouble."""
+    """Ask the environment's Python; what it does not answer is what it lacks."""
     try:
         environment = stage_environment(environ, prefix, {})
         command = [str(interpreter(prefix)), "-c", PROGRAM, *modules]

@@ -284,7 +284,7 @@ class Learner:
         import torch
 
         prompts = [task.prompt for task in tasks]
-        asked = [written(prompt, None, self.tokenizer, asking=True) for prompt in prompts]
+        asked = [written(prompt, None, self.tokenizer, add_generation_prompt=True) for prompt in prompts]
         encoded = llm.encode_prompts(self.tokenizer, asked).to(self.policy.device)
         width = encoded["input_ids"].shape[1]
         tokens = self.policy.generate(

@@ -157,7 +157,7 @@ def sequences_of(example: Any, tokenizer: Any, args: argparse.Namespace) -> list
         case Question():
             asked = with_instruction(example, getattr(args, "system_prompt", None) or "")
             (one,) = examples.sequences_of(asked, tokenizer, args)
-            text = written(one.example.prompt, one.example.tools, tokenizer, asking=True)
+            text = written(one.example.prompt, one.example.tools, tokenizer, add_generation_prompt=True)
             return [Sequence(one, "question", 1, TokenizedText(text, one.tokens, tokenizer))]
         case Preference():
             roles = [("chosen", 1), ("rejected", -1)]
@@ -168,7 +168,7 @@ def sequences_of(example: Any, tokenizer: Any, args: argparse.Namespace) -> list
     found = []
     for one, (role, weight) in zip(_answers(example, tokenizer, args), roles, strict=True):
         turns = [*one.example.prompt, one.example.completion]
-        text = written(turns, one.example.tools, tokenizer, asking=False)
+        text = written(turns, one.example.tools, tokenizer, add_generation_prompt=False)
         found.append(Sequence(one, role, weight, TokenizedText(text, one.tokens, tokenizer)))
     return found
 

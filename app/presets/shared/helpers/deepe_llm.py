@@ -540,7 +540,7 @@ def exact_match(model: Any, tokenizer: Any, asked: Sequence[Rendered], max_new_t
 
 def prompt_of(one: Rendered, tokenizer: Any) -> str:
     """Return the text that is asked."""
-    return written(one.example.prompt, one.example.tools, tokenizer, asking=True)
+    return written(one.example.prompt, one.example.tools, tokenizer, add_generation_prompt=True)
 
 
 def wanted_of(one: Rendered, tokenizer: Any) -> str:
@@ -553,7 +553,7 @@ def score_rewards(
 ) -> None:
     """Report how many held-out questions are answered right in the wanted form, and the mean reward."""
     prompts = [task.prompt for task in tasks]
-    texts = [written(task.prompt, task.tools, tokenizer, asking=True) for task in tasks]
+    texts = [written(task.prompt, task.tools, tokenizer, add_generation_prompt=True) for task in tasks]
     given = greedy_answers(model, tokenizer, texts, args.max_content_length)
     columns = columns_of_tasks(tasks)
     report_score("exact_match", phase, judge.right(given, columns["answer"]), len(tasks))

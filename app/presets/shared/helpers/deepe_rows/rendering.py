@@ -72,7 +72,7 @@ def asked(turns: Sequence[Turn], writer: Any) -> str:
     """Return a conversation as a model is asked it: written as in training. Raises `RowProblem`."""
 
     def ask(turns: Sequence[Turn]) -> str:
-        text = written(turns, None, writer, asking=True)
+        text = written(turns, None, writer, add_generation_prompt=True)
         for _told in check_kept(turns, None, text, writer):
             pass
         return text
@@ -82,13 +82,13 @@ def asked(turns: Sequence[Turn], writer: Any) -> str:
 
 def _answer(answer: Answer, tokenizer: Any, writer: Any) -> Rendered:
     turns = [*answer.prompt, answer.completion]
-    question = written(answer.prompt, answer.tools, writer, asking=True)
-    whole = written(turns, answer.tools, writer, asking=False)
+    question = written(answer.prompt, answer.tools, writer, add_generation_prompt=True)
+    whole = written(turns, answer.tools, writer, add_generation_prompt=False)
     head, tokens = (list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (question, whole))
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(head, tokens, strict=False)))
     notes = list(check_kept(turns, answer.tools, whole, writer))
     if shared < len(head):
-        if not whole.startswith(written(answer.prompt, answer.tools, writer, asking=False).rstrip()):
+        if not whole.startswith(written(answer.prompt, answer.tools, writer, add_generation_prompt=False).rstrip()):
             raise RowProblem("prompt_rewritten")
         notes.append("prompt_not_prefix")
     notes += _beginning(tokens, tokenizer)
@@ -99,18 +99,21 @@ def _answer(answer: Answer, tokenizer: Any, writer: Any) -> Rendered:
 
 
 def _question(question: Question, tokenizer: Any) -> Rendered:
-    text = written(question.prompt, question.tools, tokenizer, asking=True)
+    text = written(question.prompt, question.tools, tokenizer, add_generation_prompt=True)
     tokens = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     notes = [*check_kept(question.prompt, question.tools, text, tokenizer), *_beginning(tokens, tokenizer)]
     return Rendered(tokens, len(tokens), question.place, tuple(dict.fromkeys(notes)), question)
 
 
-def written(turns: Sequence[Turn], tools: Sequence[Any] | None, tokenizer: Any, *, asking: bool) -> str:
-    """Return a conversation as the chat template writes it; `asking` adds the beginning of the next answer."""
+def written(turns: Sequence[Turn], tools: Sequence[Any] | None, tokenizer: Any, *, add_generation_prompt: bool) -> str:
+    """Return a conversation as the chat template writes it, if asked for with the beginning of the next answer."""
     try:
         return str(
             tokenizer.apply_chat_template(
-                list(turns), tools=list(tools) if tools else None, tokenize=False, add_generation_prompt=asking
+                list(turns),
+                tools=list(tools) if tools else None,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
             )
         )
     except Exception as error:  # a template is a program: whatever it raises is its way to refuse
