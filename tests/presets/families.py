@@ -201,17 +201,19 @@ def alone(row: Any, kinds: list[str], tokenizer: Any) -> dict[str, Any]:
 
 def job(presets: Path, base: Path, row: Any) -> dict[str, Any]:
     """Return what SFT-Demo learns from a file that holds a plain row and this one, and what its user is told."""
+    import deepe_examples as examples
+
     sft = script(presets / "sft-demo/sft-demo.py")
     args = arguments(sft, base, [{"prompt": "p0", "completion": "c0"}, row], "--max_seq_length=160")
     told: list[str] = []
-    remark, sft.llm.remark = sft.llm.remark, lambda sentence, _args: told.append(sentence)
+    remark, examples.remark = examples.remark, lambda sentence, _args: told.append(sentence)
     tokenizer = sft.llm.load_tokenizer(str(base))
     try:
         learned = sft.encode(sft.load_examples(args, sft.LEARNS).train, tokenizer, args)
     except sft.Refused as error:
         return {"refused": str(error)}
     finally:
-        sft.llm.remark = remark
+        examples.remark = remark
     texts = [tokenizer.decode(one.tokens[one.start :]) for one in learned if one.place.endswith("line 2")]
     return {"learned": texts, "told": told}
 

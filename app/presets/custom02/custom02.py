@@ -31,8 +31,10 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
 from deepe_examples import encode, load_examples
-from deepe_llm import greedy_answers, load_tokenizer, log, prompt_of, remark_plan, report_score, wanted_of
+from deepe_llm import load_tokenizer
+from deepe_log import log, remark_plan
 from deepe_rows import CONVERSATION, Refused, Rendered, Wanted
+from deepe_scores import greedy_answers, prompt_of, report_score, wanted_of
 
 TINY_BYTES = 64 * 2**20  # threads of a smaller model wait for each other longer than they work
 RANK, PROCESSES = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

@@ -28,7 +28,9 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_llm as llm
 from deepe_examples import answers_of, fitting_pairs, load_examples
+from deepe_log import log
 from deepe_rows import LABELLED, PREFERENCE, Labelled, Preference, Refused, Rendered, Wanted, render_answer
+from deepe_scores import exact_match, report_score
 
 Judged = Preference | Labelled
 
@@ -113,11 +115,11 @@ def run(args: argparse.Namespace) -> None:
         raise Refused(f"beta must be above 0, it is {args.beta}")
     if args.sft_weight < 0:
         raise Refused(f"sft_weight must be at least 0, it is {args.sft_weight}")
-    llm.log("HandleWithDataset", args.dataset_path, args)
+    log("HandleWithDataset", args.dataset_path, args)
     kinds = {PREFERENCE, LABELLED} if args.objective == "kto" else {PREFERENCE}
     parts = load_examples(args, Wanted(kinds=frozenset(kinds), tools=False))
 
-    llm.log("InitializingModel", args.model_path, args)
+    log("InitializingModel", args.model_path, args)
     machine = llm.choose(args)
     tokenizer = llm.load_tokenizer(args.model_path)
     train_rows = fitting_pairs(parts.train, tokenizer, args)
@@ -128,7 +130,7 @@ def run(args: argparse.Namespace) -> None:
     llm.train(trainer, len(parts.train), args)
     llm.save_adapter(trainer, args)
     score(trainer, tokenizer, held_out, args, "after")
-    llm.log("TrainingSuccess", args.model_name, args)
+    log("TrainingSuccess", args.model_name, args)
 
 
 def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, rows: list[Judged]) -> Any:
@@ -195,7 +197,7 @@ def score(trainer: Any, tokenizer: Any, rows: list[Judged], args: argparse.Names
         if both:
             pairs = [[render_answer(one, tokenizer) for one in answers_of(row)] for row in both]
             value = preference_accuracy(trainer.model, tokenizer, pairs)
-            llm.report_score("preference_accuracy", phase, value, len(pairs))
+            report_score("preference_accuracy", phase, value, len(pairs))
         liked = [
             render_answer(one, tokenizer)
             for row in rows
@@ -203,8 +205,8 @@ def score(trainer: Any, tokenizer: Any, rows: list[Judged], args: argparse.Names
             if label
         ]
         if liked:
-            value = llm.exact_match(trainer.model, tokenizer, liked, args.eval_max_new_tokens)
-            llm.report_score("exact_match", phase, value, len(liked))
+            value = exact_match(trainer.model, tokenizer, liked, args.eval_max_new_tokens)
+            report_score("exact_match", phase, value, len(liked))
     trainer.accelerator.wait_for_everyone()
 
 

@@ -35,6 +35,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
 import deepe_llm as llm
 from deepe_examples import load_examples
+from deepe_log import log, remark, remark_plan
 from deepe_rows import PAIR, Pair, Refused, Wanted
 from text_vectors import Encoder, How
 
@@ -96,7 +97,7 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     check(args)
-    llm.log("HandleWithDataset", args.dataset_path, args)
+    log("HandleWithDataset", args.dataset_path, args)
     parts = load_examples(args, LEARNS)
     if len({pair.positive for pair in parts.train}) < 2:
         raise Refused("there is nothing to tell apart: all rows have the same text")
@@ -104,21 +105,21 @@ def run(args: argparse.Namespace) -> None:
     right = right_texts(every)
     documents = sorted({pair.positive for pair in every})
 
-    llm.log("InitializingModel", args.model_path, args)
+    log("InitializingModel", args.model_path, args)
     encoder = load(args)
     tell_cut_texts(encoder, every, args)
     score(encoder, parts.held_out, documents, right, "before")
-    llm.log("StartTraining", args.model_name, args)
+    log("StartTraining", args.model_name, args)
     train(encoder, parts.train, right, args)
 
-    llm.log("SaveTrainedModel", args.model_name, args)
+    log("SaveTrainedModel", args.model_name, args)
     encoder.save(Path(args.output_dir))
     deepe.artifact(args.output_dir, "adapter")
-    llm.log("SaveTrainedModelSuccess", args.output_dir, args)
+    log("SaveTrainedModelSuccess", args.output_dir, args)
     score(encoder, parts.held_out, documents, right, "after")
     for checkpoint in checkpoints(Path(args.output_dir)):  # a finished run needs none
         shutil.rmtree(checkpoint, ignore_errors=True)
-    llm.log("TrainingSuccess", args.model_name, args)
+    log("TrainingSuccess", args.model_name, args)
 
 
 def tell_cut_texts(encoder: Encoder, pairs: Sequence[Pair], args: argparse.Namespace) -> None:
@@ -130,7 +131,7 @@ def tell_cut_texts(encoder: Encoder, pairs: Sequence[Pair], args: argparse.Names
     long = [text for text in texts if len(text.encode()) + SPECIAL_TOKENS > longest]  # no token has less than a byte
     cut = sum(len(tokens) > longest for tokens in encoder.tokenizer(long)["input_ids"]) if long else 0
     if cut:
-        llm.remark(f"{cut} of {len(texts)} texts have more than {longest} tokens; the rest of them is not read", args)
+        remark(f"{cut} of {len(texts)} texts have more than {longest} tokens; the rest of them is not read", args)
 
 
 def memory_advice(error: Exception, args: argparse.Namespace) -> str:
@@ -222,7 +223,7 @@ def train(encoder: Encoder, pairs: list[Pair], right: Right, args: argparse.Name
     optimizer = torch.optim.AdamW(weights, lr=args.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: course(step, args.warmup_steps, steps))
     done = resume(encoder, optimizer, schedule, args) if args.resume else 0
-    llm.remark_plan(len(pairs), len(pairs), steps, args)
+    remark_plan(len(pairs), len(pairs), steps, args)
     deepe.catch_stop()
     encoder.model.train()
     begun, seen = time.monotonic(), 0

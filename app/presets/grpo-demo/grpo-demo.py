@@ -33,8 +33,10 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_llm as llm
 from deepe_examples import fitting_questions, load_examples
+from deepe_log import log, remark
 from deepe_rewards import Judge, for_trl, judge_of, rows_for_trl
 from deepe_rows import QUESTION, Question, Refused, Wanted
+from deepe_scores import score_rewards
 
 LEARNS = Wanted(kinds=frozenset({QUESTION}), tools=False)
 
@@ -125,11 +127,11 @@ def main() -> None:
 def run(args: argparse.Namespace) -> None:
     check(args)
     judge = judge_of(args)
-    llm.log("HandleWithDataset", args.dataset_path, args)
+    log("HandleWithDataset", args.dataset_path, args)
     parts = load_examples(args, LEARNS)
     tasks, held_out = ([judge.task(row, args.system_prompt) for row in part] for part in (parts.train, parts.held_out))
 
-    llm.log("InitializingModel", args.model_path, args)
+    log("InitializingModel", args.model_path, args)
     machine = llm.choose(args)
     tokenizer = llm.load_tokenizer(args.model_path)
     tasks = fitting_questions(tasks, tokenizer, args)
@@ -140,7 +142,7 @@ def run(args: argparse.Namespace) -> None:
     llm.train(trainer, len(parts.train), args)
     llm.save_adapter(trainer, args)
     score(trainer, tokenizer, held_out, judge, args, "after")
-    llm.log("TrainingSuccess", args.model_name, args)
+    log("TrainingSuccess", args.model_name, args)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -197,7 +199,7 @@ def generation(args: argparse.Namespace, machine: llm.Machine) -> dict[str, Any]
         return {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.3}
     if args.vllm == "true":
         missing = "a base model that is not in 4 bits" if there else "the package vllm and a GPU"
-        llm.remark(f"vllm=true needs {missing}; the model answers by itself", args)
+        remark(f"vllm=true needs {missing}; the model answers by itself", args)
     return {}
 
 
@@ -205,7 +207,7 @@ def score(
     trainer: Any, tokenizer: Any, tasks: list[Question], judge: Judge, args: argparse.Namespace, phase: str
 ) -> None:
     if tasks and trainer.is_world_process_zero():
-        llm.score_rewards(trainer.model, tokenizer, tasks, judge, args, phase)
+        score_rewards(trainer.model, tokenizer, tasks, judge, args, phase)
     trainer.accelerator.wait_for_everyone()
 
 

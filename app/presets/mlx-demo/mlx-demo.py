@@ -39,8 +39,11 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
 import deepe_llm as llm
 import deepe_mlx as mlx_models
+from deepe_checkpoints import newest_checkpoint
 from deepe_examples import encode, load_examples
+from deepe_log import log, remark_plan
 from deepe_rows import CONVERSATION, TEXT, Refused, Rendered, Text, Wanted
+from deepe_scores import prompt_of, report_score, wanted_of
 
 LEARNS = Wanted(kinds=frozenset({CONVERSATION, TEXT}))
 WEIGHTS, STATE = "adapters.safetensors", "optimizer.safetensors"
@@ -128,10 +131,10 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     check(args)
-    llm.log("HandleWithDataset", args.dataset_path, args)
+    log("HandleWithDataset", args.dataset_path, args)
     parts = load_examples(args, LEARNS)
 
-    llm.log("InitializingModel", args.model_path, args)
+    log("InitializingModel", args.model_path, args)
     tokenizer = llm.load_tokenizer(args.model_path)
     examples = [learned_part(one, args) for one in encode(parts.train, tokenizer, args)]
     held_out = encode(parts.held_out, tokenizer, args, held_out=True)
@@ -145,7 +148,7 @@ def run(args: argparse.Namespace) -> None:
     score(learner, tokenizer, held_out, "after")
     for checkpoint in checkpoints(Path(args.output_dir)):  # a finished run needs none
         shutil.rmtree(checkpoint, ignore_errors=True)
-    llm.log("TrainingSuccess", args.model_name, args)
+    log("TrainingSuccess", args.model_name, args)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -226,9 +229,9 @@ def train(learner: "Learner", tokenizer: Any, examples: list[Example], unseen: l
     batches = Batches(examples, args)
     steps = args.max_steps or max(1, math.ceil(args.epochs * batches.per_epoch))
     done = learner.restore()
-    llm.remark_plan(rows, len(examples), steps, args)
+    remark_plan(rows, len(examples), steps, args)
     report, speed = TrainCallback(args.logging_steps, args.train_id, args.seq), llm.Speed(done, learner.memory_peak)
-    llm.log("StartTraining", args.model_name, args)
+    log("StartTraining", args.model_name, args)
     deepe.catch_stop()
     take_step = learner.compiled()
     losses: list[float] = []
@@ -410,7 +413,7 @@ class Learner:
         import mlx.core as mx
         from mlx.utils import tree_unflatten
 
-        folder = llm.newest_checkpoint(Path(self.args.output_dir), self.args, [STATE], weights=WEIGHTS)
+        folder = newest_checkpoint(Path(self.args.output_dir), self.args, [STATE], weights=WEIGHTS)
         if folder is None:
             return 0
         if json.loads((folder / "adapter_config.json").read_text("utf-8")) != self._settings():
@@ -452,12 +455,12 @@ def score(learner: Learner, tokenizer: Any, held_out: list[Rendered], phase: str
     speaking = mlx_models.wrapped(tokenizer, learner.config)
     right = 0
     for one in asked:
-        tokens = tokenizer.encode(llm.prompt_of(one, tokenizer), add_special_tokens=False)
+        tokens = tokenizer.encode(prompt_of(one, tokenizer), add_special_tokens=False)
         given = "".join(mlx_models.generate(learner.model, speaking, tokens, most=learner.args.eval_max_new_tokens))
-        right += given.strip() == llm.wanted_of(one, tokenizer)
+        right += given.strip() == wanted_of(one, tokenizer)
         if deepe.stop_requested():
             sys.exit(deepe.STOPPED)
-    llm.report_score("exact_match", phase, right / len(asked), len(asked))
+    report_score("exact_match", phase, right / len(asked), len(asked))
 
 
 if __name__ == "__main__":

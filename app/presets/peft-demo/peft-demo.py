@@ -35,7 +35,9 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_llm as llm
 from deepe_examples import encode, load_examples
+from deepe_log import log, remark
 from deepe_rows import CONVERSATION, TEXT, Refused, Rendered, Text, Wanted
+from deepe_scores import score_exact_match
 
 RATES = {  # what is customary on models of billions of weights
     "lora": 2e-4,
@@ -140,12 +142,12 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     check(args)
-    llm.log("HandleWithDataset", args.dataset_path, args)
+    log("HandleWithDataset", args.dataset_path, args)
     parts = load_examples(args, LEARNS)
     if args.adapter in NO_COMPLETE_MODEL:
-        llm.remark(f"{args.adapter} cannot be merged: the customized model is the end of its way", args)
+        remark(f"{args.adapter} cannot be merged: the customized model is the end of its way", args)
 
-    llm.log("InitializingModel", args.model_path, args)
+    log("InitializingModel", args.model_path, args)
     machine = llm.choose(args)
     tokenizer = llm.load_tokenizer(args.model_path)
     learned = encode(parts.train, tokenizer, args)
@@ -153,11 +155,11 @@ def run(args: argparse.Namespace) -> None:
     asked = [one for one in held_out if not isinstance(one.example, Text)]
     trainer = build_trainer(args, machine, tokenizer, learned)
 
-    llm.score_exact_match(trainer, tokenizer, asked, args, "before")
+    score_exact_match(trainer, tokenizer, asked, args, "before")
     llm.train(trainer, len(parts.train), args)
     llm.save_adapter(trainer, args)
-    llm.score_exact_match(trainer, tokenizer, asked, args, "after")
-    llm.log("TrainingSuccess", args.model_name, args)
+    score_exact_match(trainer, tokenizer, asked, args, "after")
+    log("TrainingSuccess", args.model_name, args)
 
 
 def check(args: argparse.Namespace) -> None:

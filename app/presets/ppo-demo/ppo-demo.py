@@ -37,10 +37,13 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
 import deepe_llm as llm
+from deepe_checkpoints import make_readable, newest_checkpoint
 from deepe_examples import fitting_questions, load_examples
+from deepe_log import log, remark_plan
 from deepe_reward_model import Worth, load_reward_model, make_reward_model, worth_by
 from deepe_rewards import Judge, columns_of, judge_of
 from deepe_rows import QUESTION, Question, Refused, Wanted, written
+from deepe_scores import encode_prompts, score_rewards
 
 STATE = "ppo.pt"
 LAMBDA = 0.95  # how far advantages look ahead
@@ -136,11 +139,11 @@ def main() -> None:
 def run(args: argparse.Namespace) -> None:
     check(args)
     judge = judge_of(args)
-    llm.log("HandleWithDataset", args.dataset_path, args)
+    log("HandleWithDataset", args.dataset_path, args)
     parts = load_examples(args, LEARNS)
     tasks, held_out = ([judge.task(row, args.system_prompt) for row in part] for part in (parts.train, parts.held_out))
 
-    llm.log("InitializingModel", args.model_path, args)
+    log("InitializingModel", args.model_path, args)
     machine = llm.choose(args)
     if machine.dtype == "float16":  # its small numbers would need a scaled loss
         machine = replace(machine, dtype="float32")
@@ -153,12 +156,12 @@ def run(args: argparse.Namespace) -> None:
 
     score(learner, held_out, judge, "before")
     train(learner, tasks)
-    llm.log("SaveTrainedModel", args.model_name, args)
+    log("SaveTrainedModel", args.model_name, args)
     learner.policy.save_pretrained(args.output_dir)
     tokenizer.save_pretrained(args.output_dir)
     llm.announce_adapter(args)
     score(learner, held_out, judge, "after")
-    llm.log("TrainingSuccess", args.model_name, args)
+    log("TrainingSuccess", args.model_name, args)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -198,9 +201,9 @@ def train(learner: "Learner", tasks: list[Question]) -> None:
     args = learner.args
     steps = args.max_steps or math.ceil(args.epochs * len(tasks) / args.rollouts)
     done = learner.restore()
-    llm.remark_plan(len(tasks), len(tasks), steps, args)
+    remark_plan(len(tasks), len(tasks), steps, args)
     report, speed = TrainCallback(args.logging_steps, args.train_id, args.seq), llm.Speed(done)
-    llm.log("StartTraining", args.model_name, args)
+    log("StartTraining", args.model_name, args)
     deepe.catch_stop()
     for step in range(done + 1, steps + 1):
         values = learner.step(step, tasks)
@@ -242,7 +245,7 @@ class Learner:
         if not machine.four_bit:  # what is in 4 bits was loaded to where it stays
             base.to(machine.device)
         checkpointing = llm.needs_checkpointing(args, base, args.max_input_length + args.max_content_length)
-        llm.log("ConfigTrainingParams", f"{machine}, gradient checkpointing {checkpointing}", args)
+        log("ConfigTrainingParams", f"{machine}, gradient checkpointing {checkpointing}", args)
         if checkpointing:
             base.gradient_checkpointing_enable()
             base.enable_input_require_grads()
@@ -285,7 +288,7 @@ class Learner:
 
         prompts = [task.prompt for task in tasks]
         asked = [written(prompt, None, self.tokenizer, add_generation_prompt=True) for prompt in prompts]
-        encoded = llm.encode_prompts(self.tokenizer, asked).to(self.policy.device)
+        encoded = encode_prompts(self.tokenizer, asked).to(self.policy.device)
         width = encoded["input_ids"].shape[1]
         tokens = self.policy.generate(
             **encoded,
@@ -417,7 +420,7 @@ class Learner:
         state = {"optimizer": self._optimizer.state_dict(), "value_head": self.value_head.state_dict()}
         torch.save(state | {"tokens_seen": self.tokens_seen}, draft / STATE)
         (draft / "trainer_state.json").write_text(json.dumps({"global_step": step}), "utf-8")
-        llm.make_readable(draft)
+        make_readable(draft)
         shutil.rmtree(folder, ignore_errors=True)
         draft.rename(folder)
         deepe.checkpoint(folder, step)
@@ -430,7 +433,7 @@ class Learner:
         import torch
         from peft import load_peft_weights, set_peft_model_state_dict
 
-        folder = llm.newest_checkpoint(Path(self.args.output_dir), self.args, [STATE])
+        folder = newest_checkpoint(Path(self.args.output_dir), self.args, [STATE])
         if folder is None:
             return 0
         set_peft_model_state_dict(self.policy, load_peft_weights(str(folder), device="cpu"))
@@ -464,7 +467,7 @@ def whitened(numbers: Any, spoken: Any) -> Any:
 
 def score(learner: Learner, tasks: list[Question], judge: Judge, phase: str) -> None:
     if tasks:
-        llm.score_rewards(learner.policy, learner.tokenizer, tasks, judge, learner.args, phase)
+        score_rewards(learner.policy, learner.tokenizer, tasks, judge, learner.args, phase)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ import deepe
 import deepe_diffusion as diffusion
 import deepe_simpletuner as simpletuner
 from deepe_captions import Captioned, check_readable, load_captioned, split
-from deepe_llm import log, print_step, remark, str2bool
+from deepe_llm import print_step, str2bool
+from deepe_log import log, remark
 from deepe_rows import Refused
 
 LEAST = {

@@ -33,7 +33,9 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_llm as llm
 import deepe_pictures as pictures
+from deepe_log import log
 from deepe_rows import Answer, Refused, Rendered
+from deepe_scores import greedy_answers, report_score, wanted_of
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -109,11 +111,11 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     check(args)
-    llm.log("HandleWithDataset", args.dataset_path, args)
+    log("HandleWithDataset", args.dataset_path, args)
     parts = pictures.load_parts(args)
     sizes = pictures.sizes_of(parts.train + parts.held_out, args.max_image_side)
 
-    llm.log("InitializingModel", args.model_path, args)
+    log("InitializingModel", args.model_path, args)
     machine = llm.choose(args)
     processor = pictures.load_processor(Path(args.model_path))
     learned = pictures.fitting(parts.train, sizes, processor, args)
@@ -125,7 +127,7 @@ def run(args: argparse.Namespace) -> None:
     pictures.write_size(Path(args.output_dir), args.max_image_side)
     llm.save_adapter(trainer, args)
     score(trainer, processor, asked, args, "after")
-    llm.log("TrainingSuccess", args.model_name, args)
+    log("TrainingSuccess", args.model_name, args)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -178,7 +180,7 @@ def score(trainer: Any, processor: Any, asked: list[Rendered], args: argparse.Na
         return pictures.encode(processor, [answer.prompt for answer in some], shown)
 
     if asked and trainer.is_world_process_zero():
-        given = llm.greedy_answers(
+        given = greedy_answers(
             trainer.model,
             processor.tokenizer,
             [one.example for one in asked],
@@ -186,9 +188,9 @@ def score(trainer: Any, processor: Any, asked: list[Rendered], args: argparse.Na
             encode,
             at_once=args.batch_size,
         )
-        wanted = [llm.wanted_of(one, processor.tokenizer) for one in asked]
+        wanted = [wanted_of(one, processor.tokenizer) for one in asked]
         right = sum(text.strip() == right for text, right in zip(given, wanted, strict=True))
-        llm.report_score("exact_match", phase, right / len(asked), len(asked))
+        report_score("exact_match", phase, right / len(asked), len(asked))
     trainer.accelerator.wait_for_everyone()
 
 

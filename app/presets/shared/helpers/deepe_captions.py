@@ -10,7 +10,7 @@ import random
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import deepe_llm as llm
+from deepe_log import remark
 from deepe_pictures import locate, open_picture, picture_folders
 from deepe_rows import (
     CAPTION,
@@ -75,7 +75,7 @@ def check_readable(found: list[Captioned], args: argparse.Namespace) -> None:
         except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
             raise Refused(f"{picture} cannot be read as a picture; remove it or save it anew") from error
     if cut:
-        llm.remark(
+        remark(
             f"{len(cut)} of {len(pictures)} pictures are no squares, such as {cut[0]}: only their middle is learned",
             args,
         )
@@ -101,7 +101,7 @@ def _of_rows(args: argparse.Namespace, path: Path) -> list[Captioned]:
         reasons = "".join(f": {SENTENCES[code]}" for code in reader.report.left_out)
         raise Refused(f"{file.name} has no rows to learn from{reasons}")
     for note in notes_of(reader.report, file.name):
-        llm.remark(note, args)
+        remark(note, args)
     return found
 
 

@@ -19,8 +19,11 @@ from typing import Any
 
 import deepe
 from deepe_captions import Captioned, read_square
-from deepe_llm import TINY_BYTES, Speed, log, make_readable, print_step, remark, remark_plan, report_score
+from deepe_checkpoints import make_readable
+from deepe_llm import TINY_BYTES, Speed, print_step
+from deepe_log import log, remark, remark_plan
 from deepe_rows import Refused
+from deepe_scores import report_score
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 SMALL_KIND = "StableDiffusionPipeline"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-import deepe_llm as llm
+from deepe_log import remark
 from deepe_rows import (
     SENTENCES,
     Answer,
@@ -42,7 +42,7 @@ def load_examples(args: argparse.Namespace, wanted: Wanted) -> Parts:
     """Return the examples of the data set, held-out ones apart; tell what was left out of it or is unusual."""
     parts = load(args, wanted)
     for note in parts.notes:
-        llm.remark(note, args)
+        remark(note, args)
     return parts
 
 
@@ -129,7 +129,7 @@ def keep_fitting(
         raise Refused(f"all {len(rows)} rows are longer than allowed; raise {named}{advice}")
     for code, places in told.items():
         share = f"{len(places)} of {len(rows)}{' held-out' if held_out else ''} rows"
-        llm.remark(f"{SENTENCES[code]} ({share}: {_listed(places)})", args)
+        remark(f"{SENTENCES[code]} ({share}: {_listed(places)})", args)
     return kept
 
 

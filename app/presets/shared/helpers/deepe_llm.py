@@ -1,4 +1,4 @@
-"""What the training scripts of language models share: machine, model, checkpoints, curves, answers for the score.
+"""What the training scripts of language models share: machine, model, training with a Trainer, curves.
 
 `args` are the parsed arguments of the script; every script declares the ones that are read here. torch and its
 relatives are imported inside functions, so that a script's `--help` and its refusals come at once.
@@ -6,27 +6,21 @@ relatives are imported inside functions, so that a script's `--help` and its ref
 
 import argparse
 import importlib.util
-import json
 import os
-import struct
 import sys
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import deepe
-from deepe_log import write_log
-from deepe_rewards import Judge
-from deepe_rewards import columns_of as columns_of_tasks
-from deepe_rows import Question, Refused, Rendered, written
-from enums import LevelEnum, LogEnum
+from deepe_checkpoints import make_readable, newest_checkpoint
+from deepe_log import log, remark, remark_plan
+from deepe_rows import Refused, Rendered
 
 TINY_BYTES = 64 * 2**20  # threads of a smaller model wait for each other longer than they work
 SHARE_OF_MEMORY = 0.6  # of the free GPU memory; above it activations are recomputed instead of kept
-SCORED_AT_ONCE = 32
 POSITIVE = ("batch_size", "grad_accum_steps", "lora_rank", "logging_steps", "save_steps", "save_total_limit")
 EIGHT_BIT = ("adamw_bnb_8bit", "paged_adamw_8bit")
 PLAIN_TEMPLATE = (  # for a base model that was never taught a chat format
@@ -95,25 +89,6 @@ def check(args: argparse.Namespace) -> None:
         raise Refused(f"eval_fraction must be at least 0 and below 1, it is {args.eval_fraction}")
     if not (Path(args.model_path) / "config.json").is_file() and os.environ["HF_HUB_OFFLINE"] != "0":
         raise Refused(f"there is no base model in {args.model_path}: config.json is missing")
-
-
-def log(code: str, message: str, args: argparse.Namespace, *, level: str = "INFO") -> None:
-    """Write a log record; in a group of processes only the first one speaks."""
-    if not deepe.is_first():
-        return
-    write_log(LevelEnum[level], LogEnum[code], message, args.train_id, args.seq, None)
-
-
-def remark(sentence: str, args: argparse.Namespace, *, warning: bool = True) -> None:
-    """Tell the user about a choice or a loss that is worth knowing."""
-    if deepe.is_first():
-        deepe.note(sentence)
-        log("ParamCheckWarning", sentence, args, level="WARNING" if warning else "INFO")
-
-
-def remark_plan(rows: int, sequences: int, steps: int, args: argparse.Namespace) -> None:
-    """Tell what becomes of the rows that are learned."""
-    remark(f"{rows} rows -> {sequences} sequences -> {steps} steps", args, warning=False)
 
 
 def _memory_advice(error: Exception, args: argparse.Namespace) -> str:
@@ -454,150 +429,3 @@ def announce_adapter(args: argparse.Namespace) -> None:
     make_readable(Path(args.output_dir))
     deepe.artifact(args.output_dir, "adapter")
     log("SaveTrainedModelSuccess", args.output_dir, args)
-
-
-def newest_checkpoint(
-    output: Path,
-    args: argparse.Namespace,
-    states: Sequence[str] = ("optimizer.pt", "scheduler.pt"),
-    weights: str = "adapter_model.safetensors",
-) -> Path | None:
-    """Return the newest checkpoint that was written to its end; a killed run may leave half of one."""
-    if not args.resume:
-        return None
-    found = [folder for folder in output.glob("checkpoint-*") if folder.name[11:].isdigit()]
-    for folder in sorted(found, key=lambda folder: int(folder.name[11:]), reverse=True):
-        if has_cut_ranks(folder):
-            remark(f"{folder.name} holds matrices that AdaLoRA has cut: training starts anew instead", args)
-        elif is_complete(folder, (weights, *states)):
-            remark(f"resumed from {folder.name}", args, warning=False)
-            return folder
-        else:
-            remark(f"{folder.name} is incomplete and is passed over", args)
-    return None
-
-
-def has_cut_ranks(folder: Path) -> bool:
-    """Whether AdaLoRA's matrices were saved as they are to be used; the optimizer's state is for the whole ones."""
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return False
-    return config.get("peft_type") == "ADALORA" and bool(config.get("rank_pattern"))
-
-
-def is_complete(folder: Path, names: Sequence[str]) -> bool:
-    """Whether the step is that of the folder's name, and all files are there to their end."""
-    try:
-        step = json.loads((folder / "trainer_state.json").read_text("utf-8"))["global_step"]
-        return f"checkpoint-{step}" == folder.name and all(_is_whole(folder / name) for name in names)
-    except (OSError, ValueError, KeyError, struct.error):
-        return False
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a safetensors file has the length that it announces, or one of torch its end."""
-    if path.suffix != ".safetensors":
-        return zipfile.is_zipfile(path)
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-        size = file.seek(0, os.SEEK_END)
-    return bool(size == 8 + length + max(e["data_offsets"][1] for name, e in header.items() if name != "__metadata__"))
-
-
-def make_readable(folder: Path) -> None:
-    """Weights are written as 0600 whatever the umask says; others must be able to serve them."""
-    for weights in folder.glob("*.safetensors"):
-        weights.chmod(0o644)
-
-
-# --- score ----------------------------------------------------------------------------------------------------------
-
-
-def report_score(name: str, phase: str, value: float, samples: int) -> None:
-    """Report a number on held-out rows to the platform and to people."""
-    if deepe.is_first():
-        deepe.evaluation(phase, value, samples, name=name)
-        print(f"{name.replace('_', ' ')} on {samples} held-out rows {phase} training: {value:.3f}", flush=True)
-
-
-def score_exact_match(
-    trainer: Any, tokenizer: Any, asked: Sequence[Rendered], args: argparse.Namespace, phase: str
-) -> None:
-    """Report how many held-out prompts the model answers with exactly the wanted text; the others wait for rank 0."""
-    if asked and trainer.is_world_process_zero():
-        value = exact_match(trainer.model, tokenizer, asked, args.eval_max_new_tokens)
-        report_score("exact_match", phase, value, len(asked))
-    trainer.accelerator.wait_for_everyone()
-
-
-def exact_match(model: Any, tokenizer: Any, asked: Sequence[Rendered], max_new_tokens: int) -> float:
-    """Return the share of answers whose greedy answer is exactly what a training on them would learn."""
-    given = greedy_answers(model, tokenizer, [prompt_of(one, tokenizer) for one in asked], max_new_tokens)
-    return sum(text.strip() == wanted_of(one, tokenizer) for text, one in zip(given, asked, strict=True)) / len(asked)
-
-
-def prompt_of(one: Rendered, tokenizer: Any) -> str:
-    """Return the text that is asked."""
-    return written(one.example.prompt, one.example.tools, tokenizer, add_generation_prompt=True)
-
-
-def wanted_of(one: Rendered, tokenizer: Any) -> str:
-    """Return the text of what is learned of an answer, without the tokens that end it."""
-    return str(tokenizer.decode(one.tokens[one.start :], skip_special_tokens=True)).strip()
-
-
-def score_rewards(
-    model: Any, tokenizer: Any, tasks: list[Question], judge: Judge, args: argparse.Namespace, phase: str
-) -> None:
-    """Report how many held-out questions are answered right in the wanted form, and the mean reward."""
-    prompts = [task.prompt for task in tasks]
-    texts = [written(task.prompt, task.tools, tokenizer, add_generation_prompt=True) for task in tasks]
-    given = greedy_answers(model, tokenizer, texts, args.max_content_length)
-    columns = columns_of_tasks(tasks)
-    report_score("exact_match", phase, judge.right(given, columns["answer"]), len(tasks))
-    report_score("reward", phase, sum(judge.totals(given, prompts, columns)) / len(tasks), len(tasks))
-
-
-def greedy_answers(
-    model: Any,
-    tokenizer: Any,
-    prompts: list[Any],
-    max_new_tokens: int,
-    encode: Callable[[Any, list[Any]], Any] | None = None,
-    *,
-    at_once: int = SCORED_AT_ONCE,
-) -> list[str]:
-    """Return the model's most likely answer to each prompt, a text as it is asked, or what `encode` makes tokens of."""
-    import torch
-
-    encode = encode or encode_prompts
-
-    side, tokenizer.padding_side = tokenizer.padding_side, "left"
-    training = model.training
-    model.eval()
-    found: list[str] = []
-    with torch.inference_mode():
-        for start in range(0, len(prompts), at_once):
-            encoded = encode(tokenizer, prompts[start : start + at_once]).to(model.device)
-            output = model.generate(
-                **encoded,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                use_cache=True,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-            found += tokenizer.batch_decode(output[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
-            if deepe.stop_requested():
-                sys.exit(deepe.STOPPED)
-    tokenizer.padding_side = side
-    model.train(training)
-    return found
-
-
-def encode_prompts(tokenizer: Any, prompts: list[str]) -> Any:
-    """Return the tokens of texts that a chat template has written, padded on the tokenizer's side."""
-    encoded = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
-    encoded.pop("token_type_ids", None)
-    return encoded

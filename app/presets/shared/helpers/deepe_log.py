@@ -3,6 +3,7 @@
 A record goes to stdout (`[log_data]: <json>`), to the day's file in `../logs`, and its metrics to `$DEEPE_EVENTS`.
 """
 
+import argparse
 import json
 import math
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import deepe
-from enums import LogEnum
+from enums import LevelEnum, LogEnum
 
 _LOG_FILE = Path("..", "logs", f"{datetime.now().astimezone():%Y-%m-%d}-deep-e-python.jsonl")
 
@@ -45,6 +46,25 @@ def write_record(level: Any, code: Any, message: Any, train_id: Any, seq: Any, d
             file.write(line + "\n")
     except OSError as error:
         sys.stdout.write(f"Write Error: {error}\n")
+
+
+def log(code: str, message: str, args: argparse.Namespace, *, level: str = "INFO") -> None:
+    """Write a record of a stage; in a group of processes only the first one speaks."""
+    if not deepe.is_first():
+        return
+    write_log(LevelEnum[level], LogEnum[code], message, args.train_id, args.seq, None)
+
+
+def remark(sentence: str, args: argparse.Namespace, *, warning: bool = True) -> None:
+    """Tell the user about a choice or a loss that is worth knowing."""
+    if deepe.is_first():
+        deepe.note(sentence)
+        log("ParamCheckWarning", sentence, args, level="WARNING" if warning else "INFO")
+
+
+def remark_plan(rows: int, sequences: int, steps: int, args: argparse.Namespace) -> None:
+    """Tell what becomes of the rows that are learned."""
+    remark(f"{rows} rows -> {sequences} sequences -> {steps} steps", args, warning=False)
 
 
 def report(values: dict[str, Any], step: int, total: int | None) -> None:

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import deepe_llm as llm
+from deepe_checkpoints import make_readable
 from deepe_examples import fitting_pairs
+from deepe_log import log, remark
 from deepe_rewards import Columns
 from deepe_rows import PREFERENCE, Preference, Turn, Wanted, data_file, message, notes_of, read_file, split
+from deepe_scores import SCORED_AT_ONCE
 
 HELD_OUT_SHARE = 0.1
 Worth = Callable[[list[str], list[list[Turn]], Columns], list[float]]
@@ -25,11 +28,11 @@ def make_reward_model(args: argparse.Namespace, machine: llm.Machine, tokenizer:
     from datasets import Dataset
     from trl import RewardConfig, RewardTrainer
 
-    llm.log("HandleWithDataset", args.preference_path, args)
+    log("HandleWithDataset", args.preference_path, args)
     path = data_file(Path(args.preference_path))
     pairs, found = read_file(path, Wanted(kinds=frozenset({PREFERENCE}), tools=False))
     for note in notes_of(found, path.name):
-        llm.remark(note, args)
+        remark(note, args)
     pairs = fitting_pairs(pairs, tokenizer, args)
     pairs, held_out = split(pairs, HELD_OUT_SHARE, len(pairs), args.seed)
     model = load_reward_model(args.model_path, tokenizer, machine, dtype="float32")
@@ -56,12 +59,12 @@ def make_reward_model(args: argparse.Namespace, machine: llm.Machine, tokenizer:
     trainer.train()
     if held_out:
         share = f"{pair_accuracy(model, tokenizer, held_out):.0%} of {len(held_out)}"
-        llm.remark(f"the reward model judges {share} held-out pairs right", args, warning=False)
+        remark(f"the reward model judges {share} held-out pairs right", args, warning=False)
     draft = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     model.save_pretrained(draft)
     tokenizer.save_pretrained(draft)
-    llm.make_readable(draft)
+    make_readable(draft)
     draft.rename(folder)
     shutil.rmtree(config.output_dir, ignore_errors=True)
 
@@ -98,10 +101,10 @@ def worths(model: Any, tokenizer: Any, conversations: list[list[Turn]]) -> list[
 
     found: list[float] = []
     with torch.inference_mode():
-        for start in range(0, len(conversations), llm.SCORED_AT_ONCE):
+        for start in range(0, len(conversations), SCORED_AT_ONCE):
             texts = [
                 tokenizer.apply_chat_template(turns, tokenize=False)
-                for turns in conversations[start : start + llm.SCORED_AT_ONCE]
+                for turns in conversations[start : start + SCORED_AT_ONCE]
             ]
             encoded = tokenizer(
                 texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False

@@ -1,0 +1,104 @@
+"""Scores of language models on held-out rows, before and after a training.
+
+torch is imported inside functions, so that a script's `--help` and its refusals come at once.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import deepe
+from deepe_rewards import Judge
+from deepe_rewards import columns_of as columns_of_tasks
+from deepe_rows import Question, Rendered, written
+
+SCORED_AT_ONCE = 32
+
+
+def report_score(name: str, phase: str, value: float, samples: int) -> None:
+    """Report a number on held-out rows to the platform and to people."""
+    if deepe.is_first():
+        deepe.evaluation(phase, value, samples, name=name)
+        print(f"{name.replace('_', ' ')} on {samples} held-out rows {phase} training: {value:.3f}", flush=True)
+
+
+def score_exact_match(
+    trainer: Any, tokenizer: Any, asked: Sequence[Rendered], args: argparse.Namespace, phase: str
+) -> None:
+    """Report how many held-out prompts the model answers with exactly the wanted text; the others wait for rank 0."""
+    if asked and trainer.is_world_process_zero():
+        value = exact_match(trainer.model, tokenizer, asked, args.eval_max_new_tokens)
+        report_score("exact_match", phase, value, len(asked))
+    trainer.accelerator.wait_for_everyone()
+
+
+def exact_match(model: Any, tokenizer: Any, asked: Sequence[Rendered], max_new_tokens: int) -> float:
+    """Return the share of answers whose greedy answer is exactly what a training on them would learn."""
+    given = greedy_answers(model, tokenizer, [prompt_of(one, tokenizer) for one in asked], max_new_tokens)
+    return sum(text.strip() == wanted_of(one, tokenizer) for text, one in zip(given, asked, strict=True)) / len(asked)
+
+
+def prompt_of(one: Rendered, tokenizer: Any) -> str:
+    """Return the text that is asked."""
+    return written(one.example.prompt, one.example.tools, tokenizer, add_generation_prompt=True)
+
+
+def wanted_of(one: Rendered, tokenizer: Any) -> str:
+    """Return the text of what is learned of an answer, without the tokens that end it."""
+    return str(tokenizer.decode(one.tokens[one.start :], skip_special_tokens=True)).strip()
+
+
+def score_rewards(
+    model: Any, tokenizer: Any, tasks: list[Question], judge: Judge, args: argparse.Namespace, phase: str
+) -> None:
+    """Report how many held-out questions are answered right in the wanted form, and the mean reward."""
+    prompts = [task.prompt for task in tasks]
+    texts = [written(task.prompt, task.tools, tokenizer, add_generation_prompt=True) for task in tasks]
+    given = greedy_answers(model, tokenizer, texts, args.max_content_length)
+    columns = columns_of_tasks(tasks)
+    report_score("exact_match", phase, judge.right(given, columns["answer"]), len(tasks))
+    report_score("reward", phase, sum(judge.totals(given, prompts, columns)) / len(tasks), len(tasks))
+
+
+def greedy_answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: list[Any],
+    max_new_tokens: int,
+    encode: Callable[[Any, list[Any]], Any] | None = None,
+    *,
+    at_once: int = SCORED_AT_ONCE,
+) -> list[str]:
+    """Return the model's most likely answer to each prompt, a text as it is asked, or what `encode` makes tokens of."""
+    import torch
+
+    encode = encode or encode_prompts
+
+    side, tokenizer.padding_side = tokenizer.padding_side, "left"
+    training = model.training
+    model.eval()
+    found: list[str] = []
+    with torch.inference_mode():
+        for start in range(0, len(prompts), at_once):
+            encoded = encode(tokenizer, prompts[start : start + at_once]).to(model.device)
+            output = model.generate(
+                **encoded,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                use_cache=True,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            found += tokenizer.batch_decode(output[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
+            if deepe.stop_requested():
+                sys.exit(deepe.STOPPED)
+    tokenizer.padding_side = side
+    model.train(training)
+    return found
+
+
+def encode_prompts(tokenizer: Any, prompts: list[str]) -> Any:
+    """Return the tokens of texts that a chat template has written, padded on the tokenizer's side."""
+    encoded = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
+    encoded.pop("token_type_ids", None)
+    return encoded
