@@ -64,17 +64,17 @@ from app.executor.nodes.notifier import FileNotifier, Notifier
 from app.executor.runs.observe import RunObserver
 from app.executor.runs.stream import JobStreams
 from app.observability import configure_logging
-from app.registry.base_models import BaseModels
-from app.registry.dataset_mixes import DatasetMixes
-from app.registry.datasets import Datasets
-from app.registry.deploy_targets import DeployTargets
-from app.registry.environments import Environments
-from app.registry.method_services import method_services
-from app.registry.methods import LicenceGate
-from app.registry.models import Models
-from app.registry.nodes import living_nodes
-from app.registry.platforms import this_machine
-from app.registry.queues import Queues
+from app.registry.base_models.service import BaseModels
+from app.registry.datasets.mixes import DatasetMixes
+from app.registry.datasets.service import Datasets
+from app.registry.environments.service import Environments
+from app.registry.methods.service import LicenceGate
+from app.registry.methods.wiring import method_services
+from app.registry.models.deploy_targets import DeployTargets
+from app.registry.models.service import Models
+from app.registry.nodes.platforms import this_machine
+from app.registry.nodes.queues import Queues
+from app.registry.nodes.service import living_nodes
 from app.secret_values import hide_secrets
 from app.settings import Settings, load_settings
 from app.store import jobs as job_store

@@ -37,11 +37,11 @@ from app.executor.nodes.notifier import listen_to_file
 from app.executor.nodes.redis_notifier import listen
 from app.executor.nodes.reporter import EnvironmentManager, NodeFacts
 from app.observability import configure_logging
-from app.registry.method_files import MethodFiles
-from app.registry.platforms import this_machine
-from app.registry.script_modules import ScriptModules
-from app.registry.scripts import ScriptRoot
-from app.registry.version_store import VersionStore
+from app.registry.methods.files import MethodFiles
+from app.registry.methods.script_modules import ScriptModules
+from app.registry.nodes.platforms import this_machine
+from app.registry.scripts.root import ScriptRoot
+from app.registry.scripts.versions import VersionStore
 from app.secret_values import hide_secrets
 from app.settings import Settings, SettingsError, load_settings
 from app.store.home import Home, NodeHome

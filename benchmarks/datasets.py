@@ -41,7 +41,7 @@ with open(sys.argv[1], "rb") as stream:
 CHECK = """
 import sys
 from pathlib import Path
-from app.registry.dataset_process import BoundedDatasetReader
+from app.registry.datasets.process import BoundedDatasetReader
 reader = BoundedDatasetReader(row_characters=2**22, output_bytes=2**33)
 found = reader.read(Path(sys.argv[1]), keep=False)
 assert not found.report.problems, found.report.problems

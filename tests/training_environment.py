@@ -20,7 +20,7 @@ from pathlib import Path
 from app.executor.environments.activation import interpreter
 from app.executor.environments.environments import planned_prefix, read_marker
 from app.presets.catalogue import environment_specs, sample_base_models
-from app.registry.environment_spec import parse_spec
+from app.registry.environments.specs import parse_spec
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENTS = ROOT / ".cache" / "envs"

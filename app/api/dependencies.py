@@ -19,14 +19,14 @@ from app.executor.nodes.node_actions import NodeActions
 from app.executor.nodes.notifier import Notifier
 from app.executor.runs.stream import JobStreams
 from app.faults import fault_point
-from app.registry.base_models import BaseModels
-from app.registry.dataset_mixes import DatasetMixes
-from app.registry.datasets import Datasets
-from app.registry.deploy_targets import DeployTargets
-from app.registry.environments import Environments
-from app.registry.method_services import MethodServices
-from app.registry.models import Models
-from app.registry.queues import Queues
+from app.registry.base_models.service import BaseModels
+from app.registry.datasets.mixes import DatasetMixes
+from app.registry.datasets.service import Datasets
+from app.registry.environments.service import Environments
+from app.registry.methods.wiring import MethodServices
+from app.registry.models.deploy_targets import DeployTargets
+from app.registry.models.service import Models
+from app.registry.nodes.queues import Queues
 from app.store.home import Home
 from app.store.session import Database
 

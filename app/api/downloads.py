@@ -11,8 +11,8 @@ from fastapi.responses import FileResponse, StreamingResponse
 
 from app.api.errors import RangeNotSatisfiable
 from app.domain.plain_text import shown
-from app.registry.base_model_uploads import Uploaded
-from app.registry.model_archive import Archive
+from app.registry.base_models.uploads import Uploaded
+from app.registry.models.archive import Archive
 
 _BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
 FILE_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {

@@ -35,7 +35,7 @@ from app.cli.watch import TERMINAL, LiveScreen, PlainScreen, watch_chain
 from app.domain.enums import JobKind, Platform
 from app.domain.kinds import KINDS
 from app.presets.catalogue import PresetManifest, load_manifests, sample_base_model
-from app.registry.platforms import this_machine
+from app.registry.nodes.platforms import this_machine
 from app.settings import Settings
 from app.store.home import make_private_folder
 

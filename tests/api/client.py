@@ -16,9 +16,9 @@ from app.api.application import HttpOptions, new_application
 from app.api.routes import base_models, datasets, methods, presets, scripts
 from app.domain.enums import Platform
 from app.main import build_services
-from app.registry.method_services import MethodServices
-from app.registry.platforms import PlatformChoice
-from app.registry.script_paths import script_path
+from app.registry.methods.wiring import MethodServices
+from app.registry.nodes.platforms import PlatformChoice
+from app.registry.scripts.names import script_path
 from app.settings import load_settings
 from app.store.home import Home
 from app.store.session import Database

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.registry.base_model_uploads import ABANDONED_DAYS, BaseModelUploads, Part, UploadTooLarge
+from app.registry.base_models.uploads import ABANDONED_DAYS, BaseModelUploads, Part, UploadTooLarge
 from app.store.home import Home
 from app.store.session import Database
 from tests.api.client import MethodsApp, methods_app

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from app.domain.errors import InvalidRequest
 from app.executor.jobs.requests import JobSubmit
 from app.executor.runs.job_spec import JobSpec
-from app.registry import dataset_mixes
+from app.registry.datasets import mixes as dataset_mixes
 from app.store import jobs
 from app.store.session import Database
 from app.store.tables import DatasetRow

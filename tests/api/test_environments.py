@@ -13,7 +13,7 @@ from app.domain.enums import JobKind, JobStatus, Platform
 from app.domain.environment_locks import EnvironmentLock, PipPackage
 from app.executor.environments.environment_archive import EnvironmentArchive, write_durably
 from app.executor.runs.job_spec import JobSpec
-from app.registry.environment_spec import parse_spec, spec_hash
+from app.registry.environments.specs import parse_spec, spec_hash
 from app.store import environments, jobs, nodes
 from app.store.session import Database
 from tests.api.client import MethodsApp, methods_app, tag_of

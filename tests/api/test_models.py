@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from app.domain.enums import JobStatus, ModelState
-from app.registry.models import Models
+from app.registry.models.service import Models
 from app.store.models import find_model
 from app.store.session import Database
 from tests.api.client import MethodsApp, methods_app, utc_now

@@ -177,7 +177,7 @@ class TestNamesPutThereByHand:
         self, app: MethodsApp, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with monkeypatch.context() as before:
-            before.setattr("app.registry.method_files.hidden", lambda *_, **__: None)
+            before.setattr("app.registry.methods.files.hidden", lambda *_, **__: None)
             await app.create(stages=stage("queue.py"))
         app.script("queue.py", BETTER)
 

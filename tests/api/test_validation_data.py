@@ -9,7 +9,7 @@ import pytest
 
 from app.executor.runs.job_spec import JobSpec
 from app.presets.catalogue import script_path
-from app.registry import row_surveys
+from app.registry.datasets import row_surveys
 from app.store import jobs
 from app.store.session import Database
 from tests.api.jobs_app import API, SUBMIT, JobsApp, codes, jobs_app

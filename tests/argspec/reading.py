@@ -4,7 +4,7 @@ from app.argspec.reader import read_arguments
 from app.argspec.report import Arguments, Remark
 from app.argspec.source import NotPython, parse
 from app.domain.script_parameters import ScriptParameters
-from app.registry.script_reading import script_parameters
+from app.registry.methods.script_reading import script_parameters
 
 
 def read_parameters(source: str) -> ScriptParameters:

@@ -15,8 +15,8 @@ from app.argspec.client import BoundedReader, Limits, Reading
 from app.domain.errors import Violation
 from app.domain.texts import Language
 from app.presets.catalogue import ROOM
-from app.registry.method_files import python_problem
-from app.registry.script_reading import script_parameters
+from app.registry.methods.files import python_problem
+from app.registry.methods.script_reading import script_parameters
 from tests.argspec.hostile import SLOW, WIDE, WORDY
 from tests.argspec.reading import read_parameters
 

@@ -7,7 +7,7 @@ import pytest
 
 from app.argspec.client import BoundedReader, Limits
 from app.domain.parameters import check_parameters, json_schema
-from app.registry.script_reading import script_parameters
+from app.registry.methods.script_reading import script_parameters
 from tests.argspec.hostile import SCRIPTS
 
 

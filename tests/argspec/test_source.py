@@ -7,7 +7,7 @@ from app.argspec.client import Reading
 from app.argspec.report import SyntaxProblem
 from app.argspec.source import NotPython, parse
 from app.domain.texts import Language
-from app.registry.method_files import python_problem
+from app.registry.methods.files import python_problem
 
 
 def check_python(source: str | bytes) -> SyntaxProblem | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from app.domain.environment_reports import EnvironmentState
 from app.executor.environments.conda import CondaSearch
 from app.executor.environments.environments import find_environment, planned_prefix
-from app.registry.environment_spec import parse_spec
+from app.registry.environments.specs import parse_spec
 
 PROGRAM = [sys.executable, "-u", "-m", "app.executor.environments.build_environment"]
 TINY = "dependencies: [python, pip, {pip: [tinypkg]}]\nvariables: {GREETING: hello}\n"

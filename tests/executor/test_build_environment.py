@@ -19,7 +19,7 @@ from app.executor.environments.environments import (
 )
 from app.executor.supervisor import client
 from app.executor.supervisor.client import ExitWhy, LaunchSpec
-from app.registry.environment_spec import BASE_SPEC
+from app.registry.environments.specs import BASE_SPEC
 from tests.executor.attempts import Attempt, attempts
 from tests.executor.building import TINY, Build
 from tests.executor.channel import make_channel

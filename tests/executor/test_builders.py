@@ -22,7 +22,7 @@ from app.executor.environments.builders import (
     locked_pip_steps,
     pip_step,
 )
-from app.registry.environment_spec import BASE_SPEC, parse_spec
+from app.registry.environments.specs import BASE_SPEC, parse_spec
 
 BARE = Tools(conda=None, rattler=False, python_version="3.11.7")
 WITH_RATTLER = Tools(conda=None, rattler=True, python_version="3.11.7")

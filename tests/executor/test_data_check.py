@@ -15,11 +15,11 @@ from app.executor.jobs.data_check import CheckedData, Data, check_data
 from app.presets.catalogue import load_manifests
 from app.presets.shared.helpers.deepe_rows import KINDS
 from app.presets.shared.helpers.deepe_rows.problems import SENTENCES
-from app.registry import row_surveys
-from app.registry.dataset_check import Column
-from app.registry.dataset_process import DatasetUnprocessed
-from app.registry.method_record import Method
-from app.registry.row_surveys import RowSurveys
+from app.registry.datasets import row_surveys
+from app.registry.datasets.check import Column
+from app.registry.datasets.process import DatasetUnprocessed
+from app.registry.datasets.row_surveys import RowSurveys
+from app.registry.methods.record import Method
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 USER, ANSWER = {"role": "user", "content": "1 + 2?"}, {"role": "assistant", "content": "3"}

@@ -22,7 +22,7 @@ from app.executor.environments.environment_cleaning import (
     unfinished,
 )
 from app.executor.environments.environments import MARKER, USES, last_use, lock_path, mark_used, planned_prefix
-from app.registry.environment_spec import parse_spec
+from app.registry.environments.specs import parse_spec
 from app.store.session import Database
 from tests import job_rows
 from tests.executor.test_local_environments import NEWER, SPEC, Node, python

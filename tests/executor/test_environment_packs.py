@@ -11,7 +11,7 @@ from app.domain.environment_locks import EnvironmentLock, differences
 from app.executor.environments.activation import builder_environment, interpreter
 from app.executor.environments.environment_archive import EnvironmentArchive, Pack, read_lock
 from app.executor.environments.environments import LOCK, planned_prefix, read_marker
-from app.registry.environment_spec import parse_spec
+from app.registry.environments.specs import parse_spec
 from tests.executor.building import PROGRAM, TINY
 from tests.executor.channel import make_channel
 

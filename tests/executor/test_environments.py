@@ -17,7 +17,7 @@ from app.executor.environments.environments import (
     read_marker,
     write_marker,
 )
-from app.registry.environment_spec import BASE_SPEC, EnvironmentSpec, parse_spec
+from app.registry.environments.specs import BASE_SPEC, EnvironmentSpec, parse_spec
 
 SPEC = parse_spec("dependencies: [python, pip, {pip: [torch]}]")
 NEWER = parse_spec("dependencies: [python, pip, {pip: [torch>2]}]")

@@ -19,7 +19,7 @@ from app.executor.attempts.results import judge_printed_result
 from app.executor.runs.job_spec import Deployment, JobSpec, Named
 from app.executor.runs.run_folder import RunFolder
 from app.executor.supervisor.client import ExitRecord, ExitWhy
-from app.registry.model_folders import list_files
+from app.registry.models.folders import list_files
 from app.store import jobs as store
 from app.store.home import Home
 from app.store.jobs import Claim

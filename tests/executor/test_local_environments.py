@@ -11,7 +11,7 @@ from app.executor.environments.conda import CondaSearch
 from app.executor.environments.environment_archive import EnvironmentArchive, Pack
 from app.executor.environments.environments import last_use, lock_path, mark_used, planned_prefix, write_marker
 from app.executor.environments.local_environments import LocalEnvironments, Look
-from app.registry.environment_spec import parse_spec, spec_hash
+from app.registry.environments.specs import parse_spec, spec_hash
 
 SPEC = "dependencies: [python, pip, {pip: [torch]}]"
 NEWER = "dependencies: [python, pip, {pip: [torch>2]}]"

@@ -14,7 +14,7 @@ from app.executor.environments.builders import BuildRules
 from app.executor.environments.conda import CondaSearch
 from app.executor.nodes.reporter import EnvironmentManager, NodeFacts, build_job
 from app.executor.runs.job_spec import JobSpec
-from app.registry.environment_spec import parse_spec, spec_hash
+from app.registry.environments.specs import parse_spec, spec_hash
 from app.store import jobs as store
 from app.store import nodes
 from app.store.home import NodeHome

@@ -22,10 +22,10 @@ from app.executor.jobs.stage_parameters import StageParameters
 from app.executor.jobs.submission import InsufficientDiskSpace, Plan, Submissions, Submitted
 from app.executor.runs.job_spec import JobSpec
 from app.presets.catalogue import sample_base_models, sample_datasets
-from app.registry.base_models import BaseModels
-from app.registry.dataset_mixes import DatasetMixes
-from app.registry.datasets import Datasets
-from app.registry.method_services import MethodServices, method_services
+from app.registry.base_models.service import BaseModels
+from app.registry.datasets.mixes import DatasetMixes
+from app.registry.datasets.service import Datasets
+from app.registry.methods.wiring import MethodServices, method_services
 from app.store import jobs as job_store
 from app.store import models, named
 from app.store.home import Home

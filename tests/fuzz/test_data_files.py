@@ -14,8 +14,8 @@ from app.domain.errors import Violation
 from app.formats.base import FormatProblem, Limits, Options
 from app.formats.detection import head_of
 from app.formats.reading import extract_pictures, open_rows
-from app.registry.dataset_check import check_lines
-from app.registry.dataset_process import BoundedDatasetReader
+from app.registry.datasets.check import check_lines
+from app.registry.datasets.process import BoundedDatasetReader
 from tests.formats.test_archives import FOLDER, tarred, zipped
 from tests.formats.test_tables import parquet, workbook
 from tests.fuzz.test_readers import EXAMPLES, JSON, fuzz

@@ -23,12 +23,12 @@ from app.domain.parameters import json_schema
 from app.domain.texts import Language
 from app.executor.attempts.artifacts import ArtifactProblem, check_complete, check_customized
 from app.presets.catalogue import ROOM
-from app.registry import dataset_files
-from app.registry.base_model_card import read_card
-from app.registry.base_model_findings import findings
-from app.registry.environment_spec import parse_spec
-from app.registry.model_files import UnusableFile
-from app.registry.script_reading import script_parameters
+from app.registry.base_models.card import read_card
+from app.registry.base_models.findings import findings
+from app.registry.datasets import files as dataset_files
+from app.registry.environments.specs import parse_spec
+from app.registry.methods.script_reading import script_parameters
+from app.registry.models.files import UnusableFile
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))
 fuzz = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))

@@ -14,8 +14,8 @@ from app.domain.texts import Language
 from app.presets import catalogue, sample_data, sample_signs
 from app.presets.catalogue import PresetManifest
 from app.presets.sample_pictures import draw
-from app.registry import dataset_files
-from app.registry.row_surveys import RowSurveys, RowsWanted
+from app.registry.datasets import files as dataset_files
+from app.registry.datasets.row_surveys import RowSurveys, RowsWanted
 
 MANIFESTS = {manifest.name: manifest for manifest in catalogue.load_manifests()}
 SCRIPTS = sorted(catalogue.stage_scripts())

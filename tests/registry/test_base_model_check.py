@@ -11,9 +11,9 @@ import pytest
 from app.domain.enums import TrainingType
 from app.domain.errors import AppError
 from app.domain.texts import Language
-from app.registry.base_model_card import BaseModelCard, BaseModelKind, read_card
-from app.registry.base_model_findings import Severity, findings
-from app.registry.model_files import UnusableFile
+from app.registry.base_models.card import BaseModelCard, BaseModelKind, read_card
+from app.registry.base_models.findings import Severity, findings
+from app.registry.models.files import UnusableFile
 from tests.api.resources import place_base_model, safetensors
 from tests.base_model_folders import CHATML, model, write
 from tests.registry.test_chat_templates import LLAMA3

@@ -3,7 +3,7 @@
 
 import pytest
 
-from app.registry.chat_templates import EOS, MAX_TEMPLATE_CHARACTERS, turn_end
+from app.registry.models.chat_templates import EOS, MAX_TEMPLATE_CHARACTERS, turn_end
 from tests.base_model_folders import CHATML
 
 LLAMA3 = (

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from app.domain.texts import Language
-from app.registry.dataset_check import (
+from app.registry.datasets.check import (
     MAX_COLUMNS,
     MAX_PROBLEMS,
     Column,

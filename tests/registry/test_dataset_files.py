@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.registry.dataset_files import (
+from app.registry.datasets.files import (
     BoundedLines,
     DatasetFileExists,
     NotADataset,

@@ -11,8 +11,8 @@ import pyarrow.parquet
 import pytest
 
 from app.formats.base import Options
-from app.registry.dataset_files import NotADataset
-from app.registry.dataset_process import BoundedDatasetReader, ProcessLimits
+from app.registry.datasets.files import NotADataset
+from app.registry.datasets.process import BoundedDatasetReader, ProcessLimits
 
 MIB = 1024 * 1024
 LINE = b'{"q": "a", "a": "b"}\n'

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.registry.datasets import DatasetMissing, Datasets, InvalidDataset
+from app.registry.datasets.service import DatasetMissing, Datasets, InvalidDataset
 from app.store.datasets import get_dataset
 from app.store.home import Home
 from app.store.session import Database

@@ -3,7 +3,7 @@
 import pytest
 
 from app.domain.errors import InvalidRequest
-from app.registry.environment_spec import (
+from app.registry.environments.specs import (
     BASE_SPEC,
     EnvironmentSpecUnreadable,
     parse_dependency,

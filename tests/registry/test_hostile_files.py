@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from app.executor.attempts.artifacts import ArtifactProblem, check_complete, check_safetensors
-from app.registry.base_model_card import BaseModelUnreadable, read_card
-from app.registry.dataset_check import check_lines
-from app.registry.environment_spec import (
+from app.registry.base_models.card import BaseModelUnreadable, read_card
+from app.registry.datasets.check import check_lines
+from app.registry.environments.specs import (
     MAX_SPEC_CHARACTERS,
     EnvironmentSpecTooLong,
     EnvironmentSpecUnreadable,
     parse_spec,
 )
-from app.registry.model_files import UnusableFile, read_json_object
+from app.registry.models.files import UnusableFile, read_json_object
 
 MIB = 1024 * 1024
 

@@ -8,8 +8,8 @@ import pytest
 from app.domain.enums import JobKind, VersionSource
 from app.domain.errors import InvalidRequest
 from app.presets.catalogue import script_path as shipped_script
-from app.registry.method_record import Method
-from app.registry.method_runs import script_to_run
+from app.registry.methods.record import Method
+from app.registry.methods.runs import script_to_run
 from app.store.session import Database
 from tests.api.client import SOURCE, MethodsApp, definition, methods_app
 

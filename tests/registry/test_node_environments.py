@@ -7,7 +7,7 @@ import pytest
 
 from app.domain.enums import EndReason, JobStatus, Platform
 from app.domain.environment_reports import EnvironmentReport, EnvironmentState, Trouble
-from app.registry.node_environments import EnvironmentStates, environment_state_of
+from app.registry.environments.on_nodes import EnvironmentStates, environment_state_of
 from app.store.environments import LastBuild, new_environment
 from app.store.tables import EnvironmentRow, NodeRow
 

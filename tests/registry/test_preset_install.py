@@ -9,7 +9,7 @@ import pytest
 
 from app.domain.enums import Platform
 from app.presets import catalogue
-from app.registry.platforms import this_machine, wanted_platforms
+from app.registry.nodes.platforms import this_machine, wanted_platforms
 from app.store import methods as method_store
 from app.store.nodes import register_node
 from app.store.session import Database

@@ -7,8 +7,8 @@ import pytest
 from app.domain.enums import Platform
 from app.domain.environment_reports import EnvironmentReport, EnvironmentState, Probe, Trouble
 from app.domain.texts import Language, text
-from app.registry.node_environments import NodeEnvironment
-from app.registry.readiness_cells import Cell, NodeFacts, Verdict, cell
+from app.registry.environments.on_nodes import NodeEnvironment
+from app.registry.methods.readiness_cells import Cell, NodeFacts, Verdict, cell
 
 NEEDS_CONDA = Trouble(code="environment_needs_conda", params={"packages": "x"})
 NODE = NodeFacts("gpu-1", Platform.CUDA, 1, None)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from app.domain.errors import Invalid
-from app.registry.script_paths import FileOutsideRoot, FilePathTooLong, InvalidFilePath, script_path
-from app.registry.scripts import NotARegularFile, ScriptRoot, ScriptTooLarge, digest_of
-from app.registry.version_store import VersionLost, VersionStore
+from app.registry.scripts.names import FileOutsideRoot, FilePathTooLong, InvalidFilePath, script_path
+from app.registry.scripts.root import NotARegularFile, ScriptRoot, ScriptTooLarge, digest_of
+from app.registry.scripts.versions import VersionLost, VersionStore
 
 SOURCE = b"print('hello')\n"
 
@@ -113,7 +113,7 @@ class TestScriptRoot:
 
     def test_a_settled_file_is_not_read_again(self, root: ScriptRoot, monkeypatch: pytest.MonkeyPatch) -> None:
         root.write("train.py", SOURCE)
-        monkeypatch.setattr("app.registry.scripts._SETTLED_NS", -1)
+        monkeypatch.setattr("app.registry.scripts.root._SETTLED_NS", -1)
         root.digest("train.py")
 
         monkeypatch.setattr(root, "_content", lambda *_: pytest.fail("read again"))

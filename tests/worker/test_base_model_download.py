@@ -7,7 +7,7 @@ from pathlib import Path
 from app.domain.enums import EndReason, JobStatus
 from app.executor.jobs.base_model_builds import BaseModelDownloads
 from app.executor.runs.run_folder import RunFolder
-from app.registry.base_models import BaseModels, is_unmade
+from app.registry.base_models.service import BaseModels, is_unmade
 from app.store.jobs import get
 from app.store.tables import BaseModelRow, JobRow
 from tests.base_model_folders import model

@@ -8,7 +8,7 @@ from pathlib import Path
 from app.domain.enums import EndReason, JobStatus
 from app.executor.nodes.joining import set_join_token
 from app.executor.nodes.node_actions import NodeActions
-from app.registry.nodes import NodeState
+from app.registry.nodes.service import NodeState
 from app.store import nodes
 from tests.waiting import until
 from tests.worker.harness import ENDED_WELL, Site, Worker, pids_alive

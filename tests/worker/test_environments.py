@@ -11,7 +11,7 @@ from sqlmodel import select
 
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.executor.nodes.reporter import build_job
-from app.registry.environment_spec import parse_spec, spec_hash
+from app.registry.environments.specs import parse_spec, spec_hash
 from app.store.nodes import all_nodes, heartbeat
 from app.store.tables import EnvironmentRow, JobRow
 from tests.executor.building import make_wheel

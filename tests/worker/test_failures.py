@@ -4,7 +4,7 @@ from typing import Any
 
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.executor.runs.job_spec import Named
-from app.registry.version_store import VersionStore
+from app.registry.scripts.versions import VersionStore
 from tests.worker.harness import SAVE, TRAIN, Site
 
 PAIRED = "import play\nplay.journal('run')\n"

@@ -4,7 +4,7 @@ import json
 
 from app.domain.enums import JobKind, JobStatus
 from app.executor.runs.job_spec import PinnedScript
-from app.registry.version_store import VersionStore
+from app.registry.scripts.versions import VersionStore
 from tests.worker.harness import ENDED_WELL, PLAY, Site
 from tests.worker.test_chain import submit_custom01
 from tests.worker.test_contract import ABOVE

@@ -40,8 +40,9 @@ from app.api.schemas.resources import (
 from app.domain.errors import InvalidRequest
 from app.domain.plain_text import shown
 from app.executor.jobs.base_model_builds import BaseModelThere
-from app.registry.base_model_card import BaseModelUnreadable, NotABaseModel
-from app.registry.base_model_uploads import (
+from app.registry.base_models.card import BaseModelUnreadable, NotABaseModel
+from app.registry.base_models.service import BaseModelFilesNeeded, BaseModelInUse
+from app.registry.base_models.uploads import (
     NothingUploaded,
     Part,
     UploadBusy,
@@ -50,8 +51,7 @@ from app.registry.base_model_uploads import (
     UploadTooLarge,
     UploadUnfinished,
 )
-from app.registry.base_models import BaseModelFilesNeeded, BaseModelInUse
-from app.registry.model_folders import ModelFileNotFound
+from app.registry.models.folders import ModelFileNotFound
 from app.registry.resource_paths import InvalidPath, PathNotFound, PathOutsideFolder
 from app.store.base_models import BaseModelNotFound
 from app.store.methods import NameTaken

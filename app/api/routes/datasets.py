@@ -29,15 +29,15 @@ from app.api.schemas.resources import (
 )
 from app.domain.errors import InvalidRequest
 from app.formats.base import MEDIA_TYPES, Format, Options
-from app.registry.dataset_files import (
+from app.registry.datasets.files import (
     DatasetChanging,
     DatasetFileExists,
     DatasetUnreadable,
     NotADataset,
     SeveralDatasets,
 )
-from app.registry.dataset_process import DatasetUnprocessed
-from app.registry.datasets import (
+from app.registry.datasets.process import DatasetUnprocessed
+from app.registry.datasets.service import (
     DatasetFileShared,
     DatasetInUse,
     DatasetIsFolder,

@@ -11,7 +11,7 @@ from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, Tex
 from app.api.routing import Router
 from app.api.schemas.resources import DeployTargetCreate, DeployTargetRead, deploy_target_read
 from app.domain.errors import InvalidRequest
-from app.registry.deploy_targets import DeployTargetInUse
+from app.registry.models.deploy_targets import DeployTargetInUse
 from app.store.deploy_targets import DeployTargetNotFound
 from app.store.methods import NameTaken
 

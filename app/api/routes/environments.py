@@ -33,8 +33,7 @@ from app.executor.jobs.environment_builds import (
     EnvironmentWithoutSpec,
     NoNode,
 )
-from app.registry.environment_spec import EnvironmentSpecUnreadable
-from app.registry.environments import (
+from app.registry.environments.service import (
     EnvironmentInUse,
     EnvironmentNotFound,
     EnvironmentNotRegistered,
@@ -42,6 +41,7 @@ from app.registry.environments import (
     EnvironmentView,
     environment_version,
 )
+from app.registry.environments.specs import EnvironmentSpecUnreadable
 from app.store.methods import NameTaken
 from app.store.nodes import NodeNotFound
 

@@ -45,9 +45,9 @@ from app.executor.jobs.submission import InsufficientDiskSpace
 from app.executor.runs.log_file import CHUNK_BYTES
 from app.executor.runs.log_pages import MAX_PAGE_BYTES, LogRange
 from app.executor.runs.stream import InvalidEventId, StreamPosition
-from app.registry.dataset_files import DatasetChanging, DatasetFileExists
-from app.registry.dataset_process import DatasetUnprocessed
-from app.registry.datasets import DatasetMissing, InvalidDataset
+from app.registry.datasets.files import DatasetChanging, DatasetFileExists
+from app.registry.datasets.process import DatasetUnprocessed
+from app.registry.datasets.service import DatasetMissing, InvalidDataset
 from app.store import jobs
 from app.store.jobs import JobAlreadyFinished, JobNotFound
 from app.store.methods import NameTaken

@@ -45,11 +45,11 @@ from app.executor.jobs.row_previews import (
     PreviewFailed,
     PreviewTookTooLong,
 )
-from app.registry.datasets import DatasetMissing, InvalidDataset
-from app.registry.method_record import Method, version_tag
-from app.registry.method_restoring import FileInTheWay, NotATemplate
-from app.registry.methods import JobsChoice, MethodHasLiveJobs, MethodMoved, PresetReadOnly
-from app.registry.preset_install import PresetNotFound
+from app.registry.datasets.service import DatasetMissing, InvalidDataset
+from app.registry.methods.preset_install import PresetNotFound
+from app.registry.methods.record import Method, version_tag
+from app.registry.methods.restoring import FileInTheWay, NotATemplate
+from app.registry.methods.service import JobsChoice, MethodHasLiveJobs, MethodMoved, PresetReadOnly
 from app.store.methods import MethodFilter, MethodNotFound, MethodVersionNotFound, NameTaken
 
 router = Router(prefix="/api/v1", tags=["methods"])

@@ -20,9 +20,9 @@ from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, Tex
 from app.api.routing import Router
 from app.api.schemas.models import ModelFileList, ModelRead, ModelSummary, model_files, model_read, model_summary
 from app.domain.enums import ModelState, TrainingType
-from app.registry.model_folders import ModelFileNotFound
-from app.registry.models import ModelInUse
-from app.registry.ollama_cleanup import DeployTargetUnreachable
+from app.registry.models.folders import ModelFileNotFound
+from app.registry.models.ollama_cleanup import DeployTargetUnreachable
+from app.registry.models.service import ModelInUse
 from app.store.models import ModelFilter, ModelNameAmbiguous, ModelNotFound
 
 router = Router(prefix="/api/v1", tags=["models"])

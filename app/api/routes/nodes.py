@@ -19,7 +19,7 @@ from app.api.schemas.nodes import NodeDeclaration, NodePatch, NodeRead, node_rea
 from app.domain.errors import InvalidRequest
 from app.domain.texts import Language
 from app.executor.nodes.lost_nodes import NodeInUse, NodeIsAlive, NodeNotConfirmed
-from app.registry.nodes import NodeView, TooManyLabels
+from app.registry.nodes.service import NodeView, TooManyLabels
 from app.store.leases import AcceleratorInUse, AcceleratorNotFound
 from app.store.nodes import NodeNotFound
 

@@ -12,7 +12,7 @@ from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, pag
 from app.api.routes.methods import tagged_method
 from app.api.routing import Router
 from app.api.schemas.methods import MethodRead, PresetRead, preset_read
-from app.registry.preset_install import PresetNotFound
+from app.registry.methods.preset_install import PresetNotFound
 from app.store.methods import NameTaken
 
 router = Router(prefix="/api/v1", tags=["presets"])

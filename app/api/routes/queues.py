@@ -11,7 +11,7 @@ from app.api.list_response import page_by_name
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
 from app.api.routing import Router
 from app.api.schemas.queues import QueueLimitsWrite, QueueRead, queue_read
-from app.registry.queues import QueueNotFound, QueueView
+from app.registry.nodes.queues import QueueNotFound, QueueView
 
 router = Router(prefix="/api/v1", tags=["queues"])
 

@@ -26,11 +26,11 @@ from app.api.schemas.methods import (
     script_summary,
 )
 from app.domain.errors import InvalidRequest, PreconditionFailed
-from app.registry.method_restoring import FileInTheWay
-from app.registry.methods import MethodMoved, PresetReadOnly
-from app.registry.script_paths import FileOutsideRoot, FilePathTooLong, InvalidFilePath
-from app.registry.scripts import ScriptTooLarge
-from app.registry.stage_files import ScriptContent, ScriptInUse, ScriptNotFound, StageWithoutFile
+from app.registry.methods.restoring import FileInTheWay
+from app.registry.methods.service import MethodMoved, PresetReadOnly
+from app.registry.methods.stage_files import ScriptContent, ScriptInUse, ScriptNotFound, StageWithoutFile
+from app.registry.scripts.names import FileOutsideRoot, FilePathTooLong, InvalidFilePath
+from app.registry.scripts.root import ScriptTooLarge
 from app.store.methods import MethodNotFound, MethodVersionNotFound
 
 router = Router(prefix="/api/v1", tags=["scripts"])

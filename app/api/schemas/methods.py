@@ -24,14 +24,14 @@ from app.domain.errors import Violation
 from app.domain.kinds import STAGES, Stage
 from app.domain.texts import Language, text
 from app.domain.training_types import TYPE_NAMES
-from app.registry.base_models import is_unmade
-from app.registry.method_files import FileState, FileStatus, PinnedFile
-from app.registry.method_guide import StageParameters
-from app.registry.method_record import Method
-from app.registry.preset_install import PresetStatus
-from app.registry.readiness import Readiness
-from app.registry.readiness_cells import Cell, Verdict
-from app.registry.scripts import ScriptEntry
+from app.registry.base_models.service import is_unmade
+from app.registry.methods.files import FileState, FileStatus, PinnedFile
+from app.registry.methods.guide import StageParameters
+from app.registry.methods.preset_install import PresetStatus
+from app.registry.methods.readiness import Readiness
+from app.registry.methods.readiness_cells import Cell, Verdict
+from app.registry.methods.record import Method
+from app.registry.scripts.root import ScriptEntry
 
 _ID = "5b0e4c1e-9f3d-4a59-8f5e-0d6f3f8f2a11"
 _SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"

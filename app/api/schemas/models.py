@@ -6,8 +6,8 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from app.domain.enums import ModelState, TrainingType
-from app.registry.model_folders import ModelFile
-from app.registry.models import Lineage
+from app.registry.models.folders import ModelFile
+from app.registry.models.service import Lineage
 from app.store.tables import ModelRow
 
 _ID = "5b0e4c1e-9f3d-4a59-8f5e-0d6f3f8f2a11"

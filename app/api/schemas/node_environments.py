@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 
 from app.domain.environment_reports import EnvironmentState
 from app.domain.texts import Language, text
-from app.registry.node_environments import NodeEnvironment
+from app.registry.environments.on_nodes import NodeEnvironment
 
 _SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 

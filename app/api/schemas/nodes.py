@@ -10,7 +10,7 @@ from app.domain.demand import LabelName, LabelValue
 from app.domain.enums import JobKind, JobStatus, Platform
 from app.domain.inventory import Inventory
 from app.domain.texts import Language
-from app.registry.nodes import AcceleratorState, AcceleratorView, NodeState, NodeView
+from app.registry.nodes.service import AcceleratorState, AcceleratorView, NodeState, NodeView
 from app.store.node_work import LiveJob
 
 _ID = "5b0e4c1e-9f3d-4a59-8f5e-0d6f3f8f2a11"

@@ -4,7 +4,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.registry.queues import QueueView
+from app.registry.nodes.queues import QueueView
 
 _MOST = 1_000_000
 

@@ -12,15 +12,15 @@ from app.domain.deploy_targets import DeployTargetKind
 from app.domain.enums import TrainingType
 from app.domain.texts import Language
 from app.formats.base import Format, Options
-from app.registry.base_model_card import BaseModelCard
-from app.registry.base_model_findings import Severity, findings
-from app.registry.base_model_uploads import Uploaded
-from app.registry.base_models import BaseModelFiles, is_unmade
-from app.registry.dataset_check import Column, columns_of
-from app.registry.dataset_mixes import DEFAULT_SEED, MAX_PARTS, MixPart
-from app.registry.datasets import Preview, Validation
-from app.registry.environments import EnvironmentSource, EnvironmentView
-from app.registry.row_surveys import RowSurvey
+from app.registry.base_models.card import BaseModelCard
+from app.registry.base_models.findings import Severity, findings
+from app.registry.base_models.service import BaseModelFiles, is_unmade
+from app.registry.base_models.uploads import Uploaded
+from app.registry.datasets.check import Column, columns_of
+from app.registry.datasets.mixes import DEFAULT_SEED, MAX_PARTS, MixPart
+from app.registry.datasets.row_surveys import RowSurvey
+from app.registry.datasets.service import Preview, Validation
+from app.registry.environments.service import EnvironmentSource, EnvironmentView
 from app.store.tables import BaseModelRow, DatasetRow, DeployTargetRow
 
 _ID = "5b0e4c1e-9f3d-4a59-8f5e-0d6f3f8f2a11"

@@ -1,6 +1,6 @@
 """What a stage left behind: is it a model that can be loaded, and which bytes is it made of.
 
-The checks are those of base models (`app.registry.model_check`). They read files, which blocks: call them in a thread.
+The checks are those of base models (`app.registry.models.check`). They read files, which blocks: call them in a thread.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from app.domain.enums import EndReason
 from app.domain.kinds import Stage
 from app.domain.plain_text import shown
-from app.registry.model_check import (
+from app.registry.models.check import (
     ADAPTER_CONFIG,
     CONFIG,
     IMAGE_ADAPTER,
@@ -33,8 +33,8 @@ from app.registry.model_check import (
     looks_complete,
     torch_files,
 )
-from app.registry.model_files import MissingFile, UnusableFile, check_tensor_file, read_json_object
-from app.registry.model_folders import copy_links_in, relative_name, walk
+from app.registry.models.files import MissingFile, UnusableFile, check_tensor_file, read_json_object
+from app.registry.models.folders import copy_links_in, relative_name, walk
 
 _PIECE_BYTES = 128 * 1024 * 1024
 _BLOCK_BYTES = 1024 * 1024

@@ -26,7 +26,7 @@ from typing import Any
 
 from app.executor.attempts.artifacts import ArtifactProblem, check_safetensors
 from app.executor.runs.run_folder import RunFolder
-from app.registry.model_files import MIB, UnusableFile, read_json_object
+from app.registry.models.files import MIB, UnusableFile, read_json_object
 from app.store.home import Home
 
 MANIFEST = "deepe-checkpoint.json"

@@ -43,8 +43,8 @@ from app.executor.runs.job_spec import JobSpec
 from app.executor.runs.log_file import tail_lines
 from app.executor.runs.run_folder import RunFolder
 from app.faults import fault_point
-from app.registry.base_model_card import read_card
-from app.registry.model_files import UnusableFile
+from app.registry.base_models.card import read_card
+from app.registry.models.files import UnusableFile
 from app.store import base_models, models
 from app.store import jobs as store
 from app.store.clock import database_now

@@ -49,11 +49,11 @@ from app.executor.environments.activation import (
 from app.executor.runs.job_spec import EnvironmentBuild, JobSpec, PinnedScript
 from app.executor.runs.run_folder import RunFolder
 from app.presets.catalogue import download_program, helpers_dir, preview_program, sample_base_model
-from app.registry.base_model_uploads import FOLDER as UPLOADS
-from app.registry.method_files import MethodFiles, PinnedFile
-from app.registry.method_runs import ScriptToRun, script_to_run
-from app.registry.scripts import ScriptRoot
-from app.registry.version_store import VersionStore
+from app.registry.base_models.uploads import FOLDER as UPLOADS
+from app.registry.methods.files import MethodFiles, PinnedFile
+from app.registry.methods.runs import ScriptToRun, script_to_run
+from app.registry.scripts.root import ScriptRoot
+from app.registry.scripts.versions import VersionStore
 from app.store.home import Home
 from app.store.jobs import Claim, record_resume
 from app.store.models import find_model

@@ -60,7 +60,7 @@ from app.executor.environments.environment_archive import (
 from app.executor.environments.environments import LOCK, lock_path, planned_prefix, read_marker, write_marker
 from app.executor.environments.installed import PIP_REPORTS, lock_of, pip_reports
 from app.executor.environments.packs import PackDamaged, unpack
-from app.registry.environment_spec import BASE_SPEC, EnvironmentSpec, parse_spec, spec_hash
+from app.registry.environments.specs import BASE_SPEC, EnvironmentSpec, parse_spec, spec_hash
 
 FAILED = 1
 REFUSED = 2

@@ -17,7 +17,7 @@ from app.domain.environment_locks import EnvironmentLock
 from app.domain.errors import Invalid
 from app.executor.environments.activation import interpreter
 from app.executor.environments.conda import CondaSearch, find_executable
-from app.registry.environment_spec import EnvironmentSpec, version_matches
+from app.registry.environments.specs import EnvironmentSpec, version_matches
 
 REQUIREMENTS = "deepe-requirements.txt"
 CHANNELS_UNREACHABLE = os.EX_UNAVAILABLE  # exit status of the rattler program: another builder may try

@@ -15,7 +15,7 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from app.domain.environment_locks import EnvironmentLock
-from app.registry.environment_spec import EnvironmentSpec, spec_hash
+from app.registry.environments.specs import EnvironmentSpec, spec_hash
 
 CONDA_PACK = "conda"  # a whole prefix, relocated when it is unpacked
 WHEELS_PACK = "wheels"  # all wheels of a venv, from which another one is made

@@ -25,7 +25,7 @@ from app.executor.environments import conda
 from app.executor.environments.activation import interpreter
 from app.executor.environments.conda import CondaSearch
 from app.executor.environments.environment_archive import folder_name
-from app.registry.environment_spec import BASE_SPEC, EnvironmentSpec, parse_spec, spec_hash
+from app.registry.environments.specs import BASE_SPEC, EnvironmentSpec, parse_spec, spec_hash
 
 MARKER = "deepe-ready.json"
 LOCK = "deepe-lock.json"  # what is installed, exactly

@@ -26,7 +26,7 @@ from app.executor.environments.conda import CondaSearch
 from app.executor.environments.environment_archive import EnvironmentArchive, this_platform
 from app.executor.environments.environment_probe import EnvironmentProbes
 from app.executor.environments.environments import EnvironmentFinder, FoundEnvironment, last_use
-from app.registry.environment_spec import BASE_SPEC, EnvironmentSpec, parse_spec
+from app.registry.environments.specs import BASE_SPEC, EnvironmentSpec, parse_spec
 
 TOOLS_SECONDS = 60.0  # how long a conda that was installed meanwhile goes unnoticed
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from app.domain.environment_reports import EnvironmentState
 from app.executor.environments.environment_probe import EnvironmentProbes
 from app.executor.environments.local_environments import Look
-from app.registry.method_files import PinnedFile
-from app.registry.script_modules import ScriptModules
+from app.registry.methods.files import PinnedFile
+from app.registry.methods.script_modules import ScriptModules
 from app.store.methods import stages_by_environment
 from app.store.session import Database
 

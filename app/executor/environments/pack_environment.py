@@ -28,7 +28,7 @@ from app.executor.environments.conda import CondaSearch
 from app.executor.environments.environment_archive import EnvironmentArchive, read_lock
 from app.executor.environments.environments import LOCK, EnvironmentSource, find_environment
 from app.executor.environments.packs import pack
-from app.registry.environment_spec import BASE_SPEC, parse_spec
+from app.registry.environments.specs import BASE_SPEC, parse_spec
 
 
 class EnvironmentNotBuiltHere(Invalid):

@@ -18,8 +18,8 @@ from app.domain.errors import Conflict, Violation
 from app.domain.names import BASE_ENVIRONMENT
 from app.domain.transitions import TERMINAL
 from app.executor.runs.job_spec import HubModel, JobSpec, Named
-from app.registry.base_models import BaseModels, hub_recipe
-from app.registry.samples import UNMADE, sample_that_makes
+from app.registry.base_models.service import BaseModels, hub_recipe
+from app.registry.methods.samples import UNMADE, sample_that_makes
 from app.store import base_models
 from app.store import jobs as store
 from app.store.home import Home

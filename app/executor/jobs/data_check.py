@@ -10,10 +10,10 @@ from app.domain.errors import Violation
 from app.domain.kinds import Stage
 from app.domain.pointers import pointer
 from app.presets.catalogue import DataRules, load_manifests, script_path
-from app.registry.dataset_check import Column
-from app.registry.method_record import Method
-from app.registry.row_surveys import RowSurvey, RowSurveys, RowsWanted
-from app.registry.scripts import digest_of
+from app.registry.datasets.check import Column
+from app.registry.datasets.row_surveys import RowSurvey, RowSurveys, RowsWanted
+from app.registry.methods.record import Method
+from app.registry.scripts.root import digest_of
 
 _COLUMN_PARAMETERS: Final = ("input_train_name", "output_train_name")
 _DATASET: Final = "/dataset"

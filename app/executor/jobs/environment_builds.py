@@ -12,9 +12,9 @@ from app.domain.errors import Conflict, NotFound
 from app.domain.names import BASE_ENVIRONMENT
 from app.executor.environments.environment_archive import EnvironmentArchive
 from app.executor.nodes.reporter import build_job
-from app.registry.environment_spec import BASE_SPEC, parse_spec
-from app.registry.environments import EnvironmentNotFound
-from app.registry.nodes import living_nodes
+from app.registry.environments.service import EnvironmentNotFound
+from app.registry.environments.specs import BASE_SPEC, parse_spec
+from app.registry.nodes.service import living_nodes
 from app.store import jobs as store
 from app.store import nodes
 from app.store.clock import database_now

@@ -7,7 +7,7 @@ from typing import Any
 
 from app.domain.kinds import Stage, as_stage
 from app.executor.jobs.stage_parameters import CheckedParameters
-from app.registry.row_surveys import RowSurvey
+from app.registry.datasets.row_surveys import RowSurvey
 from app.store.tables import JobRow
 
 

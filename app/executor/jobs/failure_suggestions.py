@@ -12,7 +12,7 @@ from app.domain.failure_suggestions import FailureSuggestion, TunableParameters,
 from app.domain.kinds import KINDS, as_stage
 from app.executor.jobs.stage_parameters import StageParameters
 from app.executor.runs.job_spec import JobSpec
-from app.registry.method_record import Method, method_of
+from app.registry.methods.record import Method, method_of
 from app.store import methods
 from app.store.tables import DatasetRow, JobRow
 

@@ -24,8 +24,8 @@ from app.domain.rendering import inference_arguments, render_equals
 from app.domain.training_types import TYPES
 from app.executor.jobs.request_images import place_image
 from app.executor.runs.job_spec import InferenceRequest, JobSpec, Named, PinnedScript
-from app.registry.method_record import Method, method_of
-from app.registry.method_services import MethodServices
+from app.registry.methods.record import Method, method_of
+from app.registry.methods.wiring import MethodServices
 from app.store import jobs as store
 from app.store import methods as method_store
 from app.store import models

@@ -44,7 +44,7 @@ from app.executor.runs.metrics import Point
 from app.executor.runs.observe import NOTHING_SAID, RunDigest, RunObserver
 from app.executor.runs.progress import Progress
 from app.executor.runs.run_folder import RunFolder
-from app.registry.method_record import Method
+from app.registry.methods.record import Method
 from app.store import job_queries, models
 from app.store import jobs as store
 from app.store import methods as method_store

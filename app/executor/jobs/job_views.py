@@ -12,7 +12,7 @@ from app.domain.transitions import LIVE
 from app.executor.jobs.waiting import Waiting, waiting_of
 from app.executor.runs.job_spec import JobSpec
 from app.executor.runs.observe import RunDigest
-from app.registry.nodes import Reason
+from app.registry.nodes.service import Reason
 from app.store import job_queries
 from app.store import jobs as store
 from app.store.clock import database_now

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.domain.demand import DEFAULT_QUEUE, LEAST_PRIORITY, MOST_PRIORITY, QueueName, Resources, UserName
 from app.domain.retries import Limits, RetryPolicy
-from app.registry.dataset_mixes import MAX_PARTS, MixPart
+from app.registry.datasets.mixes import MAX_PARTS, MixPart
 
 _ID = "0192f0c1-d2e3-4f5a-8b6c-7d8e9f0a1b2c"
 _PARAMETERS = {"learning_rate": 0.0002, "max_steps": 100}

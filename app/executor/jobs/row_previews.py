@@ -34,11 +34,11 @@ from app.executor.runs.stream import JobStreams, StreamPosition
 from app.presets.shared.helpers.deepe_rows import CONVERSATION, LABELLED, PREFERENCE, QUESTION, TEXT, Refused
 from app.presets.shared.helpers.deepe_rows.preview import PARAMETERS, preview
 from app.presets.shared.helpers.deepe_rows.survey import wanted_of
-from app.registry.base_model_findings import Severity, findings
-from app.registry.base_models import BaseModels
-from app.registry.datasets import Datasets
-from app.registry.method_record import Method, method_of
-from app.registry.method_runs import MethodRuns
+from app.registry.base_models.findings import Severity, findings
+from app.registry.base_models.service import BaseModels
+from app.registry.datasets.service import Datasets
+from app.registry.methods.record import Method, method_of
+from app.registry.methods.runs import MethodRuns
 from app.store import jobs as store
 from app.store import submissions
 from app.store.clock import database_now

@@ -12,10 +12,10 @@ from app.domain.demand import Demand
 from app.domain.errors import Violation
 from app.domain.kinds import as_stage
 from app.domain.placement import Host, Mismatch, cards_of, mismatches
-from app.registry.method_record import Method
-from app.registry.readiness_cells import Cell, Finding, Verdict
-from app.registry.readiness_matrix import Matrix, cells_of
-from app.registry.script_modules import ScriptModules
+from app.registry.methods.readiness_cells import Cell, Finding, Verdict
+from app.registry.methods.readiness_matrix import Matrix, cells_of
+from app.registry.methods.record import Method
+from app.registry.methods.script_modules import ScriptModules
 from app.store import jobs as store
 from app.store.nodes import accelerators_of
 from app.store.tables import JobRow, NodeRow

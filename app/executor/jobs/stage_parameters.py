@@ -14,10 +14,10 @@ from app.domain.rendering import ArgumentForm
 from app.domain.script_parameters import ParameterKind, ScriptParameters
 from app.executor.jobs.data_check import CheckedData, Data, check_data
 from app.presets.catalogue import load_manifests
-from app.registry.method_guide import passed_argument_notes
-from app.registry.method_record import Method
-from app.registry.row_surveys import RowSurvey, RowSurveys
-from app.registry.script_reading import ScriptReader
+from app.registry.datasets.row_surveys import RowSurvey, RowSurveys
+from app.registry.methods.guide import passed_argument_notes
+from app.registry.methods.record import Method
+from app.registry.methods.script_reading import ScriptReader
 
 VALIDATION_PATH = "validation_path"
 """What a script declares that takes rows for the score."""

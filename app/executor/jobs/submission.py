@@ -36,16 +36,16 @@ from app.executor.jobs.stage_parameters import CheckedParameters, StageParameter
 from app.executor.jobs.submission_inputs import InputCheck, Inputs, Known
 from app.executor.runs.job_spec import Deployment, JobSpec, PinnedScript
 from app.presets.catalogue import OLLAMA_SCRIPT, script_path
-from app.registry.base_model_card import BaseModelCard
-from app.registry.base_models import BaseModels
-from app.registry.dataset_files import Inspection
-from app.registry.dataset_mixes import DatasetMixes, Mix
-from app.registry.datasets import Datasets
-from app.registry.method_record import Method, method_of
-from app.registry.method_runs import MethodRuns
-from app.registry.node_environments import AS_REPORTED, environment_states
-from app.registry.readiness_matrix import matrix_of
-from app.registry.scripts import digest_of
+from app.registry.base_models.card import BaseModelCard
+from app.registry.base_models.service import BaseModels
+from app.registry.datasets.files import Inspection
+from app.registry.datasets.mixes import DatasetMixes, Mix
+from app.registry.datasets.service import Datasets
+from app.registry.environments.on_nodes import AS_REPORTED, environment_states
+from app.registry.methods.readiness_matrix import matrix_of
+from app.registry.methods.record import Method, method_of
+from app.registry.methods.runs import MethodRuns
+from app.registry.scripts.root import digest_of
 from app.store import jobs as store
 from app.store import models, named, submissions
 from app.store.home import Home

@@ -12,15 +12,15 @@ from app.executor.jobs.data_check import Data
 from app.executor.jobs.requests import JobSubmit
 from app.executor.jobs.stage_parameters import VALIDATION_DATASET, Validation
 from app.executor.runs.job_spec import Named
-from app.registry.base_model_card import BaseModelCard
-from app.registry.base_model_findings import Severity, findings
-from app.registry.base_models import BaseModels
-from app.registry.dataset_check import columns_of
-from app.registry.dataset_files import Inspection
-from app.registry.dataset_mixes import Mix
-from app.registry.datasets import Datasets
-from app.registry.method_record import Method
-from app.registry.readiness_matrix import Matrix
+from app.registry.base_models.card import BaseModelCard
+from app.registry.base_models.findings import Severity, findings
+from app.registry.base_models.service import BaseModels
+from app.registry.datasets.check import columns_of
+from app.registry.datasets.files import Inspection
+from app.registry.datasets.mixes import Mix
+from app.registry.datasets.service import Datasets
+from app.registry.methods.readiness_matrix import Matrix
+from app.registry.methods.record import Method
 from app.store.home import Home
 from app.store.tables import BaseModelRow, DatasetRow, DeployTargetRow, ModelRow
 

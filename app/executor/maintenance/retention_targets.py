@@ -9,7 +9,7 @@ from datetime import datetime
 from itertools import islice
 from pathlib import Path
 
-from app.registry.model_folders import remove_folder
+from app.registry.models.folders import remove_folder
 
 CHECKPOINT = "checkpoint-"
 

@@ -23,7 +23,7 @@ from app.domain.plain_text import MAX_PATH_LENGTH, shown
 from app.executor.nodes.apple import find_apple_accelerator
 from app.executor.nodes.cards import accelerator_of, blocked_cards, visible_cards
 from app.executor.nodes.nvml import CardReading, CardsUnreadable, NvmlCards
-from app.registry.platforms import this_machine
+from app.registry.nodes.platforms import this_machine
 from app.store.home import NodeHome
 
 logger = logging.getLogger(__name__)

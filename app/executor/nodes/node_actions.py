@@ -5,7 +5,7 @@ from collections.abc import Callable
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.executor.nodes import lost_nodes
-from app.registry.nodes import Nodes, NodeView
+from app.registry.nodes.service import Nodes, NodeView
 
 
 class NodeActions(Nodes):

@@ -35,7 +35,7 @@ from app.executor.nodes.disk_guard import DiskGuard
 from app.executor.nodes.inventory import Hardware, machine
 from app.executor.nodes.joining import require_join_token
 from app.executor.runs.job_spec import EnvironmentBuild, JobSpec
-from app.registry.nodes import living_nodes
+from app.registry.nodes.service import living_nodes
 from app.store import jobs as store
 from app.store import nodes
 from app.store.clock import database_now

@@ -1,0 +1,1 @@
+"""Base models: uploads, cards, kinds and what follows for each training type."""

@@ -1,0 +1,1 @@
+"""Environments, their specifications and how they stand on nodes."""

@@ -1,0 +1,210 @@
+"""What a caller needs to know before starting a method: readiness, parameters, the form."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.domain.definition import MethodDefinition
+from app.domain.enums import JobKind
+from app.domain.errors import Invalid, Violation
+from app.domain.form import MethodForm, method_form
+from app.domain.kinds import Stage
+from app.domain.lifecycle import find_path, producing_stage
+from app.domain.parameters import argument_notes, json_schema
+from app.domain.rendering import filled_arguments
+from app.domain.script_parameters import Remark, ScriptParameters
+from app.domain.texts import Language
+from app.domain.training_types import inference_form
+from app.presets.catalogue import ParameterInfo, load_manifests
+from app.registry.methods.files import FileCheck, MethodFiles, PinnedFile, Pins, file_pointer, stage_environments
+from app.registry.methods.readiness import Readiness, readiness, with_cells
+from app.registry.methods.readiness_matrix import cells_of, matrix
+from app.registry.methods.record import Method
+from app.registry.methods.script_modules import ScriptModules
+from app.registry.methods.script_reading import ScriptReader
+from app.registry.methods.service import Clock, MethodRegistry
+from app.registry.scripts.module_names import folder_of, hidden, modules_in, modules_of
+from app.store import registry_facts
+from app.store.registry_facts import RegistryFacts
+
+# passed only when there is something to pass
+_OCCASIONAL = frozenset({"system_prompt", "reset_context", "history", "model_path", "system", "parameters"})
+
+
+Listing = dict[str, list[tuple[str, str]]]
+"""Files that bring a module, and its name, by folder of the script root."""
+
+
+@dataclass(frozen=True)
+class StageParameters:
+    """What a stage's script takes, as a JSON Schema, and how far the script could be read."""
+
+    stage: Stage
+    file: PinnedFile
+    schema: Mapping[str, Any]
+    partly_read: bool
+    remarks: Sequence[Remark]
+
+
+class MethodGuide:
+    """Answers questions about methods; changes nothing."""
+
+    def __init__(self, *, registry: MethodRegistry, files: MethodFiles, reader: ScriptReader, clock: Clock) -> None:
+        self._registry = registry
+        self._files = files
+        self._reader = reader
+        self._modules = ScriptModules(files)
+        self._clock = clock
+
+    async def validate(
+        self, session: AsyncSession, definition: MethodDefinition, *, instead_of: str | None = None
+    ) -> tuple[list[Violation], Readiness]:
+        """Say everything that a create would say, or a change of the method `instead_of`, and what is not ready."""
+        found, check, facts = await self._registry.validate(session, definition, instead_of=instead_of)
+        notes = await asyncio.to_thread(self._checked_notes, definition, check, facts)
+        return found, readiness(definition, facts, file_problems=notes, now=self._clock())
+
+    async def readiness(self, session: AsyncSession, method: str) -> Readiness:
+        """Say whether the method could run now, stage by stage."""
+        (found,) = await self.readiness_of(session, [await self._registry.get(session, method)])
+        return found
+
+    async def readiness_of(self, session: AsyncSession, methods: Sequence[Method]) -> list[Readiness]:
+        """Say whether the methods could run now, stage by stage and node by node."""
+        now = self._clock()
+        facts, found = await registry_facts.load(session), await matrix(session, now=now)
+        answers = []
+        listed: Listing = {}
+        for method in methods:
+            problems = await asyncio.to_thread(self._problems, method, facts, listed)
+            plain = readiness(method.definition, facts, file_problems=problems, now=now)
+            answers.append(with_cells(plain, await asyncio.to_thread(cells_of, method, found, self._modules)))
+        return answers
+
+    async def form(self, session: AsyncSession) -> MethodForm:
+        """Return what a form for methods is made of, with what this installation has to choose from."""
+        facts = await registry_facts.load(session)
+        return method_form(deploy_targets=sorted(facts.deploy_targets), environments=sorted(facts.environments))
+
+    async def parameters(self, method: Method, language: Language) -> list[StageParameters]:
+        """Return the parameters of every stage that runs a file of the method, as a job of now would find them."""
+        return await asyncio.to_thread(self._parameters, method, language)
+
+    def _parameters(self, method: Method, language: Language) -> list[StageParameters]:
+        producer = producing_stage(method.definition.lifecycle or ())
+        shipped = _shipped_parameters(method)
+        return [
+            _stage_parameters(stage, *self._read(pinned, method), shipped, language, producing=stage is producer)
+            for stage, pinned in method.files.items()
+        ]
+
+    def _read(self, pinned: PinnedFile, method: Method) -> tuple[PinnedFile, ScriptParameters]:
+        # an edited example does not start, so that its edit says nothing
+        return (pinned, self._reader.pinned(pinned)) if method.read_only else self._reader.current(pinned)
+
+    def _problems(self, method: Method, facts: RegistryFacts, listed: Listing) -> dict[Stage, tuple[Violation, ...]]:
+        notes = _notes(method.definition, {stage: self._script(pin) for stage, pin in method.files.items()})
+        return self._with_hidden(notes, method.definition, method.files, facts, listed)
+
+    def _script(self, pinned: PinnedFile) -> ScriptParameters:
+        try:
+            return self._reader.current(pinned)[1]
+        except Invalid:  # what stands there now cannot be read, and is not what was registered
+            return self._reader.pinned(pinned)
+
+    def _checked_notes(
+        self, definition: MethodDefinition, check: FileCheck, facts: RegistryFacts
+    ) -> dict[Stage, tuple[Violation, ...]]:
+        """Return the notes on files that were looked at and not kept."""
+        scripts = {
+            stage: self._reader.content(pinned, check.contents[pinned.sha256])
+            if pinned.sha256 in check.contents
+            else self._reader.pinned(pinned)
+            for stage, pinned in check.pins.items()
+        }
+        return self._with_hidden(_notes(definition, scripts), definition, check.pins, facts, {})
+
+    def _with_hidden(
+        self,
+        notes: Mapping[Stage, tuple[Violation, ...]],
+        definition: MethodDefinition,
+        pins: Pins,
+        facts: RegistryFacts,
+        listed: Listing,
+    ) -> dict[Stage, tuple[Violation, ...]]:
+        """Add what files beside the scripts, put there by hand, hide from them; `listed`: folders seen already."""
+        environments = stage_environments(definition)
+        found = dict(notes)
+        for stage, pinned in pins.items():
+            if pinned.shipped:
+                continue
+            folder = folder_of(pinned.file)
+            if folder not in listed:
+                listed[folder] = modules_in(self._files.scripts.root, folder)
+            packages = modules_of(spec for name, spec in facts.specs.items() if name == environments.get(stage))
+            beside = (
+                hidden(path, module, packages=packages, pointer=file_pointer(stage)) for path, module in listed[folder]
+            )
+            found[stage] = (*found[stage], *filter(None, beside))
+        return found
+
+
+def _notes(
+    definition: MethodDefinition, scripts: Mapping[Stage, ScriptParameters]
+) -> dict[Stage, tuple[Violation, ...]]:
+    """Return what the stages' scripts will make of the arguments that they are called with."""
+    notes = {}
+    for stage, script in scripts.items():
+        found = passed_argument_notes(definition, stage, script, file_pointer(stage))
+        # what would be taken for an abbreviation is not passed, and the submit says so
+        notes[stage] = tuple(note for note in found if note.code != "argument_abbreviates")
+    return notes
+
+
+def passed_argument_notes(
+    definition: MethodDefinition, stage: Stage, script: ScriptParameters, at: str
+) -> list[Violation]:
+    """Return what the script would make of the arguments that the platform fills in and it does not declare."""
+    if definition.arguments.declared_only:
+        return []
+    path = find_path(definition.lifecycle)
+    producer = producing_stage(path) if path else None
+    own = filled_arguments(stage, inference_form(definition.training_type))
+    passed = [*own, *(filled_arguments(JobKind.TRAINING) if stage is producer else ())]
+    return argument_notes(script, dict.fromkeys(name for name in passed if name not in _OCCASIONAL), at)
+
+
+def _stage_parameters(
+    stage: Stage,
+    file: PinnedFile,
+    script: ScriptParameters,
+    shipped: Mapping[str, ParameterInfo],
+    language: Language,
+    *,
+    producing: bool,
+) -> StageParameters:
+    schema = json_schema(script, stage=stage, producing=producing, language=language)
+    if stage is JobKind.TRAINING or producing:
+        for name, schema_of in schema["properties"].items():
+            if name in shipped:
+                schema_of |= _shipped_texts(shipped[name], language)
+    return StageParameters(stage, file, schema, script.partly_read, (*script.unread, *script.notes))
+
+
+def _shipped_parameters(method: Method) -> dict[str, ParameterInfo]:
+    """Return what the manifest says of a preset's parameters; it knows them better than the platform's table."""
+    manifest = next((manifest for manifest in load_manifests() if manifest.name == method.preset), None)
+    return {} if manifest is None else {info.name: info for info in manifest.parameters}
+
+
+def _shipped_texts(info: ParameterInfo, language: Language) -> dict[str, Any]:
+    texts = {
+        "title": info.label.get(language),
+        "description": info.help.get(language),
+        "x-typical-minimum": info.minimum,
+        "x-typical-maximum": info.maximum,
+    }
+    return {name: value for name, value in texts.items() if value is not None}

@@ -1,0 +1,75 @@
+"""Which modules the stages of methods take from their environments, and which from the script root."""
+
+from pathlib import Path
+
+from app.argspec.report import Imports
+from app.domain.errors import AppError
+from app.presets.catalogue import helpers_dir
+from app.registry.methods.files import MethodFiles, PinnedFile
+from app.registry.scripts.module_names import folder_of
+from app.registry.scripts.names import SUFFIX
+
+_REMEMBERED = 1000
+_KNOWN_FOLDERS = frozenset({"helpers", "shared/helpers"})  # added by the shipped scripts and their copies
+
+
+class ScriptModules:
+    """Reads the imports of pinned scripts; the same bytes are read once. All methods block."""
+
+    def __init__(self, files: MethodFiles) -> None:
+        self._files = files
+        self._read: dict[str, frozenset[str]] = {}
+
+    def needed(self, pinned: PinnedFile) -> frozenset[str]:
+        """Return what the environment must have: without modules of the script root and our helpers."""
+        modules = self._read.get(pinned.sha256)
+        if modules is None:
+            try:
+                reading = self._files.reader.read(self._files.versions.get(pinned.sha256))
+            except (AppError, OSError):
+                return frozenset()  # missing bytes are not the environment's fault
+            modules = _needed(reading.imports)
+            if len(self._read) >= _REMEMBERED:
+                self._read.clear()
+            if reading.lasting:
+                self._read[pinned.sha256] = modules
+        own = [] if pinned.shipped else [self._files.scripts.absolute(pinned.file).parent]
+        folders = [helpers_dir(), *own]
+        return frozenset(module for module in modules if not any(_is_there(folder, module) for folder in folders))
+
+    def imports(self, pinned: PinnedFile, path: str) -> bool:
+        """Return whether the script imports the file `path` of the script root, by itself or through another one."""
+        if pinned.shipped:
+            return False
+        waiting, seen = [pinned.file], set[str]()
+        while waiting:
+            file = waiting.pop()
+            if file in seen:
+                continue
+            seen.add(file)
+            imports = self._imports(pinned, file)
+            # a script that changes where it looks usually adds the folder above its own
+            folders = [folder_of(file), *([""] if imports.search_path else [])]
+            for module in [f"{folder}/{module}".lstrip("/") for folder in folders for module in imports.modules]:
+                if path == module + SUFFIX or path.startswith(f"{module}/"):
+                    return True
+                beside = (module + SUFFIX, f"{module}/__init__{SUFFIX}")
+                waiting += [at for at in beside if self._files.scripts.absolute(at).is_file()]
+        return False
+
+    def _imports(self, pinned: PinnedFile, file: str) -> Imports:
+        try:
+            stored = file == pinned.file
+            content = self._files.versions.get(pinned.sha256) if stored else self._files.scripts.read(file)
+        except (AppError, OSError):
+            return Imports()  # cannot be read, so that it imports nothing
+        return self._files.reader.read(content or b"").imports
+
+
+def _needed(imports: Imports) -> frozenset[str]:
+    """Return what a script imports; nothing if it looks in unknown folders."""
+    return frozenset(imports.modules) if set(imports.search_path) <= _KNOWN_FOLDERS else frozenset()
+
+
+def _is_there(folder: Path, module: str) -> bool:
+    return (folder / f"{module}.py").is_file() or (folder / module).is_dir()

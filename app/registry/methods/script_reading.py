@@ -1,0 +1,92 @@
+"""What scripts say about their command lines, read once per content."""
+
+from app.argspec.report import Arguments, Option, Remark
+from app.domain import script_parameters as domain
+from app.domain.known_parameters import KNOWN
+from app.domain.rendering import ArgumentForm
+from app.domain.script_parameters import ParameterKind, ScriptParameter, ScriptParameters, from_text
+from app.registry.methods.files import FileState, MethodFiles, PinnedFile
+
+_REMEMBERED = 1000
+
+
+class ScriptReader:
+    """Reads the parameters of scripts; the same bytes are read once. All methods block."""
+
+    def __init__(self, files: MethodFiles) -> None:
+        self._files = files
+        self._read: dict[str, ScriptParameters] = {}
+
+    def pinned(self, pinned: PinnedFile) -> ScriptParameters:
+        """Return the parameters of exactly the pinned bytes."""
+        known = self._read.get(pinned.sha256)
+        return known or self._remember(pinned, self._files.versions.get(pinned.sha256))
+
+    def current(self, pinned: PinnedFile) -> tuple[PinnedFile, ScriptParameters]:
+        """Return the parameters of the file as it is on disk now, and its digest."""
+        if self._files.state(pinned) is FileState.UNCHANGED:
+            return pinned, self.pinned(pinned)
+        present, content = self._files.current(pinned)
+        return present, self.content(present, content)
+
+    def content(self, pinned: PinnedFile, content: bytes) -> ScriptParameters:
+        """Return the parameters of bytes that are not stored yet."""
+        return self._read.get(pinned.sha256) or self._remember(pinned, content)
+
+    def _remember(self, pinned: PinnedFile, content: bytes) -> ScriptParameters:
+        if len(self._read) >= _REMEMBERED:
+            self._read.clear()
+        reading = self._files.reader.read(content)
+        found = script_parameters(reading.arguments, filename=pinned.file)
+        if reading.lasting:
+            self._read[pinned.sha256] = found
+        return found
+
+
+def script_parameters(arguments: Arguments, *, filename: str = "") -> ScriptParameters:
+    """Return what the platform makes of a script's arguments: of several names of an option it takes one it knows."""
+    parameters = {option.names[0]: _parameter(option) for option in arguments.options}
+    name_of = {first: parameter.name for first, parameter in parameters.items()}
+    return ScriptParameters(
+        filename=filename,
+        parameters=tuple(parameters.values()),
+        positionals=tuple(
+            domain.Positional(name=one.name, required=one.required, line=one.line) for one in arguments.positionals
+        ),
+        exclusive=tuple(
+            domain.ExclusiveGroup(names=tuple(name_of[name] for name in group.names), required=group.required)
+            for group in arguments.exclusive
+        ),
+        accepts_unknown=arguments.accepts_unknown,
+        abbreviates=arguments.abbreviates,
+        unread=tuple(map(_remark, arguments.unread)),
+        notes=tuple(map(_remark, arguments.notes)),
+    )
+
+
+def _parameter(option: Option) -> ScriptParameter:
+    name = next((name for name in option.names if name in KNOWN), option.names[0])
+    kind = ParameterKind(option.kind)
+    default = option.default
+    if isinstance(default, str):  # argparse reads a default that is a text as if it were given
+        default = bool(default) if option.reads_false_as_true else from_text(default, kind)
+    return ScriptParameter(
+        name=name,
+        aliases=tuple(other for other in option.names if other != name),
+        kind=kind,
+        typed=option.typed,
+        form=ArgumentForm(option.form),
+        required=option.required,
+        has_default=option.has_default,
+        default=default,
+        default_text=option.default_source,
+        choices=None if option.choices is None else tuple(option.choices),
+        help=option.help,
+        group=option.group,
+        line=option.line,
+        reads_false_as_true=option.reads_false_as_true,
+    )
+
+
+def _remark(remark: Remark) -> domain.Remark:
+    return domain.Remark(code=remark.code, line=remark.line, subject=remark.subject)

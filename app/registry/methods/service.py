@@ -1,0 +1,315 @@
+"""Methods: created, changed, copied and deleted under the rules, with everything that is wrong said at once.
+
+A change makes a new immutable version that pins the bytes of every file it runs. It names the version it was made
+from (`precondition`); a later one of two concurrent changes is refused. Adding and deleting need a licence, adapting
+what is there does not.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Protocol
+from uuid import uuid4
+
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.domain.definition import MethodDefinition
+from app.domain.enums import VersionSource
+from app.domain.errors import Conflict, InvalidRequest, NotAllowed, PreconditionFailed, Violation
+from app.domain.lifecycle import PATHS, find_path, violations
+from app.domain.plain_text import shown
+from app.registry.methods.files import FileCheck, MethodFiles, Pins, member_pointer, pins_to_json, stage_environments
+from app.registry.methods.record import Method, lifecycle_text, method_of, row_values, version_tag
+from app.store import methods as store
+from app.store import presets, registry_facts
+from app.store.methods import MethodFilter, NameTaken
+from app.store.paging import PageRequest, Position
+from app.store.registry_facts import RegistryFacts
+from app.store.tables import MethodRow
+
+Clock = Callable[[], datetime]
+Precondition = Callable[[str], None]
+"""Raises unless the caller read the version with this tag."""
+
+
+class MethodHasLiveJobs(Conflict):
+    """Jobs of the method are queued or running, and the caller did not say what to do with them."""
+
+    code = "method_has_live_jobs"
+
+
+class PresetReadOnly(NotAllowed):
+    """The method is an example that is copied, not changed."""
+
+    code = "preset_read_only"
+
+
+class MethodMoved(PreconditionFailed):
+    """The method was changed between being read and being written."""
+
+    code = "method_moved"
+
+
+class JobsChoice(StrEnum):
+    """What deleting a method does to its jobs that are queued or running."""
+
+    CANCEL = "cancel"
+    KEEP = "keep"
+
+
+class LicenceGate(Protocol):
+    """Says whether methods may be added and deleted here."""
+
+    def require(self) -> None:
+        """Raise the error that names the way out unless a licence allows it."""
+
+
+class JobsOfMethod(Protocol):
+    """What the registry needs to know of jobs (`app.store.jobs` has it)."""
+
+    async def count_unfinished_of_method(self, session: AsyncSession, method_id: str) -> int:
+        """Return how many jobs of the method are queued or live."""
+
+    async def request_cancel_of_method(self, session: AsyncSession, method_id: str, *, now: datetime) -> Sequence[str]:
+        """Cancel the queued ones and ask the live ones to stop; return their ids."""
+
+
+class MethodRegistry:
+    """The methods of this installation."""
+
+    def __init__(self, *, files: MethodFiles, licence: LicenceGate, jobs: JobsOfMethod, clock: Clock) -> None:
+        self._files = files
+        self._licence = licence
+        self._jobs = jobs
+        self._clock = clock
+
+    # ---- read -------------------------------------------------------------------------------------------------------
+
+    async def get(self, session: AsyncSession, method: str) -> Method:
+        """Return the newest version of the method with this id or name."""
+        row = await store.get(session, method)
+        return method_of(row, await store.get_version(session, row))
+
+    async def page(
+        self, session: AsyncSession, wanted: MethodFilter, paging: PageRequest
+    ) -> tuple[list[Method], Position | None]:
+        """Return one page of the methods, and the position of the next one."""
+        if wanted.lifecycle is not None and find_path(wanted.lifecycle.split(",")) is None:
+            known = " | ".join(map(lifecycle_text, PATHS))
+            params = {"value": shown(wanted.lifecycle), "known": known}
+            raise InvalidRequest([Violation("?lifecycle", "unknown_lifecycle", params)])
+        rows = await store.page(session, wanted, paging)
+        newest = await store.newest_versions(session, rows.rows)
+        return [method_of(row, newest[row.id]) for row in rows.rows], rows.next_position
+
+    async def version(self, session: AsyncSession, method: str, number: int) -> Method:
+        """Return an older version; of a deleted method too, by its id."""
+        row = await store.get_even_deleted(session, method)
+        return method_of(row, await store.get_version(session, row, number))
+
+    async def versions(
+        self, session: AsyncSession, method: str, paging: PageRequest
+    ) -> tuple[list[Method], Position | None]:
+        """Return one page of the method's versions; of a deleted method too, by its id."""
+        row = await store.get_even_deleted(session, method)
+        found = await store.version_page(session, row.id, paging)
+        return [method_of(row, version) for version in found.rows], found.next_position
+
+    async def validate(
+        self, session: AsyncSession, definition: MethodDefinition, *, instead_of: str | None = None
+    ) -> tuple[list[Violation], FileCheck, RegistryFacts]:
+        """Say everything that a create would say, or a change of the method `instead_of`; nothing is changed."""
+        row = await store.get(session, instead_of) if instead_of is not None else None
+        check = await asyncio.to_thread(self._files.check, definition, known=await _files_of(session, row))
+        facts = await registry_facts.load(session)
+        found = _judge(definition, check.violations, facts)
+        if await _name_is_taken(session, definition, row):
+            found.append(_name_taken(definition))
+        return found, check, facts
+
+    # ---- change -----------------------------------------------------------------------------------------------------
+
+    async def create(self, session: AsyncSession, definition: MethodDefinition) -> Method:
+        """Add a method."""
+        self._licence.require()
+        return await self.add(session, definition, source=VersionSource.CREATE)
+
+    async def add(self, session: AsyncSession, definition: MethodDefinition, *, source: VersionSource) -> Method:
+        """Add a method. The caller has checked the licence."""
+        check = await self._checked(session, definition, None)
+        return await self.insert(session, definition, check.pins, source=source)
+
+    async def insert(
+        self,
+        session: AsyncSession,
+        definition: MethodDefinition,
+        pins: Pins,
+        *,
+        source: VersionSource,
+        preset: str | None = None,
+        preset_version: int | None = None,
+        read_only: bool = False,
+    ) -> Method:
+        """Insert a definition that is known to be right, with pins that are known to be kept."""
+        now = self._clock()
+        row = MethodRow(
+            id=str(uuid4()),
+            version=1,
+            preset=preset,
+            preset_version=preset_version,
+            read_only=read_only,
+            created_at=now,
+            updated_at=now,
+            deleted_at=None,
+            **row_values(definition),
+        )
+        version = store.new_version(
+            row, number=1, definition=definition.canonical(), files=pins_to_json(pins), source=source, now=now
+        )
+        await store.insert(session, row, version)
+        return method_of(row, version)
+
+    async def replace(
+        self, session: AsyncSession, method: str, definition: MethodDefinition, *, precondition: Precondition
+    ) -> Method:
+        """Put `definition` in the place of the method's newest version."""
+        row = await self._editable(session, method, precondition)
+        return await self._edit(session, row, definition)
+
+    async def patch(
+        self, session: AsyncSession, method: str, changes: Mapping[str, Any], *, precondition: Precondition
+    ) -> Method:
+        """Merge `changes` into the method's newest version (RFC 7396)."""
+        row = await self._editable(session, method, precondition)
+        before = (await store.get_version(session, row)).definition
+        return await self._edit(session, row, MethodDefinition.model_validate(merge_patch(before, changes)))
+
+    async def new_version(
+        self,
+        session: AsyncSession,
+        row: MethodRow,
+        definition: MethodDefinition,
+        pins: Pins,
+        *,
+        source: VersionSource,
+        values: Mapping[str, Any] | None = None,
+    ) -> Method:
+        """Make a new version, unless it would say the same as the newest; return the newest."""
+        newest = await store.get_version(session, row)
+        canonical, files = definition.canonical(), pins_to_json(pins)
+        if (newest.definition, newest.files) == (canonical, files) and not values:
+            return method_of(row, newest)
+        now = self._clock()
+        version = store.new_version(
+            row, number=row.version + 1, definition=canonical, files=files, source=source, now=now
+        )
+        columns = {**row_values(definition), **(values or {})}
+        if not await store.replace(session, row, version, values=columns, now=now):
+            raise MethodMoved(method=row.name)
+        return method_of(row, version)
+
+    async def delete(
+        self, session: AsyncSession, method: str, *, precondition: Precondition, jobs: JobsChoice | None
+    ) -> Sequence[str]:
+        """Delete the method and return the jobs that shall stop; what its jobs and models say of it stays."""
+        self._licence.require()
+        row = await store.get(session, method, lock=True)
+        precondition(version_tag(row.id, row.version))
+        now = self._clock()
+        if not await store.delete(session, row, version=row.version, now=now):
+            raise MethodMoved(method=row.name)
+        # counted after the row is locked: a submit of this moment has either been counted or finds no method
+        count = await self._jobs.count_unfinished_of_method(session, row.id)
+        if count and jobs is None:
+            raise MethodHasLiveJobs(method=row.name, count=count)
+        if row.preset is not None:
+            await presets.mark_removed(session, row.id, now=now)
+        if count and jobs is JobsChoice.CANCEL:
+            return await self._jobs.request_cancel_of_method(session, row.id, now=now)
+        return ()
+
+    async def require_valid(self, session: AsyncSession, definition: MethodDefinition) -> None:
+        """Raise everything that is wrong with a definition whose files are known to be kept."""
+        found = _judge(definition, (), await registry_facts.load(session))
+        if found:
+            raise InvalidRequest(found)
+
+    async def _editable(self, session: AsyncSession, method: str, precondition: Precondition) -> MethodRow:
+        row = await store.get(session, method, lock=True)
+        if row.read_only:
+            raise PresetReadOnly(method=row.name)
+        precondition(version_tag(row.id, row.version))
+        return row
+
+    async def _edit(self, session: AsyncSession, row: MethodRow, definition: MethodDefinition) -> Method:
+        if row.preset is not None and definition.name != row.name:
+            # else everybody could rename Custom01, install it again, and so add a method
+            self._licence.require()
+        check = await self._checked(session, definition, row)
+        return await self.new_version(session, row, definition, check.pins, source=VersionSource.EDIT)
+
+    async def _checked(self, session: AsyncSession, definition: MethodDefinition, row: MethodRow | None) -> FileCheck:
+        """Raise everything that is wrong with the definition; keep the bytes it will run."""
+        check = await asyncio.to_thread(self._files.check, definition, known=await _files_of(session, row))
+        found = _judge(definition, check.violations, await registry_facts.load(session))
+        if await _name_is_taken(session, definition, row):
+            if not found:
+                raise NameTaken(name=definition.name, pointer="/name")
+            found.append(_name_taken(definition))
+        if found:
+            raise InvalidRequest(found)
+        await asyncio.to_thread(self._files.keep, check)
+        return check
+
+
+def merge_patch(target: Any, patch: Any) -> Any:
+    """Return `target` changed by `patch` (RFC 7396): null removes, objects merge, everything else replaces."""
+    if not isinstance(patch, Mapping):
+        return patch
+    merged = dict(target) if isinstance(target, Mapping) else {}
+    for name, value in patch.items():
+        if value is None:
+            merged.pop(name, None)
+        else:
+            merged[name] = merge_patch(merged.get(name), value)
+    return merged
+
+
+def _judge(definition: MethodDefinition, of_files: Sequence[Violation], facts: RegistryFacts) -> list[Violation]:
+    """Join the rules with what the script root and the database say."""
+    return [
+        *violations(definition, deploy_targets=facts.deploy_targets),
+        *of_files,
+        *_unknown_environments(definition, facts),
+    ]
+
+
+def _unknown_environments(definition: MethodDefinition, facts: RegistryFacts) -> list[Violation]:
+    known = facts.environments
+    return [
+        Violation(
+            member_pointer(stage, "conda_env"),
+            "unknown_environment",
+            {"environment": environment, "known": ", ".join(sorted(known))},
+        )
+        for stage, environment in stage_environments(definition).items()
+        if environment not in known
+    ]
+
+
+async def _files_of(session: AsyncSession, row: MethodRow | None) -> frozenset[str]:
+    """Return the files that the method's newest version runs."""
+    if row is None:
+        return frozenset()
+    return frozenset(pinned.file for pinned in method_of(row, await store.get_version(session, row)).files.values())
+
+
+async def _name_is_taken(session: AsyncSession, definition: MethodDefinition, row: MethodRow | None) -> bool:
+    if definition.name is None:
+        return False
+    return await store.name_is_taken(session, definition.name, by_other_than=row.id if row else None)
+
+
+def _name_taken(definition: MethodDefinition) -> Violation:
+    return Violation("/name", "name_taken", {"name": definition.name})

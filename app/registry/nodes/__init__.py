@@ -1,0 +1,1 @@
+"""Nodes, their platforms and the queues before them."""
