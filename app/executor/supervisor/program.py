@@ -1,9 +1,11 @@
 """Own one stage process from its first instruction to the proof that nothing of it is left.
 
-    python -I -S program.py FOLDER [--adopt]
+    python -I -S -c "... import program ..." FOLDER [--adopt]     (`client.py`)
 
 A program of its own: standard library only, one per attempt folder, started detached, so that a stage outlives the
-worker, the API and Redis. Everything it knows stands in files of the folder, each either absent or complete:
+worker, the API and Redis. It is imported, not run as a script, so that it comes compiled from the interpreter's cache.
+Every import delays the start of every stage. Everything it knows stands in files of the folder, each either absent or
+complete:
 
     spec.json     what to run (written by the worker)         stop          request to end it (written by the worker)
     lock          held by flock while a supervisor lives      started       created once: the command runs at most once
@@ -25,6 +27,8 @@ Exit status: 0 ended or had ended, 74 the folder cannot be written (nothing ran)
 lock, 76 the command was started before and may not be started again.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import fcntl
@@ -35,8 +39,13 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+
+TYPE_CHECKING = False  # as type checkers know it: `typing` would take a tenth of the start
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+
+    Record = dict[str, Any]
 
 CANNOT_WRITE = 74
 ALREADY_SUPERVISED = 75
@@ -54,8 +63,6 @@ REAPER_FILE = "witness.json"
 REAPER_KEY = "witness"  # in `state.json`
 OOM_SCORE = 500  # the stage goes first when memory runs out, never the supervisor
 
-Record = dict[str, Any]
-
 if "DEEPE_FAULT_POINT" in os.environ:
     import runpy
 
@@ -68,7 +75,10 @@ else:
 
 
 def main(arguments: list[str]) -> int:
-    """Take the folder's lock and run or adopt its attempt."""
+    """Leave the starter's session, take the folder's lock and run or adopt its attempt."""
+    if os.getpid() != os.getsid(0):
+        with contextlib.suppress(OSError):
+            os.setsid()
     adopt = "--adopt" in arguments
     folder = Folder(next(argument for argument in arguments if not argument.startswith("--")))
     try:
@@ -166,14 +176,17 @@ class Folder:
             os.close(descriptor)
 
 
-class Process(NamedTuple):
+class Process:
     """One row of the process table. (pid, start) never names two processes of one boot."""
 
-    pid: int
-    parent: int
-    session: int
-    start: str
-    zombie: bool
+    __slots__ = ("parent", "pid", "session", "start", "zombie")
+
+    def __init__(self, pid: int, parent: int, session: int, start: str, zombie: bool) -> None:
+        self.pid = pid
+        self.parent = parent
+        self.session = session
+        self.start = start
+        self.zombie = zombie
 
     def identity(self) -> Record:
         return {"pid": self.pid, "start": self.start}
@@ -267,7 +280,7 @@ class Supervisor:
             self.ending = {"released": True, "lost": True}
         self._finish(why=None if found else "never_started", leftovers=found, unkillable=left)
 
-    def _fork(self, launch: "Launch") -> int | None:
+    def _fork(self, launch: Launch) -> int | None:
         """Fork the reaper, which forks the stage; return the pipe that releases it, None if that failed."""
         report_read, report_write = os.pipe()
         release_read, release_write = os.pipe()
@@ -918,8 +931,5 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-if __name__ == "__main__":
-    if os.getpid() != os.getsid(0):
-        with contextlib.suppress(OSError):
-            os.setsid()
+if __name__ == "__main__":  # a worker of an earlier release, not yet restarted, starts it as a script
     sys.exit(main(sys.argv[1:]))
