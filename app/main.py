@@ -53,6 +53,7 @@ from app.executor.jobs.job_actions import JobActions
 from app.executor.jobs.row_previews import RowPreviews
 from app.executor.jobs.stage_parameters import StageParameters
 from app.executor.jobs.submission import Submissions
+from app.executor.jobs.token_lengths import TokenLengths
 from app.executor.maintenance.background import in_background
 from app.executor.maintenance.housekeeping import Housekeeper
 from app.executor.maintenance.webhook_sender import WebhookSender
@@ -145,6 +146,7 @@ def build_services(
     streams = JobStreams(database, home)
     addresses = AddressPolicy(settings.webhook_addresses)
     parameters = StageParameters(methods_.reader)
+    lengths = TokenLengths()
     submissions = Submissions(
         database=database,
         home=home,
@@ -153,6 +155,7 @@ def build_services(
         mixes=mixes,
         base_models=base_models_,
         parameters=parameters,
+        lengths=lengths,
         min_free_bytes=settings.min_free_bytes,
         clock=clock,
     )
@@ -189,6 +192,7 @@ def build_services(
             parameters=parameters,
             streams=streams,
             notifier=notifier,
+            lengths=lengths,
             clock=clock,
         ),
         streams=streams,

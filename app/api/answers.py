@@ -13,6 +13,7 @@ from app.api.schemas.chat import ChatAnswer, ChatEnd
 from app.api.schemas.jobs import JobRead, job_read, reason_detail
 from app.api.sse import ServerEvent
 from app.domain.enums import EndReason
+from app.domain.errors import InvalidRequest, Violation
 from app.domain.texts import Language
 from app.executor.jobs.chat_service import AnswerEnd, AnswerImage, AnswerText
 from app.executor.jobs.job_views import JobDetails
@@ -64,6 +65,19 @@ async def preview_answer(request: Request, services: Services, wanted: PreviewRe
     """Return the preview. Cancel its job if the caller disconnects."""
     gone = Preview(wanted.method, wanted.base_model, wanted.dataset, environment="", rows=(), total=0)
     return await while_connected(request, services.row_previews.preview(wanted), otherwise=gone)
+
+
+async def measured_rows(
+    request: Request, services: Services, dataset: str, method: str | None, base_model: str | None
+) -> Preview | None:
+    """Return a preview for its lengths; None where neither a method nor a base model is named."""
+    if method is None and base_model is None:
+        return None
+    if method is None or base_model is None:
+        missing = "method" if method is None else "base_model"
+        raise InvalidRequest([Violation(f"/{missing}", "tokenizer_half_named", {})])
+    await request.body()  # empty; only what comes after it is the news that the caller is gone
+    return await preview_answer(request, services, PreviewRequest(method, base_model, dataset, None, {}))
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, Answer], *, otherwise: Answer) -> Answer:

@@ -375,7 +375,8 @@ def _validate(api: Api, body: dict[str, Any], *, as_json: bool) -> None:
             if rows is not None:
                 held_out = "" if rows["held_out"] is None else f", {rows['held_out']} of them held out for the score"
                 write(f"rows: {rows['read']} read, {rows['used']} used{held_out}; sequences: {rows['sequences']}\n")
-            for name, value in (("steps", plan["steps"]), ("tokens, roughly", plan["estimated_tokens"])):
+            tokens = "tokens, roughly" if plan["lengths"] is None else "tokens, as measured"
+            for name, value in (("steps", plan["steps"]), (tokens, plan["estimated_tokens"])):
                 if value is not None:
                     write(f"{name}: {value:,}\n")
     if not found["valid"]:

@@ -11,7 +11,7 @@ import typer
 from app.cli.client import Api, segment
 from app.cli.command import DEFAULT_URL, AsJson, CliFailure, ExitCode, Limit, Url, mix_part, typed
 from app.cli.output import print_fields, print_json, print_table, size, write
-from app.cli.row_preview import preview_dataset
+from app.cli.row_preview import PREVIEW_SECONDS, lengths_line, preview_dataset
 from app.cli.service import load
 from app.cli.watch import watch_to_end
 from app.settings import Settings
@@ -148,12 +148,14 @@ def _print_mix(mix: dict[str, Any]) -> None:
 @datasets.command("profile")
 def profile_dataset(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Id or name.")],
+    method: Annotated[str | None, typer.Option("--method", "-m", help="Count tokens in its environment.")] = None,
+    base_model: Annotated[str | None, typer.Option("--base-model", "-b", help="Count tokens by its tokenizer.")] = None,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
     """Say how the rows are written, how long they are, and what would be left out."""
-    with Api(url) as api:
-        found = api.get(f"/datasets/{segment(dataset)}/profile")
+    with Api(url, timeout=PREVIEW_SECONDS) as api:
+        found = api.get(f"/datasets/{segment(dataset)}/profile", {"method": method, "base_model": base_model})
     if as_json:
         print_json(found)
         return
@@ -163,6 +165,8 @@ def profile_dataset(
 
     fields = {name: counted(name) for name in ("forms", "kinds", "roles", "features", "turns", "scripts")}
     tokens = {"tokens, roughly": counted("estimated_tokens"), "duplicates": found["duplicates"]}
+    if found["lengths"] is not None:
+        tokens = {"measured": lengths_line(found["lengths"])} | tokens
     print_fields({"rows": found["rows"], **fields, **tokens, "unreadable rows": found["problem_count"]})
     for entry in (*found["problems"], *found["remarks"]):
         write(f"{entry['pointer']}: {entry['detail']}\n")

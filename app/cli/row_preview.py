@@ -15,7 +15,7 @@ from app.cli.command import DEFAULT_URL, AsJson, Misused, Url
 from app.cli.jobs import Parameter, ParameterFile, parameters
 from app.cli.output import console, is_terminal, print_json, write
 
-_SECONDS = 90.0  # longer than the service waits
+PREVIEW_SECONDS = 90.0  # longer than the service waits
 _STYLES = {"given": "dim", "learned": "bold green", "unlearned": "yellow", "cut": "red"}
 
 
@@ -37,7 +37,7 @@ def preview_dataset(
     """
     if (method is None) != (base_model is None):
         raise Misused("Name both --method and --base-model, or neither.")
-    with Api(url, timeout=_SECONDS) as api:
+    with Api(url, timeout=PREVIEW_SECONDS) as api:
         if method is None:
             found = {"items": _plain_rows(api, dataset, row or [])}
         else:
@@ -65,8 +65,23 @@ def _print_preview(preview: Mapping[str, Any]) -> None:
     for row in preview["rows"]:
         for line in _lines_of(row):
             out.print(line, soft_wrap=True)
+    if preview["lengths"] is not None:
+        out.print(Text(f"all rows: {lengths_line(preview['lengths'])}"), soft_wrap=True)
     for note in preview["notes"]:
         out.print(Text(f"note: {note['detail']}"), soft_wrap=True)
+
+
+def lengths_line(lengths: Mapping[str, Any]) -> str:
+    """Return how many tokens rows have, in a line."""
+    counted = ", ".join(f"{name} {tokens}" for name, tokens in (lengths["tokens"] or {}).items()) or "none"
+    share = lengths["learned_share"]
+    learned = "" if share is None else f"; {share:.0%} of all are learned"
+    part = (
+        ""
+        if lengths["measured"] == lengths["total"]
+        else f" (sample: {lengths['measured']} of {lengths['total']} rows)"
+    )
+    return f"tokens: {counted}{learned}{part}"
 
 
 def _lines_of(row: Mapping[str, Any]) -> Iterator[Text]:

@@ -34,7 +34,17 @@ ROW: dict[str, Any] = {
     "left_out": None,
     "notes": [["bos_missing", ""]],
 }
-ANSWER: dict[str, Any] = {"rows": [ROW | {"sequences": [SEQUENCE], "sequence_count": 1}], "own_template": True}
+LENGTHS: dict[str, Any] = {
+    "rows": [[1, 6, 10, 6, 4, 10, False]] * 99 + [[1, 300, 700, 300, 400, 700, False]],
+    "measured": 100,
+    "total": 144,
+    "refused": 0,
+    "refused_lines": [],
+    "pictures": 0,
+}
+ANSWER: dict[str, Any] = {
+    "rows": [ROW | {"sequences": [SEQUENCE], "sequence_count": 1}], "own_template": True, "lengths": LENGTHS,
+}  # fmt: skip
 REFUSED = {"line": 2, "problem": {"code": "turn_role_unknown", "pointer": "/messages/0/role", "params": {
     "role": "ghost", "known": "user"}}, "notes": [], "raw": "{}", "raw_characters": 2}  # fmt: skip
 
@@ -145,12 +155,71 @@ class TestJob:
         assert (await app.post(f"/jobs/{job.id}:copy", {}, 409))["code"] == "job_is_preview"
 
 
+class TestLengths:
+    async def test_are_of_all_rows_and_compared_with_the_limits(self, app: JobsApp) -> None:
+        wrong = LENGTHS | {"refused": 7, "refused_lines": [3, 9, 11, 12, 20], "pictures": 2}
+
+        preview = await previewed(app, ANSWER | {"lengths": wrong}, parameters={"max_seq_length": 512})
+
+        assert preview["lengths"] == {
+            "measured": 100,
+            "total": 144,
+            "tokens": {"p50": 10, "p90": 10, "p99": 10, "p100": 700},
+            "learned_share": round((99 * 4 + 400) / (99 * 10 + 700), 4),
+            "too_long": [{"parameter": "max_seq_length", "value": 512, "rows": 1}],
+            "refused": 7,
+        }
+        notes = {note["code"]: note for note in preview["notes"]}
+        assert notes["measured_rows_too_long"]["pointer"] == "/parameters/max_seq_length"
+        assert "1 of 100 measured rows (of 144)" in notes["measured_rows_too_long"]["detail"]
+        assert "lines 3, 9, 11, 12, 20, ...)" in notes["measured_rows_refused"]["detail"]
+        assert "measured_without_pictures" in notes
+
+    async def test_are_measured_once_for_all_lines_and_limits(self, app: JobsApp) -> None:
+        first = await previewed(app, ANSWER)
+        later = await previewed(
+            app, ANSWER | {"lengths": None}, rows=[2], parameters={"max_seq_length": 5, "max_content_length": 2}
+        )
+
+        assert [JobSpec.of(job).preview.measure for job in await jobs_of(app)] == [True, False]  # type: ignore[union-attr]
+        assert later["lengths"]["tokens"] == first["lengths"]["tokens"]
+        assert later["lengths"]["too_long"] == [
+            {"parameter": "max_content_length", "value": 2, "rows": 100},
+            {"parameter": "max_seq_length", "value": 5, "rows": 100},
+        ]  # fmt: skip
+
+    async def test_stand_in_the_plan_of_a_submission(self, app: JobsApp) -> None:
+        submit = {"method": "Custom01", **PREVIEW, "through": "customized", "parameters": {"max_seq_length": 512}}
+        before = await app.post("/jobs:validate", submit)
+        await previewed(app, ANSWER)
+
+        after = await app.post("/jobs:validate", submit)
+
+        assert before["plan"]["lengths"] is None
+        assert after["plan"]["lengths"]["too_long"] == [{"parameter": "max_seq_length", "value": 512, "rows": 1}]
+        assert "measured_rows_too_long" in {warning["code"] for warning in after["warnings"]}
+        sequences, used = after["plan"]["rows"]["sequences"], after["plan"]["rows"]["used"]
+        learned = round(round(sequences * (1 - after["plan"]["rows"]["held_out"] / used)) * 0.99)
+        assert after["plan"]["estimated_tokens"] % learned == 0
+        assert after["plan"]["estimated_tokens"] != before["plan"]["estimated_tokens"]
+
+    async def test_belong_to_a_profile_as_well(self, app: JobsApp) -> None:
+        await previewed(app, ANSWER)
+
+        found = await app.get("/datasets/custom01/profile?method=Custom01&base_model=custom01-base")
+
+        assert found["lengths"]["tokens"]["p100"] == 700
+        assert (await app.get("/datasets/custom01/profile"))["lengths"] is None
+        half = await app.client.get(f"{API}/datasets/custom01/profile?method=Custom01")
+        assert codes(half.json()) == [("/base_model", "tokenizer_half_named")]
+
+
 class TestAnswer:
     async def test_has_spans_and_notes_in_the_callers_language(self, app: JobsApp) -> None:
         rows = [ANSWER["rows"][0], REFUSED, {**ROW, "line": 3, "left_out": "no_answer", "raw": "{}"}]
         app.client.headers["Accept-Language"] = "de"
 
-        preview = await previewed(app, {"rows": rows, "own_template": False})
+        preview = await previewed(app, ANSWER | {"rows": rows, "own_template": False})
 
         first, second, third = preview["rows"]
         assert first["sequences"][0]["spans"] == [SPAN]

@@ -34,12 +34,24 @@ ROWS = [
     },
     EMPTY | {"line": 3, "left_out": "no_answer", "raw": "{}", "raw_characters": 2},
 ]
+LENGTHS = {
+    "measured": 1000, "total": 20000, "tokens": {"p50": 40, "p90": 80, "p99": 120, "p100": 130}, "learned_share": 0.314,
+    "too_long": [], "refused": 0,
+}  # fmt: skip
+TOKENS = "tokens: p50 40, p90 80, p99 120, p100 130; 31% of all are learned (sample: 1000 of 20000 rows)"
+PROFILE = {
+    "rows": 20000, "forms": {"messages": 20000}, "kinds": {}, "roles": {}, "features": {}, "turns": None, "scripts": {},
+    "estimated_tokens": {"p50": 38}, "lengths": LENGTHS, "duplicates": 0, "problem_count": 0, "problems": [],
+    "remarks": [],
+}  # fmt: skip
 NOTES = [{"pointer": "/dataset", "code": "bos_missing", "detail": "1 of 3 rows (lines 1): [no] first token."}]
 
 
 def answers(request: Request) -> Answer:
     if request.method == "POST":
-        return document({"rows": ROWS, "notes": NOTES})
+        return document({"rows": ROWS, "lengths": LENGTHS, "notes": NOTES})
+    if "/profile" in request.path:
+        return document(PROFILE)
     return document({"items": [{"question": "größer?"}], "offset": 0, "total": 1})
 
 
@@ -56,7 +68,7 @@ def test_tells_given_and_learned_apart_by_marks() -> None:
         "[given]user: 1 + 2?",
         "[learned]3<end>[cut] ... 300 tokens, 900 characters ... ",
     ]
-    assert lines[-8:] == [
+    assert lines[-9:] == [
         "and 7 more sequences",
         "line 2",
         "refused: Line 2: no turns.",
@@ -64,6 +76,7 @@ def test_tells_given_and_learned_apart_by_marks() -> None:
         "line 3",
         "left out: no_answer",
         "{}",
+        f"all rows: {TOKENS}",
         "note: 1 of 3 rows (lines 1): [no] first token.",
     ]
     assert (asked[-1].path, json.loads(asked[-1].body)) == (
@@ -89,3 +102,13 @@ def test_without_a_method_shows_the_rows_of_the_file() -> None:
     assert shown.stdout == '{"question": "größer?"}\n'
     assert asked[-1].path == "/api/v1/datasets/faq/preview?offset=6&limit=1"
     assert half.exit_code == 2
+
+
+def test_profile_has_the_lengths_that_were_measured() -> None:
+    options = ["--method", "M", "--base-model", "b"]
+    with stand_in(answers) as (url, asked):
+        shown = CliRunner().invoke(app, ["datasets", "profile", "faq", *options, "--url", url])
+
+    assert shown.exit_code == 0, shown.output
+    assert asked[-1].path == "/api/v1/datasets/faq/profile?method=M&base_model=b"
+    assert TOKENS in " ".join(shown.stdout.split())

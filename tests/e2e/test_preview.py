@@ -119,6 +119,26 @@ class TestTokens:
         assert preview["exact"]
         assert sorted(shown, key=str) == sorted(held, key=str)
 
+    def test_are_counted_for_all_rows_as_the_trainer_counts_them(
+        self, site: Installation, training_python: Path
+    ) -> None:
+        held = run_python(training_python, TRAINER_HOLDS, ROOM, site.home / "models/llama-3", json.dumps(ROWS[:5]))
+
+        preview = previewed(site, "llama-3", 1, parameters={"max_seq_length": 60})
+
+        found = preview["lengths"]
+        assert (found["measured"], found["total"], found["refused"]) == (len(ROWS), len(ROWS), 1)
+        assert found["tokens"]["p100"] == max(one["tokens"] for one in held)
+        assert found["learned_share"] == round(
+            sum(one["learned"] for one in held) / sum(one["tokens"] for one in held), 4
+        )
+        over = [one for one in held if one["tokens"] > 60]
+        assert over
+        assert [(limit["parameter"], limit["value"]) for limit in found["too_long"]] == [("max_seq_length", 60)]
+        assert "measured_rows_refused" in {note["code"] for note in preview["notes"]}
+        query = "method=SFT-Demo&base_model=llama-3"
+        assert site.get(f"/datasets/shown/profile?{query}")["lengths"]["tokens"] == found["tokens"]
+
     def test_are_cut_where_a_limit_is(self, site: Installation) -> None:
         (row,) = previewed(site, "llama-3", 1, parameters={"max_seq_length": 12})["rows"]
 
@@ -140,7 +160,8 @@ class TestRows:
         assert (left_out["left_out"], left_out["sequences"], left_out["raw"]) == ("no_answer", [], json.dumps(ROWS[5]))
         assert (wrong["problem"]["code"], wrong["problem"]["pointer"]) == ("turn_role_unknown", "/messages/0/role")
         assert missing["problem"]["code"] == "line_without_row"
-        assert {note["code"] for note in preview["notes"]} == {"answer_not_text", "column_unused", "no_answer"}
+        told = {note["code"] for note in preview["notes"]}
+        assert told == {"answer_not_text", "column_unused", "no_answer", "measured_rows_refused"}
 
     def test_are_the_first_ones_unless_others_are_named(self, site: Installation) -> None:
         preview = previewed(site, "llama-3")
@@ -155,7 +176,7 @@ class TestTemplates:
     def test_answer_that_ends_with_another_token(self, site: Installation) -> None:
         preview = previewed(site, "chatml-with-another-eos", 1)
 
-        (note,) = preview["notes"]
+        (note,) = [note for note in preview["notes"] if note["code"] != "measured_rows_refused"]
         assert (note["code"], preview["rows"][0]["notes"]) == ("end_is_not_eos", ["end_is_not_eos"])
         assert "another token than the tokenizer's eos_token" in note["detail"]
 
@@ -180,5 +201,5 @@ class TestTemplates:
     def test_base_without_template(self, site: Installation) -> None:
         preview = previewed(site, "none", 1)
 
-        assert [note["code"] for note in preview["notes"]] == ["preview_with_plain_template"]
+        assert "preview_with_plain_template" in {note["code"] for note in preview["notes"]}
         assert preview["rows"][0]["sequences"][0]["spans"][0]["text"].startswith("<|begin_of_text|>### user:")

@@ -20,6 +20,7 @@ from app.domain.launchers import Launcher, LauncherKind
 from app.executor.jobs.requests import JobSubmit
 from app.executor.jobs.stage_parameters import StageParameters
 from app.executor.jobs.submission import InsufficientDiskSpace, Plan, Submissions, Submitted
+from app.executor.jobs.token_lengths import TokenLengths
 from app.executor.runs.job_spec import JobSpec
 from app.presets.catalogue import sample_base_models, sample_datasets
 from app.registry.base_models.service import BaseModels
@@ -127,6 +128,7 @@ def _bench(database: Database, home: Home, *, min_free_bytes: int) -> Bench:
         mixes=DatasetMixes(database=database, home=home, datasets=datasets, max_bytes=2**30),
         base_models=BaseModels(home=home, clock=lambda: NOW),
         parameters=StageParameters(methods.reader),
+        lengths=TokenLengths(),
         min_free_bytes=min_free_bytes,
         clock=lambda: NOW,
     )

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 from fastapi import Depends, Path, Query, Request, Response
 from fastapi.responses import FileResponse
 
+from app.api.answers import measured_rows
 from app.api.dependencies import ReadSession, ServicesDep, WriteSession, after_commit
 from app.api.errors import UnsupportedMediaType, problem_responses
 from app.api.guards import RawUpload
@@ -28,6 +29,7 @@ from app.api.schemas.resources import (
     dataset_validation,
 )
 from app.domain.errors import InvalidRequest
+from app.executor.jobs.row_previews import PREVIEW_ERRORS
 from app.formats.base import MEDIA_TYPES, Format, Options
 from app.registry.datasets.files import (
     DatasetChanging,
@@ -47,7 +49,7 @@ from app.registry.datasets.service import (
 )
 from app.registry.resource_paths import InvalidPath, PathNotFound, PathOutsideFolder
 from app.store.datasets import DatasetNotFound
-from app.store.methods import NameTaken
+from app.store.methods import MethodNotFound, NameTaken
 
 router = Router(prefix="/api/v1", tags=["data sets"])
 
@@ -239,17 +241,38 @@ async def preview_dataset(
 
 @router.get(
     "/datasets/{dataset}/profile",
-    responses=problem_responses(DatasetNotFound, DatasetMissing, DatasetUnprofiled, DatasetUnprocessed),
+    responses=problem_responses(
+        DatasetNotFound,
+        DatasetMissing,
+        DatasetUnprofiled,
+        DatasetUnprocessed,
+        MethodNotFound,
+        InvalidRequest,
+        *PREVIEW_ERRORS,
+    ),
 )
 async def profile_dataset(
-    dataset: DatasetRef, session: ReadSession, services: ServicesDep, language: RequestLanguage
+    dataset: DatasetRef,
+    request: Request,
+    services: ServicesDep,
+    language: RequestLanguage,
+    method: Annotated[
+        str | None, Query(description="Id or name: its environment has the tokenizer.", examples=["SFT-Demo"])
+    ] = None,
+    base_model: Annotated[
+        str | None, Query(description="Id or name: count tokens with its tokenizer.", examples=["tiny-base"])
+    ] = None,
 ) -> DatasetProfile:
     """Say how the rows are written, how long they are, what stands twice and what would be left out.
 
-    The whole file is read, by another process; the answer is remembered while the file stays as it is.
+    The whole file is read, by another process. With `method` and `base_model` (both or neither) tokens are counted as a
+    training counts them, in the method's environment, of a sample of a large file. Both answers are remembered while
+    the file stays as it is.
     """
-    row = await services.datasets.get(session, dataset)
-    return dataset_profile(await services.datasets.profile(row), language)
+    async with services.database.reading() as session:
+        row = await services.datasets.get(session, dataset)
+    measured = await measured_rows(request, services, row.id, method, base_model)
+    return dataset_profile(await services.datasets.profile(row), measured, language)
 
 
 @router.get(

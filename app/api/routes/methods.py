@@ -38,13 +38,7 @@ from app.domain.definition import MethodDefinition
 from app.domain.enums import TrainingType
 from app.domain.errors import InvalidRequest
 from app.domain.form import MethodForm
-from app.executor.jobs.row_previews import (
-    BaseModelNotMade,
-    EnvironmentNotBuilt,
-    NoNodeAlive,
-    PreviewFailed,
-    PreviewTookTooLong,
-)
+from app.executor.jobs.row_previews import PREVIEW_ERRORS
 from app.registry.datasets.service import DatasetMissing, InvalidDataset
 from app.registry.methods.preset_install import PresetNotFound
 from app.registry.methods.record import Method, version_tag
@@ -294,11 +288,7 @@ async def get_method_parameters(
         InvalidRequest,
         InvalidDataset,
         DatasetMissing,
-        BaseModelNotMade,
-        EnvironmentNotBuilt,
-        NoNodeAlive,
-        PreviewFailed,
-        PreviewTookTooLong,
+        *PREVIEW_ERRORS,
     ),
 )
 async def preview_rows(
@@ -307,7 +297,8 @@ async def preview_rows(
     """Show what a training with the method would be given and would learn of single rows, token by token.
 
     The training's own code writes them with the base model's chat template, in the method's environment; it must be
-    built. A row that a training would refuse is shown with the reason. Nothing is trained.
+    built. A row that a training would refuse is shown with the reason. `lengths` counts the tokens of all rows, of a
+    sample of a large data set. Nothing is trained.
     """
     return preview_read(await preview_answer(request, services, wanted.request(method)), language)
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from app.api.errors import ProblemEntry, problem_entries
+from app.api.schemas.previews import LengthsRead, lengths_read
 from app.domain.demand import (
     Resources,
 )
@@ -69,7 +70,14 @@ class JobPlan(BaseModel):
     stages: list[PlannedStageRead]
     rows: PlannedRowsRead | None = Field(description="Null: nothing is known of what the script reads.")
     steps: int | None = Field(description="Steps of one process; null: not known before the script runs.")
-    estimated_tokens: int | None = Field(description="A rough count without a tokenizer.", examples=[120000])
+    estimated_tokens: int | None = Field(
+        description="A rough count without a tokenizer; where `lengths` is not null, made of what was measured.",
+        examples=[120000],
+    )
+    lengths: LengthsRead | None = Field(
+        description="Tokens of the rows, if a preview has measured them. Null: `steps` and `estimated_tokens` do not "
+        "know which rows are too long."
+    )
 
 
 class JobValidation(BaseModel):
@@ -288,6 +296,7 @@ def _job_plan(estimate: Estimate) -> JobPlan:
         ),
         steps=estimate.steps,
         estimated_tokens=estimate.tokens,
+        lengths=lengths_read(estimate.lengths, estimate.parameters),
     )
 
 

@@ -9,6 +9,8 @@ from app.api.errors import ProblemEntry, problem_entries
 from app.domain.errors import Violation
 from app.domain.texts import Language
 from app.executor.jobs.row_previews import Preview, PreviewRequest
+from app.executor.jobs.token_lengths import length_warnings
+from app.presets.shared.helpers.deepe_rows.lengths import Lengths
 
 MAX_ROWS = 20
 _LISTED_LINES = 5
@@ -84,6 +86,31 @@ class RowRead(BaseModel):
     sequence_count: int = Field(description="Of a long conversation the first ones are listed.", examples=[1])
 
 
+class RowsTooLong(ExceededLimit):
+    """Rows that are over a limit of tokens."""
+
+    rows: int = Field(description="Of those measured; texts are split, other rows lose what is too long.", examples=[3])
+
+
+class LengthsRead(BaseModel):
+    """Tokens of the rows, counted with the base model's tokenizer and chat template as the training does.
+
+    Of a row it is its longest sequence that counts. Pictures are not counted.
+    """
+
+    measured: int = Field(description="Rows looked at: all, or a random sample of a large data set.", examples=[1000])
+    total: int = Field(description="Rows of the data set that are used.", examples=[20000])
+    tokens: dict[str, int] | None = Field(
+        description="So many percent of the rows have no more.",
+        examples=[{"p50": 40, "p90": 80, "p99": 120, "p100": 130}],
+    )
+    learned_share: float | None = Field(
+        description="Share of all tokens that is learned; the others are only given.", examples=[0.31]
+    )
+    too_long: list[RowsTooLong]
+    refused: int = Field(description="Rows that a training would refuse; see `notes` or `warnings`.", examples=[0])
+
+
 class PreviewRead(BaseModel):
     """Rows as a training would learn from them."""
 
@@ -97,6 +124,7 @@ class PreviewRead(BaseModel):
     )
     total: int = Field(description="Rows in the data set.", examples=[450])
     rows: list[RowRead]
+    lengths: LengthsRead | None = Field(description="Of all rows. Null: rows of this kind have no tokens to count.")
     notes: list[ProblemEntry] = Field(description="What is worth knowing, with the lines that it is about.")
 
 
@@ -111,7 +139,25 @@ def preview_read(preview: Preview, language: Language) -> PreviewRead:
         learns_from=None if preview.kinds is None else list(preview.kinds),
         total=preview.total,
         rows=[_row_read(row, language) for row in preview.rows],
+        lengths=lengths_read(preview.lengths, preview.parameters),
         notes=problem_entries([*_of_preview(preview), *_of_rows(preview.rows)], language),
+    )
+
+
+def lengths_read(lengths: Lengths | None, parameters: Mapping[str, Any]) -> LengthsRead | None:
+    """Return lengths as they are answered, beside the limits among the parameters."""
+    if lengths is None:
+        return None
+    return LengthsRead(
+        measured=lengths.measured,
+        total=lengths.total,
+        tokens=lengths.percentiles,
+        learned_share=lengths.learned_share(parameters),
+        too_long=[
+            RowsTooLong(parameter=name, value=parameters[name], rows=rows)
+            for name, rows in lengths.beyond(parameters).items()
+        ],
+        refused=lengths.refused,
     )
 
 
@@ -153,6 +199,8 @@ def _of_preview(preview: Preview) -> list[Violation]:
         found.append(Violation("/method", "preview_without_tokens", {"kinds": ", ".join(preview.kinds)}))
     if not preview.own_template:
         found.append(Violation("/base_model", "preview_with_plain_template", {"base_model": preview.base_model}))
+    if preview.lengths is not None:
+        found += length_warnings(preview.lengths, preview.parameters)
     return found
 
 

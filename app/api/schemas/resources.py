@@ -8,9 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.errors import ProblemEntry, problem_entries
 from app.api.schemas.node_environments import NodeEnvironmentRead, node_environment_read
+from app.api.schemas.previews import LengthsRead, lengths_read
 from app.domain.deploy_targets import DeployTargetKind
 from app.domain.enums import TrainingType
 from app.domain.texts import Language
+from app.executor.jobs.row_previews import Preview as RowsPreviewed
+from app.executor.jobs.token_lengths import length_warnings
 from app.formats.base import Format, Options
 from app.registry.base_models.card import BaseModelCard
 from app.registry.base_models.findings import Severity, findings
@@ -303,6 +306,10 @@ class DatasetProfile(BaseModel):
     estimated_tokens: dict[str, int] | None = Field(
         description="Of a row, without a tokenizer.", examples=[{"p50": 40, "p90": 80, "p99": 120, "p100": 130}]
     )
+    lengths: LengthsRead | None = Field(
+        description="Tokens as a method and a base model make of the rows. Null: none were named, or the method counts "
+        "no tokens."
+    )
     turns: dict[str, int] | None = Field(
         description="Turns of a conversation.", examples=[{"p50": 2, "p90": 2, "p99": 4, "p100": 6}]
     )
@@ -314,15 +321,19 @@ class DatasetProfile(BaseModel):
     remarks: list[ProblemEntry] = Field(description="What is left out of the rows or unusual about them.")
 
 
-def dataset_profile(found: Mapping[str, Any], language: Language) -> DatasetProfile:
-    """Return a profile as callers see it."""
+def dataset_profile(found: Mapping[str, Any], measured: RowsPreviewed | None, language: Language) -> DatasetProfile:
+    """Return a profile as callers see it, with the lengths that a preview has measured."""
     survey = RowSurvey(found)
+    lengths = None if measured is None else measured.lengths
+    parameters = {} if measured is None else measured.parameters
+    told = [] if lengths is None else length_warnings(lengths, parameters)
     members = {name: found[name] for name in DatasetProfile.model_fields if name in found}
     return DatasetProfile(
         **members
         | {
+            "lengths": lengths_read(lengths, parameters),
             "problems": problem_entries(survey.row_problems(), language),
-            "remarks": problem_entries(survey.warnings("/dataset"), language),
+            "remarks": problem_entries([*survey.warnings("/dataset"), *told], language),
         }
     )
 

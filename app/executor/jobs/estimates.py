@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from app.domain.kinds import Stage, as_stage
 from app.executor.jobs.stage_parameters import CheckedParameters
+from app.presets.shared.helpers.deepe_rows.lengths import Lengths
 from app.registry.datasets.row_surveys import RowSurvey
 from app.store.tables import JobRow
 
@@ -40,10 +41,14 @@ class Estimate:
     rows: PlannedRows | None = None
     steps: int | None = None
     tokens: int | None = None
+    lengths: Lengths | None = None
+    """What `steps` and `tokens` are made of, if it was measured."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """Of the stage that learns, with its defaults."""
 
 
-def estimate(jobs: Sequence[JobRow], checked: CheckedParameters) -> Estimate:
-    """Return what these jobs would do."""
+def estimate(jobs: Sequence[JobRow], checked: CheckedParameters, lengths: Lengths | None) -> Estimate:
+    """Return what these jobs would do; `lengths` of the rows, if they were measured."""
     stages = [PlannedStage(as_stage(job.kind), job.environment, job.parameters) for job in jobs]
     if checked.survey is None or not stages:
         return Estimate(stages=stages)
@@ -54,8 +59,12 @@ def estimate(jobs: Sequence[JobRow], checked: CheckedParameters) -> Estimate:
     learned = survey.sequences
     if held_out and survey.examples and validation is None:
         learned = round(learned * (1 - held_out / survey.examples))
-    steps, epochs = _steps(values, learned)
     per_sequence = survey.tokens_per_sequence
+    measured = None if lengths is None else lengths.learned_from(values)
+    if measured is not None:
+        share, per_sequence = measured
+        learned = round(learned * share)
+    steps, epochs = _steps(values, learned)
     seen = None if epochs is None else learned * epochs
     return Estimate(
         stages=stages,
@@ -69,6 +78,8 @@ def estimate(jobs: Sequence[JobRow], checked: CheckedParameters) -> Estimate:
         ),
         steps=steps,
         tokens=None if seen is None or per_sequence is None else round(seen * per_sequence),
+        lengths=lengths if measured is not None else None,
+        parameters=values,
     )
 
 

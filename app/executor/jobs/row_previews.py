@@ -11,7 +11,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -27,11 +27,13 @@ from app.executor.jobs.chat_service import cancel_abandoned
 from app.executor.jobs.data_check import data_rules, rows_wanted
 from app.executor.jobs.inference_requests import PRIORITY
 from app.executor.jobs.stage_parameters import StageParameters
+from app.executor.jobs.token_lengths import TokenLengths, lengths_key
 from app.executor.nodes.notifier import Notifier
 from app.executor.runs.job_spec import JobSpec, Named, RowsToPreview
 from app.executor.runs.run_folder import RunFolder
 from app.executor.runs.stream import JobStreams, StreamPosition
 from app.presets.shared.helpers.deepe_rows import CONVERSATION, LABELLED, PREFERENCE, QUESTION, TEXT, Refused
+from app.presets.shared.helpers.deepe_rows.lengths import Lengths
 from app.presets.shared.helpers.deepe_rows.preview import PARAMETERS, preview
 from app.presets.shared.helpers.deepe_rows.survey import wanted_of
 from app.registry.base_models.findings import Severity, findings
@@ -91,6 +93,10 @@ class PreviewTookTooLong(Unavailable):
     code = "preview_took_too_long"
 
 
+PREVIEW_ERRORS: Final = (BaseModelNotMade, EnvironmentNotBuilt, NoNodeAlive, PreviewFailed, PreviewTookTooLong)
+"""What may prevent a preview."""
+
+
 @dataclass(frozen=True)
 class PreviewRequest:
     """What to show; `lines` None are the first rows."""
@@ -104,7 +110,7 @@ class PreviewRequest:
 
 @dataclass(frozen=True)
 class Preview:
-    """Rows and what becomes of them, see `deepe_rows.preview`.
+    """Rows and what becomes of them, see `deepe_rows.preview`, and the lengths of all rows, see `deepe_rows.lengths`.
 
     `kinds`: what the method learns from, None if that is not known. `exact`: shown by the code that the training runs,
     not only by our reader. `tokenized`: the rows have sequences.
@@ -120,11 +126,14 @@ class Preview:
     exact: bool = False
     tokenized: bool = False
     own_template: bool = True
+    lengths: Lengths | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """Of the training, with its defaults."""
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is shown, and for kinds that become tokens the job that shows it and the key of its answer."""
+    """What is shown, and for kinds that become tokens the job that shows it and the keys of what it answers."""
 
     preview: Preview
     jsonl: Path
@@ -132,6 +141,7 @@ class _Plan:
     lines: Sequence[int] | None
     job: JobRow | None = None
     key: str = ""
+    lengths_key: str = ""
 
 
 class RowPreviews:
@@ -148,6 +158,7 @@ class RowPreviews:
         parameters: StageParameters,
         streams: JobStreams,
         notifier: Notifier,
+        lengths: TokenLengths,
         clock: Callable[[], datetime],
     ) -> None:
         self._database = database
@@ -158,6 +169,7 @@ class RowPreviews:
         self._parameters = parameters
         self._streams = streams
         self._notifier = notifier
+        self._lengths = lengths
         self._clock = clock
         self._answers = _Answers()
 
@@ -172,12 +184,15 @@ class RowPreviews:
         plan = await asyncio.to_thread(self._plan, request, found)
         if plan.job is None:
             return await asyncio.to_thread(_as_read, plan)
-        document = self._answers.get(plan.key)
-        if document is None:
-            await self._check_environment(plan.preview.environment)
-            document = await self._made(plan.job)
-            self._answers.keep(plan.key, document)
-        return await asyncio.to_thread(_answered, plan, document)
+        remembered = self._answers.get(plan.key)
+        if remembered is not None:
+            answered = await asyncio.to_thread(self._answered, plan, remembered)
+            if answered.lengths is not None or not answered.tokenized:  # lengths are forgotten for themselves
+                return answered
+        await self._check_environment(plan.preview.environment)
+        document = await self._made(plan.job)
+        self._answers.keep(plan.key, document)
+        return await asyncio.to_thread(self._answered, plan, document)
 
     # ---- planning: files and scripts, no statement is run ------------------------------------------------------------
 
@@ -206,11 +221,13 @@ class RowPreviews:
             total=data.rows if inspection is None else inspection.report.rows,
             kinds=None if rules is None else sorted(rules.kinds(values)),
             exact=rules is not None and rules.encoded_by_helpers,
+            parameters=values,
         )
         lines = None if request.lines is None else tuple(sorted(set(request.lines)))
         rows = None if rules is None else RowsToPreview(**asdict(rows_wanted(rules, values)), lines=lines)
         if rows is None or not TOKENIZED.intersection(rows.kinds):
             return _Plan(shown, jsonl, rows, lines)
+        measured = lengths_key(method, stage, self._home.absolute(base.path), digest, values)
         spec = JobSpec(
             training_type=TrainingType(method.definition.training_type or ""),
             technique=method.definition.technique,
@@ -219,7 +236,10 @@ class RowPreviews:
             effective={name: values[name] for name in PARAMETERS if values.get(name) is not None},
             preview=rows,
         )
-        return _Plan(shown, jsonl, rows, lines, self._job(method, shown, spec), self._key(method, stage, spec))
+        key = hashlib.sha256(json.dumps([spec.document(), measured], sort_keys=True).encode()).hexdigest()
+        if self._lengths.find(measured) is not None:
+            spec = spec.model_copy(update={"preview": rows.model_copy(update={"measure": False})})
+        return _Plan(shown, jsonl, rows, lines, self._job(method, shown, spec), key, measured)
 
     def _unusable(self, request: PreviewRequest, found: submissions.Named, method: Method) -> list[Violation]:
         """Return why the base model or the data set cannot be used."""
@@ -252,20 +272,6 @@ class RowPreviews:
             base_model_id=spec.base_model.id,
             dataset_id=spec.dataset.id,
         )
-
-    def _key(self, method: Method, stage: Stage, spec: JobSpec) -> str:
-        """Return the digest of everything that the answer is made of."""
-        assert spec.base_model is not None
-        pinned = method.files.get(stage)
-        folder = self._home.absolute(spec.base_model.path)
-        stats = [(file.name, file.stat()) for file in sorted(folder.iterdir())]
-        parts = [
-            spec.document(),
-            None if pinned is None else pinned.sha256,
-            method.environment(stage),
-            [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
-        ]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     # ---- the job ----------------------------------------------------------------------------------------------------
 
@@ -302,6 +308,25 @@ class RowPreviews:
             raise PreviewFailed(job=job.id, detail=detail)
         return await asyncio.to_thread(_read, RunFolder(self._home.run_folder(row.id, row.attempts)).preview, job.id)
 
+    def _answered(self, plan: _Plan, answer: bytes) -> Preview:
+        """Return what the program answered; without its libraries, a user's own method has the rows as read. Blocks."""
+        document = json.loads(answer)
+        refused = document.get("refused")
+        if refused is None:
+            if document.get("lengths") is not None:
+                self._lengths.keep(plan.lengths_key, Lengths.of(document["lengths"]))
+            return replace(
+                plan.preview,
+                rows=storable_document(document["rows"]),
+                tokenized=True,
+                own_template=document["own_template"],
+                lengths=self._lengths.find(plan.lengths_key),
+            )
+        if refused["code"] == _WITHOUT_TRANSFORMERS and not plan.preview.exact:
+            return _as_read(plan)
+        code = refused["code"]
+        raise InvalidRequest([Violation(_POINTERS.get(code, "/dataset"), code, refused["params"])])
+
 
 class _Answers:
     """Remembers answers; the least recently used ones make way."""
@@ -337,19 +362,6 @@ def _as_read(plan: _Plan) -> Preview:
     except Refused as error:
         raise InvalidRequest([Violation("/dataset", "dataset_rows_unreadable", {"reason": str(error)})]) from error
     return replace(plan.preview, rows=storable_document(rows))
-
-
-def _answered(plan: _Plan, answer: bytes) -> Preview:
-    """Return what the program answered; without its libraries, a user's own method has the rows as read. Blocks."""
-    document = json.loads(answer)
-    refused = document.get("refused")
-    if refused is None:
-        rows, own = storable_document(document["rows"]), document["own_template"]
-        return replace(plan.preview, rows=rows, tokenized=True, own_template=own)
-    if refused["code"] == _WITHOUT_TRANSFORMERS and not plan.preview.exact:
-        return _as_read(plan)
-    code = refused["code"]
-    raise InvalidRequest([Violation(_POINTERS.get(code, "/dataset"), code, refused["params"])])
 
 
 def _read(path: Path, job_id: str) -> bytes:

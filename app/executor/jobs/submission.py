@@ -34,8 +34,10 @@ from app.executor.jobs.requests import JobSubmit
 from app.executor.jobs.runnability import unrunnable
 from app.executor.jobs.stage_parameters import CheckedParameters, StageParameters
 from app.executor.jobs.submission_inputs import InputCheck, Inputs, Known
+from app.executor.jobs.token_lengths import TokenLengths, length_warnings, lengths_key
 from app.executor.runs.job_spec import Deployment, JobSpec, PinnedScript
 from app.presets.catalogue import OLLAMA_SCRIPT, script_path
+from app.presets.shared.helpers.deepe_rows.lengths import Lengths
 from app.registry.base_models.card import BaseModelCard
 from app.registry.base_models.service import BaseModels
 from app.registry.datasets.files import Inspection
@@ -88,10 +90,14 @@ class Plan:
     base_unmade: bool = False
     card: BaseModelCard | None = None
     checked: CheckedParameters | None = None
+    lengths: Lengths | None = None
+    """Of the rows, if a preview has measured them."""
 
     def estimate(self) -> Estimate | None:
         """Return what the submission would do; None if it is refused."""
-        return None if self.error is not None or self.checked is None else estimate(self.jobs, self.checked)
+        if self.error is not None or self.checked is None:
+            return None
+        return estimate(self.jobs, self.checked, self.lengths)
 
 
 class _RunsNowhereAsReported(Exception):
@@ -111,6 +117,7 @@ class Submissions:
         mixes: DatasetMixes,
         base_models: BaseModels,
         parameters: StageParameters,
+        lengths: TokenLengths,
         min_free_bytes: int,
         clock: Callable[[], datetime],
     ) -> None:
@@ -122,6 +129,7 @@ class Submissions:
         self._base_models = base_models
         self._inputs = InputCheck(home=home, datasets=datasets, base_models=base_models)
         self._parameters = parameters
+        self._lengths = lengths
         self._min_free_bytes = min_free_bytes
         self._clock = clock
 
@@ -293,17 +301,30 @@ class Submissions:
         jobs = self._jobs(method, request, stages, inputs, checked, deployment)
         if not request.wait and (found := unrunnable(known.nodes, method, jobs, self._runs.modules)):
             raise _RunsNowhereAsReported if known.nodes.known is AS_REPORTED else InvalidRequest(found)
+        lengths = self._measured(method, stages, inputs, checked)
+        told = () if lengths is None else length_warnings(lengths, checked.values(stages[0]))
         return Plan(
             request=request,
             known=known,
             method=method,
             jobs=jobs,
-            warnings=[*inputs.warnings, *checked.warnings],
+            warnings=[*inputs.warnings, *checked.warnings, *told],
             inspections=inputs.inspections,
             base_unmade=inputs.base_unmade,
             card=inputs.card,
             checked=checked,
+            lengths=lengths,
         )
+
+    def _measured(
+        self, method: Method, stages: Sequence[Stage], inputs: Inputs, checked: CheckedParameters
+    ) -> Lengths | None:
+        """Return the lengths of the rows, if a preview has measured them."""
+        base, data = inputs.base_model, inputs.data
+        if checked.survey is None or base is None or data is None or inputs.base_unmade:
+            return None
+        folder = self._home.absolute(base.path)
+        return self._lengths.find(lengths_key(method, stages[0], folder, data.digest, checked.values(stages[0])))
 
     def _check_disk(self) -> None:
         free = shutil.disk_usage(self._home.runs).free

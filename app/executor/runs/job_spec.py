@@ -88,7 +88,7 @@ class HubModel(_Frozen):
 class RowsToPreview(_Frozen):
     """How the rows of a preview are read (see `deepe_rows.Wanted`), and which: `lines` None are the first ones.
 
-    `limit`: rows that the training uses, if it is positive.
+    `limit`: rows that the training uses, if it is positive. `measure`: say how many tokens all rows have as well.
     """
 
     kinds: tuple[str, ...]
@@ -98,6 +98,7 @@ class RowsToPreview(_Frozen):
     form: str | None = None
     limit: int = -1
     lines: tuple[int, ...] | None = None
+    measure: bool = True
 
 
 class JobSpec(_Frozen):

@@ -4,8 +4,9 @@
 
 REQUEST is a JSON file: `base_model` and `data` are paths, `lines` numbers of lines (null: the first rows), `kinds`,
 `tools`, `pictures`, `columns`, `form` and `limit` say how the rows are read, `parameters` are those of the training
-that matter here (`deepe_rows.preview.PARAMETERS`).
-ANSWER is written as JSON: `rows` (see `deepe_rows.preview`), or `refused` with a code and its values.
+that matter here (`deepe_rows.preview.PARAMETERS`). `measure` asks for the lengths of a sample of all rows as well.
+ANSWER is written as JSON: `rows` (see `deepe_rows.preview`) and `lengths` (see `deepe_rows.lengths`), or `refused`
+with a code and its values.
 
 It runs in the environment of the training and calls what the training calls. Only the tokenizer is loaded: without
 torch, transformers is there in a third of the time, and its tokenizers are the same.
@@ -45,6 +46,7 @@ from deepe_rows import (
     render_text,
     written,
 )
+from deepe_rows.lengths import RowLength, measure, row_length
 from deepe_rows.preview import SHOWN_SEQUENCES, Fate, TokenizedText, preview, spans
 from deepe_rows.survey import wanted_of
 
@@ -69,17 +71,19 @@ def answer_to(request: Mapping[str, Any]) -> dict[str, Any]:
         return _refused("preview_without_transformers", error=str(error))
     except Exception as error:  # files of any origin, read by a library that raises many things
         return _refused("preview_tokenizer_unreadable", error=f"{type(error).__name__}: {error}")
+    path, wanted, limit = Path(args.dataset_path), wanted_of(request), request["limit"]
     try:
         rows = preview(
-            Path(args.dataset_path),
-            wanted_of(request),
-            request["lines"],
-            limit=request["limit"],
-            show=lambda example: shown(example, tokenizer, args),
+            path, wanted, request["lines"], limit=limit, show=lambda example: shown(example, tokenizer, args)
+        )
+        lengths = (
+            measure(path, wanted, lambda example: length_of(example, tokenizer, args), limit=limit)
+            if request["measure"]
+            else None
         )
     except Refused as error:
         return _refused("dataset_rows_unreadable", reason=str(error))
-    return {"rows": rows, "own_template": own_template}
+    return {"rows": rows, "own_template": own_template, "lengths": lengths}
 
 
 def load_tokenizer(args: argparse.Namespace, *, pictured: bool) -> tuple[Any, bool]:
@@ -155,8 +159,7 @@ def sequences_of(example: Any, tokenizer: Any, args: argparse.Namespace) -> list
         case Text():
             return _pieces(example, tokenizer, args)
         case Question():
-            asked = with_instruction(example, getattr(args, "system_prompt", None) or "")
-            (one,) = examples.sequences_of(asked, tokenizer, args)
+            one = _asked(example, tokenizer, args)
             text = written(one.example.prompt, one.example.tools, tokenizer, add_generation_prompt=True)
             return [Sequence(one, "question", 1, TokenizedText(text, one.tokens, tokenizer))]
         case Preference():
@@ -171,6 +174,27 @@ def sequences_of(example: Any, tokenizer: Any, args: argparse.Namespace) -> list
         text = written(turns, one.example.tools, tokenizer, add_generation_prompt=False)
         found.append(Sequence(one, role, weight, TokenizedText(text, one.tokens, tokenizer)))
     return found
+
+
+def length_of(example: Any, tokenizer: Any, args: argparse.Namespace) -> RowLength | None:
+    """Return the tokens of what the training makes of an example; of a text before it is split."""
+    match example:
+        case Pair() | Caption():
+            return None
+        case Text():
+            return row_length([(0, len(render_text(example, tokenizer).tokens))], split=True)
+        case Question():
+            found = [_asked(example, tokenizer, args)]
+        case _:
+            found = _answers(example, tokenizer, args)
+    return row_length([(min(one.start, len(one.tokens)), len(one.tokens)) for one in found])
+
+
+def _asked(example: Question, tokenizer: Any, args: argparse.Namespace) -> Rendered:
+    (one,) = examples.sequences_of(
+        with_instruction(example, getattr(args, "system_prompt", None) or ""), tokenizer, args
+    )
+    return one
 
 
 def _answers(example: Any, tokenizer: Any, args: argparse.Namespace) -> list[Rendered]:

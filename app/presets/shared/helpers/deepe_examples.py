@@ -30,9 +30,9 @@ from deepe_rows import (
     render_question,
     render_text,
 )
+from deepe_rows.lengths import LIMITS
 
 SHOWN_PLACES = 3
-LIMITS = ("max_input_length", "max_content_length", "max_seq_length")
 One = TypeVar("One", bound=Any)
 Judged = TypeVar("Judged", bound=Preference | Labelled)
 Learned = Conversation | Text | Preference | Labelled | Question

@@ -12,19 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from .files import enumerated_lines, parsed_line
+from .lengths import LIMITS
 from .problems import RowProblem
 from .reading import Reader
 from .telling import Wanted
 from .values import Example
 
-PARAMETERS = (
-    "max_input_length",
-    "max_content_length",
-    "max_seq_length",
-    "mask_prompt",
-    "system_prompt",
-    "pic_relative_path",
-)
+PARAMETERS = (*LIMITS, "mask_prompt", "system_prompt", "pic_relative_path")
 """What decides how a row is shown, beside what decides how it is read."""
 
 FIRST_ROWS = 3
