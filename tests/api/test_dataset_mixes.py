@@ -1,6 +1,8 @@
 """Data sets made out of others: which rows, how often, in which order, what is kept of it, what is refused."""
 
+import errno
 import json
+import os
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -280,6 +282,126 @@ class TestJobs:
         assert leftovers(app) == []
 
 
+class TestPictures:
+    """Parts whose rows name pictures in a folder of their own."""
+
+    async def folder(self, app: JobsApp, name: str, rows: list[Any], files: dict[str, bytes]) -> Path:
+        folder = app.services.home.datasets / name
+        for file, content in files.items():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_bytes(content)
+        folder.mkdir(exist_ok=True)
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        await app.post("/datasets", {"name": name, "path": name}, 201)
+        return folder
+
+    def shown(self, app: JobsApp, made: Any, name: str) -> bytes:
+        """Return the picture that a row of a mix names."""
+        found: bytes = (app.services.home.absolute(made["path"]) / "images" / name).read_bytes()
+        return found
+
+    @pytest.mark.parametrize("child", [False, True], ids=["at once", "in a process"])
+    async def test_are_found_from_the_mix_whatever_they_are_called(
+        self, app: JobsApp, monkeypatch: pytest.MonkeyPatch, *, child: bool
+    ) -> None:
+        if child:
+            monkeypatch.setattr(dataset_mixes, "_SMALL", 0)
+        parts = [{"type": "text", "text": "?"}, {"type": "image", "image": "b.png"}]
+        rows = [
+            {"question": "c1", "answer": "x", "images": [{"imageId": "a.png"}, "deep/b.png"]},
+            {"question": "c2", "answer": "y", "image": "a.png", "images": None},
+            {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "z"}]},
+        ]
+        files = {"images/a.png": b"cat", "images/deep/b.png": b"cat 2", "b.png": b"cat beside"}
+        cats = await self.folder(app, "cats", rows, files)
+        dogs = {"file_name": "a.png", "text": "a dog"}
+        await self.folder(app, "dogs", [dogs], {"a.png": b"a dog", "a.txt": b"its caption"})
+
+        made = await mixed(app, {"dataset": "cats"}, {"dataset": "dogs", "weight": 2}, {"dataset": "a"})
+
+        found = {json.dumps(row)[:17]: row for row in await rows_of(app, "both")}
+        first, second, third = (found[json.dumps(row)[:17]] for row in rows)
+        assert self.shown(app, made, first["images"][0]["imageId"]) == b"cat"
+        assert self.shown(app, made, first["images"][1]) == b"cat 2"
+        assert self.shown(app, made, second["image"]) == b"cat"
+        assert self.shown(app, made, third["messages"][0]["content"][1]["image"]) == b"cat beside"
+        (dog,) = [row for row in found.values() if "file_name" in row]
+        assert self.shown(app, made, dog["file_name"]) == b"a dog"
+        assert self.shown(app, made, dog["file_name"].replace(".png", ".txt")) == b"its caption"
+        assert (made["rows"], made["source"]["mix"]["pictures"]) == (15, 4)
+        assert (cats / "images/a.png").stat().st_nlink == 2  # no second copy
+        assert leftovers(app) == []
+
+    async def test_equal_ones_have_one_name_so_that_no_row_is_scored_and_learned(self, app: JobsApp) -> None:
+        row = {"question": "what?", "answer": "cat"}
+        await self.folder(app, "one", [row | {"image": "1.png"}], {"images/1.png": b"same"})
+        files = {"images/2.png": b"same", "images/3.png": b"else"}
+        await self.folder(app, "two", [row | {"image": "2.png"}, row | {"image": "3.png"}], files)
+
+        await mixed(app, {"dataset": "one"}, {"dataset": "two"})
+
+        names = Counter(row["image"] for row in await rows_of(app, "both"))
+        assert sorted(names.values()) == [1, 2]
+
+    async def test_with_other_captions_beside_them_stay_two(self, app: JobsApp) -> None:
+        for name in ("one", "two"):
+            files = {"1.png": b"same", "1.txt": name.encode()}
+            await self.folder(app, name, [{"file_name": "1.png"}], files)
+
+        made = await mixed(app, {"dataset": "one"}, {"dataset": "two"})
+
+        names = [row["file_name"] for row in await rows_of(app, "both")]
+        captions = {self.shown(app, made, name.replace(".png", ".txt")) for name in names}
+        assert captions == {b"one", b"two"}
+
+    async def test_are_copied_where_no_links_can_be_made(self, app: JobsApp, monkeypatch: pytest.MonkeyPatch) -> None:
+        await self.folder(app, "one", [{"image": "1.png", "text": "x"}], {"1.png": b"a picture"})
+        monkeypatch.setattr(os, "link", refuse_link)
+
+        made = await mixed(app, {"dataset": "one"}, {"dataset": "a"})
+
+        (name,) = [row["image"] for row in await rows_of(app, "both") if "image" in row]
+        assert self.shown(app, made, name) == b"a picture"
+
+    async def test_that_changed_make_another_mix(self, app: JobsApp) -> None:
+        folder = await self.folder(app, "one", [{"question": "1", "answer": "2"}], {"images/1.png": b"old"})
+        parts = [{"dataset": "one"}, {"dataset": "a"}]
+
+        first, again = [await app.submit(dataset=None, datasets=parts) for _ in range(2)]
+        (folder / "images/1.png").unlink()
+        (folder / "images/1.png").write_bytes(b"something new")
+        other = await app.submit(dataset=None, datasets=parts)
+
+        used = [(await app.get(f"/jobs/{job['id']}"))["dataset"]["id"] for job in (first, again, other)]
+        assert used[0] == used[1] != used[2]
+
+    async def test_other_files_that_rows_name_are_refused(self, app: JobsApp) -> None:
+        row = {"image": "a.png", "mask": ["masks/a.png"], "text": "x"}
+        await self.folder(app, "one", [row], {"images/a.png": b"a", "images/masks/a.png": b"m"})
+        body = {"name": "both", "parts": [{"dataset": "a"}, {"dataset": "one"}]}
+
+        problem = await app.post("/datasets:mix", body, 422)
+
+        assert codes(problem) == [("/parts/1/dataset", "mix_row_names_file")]
+        assert '"masks/a.png" in "mask"' in problem["errors"][0]["detail"]
+        assert leftovers(app) == []
+
+    async def test_go_with_the_mix_and_stay_with_the_parts(self, app: JobsApp) -> None:
+        folder = await self.folder(app, "one", [{"image": "1.png", "text": "x"}], {"images/1.png": b"a"})
+        made = await mixed(app, {"dataset": "one"}, {"dataset": "a"})
+
+        answer = await app.client.delete(f"{API}/datasets/both?with_file=true")
+
+        assert answer.status_code == 204, answer.text
+        assert not app.services.home.absolute(made["path"]).exists()
+        assert (folder / "images/1.png").read_bytes() == b"a"
+        assert (await mixed(app, {"dataset": "one"}, {"dataset": "a"}))["rows"] == 11
+
+
+def refuse_link(*_arguments: Any, **_options: Any) -> None:
+    raise OSError(errno.EXDEV, "another file system")
+
+
 class TestRefusals:
     async def test_names_everything_at_once(self, app: JobsApp) -> None:
         parts = [{"dataset": "a"}, {"dataset": "gone"}, {"dataset": "a"}]
@@ -313,21 +435,6 @@ class TestRefusals:
         problem = await app.post("/datasets:mix", {"name": "B", "parts": [{"dataset": "a"}]}, 409)
 
         assert problem["code"] == "name_taken"
-
-    @pytest.mark.parametrize("pictures", [True, False])
-    async def test_pictures_in_a_folder_of_their_own_would_not_be_found(self, app: JobsApp, *, pictures: bool) -> None:
-        folder = app.services.home.datasets / "drawn"
-        folder.mkdir()
-        (folder / "rows.jsonl").write_text('{"text": "a cat"}\n')
-        if pictures:
-            (folder / "a.png").write_bytes(b"png")
-        await app.post("/datasets", {"name": "drawn", "path": "drawn"}, 201)
-        body = {"name": "both", "parts": [{"dataset": "a"}, {"dataset": "drawn"}]}
-
-        answer = await app.post("/datasets:mix", body, 422 if pictures else 201)
-
-        if pictures:
-            assert codes(answer) == [("/parts/1/dataset", "mix_part_with_pictures")]
 
     @pytest.mark.parametrize("weight", [1, 1000])
     async def test_too_large(self, app: JobsApp, monkeypatch: pytest.MonkeyPatch, weight: int) -> None:

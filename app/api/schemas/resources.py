@@ -224,6 +224,9 @@ class DatasetMix(BaseModel):
     digest: str = Field(description="The same for what makes the same rows in the same order.", examples=[_SHA256])
     seed: int = Field(examples=[DEFAULT_SEED])
     parts: list[DatasetMixPart]
+    pictures: int | None = Field(
+        default=None, description="In the folder of the mix. Null: no part has files in a folder of its own."
+    )
 
 
 class DatasetSource(BaseModel):

@@ -25,7 +25,7 @@ _MAX_DEPTH: Final = 64  # what writes JSON has limits of its own
 PICTURE_COLUMNS: Final = frozenset({"images", "image", "file_name"})
 _PICTURE_KEYS: Final = ("imageId", "path", "image", "file_name")
 _MAX_SHAPES: Final = 256
-_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 PictureProblem: TypeAlias = Callable[[str], str | None]
 """Returns the code of what is wrong with the picture of this name; None if it can be used."""
@@ -251,44 +251,54 @@ def _check_characters(row: dict[str, Any]) -> None:
 
 
 def _check_pictures(row: dict[str, Any], problem_of: PictureProblem) -> None:
-    for name in _picture_names(row):
-        if not _URL.match(name) and (code := problem_of(name)) is not None:
+    for _holder, _key, name in picture_places(row):
+        if not URL.match(name) and (code := problem_of(name)) is not None:
             raise LineProblem(code, image=shown(name))
 
 
-def _picture_names(row: dict[str, Any]) -> Iterator[str]:
-    """Yield every picture that a row names: in a column of its own or in the parts of a conversation's turns."""
+def picture_places(row: dict[str, Any]) -> Iterator[tuple[Any, Any, str]]:
+    """Yield where a row names pictures, as (holder, key, name): in a column of its own or in the parts of turns.
+
+    `holder[key]` is the name: a list or an object of the row. Raises `LineProblem` for a column without names.
+    """
     for column, value in row.items():
         if column in PICTURE_COLUMNS:
-            if value not in (None, ""):
-                yield from map(_named_picture, value if isinstance(value, list) else [value])
+            if isinstance(value, list):
+                for number in range(len(value)):
+                    yield _named_picture(value, number)
+            elif value not in (None, ""):
+                yield _named_picture(row, column)
         elif isinstance(value, list):
             for turn in value:
                 parts = turn.get("content") if isinstance(turn, dict) else None
                 for part in parts if isinstance(parts, list) else ():
-                    if isinstance(part, dict) and (name := _picture_of_part(part)):
-                        yield name
+                    if isinstance(part, dict) and (place := _picture_of_part(part)):
+                        yield place
 
 
-def _named_picture(entry: Any) -> str:
+def _named_picture(holder: Any, key: Any) -> tuple[Any, Any, str]:
     """Return the name that an entry of a picture column is or holds."""
-    name = next((entry[key] for key in _PICTURE_KEYS if key in entry), None) if isinstance(entry, dict) else entry
+    if isinstance(holder[key], dict):
+        holder = holder[key]
+        key = next((one for one in _PICTURE_KEYS if one in holder), None)
+    name = holder.get(key) if isinstance(holder, dict) else holder[key]
     if not isinstance(name, str) or not name:
         raise LineProblem("line_images_invalid")
-    return name
+    return holder, key, name
 
 
-def _picture_of_part(part: dict[str, Any]) -> str | None:
+def _picture_of_part(part: dict[str, Any]) -> tuple[Any, Any, str] | None:
     """Return the picture that a part of a turn names; None if it only marks a place."""
+    holder: dict[str, Any] = part
+    key: str | None = None
     match part.get("type"):
         case "image":
-            name = next((part[key] for key in (*_PICTURE_KEYS, "url") if key in part), None)
+            key = next((one for one in (*_PICTURE_KEYS, "url") if one in part), None)
         case "image_url":
             given = part.get("image_url")
-            name = given.get("url") if isinstance(given, dict) else given
-        case _:
-            return None
-    return name if isinstance(name, str) else None
+            holder, key = (given, "url") if isinstance(given, dict) else (part, "image_url")
+    name = None if key is None else holder.get(key)
+    return (holder, key, name) if isinstance(name, str) else None
 
 
 _DECODER: Final = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=_finite)

@@ -7,6 +7,7 @@ recipe with the same digest makes the same file, so a submit that names several 
 import asyncio
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -23,9 +24,10 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.errors import AppError, InvalidRequest, Violation, together_with
 from app.domain.names import MAX_NAME_LENGTH, name_violations, normal_name
+from app.domain.plain_text import shown
 from app.registry.datasets import mixing as dataset_mixing
-from app.registry.datasets.check import PICTURE_COLUMNS, Column, columns_of
-from app.registry.datasets.files import DatasetChanging, locate
+from app.registry.datasets.check import Column, columns_of
+from app.registry.datasets.files import IMAGES_FOLDER, DatasetChanging, locate
 from app.registry.datasets.process import DatasetUnprocessed
 from app.registry.datasets.service import Datasets, Unplaced
 from app.store import named
@@ -40,6 +42,14 @@ _SMALL: Final = 256 * 1024
 _PATIENCE_SECONDS: Final = 1800
 _PROCESSES: Final = 2
 _SHOWN_DIGITS: Final = 8
+_ROWS: Final = "rows.jsonl"
+_ROOT: Final = Path(__file__).parents[3]
+_START: Final = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from app.registry.datasets.mixing import answer
+answer()
+"""
 _KEPT: Final = ("dataset", "name", "digest", "weight", "max_rows")
 
 
@@ -72,6 +82,8 @@ class Part:
     max_rows: int | None
     jsonl: Path
     columns: Sequence[Column]
+    files: str | None = None
+    """Digest of what lies in its folder, if rows name pictures there or could name other files."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +95,11 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        """The sha256 of the parts' digests, how much is taken of each, and the seed."""
-        parts = [[part.dataset, part.digest, part.weight, part.max_rows] for part in self.parts]
+        """The sha256 of the parts' digests and files, how much is taken of each, and the seed."""
+        parts = [
+            [part.dataset, part.digest, part.weight, part.max_rows, *([part.files] if part.files else [])]
+            for part in self.parts
+        ]
         return hashlib.sha256(json.dumps([parts, self.seed]).encode()).hexdigest()
 
     @property
@@ -98,13 +113,18 @@ class Recipe:
         )
         return name if len(name) <= MAX_NAME_LENGTH - 1 - _SHOWN_DIGITS else f"mix of {len(self.parts)} data sets"
 
-    def document(self, counts: Sequence[Mapping[str, int]]) -> dict[str, Any]:
+    @property
+    def has_files(self) -> bool:
+        """Whether files of the parts go into a folder of the mix."""
+        return any(part.files for part in self.parts)
+
+    def document(self, counts: Sequence[Mapping[str, int]], pictures: int | None) -> dict[str, Any]:
         """Return what is kept of the recipe, with the rows that each part has and that were taken of it."""
         parts = [
             {**{name: getattr(part, name) for name in _KEPT}, **counted}
             for part, counted in zip(self.parts, counts, strict=True)
         ]
-        return {"digest": self.digest, "seed": self.seed, "parts": parts}
+        return {"digest": self.digest, "seed": self.seed, "parts": parts, "pictures": pictures}
 
 
 @dataclass(frozen=True)
@@ -155,7 +175,7 @@ class DatasetMixes:
         """Yield the data set of this recipe: one that is there and unchanged, else a new one."""
         async with AsyncExitStack() as stack:
             try:
-                recipe = await self._recipe(parts, DEFAULT_SEED, at, pictures=_is_whole_and_alone(parts))
+                recipe = await self._recipe(parts, DEFAULT_SEED, at)
                 mix = await self._found(recipe)
                 if mix.row is None:
                     new = await stack.enter_async_context(self._made(await self._free_name(recipe), recipe, at, ""))
@@ -200,11 +220,8 @@ class DatasetMixes:
                     return name
         return f"{recipe.name} {uuid4().hex[:_SHOWN_DIGITS]}"
 
-    async def _recipe(self, parts: Sequence[MixPart], seed: int, at: str, *, pictures: bool = False) -> Recipe:
-        """Look at the parts as they are now. Raises `InvalidRequest` with everything that is wrong with them.
-
-        `pictures`: parts may have some in a folder of their own.
-        """
+    async def _recipe(self, parts: Sequence[MixPart], seed: int, at: str) -> Recipe:
+        """Look at the parts as they are now. Raises `InvalidRequest` with everything that is wrong with them."""
         async with self._database.reading() as session:
             rows = [await named.find(session, DatasetRow, part.dataset) for part in parts]
         found: list[Violation] = []
@@ -218,8 +235,6 @@ class DatasetMixes:
                 found.append(Violation(pointer, "mix_part_twice", {"dataset": row.name}))
             elif not self._home.absolute(row.path).exists():
                 found.append(Violation(pointer, "files_missing", {"name": row.name, "path": row.path}))
-            elif not pictures and await asyncio.to_thread(self._has_pictures_elsewhere, row):
-                found.append(Violation(pointer, "mix_part_with_pictures", {"dataset": row.name}))
             else:
                 looked.append(await asyncio.to_thread(self._look, row, part))
             seen.update([row.id] if row is not None else [])
@@ -232,17 +247,9 @@ class DatasetMixes:
         jsonl = self._datasets.jsonl_of(row) if inspection is None else inspection.jsonl
         digest = row.digest if inspection is None else inspection.digest
         columns = columns_of(row.columns, row.rows, row.report) if inspection is None else inspection.report.columns
-        return Part(row.id, row.name, digest, part.weight, part.max_rows, jsonl, columns)
-
-    def _has_pictures_elsewhere(self, row: DatasetRow) -> bool:
-        """Return whether rows name pictures that scripts would not find beside the mix, in `datasets/` itself."""
-        path = self._home.absolute(row.path)
-        rows = locate(path).rows
-        if rows.parent == self._home.datasets:
-            return False
-        if path.is_dir() and any(entry != rows and not entry.name.startswith(".") for entry in path.iterdir()):
-            return True
-        return bool(PICTURE_COLUMNS & set(row.columns))
+        brought = locate(self._home.absolute(row.path)).rows
+        files = _digest_of_files(brought) if brought.parent != self._home.datasets else None
+        return Part(row.id, row.name, digest, part.weight, part.max_rows, jsonl, columns, files)
 
     def _is_whole(self, row: DatasetRow) -> bool:
         return self._home.absolute(row.path).exists() and self._datasets.current(row) is None
@@ -250,23 +257,36 @@ class DatasetMixes:
     @asynccontextmanager
     async def _made(self, name: str, recipe: Recipe, at: str, description: str) -> AsyncIterator[Unplaced]:
         async def fill(target: Path) -> dict[str, Any]:
-            counts = await asyncio.to_thread(self._mix, recipe, target, at)
-            return recipe.document(counts)
+            if recipe.has_files:
+                target.mkdir()
+                target /= _ROWS
+            done = await asyncio.to_thread(self._mix, recipe, target, at)
+            return recipe.document(done["parts"], done["pictures"])
 
         async with self._datasets.unplaced(name, fill, description=description) as new:
             yield new
 
-    def _mix(self, recipe: Recipe, target: Path, at: str) -> Sequence[Mapping[str, int]]:
+    def _mix(self, recipe: Recipe, target: Path, at: str) -> Mapping[str, Any]:
         task = {
             "parts": [
-                {"path": str(part.jsonl), "weight": part.weight, "max_rows": part.max_rows} for part in recipe.parts
+                {
+                    "path": str(part.jsonl),
+                    "weight": part.weight,
+                    "max_rows": part.max_rows,
+                    "alone": part.files is not None,
+                }
+                for part in recipe.parts
             ],
             "seed": recipe.seed,
             "target": str(target),
+            "images": str(target.parent / IMAGES_FOLDER) if recipe.has_files else None,
             "limit": self._max_bytes,
         }
         try:
-            small = sum(part.jsonl.stat().st_size * max(1, part.weight) for part in recipe.parts) <= _SMALL
+            small = (
+                not recipe.has_files
+                and sum(part.jsonl.stat().st_size * max(1, part.weight) for part in recipe.parts) <= _SMALL
+            )
             if small:
                 done = dataset_mixing.mix(task)
             else:
@@ -278,7 +298,11 @@ class DatasetMixes:
             raise DatasetChanging(path=", ".join(part.name for part in recipe.parts))
         if "too_large" in done:
             raise InvalidRequest([Violation(at, "mix_too_large", {"limit": self._max_bytes // 2**20})])
-        counts: list[dict[str, int]] = done["parts"]
+        if "names_file" in done:
+            named_ = done["names_file"]
+            params = {**named_, "name": shown(named_["name"]), "dataset": recipe.parts[named_["part"]].name}
+            raise InvalidRequest([Violation(f"{at}/{named_['part']}/dataset", "mix_row_names_file", params)])
+        counts = done["parts"]
         if empty := [number for number, counted in enumerate(counts) if not counted["taken"]]:
             raise InvalidRequest(
                 [
@@ -286,7 +310,20 @@ class DatasetMixes:
                     for number in empty
                 ]
             )
-        return counts
+        return done
+
+
+def _digest_of_files(rows: Path) -> str | None:
+    """Return the digest of the names, sizes and times of the files in the folder of `rows`; None without any."""
+    found = []
+    for folder, folders, files in os.walk(rows.parent):
+        folders.sort()
+        for name in sorted(files):
+            file = Path(folder, name)
+            if file != rows and not name.startswith("."):
+                status = file.stat()
+                found.append((str(file.relative_to(rows.parent)), status.st_size, status.st_mtime_ns))
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest() if found else None
 
 
 def _is_whole_and_alone(parts: Sequence[MixPart | Part]) -> bool:
@@ -301,7 +338,7 @@ async def _rows_of(session: AsyncSession, recipe: str) -> Sequence[DatasetRow]:
 
 
 def _in_a_child(task: Mapping[str, Any]) -> dict[str, Any]:
-    program = [sys.executable, "-I", dataset_mixing.__file__]
+    program = [sys.executable, "-I", "-c", _START, str(_ROOT)]
     try:
         done = subprocess.run(
             program, input=json.dumps(task).encode(), capture_output=True, timeout=_PATIENCE_SECONDS, check=True

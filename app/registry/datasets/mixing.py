@@ -1,8 +1,7 @@
 """Write rows of several JSONL files to one, each part as often as wanted, in an order that a seed decides.
 
 Only the places of rows are held in memory: eight bytes for each row that is written. The rows themselves are read when
-their turn comes. As a program it reads a task from standard input, so that a service can let another process do it;
-it imports the standard library only.
+their turn comes. `answer` reads a task from standard input, so that a service can let another process do it.
 """
 
 import json
@@ -15,6 +14,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, Final
 
+from app.registry.datasets.mixed_pictures import MixedPictures, NamesAFile
+
 _BOM: Final = b"\xef\xbb\xbf"
 _OFFSET_BITS: Final = 48
 _OFFSET: Final = (1 << _OFFSET_BITS) - 1
@@ -24,8 +25,9 @@ _BUFFER: Final = 1024 * 1024
 def mix(task: Mapping[str, Any]) -> dict[str, Any]:
     """Write the file of the task; return for each part how many rows it has and how many were taken.
 
-    A task has `parts` (`path`, `weight`, `max_rows`), `seed`, `target` and `limit`, the most bytes to write. Beyond it,
-    or when a part changes meanwhile, only that is returned.
+    A task has `parts` (`path`, `weight`, `max_rows`, `alone`: in a folder of its own), `seed`, `target`, `limit`, the
+    most bytes to write, and `images`, the folder to link pictures into; None leaves rows as they are. Beyond the limit,
+    when a part changes meanwhile or a row names a file that is no picture, only that is returned.
     """
     with ExitStack() as stack:
         files = [stack.enter_context(Path(part["path"]).open("rb")) for part in task["parts"]]
@@ -45,17 +47,27 @@ def mix(task: Mapping[str, Any]) -> dict[str, Any]:
             counts.append({"rows": rows, "taken": len(taken)})
             places.extend(number << _OFFSET_BITS | offset for offset in taken)
         random.Random(task["seed"]).shuffle(places)  # noqa: S311 (an order, no secret)
+        pictures = None if task["images"] is None else _pictures(task)
         with Path(task["target"]).open("xb", buffering=_BUFFER) as target:
             size = 0
-            for row in _rows(files, places):
-                size += target.write(row)
-                if size > task["limit"]:
+            for number, row in _rows(files, places):
+                try:
+                    size += target.write((row if pictures is None else pictures.renamed(number, row)) + b"\n")
+                except NamesAFile as found:
+                    return {"names_file": {"part": found.part, "name": found.name, "column": found.column}}
+                if size + (0 if pictures is None else pictures.copied_bytes) > task["limit"]:
                     return {"too_large": True}
             target.flush()
             os.fsync(target.fileno())
         if [_key(file) for file in files] != before:
             return {"changing": True}
-    return {"parts": counts}
+    return {"parts": counts, "pictures": None if pictures is None else pictures.count}
+
+
+def _pictures(task: Mapping[str, Any]) -> MixedPictures:
+    parts = task["parts"]
+    rows = [Path(part["path"]) for part in parts]
+    return MixedPictures(Path(task["images"]), rows, alone=[part["alone"] for part in parts])
 
 
 def _key(file: IO[bytes]) -> tuple[int, int]:
@@ -83,14 +95,15 @@ def _taken(offsets: "array[int]", weight: float, max_rows: int | None, chance: r
     return offsets * whole + offsets[:rest]
 
 
-def _rows(files: Sequence[IO[bytes]], places: "array[int]") -> Iterator[bytes]:
-    """Yield rows, each on a line of its own."""
+def _rows(files: Sequence[IO[bytes]], places: "array[int]") -> Iterator[tuple[int, bytes]]:
+    """Yield rows with the numbers of their parts."""
     for place in places:
-        file, offset = files[place >> _OFFSET_BITS], place & _OFFSET
-        file.seek(offset)
-        line = file.readline()
-        yield (line if offset else line.removeprefix(_BOM)).strip() + b"\n"
+        number, offset = place >> _OFFSET_BITS, place & _OFFSET
+        files[number].seek(offset)
+        line = files[number].readline()
+        yield number, (line if offset else line.removeprefix(_BOM)).strip()
 
 
-if __name__ == "__main__":
+def answer() -> None:
+    """Do the task that the parent gives. Runs in the child."""
     json.dump(mix(json.load(sys.stdin)), sys.stdout)

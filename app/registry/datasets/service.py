@@ -258,9 +258,9 @@ class Datasets:
         *,
         description: str = "",
     ) -> AsyncIterator[Unplaced]:
-        """Yield a new data set whose file `fill` writes; the file is gone afterwards unless it was placed.
+        """Yield a new data set whose file or folder `fill` makes; it is gone afterwards unless it was placed.
 
-        What `fill` returns is how the file was mixed out of others.
+        What `fill` returns is how it was mixed out of others.
         """
         file = self._home.datasets / f"{UPLOAD_PREFIX}{uuid4().hex}{SUFFIX}"
         try:
@@ -270,6 +270,8 @@ class Datasets:
             if mix is not None:
                 inspection = replace(inspection, source={**plain_source(inspection), "mix": mix})
                 stem = f"{name}.{mix['digest'][:_MIX_DIGITS]}"  # the file of an earlier mix may be there still
+                if made_as_folder(inspection.source):
+                    stem = f"{stem}.{uuid4().hex[:_MIX_DIGITS]}"  # its folder may be in use
             place = self._home.datasets / _file_name(stem, inspection.source)
             placed = _placed(file, place, inspection)
             row = self._new_row(Prepared(name=normal_name(name), place=place, inspection=placed), description)
@@ -329,8 +331,7 @@ class Datasets:
         if jobs := await unfinished_jobs(session, dataset_id=row.id):
             raise DatasetInUse(dataset=row.name, count=len(jobs), jobs=", ".join(jobs[:5]))
         path = self._home.absolute(row.path)
-        uploaded = bool(row.source and row.source["archive"])
-        if with_file and path.is_dir() and not uploaded:
+        if with_file and path.is_dir() and not made_as_folder(row.source):
             raise DatasetIsFolder(dataset=row.name, path=row.path)
         shared = await self._shared(session, row)
         if with_file and shared:
@@ -433,10 +434,15 @@ def _require_valid(name: str, inspection: Inspection) -> None:
         raise InvalidDataset(normal_name(name), inspection.report)
 
 
+def made_as_folder(source: Mapping[str, Any] | None) -> bool:
+    """Return whether we made a folder for the data set: of an archive, or of a mix with files."""
+    return source is not None and bool(source["archive"] or (source.get("mix") or {}).get("pictures") is not None)
+
+
 def _file_name(name: str, source: dict[str, Any] | None) -> str:
     """Return the name of an uploaded file: the data set's, unless file systems would not take it or hide it."""
     normal = normal_name(name)
-    suffix = "" if source is not None and source["archive"] else suffix_of(source)
+    suffix = "" if made_as_folder(source) else suffix_of(source)
     if len(normal.encode()) > _MAX_NAME_BYTES or normal.startswith((".", "-")):
         return f"{uuid4().hex}{suffix}"
     return normal + suffix
@@ -444,20 +450,25 @@ def _file_name(name: str, source: dict[str, Any] | None) -> str:
 
 def _placed(upload: Path, place: Path, inspection: Inspection) -> Inspection:
     """Return what was found, with the paths that it will have."""
-    if inspection.source is not None and inspection.source["archive"]:
-        return replace(inspection, jsonl=place / inspection.jsonl.relative_to(upload.with_suffix(_FOLDER)))
+    if made_as_folder(inspection.source):
+        return replace(inspection, jsonl=place / inspection.jsonl.relative_to(_folder_of(upload)))
     jsonl = converted_name(place, inspection.digest) if inspection.converted else place
     return replace(inspection, jsonl=jsonl)
 
 
 def _place(upload: Path, place: Path, inspection: Inspection, placed: Inspection) -> None:
     source = inspection.source
-    if source is not None and source["archive"]:
-        dataset_files.place_folder(upload.with_suffix(_FOLDER), place)
+    if made_as_folder(source):
+        dataset_files.place_folder(_folder_of(upload), place)
         return
     dataset_files.place(upload, place, digest=inspection.digest if source is None else source["digest"])
     if inspection.converted:
         inspection.jsonl.replace(placed.jsonl)
+
+
+def _folder_of(upload: Path) -> Path:
+    """Return the folder that came: of a mix the upload itself, else what was unpacked of it."""
+    return upload if upload.is_dir() else upload.with_suffix(_FOLDER)
 
 
 def _remove_upload(upload: Path) -> None:
