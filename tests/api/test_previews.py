@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -155,6 +156,29 @@ class TestJob:
         assert (await app.post(f"/jobs/{job.id}:copy", {}, 409))["code"] == "job_is_preview"
 
 
+class TestStart:
+    async def test_waits_for_the_first_report_of_a_worker(self, app: JobsApp, monkeypatch: pytest.MonkeyPatch) -> None:
+        previews, looked = app.services.row_previews, asyncio.Event()
+        look = previews._without_node
+
+        async def watched(environment: str) -> Any:
+            found = await look(environment)
+            looked.set()
+            return found
+
+        monkeypatch.setattr(previews, "_without_node", watched)
+        monkeypatch.setattr(previews, "_nodes_expected_until", math.inf)
+        async with app.database.writing() as session:
+            await nodes.heartbeat(session, app.runner.node_id, now=START)
+
+        asking = asyncio.create_task(previewed(app, ANSWER))
+        await looked.wait()
+        async with app.database.writing() as session:
+            assert await nodes.heartbeat(session, app.runner.node_id, now=datetime.now(UTC))
+
+        assert (await asking)["rows"][0]["line"] == 1
+
+
 class TestLengths:
     async def test_are_of_all_rows_and_compared_with_the_limits(self, app: JobsApp) -> None:
         wrong = LENGTHS | {"refused": 7, "refused_lines": [3, 9, 11, 12, 20], "pictures": 2}
@@ -274,7 +298,8 @@ class TestAnswer:
 
 
 class TestRefusals:
-    async def test_without_a_worker_says_how_to_start_one(self, app: JobsApp) -> None:
+    async def test_without_a_worker_says_how_to_start_one(self, app: JobsApp, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(app.services.row_previews, "_nodes_expected_until", 0)
         async with app.database.writing() as session:
             await nodes.heartbeat(session, app.runner.node_id, now=START)
 
@@ -299,7 +324,10 @@ class TestRefusals:
 
         assert codes(problem)[0][0] == "/parameters/epochs"
 
-    async def test_environment_that_is_not_built_says_how_to_build_it(self, app: JobsApp) -> None:
+    async def test_environment_that_is_not_built_says_how_to_build_it(
+        self, app: JobsApp, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(app.services.row_previews, "_nodes_expected_until", 0)
         await app.post("/environments", {"name": "mine", "spec": None}, 201)
         stages = {"training": {"file": "custom01.py", "conda_env": "mine"}}
         patched: httpx.Response = await app.client.patch(

@@ -8,6 +8,7 @@ they are made of: the same preview asked again starts no job.
 import asyncio
 import hashlib
 import json
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -51,6 +52,8 @@ from app.store.session import Database
 from app.store.tables import JobRow
 
 PATIENCE_SECONDS: Final = 60
+FIRST_REPORT_SECONDS: Final = 10
+"""After the start of the service: the worker of `deepe dev` reports a second or two after the API answers."""
 MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024
 TOKENIZED: Final = frozenset({CONVERSATION, TEXT, PREFERENCE, LABELLED, QUESTION})
 """Kinds of examples that become tokens by a chat template or as a text; the others are shown as they were read."""
@@ -172,6 +175,7 @@ class RowPreviews:
         self._lengths = lengths
         self._clock = clock
         self._answers = _Answers()
+        self._nodes_expected_until = time.monotonic() + FIRST_REPORT_SECONDS
 
     async def preview(self, request: PreviewRequest) -> Preview:
         """Return what becomes of the rows. Cancelled, it cancels its job. Raises what refuses or prevents a preview."""
@@ -276,12 +280,20 @@ class RowPreviews:
     # ---- the job ----------------------------------------------------------------------------------------------------
 
     async def _check_environment(self, environment: str) -> None:
+        """Wait for nodes that start with the service; raise why none can run the preview."""
+        while (problem := await self._without_node(environment)) is not None:
+            if time.monotonic() >= self._nodes_expected_until:
+                raise problem
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _without_node(self, environment: str) -> Conflict | None:
         async with self._database.reading() as session:
             nodes = await working_nodes(session, now=await database_now(session))
         if not nodes:
-            raise NoNodeAlive()
+            return NoNodeAlive()
         if not any(environment in node.environments for node in nodes):
-            raise EnvironmentNotBuilt(environment=environment)
+            return EnvironmentNotBuilt(environment=environment)
+        return None
 
     async def _made(self, job: JobRow) -> bytes:
         """Run the job and return what it wrote."""
