@@ -86,6 +86,9 @@ def chat(
     temperature: Annotated[float | None, typer.Option("--temperature", min=0.0)] = None,
     top_p: Annotated[float | None, typer.Option("--top-p", min=0.0, max=1.0)] = None,
     top_k: Annotated[int | None, typer.Option("--top-k", min=0)] = None,
+    thinking: Annotated[
+        bool | None, typer.Option("--thinking/--no-thinking", help="Reason before the answer, or not.")
+    ] = None,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
@@ -96,6 +99,7 @@ def chat(
         "temperature": temperature,
         "top_p": top_p,
         "top_k": top_k,
+        "enable_thinking": thinking,
     }
     options = {name: value for name, value in given.items() if value is not None}
     with Api(url) as api:

@@ -36,7 +36,7 @@ _SAVING = ("train_id", "seq", "save_path", "base_path", "adapter_path", "dtype_s
 _TEXT_INFERENCE = (
     *("model_id", "model_name", "base_model_path", "prompt", "session_id", "max_length", "max_context_tokens"),
     *("temperature", "top_p", "top_k", "model_type", "template", "system_prompt", "reset_context", "history"),
-    "model_path",
+    *("model_path", "enable_thinking", "chat_template_kwargs"),
 )
 _IMAGE_INFERENCE = ("model_path", "lora_path", "prompt", "negative_prompt", "output", "batch_size", "aspect_ratio")
 _DEPLOYMENT = (
@@ -195,10 +195,13 @@ def inference_arguments(
     reset_context: bool | None = None,
     history: Sequence[Mapping[str, Any]] | None = None,
     model_path: str | None = None,
+    enable_thinking: bool | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the arguments of an inference script; `model_path` is the folder of the model that is asked.
 
-    The last five are left out when they are null. Scripts compare `reset_context` with `true`, whatever `false_as` is.
+    Those behind `template` are left out when they are null. Scripts compare `reset_context` with `true`, whatever
+    `false_as` is.
     """
     return {
         "model_id": model_id,
@@ -217,6 +220,8 @@ def inference_arguments(
         "reset_context": None if reset_context is None else json.dumps(reset_context),
         "history": None if history is None else [dict(turn) for turn in history],
         "model_path": model_path,
+        "enable_thinking": None if enable_thinking is None else json.dumps(enable_thinking),
+        "chat_template_kwargs": None if chat_template_kwargs is None else dict(chat_template_kwargs),
     }
 
 

@@ -49,6 +49,13 @@ class ChatRequest(_Body):
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0, le=1_000_000)
     template: str | None = Field(default=None, description="Chat template, for scripts that take one.")
+    enable_thinking: bool | None = Field(
+        default=None,
+        description="Whether the answer begins with reasoning, for templates that know it. Default: as in training.",
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        default=None, description="Arguments of the model's chat template. Default: those of the training."
+    )
     negative_prompt: str | None = Field(
         default=None, max_length=10_000, description="Image models: what the image must not show."
     )
@@ -73,6 +80,8 @@ class ChatRequest(_Body):
             "top_p": self.top_p,
             "top_k": self.top_k,
             "template": self.template,
+            "enable_thinking": self.enable_thinking,
+            "chat_template_kwargs": self.chat_template_kwargs,
             "negative_prompt": self.negative_prompt,
             "batch_size": self.batch_size,
             "aspect_ratio": self.aspect_ratio,

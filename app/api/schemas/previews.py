@@ -201,6 +201,8 @@ def _of_preview(preview: Preview) -> list[Violation]:
         found.append(Violation("/base_model", "preview_with_plain_template", {"base_model": preview.base_model}))
     if preview.lengths is not None:
         found += length_warnings(preview.lengths, preview.parameters)
+    if preview.turn_end is not None:
+        found.append(Violation("/base_model", "turn_end_is_not_eos", dict(preview.turn_end)))
     return found
 
 

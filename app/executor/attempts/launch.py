@@ -511,6 +511,8 @@ def _inference(job: JobRow, spec: JobSpec, inputs: _Relative) -> dict[str, Any]:
                 system_prompt=question.system_prompt,
                 history=question.history,
                 model_path=inputs.model,
+                enable_thinking=question.enable_thinking,
+                chat_template_kwargs=question.chat_template_kwargs,
             )
         case _:
             assert_never(form)

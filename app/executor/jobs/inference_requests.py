@@ -6,7 +6,7 @@ inference script and the newest version has one, the newest version is used.
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -36,6 +36,7 @@ from app.store.tables import JobRow, ModelRow
 PRIORITY: Final = -10
 """Inference requests start before trainings: a person waits for the answer."""
 ROLES: Final = ("system", "user", "assistant")
+_OF_TEMPLATE: Final = ("enable_thinking", "chat_template_kwargs")
 
 
 class OnlineModelNotAsked(Conflict):
@@ -140,6 +141,8 @@ class InferenceRequests:
     async def _spec(self, model: ModelRow, method: Method, stage: Stage, request: InferenceRequest) -> JobSpec:
         pinned = method.files[stage]
         script = await asyncio.to_thread(self._methods.reader.pinned, pinned)
+        if not script.partly_read:
+            _check_options(request, script.declared_names, pinned.file)
         return JobSpec(
             training_type=model.training_type,
             technique=method.definition.technique,
@@ -151,6 +154,13 @@ class InferenceRequests:
             base_model=Named(id=model.base_model_id, name=model.base_model_name, path=model.base_model_path),
             question=request,
         )
+
+
+def _check_options(request: InferenceRequest, declared: Collection[str], script: str) -> None:
+    """Raise `InvalidRequest` for what the script would not see: the answer would be another than was asked for."""
+    missing = [name for name in _OF_TEMPLATE if getattr(request, name) is not None and name not in declared]
+    if missing:
+        raise InvalidRequest([Violation(f"/{name}", "option_not_taken", {"script": script}) for name in missing])
 
 
 def inference_request_of(conversation: Conversation, *, session_id: str) -> InferenceRequest:
@@ -223,7 +233,9 @@ def _violations(messages: Sequence[Message]) -> list[Violation]:
 
 def _check_length(request: InferenceRequest) -> None:
     """Raise `ArgumentTooLong` if the operating system would refuse the arguments at the start of the script."""
-    texts = request.model_dump(include={"prompt", "history", "session_id", "system_prompt", "template"})
+    texts = request.model_dump(
+        include={"prompt", "history", "session_id", "system_prompt", "template", "chat_template_kwargs"}
+    )
     render_equals(inference_arguments(model_id="", model_name="", base_model_path="", **texts))
 
 

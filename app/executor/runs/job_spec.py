@@ -40,7 +40,7 @@ class Named(_Frozen):
 class InferenceRequest(_Frozen):
     """What an inference script is called with.
 
-    The last three fields are for models that generate images.
+    The fields from `negative_prompt` on are for models that generate images.
     """
 
     prompt: str
@@ -53,6 +53,8 @@ class InferenceRequest(_Frozen):
     top_p: float = 0.9
     top_k: int = 50
     template: str = ""
+    enable_thinking: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     negative_prompt: str = ""
     batch_size: int = 1
     aspect_ratio: str = "1:1"

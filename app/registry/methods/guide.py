@@ -31,7 +31,10 @@ from app.store import registry_facts
 from app.store.registry_facts import RegistryFacts
 
 # passed only when there is something to pass
-_OCCASIONAL = frozenset({"system_prompt", "reset_context", "history", "model_path", "system", "parameters"})
+_OCCASIONAL = frozenset(
+    {"system_prompt", "reset_context", "history", "model_path", "system", "parameters"}
+    | {"enable_thinking", "chat_template_kwargs"}
+)
 
 
 Listing = dict[str, list[tuple[str, str]]]
