@@ -56,7 +56,7 @@ import json
 from pathlib import Path
 import families
 presets, base, rows = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
-tokenizer = families.script(presets / "sft-demo/sft-demo.py").llm.load_tokenizer(str(base))
+tokenizer = families.script(presets / "sft-demo/sft-demo.py").llm.load_tokenizer(str(base), families.MANUAL)
 print(json.dumps([
     {"tokens": len(one["tokens"]), "text": tokenizer.decode(one["tokens"]),
      "learned": sum(label != -100 for label in one["labels"]),
@@ -177,8 +177,8 @@ class TestTemplates:
         preview = previewed(site, "chatml-with-another-eos", 1)
 
         (note,) = [note for note in preview["notes"] if note["code"] != "measured_rows_refused"]
-        assert (note["code"], preview["rows"][0]["notes"]) == ("end_is_not_eos", ["end_is_not_eos"])
-        assert "another token than the tokenizer's eos_token" in note["detail"]
+        assert (note["code"], preview["rows"][0]["notes"]) == ("turn_end_is_not_eos", [])
+        assert "ends a turn with <|im_end|>, the tokenizer's own end is <|endoftext|>" in note["detail"]
 
     def test_system_turn_that_is_not_taken(self, site: Installation) -> None:
         plain, system = previewed(site, "gemma", 1, 3)["rows"]

@@ -52,7 +52,9 @@ QWEN3 = (
     "{{ '\\n</tool_call>' }}{% endfor %}"
     "{{ '<|im_end|>\\n' }}{% endif %}"
     "{%- endfor %}"
-    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
+    "{% endif %}"
 )
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
@@ -116,6 +118,17 @@ FAMILIES: dict[str, tuple[list[str], str, str, str | None, str | None]] = {  # s
 }
 
 
+VARIANTS: dict[str, tuple[str, list[str]]] = {  # a family, and how it is trained
+    "qwen 3 without thinking": ("qwen 3", ["--enable_thinking=false"]),
+    "contents only": ("none", ["--chat_template=none"]),
+    "another template": (
+        "none",
+        ["--chat_template=" + CHATML.replace("im_start", "start_header_id").replace("im_end", "eot_id")],
+    ),
+}
+MANUAL = argparse.Namespace(train_id="manual", seq=1)
+
+
 def main() -> None:
     presets, rows, output = map(Path, sys.argv[1:])
     sys.path.append(str(presets / "shared/helpers"))
@@ -124,7 +137,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     answers = {}
-    for name in FAMILIES:
+    for name in [*FAMILIES, *VARIANTS]:
         with contextlib.redirect_stdout(io.StringIO()):  # what scripts say belongs to their own output
             answers[name] = family(name, presets, output, given)
     cases = output / "qwen-3"
@@ -134,21 +147,28 @@ def main() -> None:
 
 
 def family(name: str, presets: Path, output: Path, given: dict[str, list[Any]]) -> dict[str, Any]:
-    import deepe_llm as llm
-
-    folder = output / name.replace(" ", "-")
-    save_base(name, presets, folder)
-    tokenizer = llm.load_tokenizer(str(folder))
+    shape, options = VARIANTS.get(name, (name, []))
+    folder = output / shape.replace(" ", "-")
+    if not folder.is_dir():
+        save_base(shape, presets, folder)
+    sft = script(presets / "sft-demo/sft-demo.py")
+    tokenizer = sft.llm.load_tokenizer(str(folder), arguments(sft, folder, [], *options))
     spoken = [alone(row, ["conversation", "text"], tokenizer) for row in given["conversations"]]
     judged = [alone(row, ["preference", "labelled"], tokenizer) for row in given["preferences"]]
     good = [row for row, one in zip(given["conversations"], spoken, strict=True) if one.get("sequences")]
     pairs = [row for row, one in zip(given["preferences"], judged, strict=True) if one.get("sequences")]
+    both = [row for row in pairs if "label" not in row]
     return {
+        "end": tokenizer.eos_token_id,
+        "document end": tokenizer.document_end_id,
         "conversations": spoken,
         "preferences": judged,
-        "sft": held_by_sft(presets, folder, good),
-        "dpo": held_by_dpo(presets, folder, [row for row in pairs if "label" not in row], "dpo"),
-        "kto": held_by_dpo(presets, folder, pairs, "kto"),
+        "sft": held_by_sft(presets, folder, good, *options),
+        "dpo": held_by_dpo(presets, folder, both, "dpo", *options),
+        "orpo": held_by_dpo(presets, folder, both, "orpo", *options),
+        "kto": held_by_dpo(presets, folder, pairs, "kto", *options),
+        "grpo": held_by_grpo(presets, folder, *options),
+        "saved": saved(tokenizer, folder / "saved"),
     }
 
 
@@ -192,11 +212,33 @@ def alone(row: Any, kinds: list[str], tokenizer: Any) -> dict[str, Any]:
                 "labels": one.labels,
                 "given": tokenizer.decode(one.tokens[: one.start]),
                 "learned": tokenizer.decode(one.tokens[one.start :]),
+                "asked": asked_tokens(one, tokenizer),
             }
             for one in found
         ],
         "told": sorted({code for one in found for code in one.notes} | {code for code, _ in reader.report.said}),
     }
+
+
+def asked_tokens(one: Any, tokenizer: Any) -> list[int] | None:
+    """Return the tokens that the question of a sequence is asked with; a text has none, and tools are not asked."""
+    import deepe_rows as rows
+
+    if isinstance(one.example, rows.Text) or one.example.tools:
+        return None
+    tokens: list[int] = tokenizer.encode(rows.asked(one.example.prompt, tokenizer), add_special_tokens=False)
+    return tokens
+
+
+def saved(tokenizer: Any, folder: Path) -> dict[str, Any]:
+    """Return what a tokenizer that was saved after a training asks and stops at, as other programs load it."""
+    import transformers
+
+    tokenizer.save_pretrained(folder)
+    loaded = transformers.AutoTokenizer.from_pretrained(folder)
+    turns = [{"role": "user", "content": "q"}]
+    texts = [one.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) for one in (tokenizer, loaded)]
+    return {"same": texts[0] == texts[1], "end": loaded.eos_token_id, "asked": texts[1]}
 
 
 def job(presets: Path, base: Path, row: Any) -> dict[str, Any]:
@@ -207,7 +249,7 @@ def job(presets: Path, base: Path, row: Any) -> dict[str, Any]:
     args = arguments(sft, base, [{"prompt": "p0", "completion": "c0"}, row], "--max_seq_length=160")
     told: list[str] = []
     remark, examples.remark = examples.remark, lambda sentence, _args: told.append(sentence)
-    tokenizer = sft.llm.load_tokenizer(str(base))
+    tokenizer = sft.llm.load_tokenizer(str(base), args)
     try:
         learned = sft.encode(sft.load_examples(args, sft.LEARNS).train, tokenizer, args)
     except sft.Refused as error:
@@ -218,29 +260,60 @@ def job(presets: Path, base: Path, row: Any) -> dict[str, Any]:
     return {"learned": texts, "told": told}
 
 
-def held_by_sft(presets: Path, base: Path, rows: list[Any]) -> list[dict[str, Any]]:
+def held_by_sft(presets: Path, base: Path, rows: list[Any], *more: str) -> list[dict[str, Any]]:
     """Return the batches of one that SFT-Demo's trainer would learn from."""
     sft = script(presets / "sft-demo/sft-demo.py")
-    args = arguments(sft, base, rows, "--packing=false")
+    args = arguments(sft, base, rows, "--packing=false", *more)
     llm = sft.llm
     parts = sft.load_examples(args, sft.LEARNS)
-    tokenizer = llm.load_tokenizer(str(base))
+    tokenizer = llm.load_tokenizer(str(base), args)
     trainer = sft.build_trainer(args, llm.choose(args), tokenizer, sft.encode(parts.train, tokenizer, args), [])
     batches = [trainer.data_collator([row]) for row in trainer.train_dataset]
     return [{"tokens": one["input_ids"][0].tolist(), "labels": one["labels"][0].tolist()} for one in batches]
 
 
-def held_by_dpo(presets: Path, base: Path, rows: list[Any], objective: str) -> list[dict[str, Any]]:
+def held_by_dpo(presets: Path, base: Path, rows: list[Any], objective: str, *more: str) -> list[dict[str, Any]]:
     """Return the rows that DPO-Demo's trainer would learn from: tokens of the prompt and of the answers."""
     dpo = script(presets / "dpo-demo/dpo-demo.py")
-    args = arguments(dpo, base, rows, f"--objective={objective}", "--batch_size=2")
+    args = arguments(dpo, base, rows, f"--objective={objective}", "--batch_size=2", *more)
     kinds = {"preference", "labelled"} if objective == "kto" else {"preference"}
     parts = dpo.load_examples(args, dpo.Wanted(kinds=frozenset(kinds), tools=False))
-    tokenizer = dpo.llm.load_tokenizer(str(base))
+    tokenizer = dpo.llm.load_tokenizer(str(base), args)
     kept = dpo.fitting_pairs(parts.train, tokenizer, args)
     trainer = dpo.build_trainer(args, dpo.llm.choose(args), tokenizer, kept)
     columns = ("prompt_ids", "chosen_ids", "rejected_ids", "completion_ids", "label")
+    if objective == "orpo":
+        batches = [trainer.data_collator([row]) for row in trainer.train_dataset]
+        return [
+            {
+                side: {"tokens": one[f"{side}_input_ids"][0].tolist(), "labels": one[f"{side}_labels"][0].tolist()}
+                for side in ("chosen", "rejected")
+            }
+            for one in batches
+        ]
     return [{name: row[name] for name in columns if name in row} for row in trainer.train_dataset]
+
+
+def held_by_grpo(presets: Path, base: Path, *more: str) -> dict[str, Any]:
+    """Return the questions that GRPO-Demo's trainer asks, and where it stops; it takes one step."""
+    import deepe_examples as examples
+
+    grpo = script(presets / "grpo-demo/grpo-demo.py")
+    small = ["--max_content_length=4", "--batch_size=2", "--grad_accum_steps=1", "--num_generations=2", "--max_steps=1"]
+    rows = [{"question": "1 + 2?", "answer": "3"}, {"question": "q", "answer": "4", "system": "s"}]
+    args = arguments(grpo, base, rows, *small, *more)
+    judge = grpo.judge_of(args)
+    tasks = [judge.task(row, args.system_prompt) for row in grpo.load_examples(args, grpo.LEARNS).train]
+    machine, tokenizer = grpo.llm.choose(args), grpo.llm.load_tokenizer(str(base), args)
+    fitting = examples.fitting_questions(tasks, tokenizer, args)
+    trainer = grpo.build_trainer(args, machine, tokenizer, fitting, judge)
+    asked, *_ = trainer._tokenize_prompts([row["prompt"] for row in trainer.train_dataset])
+    trainer.train()
+    return {
+        "asked": asked,
+        "shown": [examples.sequences_of(task, tokenizer, args)[0].tokens for task in tasks],
+        "ends": trainer.generation_config.eos_token_id,
+    }
 
 
 def arguments(module: Any, base: Path, rows: list[Any], *more: str) -> argparse.Namespace:

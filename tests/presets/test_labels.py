@@ -222,7 +222,7 @@ def found(new_home: NewHome, rows: dict[str, list[Row]]) -> dict[str, Any]:
     return answers
 
 
-FAMILIES = pytest.mark.parametrize("family", list(families.FAMILIES))
+FAMILIES = pytest.mark.parametrize("family", [*families.FAMILIES, *families.VARIANTS])
 
 
 @FAMILIES
@@ -256,6 +256,81 @@ def test_preferences_are_held_as_the_reader_says(
 
     assert len(held) >= 3
     assert sorted(held) == sorted(told)
+
+
+@FAMILIES
+def test_orpo_learns_one_end(found: dict[str, Any], family: str) -> None:
+    told = [row["sequences"] for row in found[family]["preferences"] if len(row.get("sequences", ())) == 2]
+    held = found[family]["orpo"]
+
+    assert by_tokens([row["chosen"] for row in held]) == by_tokens([better for better, _ in told])
+    assert by_tokens([row["rejected"] for row in held]) == by_tokens([worse for _, worse in told])
+    ends = {learned_of(row[side]).count(found[family]["end"]) for row in held for side in ("chosen", "rejected")}
+    assert ends == {1}
+
+
+@FAMILIES
+def test_questions_are_asked_as_they_were_given(found: dict[str, Any], family: str) -> None:
+    asked = [
+        (one["asked"], given_of(one))
+        for row in found[family]["conversations"]
+        if "prompt_not_prefix" not in row.get("told", ())
+        for one in row.get("sequences", ())
+        if one["asked"] is not None
+    ]
+
+    assert len(asked) > 20 or family == "r1"  # its questions open a block of reasoning, which is told
+    assert all(question == given for question, given in asked)
+    assert found[family]["saved"]["same"]
+    assert found[family]["saved"]["end"] == found[family]["end"]
+
+
+@FAMILIES
+def test_rewarded_answers_are_asked_with_the_instruction_and_end(found: dict[str, Any], family: str) -> None:
+    held = found[family]["grpo"]
+
+    assert held["asked"] == held["shown"]
+    assert found[family]["end"] in as_list(held["ends"])
+
+
+def test_turns_end_otherwise_than_documents(found: dict[str, Any]) -> None:
+    (text,) = [
+        row["sequences"][0]["learned"]
+        for row in found["chatml with another eos"]["conversations"]
+        if row.get("sequences") and row["sequences"][0]["asked"] is None and row["sequences"][0]["given"] == ""
+    ]
+    assert text.endswith("<|endoftext|>")
+    for name, ends in {
+        "chatml with another eos": ("<|im_end|>", "<|endoftext|>"),
+        "gemma": ("<end_of_turn>", "<eos>"),
+        "llama 3": ("<|eot_id|>", "<|eot_id|>"),
+        "another template": ("<|eot_id|>", "<|end_of_text|>"),
+    }.items():
+        known = families.FAMILIES[families.VARIANTS.get(name, (name,))[0]][0]
+        assert found[name]["end"] == known.index(ends[0])
+        assert as_list(found[name]["grpo"]["ends"])[0] == known.index(ends[0])
+        assert found[name]["document end"] == known.index(ends[1])
+
+
+def test_contents_only_are_a_prompt_and_its_completion(found: dict[str, Any], rows: dict[str, Any]) -> None:
+    shown = {
+        (one["given"], one["learned"])
+        for row in found["contents only"]["conversations"]
+        for one in row.get("sequences", ())
+    }
+
+    (row,) = [row for row in rows["conversations"] if row.keys() == {"prompt", "completion"} and row_is_text(row)]
+    assert (f"<|begin_of_text|>{row['prompt']}", f"{row['completion']}<|end_of_text|>") in shown
+
+
+def test_block_of_reasoning_is_given_where_thinking_is_off(found: dict[str, Any]) -> None:
+    off = [row for row in found["qwen 3 without thinking"]["conversations"] if "sequences" in row]
+    last = [row["sequences"][-1] for row in off if row["sequences"][-1]["asked"] is not None]
+
+    assert len(last) > 20
+    assert all(one["given"].endswith("<think>\n\n</think>\n\n") for one in last)
+    assert not any("think>" in one["learned"] for one in last)
+    assert found["qwen 3 without thinking"]["saved"]["asked"].endswith("<think>\n\n</think>\n\n")
 
 
 @FAMILIES
@@ -293,7 +368,8 @@ def test_answers_are_learned_and_questions_are_not(found: dict[str, Any], rows: 
 
 def test_what_families_cannot_be_told_is_refused(found: dict[str, Any]) -> None:
     problems = {
-        name: {row["problem"] for row in found[name]["conversations"] if "problem" in row} for name in families.FAMILIES
+        name: {row["problem"] for row in found[name]["conversations"] if "problem" in row}
+        for name in [*families.FAMILIES, *families.VARIANTS]
     }
 
     without_tools = {"reasoning_lost", "tool_calls_lost", "tools_lost"}
@@ -305,6 +381,9 @@ def test_what_families_cannot_be_told_is_refused(found: dict[str, Any]) -> None:
         "qwen 3": set(),
         "r1": without_tools,
         "none": without_tools,
+        "qwen 3 without thinking": {"reasoning_not_asked"},
+        "contents only": without_tools,
+        "another template": without_tools,
     }
 
 
@@ -322,6 +401,14 @@ def test_rows_that_go_wrong_elsewhere(found: dict[str, Any], case: str) -> None:
         assert sorted(job["learned"]) == sorted(learned or [])
     for sentence in sentences:
         assert any(sentence in told for told in job["told"]), job["told"]
+
+
+def as_list(ends: int | list[int]) -> list[int]:
+    return ends if isinstance(ends, list) else [ends]
+
+
+def row_is_text(row: Row) -> bool:
+    return isinstance(row["prompt"], str) and isinstance(row["completion"], str) and bool(row["completion"])
 
 
 def by_tokens(sequences: list[Any]) -> list[tuple[list[int], list[int]]]:

@@ -16,11 +16,21 @@ SCRIPT = "mlx-demo.py"
 QUESTION = "Which is larger, 3 or 8?"
 SHORTER = ("--max_steps=80", "--eval_steps=40", "--eval_samples=60")
 EVERY_KIND = """
-import json, runpy, sys
+import json, runpy, shutil, sys
 from mlx_lm import convert
 
 tiny, rows, out = sys.argv[1:4]
-quantized = f"{out}/quantized"
+quantized, ended = f"{out}/quantized", f"{out}/ended"
+shutil.copytree(tiny, ended)  # its turns end otherwise than its documents
+for name, change in {
+    "tokenizer_config.json": {"eos_token": "<|endoftext|>"},
+    "config.json": {"eos_token_id": 0},
+    "generation_config.json": {"eos_token_id": 0},
+}.items():
+    with open(f"{ended}/{name}") as file:
+        document = json.load(file)
+    with open(f"{ended}/{name}", "w") as file:
+        json.dump(document | change, file)
 convert(tiny, quantized, quantize=True, q_bits=4, q_group_size=32)
 
 def run(script, *arguments):
@@ -37,6 +47,7 @@ kinds = {
     "4 bits": (tiny, "--load_in_4bit=true", "--lora_dropout=0.1"),
     "quantized base": (quantized,),
     "bfloat16": (tiny, "--dtype=bfloat16", "--lr_scheduler=linear", "--gradient_checkpointing=true"),
+    "another end": (ended,),
 }
 small = ("--max_steps=3", "--batch_size=4", "--eval_samples=3", "--eval_max_new_tokens=4", "--learning_rate=0.01")
 codes = {}
@@ -160,7 +171,11 @@ class TestTraining:
 
         assert run.code == 0, run.stderr
         (codes,) = [json.loads(line[6:]) for line in run.stdout.splitlines() if line.startswith("codes ")]
-        assert codes == {kind: [0, 0, 0, 0] for kind in ("dora", "full", "4 bits", "quantized base", "bfloat16")}
+        kinds = ("dora", "full", "4 bits", "quantized base", "bfloat16", "another end")
+        assert codes == {kind: [0, 0, 0, 0] for kind in kinds}
+        for folder in ("5", "5-complete"):
+            config = json.loads((mlx_home.path / "out" / folder / "generation_config.json").read_text())
+            assert config["eos_token_id"] == [2, 0]
 
     def test_passes_of_a_step_learn_like_one_large_batch(self, mlx_home: Home, tiny_base: Path) -> None:
         more = ("--max_steps=3", "--logging_steps=1", "--max_samples=64", "--eval_samples=0", "--resume=false")

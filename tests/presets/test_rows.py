@@ -505,6 +505,11 @@ def opened(turns: Sequence[Row], tools: Any, asking: bool) -> str:
     )
 
 
+def closed(turns: Sequence[Row], tools: Any, asking: bool) -> str:
+    """End a question with an empty block of reasoning: it is asked for an answer at once."""
+    return plain(turns, tools, asking) + ("<think></think>" if asking else "")
+
+
 CALLING = {"messages": [USER, turn("assistant", "", tool_calls=[CALL]), turn("tool", "3"), ASSISTANT], "tools": [TOOL]}
 RENDERED: list[tuple[str, Row, Tokenizer]] = [
     ("template_refused", {"messages": [USER, ASSISTANT]}, Tokenizer(strict)),
@@ -528,6 +533,7 @@ RENDERED: list[tuple[str, Row, Tokenizer]] = [
     ("prompt_rewritten", {"messages": [USER, ASSISTANT]}, Tokenizer(numbered)),
     ("prompt_not_prefix", {"messages": [USER, ASSISTANT]}, Tokenizer(opened)),
     ("think_block_added", {"messages": [USER, ASSISTANT]}, Tokenizer(opened)),
+    ("reasoning_not_asked", {"messages": [USER, turn("assistant", "<think>hm</think>a")]}, Tokenizer(closed)),
     ("bos_missing", {"messages": [USER, ASSISTANT]}, template(begins=True)),
     ("answer_without_end", {"messages": [USER, ASSISTANT]}, template(end="")),
     ("end_is_not_eos", {"messages": [USER, ASSISTANT]}, template(end="<end>")),

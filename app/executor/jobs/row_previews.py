@@ -63,7 +63,11 @@ _REMEMBERED_BYTES = 16 * 1024 * 1024
 
 
 _WITHOUT_TRANSFORMERS = "preview_without_transformers"
-_POINTERS = {_WITHOUT_TRANSFORMERS: "/method", "preview_tokenizer_unreadable": "/base_model"}
+_POINTERS = {
+    _WITHOUT_TRANSFORMERS: "/method",
+    "preview_tokenizer_unreadable": "/base_model",
+    "preview_template_refused": "/parameters",
+}
 
 
 class NoNodeAlive(Conflict):
@@ -116,7 +120,8 @@ class Preview:
     """Rows and what becomes of them, see `deepe_rows.preview`, and the lengths of all rows, see `deepe_rows.lengths`.
 
     `kinds`: what the method learns from, None if that is not known. `exact`: shown by the code that the training runs,
-    not only by our reader. `tokenized`: the rows have sequences.
+    not only by our reader. `tokenized`: the rows have sequences. `turn_end`: the token that ends an answer and the
+    base model's own `eos`, where they differ.
     """
 
     method: str
@@ -129,6 +134,7 @@ class Preview:
     exact: bool = False
     tokenized: bool = False
     own_template: bool = True
+    turn_end: Mapping[str, str] | None = None
     lengths: Lengths | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """Of the training, with its defaults."""
@@ -332,6 +338,7 @@ class RowPreviews:
                 rows=storable_document(document["rows"]),
                 tokenized=True,
                 own_template=document["own_template"],
+                turn_end=storable_document(document.get("turn_end")),
                 lengths=self._lengths.find(plan.lengths_key),
             )
         if refused["code"] == _WITHOUT_TRANSFORMERS and not plan.preview.exact:

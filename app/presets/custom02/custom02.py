@@ -30,11 +30,12 @@ from typing import Any
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
+from deepe_chat import stop_at_turn_ends
 from deepe_examples import encode, load_examples
 from deepe_llm import load_tokenizer
 from deepe_log import log, remark_plan
 from deepe_rows import CONVERSATION, Refused, Rendered, Wanted
-from deepe_scores import greedy_answers, prompt_of, report_score, wanted_of
+from deepe_scores import report_exact_match
 
 TINY_BYTES = 64 * 2**20  # threads of a smaller model wait for each other longer than they work
 RANK, PROCESSES = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -56,6 +57,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--validation_path", default=None, help="rows for the score; empty holds out a part")
     parser.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
     parser.add_argument("--max_seq_length", type=int, default=512, help="tokens of a row; longer rows are left out")
+    parser.add_argument("--chat_template", default="auto", help="auto: the base model's; none; a template or its file")
+    parser.add_argument("--chat_template_kwargs", default=None, help="JSON object with arguments of the chat template")
+    parser.add_argument(
+        "--enable_thinking",
+        choices=["auto", "true", "false"],
+        default="auto",
+        help="whether answers begin with reasoning, for templates that know it",
+    )
     parser.add_argument("--epochs", type=int, default=3, help="passes over the rows, unless max_steps is given")
     parser.add_argument("--max_steps", type=int, default=None, help="number of steps, instead of epochs")
     parser.add_argument("--batch_size", type=int, default=8, help="rows in one forward pass")
@@ -69,6 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--save_steps", type=int, default=50, help="steps between two checkpoints")
     parser.add_argument("--eval_fraction", type=float, default=0.1, help="part of the rows held out for the score")
     parser.add_argument("--eval_samples", type=int, default=100, help="held-out rows that are used at most")
+    parser.add_argument("--eval_max_new_tokens", type=int, default=64, help="tokens of an answer that is scored")
     return parser
 
 
@@ -103,16 +113,17 @@ def run(args: argparse.Namespace) -> None:
     disable_progress_bar()
     torch.manual_seed(args.seed)
     device = join_group()
-    tokenizer = load_tokenizer(args.base_path)
+    tokenizer = load_tokenizer(args.base_path, args)
     model = AutoModelForCausalLM.from_pretrained(args.base_path, dtype=torch.float32).to(device)
+    stop_at_turn_ends(model, tokenizer)
     examples = encode(parts.train, tokenizer, args)
     held_out = encode(parts.held_out, tokenizer, args, held_out=True)
 
-    score(model, tokenizer, held_out, "before")
+    score(model, tokenizer, held_out, args, "before")
     log("StartTraining", args.model_name, args)
     output = Path(args.output_dir or args.save_path)
     train(model, examples, output, tokenizer.pad_token_id, args, rows=len(parts.train))
-    score(model, tokenizer, held_out, "after")
+    score(model, tokenizer, held_out, args, "after")
 
     log("SaveTrainedModel", args.model_name, args)
     if deepe.is_first():
@@ -326,13 +337,11 @@ def save_complete(model: Any, tokenizer: Any, folder: Path) -> None:
 # --- score ----------------------------------------------------------------------------------------------------------
 
 
-def score(model: Any, tokenizer: Any, held_out: list[Rendered], phase: str) -> None:
+def score(model: Any, tokenizer: Any, held_out: list[Rendered], args: argparse.Namespace, phase: str) -> None:
     """Report how many held-out questions are answered with exactly the wanted text."""
     if not held_out or not deepe.is_first():
         return
-    given = greedy_answers(model, tokenizer, [prompt_of(one, tokenizer) for one in held_out], 32)
-    right = sum(text.strip() == wanted_of(one, tokenizer) for text, one in zip(given, held_out, strict=True))
-    report_score("exact_match", phase, right / len(held_out), len(held_out))
+    report_exact_match(model, tokenizer, held_out, args, phase)
 
 
 if __name__ == "__main__":

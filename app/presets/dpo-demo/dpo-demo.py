@@ -30,7 +30,7 @@ import deepe_llm as llm
 from deepe_examples import answers_of, fitting_pairs, load_examples
 from deepe_log import log
 from deepe_rows import LABELLED, PREFERENCE, Labelled, Preference, Refused, Rendered, Wanted, render_answer
-from deepe_scores import exact_match, report_score
+from deepe_scores import report_exact_match, report_score
 
 Judged = Preference | Labelled
 
@@ -64,6 +64,14 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
     data.add_argument("--max_input_length", type=int, default=1024, help="tokens of a prompt")
     data.add_argument("--max_content_length", type=int, default=1024, help="tokens of an answer")
+    data.add_argument("--chat_template", default="auto", help="auto: the base model's; none; a template or its file")
+    data.add_argument("--chat_template_kwargs", default=None, help="JSON object with arguments of the chat template")
+    data.add_argument(
+        "--enable_thinking",
+        choices=["auto", "true", "false"],
+        default="auto",
+        help="whether answers begin with reasoning, for templates that know it",
+    )
 
     steps = parser.add_argument_group("training")
     steps.add_argument("--epochs", type=float, default=1.0, help="passes over the rows, unless max_steps is given")
@@ -121,7 +129,7 @@ def run(args: argparse.Namespace) -> None:
 
     log("InitializingModel", args.model_path, args)
     machine = llm.choose(args)
-    tokenizer = llm.load_tokenizer(args.model_path)
+    tokenizer = llm.load_tokenizer(args.model_path, args)
     train_rows = fitting_pairs(parts.train, tokenizer, args)
     held_out = fitting_pairs(parts.held_out, tokenizer, args, held_out=True)
     trainer = build_trainer(args, machine, tokenizer, train_rows)
@@ -136,7 +144,7 @@ def run(args: argparse.Namespace) -> None:
 def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, rows: list[Judged]) -> Any:
     from datasets import Dataset
 
-    model = llm.load_model(args, machine)
+    model = llm.load_model(args, machine, tokenizer)
     longest = args.max_input_length + args.max_content_length
     settings = llm.trainer_settings(args, machine, checkpointing=llm.needs_checkpointing(args, model, 2 * longest))
     trainer_class, config_class = trainer_of(args.objective)
@@ -144,10 +152,17 @@ def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any
         settings["remove_unused_columns"] = False
     if args.objective == "dpo" and args.sft_weight:
         settings |= {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, args.sft_weight]}
+    match args.objective:
+        case "kto":
+            given = singles(rows)
+        case "orpo":
+            given = [tokens(row, tokenizer) for row in rows]
+        case _:
+            given = [pair(row) for row in rows]
     return trainer_class(
         model=model,
         args=config_class(beta=args.beta, max_length=longest, **settings),
-        train_dataset=Dataset.from_list(singles(rows) if args.objective == "kto" else [pair(row) for row in rows]),
+        train_dataset=Dataset.from_list(given),
         processing_class=tokenizer,
         peft_config=llm.lora(args),
         callbacks=llm.callbacks(args),
@@ -163,7 +178,13 @@ def trainer_of(objective: str) -> tuple[Any, Any]:
         case "orpo":
             from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-            return ORPOTrainer, ORPOConfig
+            class PairsTrainer(ORPOTrainer):  # type: ignore[misc, unused-ignore]
+                """Takes tokens as they are; by itself it would add a second end behind what a template writes."""
+
+                def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:
+                    return {}
+
+            return PairsTrainer, ORPOConfig
         case _:
             from trl import DPOConfig, DPOTrainer
 
@@ -172,6 +193,17 @@ def trainer_of(objective: str) -> tuple[Any, Any]:
 
 def pair(row: Preference) -> dict[str, Any]:
     return {"prompt": row.prompt, "chosen": [row.chosen], "rejected": [row.rejected]}
+
+
+def tokens(row: Preference, tokenizer: Any) -> dict[str, Any]:
+    """Return a pair as tokens, in the columns of ORPO's collator."""
+    found: dict[str, Any] = {"prompt": "", "chosen": "", "rejected": ""}
+    for name, answer in zip(("chosen", "rejected"), answers_of(row), strict=True):
+        one = render_answer(answer, tokenizer)
+        found |= {f"{name}_input_ids": one.tokens, f"{name}_labels": one.labels}
+        found[f"{name}_attention_mask"] = [1] * len(one.tokens)
+        found["prompt_input_ids"] = one.tokens[: one.start]
+    return found | {"prompt_attention_mask": [1] * len(found["prompt_input_ids"])}
 
 
 def singles(rows: list[Judged]) -> list[dict[str, Any]]:
@@ -205,8 +237,7 @@ def score(trainer: Any, tokenizer: Any, rows: list[Judged], args: argparse.Names
             if label
         ]
         if liked:
-            value = exact_match(trainer.model, tokenizer, liked, args.eval_max_new_tokens)
-            report_score("exact_match", phase, value, len(liked))
+            report_exact_match(trainer.model, tokenizer, liked, args, phase)
     trainer.accelerator.wait_for_everyone()
 
 

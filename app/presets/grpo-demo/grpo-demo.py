@@ -73,6 +73,14 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
     data.add_argument("--max_input_length", type=int, default=1024, help="tokens of a question")
     data.add_argument("--max_content_length", type=int, default=512, help="tokens of an answer")
+    data.add_argument("--chat_template", default="auto", help="auto: the base model's; none; a template or its file")
+    data.add_argument("--chat_template_kwargs", default=None, help="JSON object with arguments of the chat template")
+    data.add_argument(
+        "--enable_thinking",
+        choices=["auto", "true", "false"],
+        default="auto",
+        help="whether answers begin with reasoning, for templates that know it",
+    )
 
     method = parser.add_argument_group("method")
     method.add_argument("--num_generations", type=int, default=8, help="answers to each question that are compared")
@@ -133,7 +141,7 @@ def run(args: argparse.Namespace) -> None:
 
     log("InitializingModel", args.model_path, args)
     machine = llm.choose(args)
-    tokenizer = llm.load_tokenizer(args.model_path)
+    tokenizer = llm.load_tokenizer(args.model_path, args)
     tasks = fitting_questions(tasks, tokenizer, args)
     held_out = fitting_questions(held_out, tokenizer, args, held_out=True)
     trainer = build_trainer(args, machine, tokenizer, tasks, judge)
@@ -165,7 +173,7 @@ def build_trainer(
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    model = llm.load_model(args, machine)
+    model = llm.load_model(args, machine, tokenizer)
     longest = args.max_input_length + args.max_content_length
     checkpointing = llm.needs_checkpointing(args, model, longest)
     config = GRPOConfig(

@@ -19,6 +19,7 @@ from typing import Any
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_mlx as mlx_models
+from deepe_chat import choose_template, template_arguments
 from deepe_rows import Refused, RowProblem, asked
 
 
@@ -31,6 +32,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt", default="", help="the question")
     parser.add_argument("--history", default=None, help="JSON list of turns, the newest last; wins over the prompt")
     parser.add_argument("--system_prompt", default=None, help="instructions before the conversation")
+    parser.add_argument("--enable_thinking", default=None, help="true or false; empty: as in training")
+    parser.add_argument("--chat_template_kwargs", default=None, help="JSON object; empty: as in training")
     parser.add_argument("--max_length", type=whole_number, default=512, help="tokens of the answer")
     parser.add_argument("--max_context_tokens", type=whole_number, default=2048, help="tokens of the conversation")
     parser.add_argument("--temperature", type=real_number, default=0.7, help="0 takes the most likely answer")
@@ -73,7 +76,7 @@ def say(**message: str) -> None:
 
 def answer(args: argparse.Namespace) -> None:
     conversation = conversation_of(args)
-    model, tokenizer, config = load(*folders(args))
+    model, tokenizer, config = load(*folders(args), args)
     tokens = encode(tokenizer, conversation, args)
     speaking = mlx_models.wrapped(tokenizer, config)
     for piece in mlx_models.generate(model, speaking, tokens, most=args.max_length, sampler=sampler(args)):
@@ -115,7 +118,7 @@ def settings_of(adapter: Path) -> dict[str, Any]:
     return settings
 
 
-def load(base: Path, adapter: Path | None) -> tuple[Any, Any, dict[str, Any]]:
+def load(base: Path, adapter: Path | None, args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
     """Return model, tokenizer and configuration; what was trained on 4 bits is asked on 4 bits."""
     from transformers import AutoTokenizer
 
@@ -126,7 +129,10 @@ def load(base: Path, adapter: Path | None) -> tuple[Any, Any, dict[str, Any]]:
         model = mlx_models.add_adapter(model, adapter)
         source = adapter if (adapter / "tokenizer_config.json").is_file() else base
     model.eval()
-    return model, AutoTokenizer.from_pretrained(source), config
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    if tokenizer.chat_template or template_arguments(args):
+        choose_template(tokenizer, source, args)
+    return model, tokenizer, config
 
 
 def encode(tokenizer: Any, conversation: list[dict[str, str]], args: argparse.Namespace) -> list[int]:

@@ -39,11 +39,12 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
 import deepe_llm as llm
 import deepe_mlx as mlx_models
+from deepe_chat import ends_of, write_ends
 from deepe_checkpoints import newest_checkpoint
 from deepe_examples import encode, load_examples
 from deepe_log import log, remark_plan
 from deepe_rows import CONVERSATION, TEXT, Refused, Rendered, Text, Wanted
-from deepe_scores import prompt_of, report_score, wanted_of
+from deepe_scores import prompt_of, report_right
 
 LEARNS = Wanted(kinds=frozenset({CONVERSATION, TEXT}))
 WEIGHTS, STATE = "adapters.safetensors", "optimizer.safetensors"
@@ -82,6 +83,14 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
     data.add_argument("--max_input_length", type=int, default=1024, help="tokens of the input of a row")
     data.add_argument("--max_content_length", type=int, default=1024, help="tokens of the output of a row")
+    data.add_argument("--chat_template", default="auto", help="auto: the base model's; none; a template or its file")
+    data.add_argument("--chat_template_kwargs", default=None, help="JSON object with arguments of the chat template")
+    data.add_argument(
+        "--enable_thinking",
+        choices=["auto", "true", "false"],
+        default="auto",
+        help="whether answers begin with reasoning, for templates that know it",
+    )
     data.add_argument("--mask_prompt", type=llm.str2bool, default=True, help="learn the answers, not the questions")
 
     steps = parser.add_argument_group("training")
@@ -135,7 +144,7 @@ def run(args: argparse.Namespace) -> None:
     parts = load_examples(args, LEARNS)
 
     log("InitializingModel", args.model_path, args)
-    tokenizer = llm.load_tokenizer(args.model_path)
+    tokenizer = llm.load_tokenizer(args.model_path, args)
     examples = [learned_part(one, args) for one in encode(parts.train, tokenizer, args)]
     held_out = encode(parts.held_out, tokenizer, args, held_out=True)
     unseen = [learned_part(one, args) for one in held_out]
@@ -389,6 +398,7 @@ class Learner:
         mx.save_safetensors(str(folder / WEIGHTS), dict(tree_flatten(self.model.trainable_parameters())))
         (folder / "adapter_config.json").write_text(json.dumps(self._settings(), indent=1), "utf-8")
         tokenizer.save_pretrained(folder)
+        write_ends(Path(self.args.model_path), folder, ends_of(tokenizer, self.config.get("eos_token_id")))
 
     def checkpoint(self, step: int, tokenizer: Any) -> None:
         """Write all that the next step depends on, as a whole or not at all."""
@@ -452,15 +462,15 @@ def score(learner: Learner, tokenizer: Any, held_out: list[Rendered], phase: str
     if not asked:
         return
     learner.model.eval()
-    speaking = mlx_models.wrapped(tokenizer, learner.config)
-    right = 0
-    for one in asked:
-        tokens = tokenizer.encode(prompt_of(one, tokenizer), add_special_tokens=False)
-        given = "".join(mlx_models.generate(learner.model, speaking, tokens, most=learner.args.eval_max_new_tokens))
-        right += given.strip() == wanted_of(one, tokenizer)
+    speaking, most = mlx_models.wrapped(tokenizer, learner.config), learner.args.eval_max_new_tokens
+    prompts = [prompt_of(one, tokenizer) for one in asked]
+    given = []
+    for prompt in prompts:
+        tokens = tokenizer.encode(prompt, add_special_tokens=False)
+        given.append("".join(mlx_models.generate(learner.model, speaking, tokens, most=most)))
         if deepe.stop_requested():
             sys.exit(deepe.STOPPED)
-    report_score("exact_match", phase, right / len(asked), len(asked))
+    report_right(prompts, given, asked, tokenizer, learner.args, phase)
 
 
 if __name__ == "__main__":

@@ -15,15 +15,17 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
 import deepe_mlx as mlx_models
+from deepe_chat import ends_of, write_ends
+from deepe_log import log
 from deepe_rows import Refused
 
 DTYPES = ("float16", "float32", "bfloat16")
-KEPT_FILES = ("generation_config.json",)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -92,22 +94,22 @@ def merge(args: argparse.Namespace) -> dict[str, str]:
     draft = Path(args.save_path).with_name(f".{Path(args.save_path).name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     save_model(draft, model)
-    save_tokenizer(args, draft)
+    tokenizer = save_tokenizer(args, draft)
     write_config(config, dtype, draft)
-    for name in KEPT_FILES:
-        if (Path(args.base_path) / name).is_file():
-            shutil.copyfile(Path(args.base_path) / name, draft / name)
+    write_ends(Path(args.base_path), draft, ends_of(tokenizer, config.get("eos_token_id")))
     publish(draft, Path(args.save_path))
     log("MergeSuccess", args.save_path, args)
     return {"dtype_used": dtype, "model_type": str(config["model_type"])}
 
 
-def save_tokenizer(args: argparse.Namespace, target: Path) -> None:
-    """Take it from the adapter: it has the chat format of the training. Else the base model's."""
+def save_tokenizer(args: argparse.Namespace, target: Path) -> Any:
+    """Take it from the adapter: it has the chat format of the training. Else the base model's. Return it."""
     from transformers import AutoTokenizer
 
     source = args.adapter_path if (Path(args.adapter_path) / "tokenizer_config.json").is_file() else args.base_path
-    AutoTokenizer.from_pretrained(source).save_pretrained(target)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.save_pretrained(target)
+    return tokenizer
 
 
 def write_config(config: dict, dtype: str, target: Path) -> None:
@@ -127,12 +129,6 @@ def publish(draft: Path, target: Path) -> None:
         (target / file).parent.mkdir(exist_ok=True)
         os.replace(draft / file, target / file)
     shutil.rmtree(draft)
-
-
-def log(code: str, message: str, args: argparse.Namespace, *, level: str = "INFO") -> None:
-    from train_callback import LevelEnum, LogEnum, write_log
-
-    write_log(LevelEnum[level], LogEnum[code], message, args.train_id, args.seq, None)
 
 
 if __name__ == "__main__":

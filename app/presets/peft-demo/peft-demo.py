@@ -93,6 +93,14 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
     data.add_argument("--max_input_length", type=int, default=1024, help="tokens of the input of a row")
     data.add_argument("--max_content_length", type=int, default=1024, help="tokens of the output of a row")
+    data.add_argument("--chat_template", default="auto", help="auto: the base model's; none; a template or its file")
+    data.add_argument("--chat_template_kwargs", default=None, help="JSON object with arguments of the chat template")
+    data.add_argument(
+        "--enable_thinking",
+        choices=["auto", "true", "false"],
+        default="auto",
+        help="whether answers begin with reasoning, for templates that know it",
+    )
 
     steps = parser.add_argument_group("training")
     steps.add_argument("--epochs", type=float, default=1.0, help="passes over the rows, unless max_steps is given")
@@ -149,7 +157,7 @@ def run(args: argparse.Namespace) -> None:
 
     log("InitializingModel", args.model_path, args)
     machine = llm.choose(args)
-    tokenizer = llm.load_tokenizer(args.model_path)
+    tokenizer = llm.load_tokenizer(args.model_path, args)
     learned = encode(parts.train, tokenizer, args)
     held_out = encode(parts.held_out, tokenizer, args, held_out=True)
     asked = [one for one in held_out if not isinstance(one.example, Text)]
@@ -176,7 +184,7 @@ def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    model = llm.load_model(args, machine)
+    model = llm.load_model(args, machine, tokenizer)
     check_targets(args, model)
     model.config.use_cache = False
     longest = args.max_input_length + args.max_content_length

@@ -90,6 +90,14 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
     data.add_argument("--max_input_length", type=int, default=1024, help="tokens of a question")
     data.add_argument("--max_content_length", type=int, default=256, help="tokens of an answer")
+    data.add_argument("--chat_template", default="auto", help="auto: the base model's; none; a template or its file")
+    data.add_argument("--chat_template_kwargs", default=None, help="JSON object with arguments of the chat template")
+    data.add_argument(
+        "--enable_thinking",
+        choices=["auto", "true", "false"],
+        default="auto",
+        help="whether answers begin with reasoning, for templates that know it",
+    )
 
     method = parser.add_argument_group("method")
     method.add_argument("--rollouts", type=int, default=64, help="answers in one step")
@@ -147,7 +155,7 @@ def run(args: argparse.Namespace) -> None:
     machine = llm.choose(args)
     if machine.dtype == "float16":  # its small numbers would need a scaled loss
         machine = replace(machine, dtype="float32")
-    tokenizer = llm.load_tokenizer(args.model_path)
+    tokenizer = llm.load_tokenizer(args.model_path, args)
     tokenizer.padding_side = "left"
     tasks = fitting_questions(tasks, tokenizer, args)
     held_out = fitting_questions(held_out, tokenizer, args, held_out=True)
@@ -159,6 +167,7 @@ def run(args: argparse.Namespace) -> None:
     log("SaveTrainedModel", args.model_name, args)
     learner.policy.save_pretrained(args.output_dir)
     tokenizer.save_pretrained(args.output_dir)
+    llm.write_ends(learner.policy, args)
     llm.announce_adapter(args)
     score(learner, held_out, judge, "after")
     log("TrainingSuccess", args.model_name, args)
@@ -241,7 +250,7 @@ class Learner:
         from peft import get_peft_model
 
         self.args, self.tokenizer, self._worth = args, tokenizer, worth
-        base = llm.load_model(args, machine)
+        base = llm.load_model(args, machine, tokenizer)
         if not machine.four_bit:  # what is in 4 bits was loaded to where it stays
             base.to(machine.device)
         checkpointing = llm.needs_checkpointing(args, base, args.max_input_length + args.max_content_length)

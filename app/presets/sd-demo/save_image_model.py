@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
 from deepe_diffusion import WEIGHTS, Machine, kind_of, load_pipeline
+from deepe_log import log
 from deepe_rows import Refused
 
 DTYPES = ("float16", "float32", "bfloat16")
@@ -97,12 +98,6 @@ def publish(draft: Path, target: Path) -> None:
             shutil.rmtree(target / entry.name)
         os.replace(entry, target / entry.name)
     draft.rmdir()
-
-
-def log(code: str, message: str, args: argparse.Namespace, *, level: str = "INFO") -> None:
-    from train_callback import LevelEnum, LogEnum, write_log
-
-    write_log(LevelEnum[level], LogEnum[code], message, args.train_id, args.seq, None)
 
 
 if __name__ == "__main__":

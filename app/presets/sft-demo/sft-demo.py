@@ -55,6 +55,14 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument("--max_seq_length", type=int, default=1024, help="tokens of a row; longer rows are left out")
     data.add_argument("--max_input_length", type=int, default=1024, help="tokens of the input of a row")
     data.add_argument("--max_content_length", type=int, default=1024, help="tokens of the output of a row")
+    data.add_argument("--chat_template", default="auto", help="auto: the base model's; none; a template or its file")
+    data.add_argument("--chat_template_kwargs", default=None, help="JSON object with arguments of the chat template")
+    data.add_argument(
+        "--enable_thinking",
+        choices=["auto", "true", "false"],
+        default="auto",
+        help="whether answers begin with reasoning, for templates that know it",
+    )
     data.add_argument(
         "--packing",
         choices=["auto", "true", "false"],
@@ -133,7 +141,7 @@ def run(args: argparse.Namespace) -> None:
 
     log("InitializingModel", args.model_path, args)
     machine = llm.choose(args)
-    tokenizer = llm.load_tokenizer(args.model_path)
+    tokenizer = llm.load_tokenizer(args.model_path, args)
     learned = encode(parts.train, tokenizer, args)
     held_out = encode(parts.held_out, tokenizer, args, held_out=True)
     asked = [one for one in held_out if not isinstance(one.example, Text)]
@@ -160,7 +168,7 @@ def build_trainer(
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
-    model = llm.load_model(args, machine)
+    model = llm.load_model(args, machine, tokenizer)
     model.config.use_cache = False
     checkpointing = llm.needs_checkpointing(args, model, args.max_seq_length)
     config = SFTConfig(

@@ -18,6 +18,7 @@ from typing import Any
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_ask as ask
+from deepe_chat import choose_template, template_arguments
 from deepe_rows import asked
 
 
@@ -30,6 +31,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt", default="", help="the question")
     parser.add_argument("--history", default=None, help="JSON list of turns, the newest last; wins over the prompt")
     parser.add_argument("--system_prompt", default=None, help="instructions before the conversation")
+    parser.add_argument("--enable_thinking", default=None, help="true or false; empty: as in training")
+    parser.add_argument("--chat_template_kwargs", default=None, help="JSON object; empty: as in training")
     parser.add_argument("--max_length", type=ask.whole_number, default=512, help="tokens of the answer")
     parser.add_argument("--max_context_tokens", type=ask.whole_number, default=2048, help="tokens of the conversation")
     parser.add_argument("--temperature", type=ask.real_number, default=0.7, help="0 takes the most likely answer")
@@ -55,6 +58,8 @@ def answer(args: argparse.Namespace) -> Iterator[str]:
 
     model, source = ask.load_model(AutoModelForCausalLM, base, adapter)
     tokenizer = AutoTokenizer.from_pretrained(source)
+    if tokenizer.chat_template or template_arguments(args):
+        choose_template(tokenizer, source, args)
     encoded = ask.newest_that_fit(turns, lambda some: encode(tokenizer, some), args.max_context_tokens)
     return ask.generate(model, tokenizer, encoded.to(model.device), args)
 

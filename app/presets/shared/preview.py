@@ -26,6 +26,7 @@ from typing import Any
 
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this file.
 sys.path.append(str(Path(__file__).resolve().parent / "helpers"))
+import deepe_chat as chat
 import deepe_examples as examples
 import deepe_llm as llm
 import deepe_pictures as pictures
@@ -66,7 +67,9 @@ def answer_to(request: Mapping[str, Any]) -> dict[str, Any]:
     paths = {"model_path": request["base_model"], "dataset_path": request["data"]}
     args = argparse.Namespace(**request["parameters"] | paths)
     try:
-        tokenizer, own_template = load_tokenizer(args, pictured=request["pictures"])
+        tokenizer, own_template, own_end = load_tokenizer(args, pictured=request["pictures"])
+    except Refused as error:
+        return _refused("preview_template_refused", reason=str(error))
     except ImportError as error:
         return _refused("preview_without_transformers", error=str(error))
     except Exception as error:  # files of any origin, read by a library that raises many things
@@ -83,11 +86,15 @@ def answer_to(request: Mapping[str, Any]) -> dict[str, Any]:
         )
     except Refused as error:
         return _refused("dataset_rows_unreadable", reason=str(error))
-    return {"rows": rows, "own_template": own_template, "lengths": lengths}
+    end = {"end": tokenizer.eos_token, "eos": own_end} if own_end else None
+    return {"rows": rows, "own_template": own_template, "turn_end": end, "lengths": lengths}
 
 
-def load_tokenizer(args: argparse.Namespace, *, pictured: bool) -> tuple[Any, bool]:
-    """Return the tokenizer as the training has it, and whether its chat template is the base model's own."""
+def load_tokenizer(args: argparse.Namespace, *, pictured: bool) -> tuple[Any, bool, str]:
+    """Return the tokenizer as the training has it.
+
+    Also whether its chat template is the base model's own, and the base's own end where turns end otherwise.
+    """
     llm.prepare_environment(args)
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # it warns that there is no torch
     find_spec = importlib.util.find_spec
@@ -96,18 +103,19 @@ def load_tokenizer(args: argparse.Namespace, *, pictured: bool) -> tuple[Any, bo
         return None if name.partition(".")[0] in HEAVY else find_spec(name, package)
 
     importlib.util.find_spec = find_light
-    tokenizer = llm.load_tokenizer(args.model_path)
-    if not tokenizer.chat_template.endswith(llm.PLAIN_TEMPLATE):
-        return tokenizer, True
-    if not pictured:
-        return tokenizer, False
-    beside = Path(args.model_path) / "chat_template.json"  # where processors of earlier releases keep theirs
-    if beside.is_file():
+    from transformers import AutoTokenizer
+
+    path = Path(args.model_path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    beside = path / "chat_template.json"  # where processors of earlier releases keep theirs
+    if pictured and tokenizer.chat_template is None and beside.is_file():
         tokenizer.chat_template = json.loads(beside.read_text("utf-8"))["chat_template"]
-        return tokenizer, True
-    plain = pictures.PLAIN_TEMPLATE.replace("IMAGE", MARK)
-    tokenizer.chat_template = plain.replace("EOS", tokenizer.eos_token)
-    return tokenizer, False
+    own = tokenizer.chat_template is not None or getattr(args, "chat_template", "auto") != "auto"
+    if pictured:
+        pictures.choose_template(tokenizer, path, args, tokenizer, image=MARK)
+    else:
+        chat.choose_template(tokenizer, path, args)
+    return tokenizer, own, chat.end_turns(tokenizer, path)
 
 
 # ---- sequences -------------------------------------------------------------------------------------------------------

@@ -18,13 +18,12 @@ from typing import Any
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
+from deepe_chat import stop_at_turn_ends
+from deepe_log import log
+from deepe_rows import Refused
 
 SMALL_BYTES = 8 * 2**30  # a base model up to this size is merged in float32 and rounded once, at the end
 DTYPES = ("float16", "float32", "bfloat16")
-
-
-class Refused(Exception):
-    """What the user can put right: one sentence, no traceback."""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -94,8 +93,8 @@ def merge(args: argparse.Namespace) -> dict[str, str]:
 
     draft = Path(args.save_path).with_name(f".{Path(args.save_path).name}.part")
     shutil.rmtree(draft, ignore_errors=True)
+    save_processor(args, model, draft)
     model.save_pretrained(draft, max_shard_size=args.max_shard_size)
-    save_processor(args, draft)
     for weights in draft.glob("*.safetensors"):
         weights.chmod(0o644)  # written as 0600, whatever the umask says
     publish(draft, Path(args.save_path))
@@ -110,19 +109,27 @@ def model_class(usage: str) -> Any:
     return classes.get(usage, AutoModelForCausalLM)
 
 
-def save_processor(args: argparse.Namespace, target: Path) -> None:
-    """Take the tokenizer from the adapter: it has the chat format of the training. Else the base model's."""
+def save_processor(args: argparse.Namespace, model: Any, target: Path) -> None:
+    """Take the tokenizer from the adapter: it has the chat format of the training. Else the base model's.
+
+    The model's answers end where the chat format says.
+    """
     from transformers import AutoProcessor, AutoTokenizer
 
+    processor = None
     source = args.adapter_path if (Path(args.adapter_path) / "tokenizer_config.json").is_file() else args.base_path
     if args.model_usage_type == "vision-language":
-        AutoProcessor.from_pretrained(source).save_pretrained(target)
+        processor = AutoProcessor.from_pretrained(source)
+        processor.save_pretrained(target)
         size_of_pictures = Path(args.adapter_path) / "deepe-pictures.json"
         if size_of_pictures.is_file():
             shutil.copyfile(size_of_pictures, target / size_of_pictures.name)
-    AutoTokenizer.from_pretrained(source).save_pretrained(target)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.save_pretrained(target)
     if args.model_usage_type == "embedding":
         describe_vectors(Path(args.adapter_path), target)
+    else:
+        stop_at_turn_ends(model, tokenizer, processor)
 
 
 def describe_vectors(adapter: Path, target: Path) -> None:
@@ -163,13 +170,6 @@ def publish(draft: Path, target: Path) -> None:
         (target / file).parent.mkdir(exist_ok=True)
         os.replace(draft / file, target / file)
     shutil.rmtree(draft)
-
-
-def log(code: str, message: str, args: argparse.Namespace, *, level: str = "INFO") -> None:
-    from deepe_log import write_log
-    from enums import LevelEnum, LogEnum
-
-    write_log(LevelEnum[level], LogEnum[code], message, args.train_id, args.seq, None)
 
 
 if __name__ == "__main__":

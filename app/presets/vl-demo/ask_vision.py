@@ -33,6 +33,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--image", action="append", default=[], help="a picture for the question; may be repeated")
     parser.add_argument("--history", default=None, help="JSON list of turns, the newest last; wins over the prompt")
     parser.add_argument("--system_prompt", default=None, help="instructions before the conversation")
+    parser.add_argument("--enable_thinking", default=None, help="true or false; empty: as in training")
+    parser.add_argument("--chat_template_kwargs", default=None, help="JSON object; empty: as in training")
     parser.add_argument("--max_length", type=ask.whole_number, default=512, help="tokens of the answer")
     parser.add_argument("--max_context_tokens", type=ask.whole_number, default=2048, help="tokens of the conversation")
     parser.add_argument("--temperature", type=ask.real_number, default=0.7, help="0 takes the most likely answer")
@@ -58,13 +60,13 @@ def answer(args: argparse.Namespace) -> Iterator[str]:
     from transformers import AutoModelForImageTextToText
 
     model, source = ask.load_model(AutoModelForImageTextToText, base, adapter)
-    processor = pictures.load_processor(source)
+    processor = pictures.load_processor(source, args)
 
     def encode(some: list[dict[str, Any]]) -> Any:
         return pictures.encode(processor, [some], [[picture for turn in some for picture in turn["pictures"]]])
 
     encoded = ask.newest_that_fit(turns, encode, args.max_context_tokens)
-    return ask.generate(model, processor.tokenizer, encoded.to(model.device), args)
+    return ask.generate(model, processor.tokenizer, encoded.to(model.device), args, processor)
 
 
 def turns_of(args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -31,11 +31,12 @@ from typing import Any
 
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
+import deepe_chat as chat
 import deepe_llm as llm
 import deepe_pictures as pictures
 from deepe_log import log
 from deepe_rows import Answer, Refused, Rendered
-from deepe_scores import greedy_answers, report_score, wanted_of
+from deepe_scores import greedy_answers, report_right
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -58,6 +59,14 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument("--max_image_side", type=int, default=1024, help="larger pictures are shrunk to it; 0 does not")
     data.add_argument("--max_input_length", type=int, default=2048, help="tokens of a question with its pictures")
     data.add_argument("--max_content_length", type=int, default=1024, help="tokens of an answer")
+    data.add_argument("--chat_template", default="auto", help="auto: the base model's; none; a template or its file")
+    data.add_argument("--chat_template_kwargs", default=None, help="JSON object with arguments of the chat template")
+    data.add_argument(
+        "--enable_thinking",
+        choices=["auto", "true", "false"],
+        default="auto",
+        help="whether answers begin with reasoning, for templates that know it",
+    )
 
     adapter = parser.add_argument_group("adapter")
     adapter.add_argument("--lora_rank", type=int, default=16, help="rank of the adapter's matrices")
@@ -117,7 +126,8 @@ def run(args: argparse.Namespace) -> None:
 
     log("InitializingModel", args.model_path, args)
     machine = llm.choose(args)
-    processor = pictures.load_processor(Path(args.model_path))
+    processor = pictures.load_processor(Path(args.model_path), args)
+    chat.tell_end(processor.tokenizer, chat.end_turns(processor.tokenizer, Path(args.model_path), processor), args)
     learned = pictures.fitting(parts.train, sizes, processor, args)
     asked = pictures.fitting(parts.held_out, sizes, processor, args, held_out=True)
     trainer = build_trainer(args, machine, processor, learned)
@@ -147,7 +157,7 @@ def build_trainer(
     from transformers import AutoModelForImageTextToText
     from trl import SFTConfig, SFTTrainer
 
-    model = llm.load_model(args, machine, AutoModelForImageTextToText)
+    model = llm.load_model(args, machine, processor.tokenizer, AutoModelForImageTextToText)
     model.config.use_cache = False
     layers = "all-linear" if args.train_vision else pictures.language_layers(model)
     workers = args.picture_workers
@@ -188,9 +198,8 @@ def score(trainer: Any, processor: Any, asked: list[Rendered], args: argparse.Na
             encode,
             at_once=args.batch_size,
         )
-        wanted = [wanted_of(one, processor.tokenizer) for one in asked]
-        right = sum(text.strip() == right for text, right in zip(given, wanted, strict=True))
-        report_score("exact_match", phase, right / len(asked), len(asked))
+        prompts = [pictures.prompt_text(processor, one.example.prompt) for one in asked]
+        report_right(prompts, given, asked, processor.tokenizer, args, phase)
     trainer.accelerator.wait_for_everyone()
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import deepe
+from deepe_chat import stop_at_turn_ends
 from deepe_rows import Refused, RowProblem
 
 TINY_BYTES = 64 * 2**20  # threads of a smaller model wait for each other longer than they work
@@ -127,13 +128,17 @@ def newest_that_fit(turns: list[Any], encode: Callable[[list[Any]], Any], most: 
         del turns[first]
 
 
-def generate(model: Any, tokenizer: Any, encoded: Any, args: argparse.Namespace) -> Iterator[str]:
-    """Yield the answer as it is made; a failure in the generating thread is raised here."""
+def generate(model: Any, tokenizer: Any, encoded: Any, args: argparse.Namespace, writer: Any = None) -> Iterator[str]:
+    """Yield the answer as it is made, up to the end of the turn; a failure in the generating thread is raised here.
+
+    `writer` has the chat template, if it is not the tokenizer.
+    """
     import torch
     from transformers import TextIteratorStreamer
 
     if args.seed is not None:
         torch.manual_seed(args.seed)
+    stop_at_turn_ends(model, tokenizer, writer)
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     failure: list[BaseException] = []
 

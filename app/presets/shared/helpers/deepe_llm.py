@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import deepe
+import deepe_chat as chat
 from deepe_checkpoints import make_readable, newest_checkpoint
 from deepe_log import log, remark, remark_plan
 from deepe_rows import Refused, Rendered
@@ -23,13 +24,6 @@ TINY_BYTES = 64 * 2**20  # threads of a smaller model wait for each other longer
 SHARE_OF_MEMORY = 0.6  # of the free GPU memory; above it activations are recomputed instead of kept
 POSITIVE = ("batch_size", "grad_accum_steps", "lora_rank", "logging_steps", "save_steps", "save_total_limit")
 EIGHT_BIT = ("adamw_bnb_8bit", "paged_adamw_8bit")
-PLAIN_TEMPLATE = (  # for a base model that was never taught a chat format
-    "{% for message in messages %}"
-    "{{ '### ' + message['role'] + ':\\n' + message['content'] }}"
-    "{{ eos_token + '\\n' if message['role'] == 'assistant' else '\\n\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '### assistant:\\n' }}{% endif %}"
-)
 
 
 # --- the script -----------------------------------------------------------------------------------------------------
@@ -172,21 +166,20 @@ def _has_bitsandbytes(parameter: str, args: argparse.Namespace) -> bool:
 # --- model ----------------------------------------------------------------------------------------------------------
 
 
-def load_tokenizer(path: str) -> Any:
+def load_tokenizer(path: str, args: argparse.Namespace) -> Any:
+    """Return the tokenizer of a base model, with the chat template that is asked for; a turn ends with its eos."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(path)
-    if tokenizer.chat_template is None:  # saved with the adapter, so that questions are asked the same way
-        begins = list(tokenizer("")["input_ids"])[:1] == [tokenizer.bos_token_id]
-        tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + PLAIN_TEMPLATE
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    chat.choose_template(tokenizer, Path(path), args)
+    chat.tell_end(tokenizer, chat.end_turns(tokenizer, Path(path)), args)
     return tokenizer
 
 
-def load_model(args: argparse.Namespace, machine: Machine, auto_class: Any = None) -> Any:
+def load_model(args: argparse.Namespace, machine: Machine, tokenizer: Any, auto_class: Any = None) -> Any:
     """Return the base model, after fixing the seed: adapters that are made next start equally.
 
+    It stops at the ends that the tokenizer knows.
     `auto_class` is the one of transformers that loads it, without one that of causal language models.
     """
     import torch
@@ -205,9 +198,11 @@ def load_model(args: argparse.Namespace, machine: Machine, auto_class: Any = Non
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=getattr(torch, machine.dtype),
         )
-    return (auto_class or AutoModelForCausalLM).from_pretrained(
+    model = (auto_class or AutoModelForCausalLM).from_pretrained(
         args.model_path, dtype=getattr(torch, machine.dtype), attn_implementation=machine.attention, **more
     )
+    chat.stop_at_turn_ends(model, tokenizer)
+    return model
 
 
 def lora(args: argparse.Namespace, layers: str = "all-linear") -> Any:
@@ -416,10 +411,16 @@ def end_stopped(step: int) -> None:
 
 
 def save_adapter(trainer: Any, args: argparse.Namespace) -> None:
-    """Write adapter and tokenizer, and nothing else."""
+    """Write adapter and tokenizer, and where answers end."""
     log("SaveTrainedModel", args.model_name, args)
     trainer.save_model(args.output_dir)
+    write_ends(trainer.model, args)
     announce_adapter(args)
+
+
+def write_ends(model: Any, args: argparse.Namespace) -> None:
+    if deepe.is_first():
+        chat.write_ends(Path(args.model_path), Path(args.output_dir), model.generation_config.eos_token_id)
 
 
 def announce_adapter(args: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from deepe_chat import ends_of
 from deepe_rows import Refused
 
 GROUP = 64  # weights that share a scale in 4 bits
@@ -56,11 +57,7 @@ def wrapped(tokenizer: Any, config: dict[str, Any]) -> Any:
     """Return the tokenizer as mlx-lm generates with it: an answer ends at every token that the model ends with."""
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-    ends = config.get("eos_token_id")
-    known = ends if isinstance(ends, list) else [ends]
-    return TokenizerWrapper(
-        tokenizer, eos_token_ids={end for end in (*known, tokenizer.eos_token_id) if end is not None}
-    )
+    return TokenizerWrapper(tokenizer, eos_token_ids=set(ends_of(tokenizer, config.get("eos_token_id"))))
 
 
 def generate(model: Any, tokenizer: Any, tokens: list[int], *, most: int, sampler: Any = None) -> Iterator[str]:

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import deepe_chat as chat
 from deepe_examples import keep_fitting, load_examples
 from deepe_rows import (
     CONVERSATION,
@@ -41,9 +42,17 @@ PLAIN_TEMPLATE = (  # for a base model that was never taught a chat format
     "{% for part in message['content'] %}"
     "{{ 'IMAGE\\n' if part['type'] == 'image' else part['text'] }}"
     "{% endfor %}"
-    "{{ 'EOS\\n' if message['role'] == 'assistant' else '\\n\\n' }}"
+    "{{ eos_token + '\\n' if message['role'] == 'assistant' else '\\n\\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '### assistant:\\n' }}{% endif %}"
+)
+CONTENT_TEMPLATE = (  # `chat_template=none`: a prompt and its completion as they are
+    "{% for message in messages %}"
+    "{% for part in message['content'] %}"
+    "{{ 'IMAGE\\n' if part['type'] == 'image' else part['text'] }}"
+    "{% endfor %}"
+    "{{ eos_token if message['role'] == 'assistant' else '\\n\\n' if message['role'] == 'system' else '' }}"
+    "{% endfor %}"
 )
 
 Part = dict[str, Any]
@@ -181,8 +190,8 @@ def dataset_of(answers: Sequence[Answer], most: int) -> Any:
 # --- model ----------------------------------------------------------------------------------------------------------
 
 
-def load_processor(path: Path) -> Any:
-    """Return what makes tokens and pixels; it has a chat template afterwards."""
+def load_processor(path: Path, args: argparse.Namespace) -> Any:
+    """Return what makes tokens and pixels, with the chat template that is asked for."""
     from transformers import AutoProcessor
 
     try:
@@ -198,13 +207,14 @@ def load_processor(path: Path) -> Any:
         raise Refused(f"the model in {path} has no processor that can be loaded: {error}") from error
     if not hasattr(processor, "image_processor"):
         raise Refused(f"the model in {path} cannot be shown pictures: it has no image processor")
-    tokenizer = processor.tokenizer
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if processor.chat_template is None:
-        image = getattr(processor, "image_token", MARK)
-        processor.chat_template = PLAIN_TEMPLATE.replace("IMAGE", image).replace("EOS", tokenizer.eos_token)
+    choose_template(processor.tokenizer, path, args, processor, image=getattr(processor, "image_token", MARK))
     return processor
+
+
+def choose_template(tokenizer: Any, path: Path, args: argparse.Namespace, writer: Any, *, image: str) -> None:
+    """Give the writer the template that the arguments ask for; `image` is the mark of a picture in a text."""
+    plain, contents = (template.replace("IMAGE", image) for template in (PLAIN_TEMPLATE, CONTENT_TEMPLATE))
+    chat.choose_template(tokenizer, path, args, writer, plain=plain, contents=contents)
 
 
 def language_layers(model: Any) -> str:

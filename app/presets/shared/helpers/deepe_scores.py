@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import deepe
+from deepe_chat import after_reasoning, is_cut_in_reasoning
+from deepe_log import remark
 from deepe_rewards import Judge
 from deepe_rewards import columns_of as columns_of_tasks
 from deepe_rows import Question, Rendered, written
@@ -28,15 +30,45 @@ def score_exact_match(
 ) -> None:
     """Report how many held-out prompts the model answers with exactly the wanted text; the others wait for rank 0."""
     if asked and trainer.is_world_process_zero():
-        value = exact_match(trainer.model, tokenizer, asked, args.eval_max_new_tokens)
-        report_score("exact_match", phase, value, len(asked))
+        report_exact_match(trainer.model, tokenizer, asked, args, phase)
     trainer.accelerator.wait_for_everyone()
 
 
-def exact_match(model: Any, tokenizer: Any, asked: Sequence[Rendered], max_new_tokens: int) -> float:
-    """Return the share of answers whose greedy answer is exactly what a training on them would learn."""
-    given = greedy_answers(model, tokenizer, [prompt_of(one, tokenizer) for one in asked], max_new_tokens)
-    return sum(text.strip() == wanted_of(one, tokenizer) for text, one in zip(given, asked, strict=True)) / len(asked)
+def report_exact_match(
+    model: Any, tokenizer: Any, asked: Sequence[Rendered], args: argparse.Namespace, phase: str
+) -> None:
+    """Report how many prompts the model answers with exactly the wanted text, by its most likely answers."""
+    prompts = [prompt_of(one, tokenizer) for one in asked]
+    given = greedy_answers(model, tokenizer, prompts, args.eval_max_new_tokens)
+    report_right(prompts, given, asked, tokenizer, args, phase)
+
+
+def report_right(
+    prompts: Sequence[str],
+    given: Sequence[str],
+    asked: Sequence[Rendered],
+    tokenizer: Any,
+    args: argparse.Namespace,
+    phase: str,
+) -> None:
+    """Report the share of given answers that are exactly what a training would learn, reasoning left aside."""
+    right = sum(
+        not is_cut_in_reasoning(prompt, text) and after_reasoning(text) == wanted_of(one, tokenizer)
+        for prompt, text, one in zip(prompts, given, asked, strict=True)
+    )
+    report_score("exact_match", phase, right / len(asked), len(asked))
+    remark_cut_reasoning(prompts, given, "eval_max_new_tokens", args)
+
+
+def remark_cut_reasoning(prompts: Sequence[str], given: Sequence[str], limit: str, args: argparse.Namespace) -> None:
+    """Tell how many answers the limit of tokens has ended before they were given."""
+    cut = sum(map(is_cut_in_reasoning, prompts, given))
+    if cut:
+        remark(
+            f"{cut} of {len(given)} scored answers are still reasoning after {getattr(args, limit)} tokens and count "
+            f"as wrong; raise {limit}",
+            args,
+        )
 
 
 def prompt_of(one: Rendered, tokenizer: Any) -> str:
@@ -45,8 +77,8 @@ def prompt_of(one: Rendered, tokenizer: Any) -> str:
 
 
 def wanted_of(one: Rendered, tokenizer: Any) -> str:
-    """Return the text of what is learned of an answer, without the tokens that end it."""
-    return str(tokenizer.decode(one.tokens[one.start :], skip_special_tokens=True)).strip()
+    """Return the text of what is learned of an answer, without its reasoning and the tokens that end it."""
+    return after_reasoning(tokenizer.decode(one.tokens[one.start :], skip_special_tokens=True))
 
 
 def score_rewards(
@@ -57,8 +89,10 @@ def score_rewards(
     texts = [written(task.prompt, task.tools, tokenizer, add_generation_prompt=True) for task in tasks]
     given = greedy_answers(model, tokenizer, texts, args.max_content_length)
     columns = columns_of_tasks(tasks)
-    report_score("exact_match", phase, judge.right(given, columns["answer"]), len(tasks))
+    said = ["" if is_cut_in_reasoning(*one) else after_reasoning(one[1]) for one in zip(texts, given, strict=True)]
+    report_score("exact_match", phase, judge.right(said, columns["answer"]), len(tasks))
     report_score("reward", phase, sum(judge.totals(given, prompts, columns)) / len(tasks), len(tasks))
+    remark_cut_reasoning(texts, given, "max_content_length", args)
 
 
 def greedy_answers(

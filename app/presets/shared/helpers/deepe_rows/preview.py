@@ -18,7 +18,15 @@ from .reading import Reader
 from .telling import Wanted
 from .values import Example
 
-PARAMETERS = (*LIMITS, "mask_prompt", "system_prompt", "pic_relative_path")
+PARAMETERS = (
+    *LIMITS,
+    "mask_prompt",
+    "system_prompt",
+    "chat_template",
+    "chat_template_kwargs",
+    "enable_thinking",
+    "pic_relative_path",
+)
 """What decides how a row is shown, beside what decides how it is read."""
 
 FIRST_ROWS = 3

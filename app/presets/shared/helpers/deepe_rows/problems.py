@@ -61,6 +61,10 @@ SENTENCES: Mapping[str, str] = {
         "the chat template leaves out the reasoning of turn {turn}; take it out of the rows, "
         "or take a base model whose template keeps it"
     ),
+    "reasoning_not_asked": (
+        "turn {turn} has reasoning, but the question ends without any (enable_thinking is false); take it out of the "
+        "rows, or leave enable_thinking out"
+    ),
     # left out: the row is readable, and there is nothing to learn in it
     "no_answer": "there is no answer to learn",
     "no_text": "there is no text to learn",
@@ -80,7 +84,7 @@ SENTENCES: Mapping[str, str] = {
     "prompt_not_prefix": "the question ends otherwise when it is asked than in what is learned",
     "bos_missing": "the chat template leaves out the token that the tokenizer begins texts with",
     "answer_without_end": "the answer has no token that ends it: the model does not learn to stop",
-    "end_is_not_eos": "the answer ends with another token than the tokenizer's eos_token",
+    "end_is_not_eos": "the answer ends with a token at which answering does not stop",
     "think_block_added": "the chat template adds an empty block of reasoning to the answer",
     "earlier_reasoning_left_out": "the chat template leaves out the reasoning of earlier answers, as when it is asked",
     "names_left_out": "the chat template leaves out names of turns",

@@ -10,7 +10,7 @@ from functools import lru_cache
 from itertools import takewhile
 from typing import Any
 
-from .losses import check_kept, thoughts_in, thoughts_of
+from .losses import THINK_END, check_kept, thoughts_in, thoughts_of
 from .merging import with_merged_turns
 from .problems import RowProblem
 from .values import Answer, Conversation, Question, Text, Turn
@@ -42,10 +42,14 @@ def render(example: Conversation | Text, tokenizer: Any) -> list[Rendered]:
 
 
 def render_text(example: Text, tokenizer: Any) -> Rendered:
-    """Return a document: what the tokenizer itself puts before a text, the text, and its end."""
+    """Return a document: what the tokenizer itself puts before a text, the text, and its end.
+
+    The end of a document may be another token than that of an answer (`deepe_chat.end_turns`).
+    """
     tokens = list(tokenizer(example.text)["input_ids"])
-    if tokenizer.eos_token_id is not None and (not tokens or tokens[-1] != tokenizer.eos_token_id):
-        tokens.append(tokenizer.eos_token_id)
+    end = getattr(tokenizer, "document_end_id", tokenizer.eos_token_id)
+    if end is not None and (not tokens or tokens[-1] != end):
+        tokens.append(end)
     return Rendered(tokens, 0, example.place, (), example)
 
 
@@ -84,12 +88,14 @@ def _answer(answer: Answer, tokenizer: Any, writer: Any) -> Rendered:
     turns = [*answer.prompt, answer.completion]
     question = written(answer.prompt, answer.tools, writer, add_generation_prompt=True)
     whole = written(turns, answer.tools, writer, add_generation_prompt=False)
-    head, tokens = (list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (question, whole))
+    head, tokens = (_tokens(text, tokenizer) for text in (question, whole))
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(head, tokens, strict=False)))
     notes = list(check_kept(turns, answer.tools, whole, writer))
     if shared < len(head):
         if not whole.startswith(written(answer.prompt, answer.tools, writer, add_generation_prompt=False).rstrip()):
             raise RowProblem("prompt_rewritten")
+        if question.rstrip().endswith(THINK_END) and thoughts_of(answer.completion):
+            raise RowProblem("reasoning_not_asked", turn=len(turns))
         notes.append("prompt_not_prefix")
     notes += _beginning(tokens, tokenizer)
     notes += _ending(tokens[shared:], tokenizer)
@@ -98,9 +104,13 @@ def _answer(answer: Answer, tokenizer: Any, writer: Any) -> Rendered:
     return Rendered(tokens, shared, answer.place, tuple(dict.fromkeys(notes)), answer)
 
 
+def _tokens(text: str, tokenizer: Any) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
 def _question(question: Question, tokenizer: Any) -> Rendered:
     text = written(question.prompt, question.tools, tokenizer, add_generation_prompt=True)
-    tokens = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    tokens = _tokens(text, tokenizer)
     notes = [*check_kept(question.prompt, question.tools, text, tokenizer), *_beginning(tokens, tokenizer)]
     return Rendered(tokens, len(tokens), question.place, tuple(dict.fromkeys(notes)), question)
 
@@ -139,15 +149,13 @@ def _beginning(tokens: list[int], tokenizer: Any) -> Iterable[str]:
 
 def _ending(learned: list[int], tokenizer: Any) -> Iterable[str]:
     """Tell when an answer has no end that is learned, or one at which answering does not stop."""
-    special = _special_ids(tokenizer)
-    last = next((token for token in reversed(learned) if token in special), None)
-    if last is None:
-        return ("answer_without_end",)
-    return () if last == tokenizer.eos_token_id else ("end_is_not_eos",)
+    if tokenizer.eos_token_id in learned:
+        return ()
+    return ("end_is_not_eos",) if special_ids(tokenizer).intersection(learned) else ("answer_without_end",)
 
 
 @lru_cache(maxsize=8)
-def _special_ids(tokenizer: Any) -> frozenset[int]:
+def special_ids(tokenizer: Any) -> frozenset[int]:
     """Return the special tokens, also those that have no role (eos, pad, ...), such as the end of a turn."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     return frozenset([*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)])
