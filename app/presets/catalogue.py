@@ -102,6 +102,8 @@ class PresetManifest(_Frozen):
     """Whether an installation of one of the platforms has it from the start, or of which; else it comes by name."""
     description: Texts
     definition: dict[str, Any]
+    needs_weights: bool = True
+    """The training loads the base model's weights. False: a `config.json` alone is enough."""
     data: DataRules
     demo: DemoRun
     parameters: tuple[ParameterInfo, ...]

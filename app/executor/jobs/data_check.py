@@ -9,7 +9,7 @@ from typing import Any, Final
 from app.domain.errors import Violation
 from app.domain.kinds import Stage
 from app.domain.pointers import pointer
-from app.presets.catalogue import DataRules, load_manifests, script_path
+from app.presets.catalogue import DataRules, PresetManifest, load_manifests, script_path
 from app.registry.datasets.check import Column
 from app.registry.datasets.row_surveys import RowSurvey, RowSurveys, RowsWanted
 from app.registry.methods.record import Method
@@ -135,11 +135,17 @@ def data_rules(method: Method, stage: Stage) -> DataRules | None:
     declared = method.definition.data
     if declared is not None and declared.learns_from:
         return DataRules(learns_from=tuple(declared.learns_from), tools=declared.tools, pictures=declared.pictures)
+    manifest = shipped_manifest(method, stage)
+    return None if manifest is None else manifest.data
+
+
+def shipped_manifest(method: Method, stage: Stage) -> PresetManifest | None:
+    """Return the manifest of a method whose stage runs a shipped script as it is; None for a script of its own."""
     pinned = method.files.get(stage)
     manifest = next((manifest for manifest in load_manifests() if manifest.name == method.preset), None)
     if pinned is None or manifest is None or pinned.sha256 not in _shipped_digests(manifest.files):
         return None
-    return manifest.data
+    return manifest
 
 
 @cache

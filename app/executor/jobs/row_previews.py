@@ -28,6 +28,7 @@ from app.executor.jobs.chat_service import cancel_abandoned
 from app.executor.jobs.data_check import data_rules, rows_wanted
 from app.executor.jobs.inference_requests import PRIORITY
 from app.executor.jobs.stage_parameters import StageParameters
+from app.executor.jobs.submission_inputs import base_model_findings
 from app.executor.jobs.token_lengths import TokenLengths, lengths_key
 from app.executor.nodes.notifier import Notifier
 from app.executor.runs.job_spec import JobSpec, Named, RowsToPreview
@@ -37,7 +38,7 @@ from app.presets.shared.helpers.deepe_rows import CONVERSATION, LABELLED, PREFER
 from app.presets.shared.helpers.deepe_rows.lengths import Lengths
 from app.presets.shared.helpers.deepe_rows.preview import PARAMETERS, preview
 from app.presets.shared.helpers.deepe_rows.survey import wanted_of
-from app.registry.base_models.findings import Severity, findings
+from app.registry.base_models.findings import Severity
 from app.registry.base_models.service import BaseModels
 from app.registry.datasets.service import Datasets
 from app.registry.methods.record import Method, method_of
@@ -263,7 +264,7 @@ class RowPreviews:
             raise BaseModelNotMade(base_model=base.name)
         if not self._home.absolute(base.path).exists():
             return [*wrong, Violation("/base_model", "files_missing", {"name": base.name, "path": base.path})]
-        judged = findings(self._base_models.current_card(base), TrainingType(method.definition.training_type or ""))
+        judged = base_model_findings(self._base_models.current_card(base), method)
         return [*wrong, *(one.violation for one in judged if one.severity is Severity.ERROR)]
 
     def _job(self, method: Method, shown: Preview, spec: JobSpec) -> JobRow:

@@ -4,16 +4,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from app.domain.enums import ModelState, TrainingType
+from app.domain.enums import JobKind, ModelState, TrainingType
 from app.domain.errors import InvalidRequest, Violation
 from app.domain.kinds import Stage
 from app.executor.jobs.base_model_builds import must_be_made
-from app.executor.jobs.data_check import Data
+from app.executor.jobs.data_check import Data, shipped_manifest
 from app.executor.jobs.requests import JobSubmit
 from app.executor.jobs.stage_parameters import VALIDATION_DATASET, Validation
 from app.executor.runs.job_spec import Named
-from app.registry.base_models.card import BaseModelCard
-from app.registry.base_models.findings import Severity, findings
+from app.registry.base_models.card import BaseModelCard, BaseModelKind
+from app.registry.base_models.findings import Finding, Severity, findings
 from app.registry.base_models.service import BaseModels
 from app.registry.datasets.check import columns_of
 from app.registry.datasets.files import Inspection
@@ -137,7 +137,7 @@ class InputCheck:
             card = self._base_models.current_card(row)
         except InvalidRequest as error:
             return None, list(error.violations()), []
-        found = findings(card, TrainingType(method.definition.training_type or ""))
+        found = base_model_findings(card, method)
         by_severity = {severity: [one.violation for one in found if one.severity is severity] for severity in Severity}
         return card, by_severity[Severity.ERROR], by_severity[Severity.WARNING]
 
@@ -201,6 +201,15 @@ class InputCheck:
         """Return the rows for the score, and the argument that names their file."""
         data = self.data_of(row, inspection)
         return Validation(data, argument=os.path.relpath(data.jsonl, self._home.scripts))
+
+
+def base_model_findings(card: BaseModelCard, method: Method) -> Sequence[Finding]:
+    """Return what follows from the card of a base model for a training with the method."""
+    producer = next((stage for stage in (JobKind.TRAINING, JobKind.SAVING) if stage in method.files), None)
+    manifest = None if producer is None else shipped_manifest(method, producer)
+    if card.kind is BaseModelKind.DESCRIPTION and manifest is not None and manifest.needs_weights:
+        return [Finding(Severity.ERROR, Violation("/base_model", "base_model_is_description", {"method": method.name}))]
+    return findings(card, TrainingType(method.definition.training_type or ""))
 
 
 def _named_base(row: BaseModelRow, card: BaseModelCard | None) -> Named:
