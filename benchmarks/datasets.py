@@ -3,8 +3,9 @@
     python -m benchmarks.datasets [--rows 1000,20000] [--formats]
 
 Rows are conversations of about 1,000 characters. `--formats` also reads the same rows as CSV, JSON array, Excel and
-Parquet. `datasets.load_dataset("json")` is measured where DEEPE_DATASETS_PYTHON names an interpreter that has the
-library. Each reading is a process of its own, whose peak of memory is that of the process and its children.
+Parquet. `datasets.load_dataset("json")`, alone and with a `map` that parts each conversation into prompt and answer, is
+measured where DEEPE_DATASETS_PYTHON names an interpreter that has the library. Each reading is a process of its own,
+whose peak of memory is that of the process and its children.
 """
 
 import argparse
@@ -47,11 +48,31 @@ found = reader.read(Path(sys.argv[1]), keep=False)
 assert not found.report.problems, found.report.problems
 assert found.report.rows == int(sys.argv[2]), found.report.rows
 """
+SURVEY = """
+import json, sys
+sys.path.insert(0, "app/presets/shared/helpers")
+from pathlib import Path
+from deepe_rows import Wanted
+from deepe_rows.survey import survey
+found = survey(Path(sys.argv[1]), Wanted(kinds=frozenset({"conversation"})))
+assert found["rows"] == int(sys.argv[2]), found
+"""
 LIBRARY = """
 import sys, tempfile
 from datasets import load_dataset
 with tempfile.TemporaryDirectory() as cache:
     found = load_dataset("json", data_files=sys.argv[1], split="train", cache_dir=cache)
+    assert len(found) == int(sys.argv[2])
+"""
+MAP = """
+import sys, tempfile
+from datasets import disable_progress_bars, load_dataset
+disable_progress_bars()
+def parted(row):
+    return {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}
+with tempfile.TemporaryDirectory() as cache:
+    found = load_dataset("json", data_files=sys.argv[1], split="train", cache_dir=cache)
+    found = found.map(parted, remove_columns=["messages"])
     assert len(found) == int(sys.argv[2])
 """
 WORDS = [
@@ -108,9 +129,11 @@ def measured(file: Path, rows: int) -> list[tuple[str, ...]]:
     found = [line(rows, f"json.loads of {file.stat().st_size / 1e6:.0f} MB (peer)", peer, peer)]
     found.append(line(rows, "check", python(CHECK, file, rows), peer))
     found.append(line(rows, "upload and check over HTTP", upload(file, rows), peer))
+    found.append(line(rows, "rows read for a submit", python(SURVEY, file, rows), peer))
     library = os.environ.get("DEEPE_DATASETS_PYTHON")
     if library:
         found.append(line(rows, 'load_dataset("json")', python(LIBRARY, file, rows, interpreter=library), peer))
+        found.append(line(rows, 'load_dataset("json").map', python(MAP, file, rows, interpreter=library), peer))
     return found
 
 
