@@ -156,6 +156,7 @@ def build_services(
         base_models=base_models_,
         parameters=parameters,
         lengths=lengths,
+        options=methods_.options,
         min_free_bytes=settings.min_free_bytes,
         clock=clock,
     )

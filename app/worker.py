@@ -39,6 +39,7 @@ from app.executor.nodes.reporter import EnvironmentManager, NodeFacts
 from app.observability import configure_logging
 from app.registry.methods.files import MethodFiles
 from app.registry.methods.script_modules import ScriptModules
+from app.registry.methods.script_reading import ScriptReader
 from app.registry.nodes.platforms import this_machine
 from app.registry.scripts.root import ScriptRoot
 from app.registry.scripts.versions import VersionStore
@@ -269,7 +270,7 @@ async def _tell_start(settings: Settings, hardware: Hardware, *, redis: bool) ->
 def _probing(database: Database, home: Home, node_home: NodeHome) -> MethodProbing:
     files = MethodFiles(ScriptRoot(home.scripts), VersionStore(home.versions))
     probes = EnvironmentProbes(node_home.environments, os.environ)
-    return MethodProbing(database=database, modules=ScriptModules(files), probes=probes)
+    return MethodProbing(database=database, modules=ScriptModules(files), reader=ScriptReader(files), probes=probes)
 
 
 def environment_cleaning(settings: Settings, database: Database) -> EnvironmentCleaning:

@@ -23,7 +23,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from app.argspec.child import CHECK, CPU_TIME_SIGNAL, HEADER, LENGTH, OUT_OF_MEMORY, READ, TOO_MUCH_OUTPUT
-from app.argspec.report import Arguments, ExclusiveGroup, Imports, Option, Positional, Remark, SyntaxProblem
+from app.argspec.report import (
+    Arguments,
+    ExclusiveGroup,
+    Imports,
+    Option,
+    OptionClass,
+    Positional,
+    Remark,
+    SyntaxProblem,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -321,4 +330,6 @@ def _arguments(document: Mapping[str, Any]) -> Arguments:
         abbreviates=document["abbreviates"],
         unread=[Remark(**remark) for remark in document["unread"]],
         notes=[Remark(**remark) for remark in document["notes"]],
+        option_classes=[OptionClass(**one) for one in document["option_classes"]],
+        options_instead=document["options_instead"],
     )

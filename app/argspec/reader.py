@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from app.argspec.parsers import Action, Exclusive, Group, Parser, describe
-from app.argspec.report import Arguments, Remark, printable
+from app.argspec.report import Arguments, OptionClass, Remark, printable
 from app.argspec.values import PURE_METHODS, UNKNOWN, Imported, TooComplex, is_constant, pure_call, pure_method
 from app.argspec.walker import LEAVES, ClassValue, FunctionValue, InstanceValue, Walker, last_name
 
@@ -31,6 +31,9 @@ _HARMLESS = frozenset(
     {"error", "exit", "print_help", "print_usage", "format_help", "format_usage", "get_default", "register"}
 )
 _HARMLESS_FUNCTIONS = frozenset({"print", "vars", "isinstance", "type", "repr", "str", "hasattr", "id", "autocomplete"})
+_OPTION_CLASSES = "LIBRARY_OPTIONS"
+_CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+_MAX_CLASSES = 50
 _FOREIGN_NAME = re.compile(r"parse_(known_)?args|parser", re.IGNORECASE)
 
 
@@ -64,6 +67,7 @@ class _Reader(Walker):
             self._unread.append(Remark(code="unread_parse_not_found", line=parsers[0].line))
         parses = [lenient for parser in parsers for lenient in parser.parses]
         described = describe(parsers)
+        classes, instead = self._option_classes()
         if described.left_out:
             self._unread.append(Remark(code="unread_too_complex", line=described.left_out))
         return Arguments(
@@ -74,7 +78,26 @@ class _Reader(Walker):
             abbreviates=any(parser.abbreviates for parser in parsers),
             unread=tuple(dict.fromkeys(self._unread)),
             notes=tuple(dict.fromkeys(described.notes)),
+            option_classes=classes,
+            options_instead=instead,
         )
+
+    def _option_classes(self) -> tuple[tuple[OptionClass, ...], dict[str, str]]:
+        """Return the configuration classes that the script names in a constant for `deepe_options`."""
+        if _OPTION_CLASSES not in self.module.names:
+            return (), {}
+        match self.module.names[_OPTION_CLASSES]:
+            case {"classes": dict() as classes, **rest} if is_constant(classes) and is_constant(rest):
+                instead = rest.get("instead", {})
+                if (
+                    len(classes) <= _MAX_CLASSES
+                    and all(map(_is_class, classes.items()))
+                    and isinstance(instead, dict)
+                    and all(isinstance(text, str) for pair in instead.items() for text in pair)
+                ):
+                    return tuple(OptionClass(path=path, when=when) for path, when in classes.items()), instead
+        self._unread.append(Remark(code="unread_option_classes", line=1, subject=_OPTION_CLASSES))
+        return (), {}
 
     def _walk_the_rest(self, values: Iterable[object]) -> None:
         for value in list(values):
@@ -266,6 +289,14 @@ class _Reader(Walker):
 
 class _Subcommands:
     """What `add_subparsers` returns."""
+
+
+def _is_class(named: tuple[object, object]) -> bool:
+    """Whether it is the path of a class, with the values of options that it depends on."""
+    match named:
+        case (str(path), dict(when)) if _CLASS_PATH.fullmatch(path):
+            return all(isinstance(name, str) and isinstance(values, list) for name, values in when.items())
+    return False
 
 
 def _is_parser_class(value: Imported) -> bool:

@@ -1,7 +1,7 @@
 """What a script says about its command line and its imports."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Kind = Literal["string", "integer", "number", "boolean", "any"]
@@ -63,6 +63,14 @@ class ExclusiveGroup:
 
 
 @dataclass(frozen=True)
+class OptionClass:
+    """A configuration class of a library whose fields the script takes as options, if its arguments are these."""
+
+    path: str
+    when: Mapping[str, Sequence[Any]]
+
+
+@dataclass(frozen=True)
 class Arguments:
     """All options of a script, and how far they could be read."""
 
@@ -76,6 +84,9 @@ class Arguments:
     unread: Sequence[Remark] = ()
     """Places that could not be read; there may be options that are not listed."""
     notes: Sequence[Remark] = ()
+    option_classes: Sequence[OptionClass] = ()
+    options_instead: Mapping[str, str] = field(default_factory=dict)
+    """Fields of these classes that are refused, with the option to use instead of each."""
 
 
 @dataclass(frozen=True)

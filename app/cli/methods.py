@@ -3,6 +3,7 @@
 import json
 import sys
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -203,14 +204,19 @@ def restore(
 
 
 @app.command()
-def parameters(method: Method, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+def parameters(
+    method: Method,
+    advanced: Annotated[bool, typer.Option("--advanced", help="The libraries' own options too.")] = False,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
     """Show the parameters that a method takes, as its scripts declare them."""
     with Api(url) as api:
         document = api.get(f"/methods/{segment(method)}/parameters")
     if as_json:
         print_json(document)
     else:
-        print_parameters(document)
+        print_parameters(document, advanced=advanced)
 
 
 @app.command()
@@ -341,25 +347,39 @@ def _parse(text: str, suffix: str) -> Any:
     return json.loads(text)
 
 
-def print_parameters(document: dict[str, Any]) -> None:
-    """Print one table for each stage, and what could not be read."""
+def print_parameters(document: dict[str, Any], *, advanced: bool = False) -> None:
+    """Print one table for each stage, and what could not be read; `advanced` adds one for each class of options."""
     for stage in document["stages"]:
         console().print(f"\n[bold]{stage['stage']}[/]  {escape(stage['file'])}")
         schema = stage["schema"]
         required = set(schema.get("required", ()))
-        rows = [
-            (
-                _name(name, required=name in required),
-                _type(entry),
-                _default(entry),
-                _meaning(entry),
-            )
-            for name, entry in schema["properties"].items()
-            if not entry.get("x-platform")
-        ]
-        print_table(("parameter (bold: required)", "type", "default", "meaning"), rows, nothing="takes none")
+        settable = {name: entry for name, entry in schema["properties"].items() if not entry.get("x-platform")}
+        own = {name: entry for name, entry in settable.items() if not entry.get("x-classes")}
+        _print_entries(own, required, "parameter (bold: required)")
+        for one in stage["option_classes"]:
+            options = {name: entry for name, entry in settable.items() if one["path"] in entry.get("x-classes", ())}
+            if one["version"] is not None:
+                _print_options(one, options, shown=advanced)
         for remark in stage["remarks"]:
             console().print(f"  {remark['detail']}", markup=False, style="yellow")
+
+
+def _print_entries(entries: dict[str, Any], required: Collection[str], heading: str) -> None:
+    rows = [
+        (_name(name, required=name in required), _type(entry), _default(entry), _meaning(entry))
+        for name, entry in entries.items()
+    ]
+    print_table((heading, "type", "default", "meaning"), rows, nothing="takes none")
+
+
+def _print_options(one: dict[str, Any], options: dict[str, Any], *, shown: bool) -> None:
+    when = " and ".join(f"{name}={'|'.join(map(str, values))}" for name, values in one["when"].items())
+    of = f"{one['path']} ({one['library']} {one['version']})" + (f", with {when}" if when else "")
+    if shown:
+        console().print(f"\n  options of {of}", markup=False)
+        _print_entries(options, (), "option")
+    else:
+        console().print(f"  and {len(options)} options of {of}: see them with --advanced", markup=False)
 
 
 def _name(name: str, *, required: bool) -> str:
@@ -374,7 +394,7 @@ def _type(entry: dict[str, Any]) -> str:
 
 
 def _default(entry: dict[str, Any]) -> str:
-    return "" if entry.get("default") is None else str(entry["default"])
+    return str(entry.get("x-default-text", "")) if entry.get("default") is None else str(entry["default"])
 
 
 def _meaning(entry: dict[str, Any]) -> str:

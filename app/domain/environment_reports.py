@@ -32,6 +32,8 @@ class Probe(BaseModel):
     """What a look into the environment found: `missing` of the `modules` that methods import, accelerators seen.
 
     `cuda` and `mps` as torch sees them, `mlx` the device that mlx takes; None where the library is not installed.
+    `options`: the digest of the description of each configuration class that methods name, by its path;
+    `options_trouble`: why there is none.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -43,6 +45,8 @@ class Probe(BaseModel):
     mps: bool | None = None
     mlx: str | None = None
     trouble: str | None = None
+    options: dict[str, str] = {}
+    options_trouble: dict[str, str] = {}
 
 
 class EnvironmentReport(BaseModel):

@@ -4,9 +4,10 @@ They are what the script declares, joined with what the platform knows. The wron
 the typical range only draws a warning. What the platform fills in cannot be set.
 """
 
+import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -15,6 +16,7 @@ from app.domain.enums import JobKind
 from app.domain.errors import Violation
 from app.domain.kinds import Stage
 from app.domain.known_parameters import KnownParameter, known_at, reserved_at
+from app.domain.library_options import DescribedOptions, FoundOption, OptionLookup, option_properties
 from app.domain.plain_text import shown
 from app.domain.pointers import pointer
 from app.domain.rendering import ArgumentForm
@@ -23,6 +25,8 @@ from app.domain.texts import DEFAULT_LANGUAGE, Language
 
 _NAME = re.compile(r"[^\W\d][\w.-]{0,99}")
 _MAX_INTEGER = 2**63
+_TYPE_KEYS = ("type", "items", "enum")
+NO_OPTIONS = DescribedOptions()
 _MAX_COUNT = 100
 _MAX_PAIRED = 20  # names of a group whose pairs are excluded one by one, so that a message names the pair
 
@@ -43,11 +47,12 @@ def json_schema(
     stage: Stage = JobKind.TRAINING,
     producing: bool = False,
     language: Language = DEFAULT_LANGUAGE,
+    options: DescribedOptions = NO_OPTIONS,
 ) -> dict[str, Any]:
     """Return the JSON Schema (2020-12) of a stage's parameters.
 
     `producing` says that a saving script makes the method's first model and gets the training's arguments as well.
-    Arguments that the platform fills in are marked `x-platform`.
+    Arguments that the platform fills in are marked `x-platform`, options of libraries `x-advanced`.
     """
     known, reserved = known_at(stage, producing=producing), reserved_at(stage, producing=producing)
     properties: dict[str, Any] = {}
@@ -59,12 +64,16 @@ def json_schema(
         )
         if parameter.required and not of_platform and _platform_value(parameter, known, {}) is None:
             required.append(parameter.name)
+    taken = {*script.declared_names, *reserved}
+    for parameter, forms, details in option_properties(script, options, taken, language):
+        properties[parameter.name] = _option_property(forms, known, language) | details
+    undescribed = any(use.path not in options.classes for use in script.option_classes)
     schema: dict[str, Any] = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "type": "object",
         "properties": properties,
         "required": required,
-        "additionalProperties": script.partly_read,
+        "additionalProperties": script.partly_read or undescribed,
     }
     rules = list(_exclusive_rules(script, reserved))
     return schema | ({"allOf": rules} if rules else {})
@@ -78,6 +87,7 @@ def check_parameters(
     producing: bool = False,
     false_as: str = "False",
     typical: Mapping[str, KnownParameter] = MappingProxyType({}),
+    options: DescribedOptions = NO_OPTIONS,
 ) -> ParameterCheck:
     """Judge the values of a job; null counts as not given.
 
@@ -85,16 +95,27 @@ def check_parameters(
     """
     known, reserved = known_at(stage, producing=producing), reserved_at(stage, producing=producing)
     usual = {**known, **typical}
-    given = {name: value for name, value in values.items() if value is not None}
+    given, called, violations = _by_own_names(values, script)
+    lookup = OptionLookup(script, options, given)
     settable = {name: value for name, value in given.items() if name not in reserved}
     declared = script.by_name()
-    violations: list[Violation] = []
     warnings: list[Violation] = []
     for name, value in given.items():
-        at = pointer("parameters", name)
+        at = pointer("parameters", called[name])
         parameter = declared.get(name)
+        found = FoundOption()
+        if parameter is None and name not in reserved and script.option_classes and _NAME.fullmatch(name):
+            found = lookup.find(name, at)
+            if name in known and (found.parameter is None or found.warning is not None):
+                found = FoundOption()  # the form gives the platform's parameters to every script
+            parameter = found.parameter
+            warnings += [found.warning] if found.warning else []
+            if parameter is not None and parameter.is_list and not isinstance(value, (list, tuple)):
+                settable[name] = value = [value]
         if name in reserved:
             violations.append(Violation(at, "parameter_reserved", {"name": name}))
+        elif found.refusal is not None:
+            violations.append(found.refusal)
         elif parameter is None and (refusal := _unknown(name, script, known)) is not None:
             violations.append(Violation(at, refusal, {"name": shown(name), "known": _names(script, reserved)}))
         else:
@@ -190,6 +211,30 @@ def _excluded(name: str, given: Mapping[str, Any], script: ScriptParameters) -> 
     return any(name in group.names and any(other in given for other in group.names) for group in script.exclusive)
 
 
+def _by_own_names(
+    values: Mapping[str, Any], script: ScriptParameters
+) -> tuple[dict[str, Any], dict[str, str], list[Violation]]:
+    """Return the values by the first name of each parameter, and by which name each was given.
+
+    Null counts as not given. Two names of one parameter exclude each other.
+    """
+    declared = script.by_name()
+    own: dict[str, Any] = {}
+    used: dict[str, str] = {}
+    violations = []
+    for name, value in values.items():
+        if value is None:
+            continue
+        key = declared[name].name if name in declared else name
+        if key in own:
+            names = f"{used[key]}, {name}"
+            at = pointer("parameters", name)
+            violations.append(Violation(at, "parameters_exclude_each_other", {"names": names}))
+            continue
+        own[key], used[key] = value, name
+    return own, used, violations
+
+
 # ---- the schema -----------------------------------------------------------------------------------------------------
 
 
@@ -218,6 +263,20 @@ def _property(parameter: ScriptParameter, known: Mapping[str, KnownParameter], l
         "x-without-effect-if": platform.yields_to if platform else None,
     }
     return schema | {name: detail for name, detail in details.items() if detail is not None}
+
+
+def _option_property(
+    forms: Sequence[ScriptParameter], known: Mapping[str, KnownParameter], language: Language
+) -> dict[str, Any]:
+    """Return the schema of an option; classes that choose each other out may know it in several forms."""
+    schemas = [_property(form, known, language) for form in forms]
+    types = [{key: schema[key] for key in _TYPE_KEYS if key in schema} for schema in schemas]
+    for type_ in types:
+        if type_.get("type") == "array" and "type" in type_["items"]:
+            type_["type"] = ["array", type_["items"]["type"]]  # one value is a list of it
+    distinct = list({json.dumps(one, sort_keys=True): one for one in types}.values())
+    rest = {key: value for key, value in schemas[0].items() if key not in _TYPE_KEYS}
+    return (distinct[0] if len(distinct) == 1 else {"anyOf": distinct}) | rest
 
 
 def _exclusive_rules(script: ScriptParameters, reserved: frozenset[str]) -> Iterator[dict[str, Any]]:

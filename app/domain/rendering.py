@@ -54,6 +54,7 @@ class ArgumentForm(StrEnum):
     REPEATED = "repeated"  # --k=a --k=b
     WORDS = "words"  # --k a b
     COUNTED = "counted"  # --k --k
+    LIST = "list"  # --k=[...]
 
 
 class ArgumentTooLong(Invalid):
@@ -303,7 +304,7 @@ def _rendered(
                 words = [option, *(value_text(item, false_as=false_as) for item in _items(value))]
             case ArgumentForm.REPEATED:
                 words = [f"{option}={value_text(item, false_as=false_as)}" for item in _items(value)]
-            case ArgumentForm.VALUE:
+            case ArgumentForm.VALUE | ArgumentForm.LIST:
                 text = value_text(value, false_as=false_as)
                 words = [option, text] if pairs and not text.startswith("-") else [f"{option}={text}"]
         yield name, words

@@ -69,7 +69,7 @@ class ScriptParameter(_Frozen):
     @property
     def is_list(self) -> bool:
         """Whether the value is a list of what `kind` says."""
-        return self.form in (ArgumentForm.REPEATED, ArgumentForm.WORDS)
+        return self.form in (ArgumentForm.REPEATED, ArgumentForm.WORDS, ArgumentForm.LIST)
 
 
 class Positional(_Frozen):
@@ -99,6 +99,13 @@ class Remark(_Frozen):
         return Violation(pointer, self.code, {"line": self.line, "subject": self.subject})
 
 
+class OptionUse(_Frozen):
+    """A configuration class of a library that a script takes options of, if its parameters have these values."""
+
+    path: str
+    when: Mapping[str, tuple[Any, ...]] = {}
+
+
 class ScriptParameters(_Frozen):
     """All options of a script, and how far they could be read without running it."""
 
@@ -112,6 +119,10 @@ class ScriptParameters(_Frozen):
     """argparse takes `--seq` for `--seq_length` if the script declares only that."""
     unread: tuple[Remark, ...] = ()
     notes: tuple[Remark, ...] = ()
+    option_classes: tuple[OptionUse, ...] = ()
+    """Classes whose fields the script takes beyond its own parameters; of a field in several, the first has it."""
+    options_instead: Mapping[str, str] = {}
+    """Fields of these classes that the script has another name for."""
 
     @property
     def partly_read(self) -> bool:

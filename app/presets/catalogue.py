@@ -17,6 +17,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.domain.enums import Platform
+from app.domain.library_options import OptionTable
 from app.domain.texts import DEFAULT_LANGUAGE, Language
 
 ROOM = Path(__file__).parent
@@ -200,6 +201,21 @@ def download_program() -> Path:
 def preview_program() -> Path:
     """Return the program that shows what a training would learn of rows, for the interpreter of its environment."""
     return SHARED / "preview.py"
+
+
+def fields_program() -> Path:
+    """Return the program that describes configuration classes, for the interpreter of an environment."""
+    return helpers_dir() / "deepe_fields.py"
+
+
+@cache
+def option_table() -> OptionTable:
+    """Return which fields of configuration classes no method takes, or chooses by itself."""
+    document = tomllib.loads((helpers_dir() / "deepe_options.toml").read_text("utf-8"))
+    refused = {
+        name: (reason, instead) for reason, names in document["refused"].items() for name, instead in names.items()
+    }
+    return OptionTable(refused=refused, chosen=frozenset(document["chosen"]))
 
 
 def environment_specs() -> dict[str, Path]:

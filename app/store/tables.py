@@ -116,6 +116,17 @@ class SampleRow(SQLModel, table=True):
     resource_id: str = Field(max_length=36, description="data set or base model; no foreign key: it may be deleted")
 
 
+class OptionClassRow(SQLModel, table=True):
+    """A configuration class of a library, as some environment of a node has it; never changed."""
+
+    __tablename__ = "option_class"
+
+    digest: str = Field(primary_key=True, max_length=64, description="sha256 of the document")
+    path: str = Field(max_length=300)
+    document: Json = Field(sa_type=JsonDocument)
+    created_at: datetime = _time()
+
+
 class DeployTargetRow(SQLModel, table=True):
     """A configured place where online models are served."""
 

@@ -11,7 +11,11 @@ import pytest
 from app.api.routes import system
 from app.argspec.client import BoundedReader, Limits
 from app.domain.enums import Platform
+from app.domain.environment_reports import EnvironmentReport, EnvironmentState, Probe
+from app.domain.library_options import OptionClass, OptionField
+from app.domain.script_parameters import ParameterKind
 from app.presets.catalogue import load_manifests
+from app.store import option_classes
 from app.store.nodes import all_nodes, heartbeat, register_node
 from app.store.session import Database
 from tests.api.client import MethodsApp, definition, methods_app
@@ -257,3 +261,70 @@ class TestHostileScripts:
         assert stage["partly_read"] is False
         assert stage["schema"]["properties"]["x"]["x-default-text"] == "round(5, -10 ** 9)"
         assert "optimizer" in stage["schema"]["properties"]
+
+
+OPTIONS = b"""
+LIBRARY_OPTIONS = {"classes": {"lib.Config": {}}}
+import argparse
+parser = argparse.ArgumentParser()
+parser.add_argument("--learning_rate", type=float, default=2e-5)
+arguments, rest = parser.parse_known_args()
+"""
+CONFIG = OptionClass(
+    path="lib.Config",
+    library="lib",
+    version="1.2",
+    fields=(
+        OptionField(name="learning_rate", kind=ParameterKind.NUMBER, default=5e-5),
+        OptionField(name="weight_decay", kind=ParameterKind.NUMBER, default=0.0, help="What the library says."),
+        OptionField(name="adam_beta2", kind=ParameterKind.NUMBER, default=0.999, help="Second moment."),
+        OptionField(name="report_to", kind=ParameterKind.ANY, default="none"),
+    ),
+)
+
+
+async def describe(app: MethodsApp) -> None:
+    """Let the node say what it found in the environment."""
+    probe = Probe(options={CONFIG.path: CONFIG.digest})
+    report = EnvironmentReport(name="base", state=EnvironmentState.READY, probe=probe)
+    async with app.database.writing() as session:
+        (node,) = await all_nodes(session)
+        now = datetime.now(UTC)
+        await option_classes.keep(session, {CONFIG.digest: CONFIG.document()}, now=now)
+        await heartbeat(session, node.id, now=now, environment_states=[report.document()])
+
+
+class TestOptionsOfLibraries:
+    async def test_are_listed_when_a_node_has_described_them(self, app: MethodsApp) -> None:
+        app.script("train.py", OPTIONS)
+        await app.create()
+        await start_node(app, "base")
+
+        (before,) = (await app.client.get(f"{URL}/finance/parameters")).json()["stages"]
+        await describe(app)
+        (after,) = (await app.client.get(f"{URL}/finance/parameters")).json()["stages"]
+
+        unknown: dict[str, Any] = {"path": "lib.Config", "when": {}, "library": None, "version": None}
+        assert before["option_classes"] == [unknown]
+        assert [remark["code"] for remark in before["remarks"]] == ["options_not_described"]
+        assert list(before["schema"]["properties"]) == ["learning_rate"]
+        assert before["schema"]["additionalProperties"] is True
+        assert after["option_classes"] == [unknown | {"library": "lib", "version": "1.2"}]
+        assert after["remarks"] == []
+        properties = after["schema"]["properties"]
+        assert list(properties) == ["learning_rate", "weight_decay", "adam_beta2"]
+        assert properties["learning_rate"]["default"] == 2e-5
+        assert properties["adam_beta2"]["description"] == "Second moment."
+        assert properties["adam_beta2"]["x-advanced"] is True
+
+    async def test_a_copy_keeps_them(self, app: MethodsApp) -> None:
+        app.script("train.py", OPTIONS)
+        await app.create()
+        await start_node(app, "base")
+        await describe(app)
+
+        copied = await app.client.post(f"{URL}/finance:copy", json={"name": "again"})
+        (stage,) = (await app.client.get(f"{URL}/again/parameters")).json()["stages"]
+
+        assert copied.status_code == 201, copied.text
+        assert "adam_beta2" in stage["schema"]["properties"]

@@ -565,3 +565,37 @@ class TestPartlyRead:
     )
     def test_odd_scripts_are_survived(self, source: str) -> None:
         assert read(source).partly_read
+
+
+class TestOptionClasses:
+    """Classes whose fields a script takes by `deepe_options`."""
+
+    def test_are_read_from_the_constant(self) -> None:
+        script = read(
+            HEAD + "LIBRARY_OPTIONS = {'classes': {'trl.SFTConfig': {}, 'trl.KTOConfig': {'objective': ['kto']}},"
+            "'instead': {'max_length': 'max_seq_length'}}" + TAIL
+        )
+
+        assert {one.path: one.when for one in script.option_classes} == {
+            "trl.SFTConfig": {},
+            "trl.KTOConfig": {"objective": ("kto",)},
+        }
+        assert script.options_instead == {"max_length": "max_seq_length"}
+        assert not script.partly_read
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            "compute()",
+            "{}",
+            "{'classes': ['trl.SFTConfig']}",
+            "{'classes': {'trl.SFTConfig': ['x']}}",
+            "{'classes': {'import os': {}}}",
+            "{'classes': {'trl.SFTConfig': {}}, 'instead': {'x': 1}}",
+            "{'classes': {f'a.b{n}': {} for n in range(9)}}",
+        ],
+    )
+    def test_what_is_no_such_constant_is_said(self, value: str) -> None:
+        found = unread(f"{HEAD}\nLIBRARY_OPTIONS = {value}\n{TAIL}")
+
+        assert ("unread_option_classes", 1) in found

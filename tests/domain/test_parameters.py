@@ -158,7 +158,10 @@ class TestCheck:
 
         assert refusals(check(declarations, alias=1)) == []
         assert refusals(check(declarations, alias="1")) == [("/parameters/alias", "parameter_wrong_type")]
-        assert check(declarations, alias=1).effective == {"alias": 1}
+        assert check(declarations, alias=1).effective == {"name": 1}
+        assert refusals(check(declarations, name=1, alias=2)) == [
+            ("/parameters/alias", "parameters_exclude_each_other")
+        ]
 
 
 class TestUnknownParameters:

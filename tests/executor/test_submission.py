@@ -129,6 +129,7 @@ def _bench(database: Database, home: Home, *, min_free_bytes: int) -> Bench:
         base_models=BaseModels(home=home, clock=lambda: NOW),
         parameters=StageParameters(methods.reader),
         lengths=TokenLengths(),
+        options=methods.options,
         min_free_bytes=min_free_bytes,
         clock=lambda: NOW,
     )

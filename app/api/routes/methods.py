@@ -277,7 +277,7 @@ async def get_method_parameters(
 ) -> MethodParameters:
     """Return what can be set at every stage, as JSON Schema, read from the scripts without running them."""
     found = await services.methods.registry.get(session, method)
-    stages = await services.methods.guide.parameters(found, language)
+    stages = await services.methods.guide.parameters(session, found, language)
     return parameters_read(found, stages, await services.methods.presets.origin(session, found), language)
 
 

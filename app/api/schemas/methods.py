@@ -26,7 +26,7 @@ from app.domain.texts import Language, text
 from app.domain.training_types import TYPE_NAMES
 from app.registry.base_models.service import is_unmade
 from app.registry.methods.files import FileState, FileStatus, PinnedFile
-from app.registry.methods.guide import StageParameters
+from app.registry.methods.guide import OptionClassUse, StageParameters
 from app.registry.methods.preset_install import PresetStatus
 from app.registry.methods.readiness import Readiness
 from app.registry.methods.readiness_cells import Cell, Verdict
@@ -203,6 +203,21 @@ class MethodReadinessRead(ReadinessRead):
     method: str = Field(examples=["SFT-Demo"])
 
 
+class OptionClassRead(BaseModel):
+    """A configuration class of a library whose fields a stage's script takes."""
+
+    path: str = Field(examples=["trl.DPOConfig"])
+    when: dict[str, list[Any]] = Field(
+        description="Used only with one of these values; empty: always.", examples=[{"objective": ["dpo"]}]
+    )
+    library: str | None = Field(examples=["trl"])
+    version: str | None = Field(
+        description="As it is installed in the stage's environment; null: not known yet. Until it is, the schema lists "
+        "no options of the class, and those that are given are checked when the run starts.",
+        examples=["1.16.0"],
+    )
+
+
 class StageParametersRead(BaseModel):
     """What can be set at a stage."""
 
@@ -216,6 +231,10 @@ class StageParametersRead(BaseModel):
     )
     partly_read: bool = Field(description="There may be parameters that are not listed; unknown ones are accepted.")
     remarks: list[ProblemEntry] = Field(description="What could not be read or may fail, with the line.")
+    option_classes: list[OptionClassRead] = Field(
+        description="Configuration classes of libraries whose fields can be set too; the schema marks those "
+        "`x-advanced` and names their classes in `x-classes`, and in `x-when` the parameters that they depend on."
+    )
 
 
 class PresetSamples(BaseModel):
@@ -391,11 +410,22 @@ def parameters_read(
                 sha256=stage.file.sha256,
                 schema=dict(stage.schema),
                 partly_read=stage.partly_read,
-                remarks=problem_entries([remark.violation() for remark in stage.remarks], language),
+                remarks=problem_entries(stage.remarks, language),
+                option_classes=[_option_class(one) for one in stage.classes],
             )
             for stage in stages
         ],
         samples=_preset_samples(preset, language) if preset is not None else None,
+    )
+
+
+def _option_class(one: OptionClassUse) -> OptionClassRead:
+    described = one.described
+    return OptionClassRead(
+        path=one.use.path,
+        when={name: list(values) for name, values in one.use.when.items()},
+        library=described.library if described is not None else None,
+        version=described.version if described is not None else None,
     )
 
 

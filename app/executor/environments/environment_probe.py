@@ -2,32 +2,48 @@
 
 One short process at a time, of the environment's own Python and of the lowest priority, started by a thread that is not
 awaited; never before an environment stood ready for a while, so that a first job goes before. Modules are looked for
-without importing them; torch and mlx are imported, as nothing else says what they see. What was found is kept beside
-the environments until the environment or the methods change.
+without importing them; torch and mlx are imported, as nothing else says what they see. Configuration classes of
+libraries whose fields methods take as options are described by a second process, as importing them takes seconds. What
+was found is kept beside the environments until the environment or the methods change.
 """
 
+import contextlib
 import json
 import logging
 import os
 import subprocess
+import tempfile
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from app.domain.environment_reports import Probe
+from app.domain.library_options import OptionClass
 from app.domain.plain_text import shown
 from app.executor.environments.activation import ActivationFailed, interpreter, stage_environment
 from app.executor.environments.environment_archive import write_durably
+from app.presets.catalogue import fields_program
 
 logger = logging.getLogger(__name__)
 
 PROBES = ".probes"
 TURN_SECONDS = 15.0
 PROBE_SECONDS = 120.0
+DESCRIBE_SECONDS = 300.0
+MAX_DESCRIPTION_BYTES = 4 * 2**20
+OFFLINE = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
 LOWEST_PRIORITY = 19
 
 PROGRAM = """
@@ -53,6 +69,17 @@ print(json.dumps(found))
 """
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What methods need of an environment: modules that their scripts import, classes whose fields they take."""
+
+    modules: frozenset[str] = frozenset()
+    classes: frozenset[str] = frozenset()
+
+    def __or__(self, other: "Needs") -> "Needs":
+        return Needs(self.modules | other.modules, self.classes | other.classes)
+
+
 class EnvironmentProbes:
     """What was found in the environments of one node."""
 
@@ -67,27 +94,36 @@ class EnvironmentProbes:
         """Return what was found in the prefix, if it was looked into."""
         return self._known.get(prefix)
 
+    def descriptions(self, digests: Collection[str]) -> dict[str, Mapping[str, Any]]:
+        """Return the descriptions of configuration classes with these digests; blocks."""
+        found: dict[str, Mapping[str, Any]] = {}
+        for digest in digests:
+            with contextlib.suppress(OSError, ValidationError, UnicodeDecodeError):
+                found[digest] = OptionClass.model_validate_json(self._description(digest).read_text("utf-8")).document()
+        return found
+
     def due(self) -> bool:
         """Say whether it is time for another turn."""
         at_it = self._probing is not None and self._probing.is_alive()
         return not at_it and time.monotonic() >= self._due
 
-    def begin(self, wanted: Mapping[Path, Collection[str]]) -> None:
-        """Look into these prefixes for these modules, in the background; what was looked at already costs little."""
+    def begin(self, wanted: Mapping[Path, Needs]) -> None:
+        """Look into these prefixes for what is needed, in the background; what was looked at already costs little."""
         self._due = time.monotonic() + TURN_SECONDS
         self._probing = threading.Thread(target=self.probe_all, args=(dict(wanted),), daemon=True)
         self._probing.start()
 
-    def probe_all(self, wanted: Mapping[Path, Collection[str]]) -> None:
+    def probe_all(self, wanted: Mapping[Path, Needs]) -> None:
         """Do it; blocks."""
-        for prefix, modules in wanted.items():
+        for prefix, needs in wanted.items():
             try:
-                self._known[prefix] = self._probed(prefix, sorted(modules))
+                self._known[prefix] = self._probed(prefix, needs)
             except OSError as error:
                 logger.warning("environment_not_probed", extra={"prefix": str(prefix), "error": str(error)})
 
-    def _probed(self, prefix: Path, modules: list[str]) -> Probe:
-        key = _key(prefix, modules)
+    def _probed(self, prefix: Path, needs: Needs) -> Probe:
+        modules, classes = sorted(needs.modules), sorted(needs.classes)
+        key = _key(prefix, modules, classes)
         known = self._known.get(prefix)
         if known is not None and known.key == key:
             return known
@@ -96,17 +132,32 @@ class EnvironmentProbes:
             kept = Probe.model_validate_json(file.read_text("utf-8"))
         except (OSError, ValidationError, UnicodeDecodeError):
             kept = None
-        if kept is not None and kept.key == key:
+        if kept is not None and kept.key == key and self._has_all(kept.options.values()):
             return kept
         found = probe(prefix, modules, self._environ, key=key)
-        write_durably(file, found.model_dump_json())
+        if not classes:
+            write_durably(file, found.model_dump_json())
+            return found
+        described, trouble, ended = describe(prefix, classes, self._environ)
+        for one in described:
+            write_durably(self._description(one.digest), json.dumps(one.document()))
+        options = {one.path: one.digest for one in described}
+        found = found.model_copy(update={"options": options, "options_trouble": trouble})
+        if ended:  # else it is asked again after a restart: the machine was busy
+            write_durably(file, found.model_dump_json())
         return found
+
+    def _has_all(self, digests: Collection[str]) -> bool:
+        return all(self._description(digest).is_file() for digest in digests)
+
+    def _description(self, digest: str) -> Path:
+        return self._folder / f"options-{digest[:32]}.json"
 
 
 def probe(prefix: Path, modules: list[str], environ: Mapping[str, str], *, key: str = "") -> Probe:
     """Ask the environment's Python; what it does not answer is what it lacks."""
     try:
-        environment = stage_environment(environ, prefix, {})
+        environment = stage_environment(environ, prefix, {}) | {"PYTHONDONTWRITEBYTECODE": "1"}
         command = [str(interpreter(prefix)), "-c", PROGRAM, *modules]
         with subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -126,6 +177,43 @@ def probe(prefix: Path, modules: list[str], environ: Mapping[str, str], *, key: 
         return Probe(key=key, modules=tuple(modules), trouble=shown(last[0], limit=300))
 
 
+def describe(
+    prefix: Path, classes: Sequence[str], environ: Mapping[str, str]
+) -> tuple[Sequence[OptionClass], dict[str, str], bool]:
+    """Return the configuration classes, why others could not be described, and whether the program came to an end."""
+    try:
+        environment = stage_environment(environ, prefix, {}) | OFFLINE
+        command = [str(interpreter(prefix)), str(fields_program()), *classes]
+        with (
+            tempfile.TemporaryFile() as answer,
+            subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=answer, stderr=subprocess.DEVNULL
+            ) as process,
+        ):
+            _step_back(process.pid)
+            try:
+                process.wait(timeout=DESCRIBE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                return (), dict.fromkeys(classes, f"no answer within {DESCRIBE_SECONDS:.0f} s"), False
+            answer.seek(0)
+            said = answer.read(MAX_DESCRIPTION_BYTES)
+        documents = json.loads(said.decode().strip().splitlines()[-1])
+    except (ActivationFailed, OSError, ValueError, IndexError) as error:
+        return (), dict.fromkeys(classes, shown(f"{type(error).__name__}: {error}", limit=300)), False
+    described, trouble = [], {}
+    for path in classes:
+        document = documents.get(path, {})
+        try:
+            if "trouble" in document:
+                trouble[path] = shown(str(document["trouble"]), limit=300)
+            else:
+                described.append(OptionClass.model_validate(document))
+        except ValidationError as error:
+            trouble[path] = shown(str(error), limit=300)
+    return described, trouble, True
+
+
 def _step_back(pid: int) -> None:
     try:
         os.setpriority(os.PRIO_PROCESS, pid, LOWEST_PRIORITY)
@@ -133,9 +221,10 @@ def _step_back(pid: int) -> None:
         return  # it ended already
 
 
-def _key(prefix: Path, modules: list[str]) -> str:
-    """Return what changes when something is installed, or other modules are wanted."""
+def _key(prefix: Path, modules: Sequence[str], classes: Sequence[str]) -> str:
+    """Return what changes when something is installed, other modules or classes are wanted, or described otherwise."""
     folders = [prefix / "pyvenv.cfg", prefix / "conda-meta", prefix / "deepe-ready.json"]
     folders += sorted(prefix.glob("lib/python3*/site-packages"))
+    program = sha256(fields_program().read_bytes()).hexdigest() if classes else ""
     stamps = [(path.name, path.stat().st_mtime_ns) for path in folders if path.exists()]
-    return sha256(json.dumps([str(prefix), stamps, modules]).encode()).hexdigest()
+    return sha256(json.dumps([str(prefix), stamps, modules, classes, program]).encode()).hexdigest()

@@ -1,14 +1,17 @@
 """Find out what the methods need of the environments of this node, and have it looked for there."""
 
 import asyncio
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from app.domain.environment_reports import EnvironmentState
-from app.executor.environments.environment_probe import EnvironmentProbes
+from app.executor.environments.environment_probe import EnvironmentProbes, Needs
 from app.executor.environments.local_environments import Look
 from app.registry.methods.files import PinnedFile
 from app.registry.methods.script_modules import ScriptModules
+from app.registry.methods.script_reading import ScriptReader
 from app.store.methods import stages_by_environment
 from app.store.session import Database
 
@@ -16,8 +19,11 @@ from app.store.session import Database
 class MethodProbing:
     """Begins probes between the rounds of a node's agent."""
 
-    def __init__(self, *, database: Database, modules: ScriptModules, probes: EnvironmentProbes) -> None:
+    def __init__(
+        self, *, database: Database, modules: ScriptModules, reader: ScriptReader, probes: EnvironmentProbes
+    ) -> None:
         self._database = database
+        self._reader = reader
         self._modules = modules
         self.probes = probes
 
@@ -29,16 +35,20 @@ class MethodProbing:
             stages = await stages_by_environment(session)
         self.probes.begin(await asyncio.to_thread(self._wanted, stages, seen))
 
-    def _wanted(self, stages: Mapping[str, Sequence[Mapping[str, object]]], seen: Look) -> dict[Path, frozenset[str]]:
-        wanted: dict[Path, frozenset[str]] = {}
+    def _wanted(self, stages: Mapping[str, Sequence[Mapping[str, object]]], seen: Look) -> dict[Path, Needs]:
+        wanted: dict[Path, Needs] = {}
         for environment, files in stages.items():
             found = seen.found.get(environment)
             if found is None or found.prefix is None or found.state is not EnvironmentState.READY:
                 continue
-            needed = frozenset[str]().union(*(self._modules.needed(_pinned(file)) for file in files))
-            if needed:
-                wanted[found.prefix] = wanted.get(found.prefix, frozenset()) | needed
+            needed = functools.reduce(operator.or_, map(self._needs, map(_pinned, files)), Needs())
+            if needed != Needs():
+                wanted[found.prefix] = wanted.get(found.prefix, Needs()) | needed
         return wanted
+
+    def _needs(self, pinned: PinnedFile) -> Needs:
+        classes = frozenset(use.path for use in self._reader.pinned(pinned).option_classes)
+        return Needs(frozenset(self._modules.needed(pinned)), classes)
 
 
 def _pinned(file: Mapping[str, object]) -> PinnedFile:

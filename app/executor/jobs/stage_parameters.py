@@ -3,18 +3,21 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 from app.domain.errors import Violation
 from app.domain.kinds import Stage
-from app.domain.known_parameters import KnownParameter, known_at
+from app.domain.known_parameters import KNOWN, KnownParameter, known_at
 from app.domain.lifecycle import producing_stage, trains
+from app.domain.names import BASE_ENVIRONMENT
 from app.domain.parameters import ParameterCheck, check_parameters
 from app.domain.rendering import ArgumentForm
 from app.domain.script_parameters import ParameterKind, ScriptParameters
 from app.executor.jobs.data_check import CheckedData, Data, check_data
 from app.presets.catalogue import load_manifests
 from app.registry.datasets.row_surveys import RowSurvey, RowSurveys
+from app.registry.environments.described_options import Described, described_options
 from app.registry.methods.guide import passed_argument_notes
 from app.registry.methods.record import Method
 from app.registry.methods.script_reading import ScriptReader
@@ -68,7 +71,10 @@ class CheckedParameters:
     def declared(self, stage: Stage) -> tuple[str, ...] | None:
         """Return the names that the script declares; None when they could not all be read."""
         script = self.scripts.get(stage)
-        return None if script is None or script.partly_read else script.declared_names
+        if script is None or script.partly_read:
+            return None
+        options = self.effective(stage) if script.option_classes else {}
+        return tuple(dict.fromkeys((*script.declared_names, *options)))
 
     def forms(self, stage: Stage) -> dict[str, ArgumentForm]:
         """Return how to pass the arguments that are not `--k=v`."""
@@ -90,8 +96,12 @@ class StageParameters:
         values: Mapping[str, Any],
         data: Data | None,
         validation: Validation | None = None,
+        described: Described = MappingProxyType({}),
     ) -> CheckedParameters:
-        """Check `values` for these stages, and the rows of the data sets (`None`: not checked). Blocks."""
+        """Check `values` for these stages, and the rows of the data sets (`None`: not checked). Blocks.
+
+        `described` has what is known of the libraries in the environments; without it, options are not judged yet.
+        """
         scripts = {stage: self.read(method, stage) for stage in stages}
         targets = _target_stages(method, stages)
         lifecycle = method.definition.lifecycle or ()
@@ -106,6 +116,7 @@ class StageParameters:
                 producing=stage is producer,
                 false_as=method.definition.arguments.false_as,
                 typical=_typical(method.preset, stage, producing=stage is producer) if trains(lifecycle, stage) else {},
+                options=described_options(described, method.environment(stage) or BASE_ENVIRONMENT),
             )
             for stage in stages
         }
@@ -173,9 +184,15 @@ def _validation_violations(values: Mapping[str, Any], *, taken: bool) -> list[Vi
 def _meant_for(
     stage: Stage, values: Mapping[str, Any], scripts: Mapping[Stage, ScriptParameters], targets: Sequence[Stage]
 ) -> dict[str, Any]:
-    """Drop parameters that only another stage declares, so that they are not refused here."""
+    """Drop parameters that only another stage declares, so that they are not refused here.
+
+    What no stage declares is an option for those that take options of libraries, if one does.
+    """
     others = {name for other in targets if other is not stage for name in scripts[other].declared_names}
     own = set(scripts[stage].declared_names)
+    for_options = [other for other in targets if scripts[other].option_classes]
+    if for_options and stage not in for_options:
+        others |= values.keys() - KNOWN.keys()
     return {name: value for name, value in values.items() if name in own or name not in others}
 
 

@@ -43,6 +43,7 @@ from app.registry.base_models.service import BaseModels
 from app.registry.datasets.files import Inspection
 from app.registry.datasets.mixes import DatasetMixes, Mix
 from app.registry.datasets.service import Datasets
+from app.registry.environments.described_options import OptionClasses
 from app.registry.environments.on_nodes import AS_REPORTED, environment_states
 from app.registry.methods.readiness_matrix import matrix_of
 from app.registry.methods.record import Method, method_of
@@ -118,6 +119,7 @@ class Submissions:
         base_models: BaseModels,
         parameters: StageParameters,
         lengths: TokenLengths,
+        options: OptionClasses,
         min_free_bytes: int,
         clock: Callable[[], datetime],
     ) -> None:
@@ -130,6 +132,7 @@ class Submissions:
         self._inputs = InputCheck(home=home, datasets=datasets, base_models=base_models)
         self._parameters = parameters
         self._lengths = lengths
+        self._options = options
         self._min_free_bytes = min_free_bytes
         self._clock = clock
 
@@ -214,7 +217,9 @@ class Submissions:
         values = {name: value for name, value in {**given, **parameters}.items() if value is not None}
         stages = [as_stage(job.kind) for job in jobs]
         scored = None if validation is None else self._inputs.validation_of(validation, None)
-        checked = await asyncio.to_thread(self._parameters.check, method, stages, values, data, scored)
+        async with self._database.reading() as session:
+            described = await self._options.of(session, _environments(method, stages))
+        checked = await asyncio.to_thread(self._parameters.check, method, stages, values, data, scored, described)
         if checked.violations:
             raise InvalidRequest(list(checked.violations))
         for job in jobs:
@@ -241,6 +246,7 @@ class Submissions:
         method = method_of(found.method, found.version)
         stages, violations = _wanted_stages(method, request)
         rows = await all_nodes(session) if found.has_nodes else ()
+        described = await self._options.of(session, _environments(method, stages), rows)
         scored = request.validation_dataset
         return Known(
             method=method,
@@ -254,6 +260,7 @@ class Submissions:
             validation=None if scored is None else await named.find(session, DatasetRow, scored),
             mix=mix,
             nodes=matrix_of(rows, AS_REPORTED, now=self._clock()),
+            described=described,
         )
 
     async def _still_holds(self, session: AsyncSession, plan: Plan) -> bool:
@@ -294,7 +301,9 @@ class Submissions:
         found += _unknown_environments(method, stages, known.environments)
         deployment, wrong = _deployment(method, request, stages, known.target)
         found += wrong
-        checked = self._parameters.check(method, stages, request.parameters, inputs.data, inputs.validation)
+        checked = self._parameters.check(
+            method, stages, request.parameters, inputs.data, inputs.validation, known.described
+        )
         found += checked.violations
         if found:
             raise InvalidRequest(found)
@@ -453,6 +462,10 @@ def _pinned(method: Method, stage: Stage) -> PinnedScript:
     # deployment to a configured target is done by a script of the product
     digest = digest_of(script_path(OLLAMA_SCRIPT).read_bytes())
     return PinnedScript(file=OLLAMA_SCRIPT, sha256=digest.sha256, size=digest.size, shipped=True)
+
+
+def _environments(method: Method, stages: Sequence[Stage]) -> set[str]:
+    return {method.environment(stage) or BASE_ENVIRONMENT for stage in stages}
 
 
 def _unknown_environments(method: Method, stages: Sequence[Stage], known: frozenset[str]) -> list[Violation]:

@@ -19,6 +19,7 @@ from app.registry.datasets.check import columns_of
 from app.registry.datasets.files import Inspection
 from app.registry.datasets.mixes import Mix
 from app.registry.datasets.service import Datasets
+from app.registry.environments.described_options import Described
 from app.registry.methods.readiness_matrix import Matrix
 from app.registry.methods.record import Method
 from app.store.home import Home
@@ -41,6 +42,7 @@ class Known:
     mix: Mix | None
     """Of the data sets that the request names, if it names several."""
     nodes: Matrix
+    described: Described
 
 
 @dataclass(frozen=True)

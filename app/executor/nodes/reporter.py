@@ -37,7 +37,7 @@ from app.executor.nodes.joining import require_join_token
 from app.executor.runs.job_spec import EnvironmentBuild, JobSpec
 from app.registry.nodes.service import living_nodes
 from app.store import jobs as store
-from app.store import nodes
+from app.store import nodes, option_classes
 from app.store.clock import database_now
 from app.store.environments import all_environments, builds, spec_hashes
 from app.store.home import NodeHome
@@ -130,10 +130,21 @@ class EnvironmentManager:
             "inventory": inventory.model_dump(mode="json"),
         }
         changed = {column: said for column, said in report.items() if said != self._told.get(column)}
+        descriptions = await self._new_descriptions() if "environment_states" in changed else {}
         async with self._database.writing() as session:
             now = await database_now(session)
+            await option_classes.keep(session, descriptions, now=now)
             written = await nodes.heartbeat(session, self._node_id, now=now, refusal=refusal, **changed)
         self._told = report if written else {}
+
+    async def _new_descriptions(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return the descriptions of configuration classes that the report names and the database may lack."""
+        if self._probing is None:
+            return {}
+        named = {digest for one in self._seen.reports if one.probe for digest in one.probe.options.values()}
+        async with self._database.reading() as session:
+            unknown = named - (await option_classes.load(session, named)).keys()
+        return await asyncio.to_thread(self._probing.probes.descriptions, unknown) if unknown else {}
 
     async def usable_accelerators(self) -> Sequence[Accelerator]:
         """Return the accelerators that are free or used by jobs of this node."""

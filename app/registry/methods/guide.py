@@ -12,13 +12,16 @@ from app.domain.enums import JobKind
 from app.domain.errors import Invalid, Violation
 from app.domain.form import MethodForm, method_form
 from app.domain.kinds import Stage
+from app.domain.library_options import DescribedOptions, OptionClass
 from app.domain.lifecycle import find_path, producing_stage
+from app.domain.names import BASE_ENVIRONMENT
 from app.domain.parameters import argument_notes, json_schema
 from app.domain.rendering import filled_arguments
-from app.domain.script_parameters import Remark, ScriptParameters
+from app.domain.script_parameters import OptionUse, ScriptParameters
 from app.domain.texts import Language
 from app.domain.training_types import inference_form
 from app.presets.catalogue import ParameterInfo, load_manifests
+from app.registry.environments.described_options import Described, OptionClasses, described_options
 from app.registry.methods.files import FileCheck, MethodFiles, PinnedFile, Pins, file_pointer, stage_environments
 from app.registry.methods.readiness import Readiness, readiness, with_cells
 from app.registry.methods.readiness_matrix import cells_of, matrix
@@ -42,6 +45,14 @@ Listing = dict[str, list[tuple[str, str]]]
 
 
 @dataclass(frozen=True)
+class OptionClassUse:
+    """A configuration class whose fields a stage's script takes; `described` is None until a node did so."""
+
+    use: OptionUse
+    described: OptionClass | None
+
+
+@dataclass(frozen=True)
 class StageParameters:
     """What a stage's script takes, as a JSON Schema, and how far the script could be read."""
 
@@ -49,14 +60,24 @@ class StageParameters:
     file: PinnedFile
     schema: Mapping[str, Any]
     partly_read: bool
-    remarks: Sequence[Remark]
+    remarks: Sequence[Violation]
+    classes: Sequence[OptionClassUse] = ()
 
 
 class MethodGuide:
     """Answers questions about methods; changes nothing."""
 
-    def __init__(self, *, registry: MethodRegistry, files: MethodFiles, reader: ScriptReader, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        registry: MethodRegistry,
+        files: MethodFiles,
+        reader: ScriptReader,
+        options: OptionClasses,
+        clock: Clock,
+    ) -> None:
         self._registry = registry
+        self._options = options
         self._files = files
         self._reader = reader
         self._modules = ScriptModules(files)
@@ -92,15 +113,24 @@ class MethodGuide:
         facts = await registry_facts.load(session)
         return method_form(deploy_targets=sorted(facts.deploy_targets), environments=sorted(facts.environments))
 
-    async def parameters(self, method: Method, language: Language) -> list[StageParameters]:
+    async def parameters(self, session: AsyncSession, method: Method, language: Language) -> list[StageParameters]:
         """Return the parameters of every stage that runs a file of the method, as a job of now would find them."""
-        return await asyncio.to_thread(self._parameters, method, language)
+        described = await self._options.of(session, set(stage_environments(method.definition).values()))
+        return await asyncio.to_thread(self._parameters, method, described, language)
 
-    def _parameters(self, method: Method, language: Language) -> list[StageParameters]:
+    def _parameters(self, method: Method, described: Described, language: Language) -> list[StageParameters]:
         producer = producing_stage(method.definition.lifecycle or ())
         shipped = _shipped_parameters(method)
+        environments = stage_environments(method.definition)
         return [
-            _stage_parameters(stage, *self._read(pinned, method), shipped, language, producing=stage is producer)
+            _stage_parameters(
+                stage,
+                *self._read(pinned, method),
+                shipped,
+                described_options(described, environments.get(stage) or BASE_ENVIRONMENT),
+                language,
+                producing=stage is producer,
+            )
             for stage, pinned in method.files.items()
         ]
 
@@ -185,16 +215,23 @@ def _stage_parameters(
     file: PinnedFile,
     script: ScriptParameters,
     shipped: Mapping[str, ParameterInfo],
+    options: DescribedOptions,
     language: Language,
     *,
     producing: bool,
 ) -> StageParameters:
-    schema = json_schema(script, stage=stage, producing=producing, language=language)
+    schema = json_schema(script, stage=stage, producing=producing, language=language, options=options)
     if stage is JobKind.TRAINING or producing:
         for name, schema_of in schema["properties"].items():
-            if name in shipped:
-                schema_of |= _shipped_texts(shipped[name], language)
-    return StageParameters(stage, file, schema, script.partly_read, (*script.unread, *script.notes))
+            if name in shipped and (texts := _shipped_texts(shipped[name], language)):
+                schema_of |= texts
+                schema_of.pop("x-advanced", None)  # the product explains what people set every day
+    classes = [OptionClassUse(use, options.classes.get(use.path)) for use in script.option_classes]
+    remarks = [remark.violation() for remark in (*script.unread, *script.notes)]
+    if undescribed := [use.path for use in script.option_classes if use.path not in options.classes]:
+        params = {"subject": ", ".join(undescribed), "environment": options.environment}
+        remarks.append(Violation("", "options_not_described", params))
+    return StageParameters(stage, file, schema, script.partly_read, remarks, classes)
 
 
 def _shipped_parameters(method: Method) -> dict[str, ParameterInfo]:

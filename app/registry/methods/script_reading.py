@@ -61,6 +61,11 @@ def script_parameters(arguments: Arguments, *, filename: str = "") -> ScriptPara
         abbreviates=arguments.abbreviates,
         unread=tuple(map(_remark, arguments.unread)),
         notes=tuple(map(_remark, arguments.notes)),
+        option_classes=tuple(
+            domain.OptionUse(path=one.path, when={name: tuple(values) for name, values in one.when.items()})
+            for one in arguments.option_classes
+        ),
+        options_instead=arguments.options_instead,
     )
 
 

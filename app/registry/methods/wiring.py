@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from app.domain.enums import Platform
+from app.registry.environments.described_options import OptionClasses
 from app.registry.methods.copies import MethodCopies
 from app.registry.methods.files import MethodFiles
 from app.registry.methods.guide import MethodGuide
@@ -30,6 +31,7 @@ class MethodServices:
     copies: MethodCopies
     restoring: MethodRestoring
     stage_files: StageFiles
+    options: OptionClasses
     guide: MethodGuide
     presets: PresetInstaller
 
@@ -50,6 +52,7 @@ def method_services(
     reader = ScriptReader(files)
     registry = MethodRegistry(files=files, licence=licence, jobs=jobs, clock=clock)
     runs = MethodRuns(registry=registry, files=files)
+    options = OptionClasses()
     return MethodServices(
         files=files,
         reader=reader,
@@ -58,7 +61,8 @@ def method_services(
         copies=MethodCopies(registry=registry, runs=runs, files=files, licence=licence),
         restoring=MethodRestoring(registry=registry, files=files),
         stage_files=StageFiles(registry=registry, files=files),
-        guide=MethodGuide(registry=registry, files=files, reader=reader, clock=clock),
+        options=options,
+        guide=MethodGuide(registry=registry, files=files, reader=reader, options=options, clock=clock),
         presets=PresetInstaller(
             registry=registry,
             files=files,
