@@ -29,9 +29,19 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_llm as llm
 from deepe_examples import answers_of, fitting_pairs, load_examples
 from deepe_log import log
+from deepe_options import Options, options_of
 from deepe_rows import LABELLED, PREFERENCE, Labelled, Preference, Refused, Rendered, Wanted, render_answer
 from deepe_scores import report_exact_match, report_score
 
+LIBRARY_OPTIONS = {  # every field of these classes can be set, beside the arguments below
+    "classes": {
+        "trl.DPOConfig": {"objective": ["dpo"]},
+        "trl.KTOConfig": {"objective": ["kto"]},
+        "trl.experimental.orpo.ORPOConfig": {"objective": ["orpo"]},
+        "peft.LoraConfig": {},
+    },
+    "instead": {"max_length": "max_input_length and max_content_length", "max_completion_length": "max_content_length"},
+}
 Judged = Preference | Labelled
 
 SCORED_AT_ONCE = 4  # the probabilities of whole rows over a large vocabulary take gigabytes
@@ -74,17 +84,29 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
     steps = parser.add_argument_group("training")
-    steps.add_argument("--epochs", type=float, default=1.0, help="passes over the rows, unless max_steps is given")
+    steps.add_argument(
+        "--epochs",
+        "--num_train_epochs",
+        type=float,
+        default=1.0,
+        help="passes over the rows, unless max_steps is given",
+    )
     steps.add_argument("--max_steps", type=int, default=None, help="number of steps, instead of epochs")
-    steps.add_argument("--batch_size", type=int, default=8, help="rows in one forward pass")
-    steps.add_argument("--grad_accum_steps", type=int, default=1, help="forward passes in one step")
+    steps.add_argument(
+        "--batch_size", "--per_device_train_batch_size", type=int, default=8, help="rows in one forward pass"
+    )
+    steps.add_argument(
+        "--grad_accum_steps", "--gradient_accumulation_steps", type=int, default=1, help="forward passes in one step"
+    )
     steps.add_argument("--learning_rate", type=float, default=1e-5, help="highest learning rate")
     steps.add_argument("--warmup_steps", type=int, default=None, help="steps until the highest learning rate")
     steps.add_argument("--warmup_ratio", type=float, default=0.1, help="the same as part of all steps")
-    steps.add_argument("--lr_scheduler", choices=["cosine", "linear", "constant"], default="cosine")
-    steps.add_argument("--max_grad_norm", type=float, default=1.0, help="longer gradients are cut to this length")
+    steps.add_argument(
+        "--lr_scheduler", "--lr_scheduler_type", choices=["cosine", "linear", "constant"], default="cosine"
+    )
     steps.add_argument(
         "--optimizer",
+        "--optim",
         choices=["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor"],
         default="adamw_torch_fused",
         help="the 8-bit ones need bitsandbytes",
@@ -92,7 +114,7 @@ def make_parser() -> argparse.ArgumentParser:
     steps.add_argument("--seed", type=int, default=42, help="same seed and machine, same model")
 
     machine = parser.add_argument_group("adapter, memory and speed")
-    machine.add_argument("--lora_rank", type=int, default=16, help="rank of the adapter's matrices")
+    machine.add_argument("--lora_rank", "--lora_r", "--r", type=int, default=16, help="rank of the adapter's matrices")
     machine.add_argument("--lora_alpha", type=int, default=32, help="weight of the adapter, divided by the rank")
     machine.add_argument("--load_in_4bit", type=llm.str2bool, default=False, help="QLoRA; needs bitsandbytes")
     machine.add_argument("--dtype", choices=["auto", "bfloat16", "float16", "float32"], default="auto")
@@ -113,7 +135,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    args, _unknown = make_parser().parse_known_args()
+    args, rest = make_parser().parse_known_args()
+    args.options = Options(rest, LIBRARY_OPTIONS, args)
     llm.run_stage(args, run)
 
 
@@ -151,6 +174,8 @@ def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any
     if args.objective == "orpo":
         settings["remove_unused_columns"] = False
     if args.objective == "dpo" and args.sft_weight:
+        if named := sorted({"loss_type", "loss_weights"} & options_of(args).given.keys()):
+            raise Refused(f"sft_weight and {' and '.join(named)} both say what the loss is made of; leave one out")
         settings |= {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, args.sft_weight]}
     match args.objective:
         case "kto":
@@ -159,14 +184,16 @@ def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any
             given = [tokens(row, tokenizer) for row in rows]
         case _:
             given = [pair(row) for row in rows]
-    return trainer_class(
-        model=model,
-        args=config_class(beta=args.beta, max_length=longest, **settings),
-        train_dataset=Dataset.from_list(given),
-        processing_class=tokenizer,
-        peft_config=llm.lora(args),
-        callbacks=llm.callbacks(args),
-    )
+    config = options_of(args).build(config_class, beta=args.beta, max_length=longest, **settings)
+    with options_of(args).refusing():
+        return trainer_class(
+            model=model,
+            args=config,
+            train_dataset=Dataset.from_list(given),
+            processing_class=tokenizer,
+            peft_config=llm.lora(args),
+            callbacks=llm.callbacks(args),
+        )
 
 
 def trainer_of(objective: str) -> tuple[Any, Any]:

@@ -34,10 +34,20 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_llm as llm
 from deepe_examples import fitting_questions, load_examples
 from deepe_log import log, remark
+from deepe_options import Options, options_of
 from deepe_rewards import Judge, for_trl, judge_of, rows_for_trl
 from deepe_rows import QUESTION, Question, Refused, Wanted
 from deepe_scores import score_rewards
 
+LIBRARY_OPTIONS = {  # every field of these classes can be set, beside the arguments below
+    "classes": {"trl.GRPOConfig": {}, "peft.LoraConfig": {}},
+    "instead": {
+        "beta": "kl_coef",
+        "max_completion_length": "max_content_length",
+        "reward_weights": "answer_weight, format_weight, length_weight and reward_file_weight",
+        "use_vllm": "vllm",
+    },
+}
 LEARNS = Wanted(kinds=frozenset({QUESTION}), tools=False)
 
 
@@ -90,17 +100,29 @@ def make_parser() -> argparse.ArgumentParser:
     method.add_argument("--vllm", choices=["auto", "true", "false"], default="auto", help="answer by vLLM on a GPU")
 
     steps = parser.add_argument_group("training")
-    steps.add_argument("--epochs", type=float, default=1.0, help="passes over the rows, unless max_steps is given")
+    steps.add_argument(
+        "--epochs",
+        "--num_train_epochs",
+        type=float,
+        default=1.0,
+        help="passes over the rows, unless max_steps is given",
+    )
     steps.add_argument("--max_steps", type=int, default=None, help="number of steps, instead of epochs")
-    steps.add_argument("--batch_size", type=int, default=8, help="answers in one forward pass")
-    steps.add_argument("--grad_accum_steps", type=int, default=4, help="forward passes in one step")
+    steps.add_argument(
+        "--batch_size", "--per_device_train_batch_size", type=int, default=8, help="answers in one forward pass"
+    )
+    steps.add_argument(
+        "--grad_accum_steps", "--gradient_accumulation_steps", type=int, default=4, help="forward passes in one step"
+    )
     steps.add_argument("--learning_rate", type=float, default=1e-5, help="highest learning rate")
     steps.add_argument("--warmup_steps", type=int, default=None, help="steps until the highest learning rate")
     steps.add_argument("--warmup_ratio", type=float, default=0.0, help="the same as part of all steps")
-    steps.add_argument("--lr_scheduler", choices=["cosine", "linear", "constant"], default="constant")
-    steps.add_argument("--max_grad_norm", type=float, default=1.0, help="longer gradients are cut to this length")
+    steps.add_argument(
+        "--lr_scheduler", "--lr_scheduler_type", choices=["cosine", "linear", "constant"], default="constant"
+    )
     steps.add_argument(
         "--optimizer",
+        "--optim",
         choices=["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor"],
         default="adamw_torch_fused",
         help="the 8-bit ones need bitsandbytes",
@@ -108,7 +130,7 @@ def make_parser() -> argparse.ArgumentParser:
     steps.add_argument("--seed", type=int, default=42, help="same seed and machine, same model")
 
     machine = parser.add_argument_group("adapter, memory and speed")
-    machine.add_argument("--lora_rank", type=int, default=16, help="rank of the adapter's matrices")
+    machine.add_argument("--lora_rank", "--lora_r", "--r", type=int, default=16, help="rank of the adapter's matrices")
     machine.add_argument("--lora_alpha", type=int, default=32, help="weight of the adapter, divided by the rank")
     machine.add_argument("--load_in_4bit", type=llm.str2bool, default=False, help="QLoRA; needs bitsandbytes")
     machine.add_argument("--dtype", choices=["auto", "bfloat16", "float16", "float32"], default="auto")
@@ -128,7 +150,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    args, _unknown = make_parser().parse_known_args()
+    args, rest = make_parser().parse_known_args()
+    args.options = Options(rest, LIBRARY_OPTIONS, args)
     llm.run_stage(args, run)
 
 
@@ -176,7 +199,8 @@ def build_trainer(
     model = llm.load_model(args, machine, tokenizer)
     longest = args.max_input_length + args.max_content_length
     checkpointing = llm.needs_checkpointing(args, model, longest)
-    config = GRPOConfig(
+    config = options_of(args).build(
+        GRPOConfig,
         num_generations=args.num_generations,
         max_completion_length=args.max_content_length,
         temperature=args.temperature,
@@ -187,15 +211,16 @@ def build_trainer(
         **generation(args, machine),
         **llm.trainer_settings(args, machine, checkpointing=checkpointing),
     )
-    return GRPOTrainer(
-        model=model,
-        args=config,
-        reward_funcs=[for_trl(function) for function in judge.functions],
-        train_dataset=Dataset.from_list(rows_for_trl(tasks)),
-        processing_class=tokenizer,
-        peft_config=llm.lora(args),
-        callbacks=llm.callbacks(args, shown="reward"),
-    )
+    with options_of(args).refusing():
+        return GRPOTrainer(
+            model=model,
+            args=config,
+            reward_funcs=[for_trl(function) for function in judge.functions],
+            train_dataset=Dataset.from_list(rows_for_trl(tasks)),
+            processing_class=tokenizer,
+            peft_config=llm.lora(args),
+            callbacks=llm.callbacks(args, shown="reward"),
+        )
 
 
 def generation(args: argparse.Namespace, machine: llm.Machine) -> dict[str, Any]:

@@ -36,9 +36,24 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_llm as llm
 from deepe_examples import encode, load_examples
 from deepe_log import log, remark
+from deepe_options import Options, options_of
 from deepe_rows import CONVERSATION, TEXT, Refused, Rendered, Text, Wanted
 from deepe_scores import score_exact_match
 
+LIBRARY_OPTIONS = {  # every field of these classes can be set, beside the arguments below
+    "classes": {
+        "trl.SFTConfig": {},
+        "peft.LoraConfig": {"adapter": ["lora", "rslora", "dora", "pissa"]},
+        "peft.OFTConfig": {"adapter": ["oft"]},
+        "peft.LoHaConfig": {"adapter": ["loha"]},
+        "peft.LoKrConfig": {"adapter": ["lokr"]},
+        "peft.AdaLoraConfig": {"adapter": ["adalora"]},
+        "peft.IA3Config": {"adapter": ["ia3"]},
+        "peft.VeraConfig": {"adapter": ["vera"]},
+        "peft.PromptTuningConfig": {"adapter": ["prompt_tuning"]},
+    },
+    "instead": {"max_length": "max_input_length and max_content_length"},
+}
 RATES = {  # what is customary on models of billions of weights
     "lora": 2e-4,
     "rslora": 1e-4,
@@ -79,11 +94,15 @@ def make_parser() -> argparse.ArgumentParser:
         help="kind of the adapter",
     )  # fmt: skip
     adapter.add_argument("--target_modules", default="all-linear", help="layers, separated by commas; or all-linear")
-    adapter.add_argument("--lora_rank", type=int, default=16, help="rank; not for oft, ia3 and prompt_tuning")
+    adapter.add_argument(
+        "--lora_rank", "--lora_r", "--r", type=int, default=16, help="rank; not for oft, ia3 and prompt_tuning"
+    )
     adapter.add_argument("--lora_alpha", type=int, default=32, help="weight of the adapter, divided by the rank")
     adapter.add_argument("--lora_dropout", type=float, default=0.0, help="part of the adapter's inputs switched off")
     adapter.add_argument("--oft_block_size", type=int, default=32, help="width of a rotated block of oft")
-    adapter.add_argument("--virtual_tokens", type=int, default=16, help="tokens of prompt_tuning")
+    adapter.add_argument(
+        "--virtual_tokens", "--num_virtual_tokens", type=int, default=16, help="tokens of prompt_tuning"
+    )
 
     data = parser.add_argument_group("data")
     data.add_argument("--input_train_name", default=None, help="column with the input; empty finds it by itself")
@@ -103,19 +122,33 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
     steps = parser.add_argument_group("training")
-    steps.add_argument("--epochs", type=float, default=1.0, help="passes over the rows, unless max_steps is given")
+    steps.add_argument(
+        "--epochs",
+        "--num_train_epochs",
+        type=float,
+        default=1.0,
+        help="passes over the rows, unless max_steps is given",
+    )
     steps.add_argument("--max_steps", type=int, default=None, help="number of steps, instead of epochs")
-    steps.add_argument("--batch_size", type=int, default=8, help="rows in one forward pass")
-    steps.add_argument("--grad_accum_steps", type=int, default=1, help="forward passes in one step")
+    steps.add_argument(
+        "--batch_size", "--per_device_train_batch_size", type=int, default=8, help="rows in one forward pass"
+    )
+    steps.add_argument(
+        "--grad_accum_steps", "--gradient_accumulation_steps", type=int, default=1, help="forward passes in one step"
+    )
     steps.add_argument("--learning_rate", type=float, default=None, help="empty takes what suits the adapter")
     steps.add_argument("--warmup_steps", type=int, default=None, help="steps until the highest learning rate")
     steps.add_argument("--warmup_ratio", type=float, default=0.03, help="the same as part of all steps")
     steps.add_argument(
-        "--lr_scheduler", choices=["cosine", "linear", "constant"], default="cosine", help="course of the learning rate"
+        "--lr_scheduler",
+        "--lr_scheduler_type",
+        choices=["cosine", "linear", "constant"],
+        default="cosine",
+        help="course of the learning rate",
     )
-    steps.add_argument("--max_grad_norm", type=float, default=1.0, help="longer gradients are cut to this length")
     steps.add_argument(
         "--optimizer",
+        "--optim",
         choices=["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor"],
         default="adamw_torch_fused",
         help="the 8-bit ones need bitsandbytes",
@@ -142,7 +175,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    args, _unknown = make_parser().parse_known_args()
+    args, rest = make_parser().parse_known_args()
+    args.options = Options(rest, LIBRARY_OPTIONS, args)
     if args.learning_rate is None:
         args.learning_rate = RATES[args.adapter]
     llm.run_stage(args, run)
@@ -178,6 +212,19 @@ def check(args: argparse.Namespace) -> None:
     if args.load_in_4bit and args.adapter in IN_FULL_PRECISION:
         able = ", ".join(name for name in RATES if name not in IN_FULL_PRECISION)
         raise Refused(f"adapter={args.adapter} cannot be trained on a base model in 4 bits; these can: {able}")
+    check_options(args)
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuse options that say otherwise than the script's own arguments."""
+    given = options_of(args).given
+    own = {"rslora": ("use_rslora", "True"), "dora": ("use_dora", "True"), "pissa": ("init_lora_weights", "pissa")}
+    name, value = own.get(args.adapter, ("", ""))
+    if name in given and not str(given[name]).startswith(value):
+        raise Refused(f"adapter={args.adapter} and {name}={given[name]} contradict each other; leave one of them out")
+    for name in ("module_dropout", "rank_dropout", "vera_dropout"):
+        if name in given and args.lora_dropout:
+            raise Refused(f"lora_dropout and {name} both set the dropout of adapter={args.adapter}; leave one out")
 
 
 def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, learned: list[Rendered]) -> Any:
@@ -189,18 +236,20 @@ def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any
     model.config.use_cache = False
     longest = args.max_input_length + args.max_content_length
     checkpointing = llm.needs_checkpointing(args, model, longest)
-    config = SFTConfig(max_length=longest, **llm.trainer_settings(args, machine, checkpointing=checkpointing))
+    settings = llm.trainer_settings(args, machine, checkpointing=checkpointing)
+    config = options_of(args).build(SFTConfig, max_length=longest, **settings)
     callbacks = llm.callbacks(args)
     if args.adapter == "adalora":
         callbacks.append(rank_allocation())
-    trainer = SFTTrainer(
-        model=model,
-        args=config,
-        train_dataset=Dataset.from_dict(llm.columns_of(learned)),
-        processing_class=tokenizer,
-        peft_config=adapter_config(args, steps_of(args, len(learned))),
-        callbacks=callbacks,
-    )
+    with options_of(args).refusing():
+        trainer = SFTTrainer(
+            model=model,
+            args=config,
+            train_dataset=Dataset.from_dict(llm.columns_of(learned)),
+            processing_class=tokenizer,
+            peft_config=adapter_config(args, steps_of(args, len(learned))),
+            callbacks=callbacks,
+        )
     trained, whole = trainer.model.get_nb_trainable_parameters()
     print(f"{args.adapter} trains {trained:,} weights beside {whole - trained:,} fixed ones", flush=True)
     return trainer
@@ -231,6 +280,7 @@ def steps_of(args: argparse.Namespace, rows: int) -> int:
 def adapter_config(args: argparse.Namespace, steps: int) -> Any:
     import peft
 
+    build = options_of(args).build
     common = {
         "task_type": "CAUSAL_LM",
         "target_modules": args.target_modules if args.target_modules == "all-linear" else targets_of(args),
@@ -239,30 +289,36 @@ def adapter_config(args: argparse.Namespace, steps: int) -> Any:
     product = {"r": args.lora_rank, "alpha": args.lora_alpha, "rank_dropout": args.lora_dropout, **common}
     match args.adapter:
         case "lora":
-            return peft.LoraConfig(**lora)
+            return build(peft.LoraConfig, **lora)
         case "rslora":
-            return peft.LoraConfig(use_rslora=True, **lora)
+            return build(peft.LoraConfig, use_rslora=True, **lora)
         case "dora":
-            return peft.LoraConfig(use_dora=True, **lora)
+            return build(peft.LoraConfig, use_dora=True, **lora)
         case "pissa":
-            return peft.LoraConfig(init_lora_weights="pissa", **lora)
+            return build(peft.LoraConfig, init_lora_weights="pissa", **lora)
         case "oft":
-            return peft.OFTConfig(oft_block_size=args.oft_block_size, module_dropout=args.lora_dropout, **common)
+            return build(peft.OFTConfig, oft_block_size=args.oft_block_size, module_dropout=args.lora_dropout, **common)
         case "loha":
-            return peft.LoHaConfig(**product)
+            return build(peft.LoHaConfig, **product)
         case "lokr":
-            return peft.LoKrConfig(**product)
+            return build(peft.LoKrConfig, **product)
         case "adalora":
             plan = {"tinit": steps // 10, "tfinal": steps // 4, "deltaT": max(1, steps // 50), "total_step": steps}
-            return peft.AdaLoraConfig(init_r=args.lora_rank, target_r=max(1, args.lora_rank // 2), **plan, **lora)
+            return build(
+                peft.AdaLoraConfig, init_r=args.lora_rank, target_r=max(1, args.lora_rank // 2), **plan, **lora
+            )
         case "ia3":
-            return peft.IA3Config(feedforward_modules=[], **common)
+            return build(peft.IA3Config, feedforward_modules=[], **common)
         case "vera":
-            return peft.VeraConfig(
-                r=args.lora_rank, vera_dropout=args.lora_dropout, projection_prng_key=args.seed, **common
+            return build(
+                peft.VeraConfig,
+                r=args.lora_rank,
+                vera_dropout=args.lora_dropout,
+                projection_prng_key=args.seed,
+                **common,
             )
         case _:
-            return peft.PromptTuningConfig(num_virtual_tokens=args.virtual_tokens, task_type="CAUSAL_LM")
+            return build(peft.PromptTuningConfig, num_virtual_tokens=args.virtual_tokens, task_type="CAUSAL_LM")
 
 
 def rank_allocation() -> Any:

@@ -29,9 +29,14 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_llm as llm
 from deepe_examples import encode, load_examples
 from deepe_log import log
+from deepe_options import Options, options_of
 from deepe_rows import CONVERSATION, TEXT, Refused, Rendered, Text, Wanted
 from deepe_scores import score_exact_match
 
+LIBRARY_OPTIONS = {  # every field of these classes can be set, beside the arguments below
+    "classes": {"trl.SFTConfig": {}, "peft.LoraConfig": {}},
+    "instead": {"max_length": "max_seq_length"},
+}
 LEARNS = Wanted(kinds=frozenset({CONVERSATION, TEXT}))
 
 
@@ -71,23 +76,33 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
     steps = parser.add_argument_group("training")
-    steps.add_argument("--epochs", type=float, default=1.0, help="passes over the rows, unless max_steps is given")
+    steps.add_argument(
+        "--epochs",
+        "--num_train_epochs",
+        type=float,
+        default=1.0,
+        help="passes over the rows, unless max_steps is given",
+    )
     steps.add_argument("--max_steps", type=int, default=None, help="number of steps, instead of epochs")
-    steps.add_argument("--batch_size", type=int, default=8, help="rows in one forward pass")
-    steps.add_argument("--grad_accum_steps", type=int, default=1, help="forward passes in one step")
+    steps.add_argument(
+        "--batch_size", "--per_device_train_batch_size", type=int, default=8, help="rows in one forward pass"
+    )
+    steps.add_argument(
+        "--grad_accum_steps", "--gradient_accumulation_steps", type=int, default=1, help="forward passes in one step"
+    )
     steps.add_argument("--learning_rate", type=float, default=2e-4, help="highest learning rate")
     steps.add_argument("--warmup_steps", type=int, default=None, help="steps until the highest learning rate")
     steps.add_argument("--warmup_ratio", type=float, default=0.03, help="the same as part of all steps")
     steps.add_argument(
         "--lr_scheduler",
+        "--lr_scheduler_type",
         choices=["cosine", "linear", "constant", "constant_with_warmup"],
         default="cosine",
         help="course of the learning rate",
     )
-    steps.add_argument("--max_grad_norm", type=float, default=1.0, help="longer gradients are cut to this length")
-    steps.add_argument("--weight_decay", type=float, default=0.0, help="pull of the weights towards zero")
     steps.add_argument(
         "--optimizer",
+        "--optim",
         choices=["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor"],
         default="adamw_torch_fused",
         help="the 8-bit ones need bitsandbytes and a GPU",
@@ -95,9 +110,8 @@ def make_parser() -> argparse.ArgumentParser:
     steps.add_argument("--seed", type=int, default=42, help="same seed and machine, same model")
 
     lora = parser.add_argument_group("adapter")
-    lora.add_argument("--lora_rank", type=int, default=16, help="rank of the adapter's matrices")
+    lora.add_argument("--lora_rank", "--lora_r", "--r", type=int, default=16, help="rank of the adapter's matrices")
     lora.add_argument("--lora_alpha", type=int, default=32, help="weight of the adapter, divided by the rank")
-    lora.add_argument("--lora_dropout", type=float, default=0.0, help="part of the adapter's inputs switched off")
 
     machine = parser.add_argument_group("memory and speed")
     machine.add_argument("--load_in_4bit", type=llm.str2bool, default=False, help="QLoRA; needs a GPU and bitsandbytes")
@@ -130,7 +144,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    args, _unknown = make_parser().parse_known_args()
+    args, rest = make_parser().parse_known_args()
+    args.options = Options(rest, LIBRARY_OPTIONS, args)
     llm.run_stage(args, run)
 
 
@@ -165,15 +180,14 @@ def build_trainer(
     args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, learned: list[Rendered], held_out: list[Rendered]
 ) -> Any:
     from datasets import Dataset
-    from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
     model = llm.load_model(args, machine, tokenizer)
     model.config.use_cache = False
     checkpointing = llm.needs_checkpointing(args, model, args.max_seq_length)
-    config = SFTConfig(
+    config = options_of(args).build(
+        SFTConfig,
         per_device_eval_batch_size=args.batch_size,
-        weight_decay=args.weight_decay,
         max_length=args.max_seq_length,
         packing=machine.device == "cuda" if args.packing == "auto" else args.packing == "true",
         eval_packing=False,
@@ -181,22 +195,16 @@ def build_trainer(
         eval_steps=args.eval_steps,
         **llm.trainer_settings(args, machine, checkpointing=checkpointing),
     )
-    adapter = LoraConfig(
-        r=args.lora_rank,
-        lora_alpha=args.lora_alpha,
-        lora_dropout=args.lora_dropout,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-    return SFTTrainer(
-        model=model,
-        args=config,
-        train_dataset=Dataset.from_dict(llm.columns_of(learned)),
-        eval_dataset=Dataset.from_dict(llm.columns_of(held_out)) if held_out else None,
-        processing_class=tokenizer,
-        peft_config=adapter,
-        callbacks=llm.callbacks(args),
-    )
+    with options_of(args).refusing():
+        return SFTTrainer(
+            model=model,
+            args=config,
+            train_dataset=Dataset.from_dict(llm.columns_of(learned)),
+            eval_dataset=Dataset.from_dict(llm.columns_of(held_out)) if held_out else None,
+            processing_class=tokenizer,
+            peft_config=llm.lora(args),
+            callbacks=llm.callbacks(args),
+        )
 
 
 if __name__ == "__main__":

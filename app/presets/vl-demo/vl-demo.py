@@ -35,8 +35,14 @@ import deepe_chat as chat
 import deepe_llm as llm
 import deepe_pictures as pictures
 from deepe_log import log
+from deepe_options import Options, options_of
 from deepe_rows import Answer, Refused, Rendered
 from deepe_scores import greedy_answers, report_right
+
+LIBRARY_OPTIONS = {  # every field of these classes can be set, beside the arguments below
+    "classes": {"trl.SFTConfig": {}, "peft.LoraConfig": {}},
+    "instead": {"max_length": "max_input_length and max_content_length", "packing": "", "padding_free": ""},
+}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -69,24 +75,38 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
     adapter = parser.add_argument_group("adapter")
-    adapter.add_argument("--lora_rank", type=int, default=16, help="rank of the adapter's matrices")
+    adapter.add_argument("--lora_rank", "--lora_r", "--r", type=int, default=16, help="rank of the adapter's matrices")
     adapter.add_argument("--lora_alpha", type=int, default=32, help="weight of the adapter, divided by the rank")
     adapter.add_argument("--train_vision", type=llm.str2bool, default=False, help="adapt the vision tower as well")
 
     steps = parser.add_argument_group("training")
-    steps.add_argument("--epochs", type=float, default=1.0, help="passes over the rows, unless max_steps is given")
+    steps.add_argument(
+        "--epochs",
+        "--num_train_epochs",
+        type=float,
+        default=1.0,
+        help="passes over the rows, unless max_steps is given",
+    )
     steps.add_argument("--max_steps", type=int, default=None, help="number of steps, instead of epochs")
-    steps.add_argument("--batch_size", type=int, default=4, help="rows in one forward pass")
-    steps.add_argument("--grad_accum_steps", type=int, default=1, help="forward passes in one step")
+    steps.add_argument(
+        "--batch_size", "--per_device_train_batch_size", type=int, default=4, help="rows in one forward pass"
+    )
+    steps.add_argument(
+        "--grad_accum_steps", "--gradient_accumulation_steps", type=int, default=1, help="forward passes in one step"
+    )
     steps.add_argument("--learning_rate", type=float, default=2e-4, help="highest learning rate")
     steps.add_argument("--warmup_steps", type=int, default=None, help="steps until the highest learning rate")
     steps.add_argument("--warmup_ratio", type=float, default=0.03, help="the same as part of all steps")
     steps.add_argument(
-        "--lr_scheduler", choices=["cosine", "linear", "constant"], default="cosine", help="course of the learning rate"
+        "--lr_scheduler",
+        "--lr_scheduler_type",
+        choices=["cosine", "linear", "constant"],
+        default="cosine",
+        help="course of the learning rate",
     )
-    steps.add_argument("--max_grad_norm", type=float, default=1.0, help="longer gradients are cut to this length")
     steps.add_argument(
         "--optimizer",
+        "--optim",
         choices=["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor"],
         default="adamw_torch_fused",
         help="the 8-bit ones need bitsandbytes",
@@ -114,7 +134,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    args, _unknown = make_parser().parse_known_args()
+    args, rest = make_parser().parse_known_args()
+    args.options = Options(rest, LIBRARY_OPTIONS, args)
     llm.run_stage(args, run)
 
 
@@ -162,20 +183,22 @@ def build_trainer(
     layers = "all-linear" if args.train_vision else pictures.language_layers(model)
     workers = args.picture_workers
     checkpointing = llm.needs_checkpointing(args, model, max(len(one.tokens) for one in learned))
-    config = SFTConfig(
+    config = options_of(args).build(
+        SFTConfig,
         max_length=None,  # nothing is cut: what is too long was left out
         remove_unused_columns=False,  # what is in a row is only known when it is read
         dataloader_num_workers=workers if workers >= 0 else 4 if machine.device == "cuda" else 0,
         **llm.trainer_settings(args, machine, checkpointing=checkpointing),
     )
-    trainer = SFTTrainer(
-        model=model,
-        args=config,
-        train_dataset=pictures.dataset_of([one.example for one in learned], args.max_image_side),
-        processing_class=processor,
-        peft_config=llm.lora(args, layers),
-        callbacks=llm.callbacks(args),
-    )
+    with options_of(args).refusing():
+        trainer = SFTTrainer(
+            model=model,
+            args=config,
+            train_dataset=pictures.dataset_of([one.example for one in learned], args.max_image_side),
+            processing_class=processor,
+            peft_config=llm.lora(args, layers),
+            callbacks=llm.callbacks(args),
+        )
     trained, whole = trainer.model.get_nb_trainable_parameters()
     adapted = "language model and vision tower" if args.train_vision else "language model"
     print(f"LoRA trains {trained:,} weights in the {adapted} beside {whole - trained:,} fixed ones", flush=True)

@@ -18,6 +18,7 @@ import deepe
 import deepe_chat as chat
 from deepe_checkpoints import make_readable, newest_checkpoint
 from deepe_log import log, remark, remark_plan
+from deepe_options import options_of
 from deepe_rows import Refused, Rendered
 
 TINY_BYTES = 64 * 2**20  # threads of a smaller model wait for each other longer than they work
@@ -83,6 +84,7 @@ def check(args: argparse.Namespace) -> None:
         raise Refused(f"eval_fraction must be at least 0 and below 1, it is {args.eval_fraction}")
     if not (Path(args.model_path) / "config.json").is_file() and os.environ["HF_HUB_OFFLINE"] != "0":
         raise Refused(f"there is no base model in {args.model_path}: config.json is missing")
+    options_of(args).check()
 
 
 def _memory_advice(error: Exception, args: argparse.Namespace) -> str:
@@ -208,7 +210,8 @@ def load_model(args: argparse.Namespace, machine: Machine, tokenizer: Any, auto_
 def lora(args: argparse.Namespace, layers: str = "all-linear") -> Any:
     from peft import LoraConfig
 
-    return LoraConfig(r=args.lora_rank, lora_alpha=args.lora_alpha, target_modules=layers, task_type="CAUSAL_LM")
+    own = {"r": args.lora_rank, "lora_alpha": args.lora_alpha, "target_modules": layers, "task_type": "CAUSAL_LM"}
+    return options_of(args).build(LoraConfig, **own)
 
 
 def needs_checkpointing(args: argparse.Namespace, model: Any, tokens: int) -> bool:
@@ -244,7 +247,6 @@ def trainer_settings(args: argparse.Namespace, machine: Machine, *, checkpointin
         "learning_rate": args.learning_rate,
         "lr_scheduler_type": args.lr_scheduler,
         "warmup_steps": args.warmup_ratio if args.warmup_steps is None else args.warmup_steps,  # below 1: a ratio
-        "max_grad_norm": args.max_grad_norm,
         "optim": machine.optimizer,
         "activation_checkpointing": checkpointing,
         "bf16": machine.dtype == "bfloat16",
@@ -388,6 +390,8 @@ def train(trainer: Any, rows: int, args: argparse.Namespace) -> None:
     """
     from transformers import PrinterCallback, TrainerCallback
 
+    options_of(args).fit(trainer)
+
     class Plan(TrainerCallback):
         def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
             remark_plan(rows, len(trainer.train_dataset), state.max_steps, args)
@@ -398,7 +402,8 @@ def train(trainer: Any, rows: int, args: argparse.Namespace) -> None:
     checkpoint = newest_checkpoint(Path(args.output_dir), args)
     log("StartTraining", args.model_name, args)
     deepe.catch_stop()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with options_of(args).refusing(if_named=True):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if deepe.stop_requested() or trainer.state.global_step < trainer.state.max_steps:
         end_stopped(trainer.state.global_step)
 
