@@ -6,20 +6,18 @@ The supervisor is a program of its own that cannot import `app`: it runs this fi
 import os
 import signal
 
-FAULT_POINT, _, FAULT_ONCE = os.environ.get("DEEPE_FAULT_POINT", "").partition("=")
-FAULT_SIGNAL = os.environ.get("DEEPE_FAULT_SIGNAL", "KILL")
-
 
 def fault_point(name: str) -> None:
     """Die here, as by kill -9, if a test asks for it: DEEPE_FAULT_POINT=NAME, or NAME=FILE to die only once.
 
     DEEPE_FAULT_SIGNAL names another signal: STOP freezes.
     """
-    if name != FAULT_POINT:
+    wanted, _, once = os.environ.get("DEEPE_FAULT_POINT", "").partition("=")
+    if name != wanted:
         return
-    if FAULT_ONCE:
+    if once:
         try:
-            os.close(os.open(FAULT_ONCE, os.O_CREAT | os.O_EXCL))
+            os.close(os.open(once, os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             return
-    os.kill(os.getpid(), signal.Signals[f"SIG{FAULT_SIGNAL}"])
+    os.kill(os.getpid(), signal.Signals[f"SIG{os.environ.get('DEEPE_FAULT_SIGNAL', 'KILL')}"])

@@ -15,6 +15,7 @@ import pytest
 from app.store.session import Database
 from tests import training_environment
 from tests.databases import PostgresDatabase, execute, fast_folder, migrate
+from tests.fork_server import ForkServer, fork_workers
 from tests.servers import RedisServer, postgres_url, private_postgres, private_redis
 from tests.waiting import awaited_in_vain
 
@@ -132,6 +133,13 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """Start a private Redis on a free loopback port."""
     with private_redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def worker_forks() -> Iterator[ForkServer]:
+    """Start what workers and APIs are forked from: what they import takes one or two seconds of a processor."""
+    with fork_workers() as server:
         yield server
 
 

@@ -5,12 +5,14 @@ python -m tests.chaos --seed 7 --faults 200 --database postgres
 
 import argparse
 import asyncio
+import contextlib
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
 from tests.chaos.fault_injector import Plan, report, run
+from tests.fork_server import fork_workers
 
 
 def main() -> int:
@@ -24,8 +26,9 @@ def main() -> int:
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="deepe-chaos-"))
     folder.chmod(0o755)
-    plan = Plan(seed=arguments.seed, faults=arguments.faults, backend=arguments.database, warm=arguments.warm)
-    outcome = asyncio.run(run(plan, folder / "run"))
+    plan = Plan(seed=arguments.seed, faults=arguments.faults, backend=arguments.database)
+    with fork_workers() if arguments.warm else contextlib.nullcontext() as forks:
+        outcome = asyncio.run(run(plan, folder / "run", forks))
     print(report(outcome))
     violations = outcome.verdict.violations()
     if violations or arguments.keep:

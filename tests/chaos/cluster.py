@@ -29,12 +29,12 @@ from app.store.migrate import upgrade
 from app.store.session import Database
 from app.store.tables import JobEventRow, JobRow, NodeRow
 from tests.chaos.evidence import collect
-from tests.chaos.fork_server import Forked, ForkServer
 from tests.chaos.postgres import Postgres, own_postgres
 from tests.chaos.proxy import Line as Network
 from tests.chaos.proxy import Proxy
 from tests.chaos.stage import BASE_MODEL, DATASET, JOURNAL, SCRIPT, submission
 from tests.chaos.verdict import TERMINAL, Evidence
+from tests.fork_server import Fork, ForkServer
 from tests.servers import RedisServer, free_port, private_redis
 from tests.waiting import until
 from tests.worker.harness import alive, make_base
@@ -51,21 +51,24 @@ class Child:
     server."""
 
     def __init__(
-        self, arguments: Sequence[str], environment: dict[str, str], log: Path, fork_server: ForkServer | None = None
+        self, arguments: Sequence[str], environment: dict[str, str], log: Path, forks: ForkServer | None = None
     ) -> None:
         self.arguments = arguments
         self.environment = environment
         self.log = log
-        self.fork_server = fork_server
-        self.process: subprocess.Popen[bytes] | Forked | None = None
+        self.forks = forks
+        self.process: subprocess.Popen[bytes] | Fork | None = None
 
     def start(self, **variables: str) -> None:
         """Start it unless it runs."""
         if self.is_alive():
             return
         environment = self.environment | variables
-        if self.fork_server is not None:
-            self.process = self.fork_server.start(self.arguments, environment, self.log)
+        if self.forks is not None:
+            with self.log.open("ab") as log:
+                self.process = self.forks.start(
+                    self.arguments, cwd=self.log.parent, environment=environment, output=log
+                )
             return
         command = [sys.executable, *self.arguments]
         with self.log.open("ab") as log:
@@ -302,11 +305,11 @@ class Cluster:
 
 @asynccontextmanager
 async def cluster(
-    root: Path, *, backend: str, nodes: int = 3, jobs: int = 0, ahead: int = 8, warm: bool = False
+    root: Path, *, backend: str, nodes: int = 3, jobs: int = 0, ahead: int = 8, forks: ForkServer | None = None
 ) -> AsyncIterator[Cluster]:
     """Run an installation under `root`. The submitter, once started, submits `jobs` jobs, `ahead` at a time.
 
-    With `warm`, workers and API are forked from a fork server.
+    With a fork server, workers and API are forked.
     """
     with contextlib.ExitStack() as servers:
         postgres = servers.enter_context(own_postgres()) if backend == "postgres" else None
@@ -318,22 +321,19 @@ async def cluster(
         await upgrade(database)
         Home(root).create()
         common = _environment(root, url, redis)
-        fork_server = ForkServer(common, root) if warm else None
-        if fork_server is not None:
-            servers.callback(fork_server.close)
         proxies = [Proxy(postgres.port) if postgres else None for _ in range(nodes)]
         made = []
         for number, proxy in enumerate(proxies, 1):
             if proxy is not None:
                 await proxy.start()
             environment = _environment(root, url_of(url, postgres, proxy), redis)
-            made.append(_node(root, f"node-{number}", base, environment, proxy, fork_server))
+            made.append(_node(root, f"node-{number}", base, environment, proxy, forks))
         port = free_port()
         api = Child(
             ["-m", "uvicorn", "--factory", "app.main:create_app", "--port", str(port), *QUIET],
             common | {"DEEPE_PORT": str(port)},
             root / "api.log",
-            fork_server,
+            forks,
         )
         arguments = ["-m", "tests.chaos.submitter", str(root), str(port), str(jobs), str(ahead)]
         submitter = Child(arguments, common, root / "submitter.log")
@@ -368,13 +368,13 @@ def _environment(root: Path, url: str, redis: RedisServer) -> dict[str, str]:
 
 
 def _node(
-    root: Path, name: str, base: Path, environment: dict[str, str], proxy: Proxy | None, fork_server: ForkServer | None
+    root: Path, name: str, base: Path, environment: dict[str, str], proxy: Proxy | None, forks: ForkServer | None
 ) -> Node:
     home = NodeHome(root / "nodes" / name)
     home.root.parent.mkdir(exist_ok=True)
     home.create()
     (home.environments / "base").symlink_to(base)
-    worker = Child(["-m", "app.worker"], environment | {"DEEPE_NODE_NAME": name}, root / f"{name}.log", fork_server)
+    worker = Child(["-m", "app.worker"], environment | {"DEEPE_NODE_NAME": name}, root / f"{name}.log", forks)
     return Node(name, home, worker, proxy)
 
 

@@ -18,6 +18,7 @@ from app.store.tables import AttemptRow
 from tests.chaos.cluster import PATIENCE_SECONDS, Cluster, Folder, Node, cluster, supervisors
 from tests.chaos.faults import BACKENDS, NothingToHit
 from tests.chaos.verdict import Evidence, Verdict, judge
+from tests.fork_server import ForkServer
 from tests.waiting import until
 
 LOOK_SECONDS = 0.1
@@ -36,7 +37,6 @@ class Plan:
     ahead: int = 8
     jobs_per_fault: float = 0.3
     patience: float = PATIENCE_SECONDS
-    warm: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,11 +166,11 @@ class FaultInjector:
             await asyncio.sleep(LOOK_SECONDS)
 
 
-async def run(plan: Plan, root: Path) -> Outcome:
-    """Run the plan under `root` and judge what happened."""
+async def run(plan: Plan, root: Path, forks: ForkServer | None = None) -> Outcome:
+    """Run the plan under `root` and judge what happened. With a fork server, workers and API are forked."""
     begun = time.monotonic()
     async with cluster(
-        root, backend=plan.backend, nodes=plan.nodes, jobs=100_000, ahead=plan.ahead, warm=plan.warm
+        root, backend=plan.backend, nodes=plan.nodes, jobs=100_000, ahead=plan.ahead, forks=forks
     ) as site:
         for child in site.children():
             child.start()

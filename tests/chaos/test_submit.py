@@ -11,15 +11,18 @@ from tests.chaos.cluster import PATIENCE_SECONDS, cluster
 from tests.chaos.stage import submission
 from tests.chaos.verdict import judge
 from tests.conftest import BACKENDS
+from tests.fork_server import ForkServer
 from tests.waiting import until
 
 
 @pytest.mark.redis
 @pytest.mark.parametrize(("point", "jobs"), [("before-commit", 0), ("committed", 1)])
 @pytest.mark.parametrize("backend", BACKENDS)
-async def test_job_whose_acceptance_nobody_heard_runs_once(backend: str, point: str, jobs: int, tmp_path: Path) -> None:
+async def test_job_whose_acceptance_nobody_heard_runs_once(
+    backend: str, point: str, jobs: int, tmp_path: Path, worker_forks: ForkServer
+) -> None:
     body, key = submission({"ticks": 3}), {"Idempotency-Key": "once"}
-    async with cluster(tmp_path / "run", backend=backend, nodes=1) as site:
+    async with cluster(tmp_path / "run", backend=backend, nodes=1, forks=worker_forks) as site:
         site.api.kill()
         site.api.start(DEEPE_FAULT_POINT=point)
         await until(site.api_answers, "the API", site.report)

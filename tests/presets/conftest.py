@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests import training_environment
-from tests.presets.fork_server import ForkServer
+from tests.fork_server import ForkServer
 from tests.presets.stage import PRELOADED, TORCH, Home, make_home
 
 NewHome = Callable[[str], Home]
@@ -21,7 +21,7 @@ def forks(training_python: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     """Start what scripts of the `trl` environment are forked from."""
     folder = tmp_path_factory.mktemp("forks")
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder), **TORCH}
-    with ForkServer(training_python, folder, PRELOADED, environment) as server:
+    with ForkServer(training_python, PRELOADED, environment) as server:
         yield server
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from app.domain.launchers import Launcher, LauncherKind
 from app.executor.attempts.launchers import group_variables, stage_command
 from app.presets import catalogue
-from tests.presets.fork_server import Fork, ForkServer
+from tests.fork_server import ForkServer, ForkWithPipes
 
 Variables = dict[str, str]
 ALONE = Launcher()
@@ -101,7 +101,7 @@ class Home:
 
     def start(
         self, script: str, *arguments: str, environment: Variables | None = None, launcher: Launcher = ALONE
-    ) -> "subprocess.Popen[str] | Fork":
+    ) -> "subprocess.Popen[str] | ForkWithPipes":
         processes = launcher.count(0)
         variables = {
             "PATH": os.environ["PATH"],
@@ -113,7 +113,7 @@ class Home:
             **(environment or {}),
         }
         if self.forks is not None and launcher is ALONE and environment is None:
-            return self.forks.start(script, arguments, cwd=self.scripts, environment=variables)
+            return self.forks.start_with_pipes([script, *arguments], cwd=self.scripts, environment=variables)
         if launcher.kind is not LauncherKind.PYTHON:
             variables |= group_variables(variables, processes=processes, grace_seconds=10, cores=processes)
         command = stage_command(

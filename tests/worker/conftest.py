@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fork_server import ForkServer
 from tests.servers import RedisServer, private_redis
 from tests.worker.harness import Site, make_base
 
@@ -16,25 +17,27 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-async def site(tmp_path: Path, sqlite_url: str, base: Path) -> AsyncIterator[Site]:
+async def site(tmp_path: Path, sqlite_url: str, base: Path, worker_forks: ForkServer) -> AsyncIterator[Site]:
     """Yield an installation on SQLite without Redis."""
-    site = Site(tmp_path / "home", sqlite_url, base)
+    site = Site(tmp_path / "home", sqlite_url, base, forks=worker_forks)
     yield site
     await site.close()
 
 
 @pytest.fixture
-async def any_site(tmp_path: Path, database_url: str, base: Path) -> AsyncIterator[Site]:
+async def any_site(tmp_path: Path, database_url: str, base: Path, worker_forks: ForkServer) -> AsyncIterator[Site]:
     """Yield an installation without Redis, once on SQLite and once on Postgres."""
-    site = Site(tmp_path / "home", database_url, base)
+    site = Site(tmp_path / "home", database_url, base, forks=worker_forks)
     yield site
     await site.close()
 
 
 @pytest.fixture
-async def redis_site(tmp_path: Path, sqlite_url: str, base: Path, own_redis: RedisServer) -> AsyncIterator[Site]:
+async def redis_site(
+    tmp_path: Path, sqlite_url: str, base: Path, worker_forks: ForkServer, own_redis: RedisServer
+) -> AsyncIterator[Site]:
     """Yield an installation on SQLite with a Redis of its own."""
-    site = Site(tmp_path / "home", sqlite_url, base, redis_url=own_redis.url(1))
+    site = Site(tmp_path / "home", sqlite_url, base, redis_url=own_redis.url(1), forks=worker_forks)
     yield site
     await site.close()
 

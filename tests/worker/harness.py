@@ -28,6 +28,7 @@ from app.store.home import Home, NodeHome
 from app.store.session import Database
 from app.store.tables import AttemptRow, JobEventRow, JobRow, ModelRow
 from tests import job_rows
+from tests.fork_server import Fork, ForkServer
 from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,7 +73,7 @@ DEPLOY = "import play\nplay.journal('run')\nprint('{\"status\": \"success\"}')\n
 class Worker:
     """A worker process and what it logged."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes] | Fork", log: Path) -> None:
         self.process = process
         self.log_file = log
 
@@ -98,9 +99,17 @@ class Worker:
 
 
 class Site:
-    """One installation: a home, a database, perhaps a Redis, and its workers."""
+    """One installation: a home, a database, perhaps a Redis, and its workers, forked if there is a fork server."""
 
-    def __init__(self, root: Path, database_url: str, base: Path, *, redis_url: str | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        database_url: str,
+        base: Path,
+        *,
+        redis_url: str | None = None,
+        forks: ForkServer | None = None,
+    ) -> None:
         self.root = root
         self.home = Home(root)
         self.home.create()
@@ -109,6 +118,7 @@ class Site:
         self.redis_url = redis_url
         self.workers: list[Worker] = []
         self._base = base
+        self._forks = forks
         self._method = ""
         for name in ("journal", "gates"):
             (root / name).mkdir()
@@ -121,7 +131,7 @@ class Site:
     def node_home(self, node: str = "one") -> NodeHome:
         return NodeHome(self.root / "nodes" / node)
 
-    def start_worker(self, node: str = "one", *, command: Sequence[str] = WORKER, **variables: str) -> Worker:
+    def start_worker(self, node: str = "one", *, command: Sequence[str] = (), **variables: str) -> Worker:
         """Start a worker on a node that has the environment `base`."""
         self.place_base(node)
         return self.start_bare_worker(node, command=command, **variables)
@@ -134,8 +144,8 @@ class Site:
         if not (home.environments / "base").exists():
             (home.environments / "base").symlink_to(self._base)
 
-    def start_bare_worker(self, node: str = "one", *, command: Sequence[str] = WORKER, **variables: str) -> Worker:
-        """Start `python -m app.worker` with an environment of its own."""
+    def start_bare_worker(self, node: str = "one", *, command: Sequence[str] = (), **variables: str) -> Worker:
+        """Start `python -m app.worker`, or another command, with an environment of its own."""
         environment = {
             "PATH": os.defpath,
             "PYTHONPATH": str(ROOT),  # this tree, whatever is installed: mutants are copies of it
@@ -150,8 +160,14 @@ class Site:
             **variables,
         }
         log = self.root / f"worker-{len(self.workers)}.log"
+        process: subprocess.Popen[bytes] | Fork
         with log.open("wb") as stream:
-            process = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream, cwd=self.root)
+            if self._forks is not None and not command:
+                process = self._forks.start(WORKER[1:], cwd=self.root, environment=environment, output=stream)
+            else:
+                process = subprocess.Popen(
+                    command or WORKER, env=environment, stdout=stream, stderr=stream, cwd=self.root
+                )
         worker = Worker(process, log)
         self.workers.append(worker)
         return worker
