@@ -33,7 +33,7 @@ pytestmark = [
     pytest.mark.xdist_group("training-resume"),
 ]
 
-STEPS = 400
+STEPS = 200
 SAVE_STEPS = 10
 RESTARTS = 20
 KILLS = 5

@@ -46,8 +46,8 @@ class TestRunning:
         any_site.start_worker(DEEPE_STOP_GRACE_SECONDS="0.5")
         await any_site.wait_for_journal(ids[0])
         await any_site.wait(ids[0], JobStatus.RUNNING)
-        tree = {process.pid: sleeping(process) for process in any_site.processes()}
-        assert {"300", "301", "302"} <= set(tree.values())
+        whole = {"300", "301", "302"}
+        await until(lambda: whole <= {sleeping(one) for one in any_site.processes()}, "the tree", any_site.report)
 
         await any_site.cancel(ids[0])
         row = await any_site.wait(ids[0])
