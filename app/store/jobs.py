@@ -34,6 +34,19 @@ FAILED_AT_ONCE = 100
 _JOB: sa.Table = JobRow.__table__  # type: ignore[attr-defined]
 _INSERT_JOB = sa.insert(_JOB)
 _INSERT_EVENT = sa.insert(JobEventRow.__table__)  # type: ignore[attr-defined]
+_ATTEMPT: sa.Table = AttemptRow.__table__  # type: ignore[attr-defined]
+# On tables, not on classes, and made once: what the ORM does with a statement takes longer than the statement.
+_END_ATTEMPT = (
+    sa.update(_ATTEMPT)
+    .where(
+        _ATTEMPT.c.id == sa.bindparam("ended_id"),
+        _ATTEMPT.c.token == sa.bindparam("ended_token"),
+        _ATTEMPT.c.live.is_(True),
+    )
+    .values({name: sa.bindparam(name) for name in ("live", "reason", "reason_params", "finished_at", "exit")})
+)
+# Without a condition on the status: SQLite would take the index of that and visit all of a long queue.
+_SUCCESSORS = sa.select(_JOB.c.id).where(_JOB.c.blocked_by == sa.bindparam("predecessor"))
 UNCHARGED = Again(charged=False, delay=timedelta())
 UNPROVEN = frozenset({EndReason.NODE_LOST, EndReason.SUPERVISOR_LOST})
 """Ends that, without an exit record, say nothing about the processes."""
@@ -255,8 +268,8 @@ async def take_several(
         now=now,
         values={
             "node_id": node_id,
-            "token": sa.case(tokens, value=col(JobRow.id)),
-            "attempts": JobRow.attempts + 1,
+            "token": sa.case(tokens, value=_JOB.c.id),
+            "attempts": _JOB.c.attempts + 1,
         },
     )
     rows = select(JobRow).where(col(JobRow.id).in_(numbers)).execution_options(populate_existing=True)
@@ -502,9 +515,9 @@ async def _write_status(
     """
     conditions = []
     if token is not None:
-        conditions.append(col(JobRow.token) == token)
+        conditions.append(_JOB.c.token == token)
     if unless_cancelled:
-        conditions.append(col(JobRow.cancel_requested_at).is_(None))
+        conditions.append(_JOB.c.cancel_requested_at.is_(None))
     changed = await _write_statuses(
         session, [job_id], old=old, new=new, now=now, conditions=conditions, why=why, end=end, values=values
     )
@@ -531,11 +544,11 @@ async def _write_statuses(
         changes |= {"reason": end.reason, "reason_params": dict(end.params), "finished_at": now}
         if end.result_model_id is not None:
             changes["result_model_id"] = end.result_model_id
-    statement = sa.update(JobRow).where(col(JobRow.id).in_(job_ids), col(JobRow.status).in_(old), *conditions)
-    # rows that the session knows are not searched for each of a thousand changes; `get` reads them again
+    statement = sa.update(_JOB).where(_JOB.c.id.in_(job_ids), _JOB.c.status.in_(old), *conditions)
     subscribed = webhooks.has_subscribers() if new in PUBLISHED_STATUSES else sa.false()
-    written = statement.values(**changes).returning(col(JobRow.id), col(JobRow.attempts), col(JobRow.kind), subscribed)
-    rows = (await session.exec(written.execution_options(synchronize_session=False))).all()
+    written = statement.values(**changes).returning(_JOB.c.id, _JOB.c.attempts, _JOB.c.kind, subscribed)
+    await session.flush()  # rows that the session knows keep their values; `get` reads them again
+    rows = (await (await session.connection()).execute(written)).all()
     reason = end.reason if end else why
     await _record(session, {job_id: attempt for job_id, attempt, _, _ in rows}, status=new, reason=reason, now=now)
     for job_id, _, kind, has_subscriber in rows:
@@ -553,12 +566,16 @@ async def _end_attempt(
     exit_record: Mapping[str, Any] | None,
     now: datetime,
 ) -> None:
-    ended = {"live": False, "reason": reason, "reason_params": _without_tail(params or {}), "finished_at": now}
-    await session.exec(
-        sa.update(AttemptRow)
-        .where(col(AttemptRow.id) == attempt.id, col(AttemptRow.token) == attempt.token, col(AttemptRow.live).is_(True))
-        .values(**ended, exit=dict(exit_record) if exit_record else None)
-    )
+    ended = {
+        "ended_id": attempt.id,
+        "ended_token": attempt.token,
+        "live": False,
+        "reason": reason,
+        "reason_params": _without_tail(params or {}),
+        "finished_at": now,
+        "exit": dict(exit_record) if exit_record else None,
+    }
+    await (await session.connection()).execute(_END_ATTEMPT, ended)
     if attempt.accelerators:
         await leases.end_of_attempt(session, attempt.id, proven_empty=_is_proven_empty(reason, exit_record), now=now)
 
@@ -612,11 +629,8 @@ def _without_base_model(job: JobRow) -> End | None:
 
 
 async def _successors(session: AsyncSession, job_id: str) -> Sequence[str]:
-    """Return the jobs that wait, or waited, for this one.
-
-    Without a condition on the status: SQLite would take the index of that and visit all of a long queue.
-    """
-    return (await session.exec(select(JobRow.id).where(JobRow.blocked_by == job_id))).all()
+    """Return the jobs that wait, or waited, for this one."""
+    return (await (await session.connection()).execute(_SUCCESSORS, {"predecessor": job_id})).scalars().all()
 
 
 async def _record(

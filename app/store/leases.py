@@ -21,6 +21,12 @@ from app.store.nodes import get_node
 from app.store.tables import LIVE_LEASE, AttemptRow, LeaseRow, NodeRow
 
 _LIVE = sa.text(f"lease.{LIVE_LEASE}")
+_LEASE: sa.Table = LeaseRow.__table__  # type: ignore[attr-defined]
+# On tables and made once, as those of an attempt's end in `jobs.py`.
+_INSERT = sa.insert(_LEASE)
+_OF_ATTEMPT = sa.update(_LEASE).where(_LEASE.c.attempt_id == sa.bindparam("attempt"), _LIVE)
+_RELEASE = _OF_ATTEMPT.values(live=False, released_at=sa.bindparam("now"))
+_QUARANTINE = _OF_ATTEMPT.values(quarantined_at=sa.bindparam("now"))
 
 
 class AcceleratorNotFound(NotFound):
@@ -50,7 +56,7 @@ async def take(session: AsyncSession, attempts: Sequence[AttemptRow], *, now: da
         for accelerator in attempt.accelerators
     ]
     if rows:
-        await session.exec(sa.insert(LeaseRow).values(rows))
+        await (await session.connection()).execute(_INSERT, rows)
 
 
 async def held(session: AsyncSession, node_ids: Collection[str]) -> Mapping[str, Mapping[str, datetime | None]]:
@@ -68,8 +74,8 @@ async def held(session: AsyncSession, node_ids: Collection[str]) -> Mapping[str,
 
 async def end_of_attempt(session: AsyncSession, attempt_id: str, *, proven_empty: bool, now: datetime) -> None:
     """Release what the attempt holds, or quarantine it while something of the attempt may be left."""
-    values = {"live": False, "released_at": now} if proven_empty else {"quarantined_at": now}
-    await session.exec(sa.update(LeaseRow).where(col(LeaseRow.attempt_id) == attempt_id, _LIVE).values(**values))
+    statement = _RELEASE if proven_empty else _QUARANTINE
+    await (await session.connection()).execute(statement, {"attempt": attempt_id, "now": now})
 
 
 async def quarantined_attempts(session: AsyncSession, node_id: str) -> Sequence[str]:
