@@ -134,6 +134,19 @@ class OptionLookup:
             return FoundOption(parameter=unread, warning=Violation(at, "option_checked_at_start", params))
         return FoundOption(refusal=self._unknown(name, at))
 
+    def completed(self, parameter: ScriptParameter) -> ScriptParameter:
+        """Return the script's own parameter with the choices that a library gives for one of its names."""
+        if parameter.choices is not None or parameter.is_list or parameter.kind is not ParameterKind.STRING:
+            return parameter
+        for use in self._uses:
+            if (described := self._described.classes.get(use.path)) is None:
+                continue
+            for name in (parameter.name, *parameter.aliases):
+                found = described.find(name)
+                if found is not None and found.choices is not None and found.kind is ParameterKind.STRING:
+                    return parameter.model_copy(update={"choices": found.choices})
+        return parameter
+
     def _unknown(self, name: str, at: str) -> Violation:
         active = {use.path for use in self._uses}
         for use in self._script.option_classes:

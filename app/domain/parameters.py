@@ -57,7 +57,8 @@ def json_schema(
     known, reserved = known_at(stage, producing=producing), reserved_at(stage, producing=producing)
     properties: dict[str, Any] = {}
     required: list[str] = []
-    for parameter in _listed(script, known):
+    lookup = OptionLookup(script, options, {})
+    for parameter in map(lookup.completed, _listed(script, known)):
         of_platform = parameter.name in reserved
         properties[parameter.name] = _property(parameter, known, language) | (
             {"x-platform": True} if of_platform else {}
@@ -120,6 +121,7 @@ def check_parameters(
             violations.append(Violation(at, refusal, {"name": shown(name), "known": _names(script, reserved)}))
         else:
             parameter = _joined(parameter or ScriptParameter(name=name, kind=ParameterKind.ANY), known)
+            parameter = lookup.completed(parameter)
             problem = _value_problem(parameter, value, at)
             violations += [problem] if problem else []
             warnings += [] if problem else _unusual(parameter, value, at, known=usual, false_as=false_as)

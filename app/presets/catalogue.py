@@ -40,6 +40,8 @@ class ParameterInfo(_Frozen):
     help: Texts = {}
     minimum: float | None = None
     maximum: float | None = None
+    values: tuple[str, ...] = ()
+    """What people usually take, where the library decides what there is."""
 
 
 class AlsoLearned(_Frozen):

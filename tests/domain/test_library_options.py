@@ -127,6 +127,17 @@ class TestCheck:
     ) -> None:
         assert codes(check(UNKNOWN_YET, **values)) == expected
 
+    def test_takes_the_choices_of_an_own_parameter_from_the_library(self) -> None:
+        own = ScriptParameter(name="lr_scheduler", aliases=("scheduler",), has_default=True, default="cosine")
+        script = SCRIPT.model_copy(update={"parameters": (own,), "option_classes": (OptionUse(path="lib.Training"),)})
+
+        wrong = check_parameters({"lr_scheduler": "cosin"}, script, options=DESCRIBED)
+        open_ = check_parameters({"lr_scheduler": "cosin"}, script, options=UNKNOWN_YET)
+
+        assert codes(wrong) == [("lr_scheduler", "parameter_not_a_choice")]
+        assert codes(open_) == []
+        assert json_schema(script, options=DESCRIBED)["properties"]["lr_scheduler"]["enum"] == ["linear", "cosine"]
+
     def test_script_without_classes_has_no_options(self) -> None:
         script = SCRIPT.model_copy(update={"option_classes": ()})
 

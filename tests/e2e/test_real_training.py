@@ -1,11 +1,13 @@
 """SFT-Demo and Custom02 for real, over HTTP: what they learn, what they answer, what they leave behind."""
 
 import json
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
 from tests.e2e.conftest import Trained
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.training, pytest.mark.xdist_group("e2e-training")]
 
@@ -133,6 +135,62 @@ class TestWhatPeopleBring:
         assert [warning for warning in found["warnings"] if warning["pointer"] == "/dataset"] == []
         submitted = trained.site.post("/jobs", wanted)
         return trained.site.succeed(submitted["id"]), found["plan"]
+
+
+class TestOptionsOfLibraries:
+    """What no script declares, and the installed TRL and PEFT take: described by the node, checked, learned with."""
+
+    def test_reach_what_is_trained(self, trained: Trained) -> None:
+        options = {"use_rslora": True, "modules_to_save": ["lm_head"], "lr_scheduler_kwargs": {}, "adam_beta2": 0.95}
+        best = {"eval_on_start": True, "load_best_model_at_end": True, "eval_steps": 2, "save_steps": 2}
+        small = {"max_steps": 4, "per_device_train_batch_size": 4, "eval_samples": 4, "eval_max_new_tokens": 4}
+        samples = trained.site.get("/presets/SFT-Demo")["samples"]
+        wanted = {"method": "SFT-Demo", "through": "customized", "parameters": {**options, **best, **small}}
+
+        submitted = trained.site.post(
+            "/jobs", {**wanted, "base_model": samples["base_model"], "dataset": samples["dataset"]}
+        )
+        job = trained.site.succeed(submitted["id"])
+
+        model = trained.site.home / trained.site.get(f"/models/{job['result_model']}")["path"]
+        config = json.loads((model / "adapter_config.json").read_text("utf-8"))
+        (state,) = model.glob("checkpoint-4/trainer_state.json")
+        found = json.loads(state.read_text("utf-8"))
+        assert (config["use_rslora"], config["modules_to_save"]) == (True, ["lm_head"])
+        assert (found["train_batch_size"], found["max_steps"]) == (4, 4)
+        assert [entry["step"] for entry in found["log_history"] if "eval_loss" in entry] == [0, 2, 4]
+        assert Path(found["best_model_checkpoint"]).name in ("checkpoint-2", "checkpoint-4")
+
+    def test_are_in_the_form_and_checked_when_the_node_has_looked(self, trained: Trained) -> None:
+        form = wait_until(lambda: self.described(trained), "what the libraries take")
+        values = {"adam_beta2": "high", "neftune_alpha": 5, "report_to": "wandb", "max_length": 9, "epsilon_high": 0.3}
+        samples = trained.site.get("/presets/SFT-Demo")["samples"]
+        wanted = {name: samples[name] for name in ("base_model", "dataset")} | {"parameters": values}
+
+        found = trained.site.post(
+            "/jobs:validate", {"method": "SFT-Demo", "through": "customized", **wanted}, status=200
+        )
+
+        assert {one["pointer"].rpartition("/")[2]: one["code"] for one in found["violations"]} == {
+            "adam_beta2": "parameter_wrong_type",
+            "neftune_alpha": "unknown_option",
+            "report_to": "option_of_platform",
+            "max_length": "option_of_script_instead",
+            "epsilon_high": "unknown_option",
+        }
+        assert [one["path"] for one in form["option_classes"]] == ["trl.SFTConfig", "peft.LoraConfig"]
+        properties = form["schema"]["properties"]
+        options = {name for name, entry in properties.items() if "x-classes" in entry}
+        assert len(options) > 100
+        assert {"neftune_noise_alpha", "use_rslora", "weight_decay"} <= options
+        assert properties["weight_decay"]["title"] == "Weight decay"
+        assert "x-advanced" not in properties["weight_decay"]
+        assert properties["neftune_noise_alpha"]["x-advanced"] is True
+
+    def described(self, trained: Trained) -> Any:
+        """Return the form of the training once a node has described the libraries."""
+        stage = trained.site.get("/methods/SFT-Demo/parameters")["stages"][0]
+        return stage if all(one["version"] for one in stage["option_classes"]) else None
 
 
 class TestCustom02:

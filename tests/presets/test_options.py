@@ -37,6 +37,7 @@ def train(trainer, rows, args):
         "trainer": {name: getattr(trainer.args, name) for name in given if hasattr(trainer.args, name)},
         "adapter": {name: getattr(adapter, name) for name in given if hasattr(adapter, name)},
         "epochs": trainer.args.num_train_epochs,
+        "by": [trainer.args.lr_scheduler_type.value, trainer.args.optim.value],
         "kind": type(adapter).__name__,
         "whole": [name for name, one in trainer.model.named_parameters() if one.requires_grad and "lm_head" in name],
     }]
@@ -117,6 +118,8 @@ def found(holds: Holds, tiny_base: Path) -> Answers:
             "wrong type": ["--adam_beta2=high"],
             "twice": ["--adam_beta2=0.9", "--adam_beta2=0.8"],
             "wrong module": ['--target_modules=["nowhere"]'],
+            "scheduler": ["--lr_scheduler=inverse_sqrt", "--optim=sgd"],
+            "no scheduler": ["--lr_scheduler=cosin"],
             "none": [],
         },
     )
@@ -136,11 +139,20 @@ class TestSft:
             },
             "adapter": {"use_rslora": True, "modules_to_save": ["lm_head"], "lora_dropout": 0.05},
             "epochs": 3.0,
+            "by": ["cosine", "adamw_torch_fused"],
             "kind": "LoraConfig",
             "whole": found["many"]["whole"],
         }
         assert any("modules_to_save" in name for name in found["many"]["whole"])
-        assert found["none"] == {"trainer": {}, "adapter": {}, "epochs": 1.0, "kind": "LoraConfig", "whole": []}
+        assert found["none"] == {
+            "trainer": {},
+            "adapter": {},
+            "epochs": 1.0,
+            "by": ["cosine", "adamw_torch_fused"],
+            "kind": "LoraConfig",
+            "whole": [],
+        }
+        assert found["scheduler"]["by"] == ["inverse_sqrt", "sgd"]
 
     def test_best_checkpoint_is_taken_where_rows_are_held_out(self, found: Answers) -> None:
         assert found["measured"]["trainer"] == {
@@ -164,6 +176,7 @@ class TestSft:
             ("other name", "use max_seq_length"),
             ("wrong type", "adam_beta2 must be a number, it is 'high' (trl.SFTConfig)"),
             ("twice", "adam_beta2 is given twice"),
+            ("no scheduler", "lr_scheduler_type must be one of linear, cosine, "),
             ("wrong module", "the library does not accept target_modules=['nowhere']"),
         ],
     )

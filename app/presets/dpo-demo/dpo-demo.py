@@ -101,13 +101,10 @@ def make_parser() -> argparse.ArgumentParser:
     steps.add_argument("--learning_rate", type=float, default=1e-5, help="highest learning rate")
     steps.add_argument("--warmup_steps", type=int, default=None, help="steps until the highest learning rate")
     steps.add_argument("--warmup_ratio", type=float, default=0.1, help="the same as part of all steps")
-    steps.add_argument(
-        "--lr_scheduler", "--lr_scheduler_type", choices=["cosine", "linear", "constant"], default="cosine"
-    )
+    steps.add_argument("--lr_scheduler", "--lr_scheduler_type", default="cosine")
     steps.add_argument(
         "--optimizer",
         "--optim",
-        choices=["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor"],
         default="adamw_torch_fused",
         help="the 8-bit ones need bitsandbytes",
     )

@@ -96,7 +96,7 @@ def make_parser() -> argparse.ArgumentParser:
     method.add_argument("--num_generations", type=int, default=8, help="answers to each question that are compared")
     method.add_argument("--temperature", type=float, default=1.0, help="how different the answers are")
     method.add_argument("--kl_coef", type=float, default=0.0, help="pull back to the base model; 0 saves its pass")
-    method.add_argument("--loss_type", choices=["dapo", "grpo", "dr_grpo", "bnpo"], default="dapo")
+    method.add_argument("--loss_type", default="dapo", help="how the answers of a group are compared")
     method.add_argument("--vllm", choices=["auto", "true", "false"], default="auto", help="answer by vLLM on a GPU")
 
     steps = parser.add_argument_group("training")
@@ -117,13 +117,10 @@ def make_parser() -> argparse.ArgumentParser:
     steps.add_argument("--learning_rate", type=float, default=1e-5, help="highest learning rate")
     steps.add_argument("--warmup_steps", type=int, default=None, help="steps until the highest learning rate")
     steps.add_argument("--warmup_ratio", type=float, default=0.0, help="the same as part of all steps")
-    steps.add_argument(
-        "--lr_scheduler", "--lr_scheduler_type", choices=["cosine", "linear", "constant"], default="constant"
-    )
+    steps.add_argument("--lr_scheduler", "--lr_scheduler_type", default="constant")
     steps.add_argument(
         "--optimizer",
         "--optim",
-        choices=["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor"],
         default="adamw_torch_fused",
         help="the 8-bit ones need bitsandbytes",
     )

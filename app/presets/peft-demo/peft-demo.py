@@ -142,14 +142,12 @@ def make_parser() -> argparse.ArgumentParser:
     steps.add_argument(
         "--lr_scheduler",
         "--lr_scheduler_type",
-        choices=["cosine", "linear", "constant"],
         default="cosine",
         help="course of the learning rate",
     )
     steps.add_argument(
         "--optimizer",
         "--optim",
-        choices=["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor"],
         default="adamw_torch_fused",
         help="the 8-bit ones need bitsandbytes",
     )

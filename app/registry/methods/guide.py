@@ -246,5 +246,6 @@ def _shipped_texts(info: ParameterInfo, language: Language) -> dict[str, Any]:
         "description": info.help.get(language),
         "x-typical-minimum": info.minimum,
         "x-typical-maximum": info.maximum,
+        "x-typical-values": list(info.values) or None,
     }
     return {name: value for name, value in texts.items() if value is not None}

@@ -86,6 +86,12 @@ class Options:
     def build(self, cls: Any, **own: Any) -> Any:
         """Return the configuration: what the script sets, under what was given. Raises `Refused` as the class does."""
         given = self.of(cls)
+        fields = deepe_fields.fields_of(cls)
+        for name, value in own.items():
+            field = fields.get(name)
+            if field is not None and field.choices is not None and value not in field.choices and name not in given:
+                known = ", ".join(str(choice) for choice in field.choices)
+                raise Refused(f"{name} must be one of {known}; it is '{value}'")
         with self.refusing(given):
             return cls(**{**own, **given})
 
@@ -100,6 +106,9 @@ class Options:
             yield
         except (ValueError, TypeError, ImportError, NotImplementedError) as error:
             said = " ".join(str(error).split())
+            is_missing = isinstance(error, ImportError) and not if_named
+            if is_missing and not given:
+                raise Refused(f"a library that is asked for is not in this environment: {said}") from error
             if not given or (if_named and not any(word in said for word in _words(given))):
                 raise
             raise Refused(f"the library does not accept {_listed(given)}: {said}") from error
