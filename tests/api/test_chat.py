@@ -5,7 +5,7 @@ import base64
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -70,10 +70,10 @@ async def _questions(app: JobsApp) -> list[JobRow]:
         return list((await session.exec(statement)).all())
 
 
-async def _next_question(app: JobsApp) -> Claim:
+async def _next_question(app: JobsApp, environment: str = "base") -> Claim:
     """Claim and start the question as soon as it is there."""
     won = await until(
-        lambda: claim(app.database, app.runner.node_id, kinds=INFERENCE, environments=("base",)), "a question"
+        lambda: claim(app.database, app.runner.node_id, kinds=INFERENCE, environments=(environment,)), "a question"
     )
     async with app.database.writing() as session:
         assert await jobs.mark_running(session, won, now=START)
@@ -227,6 +227,32 @@ class TestPictures:
         problem = await app.post(f"/models/{model}/chat", HELLO | wish, 422)
 
         assert codes(problem)[0][0] == f"/{next(iter(wish))}"
+
+
+class TestThinking:
+    WISHES: ClassVar[dict[str, Any]] = {"enable_thinking": False, "chat_template_kwargs": {"language": "de"}}
+
+    async def test_reaches_a_script_that_declares_it(self, app: JobsApp) -> None:
+        method = (await app.client.get(f"{API}/methods/SFT-Demo")).json()
+        model = await _make_model(app, method_id=method["id"], method_version=method["version"])
+
+        asking = asyncio.create_task(app.post(f"/models/{model}/chat", HELLO | self.WISHES | {"stream": False}, 200))
+        won = await _next_question(app, "trl")
+        await app.runner.end(won, SUCCESS)
+        await asking
+
+        (job,) = await _questions(app)
+        question = JobSpec.of(job).question
+        assert question is not None
+        assert question.model_dump(include=set(self.WISHES)) == self.WISHES
+
+    async def test_is_refused_for_a_script_that_does_not(self, app: JobsApp) -> None:
+        model = await _make_model(app)
+
+        problem = await app.post(f"/models/{model}/chat", HELLO | self.WISHES, 422)
+
+        assert codes(problem) == [(f"/{name}", "option_not_taken") for name in self.WISHES]
+        assert await _questions(app) == []
 
 
 class TestQuestionJob:

@@ -195,6 +195,12 @@ def _inference(**optional: Any) -> dict[str, Any]:
 
 
 class TestStages:
+    def test_question_says_how_the_template_is_used_only_if_asked_to(self) -> None:
+        given = _inference(enable_thinking=False, chat_template_kwargs={"language": "de"})
+
+        assert render_equals(given)[-2:] == ["--enable_thinking=false", '--chat_template_kwargs={"language": "de"}']
+        assert not any("thinking" in word or "kwargs" in word for word in render_equals(_inference()))
+
     def test_training_puts_the_parameters_between_paths_and_file(self) -> None:
         arguments = training_arguments(
             **TRAINING, parameters={"lora_rank": 8, "load_in_4bit": False, "max_steps": None}

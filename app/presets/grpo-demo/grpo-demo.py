@@ -205,7 +205,7 @@ def build_trainer(
         loss_type=args.loss_type,
         reward_weights=list(judge.weights),
         mask_truncated_completions=True,  # what has no end says nothing about its result
-        **generation(args, machine),
+        **generation(args, machine, tokenizer.eos_token_id),
         **llm.trainer_settings(args, machine, checkpointing=checkpointing),
     )
     with options_of(args).refusing():
@@ -220,13 +220,22 @@ def build_trainer(
         )
 
 
-def generation(args: argparse.Namespace, machine: llm.Machine) -> dict[str, Any]:
-    """Return how answers are made: by vLLM on the same GPU where it is there, else by the model itself."""
+def generation(args: argparse.Namespace, machine: llm.Machine, end: int) -> dict[str, Any]:
+    """Return how answers are made: by vLLM on the same GPU where it is there, else by the model itself.
+
+    `end` is the token that ends a turn.
+    """
     if args.vllm == "false":
         return {}
     there = machine.device == "cuda" and importlib.util.find_spec("vllm") is not None
     if there and not machine.four_bit:
-        return {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.3}
+        ends = {"stop_token_ids": [end]}  # vLLM itself knows those of the base model's files
+        return {
+            "use_vllm": True,
+            "vllm_mode": "colocate",
+            "vllm_gpu_memory_utilization": 0.3,
+            "generation_kwargs": ends,
+        }
     if args.vllm == "true":
         missing = "a base model that is not in 4 bits" if there else "the package vllm and a GPU"
         remark(f"vllm=true needs {missing}; the model answers by itself", args)
