@@ -126,6 +126,7 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {  # a family, and how it is traine
         ["--chat_template=" + CHATML.replace("im_start", "start_header_id").replace("im_end", "eot_id")],
     ),
 }
+TASKS = [{"question": "1 + 2?", "answer": "3"}, {"question": "q", "answer": "4", "system": "s"}]
 MANUAL = argparse.Namespace(train_id="manual", seq=1)
 
 
@@ -168,6 +169,7 @@ def family(name: str, presets: Path, output: Path, given: dict[str, list[Any]]) 
         "orpo": held_by_dpo(presets, folder, both, "orpo", *options),
         "kto": held_by_dpo(presets, folder, pairs, "kto", *options),
         "grpo": held_by_grpo(presets, folder, *options),
+        "ppo": step_of_ppo(presets, folder, *options),
         "saved": saved(tokenizer, folder / "saved"),
     }
 
@@ -300,8 +302,7 @@ def held_by_grpo(presets: Path, base: Path, *more: str) -> dict[str, Any]:
 
     grpo = script(presets / "grpo-demo/grpo-demo.py")
     small = ["--max_content_length=4", "--batch_size=2", "--grad_accum_steps=1", "--num_generations=2", "--max_steps=1"]
-    rows = [{"question": "1 + 2?", "answer": "3"}, {"question": "q", "answer": "4", "system": "s"}]
-    args = arguments(grpo, base, rows, *small, *more)
+    args = arguments(grpo, base, TASKS, *small, *more)
     judge = grpo.judge_of(args)
     tasks = [judge.task(row, args.system_prompt) for row in grpo.load_examples(args, grpo.LEARNS).train]
     machine, tokenizer = grpo.llm.choose(args), grpo.llm.load_tokenizer(str(base), args)
@@ -314,6 +315,20 @@ def held_by_grpo(presets: Path, base: Path, *more: str) -> dict[str, Any]:
         "shown": [examples.sequences_of(task, tokenizer, args)[0].tokens for task in tasks],
         "ends": trainer.generation_config.eos_token_id,
     }
+
+
+def step_of_ppo(presets: Path, base: Path, *more: str) -> dict[str, float]:
+    """Return the values of one step of PPO-Demo, with its default instruction before each question."""
+    import deepe_examples as examples
+
+    ppo = script(presets / "ppo-demo/ppo-demo.py")
+    args = arguments(ppo, base, TASKS, "--rollouts=2", "--batch_size=2", "--max_content_length=4", *more)
+    judge = ppo.judge_of(args)
+    tasks = [judge.task(row, args.system_prompt) for row in ppo.load_examples(args, ppo.LEARNS).train]
+    tokenizer = ppo.llm.load_tokenizer(str(base), args)
+    learner = ppo.Learner(args, ppo.llm.choose(args), tokenizer, judge.totals)
+    values: dict[str, float] = learner.step(1, examples.fitting_questions(tasks, tokenizer, args))
+    return values
 
 
 def arguments(module: Any, base: Path, rows: list[Any], *more: str) -> argparse.Namespace:

@@ -291,6 +291,7 @@ def test_rewarded_answers_are_asked_with_the_instruction_and_end(found: dict[str
 
     assert held["asked"] == held["shown"]
     assert found[family]["end"] in as_list(held["ends"])
+    assert found[family]["ppo"]["answer_length"] > 0
 
 
 def test_turns_end_otherwise_than_documents(found: dict[str, Any]) -> None:

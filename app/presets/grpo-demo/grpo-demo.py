@@ -205,9 +205,11 @@ def build_trainer(
         loss_type=args.loss_type,
         reward_weights=list(judge.weights),
         mask_truncated_completions=True,  # what has no end says nothing about its result
-        **generation(args, machine, tokenizer.eos_token_id),
+        **generation(args, machine),
         **llm.trainer_settings(args, machine, checkpointing=checkpointing),
     )
+    if config.use_vllm:  # it knows the ends of the base model's files only
+        config.generation_kwargs = {"stop_token_ids": [tokenizer.eos_token_id], **(config.generation_kwargs or {})}
     with options_of(args).refusing():
         return GRPOTrainer(
             model=model,
@@ -220,22 +222,13 @@ def build_trainer(
         )
 
 
-def generation(args: argparse.Namespace, machine: llm.Machine, end: int) -> dict[str, Any]:
-    """Return how answers are made: by vLLM on the same GPU where it is there, else by the model itself.
-
-    `end` is the token that ends a turn.
-    """
+def generation(args: argparse.Namespace, machine: llm.Machine) -> dict[str, Any]:
+    """Return how answers are made: by vLLM on the same GPU where it is there, else by the model itself."""
     if args.vllm == "false":
         return {}
     there = machine.device == "cuda" and importlib.util.find_spec("vllm") is not None
     if there and not machine.four_bit:
-        ends = {"stop_token_ids": [end]}  # vLLM itself knows those of the base model's files
-        return {
-            "use_vllm": True,
-            "vllm_mode": "colocate",
-            "vllm_gpu_memory_utilization": 0.3,
-            "generation_kwargs": ends,
-        }
+        return {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.3}
     if args.vllm == "true":
         missing = "a base model that is not in 4 bits" if there else "the package vllm and a GPU"
         remark(f"vllm=true needs {missing}; the model answers by itself", args)
