@@ -98,6 +98,8 @@ class DescribedOptions:
     classes: Mapping[str, OptionClass] = field(default_factory=dict)
     environment: str = ""
     table: OptionTable = field(default_factory=OptionTable)
+    trouble: Mapping[str, str] = field(default_factory=dict)
+    """Path → why the class could not be described there."""
 
 
 @dataclass(frozen=True)

@@ -317,6 +317,21 @@ class TestOptionsOfLibraries:
         assert properties["adam_beta2"]["description"] == "Second moment."
         assert properties["adam_beta2"]["x-advanced"] is True
 
+    async def test_say_why_a_library_could_not_be_asked(self, app: MethodsApp) -> None:
+        app.script("train.py", OPTIONS)
+        await app.create()
+        await start_node(app, "base")
+        probe = Probe(options_trouble={CONFIG.path: "ModuleNotFoundError: No module named 'lib'"})
+        report = EnvironmentReport(name="base", state=EnvironmentState.READY, probe=probe)
+        async with app.database.writing() as session:
+            (node,) = await all_nodes(session)
+            await heartbeat(session, node.id, now=datetime.now(UTC), environment_states=[report.document()])
+
+        (stage,) = (await app.client.get(f"{URL}/finance/parameters")).json()["stages"]
+
+        assert [remark["code"] for remark in stage["remarks"]] == ["options_not_readable"]
+        assert "No module named 'lib'" in stage["remarks"][0]["detail"]
+
     async def test_a_copy_keeps_them(self, app: MethodsApp) -> None:
         app.script("train.py", OPTIONS)
         await app.create()

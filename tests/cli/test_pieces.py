@@ -7,6 +7,7 @@ import socket
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from rich.text import Text
@@ -15,6 +16,7 @@ from app.cli.client import StreamEvent, accept_language, parse_events
 from app.cli.command import Misused
 from app.cli.embedded import HomeInUse, HomeLock
 from app.cli.jobs import parameters
+from app.cli.methods import print_parameters
 from app.cli.output import ago, console, duration, plot, print_fields, print_table, sparkline, write
 from app.cli.private_redis import RedisKind, choices, wheel_executable
 from app.cli.processes import is_free, next_free
@@ -247,3 +249,44 @@ class TestTables:
         lines = capsys.readouterr().out.splitlines()
         assert any(all(word in line for word in (self.ROW[0], "deployment", "succeeded")) for line in lines)
         assert max(map(len, lines)) <= 80
+
+
+class TestParametersOfAMethod:
+    DOCUMENT: ClassVar[dict[str, Any]] = {
+        "stages": [
+            {
+                "stage": "training",
+                "file": "train.py",
+                "schema": {
+                    "properties": {
+                        "learning_rate": {"type": "number", "default": 0.1},
+                        "loss_type": {"type": ["array", "string"], "x-classes": ["lib.Pairs"], "x-advanced": True},
+                        "save_strategy": {"type": "string", "x-classes": ["lib.Pairs"], "x-default-text": "chosen"},
+                    }
+                },
+                "option_classes": [
+                    {"path": "lib.Pairs", "when": {"objective": ["dpo"]}, "library": "lib", "version": "1.2"},
+                    {"path": "lib.Later", "when": {}, "library": None, "version": None},
+                ],
+                "remarks": [],
+            }
+        ]
+    }
+
+    def test_are_the_scripts_own_with_a_word_about_the_libraries(self, capsys: pytest.CaptureFixture[str]) -> None:
+        print_parameters(self.DOCUMENT)
+
+        printed = " ".join(capsys.readouterr().out.split())
+        assert "learning_rate" in printed
+        assert "loss_type" not in printed
+        assert "and 2 options of lib.Pairs (lib 1.2), with objective=dpo: see them with --advanced" in printed
+        assert "lib.Later" not in printed
+
+    def test_are_all_with_advanced(self, capsys: pytest.CaptureFixture[str]) -> None:
+        print_parameters(self.DOCUMENT, advanced=True)
+
+        printed = " ".join(capsys.readouterr().out.split())
+        assert "options of lib.Pairs (lib 1.2), with objective=dpo" in printed
+        assert "loss_type" in printed
+        assert "array or string" in printed
+        assert "chosen" in printed

@@ -1,6 +1,7 @@
 """Configuration classes of libraries, as the nodes' environments have them."""
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
@@ -12,8 +13,17 @@ from app.store import option_classes
 from app.store.nodes import all_nodes
 from app.store.tables import NodeRow
 
-Described = Mapping[str, Mapping[str, OptionClass]]
-"""Environment → path → class."""
+
+@dataclass(frozen=True)
+class EnvironmentOptions:
+    """The classes of an environment by their paths, and why others could not be described there."""
+
+    classes: Mapping[str, OptionClass] = field(default_factory=dict)
+    trouble: Mapping[str, str] = field(default_factory=dict)
+
+
+Described = Mapping[str, EnvironmentOptions]
+"""Environment → its classes."""
 
 
 class OptionClasses:
@@ -27,27 +37,36 @@ class OptionClasses:
     ) -> Described:
         """Return the classes that these environments have; of several nodes the first by name counts."""
         rows = await all_nodes(session) if nodes is None else nodes
-        named = {environment: _digests(rows, environment) for environment in environments}
+        probes = {environment: _probes(rows, environment) for environment in environments}
+        named = {environment: _joined(probes[environment], "options") for environment in environments}
         unread = {digest for digests in named.values() for digest in digests.values()} - self._known.keys()
         for digest, document in (await option_classes.load(session, unread)).items():
             self._known[digest] = _read(document)
         return {
-            environment: {path: known for path, digest in digests.items() if (known := self._known.get(digest))}
+            environment: EnvironmentOptions(
+                classes={path: known for path, digest in digests.items() if (known := self._known.get(digest))},
+                trouble=_joined(probes[environment], "options_trouble"),
+            )
             for environment, digests in named.items()
         }
 
 
 def described_options(described: Described, environment: str) -> DescribedOptions:
     """Return what is known of the options in an environment, with what no method takes."""
-    return DescribedOptions(described.get(environment, {}), environment, option_table())
+    found = described.get(environment, EnvironmentOptions())
+    return DescribedOptions(found.classes, environment, option_table(), found.trouble)
 
 
-def _digests(nodes: Iterable[NodeRow], environment: str) -> dict[str, str]:
+def _probes(nodes: Iterable[NodeRow], environment: str) -> list[Mapping[str, Any]]:
+    """Return what nodes found in the environment when they looked into it."""
+    states = (state for node in nodes for state in node.environment_states or [] if state.get("name") == environment)
+    return [state.get("probe") or {} for state in states]
+
+
+def _joined(probes: Iterable[Mapping[str, Any]], member: str) -> dict[str, str]:
     found: dict[str, str] = {}
-    for node in nodes:
-        for state in node.environment_states or []:
-            if state.get("name") == environment:
-                found = {**(state.get("probe") or {}).get("options", {}), **found}
+    for probe in probes:
+        found = {**probe.get(member, {}), **found}
     return found
 
 

@@ -228,8 +228,13 @@ def _stage_parameters(
                 schema_of.pop("x-advanced", None)  # the product explains what people set every day
     classes = [OptionClassUse(use, options.classes.get(use.path)) for use in script.option_classes]
     remarks = [remark.violation() for remark in (*script.unread, *script.notes)]
-    if undescribed := [use.path for use in script.option_classes if use.path not in options.classes]:
-        params = {"subject": ", ".join(undescribed), "environment": options.environment}
+    undescribed = [use.path for use in script.option_classes if use.path not in options.classes]
+    for path in undescribed:
+        if detail := options.trouble.get(path):
+            params = {"subject": path, "environment": options.environment, "detail": detail}
+            remarks.append(Violation("", "options_not_readable", params))
+    if waiting := [path for path in undescribed if path not in options.trouble]:
+        params = {"subject": ", ".join(waiting), "environment": options.environment}
         remarks.append(Violation("", "options_not_described", params))
     return StageParameters(stage, file, schema, script.partly_read, remarks, classes)
 

@@ -33,8 +33,13 @@ REASONS = {
     "option_of_model": "the method loads and saves the model itself",
     "option_of_script": "the method has a name of its own for it",
 }
-PASSED_BY_PLATFORM = frozenset({"train_file_name", "train_env", "train_name", "training_name", "pic_relative_path"})
-"""What every training is called with, beyond the arguments that a script declares."""
+PASSED_BY_PLATFORM = frozenset(
+    {
+        *("train_file_name", "train_env", "train_name", "training_name", "pic_relative_path"),
+        *("save_path", "base_path", "adapter_path", "dtype_str", "model_usage_type"),
+    }
+)
+"""What a script that trains is called with as a stage for training or for saving, beyond the arguments it declares."""
 PASSED_TO_ALL = frozenset(
     {
         *("max_seq_length", "max_input_length", "max_content_length", "max_samples", "lora_rank", "load_in_4bit"),
