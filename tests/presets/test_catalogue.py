@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from app.domain.parameters import check_parameters
 from app.domain.texts import Language
 from app.presets import catalogue, sample_data, sample_signs
 from app.presets.catalogue import PresetManifest
 from app.presets.sample_pictures import draw
 from app.registry.datasets import files as dataset_files
 from app.registry.datasets.row_surveys import RowSurveys, RowsWanted
+from tests.argspec.reading import read_parameters
 
 MANIFESTS = {manifest.name: manifest for manifest in catalogue.load_manifests()}
 SCRIPTS = sorted(catalogue.stage_scripts())
@@ -177,6 +179,16 @@ class TestParameters:
         labelled = {parameter.name for parameter in manifest.parameters if parameter.label and parameter.help}
 
         assert declared(script) - self.PLATFORM <= labelled
+
+    @pytest.mark.parametrize("script", ["sft-demo.py", "vl-demo.py", "custom02.py"])
+    def test_arguments_of_the_chat_template_are_an_object(self, script: str) -> None:
+        read = read_parameters(catalogue.script_path(script).read_text())
+        given = {"enable_thinking": False}
+
+        check = check_parameters({"chat_template_kwargs": given}, read)
+
+        assert check.effective["chat_template_kwargs"] == given
+        assert not [one for one in check.violations if one.pointer == "/parameters/chat_template_kwargs"]
 
     @each_manifest
     def test_demo_gives_only_declared_parameters(self, manifest: PresetManifest) -> None:

@@ -87,6 +87,18 @@ class TestArguments:
         assert json.loads(asked(tokenizer)[:-1]) == [False, 1.5, None, self.GIVEN["words"], "x"]
         assert json.loads(asked(tokenizer, number=3)[:-1])[1] == 3
 
+    @pytest.mark.parametrize(
+        ("text", "sentence"),
+        [("{", "is not valid JSON"), ("[1]", "must be a JSON object"), ('{"a b": 1}', "'a b' is not")],
+    )
+    def test_that_are_no_object_are_refused(self, chat: Any, text: str, sentence: str) -> None:
+        with pytest.raises(chat.Refused, match=f"chat_template_kwargs:? {sentence}"):
+            chat.template_arguments(arguments(chat_template_kwargs=text))
+
+    def test_come_as_text_or_as_an_object(self, chat: Any) -> None:
+        for given in ('{"flag": true}', {"flag": True}, chat.json_object('{"flag": true}')):
+            assert chat.template_arguments(arguments(chat_template_kwargs=given)) == {"flag": True}
+
     def test_of_a_question_win_over_those_of_the_training(self, chat: Any) -> None:
         tokenizer = Tokenizer("{{ enable_thinking }}" + CONTENTS)
 

@@ -30,7 +30,7 @@ from typing import Any
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
-from deepe_chat import stop_at_turn_ends
+from deepe_chat import json_object, stop_at_turn_ends
 from deepe_examples import encode, load_examples
 from deepe_llm import load_tokenizer
 from deepe_log import log, remark_plan
@@ -58,7 +58,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
     parser.add_argument("--max_seq_length", type=int, default=512, help="tokens of a row; longer rows are left out")
     parser.add_argument("--chat_template", default="auto", help="auto: the base model's; none; a template or its file")
-    parser.add_argument("--chat_template_kwargs", default=None, help="JSON object with arguments of the chat template")
+    parser.add_argument(
+        "--chat_template_kwargs", type=json_object, default=None, help="JSON object with arguments of the chat template"
+    )
     parser.add_argument(
         "--enable_thinking",
         choices=["auto", "true", "false"],

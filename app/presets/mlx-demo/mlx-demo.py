@@ -39,7 +39,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
 import deepe_llm as llm
 import deepe_mlx as mlx_models
-from deepe_chat import ends_of, write_ends
+from deepe_chat import ends_of, json_object, write_ends
 from deepe_checkpoints import newest_checkpoint
 from deepe_examples import encode, load_examples
 from deepe_log import log, remark_plan
@@ -84,7 +84,9 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument("--max_input_length", type=int, default=1024, help="tokens of the input of a row")
     data.add_argument("--max_content_length", type=int, default=1024, help="tokens of the output of a row")
     data.add_argument("--chat_template", default="auto", help="auto: the base model's; none; a template or its file")
-    data.add_argument("--chat_template_kwargs", default=None, help="JSON object with arguments of the chat template")
+    data.add_argument(
+        "--chat_template_kwargs", type=json_object, default=None, help="JSON object with arguments of the chat template"
+    )
     data.add_argument(
         "--enable_thinking",
         choices=["auto", "true", "false"],

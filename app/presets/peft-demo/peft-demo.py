@@ -34,6 +34,7 @@ from typing import Any
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_llm as llm
+from deepe_chat import json_object
 from deepe_examples import encode, load_examples
 from deepe_log import log, remark
 from deepe_options import Options, options_of
@@ -113,7 +114,9 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument("--max_input_length", type=int, default=1024, help="tokens of the input of a row")
     data.add_argument("--max_content_length", type=int, default=1024, help="tokens of the output of a row")
     data.add_argument("--chat_template", default="auto", help="auto: the base model's; none; a template or its file")
-    data.add_argument("--chat_template_kwargs", default=None, help="JSON object with arguments of the chat template")
+    data.add_argument(
+        "--chat_template_kwargs", type=json_object, default=None, help="JSON object with arguments of the chat template"
+    )
     data.add_argument(
         "--enable_thinking",
         choices=["auto", "true", "false"],

@@ -37,6 +37,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
 import deepe_llm as llm
+from deepe_chat import json_object
 from deepe_checkpoints import make_readable, newest_checkpoint
 from deepe_examples import fitting_questions, load_examples
 from deepe_log import log, remark_plan
@@ -91,7 +92,9 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument("--max_input_length", type=int, default=1024, help="tokens of a question")
     data.add_argument("--max_content_length", type=int, default=256, help="tokens of an answer")
     data.add_argument("--chat_template", default="auto", help="auto: the base model's; none; a template or its file")
-    data.add_argument("--chat_template_kwargs", default=None, help="JSON object with arguments of the chat template")
+    data.add_argument(
+        "--chat_template_kwargs", type=json_object, default=None, help="JSON object with arguments of the chat template"
+    )
     data.add_argument(
         "--enable_thinking",
         choices=["auto", "true", "false"],

@@ -66,7 +66,12 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument("--max_input_length", type=int, default=2048, help="tokens of a question with its pictures")
     data.add_argument("--max_content_length", type=int, default=1024, help="tokens of an answer")
     data.add_argument("--chat_template", default="auto", help="auto: the base model's; none; a template or its file")
-    data.add_argument("--chat_template_kwargs", default=None, help="JSON object with arguments of the chat template")
+    data.add_argument(
+        "--chat_template_kwargs",
+        type=chat.json_object,
+        default=None,
+        help="JSON object with arguments of the chat template",
+    )
     data.add_argument(
         "--enable_thinking",
         choices=["auto", "true", "false"],

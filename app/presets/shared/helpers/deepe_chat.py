@@ -64,15 +64,24 @@ def choose_template(
     writer.chat_template = _each(template, lambda text: "".join(_defaults(given)) + text)
 
 
+def json_object(text: str) -> dict[str, Any]:
+    """Return the object that an argument is the JSON of. Raises `ArgumentTypeError`."""
+    try:
+        found = json.loads(text) if text else {}
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"is not valid JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError('must be a JSON object, such as {"enable_thinking": false}')
+    return found
+
+
 def template_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Return what a template is given besides the turns: `chat_template_kwargs`, and `enable_thinking` by itself."""
-    text = getattr(args, "chat_template_kwargs", None)
+    found = getattr(args, "chat_template_kwargs", None) or {}
     try:
-        given = json.loads(text) if text else {}
-    except ValueError as error:
-        raise Refused(f"chat_template_kwargs is not valid JSON: {error}") from error
-    if not isinstance(given, dict):
-        raise Refused('chat_template_kwargs must be a JSON object, such as {"enable_thinking": false}')
+        given = json_object(found) if isinstance(found, str) else dict(found)
+    except argparse.ArgumentTypeError as error:
+        raise Refused(f"chat_template_kwargs {error}") from error
     for name in given:
         if not name.isidentifier() or name in OWN:
             raise Refused(f"chat_template_kwargs: {name!r} is not a name that can be set")
