@@ -21,6 +21,7 @@ ACCUMULATION = ("grad_accum_steps", "gradient_accumulation_steps")
 CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing", "grad_checkpoint")
 _LENGTH = ("max_seq_length", "max_length", "max_seq_len")
 _FOUR_BIT = ("load_in_4bit",)
+_COMPARED = {"objective": ("kto",)}  # parameters whose values compare the rows of a batch with each other
 _COLUMNS = ("input_train_name", "output_train_name")
 _YES = frozenset({"true", "1", "yes", "on"})
 
@@ -78,7 +79,9 @@ def _smaller_batch(tunable: TunableParameters) -> FailureSuggestion | None:
     """Halve the batch; the accumulation makes up for it, so that a step sees the same rows."""
     batch_name, accumulation_name = tunable.first(BATCH), tunable.first(ACCUMULATION)
     batch, accumulation = tunable.count(batch_name), tunable.count(accumulation_name)
-    if batch_name is None or batch is None or batch < 2:
+    compared = any(name in tunable.declared and tunable.value(name) in values for name, values in _COMPARED.items())
+    smallest = 2 if compared else 1
+    if batch_name is None or batch is None or batch < 2 * smallest:
         return None
     if accumulation_name is None or accumulation is None:
         new = batch // 2
@@ -86,7 +89,10 @@ def _smaller_batch(tunable: TunableParameters) -> FailureSuggestion | None:
             {batch_name: new}, "fix_smaller_batch_only", {"name": batch_name, "old": batch, "new": new}
         )
     effective = batch * accumulation
-    new = next(size for size in range(batch // 2, 0, -1) if effective % size == 0)
+    sizes = [size for size in range(batch // 2, smallest - 1, -1) if effective % size == 0]
+    if not sizes:
+        return None
+    new = sizes[0]
     changes = {batch_name: new, accumulation_name: effective // new}
     params = {
         "name": batch_name,

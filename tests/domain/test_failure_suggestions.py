@@ -66,6 +66,12 @@ class TestMemory:
             {"load_in_4bit": True},
         ]
 
+    def test_batch_whose_rows_are_compared_keeps_two(self) -> None:
+        declared = {"objective": option(STRING, "dpo"), **BATCH}
+
+        assert suggestion_for(OOM, {}, tunable({"objective": "kto", "batch_size": 2}, **declared)) is None
+        assert suggestion_for(OOM, {}, tunable({"objective": "dpo", "batch_size": 2}, **declared)) is not None
+
     def test_main_memory_is_not_helped_by_four_bits(self) -> None:
         assert suggestion_for(EndReason.OUT_OF_MEMORY, {}, tunable(load_in_4bit=option(BOOLEAN, default=False))) is None
 

@@ -1,6 +1,9 @@
 """What every training method must keep: a run that was stopped goes on as if nothing had been."""
 
+import json
+import shutil
 import signal
+from pathlib import Path
 
 from tests.presets.stage import Finished, Home
 
@@ -35,3 +38,13 @@ def assert_went_on(whole: Finished, stopped: Finished, resumed: Finished, *curve
         assert [tail[step] for step in later] == [
             value for step, value in expected.items() if later[0] <= step <= later[-1]
         ], name
+
+
+def with_own_settings(base: Path, target: Path) -> Path:
+    """Return a copy of a base model whose folder asks for penalties, limits and dropout, as real ones do."""
+    shutil.copytree(base, target)
+    sampling = {"repetition_penalty": 1.5, "top_k": 4, "top_p": 0.7, "min_p": 0.3, "no_repeat_ngram_size": 2}
+    for name, more in {"generation_config.json": sampling, "config.json": {"attention_dropout": 0.5}}.items():
+        document = json.loads((target / name).read_text())
+        (target / name).write_text(json.dumps(document | more))
+    return target

@@ -88,6 +88,11 @@ class TestRefusals:
                 "chosen and rejected must be the same conversation up to the last answer",
             ),
             ({"prompt": "a", "chosen": "b", "rejected": "c"}, ["--beta=0"], "beta must be above 0"),
+            (
+                {"prompt": "a", "completion": "b", "label": True},
+                ["--objective=kto", "--batch_size=1"],
+                "objective=kto needs a batch_size of at least 2",
+            ),
         ],
     )
     def test_gets_one_sentence(self, home: Home, row: dict[str, object], more: list[str], sentence: str) -> None:

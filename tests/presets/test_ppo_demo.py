@@ -7,7 +7,7 @@ import pytest
 
 from app.presets import catalogue
 from tests.presets.conftest import NewHome
-from tests.presets.curves import assert_went_on, stop_and_resume
+from tests.presets.curves import assert_went_on, stop_and_resume, with_own_settings
 from tests.presets.stage import Finished, Home, dataset, demo_parameters
 
 SCRIPT = "ppo-demo.py"
@@ -57,6 +57,18 @@ class TestTraining:
         stopped, resumed = stop_and_resume(torch_home, SCRIPT, arguments(torch_home, styles_base, *SHORT), at=3)
 
         assert_went_on(trained[1], stopped, resumed, "loss", "reward", "kl", "grad_norm")
+
+    def test_samples_from_the_policy_that_is_scored(
+        self, torch_home: Home, styles_base: Path, trained: tuple[Home, Finished]
+    ) -> None:
+        """What the base's folder says of sampling and dropout would make other answers than the policy's own."""
+        base = with_own_settings(styles_base, torch_home.path / "base")
+
+        run = torch_home.run(SCRIPT, *arguments(torch_home, base, "--max_steps=2"))
+
+        assert run.code == 0, run.stderr
+        for name in ("reward", "answer_length", "entropy", "policy_loss"):
+            assert run.curve(name)[1] == trained[1].curve(name)[1], name
 
     def test_makes_a_reward_model_first_and_keeps_it(self, torch_home: Home, styles_base: Path) -> None:
         judge = ("--reward=model", f"--preference_path={dataset('dpo-demo')}", "--reward_steps=60")

@@ -91,6 +91,8 @@ class TestConfiguration:
             ("{", "not valid JSON"),
             ("[]", "must be a JSON object"),
             ('{"--output_dir": "/etc", "webhook_config": 1}', "cannot set output_dir, webhook_config"),
+            ('{"lora_alpha": 64}', "cannot set lora_alpha: the weights are kept without it"),
+            ('{"--lora_rank": 64}', "cannot set lora_rank; set the parameter lora_rank"),
         ],
     )
     def test_options_that_are_none(self, text: str, sentence: str) -> None:

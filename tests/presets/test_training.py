@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.domain.launchers import Launcher, LauncherKind
+from app.presets import catalogue
 from tests.presets.conftest import NewHome
 from tests.presets.stage import Finished, Home, dataset, demo_parameters
 
@@ -14,14 +15,6 @@ pytestmark = [pytest.mark.training, pytest.mark.xdist_group("training")]
 
 PAIR = Launcher(kind=LauncherKind.TORCHRUN, processes=2)
 QUESTION = "Which is larger, 3 or 8?"
-# Several runs of a script in one process: importing torch takes longer than all of them.
-SEVERAL = """
-import json, runpy, sys
-script, runs = json.loads(sys.argv[1])
-for arguments in runs:
-    sys.argv = [script, *arguments]
-    runpy.run_path(script, run_name="__main__")
-"""
 
 
 @pytest.fixture(scope="module")
@@ -166,10 +159,28 @@ class TestData:
         rows = torch_home.write_rows(*['{"q": "What is 1 + 1?", "a": "2"}'] * 20)
         more = ("--input_train_name=q", "--output_train_name=a", "--packing=true", "--gradient_checkpointing=true")
 
-        run = train(torch_home, tiny_base, "--max_steps=2", "--batch_size=2", "--load_in_4bit=True", *more, rows=rows)
+        run = train(torch_home, tiny_base, "--max_steps=2", "--batch_size=2", *more, rows=rows)
 
         assert run.code == 0, run.stderr
-        assert any("needs the package bitsandbytes" in note["message"] for note in run.of_type("note"))
+        (told,) = [note["message"] for note in run.of_type("note") if note["message"].startswith("packing")]
+        assert told == (
+            "packing=true puts 20 sequences into about 1: 2 steps pass over the rows about 20 times as often; "
+            "without flash attention it is slower than no packing"
+        )
+
+    def test_packing_of_rows_of_its_own_accord_leaves_the_steps_alone(self, torch_home: Home, tiny_base: Path) -> None:
+        """Also the loss of packed rows is that of the rows: attention does not reach from one into another."""
+        rows = torch_home.write_rows(*(json.dumps({"prompt": f"{n} + 1?", "completion": "2"}) for n in range(8)))
+        more = ("--max_steps=1", "--batch_size=8", "--eval_fraction=0", "--resume=false")
+
+        plain = train(torch_home, tiny_base, *more, rows=rows, output="plain")
+        packed = train(torch_home, tiny_base, *more, "--packing=true", rows=rows, output="packed")
+
+        assert [note["message"] for note in plain.of_type("note")] == ["8 rows -> 8 sequences -> 1 steps"]
+        why = "packing=auto: rows are not packed: attention sdpa would keep them apart only at a cost"
+        assert why in [record["msgDetail"] for record in plain.records]
+        assert packed.of_type("note")[-1]["message"] == "8 rows -> 1 sequences -> 1 steps"
+        assert packed.curve()[1] == pytest.approx(plain.curve()[1], rel=1e-4)
 
     def test_long_rows_are_left_out_and_counted(self, torch_home: Home, tiny_base: Path) -> None:
         rows = torch_home.write_rows(
@@ -232,28 +243,6 @@ class TestCustom02:
         assert any("resumed from checkpoint-" in note["message"] for note in resumed.of_type("note"))
         files = [torch_home.path / "complete" / name / "model.safetensors" for name in ("whole", "cut")]
         assert files[0].read_bytes() == files[1].read_bytes()
-
-    def test_every_token_counts_the_same_however_rows_are_spread(self, torch_home: Home, tiny_base: Path) -> None:
-        answers = ["7", "3", "The answer is 10. " * 12, "4"] * 2
-        rows = torch_home.write_rows(*(json.dumps({"instruction": "Add.", "output": text}) for text in answers))
-        more = ("--dataset_path", str(rows), "--max_steps", "1", "--eval_fraction", "0")
-        (torch_home.scripts / "probe.py").write_text(SEVERAL)
-        sizes = {"8": "1", "2": "4", "1": "8"}
-        runs = [
-            self.arguments(
-                torch_home, tiny_base, *more, "--batch_size", size, "--grad_accum_steps", passes, output=size
-            )
-            for size, passes in sizes.items()
-        ]
-
-        run = torch_home.run("probe.py", json.dumps(["custom02.py", runs]))
-
-        assert run.code == 0, run.stderr
-        first, *others = [event["values"] for event in run.of_type("metrics")]
-        assert len(others) == 2
-        for values in others:
-            assert values["loss"] == pytest.approx(first["loss"], rel=1e-4)
-            assert values["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-4)
 
     def test_missing_column_gets_one_sentence(self, torch_home: Home, tiny_base: Path) -> None:
         more = ("--dataset_path", str(torch_home.write_rows('{"a": 1}')))
@@ -318,3 +307,59 @@ class TestGroupOfProcesses:
 
 def last_loss(run: Finished) -> float:
     return float([event["values"]["loss"] for event in run.of_type("metrics") if "loss" in event["values"]][-1])
+
+
+class TestWhatIsNotThere:
+    """What was asked for and cannot be had is refused before a row is read, not replaced."""
+
+    @pytest.mark.parametrize(
+        ("argument", "sentence"),
+        [
+            (
+                "--load_in_4bit=true",
+                "load_in_4bit=true needs the package bitsandbytes, which this environment does not",
+            ),
+            ("--optimizer=paged_adamw_8bit", "optimizer=paged_adamw_8bit needs the package bitsandbytes"),
+            ("--attention=flash_attention_2", "attention=flash_attention_2 needs the package flash_attn"),
+        ],
+    )
+    def test_gets_one_sentence(self, home: Home, argument: str, sentence: str) -> None:
+        run = train(home, catalogue.ROOM / "custom01" / "custom01-base", argument)
+
+        assert run.code == 1
+        assert sentence in run.stderr
+        assert "Traceback" not in run.stderr
+
+    def test_argument_that_a_script_does_not_know_is_refused_by_hand_and_told_in_a_job(self, home: Home) -> None:
+        base = catalogue.ROOM / "custom01" / "custom01-base"
+        paths = ("--dataset_path", str(home.write_rows("no")), "--base_path", str(base), "--save_path", "saved")
+        arguments = (*paths, "--learning_rat=1", "--num_generations=2", "--train_env=trl", "--adapter_path=")
+
+        by_hand = home.run("custom02.py", *arguments)
+        in_a_job = home.run("custom02.py", *arguments, environment={"DEEPE_JOB_ID": "j"})
+
+        assert "unknown arguments: learning_rat; did you mean --learning_rate?" in by_hand.stderr
+        told = [note["message"] for note in in_a_job.of_type("note")]
+        assert told == ["this script does not know learning_rat: without effect"]
+        assert "not valid JSON" in in_a_job.stderr
+
+
+MIXTURE = """
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+import deepe_llm as llm
+for kind in ("qwen2_moe", "qwen3"):
+    config = AutoConfig.for_model(kind, num_hidden_layers=1, hidden_size=32, vocab_size=64)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    print(kind, llm.linear_layers(model), "shared_expert_gate" in llm.names_of_linear(model, routers=True))
+"""
+
+
+def test_routers_of_a_mixture_are_left_alone(torch_home: Home) -> None:
+    (torch_home.scripts / "mixture.py").write_text(MIXTURE)
+
+    run = torch_home.run("mixture.py")
+
+    layers = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    assert run.stdout.splitlines() == [f"qwen2_moe {layers} True", "qwen3 all-linear False"], run.stderr

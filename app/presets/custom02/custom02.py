@@ -32,7 +32,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
 from deepe_chat import json_object, stop_at_turn_ends
 from deepe_examples import encode, load_examples
-from deepe_llm import load_tokenizer
+from deepe_llm import judge_unknown, load_tokenizer
 from deepe_log import log, remark_plan
 from deepe_rows import CONVERSATION, Refused, Rendered, Wanted
 from deepe_scores import report_exact_match
@@ -85,12 +85,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    args, _unknown = make_parser().parse_known_args()
+    args, unknown = make_parser().parse_known_args()
     if sum(file.stat().st_size for file in Path(args.base_path).glob("*.safetensors")) < TINY_BYTES:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
     for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
         os.environ.setdefault(name, "1")
     try:
+        judge_unknown(unknown, args)
         run(args)
     except Exception as error:
         log("TrainingFailed", str(error), args, level="ERROR")

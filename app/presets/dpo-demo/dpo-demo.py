@@ -21,6 +21,8 @@ Held-out file, checkpoints and SIGTERM as in sft-demo.py: `output_dir` holds ada
 
 import argparse
 import sys
+from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +148,11 @@ def run(args: argparse.Namespace) -> None:
         raise Refused(f"beta must be above 0, it is {args.beta}")
     if args.sft_weight < 0:
         raise Refused(f"sft_weight must be at least 0, it is {args.sft_weight}")
+    if args.objective == "kto" and args.batch_size < 2:
+        raise Refused(
+            "objective=kto needs a batch_size of at least 2: it compares an answer with another one of its batch. To "
+            "save memory set gradient_checkpointing=true, or lower max_input_length and max_content_length"
+        )
     log("HandleWithDataset", args.dataset_path, args)
     kinds = {PREFERENCE, LABELLED} if args.objective == "kto" else {PREFERENCE}
     parts = load_examples(args, Wanted(kinds=frozenset(kinds), tools=False))
@@ -167,7 +174,7 @@ def run(args: argparse.Namespace) -> None:
 def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, rows: list[Judged]) -> Any:
     from datasets import Dataset
 
-    model = llm.load_model(args, machine, tokenizer)
+    model = llm.load_model(args, machine, tokenizer, dropout=False)
     longest = args.max_input_length + args.max_content_length
     settings = llm.trainer_settings(args, machine, checkpointing=llm.needs_checkpointing(args, model, 2 * longest))
     trainer_class, config_class = trainer_of(args.objective)
@@ -191,31 +198,101 @@ def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any
             args=config,
             train_dataset=Dataset.from_list(given),
             processing_class=tokenizer,
-            peft_config=llm.lora(args),
+            peft_config=llm.lora(args, llm.linear_layers(model)),
             callbacks=llm.callbacks(args),
         )
 
 
 def trainer_of(objective: str) -> tuple[Any, Any]:
     match objective:
-        case "kto":
+        case "kto":  # compares with the mean of each forward pass, by definition
             from trl import KTOConfig, KTOTrainer
 
             return KTOTrainer, KTOConfig
         case "orpo":
             from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-            class PairsTrainer(ORPOTrainer):  # type: ignore[misc, unused-ignore]
-                """Takes tokens as they are; by itself it would add a second end behind what a template writes."""
+            class Odds(of_whole_steps(ORPOTrainer)):  # type: ignore[misc]
+                """Counts a pair by the pairs of the step, a token by its tokens.
+
+                Takes tokens as they are: by itself TRL would add a second end behind what a template writes.
+                """
 
                 def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:
                     return {}
 
-            return PairsTrainer, ORPOConfig
+                def compute_loss(self, *args: Any, **named: Any) -> Any:
+                    self.next_share()
+                    return super().compute_loss(*args, **named)
+
+                def concatenated_forward(self, *args: Any) -> tuple[Any, ...]:
+                    found = super().concatenated_forward(*args)
+                    return *found[:4], found[4] * self.share.tokens, *found[5:]
+
+                def odds_ratio_loss(self, *args: Any) -> tuple[Any, ...]:
+                    losses, *found = super().odds_ratio_loss(*args)
+                    return losses * self.share.rows, *found
+
+            return Odds, ORPOConfig
         case _:
             from trl import DPOConfig, DPOTrainer
 
-            return DPOTrainer, DPOConfig
+            class Direct(of_whole_steps(DPOTrainer)):  # type: ignore[misc]
+                """Counts a pair by the pairs of the step, a token that is learned as well by its tokens."""
+
+                def compute_loss(self, *args: Any, **named: Any) -> Any:
+                    share = self.next_share()
+                    weights = self.args.loss_weights or [1.0] * len(self.loss_types)
+                    self.loss_weights = [
+                        weight * (share.tokens if kind == "sft" else share.rows)
+                        for kind, weight in zip(self.loss_types, weights, strict=True)
+                    ]
+                    return super().compute_loss(*args, **named)
+
+            return Direct, DPOConfig
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a forward pass has of its step, as a multiple of what it would have if all were equal."""
+
+    rows: float = 1.0
+    tokens: float = 1.0
+
+
+def of_whole_steps(trainer_class: Any) -> Any:
+    """Return the class with the share that each forward pass has of its step.
+
+    TRL takes the mean of the means of forward passes: short answers would count more, and a step would be another one
+    when its rows are spread in another way.
+    """
+    import torch
+
+    class OfWholeSteps(trainer_class):  # type: ignore[misc]
+        share = Share()
+
+        def get_batch_samples(self, iterator: Any, count: int, device: Any) -> tuple[list[Any], Any]:
+            batches, items = super().get_batch_samples(iterator, count, device)
+            own = torch.tensor([sizes_of(batch) for batch in batches], dtype=torch.float64, device=device)
+            passes = torch.tensor([float(len(batches))], dtype=torch.float64, device=device)
+            whole = torch.cat([own.sum(0), passes])
+            whole = self.accelerator.reduce(whole, "sum") if batches else whole
+            self._shares = deque(Share(*(sizes * whole[2] / whole[:2]).tolist()) for sizes in own)
+            return batches, items
+
+        def next_share(self) -> Share:
+            self.share = self._shares.popleft() if self.model.training else Share()
+            return self.share
+
+    return OfWholeSteps
+
+
+def sizes_of(batch: dict[str, Any]) -> tuple[int, int]:
+    """Return the pairs of a batch, and the tokens of what TRL learns of their better answers."""
+    if "chosen_attention_mask" in batch:  # ORPO learns the prompt as well
+        return len(batch["chosen_attention_mask"]), int(batch["chosen_attention_mask"][:, 1:].sum())
+    better = batch["completion_mask"][: len(batch["completion_mask"]) // 2]
+    return len(better), int(better[:, 1:].sum())
 
 
 def pair(row: Preference) -> dict[str, Any]:

@@ -34,7 +34,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_llm as llm
 from deepe_chat import json_object
 from deepe_examples import fitting_questions, load_examples
-from deepe_log import log, remark
+from deepe_log import log
 from deepe_options import Options, options_of
 from deepe_rewards import Judge, for_trl, judge_of, rows_for_trl
 from deepe_rows import QUESTION, Question, Refused, Wanted
@@ -63,7 +63,11 @@ def make_parser() -> argparse.ArgumentParser:
     job.add_argument("--output_dir", required=True, help="folder for the adapter and the checkpoints")
 
     reward = parser.add_argument_group("reward")
-    reward.add_argument("--answer_pattern", default=r"#### *(-?[\d.,]+)", help="where the result stands in an answer")
+    reward.add_argument(
+        "--answer_pattern",
+        default=r"(?:####|\\boxed\{)[ *$\\]*(-?\$?(?:\\?[dt]?frac\{\d+\}\{\d+\}|[\d.,]+(?:/\d+)?))",
+        help="where the result stands in an answer",
+    )
     reward.add_argument("--answer_weight", type=float, default=1.0, help="reward for the right result")
     reward.add_argument("--format_weight", type=float, default=0.5, help="reward for the form of answer_pattern")
     reward.add_argument("--length_weight", type=float, default=0.0, help="reward for an answer that is short enough")
@@ -196,7 +200,8 @@ def build_trainer(
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    model = llm.load_model(args, machine, tokenizer)
+    model = llm.load_model(args, machine, tokenizer, dropout=False)
+    llm.sample_as_scored(model)
     longest = args.max_input_length + args.max_content_length
     checkpointing = llm.needs_checkpointing(args, model, longest)
     config = options_of(args).build(
@@ -220,7 +225,7 @@ def build_trainer(
             reward_funcs=[for_trl(function) for function in judge.functions],
             train_dataset=Dataset.from_list(rows_for_trl(tasks)),
             processing_class=tokenizer,
-            peft_config=llm.lora(args),
+            peft_config=llm.lora(args, llm.linear_layers(model)),
             callbacks=llm.callbacks(args, shown="reward"),
         )
 
@@ -233,8 +238,8 @@ def generation(args: argparse.Namespace, machine: llm.Machine) -> dict[str, Any]
     if there and not machine.four_bit:
         return {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.3}
     if args.vllm == "true":
-        missing = "a base model that is not in 4 bits" if there else "the package vllm and a GPU"
-        remark(f"vllm=true needs {missing}; the model answers by itself", args)
+        missing = "a base model that is not in 4 bits" if there else "an NVIDIA GPU"
+        raise Refused(f"vllm=true needs {missing}; leave it at auto, and the model answers by itself")
     return {}
 
 

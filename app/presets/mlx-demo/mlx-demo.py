@@ -135,9 +135,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    args, _unknown = make_parser().parse_known_args()
+    args, unknown = make_parser().parse_known_args()
     mlx_models.prepare_environment()
-    llm.run_stage(args, run, advice=lambda error: mlx_models.memory_advice(error, args.batch_size))
+    llm.run_stage(args, run, advice=lambda error: mlx_models.memory_advice(error, args.batch_size), unknown=unknown)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -233,7 +233,7 @@ def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any
     from trl import SFTConfig, SFTTrainer
 
     model = llm.load_model(args, machine, tokenizer)
-    check_targets(args, model)
+    layers = layers_of(args, model)
     model.config.use_cache = False
     longest = args.max_input_length + args.max_content_length
     checkpointing = llm.needs_checkpointing(args, model, longest)
@@ -248,7 +248,7 @@ def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any
             args=config,
             train_dataset=Dataset.from_dict(llm.columns_of(learned)),
             processing_class=tokenizer,
-            peft_config=adapter_config(args, steps_of(args, len(learned))),
+            peft_config=adapter_config(args, steps_of(args, len(learned)), layers),
             callbacks=callbacks,
         )
     trained, whole = trainer.model.get_nb_trainable_parameters()
@@ -256,20 +256,16 @@ def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any
     return trainer
 
 
-def check_targets(args: argparse.Namespace, model: Any) -> None:
-    """Refuse names that no layer has, and say which there are."""
+def layers_of(args: argparse.Namespace, model: Any) -> str | list[str]:
+    """Return the layers to adapt; refuse names that no layer has, and say which there are."""
     if args.target_modules == "all-linear":
-        return
-    import torch
-
-    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    if unknown := [name for name in targets_of(args) if name not in linear]:
+        return llm.linear_layers(model)
+    linear = llm.names_of_linear(model, routers=True)
+    named = [name.strip() for name in args.target_modules.split(",")]
+    if unknown := [name for name in named if name not in linear]:
         there = ", ".join(sorted(linear))
         raise Refused(f"target_modules: no linear layer is called '{unknown[0]}'; there are: {there}")
-
-
-def targets_of(args: argparse.Namespace) -> list[str]:
-    return [name.strip() for name in args.target_modules.split(",")]
+    return named
 
 
 def steps_of(args: argparse.Namespace, rows: int) -> int:
@@ -278,14 +274,11 @@ def steps_of(args: argparse.Namespace, rows: int) -> int:
     return int(args.max_steps or math.ceil(args.epochs * math.ceil(rows / together)))
 
 
-def adapter_config(args: argparse.Namespace, steps: int) -> Any:
+def adapter_config(args: argparse.Namespace, steps: int, layers: str | list[str]) -> Any:
     import peft
 
     build = options_of(args).build
-    common = {
-        "task_type": "CAUSAL_LM",
-        "target_modules": args.target_modules if args.target_modules == "all-linear" else targets_of(args),
-    }
+    common = {"task_type": "CAUSAL_LM", "target_modules": layers}
     lora = {"r": args.lora_rank, "lora_alpha": args.lora_alpha, "lora_dropout": args.lora_dropout, **common}
     product = {"r": args.lora_rank, "alpha": args.lora_alpha, "rank_dropout": args.lora_dropout, **common}
     match args.adapter:

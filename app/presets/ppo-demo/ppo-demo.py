@@ -66,7 +66,11 @@ def make_parser() -> argparse.ArgumentParser:
 
     reward = parser.add_argument_group("reward")
     reward.add_argument("--reward", choices=["rule", "model"], default="rule", help="who judges the answers")
-    reward.add_argument("--answer_pattern", default=r"#### *(-?[\d.,]+)", help="where the result stands in an answer")
+    reward.add_argument(
+        "--answer_pattern",
+        default=r"(?:####|\\boxed\{)[ *$\\]*(-?\$?(?:\\?[dt]?frac\{\d+\}\{\d+\}|[\d.,]+(?:/\d+)?))",
+        help="where the result stands in an answer",
+    )
     reward.add_argument("--answer_weight", type=float, default=1.0, help="reward for the right result")
     reward.add_argument("--format_weight", type=float, default=0.5, help="reward for the form of answer_pattern")
     reward.add_argument("--length_weight", type=float, default=0.0, help="reward for an answer that is short enough")
@@ -143,8 +147,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    args, _unknown = make_parser().parse_known_args()
-    llm.run_stage(args, run)
+    args, unknown = make_parser().parse_known_args()
+    llm.run_stage(args, run, unknown=unknown)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -253,7 +257,8 @@ class Learner:
         from peft import get_peft_model
 
         self.args, self.tokenizer, self._worth = args, tokenizer, worth
-        base = llm.load_model(args, machine, tokenizer)
+        base = llm.load_model(args, machine, tokenizer, dropout=False)
+        llm.sample_as_scored(base)
         if not machine.four_bit:  # what is in 4 bits was loaded to where it stays
             base.to(machine.device)
         checkpointing = llm.needs_checkpointing(args, base, args.max_input_length + args.max_content_length)
@@ -261,7 +266,7 @@ class Learner:
         if checkpointing:
             base.gradient_checkpointing_enable()
             base.enable_input_require_grads()
-        self.policy = get_peft_model(base, llm.lora(args))
+        self.policy = get_peft_model(base, llm.lora(args, llm.linear_layers(base)))
         self.value_head = torch.nn.Linear(base.config.get_text_config().hidden_size, 1, device=machine.device)
         torch.nn.init.zeros_(self.value_head.weight)
         torch.nn.init.zeros_(self.value_head.bias)
@@ -275,14 +280,14 @@ class Learner:
             fused=args.optimizer == "adamw_torch_fused",
         )
         self.tokens_seen = 0
+        self._orders: dict[int, list[Question]] = {}
 
     def step(self, number: int, tasks: list[Question]) -> dict[str, float]:
         """Answer, judge and learn; all chance hangs on the seed and the step, so that a resumed run goes on equally."""
         import torch
 
         torch.manual_seed(self.args.seed * 1_000_003 + number)
-        order = random.Random(f"{self.args.seed} {number}")
-        chosen = [order.choice(tasks) for _ in range(self.args.rollouts)]
+        chosen = self._asked_in(number, tasks)
         self.policy.eval()
         with torch.no_grad():
             answers, values = self._roll_out(chosen)
@@ -293,6 +298,16 @@ class Learner:
             for group in self._groups(torch.randperm(len(chosen)))
         ]
         return values | {name: sum(each[name] for each in learned) / len(learned) for name in learned[0]}
+
+    def _asked_in(self, number: int, tasks: list[Question]) -> list[Question]:
+        """Return the questions of a step; each comes once before one comes again, in an order of its epoch."""
+        first = (number - 1) * self.args.rollouts
+        places = [divmod(place, len(tasks)) for place in range(first, first + self.args.rollouts)]
+        self._orders = {
+            epoch: self._orders.get(epoch) or random.Random(f"{self.args.seed} {epoch}").sample(tasks, len(tasks))
+            for epoch in dict.fromkeys(epoch for epoch, _ in places)
+        }
+        return [self._orders[epoch][place] for epoch, place in places]
 
     def _roll_out(self, tasks: list[Question]) -> tuple[Answers, dict[str, float]]:
         """Answer the questions, and work out which tokens were better than expected."""

@@ -39,7 +39,7 @@ import deepe
 import deepe_diffusion as diffusion
 import deepe_simpletuner as simpletuner
 from deepe_captions import Captioned, check_readable, load_captioned, split
-from deepe_llm import print_step, str2bool
+from deepe_llm import judge_unknown, print_step, str2bool
 from deepe_log import log, remark
 from deepe_rows import Refused
 
@@ -100,9 +100,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    args, _unknown = make_parser().parse_known_args()
+    args, unknown = make_parser().parse_known_args()
     prepare_environment(Path(args.model_path))
     try:
+        judge_unknown(unknown, args)
         run(args)
     except (Refused, simpletuner.Failed) as error:
         advice = memory_advice(error, args)
@@ -204,6 +205,8 @@ def trainer_of(args: argparse.Namespace, kind: str) -> str:
             f"trainer=diffusers trains Stable Diffusion 1.x and 2.x ({diffusion.SMALL_KIND}), the base model is a "
             f"{kind}; use trainer=simpletuner in an environment that has SimpleTuner"
         )
+    elif simpletuner.read_options(args.simpletuner_options):
+        raise Refused("simpletuner_options has no effect with trainer=diffusers; leave it out, or take simpletuner")
     return trainer
 
 

@@ -7,8 +7,12 @@ Try it by hand, in a checkout of the product, with the interpreter of the `trl` 
         --output_dir=sft-out --max_steps=150 --batch_size=32 --learning_rate=0.01 --lora_rank=16
 
 A real model on a GPU needs no more than `--model_path`, `--dataset_path` and `--output_dir`: numbers in bfloat16, flash
-attention where it is installed (else SDPA), short rows packed into one sequence, a fused optimizer, gradient
-checkpointing when the memory asks for it. Every one of these choices is a parameter.
+attention where it is installed (else SDPA), a fused optimizer, gradient checkpointing when the memory asks for it.
+Every one of these choices is a parameter.
+
+`packing` puts several rows into one sequence, so that a step learns from many more rows and there are fewer steps.
+`auto` packs only with flash attention, which keeps the rows apart at no cost, in a training by epochs that is left
+with 100 steps or more.
 
 A row is a conversation (`messages`, or ShareGPT's `conversations`; with tools, too), `prompt` and `completion`,
 `instruction`, `input` and `output`, `question` and `answer`, plain `text`, or the columns named by `input_train_name`
@@ -20,6 +24,8 @@ interrupted goes on from the newest complete one. SIGTERM writes a checkpoint an
 """
 
 import argparse
+import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,7 +35,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_llm as llm
 from deepe_chat import json_object
 from deepe_examples import encode, load_examples
-from deepe_log import log
+from deepe_log import log, remark
 from deepe_options import Options, options_of
 from deepe_rows import CONVERSATION, TEXT, Refused, Rendered, Text, Wanted
 from deepe_scores import score_exact_match
@@ -38,6 +44,8 @@ LIBRARY_OPTIONS = {  # every field of these classes can be set, beside the argum
     "classes": {"trl.SFTConfig": {}, "peft.LoraConfig": {}},
     "instead": {"max_length": "max_seq_length"},
 }
+PACKED_STEPS = 100  # that packing must leave
+SEPARATED = ("full_attention", "sliding_attention", "chunked_attention")  # layers that can keep packed rows apart
 LEARNS = Wanted(kinds=frozenset({CONVERSATION, TEXT}))
 
 
@@ -75,7 +83,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--packing",
         choices=["auto", "true", "false"],
         default="auto",
-        help="put several rows into one sequence; auto does it on a GPU",
+        help="put several rows into one sequence; auto does it with flash attention where 100 steps are left",
     )
 
     steps = parser.add_argument_group("training")
@@ -190,7 +198,7 @@ def build_trainer(
         SFTConfig,
         per_device_eval_batch_size=args.batch_size,
         max_length=args.max_seq_length,
-        packing=machine.device == "cuda" if args.packing == "auto" else args.packing == "true",
+        packing=packs(args, machine, model, learned),
         eval_packing=False,
         eval_strategy="steps" if held_out else "no",
         eval_steps=args.eval_steps,
@@ -203,9 +211,49 @@ def build_trainer(
             train_dataset=Dataset.from_dict(llm.columns_of(learned)),
             eval_dataset=Dataset.from_dict(llm.columns_of(held_out)) if held_out else None,
             processing_class=tokenizer,
-            peft_config=llm.lora(args),
+            peft_config=llm.lora(args, llm.linear_layers(model)),
             callbacks=llm.callbacks(args),
         )
+
+
+def packs(args: argparse.Namespace, machine: llm.Machine, model: Any, learned: list[Rendered]) -> bool:
+    """Return whether rows are packed; tell why, and what it does to the steps."""
+    if args.packing == "false":
+        return False
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or ()
+    mixing = sorted(set(kinds) - set(SEPARATED)) or [name for name in vars(config) if name in ("state_size", "ssm_cfg")]
+    together = args.batch_size * args.grad_accum_steps * int(os.environ.get("WORLD_SIZE", "1"))
+    packed = math.ceil(sum(len(one.tokens) for one in learned) / args.max_seq_length)  # hardly more: TRL packs well
+    steps, left = (math.ceil(count / together * args.epochs) for count in (len(learned), packed))
+    if args.packing == "auto":
+        why = ""
+        if machine.attention not in llm.FLASH_ATTENTION:
+            why = f"attention {machine.attention} would keep them apart only at a cost"
+        elif mixing:
+            why = f"the base model has layers that would mix them ({', '.join(mixing)})"
+        elif args.max_steps is not None:
+            why = "max_steps fixes the steps, so that each would learn from more rows than batch_size says"
+        elif left < PACKED_STEPS:
+            why = f"{left} of {steps} steps would be left"
+        if why:
+            log("ConfigTrainingParams", f"packing=auto: rows are not packed: {why}", args)
+        else:
+            remark(f"packing=auto: rows are packed: about {left} steps instead of {steps}", args, warning=False)
+        return not why
+    if mixing:
+        raise Refused(
+            f"packing=true would mix the rows of a sequence: the base model has layers that cannot keep them apart "
+            f"({', '.join(mixing)}); leave packing out"
+        )
+    if args.max_steps is None:
+        told = f"there are about {left} steps instead of {steps}"
+    else:
+        often = max(1, round(len(learned) / packed))
+        told = f"{args.max_steps} steps pass over the rows about {often} times as often"
+    slow = "" if machine.attention in llm.FLASH_ATTENTION else "; without flash attention it is slower than no packing"
+    remark(f"packing=true puts {len(learned)} sequences into about {packed}: {told}{slow}", args)
+    return True
 
 
 if __name__ == "__main__":

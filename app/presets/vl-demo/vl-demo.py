@@ -183,7 +183,7 @@ def build_trainer(
 
     model = llm.load_model(args, machine, processor.tokenizer, AutoModelForImageTextToText)
     model.config.use_cache = False
-    layers = "all-linear" if args.train_vision else pictures.language_layers(model)
+    layers = llm.linear_layers(model) if args.train_vision else pictures.language_layers(model)
     workers = args.picture_workers
     checkpointing = llm.needs_checkpointing(args, model, max(len(one.tokens) for one in learned))
     config = options_of(args).build(

@@ -50,9 +50,11 @@ def choose_machine(folder: Path, dtype: str = "auto") -> Machine:
     import torch
 
     cuda = torch.cuda.is_available()
+    brain = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     if dtype == "auto":
-        half = cuda and not is_tiny(folder) and torch.cuda.is_bf16_supported(including_emulation=False)
-        dtype = "bfloat16" if half else "float32"
+        dtype = "bfloat16" if brain and not is_tiny(folder) else "float32"
+    elif dtype == "bfloat16" and cuda and not brain:
+        raise Refused(f"dtype=bfloat16: {torch.cuda.get_device_name()} cannot calculate with it; choose auto")
     return Machine("cuda" if cuda else "mps" if torch.backends.mps.is_available() else "cpu", dtype)
 
 

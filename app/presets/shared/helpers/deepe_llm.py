@@ -5,6 +5,7 @@ relatives are imported inside functions, so that a script's `--help` and its ref
 """
 
 import argparse
+import difflib
 import importlib.util
 import os
 import sys
@@ -18,13 +19,17 @@ import deepe
 import deepe_chat as chat
 from deepe_checkpoints import make_readable, newest_checkpoint
 from deepe_log import log, remark, remark_plan
-from deepe_options import options_of
+from deepe_options import PASSED_BY_PLATFORM, PASSED_TO_ALL, options_of
 from deepe_rows import Refused, Rendered
 
 TINY_BYTES = 64 * 2**20  # threads of a smaller model wait for each other longer than they work
 SHARE_OF_MEMORY = 0.6  # of the free GPU memory; above it activations are recomputed instead of kept
 POSITIVE = ("batch_size", "grad_accum_steps", "lora_rank", "logging_steps", "save_steps", "save_total_limit")
 EIGHT_BIT = ("adamw_bnb_8bit", "paged_adamw_8bit")
+FLASH_ATTENTION = {"flash_attention_3": "flash_attn_interface", "flash_attention_2": "flash_attn"}  # its packages
+FLASH_CAPABILITY = {"flash_attention_3": (9, 0), "flash_attention_2": (8, 0)}  # of the GPU
+ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
+PASSED_TO_PRODUCING = frozenset({"model_path", "adapter_path", "model_usage_type"})  # a saving stage that trains
 
 
 # --- the script -----------------------------------------------------------------------------------------------------
@@ -42,13 +47,17 @@ def run_stage(
     args: argparse.Namespace,
     work: Callable[[argparse.Namespace], None],
     advice: Callable[[Exception], str] | None = None,
+    *,
+    unknown: Sequence[str] = (),
 ) -> None:
     """Do the work of a training stage; a failure becomes a log record, a refusal one sentence and exit code 1.
 
-    `advice` says what to change when memory was short, or nothing; left out, it is what suits torch.
+    `advice` says what to change when memory was short, or nothing; left out, it is what suits torch. `unknown` are
+    the arguments that the script does not know.
     """
     prepare_environment(args)
     try:
+        judge_unknown(unknown, args)
         work(args)
         leave_group()
     except Refused as error:
@@ -59,6 +68,24 @@ def run_stage(
             deepe.note(sentence)
         log("TrainingFailed", f"{type(error).__name__}: {error}\n{sentence}".strip(), args, level="ERROR")
         raise
+
+
+def judge_unknown(arguments: Sequence[str], args: argparse.Namespace) -> None:
+    """Refuse unknown arguments of a script that is started by hand; in a job, tell that they have no effect.
+
+    Jobs of the platform bring arguments that not every script has a use for.
+    """
+    names = [text[2:].partition("=")[0] for text in arguments if text.startswith("--")]
+    lost = [name for name in names if name not in PASSED_BY_PLATFORM | PASSED_TO_ALL | PASSED_TO_PRODUCING]
+    stray = [] if names else list(arguments)
+    if not lost and not stray:
+        return
+    if "DEEPE_JOB_ID" in os.environ:
+        remark(f"this script does not know {', '.join(lost or stray)}: without effect", args)
+        return
+    close = difflib.get_close_matches((lost or stray)[0], vars(args), n=1, cutoff=0.75)
+    meant = f"; did you mean --{close[0]}?" if close else ""
+    raise Refused(f"unknown arguments: {', '.join(lost or stray)}{meant} (--help lists those that there are)")
 
 
 def prepare_environment(args: argparse.Namespace) -> None:
@@ -85,6 +112,25 @@ def check(args: argparse.Namespace) -> None:
     if not (Path(args.model_path) / "config.json").is_file() and os.environ["HF_HUB_OFFLINE"] != "0":
         raise Refused(f"there is no base model in {args.model_path}: config.json is missing")
     options_of(args).check()
+    if "attention" in args:  # scripts that train with torch
+        _check_packages(args)
+
+
+def _check_packages(args: argparse.Namespace) -> None:
+    """Refuse what the environment has no package for: a run that goes on without it is another one."""
+    asked = {"load_in_4bit": args.load_in_4bit, "optimizer": getattr(args, "optimizer", None) in EIGHT_BIT}
+    needed = {name: "bitsandbytes" for name, on in asked.items() if on}
+    attention = getattr(args, "attention", None)
+    if attention in FLASH_ATTENTION:
+        needed["attention"] = FLASH_ATTENTION[attention]
+    if getattr(args, "vllm", None) == "true":
+        needed["vllm"] = "vllm"
+    for name, package in needed.items():
+        if not importlib.util.find_spec(package):
+            raise Refused(
+                f"{name}={str(getattr(args, name)).lower()} needs the package {package}, which this environment does "
+                f"not have; install it there, or leave {name} out"
+            )
 
 
 def _memory_advice(error: Exception, args: argparse.Namespace) -> str:
@@ -95,10 +141,12 @@ def _memory_advice(error: Exception, args: argparse.Namespace) -> str:
     pictures = ""
     if "max_image_side" in args:
         pictures = f"lower max_image_side ({args.max_image_side}), show fewer pictures in a row, "
+    smallest = 2 if getattr(args, "objective", None) == "kto" else 1  # KTO compares rows of a batch
+    batch = f"halve batch_size ({args.batch_size}) and double grad_accum_steps ({args.grad_accum_steps}), "
+    batch = batch if args.batch_size >= 2 * smallest else ""
     return (
-        f"out of memory: halve batch_size ({args.batch_size}) and double grad_accum_steps ({args.grad_accum_steps}), "
-        f"{pictures}set gradient_checkpointing to true, shorten the rows, "
-        f"or set load_in_4bit where bitsandbytes is installed"
+        f"out of memory: {batch}{pictures}set gradient_checkpointing to true, shorten the rows, "
+        "or set load_in_4bit where bitsandbytes is installed"
     )
 
 
@@ -117,22 +165,23 @@ class Machine:
 
 
 def choose(args: argparse.Namespace) -> Machine:
-    """Decide on device and formats; what is asked for and not there is replaced, and the user told."""
+    """Decide on device and formats; refuse what is asked for and not there."""
     import torch
 
     use_one_gpu(args)
     cuda = torch.cuda.is_available()
+    brain = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     dtype = args.dtype
     if dtype == "auto":
-        half = "bfloat16" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-        dtype = half if cuda else "float32"
-    eight_bit = args.optimizer in EIGHT_BIT and not _has_bitsandbytes("optimizer", args)
+        dtype = ("bfloat16" if brain else "float16") if cuda else "float32"
+    elif dtype == "bfloat16" and cuda and not brain:
+        raise Refused(f"dtype=bfloat16: {torch.cuda.get_device_name()} cannot calculate with it; choose auto")
     return Machine(
         device="cuda" if cuda else "mps" if torch.backends.mps.is_available() else "cpu",
         dtype=dtype,
-        attention=_attention(args, cuda=cuda),
-        four_bit=args.load_in_4bit and _has_bitsandbytes("load_in_4bit", args),
-        optimizer="adamw_torch_fused" if eight_bit else args.optimizer,
+        attention=_attention(args, dtype, torch.cuda.get_device_capability() if cuda else None),
+        four_bit=args.load_in_4bit,
+        optimizer=args.optimizer,
     )
 
 
@@ -147,22 +196,19 @@ def use_one_gpu(args: argparse.Namespace) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = first
 
 
-def _attention(args: argparse.Namespace, *, cuda: bool) -> str:
-    modules = {"flash_attention_3": "flash_attn_interface", "flash_attention_2": "flash_attn"}
-    installed = [name for name, module in modules.items() if cuda and importlib.util.find_spec(module)]
+def _attention(args: argparse.Namespace, dtype: str, capability: tuple[int, int] | None) -> str:
+    """Return the implementation of attention; `capability` is that of the GPU, None without one."""
+    if args.attention not in (*FLASH_ATTENTION, "auto"):
+        return str(args.attention)
+    able = [] if capability is None else [name for name, least in FLASH_CAPABILITY.items() if capability >= least]
+    fitting = able if dtype in ("bfloat16", "float16") else []
     if args.attention == "auto":
+        installed = [name for name in fitting if importlib.util.find_spec(FLASH_ATTENTION[name])]
         return installed[0] if installed else "sdpa"
-    if args.attention in modules and args.attention not in installed:
-        remark(f"{args.attention} is not available on this machine, sdpa is used", args)
-        return "sdpa"
-    return args.attention
-
-
-def _has_bitsandbytes(parameter: str, args: argparse.Namespace) -> bool:
-    if importlib.util.find_spec("bitsandbytes"):
-        return True
-    remark(f"{parameter}={getattr(args, parameter)} needs the package bitsandbytes; the run goes on without it", args)
-    return False
+    if args.attention not in fitting:
+        lacks = "numbers of 16 bits" if args.attention in able else "a newer GPU" if capability else "an NVIDIA GPU"
+        raise Refused(f"attention={args.attention} needs {lacks} (here: dtype {dtype}); choose auto or sdpa")
+    return str(args.attention)
 
 
 # --- model ----------------------------------------------------------------------------------------------------------
@@ -178,14 +224,17 @@ def load_tokenizer(path: str, args: argparse.Namespace) -> Any:
     return tokenizer
 
 
-def load_model(args: argparse.Namespace, machine: Machine, tokenizer: Any, auto_class: Any = None) -> Any:
+def load_model(
+    args: argparse.Namespace, machine: Machine, tokenizer: Any, auto_class: Any = None, *, dropout: bool = True
+) -> Any:
     """Return the base model, after fixing the seed: adapters that are made next start equally.
 
     It stops at the ends that the tokenizer knows.
-    `auto_class` is the one of transformers that loads it, without one that of causal language models.
+    `auto_class` is the one of transformers that loads it, without one that of causal language models. `dropout=False`
+    switches the base's own dropout off: a method that compares probabilities needs the same ones each time.
     """
     import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, set_seed
+    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, set_seed
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -200,6 +249,11 @@ def load_model(args: argparse.Namespace, machine: Machine, tokenizer: Any, auto_
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=getattr(torch, machine.dtype),
         )
+    if not dropout:
+        more["config"] = AutoConfig.from_pretrained(args.model_path)
+        text = more["config"].get_text_config()
+        for name in [name for name, value in vars(text).items() if "drop" in name and isinstance(value, float)]:
+            setattr(text, name, 0.0)
     model = (auto_class or AutoModelForCausalLM).from_pretrained(
         args.model_path, dtype=getattr(torch, machine.dtype), attn_implementation=machine.attention, **more
     )
@@ -207,11 +261,43 @@ def load_model(args: argparse.Namespace, machine: Machine, tokenizer: Any, auto_
     return model
 
 
-def lora(args: argparse.Namespace, layers: str = "all-linear") -> Any:
+def sample_as_scored(model: Any) -> None:
+    """Leave out what the base's generation settings do to probabilities: answers come from those that are scored.
+
+    A penalty or a limit of `generation_config.json` would otherwise hold wherever a call names no value of its own.
+    """
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    kept = {name: getattr(own, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model.generation_config = GenerationConfig(**kept)
+
+
+def lora(args: argparse.Namespace, layers: str | list[str]) -> Any:
+    """Return the configuration of an adapter at these layers."""
     from peft import LoraConfig
 
     own = {"r": args.lora_rank, "lora_alpha": args.lora_alpha, "target_modules": layers, "task_type": "CAUSAL_LM"}
     return options_of(args).build(LoraConfig, **own)
+
+
+def linear_layers(model: Any) -> str | list[str]:
+    """Return peft's name of all linear layers; of a mixture of experts their names, without those of the routers."""
+    names = names_of_linear(model)
+    if names == names_of_linear(model, routers=True):
+        return "all-linear"
+    head = {name.rpartition(".")[2] for name, part in model.named_modules() if part is model.get_output_embeddings()}
+    return sorted(names - head)
+
+
+def names_of_linear(model: Any, *, routers: bool = False) -> set[str]:
+    """Return the last names of the linear layers; routers of a mixture only if asked for."""
+    import torch
+
+    names = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+    config = model.config.get_text_config()
+    experts = any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+    return names - ROUTERS if experts and not routers else names
 
 
 def needs_checkpointing(args: argparse.Namespace, model: Any, tokens: int) -> bool:

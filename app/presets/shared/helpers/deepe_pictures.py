@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import deepe_chat as chat
+import deepe_llm as llm
 from deepe_examples import keep_fitting, load_examples
 from deepe_rows import (
     CONVERSATION,
@@ -219,11 +220,9 @@ def choose_template(tokenizer: Any, path: Path, args: argparse.Namespace, writer
 
 def language_layers(model: Any) -> str:
     """Return the expression that names the linear layers of the language model, and none of what sees."""
-    import torch
-
     decoder = model.get_decoder()
     name = next(name for name, module in model.named_modules() if module is decoder)
-    linear = {key.rpartition(".")[2] for key, part in decoder.named_modules() if isinstance(part, torch.nn.Linear)}
+    linear = llm.names_of_linear(decoder)
     return rf"{re.escape(name)}\..*\.({'|'.join(sorted(linear))})" if name else "all-linear"
 
 

@@ -159,6 +159,13 @@ def read_options(text: str) -> dict[str, Any]:
     named = {name.removeprefix("--"): value for name, value in options.items()}
     if taken := sorted(OURS & named.keys()):
         raise Refused(f"simpletuner_options cannot set {', '.join(taken)}: the platform depends on it")
+    if "lora_rank" in named:
+        raise Refused("simpletuner_options cannot set lora_rank; set the parameter lora_rank")
+    if "lora_alpha" in named:
+        raise Refused(
+            "simpletuner_options cannot set lora_alpha: the weights are kept without it and count as if it were "
+            "lora_rank; change learning_rate instead"
+        )
     return named
 
 
