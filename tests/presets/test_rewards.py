@@ -12,7 +12,7 @@ import pytest
 from app.presets import catalogue
 
 DEFAULTS = {
-    "answer_pattern": r"#### *(-?[\d.,]+)",
+    "answer_pattern": r"(?:####|\\boxed\{)[ *$\\]*(-?\$?(?:\\?[dt]?frac\{\d+\}\{\d+\}|[\d.,]+(?:/\d+)?))",
     "answer_weight": 1.0,
     "format_weight": 0.5,
     "length_weight": 0.0,
@@ -46,6 +46,32 @@ def judge(rewards: Any, **changed: Any) -> Any:
 )
 def test_right_result_and_wanted_form(rewards: Any, text: str, total: float) -> None:
     assert judge(rewards).totals([text], [[]], {"answer": ["7"]}) == [total]
+
+
+@pytest.mark.parametrize(
+    ("text", "right", "same"),
+    [
+        ("#### $42", "42", True),
+        ("#### -$42.00", "-42", True),
+        (r"so it is \boxed{42}.", "42", True),
+        (r"#### \boxed{\frac{1}{2}}", "0.5", True),
+        ("#### **1/2**", "0.5", True),
+        ("#### 0.5", "1/2", True),
+        ("#### 1,000", "1000.0", True),
+        ("#### 1,5", "1.5", True),
+        ("#### 1,5", "15", False),
+        ("#### 1/3", "0.333", False),
+        ("#### 1/0", "1", False),
+        ("#### 4" + "2" * 9000, "42", False),
+    ],
+)
+def test_numbers_are_compared_by_their_value(rewards: Any, text: str, right: str, same: bool) -> None:
+    assert judge(rewards, format_weight=0).totals([text], [[]], {"answer": [right]}) == [float(same)]
+
+
+def test_scripts_look_for_the_result_in_the_same_places() -> None:
+    for script in ("grpo-demo.py", "ppo-demo.py"):
+        assert f'default=r"{DEFAULTS["answer_pattern"]}"' in catalogue.script_path(script).read_text()
 
 
 def test_brevity_falls_from_the_target_to_twice_its_length(rewards: Any) -> None:

@@ -17,6 +17,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ from deepe_rows import Question, Refused, Turn, message
 
 Function = Callable[..., list[float | None]]
 Columns = Mapping[str, list[Any]]
+
+NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(/\d+)?")
+THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?")
+FRACTION = re.compile(r"\\?[dt]?frac\{(\d+)\}\{(\d+)\}")
 
 
 @dataclass(frozen=True)
@@ -158,12 +163,16 @@ def is_right(text: str, right: str, pattern: re.Pattern[str]) -> bool:
     return given is not None and _plain(given) == _plain(right)
 
 
-def _plain(result: str) -> float | str:
-    """Return a number where it is one: 1,000 and 1000.0 are the same result."""
+def _plain(result: str) -> Fraction | str:
+    """Return a number where it is one: 1,000 and 1000.0 are the same result, and so are 1/2, \\frac{1}{2} and 0.5."""
+    bare = FRACTION.sub(r"\1/\2", result.strip().rstrip(".")).replace("$", "").replace(" ", "")
+    if THOUSANDS.fullmatch(bare):
+        bare = bare.replace(",", "")
+    bare = bare.replace(",", ".", 1)  # of other languages
     try:
-        return float(result.replace(",", "").rstrip("."))
-    except ValueError:
-        return result.casefold()
+        return Fraction(bare) if NUMBER.fullmatch(bare) else result.strip().casefold()
+    except (ValueError, ZeroDivisionError):
+        return result.strip().casefold()
 
 
 def _checked(function: Function) -> Function:
