@@ -31,7 +31,12 @@ vectors = torch.eye(len(texts))
 loss, accuracy = script["contrast"](vectors[own], vectors, own, wrong, scale=20.0)
 batches = script["Batches"]([Pair(f"q{n}", f"d{n}") for n in range(10)], argparse.Namespace(batch_size=4, seed=1))
 epochs = [[[pair.anchor for pair in batches.of_step(3 * epoch + step)] for step in (1, 2, 3)] for epoch in (0, 1)]
+rows = [Pair(f"q{n}", f"d{n % 20}") for n in range(60)]
+of_several = script["Batches"](rows, argparse.Namespace(batch_size=8, seed=1))
+apart = [[pair.positive for pair in of_several.of_step(step)] for step in range(1, 17)]
+same = script["Batches"]([Pair("q", f"d{n}") for n in range(8)], argparse.Namespace(batch_size=4, seed=1))
 found = {"texts": texts, "own": own, "wrong": wrong, "loss": loss.item(), "accuracy": accuracy, "epochs": epochs}
+found |= {"apart": apart, "same": [[pair.positive for pair in same.of_step(step)] for step in (1, 2)]}
 print(json.dumps(found))
 """
 QUESTION = "Please help me pull out a stuck sheet of paper."
@@ -163,6 +168,92 @@ class TestBatch:
         assert sorted(row for batch in first for row in batch) == sorted(f"q{number}" for number in range(10))
         assert [len(batch) for batch in first] == [3, 3, 4]
         assert first != second
+
+    def test_rows_that_share_a_text_come_into_different_batches(self, compared: dict[str, Any]) -> None:
+        epochs = compared["apart"][:8], compared["apart"][8:]
+        assert all(len(set(batch)) == len(batch) for epoch in epochs for batch in epoch[:-1])  # the last takes the rest
+        assert [len(batch) for batch in compared["apart"]] == [7, 8, 7, 8, 7, 8, 7, 8] * 2
+
+    def test_rows_that_all_share_a_text_are_learned_nevertheless(self, compared: dict[str, Any]) -> None:
+        assert sorted(text for batch in compared["same"] for text in batch) == [f"d{number}" for number in range(8)]
+
+
+POOLING = "pooling_mode_"
+MODULES = (
+    {"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"},
+    {
+        "idx": 1,
+        "path": "1_Pooling",
+        "type": "sentence_transformers.models.Pooling",
+    },
+)
+DENSE = {"idx": 2, "path": "2_Dense", "type": "sentence_transformers.models.Dense"}
+FAMILIES: dict[str, tuple[Any, Any, Any]] = {
+    "bge": (MODULES, {f"{POOLING}cls_token": True, f"{POOLING}mean_tokens": False}, {}),
+    "qwen3": (
+        MODULES,
+        {f"{POOLING}lasttoken": True, "include_prompt": True},
+        {"prompts": {"query": "Instruct: find\nQuery:", "document": ""}},
+    ),
+    "e5": (MODULES, {f"{POOLING}mean_tokens": True}, {"prompts": {"query": "query: ", "passage": "passage: "}}),
+    "newer": (MODULES, {"pooling_mode": "lasttoken"}, {"prompts": {"all": "x: "}, "default_prompt_name": "all"}),
+    "gemma": ((*MODULES, DENSE), {f"{POOLING}mean_tokens": True}, {}),
+    "two": (MODULES, {f"{POOLING}cls_token": True, f"{POOLING}max_tokens": True}, {}),
+}
+CHOICE = """
+import json, runpy, sys
+from deepe_rows import Refused
+script = runpy.run_path("embedding-demo.py", run_name="script")
+for arguments in json.loads(sys.argv[1]):
+    try:
+        how = script["chosen_how"](script["make_parser"]().parse_args(arguments))
+        print(json.dumps([how.pooling, how.query_prefix, how.document_prefix]))
+    except Refused as error:
+        print(json.dumps(str(error)))
+"""
+
+
+@pytest.fixture(scope="module")
+def chosen(new_home: NewHome) -> dict[str, Any]:
+    """Return how vectors are made of texts on bases of several families."""
+    home = new_home("bases")
+    (home.scripts / "probe.py").write_text(CHOICE)
+    runs: dict[str, tuple[Path, tuple[str, ...]]] = {"none": (home.path / "none", ())}
+    for name, (modules, pooling, prompts) in FAMILIES.items():
+        folder = home.path / name
+        (folder / "1_Pooling").mkdir(parents=True)
+        (folder / "modules.json").write_text(json.dumps(modules))
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+        (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+        runs[name] = folder, ()
+    runs["gemma, asked"] = home.path / "gemma", ("--pooling=mean",)
+    runs["e5, asked"] = home.path / "e5", ("--pooling=cls", "--query_prefix=", "--document_prefix=d ")
+    more = ("--dataset_path=x", "--output_dir=x")
+    arguments = [[f"--model_path={folder}", *more, *asked] for folder, asked in runs.values()]
+    run = home.run("probe.py", json.dumps(arguments))
+    assert run.code == 0, run.stderr
+    lines = [line for line in run.stdout.splitlines() if not line.startswith("[log_data]")]
+    return dict(zip(runs, map(json.loads, lines), strict=True)) | {"notes": run.of_type("note")}
+
+
+class TestVectorsOfTheBase:
+    def test_are_made_as_its_own_files_say(self, chosen: dict[str, Any]) -> None:
+        assert chosen["bge"] == ["cls", "", ""]
+        assert chosen["qwen3"] == ["last", "Instruct: find\nQuery:", ""]
+        assert chosen["e5"] == ["mean", "query: ", "passage: "]
+        assert chosen["newer"] == ["last", "x: ", "x: "]
+
+    def test_of_a_base_that_says_nothing_are_the_mean_and_that_is_told(self, chosen: dict[str, Any]) -> None:
+        assert chosen["none"] == ["mean", "", ""]
+        assert "does not say how it makes a vector" in json.dumps(chosen["notes"])
+
+    def test_are_made_as_asked_for(self, chosen: dict[str, Any]) -> None:
+        assert chosen["e5, asked"] == ["cls", "", "d "]
+        assert chosen["gemma, asked"] == ["mean", "", ""]
+
+    def test_that_this_method_cannot_make_are_refused(self, chosen: dict[str, Any]) -> None:
+        assert "(Dense in modules.json)" in chosen["gemma"]
+        assert f"({POOLING}cls_token, {POOLING}max_tokens)" in chosen["two"]
 
 
 class TestStopAndResume:

@@ -10,9 +10,11 @@ Try it by hand, in a checkout of the product, with the interpreter of the `trl` 
 A row is a pair of texts that belong together: `anchor` and `positive` (also `query` and `document`, `question` and
 `answer`, or the columns named by `input_train_name` and `output_train_name`), and optionally a `negative` or several
 `negatives` that look alike and do not belong. Each text of a batch is told from all others of the batch (InfoNCE; van
-den Oord et al. 2018): large batches teach more. A text that some row names as right for a query is never taken for a
-wrong one. `chunk_size` lets a batch be larger than the memory: vectors first, then their
-gradients chunk by chunk (Gao et al. 2021), with the same result.
+den Oord et al. 2018): large batches teach more. Rows that share a text come into different batches as long as there
+are others; a text that some row names as right for a query is never taken for a wrong one. `chunk_size` lets a batch
+be larger than the memory: vectors first, then their gradients chunk by chunk (Gao et al. 2021), with the same result.
+
+Pooling and prefixes are those of the base model where its folder names them, in the files of sentence-transformers.
 
 The score is retrieval on rows put aside, before and after: how often the right text is the nearest of all
 (`accuracy@1`), and one divided by its place (`mrr@10`). `output_dir` holds the adapter, the tokenizer and
@@ -22,11 +24,13 @@ checkpoint and gives the same weights.
 
 import argparse
 import math
+import os
 import random
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +41,10 @@ import deepe_llm as llm
 from deepe_examples import load_examples
 from deepe_log import log, remark, remark_plan
 from deepe_rows import PAIR, Pair, Refused, Wanted
-from text_vectors import Encoder, How
+from text_vectors import AUTO, Encoder, How, pooling_of, prompts_of
 
 SPECIAL_TOKENS = 8  # that a tokenizer adds to a text at most
+LOOKED_AT = 10  # rows for each place of a batch, before rows that share a text are taken
 LEARNS = Wanted(kinds=frozenset({PAIR}))
 
 Right = Mapping[str, frozenset[str]]
@@ -62,9 +67,14 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument("--validation_path", default=None, help="rows for the score; empty holds out a part of the data")
     data.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
     data.add_argument("--max_seq_length", type=int, default=256, help="tokens of a text; the rest is cut off")
-    data.add_argument("--query_prefix", default="", help="put before each query, such as 'query: '")
-    data.add_argument("--document_prefix", default="", help="put before each text, such as 'passage: '")
-    data.add_argument("--pooling", choices=["mean", "cls", "last"], default="mean", help="how tokens become a vector")
+    data.add_argument("--query_prefix", default=AUTO, help="put before each query; auto takes the base model's own")
+    data.add_argument("--document_prefix", default=AUTO, help="put before each text; auto takes the base model's own")
+    data.add_argument(
+        "--pooling",
+        choices=[AUTO, "mean", "cls", "last"],
+        default=AUTO,
+        help="how tokens become a vector; auto takes the base model's own way, else mean",
+    )
 
     steps = parser.add_argument_group("training")
     steps.add_argument("--epochs", type=float, default=1.0, help="passes over the rows, unless max_steps is given")
@@ -91,12 +101,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    args, _unknown = make_parser().parse_known_args()
-    llm.run_stage(args, run, advice=lambda error: memory_advice(error, args))
+    args, unknown = make_parser().parse_known_args()
+    llm.run_stage(args, run, advice=lambda error: memory_advice(error, args), unknown=unknown)
 
 
 def run(args: argparse.Namespace) -> None:
     check(args)
+    how = chosen_how(args)
     log("HandleWithDataset", args.dataset_path, args)
     parts = load_examples(args, LEARNS)
     if len({pair.positive for pair in parts.train}) < 2:
@@ -106,7 +117,7 @@ def run(args: argparse.Namespace) -> None:
     documents = sorted({pair.positive for pair in every})
 
     log("InitializingModel", args.model_path, args)
-    encoder = load(args)
+    encoder = load(args, how)
     tell_cut_texts(encoder, every, args)
     score(encoder, parts.held_out, documents, right, "before")
     log("StartTraining", args.model_name, args)
@@ -125,8 +136,9 @@ def run(args: argparse.Namespace) -> None:
 def tell_cut_texts(encoder: Encoder, pairs: Sequence[Pair], args: argparse.Namespace) -> None:
     """Tell how many texts are longer than what of them is read."""
     longest = encoder.longest
-    texts = {args.query_prefix + pair.anchor: None for pair in pairs} | {
-        args.document_prefix + text: None for pair in pairs for text in (pair.positive, *pair.negatives)
+    how = encoder.how
+    texts = {how.query_prefix + pair.anchor: None for pair in pairs} | {
+        how.document_prefix + text: None for pair in pairs for text in (pair.positive, *pair.negatives)
     }
     long = [text for text in texts if len(text.encode()) + SPECIAL_TOKENS > longest]  # no token has less than a byte
     cut = sum(len(tokens) > longest for tokens in encoder.tokenizer(long)["input_ids"]) if long else 0
@@ -162,6 +174,29 @@ def check(args: argparse.Namespace) -> None:
         raise Refused(f"eval_fraction must be at least 0 and below 1, it is {args.eval_fraction}")
     if not (Path(args.model_path) / "config.json").is_file():
         raise Refused(f"there is no base model in {args.model_path}: config.json is missing")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise Refused("Embedding-Demo trains in one process: start it without torchrun or accelerate, with one GPU")
+
+
+def chosen_how(args: argparse.Namespace) -> How:
+    """Return how vectors are made: as asked for, else as the base model's folder says; tell what was taken from it."""
+    folder = Path(args.model_path)
+    pooling = pooling_of(folder) if args.pooling == AUTO else args.pooling
+    query, document = (
+        own if asked == AUTO else asked
+        for own, asked in zip(prompts_of(folder), (args.query_prefix, args.document_prefix), strict=True)
+    )
+    if pooling is None:
+        remark(
+            "the base model's folder does not say how it makes a vector of a text (modules.json): the mean of all "
+            "tokens is taken. If the model's card names another pooling, or prefixes, set pooling, query_prefix and "
+            "document_prefix",
+            args,
+        )
+    elif args.pooling == AUTO:
+        told = f"pooling {pooling}, query prefix {query!r}, document prefix {document!r}"
+        remark(f"vectors are made as the base model's folder says: {told}", args, warning=False)
+    return How(pooling or "mean", max_length=args.max_seq_length, query_prefix=query, document_prefix=document)
 
 
 def right_texts(pairs: Sequence[Pair]) -> Right:
@@ -174,40 +209,54 @@ def right_texts(pairs: Sequence[Pair]) -> Right:
 class Batches:
     """Rows of each step, made of the step's number only: a resumed run sees what an undisturbed one would.
 
-    Every row comes once in an epoch; all batches of one are equally large, give or take a row.
+    Every row comes once in an epoch; all batches of one are equally large, give or take a row. The rows of a batch
+    share no text where the data allows it. The loss passes over texts that they share nevertheless.
     """
 
     def __init__(self, pairs: Sequence[Pair], args: argparse.Namespace) -> None:
         self.pairs, self.seed = pairs, args.seed
         self.per_epoch = math.ceil(len(pairs) / args.batch_size)
-        self._epoch, self._order = -1, list(pairs)
+        self._epoch, self._batches = -1, list[list[Pair]]()
 
     def of_step(self, step: int) -> list[Pair]:
         epoch, position = divmod(step - 1, self.per_epoch)
         if epoch != self._epoch:
-            order = random.Random(f"{self.seed}/{epoch}").sample(self.pairs, len(self.pairs))
-            self._epoch, self._order = epoch, order
-        start, end = (len(self.pairs) * place // self.per_epoch for place in (position, position + 1))
-        return self._order[start:end]
+            self._epoch, self._batches = epoch, list(self._of_epoch(epoch))
+        return self._batches[position]
+
+    def _of_epoch(self, epoch: int) -> Iterator[list[Pair]]:
+        count = len(self.pairs)
+        waiting = deque(random.Random(f"{self.seed}/{epoch}").sample(self.pairs, count))
+        for position in range(self.per_epoch):
+            size = count * (position + 1) // self.per_epoch - count * position // self.per_epoch
+            batch: list[Pair] = []
+            passed: list[Pair] = []
+            taken: set[str] = set()
+            while waiting and len(batch) < size and len(passed) < LOOKED_AT * size:
+                pair = waiting.popleft()
+                texts = (pair.anchor, pair.positive, *pair.negatives)
+                if taken.isdisjoint(texts):
+                    batch.append(pair)
+                    taken.update(texts)
+                else:
+                    passed.append(pair)
+            missing = size - len(batch)
+            waiting.extendleft(reversed(passed[missing:]))
+            yield batch + passed[:missing]
 
 
 # --- training -------------------------------------------------------------------------------------------------------
 
 
-def load(args: argparse.Namespace) -> Encoder:
+def load(args: argparse.Namespace, how: How) -> Encoder:
     import torch
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(args.seed)
-    how = How(
-        pooling=args.pooling,
-        max_length=args.max_seq_length,
-        query_prefix=args.query_prefix,
-        document_prefix=args.document_prefix,
-    )
     encoder = Encoder.load(Path(args.model_path), how=how)
+    layers = llm.linear_layers(encoder.model)
     adapter = LoraConfig(
-        r=args.lora_rank, lora_alpha=args.lora_alpha, target_modules="all-linear", task_type="FEATURE_EXTRACTION"
+        r=args.lora_rank, lora_alpha=args.lora_alpha, target_modules=layers, task_type="FEATURE_EXTRACTION"
     )
     encoder.model = get_peft_model(encoder.model, adapter)
     return encoder

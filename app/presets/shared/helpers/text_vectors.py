@@ -1,6 +1,7 @@
 """How Embedding-Demo makes a vector of a text: the same in training, in retrieval and in the saved model.
 
-`embedding.json` beside the weights keeps the choices. Heavy imports happen when a model is loaded.
+`embedding.json` beside the weights keeps the choices. Of a model that others made they are read from the files that
+sentence-transformers writes. Heavy imports happen when a model is loaded.
 """
 
 import json
@@ -8,8 +9,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from deepe_rows import Refused
+
 FILE = "embedding.json"
 CHUNK = 64  # texts at once where no gradients are kept
+AUTO = "auto"
+MODES = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_lasttoken": "last",
+}
+POOLINGS = {"mean": "mean", "cls": "cls", "lasttoken": "last"}  # by the one name that newer releases write
+QUERY_PROMPTS = ("query", "search_query", "s2p_query")
+DOCUMENT_PROMPTS = ("document", "passage", "search_document")
 
 
 @dataclass(frozen=True)
@@ -23,9 +35,75 @@ class How:
 
     @classmethod
     def of(cls, folder: Path) -> Self:
-        """Read what a training wrote; the defaults for a model that it did not make."""
-        file = folder / FILE
-        return cls(**json.loads(file.read_text("utf-8"))) if file.is_file() else cls()
+        """Return what a training wrote, or what the folder says of a model that it did not make."""
+        if (folder / FILE).is_file():
+            return cls(**_document(folder / FILE, {}))
+        query, document = prompts_of(folder)
+        return cls(pooling=pooling_of(folder) or "mean", query_prefix=query, document_prefix=document)
+
+
+def pooling_of(folder: Path) -> str | None:
+    """Return the pooling that the folder's own files name; None if they name none.
+
+    Raises `Refused` for vectors that are made in another way than `How` can say.
+    """
+    if (folder / FILE).is_file():
+        return How.of(folder).pooling
+    modules = {
+        str(module.get("type", "")).rpartition(".")[2]: folder / str(module.get("path", ""))
+        for module in _document(folder / "modules.json", [])
+    }
+    others = sorted(set(modules) - {"Transformer", "Pooling", "Normalize"})
+    if others:
+        raise Refused(
+            f"the vectors of {folder} go through layers that this method neither trains nor keeps "
+            f"({', '.join(others)} in modules.json); name a pooling (mean, cls or last) to train without them"
+        )
+    if "Pooling" not in modules:
+        return None
+    config = _document(modules["Pooling"] / "config.json", {})
+    named = config.get("pooling_mode")
+    switched = [name for name, on in config.items() if name.startswith("pooling_mode_") and on]
+    found = [POOLINGS.get(named)] if isinstance(named, str) else [MODES.get(name) for name in switched]
+    if len(found) != 1 or found[0] is None:
+        told = named or ", ".join(switched) or "none"
+        raise Refused(
+            f"{modules['Pooling'] / 'config.json'} asks for a pooling that this method does not have ({told}); "
+            "name one (mean, cls or last)"
+        )
+    if config.get("include_prompt") is False and any(prompts_of(folder)):
+        raise Refused(
+            f"{modules['Pooling'] / 'config.json'} leaves prompts out of the pooling (include_prompt), which this "
+            "method cannot do; name a pooling (mean, cls or last)"
+        )
+    return found[0]
+
+
+def prompts_of(folder: Path) -> tuple[str, str]:
+    """Return what the folder's own files put before a query and before a document."""
+    if (folder / FILE).is_file():
+        how = How.of(folder)
+        return how.query_prefix, how.document_prefix
+    config = _document(folder / "config_sentence_transformers.json", {})
+    prompts = config.get("prompts") or {}
+    usual = prompts.get(config.get("default_prompt_name"), "")
+    query, document = (
+        next((prompts[name] for name in names if name in prompts), usual) for names in (QUERY_PROMPTS, DOCUMENT_PROMPTS)
+    )
+    return str(query or ""), str(document or "")
+
+
+def _document(path: Path, empty: Any) -> Any:
+    """Return what a JSON file holds; `empty` if there is no file."""
+    if not path.is_file():
+        return empty
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise Refused(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(found, type(empty)):
+        raise Refused(f"{path} has another form than expected: {type(found).__name__}")
+    return found
 
 
 @dataclass
