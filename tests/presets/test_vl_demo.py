@@ -218,7 +218,7 @@ class TestTraining:
         (torch_home.scripts / "probe.py").write_text(
             "import runpy, sys, deepe_pictures\n"
             "class OutOfMemoryError(RuntimeError): ...\n"
-            "def load_processor(path): raise OutOfMemoryError('CUDA out of memory')\n"
+            "def load_processor(path, args): raise OutOfMemoryError('CUDA out of memory')\n"
             "deepe_pictures.load_processor = load_processor\n"
             f"runpy.run_path({SCRIPT!r}, run_name='__main__')\n"
         )
