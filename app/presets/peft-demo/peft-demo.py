@@ -206,13 +206,13 @@ def run(args: argparse.Namespace) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
+    if args.load_in_4bit and args.adapter in IN_FULL_PRECISION:
+        able = ", ".join(name for name in RATES if name not in IN_FULL_PRECISION)
+        raise Refused(f"adapter={args.adapter} cannot be trained on a base model in 4 bits; these can: {able}")
     llm.check(args)
     for name in ("oft_block_size", "virtual_tokens"):
         if getattr(args, name) < 1:
             raise Refused(f"{name} must be at least 1, it is {getattr(args, name)}")
-    if args.load_in_4bit and args.adapter in IN_FULL_PRECISION:
-        able = ", ".join(name for name in RATES if name not in IN_FULL_PRECISION)
-        raise Refused(f"adapter={args.adapter} cannot be trained on a base model in 4 bits; these can: {able}")
     check_options(args)
 
 
