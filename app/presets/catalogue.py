@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -99,6 +99,8 @@ class PresetManifest(_Frozen):
     name: str
     folder: Path
     version: int = Field(ge=1)
+    memory: Literal["sft", "preferences", "grpo", "ppo", "full", "embedding"] | None = None
+    """How the training uses its parameters (`deepe_memory.step_of`). None: its memory is not forecast."""
     platforms: tuple[Platform, ...]
     read_only: bool
     by_default: bool | tuple[Platform, ...] = True

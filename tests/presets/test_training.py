@@ -143,7 +143,7 @@ class TestStopAndResume:
 
         assert run.code == 0, run.stderr
         notes = [note["message"] for note in run.of_type("note")]
-        assert notes[:2] == ["checkpoint-4 is incomplete and is passed over", "resumed from checkpoint-2"]
+        assert notes[1:3] == ["checkpoint-4 is incomplete and is passed over", "resumed from checkpoint-2"]
 
 
 class TestData:
@@ -192,7 +192,8 @@ class TestData:
         run = train(torch_home, tiny_base, "--max_steps=1", "--max_seq_length=64", "--eval_fraction=0", rows=rows)
 
         assert run.code == 0, run.stderr
-        assert [note["message"] for note in run.of_type("note")] == [
+        notes = [note["message"] for note in run.of_type("note") if not note["message"].startswith("expected memory")]
+        assert notes == [
             "rows.jsonl: rows are left out: there is no answer to learn (1 of 10 rows; line 9)",
             "the row is longer than allowed and is left out (1 of 9 rows: rows.jsonl, line 10)",
             "9 rows -> 8 sequences -> 1 steps",

@@ -30,9 +30,9 @@ from typing import Any
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
+import deepe_llm as llm
 from deepe_chat import json_object, stop_at_turn_ends
 from deepe_examples import encode, load_examples
-from deepe_llm import judge_unknown, load_tokenizer
 from deepe_log import log, remark_plan
 from deepe_rows import CONVERSATION, Refused, Rendered, Wanted
 from deepe_scores import report_exact_match
@@ -91,7 +91,7 @@ def main() -> None:
     for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
         os.environ.setdefault(name, "1")
     try:
-        judge_unknown(unknown, args)
+        llm.judge_unknown(unknown, args)
         run(args)
     except Exception as error:
         log("TrainingFailed", str(error), args, level="ERROR")
@@ -116,11 +116,13 @@ def run(args: argparse.Namespace) -> None:
     disable_progress_bar()
     torch.manual_seed(args.seed)
     device = join_group()
-    tokenizer = load_tokenizer(args.base_path, args)
-    model = AutoModelForCausalLM.from_pretrained(args.base_path, dtype=torch.float32).to(device)
-    stop_at_turn_ends(model, tokenizer)
+    tokenizer = llm.load_tokenizer(args.base_path, args)
     examples = encode(parts.train, tokenizer, args)
     held_out = encode(parts.held_out, tokenizer, args, held_out=True)
+    machine = llm.Machine(torch.device(device).type, "float32", "sdpa", four_bit=False, optimizer="adamw_torch")
+    llm.plan_memory(args, machine, max(len(one.tokens) for one in examples), method="full")
+    model = AutoModelForCausalLM.from_pretrained(args.base_path, dtype=torch.float32).to(device)
+    stop_at_turn_ends(model, tokenizer)
 
     score(model, tokenizer, held_out, args, "before")
     log("StartTraining", args.model_name, args)
@@ -233,6 +235,7 @@ def train(model: Any, examples: list[Rendered], output: Path, pad: int, args: ar
 
         if deepe.is_first() and (step % args.logging_steps == 0 or step in (1, steps)):
             metrics = {"loss": loss, "grad_norm": norm.item(), "learning_rate": rate, "epoch": step / per_epoch}
+            metrics |= llm.memory_gauges()
             report(args, step, steps, metrics)
         if deepe.is_first() and (step % args.save_steps == 0 or stops):
             save_checkpoint(model, optimizer, schedule, output, step)

@@ -30,7 +30,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_llm as llm
 from deepe_chat import json_object
-from deepe_examples import answers_of, fitting_pairs, load_examples
+from deepe_examples import Fitting, answers_of, fitting_pairs, load_examples
 from deepe_log import log
 from deepe_options import Options, options_of
 from deepe_rows import LABELLED, PREFERENCE, Labelled, Preference, Refused, Rendered, Wanted, render_answer
@@ -171,12 +171,13 @@ def run(args: argparse.Namespace) -> None:
     log("TrainingSuccess", args.model_name, args)
 
 
-def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, rows: list[Judged]) -> Any:
+def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, rows: Fitting[Judged]) -> Any:
     from datasets import Dataset
 
+    checkpointing = llm.plan_memory(args, machine, rows.longest, method="preferences")
     model = llm.load_model(args, machine, tokenizer, dropout=False)
     longest = args.max_input_length + args.max_content_length
-    settings = llm.trainer_settings(args, machine, checkpointing=llm.needs_checkpointing(args, model, 2 * longest))
+    settings = llm.trainer_settings(args, machine, checkpointing=checkpointing)
     trainer_class, config_class = trainer_of(args.objective)
     if args.objective == "orpo":
         settings["remove_unused_columns"] = False

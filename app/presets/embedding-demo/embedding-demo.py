@@ -117,6 +117,7 @@ def run(args: argparse.Namespace) -> None:
     documents = sorted({pair.positive for pair in every})
 
     log("InitializingModel", args.model_path, args)
+    plan_memory(every, how, args)
     encoder = load(args, how)
     tell_cut_texts(encoder, every, args)
     score(encoder, parts.held_out, documents, right, "before")
@@ -131,6 +132,15 @@ def run(args: argparse.Namespace) -> None:
     for checkpoint in checkpoints(Path(args.output_dir)):  # a finished run needs none
         shutil.rmtree(checkpoint, ignore_errors=True)
     log("TrainingSuccess", args.model_name, args)
+
+
+def plan_memory(pairs: Sequence[Pair], how: How, args: argparse.Namespace) -> None:
+    """Tell what memory is expected; refuse what cannot fit."""
+    machine = llm.Machine(llm.device_kind(), "float32", "sdpa", four_bit=False, optimizer="adamw_torch")
+    prefixed = len((how.query_prefix + how.document_prefix).encode()) + SPECIAL_TOKENS
+    texts = (text for pair in pairs for text in (pair.anchor, pair.positive, *pair.negatives))
+    most = prefixed + max(len(text.encode()) for text in texts)  # no token has less than a byte
+    llm.plan_memory(args, machine, min(most, how.max_length), method="embedding")
 
 
 def tell_cut_texts(encoder: Encoder, pairs: Sequence[Pair], args: argparse.Namespace) -> None:
@@ -288,7 +298,8 @@ def train(encoder: Encoder, pairs: list[Pair], right: Right, args: argparse.Name
         if step % args.logging_steps == 0 or step in (1, steps):
             speed = seen / (time.monotonic() - begun)
             values = {"loss": loss, "in_batch_accuracy": accuracy, "grad_norm": norm.item(), "learning_rate": rate}
-            report(args, step, steps, {**values, "epoch": step / batches.per_epoch, "samples_per_second": speed})
+            values |= {"epoch": step / batches.per_epoch, "samples_per_second": speed}
+            report(args, step, steps, values | llm.memory_gauges())
         if step % args.save_steps == 0 or deepe.stop_requested():
             checkpoint = save_checkpoint(encoder, optimizer, schedule, args, step)
             if deepe.stop_requested():

@@ -33,7 +33,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_llm as llm
 from deepe_chat import json_object
-from deepe_examples import fitting_questions, load_examples
+from deepe_examples import Fitting, fitting_questions, load_examples
 from deepe_log import log
 from deepe_options import Options, options_of
 from deepe_rewards import Judge, for_trl, judge_of, rows_for_trl
@@ -195,15 +195,21 @@ def check(args: argparse.Namespace) -> None:
 
 
 def build_trainer(
-    args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, tasks: list[Question], judge: Judge
+    args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, tasks: Fitting[Question], judge: Judge
 ) -> Any:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
+    answering = generation(args, machine)
+    checkpointing = llm.plan_memory(
+        args,
+        machine,
+        tasks.longest + args.max_content_length,
+        method="grpo",
+        share=1 - answering.get("vllm_gpu_memory_utilization", 0),
+    )
     model = llm.load_model(args, machine, tokenizer, dropout=False)
     llm.sample_as_scored(model)
-    longest = args.max_input_length + args.max_content_length
-    checkpointing = llm.needs_checkpointing(args, model, longest)
     config = options_of(args).build(
         GRPOConfig,
         num_generations=args.num_generations,
@@ -213,7 +219,7 @@ def build_trainer(
         loss_type=args.loss_type,
         reward_weights=list(judge.weights),
         mask_truncated_completions=True,  # what has no end says nothing about its result
-        **generation(args, machine),
+        **answering,
         **llm.trainer_settings(args, machine, checkpointing=checkpointing),
     )
     if config.use_vllm:  # it knows the ends of the base model's files only

@@ -232,11 +232,11 @@ def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
+    checkpointing = llm.plan_memory(args, machine, max(len(one.tokens) for one in learned))
     model = llm.load_model(args, machine, tokenizer)
     layers = layers_of(args, model)
     model.config.use_cache = False
     longest = args.max_input_length + args.max_content_length
-    checkpointing = llm.needs_checkpointing(args, model, longest)
     settings = llm.trainer_settings(args, machine, checkpointing=checkpointing)
     config = options_of(args).build(SFTConfig, max_length=longest, **settings)
     callbacks = llm.callbacks(args)

@@ -167,7 +167,8 @@ def run(args: argparse.Namespace) -> None:
     tasks = fitting_questions(tasks, tokenizer, args)
     held_out = fitting_questions(held_out, tokenizer, args, held_out=True)
     worth = worth_of(args, judge, machine, tokenizer)
-    learner = Learner(args, machine, tokenizer, worth)
+    longest = tasks.longest + args.max_content_length
+    learner = Learner(args, machine, tokenizer, worth, longest)
 
     score(learner, held_out, judge, "before")
     train(learner, tasks)
@@ -252,16 +253,18 @@ class Answers:
 class Learner:
     """The policy (base model and adapter), its value head, and how both learn."""
 
-    def __init__(self, args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, worth: Worth) -> None:
+    def __init__(
+        self, args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, worth: Worth, longest: int
+    ) -> None:
         import torch
         from peft import get_peft_model
 
         self.args, self.tokenizer, self._worth = args, tokenizer, worth
+        checkpointing = llm.plan_memory(args, machine, longest, method="ppo")
         base = llm.load_model(args, machine, tokenizer, dropout=False)
         llm.sample_as_scored(base)
         if not machine.four_bit:  # what is in 4 bits was loaded to where it stays
             base.to(machine.device)
-        checkpointing = llm.needs_checkpointing(args, base, args.max_input_length + args.max_content_length)
         log("ConfigTrainingParams", f"{machine}, gradient checkpointing {checkpointing}", args)
         if checkpointing:
             base.gradient_checkpointing_enable()

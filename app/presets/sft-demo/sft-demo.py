@@ -191,9 +191,11 @@ def build_trainer(
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
+    may_pack = args.packing == "true" or (args.packing == "auto" and machine.attention in llm.FLASH_ATTENTION)
+    longest = args.max_seq_length if may_pack else max(len(one.tokens) for one in learned)
+    checkpointing = llm.plan_memory(args, machine, longest)
     model = llm.load_model(args, machine, tokenizer)
     model.config.use_cache = False
-    checkpointing = llm.needs_checkpointing(args, model, args.max_seq_length)
     config = options_of(args).build(
         SFTConfig,
         per_device_eval_batch_size=args.batch_size,

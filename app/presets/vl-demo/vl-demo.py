@@ -181,11 +181,11 @@ def build_trainer(
     from transformers import AutoModelForImageTextToText
     from trl import SFTConfig, SFTTrainer
 
+    checkpointing = llm.plan_memory(args, machine, max(len(one.tokens) for one in learned))
     model = llm.load_model(args, machine, processor.tokenizer, AutoModelForImageTextToText)
     model.config.use_cache = False
     layers = llm.linear_layers(model) if args.train_vision else pictures.language_layers(model)
     workers = args.picture_workers
-    checkpointing = llm.needs_checkpointing(args, model, max(len(one.tokens) for one in learned))
     config = options_of(args).build(
         SFTConfig,
         max_length=None,  # nothing is cut: what is too long was left out

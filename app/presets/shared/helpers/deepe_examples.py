@@ -38,6 +38,14 @@ Judged = TypeVar("Judged", bound=Preference | Labelled)
 Learned = Conversation | Text | Preference | Labelled | Question
 
 
+class Fitting(list[One]):
+    """Rows that fit into the limits. `longest` is the number of tokens of their longest sequence."""
+
+    def __init__(self, kept: Sequence[tuple[Any, list[Rendered]]], rows: Sequence[One]) -> None:
+        super().__init__(rows)
+        self.longest = max((len(one.tokens) for _row, found in kept for one in found), default=0)
+
+
 def load_examples(args: argparse.Namespace, wanted: Wanted) -> Parts:
     """Return the examples of the data set, held-out ones apart; tell what was left out of it or is unusual."""
     parts = load(args, wanted)
@@ -56,18 +64,18 @@ def encode(
 
 def fitting_pairs(
     rows: Sequence[Judged], tokenizer: Any, args: argparse.Namespace, *, held_out: bool = False
-) -> list[Judged]:
+) -> Fitting[Judged]:
     """Return the rows whose answers all fit, with their prompts, into the limits; turns as the template takes them."""
     kept = keep_fitting(rows, lambda row: sequences_of(row, tokenizer, args), args, held_out=held_out, whole=True)
-    return [replace(row, prompt=found[0].example.prompt) for row, found in kept]
+    return Fitting(kept, [replace(row, prompt=found[0].example.prompt) for row, found in kept])
 
 
 def fitting_questions(
     rows: Sequence[Question], tokenizer: Any, args: argparse.Namespace, *, held_out: bool = False
-) -> list[Question]:
+) -> Fitting[Question]:
     """Return the rows whose prompts fit; turns as the template takes them."""
     kept = keep_fitting(rows, lambda row: sequences_of(row, tokenizer, args), args, held_out=held_out)
-    return [found.example for _row, (found,) in kept]
+    return Fitting(kept, [found.example for _row, (found,) in kept])
 
 
 def sequences_of(row: Learned, tokenizer: Any, args: argparse.Namespace) -> list[Rendered]:

@@ -11,25 +11,27 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import deepe
 import deepe_chat as chat
+import deepe_memory as memory
 from deepe_checkpoints import make_readable, newest_checkpoint
 from deepe_log import log, remark, remark_plan
 from deepe_options import PASSED_BY_PLATFORM, PASSED_TO_ALL, options_of
 from deepe_rows import Refused, Rendered
 
 TINY_BYTES = 64 * 2**20  # threads of a smaller model wait for each other longer than they work
-SHARE_OF_MEMORY = 0.6  # of the free GPU memory; above it activations are recomputed instead of kept
 POSITIVE = ("batch_size", "grad_accum_steps", "lora_rank", "logging_steps", "save_steps", "save_total_limit")
+SAME_OPTIONS = {"r": "lora_rank", "lora_dropout": "lora_dropout", "optim": "optimizer"}  # of libraries, and ours
 EIGHT_BIT = ("adamw_bnb_8bit", "paged_adamw_8bit")
 FLASH_ATTENTION = {"flash_attention_3": "flash_attn_interface", "flash_attention_2": "flash_attn"}  # its packages
 FLASH_CAPABILITY = {"flash_attention_3": (9, 0), "flash_attention_2": (8, 0)}  # of the GPU
 ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
 PASSED_TO_PRODUCING = frozenset({"model_path", "adapter_path", "model_usage_type"})  # a saving stage that trains
+_expected_mib: dict[str, float] = {}  # of this process's training
 
 
 # --- the script -----------------------------------------------------------------------------------------------------
@@ -177,12 +179,19 @@ def choose(args: argparse.Namespace) -> Machine:
     elif dtype == "bfloat16" and cuda and not brain:
         raise Refused(f"dtype=bfloat16: {torch.cuda.get_device_name()} cannot calculate with it; choose auto")
     return Machine(
-        device="cuda" if cuda else "mps" if torch.backends.mps.is_available() else "cpu",
+        device=device_kind(),
         dtype=dtype,
         attention=_attention(args, dtype, torch.cuda.get_device_capability() if cuda else None),
         four_bit=args.load_in_4bit,
         optimizer=args.optimizer,
     )
+
+
+def device_kind() -> str:
+    """Return what torch computes on: "cuda", "mps" or "cpu"."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def use_one_gpu(args: argparse.Namespace) -> None:
@@ -300,17 +309,44 @@ def names_of_linear(model: Any, *, routers: bool = False) -> set[str]:
     return names - ROUTERS if experts and not routers else names
 
 
-def needs_checkpointing(args: argparse.Namespace, model: Any, tokens: int) -> bool:
-    """Whether activations of a forward pass (some 34 bytes a token, layer and column) would crowd the GPU."""
-    if args.gradient_checkpointing != "auto":
-        return args.gradient_checkpointing == "true"
-    import torch
+def plan_memory(
+    args: argparse.Namespace, machine: Machine, tokens: int, *, method: str = "sft", share: float = 1.0
+) -> bool:
+    """Return whether to recompute activations; tell what memory is expected, refuse what cannot fit.
 
-    if not torch.cuda.is_available():
-        return False
-    config = model.config.get_text_config()
-    free, _total = torch.cuda.mem_get_info()
-    return 34 * args.batch_size * tokens * config.hidden_size * config.num_hidden_layers > SHARE_OF_MEMORY * free
+    `tokens` is the length of the longest sequence, `share` the part of the free memory that the training may take.
+    """
+    asked = getattr(args, "gradient_checkpointing", "false")
+    used = {"load_in_4bit": machine.four_bit, "optimizer": machine.optimizer, "attention": machine.attention}
+    values = vars(args) | {name: value for name, value in used.items() if name in args}
+    given = options_of(args).given
+    values |= {own: given[name] for name, own in SAME_OPTIONS.items() if name in given}
+    _expected_mib.clear()
+    try:
+        base = memory.read_base(Path(args.model_path if "model_path" in args else args.base_path))
+    except memory.Unforeseeable as error:
+        remark(f"the memory that the training needs is not known before it starts: {error}", args, warning=False)
+        return asked == "true" or (asked == "auto" and machine.device == "cuda")
+    free = share * free_memory(machine.device)
+    step = memory.step_of(method, values, device=machine.device, dtype=machine.dtype, tokens=tokens)
+    step = replace(step, checkpointing=memory.recomputes(base, step, asked, free))
+    expected = memory.forecast(base, step)
+    compared = machine.device == "cuda" or (machine.device == "cpu" and expected.weights > memory.LARGE)
+    if compared and (sentence := memory.refusal(base, step, values, free)):
+        raise Refused(sentence)
+    short = f"; only {memory.in_words(free)} are free" if compared and expected.total > free else ""
+    remark(f"expected memory: {expected.sentence()}{short}", args, warning=bool(short))
+    _expected_mib["memory_expected_mib"] = round(expected.total / memory.MIB, 1)
+    return step.checkpointing
+
+
+def free_memory(device: str) -> float:
+    """Return the bytes that this process may still take of the device's memory."""
+    if device == "cuda":
+        import torch
+
+        return float(torch.cuda.mem_get_info(int(os.environ.get("LOCAL_RANK", "0")))[0])
+    return memory.free_main_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def columns_of(sequences: Sequence[Rendered]) -> dict[str, list[list[int]]]:
@@ -442,7 +478,7 @@ class Speed:
     def gauges(self, step: int, steps: int, tokens: float | None) -> dict[str, float]:
         """Return speed, memory and time left; `tokens` is the number seen so far."""
         now = time.monotonic()
-        found = {"memory_peak_mib": self._memory()}
+        found = memory_gauges(self._memory)
         if step > self._first_step:
             found["eta_seconds"] = round((now - self._began) / (step - self._first_step) * (steps - step), 1)
         if tokens is not None:
@@ -450,6 +486,11 @@ class Speed:
                 found["tokens_per_second"] = round((float(tokens) - self._tokens) / (now - self._last), 1)
             self._tokens, self._last = float(tokens), now
         return found
+
+
+def memory_gauges(peak: Callable[[], float] | None = None) -> dict[str, float]:
+    """Return the most memory used so far, and what `plan_memory` expected: the platform compares them."""
+    return {"memory_peak_mib": (peak or memory_peak)(), **_expected_mib}
 
 
 def memory_peak() -> float:
