@@ -127,19 +127,18 @@ def save_processor(args: argparse.Namespace, model: Any, target: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(source)
     tokenizer.save_pretrained(target)
     if args.model_usage_type == "embedding":
-        describe_vectors(Path(args.adapter_path), target)
+        describe_vectors(Path(args.adapter_path), target, model.config.hidden_size)
     else:
         stop_at_turn_ends(model, tokenizer, processor)
 
 
-def describe_vectors(adapter: Path, target: Path) -> None:
+def describe_vectors(adapter: Path, target: Path, size: int) -> None:
     """Say how a vector is made of a text: for ask_embedding.py, and in the form that sentence-transformers loads."""
     import dataclasses
 
     from text_vectors import FILE, How
 
     how = How.of(adapter)
-    size = json.loads((target / "config.json").read_text("utf-8"))["hidden_size"]
     modes = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "last": "pooling_mode_lasttoken"}
     module = "sentence_transformers.models"
     modules = [
