@@ -177,7 +177,7 @@ def build_services(
             database=database,
             home=home,
             submissions=submissions,
-            failure_suggestions=FailureSuggestions(parameters),
+            failure_suggestions=FailureSuggestions(parameters, home),
             observer=RunObserver(home),
             downloads=BaseModelDownloads(base_models=base_models_, home=home, clock=clock),
             clock=clock,

@@ -379,6 +379,9 @@ def _validate(api: Api, body: dict[str, Any], *, as_json: bool) -> None:
             for name, value in (("steps", plan["steps"]), (tokens, plan["estimated_tokens"])):
                 if value is not None:
                     write(f"{name}: {value:,}\n")
+            if (memory := plan["memory"]) is not None:
+                there = "" if memory["available_mib"] is None else f" of {memory['available_mib']:,} MiB"
+                write(f"memory, {memory['basis']}: {memory['expected_mib']:,} MiB{there} ({memory['device']})\n")
     if not found["valid"]:
         raise typer.Exit(ExitCode.REFUSED)
 

@@ -23,6 +23,7 @@ _LENGTH = ("max_seq_length", "max_length", "max_seq_len")
 _FOUR_BIT = ("load_in_4bit",)
 _COMPARED = {"objective": ("kto",)}  # parameters whose values compare the rows of a batch with each other
 _COLUMNS = ("input_train_name", "output_train_name")
+OUT_OF_MEMORY = frozenset({EndReason.OUT_OF_MEMORY, EndReason.CUDA_OUT_OF_MEMORY})
 _YES = frozenset({"true", "1", "yes", "on"})
 
 
@@ -60,10 +61,27 @@ class TunableParameters:
         return value if isinstance(value, int) and not isinstance(value, bool) and value >= 1 else None
 
 
+@dataclass(frozen=True)
+class ExpectedMemory:
+    """A forecast of what the job needed, and the parameters with which it is expected to fit its device."""
+
+    expected_mib: int
+    available_mib: int
+    device: str
+    changes: Mapping[str, Any]
+
+
 def suggestion_for(
-    reason: EndReason, params: Mapping[str, Any], tunable: TunableParameters, *, columns: Sequence[str] = ()
+    reason: EndReason,
+    params: Mapping[str, Any],
+    tunable: TunableParameters,
+    *,
+    columns: Sequence[str] = (),
+    memory: ExpectedMemory | None = None,
 ) -> FailureSuggestion | None:
     """Return what to change after an end with this reason. `None` if no concrete change is known."""
+    if reason in OUT_OF_MEMORY and memory is not None and (fitting := _fitting_memory(tunable, memory)):
+        return fitting
     match reason:
         case EndReason.CUDA_OUT_OF_MEMORY:
             return _smaller_batch(tunable) or _recompute(tunable) or _shorter_rows(tunable) or _four_bit(tunable)
@@ -73,6 +91,20 @@ def suggestion_for(
             return _closest_column(str(params.get("column", "")), tunable, columns)
         case _:
             return None
+
+
+def _fitting_memory(tunable: TunableParameters, memory: ExpectedMemory) -> FailureSuggestion | None:
+    """Take what the forecast says, if the script declares all of it and it is a change."""
+    changes = memory.changes
+    if not changes or any(name not in tunable.declared for name in changes):
+        return None
+    params = {
+        "changes": ", ".join(f"{name} {str(value).lower()}" for name, value in changes.items()),
+        "expected": memory.expected_mib,
+        "available": memory.available_mib,
+        "device": memory.device,
+    }
+    return FailureSuggestion(dict(changes), "fix_memory", params)
 
 
 def _smaller_batch(tunable: TunableParameters) -> FailureSuggestion | None:

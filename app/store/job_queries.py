@@ -12,7 +12,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.domain.enums import JobKind, JobStatus
 from app.domain.transitions import UNFINISHED
 from app.store.paging import Order, Slice, keyset_slice
-from app.store.tables import JobRow
+from app.store.tables import MEASURED, JobRow
 
 SORT_COLUMNS = {"created_at": JobRow.created_at, "name": JobRow.name, "updated_at": JobRow.updated_at}
 
@@ -51,6 +51,19 @@ async def list_jobs(
         statement = statement.where(col(JobRow.name).icontains(wanted.text, autoescape=True))
     order = Order(column=SORT_COLUMNS[sort], tie=JobRow.id, descending=descending)
     return await keyset_slice(session, statement, order, after=after, limit=limit)
+
+
+async def measured_trainings(
+    session: AsyncSession, *, method_id: str, base_model_id: str, limit: int
+) -> Sequence[JobRow]:
+    """Return the newest trainings of a method and base model whose memory was measured, newest first."""
+    statement = (
+        select(JobRow)
+        .where(JobRow.method_id == method_id, JobRow.base_model_id == base_model_id, sa.text(MEASURED))
+        .order_by(col(JobRow.created_at).desc())
+        .limit(limit)
+    )
+    return (await session.exec(statement)).all()
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ class End:
     params: Mapping[str, Any]
     exit: Mapping[str, Any] | None = None
     result_model_id: str | None = None
+    memory: Mapping[str, Any] | None = None
 
 
 # ---- submit ---------------------------------------------------------------------------------------------------------
@@ -544,6 +545,8 @@ async def _write_statuses(
         changes |= {"reason": end.reason, "reason_params": dict(end.params), "finished_at": now}
         if end.result_model_id is not None:
             changes["result_model_id"] = end.result_model_id
+        if end.memory is not None:
+            changes["memory"] = dict(end.memory)
     statement = sa.update(_JOB).where(_JOB.c.id.in_(job_ids), _JOB.c.status.in_(old), *conditions)
     subscribed = webhooks.has_subscribers() if new in PUBLISHED_STATUSES else sa.false()
     written = statement.values(**changes).returning(_JOB.c.id, _JOB.c.attempts, _JOB.c.kind, subscribed)

@@ -38,6 +38,7 @@ LIVE_JOB = "status IN ('launching', 'running', 'stopping')"
 RESERVING = "status = 'queued' AND reserved_node_id IS NOT NULL"
 BUILDING = "kind = 'environment' AND status IN ('queued', 'launching', 'running', 'stopping')"
 BUILDING_BASE_MODEL = "kind = 'base-model' AND status IN ('queued', 'launching', 'running', 'stopping')"
+MEASURED = "memory IS NOT NULL"
 LIVE_ATTEMPT = "live"
 LIVE_LEASE = "live"
 PENDING_DELIVERY = "state = 'pending'"
@@ -323,6 +324,14 @@ class JobRow(SQLModel, table=True):
         sa.Index("ix_job_chain_id_position", "chain_id", "position"),
         sa.Index("ix_job_blocked_by", "blocked_by"),
         sa.Index("ix_job_method_id_created_at_id", "method_id", "created_at", "id"),
+        sa.Index(
+            "ix_job_measured",
+            "method_id",
+            "base_model_id",
+            "created_at",
+            sqlite_where=sa.text(MEASURED),
+            postgresql_where=sa.text(MEASURED),
+        ),
     )
 
     id: str = Field(primary_key=True, max_length=36)
@@ -361,6 +370,9 @@ class JobRow(SQLModel, table=True):
     resources: Json = Field(default_factory=dict, sa_type=JsonDocument, description="`app.domain.demand.Resources`")
     retry: Json = Field(default_factory=dict, sa_type=JsonDocument, description="policy: budget, back-off, reasons")
     limits: Json = Field(default_factory=dict, sa_type=JsonDocument, description="seconds to run, seconds of silence")
+    memory: Json | None = Field(
+        default=None, sa_type=JsonDocument, description="of a training that succeeded: peak, forecast, device"
+    )
 
     node_id: str | None = Field(default=None, foreign_key="node.id", max_length=36)
     token: str | None = Field(default=None, max_length=36, description="fence: guards every write of the claimer")

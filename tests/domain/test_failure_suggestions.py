@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from app.domain.enums import EndReason
-from app.domain.failure_suggestions import FailureSuggestion, TunableParameters, suggestion_for
+from app.domain.failure_suggestions import ExpectedMemory, FailureSuggestion, TunableParameters, suggestion_for
 from app.domain.script_parameters import ParameterKind, ScriptParameter
 from app.domain.texts import Language
 
@@ -45,6 +45,28 @@ class TestMemory:
 
     def test_script_that_cannot_accumulate_gets_the_smaller_batch_alone(self) -> None:
         assert changes(suggestion_for(OOM, {}, tunable(batch_size=option(INTEGER, 8)))) == {"batch_size": 4}
+
+    def test_forecast_says_which_batch_fits(self) -> None:
+        fitting = {"batch_size": 1, "grad_accum_steps": 8}
+        memory = ExpectedMemory(30_000, 24_000, "NVIDIA L4", fitting)
+
+        fix = suggestion_for(OOM, {}, tunable(**BATCH), memory=memory)
+
+        assert changes(fix) == fitting
+        assert fix is not None
+        assert fix.detail() == (
+            "Train with batch_size 1, grad_accum_steps 8: the training is expected to need 30000 MiB as it is, and "
+            "NVIDIA L4 has 24000 MiB. With the changes it is expected to fit."
+        )
+
+    @pytest.mark.parametrize("fitting", [{}, {"chunk_size": 4}])
+    def test_forecast_that_says_nothing_leaves_the_usual_steps(self, fitting: dict[str, Any]) -> None:
+        memory = ExpectedMemory(10_000, 24_000, "NVIDIA L4", fitting)
+
+        assert changes(suggestion_for(OOM, {}, tunable(**BATCH), memory=memory)) == {
+            "batch_size": 4,
+            "grad_accum_steps": 2,
+        }
 
     def test_batch_of_one_then_recomputes_then_shortens_then_four_bits(self) -> None:
         declared = {

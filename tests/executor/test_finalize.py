@@ -1,6 +1,7 @@
 """What an end becomes: names of models, verdicts on builds, and what a crash right behind the transaction left."""
 
 import hashlib
+import json
 import os
 import shutil
 from datetime import UTC, datetime, timedelta
@@ -126,6 +127,28 @@ async def desk(tmp_path: Path, database: Database) -> Desk:
 
 
 class TestFinalize:
+    async def test_keeps_what_a_training_needed_of_memory(self, desk: Desk) -> None:
+        claim = await desk.claim()
+        desk.adapter(claim)
+        run = RunFolder(desk.home.run_folder(claim.job.id, claim.attempt.number))
+        values = [{"loss": 2.0, "memory_peak_mib": 700.0}, {"memory_peak_mib": 812.5, "memory_expected_mib": 900.0}]
+        lines = [json.dumps({"type": "metrics", "step": step, "values": one}) for step, one in enumerate(values, 1)]
+        run.events.write_text("".join(f"{line}\n" for line in lines))
+
+        await desk.finalizer.finalize(claim, exit_record())
+
+        row = await desk.row(claim)
+        assert row.status is JobStatus.SUCCEEDED
+        assert row.memory == {"peak_mib": 812.5, "expected_mib": 900.0, "device": "cpu"}
+
+    async def test_failed_training_measures_nothing(self, desk: Desk) -> None:
+        claim = await desk.claim()
+        desk.adapter(claim)
+
+        await desk.finalizer.finalize(claim, exit_record(code=3))
+
+        assert (await desk.row(claim)).memory is None
+
     async def test_twice_changes_nothing_the_second_time(self, desk: Desk) -> None:
         claim = await desk.claim()
         desk.adapter(claim)

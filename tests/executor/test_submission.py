@@ -148,6 +148,22 @@ class TestSubmit:
         assert (training.parameters, saving.parameters, deployment.parameters) == ({"epochs": 3}, {}, {})
         assert training.name == "first try"
 
+    async def test_says_what_an_earlier_training_needed_of_memory(self, bench: Bench) -> None:
+        nothing = await bench.submit(through="customized")
+        await job_rows.add_node(bench.database, environments=["base"], heartbeat_at=NOW)
+        memory = {"peak_mib": 700.0, "expected_mib": None, "device": "cpu"}
+        async with bench.database.writing() as session:
+            job = await session.get_one(JobRow, nothing.jobs[0].id)
+            job.memory = memory
+            session.add(job)
+
+        submitted = await bench.submit(through="customized")
+
+        assert nothing.memory is None
+        assert submitted.memory is not None
+        found = submitted.memory
+        assert (found.basis, found.from_job, found.expected_mib) == ("measured", nothing.jobs[0].id, 700)
+
     async def test_chain_ends_at_the_wanted_state(self, bench: Bench) -> None:
         submitted = await bench.submit(through="complete")
 
@@ -563,5 +579,5 @@ class TestPlan:
         await self.write(bench, plan)
 
         sa.event.remove(engine, "before_cursor_execute", listener)
-        nodes = 1 if reporting else 0
+        nodes = 2 if reporting else 0  # they, and what trainings needed on such ones
         assert (planned, len(statements) - planned) == (1 + nodes, 3), statements

@@ -17,6 +17,7 @@ from app.presets.shared.helpers.deepe_memory import (
     Step,
     Unforeseeable,
     base_of,
+    cure,
     forecast,
     read_base,
     recomputes,
@@ -218,8 +219,17 @@ class TestRefusal:
         assert "set chunk_size to " in sentence
         assert "batch_size" not in sentence
 
-    @pytest.mark.parametrize(("most", "expected"), [(6, (6, 4)), (5, (4, 6)), (1, (1, 24)), (0, (1, 24))])
-    def test_rows_of_a_step_stay_the_same(self, most: int, expected: tuple[int, int]) -> None:
+    def test_batch_whose_rows_are_compared_keeps_two(self) -> None:
+        values = {"batch_size": 4, "grad_accum_steps": 1, "max_input_length": 2048, "max_content_length": 2048,
+                  "objective": "kto", "gradient_checkpointing": "true"}  # fmt: skip
+        step = step_of("preferences", values, device="cuda")
+        of_one, of_two = (forecast(self.base, replace(step, rows=rows)).total for rows in (1, 2))
+
+        assert cure(self.base, step, values, of_two) == {"batch_size": 2, "grad_accum_steps": 2}
+        assert cure(self.base, step, values, of_one) is None
+
+    @pytest.mark.parametrize(("most", "expected"), [(6, (6, 4)), (5, (4, 6)), (1, (1, 24)), (0, None)])
+    def test_rows_of_a_step_stay_the_same(self, most: int, expected: tuple[int, int] | None) -> None:
         assert same_step(12, 2, most) == expected
 
 

@@ -20,6 +20,7 @@ from app.executor.jobs.submission import Plan, Submitted
 from app.executor.jobs.waiting import Waiting
 from app.executor.runs.evaluations import Evaluation
 from app.executor.runs.log_pages import LogPage
+from app.executor.runs.memory_forecasts import Basis, MemoryForecast
 from app.executor.runs.progress import Progress
 from app.store.job_queries import ChainLink
 from app.store.jobs import PastAttempt
@@ -38,10 +39,29 @@ class JobLink(BaseModel):
     status: JobStatus
 
 
+class MemoryRead(BaseModel):
+    """What a training is expected to need of the memory of the most capable living node."""
+
+    expected_mib: int = Field(description="On one device.", examples=[18_400])
+    basis: Basis = Field(
+        description="`measured`: an earlier training of this method and base model on the same kind of device, scaled "
+        "by the ratio of the estimates; `estimated`: the base model's configuration and the parameters."
+    )
+    from_job: str | None = Field(description="The training that was measured.", examples=[_ID])
+    parts: dict[str, int] | None = Field(
+        description="MiB of the estimate by what takes them. Null: the script's use of its parameters is not known.",
+        examples=[{"weights": 15_316, "adapter": 160, "activations": 2100, "logits": 256}],
+    )
+    device: str = Field(description="The kind of device it is about.", examples=["NVIDIA H200"])
+    node: str = Field(description="The node that has it.", examples=["gpu-1"])
+    available_mib: int | None = Field(description="All memory of the device.", examples=[143_771])
+
+
 class JobSubmitted(JobLink):
     """The first job of the chain that was made, and the whole chain."""
 
     chain: list[JobLink]
+    memory: MemoryRead | None = Field(description="Null: there is no training, or nothing is known of its memory.")
     warnings: list[ProblemEntry] = Field(description="What is unusual about the parameters; nothing was refused.")
 
 
@@ -74,6 +94,7 @@ class JobPlan(BaseModel):
         description="A rough count without a tokenizer; where `lengths` is not null, made of what was measured.",
         examples=[120000],
     )
+    memory: MemoryRead | None = Field(description="Null: there is no training, or nothing is known of its memory.")
     lengths: LengthsRead | None = Field(
         description="Tokens of the rows, if a preview has measured them. Null: `steps` and `estimated_tokens` do not "
         "know which rows are too long."
@@ -273,11 +294,25 @@ def job_validation(plan: Plan, language: Language) -> JobValidation:
         violation_count=plan.error.violation_count() if plan.error is not None else 0,
         violations=problem_entries(found, language),
         warnings=problem_entries(plan.warnings, language),
-        plan=None if estimate is None else _job_plan(estimate),
+        plan=None if estimate is None else _job_plan(estimate, plan.memory),
     )
 
 
-def _job_plan(estimate: Estimate) -> JobPlan:
+def _memory_read(memory: MemoryForecast | None) -> MemoryRead | None:
+    if memory is None:
+        return None
+    return MemoryRead(
+        expected_mib=memory.expected_mib,
+        basis=memory.basis,
+        from_job=memory.from_job,
+        parts=None if memory.parts is None else dict(memory.parts),
+        device=memory.device.name,
+        node=memory.device.node,
+        available_mib=memory.device.memory_mib,
+    )
+
+
+def _job_plan(estimate: Estimate, memory: MemoryForecast | None) -> JobPlan:
     rows = estimate.rows
     return JobPlan(
         stages=[
@@ -296,6 +331,7 @@ def _job_plan(estimate: Estimate) -> JobPlan:
         ),
         steps=estimate.steps,
         estimated_tokens=estimate.tokens,
+        memory=_memory_read(memory),
         lengths=lengths_read(estimate.lengths, estimate.parameters),
     )
 
@@ -308,6 +344,7 @@ def job_submitted(submitted: Submitted, language: Language) -> JobSubmitted:
         stage=first.kind,
         status=first.status,
         chain=_links(submitted.jobs),
+        memory=_memory_read(submitted.memory),
         warnings=problem_entries(submitted.warnings, language),
     )
 

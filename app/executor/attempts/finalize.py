@@ -41,6 +41,7 @@ from app.executor.engines.base import SUPERVISOR_TERMINATED, ExitRecord, ExitWhy
 from app.executor.runs.evaluations import Reached, reached
 from app.executor.runs.job_spec import JobSpec
 from app.executor.runs.log_file import tail_lines
+from app.executor.runs.memory_forecasts import Device, measured_memory
 from app.executor.runs.run_folder import RunFolder
 from app.faults import fault_point
 from app.registry.base_models.card import read_card
@@ -51,7 +52,7 @@ from app.store.clock import database_now
 from app.store.home import Home
 from app.store.jobs import Claim, End
 from app.store.session import Database
-from app.store.tables import AttemptRow, JobRow, ModelRow
+from app.store.tables import AttemptRow, JobRow, ModelRow, NodeRow
 from app.store.transient import is_transient
 
 logger = logging.getLogger(__name__)
@@ -185,6 +186,10 @@ class StageFinalizer:
                 await self._record_base_model(session, claim, judged, now=now)
                 # read again: a cancel may have been requested meanwhile
                 end = _end(await store.get(session, claim.job.id), exit_record, judged, model)
+                if end.status is JobStatus.SUCCEEDED and claim.job.kind is JobKind.TRAINING:
+                    node = await session.get_one(NodeRow, claim.attempt.node_id)
+                    device = Device.of(node, claim.attempt.accelerators)
+                    end = replace(end, memory=measured_memory(judged.reached.metrics, device))
                 if not await store.finish(session, claim, end, now=now):
                     raise _ClaimLost  # rolls the model back
                 fault_point("before-finish")

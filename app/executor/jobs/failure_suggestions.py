@@ -6,15 +6,23 @@ from typing import Any
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.domain.enums import EndReason, JobStatus
+from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.errors import NotFound
-from app.domain.failure_suggestions import FailureSuggestion, TunableParameters, suggestion_for
+from app.domain.failure_suggestions import (
+    OUT_OF_MEMORY,
+    ExpectedMemory,
+    FailureSuggestion,
+    TunableParameters,
+    suggestion_for,
+)
 from app.domain.kinds import KINDS, as_stage
 from app.executor.jobs.stage_parameters import StageParameters
 from app.executor.runs.job_spec import JobSpec
+from app.executor.runs.memory_forecasts import Device, expected_again
 from app.registry.methods.record import Method, method_of
 from app.store import methods
-from app.store.tables import DatasetRow, JobRow
+from app.store.home import Home
+from app.store.tables import DatasetRow, JobRow, NodeRow
 
 REASONS_WITH_SUGGESTIONS = frozenset(
     {
@@ -29,18 +37,47 @@ REASONS_WITH_SUGGESTIONS = frozenset(
 class FailureSuggestions:
     """Finds the change to suggest for a failed job."""
 
-    def __init__(self, parameters: StageParameters) -> None:
+    def __init__(self, parameters: StageParameters, home: Home) -> None:
         self._parameters = parameters
+        self._home = home
 
-    async def of(self, job: JobRow, method: Method | None, columns: Sequence[str]) -> FailureSuggestion | None:
+    async def of(
+        self,
+        job: JobRow,
+        method: Method | None,
+        columns: Sequence[str],
+        *,
+        node: NodeRow | None = None,
+        reported_mib: float | None = None,
+    ) -> FailureSuggestion | None:
         """Return the suggested change. `None` if the job did not fail or no concrete change is known.
 
-        `method` is the version that the job ran, `columns` are those of its data set now.
+        `method` is the version that the job ran, `columns` are those of its data set now, `node` is where it ran and
+        `reported_mib` the memory that its script expected to need.
         """
         if not may_have_suggestion(job) or job.reason is None:
             return None
         tunable = await self.tunable_parameters(job, method)
-        return None if tunable is None else suggestion_for(job.reason, job.reason_params, tunable, columns=columns)
+        if tunable is None:
+            return None
+        memory = None
+        if job.reason in OUT_OF_MEMORY and job.kind is JobKind.TRAINING and method is not None and node is not None:
+            memory = await asyncio.to_thread(self._memory, job, method, tunable, Device.of(node), reported_mib)
+        return suggestion_for(job.reason, job.reason_params, tunable, columns=columns, memory=memory)
+
+    def _memory(
+        self, job: JobRow, method: Method, tunable: TunableParameters, device: Device, reported_mib: float | None
+    ) -> ExpectedMemory | None:
+        """Return what the job is expected to have needed, and what would fit. `None`: that is not known."""
+        base = JobSpec.of(job).base_model
+        if base is None or device.memory_mib is None:
+            return None
+        values = {name: one.default for name, one in tunable.declared.items()} | dict(tunable.given)
+        folder = self._home.absolute(base.path)
+        found = expected_again(method.preset, folder, values, device, reported_mib=reported_mib)
+        if found is None:
+            return None
+        return ExpectedMemory(found.expected_mib, device.memory_mib, device.name, found.changes or {})
 
     async def tunable_parameters(self, job: JobRow, method: Method | None) -> TunableParameters | None:
         """Return what the job's script declares and was given. `None` if the script is no longer known."""

@@ -40,6 +40,7 @@ from app.executor.jobs.submission import Plan, Submissions, Submitted
 from app.executor.runs.evaluations import Evaluation
 from app.executor.runs.job_spec import JobSpec
 from app.executor.runs.log_pages import LogPage, LogRange, read_page
+from app.executor.runs.memory_forecasts import EXPECTED_MIB
 from app.executor.runs.metrics import Point
 from app.executor.runs.observe import NOTHING_SAID, RunDigest, RunObserver
 from app.executor.runs.progress import Progress
@@ -51,7 +52,7 @@ from app.store import methods as method_store
 from app.store.home import Home
 from app.store.job_queries import JobFilter
 from app.store.session import Database
-from app.store.tables import BaseModelRow, DatasetRow, JobRow, MethodRow, ModelRow
+from app.store.tables import BaseModelRow, DatasetRow, JobRow, MethodRow, ModelRow, NodeRow
 
 MIN_COMPARED, MAX_COMPARED = 2, 10
 
@@ -272,8 +273,13 @@ class JobActions:
     async def _suggestion_of(self, session: AsyncSession, job: JobRow) -> FailureSuggestion | None:
         if not may_have_suggestion(job):
             return None
+        digest = await self._digest(job)
         return await self._failure_suggestions.of(
-            job, await pinned_method(session, job), await column_names(session, job)
+            job,
+            await pinned_method(session, job),
+            await column_names(session, job),
+            node=await session.get(NodeRow, job.node_id) if job.node_id is not None else None,
+            reported_mib=digest.latest.get(EXPECTED_MIB),
         )
 
     async def _plan_retry(self, job_id: str, wanted: JobRetry) -> RetryPlan:
@@ -287,12 +293,15 @@ class JobActions:
             validation = await session.get(DatasetRow, scored.id) if scored is not None else None
             base = await session.get(BaseModelRow, job.base_model_id) if job.base_model_id is not None else None
             method = await pinned_method(session, job)
+            node = await session.get(NodeRow, job.node_id) if job.node_id is not None else None
         unmade = model is None and await asyncio.to_thread(self._base_unmade, job, base)
         await self._require_inputs(job, model, [data, validation], base_unmade=unmade)
         made = retried(jobs, model_id=model_id, now=self._clock())
         changes = dict(wanted.parameters)
         if wanted.fix:
-            fix = await self._failure_suggestions.of(job, method, () if data is None else data.columns)
+            columns = () if data is None else data.columns
+            reported = (await self._digest(job)).latest.get(EXPECTED_MIB)
+            fix = await self._failure_suggestions.of(job, method, columns, node=node, reported_mib=reported)
             if fix is None:
                 raise NoSuggestionKnown(job=job.id)
             changes = {**fix.changes, **changes}

@@ -36,6 +36,7 @@ from app.executor.jobs.stage_parameters import CheckedParameters, StageParameter
 from app.executor.jobs.submission_inputs import InputCheck, Inputs, Known
 from app.executor.jobs.token_lengths import TokenLengths, length_warnings, lengths_key
 from app.executor.runs.job_spec import Deployment, JobSpec, PinnedScript
+from app.executor.runs.memory_forecasts import MemoryForecast, device_for, forecast_memory
 from app.presets.catalogue import OLLAMA_SCRIPT, script_path
 from app.presets.shared.helpers.deepe_rows.lengths import Lengths
 from app.registry.base_models.card import BaseModelCard
@@ -52,10 +53,13 @@ from app.registry.scripts.root import digest_of
 from app.store import jobs as store
 from app.store import models, named, submissions
 from app.store.home import Home
+from app.store.job_queries import measured_trainings
 from app.store.models import ModelNameAmbiguous, ModelNotFound
 from app.store.nodes import all_nodes
 from app.store.session import Database
 from app.store.tables import DatasetRow, DeployTargetRow, JobRow
+
+_MEASURED = 20  # trainings that are looked at: one of them ran on the same kind of device
 
 
 class InsufficientDiskSpace(Unavailable):
@@ -70,6 +74,7 @@ class Submitted:
 
     jobs: Sequence[JobRow]
     warnings: Sequence[Violation]
+    memory: MemoryForecast | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,8 @@ class Plan:
     checked: CheckedParameters | None = None
     lengths: Lengths | None = None
     """Of the rows, if a preview has measured them."""
+    memory: MemoryForecast | None = None
+    """Of the training."""
 
     def estimate(self) -> Estimate | None:
         """Return what the submission would do; None if it is refused."""
@@ -195,7 +202,7 @@ class Submissions:
             plan.jobs[0].copied_from = plan.copied_from
         told = await build_before(session, plan.jobs, self._home, now=self._clock()) if plan.base_unmade else []
         await store.insert(session, plan.jobs)
-        return Submitted(jobs=plan.jobs, warnings=[*plan.warnings, *told])
+        return Submitted(jobs=plan.jobs, warnings=[*plan.warnings, *told], memory=plan.memory)
 
     def data_of(self, row: DatasetRow) -> Data:
         """Return the file of a data set and its columns."""
@@ -248,6 +255,11 @@ class Submissions:
         rows = await all_nodes(session) if found.has_nodes else ()
         described = await self._options.of(session, _environments(method, stages), rows)
         scored = request.validation_dataset
+        measured: Sequence[JobRow] = ()
+        if rows and found.base_model is not None and JobKind.TRAINING in stages:
+            measured = await measured_trainings(
+                session, method_id=found.method.id, base_model_id=found.base_model.id, limit=_MEASURED
+            )
         return Known(
             method=method,
             base_model=found.base_model,
@@ -261,6 +273,7 @@ class Submissions:
             mix=mix,
             nodes=matrix_of(rows, AS_REPORTED, now=self._clock()),
             described=described,
+            measured=measured,
         )
 
     async def _still_holds(self, session: AsyncSession, plan: Plan) -> bool:
@@ -311,7 +324,10 @@ class Submissions:
         if not request.wait and (found := unrunnable(known.nodes, method, jobs, self._runs.modules)):
             raise _RunsNowhereAsReported if known.nodes.known is AS_REPORTED else InvalidRequest(found)
         lengths = self._measured(method, stages, inputs, checked)
-        told = () if lengths is None else length_warnings(lengths, checked.values(stages[0]))
+        told = [] if lengths is None else [*length_warnings(lengths, checked.values(stages[0]))]
+        memory = self._memory(request, known, method, inputs, checked, lengths)
+        if memory is not None:
+            told += memory.warnings()
         return Plan(
             request=request,
             known=known,
@@ -323,7 +339,29 @@ class Submissions:
             card=inputs.card,
             checked=checked,
             lengths=lengths,
+            memory=memory,
         )
+
+    def _memory(
+        self,
+        request: JobSubmit,
+        known: Known,
+        method: Method,
+        inputs: Inputs,
+        checked: CheckedParameters,
+        lengths: Lengths | None,
+    ) -> MemoryForecast | None:
+        """Return what the training is expected to need on the most capable living node."""
+        if JobKind.TRAINING not in known.stages:
+            return None
+        living = [row for facts, row in known.nodes.nodes if facts.absent is None]
+        device = device_for(living, request.resources.labels)
+        if device is None:
+            return None
+        base = inputs.base_model
+        folder = None if base is None or inputs.base_unmade else self._home.absolute(base.path)
+        values = checked.values(JobKind.TRAINING)
+        return forecast_memory(method.preset, folder, values, device, lengths=lengths, measured=known.measured)
 
     def _measured(
         self, method: Method, stages: Sequence[Stage], inputs: Inputs, checked: CheckedParameters

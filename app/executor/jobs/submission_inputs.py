@@ -23,7 +23,7 @@ from app.registry.environments.described_options import Described
 from app.registry.methods.readiness_matrix import Matrix
 from app.registry.methods.record import Method
 from app.store.home import Home
-from app.store.tables import BaseModelRow, DatasetRow, DeployTargetRow, ModelRow
+from app.store.tables import BaseModelRow, DatasetRow, DeployTargetRow, JobRow, ModelRow
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Known:
     """Of the data sets that the request names, if it names several."""
     nodes: Matrix
     described: Described
+    measured: Sequence[JobRow] = ()
+    """Trainings of the method and the base model whose memory was measured, newest first."""
 
 
 @dataclass(frozen=True)

@@ -74,18 +74,18 @@ def recomputes(base: Base, step: Step, asked: str, free: float) -> bool:
     return step.device == "cuda" and forecast(base, step).total > KEPT_BELOW * free
 
 
-def fitting_batch(base: Base, step: Step, batch: int, free: float) -> int:
-    """Return the largest batch size up to `batch` whose steps fit. 0: none does."""
+def fitting_batch(base: Base, step: Step, batch: int, free: float, *, least: int = 1) -> int:
+    """Return the largest batch size up to `batch` whose steps fit. 0: none of at least `least` does."""
     each = step.rows / batch
-    sizes = range(batch, 0, -1)
+    sizes = range(batch, least - 1, -1)
     return next((one for one in sizes if _fits(base, replace(step, rows=math.ceil(each * one)), free)), 0)
 
 
-def same_step(batch: int, accumulation: int, most: int) -> tuple[int, int]:
-    """Return batch size and accumulation with the rows of a step unchanged, the batch size at most `most`."""
+def same_step(batch: int, accumulation: int, most: int, *, least: int = 1) -> tuple[int, int] | None:
+    """Return batch size and accumulation with the rows of a step unchanged, the batch size `least` to `most`."""
     rows = batch * accumulation
-    smaller = next(size for size in range(max(1, most), 0, -1) if rows % size == 0)
-    return smaller, rows // smaller
+    smaller = next((size for size in range(most, least - 1, -1) if rows % size == 0), None)
+    return None if smaller is None else (smaller, rows // smaller)
 
 
 def refusal(base: Base, step: Step, values: Mapping[str, Any], free: float) -> str | None:
@@ -115,11 +115,14 @@ def cure(base: Base, step: Step, values: Mapping[str, Any], free: float) -> dict
     if "gradient_checkpointing" in values and not step.checkpointing:
         lean, changes = replace(step, checkpointing=True), {"gradient_checkpointing": "true"}
     ways = [(lean, changes)]
-    if "load_in_4bit" in values and not step.four_bit:
+    if step.device == "cuda" and "load_in_4bit" in values and not step.four_bit:
         ways.append((replace(lean, four_bit=True), changes | {"load_in_4bit": True}))
+    least = 2 if values.get("objective") == "kto" else 1  # the rows of a batch are compared
     for way, changed in ways:
-        if most := fitting_batch(base, way, batch, free):
-            return changed if most == batch else changed | _smaller(step, values, batch, most)
+        most = fitting_batch(base, way, batch, free, least=least)
+        smaller = {} if most == batch else _smaller(step, values, batch, most, least)
+        if most and smaller is not None:
+            return changed | smaller
     return None
 
 
@@ -127,11 +130,11 @@ def _fits(base: Base, step: Step, free: float) -> bool:
     return forecast(base, step).total <= free
 
 
-def _smaller(step: Step, values: Mapping[str, Any], batch: int, most: int) -> dict[str, Any]:
+def _smaller(step: Step, values: Mapping[str, Any], batch: int, most: int, least: int) -> dict[str, Any] | None:
     if "chunk_size" in values:  # a smaller batch has fewer wrong texts to tell apart
         return {"chunk_size": max(1, step.rows * most // batch)}
-    size, accumulation = same_step(batch, int(values.get("grad_accum_steps") or 1), most)
-    return {"batch_size": size, "grad_accum_steps": accumulation}
+    same = same_step(batch, int(values.get("grad_accum_steps") or 1), most, least=least)
+    return None if same is None else {"batch_size": same[0], "grad_accum_steps": same[1]}
 
 
 def free_main_memory() -> float:
