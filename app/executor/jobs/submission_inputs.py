@@ -4,9 +4,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from app.domain.enums import JobKind, ModelState, TrainingType
+from app.domain.enums import ModelState, TrainingType
 from app.domain.errors import InvalidRequest, Violation
 from app.domain.kinds import Stage
+from app.domain.lifecycle import producing_stage
 from app.executor.jobs.base_model_builds import must_be_made
 from app.executor.jobs.data_check import Data, shipped_manifest
 from app.executor.jobs.requests import JobSubmit
@@ -209,8 +210,8 @@ class InputCheck:
 
 def base_model_findings(card: BaseModelCard, method: Method) -> Sequence[Finding]:
     """Return what follows from the card of a base model for a training with the method."""
-    producer = next((stage for stage in (JobKind.TRAINING, JobKind.SAVING) if stage in method.files), None)
-    manifest = None if producer is None else shipped_manifest(method, producer)
+    producer = producing_stage(method.definition.lifecycle or ())
+    manifest = shipped_manifest(method, producer)
     if card.kind is BaseModelKind.DESCRIPTION and manifest is not None and manifest.needs_weights:
         return [Finding(Severity.ERROR, Violation("/base_model", "base_model_is_description", {"method": method.name}))]
     return findings(card, TrainingType(method.definition.training_type or ""))
