@@ -127,6 +127,7 @@ def check_parameters(
             warnings += [] if problem else _unusual(parameter, value, at, known=usual, false_as=false_as)
     warnings += _without_effect(given, known)
     effective = _effective(settable, script, known)
+    warnings += _filled_in({name: value for name, value in effective.items() if name not in settable})
     violations += _missing(effective, script, reserved)
     violations += _excluding(given, script)
     return ParameterCheck(tuple(violations), tuple(warnings), effective)
@@ -201,6 +202,13 @@ def _effective(
             value = _platform_value(parameter, known, given)
             effective |= {} if value is None else {parameter.name: value}
     return effective | {name: value for name, value in given.items() if name not in effective}
+
+
+def _filled_in(values: Mapping[str, Any]) -> Iterator[Violation]:
+    """Tell which values come neither from the caller nor from the script."""
+    if values:
+        listed = ", ".join(f"{name} = {_text(value)}" for name, value in values.items())
+        yield Violation("/parameters", "parameters_filled_in", {"values": listed})
 
 
 def _may_be_filled(parameter: ScriptParameter) -> bool:

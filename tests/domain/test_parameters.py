@@ -44,7 +44,8 @@ def refusals(result: ParameterCheck) -> list[tuple[str, str]]:
 
 
 def warnings(result: ParameterCheck) -> list[tuple[str, str]]:
-    return [(v.pointer, v.code) for v in result.warnings]
+    """Return the warnings without the one that stands beside every value of the platform's own."""
+    return [(v.pointer, v.code) for v in result.warnings if v.code != "parameters_filled_in"]
 
 
 class TestCheck:
@@ -192,11 +193,14 @@ class TestEffective:
             ("warmup_steps", 2),
             ("project", "p"),
         ]
+        (told,) = (v for v in result.warnings if v.code == "parameters_filled_in")
+        assert told.params == {"values": "lora_rank = 8, warmup_steps = 2"}
 
     def test_leaves_alone_what_the_script_has_a_default_for(self) -> None:
         effective = check('    p.add_argument("--lora_rank", type=int, default=None)').effective
 
         assert effective == {}
+        assert check('    p.add_argument("--lora_rank", type=int, default=None)').warnings == ()
 
     def test_warmup_ratio_is_not_defeated_by_a_value_nobody_gave(self) -> None:
         assert check(project="p", warmup_ratio=0.1).effective["warmup_steps"] == 0
