@@ -209,6 +209,7 @@ class TestCustom02:
 
 
 def score_of(job: Any) -> Any:
-    (score,) = job["evaluations"]
-    assert score["name"] == "exact_match"
-    return score
+    scores = {score["name"]: score for score in job["evaluations"]}
+    for name in ("eval_loss", "perplexity"):
+        assert scores[name]["after"] < scores[name]["before"]
+    return scores["exact_match"]

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from app.domain.launchers import Launcher, LauncherKind
 from app.executor.attempts.launchers import group_variables, stage_command
 from app.presets import catalogue
@@ -58,6 +60,14 @@ class Finished:
 
     def exact_match(self, phase: str) -> float:
         return self.score(phase)
+
+    def lowered(self, *names: str) -> None:
+        """Assert that scores on the held-out rows are lower after the training, and that the curves end there."""
+        for name in names:
+            before, after = self.score("before", name), self.score("after", name)
+            assert after < before, (name, before, after)
+            curve = self.curve(name if name.startswith("eval_") else f"eval_{name}")
+            assert curve[max(curve)] == pytest.approx(after, rel=1e-6)
 
     def curve(self, name: str = "loss") -> dict[int, float]:
         """Return the points of a curve by step."""

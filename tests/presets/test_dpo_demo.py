@@ -41,6 +41,8 @@ class TestTraining:
         assert run.score("after", "preference_accuracy") >= 0.95
         assert run.score("before") < 0.4
         assert run.score("after") >= 0.8
+        run.lowered("eval_loss")
+        assert any("eval_loss is the loss of dpo" in note["message"] for note in run.of_type("note"))
         assert run.curve("rewards/margins")[60] > run.curve("rewards/margins")[1]
         assert {"tokens_per_second", "memory_peak_mib"} <= run.of_type("metrics")[2]["values"].keys()
         assert (home.path / "out" / "adapter_model.safetensors").is_file()
@@ -61,6 +63,7 @@ class TestTraining:
         assert run.code == 0, run.stderr
         assert run.score("after", "preference_accuracy") >= run.score("before", "preference_accuracy")
         assert run.score("after") > run.score("before")
+        run.lowered("eval_loss")
 
     def test_kto_takes_single_answers_with_a_label(self, torch_home: Home, styles_base: Path) -> None:
         more = ("--objective=kto", "--max_steps=2", "--batch_size=4")
@@ -68,7 +71,7 @@ class TestTraining:
         run = torch_home.run(SCRIPT, *arguments(torch_home, styles_base, *more, rows=torch_home.write_rows(*LABELLED)))
 
         assert run.code == 0, run.stderr
-        assert {event["name"] for event in run.of_type("evaluation")} <= {"exact_match"}
+        assert {event["name"] for event in run.of_type("evaluation")} <= {"exact_match", "eval_loss"}
 
 
 class TestRefusals:

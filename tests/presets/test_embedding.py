@@ -93,6 +93,7 @@ class TestLearning:
         assert score(run, "accuracy@1", "before") < 0.4
         assert score(run, "accuracy@1", "after") >= 0.95
         assert score(run, "mrr@10", "after") >= 0.95
+        run.lowered("eval_loss")
         assert losses(run)[200] < losses(run)[1] / 10
         assert run.of_type("progress")[-1]["step"] == run.of_type("progress")[-1]["total"] == 200
 

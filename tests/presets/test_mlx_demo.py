@@ -109,6 +109,7 @@ class TestTraining:
         assert run.code == 0, run.stderr
         assert run.exact_match("before") < 0.4
         assert run.exact_match("after") >= 0.9
+        run.lowered("eval_loss", "perplexity")
         names = {path.name: path.stat().st_mode & 0o777 for path in (home.path / "out").iterdir()}
         assert {"adapter_config.json", "adapters.safetensors", "tokenizer.json"} <= names.keys()
         assert names["adapters.safetensors"] == 0o644
@@ -129,7 +130,7 @@ class TestTraining:
     def test_prints_nothing_but_its_own_lines(self, trained: tuple[Home, Finished]) -> None:
         _, run = trained
 
-        ours = ("[log_data]: ", "step ", "exact match on ", "lora trains ")
+        ours = ("[log_data]: ", "step ", "exact match on ", "eval loss on ", "perplexity on ", "lora trains ")
         assert [line for line in run.stdout.splitlines() if not line.startswith(ours)] == []
         assert run.stderr == ""
 

@@ -58,6 +58,7 @@ class TestTraining:
         assert run.code == 0, run.stderr
         assert run.exact_match("before") < 0.4
         assert run.exact_match("after") >= 0.9
+        run.lowered("eval_loss", "perplexity")
         names = {file.name: file.stat().st_mode & 0o777 for file in (home.path / "out").iterdir() if file.is_file()}
         assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= names.keys()
         assert names["adapter_model.safetensors"] == 0o644

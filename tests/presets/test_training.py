@@ -1,6 +1,7 @@
 """SFT-Demo and Custom02 for real: a base model is built, trained, saved and asked in the `trl` environment."""
 
 import json
+import math
 import signal
 from pathlib import Path
 
@@ -60,6 +61,8 @@ class TestSftDemo:
         assert run.code == 0, run.stderr
         assert run.exact_match("before") < 0.4
         assert run.exact_match("after") >= 0.9
+        run.lowered("eval_loss", "perplexity")
+        assert run.score("after", "perplexity") == pytest.approx(math.exp(run.score("after", "eval_loss")))
 
     def test_reports_curve_progress_and_records(self, trained: tuple[Home, Finished]) -> None:
         _, run = trained
@@ -68,7 +71,8 @@ class TestSftDemo:
             event["step"]: event["values"]["loss"] for event in run.of_type("metrics") if "loss" in event["values"]
         }
         assert losses[120] < losses[1] / 4
-        assert any("eval_loss" in event["values"] for event in run.of_type("metrics"))
+        assert run.curve("eval_loss").keys() == {0, 100, 120}
+        assert run.curve("eval_loss")[0] == run.score("before", "eval_loss")
         assert run.of_type("progress")[-1]["step"] == run.of_type("progress")[-1]["total"] == 120
         codes = [record["msg"] for record in run.records]
         assert codes[-1] == 200005
@@ -148,12 +152,12 @@ class TestStopAndResume:
 
 class TestData:
     def test_plain_text_trains_without_a_score(self, torch_home: Home, tiny_base: Path) -> None:
-        rows = torch_home.write_rows(*['{"text": "some words to read"}'] * 8)
+        rows = torch_home.write_rows(*(json.dumps({"text": f"some words to read {number}"}) for number in range(8)))
 
         run = train(torch_home, tiny_base, "--max_steps=1", "--batch_size=2", rows=rows)
 
         assert run.code == 0, run.stderr
-        assert run.of_type("evaluation") == []
+        assert {event["name"] for event in run.of_type("evaluation")} == {"eval_loss", "perplexity"}
 
     def test_named_columns_packing_and_checkpointing(self, torch_home: Home, tiny_base: Path) -> None:
         rows = torch_home.write_rows(*['{"q": "What is 1 + 1?", "a": "2"}'] * 20)
@@ -218,13 +222,18 @@ class TestCustom02:
         paths += ["--output_dir", str(home.path / output), "--dataset_path", str(dataset("sft-demo"))]
         return ["--train_id", "job-1", "--seq", "1", *words, *paths, "--dtype_str", "float32", *more]
 
-    def test_makes_a_complete_model_that_has_learned(self, torch_home: Home, tiny_base: Path) -> None:
+    def test_makes_a_complete_model_that_has_learned(
+        self, torch_home: Home, tiny_base: Path, trained: tuple[Home, Finished]
+    ) -> None:
         run = torch_home.run("custom02.py", *self.arguments(torch_home, tiny_base))
 
         assert run.code == 0, run.stderr
         assert run.json_lines[-1]["status"] == "success"
         assert run.exact_match("before") < 0.4
         assert run.exact_match("after") >= 0.9
+        run.lowered("eval_loss", "perplexity")
+        # the same rows are held out of the same base model: two ways to the same number
+        assert run.score("before", "eval_loss") == pytest.approx(trained[1].score("before", "eval_loss"), rel=1e-5)
         complete = torch_home.path / "complete" / "out"
         assert ask(torch_home, complete, complete).answer == "8"
         assert run.of_type("progress")[-1]["step"] == 100
@@ -258,17 +267,21 @@ class TestCustom02:
 class TestGroupOfProcesses:
     """The shipped scripts as two processes of one group, on CPUs."""
 
-    def test_sft_demo_learns_and_reports_once(self, torch_home: Home, tiny_base: Path) -> None:
+    def test_sft_demo_learns_and_reports_once(
+        self, torch_home: Home, tiny_base: Path, trained: tuple[Home, Finished]
+    ) -> None:
         # the demo's rows of a step are shared by two
-        arguments = sft_arguments(torch_home, tiny_base, "--batch_size=16", "--eval_samples=20")
+        arguments = sft_arguments(torch_home, tiny_base, "--batch_size=16")
 
         run = torch_home.run("sft-demo.py", *arguments, launcher=PAIR)
 
         assert run.code == 0, run.stderr
         steps = [event["step"] for event in run.of_type("metrics") if "loss" in event["values"]]
         assert steps == sorted(set(steps))
-        assert last_loss(run) < run.of_type("metrics")[0]["values"]["loss"] / 4
-        assert [event["phase"] for event in run.of_type("evaluation")] == ["before", "after"]
+        assert last_loss(run) < run.curve()[1] / 4
+        assert [event["phase"] for event in run.of_type("evaluation")] == ["before"] * 3 + ["after"] * 3
+        # 90 rows for two processes: those that come again to fill up the last batches do not count
+        assert run.score("before", "eval_loss") == pytest.approx(trained[1].score("before", "eval_loss"), rel=1e-5)
         assert run.exact_match("after") >= 0.8
         assert [event["kind"] for event in run.of_type("artifact")].count("adapter") == 1
         (log,) = (torch_home.path / "logs").iterdir()
@@ -303,6 +316,8 @@ class TestGroupOfProcesses:
         losses = [[event["values"]["loss"] for event in run.of_type("metrics")] for run in (alone, pair)]
         assert losses[1] == pytest.approx(losses[0], rel=1e-4)
         assert len(losses[0]) == 10
+        for phase in ("before", "after"):
+            assert pair.score(phase, "eval_loss") == pytest.approx(alone.score(phase, "eval_loss"), rel=1e-3)
         assert pair.json_lines[-1]["status"] == "success"
 
 

@@ -76,6 +76,7 @@ class TestTraining:
         assert run.code == 0, run.stderr
         assert run.exact_match("before") < 0.2
         assert run.exact_match("after") >= 0.85
+        run.lowered("eval_loss", "perplexity")
         steps = max(run.curve())
         assert run.curve()[steps] < run.curve()[1] / 4
         assert run.curve("eta_seconds")[steps] == 0

@@ -25,6 +25,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
@@ -35,7 +36,7 @@ from deepe_chat import json_object, stop_at_turn_ends
 from deepe_examples import encode, load_examples
 from deepe_log import log, remark_plan
 from deepe_rows import CONVERSATION, Refused, Rendered, Wanted
-from deepe_scores import report_exact_match
+from deepe_scores import perplexity, report_exact_match, report_loss
 
 TINY_BYTES = 64 * 2**20  # threads of a smaller model wait for each other longer than they work
 RANK, PROCESSES = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -80,6 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--save_steps", type=int, default=50, help="steps between two checkpoints")
     parser.add_argument("--eval_fraction", type=float, default=0.1, help="part of the rows held out for the score")
     parser.add_argument("--eval_samples", type=int, default=100, help="held-out rows that are used at most")
+    parser.add_argument("--eval_steps", type=int, default=50, help="steps between two points of the held-out loss")
     parser.add_argument("--eval_max_new_tokens", type=int, default=64, help="tokens of an answer that is scored")
     return parser
 
@@ -102,7 +104,7 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    for name in ("batch_size", "grad_accum_steps", "logging_steps", "save_steps"):
+    for name in ("batch_size", "grad_accum_steps", "logging_steps", "save_steps", "eval_steps"):
         if getattr(args, name) < 1:
             raise Refused(f"{name} must be at least 1")
     log("HandleWithDataset", args.dataset_path, args)
@@ -127,7 +129,7 @@ def run(args: argparse.Namespace) -> None:
     score(model, tokenizer, held_out, args, "before")
     log("StartTraining", args.model_name, args)
     output = Path(args.output_dir or args.save_path)
-    train(model, examples, output, tokenizer.pad_token_id, args, rows=len(parts.train))
+    train(model, examples, held_out, output, tokenizer.pad_token_id, args, rows=len(parts.train))
     score(model, tokenizer, held_out, args, "after")
 
     log("SaveTrainedModel", args.model_name, args)
@@ -193,7 +195,16 @@ def summed(model: Any, *values: float) -> list[float]:
 # --- the loop -------------------------------------------------------------------------------------------------------
 
 
-def train(model: Any, examples: list[Rendered], output: Path, pad: int, args: argparse.Namespace, *, rows: int) -> None:
+def train(
+    model: Any,
+    examples: list[Rendered],
+    held_out: list[Rendered],
+    output: Path,
+    pad: int,
+    args: argparse.Namespace,
+    *,
+    rows: int,
+) -> None:
     """AdamW with warm-up and a cosine; a step is `grad_accum_steps` forward passes.
 
     Its loss is the mean over all learned tokens of the step, however they are spread over passes and processes.
@@ -220,9 +231,7 @@ def train(model: Any, examples: list[Rendered], output: Path, pad: int, args: ar
         loss = 0.0
         for start in range(0, len(own), args.batch_size):
             part = own[start : start + args.batch_size]
-            with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
-                part_loss = model(**collate(part, pad, model.device)).loss
-            part_loss = part_loss * sum(learned_tokens(one) for one in part) / tokens
+            part_loss = loss_of(model, part, pad) / tokens
             part_loss.backward()
             loss += part_loss.item()
         share_gradients(model)
@@ -233,9 +242,14 @@ def train(model: Any, examples: list[Rendered], output: Path, pad: int, args: ar
         schedule.step()
         optimizer.zero_grad()
 
-        if deepe.is_first() and (step % args.logging_steps == 0 or step in (1, steps)):
+        metrics: dict[str, float] = {}
+        if step % args.logging_steps == 0 or step in (1, steps):
             metrics = {"loss": loss, "grad_norm": norm.item(), "learning_rate": rate, "epoch": step / per_epoch}
             metrics |= llm.memory_gauges()
+        if held_out and (step % args.eval_steps == 0 or step == steps):
+            metrics["eval_loss"] = held_out_loss(model, held_out, pad, args)
+            metrics["eval_perplexity"] = perplexity(metrics["eval_loss"])
+        if metrics and deepe.is_first():
             report(args, step, steps, metrics)
         if deepe.is_first() and (step % args.save_steps == 0 or stops):
             save_checkpoint(model, optimizer, schedule, output, step)
@@ -243,6 +257,30 @@ def train(model: Any, examples: list[Rendered], output: Path, pad: int, args: ar
             print(f"stopped at step {step} of {steps}; its checkpoint is complete", file=sys.stderr)
             leave_group(deepe.STOPPED)
             sys.exit(deepe.STOPPED)
+
+
+def loss_of(model: Any, batch: list[Rendered], pad: int) -> Any:
+    """Return the sum of the losses of the learned tokens."""
+    import torch
+
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
+        mean = model(**collate(batch, pad, model.device)).loss
+    return mean * sum(learned_tokens(one) for one in batch)
+
+
+def held_out_loss(model: Any, held_out: list[Rendered], pad: int, args: argparse.Namespace) -> float:
+    """Return the mean loss of a token of rows that are not learned from; the processes share the rows."""
+    import torch
+
+    own = sorted(held_out, key=lambda one: len(one.tokens))[RANK::PROCESSES]
+    learning = model.training
+    model.eval()
+    with torch.no_grad():
+        parts = [own[start : start + args.batch_size] for start in range(0, len(own), args.batch_size)]
+        loss = sum(loss_of(model, part, pad).item() for part in parts)
+    model.train(learning)
+    loss, tokens = summed(model, loss, sum(map(learned_tokens, own)))
+    return loss / tokens
 
 
 def course(warmup: int, steps: int) -> Callable[[int], float]:
@@ -273,12 +311,12 @@ def collate(batch: list[Rendered], pad: int, device: Any) -> dict[str, Any]:
 
 def report(args: argparse.Namespace, step: int, steps: int, metrics: dict[str, float]) -> None:
     """A record of code 200009 is a line of the log, a point of the curves and a step of the progress bar."""
-    from train_callback import METRICS, LevelEnum, LogEnum, write_log
+    from train_callback import TrainCallback
 
-    details = dict.fromkeys(METRICS) | metrics | {"step": step}
-    write_log(LevelEnum.INFO, LogEnum.Training, str(round(100 * step / steps, 2)), args.train_id, args.seq, details)
-    deepe.progress(step, steps)
-    print(f"step {step}/{steps}  loss {metrics['loss']:.4f}", flush=True)
+    state = SimpleNamespace(global_step=step, max_steps=steps, log_history=[])
+    TrainCallback(args.logging_steps, args.train_id, args.seq).on_log(None, state, None, logs=metrics)
+    if "loss" in metrics:
+        print(f"step {step}/{steps}  loss {metrics['loss']:.4f}", flush=True)
 
 
 # --- checkpoints and the complete model -----------------------------------------------------------------------------
@@ -344,10 +382,12 @@ def save_complete(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def score(model: Any, tokenizer: Any, held_out: list[Rendered], args: argparse.Namespace, phase: str) -> None:
-    """Report how many held-out questions are answered with exactly the wanted text."""
-    if not held_out or not deepe.is_first():
+    """Report the held-out loss, and how many questions are answered with exactly the wanted text."""
+    if not held_out:
         return
-    report_exact_match(model, tokenizer, held_out, args, phase)
+    report_loss(held_out_loss(model, held_out, tokenizer.pad_token_id, args), phase, len(held_out))
+    if deepe.is_first():
+        report_exact_match(model, tokenizer, held_out, args, phase)
 
 
 if __name__ == "__main__":

@@ -31,10 +31,10 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_llm as llm
 from deepe_chat import json_object
 from deepe_examples import Fitting, answers_of, fitting_pairs, load_examples
-from deepe_log import log
+from deepe_log import log, remark
 from deepe_options import Options, options_of
 from deepe_rows import LABELLED, PREFERENCE, Labelled, Preference, Refused, Rendered, Wanted, render_answer
-from deepe_scores import report_exact_match, report_score
+from deepe_scores import evaluation_settings, report_exact_match, report_score, score_loss
 
 LIBRARY_OPTIONS = {  # every field of these classes can be set, beside the arguments below
     "classes": {
@@ -132,6 +132,7 @@ def make_parser() -> argparse.ArgumentParser:
     watch.add_argument("--resume", type=llm.str2bool, default=True, help="go on from the newest complete checkpoint")
     watch.add_argument("--eval_fraction", type=float, default=0.1, help="part of the rows held out for the score")
     watch.add_argument("--eval_samples", type=int, default=100, help="held-out rows that are used at most")
+    watch.add_argument("--eval_steps", type=int, default=100, help="steps between two points of the held-out loss")
     watch.add_argument("--eval_max_new_tokens", type=int, default=64, help="tokens of an answer that is scored")
     return parser
 
@@ -162,8 +163,11 @@ def run(args: argparse.Namespace) -> None:
     tokenizer = llm.load_tokenizer(args.model_path, args)
     train_rows = fitting_pairs(parts.train, tokenizer, args)
     held_out = fitting_pairs(parts.held_out, tokenizer, args, held_out=True)
-    trainer = build_trainer(args, machine, tokenizer, train_rows)
+    trainer = build_trainer(args, machine, tokenizer, train_rows, held_out)
 
+    if held_out:
+        sentence = f"eval_loss is the loss of {args.objective} on held-out rows, not that of tokens: no perplexity"
+        remark(sentence, args, warning=False)
     score(trainer, tokenizer, held_out, args, "before")
     llm.train(trainer, len(parts.train), args)
     llm.save_adapter(trainer, args)
@@ -171,13 +175,16 @@ def run(args: argparse.Namespace) -> None:
     log("TrainingSuccess", args.model_name, args)
 
 
-def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, rows: Fitting[Judged]) -> Any:
+def build_trainer(
+    args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, rows: Fitting[Judged], held_out: Fitting[Judged]
+) -> Any:
     from datasets import Dataset
 
     checkpointing = llm.plan_memory(args, machine, rows.longest, method="preferences")
     model = llm.load_model(args, machine, tokenizer, dropout=False)
     longest = args.max_input_length + args.max_content_length
     settings = llm.trainer_settings(args, machine, checkpointing=checkpointing)
+    settings |= evaluation_settings(args, held_out)
     trainer_class, config_class = trainer_of(args.objective)
     if args.objective == "orpo":
         settings["remove_unused_columns"] = False
@@ -185,19 +192,14 @@ def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any
         if named := sorted({"loss_type", "loss_weights"} & options_of(args).given.keys()):
             raise Refused(f"sft_weight and {' and '.join(named)} both say what the loss is made of; leave one out")
         settings |= {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, args.sft_weight]}
-    match args.objective:
-        case "kto":
-            given = singles(rows)
-        case "orpo":
-            given = [tokens(row, tokenizer) for row in rows]
-        case _:
-            given = [pair(row) for row in rows]
+    given, measured = (columns(args.objective, some, tokenizer) for some in (rows, held_out))
     config = options_of(args).build(config_class, beta=args.beta, max_length=longest, **settings)
     with options_of(args).refusing():
         return trainer_class(
             model=model,
             args=config,
             train_dataset=Dataset.from_list(given),
+            eval_dataset=Dataset.from_list(measured) if measured else None,
             processing_class=tokenizer,
             peft_config=llm.lora(args, llm.linear_layers(model)),
             callbacks=llm.callbacks(args),
@@ -296,6 +298,17 @@ def sizes_of(batch: dict[str, Any]) -> tuple[int, int]:
     return len(better), int(better[:, 1:].sum())
 
 
+def columns(objective: str, rows: list[Judged], tokenizer: Any) -> list[dict[str, Any]]:
+    """Return rows as the trainer of an objective takes them."""
+    match objective:
+        case "kto":
+            return singles(rows)
+        case "orpo":
+            return [tokens(row, tokenizer) for row in rows]
+        case _:
+            return [pair(row) for row in rows]
+
+
 def pair(row: Preference) -> dict[str, Any]:
     return {"prompt": row.prompt, "chosen": [row.chosen], "rejected": [row.rejected]}
 
@@ -328,7 +341,8 @@ def labels_of(row: Judged) -> list[bool]:
 
 
 def score(trainer: Any, tokenizer: Any, rows: list[Judged], args: argparse.Namespace, phase: str) -> None:
-    """Report in how many held-out pairs the better answer is the likelier one, and how many answers are exactly it."""
+    """Report the held-out loss, the share of pairs with the likelier better answer, and of answers exactly it."""
+    score_loss(trainer, phase)
     if rows and trainer.is_world_process_zero():
         both = [row for row in rows if isinstance(row, Preference)]
         if both:

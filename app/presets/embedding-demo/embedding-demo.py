@@ -41,6 +41,7 @@ import deepe_llm as llm
 from deepe_examples import load_examples
 from deepe_log import log, remark, remark_plan
 from deepe_rows import PAIR, Pair, Refused, Wanted
+from deepe_scores import report_score
 from text_vectors import AUTO, Encoder, How, pooling_of, prompts_of
 
 SPECIAL_TOKENS = 8  # that a tokenizer adds to a text at most
@@ -94,6 +95,7 @@ def make_parser() -> argparse.ArgumentParser:
     watch = parser.add_argument_group("checkpoints and score")
     watch.add_argument("--logging_steps", type=int, default=5, help="steps between two points of the curves")
     watch.add_argument("--save_steps", type=int, default=100, help="steps between two checkpoints")
+    watch.add_argument("--eval_steps", type=int, default=100, help="steps between two points of the held-out loss")
     watch.add_argument("--resume", type=llm.str2bool, default=True, help="go on from the newest complete checkpoint")
     watch.add_argument("--eval_fraction", type=float, default=0.1, help="part of the rows held out for the score")
     watch.add_argument("--eval_samples", type=int, default=200, help="held-out rows that are used at most")
@@ -120,15 +122,15 @@ def run(args: argparse.Namespace) -> None:
     plan_memory(every, how, args)
     encoder = load(args, how)
     tell_cut_texts(encoder, every, args)
-    score(encoder, parts.held_out, documents, right, "before")
+    score(encoder, parts.held_out, documents, right, args, "before")
     log("StartTraining", args.model_name, args)
-    train(encoder, parts.train, right, args)
+    train(encoder, parts.train, parts.held_out, right, args)
 
     log("SaveTrainedModel", args.model_name, args)
     encoder.save(Path(args.output_dir))
     deepe.artifact(args.output_dir, "adapter")
     log("SaveTrainedModelSuccess", args.output_dir, args)
-    score(encoder, parts.held_out, documents, right, "after")
+    score(encoder, parts.held_out, documents, right, args, "after")
     for checkpoint in checkpoints(Path(args.output_dir)):  # a finished run needs none
         shutil.rmtree(checkpoint, ignore_errors=True)
     log("TrainingSuccess", args.model_name, args)
@@ -177,6 +179,7 @@ def check(args: argparse.Namespace) -> None:
         "max_seq_length": 2,
         "logging_steps": 1,
         "save_steps": 1,
+        "eval_steps": 1,
     }.items():
         if getattr(args, name) < least:
             raise Refused(f"{name} must be at least {least}, it is {getattr(args, name)}")
@@ -272,7 +275,7 @@ def load(args: argparse.Namespace, how: How) -> Encoder:
     return encoder
 
 
-def train(encoder: Encoder, pairs: list[Pair], right: Right, args: argparse.Namespace) -> None:
+def train(encoder: Encoder, pairs: list[Pair], held_out: list[Pair], right: Right, args: argparse.Namespace) -> None:
     """AdamW with warm-up and a cosine."""
     import torch
 
@@ -295,11 +298,16 @@ def train(encoder: Encoder, pairs: list[Pair], right: Right, args: argparse.Name
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
+        values: dict[str, float] = {}
         if step % args.logging_steps == 0 or step in (1, steps):
             speed = seen / (time.monotonic() - begun)
             values = {"loss": loss, "in_batch_accuracy": accuracy, "grad_norm": norm.item(), "learning_rate": rate}
             values |= {"epoch": step / batches.per_epoch, "samples_per_second": speed}
-            report(args, step, steps, values | llm.memory_gauges())
+            values |= llm.memory_gauges()
+        if is_comparable(held_out) and (step % args.eval_steps == 0 or step == steps):
+            values["eval_loss"] = held_out_loss(encoder, held_out, right, args)
+        if values:
+            report(step, steps, values)
         if step % args.save_steps == 0 or deepe.stop_requested():
             checkpoint = save_checkpoint(encoder, optimizer, schedule, args, step)
             if deepe.stop_requested():
@@ -389,10 +397,11 @@ def contrast(anchors: Any, texts: Any, own: list[int], wrong: list[list[bool]], 
     return loss, (similarities.argmax(dim=1) == place).float().mean().item()
 
 
-def report(args: argparse.Namespace, step: int, steps: int, values: dict[str, float]) -> None:
+def report(step: int, steps: int, values: dict[str, float]) -> None:
     deepe.metrics(step, **values)
     deepe.progress(step, steps)
-    print(f"step {step}/{steps}  loss {values['loss']:.4f}", flush=True)
+    if "loss" in values:
+        print(f"step {step}/{steps}  loss {values['loss']:.4f}", flush=True)
 
 
 # --- checkpoints ----------------------------------------------------------------------------------------------------
@@ -452,10 +461,14 @@ def checkpoints(output: Path) -> list[Path]:
 # --- score ----------------------------------------------------------------------------------------------------------
 
 
-def score(encoder: Encoder, asked: list[Pair], documents: list[str], right: Right, phase: str) -> None:
-    """Report where the first right text comes among all texts of the data set, by similarity."""
+def score(
+    encoder: Encoder, asked: list[Pair], documents: list[str], right: Right, args: argparse.Namespace, phase: str
+) -> None:
+    """Report the held-out loss, and where the first right text comes among all of the data set, by similarity."""
     if not asked:
         return
+    if is_comparable(asked):
+        report_score("eval_loss", phase, held_out_loss(encoder, asked, right, args), len(asked))
     places = [
         1 + next(place for place, text in enumerate(ranked) if text in right[pair.anchor])
         for pair, ranked in zip(asked, ranking(encoder, asked, documents), strict=True)
@@ -464,6 +477,27 @@ def score(encoder: Encoder, asked: list[Pair], documents: list[str], right: Righ
     deepe.evaluation(phase, first, len(places), name="accuracy@1")
     deepe.evaluation(phase, sum(1 / place for place in places if place <= 10) / len(places), len(places), name="mrr@10")
     print(f"right text first on {len(places)} held-out queries {phase} training: {first:.3f}", flush=True)
+
+
+def is_comparable(pairs: list[Pair]) -> bool:
+    """Whether there are texts to be told from each other."""
+    return len(candidates(pairs)) > 1
+
+
+def held_out_loss(encoder: Encoder, pairs: list[Pair], right: Right, args: argparse.Namespace) -> float:
+    """Return the loss of pairs that are not learned from, in batches as large as those of a step."""
+    import torch
+
+    batches = Batches(pairs, args)
+    found = 0.0
+    with torch.inference_mode():
+        for step in range(1, batches.per_epoch + 1):
+            batch = batches.of_step(step)
+            texts = candidates(batch)
+            anchors = encoder.encode_all([pair.anchor for pair in batch], query=True)
+            loss, _ = contrast(anchors, encoder.encode_all(texts), *targets(batch, texts, right), scale=args.scale)
+            found += loss.item() * len(batch)
+    return found / len(pairs)
 
 
 def ranking(encoder: Encoder, asked: list[Pair], documents: list[str]) -> list[list[str]]:

@@ -44,7 +44,7 @@ from deepe_checkpoints import newest_checkpoint
 from deepe_examples import encode, load_examples
 from deepe_log import log, remark_plan
 from deepe_rows import CONVERSATION, TEXT, Refused, Rendered, Text, Wanted
-from deepe_scores import prompt_of, report_right
+from deepe_scores import perplexity, prompt_of, report_loss, report_right
 
 LEARNS = Wanted(kinds=frozenset({CONVERSATION, TEXT}))
 WEIGHTS, STATE = "adapters.safetensors", "optimizer.safetensors"
@@ -152,11 +152,11 @@ def run(args: argparse.Namespace) -> None:
     unseen = [learned_part(one, args) for one in held_out]
     learner = Learner(args)
 
-    score(learner, tokenizer, held_out, "before")
+    score(learner, tokenizer, held_out, unseen, "before")
     train(learner, tokenizer, examples, unseen, rows=len(parts.train))
     learner.write(Path(args.output_dir), tokenizer)
     llm.announce_adapter(args)
-    score(learner, tokenizer, held_out, "after")
+    score(learner, tokenizer, held_out, unseen, "after")
     for checkpoint in checkpoints(Path(args.output_dir)):  # a finished run needs none
         shutil.rmtree(checkpoint, ignore_errors=True)
     log("TrainingSuccess", args.model_name, args)
@@ -258,6 +258,7 @@ def train(learner: "Learner", tokenizer: Any, examples: list[Example], unseen: l
             losses = []
         if unseen and (step % args.eval_steps == 0 or step == steps):
             values["eval_loss"] = learner.loss_on(unseen)
+            values["eval_perplexity"] = perplexity(values["eval_loss"])
         if values:
             state = SimpleNamespace(global_step=step, max_steps=steps, log_history=[], is_world_process_zero=True)
             report.on_log(None, state, None, logs=values)
@@ -458,8 +459,10 @@ def checkpoints(output: Path) -> list[Path]:
 # --- score ----------------------------------------------------------------------------------------------------------
 
 
-def score(learner: Learner, tokenizer: Any, held_out: list[Rendered], phase: str) -> None:
-    """Report how many held-out questions get exactly the wanted answer."""
+def score(learner: Learner, tokenizer: Any, held_out: list[Rendered], unseen: list[Example], phase: str) -> None:
+    """Report the held-out loss, and how many questions get exactly the wanted answer."""
+    if unseen:
+        report_loss(learner.loss_on(unseen), phase, len(unseen))
     asked = [one for one in held_out if not isinstance(one.example, Text)]
     if not asked:
         return

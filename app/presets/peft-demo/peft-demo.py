@@ -39,7 +39,7 @@ from deepe_examples import encode, load_examples
 from deepe_log import log, remark
 from deepe_options import Options, options_of
 from deepe_rows import CONVERSATION, TEXT, Refused, Rendered, Text, Wanted
-from deepe_scores import score_exact_match
+from deepe_scores import evaluation_settings, over_tokens, score
 
 LIBRARY_OPTIONS = {  # every field of these classes can be set, beside the arguments below
     "classes": {
@@ -171,6 +171,7 @@ def make_parser() -> argparse.ArgumentParser:
     watch.add_argument("--resume", type=llm.str2bool, default=True, help="go on from the newest complete checkpoint")
     watch.add_argument("--eval_fraction", type=float, default=0.1, help="part of the rows held out for the score")
     watch.add_argument("--eval_samples", type=int, default=100, help="held-out rows that are used at most")
+    watch.add_argument("--eval_steps", type=int, default=100, help="steps between two points of the held-out loss")
     watch.add_argument("--eval_max_new_tokens", type=int, default=64, help="tokens of an answer that is scored")
     return parser
 
@@ -196,12 +197,12 @@ def run(args: argparse.Namespace) -> None:
     learned = encode(parts.train, tokenizer, args)
     held_out = encode(parts.held_out, tokenizer, args, held_out=True)
     asked = [one for one in held_out if not isinstance(one.example, Text)]
-    trainer = build_trainer(args, machine, tokenizer, learned)
+    trainer = build_trainer(args, machine, tokenizer, learned, held_out)
 
-    score_exact_match(trainer, tokenizer, asked, args, "before")
+    score(trainer, tokenizer, asked, args, "before")
     llm.train(trainer, len(parts.train), args)
     llm.save_adapter(trainer, args)
-    score_exact_match(trainer, tokenizer, asked, args, "after")
+    score(trainer, tokenizer, asked, args, "after")
     log("TrainingSuccess", args.model_name, args)
 
 
@@ -228,7 +229,9 @@ def check_options(args: argparse.Namespace) -> None:
             raise Refused(f"lora_dropout and {name} both set the dropout of adapter={args.adapter}; leave one out")
 
 
-def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, learned: list[Rendered]) -> Any:
+def build_trainer(
+    args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, learned: list[Rendered], held_out: list[Rendered]
+) -> Any:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -237,16 +240,17 @@ def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any
     layers = layers_of(args, model)
     model.config.use_cache = False
     longest = args.max_input_length + args.max_content_length
-    settings = llm.trainer_settings(args, machine, checkpointing=checkpointing)
-    config = options_of(args).build(SFTConfig, max_length=longest, **settings)
+    settings = evaluation_settings(args, held_out) | llm.trainer_settings(args, machine, checkpointing=checkpointing)
+    config = options_of(args).build(SFTConfig, max_length=longest, eval_packing=False, **settings)
     callbacks = llm.callbacks(args)
     if args.adapter == "adalora":
         callbacks.append(rank_allocation())
     with options_of(args).refusing():
-        trainer = SFTTrainer(
+        trainer = over_tokens(SFTTrainer)(
             model=model,
             args=config,
             train_dataset=Dataset.from_dict(llm.columns_of(learned)),
+            eval_dataset=Dataset.from_dict(llm.columns_of(held_out)) if held_out else None,
             processing_class=tokenizer,
             peft_config=adapter_config(args, steps_of(args, len(learned)), layers),
             callbacks=callbacks,

@@ -38,7 +38,7 @@ from deepe_examples import encode, load_examples
 from deepe_log import log, remark
 from deepe_options import Options, options_of
 from deepe_rows import CONVERSATION, TEXT, Refused, Rendered, Text, Wanted
-from deepe_scores import score_exact_match
+from deepe_scores import evaluation_settings, over_tokens, score
 
 LIBRARY_OPTIONS = {  # every field of these classes can be set, beside the arguments below
     "classes": {"trl.SFTConfig": {}, "peft.LoraConfig": {}},
@@ -171,18 +171,17 @@ def run(args: argparse.Namespace) -> None:
     asked = [one for one in held_out if not isinstance(one.example, Text)]
     trainer = build_trainer(args, machine, tokenizer, learned, held_out)
 
-    score_exact_match(trainer, tokenizer, asked, args, "before")
+    score(trainer, tokenizer, asked, args, "before")
     llm.train(trainer, len(parts.train), args)
     llm.save_adapter(trainer, args)
-    score_exact_match(trainer, tokenizer, asked, args, "after")
+    score(trainer, tokenizer, asked, args, "after")
     log("TrainingSuccess", args.model_name, args)
 
 
 def check(args: argparse.Namespace) -> None:
     llm.check(args)
-    for name in ("max_seq_length", "eval_steps"):
-        if getattr(args, name) < 1:
-            raise Refused(f"{name} must be at least 1, it is {getattr(args, name)}")
+    if args.max_seq_length < 1:
+        raise Refused(f"max_seq_length must be at least 1, it is {args.max_seq_length}")
 
 
 def build_trainer(
@@ -198,16 +197,14 @@ def build_trainer(
     model.config.use_cache = False
     config = options_of(args).build(
         SFTConfig,
-        per_device_eval_batch_size=args.batch_size,
         max_length=args.max_seq_length,
         packing=packs(args, machine, model, learned),
         eval_packing=False,
-        eval_strategy="steps" if held_out else "no",
-        eval_steps=args.eval_steps,
+        **evaluation_settings(args, held_out),
         **llm.trainer_settings(args, machine, checkpointing=checkpointing),
     )
     with options_of(args).refusing():
-        return SFTTrainer(
+        return over_tokens(SFTTrainer)(
             model=model,
             args=config,
             train_dataset=Dataset.from_dict(llm.columns_of(learned)),

@@ -37,7 +37,7 @@ import deepe_pictures as pictures
 from deepe_log import log
 from deepe_options import Options, options_of
 from deepe_rows import Answer, Refused, Rendered
-from deepe_scores import greedy_answers, report_right
+from deepe_scores import evaluation_settings, greedy_answers, over_tokens, report_right, score_loss
 
 LIBRARY_OPTIONS = {  # every field of these classes can be set, beside the arguments below
     "classes": {"trl.SFTConfig": {}, "peft.LoraConfig": {}},
@@ -132,6 +132,7 @@ def make_parser() -> argparse.ArgumentParser:
     watch.add_argument("--resume", type=llm.str2bool, default=True, help="go on from the newest complete checkpoint")
     watch.add_argument("--eval_fraction", type=float, default=0.1, help="part of the rows held out for the score")
     watch.add_argument("--eval_samples", type=int, default=100, help="held-out rows that are used at most")
+    watch.add_argument("--eval_steps", type=int, default=100, help="steps between two points of the held-out loss")
     watch.add_argument("--eval_max_new_tokens", type=int, default=64, help="tokens of an answer that is scored")
     return parser
 
@@ -154,7 +155,7 @@ def run(args: argparse.Namespace) -> None:
     chat.tell_end(processor.tokenizer, chat.end_turns(processor.tokenizer, Path(args.model_path), processor), args)
     learned = pictures.fitting(parts.train, sizes, processor, args)
     asked = pictures.fitting(parts.held_out, sizes, processor, args, held_out=True)
-    trainer = build_trainer(args, machine, processor, learned)
+    trainer = build_trainer(args, machine, processor, learned, asked)
 
     score(trainer, processor, asked, args, "before")
     llm.train(trainer, len({one.place for one in learned}), args)
@@ -177,6 +178,7 @@ def build_trainer(
     machine: llm.Machine,
     processor: Any,
     learned: list[Rendered],
+    held_out: list[Rendered],
 ) -> Any:
     from transformers import AutoModelForImageTextToText
     from trl import SFTConfig, SFTTrainer
@@ -191,13 +193,19 @@ def build_trainer(
         max_length=None,  # nothing is cut: what is too long was left out
         remove_unused_columns=False,  # what is in a row is only known when it is read
         dataloader_num_workers=workers if workers >= 0 else 4 if machine.device == "cuda" else 0,
+        **evaluation_settings(args, held_out),
         **llm.trainer_settings(args, machine, checkpointing=checkpointing),
     )
+    given, measured = (
+        pictures.dataset_of([one.example for one in rows], args.max_image_side) if rows else None
+        for rows in (learned, held_out)
+    )
     with options_of(args).refusing():
-        trainer = SFTTrainer(
+        trainer = over_tokens(SFTTrainer)(
             model=model,
             args=config,
-            train_dataset=pictures.dataset_of([one.example for one in learned], args.max_image_side),
+            train_dataset=given,
+            eval_dataset=measured,
             processing_class=processor,
             peft_config=llm.lora(args, layers),
             callbacks=llm.callbacks(args),
@@ -209,7 +217,8 @@ def build_trainer(
 
 
 def score(trainer: Any, processor: Any, asked: list[Rendered], args: argparse.Namespace, phase: str) -> None:
-    """Report how many held-out questions are answered with exactly the wanted text; others wait for the first one."""
+    """Report the held-out loss, and how many questions get exactly the wanted answer; the others wait for rank 0."""
+    score_loss(trainer, phase)
 
     def encode(_tokenizer: Any, some: list[Answer]) -> Any:
         shown = [pictures.pictures_of(answer, args.max_image_side) for answer in some]

@@ -24,7 +24,10 @@ from deepe_options import PASSED_BY_PLATFORM, PASSED_TO_ALL, options_of
 from deepe_rows import Refused, Rendered
 
 TINY_BYTES = 64 * 2**20  # threads of a smaller model wait for each other longer than they work
-POSITIVE = ("batch_size", "grad_accum_steps", "lora_rank", "logging_steps", "save_steps", "save_total_limit")
+POSITIVE = (
+    *("batch_size", "grad_accum_steps", "lora_rank", "logging_steps"),
+    *("save_steps", "save_total_limit", "eval_steps"),
+)
 SAME_OPTIONS = {"r": "lora_rank", "lora_dropout": "lora_dropout", "optim": "optimizer"}  # of libraries, and ours
 EIGHT_BIT = ("adamw_bnb_8bit", "paged_adamw_8bit")
 FLASH_ATTENTION = {"flash_attention_3": "flash_attn_interface", "flash_attention_2": "flash_attn"}  # its packages
@@ -105,7 +108,7 @@ def prepare_environment(args: argparse.Namespace) -> None:
 def check(args: argparse.Namespace) -> None:
     """Refuse what would only fail minutes later."""
     for name in POSITIVE:
-        if getattr(args, name) < 1:
+        if getattr(args, name, 1) < 1:
             raise Refused(f"{name} must be at least 1, it is {getattr(args, name)}")
     if args.max_steps is not None and args.max_steps < 1:
         raise Refused(f"max_steps must be at least 1, it is {args.max_steps}; leave it out to train by epochs")

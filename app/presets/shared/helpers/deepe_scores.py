@@ -4,6 +4,7 @@ torch is imported inside functions, so that a script's `--help` and its refusals
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from deepe_rewards import columns_of as columns_of_tasks
 from deepe_rows import Question, Rendered, written
 
 SCORED_AT_ONCE = 32
+IGNORED = -100  # label of a token that is not learned
 
 
 def report_score(name: str, phase: str, value: float, samples: int) -> None:
@@ -25,10 +27,97 @@ def report_score(name: str, phase: str, value: float, samples: int) -> None:
         print(f"{name.replace('_', ' ')} on {samples} held-out rows {phase} training: {value:.3f}", flush=True)
 
 
-def score_exact_match(
-    trainer: Any, tokenizer: Any, asked: Sequence[Rendered], args: argparse.Namespace, phase: str
-) -> None:
-    """Report how many held-out prompts the model answers with exactly the wanted text; the others wait for rank 0."""
+# --- held-out loss --------------------------------------------------------------------------------------------------
+
+
+def evaluation_settings(args: argparse.Namespace, held_out: Sequence[Any]) -> dict[str, Any]:
+    """Return the settings of a trainer that measures on held-out rows while it trains."""
+    return {
+        "eval_strategy": "steps" if held_out else "no",
+        "eval_steps": args.eval_steps,
+        "per_device_eval_batch_size": args.batch_size,
+    }
+
+
+def score_loss(trainer: Any, phase: str) -> None:
+    """Report the trainer's loss on its held-out rows, and the perplexity where the loss is one of tokens."""
+    if trainer.eval_dataset is None:
+        return
+    import torch
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    with torch.random.fork_rng():  # the training draws the same random numbers as without a score
+        dataloader = trainer.get_eval_dataloader()
+        found = trainer.evaluation_loop(dataloader, "Evaluation", prediction_loss_only=True).metrics
+    curves = {name: found[name] for name in ("eval_loss", "eval_perplexity") if name in found}
+    report_loss(found["eval_loss"], phase, len(trainer.eval_dataset), of_tokens="eval_perplexity" in found)
+    if phase == "before":  # the curves begin here
+        trainer.log(curves)
+    vars(trainer).pop("model_preparation_time", None)  # would be a curve of its own
+
+
+def report_loss(loss: float, phase: str, samples: int, *, of_tokens: bool = True) -> None:
+    """Report a loss on held-out rows, with its perplexity if it is the mean over tokens."""
+    report_score("eval_loss", phase, loss, samples)
+    if of_tokens:
+        report_score("perplexity", phase, perplexity(loss), samples)
+
+
+def over_tokens(trainer_class: Any) -> Any:
+    """Return an SFTTrainer whose held-out loss is the mean over all learned tokens, as the loss of a step is.
+
+    Its own is a mean over batches, which depends on the rows that lie together.
+    """
+    import torch
+
+    class OverTokens(trainer_class):  # type: ignore[misc, unused-ignore]
+        _sums = (0.0, 0.0)
+
+        def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **more: Any) -> Any:
+            self._sums = (0.0, 0.0)
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **more)
+            sums = torch.tensor(self._sums, dtype=torch.float64)
+            if self.accelerator.num_processes > 1:
+                sums = self.accelerator.reduce(sums.to(self.accelerator.device))
+            loss = (sums[0] / sums[1].clamp(min=1)).item()
+            output.metrics[f"{metric_key_prefix}_loss"] = loss
+            if self.args.loss_type == "nll" and not (self.aux_loss_enabled or self.args.label_smoothing_factor):
+                output.metrics[f"{metric_key_prefix}_perplexity"] = perplexity(loss)
+            return output
+
+        def prediction_step(self, model: Any, inputs: Any, *args: Any, **more: Any) -> Any:
+            inputs["labels"] = self._without_repeated(inputs)
+            found = super().prediction_step(model, inputs, *args, **more)
+            tokens = (inputs["labels"][..., 1:] != IGNORED).sum().item()
+            self._sums = (self._sums[0] + found[0].item() * tokens, self._sums[1] + tokens)
+            return found
+
+        def _without_repeated(self, inputs: Any) -> Any:
+            """Return the labels, none for rows that come again to fill up the last batches of several processes."""
+            labels, state = inputs["labels"], self.accelerator.gradient_state
+            if self.accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder < 1:
+                return labels
+            rows = torch.arange(len(labels), device=labels.device)[:, None]
+            if "attention_mask" not in inputs:  # rows lie behind each other
+                rows = (inputs["position_ids"] == 0).cumsum(-1) - 1
+            own = state.remainder - self.accelerator.process_index * self.args.per_device_eval_batch_size
+            return labels.masked_fill(rows >= own, IGNORED)
+
+    return OverTokens
+
+
+def perplexity(loss: float) -> float:
+    """Return the perplexity of a mean loss of tokens; what is too large for a number is infinite."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+# --- answers --------------------------------------------------------------------------------------------------------
+
+
+def score(trainer: Any, tokenizer: Any, asked: Sequence[Rendered], args: argparse.Namespace, phase: str) -> None:
+    """Report the held-out loss, and how many prompts get exactly the wanted answer; the others wait for rank 0."""
+    score_loss(trainer, phase)
     if asked and trainer.is_world_process_zero():
         report_exact_match(trainer.model, tokenizer, asked, args, phase)
     trainer.accelerator.wait_for_everyone()
