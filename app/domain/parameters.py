@@ -67,6 +67,8 @@ def json_schema(
             required.append(parameter.name)
     taken = {*script.declared_names, *reserved}
     for parameter, forms, details in option_properties(script, options, taken, language):
+        if parameter.name in known:
+            details.pop("x-advanced")  # the platform's form has it
         properties[parameter.name] = _option_property(forms, known, language) | details
     undescribed = any(use.path not in options.classes for use in script.option_classes)
     schema: dict[str, Any] = {

@@ -164,6 +164,16 @@ class TestSchema:
         assert schema["properties"]["undesirable_weight"]["x-when"] == [{"objective": ["kto"]}]
         assert schema["additionalProperties"] is False
 
+    def test_what_the_platforms_form_has_is_not_advanced(self) -> None:
+        norm = OptionField(name="max_grad_norm", kind=KIND.NUMBER, default=1.0)
+        described = DescribedOptions({TRAINING.path: TRAINING.model_copy(update={"fields": (norm,)})}, "trl", TABLE)
+
+        entry = json_schema(SCRIPT, options=described)["properties"]["max_grad_norm"]
+
+        assert "x-advanced" not in entry
+        assert entry["title"] != "max_grad_norm"
+        assert entry["default"] == 1.0
+
     def test_shows_no_default_of_a_library_that_does_not_hold(self) -> None:
         entry = json_schema(SCRIPT, options=DESCRIBED)["properties"]["save_strategy"]
 

@@ -156,6 +156,15 @@ class TestDescribing:
         }
         assert ended
 
+    def test_library_that_prints_without_end_fills_no_disk(self, library: Path) -> None:
+        (module,) = library.glob("lib/python3*/site-packages/library.py")
+        module.write_text("while True: print('x' * 2**16)")
+
+        described, trouble, _ = describe(library, ["library.Config"], ENVIRON)
+
+        assert described == ()
+        assert list(trouble) == ["library.Config"]
+
     def test_library_that_hangs_is_given_up_and_asked_again_after_a_restart(
         self, library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -9,12 +9,14 @@ only; a type that is not understood is `any`, which takes JSON.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import importlib
 import importlib.metadata
 import json
 import math
+import resource
 import sys
 import types
 import typing
@@ -23,6 +25,7 @@ from typing import Any
 MAX_HELP = 500
 MAX_DEFAULT = 1000
 MAX_FIELDS = 1000
+MAX_OUTPUT = 4 * 2**20
 TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "")
 NOTHING = ("none", "null")
 SCALARS = {bool: "boolean", int: "integer", float: "number", str: "string"}
@@ -283,6 +286,8 @@ def _json(text: str) -> Any:
 
 def main() -> None:
     """Describe the classes that are named."""
+    with contextlib.suppress(OSError, ValueError):  # whatever a library prints when it is imported
+        resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_OUTPUT, MAX_OUTPUT))
     documents: dict[str, Any] = {}
     for path in sys.argv[1:]:
         try:
