@@ -13,6 +13,7 @@ from app.domain.library_options import OptionClass
 from app.domain.rendering import filled_arguments
 from app.executor.environments.environment_probe import describe
 from app.presets import catalogue
+from tests import training_environment
 from tests.argspec.reading import read_parameters
 from tests.presets.conftest import NewHome
 from tests.presets.stage import Home, dataset
@@ -57,6 +58,9 @@ for words in cases:
         answers.append({"refused": str(refusal), "loaded": "InitializingModel" in said.getvalue()})
 print("answers " + json.dumps(answers, default=str))
 """
+OPTION_SCRIPTS = (
+    *("sft-demo.py", "peft-demo.py", "dpo-demo.py", "grpo-demo.py", "ppo-demo.py", "vl-demo.py", "embedding-demo.py"),
+)
 Answers = dict[str, dict[str, Any]]
 Holds = Callable[[str, Path, Path, dict[str, list[str]]], Answers]
 
@@ -268,6 +272,26 @@ class TestOthers:
 
 @pytest.mark.training
 @pytest.mark.xdist_group("options")
+@pytest.mark.parametrize("script", ["ppo-demo", "embedding-demo"])
+def test_loops_of_our_own_take_the_adapters_options(torch_home: Home, styles_base: Path, script: str) -> None:
+    base = training_environment.base_model("tiny-encoder") if script == "embedding-demo" else styles_base
+    rows = dataset("embedding-demo" if script == "embedding-demo" else "grpo-demo")
+    paths = [f"--model_path={base}", f"--dataset_path={rows}", "--output_dir=out"]
+    small = ["--max_samples=16", "--eval_fraction=0", "--max_steps=1", "--batch_size=4", "--max_grad_norm=0.5"]
+    small += ["--rollouts=4"] if script == "ppo-demo" else []
+
+    run = torch_home.run(f"{script}.py", *paths, *small, "--use_rslora=true", '--modules_to_save=["norm"]')
+    refused = torch_home.run(f"{script}.py", *paths, *small, "--neftune_noise_alpha=5")
+
+    assert run.code == 0, run.stderr
+    config = json.loads((torch_home.scripts / "out" / "adapter_config.json").read_text("utf-8"))
+    assert (config["use_rslora"], config["modules_to_save"]) == (True, ["norm"])
+    assert refused.code == 1
+    assert "there is no parameter neftune_noise_alpha" in refused.stderr
+
+
+@pytest.mark.training
+@pytest.mark.xdist_group("options")
 @pytest.mark.parametrize(
     ("script", "word", "sentence"),
     [
@@ -311,7 +335,7 @@ def test_environment_describes_every_class_that_scripts_name(training_python: Pa
 def option_paths() -> list[str]:
     """Return the classes that the shipped scripts of the `trl` environment name."""
     paths: dict[str, None] = {}
-    for name in ("sft-demo.py", "peft-demo.py", "dpo-demo.py", "grpo-demo.py", "vl-demo.py"):
+    for name in OPTION_SCRIPTS:
         script = read_parameters(catalogue.script_path(name).read_text("utf-8"))
         assert not script.partly_read, script.unread
         paths |= dict.fromkeys(use.path for use in script.option_classes)

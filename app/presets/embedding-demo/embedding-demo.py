@@ -40,12 +40,14 @@ import deepe
 import deepe_llm as llm
 from deepe_examples import load_examples
 from deepe_log import log, remark, remark_plan
+from deepe_options import Options, options_of
 from deepe_rows import PAIR, Pair, Refused, Wanted
 from deepe_scores import report_score
 from text_vectors import AUTO, Encoder, How, pooling_of, prompts_of
 
 SPECIAL_TOKENS = 8  # that a tokenizer adds to a text at most
 LOOKED_AT = 10  # rows for each place of a batch, before rows that share a text are taken
+LIBRARY_OPTIONS = {"classes": {"peft.LoraConfig": {}}}  # every field of it can be set, beside the arguments below
 LEARNS = Wanted(kinds=frozenset({PAIR}))
 
 Right = Mapping[str, frozenset[str]]
@@ -89,7 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
     steps.add_argument("--seed", type=int, default=42, help="same seed and machine, same model")
 
     lora = parser.add_argument_group("adapter")
-    lora.add_argument("--lora_rank", type=int, default=16, help="rank of the adapter's matrices")
+    lora.add_argument("--lora_rank", "--lora_r", "--r", type=int, default=16, help="rank of the adapter's matrices")
     lora.add_argument("--lora_alpha", type=int, default=32, help="weight of the adapter, divided by the rank")
 
     watch = parser.add_argument_group("checkpoints and score")
@@ -103,8 +105,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    args, unknown = make_parser().parse_known_args()
-    llm.run_stage(args, run, advice=lambda error: memory_advice(error, args), unknown=unknown)
+    args, rest = make_parser().parse_known_args()
+    args.options = Options(rest, LIBRARY_OPTIONS, args)
+    llm.run_stage(args, run, advice=lambda error: memory_advice(error, args))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -187,6 +190,7 @@ def check(args: argparse.Namespace) -> None:
         raise Refused(f"eval_fraction must be at least 0 and below 1, it is {args.eval_fraction}")
     if not (Path(args.model_path) / "config.json").is_file():
         raise Refused(f"there is no base model in {args.model_path}: config.json is missing")
+    options_of(args).check()
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise Refused("Embedding-Demo trains in one process: start it without torchrun or accelerate, with one GPU")
 
@@ -268,10 +272,10 @@ def load(args: argparse.Namespace, how: How) -> Encoder:
     torch.manual_seed(args.seed)
     encoder = Encoder.load(Path(args.model_path), how=how)
     layers = llm.linear_layers(encoder.model)
-    adapter = LoraConfig(
-        r=args.lora_rank, lora_alpha=args.lora_alpha, target_modules=layers, task_type="FEATURE_EXTRACTION"
-    )
-    encoder.model = get_peft_model(encoder.model, adapter)
+    own = {"r": args.lora_rank, "lora_alpha": args.lora_alpha, "target_modules": layers}
+    adapter = options_of(args).build(LoraConfig, task_type="FEATURE_EXTRACTION", **own)
+    with options_of(args).refusing():
+        encoder.model = get_peft_model(encoder.model, adapter)
     return encoder
 
 

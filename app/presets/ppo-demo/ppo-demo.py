@@ -41,6 +41,7 @@ from deepe_chat import json_object
 from deepe_checkpoints import make_readable, newest_checkpoint
 from deepe_examples import fitting_questions, load_examples
 from deepe_log import log, remark_plan
+from deepe_options import Options, options_of
 from deepe_reward_model import Worth, load_reward_model, make_reward_model, worth_by
 from deepe_rewards import Judge, columns_of, judge_of
 from deepe_rows import QUESTION, Question, Refused, Wanted, written
@@ -51,6 +52,7 @@ LAMBDA = 0.95  # how far advantages look ahead
 VALUE_WEIGHT = 0.1
 
 
+LIBRARY_OPTIONS = {"classes": {"peft.LoraConfig": {}}}  # every field of it can be set, beside the arguments below
 LEARNS = Wanted(kinds=frozenset({QUESTION}), tools=False)
 
 
@@ -127,7 +129,7 @@ def make_parser() -> argparse.ArgumentParser:
     steps.add_argument("--seed", type=int, default=42, help="same seed and machine, same model")
 
     machine = parser.add_argument_group("adapter, memory and speed")
-    machine.add_argument("--lora_rank", type=int, default=16, help="rank of the adapter's matrices")
+    machine.add_argument("--lora_rank", "--lora_r", "--r", type=int, default=16, help="rank of the adapter's matrices")
     machine.add_argument("--lora_alpha", type=int, default=32, help="weight of the adapter, divided by the rank")
     machine.add_argument("--load_in_4bit", type=llm.str2bool, default=False, help="QLoRA; needs bitsandbytes")
     machine.add_argument("--dtype", choices=["auto", "bfloat16", "float32"], default="auto")
@@ -147,8 +149,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    args, unknown = make_parser().parse_known_args()
-    llm.run_stage(args, run, unknown=unknown)
+    args, rest = make_parser().parse_known_args()
+    args.options = Options(rest, LIBRARY_OPTIONS, args)
+    llm.run_stage(args, run)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -269,7 +272,8 @@ class Learner:
         if checkpointing:
             base.gradient_checkpointing_enable()
             base.enable_input_require_grads()
-        self.policy = get_peft_model(base, llm.lora(args, llm.linear_layers(base)))
+        with options_of(args).refusing():
+            self.policy = get_peft_model(base, llm.lora(args, llm.linear_layers(base)))
         self.value_head = torch.nn.Linear(base.config.get_text_config().hidden_size, 1, device=machine.device)
         torch.nn.init.zeros_(self.value_head.weight)
         torch.nn.init.zeros_(self.value_head.bias)
