@@ -71,6 +71,10 @@ def submit(
     validation: Annotated[
         str | None, typer.Option("--validation", metavar="DATASET", help="Rows for the score, not learned from.")
     ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option("--adapter", metavar="MODEL", help="Customized model that the training goes on from."),
+    ] = None,
     through: Annotated[
         str | None, typer.Option("--through", help="How far to go: customized, complete or online.")
     ] = None,
@@ -112,6 +116,7 @@ def submit(
         "base_model": base_model,
         **_datasets(dataset or []),
         "validation_dataset": validation,
+        "adapter_name_or_path": adapter,
         "through": through,
         "stage": stage,
         "model": model,

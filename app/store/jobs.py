@@ -599,10 +599,12 @@ async def _release_successors(session: AsyncSession, job_id: str, *, model_id: s
     waiting = await _successors(session, job_id)
     if not waiting:
         return
+    # one that waited for its base model keeps the model that it goes on from
+    made = {"model_id": model_id} if model_id is not None else {}
     await session.exec(
         sa.update(JobRow)
         .where(col(JobRow.id).in_(waiting), col(JobRow.status) == JobStatus.QUEUED)
-        .values(blocked_by=None, model_id=model_id, updated_at=now)
+        .values(blocked_by=None, updated_at=now, **made)
     )
 
 

@@ -183,7 +183,10 @@ class JobSummary(BaseModel):
     validation_dataset: JobInput | None = Field(
         description="Rows for the score; null: a part of the data set is held out, or the script scores nothing."
     )
-    model: str | None = Field(description="Id of the model it works on; null: the base model, or not made yet.")
+    model: str | None = Field(
+        description="Id of the model it works on, or that a training goes on from; null: the base model, or not "
+        "made yet."
+    )
     result_model: str | None = Field(description="Id of the model it made.")
     parameters: dict[str, Any] = Field(description="As the caller gave them.", examples=[_PARAMETERS])
     chain: list[JobLink] = Field(description="All jobs of its chain, itself among them, in order.")

@@ -35,6 +35,7 @@ from app.executor.jobs.reruns import (
     resuming,
     retried,
     to_retry,
+    works_on_model,
 )
 from app.executor.jobs.submission import Plan, Submissions, Submitted
 from app.executor.runs.evaluations import Evaluation
@@ -287,15 +288,17 @@ class JobActions:
             job = await store.get(session, job_id)
             jobs = to_retry(job, await store.chain_of(session, [job.chain_id]))
             model_id = await _model_to_work_on(session, job)
-            model = await models.find_model(session, model_id) if model_id is not None else None
+            named_model = await models.find_model(session, model_id) if model_id is not None else None
             data = await session.get(DatasetRow, job.dataset_id) if job.dataset_id is not None else None
             scored = JobSpec.of(job).validation_dataset
             validation = await session.get(DatasetRow, scored.id) if scored is not None else None
             base = await session.get(BaseModelRow, job.base_model_id) if job.base_model_id is not None else None
             method = await pinned_method(session, job)
             node = await session.get(NodeRow, job.node_id) if job.node_id is not None else None
+        # a training goes on from a model and has its own data; other stages work on nothing but their model
+        start, model = (named_model, None) if job.kind is JobKind.TRAINING else (None, named_model)
         unmade = model is None and await asyncio.to_thread(self._base_unmade, job, base)
-        await self._require_inputs(job, model, [data, validation], base_unmade=unmade)
+        await self._require_inputs(job, model, start, [data, validation], base_unmade=unmade)
         made = retried(jobs, model_id=model_id, now=self._clock())
         changes = dict(wanted.parameters)
         if wanted.fix:
@@ -308,8 +311,8 @@ class JobActions:
         warnings: Sequence[Violation] = ()
         if changes:
             assert method is not None
-            asked = self._submissions.data_of(data) if data and job.model_id is None else None
-            warnings = await self._submissions.checked_again(made, method, changes, asked, validation)
+            asked = self._submissions.data_of(data) if data and not works_on_model(job) else None
+            warnings = await self._submissions.checked_again(made, method, changes, asked, validation, start)
         found = None if wanted.resume is False else await self._checkpoint_of(job)
         if wanted.resume is True and found is None:
             raise NoCheckpointToResume(job=job.id)
@@ -335,7 +338,13 @@ class JobActions:
         return named_base is not None and must_be_made(base, named_base.path, self._home)
 
     async def _require_inputs(
-        self, job: JobRow, model: ModelRow | None, data: Sequence[DatasetRow | None], *, base_unmade: bool
+        self,
+        job: JobRow,
+        model: ModelRow | None,
+        start: ModelRow | None,
+        data: Sequence[DatasetRow | None],
+        *,
+        base_unmade: bool,
     ) -> None:
         """Check that everything the job was submitted with still exists, save for a base model that is made first."""
         spec = JobSpec.of(job)
@@ -343,10 +352,12 @@ class JobActions:
         named_data = [] if model is not None else [one for one in (spec.dataset, spec.validation_dataset) if one]
         named_base = None if base_unmade else spec.base_model
         named_paths = [given.path for given in (named_base, *named_data) if given is not None]
-        paths = [*named_paths, *([model.path] if model is not None and model.path else [])]
+        named_models = [one for one in (model, start) if one is not None]
+        paths = [*named_paths, *(one.path for one in named_models if one.path)]
         gone = [path for path in paths if not await asyncio.to_thread(self._home.absolute(path).exists)]
-        if gone or (model is not None and model.deleted_at is not None):
-            raise JobInputsGone(job=job.id, paths=", ".join(gone or [model.name if model else ""]))
+        deleted = [one.name for one in named_models if one.deleted_at is not None]
+        if gone or deleted:
+            raise JobInputsGone(job=job.id, paths=", ".join(gone or deleted))
         now = {row.id: row for row in data if row is not None}
         for one in named_data:
             if one.id in now and one.digest not in (None, now[one.id].digest):

@@ -56,6 +56,12 @@ class JobSubmit(_Body):
         "declare `validation_path`.",
         examples=["sft-demo-held-out"],
     )
+    adapter_name_or_path: str | None = Field(
+        default=None,
+        description="Customized model that the training goes on from, instead of a new adapter; id or name. It must "
+        "have been made from the base model, and the script must declare `adapter_name_or_path`.",
+        examples=["tiny-base_faq_20261123_5075"],
+    )
     parameters: dict[str, Any] = Field(
         default_factory=dict,
         description="What the training script takes; see `GET /api/v1/methods/{method}/parameters`.",
@@ -105,6 +111,11 @@ class JobCopy(_Body):
     dataset: str | None = Field(default=None, description="Another data set; id or name.")
     validation_dataset: str | None = Field(
         default=None, description="Other rows for the score; id or name. Null leaves them out. Default: the original's."
+    )
+    adapter_name_or_path: str | None = Field(
+        default=None,
+        description="Another customized model to go on from; id or name. Null makes a new adapter. Default: the "
+        "original's.",
     )
     retry: RetryPolicy | None = Field(default=None, description="Default: the original's.")
     limits: Limits | None = Field(default=None, description="Default: the original's.")

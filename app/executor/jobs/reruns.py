@@ -113,14 +113,19 @@ def retried(jobs: Sequence[JobRow], *, model_id: str | None, now: datetime) -> l
     return made
 
 
+def works_on_model(job: JobRow) -> bool:
+    """Say whether a model is all that the job works on; a training that goes on from one has its own data as well."""
+    return job.model_id is not None and job.kind is not JobKind.TRAINING
+
+
 def copied(job: JobRow, chain: Sequence[JobRow], changes: JobCopy) -> JobSubmit:
     """Return the submit request that copies `job`.
 
     A job that works on a model is copied alone, on the same model; any other with its whole chain.
     """
     _check_is_stage(job)
-    origin = job if job.model_id is not None else chain[0]
-    if origin.model_id is not None:
+    origin = job if works_on_model(job) else chain[0]
+    if works_on_model(origin):
         return _on_model(origin, changes)
     spec = JobSpec.of(origin)
     last = chain[-1]
@@ -130,6 +135,7 @@ def copied(job: JobRow, chain: Sequence[JobRow], changes: JobCopy) -> JobSubmit:
         base_model=changes.base_model or (spec.base_model.id if spec.base_model else None),
         dataset=changes.dataset or (spec.dataset.id if spec.dataset else None),
         validation_dataset=_validation_dataset(spec, changes),
+        adapter_name_or_path=_adapter(origin, changes),
         parameters=_merged([step.parameters for step in reversed(chain)], changes),
         through=STATE_OF_STAGE[as_stage(last.kind)] if whole else None,
         stage=None if whole else last.kind,
@@ -144,6 +150,7 @@ def _on_model(job: JobRow, changes: JobCopy) -> JobSubmit:
         "/base_model": changes.base_model,
         "/dataset": changes.dataset,
         "/validation_dataset": changes.validation_dataset,
+        "/adapter_name_or_path": changes.adapter_name_or_path,
     }
     if wrong := [Violation(pointer, "model_keeps_inputs", {}) for pointer, value in given.items() if value is not None]:
         raise InvalidRequest(wrong)
@@ -162,6 +169,10 @@ def _validation_dataset(spec: JobSpec, changes: JobCopy) -> str | None:
     if "validation_dataset" in changes.model_fields_set:
         return changes.validation_dataset
     return spec.validation_dataset.id if spec.validation_dataset else None
+
+
+def _adapter(job: JobRow, changes: JobCopy) -> str | None:
+    return changes.adapter_name_or_path if "adapter_name_or_path" in changes.model_fields_set else job.model_id
 
 
 def _merged(parameters: Sequence[Mapping[str, Any]], changes: JobCopy) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any
 
+from app.domain.enums import JobKind
 from app.domain.errors import Violation
 from app.domain.kinds import Stage
 from app.domain.known_parameters import KNOWN, KnownParameter, known_at
@@ -25,6 +26,9 @@ from app.registry.methods.script_reading import ScriptReader
 VALIDATION_PATH = "validation_path"
 """What a script declares that takes rows for the score."""
 VALIDATION_DATASET = "/validation_dataset"
+START_PATH = "adapter_name_or_path"
+"""What a script declares whose training can go on from an adapter."""
+START = "/adapter_name_or_path"
 _NOTHING = ScriptParameters(accepts_unknown=True)
 
 
@@ -97,9 +101,11 @@ class StageParameters:
         data: Data | None,
         validation: Validation | None = None,
         described: Described = MappingProxyType({}),
+        start: Mapping[str, Any] = MappingProxyType({}),
     ) -> CheckedParameters:
         """Check `values` for these stages, and the rows of the data sets (`None`: not checked). Blocks.
 
+        `start` is the argument that names the adapter to go on from, if there is one.
         `described` has what is known of the libraries in the environments; without it, options are not judged yet.
         """
         scripts = {stage: self.read(method, stage) for stage in stages}
@@ -108,9 +114,12 @@ class StageParameters:
         producer = producing_stage(lifecycle)
         given_to = {stage: _meant_for(stage, values, scripts, targets) for stage in targets}
         own = {} if validation is None else _scoring(validation, targets, scripts)
+        starting: dict[Stage, Mapping[str, Any]] = (
+            {stage: start for stage in targets if stage is JobKind.TRAINING} if start else {}
+        )
         checks = {
             stage: check_parameters(
-                {**given_to.get(stage, {}), **own.get(stage, {})},
+                {**given_to.get(stage, {}), **own.get(stage, {}), **starting.get(stage, {})},
                 scripts[stage],
                 stage=stage,
                 producing=stage is producer,
@@ -124,6 +133,9 @@ class StageParameters:
         warnings = [warning for check in checks.values() for warning in check.warnings]
         if validation is not None and targets:
             violations += _validation_violations(values, taken=bool(own))
+        if start and targets:
+            taken_by = [stage for stage in starting if START_PATH in scripts[stage].declared_names]
+            violations += _start_violations(values, taken=bool(taken_by))
         withheld = {}
         for stage, script in scripts.items():
             notes = passed_argument_notes(method.definition, stage, script, "/method")
@@ -178,6 +190,15 @@ def _validation_violations(values: Mapping[str, Any], *, taken: bool) -> list[Vi
         return [Violation(VALIDATION_DATASET, "validation_not_taken", {"name": VALIDATION_PATH})]
     if values.get(VALIDATION_PATH) is not None:
         return [Violation(VALIDATION_DATASET, "validation_named_twice", {"name": VALIDATION_PATH})]
+    return []
+
+
+def _start_violations(values: Mapping[str, Any], *, taken: bool) -> list[Violation]:
+    """Return why the adapter to go on from cannot be handed to the script."""
+    if not taken:
+        return [Violation(START, "adapter_not_taken", {"name": START_PATH})]
+    if values.get(START_PATH) is not None:
+        return [Violation(START, "adapter_named_twice", {"name": START_PATH})]
     return []
 
 

@@ -57,7 +57,7 @@ from app.store.job_queries import measured_trainings
 from app.store.models import ModelNameAmbiguous, ModelNotFound
 from app.store.nodes import all_nodes
 from app.store.session import Database
-from app.store.tables import DatasetRow, DeployTargetRow, JobRow
+from app.store.tables import DatasetRow, DeployTargetRow, JobRow, ModelRow
 
 _MEASURED = 20  # trainings that are looked at: one of them ran on the same kind of device
 
@@ -215,6 +215,7 @@ class Submissions:
         parameters: Mapping[str, Any],
         data: Data | None,
         validation: DatasetRow | None,
+        start: ModelRow | None,
     ) -> Sequence[Violation]:
         """Change the parameters of jobs that are not queued yet, checked against the version that they run.
 
@@ -226,7 +227,8 @@ class Submissions:
         scored = None if validation is None else self._inputs.validation_of(validation, None)
         async with self._database.reading() as session:
             described = await self._options.of(session, _environments(method, stages))
-        checked = await asyncio.to_thread(self._parameters.check, method, stages, values, data, scored, described)
+        own = {} if start is None else self._inputs.start_arguments(start)
+        checked = await asyncio.to_thread(self._parameters.check, method, stages, values, data, scored, described, own)
         if checked.violations:
             raise InvalidRequest(list(checked.violations))
         for job in jobs:
@@ -247,6 +249,10 @@ class Submissions:
             with contextlib.suppress(ModelNotFound, ModelNameAmbiguous):
                 model = await models.get_model(session, request.model)
                 base_model = model.base_model_id
+        start = None
+        if request.adapter_name_or_path is not None:
+            with contextlib.suppress(ModelNotFound, ModelNameAmbiguous):
+                start = await models.get_model(session, request.adapter_name_or_path)
         found = await submissions.find_named(session, method=request.method, base_model=base_model, dataset=dataset)
         if found is None:
             raise InvalidRequest([Violation("/method", "unknown_method", {"method": request.method})])
@@ -265,6 +271,7 @@ class Submissions:
             base_model=found.base_model,
             dataset=found.dataset if mix is None or mix.new is None else mix.row,
             model=model,
+            start=start,
             stages=stages,
             violations=violations,
             target=await _target(session, method, stages),
@@ -283,12 +290,13 @@ class Submissions:
         dataset = known.dataset if known.mix is None or known.mix.new is None else None
         if known.mix is not None and await self._mixes.made_meanwhile(session, known.mix) is not None:
             return False
+        worked_on = known.model or known.start
         now = await submissions.look_again(
             session,
             method_id=known.method.id,
             base_model_id=known.base_model.id if known.base_model is not None else None,
             dataset_id=dataset.id if dataset is not None else None,
-            model_id=known.model.id if known.model is not None else None,
+            model_id=worked_on.id if worked_on is not None else None,
         )
         if now is None or now.version != known.method.version:
             return False
@@ -298,6 +306,8 @@ class Submissions:
                 return False
         if known.model is not None:
             return now.model is not None  # a model outlives the entry of what it was made from
+        if known.start is not None and now.model is None:
+            return False
         base_stands = known.base_model is None or now.base_model is not None
         return base_stands and (dataset is None or now.dataset_digest == dataset.digest)
 
@@ -315,7 +325,7 @@ class Submissions:
         deployment, wrong = _deployment(method, request, stages, known.target)
         found += wrong
         checked = self._parameters.check(
-            method, stages, request.parameters, inputs.data, inputs.validation, known.described
+            method, stages, request.parameters, inputs.data, inputs.validation, known.described, inputs.start_arguments
         )
         found += checked.violations
         if found:
@@ -421,7 +431,7 @@ class Submissions:
                     method_name=method.name,
                     base_model_id=inputs.base_model.id if inputs.base_model else None,
                     dataset_id=inputs.dataset.id if inputs.dataset else None,
-                    model_id=inputs.model.id if inputs.model else None,
+                    model_id=_model_of(stage, inputs),
                     parameters=checked.given(stage),
                     priority=request.priority,
                     queue=request.queue,
@@ -433,6 +443,12 @@ class Submissions:
             )
         store.link(jobs)
         return jobs
+
+
+def _model_of(stage: Stage, inputs: Inputs) -> str | None:
+    """Return the model that the stage works on, or that a training goes on from."""
+    model = inputs.start if stage is JobKind.TRAINING else inputs.model
+    return model.id if model is not None else None
 
 
 def stage_resources(request: JobSubmit, method: Method, stage: Stage) -> Resources:

@@ -1,8 +1,9 @@
 """What a submission works on: its base model, data sets and model, checked as they are now. No statement is run."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from app.domain.enums import ModelState, TrainingType
 from app.domain.errors import InvalidRequest, Violation
@@ -11,7 +12,7 @@ from app.domain.lifecycle import producing_stage
 from app.executor.jobs.base_model_builds import must_be_made
 from app.executor.jobs.data_check import Data, shipped_manifest
 from app.executor.jobs.requests import JobSubmit
-from app.executor.jobs.stage_parameters import VALIDATION_DATASET, Validation
+from app.executor.jobs.stage_parameters import START, START_PATH, VALIDATION_DATASET, Validation
 from app.executor.runs.job_spec import Named
 from app.registry.base_models.card import BaseModelCard, BaseModelKind
 from app.registry.base_models.findings import Finding, Severity, findings
@@ -35,6 +36,8 @@ class Known:
     base_model: BaseModelRow | None
     dataset: DatasetRow | None
     model: ModelRow | None
+    start: ModelRow | None
+    """Model that a training goes on from."""
     stages: Sequence[Stage]
     violations: Sequence[Violation]
     target: DeployTargetRow | None
@@ -64,6 +67,8 @@ class Inputs:
     card: BaseModelCard | None = None
     """Of the base model's folder as it is now."""
     warnings: Sequence[Violation] = ()
+    start: ModelRow | None = None
+    start_arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 class InputCheck:
@@ -114,6 +119,7 @@ class InputCheck:
             scored = None
         card, wrong, warnings = self._judge_base_model(None if unmade else base, known.method)
         found += wrong
+        found += self._start_violations(request, known)
         # large files take long to check again, so what was not touched since is not read
         inspection = self._datasets.current(data) if data is not None and unplaced is None else None
         scored_now = self._datasets.current(scored) if scored is not None else None
@@ -130,6 +136,8 @@ class InputCheck:
             base_unmade=unmade,
             card=card,
             warnings=warnings,
+            start=known.start,
+            start_arguments=self.start_arguments(known.start) if known.start is not None else {},
         )
 
     def _judge_base_model(
@@ -156,6 +164,8 @@ class InputCheck:
         wrong: list[Violation] = []
         if request.validation_dataset is not None:
             wrong.append(Violation(VALIDATION_DATASET, "model_keeps_inputs", {}))
+        if request.adapter_name_or_path is not None:
+            wrong.append(Violation(START, "model_keeps_inputs", {}))
         if request.datasets is not None:
             wrong.append(Violation("/datasets", "model_keeps_inputs", {}))
         if model.path is None:
@@ -180,6 +190,31 @@ class InputCheck:
             data=None,
             violations=wrong,
         )
+
+    def start_arguments(self, model: ModelRow) -> dict[str, Any]:
+        """Return the argument that names the folder of the adapter to go on from, relative to the script root."""
+        return {START_PATH: os.path.relpath(self._home.absolute(model.path or ""), self._home.scripts)}
+
+    def _start_violations(self, request: JobSubmit, known: Known) -> list[Violation]:
+        """Return why a training cannot go on from the model that the request names."""
+        model, base, name = known.start, known.base_model, request.adapter_name_or_path
+        if name is None:
+            return []
+        if model is None:
+            return [Violation(START, "unknown_model", {"model": name})]
+        params = {"model": model.name, "state": model.state, "needed": ModelState.CUSTOMIZED}
+        if model.state is not ModelState.CUSTOMIZED:
+            return [Violation(START, "model_in_other_state", params)]
+        if model.path is None or not self._exists(model.path):
+            return [Violation(START, "files_missing", {"name": model.name, "path": model.path or ""})]
+        kind, training_type = model.details.get("kind"), known.method.definition.training_type
+        if kind != "adapter" or model.training_type != training_type:
+            params = {"model": model.name, "kind": str(kind), "training_type": model.training_type}
+            return [Violation(START, "adapter_of_other_kind", params)]
+        if base is not None and model.base_model_id != base.id:
+            params = {"model": model.name, "made_from": model.base_model_name, "base_model": base.name}
+            return [Violation(START, "adapter_of_other_base", params)]
+        return []
 
     def _named_data(self, row: DatasetRow, inspection: Inspection | None) -> Named:
         """Return the path of the JSONL file."""

@@ -29,6 +29,7 @@ from typing import Any
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_llm as llm
+from deepe_adapters import check_start, with_adapter
 from deepe_chat import json_object
 from deepe_examples import Fitting, answers_of, fitting_pairs, load_examples
 from deepe_log import log, remark
@@ -58,6 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
     job.add_argument("--model_name", default="dpo-demo", help="name of the model")
     job.add_argument("--model_path", required=True, help="folder of the base model")
     job.add_argument("--dataset_path", required=True, help="JSONL file, or a folder with one")
+    job.add_argument("--adapter_name_or_path", default=None, help="folder of an adapter of the base to go on from")
     job.add_argument("--output_dir", required=True, help="folder for the adapter and the checkpoints")
 
     method = parser.add_argument_group("method")
@@ -145,6 +147,7 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     llm.check(args)
+    check_start(args, compares=args.objective != "orpo")
     if args.beta <= 0:
         raise Refused(f"beta must be above 0, it is {args.beta}")
     if args.sft_weight < 0:
@@ -196,12 +199,11 @@ def build_trainer(
     config = options_of(args).build(config_class, beta=args.beta, max_length=longest, **settings)
     with options_of(args).refusing():
         return trainer_class(
-            model=model,
+            **with_adapter(args, model, lambda: llm.lora(args, llm.linear_layers(model))),
             args=config,
             train_dataset=Dataset.from_list(given),
             eval_dataset=Dataset.from_list(measured) if measured else None,
             processing_class=tokenizer,
-            peft_config=llm.lora(args, llm.linear_layers(model)),
             callbacks=llm.callbacks(args),
         )
 

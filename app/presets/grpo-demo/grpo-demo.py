@@ -32,6 +32,7 @@ from typing import Any
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_llm as llm
+from deepe_adapters import check_start, with_adapter
 from deepe_chat import json_object
 from deepe_examples import Fitting, fitting_questions, load_examples
 from deepe_log import log
@@ -60,6 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     job.add_argument("--model_name", default="grpo-demo", help="name of the model")
     job.add_argument("--model_path", required=True, help="folder of the base model")
     job.add_argument("--dataset_path", required=True, help="JSONL file, or a folder with one")
+    job.add_argument("--adapter_name_or_path", default=None, help="folder of an adapter of the base to go on from")
     job.add_argument("--output_dir", required=True, help="folder for the adapter and the checkpoints")
 
     reward = parser.add_argument_group("reward")
@@ -182,6 +184,7 @@ def run(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> None:
     llm.check(args)
+    check_start(args, compares=True)
     if args.num_generations < 2:
         raise Refused(f"num_generations must be at least 2, it is {args.num_generations}: answers are compared")
     together = args.batch_size * args.grad_accum_steps
@@ -226,12 +229,11 @@ def build_trainer(
         config.generation_kwargs = {"stop_token_ids": [tokenizer.eos_token_id], **(config.generation_kwargs or {})}
     with options_of(args).refusing():
         return GRPOTrainer(
-            model=model,
+            **with_adapter(args, model, lambda: llm.lora(args, llm.linear_layers(model))),
             args=config,
             reward_funcs=[for_trl(function) for function in judge.functions],
             train_dataset=Dataset.from_list(rows_for_trl(tasks)),
             processing_class=tokenizer,
-            peft_config=llm.lora(args, llm.linear_layers(model)),
             callbacks=llm.callbacks(args, shown="reward"),
         )
 

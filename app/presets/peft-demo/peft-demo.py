@@ -34,6 +34,7 @@ from typing import Any
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_llm as llm
+from deepe_adapters import adopt_kind, check_start, with_adapter
 from deepe_chat import json_object
 from deepe_examples import encode, load_examples
 from deepe_log import log, remark
@@ -83,6 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
     job.add_argument("--model_name", default="peft-demo", help="name of the model")
     job.add_argument("--model_path", required=True, help="folder of the base model")
     job.add_argument("--dataset_path", required=True, help="JSONL file, or a folder with one")
+    job.add_argument("--adapter_name_or_path", default=None, help="folder of an adapter of the base to go on from")
     job.add_argument("--output_dir", required=True, help="folder for the adapter and the checkpoints")
 
     adapter = parser.add_argument_group("adapter")
@@ -178,9 +180,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args, rest = make_parser().parse_known_args()
+    adopt_kind(args)
     args.options = Options(rest, LIBRARY_OPTIONS, args)
     if args.learning_rate is None:
-        args.learning_rate = RATES[args.adapter]
+        args.learning_rate = RATES.get(args.adapter, RATES["lora"])
     llm.run_stage(args, run)
 
 
@@ -211,6 +214,7 @@ def check(args: argparse.Namespace) -> None:
         able = ", ".join(name for name in RATES if name not in IN_FULL_PRECISION)
         raise Refused(f"adapter={args.adapter} cannot be trained on a base model in 4 bits; these can: {able}")
     llm.check(args)
+    check_start(args)
     for name in ("oft_block_size", "virtual_tokens"):
         if getattr(args, name) < 1:
             raise Refused(f"{name} must be at least 1, it is {getattr(args, name)}")
@@ -247,12 +251,11 @@ def build_trainer(
         callbacks.append(rank_allocation())
     with options_of(args).refusing():
         trainer = over_tokens(SFTTrainer)(
-            model=model,
+            **with_adapter(args, model, lambda: adapter_config(args, steps_of(args, len(learned)), layers)),
             args=config,
             train_dataset=Dataset.from_dict(llm.columns_of(learned)),
             eval_dataset=Dataset.from_dict(llm.columns_of(held_out)) if held_out else None,
             processing_class=tokenizer,
-            peft_config=adapter_config(args, steps_of(args, len(learned)), layers),
             callbacks=callbacks,
         )
     trained, whole = trainer.model.get_nb_trainable_parameters()

@@ -37,6 +37,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
 import deepe_llm as llm
+from deepe_adapters import ADAPTER, REFERENCE, as_reference, check_start, load_start, start_of
 from deepe_chat import json_object
 from deepe_checkpoints import make_readable, newest_checkpoint
 from deepe_examples import fitting_questions, load_examples
@@ -64,6 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     job.add_argument("--model_name", default="ppo-demo", help="name of the model")
     job.add_argument("--model_path", required=True, help="folder of the base model")
     job.add_argument("--dataset_path", required=True, help="JSONL file, or a folder with one")
+    job.add_argument("--adapter_name_or_path", default=None, help="folder of an adapter of the base to go on from")
     job.add_argument("--output_dir", required=True, help="folder for the adapter and the checkpoints")
 
     reward = parser.add_argument_group("reward")
@@ -176,7 +178,7 @@ def run(args: argparse.Namespace) -> None:
     score(learner, held_out, judge, "before")
     train(learner, tasks)
     log("SaveTrainedModel", args.model_name, args)
-    learner.policy.save_pretrained(args.output_dir)
+    learner.policy.save_pretrained(args.output_dir, selected_adapters=[ADAPTER])
     tokenizer.save_pretrained(args.output_dir)
     llm.write_ends(learner.policy, args)
     llm.announce_adapter(args)
@@ -186,6 +188,7 @@ def run(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> None:
     llm.check(args)
+    check_start(args, compares=True)
     for name in ("rollouts", "ppo_epochs", "reward_steps"):
         if getattr(args, name) < 1:
             raise Refused(f"{name} must be at least 1, it is {getattr(args, name)}")
@@ -272,8 +275,12 @@ class Learner:
         if checkpointing:
             base.gradient_checkpointing_enable()
             base.enable_input_require_grads()
-        with options_of(args).refusing():
-            self.policy = get_peft_model(base, llm.lora(args, llm.linear_layers(base)))
+        if (start := start_of(args)) is None:
+            with options_of(args).refusing():
+                self.policy = get_peft_model(base, llm.lora(args, llm.linear_layers(base)))
+        else:
+            self.policy = load_start(args, base)
+            self.policy.load_adapter(str(start), REFERENCE)
         self.value_head = torch.nn.Linear(base.config.get_text_config().hidden_size, 1, device=machine.device)
         torch.nn.init.zeros_(self.value_head.weight)
         torch.nn.init.zeros_(self.value_head.bias)
@@ -339,7 +346,7 @@ class Learner:
         mask = torch.cat([encoded["attention_mask"], spoken.long()], 1)
 
         current, values, _entropy = self._look_at(tokens, mask, said.shape[1])
-        with self.policy.disable_adapter():
+        with as_reference(self.policy):
             reference, _values, _entropy = self._look_at(tokens, mask, said.shape[1])
         texts = self.tokenizer.batch_decode(said, skip_special_tokens=True)
         judged = torch.tensor(self._worth(texts, prompts, columns_of(tasks)), device=said.device)
@@ -449,7 +456,7 @@ class Learner:
         folder = Path(self.args.output_dir) / f"checkpoint-{step}"
         draft = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(draft, ignore_errors=True)
-        self.policy.save_pretrained(draft)
+        self.policy.save_pretrained(draft, selected_adapters=[ADAPTER])
         self.tokenizer.save_pretrained(draft)
         state = {"optimizer": self._optimizer.state_dict(), "value_head": self.value_head.state_dict()}
         torch.save(state | {"tokens_seen": self.tokens_seen}, draft / STATE)

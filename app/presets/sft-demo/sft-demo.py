@@ -33,6 +33,7 @@ from typing import Any
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_llm as llm
+from deepe_adapters import check_start, with_adapter
 from deepe_chat import json_object
 from deepe_examples import encode, load_examples
 from deepe_log import log, remark
@@ -58,6 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
     job.add_argument("--model_name", default="sft-demo", help="name of the model")
     job.add_argument("--model_path", required=True, help="folder of the base model")
     job.add_argument("--dataset_path", required=True, help="JSONL file, or a folder with one")
+    job.add_argument("--adapter_name_or_path", default=None, help="folder of an adapter of the base to go on from")
     job.add_argument("--output_dir", required=True, help="folder for the adapter and the checkpoints")
 
     data = parser.add_argument_group("data")
@@ -180,6 +182,7 @@ def run(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> None:
     llm.check(args)
+    check_start(args)
     if args.max_seq_length < 1:
         raise Refused(f"max_seq_length must be at least 1, it is {args.max_seq_length}")
 
@@ -205,12 +208,11 @@ def build_trainer(
     )
     with options_of(args).refusing():
         return over_tokens(SFTTrainer)(
-            model=model,
+            **with_adapter(args, model, lambda: llm.lora(args, llm.linear_layers(model))),
             args=config,
             train_dataset=Dataset.from_dict(llm.columns_of(learned)),
             eval_dataset=Dataset.from_dict(llm.columns_of(held_out)) if held_out else None,
             processing_class=tokenizer,
-            peft_config=llm.lora(args, llm.linear_layers(model)),
             callbacks=llm.callbacks(args),
         )
 

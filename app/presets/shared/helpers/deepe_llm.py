@@ -18,6 +18,7 @@ from typing import Any
 import deepe
 import deepe_chat as chat
 import deepe_memory as memory
+from deepe_adapters import folder_with, leave_reference_out, start_of
 from deepe_checkpoints import make_readable, newest_checkpoint
 from deepe_log import log, remark, remark_plan
 from deepe_options import PASSED_BY_PLATFORM, PASSED_TO_ALL, options_of
@@ -227,10 +228,15 @@ def _attention(args: argparse.Namespace, dtype: str, capability: tuple[int, int]
 
 
 def load_tokenizer(path: str, args: argparse.Namespace) -> Any:
-    """Return the tokenizer of a base model, with the chat template that is asked for; a turn ends with its eos."""
+    """Return the tokenizer of a base model, with the chat template that is asked for; a turn ends with its eos.
+
+    Going on from an adapter it is the one beside it, which has the chat template of its training.
+    """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    start = start_of(args)
+    has_own = start is not None and (start / "tokenizer_config.json").is_file()
+    tokenizer = AutoTokenizer.from_pretrained(start if has_own else path)
     chat.choose_template(tokenizer, Path(path), args)
     chat.tell_end(tokenizer, chat.end_turns(tokenizer, Path(path)), args)
     return tokenizer
@@ -246,7 +252,7 @@ def load_model(
     switches the base's own dropout off: a method that compares probabilities needs the same ones each time.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, set_seed
+    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, set_seed
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -269,6 +275,8 @@ def load_model(
     model = (auto_class or AutoModelForCausalLM).from_pretrained(
         args.model_path, dtype=getattr(torch, machine.dtype), attn_implementation=machine.attention, **more
     )
+    if (folder := folder_with(args, chat.NAME)) == start_of(args):
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     chat.stop_at_turn_ends(model, tokenizer)
     return model
 
@@ -555,11 +563,13 @@ def save_adapter(trainer: Any, args: argparse.Namespace) -> None:
 
 def write_ends(model: Any, args: argparse.Namespace) -> None:
     if deepe.is_first():
-        chat.write_ends(Path(args.model_path), Path(args.output_dir), model.generation_config.eos_token_id)
+        ends = model.generation_config.eos_token_id
+        chat.write_ends(folder_with(args, chat.NAME), Path(args.output_dir), ends)
 
 
 def announce_adapter(args: argparse.Namespace) -> None:
     """Leave out what the libraries write besides, and let others read the rest."""
+    leave_reference_out(Path(args.output_dir))
     for name in ("training_args.bin", "README.md"):  # a pickle that nobody needs, an empty form
         (Path(args.output_dir) / name).unlink(missing_ok=True)
     make_readable(Path(args.output_dir))

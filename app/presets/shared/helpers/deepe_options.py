@@ -88,6 +88,11 @@ class Options:
         """Return the values for a class, by field."""
         return next((values for path, values in self._of.items() if deepe_fields.load(path) is cls), {})
 
+    def of_library(self, library: str) -> dict[str, Any]:
+        """Return the values for the classes of a library, by field."""
+        found = [values for path, values in self._of.items() if path.partition(".")[0] == library]
+        return {name: value for values in found for name, value in values.items()}
+
     def build(self, cls: Any, **own: Any) -> Any:
         """Return the configuration: what the script sets, under what was given. Raises `Refused` as the class does."""
         given = self.of(cls)
