@@ -244,15 +244,15 @@ MUTANTS = (
     _mutant(
         "token not checked",
         _JOBS,
-        "        conditions.append(col(JobRow.token) == token)\n",
+        "        conditions.append(_JOB.c.token == token)\n",
         "        pass\n",
         f"{STORE}::TestNodeWrites::test_stale_token_changes_nothing",
     ),
     _mutant(
         "end written over an end",
         _JOBS,
-        "statement = sa.update(JobRow).where(col(JobRow.id).in_(job_ids), col(JobRow.status).in_(old), *conditions)",
-        "statement = sa.update(JobRow).where(col(JobRow.id).in_(job_ids), *conditions)",
+        "statement = sa.update(_JOB).where(_JOB.c.id.in_(job_ids), _JOB.c.status.in_(old), *conditions)",
+        "statement = sa.update(_JOB).where(_JOB.c.id.in_(job_ids), *conditions)",
         f"{STORE}::TestNodeWrites",
         f"{STORE}::TestClaim::test_two_sessions_that_race_for_a_job_do_not_both_win",
     ),
