@@ -181,7 +181,7 @@ class TestData:
         packed = train(torch_home, tiny_base, *more, "--packing=true", rows=rows, output="packed")
 
         assert [note["message"] for note in plain.of_type("note")] == ["8 rows -> 8 sequences -> 1 steps"]
-        why = "packing=auto: rows are not packed: attention sdpa would keep them apart only at a cost"
+        why = "packing=auto: rows are not packed: without flash attention they would be kept apart only at a cost"
         assert why in [record["msgDetail"] for record in plain.records]
         assert packed.of_type("note")[-1]["message"] == "8 rows -> 1 sequences -> 1 steps"
         assert packed.curve()[1] == pytest.approx(plain.curve()[1], rel=1e-4)

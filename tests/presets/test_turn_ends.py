@@ -15,6 +15,17 @@ pytestmark = [pytest.mark.training, pytest.mark.xdist_group("turn_ends")]
 
 QUESTION = "Which is larger, 3 or 8?"
 TURN, DOCUMENT = 2, 0  # <|im_end|> and <|endoftext|>
+GEMMA_2 = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config
+
+tokens, folder = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(tokens)
+tokenizer.save_pretrained(folder)
+sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 16}
+config = Gemma2Config(vocab_size=len(tokenizer), num_key_value_heads=1, eos_token_id=tokenizer.eos_token_id, **sizes)
+AutoModelForCausalLM.from_config(config, attn_implementation="eager").save_pretrained(folder)
+"""
 ELSEWHERE = """
 import sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -115,6 +126,19 @@ class TestBaseWithAnotherEnd:
         complete = torch_home.path / "complete"
         assert document(complete / "generation_config.json")["eos_token_id"] == [TURN, DOCUMENT]
         assert ask(torch_home, complete, complete).answer == "8"
+
+
+def test_base_without_sdpa_is_trained_and_asked(torch_home: Home, base: Path) -> None:
+    """Transformers refuses SDPA for Gemma 2 when it is asked for by name."""
+    (torch_home.scripts / "gemma_2.py").write_text(GEMMA_2)
+    gemma = torch_home.path / "gemma-2"
+    torch_home.run("gemma_2.py", str(base), str(gemma))
+
+    run = train(torch_home, gemma, "--max_steps=1", "--eval_samples=1")
+
+    assert run.code == 0, run.stderr
+    answered = ask(torch_home, gemma, torch_home.path / "out")
+    assert answered.code == 0, answered.stderr
 
 
 @pytest.fixture(scope="module")

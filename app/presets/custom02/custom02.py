@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> None:
     tokenizer = llm.load_tokenizer(args.base_path, args)
     examples = encode(parts.train, tokenizer, args)
     held_out = encode(parts.held_out, tokenizer, args, held_out=True)
-    machine = llm.Machine(torch.device(device).type, "float32", "sdpa", four_bit=False, optimizer="adamw_torch")
+    machine = llm.Machine(torch.device(device).type, "float32", None, four_bit=False, optimizer="adamw_torch")
     llm.plan_memory(args, machine, max(len(one.tokens) for one in examples), method="full")
     model = AutoModelForCausalLM.from_pretrained(args.base_path, dtype=torch.float32).to(device)
     stop_at_turn_ends(model, tokenizer)

@@ -141,7 +141,7 @@ def run(args: argparse.Namespace) -> None:
 
 def plan_memory(pairs: Sequence[Pair], how: How, args: argparse.Namespace) -> None:
     """Tell what memory is expected; refuse what cannot fit."""
-    machine = llm.Machine(llm.device_kind(), "float32", "sdpa", four_bit=False, optimizer="adamw_torch")
+    machine = llm.Machine(llm.device_kind(), "float32", None, four_bit=False, optimizer="adamw_torch")
     prefixed = len((how.query_prefix + how.document_prefix).encode()) + SPECIAL_TOKENS
     texts = (text for pair in pairs for text in (pair.anchor, pair.positive, *pair.negatives))
     most = prefixed + max(len(text.encode()) for text in texts)  # no token has less than a byte

@@ -7,8 +7,8 @@ Try it by hand, in a checkout of the product, with the interpreter of the `trl` 
         --output_dir=sft-out --max_steps=150 --batch_size=32 --learning_rate=0.01 --lora_rank=16
 
 A real model on a GPU needs no more than `--model_path`, `--dataset_path` and `--output_dir`: numbers in bfloat16, flash
-attention where it is installed (else SDPA), a fused optimizer, gradient checkpointing when the memory asks for it.
-Every one of these choices is a parameter.
+attention where it is installed (else SDPA, where the base has it), a fused optimizer, gradient checkpointing when the
+memory asks for it. Every one of these choices is a parameter.
 
 `packing` puts several rows into one sequence, so that a step learns from many more rows and there are fewer steps.
 `auto` packs only with flash attention, which keeps the rows apart at no cost, in a training by epochs that is left
@@ -230,7 +230,7 @@ def packs(args: argparse.Namespace, machine: llm.Machine, model: Any, learned: l
     if args.packing == "auto":
         why = ""
         if machine.attention not in llm.FLASH_ATTENTION:
-            why = f"attention {machine.attention} would keep them apart only at a cost"
+            why = "without flash attention they would be kept apart only at a cost"
         elif mixing:
             why = f"the base model has layers that would mix them ({', '.join(mixing)})"
         elif args.max_steps is not None:

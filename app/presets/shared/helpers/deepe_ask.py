@@ -107,7 +107,7 @@ def load_model(auto_class: Any, base: Path, adapter: Path | None) -> tuple[Any, 
     disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     dtype = "auto" if device != "cpu" else torch.float32
-    model = auto_class.from_pretrained(base, dtype=dtype, attn_implementation="sdpa")
+    model = auto_class.from_pretrained(base, dtype=dtype)
     source = base
     if adapter is not None:
         from peft import PeftModel

@@ -165,7 +165,8 @@ class Machine:
 
     device: str
     dtype: str
-    attention: str
+    attention: str | None
+    """None: what transformers takes for the architecture."""
     four_bit: bool
     optimizer: str
 
@@ -209,15 +210,15 @@ def use_one_gpu(args: argparse.Namespace) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = first
 
 
-def _attention(args: argparse.Namespace, dtype: str, capability: tuple[int, int] | None) -> str:
-    """Return the implementation of attention; `capability` is that of the GPU, None without one."""
+def _attention(args: argparse.Namespace, dtype: str, capability: tuple[int, int] | None) -> str | None:
+    """Return the implementation of attention, None for what suits the base; `capability` is that of the GPU, if any."""
     if args.attention not in (*FLASH_ATTENTION, "auto"):
         return str(args.attention)
     able = [] if capability is None else [name for name, least in FLASH_CAPABILITY.items() if capability >= least]
     fitting = able if dtype in ("bfloat16", "float16") else []
     if args.attention == "auto":
         installed = [name for name in fitting if importlib.util.find_spec(FLASH_ATTENTION[name])]
-        return installed[0] if installed else "sdpa"
+        return installed[0] if installed else None  # sdpa, where the architecture has it: Gemma 2 has not
     if args.attention not in fitting:
         lacks = "numbers of 16 bits" if args.attention in able else "a newer GPU" if capability else "an NVIDIA GPU"
         raise Refused(f"attention={args.attention} needs {lacks} (here: dtype {dtype}); choose auto or sdpa")
