@@ -227,6 +227,17 @@ class TestHandOn:
         assert not (target / "config.json").samefile(source / "config.json")
         assert checkpoints.whole_step(target) == 100
 
+    @pytest.mark.parametrize(("whole", "expected"), [(True, {100, 300}), (False, {300})])
+    def test_trainers_best_goes_with_it_if_it_is_whole(self, home: Home, whole: bool, expected: set[int]) -> None:
+        best, _ = trainers(home, 1, 100), trainers(home, 1, 200)
+        (trainers(home, 1, 300) / "trainer_state.json").write_text('{"global_step": 300, "best_global_step": 100}')
+        if not whole:
+            (best / "optimizer.pt").write_bytes(b"")
+
+        _, target = self.hand_on(home)
+
+        assert {checkpoints.whole_step(folder) for folder in target.parent.iterdir()} == expected
+
     def test_links_inside_are_left_out(self, home: Home) -> None:
         folder = declared(home, 1, 100)
         (folder / "elsewhere").symlink_to("/")

@@ -73,15 +73,13 @@ def newest_checkpoint(home: Home, job_id: str, *, before: int | None = None) -> 
 
 
 def hand_on(checkpoint: Checkpoint, output: Path) -> Path:
-    """Put the checkpoint into another attempt's output folder and return it there; safe to repeat."""
-    target = output / checkpoint.folder.name
-    if target.exists():  # a crash behind the rename: it came whole
-        return target
-    draft = output / f".{checkpoint.folder.name}.handed-on"
-    shutil.rmtree(draft, ignore_errors=True)
-    shutil.copytree(checkpoint.folder, draft, copy_function=_link_or_copy, ignore=_links)
-    draft.rename(target)
-    return target
+    """Put the checkpoint into another attempt's output folder and return it there; safe to repeat.
+
+    The one that a Trainer keeps as its best so far goes with it.
+    """
+    if (best := _best_before(checkpoint.folder)) is not None:
+        _copy(best, output)
+    return _copy(checkpoint.folder, output)
 
 
 def whole_step(folder: Path) -> int:
@@ -191,6 +189,26 @@ def _step(value: object) -> int:
 
 
 # ---- handing on -----------------------------------------------------------------------------------------------------
+
+
+def _best_before(folder: Path) -> Path | None:
+    """Return the checkpoint that the Trainer's state of another one names as the best; None if it is not whole."""
+    with contextlib.suppress(_NotWhole, OSError):
+        best = _step(_read_object(folder / TRAINER_STATE).get("best_global_step"))
+        if (found := folder.with_name(f"checkpoint-{best}")) != folder and whole_step(found) == best:
+            return found
+    return None
+
+
+def _copy(folder: Path, output: Path) -> Path:
+    target = output / folder.name
+    if target.exists():  # a crash behind the rename: it came whole
+        return target
+    draft = output / f".{folder.name}.handed-on"
+    shutil.rmtree(draft, ignore_errors=True)
+    shutil.copytree(folder, draft, copy_function=_link_or_copy, ignore=_links)
+    draft.rename(target)
+    return target
 
 
 def _link_or_copy(source: str, target: str) -> str:
