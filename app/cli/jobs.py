@@ -232,6 +232,18 @@ def show(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def samples(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Show answers to held-out prompts before and after a training."""
+    with Api(url) as api:
+        found = api.get(f"/jobs/{segment(job)}/metrics", {"points": 2})["samples"]
+    if as_json:
+        print_json({"items": found})
+        return
+    names = ("prompt", "wanted", "before", "after")
+    print_table(names, [tuple(one[name] for name in names) for one in found], nothing="The job keeps no answers.")
+
+
+@app.command()
 def watch(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Watch a job and those that follow it to the end.
 

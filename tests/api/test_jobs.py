@@ -462,7 +462,28 @@ class TestMetrics:
     async def test_queued_job_has_none(self, app: JobsApp) -> None:
         job_id = await add_job(app.database)
 
-        assert await app.get(f"/jobs/{job_id}/metrics") == {"series": [], "evaluations": [], "progress": None}
+        assert await app.get(f"/jobs/{job_id}/metrics") == {
+            "series": [], "evaluations": [], "samples": [], "progress": None,
+        }  # fmt: skip
+
+    async def test_answers_are_joined_by_number(self, app: JobsApp) -> None:
+        job_id = await add_job(app.database)
+        await app.runner.start(job_id)
+        asked = {"type": "sample", "prompt": "1 + 1?", "wanted": "2"}
+        app.runner.reports(
+            job_id,
+            {**asked, "phase": "before", "number": 1, "answer": "3"},
+            {**asked, "phase": "before", "number": 0, "prompt": "0 + 1?", "wanted": "1", "answer": "x"},
+            {**asked, "phase": "after", "number": 1, "answer": "2"},
+            {**asked, "phase": "during", "number": 1, "answer": "no such phase"},
+        )
+
+        measured = await app.get(f"/jobs/{job_id}/metrics")
+
+        assert measured["samples"] == [
+            {"prompt": "0 + 1?", "wanted": "1", "before": "x", "after": None},
+            {"prompt": "1 + 1?", "wanted": "2", "before": "3", "after": "2"},
+        ]
 
 
 class TestEvents:

@@ -34,11 +34,21 @@ class SeriesRead(BaseModel):
     )
 
 
+class SampleRead(BaseModel):
+    """What a held-out prompt is answered with, before and after the training."""
+
+    prompt: str = Field(description="The last turn of it.", examples=["Which is larger, 3 or 8?"])
+    wanted: str = Field(examples=["8"])
+    before: str | None = Field(examples=["11"])
+    after: str | None = Field(examples=["8"])
+
+
 class JobMetrics(BaseModel):
     """What a job measured."""
 
     series: list[SeriesRead]
     evaluations: list[EvaluationRead]
+    samples: list[SampleRead]
     progress: ProgressRead | None
 
 
@@ -94,6 +104,7 @@ def job_metrics(curves: Curves) -> JobMetrics:
     return JobMetrics(
         series=[SeriesRead(name=name, points=_points(points)) for name, points in curves.series.items()],
         evaluations=evaluations_read(curves.evaluations),
+        samples=[SampleRead(**vars(sample)) for sample in curves.samples],
         progress=progress_read(curves.progress),
     )
 

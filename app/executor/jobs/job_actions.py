@@ -38,7 +38,7 @@ from app.executor.jobs.reruns import (
     works_on_model,
 )
 from app.executor.jobs.submission import Plan, Submissions, Submitted
-from app.executor.runs.evaluations import Evaluation
+from app.executor.runs.evaluations import Evaluation, Sample
 from app.executor.runs.job_spec import JobSpec
 from app.executor.runs.log_pages import LogPage, LogRange, read_page
 from app.executor.runs.memory_forecasts import EXPECTED_MIB
@@ -110,6 +110,7 @@ class Curves:
 
     series: Mapping[str, Sequence[Point]]
     evaluations: Sequence[Evaluation]
+    samples: Sequence[Sample]
     progress: Progress | None
 
 
@@ -183,7 +184,7 @@ class JobActions:
         job = await store.get(session, job_id)
         digest = await self._digest(job)
         series = await asyncio.to_thread(self._observer.curves, job.id, job.attempts, names=names, points=points)
-        return Curves(series=series, evaluations=digest.evaluations, progress=digest.progress)
+        return Curves(series=series, evaluations=digest.evaluations, samples=digest.samples, progress=digest.progress)
 
     async def compare(self, session: AsyncSession, job_ids: Sequence[str], *, points: int) -> Comparison:
         """Return the jobs side by side."""

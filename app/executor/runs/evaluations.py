@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from app.executor.runs.events import EvaluationEvent, MetricsEvent, RunEvents
+from app.executor.runs.events import EvaluationEvent, MetricsEvent, RunEvents, SampleEvent
 from app.executor.runs.run_folder import RunFolder
 
 
@@ -15,6 +15,16 @@ class Evaluation:
     before: float | None
     after: float | None
     samples: int | None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a held-out prompt is answered with; None where it was not asked (yet)."""
+
+    prompt: str
+    wanted: str
+    before: str | None
+    after: str | None
 
 
 @dataclass(frozen=True)
@@ -53,4 +63,24 @@ def paired_evaluations(events: Iterable[EvaluationEvent]) -> tuple[Evaluation, .
             samples=next(iter(reversed(phases.values()))).samples,
         )
         for name, phases in found.items()
+    )
+
+
+def paired_samples(events: Iterable[SampleEvent]) -> tuple[Sample, ...]:
+    """Join the answers to each prompt, by its number; a prompt that differs from an earlier attempt's replaces it."""
+    found: dict[int, dict[str, SampleEvent]] = {}
+    for event in events:
+        phases = found.setdefault(event.number, {})
+        if any((event.prompt, event.wanted) != (other.prompt, other.wanted) for other in phases.values()):
+            phases.clear()
+        phases[event.phase] = event
+    return tuple(
+        Sample(
+            prompt=one.prompt,
+            wanted=one.wanted,
+            before=phases["before"].answer if "before" in phases else None,
+            after=phases["after"].answer if "after" in phases else None,
+        )
+        for _number, phases in sorted(found.items())
+        for one in [next(iter(phases.values()))]
     )

@@ -64,6 +64,18 @@ class EvaluationEvent:
 
 
 @dataclass(frozen=True)
+class SampleEvent:
+    """What a held-out prompt was answered with, before or after the training."""
+
+    time: float
+    phase: str
+    number: int
+    prompt: str
+    wanted: str
+    answer: str
+
+
+@dataclass(frozen=True)
 class NoteEvent:
     """A message for the person who watches the job."""
 
@@ -81,13 +93,14 @@ class RecordEvent:
     detail: str
 
 
-StageEvent = MetricsEvent | ProgressEvent | ArtifactEvent | EvaluationEvent | NoteEvent | RecordEvent
+StageEvent = MetricsEvent | ProgressEvent | ArtifactEvent | EvaluationEvent | SampleEvent | NoteEvent | RecordEvent
 
 _TYPE_NAMES: dict[type[StageEvent], str] = {
     MetricsEvent: "metrics",
     ProgressEvent: "progress",
     ArtifactEvent: "artifact",
     EvaluationEvent: "evaluation",
+    SampleEvent: "sample",
     NoteEvent: "note",
     RecordEvent: "record",
 }
@@ -156,6 +169,9 @@ def _event(document: Any) -> StageEvent | None:
             return ArtifactEvent(time=time, path=_text(document["path"]), kind=_text(document.get("kind", "file")))
         case "evaluation":
             return _evaluation(document, time=time)
+        case "sample":
+            texts = {name: _text(document[name]) for name in ("prompt", "wanted", "answer")}
+            return SampleEvent(time=time, phase=_phase(document), number=_step(document["number"]), **texts)
         case "note":
             return NoteEvent(time=time, message=_text(document["message"]))
         case "record":
@@ -180,16 +196,20 @@ def _progress(document: dict[str, Any], *, time: float) -> ProgressEvent:
 
 
 def _evaluation(document: dict[str, Any], *, time: float) -> EvaluationEvent:
-    phase = document["phase"]
-    if phase not in ("before", "after"):
-        raise BrokenEvent("phase is neither before nor after")
     return EvaluationEvent(
         time=time,
         name=_text(document["name"])[:_MAX_NAME],
-        phase=phase,
+        phase=_phase(document),
         value=finite(document["value"]),
         samples=_step(document.get("samples", 0)),
     )
+
+
+def _phase(document: dict[str, Any]) -> str:
+    phase = document["phase"]
+    if phase not in ("before", "after"):
+        raise BrokenEvent("phase is neither before nor after")
+    return str(phase)
 
 
 def _step(value: object) -> int:

@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Final
 
-from app.executor.runs.evaluations import Evaluation, paired_evaluations
-from app.executor.runs.events import EvaluationEvent, NoteEvent, ProgressEvent, RunEvents
+from app.executor.runs.evaluations import Evaluation, Sample, paired_evaluations, paired_samples
+from app.executor.runs.events import EvaluationEvent, NoteEvent, ProgressEvent, RunEvents, SampleEvent
 from app.executor.runs.metrics import MetricSeries, Point
 from app.executor.runs.progress import Progress, ProgressEstimator
 from app.executor.runs.run_folder import RunFolder
 from app.store.home import Home
 
 KEPT_JOBS = 64
+KEPT_SAMPLES = 40
 KEPT_NOTES = 100  # a script may write one for each step
 
 
@@ -28,6 +29,7 @@ class RunDigest:
     latest: dict[str, float]
     evaluations: tuple[Evaluation, ...]
     notes: tuple[str, ...]
+    samples: tuple[Sample, ...] = ()
 
 
 NOTHING_SAID: Final = RunDigest(progress=None, latest={}, evaluations=(), notes=())
@@ -42,6 +44,7 @@ class _Reader:
     attempts: list[RunEvents] = field(default_factory=list)
     estimator: ProgressEstimator = field(default_factory=ProgressEstimator)
     evaluations: list[EvaluationEvent] = field(default_factory=list)
+    samples: deque[SampleEvent] = field(default_factory=lambda: deque(maxlen=KEPT_SAMPLES))
     notes: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT_NOTES))
     lock: Lock = field(default_factory=Lock)
 
@@ -64,6 +67,7 @@ class RunObserver:
                 latest={name: point.value for name, point in reader.series.latest.items() if point.value is not None},
                 evaluations=paired_evaluations(reader.evaluations),
                 notes=tuple(reader.notes),
+                samples=paired_samples(reader.samples),
             )
 
     def curves(self, job_id: str, attempts: int, *, names: Sequence[str], points: int) -> dict[str, tuple[Point, ...]]:
@@ -95,6 +99,8 @@ class RunObserver:
                         reader.estimator.add(event)
                     case EvaluationEvent():
                         reader.evaluations.append(event)
+                    case SampleEvent():
+                        reader.samples.append(event)
                     case NoteEvent():
                         reader.notes.append(event.message)
                     case _:

@@ -54,6 +54,14 @@ def evaluation(phase: str, value: float, samples: int, name: str = "exact_match"
     _append("evaluation", name=name, phase=phase, value=_number(value), samples=int(samples))
 
 
+def sample(phase: str, number: int, prompt: str, wanted: str, answer: str) -> None:
+    """Report what a held-out prompt is answered with; `number` tells which one it is, in both phases the same.
+
+    The platform keeps 10,000 characters of each text.
+    """
+    _append("sample", phase=phase, number=int(number), prompt=str(prompt), wanted=str(wanted), answer=str(answer))
+
+
 def artifact(path: str | os.PathLike[str], kind: str = "file") -> None:
     """Report a file or folder that the script made, such as a checkpoint."""
     _append("artifact", path=os.fspath(path), kind=kind)
