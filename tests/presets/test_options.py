@@ -115,6 +115,8 @@ def found(holds: Holds, tiny_base: Path) -> Answers:
                 "--save_steps=2",
             ],
             "measured without rows": ["--eval_on_start=true"],
+            "early without rows": ["--early_stopping_patience=2"],
+            "early without a match": ["--eval_fraction=0.5", "--early_stopping_patience=2", "--save_steps=7"],
             "best without a match": ["--eval_fraction=0.5", "--load_best_model_at_end=true", "--save_steps=7"],
             "unknown": ["--neftune_alpha=5"],
             "of the platform": ["--report_to=wandb"],
@@ -169,6 +171,8 @@ class TestSft:
         ("case", "sentence"),
         [
             ("measured without rows", "eval_on_start would have no effect"),
+            ("early without rows", "early_stopping_patience needs rows to measure on"),
+            ("early without a match", "save_steps (7) must be a multiple of eval_steps (100)"),
             ("best without a match", "the library does not accept load_best_model_at_end=True: "),
             (
                 "unknown",

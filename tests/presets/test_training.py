@@ -10,6 +10,7 @@ import pytest
 from app.domain.launchers import Launcher, LauncherKind
 from app.presets import catalogue
 from tests.presets.conftest import NewHome
+from tests.presets.curves import stop_and_resume
 from tests.presets.stage import Finished, Home, dataset, demo_parameters
 
 pytestmark = [pytest.mark.training, pytest.mark.xdist_group("training")]
@@ -73,6 +74,10 @@ class TestSftDemo:
         assert losses[120] < losses[1] / 4
         assert run.curve("eval_loss").keys() == {0, 100, 120}
         assert run.curve("eval_loss")[0] == run.score("before", "eval_loss")
+        answers = [one for one in run.of_type("sample") if one["phase"] == "after"]
+        assert [one["answer"] == one["wanted"] for one in answers] == [True] * 5
+        asked = {json.loads(line)["instruction"] for line in dataset("sft-demo").read_text().splitlines()}
+        assert {one["prompt"] for one in answers} <= asked
         assert run.of_type("progress")[-1]["step"] == run.of_type("progress")[-1]["total"] == 120
         codes = [record["msg"] for record in run.records]
         assert codes[-1] == 200005
@@ -138,6 +143,21 @@ class TestStopAndResume:
         assert any("resumed from checkpoint-" in note["message"] for note in resumed.of_type("note"))
         assert last_loss(resumed) == last_loss(trained[1])
 
+    def test_early_stopping_keeps_the_best_step_over_a_stop(self, torch_home: Home, tiny_base: Path) -> None:
+        # the loss falls, so that of all losses the first is the highest: here it is the best one
+        best = ("--early_stopping_patience=2", "--metric_for_best_model=eval_loss", "--greater_is_better=true")
+        more = (*best, "--eval_steps=20", "--save_steps=20", "--eval_samples=20")
+
+        stopped, resumed = stop_and_resume(
+            torch_home, "sft-demo.py", sft_arguments(torch_home, tiny_base, *more), at=45
+        )
+
+        assert (stopped.code, resumed.code) == (143, 0), resumed.stderr
+        notes = [note["message"] for note in resumed.of_type("note")]
+        assert "ended early at step 60 of 120: eval_loss has not improved 2 times" in notes
+        assert any(note.startswith("the weights are those of step 20, the best: eval_loss ") for note in notes)
+        assert resumed.score("after", "eval_loss") == pytest.approx(stopped.curve("eval_loss")[20], rel=1e-5)
+
     def test_half_written_checkpoint_is_passed_over(self, torch_home: Home, tiny_base: Path) -> None:
         train(torch_home, tiny_base, "--max_steps=4", "--save_steps=2")
         weights = torch_home.path / "out" / "checkpoint-4" / "adapter_model.safetensors"
@@ -158,6 +178,21 @@ class TestData:
 
         assert run.code == 0, run.stderr
         assert {event["name"] for event in run.of_type("evaluation")} == {"eval_loss", "perplexity"}
+
+    def test_long_answers_are_measured_by_their_loss(self, torch_home: Home, tiny_base: Path) -> None:
+        answers = [" ".join(str((first + step) % 10) for step in range(50)) for first in range(40)]
+        rows = torch_home.write_rows(
+            *(json.dumps({"prompt": f"Count on from {n}.", "completion": text}) for n, text in enumerate(answers))
+        )
+
+        run = train(torch_home, tiny_base, "--max_steps=1", "--batch_size=4", "--eval_max_new_tokens=8", rows=rows)
+
+        assert run.code == 0, run.stderr
+        assert {event["name"] for event in run.of_type("evaluation")} == {"eval_loss", "perplexity"}
+        assert any("no exact match is measured" in note["message"] for note in run.of_type("note"))
+        assert [(one["phase"], one["number"]) for one in run.of_type("sample")] == [
+            (phase, number) for phase in ("before", "after") for number in range(5)
+        ]
 
     def test_named_columns_packing_and_checkpointing(self, torch_home: Home, tiny_base: Path) -> None:
         rows = torch_home.write_rows(*['{"q": "What is 1 + 1?", "a": "2"}'] * 20)

@@ -44,7 +44,7 @@ from deepe_checkpoints import newest_checkpoint
 from deepe_examples import encode, load_examples
 from deepe_log import log, remark_plan
 from deepe_rows import CONVERSATION, TEXT, Refused, Rendered, Text, Wanted
-from deepe_scores import perplexity, prompt_of, report_loss, report_right
+from deepe_scores import perplexity, prompt_of, report_loss, report_right, to_answer
 
 LEARNS = Wanted(kinds=frozenset({CONVERSATION, TEXT}))
 WEIGHTS, STATE = "adapters.safetensors", "optimizer.safetensors"
@@ -468,7 +468,7 @@ def score(learner: Learner, tokenizer: Any, held_out: list[Rendered], unseen: li
         return
     learner.model.eval()
     speaking, most = mlx_models.wrapped(tokenizer, learner.config), learner.args.eval_max_new_tokens
-    prompts = [prompt_of(one, tokenizer) for one in asked]
+    prompts = [prompt_of(one, tokenizer) for one in to_answer(asked, tokenizer, learner.args)]
     given = []
     for prompt in prompts:
         tokens = tokenizer.encode(prompt, add_special_tokens=False)

@@ -174,6 +174,10 @@ def make_parser() -> argparse.ArgumentParser:
     watch.add_argument("--eval_fraction", type=float, default=0.1, help="part of the rows held out for the score")
     watch.add_argument("--eval_samples", type=int, default=100, help="held-out rows that are used at most")
     watch.add_argument("--eval_steps", type=int, default=100, help="steps between two points of the held-out loss")
+    watch.add_argument(
+        "--early_stopping_patience", type=int, default=None, help="end after so many losses without improvement"
+    )
+    watch.add_argument("--early_stopping_threshold", type=float, default=0.0, help="what counts as an improvement")
     watch.add_argument("--eval_max_new_tokens", type=int, default=64, help="tokens of an answer that is scored")
     return parser
 
@@ -218,6 +222,10 @@ def check(args: argparse.Namespace) -> None:
     for name in ("oft_block_size", "virtual_tokens"):
         if getattr(args, name) < 1:
             raise Refused(f"{name} must be at least 1, it is {getattr(args, name)}")
+    if args.adapter == "adalora" and (
+        args.early_stopping_patience or options_of(args).given.get("load_best_model_at_end")
+    ):
+        raise Refused("adapter=adalora keeps the last step: the matrices of its checkpoints are cut to their ranks")
     check_options(args)
 
 

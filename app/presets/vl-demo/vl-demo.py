@@ -37,7 +37,7 @@ import deepe_pictures as pictures
 from deepe_log import log
 from deepe_options import Options, options_of
 from deepe_rows import Answer, Refused, Rendered
-from deepe_scores import evaluation_settings, greedy_answers, over_tokens, report_right, score_loss
+from deepe_scores import evaluation_settings, greedy_answers, over_tokens, report_right, score_loss, to_answer
 
 LIBRARY_OPTIONS = {  # every field of these classes can be set, beside the arguments below
     "classes": {"trl.SFTConfig": {}, "peft.LoraConfig": {}},
@@ -133,6 +133,10 @@ def make_parser() -> argparse.ArgumentParser:
     watch.add_argument("--eval_fraction", type=float, default=0.1, help="part of the rows held out for the score")
     watch.add_argument("--eval_samples", type=int, default=100, help="held-out rows that are used at most")
     watch.add_argument("--eval_steps", type=int, default=100, help="steps between two points of the held-out loss")
+    watch.add_argument(
+        "--early_stopping_patience", type=int, default=None, help="end after so many losses without improvement"
+    )
+    watch.add_argument("--early_stopping_threshold", type=float, default=0.0, help="what counts as an improvement")
     watch.add_argument("--eval_max_new_tokens", type=int, default=64, help="tokens of an answer that is scored")
     return parser
 
@@ -225,15 +229,16 @@ def score(trainer: Any, processor: Any, asked: list[Rendered], args: argparse.Na
         return pictures.encode(processor, [answer.prompt for answer in some], shown)
 
     if asked and trainer.is_world_process_zero():
+        answered = to_answer(asked, processor.tokenizer, args)
         given = greedy_answers(
             trainer.model,
             processor.tokenizer,
-            [one.example for one in asked],
+            [one.example for one in answered],
             args.eval_max_new_tokens,
             encode,
             at_once=args.batch_size,
         )
-        prompts = [pictures.prompt_text(processor, one.example.prompt) for one in asked]
+        prompts = [pictures.prompt_text(processor, one.example.prompt) for one in answered]
         report_right(prompts, given, asked, processor.tokenizer, args, phase)
     trainer.accelerator.wait_for_everyone()
 

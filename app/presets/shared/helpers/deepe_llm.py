@@ -23,11 +23,12 @@ from deepe_checkpoints import make_readable, newest_checkpoint
 from deepe_log import log, remark, remark_plan
 from deepe_options import PASSED_BY_PLATFORM, PASSED_TO_ALL, options_of
 from deepe_rows import Refused, Rendered
+from deepe_scores import early_stopping, tell_kept
 
 TINY_BYTES = 64 * 2**20  # threads of a smaller model wait for each other longer than they work
 POSITIVE = (
     *("batch_size", "grad_accum_steps", "lora_rank", "logging_steps"),
-    *("save_steps", "save_total_limit", "eval_steps"),
+    *("save_steps", "save_total_limit", "eval_steps", "early_stopping_patience"),
 )
 SAME_OPTIONS = {"r": "lora_rank", "lora_dropout": "lora_dropout", "optim": "optimizer"}  # of libraries, and ours
 EIGHT_BIT = ("adamw_bnb_8bit", "paged_adamw_8bit")
@@ -109,8 +110,9 @@ def prepare_environment(args: argparse.Namespace) -> None:
 def check(args: argparse.Namespace) -> None:
     """Refuse what would only fail minutes later."""
     for name in POSITIVE:
-        if getattr(args, name, 1) < 1:
-            raise Refused(f"{name} must be at least 1, it is {getattr(args, name)}")
+        value = getattr(args, name, None)
+        if value is not None and value < 1:
+            raise Refused(f"{name} must be at least 1, it is {value}")
     if args.max_steps is not None and args.max_steps < 1:
         raise Refused(f"max_steps must be at least 1, it is {args.max_steps}; leave it out to train by epochs")
     if not 0 <= args.eval_fraction < 1:
@@ -427,6 +429,9 @@ def callbacks(args: argparse.Namespace, shown: str = "loss") -> list[Any]:
             if any_stop_requested(self.group):
                 control.should_save = control.should_training_stop = True
 
+        def on_evaluate(self, config: Any, _state: Any, control: Any, **_: Any) -> None:
+            control.should_save |= config.load_best_model_at_end  # what is measured as the best has to be there
+
         def on_save(self, config: Any, state: Any, _control: Any, **_: Any) -> None:
             folder = Path(config.output_dir) / f"checkpoint-{state.global_step}"
             wait_for_all(self.group)  # each process has written its part
@@ -434,7 +439,7 @@ def callbacks(args: argparse.Namespace, shown: str = "loss") -> list[Any]:
                 make_readable(folder)
                 deepe.checkpoint(folder, state.global_step)
 
-    return [Gauges(), TrainCallback(args.logging_steps, args.train_id, args.seq), Watch()]
+    return [Gauges(), TrainCallback(args.logging_steps, args.train_id, args.seq), Watch(), *early_stopping(args)]
 
 
 def stop_group() -> Any:
@@ -543,8 +548,9 @@ def train(trainer: Any, rows: int, args: argparse.Namespace) -> None:
     deepe.catch_stop()
     with options_of(args).refusing(if_named=True):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if deepe.stop_requested() or trainer.state.global_step < trainer.state.max_steps:
+    if any_stop_requested(stop_group()):
         end_stopped(trainer.state.global_step)
+    tell_kept(trainer, args)
 
 
 def end_stopped(step: int) -> None:

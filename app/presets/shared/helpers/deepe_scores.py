@@ -7,6 +7,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
+from statistics import median
 from typing import Any
 
 import deepe
@@ -14,10 +15,12 @@ from deepe_chat import after_reasoning, is_cut_in_reasoning
 from deepe_log import remark
 from deepe_rewards import Judge
 from deepe_rewards import columns_of as columns_of_tasks
-from deepe_rows import Question, Rendered, written
+from deepe_rows import Question, Refused, Rendered, written
 
 SCORED_AT_ONCE = 32
 IGNORED = -100  # label of a token that is not learned
+SAMPLES = 5  # answers that are kept with the job
+SHORT_ANSWER = 64  # tokens; longer answers are hardly ever the same to the letter
 
 
 def report_score(name: str, phase: str, value: float, samples: int) -> None:
@@ -31,12 +34,51 @@ def report_score(name: str, phase: str, value: float, samples: int) -> None:
 
 
 def evaluation_settings(args: argparse.Namespace, held_out: Sequence[Any]) -> dict[str, Any]:
-    """Return the settings of a trainer that measures on held-out rows while it trains."""
-    return {
+    """Return the settings of a trainer that measures on held-out rows while it trains, and may end early by that."""
+    settings = {
         "eval_strategy": "steps" if held_out else "no",
         "eval_steps": args.eval_steps,
         "per_device_eval_batch_size": args.batch_size,
     }
+    if args.early_stopping_patience is None:
+        return settings
+    if not held_out:
+        raise Refused("early_stopping_patience needs rows to measure on: hold some out with eval_fraction")
+    if args.save_steps % args.eval_steps:
+        raise Refused(
+            f"early_stopping_patience keeps the best checkpoint: save_steps ({args.save_steps}) must be a multiple of "
+            f"eval_steps ({args.eval_steps})"
+        )
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
+    return settings | best | {"restore_callback_states_from_checkpoint": True}
+
+
+def early_stopping(args: argparse.Namespace) -> list[Any]:
+    """Return what ends a training early, if that is asked for."""
+    if getattr(args, "early_stopping_patience", None) is None:
+        return []
+    from transformers import EarlyStoppingCallback
+
+    return [EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold)]
+
+
+def tell_kept(trainer: Any, args: argparse.Namespace) -> None:
+    """Tell whether a training has ended early, and which step's weights it has in the end."""
+    state, config = trainer.state, trainer.args
+    if state.global_step < state.max_steps:
+        remark(
+            f"ended early at step {state.global_step} of {state.max_steps}: {config.metric_for_best_model} has not "
+            f"improved {args.early_stopping_patience} times",
+            args,
+            warning=False,
+        )
+    if not config.load_best_model_at_end:
+        return
+    if state.best_model_checkpoint is None:
+        remark(f"no best checkpoint is there; the weights are those of step {state.global_step}", args)
+    else:
+        found = f"eval_{config.metric_for_best_model.removeprefix('eval_')} {state.best_metric:.4g}"
+        remark(f"the weights are those of step {state.best_global_step}, the best: {found}", args, warning=False)
 
 
 def score_loss(trainer: Any, phase: str) -> None:
@@ -127,9 +169,33 @@ def report_exact_match(
     model: Any, tokenizer: Any, asked: Sequence[Rendered], args: argparse.Namespace, phase: str
 ) -> None:
     """Report how many prompts the model answers with exactly the wanted text, by its most likely answers."""
-    prompts = [prompt_of(one, tokenizer) for one in asked]
+    prompts = [prompt_of(one, tokenizer) for one in to_answer(asked, tokenizer, args)]
     given = greedy_answers(model, tokenizer, prompts, args.eval_max_new_tokens)
     report_right(prompts, given, asked, tokenizer, args, phase)
+
+
+def to_answer(asked: Sequence[Rendered], tokenizer: Any, args: argparse.Namespace) -> Sequence[Rendered]:
+    """Return the rows that are answered: all for an exact match, a few where answers are too long for one."""
+    return asked if are_short(asked, tokenizer, args) else asked[:SAMPLES]
+
+
+def are_short(asked: Sequence[Rendered], tokenizer: Any, args: argparse.Namespace) -> bool:
+    """Whether most wanted answers can be given in full, and are short enough to be the same to the letter."""
+    lengths = [len(tokenizer.encode(wanted_of(one, tokenizer), add_special_tokens=False)) for one in asked]
+    whole = [len(one.tokens) - one.start <= args.eval_max_new_tokens for one in asked]
+    return median(lengths) <= SHORT_ANSWER and 2 * sum(whole) >= len(whole)
+
+
+def report_samples(turns: Sequence[Sequence[Any]], wanted: Sequence[str], given: Sequence[str], phase: str) -> None:
+    """Report the first answers as they were given; of a conversation, its last turn stands for the prompt."""
+    for number, (prompt, right, text) in enumerate(list(zip(turns, wanted, given, strict=False))[:SAMPLES]):
+        deepe.sample(phase, number, text_of(prompt[-1]), right, text)
+
+
+def text_of(turn: Any) -> str:
+    """Return the text of a turn, whose content may be a list of parts."""
+    content = turn["content"]
+    return content if isinstance(content, str) else "".join(part.get("text") or "" for part in content or ())
 
 
 def report_right(
@@ -140,10 +206,24 @@ def report_right(
     args: argparse.Namespace,
     phase: str,
 ) -> None:
-    """Report the share of given answers that are exactly what a training would learn, reasoning left aside."""
+    """Report the share of given answers that are exactly what a training would learn, reasoning left aside.
+
+    `prompts` and `given` are those of the rows that `to_answer` names; some of them are kept.
+    """
+    wanted = [wanted_of(one, tokenizer) for one in asked[: len(given)]]
+    report_samples([one.example.prompt for one in asked], wanted, given, phase)
+    if not are_short(asked, tokenizer, args):
+        if phase == "before":
+            remark(
+                f"no exact match is measured: most wanted answers are longer than {SHORT_ANSWER} tokens or than "
+                f"eval_max_new_tokens ({args.eval_max_new_tokens}); eval_loss says how likely they are",
+                args,
+                warning=False,
+            )
+        return
     right = sum(
-        not is_cut_in_reasoning(prompt, text) and after_reasoning(text) == wanted_of(one, tokenizer)
-        for prompt, text, one in zip(prompts, given, asked, strict=True)
+        not is_cut_in_reasoning(prompt, text) and after_reasoning(text) == answer
+        for prompt, text, answer in zip(prompts, given, wanted, strict=True)
     )
     report_score("exact_match", phase, right / len(asked), len(asked))
     remark_cut_reasoning(prompts, given, "eval_max_new_tokens", args)
@@ -178,6 +258,7 @@ def score_rewards(
     texts = [written(task.prompt, task.tools, tokenizer, add_generation_prompt=True) for task in tasks]
     given = greedy_answers(model, tokenizer, texts, args.max_content_length)
     columns = columns_of_tasks(tasks)
+    report_samples(prompts, [task.reference or "" for task in tasks], given, phase)
     said = ["" if is_cut_in_reasoning(*one) else after_reasoning(one[1]) for one in zip(texts, given, strict=True)]
     report_score("exact_match", phase, judge.right(said, columns["answer"]), len(tasks))
     report_score("reward", phase, sum(judge.totals(given, prompts, columns)) / len(tasks), len(tasks))
