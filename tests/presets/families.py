@@ -253,7 +253,7 @@ def job(presets: Path, base: Path, row: Any) -> dict[str, Any]:
     remark, examples.remark = examples.remark, lambda sentence, _args: told.append(sentence)
     tokenizer = sft.llm.load_tokenizer(str(base), args)
     try:
-        learned = sft.encode(sft.load_examples(args, sft.LEARNS).train, tokenizer, args)
+        learned = examples.encode(examples.load_examples(args, sft.LEARNS).train, tokenizer, args)
     except sft.Refused as error:
         return {"refused": str(error)}
     finally:
@@ -267,9 +267,9 @@ def held_by_sft(presets: Path, base: Path, rows: list[Any], *more: str) -> list[
     sft = script(presets / "sft-demo/sft-demo.py")
     args = arguments(sft, base, rows, "--packing=false", *more)
     llm = sft.llm
-    parts = sft.load_examples(args, sft.LEARNS)
+    preparation = sft.Preparation(args, sft.LEARNS)
     tokenizer = llm.load_tokenizer(str(base), args)
-    trainer = sft.build_trainer(args, llm.choose(args), tokenizer, sft.encode(parts.train, tokenizer, args), [])
+    trainer = sft.build_trainer(args, llm.choose(args), tokenizer, preparation.sequences(tokenizer)[0], [])
     batches = [trainer.data_collator([row]) for row in trainer.train_dataset]
     return [{"tokens": one["input_ids"][0].tolist(), "labels": one["labels"][0].tolist()} for one in batches]
 
@@ -282,7 +282,7 @@ def held_by_dpo(presets: Path, base: Path, rows: list[Any], objective: str, *mor
     parts = dpo.load_examples(args, dpo.Wanted(kinds=frozenset(kinds), tools=False))
     tokenizer = dpo.llm.load_tokenizer(str(base), args)
     kept = dpo.fitting_pairs(parts.train, tokenizer, args)
-    trainer = dpo.build_trainer(args, dpo.llm.choose(args), tokenizer, kept)
+    trainer = dpo.build_trainer(args, dpo.llm.choose(args), tokenizer, kept, [])
     columns = ("prompt_ids", "chosen_ids", "rejected_ids", "completion_ids", "label")
     if objective == "orpo":
         batches = [trainer.data_collator([row]) for row in trainer.train_dataset]
@@ -326,8 +326,9 @@ def step_of_ppo(presets: Path, base: Path, *more: str) -> dict[str, float]:
     judge = ppo.judge_of(args)
     tasks = [judge.task(row, args.system_prompt) for row in ppo.load_examples(args, ppo.LEARNS).train]
     tokenizer = ppo.llm.load_tokenizer(str(base), args)
-    learner = ppo.Learner(args, ppo.llm.choose(args), tokenizer, judge.totals)
-    values: dict[str, float] = learner.step(1, examples.fitting_questions(tasks, tokenizer, args))
+    fitting = examples.fitting_questions(tasks, tokenizer, args)
+    learner = ppo.Learner(args, ppo.llm.choose(args), tokenizer, judge.totals, fitting.longest)
+    values: dict[str, float] = learner.step(1, fitting)
     return values
 
 

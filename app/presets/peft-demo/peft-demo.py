@@ -36,9 +36,9 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_llm as llm
 from deepe_adapters import adopt_kind, check_start, with_adapter
 from deepe_chat import json_object
-from deepe_examples import encode, load_examples
 from deepe_log import log, remark
 from deepe_options import Options, options_of
+from deepe_preparation import Learned, Preparation
 from deepe_rows import CONVERSATION, TEXT, Refused, Rendered, Text, Wanted
 from deepe_scores import evaluation_settings, over_tokens, score
 
@@ -126,6 +126,14 @@ def make_parser() -> argparse.ArgumentParser:
         help="whether answers begin with reasoning, for templates that know it",
     )
 
+    data.add_argument(
+        "--preprocessing_workers",
+        "--dataset_num_proc",
+        type=int,
+        default=None,
+        help="processes that make tokens of the rows; empty takes as many as the cores and the rows are worth",
+    )
+
     steps = parser.add_argument_group("training")
     steps.add_argument(
         "--epochs",
@@ -194,20 +202,19 @@ def main() -> None:
 def run(args: argparse.Namespace) -> None:
     check(args)
     log("HandleWithDataset", args.dataset_path, args)
-    parts = load_examples(args, LEARNS)
+    preparation = Preparation(args, LEARNS)
     if args.adapter in NO_COMPLETE_MODEL:
         remark(f"{args.adapter} cannot be merged: the customized model is the end of its way", args)
 
     log("InitializingModel", args.model_path, args)
     machine = llm.choose(args)
     tokenizer = llm.load_tokenizer(args.model_path, args)
-    learned = encode(parts.train, tokenizer, args)
-    held_out = encode(parts.held_out, tokenizer, args, held_out=True)
+    learned, held_out = preparation.sequences(tokenizer)
     asked = [one for one in held_out if not isinstance(one.example, Text)]
     trainer = build_trainer(args, machine, tokenizer, learned, held_out)
 
     score(trainer, tokenizer, asked, args, "before")
-    llm.train(trainer, len(parts.train), args)
+    llm.train(trainer, preparation.rows, args)
     llm.save_adapter(trainer, args)
     score(trainer, tokenizer, asked, args, "after")
     log("TrainingSuccess", args.model_name, args)
@@ -242,17 +249,18 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def build_trainer(
-    args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, learned: list[Rendered], held_out: list[Rendered]
+    args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, learned: Learned, held_out: list[Rendered]
 ) -> Any:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    checkpointing = llm.plan_memory(args, machine, max(len(one.tokens) for one in learned))
+    checkpointing = llm.plan_memory(args, machine, learned.longest)
     model = llm.load_model(args, machine, tokenizer)
     layers = layers_of(args, model)
     model.config.use_cache = False
     longest = args.max_input_length + args.max_content_length
     settings = evaluation_settings(args, held_out) | llm.trainer_settings(args, machine, checkpointing=checkpointing)
+    settings |= llm.preparing_settings(args)
     config = options_of(args).build(SFTConfig, max_length=longest, eval_packing=False, **settings)
     callbacks = llm.callbacks(args)
     if args.adapter == "adalora":
@@ -261,7 +269,7 @@ def build_trainer(
         trainer = over_tokens(SFTTrainer)(
             **with_adapter(args, model, lambda: adapter_config(args, steps_of(args, len(learned)), layers)),
             args=config,
-            train_dataset=Dataset.from_dict(llm.columns_of(learned)),
+            train_dataset=learned.dataset(),
             eval_dataset=Dataset.from_dict(llm.columns_of(held_out)) if held_out else None,
             processing_class=tokenizer,
             callbacks=callbacks,

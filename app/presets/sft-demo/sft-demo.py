@@ -35,9 +35,9 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_llm as llm
 from deepe_adapters import check_start, with_adapter
 from deepe_chat import json_object
-from deepe_examples import encode, load_examples
 from deepe_log import log, remark
 from deepe_options import Options, options_of
+from deepe_preparation import Learned, Preparation
 from deepe_rows import CONVERSATION, TEXT, Refused, Rendered, Text, Wanted
 from deepe_scores import evaluation_settings, over_tokens, score
 
@@ -86,6 +86,14 @@ def make_parser() -> argparse.ArgumentParser:
         choices=["auto", "true", "false"],
         default="auto",
         help="put several rows into one sequence; auto does it with flash attention where 100 steps are left",
+    )
+
+    data.add_argument(
+        "--preprocessing_workers",
+        "--dataset_num_proc",
+        type=int,
+        default=None,
+        help="processes that make tokens of the rows; empty takes as many as the cores and the rows are worth",
     )
 
     steps = parser.add_argument_group("training")
@@ -167,18 +175,17 @@ def main() -> None:
 def run(args: argparse.Namespace) -> None:
     check(args)
     log("HandleWithDataset", args.dataset_path, args)
-    parts = load_examples(args, LEARNS)
+    preparation = Preparation(args, LEARNS)
 
     log("InitializingModel", args.model_path, args)
     machine = llm.choose(args)
     tokenizer = llm.load_tokenizer(args.model_path, args)
-    learned = encode(parts.train, tokenizer, args)
-    held_out = encode(parts.held_out, tokenizer, args, held_out=True)
+    learned, held_out = preparation.sequences(tokenizer)
     asked = [one for one in held_out if not isinstance(one.example, Text)]
     trainer = build_trainer(args, machine, tokenizer, learned, held_out)
 
     score(trainer, tokenizer, asked, args, "before")
-    llm.train(trainer, len(parts.train), args)
+    llm.train(trainer, preparation.rows, args)
     llm.save_adapter(trainer, args)
     score(trainer, tokenizer, asked, args, "after")
     log("TrainingSuccess", args.model_name, args)
@@ -192,21 +199,23 @@ def check(args: argparse.Namespace) -> None:
 
 
 def build_trainer(
-    args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, learned: list[Rendered], held_out: list[Rendered]
+    args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, learned: Learned, held_out: list[Rendered]
 ) -> Any:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     may_pack = args.packing == "true" or (args.packing == "auto" and machine.attention in llm.FLASH_ATTENTION)
-    longest = args.max_seq_length if may_pack else max(len(one.tokens) for one in learned)
+    longest = args.max_seq_length if may_pack else learned.longest
     checkpointing = llm.plan_memory(args, machine, longest)
     model = llm.load_model(args, machine, tokenizer)
     model.config.use_cache = False
+    packing = packs(args, machine, model, learned)
     config = options_of(args).build(
         SFTConfig,
         max_length=args.max_seq_length,
-        packing=packs(args, machine, model, learned),
+        packing=packing,
         eval_packing=False,
+        **llm.preparing_settings(args, packing=packing),
         **evaluation_settings(args, held_out),
         **llm.trainer_settings(args, machine, checkpointing=checkpointing),
     )
@@ -214,14 +223,14 @@ def build_trainer(
         return over_tokens(SFTTrainer)(
             **with_adapter(args, model, lambda: llm.lora(args, llm.linear_layers(model))),
             args=config,
-            train_dataset=Dataset.from_dict(llm.columns_of(learned)),
+            train_dataset=learned.dataset(),
             eval_dataset=Dataset.from_dict(llm.columns_of(held_out)) if held_out else None,
             processing_class=tokenizer,
             callbacks=llm.callbacks(args),
         )
 
 
-def packs(args: argparse.Namespace, machine: llm.Machine, model: Any, learned: list[Rendered]) -> bool:
+def packs(args: argparse.Namespace, machine: llm.Machine, model: Any, learned: Learned) -> bool:
     """Return whether rows are packed; tell why, and what it does to the steps."""
     if args.packing == "false":
         return False
@@ -229,7 +238,7 @@ def packs(args: argparse.Namespace, machine: llm.Machine, model: Any, learned: l
     kinds = getattr(config, "layer_types", None) or ()
     mixing = sorted(set(kinds) - set(SEPARATED)) or [name for name in vars(config) if name in ("state_size", "ssm_cfg")]
     together = args.batch_size * args.grad_accum_steps * int(os.environ.get("WORLD_SIZE", "1"))
-    packed = math.ceil(sum(len(one.tokens) for one in learned) / args.max_seq_length)  # hardly more: TRL packs well
+    packed = math.ceil(learned.tokens / args.max_seq_length)  # hardly more: TRL packs well
     steps, left = (math.ceil(count / together * args.epochs) for count in (len(learned), packed))
     if args.packing == "auto":
         why = ""

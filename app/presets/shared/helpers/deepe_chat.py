@@ -190,6 +190,13 @@ def is_cut_in_reasoning(prompt: str, text: str) -> bool:
 # --- templates ------------------------------------------------------------------------------------------------------
 
 
+def template_files(args: argparse.Namespace) -> list[Path]:
+    """Return the file with the template, if the arguments name one."""
+    chosen = getattr(args, "chat_template", None) or "auto"
+    is_named = chosen not in ("auto", "none") and "{{" not in chosen and "{%" not in chosen
+    return [Path(chosen)] if is_named and Path(chosen).is_file() else []
+
+
 def _given(chosen: str) -> str:
     """Return the template that the user wrote, as text or as a file."""
     if "{{" in chosen or "{%" in chosen:

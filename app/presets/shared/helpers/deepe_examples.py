@@ -5,8 +5,8 @@ Standard library only; the tokenizer comes from the caller.
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from deepe_log import remark
@@ -30,6 +30,7 @@ from deepe_rows import (
     render_question,
     render_text,
 )
+from deepe_rows.files import Keep
 from deepe_rows.lengths import LIMITS
 
 SHOWN_PLACES = 3
@@ -46,11 +47,13 @@ class Fitting(list[One]):
         self.longest = max((len(one.tokens) for _row, found in kept for one in found), default=0)
 
 
-def load_examples(args: argparse.Namespace, wanted: Wanted) -> Parts:
-    """Return the examples of the data set, held-out ones apart; tell what was left out of it or is unusual."""
-    parts = load(args, wanted)
-    for note in parts.notes:
-        remark(note, args)
+def load_examples(args: argparse.Namespace, wanted: Wanted, keep: Keep | None = None) -> Parts:
+    """Return the examples of the data set, held-out ones apart; tell what was left out of it or is unusual.
+
+    `keep` returns what stands for an example in the parts, without it that is the example itself.
+    """
+    parts = load(args, wanted, keep)
+    tell(parts.notes, args)
     return parts
 
 
@@ -111,34 +114,89 @@ def keep_fitting(
     What is left out or unusual is told with the first places. A row that the template refuses ends the run, and so
     do rows to learn from that are all too long; `advice` says what else can be done about that.
     """
-    kept: list[tuple[One, list[Rendered]]] = []
-    told: dict[str, list[str]] = {}
-    wrong: list[str] = []
-    for row in rows:
+    tally = Tally()
+    kept = [(row, found) for row in rows if (found := tally.fitting(row, sequences, args, whole=whole))]
+    tell(tally.notes(args, held_out=held_out, advice=advice), args)
+    return kept
+
+
+def tell(notes: Iterable[str], args: argparse.Namespace) -> None:
+    for note in notes:
+        remark(note, args)
+
+
+@dataclass
+class Places:
+    """How many rows something concerns, and the first of them."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, *sentences: str, count: int = 1) -> None:
+        self.count += count
+        self.first = [*self.first, *sentences][:SHOWN_PLACES]
+
+    def __str__(self) -> str:
+        more = f"; and {self.count - SHOWN_PLACES} more" if self.count > SHOWN_PLACES else ""
+        return "; ".join(self.first) + more
+
+
+@dataclass
+class Tally:
+    """What became of rows that were to fit. Tallies of parts of the rows add up in their order."""
+
+    rows: int = 0
+    kept: int = 0
+    told: dict[str, Places] = field(default_factory=dict)
+    wrong: Places = field(default_factory=Places)
+
+    def fitting(
+        self,
+        row: One,
+        sequences: Callable[[One], list[Rendered]],
+        args: argparse.Namespace,
+        *,
+        whole: bool = False,
+    ) -> list[Rendered]:
+        """Return the sequences of a row that fit, and count what became of it."""
+        self.rows += 1
         try:
             found = sequences(row)
         except RowProblem as problem:
-            wrong.append(f"{row.place}: {problem.sentence()}")
-            continue
-        codes = {code for one in found for code in one.notes}
+            self.wrong.add(f"{row.place}: {problem.sentence()}")
+            return []
+        codes = dict.fromkeys(code for one in found for code in one.notes)
         fitting = [one for one in found if isinstance(row, Text) or not exceeded_limits(one, args)]
         if isinstance(row, Text) and len(found) > 1:
-            codes.add("text_split")
+            codes["text_split"] = None
         if len(fitting) < len(found):
-            codes.add("answer_too_long" if fitting and not whole else "row_too_long")
-        if fitting and (len(fitting) == len(found) or not whole):
-            kept.append((row, fitting))
+            codes["answer_too_long" if fitting and not whole else "row_too_long"] = None
         for code in codes:
-            told.setdefault(code, []).append(row.place)
-    if wrong:
-        raise Refused(_listed(wrong))
-    if rows and not kept and not held_out:
-        named = " or ".join(f"{name} ({getattr(args, name)})" for name in LIMITS if name in args)
-        raise Refused(f"all {len(rows)} rows are longer than allowed; raise {named}{advice}")
-    for code, places in told.items():
-        share = f"{len(places)} of {len(rows)}{' held-out' if held_out else ''} rows"
-        remark(f"{SENTENCES[code]} ({share}: {_listed(places)})", args)
-    return kept
+            self.told.setdefault(code, Places()).add(row.place)
+        if whole and len(fitting) < len(found):
+            return []
+        self.kept += bool(fitting)
+        return fitting
+
+    def add(self, other: "Tally") -> None:
+        """Count the rows that follow as well."""
+        self.rows += other.rows
+        self.kept += other.kept
+        self.wrong.add(*other.wrong.first, count=other.wrong.count)
+        for code, places in other.told.items():
+            self.told.setdefault(code, Places()).add(*places.first, count=places.count)
+
+    def notes(self, args: argparse.Namespace, *, held_out: bool = False, advice: str = "") -> list[str]:
+        """Return what is told. Raises `Refused` if rows are wrong, or all that are to be learned are too long."""
+        if self.wrong.count:
+            raise Refused(str(self.wrong))
+        if self.rows and not self.kept and not held_out:
+            named = " or ".join(f"{name} ({getattr(args, name)})" for name in LIMITS if name in args)
+            raise Refused(f"all {self.rows} rows are longer than allowed; raise {named}{advice}")
+        return [
+            f"{SENTENCES[code]} ({places.count} of {self.rows}{' held-out' if held_out else ''} rows: {places})"
+            for code, places in self.told.items()
+        ]
 
 
 def longest_of(args: argparse.Namespace) -> int:
@@ -150,8 +208,3 @@ def exceeded_limits(one: Rendered, args: argparse.Namespace) -> list[str]:
     """Return which limits of the script a sequence is over: of the question, of the answer, of both together."""
     lengths = (one.start, len(one.tokens) - one.start, len(one.tokens))
     return [name for name, length in zip(LIMITS, lengths, strict=True) if length > getattr(args, name, sys.maxsize)]
-
-
-def _listed(sentences: list[str]) -> str:
-    more = f"; and {len(sentences) - SHOWN_PLACES} more" if len(sentences) > SHOWN_PLACES else ""
-    return "; ".join(sentences[:SHOWN_PLACES]) + more

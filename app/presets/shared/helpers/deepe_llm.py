@@ -22,6 +22,7 @@ from deepe_adapters import folder_with, leave_reference_out, start_of
 from deepe_checkpoints import make_readable, newest_checkpoint
 from deepe_log import log, remark, remark_plan
 from deepe_options import PASSED_BY_PLATFORM, PASSED_TO_ALL, options_of
+from deepe_preparation import remove_prepared
 from deepe_rows import Refused, Rendered
 from deepe_scores import early_stopping, tell_kept
 
@@ -34,6 +35,7 @@ SAME_OPTIONS = {"r": "lora_rank", "lora_dropout": "lora_dropout", "optim": "opti
 EIGHT_BIT = ("adamw_bnb_8bit", "paged_adamw_8bit")
 FLASH_ATTENTION = {"flash_attention_3": "flash_attn_interface", "flash_attention_2": "flash_attn"}  # its packages
 FLASH_CAPABILITY = {"flash_attention_3": (9, 0), "flash_attention_2": (8, 0)}  # of the GPU
+CHANGING = frozenset({"packing", "shuffle_dataset", "max_length", "truncation_mode"})  # options that need TRL's maps
 ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
 PASSED_TO_PRODUCING = frozenset({"model_path", "adapter_path", "model_usage_type"})  # a saving stage that trains
 _expected_mib: dict[str, float] = {}  # of this process's training
@@ -66,8 +68,10 @@ def run_stage(
     try:
         judge_unknown(unknown, args)
         work(args)
+        remove_prepared(args)
         leave_group()
     except Refused as error:
+        remove_prepared(args)
         log("TrainingFailed", str(error), args, level="ERROR")
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     except Exception as error:
@@ -364,8 +368,19 @@ def free_memory(device: str) -> float:
 
 
 def columns_of(sequences: Sequence[Rendered]) -> dict[str, list[list[int]]]:
-    """Return what a trainer is given: tokens, and which of them are learned (`labels`, -100 for the others)."""
-    return {"input_ids": [one.tokens for one in sequences], "labels": [one.labels for one in sequences]}
+    """Return what a trainer is given: tokens, and which of them are learned (`labels`, -100 for the others).
+
+    Sequences of which nothing is learned are left out, as TRL does it.
+    """
+    some = [one for one in sequences if one.start < len(one.tokens)]
+    return {"input_ids": [one.tokens for one in some], "labels": [one.labels for one in some]}
+
+
+def preparing_settings(args: argparse.Namespace, *, packing: bool = False) -> dict[str, Any]:
+    """Return what tells TRL that sequences are prepared and fit, unless it is asked to change them."""
+    if packing or CHANGING & options_of(args).given.keys():
+        return {"dataset_num_proc": args.preprocessing_workers}
+    return {"dataset_kwargs": {"skip_prepare_dataset": True}}
 
 
 # --- training with a Trainer ----------------------------------------------------------------------------------------

@@ -5,7 +5,19 @@ The upload, the submit, the preview and every script read rows with this package
 What is wrong with a row is a `RowProblem` with its place; what a script cannot go on with is a `Refused`.
 """
 
-from .files import HELD_OUT, Parts, data_file, enumerated_rows, load, notes_of, read_file, split, with_choices
+from .files import (
+    HELD_OUT,
+    Parts,
+    Stored,
+    data_file,
+    enumerated_rows,
+    keys_of,
+    load,
+    notes_of,
+    read_file,
+    split,
+    with_choices,
+)
 from .forms import (
     CAPTION,
     CONVERSATION,
@@ -22,7 +34,17 @@ from .pictures import COLUMNS as PICTURE_COLUMNS
 from .pictures import MARK, column_of, names_in
 from .problems import SENTENCES, Refused, RowProblem
 from .reading import Reader
-from .rendering import Rendered, asked, chunks, render, render_answer, render_question, render_text, written
+from .rendering import (
+    Rendered,
+    asked,
+    chunks,
+    render,
+    render_answer,
+    render_answers,
+    render_question,
+    render_text,
+    written,
+)
 from .telling import Count, Report, Wanted
 from .turns import message
 from .values import ROLES, Answer, Caption, Conversation, Example, Labelled, Pair, Preference, Question, Text, Turn
@@ -60,11 +82,13 @@ __all__ = [
     "Refused",
     "Report",
     "RowProblem",
+    "Stored",
     "Text",
     "Turn",
     "Wanted",
     "data_file",
     "enumerated_rows",
+    "keys_of",
     "load",
     "message",
     "notes_of",
@@ -74,6 +98,7 @@ __all__ = [
     "chunks",
     "render",
     "render_answer",
+    "render_answers",
     "render_question",
     "render_text",
     "written",

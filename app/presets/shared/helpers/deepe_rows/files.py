@@ -3,7 +3,7 @@
 import argparse
 import json
 import random
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,21 +29,35 @@ class Parts:
     notes: list[str] = field(default_factory=list)
 
 
-def load(args: argparse.Namespace, wanted: Wanted) -> Parts:
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An example that is kept in a file of its own: where it stands there, and what `keys_of` says of it."""
+
+    offset: int
+    length: int
+    keys: Sequence[Hashable]
+
+
+Keep = Callable[[Example], Any]
+
+
+def load(args: argparse.Namespace, wanted: Wanted, keep: Keep | None = None) -> Parts:
     """Read the data set of a training; raise `Refused` with the first lines that are wrong.
+
+    `keep` returns what stands for an example in the parts, such as a `Stored`; without it that is the example itself.
 
     `args` has dataset_path, max_samples, eval_fraction, eval_samples, seed and where the script takes them
     validation_path, data_form, input_train_name, output_train_name.
     """
     wanted = with_choices(wanted, args)
     path = data_file(Path(args.dataset_path))
-    rows, report = read_file(path, wanted, args.max_samples)
+    rows, report = read_file(path, wanted, args.max_samples, keep)
     notes = notes_of(report, path.name)
     own = getattr(args, "validation_path", None)
     beside = Path(own) if own else Path(args.dataset_path) / HELD_OUT
     if own or beside.is_file():
         beside = data_file(beside)
-        held_out, beside_report = read_file(beside, wanted, -1)
+        held_out, beside_report = read_file(beside, wanted, -1, keep)
         notes += notes_of(beside_report, beside.name)
         if len(held_out) > args.eval_samples:
             notes.append(f"{args.eval_samples} of the {len(held_out)} rows of {beside.name} are used (eval_samples)")
@@ -73,10 +87,10 @@ def with_choices(wanted: Wanted, args: argparse.Namespace) -> Wanted:
     )
 
 
-def read_file(path: Path, wanted: Wanted, limit: int = -1) -> tuple[list[Example], Report]:
-    """Return the examples of a file, of its first `limit` rows if that is positive."""
+def read_file(path: Path, wanted: Wanted, limit: int = -1, keep: Keep | None = None) -> tuple[list[Any], Report]:
+    """Return the examples of a file, of its first `limit` rows if that is positive; see `load` for `keep`."""
     reader = Reader(wanted, path.name)
-    found: list[Example] = []
+    found: list[Any] = []
     wrong: list[str] = []
     count = 0
     for number, raw in enumerated_rows(path):
@@ -90,7 +104,7 @@ def read_file(path: Path, wanted: Wanted, limit: int = -1) -> tuple[list[Example
                 wrong.append(f"{path.name}, line {number}: {problem.sentence()}")
             continue
         if example is not None:
-            found.append(example)
+            found.append(example if keep is None else keep(example))
     try:
         reader.close()
     except RowProblem as problem:
@@ -218,6 +232,8 @@ def keys_of(row: Any) -> Sequence[Hashable]:
 
     Of a pair it is the query, and both texts in any order; a document that several queries want may be on both sides.
     """
+    if isinstance(row, Stored):
+        return row.keys
     if isinstance(row, Text):
         return (hash(row.text),)
     if isinstance(row, Pair):

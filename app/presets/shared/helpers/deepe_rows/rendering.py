@@ -6,7 +6,7 @@ transformers, or anything with its `apply_chat_template`, call and special token
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import takewhile
 from typing import Any
 
@@ -32,6 +32,16 @@ class Rendered:
     def labels(self) -> list[int]:
         """The tokens that are learned at their places, -100 where none is."""
         return [-100] * self.start + self.tokens[self.start :]
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A prompt, and the prompt with its answer, as a template writes them."""
+
+    answer: Answer
+    question: str
+    whole: str
+    notes: tuple[str, ...]
 
 
 def render(example: Conversation | Text, tokenizer: Any) -> list[Rendered]:
@@ -64,6 +74,35 @@ def render_answer(answer: Answer, tokenizer: Any, writer: Any = None) -> Rendere
     return replace(rendered, notes=("turns_merged", *rendered.notes)) if merged else rendered
 
 
+def render_answers(answers: Sequence[Answer], tokenizer: Any) -> list[Rendered | None]:
+    """Return what `render_answer` makes of each answer; the tokenizer is called once. None: it raises `RowProblem`."""
+    texts: list[tuple[_Written, bool] | None] = []
+    for answer in answers:
+        try:
+            texts.append(with_merged_turns(answer.prompt, partial(_with_prompt, answer, tokenizer)))
+        except RowProblem:
+            texts.append(None)
+    pairs = [text for one in texts if one is not None for text in (one[0].question, one[0].whole)]
+    encoded = iter(tokenizer(pairs, add_special_tokens=False)["input_ids"] if pairs else ())
+    found: list[Rendered | None] = []
+    for one in texts:
+        if one is None:
+            found.append(None)
+            continue
+        head, tokens = list(next(encoded)), list(next(encoded))
+        try:
+            rendered = _encoded(one[0], head, tokens, tokenizer, tokenizer)
+        except RowProblem:
+            found.append(None)
+            continue
+        found.append(replace(rendered, notes=("turns_merged", *rendered.notes)) if one[1] else rendered)
+    return found
+
+
+def _with_prompt(answer: Answer, writer: Any, turns: Sequence[Turn]) -> _Written:
+    return _written(replace(answer, prompt=turns), writer)
+
+
 def render_question(question: Question, tokenizer: Any) -> Rendered:
     """Return the tokens of a prompt that the model answers by itself."""
     rendered, merged = with_merged_turns(
@@ -85,21 +124,33 @@ def asked(turns: Sequence[Turn], writer: Any) -> str:
 
 
 def _answer(answer: Answer, tokenizer: Any, writer: Any) -> Rendered:
+    one = _written(answer, writer)
+    return _encoded(one, _tokens(one.question, tokenizer), _tokens(one.whole, tokenizer), tokenizer, writer)
+
+
+def _written(answer: Answer, writer: Any) -> _Written:
     turns = [*answer.prompt, answer.completion]
     question = written(answer.prompt, answer.tools, writer, add_generation_prompt=True)
     whole = written(turns, answer.tools, writer, add_generation_prompt=False)
-    head, tokens = (_tokens(text, tokenizer) for text in (question, whole))
-    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(head, tokens, strict=False)))
-    notes = list(check_kept(turns, answer.tools, whole, writer))
+    return _Written(answer, question, whole, tuple(check_kept(turns, answer.tools, whole, writer)))
+
+
+def _encoded(one: _Written, head: list[int], tokens: list[int], tokenizer: Any, writer: Any) -> Rendered:
+    answer, turns = one.answer, [*one.answer.prompt, one.answer.completion]
+    notes = list(one.notes)
+    if tokens[: len(head)] == head:
+        shared = len(head)
+    else:
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(head, tokens, strict=False)))
     if shared < len(head):
-        if not whole.startswith(written(answer.prompt, answer.tools, writer, add_generation_prompt=False).rstrip()):
+        if not one.whole.startswith(written(answer.prompt, answer.tools, writer, add_generation_prompt=False).rstrip()):
             raise RowProblem("prompt_rewritten")
-        if question.rstrip().endswith(THINK_END) and thoughts_of(answer.completion):
+        if one.question.rstrip().endswith(THINK_END) and thoughts_of(answer.completion):
             raise RowProblem("reasoning_not_asked", turn=len(turns))
         notes.append("prompt_not_prefix")
     notes += _beginning(tokens, tokenizer)
     notes += _ending(tokens[shared:], tokenizer)
-    if thoughts_in(whole) > sum(map(thoughts_of, turns)):
+    if thoughts_in(one.whole) > sum(map(thoughts_of, turns)):
         notes.append("think_block_added")
     return Rendered(tokens, shared, answer.place, tuple(dict.fromkeys(notes)), answer)
 
