@@ -115,6 +115,11 @@ class TestRefusals:
         [
             ('{"a": 1}', [], "rows.jsonl, line 1: the columns to learn from are missing; there are: a. Name the"),
             ('{"text": "x"}', ["--load_in_4bit=true", "--adapter=loha"], "adapter=loha cannot be trained on a base"),
+            (
+                '{"text": "x"}',
+                ["--early_stopping_patience=2", "--adapter=adalora"],
+                "adapter=adalora keeps the last step",
+            ),
             ('{"text": "x"}', ["--virtual_tokens=0"], "virtual_tokens must be at least 1, it is 0"),
             ('{"text": "x"}', ["--max_steps=0"], "max_steps must be at least 1"),
             ('{"text": "x"}', ["--model_path=nowhere"], "there is no base model in nowhere"),

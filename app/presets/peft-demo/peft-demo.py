@@ -40,7 +40,7 @@ from deepe_log import log, remark
 from deepe_options import Options, options_of
 from deepe_preparation import Learned, Preparation
 from deepe_rows import CONVERSATION, TEXT, Refused, Rendered, Text, Wanted
-from deepe_scores import evaluation_settings, over_tokens, score
+from deepe_scores import by_length, evaluation_settings, over_tokens, score
 
 LIBRARY_OPTIONS = {  # every field of these classes can be set, beside the arguments below
     "classes": {
@@ -270,7 +270,7 @@ def build_trainer(
             **with_adapter(args, model, lambda: adapter_config(args, steps_of(args, len(learned)), layers)),
             args=config,
             train_dataset=learned.dataset(),
-            eval_dataset=Dataset.from_dict(llm.columns_of(held_out)) if held_out else None,
+            eval_dataset=Dataset.from_dict(llm.columns_of(by_length(held_out))) if held_out else None,
             processing_class=tokenizer,
             callbacks=callbacks,
         )

@@ -39,7 +39,7 @@ from deepe_log import log, remark
 from deepe_options import Options, options_of
 from deepe_preparation import Learned, Preparation
 from deepe_rows import CONVERSATION, TEXT, Refused, Rendered, Text, Wanted
-from deepe_scores import evaluation_settings, over_tokens, score
+from deepe_scores import by_length, evaluation_settings, over_tokens, score
 
 LIBRARY_OPTIONS = {  # every field of these classes can be set, beside the arguments below
     "classes": {"trl.SFTConfig": {}, "peft.LoraConfig": {}},
@@ -224,7 +224,7 @@ def build_trainer(
             **with_adapter(args, model, lambda: llm.lora(args, llm.linear_layers(model))),
             args=config,
             train_dataset=learned.dataset(),
-            eval_dataset=Dataset.from_dict(llm.columns_of(held_out)) if held_out else None,
+            eval_dataset=Dataset.from_dict(llm.columns_of(by_length(held_out))) if held_out else None,
             processing_class=tokenizer,
             callbacks=llm.callbacks(args),
         )

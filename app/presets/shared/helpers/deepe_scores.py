@@ -53,6 +53,11 @@ def evaluation_settings(args: argparse.Namespace, held_out: Sequence[Any]) -> di
     return settings | best | {"restore_callback_states_from_checkpoint": True}
 
 
+def by_length(sequences: Sequence[Rendered]) -> list[Rendered]:
+    """Return sequences so that batches of them are padded little."""
+    return sorted(sequences, key=lambda one: len(one.tokens))
+
+
 def early_stopping(args: argparse.Namespace) -> list[Any]:
     """Return what ends a training early, if that is asked for."""
     if getattr(args, "early_stopping_patience", None) is None:
