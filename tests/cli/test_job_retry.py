@@ -1,4 +1,4 @@
-"""`deepe jobs submit`, `retry` and `show` with policies, limits, fixes and attempts, against a scripted server."""
+"""`deepe jobs submit`, `retry`, `show` and `samples` against a scripted server."""
 
 import json
 from typing import Any
@@ -101,3 +101,16 @@ def test_show_offers_the_fix_and_tells_of_the_attempts() -> None:
     assert f"Train with batch_size 4. {typed('jobs retry 2 --fix')}" in shown
     assert "1 on gpu-1, signal" in shown
     assert "2 on gpu-1, signal, from step 40" in shown
+
+
+@pytest.mark.parametrize(
+    ("answers", "lines"),
+    [
+        ([{"prompt": "3 or 8?", "wanted": "8", "before": "[bold]11", "after": None}], ("3 or 8?", "[bold]11")),
+        ([], ("The job keeps no answers.",)),
+    ],
+)
+def test_samples_are_shown_as_they_were_given(answers: list[Any], lines: tuple[str, ...]) -> None:
+    shown, _ = run("samples", "2", answer={"samples": answers})
+
+    assert all(line in shown for line in lines)
