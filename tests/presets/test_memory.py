@@ -158,6 +158,16 @@ class TestForecast:
 
         assert memory.weights + memory.gradients + memory.optimizer == 16 * self.base.weights
 
+    def test_frozen_weights_need_no_states(self) -> None:
+        full, frozen = (
+            forecast(self.base, self.sft(finetuning_type=kind, freeze_trainable_layers=2))
+            for kind in ("full", "freeze")
+        )
+
+        assert full.weights + full.gradients + full.optimizer == 16 * self.base.weights
+        assert frozen.weights == full.weights
+        assert frozen.gradients + frozen.optimizer == 12 * 2 * self.base.linear
+
     def test_checkpointing_is_chosen_where_activations_do_not_fit(self) -> None:
         step = self.sft()
         needed = forecast(self.base, step).total
@@ -200,6 +210,9 @@ class TestRefusal:
         sentence = self.refused(10 * GIB)
 
         assert sentence.endswith("are free: set load_in_4bit to true and batch_size to 1 and grad_accum_steps to 16")
+
+    def test_four_bits_are_no_cure_where_the_weights_learn(self) -> None:
+        assert "load_in_4bit" not in self.refused(40 * GIB, finetuning_type="full")
 
     def test_base_model_beyond_all_memory_needs_another(self) -> None:
         huge = base_of(LLAMA_8B | {"num_hidden_layers": 2000})

@@ -215,7 +215,7 @@ class TestOthers:
         assert found["several"]["adapter"] == {"use_rslora": True}
         assert found["kto"]["trainer"] == {"desirable_weight": 1.5}
         assert found["orpo"]["trainer"] == {"disable_dropout": False}
-        assert "there is no parameter desirable_weight" in found["of another"]["refused"]
+        assert "it is an option of trl.KTOConfig, with objective=kto; leave it out" in found["of another"]["refused"]
         assert "both say what the loss is made of" in found["both"]["refused"]
 
     def test_rewards(self, holds: Holds, styles_base: Path) -> None:
@@ -270,7 +270,7 @@ class TestOthers:
             "vera": ("VeraConfig", {"d_initial": 0.2}),
             "prompt_tuning": ("PromptTuningConfig", {"prompt_tuning_init": "RANDOM"}),
         }
-        assert "there is no parameter use_rslora" in found["of another"]["refused"]
+        assert "use_rslora has no effect here: it is an option of peft.LoraConfig" in found["of another"]["refused"]
         assert "contradict each other" in found["against itself"]["refused"]
 
 

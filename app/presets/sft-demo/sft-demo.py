@@ -10,6 +10,9 @@ A real model on a GPU needs no more than `--model_path`, `--dataset_path` and `-
 attention where it is installed (else SDPA, where the base has it), a fused optimizer, gradient checkpointing when the
 memory asks for it. Every one of these choices is a parameter.
 
+`finetuning_type=full` trains all weights of the base instead of an adapter, `freeze` those of its last layers: the
+result is a whole model, which `save_model.py` brings into the numbers that are asked for.
+
 `packing` puts several rows into one sequence, so that a step learns from many more rows and there are fewer steps.
 `auto` packs only with flash attention, which keeps the rows apart at no cost, in a training by epochs that is left
 with 100 steps or more.
@@ -19,8 +22,9 @@ A row is a conversation (`messages`, or ShareGPT's `conversations`; with tools, 
 and `output_train_name`.
 A folder may hold `heldout.jsonl` beside the data: the model is scored on it, else on a part of the rows put aside.
 
-`output_dir` holds the adapter and the tokenizer at the end, and `checkpoint-<step>` folders on the way: a run that was
-interrupted goes on from the newest complete one. SIGTERM writes a checkpoint and ends with code 143.
+`output_dir` holds the adapter (or the whole model) and the tokenizer at the end, and `checkpoint-<step>` folders on
+the way: a run that was interrupted goes on from the newest complete one. SIGTERM writes a checkpoint and ends with code
+143.
 """
 
 import argparse
@@ -40,9 +44,10 @@ from deepe_options import Options, options_of
 from deepe_preparation import Learned, Preparation
 from deepe_rows import CONVERSATION, TEXT, Refused, Rendered, Text, Wanted
 from deepe_scores import by_length, evaluation_settings, over_tokens, score
+from deepe_whole import check_whole, freeze, trains_whole
 
 LIBRARY_OPTIONS = {  # every field of these classes can be set, beside the arguments below
-    "classes": {"trl.SFTConfig": {}, "peft.LoraConfig": {}},
+    "classes": {"trl.SFTConfig": {}, "peft.LoraConfig": {"finetuning_type": ["lora"]}},
     "instead": {"max_length": "max_seq_length"},
 }
 PACKED_STEPS = 100  # that packing must leave
@@ -128,7 +133,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     steps.add_argument("--seed", type=int, default=42, help="same seed and machine, same model")
 
-    lora = parser.add_argument_group("adapter")
+    lora = parser.add_argument_group("what is trained")
+    lora.add_argument(
+        "--finetuning_type",
+        choices=["lora", "full", "freeze"],
+        default="lora",
+        help="lora: an adapter; full: all weights of the base; freeze: those of its last layers",
+    )
+    lora.add_argument("--freeze_trainable_layers", type=int, default=2, help="last layers that freeze trains")
     lora.add_argument("--lora_rank", "--lora_r", "--r", type=int, default=16, help="rank of the adapter's matrices")
     lora.add_argument("--lora_alpha", type=int, default=32, help="weight of the adapter, divided by the rank")
 
@@ -192,6 +204,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
+    check_whole(args)
     llm.check(args)
     check_start(args)
     if args.max_seq_length < 1:
@@ -221,13 +234,20 @@ def build_trainer(
     )
     with options_of(args).refusing():
         return over_tokens(SFTTrainer)(
-            **with_adapter(args, model, lambda: llm.lora(args, llm.linear_layers(model))),
+            **trained(args, model),
             args=config,
             train_dataset=learned.dataset(),
             eval_dataset=Dataset.from_dict(llm.columns_of(by_length(held_out))) if held_out else None,
             processing_class=tokenizer,
             callbacks=llm.callbacks(args),
         )
+
+
+def trained(args: argparse.Namespace, model: Any) -> dict[str, Any]:
+    """Return the model and its new adapter, none where its own weights are trained."""
+    if trains_whole(args):
+        return {"model": freeze(model, args)}
+    return with_adapter(args, model, lambda: llm.lora(args, llm.linear_layers(model)))
 
 
 def packs(args: argparse.Namespace, machine: llm.Machine, model: Any, learned: Learned) -> bool:

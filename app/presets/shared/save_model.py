@@ -67,29 +67,26 @@ def main() -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    for folder, file in ((args.base_path, "config.json"), (args.adapter_path, "adapter_config.json")):
-        if not (Path(folder) / file).is_file():
-            raise Refused(f"there is no {file} in {folder}")
+    if not (Path(args.base_path) / "config.json").is_file():
+        raise Refused(f"there is no config.json in {args.base_path}")
+    if not is_adapter(args) and not (Path(args.adapter_path) / "config.json").is_file():
+        raise Refused(f"there is no adapter_config.json in {args.adapter_path}, and no config.json of a whole model")
     if Path(args.save_path).resolve() in (Path(args.base_path).resolve(), Path(args.adapter_path).resolve()):
         raise Refused("save_path must be another folder than base_path and adapter_path")
+
+
+def is_adapter(args: argparse.Namespace) -> bool:
+    """Say whether the customized model is an adapter; else it is a whole model, by a full fine-tuning."""
+    return (Path(args.adapter_path) / "adapter_config.json").is_file()
 
 
 def merge(args: argparse.Namespace) -> dict[str, str]:
     """Merge, write, and put in place when all is written."""
     import torch
-    from peft import PeftModel
 
     dtype = args.dtype_str if args.dtype_str in DTYPES else "bfloat16"
-    log("MergeLoadingBaseModel", args.base_path, args)
-    size = sum(file.stat().st_size for file in Path(args.base_path).glob("*.safetensors"))
-    precision = torch.float32 if size <= SMALL_BYTES else getattr(torch, dtype)
-    base = model_class(args.model_usage_type).from_pretrained(args.base_path, dtype=precision)
-    log("MergeAdapters", f"{args.base_path}, {args.adapter_path}", args)
-    adapted = PeftModel.from_pretrained(base, args.adapter_path)
-    if not hasattr(adapted, "merge_and_unload"):
-        kind = adapted.active_peft_config.peft_type.value.lower()
-        raise Refused(f"an adapter of the kind {kind} cannot be merged; use the customized model, base and adapter")
-    model = adapted.merge_and_unload(safe_merge=True).to(getattr(torch, dtype))
+    model = with_merged_adapter(args, dtype) if is_adapter(args) else whole(args)
+    model = model.to(getattr(torch, dtype))
 
     draft = Path(args.save_path).with_name(f".{Path(args.save_path).name}.part")
     shutil.rmtree(draft, ignore_errors=True)
@@ -100,6 +97,31 @@ def merge(args: argparse.Namespace) -> dict[str, str]:
     publish(draft, Path(args.save_path))
     log("MergeSuccess", args.save_path, args)
     return {"dtype_used": dtype, "model_type": str(model.config.model_type)}
+
+
+def whole(args: argparse.Namespace) -> Any:
+    """Return the weights of a full fine-tuning, which need no base."""
+    import torch
+
+    log("MergeLoadingBaseModel", args.adapter_path, args)
+    return model_class(args.model_usage_type).from_pretrained(args.adapter_path, dtype=torch.float32)
+
+
+def with_merged_adapter(args: argparse.Namespace, dtype: str) -> Any:
+    """Return the base model with the adapter merged into it."""
+    import torch
+    from peft import PeftModel
+
+    log("MergeLoadingBaseModel", args.base_path, args)
+    size = sum(file.stat().st_size for file in Path(args.base_path).glob("*.safetensors"))
+    precision = torch.float32 if size <= SMALL_BYTES else getattr(torch, dtype)
+    base = model_class(args.model_usage_type).from_pretrained(args.base_path, dtype=precision)
+    log("MergeAdapters", f"{args.base_path}, {args.adapter_path}", args)
+    adapted = PeftModel.from_pretrained(base, args.adapter_path)
+    if not hasattr(adapted, "merge_and_unload"):
+        kind = adapted.active_peft_config.peft_type.value.lower()
+        raise Refused(f"an adapter of the kind {kind} cannot be merged; use the customized model, base and adapter")
+    return adapted.merge_and_unload(safe_merge=True)
 
 
 def model_class(usage: str) -> Any:

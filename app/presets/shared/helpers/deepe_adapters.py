@@ -60,7 +60,7 @@ def kind_of(config: dict[str, Any]) -> str:
 def adopt_kind(args: argparse.Namespace) -> None:
     """Make the kind of the adapter to go on from the script's, unless one was named."""
     start = start_of(args)
-    if start is not None and "adapter" not in _given_names():
+    if start is not None and "adapter" not in given_names():
         args.adapter = kind_of(read_config(start)) or args.adapter
 
 
@@ -116,10 +116,10 @@ def _check_base(args: argparse.Namespace, folder: Path, config: dict[str, Any]) 
 
 
 def _check_values(args: argparse.Namespace, folder: Path, config: dict[str, Any]) -> None:
-    own = {name: names for name, names in OWN_NAMES.items() if name in args and name in _given_names()}
+    own = {name: names for name, names in OWN_NAMES.items() if name in args and name in given_names()}
     given = {name: (getattr(args, name), names) for name, names in own.items()}
     given |= {name: (value, (name,)) for name, value in options_of(args).of_library("peft").items()}
-    if "adapter" in args and "adapter" in _given_names():
+    if "adapter" in args and "adapter" in given_names():
         given["adapter"] = (args.adapter, ("adapter",))
     known = {**config, "adapter": kind_of(config)}
     for name, (value, names) in given.items():
@@ -134,7 +134,7 @@ def _check_values(args: argparse.Namespace, folder: Path, config: dict[str, Any]
             setattr(args, name, next((config[one] for one in names if config.get(one)), getattr(args, name)))
 
 
-def _given_names() -> set[str]:
+def given_names() -> set[str]:
     """Return the names of the arguments on the command line."""
     found = {word[2:].partition("=")[0].replace("-", "_") for word in sys.argv[1:] if word.startswith("--")}
     return found | {own for alias, own in ALIASES.items() if alias in found}

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from deepe_log import remark
 
+ADAPTER, MODEL = "adapter_model.safetensors", "model.safetensors"
+
 
 def newest_checkpoint(
     output: Path,
     args: argparse.Namespace,
     states: Sequence[str] = ("optimizer.pt", "scheduler.pt"),
-    weights: str = "adapter_model.safetensors",
+    weights: str = ADAPTER,
 ) -> Path | None:
     """Return the newest checkpoint that was written to its end; a killed run may leave half of one."""
     if not args.resume:
@@ -24,12 +26,21 @@ def newest_checkpoint(
     for folder in sorted(found, key=lambda folder: int(folder.name[11:]), reverse=True):
         if has_cut_ranks(folder):
             remark(f"{folder.name} holds matrices that AdaLoRA has cut: training starts anew instead", args)
-        elif is_complete(folder, (weights, *states)):
+        elif is_complete(folder, (*parts_of(folder, weights), *states)):
             remark(f"resumed from {folder.name}", args, warning=False)
             return folder
         else:
             remark(f"{folder.name} is incomplete and is passed over", args)
     return None
+
+
+def parts_of(folder: Path, weights: str) -> list[str]:
+    """Return the files of the weights: the one, or those that an index beside it lists."""
+    try:
+        index = json.loads((folder / f"{weights}.index.json").read_text("utf-8"))
+        return sorted(set(index["weight_map"].values()))
+    except (OSError, ValueError, KeyError):
+        return [weights]
 
 
 def has_cut_ranks(folder: Path) -> bool:

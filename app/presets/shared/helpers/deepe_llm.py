@@ -19,12 +19,13 @@ import deepe
 import deepe_chat as chat
 import deepe_memory as memory
 from deepe_adapters import folder_with, leave_reference_out, start_of
-from deepe_checkpoints import make_readable, newest_checkpoint
+from deepe_checkpoints import ADAPTER, MODEL, make_readable, newest_checkpoint
 from deepe_log import log, remark, remark_plan
 from deepe_options import PASSED_BY_PLATFORM, PASSED_TO_ALL, options_of
 from deepe_preparation import remove_prepared
 from deepe_rows import Refused, Rendered
 from deepe_scores import early_stopping, tell_kept
+from deepe_whole import trains_whole
 
 TINY_BYTES = 64 * 2**20  # threads of a smaller model wait for each other longer than they work
 POSITIVE = (
@@ -265,6 +266,7 @@ def load_model(
     disable_progress_bar()
     set_seed(args.seed)
     more: dict[str, Any] = {}
+    dtype = "float32" if trains_whole(args) else machine.dtype
     if machine.device == "cuda":
         more["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
     if machine.four_bit:
@@ -280,7 +282,7 @@ def load_model(
         for name in [name for name, value in vars(text).items() if "drop" in name and isinstance(value, float)]:
             setattr(text, name, 0.0)
     model = (auto_class or AutoModelForCausalLM).from_pretrained(
-        args.model_path, dtype=getattr(torch, machine.dtype), attn_implementation=machine.attention, **more
+        args.model_path, dtype=getattr(torch, dtype), attn_implementation=machine.attention, **more
     )
     if (folder := folder_with(args, chat.NAME)) == start_of(args):
         model.generation_config = GenerationConfig.from_pretrained(folder)
@@ -558,7 +560,8 @@ def train(trainer: Any, rows: int, args: argparse.Namespace) -> None:
     trainer.add_callback(Plan())
     trainer.remove_callback(PrinterCallback)
     trainer.create_model_card = lambda *_args, **_kwargs: None
-    checkpoint = newest_checkpoint(Path(args.output_dir), args)
+    weights = MODEL if trains_whole(args) else ADAPTER
+    checkpoint = newest_checkpoint(Path(args.output_dir), args, weights=weights)
     log("StartTraining", args.model_name, args)
     deepe.catch_stop()
     with options_of(args).refusing(if_named=True):
@@ -576,8 +579,10 @@ def end_stopped(step: int) -> None:
 
 
 def save_adapter(trainer: Any, args: argparse.Namespace) -> None:
-    """Write adapter and tokenizer, and where answers end."""
+    """Write what was trained (an adapter, or the whole model) and tokenizer, and where answers end."""
     log("SaveTrainedModel", args.model_name, args)
+    if trains_whole(args):
+        trainer.model.config.use_cache = True  # off while it learned
     trainer.save_model(args.output_dir)
     write_ends(trainer.model, args)
     announce_adapter(args)
@@ -595,5 +600,5 @@ def announce_adapter(args: argparse.Namespace) -> None:
     for name in ("training_args.bin", "README.md"):  # a pickle that nobody needs, an empty form
         (Path(args.output_dir) / name).unlink(missing_ok=True)
     make_readable(Path(args.output_dir))
-    deepe.artifact(args.output_dir, "adapter")
+    deepe.artifact(args.output_dir, "model" if trains_whole(args) else "adapter")
     log("SaveTrainedModelSuccess", args.output_dir, args)

@@ -58,6 +58,7 @@ class Options:
         self._words = list(rest)
         self._instead: Mapping[str, str] = declared.get("instead", {})
         self._paths = [path for path, when in declared["classes"].items() if _holds(when, args)]
+        self._of_others = {path: when for path, when in declared["classes"].items() if path not in self._paths}
         self._of: dict[str, dict[str, Any]] = {}
 
     @property
@@ -82,6 +83,7 @@ class Options:
             if path is not None:
                 self._of.setdefault(path, {})[name] = self._value(path, classes[path][name], text)
             elif name not in PASSED_TO_ALL:
+                self._refuse_of_others(name)
                 raise Refused(self._unknown(name, classes))
 
     def of(self, cls: Any) -> dict[str, Any]:
@@ -139,6 +141,13 @@ class Options:
         for reason, instead in reasons:
             cure = f"use {instead}" if instead else "leave it out"
             raise Refused(f"{name} cannot be set: {REASONS[reason]}; {cure}")
+
+    def _refuse_of_others(self, name: str) -> None:
+        """Refuse an option of a class that other arguments leave out."""
+        for path, when in self._of_others.items():
+            if name in self._fields(path):
+                needed = " and ".join(f"{other}={' or '.join(map(str, values))}" for other, values in when.items())
+                raise Refused(f"{name} has no effect here: it is an option of {path}, with {needed}; leave it out")
 
     def _fields(self, path: str) -> dict[str, deepe_fields.Field]:
         try:

@@ -31,7 +31,9 @@ def step_of(
     """
     cuda = device == "cuda"
     batch = int(values["batch_size"])
-    whole, in_float = method == "full", method in ("full", "embedding")
+    kind = str(values.get("finetuning_type") or "lora")
+    whole = method == "full" or kind != "lora"
+    in_float = whole or method == "embedding"
     given = dtype or str(values.get("dtype", "auto"))
     match method:
         case "preferences":
@@ -48,6 +50,7 @@ def step_of(
         head=head,
         scored=int(values["max_content_length"]) + 1 if method == "ppo" else None,
         rank=None if whole else int(values.get("lora_rank") or 16),
+        trained_layers=int(values.get("freeze_trainable_layers") or 2) if kind == "freeze" else None,
         adapter=str(values.get("adapter") or "lora"),
         dropout=bool(values.get("lora_dropout")),
         dtype="float32" if in_float else given if given != "auto" else "bfloat16" if cuda else "float32",
@@ -115,7 +118,7 @@ def cure(base: Base, step: Step, values: Mapping[str, Any], free: float) -> dict
     if "gradient_checkpointing" in values and not step.checkpointing:
         lean, changes = replace(step, checkpointing=True), {"gradient_checkpointing": "true"}
     ways = [(lean, changes)]
-    if step.device == "cuda" and "load_in_4bit" in values and not step.four_bit:
+    if step.device == "cuda" and "load_in_4bit" in values and not step.four_bit and step.rank is not None:
         ways.append((replace(lean, four_bit=True), changes | {"load_in_4bit": True}))
     least = 2 if values.get("objective") == "kto" else 1  # the rows of a batch are compared
     for way, changed in ways:

@@ -57,6 +57,8 @@ class Step:
     """Tokens of a sequence whose logits are made. None: all."""
     rank: int | None = 16
     """Of the adapter. None: all weights are trained."""
+    trained_layers: int | None = None
+    """Without an adapter: the last layers whose weights are trained. None: all weights."""
     adapter: str = "lora"
     dropout: bool = False
     """Part of the adapter's inputs is switched off."""
@@ -119,7 +121,7 @@ def forecast(base: Base, step: Step) -> Memory:
     """Return the memory that a training with these steps needs."""
     activations = _activations(base, step)
     logits = _logits(base, step)
-    trained = base.weights if step.rank is None else base.layers * step.rank * _in_and_out(base)
+    trained = _trained(base, step)
     moving = activations + logits
     return Memory(
         weights=_weights(base, step),
@@ -131,6 +133,13 @@ def forecast(base: Base, step: Step) -> Memory:
         logits=logits,
         reserve=CONTEXT + round(FRAGMENTATION * moving) if step.device == "cuda" else PROCESS,
     )
+
+
+def _trained(base: Base, step: Step) -> int:
+    """Return the number of weights that are trained."""
+    if step.rank is not None:
+        return base.layers * step.rank * _in_and_out(base)
+    return base.weights if step.trained_layers is None else min(step.trained_layers, base.layers) * base.linear
 
 
 def _weights(base: Base, step: Step) -> int:
