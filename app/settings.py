@@ -28,7 +28,10 @@ GIB: Final = 1024 * MIB
 
 # Variables that the service hands to stage scripts; a service that was started by a script meets them.
 _STAGE_VARIABLES = frozenset(
-    {"DEEPE_JOB_ID", "DEEPE_ATTEMPT", "DEEPE_OUTPUT_DIR", "DEEPE_PARAMS", "DEEPE_EVENTS", "DEEPE_RESUME_FROM"}
+    {
+        *("DEEPE_JOB_ID", "DEEPE_ATTEMPT", "DEEPE_OUTPUT_DIR", "DEEPE_CACHE_DIR", "DEEPE_PARAMS", "DEEPE_EVENTS"),
+        "DEEPE_RESUME_FROM",
+    }
 )
 _TEST_VARIABLES = frozenset({"DEEPE_FAULT_POINT", "DEEPE_FAULT_SIGNAL"})  # of fault-injection tests
 _PLACEHOLDERS = (

@@ -3,7 +3,7 @@
     python preparation_probe.py FOLDER-OF-THE-PRESETS CASES
 
 Runs in the stage's environment. CASES is a JSON file, `{"rows": [rows], "cases": {name: changes}}`; each case is
-prepared in the same output folder, one after the other.
+prepared after the one before, as an attempt of the same job.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ def main() -> None:
     given = json.loads(file.read_text())
     families = importlib.import_module("families")  # of this script's folder
     base = file.parent / "base"
+    os.environ["DEEPE_CACHE_DIR"] = str(file.parent / "cache")
     with contextlib.redirect_stdout(io.StringIO()):
         families.save_base("gemma", presets, base)
         found = {

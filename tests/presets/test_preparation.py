@@ -36,9 +36,9 @@ def rows() -> Iterator[dict[str, Any]]:
                 yield {"prompt": f"q{number}", "completion": f"a{number}", "source": "unused"}
 
 
-CASES: dict[str, dict[str, Any]] = {  # prepared one after the other in the same folder
+CASES: dict[str, dict[str, Any]] = {  # prepared one after the other
     "first": {},
-    "again": {},
+    "next attempt": {"output_dir": "next"},
     "by two": {"preprocessing_workers": 2, "afresh": True},
     "by one, of two": {"preprocessing_workers": 1},
     "other limit": {"max_seq_length": 60},
@@ -83,7 +83,7 @@ def test_tells_what_became_of_the_rows(found: dict[str, Any]) -> None:
 
 
 def test_is_made_once(found: dict[str, Any]) -> None:
-    assert found["again"]["made"] == found["first"]["made"]
+    assert found["next attempt"]["made"] == found["first"]["made"]
     assert found["by one, of two"]["made"] == found["by two"]["made"] != found["first"]["made"]
 
 

@@ -54,6 +54,7 @@ class TestEnvironment:
             "DEEPE_JOB_ID": job_id,
             "DEEPE_ATTEMPT": attempt.id,
             "DEEPE_OUTPUT_DIR": str(run.output),
+            "DEEPE_CACHE_DIR": str(run.cache),
             "DEEPE_PARAMS": str(run.path / "params.json"),
             "DEEPE_EVENTS": str(run.events),
             "DEEPE_ACCELERATORS": "",

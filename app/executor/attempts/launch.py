@@ -174,6 +174,7 @@ class StageLauncher:
             **({"PYTHONSAFEPATH": "1"} if script.isolated else {}),
             "DEEPE_JOB_ID": job.id,
             "DEEPE_OUTPUT_DIR": str(run.output),
+            "DEEPE_CACHE_DIR": str(run.cache),
             "DEEPE_PARAMS": str(parameters),
             "DEEPE_EVENTS": str(run.events),
             **({"DEEPE_RESUME_FROM": str(resumed_from)} if resumed_from is not None else {}),

@@ -1,6 +1,6 @@
 """Names of the files in an attempt's run folder. Each has one writer.
 
-`output.log`, `events.jsonl` and `ranks` are written by the stage, the other two by the worker that watches it.
+`output.log`, `events.jsonl`, `ranks` and `cache` are written by the stage, the other two by the worker that watches it.
 """
 
 from dataclasses import dataclass
@@ -32,6 +32,11 @@ class RunFolder:
     def output(self) -> Path:
         """Return the folder of artefacts."""
         return self.path / "output"
+
+    @property
+    def cache(self) -> Path:
+        """Return the folder that the attempts of the job share, for what they need not do again."""
+        return self.path.parent / "cache"
 
     @property
     def ranks(self) -> Path:
