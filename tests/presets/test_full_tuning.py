@@ -80,6 +80,27 @@ class TestFull:
         assert_went_on(trained[1], stopped, resumed, "loss")
 
 
+class TestOtherMethods:
+    @pytest.mark.parametrize(
+        ("method", "rows", "curve"), [("dpo", "dpo-demo", "rewards/margins"), ("grpo", "grpo-demo", "kl")]
+    )
+    def test_reference_is_the_base_while_all_weights_learn(
+        self, torch_home: Home, styles_base: Path, method: str, rows: str, curve: str
+    ) -> None:
+        steps = ["--max_steps=3", "--batch_size=8", "--learning_rate=0.001", "--warmup_steps=0", "--logging_steps=1"]
+        steps += ["--eval_fraction=0", "--max_content_length=16"]
+        steps += ["--kl_coef=0.1", "--num_generations=4"] if method == "grpo" else []
+        out = torch_home.path / "out"
+        paths = [f"--model_path={styles_base}", f"--dataset_path={dataset(rows)}", f"--output_dir={out}"]
+
+        run = torch_home.run(f"{method}-demo.py", *paths, "--finetuning_type=full", *steps)
+
+        assert run.code == 0, run.stderr
+        assert check_customized(out).kind is ArtifactKind.MODEL
+        assert run.curve(curve)[1] == pytest.approx(0, abs=1e-5)
+        assert run.curve(curve)[3] > 0
+
+
 class TestFreeze:
     def test_only_the_last_layers_change(self, trained: tuple[Home, Finished], tiny_base: Path) -> None:
         home, _ = trained

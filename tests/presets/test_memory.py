@@ -168,6 +168,16 @@ class TestForecast:
         assert frozen.weights == full.weights
         assert frozen.gradients + frozen.optimizer == 12 * 2 * self.base.linear
 
+    def test_base_lies_beside_weights_that_are_compared_with_it(self) -> None:
+        values = {"batch_size": 1, "max_input_length": 64, "max_content_length": 64, "finetuning_type": "full"}
+
+        dpo, orpo = (
+            forecast(self.base, step_of("preferences", values | {"objective": objective}, device="cuda"))
+            for objective in ("dpo", "orpo")
+        )
+
+        assert dpo.weights == 2 * orpo.weights
+
     def test_checkpointing_is_chosen_where_activations_do_not_fit(self) -> None:
         step = self.sft()
         needed = forecast(self.base, step).total

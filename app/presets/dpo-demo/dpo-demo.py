@@ -29,20 +29,21 @@ from typing import Any
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_llm as llm
-from deepe_adapters import check_start, with_adapter
+from deepe_adapters import check_start
 from deepe_chat import json_object
 from deepe_examples import Fitting, answers_of, fitting_pairs, load_examples
 from deepe_log import log, remark
 from deepe_options import Options, options_of
 from deepe_rows import LABELLED, PREFERENCE, Labelled, Preference, Refused, Rendered, Wanted, render_answer
 from deepe_scores import evaluation_settings, report_exact_match, report_score, score_loss
+from deepe_whole import check_whole, trained
 
 LIBRARY_OPTIONS = {  # every field of these classes can be set, beside the arguments below
     "classes": {
         "trl.DPOConfig": {"objective": ["dpo"]},
         "trl.KTOConfig": {"objective": ["kto"]},
         "trl.experimental.orpo.ORPOConfig": {"objective": ["orpo"]},
-        "peft.LoraConfig": {},
+        "peft.LoraConfig": {"finetuning_type": ["lora"]},
     },
     "instead": {"max_length": "max_input_length and max_content_length", "max_completion_length": "max_content_length"},
 }
@@ -118,6 +119,13 @@ def make_parser() -> argparse.ArgumentParser:
     steps.add_argument("--seed", type=int, default=42, help="same seed and machine, same model")
 
     machine = parser.add_argument_group("adapter, memory and speed")
+    machine.add_argument(
+        "--finetuning_type",
+        choices=["lora", "full", "freeze"],
+        default="lora",
+        help="lora: an adapter; full: all weights of the base; freeze: those of its last layers",
+    )
+    machine.add_argument("--freeze_trainable_layers", type=int, default=2, help="last layers that freeze trains")
     machine.add_argument("--lora_rank", "--lora_r", "--r", type=int, default=16, help="rank of the adapter's matrices")
     machine.add_argument("--lora_alpha", type=int, default=32, help="weight of the adapter, divided by the rank")
     machine.add_argument("--load_in_4bit", type=llm.str2bool, default=False, help="QLoRA; needs bitsandbytes")
@@ -150,6 +158,7 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    check_whole(args, learning_rate=1e-6)
     llm.check(args)
     check_start(args, compares=args.objective != "orpo")
     if args.beta <= 0:
@@ -203,7 +212,7 @@ def build_trainer(
     config = options_of(args).build(config_class, beta=args.beta, max_length=longest, **settings)
     with options_of(args).refusing():
         return trainer_class(
-            **with_adapter(args, model, lambda: llm.lora(args, llm.linear_layers(model))),
+            **trained(args, model, lambda: llm.lora(args, llm.linear_layers(model))),
             args=config,
             train_dataset=Dataset.from_list(given),
             eval_dataset=Dataset.from_list(measured) if measured else None,

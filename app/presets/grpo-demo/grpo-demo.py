@@ -32,7 +32,7 @@ from typing import Any
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_llm as llm
-from deepe_adapters import check_start, with_adapter
+from deepe_adapters import check_start
 from deepe_chat import json_object
 from deepe_examples import Fitting, fitting_questions, load_examples
 from deepe_log import log
@@ -40,9 +40,10 @@ from deepe_options import Options, options_of
 from deepe_rewards import Judge, for_trl, judge_of, rows_for_trl
 from deepe_rows import QUESTION, Question, Refused, Wanted
 from deepe_scores import score_rewards
+from deepe_whole import check_whole, trained
 
 LIBRARY_OPTIONS = {  # every field of these classes can be set, beside the arguments below
-    "classes": {"trl.GRPOConfig": {}, "peft.LoraConfig": {}},
+    "classes": {"trl.GRPOConfig": {}, "peft.LoraConfig": {"finetuning_type": ["lora"]}},
     "instead": {
         "beta": "kl_coef",
         "max_completion_length": "max_content_length",
@@ -136,6 +137,13 @@ def make_parser() -> argparse.ArgumentParser:
     steps.add_argument("--seed", type=int, default=42, help="same seed and machine, same model")
 
     machine = parser.add_argument_group("adapter, memory and speed")
+    machine.add_argument(
+        "--finetuning_type",
+        choices=["lora", "full", "freeze"],
+        default="lora",
+        help="lora: an adapter; full: all weights of the base; freeze: those of its last layers",
+    )
+    machine.add_argument("--freeze_trainable_layers", type=int, default=2, help="last layers that freeze trains")
     machine.add_argument("--lora_rank", "--lora_r", "--r", type=int, default=16, help="rank of the adapter's matrices")
     machine.add_argument("--lora_alpha", type=int, default=32, help="weight of the adapter, divided by the rank")
     machine.add_argument("--load_in_4bit", type=llm.str2bool, default=False, help="QLoRA; needs bitsandbytes")
@@ -183,6 +191,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
+    check_whole(args, learning_rate=1e-6)
     llm.check(args)
     check_start(args, compares=True)
     if args.num_generations < 2:
@@ -229,7 +238,7 @@ def build_trainer(
         config.generation_kwargs = {"stop_token_ids": [tokenizer.eos_token_id], **(config.generation_kwargs or {})}
     with options_of(args).refusing():
         return GRPOTrainer(
-            **with_adapter(args, model, lambda: llm.lora(args, llm.linear_layers(model))),
+            **trained(args, model, lambda: llm.lora(args, llm.linear_layers(model))),
             args=config,
             reward_funcs=[for_trl(function) for function in judge.functions],
             train_dataset=Dataset.from_list(rows_for_trl(tasks)),

@@ -37,14 +37,14 @@ from typing import Any
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_llm as llm
-from deepe_adapters import check_start, with_adapter
+from deepe_adapters import check_start
 from deepe_chat import json_object
 from deepe_log import log, remark
 from deepe_options import Options, options_of
 from deepe_preparation import Learned, Preparation
 from deepe_rows import CONVERSATION, TEXT, Refused, Rendered, Text, Wanted
 from deepe_scores import by_length, evaluation_settings, over_tokens, score
-from deepe_whole import check_whole, freeze, trains_whole
+from deepe_whole import check_whole, trained
 
 LIBRARY_OPTIONS = {  # every field of these classes can be set, beside the arguments below
     "classes": {"trl.SFTConfig": {}, "peft.LoraConfig": {"finetuning_type": ["lora"]}},
@@ -204,7 +204,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    check_whole(args)
+    check_whole(args, learning_rate=1e-5)
     llm.check(args)
     check_start(args)
     if args.max_seq_length < 1:
@@ -234,20 +234,13 @@ def build_trainer(
     )
     with options_of(args).refusing():
         return over_tokens(SFTTrainer)(
-            **trained(args, model),
+            **trained(args, model, lambda: llm.lora(args, llm.linear_layers(model))),
             args=config,
             train_dataset=learned.dataset(),
             eval_dataset=Dataset.from_dict(llm.columns_of(by_length(held_out))) if held_out else None,
             processing_class=tokenizer,
             callbacks=llm.callbacks(args),
         )
-
-
-def trained(args: argparse.Namespace, model: Any) -> dict[str, Any]:
-    """Return the model and its new adapter, none where its own weights are trained."""
-    if trains_whole(args):
-        return {"model": freeze(model, args)}
-    return with_adapter(args, model, lambda: llm.lora(args, llm.linear_layers(model)))
 
 
 def packs(args: argparse.Namespace, machine: llm.Machine, model: Any, learned: Learned) -> bool:

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import deepe
+from deepe_adapters import start_of
 from deepe_chat import template_files
 from deepe_examples import Tally, load_examples, sequences_of, tell
 from deepe_rows import (
@@ -159,13 +160,14 @@ def remove_prepared(args: argparse.Namespace) -> None:
 def _key(args: argparse.Namespace, wanted: Wanted) -> str:
     """Return the digest of all that sequences and what is told about them depend on."""
     dataset, base = Path(args.dataset_path), Path(args.model_path)
+    folders = [base, *([start] if (start := start_of(args)) is not None else [])]
     own = getattr(args, "validation_path", None)
     beside = Path(own) if own else dataset / HELD_OUT
     data = [data_file(path) for path in (dataset, beside) if path.exists()]
     code = Path(__file__).parent.rglob("*.py")
     files = {
         "data": [*data, *template_files(args)],
-        "base": [path for path in base.glob("*") if path.is_file() and path.suffix not in WEIGHTS],
+        "base": [path for one in folders for path in one.glob("*") if path.is_file() and path.suffix not in WEIGHTS],
         "code": code,
     }
     about: dict[str, Any] = {

@@ -5,13 +5,13 @@ size are lost in half precision.
 """
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
-from deepe_adapters import given_names, start_of
+from deepe_adapters import given_names, start_of, with_adapter
 from deepe_log import remark
 from deepe_rows import Refused
 
-LEARNING_RATE = 1e-5  # an adapter learns at a rate some twenty times as high
 OF_ADAPTERS = ("lora_rank", "lora_alpha")
 
 
@@ -20,8 +20,11 @@ def trains_whole(args: argparse.Namespace) -> bool:
     return getattr(args, "finetuning_type", "lora") != "lora"
 
 
-def check_whole(args: argparse.Namespace) -> None:
-    """Refuse what does not fit together with the weights that are trained; choose a learning rate if none is given."""
+def check_whole(args: argparse.Namespace, *, learning_rate: float) -> None:
+    """Refuse what does not fit together with the weights that are trained.
+
+    Whole weights learn at a `learning_rate` below that of adapters, if none is given.
+    """
     given = given_names()
     if args.finetuning_type != "freeze" and "freeze_trainable_layers" in given:
         raise Refused(
@@ -41,8 +44,15 @@ def check_whole(args: argparse.Namespace) -> None:
         if name in given:
             raise Refused(f"{asked} makes no adapter, so that {name} has no effect; leave {name} out")
     if "learning_rate" not in given:
-        args.learning_rate = LEARNING_RATE
-        remark(f"{asked}: learning_rate is {LEARNING_RATE}, as whole weights learn at a low one", args, warning=False)
+        args.learning_rate = learning_rate
+        remark(f"{asked}: learning_rate is {learning_rate}, as whole weights learn at a low one", args, warning=False)
+
+
+def trained(args: argparse.Namespace, model: Any, new: Callable[[], Any]) -> dict[str, Any]:
+    """Return the model, and the configuration of a new adapter if one is trained, as the trainers of TRL take them."""
+    if trains_whole(args):
+        return {"model": freeze(model, args)}
+    return with_adapter(args, model, new)
 
 
 def freeze(model: Any, args: argparse.Namespace) -> Any:

@@ -34,6 +34,7 @@ def step_of(
     kind = str(values.get("finetuning_type") or "lora")
     whole = method == "full" or kind != "lora"
     in_float = whole or method == "embedding"
+    compares = values.get("objective") != "orpo" if method == "preferences" else bool(values.get("kl_coef"))
     given = dtype or str(values.get("dtype", "auto"))
     match method:
         case "preferences":
@@ -51,6 +52,7 @@ def step_of(
         scored=int(values["max_content_length"]) + 1 if method == "ppo" else None,
         rank=None if whole else int(values.get("lora_rank") or 16),
         trained_layers=int(values.get("freeze_trainable_layers") or 2) if kind == "freeze" else None,
+        reference=kind != "lora" and compares,
         adapter=str(values.get("adapter") or "lora"),
         dropout=bool(values.get("lora_dropout")),
         dtype="float32" if in_float else given if given != "auto" else "bfloat16" if cuda else "float32",

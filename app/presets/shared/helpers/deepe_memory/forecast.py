@@ -59,6 +59,8 @@ class Step:
     """Of the adapter. None: all weights are trained."""
     trained_layers: int | None = None
     """Without an adapter: the last layers whose weights are trained. None: all weights."""
+    reference: bool = False
+    """The base model lies beside the weights that are trained."""
     adapter: str = "lora"
     dropout: bool = False
     """Part of the adapter's inputs is switched off."""
@@ -149,7 +151,7 @@ def _weights(base: Base, step: Step) -> int:
     inner = base.layers * base.linear
     if step.four_bit:
         return round(min(inner, base.weights) * FOUR_BIT) + max(0, base.weights - inner) * size
-    return base.weights * size
+    return base.weights * size * (2 if step.reference else 1)
 
 
 def _in_and_out(base: Base) -> int:
