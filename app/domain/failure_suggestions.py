@@ -22,6 +22,7 @@ CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing", "grad_che
 _LENGTH = ("max_seq_length", "max_length", "max_seq_len")
 _FOUR_BIT = ("load_in_4bit",)
 _COMPARED = {"objective": ("kto",)}  # parameters whose values compare the rows of a batch with each other
+_WHOLE = {"finetuning_type": ("full", "freeze")}  # the weights themselves learn: 4 bits are too few
 _COLUMNS = ("input_train_name", "output_train_name")
 OUT_OF_MEMORY = frozenset({EndReason.OUT_OF_MEMORY, EndReason.CUDA_OUT_OF_MEMORY})
 _YES = frozenset({"true", "1", "yes", "on"})
@@ -54,6 +55,10 @@ class TunableParameters:
     def value(self, name: str) -> Any:
         """Return what the script works with."""
         return self.given.get(name, self.declared[name].default)
+
+    def is_one_of(self, values: Mapping[str, Sequence[Any]]) -> bool:
+        """Say whether the script works with one of the values of a parameter."""
+        return any(name in self.declared and self.value(name) in some for name, some in values.items())
 
     def count(self, name: str | None) -> int | None:
         """Return a whole number of at least 1; None for anything else."""
@@ -111,8 +116,7 @@ def _smaller_batch(tunable: TunableParameters) -> FailureSuggestion | None:
     """Halve the batch; the accumulation makes up for it, so that a step sees the same rows."""
     batch_name, accumulation_name = tunable.first(BATCH), tunable.first(ACCUMULATION)
     batch, accumulation = tunable.count(batch_name), tunable.count(accumulation_name)
-    compared = any(name in tunable.declared and tunable.value(name) in values for name, values in _COMPARED.items())
-    smallest = 2 if compared else 1
+    smallest = 2 if tunable.is_one_of(_COMPARED) else 1
     if batch_name is None or batch is None or batch < 2 * smallest:
         return None
     if accumulation_name is None or accumulation is None:
@@ -144,7 +148,9 @@ def _recompute(tunable: TunableParameters) -> FailureSuggestion | None:
 
 def _four_bit(tunable: TunableParameters) -> FailureSuggestion | None:
     name = tunable.first(_FOUR_BIT)
-    return None if name is None or _is_on(tunable, name) else _switched_on(tunable, name, "fix_four_bit")
+    if name is None or _is_on(tunable, name) or tunable.is_one_of(_WHOLE):
+        return None
+    return _switched_on(tunable, name, "fix_four_bit")
 
 
 def _switched_on(tunable: TunableParameters, name: str, code: str) -> FailureSuggestion | None:

@@ -94,6 +94,12 @@ class TestMemory:
         assert suggestion_for(OOM, {}, tunable({"objective": "kto", "batch_size": 2}, **declared)) is None
         assert suggestion_for(OOM, {}, tunable({"objective": "dpo", "batch_size": 2}, **declared)) is not None
 
+    def test_weights_that_learn_are_not_put_into_four_bits(self) -> None:
+        declared = {"finetuning_type": option(STRING, "lora"), "load_in_4bit": option(BOOLEAN, default=False)}
+
+        assert suggestion_for(OOM, {}, tunable({"finetuning_type": "full"}, **declared)) is None
+        assert changes(suggestion_for(OOM, {}, tunable(**declared))) == {"load_in_4bit": True}
+
     def test_main_memory_is_not_helped_by_four_bits(self) -> None:
         assert suggestion_for(EndReason.OUT_OF_MEMORY, {}, tunable(load_in_4bit=option(BOOLEAN, default=False))) is None
 

@@ -41,6 +41,7 @@ _DECIDING: Final = (
     *("batch_size", "chunk_size", "num_generations", "rollouts", "max_seq_length", "max_input_length"),
     *("max_content_length", "resolution", "max_image_side", "dtype", "load_in_4bit", "gradient_checkpointing"),
     *("packing", "attention", "optimizer", "adapter", "lora_rank", "fine_tune_type", "num_layers", "dataset_path"),
+    *("finetuning_type", "freeze_trainable_layers", "adapter_name_or_path"),
 )
 
 
