@@ -139,6 +139,36 @@ class TestWhatPeopleBring:
         return trained.site.succeed(submitted["id"]), found["plan"]
 
 
+class TestWhatIsTrained:
+    """Beyond a new adapter: one that learns on, and the weights themselves."""
+
+    def test_adapter_learns_on_from_where_it_ended(self, trained: Trained) -> None:
+        first = trained.site.get(f"/models/{trained.training['result_model']}")
+
+        training, complete = self.train(trained, {"eval_fraction": 0.2}, adapter_name_or_path=first["name"])
+
+        assert score_of(training)["before"] == score_of(trained.training)["after"]
+        assert [parent["id"] for parent in complete["parents"]] == [training["result_model"], first["id"]]
+
+    def test_whole_weights_are_checked_and_saved_like_an_adapter(self, trained: Trained) -> None:
+        training, complete = self.train(trained, {"finetuning_type": "full", "eval_samples": 4})
+
+        customized = trained.site.get(f"/models/{training['result_model']}")
+        assert (customized["state"], complete["state"]) == ("customized", "complete")
+        assert (trained.site.home / customized["path"] / "model.safetensors").is_file()
+        pieces, _done = trained.site.ask(customized["id"], "Which is larger, 3 or 8?", **ANSWERING)
+        assert "".join(pieces)
+
+    def train(self, trained: Trained, parameters: dict[str, Any], **more: Any) -> tuple[Any, Any]:
+        """Return the training and the complete model."""
+        samples = trained.site.get("/presets/SFT-Demo")["samples"]
+        wanted = {"method": "SFT-Demo", "through": "complete", **more}
+        wanted["parameters"] = {"max_steps": 2, "batch_size": 4, "learning_rate": 1e-6, **parameters}
+        submitted = trained.site.post("/jobs", wanted | {name: samples[name] for name in ("base_model", "dataset")})
+        training, saving = (trained.site.succeed(link["id"]) for link in submitted["chain"])
+        return training, trained.site.get(f"/models/{saving['result_model']}")
+
+
 class TestOptionsOfLibraries:
     """What no script declares, and the installed TRL and PEFT take: described by the node, checked, learned with."""
 
