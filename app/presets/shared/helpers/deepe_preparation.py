@@ -181,6 +181,11 @@ def _key(args: argparse.Namespace, wanted: Wanted) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
+def _small_files(folder: Path) -> list[Path]:
+    """Return the files of a model without its weights: tokenizer, template, configuration."""
+    return [path for path in folder.glob("*") if path.is_file() and path.suffix not in WEIGHTS]
+
+
 def _digest(path: Path) -> str:
     try:
         with path.open("rb") as file:
