@@ -38,8 +38,11 @@ def case(families: Any, presets: Path, base: Path, rows: list[Any], changes: dic
 
     sft = families.script(presets / "sft-demo/sft-demo.py")
     rows = [*changes.get("only", rows), *changes.get("rows", [])]
-    options = [f"--{name}={value}" for name, value in changes.items() if name not in ("rows", "only", "afresh")]
+    options = [f"--{name}={value}" for name, value in changes.items() if name not in ("rows", "only", "afresh", "base")]
     args = families.arguments(sft, base, rows, "--max_seq_length=80", "--eval_fraction=0.1", *options)
+    for name, more in changes.get("base", {}).items():
+        with (base / name).open("a") as file:
+            file.write(more)
     if changes.get("afresh"):
         deepe_preparation.remove_prepared(args)
     tokenizer = sft.llm.load_tokenizer(str(base), args)

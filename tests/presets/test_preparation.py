@@ -45,6 +45,8 @@ CASES: dict[str, dict[str, Any]] = {  # prepared one after the other
     "other template": {"chat_template": "none"},
     "other seed": {"seed": 7},
     "other rows": {"rows": [{"prompt": "new", "completion": "row"}]},
+    "other template of the base": {"base": {"chat_template.jinja": "{# changed #}"}},
+    "other tokenizer": {"base": {"tokenizer_config.json": "\n"}},
     "refused": {"rows": [REFUSED] * 5},
     "refused by two": {"rows": [REFUSED] * 5, "preprocessing_workers": 2},
     "all too long": {"only": [{"prompt": "q", "completion": LONG}] * 5, "eval_fraction": 0},
