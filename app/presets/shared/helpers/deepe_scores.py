@@ -91,16 +91,22 @@ def score_loss(trainer: Any, phase: str) -> None:
     if trainer.eval_dataset is None:
         return
     import torch
-    from transformers import PrinterCallback
+    from transformers import TrainerCallback
 
-    trainer.remove_callback(PrinterCallback)
+    class Beginning(TrainerCallback):
+        """Begins the curves, unless the training goes on: a point at step 0 says that all later ones are void."""
+
+        def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+            if state.global_step == 0:
+                trainer.log(curves)
+
     with torch.random.fork_rng():  # the training draws the same random numbers as without a score
         dataloader = trainer.get_eval_dataloader()
         found = trainer.evaluation_loop(dataloader, "Evaluation", prediction_loss_only=True).metrics
     curves = {name: found[name] for name in ("eval_loss", "eval_perplexity") if name in found}
     report_loss(found["eval_loss"], phase, len(trainer.eval_dataset), of_tokens="eval_perplexity" in found)
-    if phase == "before":  # the curves begin here
-        trainer.log(curves)
+    if phase == "before":
+        trainer.add_callback(Beginning())
     vars(trainer).pop("model_preparation_time", None)  # would be a curve of its own
 
 
