@@ -96,9 +96,9 @@ def score_loss(trainer: Any, phase: str) -> None:
     class Beginning(TrainerCallback):
         """Begins the curves, unless the training goes on: a point at step 0 says that all later ones are void."""
 
-        def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        def on_train_begin(self, config: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step == 0:
-                trainer.log(curves)
+                trainer.callback_handler.on_log(config, state, control, curves)
 
     with torch.random.fork_rng():  # the training draws the same random numbers as without a score
         dataloader = trainer.get_eval_dataloader()
