@@ -1,7 +1,6 @@
 """A sample base model is made by one job, before the first trainings that start from it."""
 
 import asyncio
-import json
 import shutil
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from app.domain.enums import EndReason, JobStatus
 from app.store import base_models, jobs
 from app.store.jobs import End
 from app.store.session import Database
+from tests import base_model_folders
 from tests.api.jobs_app import JobsApp, codes, jobs_app
 
 SUBMIT = {"method": "SFT-Demo", "base_model": "tiny-base", "dataset": "sft-demo", "through": "complete"}
@@ -47,8 +47,7 @@ async def make(app: JobsApp, job: str, name: str = "tiny-base") -> None:
     won = await app.runner.start(job)
     base = await app.get(f"/base-models/{name}")
     folder = app.services.home.absolute(base["path"])
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"dtype": "float32"}))
+    base_model_folders.model(folder, dtype="float32")
     async with app.database.writing() as session:
         card = {**base["card"], "dtype": "float32"}
         await base_models.record_built(session, base["id"], card=card, now=datetime.now(UTC))

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,10 @@ class TestWheels:
 
 
 class TestConda:
+    @pytest.mark.skipif(
+        (Path(sysconfig.get_path("stdlib")) / "EXTERNALLY-MANAGED").exists(),
+        reason="the channel's Python stands for that of the distribution, beside which pip installs nothing",
+    )
     def test_lock_and_pack_of_a_prefix(self, tmp_path: Path, environment: dict[str, str]) -> None:
         channel = make_channel(tmp_path / "channel")
         text = f"channels: ['{channel}']\ndependencies: [python, greeter=1.0]\n"

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from packaging.utils import NormalizedName
 
+from scripts.check_wheels import PLATFORMS
 from tests.ops.dependencies import PROJECT, ROOT, closure, service_modules, targets
 from tests.servers import free_port
 from tests.waiting import wait_until
@@ -116,11 +118,20 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
     site = Path(
         subprocess.check_output([python, "-c", "import site; print(site.getsitepackages()[0])"], text=True).strip()
     )
-    for name in set.intersection(*(closure(target) for target in targets())):
+    needed = set.intersection(*(closure(target) for target in targets()))
+    for name in needed | of_this_release():
         _link(metadata.distribution(name), site)
     pip = [sys.executable, "-m", "pip", f"--python={python}", "install", "--quiet", "--no-deps", "--no-index"]
     subprocess.run([*pip, wheel], check=True)
     return Installed(prefix / "bin")
+
+
+def of_this_release() -> set[NormalizedName]:
+    """Return what this interpreter needs and a later release of the same Python does not, such as Debian's 3.11.2."""
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    markers = PLATFORMS[0].markers(python)
+    this, later = (closure({**markers, "python_full_version": f"{python}.{n}"}) for n in (sys.version_info.micro, 99))
+    return this - later
 
 
 class TestWheel:

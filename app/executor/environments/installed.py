@@ -96,9 +96,16 @@ def _reported(prefix: Path) -> Mapping[str, PipPackage]:
                 name=name,
                 version=metadata["version"],
                 url=_address(origin) if item.get("is_direct") else None,
-                sha256=origin.get("archive_info", {}).get("hashes", {}).get("sha256"),
+                sha256=_digest(origin.get("archive_info", {})),
             )
     return found
+
+
+def _digest(archive: Mapping[str, Any]) -> str | None:
+    """Return the SHA-256 digest of an archive; pip before 23.1, such as Debian's, has one text for kind and digest."""
+    kind, _, digest = str(archive.get("hash", "")).partition("=")
+    found = archive.get("hashes", {kind: digest}).get("sha256")
+    return str(found) if found else None
 
 
 def _frozen(line: str) -> PipPackage | None:
