@@ -182,6 +182,21 @@ class TestMetricSeries:
         curve = [(point.step, point.value) for point in series.series("loss")]
         assert curve == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0), (5, 2.0), (6, 3.0)]
 
+    def test_a_score_before_the_checkpoint_is_loaded_does_not_go_back(self, tmp_path: Path) -> None:
+        first, second = RunFolder(tmp_path / "1"), RunFolder(tmp_path / "2")
+        for run in (first, second):
+            run.path.mkdir()
+        series = MetricSeries([first, second])
+        append(first.events, metrics_line(0, eval_loss=3.0) + "".join(metrics_line(n, loss=n) for n in range(1, 6)))
+        append(second.events, metrics_line(0, eval_loss=2.5))
+        series.refresh()
+
+        append(second.events, metrics_line(4, loss=40.0))
+        series.refresh()
+
+        assert [(point.step, point.value) for point in series.series("loss")] == [(1, 1), (2, 2), (3, 3), (4, 40)]
+        assert [(point.step, point.value) for point in series.series("eval_loss")] == [(0, 2.5)]
+
     def test_the_scripts_own_metrics_take_over_from_the_output(self, folder: RunFolder) -> None:
         series = MetricSeries([folder])
         append(folder.projected_events, metrics_line(0, loss=9.0) + metrics_line(1, loss=9.0))

@@ -19,7 +19,8 @@ class MetricSeries:
     """The curves of a job over its attempts, read incrementally: `refresh` costs what is new.
 
     A step that comes again replaces the earlier value. When a later attempt goes on at step s, whatever earlier
-    attempts reported from s on is dropped: the training went back to that point.
+    attempts reported from s on is dropped: the training went back to that point. Step 0 does not say so: many a script
+    measures before it loads a checkpoint.
     """
 
     def __init__(self, folders: Sequence[RunFolder] = ()) -> None:
@@ -54,10 +55,12 @@ class MetricSeries:
             events = [event for event in source.read() if isinstance(event, MetricsEvent)]
             if not events:
                 continue
-            self._enter(index, events[0].step, has_own_metrics=source.has_own_metrics)
+            first = next((event.step for event in events if event.step > 0 or self._speaking < 0), None)
+            if first is not None:
+                self._enter(index, first, has_own_metrics=source.has_own_metrics)
             for event in events:
                 # the last words of an earlier attempt may be found in its output when the next one speaks already
-                if index == self._speaking or event.step < self._first_step:
+                if index >= self._speaking or event.step < self._first_step:
                     count += self._add(event)
         return count
 
