@@ -1,6 +1,6 @@
 """Configuration classes of libraries, as the nodes' environments have them."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +33,7 @@ class OptionClasses:
         self._known: dict[str, OptionClass | None] = {}
 
     async def of(
-        self, session: AsyncSession, environments: Collection[str], nodes: Iterable[NodeRow] | None = None
+        self, session: AsyncSession, environments: Collection[str], nodes: Sequence[NodeRow] | None = None
     ) -> Described:
         """Return the classes that these environments have; of several nodes the first by name counts."""
         rows = await all_nodes(session) if nodes is None else nodes
@@ -57,7 +57,7 @@ def described_options(described: Described, environment: str) -> DescribedOption
     return DescribedOptions(found.classes, environment, option_table(), found.trouble)
 
 
-def _probes(nodes: Iterable[NodeRow], environment: str) -> list[Mapping[str, Any]]:
+def _probes(nodes: Sequence[NodeRow], environment: str) -> list[Mapping[str, Any]]:
     """Return what nodes found in the environment when they looked into it."""
     states = (state for node in nodes for state in node.environment_states or [] if state.get("name") == environment)
     return [state.get("probe") or {} for state in states]
