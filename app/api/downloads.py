@@ -23,7 +23,7 @@ ARCHIVE_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     200: {"description": "The files in one folder of a tar, uncompressed.", "content": {"application/x-tar": _BINARY}},
 }
 _RANGE: Final = re.compile(r"(?P<first>\d{1,18})-(?P<last>\d{0,18})|-(?P<suffix>\d{1,18})")
-# a model may hold HTML of somebody else, which must not become a page of this service
+# a model may hold another author's HTML, which must not become a page of this service
 _HEADERS: Final = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox"}
 
 

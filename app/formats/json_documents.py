@@ -1,6 +1,6 @@
 """JSON that is one document: an array of objects, or an object with such an array, read item by item.
 
-An item is cut out of the text as it is written; whoever checks rows parses it again, strictly.
+An item is cut out of the text as it is written; the check of rows parses it again, strictly.
 """
 
 import io

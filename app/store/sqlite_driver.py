@@ -52,7 +52,7 @@ class SqliteConnection(aiosqlite.Connection):
         if not self._is_open():
             return
         if self._reads:
-            # nothing depends on its end: the thread comes to it before the next statement, nobody waits
+            # nothing depends on its end: the thread comes to it before the next statement, nothing waits
             self._tx.put_nowait((None, self._conn.rollback))
         else:
             await super().rollback()

@@ -53,7 +53,7 @@ async def find_named(
 
 
 @dataclass(frozen=True)
-class Standing:
+class Remaining:
     """What is left of the named rows: the method's newest version, and what is None where a row is gone."""
 
     version: int
@@ -64,11 +64,11 @@ class Standing:
 
 async def look_again(
     session: AsyncSession, *, method_id: str, base_model_id: str | None, dataset_id: str | None, model_id: str | None
-) -> Standing | None:
+) -> Remaining | None:
     """Return how the rows stand now. None: the method is gone; else it is locked until the transaction ends."""
     ids = {"method": method_id, "base_model": base_model_id, "dataset": dataset_id, "model": model_id}
     row = (await (await session.connection()).execute(_AGAIN, ids)).first()
-    return None if row is None else Standing(*row)
+    return None if row is None else Remaining(*row)
 
 
 def _is_given(table: Any, kind: str) -> sa.ColumnElement[bool]:

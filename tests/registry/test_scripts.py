@@ -70,6 +70,8 @@ class TestScriptPath:
             ".py",
             "what?.py",
             "a:b.py",
+            "__pycache__/x.py",
+            "\uff0e\uff0e/x.py",
         ],
     )
     def test_refuses_names_that_would_be_misread(self, given: str) -> None:

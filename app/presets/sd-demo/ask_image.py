@@ -77,7 +77,7 @@ def answer(args: argparse.Namespace) -> list[str]:
     for picture, target in zip(pictures, targets, strict=True):
         draft = target.with_name(f".{target.stem}.part.png")
         picture.save(draft)
-        os.replace(draft, target)  # whoever looks sees the whole picture or none
+        os.replace(draft, target)  # a reader sees the whole picture or none
     what = f"{size[0]} x {size[1]} pixels, seed"
     return [f"{target}  {what} {seed + place}\n" for place, target in enumerate(targets)]
 

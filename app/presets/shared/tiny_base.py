@@ -22,7 +22,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-# beside a run of the platform the helper has nobody to report to, and does nothing
+# beside a run of the platform the helper has nothing to report to, and does nothing
 sys.path.append(str(Path(__file__).resolve().parent / "helpers"))
 import deepe
 

@@ -71,7 +71,7 @@ class NothingUploaded(Invalid):
 
 @dataclass(frozen=True)
 class Part:
-    """Which bytes of a file a request sends. `total` None: nobody knows how long the file will be."""
+    """Which bytes of a file a request sends. `total` None: the length of the file is not known yet."""
 
     start: int
     total: int | None

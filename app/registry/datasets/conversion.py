@@ -72,7 +72,7 @@ def read_dataset(task: Task) -> Inspection:
 
 
 def scratch_prefix(pid: int) -> str:
-    """Return how the folder begins that a process writes to; whoever stops the process removes it."""
+    """Return how the folder begins that a process writes to; what stops the process removes it."""
     return f"{READING_PREFIX}{pid}-"
 
 

@@ -104,7 +104,7 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """What a mix is called that nobody gave a name."""
+        """The name of a mix that was given none."""
         name = "mix of " + " and ".join(
             part.name
             + (f" {part.max_rows} rows" if part.max_rows is not None else "")

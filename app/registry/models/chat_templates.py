@@ -1,6 +1,6 @@
 """Find out which token ends an assistant's turn in a chat template, without rendering it.
 
-A template is a program of somebody else, so that it is read and never run. Its literals, its outputs of content and the
+A template is another author's program, so that it is read and never run. Its literals, its outputs of content and the
 roles that its conditions name are followed in the order in which they stand. What several branches contradict each
 other on stays unknown.
 """

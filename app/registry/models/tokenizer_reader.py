@@ -1,7 +1,7 @@
 """Read a `tokenizer.json` from standard input and print what it says of its tokens, as JSON.
 
 A program of the standard library that runs in a process of its own: such a file has up to tens of megabytes, and
-decoding it would hold the interpreter's lock and much memory of whoever does it. Its argument is a list of tokens to
+decoding it holds the interpreter's lock and takes much memory. Its argument is a list of tokens to
 look up.
 """
 

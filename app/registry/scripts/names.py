@@ -7,6 +7,7 @@ from app.domain.errors import Invalid
 from app.domain.plain_text import shown
 
 SUFFIX = ".py"
+CACHE = "__pycache__"
 MAX_COMPONENT_BYTES = 255
 MAX_PATH_BYTES = 1000
 
@@ -75,5 +76,7 @@ def _check_part(part: str, file: str) -> None:
         raise FilePathTooLong(file=shown(file), limit=MAX_COMPONENT_BYTES)
     # a leading hyphen would be read as an option of the interpreter; hidden files are not part of a method
     misread = part[0] in "-. " or part[-1] in ". " or part.removesuffix(SUFFIX)[-1:] in ("", " ", ".")
+    # Python's cache is in no listing, and dots in full width look like the way out of a folder
+    misread = misread or part == CACHE or not unicodedata.normalize("NFKC", part).strip(".")
     if misread or part.split(".")[0].strip().casefold() in _DEVICES:
         raise InvalidFilePath(file=shown(file), found=shown(part))

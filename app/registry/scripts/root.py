@@ -18,7 +18,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from app.domain.errors import Invalid
-from app.registry.scripts.names import SUFFIX, FileOutsideRoot, FilePathTooLong, script_path
+from app.registry.scripts.names import CACHE, SUFFIX, FileOutsideRoot, FilePathTooLong, script_path
 
 MAX_SCRIPT_BYTES = 1024 * 1024
 _CACHED_FILES = 4096
@@ -263,7 +263,7 @@ def _write_new(name: str, content: bytes, *, folder: int) -> None:
 def _walk(folder: Path, prefix: str) -> Iterator[ScriptEntry]:
     with os.scandir(folder) as found:
         for entry in found:
-            if entry.name.startswith(".") or entry.name == "__pycache__":
+            if entry.name.startswith(".") or entry.name == CACHE:
                 continue
             path = prefix + entry.name
             if entry.is_dir(follow_symlinks=False):

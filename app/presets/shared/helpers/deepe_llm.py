@@ -597,7 +597,7 @@ def write_ends(model: Any, args: argparse.Namespace) -> None:
 def announce_adapter(args: argparse.Namespace) -> None:
     """Leave out what the libraries write besides, and let others read the rest."""
     leave_reference_out(Path(args.output_dir))
-    for name in ("training_args.bin", "README.md"):  # a pickle that nobody needs, an empty form
+    for name in ("training_args.bin", "README.md"):  # a pickle without a use, an empty form
         (Path(args.output_dir) / name).unlink(missing_ok=True)
     make_readable(Path(args.output_dir))
     deepe.artifact(args.output_dir, "model" if trains_whole(args) else "adapter")

@@ -190,7 +190,7 @@ def _digest(path: Path) -> str:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:  # whoever reads the file next says so
+    except OSError:  # the next reader of the file says so
         return ""
 
 

@@ -95,7 +95,7 @@ SENTENCES: Mapping[str, str] = {
     "column_unused": "column '{column}' is not used",
     "key_unused": "'{key}' of a turn is not used",
 }
-"""The English sentence of each code; other languages are with whoever shows them."""
+"""The English sentence of each code; other languages are with what shows them."""
 
 
 class Refused(Exception):
