@@ -74,6 +74,8 @@ class Demand(BaseModel):
     processes: int | None = (
         None  # of the stage; as many accelerators where a node has any and the caller named no number
     )
+    modules: tuple[str, ...] = ()  # that the environment must have for the values of the parameters
+    cuda: bool = False  # the accelerators must be NVIDIA GPUs
     queue: str = DEFAULT_QUEUE
     submitted_by: str = ""
     node_id: str | None = None  # only this node may; the building of an environment

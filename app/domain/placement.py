@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
-from app.domain.accelerators import Accelerator
+from app.domain.accelerators import Accelerator, AcceleratorKind
 from app.domain.demand import Demand
 from app.domain.kinds import KINDS
 
@@ -27,6 +27,7 @@ class Mismatch(StrEnum):
     LABELS = "labels"
     ACCELERATORS = "accelerators"
     MEMORY = "memory"
+    MODULES = "modules"
     ENVIRONMENT = "environment"
 
 
@@ -61,6 +62,7 @@ class Host:
     """A node as placement sees it.
 
     `slots`: how many more jobs that hold no accelerator it may start; `keeps_for`: the job that has its reservation.
+    `lacking`: environment → modules that were looked for there and not found.
     """
 
     node_id: str
@@ -70,6 +72,7 @@ class Host:
     cards: tuple[Card, ...] = ()
     slots: int = 0
     keeps_for: Candidate | None = None
+    lacking: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ class Decision:
 def accelerators_needed(demand: Demand, cards: Sequence[Card]) -> int:
     """Return how many accelerators the job holds on a node with these.
 
-    Who names a memory wants an accelerator, also where there is none.
+    Who names a memory or needs an NVIDIA GPU wants an accelerator, also where there is none.
     """
     if not KINDS[demand.kind].holds_accelerators:
         return 0
@@ -150,7 +153,7 @@ def accelerators_needed(demand: Demand, cards: Sequence[Card]) -> int:
         return wanted
     if cards:
         return demand.processes or 1
-    return 0 if demand.resources.accelerator_memory_mib is None else 1
+    return 0 if demand.resources.accelerator_memory_mib is None and not demand.cuda else 1
 
 
 def mismatches(demand: Demand, host: Host) -> Sequence[Mismatch]:
@@ -161,20 +164,26 @@ def mismatches(demand: Demand, host: Host) -> Sequence[Mismatch]:
     if any(host.labels.get(name) != value for name, value in demand.resources.labels.items()):
         found.append(Mismatch.LABELS)
     needed = accelerators_needed(demand, host.cards)
-    if needed > len(host.cards):
+    if needed > len(_of_kind(demand, host.cards)) or (demand.cuda and needed == 0):
         found.append(Mismatch.ACCELERATORS)
     elif needed > len(suitable(demand, host.cards)):
         found.append(Mismatch.MEMORY)
+    if host.lacking.get(demand.environment, frozenset()).intersection(demand.modules):
+        found.append(Mismatch.MODULES)
     if KINDS[demand.kind].needs_environment and demand.environment not in host.environments:
         found.append(Mismatch.ENVIRONMENT)
     return found
 
 
 def suitable(demand: Demand, cards: Sequence[Card]) -> Sequence[Card]:
-    """Return the cards with the memory that the job asks for, those first that others will miss least."""
+    """Return the cards of the kind and memory that the job asks for, those first that others will miss least."""
     least = demand.resources.accelerator_memory_mib or 0
-    found = [card for card in cards if least == 0 or (card.accelerator.memory_mib or 0) >= least]
+    found = [card for card in _of_kind(demand, cards) if least == 0 or (card.accelerator.memory_mib or 0) >= least]
     return sorted(found, key=lambda card: (card.accelerator.memory_mib or 0, card.accelerator.index))
+
+
+def _of_kind(demand: Demand, cards: Sequence[Card]) -> Sequence[Card]:
+    return [card for card in cards if not demand.cuda or card.accelerator.kind is AcceleratorKind.CUDA]
 
 
 # ---- who starts now -------------------------------------------------------------------------------------------------

@@ -117,9 +117,14 @@ def _nowhere(demand: Demand, hosts: Sequence[Host]) -> WaitingReason:
     carrying = [host for host, found in zip(hosts, missing, strict=True) if Mismatch.LABELS not in found]
     needed = min(accelerators_needed(demand, host.cards) for host in carrying)
     if all(Mismatch.ACCELERATORS in mismatches(demand, host) for host in carrying):
+        if demand.cuda:
+            return WaitingReason("waiting_cuda", {"needed": max(needed, 1)})
         return WaitingReason(
             "waiting_accelerators", {"needed": needed, "most": max(len(host.cards) for host in carrying)}
         )
+    if all(Mismatch.MODULES in found for found in missing if Mismatch.LABELS not in found):
+        named = {"environment": demand.environment, "modules": ", ".join(demand.modules)}
+        return WaitingReason("waiting_modules", named)
     params = {"needed": needed, "memory": demand.resources.accelerator_memory_mib}
     return WaitingReason("waiting_memory", params)
 

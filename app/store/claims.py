@@ -33,7 +33,7 @@ from app.domain.placement import (
 )
 from app.store import jobs, leases
 from app.store.jobs import Claim
-from app.store.nodes import accelerators_of, blocked_of, takes_jobs, working_nodes
+from app.store.nodes import accelerators_of, blocked_of, lacking_of, takes_jobs, working_nodes
 from app.store.tables import (
     CLAIMABLE,
     LIVE_ATTEMPT,
@@ -130,6 +130,7 @@ async def hosts_of(session: AsyncSession, rows: Sequence[NodeRow], *, reservatio
             labels=row.labels,
             cards=cards_of(accelerators_of(row), held=holders.get(row.id, {}), blocked=blocked_of(row)),
             keeps_for=kept.get(row.id),
+            lacking=lacking_of(row),
         )
         for row in rows
     ]
@@ -277,6 +278,7 @@ async def _host(session: AsyncSession, node: NodeRow, offer: Offer, kinds: Colle
         cards=cards_of(known, held=holders.get(node.id, {}), blocked=blocked),
         slots=offer.slots,
         keeps_for=kept.get(node.id),
+        lacking=lacking_of(node),
     )
 
 

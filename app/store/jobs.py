@@ -139,11 +139,14 @@ async def insert(session: AsyncSession, jobs: Sequence[JobRow]) -> None:
 
 def demand_of(job: JobRow) -> Demand:
     """Return what the job asks of a node. Only the building of an environment is bound to one from the start."""
+    launch = job.launch or {}
     return Demand(
         kind=job.kind,
         environment=job.environment,
         resources=Resources.model_validate(job.resources or {}),
-        processes=(job.launch or {}).get("launcher", {}).get("processes"),
+        processes=launch.get("launcher", {}).get("processes"),
+        modules=tuple(launch.get("modules", ())),
+        cuda=launch.get("cuda", False),
         queue=job.queue or DEFAULT_QUEUE,
         submitted_by=job.submitted_by or "",
         node_id=job.node_id if job.kind is JobKind.ENVIRONMENT else None,

@@ -13,6 +13,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.accelerators import Accelerator
 from app.domain.enums import Platform
+from app.domain.environment_reports import EnvironmentState
 from app.domain.errors import NotFound
 from app.store.tables import NodeRow
 
@@ -209,6 +210,15 @@ def accelerators_of(row: NodeRow) -> Sequence[Accelerator]:
 def blocked_of(row: NodeRow) -> Collection[str]:
     """Return the ids of the accelerators that foreign processes use, or that are missing, by its last report."""
     return {entry["id"] for entry in row.inventory.get("blocked", ())}
+
+
+def lacking_of(row: NodeRow) -> Mapping[str, frozenset[str]]:
+    """Return, for each environment that is ready, the modules that the node looked for there and did not find."""
+    return {
+        state["name"]: frozenset(state["probe"].get("missing", ()))
+        for state in row.environment_states or ()
+        if state.get("state") == EnvironmentState.READY and state.get("probe")
+    }
 
 
 async def get_node(session: AsyncSession, node: str, *, lock: bool = False) -> NodeRow:

@@ -56,6 +56,7 @@ def host(
     slots: int = 1,
     keeps_for: Candidate | None = None,
     labels: dict[str, str] | None = None,
+    lacking: dict[str, frozenset[str]] | None = None,
 ) -> Host:
     """Return a node; `busy`: card → when it comes free, seen from START."""
     held = {f"c{index}": None if after is None else START + after for index, after in (busy or {}).items()}
@@ -67,6 +68,7 @@ def host(
         cards=cards_of(accelerators(cards, memory_mib), held=held),
         slots=slots,
         keeps_for=keeps_for,
+        lacking=lacking or {},
     )
 
 

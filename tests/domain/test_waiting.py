@@ -51,6 +51,18 @@ class TestReason:
                 {"needed": 2, "memory": 90_000},
             ),
             (
+                candidate("j", demand=demand().model_copy(update={"cuda": True})),
+                [known(4), known()],
+                "waiting_cuda",
+                {"needed": 1},
+            ),
+            (
+                candidate("j", demand=demand(labels={"a": "b"}).model_copy(update={"modules": ("vllm",)})),
+                [known(4), known(labels={"a": "b"}, lacking={"e": frozenset({"vllm"})})],
+                "waiting_modules",
+                {"environment": "e", "modules": "vllm"},
+            ),
+            (
                 candidate("j", 8, demand=demand(accelerators=8, labels={"gpu": "a100"})),
                 [known(8), known(4, labels={"gpu": "a100"})],
                 "waiting_accelerators",

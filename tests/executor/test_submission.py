@@ -1,6 +1,8 @@
 import asyncio
 import json
+import os
 import shutil
+import venv
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,29 +14,40 @@ import sqlalchemy as sa
 from sqlmodel import select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.domain.accelerators import Accelerator, AcceleratorKind
 from app.domain.definition import MethodDefinition
 from app.domain.demand import Demand
 from app.domain.enums import JobKind, JobStatus, ModelState, Platform, TrainingType, VersionSource
+from app.domain.environment_reports import EnvironmentState
 from app.domain.errors import InvalidRequest
 from app.domain.launchers import Launcher, LauncherKind
+from app.domain.placement import Mismatch, mismatches
+from app.executor.environments import environment_probe
+from app.executor.environments.environment_probe import EnvironmentProbes
+from app.executor.environments.environments import EnvironmentSource, FoundEnvironment
+from app.executor.environments.local_environments import Look
+from app.executor.environments.method_probing import MethodProbing
 from app.executor.jobs.requests import JobSubmit
 from app.executor.jobs.stage_parameters import StageParameters
 from app.executor.jobs.submission import InsufficientDiskSpace, Plan, Submissions, Submitted
 from app.executor.jobs.token_lengths import TokenLengths
 from app.executor.runs.job_spec import JobSpec
 from app.presets.catalogue import sample_base_models, sample_datasets
+from app.presets.shared.helpers.deepe_needs import MODULES
 from app.registry.base_models.service import BaseModels
 from app.registry.datasets.mixes import DatasetMixes
 from app.registry.datasets.service import Datasets
 from app.registry.methods.wiring import MethodServices, method_services
 from app.store import jobs as job_store
 from app.store import models, named
+from app.store.claims import hosts_of
 from app.store.home import Home
 from app.store.nodes import get_node, heartbeat
 from app.store.session import Database
 from app.store.tables import BaseModelRow, DatasetRow, JobRow
 from tests import job_rows
 from tests.base_model_folders import model
+from tests.waiting import until
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 
@@ -448,6 +461,125 @@ class TestNodes:
         await self.node(bench, "one", {"name": "base", "state": state})
 
         assert (await bench.submit()).jobs
+
+
+class TestNeedsOfValues:
+    """What a value needs is judged by what nodes found in the environment."""
+
+    @pytest.fixture
+    async def sft(self, bench: Bench) -> Callable[..., Any]:
+        await TestBaseModel().registered(bench)
+
+        async def submit(parameters: dict[str, Any], **more: Any) -> Submitted:
+            asked = {"method": "SFT-Demo", "base_model": "tiny", "through": "customized", "parameters": parameters}
+            return await bench.submit(**asked, **more)
+
+        return submit
+
+    async def node(
+        self, bench: Bench, name: str, missing: list[str] | None = None, *, gpus: int = 0, state: str = "ready"
+    ) -> None:
+        cards = [Accelerator(f"{name}-{at}", at, AcceleratorKind.CUDA, "H200", 141_000) for at in range(gpus)]
+        node = await job_rows.add_node(bench.database, name, environments=["trl"], accelerators=cards)
+        probe = {} if missing is None else {"probe": {"modules": sorted(MODULES), "missing": missing}}
+        async with bench.database.writing() as session:
+            states: list[dict[str, Any]] = [
+                {"name": "trl", "state": state, **probe},
+                {"name": "base", "state": "ready"},
+            ]
+            await heartbeat(session, node, now=NOW, environment_states=states)
+
+    @pytest.mark.parametrize(
+        ("parameters", "package"),
+        [
+            ({"load_in_4bit": True}, "bitsandbytes"),
+            ({"optimizer": "paged_adamw_8bit"}, "bitsandbytes"),
+            ({"optim": "lion_32bit"}, "bitsandbytes"),
+            ({"optim": "adamw_torch_8bit"}, "torchao"),
+            ({"use_liger_kernel": True}, "liger-kernel"),
+        ],
+    )
+    async def test_package_that_every_node_lacks_is_refused_at_the_parameter(
+        self, bench: Bench, sft: Callable[..., Any], parameters: dict[str, Any], package: str
+    ) -> None:
+        await self.node(bench, "one", ["bitsandbytes", "torchao", "liger_kernel"])
+        ((name, _),) = parameters.items()
+
+        with pytest.raises(InvalidRequest) as refused:
+            await sft(parameters)
+        waiting = (await sft(parameters, wait=True)).jobs[0]
+
+        (found,) = refused.value.violations()
+        assert (found.pointer, found.code) == (f"/parameters/{name}", "parameter_needs_package")
+        assert (found.params["package"], found.params["environment"]) == (package, "trl")
+        assert Demand.parse(waiting.demand).modules
+
+    async def test_values_that_need_nothing_are_taken(self, bench: Bench, sft: Callable[..., Any]) -> None:
+        await self.node(bench, "one", sorted(MODULES))
+
+        job = (await sft({"load_in_4bit": False, "optimizer": "adafactor", "attention": "auto"})).jobs[0]
+
+        assert (Demand.parse(job.demand).modules, Demand.parse(job.demand).cuda) == ((), False)
+
+    async def test_one_node_that_has_it_is_enough_and_gets_the_job(self, bench: Bench, sft: Callable[..., Any]) -> None:
+        await self.node(bench, "lacks", ["bitsandbytes"])
+        await self.node(bench, "has", [])
+
+        submitted = await sft({"load_in_4bit": True})
+
+        assert [one.code for one in submitted.warnings if "package" in one.code] == []
+        async with bench.database.reading() as session:
+            nodes = [await get_node(session, name) for name in ("lacks", "has")]
+            hosts = await hosts_of(session, nodes)
+        demand = Demand.parse(submitted.jobs[0].demand)
+        assert [list(mismatches(demand, host)) for host in hosts] == [[Mismatch.MODULES], []]
+
+    @pytest.mark.parametrize("state", ["ready", "known", "stale"])
+    async def test_what_no_node_has_looked_for_is_a_warning(
+        self, bench: Bench, sft: Callable[..., Any], state: str
+    ) -> None:
+        await self.node(bench, "one", ["bitsandbytes"] if state == "stale" else None, state=state)
+
+        warnings = (await sft({"load_in_4bit": True})).warnings
+
+        assert ("/parameters/load_in_4bit", "parameter_package_unknown") in [(w.pointer, w.code) for w in warnings]
+
+    async def test_a_node_looks_for_all_of_it(
+        self, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(environment_probe, "TURN_SECONDS", 0.0)
+        prefix = tmp_path / "trl"
+        venv.create(prefix, symlinks=True)
+        probes = EnvironmentProbes(tmp_path / "envs", {"PATH": os.defpath})
+        probing = MethodProbing(
+            database=bench.database, modules=bench.methods.runs.modules, reader=bench.methods.reader, probes=probes
+        )
+        found = FoundEnvironment("trl", prefix, EnvironmentState.READY, EnvironmentSource.VENV)
+
+        await probing.turn(Look({"trl": found}, ()))
+        await until(lambda: probes.of(prefix), "the look into the environment")
+
+        probe = probes.of(prefix)
+        assert probe is not None
+        assert set(probe.missing) >= MODULES
+
+    async def test_nvidia_gpu(self, bench: Bench, sft: Callable[..., Any]) -> None:
+        asked = {"attention": "flash_attention_2"}
+        await self.node(bench, "cpu", [])
+        with pytest.raises(InvalidRequest) as without:
+            await sft(asked)
+        await self.node(bench, "gpu", [], gpus=2)
+        with pytest.raises(InvalidRequest) as unasked:
+            await sft(asked, resources={"accelerators": 0})
+        job = (await sft(asked)).jobs[0]
+
+        for refused in (without, unasked):
+            found = [(one.pointer, one.code) for one in refused.value.violations()]
+            assert found == [("/parameters/attention", "parameter_needs_gpu")]
+        async with bench.database.reading() as session:
+            hosts = await hosts_of(session, [await get_node(session, name) for name in ("cpu", "gpu")])
+        demand = Demand.parse(job.demand)
+        assert [list(mismatches(demand, host)) for host in hosts] == [[Mismatch.ACCELERATORS], []]
 
 
 async def declare_dead(session: AsyncSession, name: str) -> None:

@@ -372,7 +372,7 @@ class TestWhatIsNotThere:
                 "load_in_4bit=true needs the package bitsandbytes, which this environment does not",
             ),
             ("--optimizer=paged_adamw_8bit", "optimizer=paged_adamw_8bit needs the package bitsandbytes"),
-            ("--attention=flash_attention_2", "attention=flash_attention_2 needs the package flash_attn"),
+            ("--attention=flash_attention_2", "attention=flash_attention_2 needs the package flash-attn"),
         ],
     )
     def test_gets_one_sentence(self, home: Home, argument: str, sentence: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from app.domain.environment_reports import EnvironmentState
 from app.executor.environments.environment_probe import EnvironmentProbes, Needs
 from app.executor.environments.local_environments import Look
+from app.presets.shared.helpers.deepe_needs import MODULES
 from app.registry.methods.files import PinnedFile
 from app.registry.methods.script_modules import ScriptModules
 from app.registry.methods.script_reading import ScriptReader
@@ -48,7 +49,8 @@ class MethodProbing:
 
     def _needs(self, pinned: PinnedFile) -> Needs:
         classes = frozenset(use.path for use in self._reader.pinned(pinned).option_classes)
-        return Needs(frozenset(self._modules.needed(pinned)), classes)
+        by_value = MODULES if classes else frozenset()
+        return Needs(frozenset(self._modules.needed(pinned)) | by_value, classes)
 
 
 def _pinned(file: Mapping[str, object]) -> PinnedFile:

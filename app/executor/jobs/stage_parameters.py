@@ -1,5 +1,6 @@
 """Check a submission's parameters and rows against what its stages' scripts declare and learn from."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -17,6 +18,7 @@ from app.domain.rendering import ArgumentForm
 from app.domain.script_parameters import ParameterKind, ScriptParameters
 from app.executor.jobs.data_check import CheckedData, Data, check_data
 from app.presets.catalogue import load_manifests
+from app.presets.shared.helpers.deepe_needs import Need, needs_of
 from app.registry.datasets.row_surveys import RowSurvey, RowSurveys
 from app.registry.environments.described_options import Described, described_options
 from app.registry.methods.guide import passed_argument_notes
@@ -41,6 +43,19 @@ class Validation:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A value of a parameter, and what it needs of the node."""
+
+    value: Any
+    need: Need
+
+    @property
+    def text(self) -> str:
+        """Return the value as a request writes it."""
+        return json.dumps(self.value) if isinstance(self.value, bool) else str(self.value)
+
+
+@dataclass(frozen=True)
 class CheckedParameters:
     """What each stage of a submission is given, and what is wrong or unusual."""
 
@@ -52,6 +67,23 @@ class CheckedParameters:
     withheld_from: Mapping[Stage, tuple[str, ...]] = field(default_factory=dict)
     survey: RowSurvey | None = None
     validation_survey: RowSurvey | None = None
+
+    def needs(self, stage: Stage) -> Mapping[str, Asked]:
+        """Return what the caller's values need beyond the packages of the method, by the names that were given.
+
+        Known is what options of libraries need, and parameters of scripts that take such options.
+        """
+        script = self.scripts.get(stage)
+        if script is None or not script.option_classes:
+            return {}
+        unheeded = KNOWN.keys() - set(script.declared_names)  # a form gives all of the platform's to every script
+        given = {name: value for name, value in self.given(stage).items() if name not in unheeded}
+        return {name: Asked(given[name], need) for name, need in needs_of(given).items()}
+
+    def needed_of_node(self, stage: Stage) -> dict[str, Any]:
+        """Return the fields of a job's specification that say what its node must have for the caller's values."""
+        needs = [asked.need for asked in self.needs(stage).values()]
+        return {"modules": tuple(sorted({need.module for need in needs})), "cuda": any(need.cuda for need in needs)}
 
     def withheld(self, stage: Stage) -> tuple[str, ...]:
         """Return the platform's arguments that the script would take for others of its own."""

@@ -31,7 +31,7 @@ from app.executor.jobs.base_model_builds import build_before
 from app.executor.jobs.data_check import Data
 from app.executor.jobs.estimates import Estimate, estimate
 from app.executor.jobs.requests import JobSubmit
-from app.executor.jobs.runnability import unrunnable
+from app.executor.jobs.runnability import judge_runnability
 from app.executor.jobs.stage_parameters import CheckedParameters, StageParameters
 from app.executor.jobs.submission_inputs import InputCheck, Inputs, Known
 from app.executor.jobs.token_lengths import TokenLengths, length_warnings, lengths_key
@@ -234,7 +234,8 @@ class Submissions:
         for job in jobs:
             stage = as_stage(job.kind)
             job.parameters = checked.given(stage)
-            job.launch = JobSpec.of(job).model_copy(update={"effective": checked.effective(stage)}).document()
+            changed = {"effective": checked.effective(stage), **checked.needed_of_node(stage)}
+            job.launch = JobSpec.of(job).model_copy(update=changed).document()
         return checked.warnings
 
     # ---- rows -------------------------------------------------------------------------------------------------------
@@ -331,8 +332,10 @@ class Submissions:
         if found:
             raise InvalidRequest(found)
         jobs = self._jobs(method, request, stages, inputs, checked, deployment)
-        if not request.wait and (found := unrunnable(known.nodes, method, jobs, self._runs.modules)):
-            raise _RunsNowhereAsReported if known.nodes.known is AS_REPORTED else InvalidRequest(found)
+        needs = {stage: checked.needs(stage) for stage in stages}
+        nowhere, unknown = judge_runnability(known.nodes, method, jobs, self._runs.modules, needs)
+        if nowhere and not request.wait:
+            raise _RunsNowhereAsReported if known.nodes.known is AS_REPORTED else InvalidRequest(nowhere)
         lengths = self._measured(method, stages, inputs, checked)
         told = [] if lengths is None else [*length_warnings(lengths, checked.values(stages[0]))]
         memory = self._memory(request, known, method, inputs, checked, lengths)
@@ -343,7 +346,7 @@ class Submissions:
             known=known,
             method=method,
             jobs=jobs,
-            warnings=[*inputs.warnings, *checked.warnings, *told],
+            warnings=[*inputs.warnings, *checked.warnings, *unknown, *told],
             inspections=inputs.inspections,
             base_unmade=inputs.base_unmade,
             card=inputs.card,
@@ -416,6 +419,7 @@ class Submissions:
                 dataset=inputs.dataset,
                 validation_dataset=inputs.validation_dataset,
                 effective=checked.effective(stage),
+                **checked.needed_of_node(stage),
                 deployment=deployment if stage is JobKind.DEPLOYMENT else None,
                 wait=request.wait,
             )

@@ -122,6 +122,8 @@ class JobSpec(_Frozen):
     dataset: Named | None = None
     validation_dataset: Named | None = None  # rows for the score; `effective` names their file to the script
     effective: dict[str, Any] = {}
+    modules: tuple[str, ...] = ()  # that these values need in the environment
+    cuda: bool = False  # these values need an NVIDIA GPU
     question: InferenceRequest | None = None  # the key in rows of earlier releases
     deployment: Deployment | None = None
     build: EnvironmentBuild | None = None

@@ -21,6 +21,7 @@ import deepe_memory as memory
 from deepe_adapters import folder_with, leave_reference_out, start_of
 from deepe_checkpoints import ADAPTER, MODEL, make_readable, newest_checkpoint
 from deepe_log import log, remark, remark_plan
+from deepe_needs import FLASH_ATTENTION, needs_of
 from deepe_options import PASSED_BY_PLATFORM, PASSED_TO_ALL, options_of
 from deepe_preparation import remove_prepared
 from deepe_rows import Refused, Rendered
@@ -33,8 +34,6 @@ POSITIVE = (
     *("save_steps", "save_total_limit", "eval_steps", "early_stopping_patience"),
 )
 SAME_OPTIONS = {"r": "lora_rank", "lora_dropout": "lora_dropout", "optim": "optimizer"}  # of libraries, and ours
-EIGHT_BIT = ("adamw_bnb_8bit", "paged_adamw_8bit")
-FLASH_ATTENTION = {"flash_attention_3": "flash_attn_interface", "flash_attention_2": "flash_attn"}  # its packages
 FLASH_CAPABILITY = {"flash_attention_3": (9, 0), "flash_attention_2": (8, 0)}  # of the GPU
 CHANGING = frozenset({"packing", "shuffle_dataset", "max_length", "truncation_mode"})  # options that need TRL's maps
 ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
@@ -131,18 +130,12 @@ def check(args: argparse.Namespace) -> None:
 
 def _check_packages(args: argparse.Namespace) -> None:
     """Refuse what the environment has no package for: a run that goes on without it is another one."""
-    asked = {"load_in_4bit": args.load_in_4bit, "optimizer": getattr(args, "optimizer", None) in EIGHT_BIT}
-    needed = {name: "bitsandbytes" for name, on in asked.items() if on}
-    attention = getattr(args, "attention", None)
-    if attention in FLASH_ATTENTION:
-        needed["attention"] = FLASH_ATTENTION[attention]
-    if getattr(args, "vllm", None) == "true":
-        needed["vllm"] = "vllm"
-    for name, package in needed.items():
-        if not importlib.util.find_spec(package):
+    for name, need in needs_of({**vars(args), **options_of(args).given}).items():
+        if not importlib.util.find_spec(need.module):
+            value = getattr(args, name, options_of(args).given.get(name))
             raise Refused(
-                f"{name}={str(getattr(args, name)).lower()} needs the package {package}, which this environment does "
-                f"not have; install it there, or leave {name} out"
+                f"{name}={str(value).lower()} needs the package {need.name}, which this environment does not have; "
+                f"install it there, or leave {name} out"
             )
 
 
@@ -224,7 +217,7 @@ def _attention(args: argparse.Namespace, dtype: str, capability: tuple[int, int]
     able = [] if capability is None else [name for name, least in FLASH_CAPABILITY.items() if capability >= least]
     fitting = able if dtype in ("bfloat16", "float16") else []
     if args.attention == "auto":
-        installed = [name for name in fitting if importlib.util.find_spec(FLASH_ATTENTION[name])]
+        installed = [name for name in fitting if importlib.util.find_spec(FLASH_ATTENTION[name].module)]
         return installed[0] if installed else None  # sdpa, where the architecture has it: Gemma 2 has not
     if args.attention not in fitting:
         lacks = "numbers of 16 bits" if args.attention in able else "a newer GPU" if capability else "an NVIDIA GPU"
