@@ -1,8 +1,10 @@
 """The process that reads scripts for others.
 
 It is started once and answers any number of requests, one after the other: a length and as many bytes of source on its
-standard input, a length and as many bytes of JSON on its standard output. A request that meets a limit ends the
-process, and its exit status tells the parent which limit it was. It ends by itself when its standard input does.
+standard input, a length and as many bytes of JSON on its standard output. The source of a script to read has those of
+modules beside it before it; an answer names the modules whose sources would have helped. A request that meets a limit
+ends the process, and its exit status tells the parent which limit it was. It ends by itself when its standard input
+does.
 
 What a script is made of is evaluated with functions of Python that hold the interpreter's lock until they are done, so
 that only a process of its own can be stopped.
@@ -20,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from app.argspec.imports import read_imports
+from app.argspec.modules import Modules, unpacked
 from app.argspec.reader import read_arguments
 from app.argspec.source import NotPython, parse
 
 CHECK, READ = b"c", b"r"
 HEADER = struct.Struct("!cI")
-"""What a request begins with: its kind and the length of the source."""
+"""What a request begins with: its kind and the length of what follows."""
 
 LENGTH = struct.Struct("!I")
 """What an answer begins with."""
@@ -45,9 +48,9 @@ def serve(*, cpu_seconds: float, memory_bytes: int, output_bytes: int) -> None:
     while len(header := requests.read(HEADER.size)) == HEADER.size:
         kind, length = HEADER.unpack(header)
         try:
-            source = requests.read(length)
+            request = requests.read(length)
             signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # ends the process, whatever it is doing
-            document = _answer(kind, source, memory_bytes=memory_bytes)
+            document = _answer(kind, request, memory_bytes=memory_bytes)
             answer = json.dumps(document, ensure_ascii=False).encode("utf-8", "replace")
             signal.setitimer(signal.ITIMER_PROF, 0)
             if len(answer) > output_bytes:
@@ -58,7 +61,8 @@ def serve(*, cpu_seconds: float, memory_bytes: int, output_bytes: int) -> None:
             os._exit(OUT_OF_MEMORY)
 
 
-def _answer(kind: bytes, source: bytes, *, memory_bytes: int) -> dict[str, Any]:
+def _answer(kind: bytes, request: bytes, *, memory_bytes: int) -> dict[str, Any]:
+    source, sources = (request, {}) if kind == CHECK else unpacked(request)
     try:
         tree = parse(source)
     except NotPython as error:
@@ -67,7 +71,9 @@ def _answer(kind: bytes, source: bytes, *, memory_bytes: int) -> dict[str, Any]:
         return {"problem": asdict(error.problem)}
     if kind == CHECK:
         return {}
-    return {"imports": asdict(read_imports(tree)), "arguments": asdict(read_arguments(tree))}
+    modules = Modules(sources)
+    arguments = read_arguments(tree, modules)
+    return {"imports": asdict(read_imports(tree)), "arguments": asdict(arguments), "wanted": modules.wanted}
 
 
 def _peak_address_space() -> int:

@@ -3,6 +3,9 @@
 A process is started when it is first needed and kept for the next script; it is replaced after it met a limit, crashed
 or read much. Results are remembered by the digest of the source, that of a script that met a limit too. Several who
 ask for the same script at once wait for one reading.
+
+A script may take arguments from modules that stand beside it. Where they are is known to the caller, who hands over a
+function that finds them; a reading that names more is repeated with them.
 """
 
 import atexit
@@ -16,13 +19,14 @@ import subprocess
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from app.argspec.child import CHECK, CPU_TIME_SIGNAL, HEADER, LENGTH, OUT_OF_MEMORY, READ, TOO_MUCH_OUTPUT
+from app.argspec.modules import MAX_BYTES, MAX_MODULES, Source, packed
 from app.argspec.report import (
     Arguments,
     ExclusiveGroup,
@@ -37,6 +41,8 @@ from app.argspec.report import (
 logger = logging.getLogger(__name__)
 
 MIB = 1024 * 1024
+ModuleFinder = Callable[[str], Source | None]
+"""Returns the source of a module beside a script, by its dotted name; `None` if there is none."""
 Limit = Literal["cpu_time", "wall_time", "memory", "output", "crash"]
 
 _ROOT = Path(__file__).parents[2]
@@ -55,7 +61,7 @@ _REMARKS: Mapping[Limit, str] = {
     "output": "unread_output",
     "crash": "unread_crash",
 }
-_READS_BYTES = MIB // 2  # of source, in a process's life: what it holds on to stays small beside the memory limit
+_READS_BYTES = 4 * MIB  # of source, in a process's life: what it holds on to stays small beside the memory limit
 _REMEMBERED_BYTES = 64 * MIB
 
 
@@ -103,6 +109,8 @@ class Reading:
     imports: Imports = field(default_factory=Imports)
     arguments: Arguments = field(default_factory=Arguments)
     """With a remark under `unread` if the source is not Python or a limit was met."""
+    wanted: Sequence[str] = ()
+    """Modules that would have been followed if their sources had been there."""
     stopped: Stopped | None = None
     """The limit that was met; nothing is known of the script then, not even whether it is Python."""
 
@@ -133,9 +141,15 @@ class BoundedReader:
         """Say whether `source` is Python; nothing else of it is read."""
         return self._remembered_or(CHECK, source)
 
-    def read(self, source: bytes) -> Reading:
-        """Return what the script says."""
-        return self._remembered_or(READ, source)
+    def read(self, source: bytes, find: ModuleFinder = lambda _: None) -> Reading:
+        """Return what the script says, with the modules that `find` finds beside it."""
+        modules: dict[str, Source | None] = {}
+        while True:
+            reading = self._remembered_or(READ, packed(source, modules))
+            found = {name: find(name) for name in reading.wanted}
+            modules |= found
+            if not any(found.values()) or not _is_bounded(modules):
+                return reading
 
     def close(self) -> None:
         """End the processes that wait for work; a later call starts new ones."""
@@ -311,6 +325,12 @@ def shared_reader() -> BoundedReader:
     return reader
 
 
+def _is_bounded(modules: Mapping[str, Source | None]) -> bool:
+    """Whether the modules of one script are few and small enough to be read with it."""
+    sources = [source for source in modules.values() if source is not None]
+    return len(sources) <= MAX_MODULES and sum(len(source.content) for source in sources) <= MAX_BYTES
+
+
 def _reading(document: Mapping[str, Any]) -> Reading:
     if "problem" in document:
         problem = SyntaxProblem(**document["problem"])
@@ -318,7 +338,11 @@ def _reading(document: Mapping[str, Any]) -> Reading:
         return Reading(problem=problem, arguments=Arguments(unread=(remark,)))
     if "arguments" not in document:
         return Reading()
-    return Reading(imports=Imports(**document["imports"]), arguments=_arguments(document["arguments"]))
+    return Reading(
+        imports=Imports(**document["imports"]),
+        arguments=_arguments(document["arguments"]),
+        wanted=document["wanted"],
+    )
 
 
 def _arguments(document: Mapping[str, Any]) -> Arguments:

@@ -1,15 +1,16 @@
 """Reads a script's argparse calls without running it.
 
-The reader walks the module as Python would: top-level statements in order, functions of the script where they are
-called, both branches of a condition that it cannot decide. It follows the parser objects, and where it loses sight of
-them (loops, dataclass parsers, names that are computed, functions of other modules) it says so with the line; options
-may then exist that it does not list.
+The reader walks the module as Python would: top-level statements in order, functions where they are called, those of
+modules beside the script too, loops over what is known, both branches of a condition that it cannot decide. It follows
+the parser objects, and where it loses sight of them (dataclass parsers, names that are computed, functions of
+libraries) it says so with the line; options may then exist that it does not list.
 """
 
 import ast
 import re
 from collections.abc import Iterable, Sequence
 
+from app.argspec.modules import Modules
 from app.argspec.parsers import Action, Exclusive, Group, Parser, describe
 from app.argspec.report import Arguments, OptionClass, Remark, printable
 from app.argspec.values import PURE_METHODS, UNKNOWN, Imported, TooComplex, is_constant, pure_call, pure_method
@@ -37,21 +38,33 @@ _MAX_CLASSES = 50
 _FOREIGN_NAME = re.compile(r"parse_(known_)?args|parser", re.IGNORECASE)
 
 
-def read_arguments(tree: ast.Module) -> Arguments:
-    """Return the options that the script declares and the places that could not be read. Runs nothing."""
+def read_arguments(tree: ast.Module, modules: Modules | None = None) -> Arguments:
+    """Return the options that the script declares and the places that could not be read. Runs nothing.
+
+    What stands in `modules` is followed; those that are missing there are noted in them.
+    """
+    modules = modules or Modules()
     try:
-        return _Reader(tree).read()
+        found = _Reader(tree, modules, eager=False).read()
     except (TooComplex, RecursionError):
         return Arguments(unread=(Remark(code="unread_too_complex", line=1),))
+    if not found.unread:
+        return found
+    try:  # again, with all that is imported: it takes longer
+        return _Reader(tree, modules, eager=True).read()
+    except (TooComplex, RecursionError):
+        return found
 
 
 class _Reader(Walker):
     """Walks one script and follows its parsers."""
 
-    def __init__(self, tree: ast.Module) -> None:
-        super().__init__(budget=_BUDGET)
+    def __init__(self, tree: ast.Module, modules: Modules, *, eager: bool) -> None:
+        super().__init__(budget=_BUDGET, modules=modules, eager=eager)
         self._tree = tree
         self._relevant = _relevant_names(tree)
+        self._line = 1
+        """The line of the script that is walked, or that called what is walked."""
         self._parsers: list[Parser] = []
         self._unread: list[Remark] = []
 
@@ -114,6 +127,15 @@ class _Reader(Walker):
     def is_relevant(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> bool:
         return node.name in self._relevant
 
+    def is_worth_rounds(self, node: ast.AST) -> bool:
+        return self._touches_parser(_mentioned(node))
+
+    def concerns(self, values: Sequence[object]) -> bool:
+        return any(isinstance(value, (Parser, Group)) for value in values)
+
+    def enter_module(self, tree: ast.Module) -> None:
+        self._relevant |= _relevant_names(tree)
+
     def cut(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         if self.is_relevant(node):
             self._lose("unread_too_complex", node)
@@ -126,10 +148,11 @@ class _Reader(Walker):
             base.keywords[name] = value
 
     def opaque(self, node: ast.expr) -> object:
+        value = super().opaque(node)
         comprehension = isinstance(node, (ast.ListComp, ast.SetComp, ast.GeneratorExp, ast.DictComp))
-        if comprehension and self._touches_parser(_mentioned(node)):
+        if comprehension and value is UNKNOWN and self._touches_parser(_mentioned(node)):
             self._lose("unread_loop", node)
-        return super().opaque(node)
+        return value
 
     def _touches_parser(self, names: set[str]) -> bool:
         return bool(names & _BUILDS) or any(isinstance(self.lookup(name), (Parser, Group)) for name in names)
@@ -137,14 +160,16 @@ class _Reader(Walker):
     # ---- calls ------------------------------------------------------------------------------------------------------
 
     def call(self, node: ast.Call) -> object:
+        self._line = self._line_of(node)
         if not isinstance(node.func, ast.Attribute):
             return self._call_value(self.evaluate(node.func), node)
         base, name = self.evaluate(node.func.value), node.func.attr
         match base:
             case Parser() | Group():
-                return self._parser_method(base, name, node)
+                with self.following(name in _BUILDS):
+                    return self._parser_method(base, name, node)
             case _Subcommands():
-                return Parser(node.lineno)  # its options belong to a subcommand, which is never given
+                return Parser(self._line_of(node))  # its options belong to a subcommand, which is never given
             case InstanceValue() | ClassValue() if isinstance(self.attribute_of(base, node.func), FunctionValue):
                 return self._call_method(base, node.func, node)
             case str() | dict() | list() | set():
@@ -154,7 +179,16 @@ class _Reader(Walker):
         return self._call_value(self.attribute_of(base, node.func), node)
 
     def _call_value(self, function: object, node: ast.Call) -> object:
-        arguments, keywords = self.arguments(node), self.keywords(node)
+        with self.following(isinstance(function, Imported) and _is_parser_class(function)):
+            arguments, keywords = self.arguments(node), self.keywords(node)
+        name = last_name(node.func)
+        handed = [value for value in (*arguments, *keywords.values()) if isinstance(value, (Parser, Group))]
+        if (
+            isinstance(function, Imported)
+            and (handed or _FOREIGN_NAME.search(name))
+            and name not in _HARMLESS_FUNCTIONS
+        ):
+            function = self.followed(function)
         match function:
             case FunctionValue():
                 return self.run_function(function, arguments, keywords)
@@ -164,8 +198,6 @@ class _Reader(Walker):
                 return self._make_parser(function, keywords, node)
             case Imported(dotted="sys.exit" | "os._exit" | "builtins.exit" | "builtins.quit"):
                 return LEAVES
-        name = last_name(node.func)
-        handed = [value for value in (*arguments, *keywords.values()) if isinstance(value, (Parser, Group))]
         if handed:
             if name not in _HARMLESS_FUNCTIONS:
                 self._lose("unread_handed_on", node, node.func)
@@ -203,7 +235,7 @@ class _Reader(Walker):
 
     def _make_parser(self, kind: Imported, keywords: dict[str, object], node: ast.AST) -> Parser:
         parser = Parser(
-            line=_line(node),
+            line=self._line_of(node),
             resolves_conflicts=keywords.get("conflict_handler") == "resolve",
             abbreviates=keywords.get("allow_abbrev") is not False,
         )
@@ -273,7 +305,7 @@ class _Reader(Walker):
             names=known,
             keywords=keywords,
             default_source=printable(ast.unparse(default), limit=200) if default else "",
-            line=node.lineno,
+            line=self._line_of(node),
             group=group.title,
             exclusive=group.exclusive,
             conditional=self.branches > 0,
@@ -284,7 +316,17 @@ class _Reader(Walker):
     def _lose(self, code: str, node: ast.AST, subject: ast.AST | str = "") -> None:
         """Note where the reading broke off."""
         source = subject if isinstance(subject, str) else printable(" ".join(ast.unparse(subject).split()), limit=80)
-        self._unread.append(Remark(code=code, line=_line(node), subject=source))
+        if not self._in_script:
+            source = f"{self._scope.module.names['__name__']}:{_line(node)} {source}".rstrip()
+        self._unread.append(Remark(code=code, line=self._line_of(node), subject=source))
+
+    @property
+    def _in_script(self) -> bool:
+        return self._scope.module is self.module
+
+    def _line_of(self, node: ast.AST) -> int:
+        """Return the line of the script: that of the call that led into another module."""
+        return _line(node) if self._in_script else self._line
 
 
 class _Subcommands:

@@ -233,10 +233,10 @@ def pure_call(function: object, arguments: list[object], keywords: dict[str, obj
 
 def pure_method(base: object, name: str, arguments: list[object]) -> object:
     """Return the result of a method that changes nothing, such as `", ".join(...)` or `CHOICES.keys()`."""
+    if isinstance(base, dict) and name in ("keys", "values", "items") and not arguments:
+        return [*getattr(base, name)()]
     if not is_constant(base) or not all(map(is_constant, arguments)):
-        return list(base) if isinstance(base, dict) and name == "keys" and not arguments else UNKNOWN
-    if isinstance(base, dict) and name in ("keys", "values", "items"):
-        return _guarded(lambda: [*getattr(base, name)(*arguments)])
+        return UNKNOWN
     if isinstance(base, dict) and name == "get":
         return _guarded(base.get, *arguments)
     if isinstance(base, str) and name in _STRING_METHODS and (name != "join" or len(base) <= _MAX_SEPARATOR):
@@ -251,6 +251,14 @@ def _range(*arguments: int) -> list[int]:
     return list(numbers)
 
 
+def _enumerate(items: Any, start: int = 0) -> list[Any]:
+    return list(enumerate(items, start))
+
+
+def _zip(*iterables: Any) -> list[Any]:
+    return list(zip(*iterables, strict=False))
+
+
 def _round(number: float, ndigits: int | None = None) -> float:
     if ndigits is not None and abs(ndigits) > _MAX_DIGITS:
         raise ValueError("a power of ten that is too large")
@@ -262,6 +270,8 @@ _PATHS = frozenset({"pathlib.Path", "pathlib.PurePath", "pathlib.PurePosixPath",
 _STRING_METHODS = frozenset({"join", "lower", "upper", "strip", "lstrip", "rstrip", "split", "title", "capitalize"})
 _PURE: dict[str, Callable[..., Any]] = {
     "builtins.range": _range,
+    "builtins.enumerate": _enumerate,
+    "builtins.zip": _zip,
     **{
         f"builtins.{function.__name__}": function
         for function in (list, tuple, set, sorted, len, str, int, float, bool, min, max, sum, abs, dict)

@@ -5,13 +5,18 @@ be decided. A reader of scripts subclasses `Walker` and looks at the calls.
 """
 
 import ast
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from app.argspec.modules import Modules
 from app.argspec.values import UNKNOWN, Evaluator, Imported, builtin, is_constant
 
 _MAX_DEPTH = 25
+_MAX_ROUNDS = 500
 _SHORT_BODY = 3
+_NOT_BESIDE = sys.stdlib_module_names | {"builtins", ""}
 
 # What a call returns that ends the function or the script, such as `sys.exit()`.
 LEAVES = object()
@@ -28,6 +33,11 @@ class Scope:
     def chain(self) -> list["Scope"]:
         """Return this scope and those around it."""
         return [self] if self.parent is None else [self, *self.parent.chain()]
+
+    @property
+    def module(self) -> "Scope":
+        """Return the scope of the module that this one is in."""
+        return self if self.parent is None else self.parent.module
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +56,13 @@ class ClassValue:
     names: Mapping[str, object]
     bases: tuple[object, ...]
 
+    def find(self, name: str) -> object:
+        """Return an attribute of the class or of those that it inherits from."""
+        if name in self.names:
+            return self.names[name]
+        inherited = (base.find(name) for base in self.bases if isinstance(base, ClassValue))
+        return next((value for value in inherited if value is not UNKNOWN), UNKNOWN)
+
 
 @dataclass(frozen=True, eq=False)
 class InstanceValue:
@@ -56,12 +73,16 @@ class InstanceValue:
 
 
 class Walker(Evaluator):
-    """Walks one module."""
+    """Walks one script, and the modules beside it where it uses them."""
 
-    def __init__(self, *, budget: int) -> None:
+    def __init__(self, *, budget: int, modules: Modules, eager: bool) -> None:
         super().__init__(budget=budget)
         self.module = self._scope = Scope()
-        self.module.names["__name__"] = "__main__"
+        self.module.names |= {"__name__": "__main__", "__package__": ""}
+        self.follows = self._eager = eager
+        """Whether imported names are looked up in the modules beside the script, which takes time."""
+        self._modules = modules
+        self._loaded: dict[str, Scope | None] = {}
         self.visited: set[ast.AST] = set()
         self.loops = 0
         """How many loops we are in: what happens there happens any number of times."""
@@ -73,6 +94,17 @@ class Walker(Evaluator):
     def is_relevant(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
         """Whether the body of a longer function is worth walking."""
         raise NotImplementedError
+
+    def is_worth_rounds(self, node: ast.AST) -> bool:
+        """Whether a loop is worth walking once for each of its items."""
+        return False
+
+    def concerns(self, values: Sequence[object]) -> bool:
+        """Whether a function that gets these values is worth walking, whatever is in it."""
+        return False
+
+    def enter_module(self, tree: ast.Module) -> None:
+        """React to a module that is about to be walked."""
 
     def cut(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         """React to a function that is not walked because too many that call each other are open."""
@@ -162,7 +194,13 @@ class Walker(Evaluator):
         if isinstance(node, ast.While):
             self.evaluate(node.test)
         else:
-            self.evaluate(node.iter)
+            items = _rounds(self.evaluate(node.iter))
+            if items is not None and self.is_worth_rounds(node) and not any(map(_leaves_loop, node.body)):
+                for item in items:
+                    self.bind(node.target, item)
+                    self.block(node.body)
+                self.block(node.orelse)
+                return
             self.bind(node.target, UNKNOWN)
         for part in ast.walk(node):  # what the body assigns differs from round to round
             if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
@@ -189,14 +227,29 @@ class Walker(Evaluator):
 
     def _import(self, node: ast.Import | ast.ImportFrom) -> None:
         for alias in node.names:
-            if isinstance(node, ast.ImportFrom):
-                dotted = f"{'.' * node.level}{node.module or ''}.{alias.name}"
-                self.assign(alias.asname or alias.name, Imported(dotted))
+            if isinstance(node, ast.ImportFrom) and alias.name == "*":
+                self._import_all(self._origin(node))
+            elif isinstance(node, ast.ImportFrom):
+                self.assign(alias.asname or alias.name, Imported(f"{self._origin(node)}.{alias.name}"))
             elif alias.asname:
                 self.assign(alias.asname, Imported(alias.name))
             else:
                 package = alias.name.partition(".")[0]
                 self.assign(package, Imported(package))
+
+    def _import_all(self, name: str) -> None:
+        module = self._load(name)
+        for public in module.names if module is not None else ():
+            if not public.startswith("_"):
+                self.assign(public, Imported(f"{name}.{public}"))
+
+    def _origin(self, node: ast.ImportFrom) -> str:
+        """Return the module that names are imported from."""
+        if not node.level:
+            return node.module or ""
+        parts = str(self._scope.module.names["__package__"]).split(".")
+        above = parts[: len(parts) - node.level + 1]
+        return ".".join([*above, node.module] if node.module else above)
 
     def _define_class(self, node: ast.ClassDef) -> None:
         bases = tuple(self.evaluate(base) for base in node.bases)
@@ -214,8 +267,49 @@ class Walker(Evaluator):
     def lookup(self, name: str) -> object:
         for scope in self._scope.chain():
             if name in scope.names:
-                return scope.names[name]
+                return self.followed(scope.names[name]) if self.follows else scope.names[name]
         return builtin(name)
+
+    def followed(self, value: object) -> object:
+        """Return what an imported name stands for in a module beside the script; other values as they are."""
+        seen: set[object] = set()
+        while isinstance(value, Imported) and value not in seen:
+            seen.add(value)
+            value = self._in_module(value)
+        return value
+
+    def _in_module(self, value: Imported) -> object:
+        module, _, name = value.dotted.rpartition(".")
+        if not module or (scope := self._load(module)) is None:
+            return value
+        return scope.names.get(name, value)
+
+    def _load(self, name: str) -> Scope | None:
+        """Return the scope of a module beside the script, walked; `None` if there is none."""
+        if name in self._loaded:
+            return self._loaded[name]
+        package, _, _ = name.rpartition(".")
+        if name.partition(".")[0] in _NOT_BESIDE or (package and self._load(package) is None):
+            return None
+        self._loaded[name] = None
+        if (source := self._modules.find(name)) is None:
+            return None
+        module = self._loaded[name] = Scope()
+        module.names |= {"__name__": name, "__package__": name if source.is_package else package}
+        self.enter_module(source.tree)
+        before = self._scope, self.loops, self.branches
+        self._scope, self.loops, self.branches = module, 0, 0  # it runs once, wherever it is imported
+        with self.following(self._eager):
+            self.block(source.tree.body)
+        self._scope, self.loops, self.branches = before
+        return module
+
+    @contextmanager
+    def following(self, follows: bool) -> Iterator[None]:
+        """Look imported names up meanwhile, or do not."""
+        before, self.follows = self.follows, follows or self._eager
+        yield
+        self.follows = before
 
     def attribute(self, node: ast.Attribute) -> object:
         return self.attribute_of(self.evaluate(node.value), node)
@@ -223,11 +317,12 @@ class Walker(Evaluator):
     def attribute_of(self, base: object, node: ast.Attribute) -> object:
         """Return the value of `x.y` when `x` is `base`."""
         if isinstance(base, InstanceValue):
-            return base.names.get(node.attr, base.kind.names.get(node.attr, UNKNOWN))
+            return base.names[node.attr] if node.attr in base.names else base.kind.find(node.attr)
         if isinstance(base, ClassValue):
-            return base.names.get(node.attr, UNKNOWN)
+            return base.find(node.attr)
         if isinstance(base, Imported):
-            return Imported(f"{base.dotted}.{node.attr}")
+            imported = Imported(f"{base.dotted}.{node.attr}")
+            return self.followed(imported) if self.follows else imported
         dotted = _dotted(node)
         return next((scope.names[dotted] for scope in self._scope.chain() if dotted in scope.names), UNKNOWN)
 
@@ -239,13 +334,24 @@ class Walker(Evaluator):
                 value = self.evaluate(node.value)
                 self.bind(node.target, value)
                 return value
+            case ast.ListComp(generators=[ast.comprehension(ifs=[], is_async=0) as only]):
+                items = _rounds(self.evaluate(only.iter)) if self.is_worth_rounds(node) else None
+                return UNKNOWN if items is None else [self._item(node.elt, only.target, item) for item in items]
             case _:
                 return UNKNOWN
+
+    def _item(self, node: ast.expr, target: ast.expr, item: object) -> object:
+        """Return one item of a comprehension, whose names are its own."""
+        outer, self._scope = self._scope, Scope(self._scope)
+        self.bind(target, item)
+        value = self.evaluate(node)
+        self._scope = outer
+        return value
 
     def assign(self, name: str, value: object) -> None:
         scope = self._scope
         if name in scope.not_local:
-            scope = next((outer for outer in scope.chain()[1:] if name in outer.names), self.module)
+            scope = next((outer for outer in scope.chain()[1:] if name in outer.names), scope.module)
         scope.names[name] = value
 
     def bind(self, target: ast.expr, value: object) -> None:
@@ -285,7 +391,8 @@ class Walker(Evaluator):
     def run_function(self, function: FunctionValue, arguments: list[object], keywords: dict[str, object]) -> object:
         """Walk the function's body with these arguments; return what it returns if that is clear."""
         node = function.node
-        worth_it = self.is_relevant(node) or len(node.body) <= _SHORT_BODY
+        handed = [*arguments, *keywords.values()]
+        worth_it = self.is_relevant(node) or len(node.body) <= _SHORT_BODY or self.concerns(handed)
         if not worth_it or node in self._stack:
             return UNKNOWN
         if len(self._stack) >= _MAX_DEPTH:
@@ -330,6 +437,22 @@ class Walker(Evaluator):
         first = values[0]
         same = all(value is first or (type(value) is type(first) and value == first) for value in values)
         return first if same else self.choose(values)
+
+
+def _rounds(items: object) -> Sequence[object] | None:
+    """Return the items that a loop goes through, `None` if they are unknown or many."""
+    if isinstance(items, (set, frozenset)):
+        items = sorted(items, key=str)
+    return list(items) if isinstance(items, (list, tuple, dict, str)) and len(items) <= _MAX_ROUNDS else None
+
+
+def _leaves_loop(node: ast.AST) -> bool:
+    """Whether a statement may end the loop that it is in, or the function."""
+    if isinstance(node, (ast.Break, ast.Return)):
+        return True
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
+        return False
+    return any(map(_leaves_loop, ast.iter_child_nodes(node)))
 
 
 def _dotted(node: ast.expr) -> str:

@@ -159,7 +159,7 @@ class TestLimits:
         before = children()
         reader.read(SCRIPT)
         fresh = children() - before
-        reader.read(SCRIPT + b"#" * 512 * 1024)
+        reader.read(SCRIPT + b"#" * 4 * 1024 * 1024)
         reader.read(SCRIPT + b"# other")
 
         assert len(fresh) == 1

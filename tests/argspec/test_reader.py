@@ -476,10 +476,9 @@ class TestPartlyRead:
     @pytest.mark.parametrize(
         ("body", "expected"),
         [
-            ("for n in ['a', 'b']:\n    p.add_argument('--' + n)", [("unread_loop", 4)]),
             ("while p.add_argument('--x'):\n    p.add_argument('--y')", [("unread_loop", 4)]),
-            ("[p.add_argument('--' + n) for n in 'ab']", [("unread_loop", 3)]),
-            ("def add(q, n): q.add_argument(n)\n[add(p, n) for n in ['--a']]", [("unread_loop", 4)]),
+            ("{p.add_argument('--' + n) for n in 'ab'}", [("unread_loop", 3)]),
+            ("def add(q, n): q.add_argument(n)\n[add(p, n) for n in names]", [("unread_loop", 4)]),
             ("import sys\np.add_argument(sys.argv[1])", [("unread_dynamic_name", 4)]),
             ("import c\np.add_argument(*c.NAMES)", [("unread_star_arguments", 4)]),
             ("import c\np.add_argument('--x', **c.OPTIONS)", [("unread_star_arguments", 4)]),
@@ -523,7 +522,7 @@ class TestPartlyRead:
         assert read(source).partly_read
 
     def test_what_could_be_read_is_listed_nevertheless(self) -> None:
-        script = read(HEAD + "p.add_argument('--x', type=int)\nfor n in 'ab': p.add_argument('--' + n)" + TAIL)
+        script = read(HEAD + "p.add_argument('--x', type=int)\nfor n in names: p.add_argument('--' + n)" + TAIL)
 
         assert names(script) == ["x"]
         assert script.partly_read

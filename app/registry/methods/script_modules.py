@@ -1,16 +1,75 @@
-"""Which modules the stages of methods take from their environments, and which from the script root."""
+"""Which modules the stages of methods take from their environments, and which from the script root or from us."""
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from app.argspec.modules import Source
 from app.argspec.report import Imports
 from app.domain.errors import AppError
 from app.presets.catalogue import helpers_dir
 from app.registry.methods.files import MethodFiles, PinnedFile
-from app.registry.scripts.module_names import folder_of
+from app.registry.scripts.module_names import PACKAGE, folder_of
 from app.registry.scripts.names import SUFFIX
+from app.registry.scripts.root import FileDigest
 
 _REMEMBERED = 1000
 _KNOWN_FOLDERS = frozenset({"helpers", "shared/helpers"})  # added by the shipped scripts and their copies
+
+
+class ModulesBeside:
+    """Finds the sources of the modules that a stage imports from where it runs; a package's come with its name.
+
+    They are looked for as the stage does: in its own folder, among our helpers, then in folders that it adds itself,
+    which is usually the script root. Blocks.
+    """
+
+    def __init__(self, files: MethodFiles, pinned: PinnedFile, imports: Imports) -> None:
+        self._scripts = files.scripts
+        own = [] if pinned.shipped else [folder_of(pinned.file)]
+        added = [""] if own not in ([], [""]) and imports.search_path else []
+        self._folders: Sequence[str | Path] = (*own, helpers_dir(), *added)
+        self._found: dict[str, FileDigest | None] = {}
+
+    def find(self, module: str) -> Source | None:
+        """Return the source of a module, `None` if it stands in none of these folders."""
+        self._found[module] = self._digest(module)
+        for folder, path, is_package in self._places(module):
+            content = self._read(folder, path)
+            if content is not None:
+                return Source(content, is_package)
+        return None
+
+    def unchanged(self) -> bool:
+        """Return whether everything that was looked for in the script root is as it was; our helpers do not change."""
+        return all(self._digest(module) == digest for module, digest in self._found.items())
+
+    def _places(self, module: str) -> Iterator[tuple[str | Path, str, bool]]:
+        path = module.replace(".", "/")
+        if module.isascii() and all(part.isidentifier() for part in module.split(".")):
+            for folder in self._folders:
+                yield folder, f"{path}/{PACKAGE}", True
+                yield folder, f"{path}{SUFFIX}", False
+
+    def _read(self, folder: str | Path, path: str) -> bytes | None:
+        try:
+            if isinstance(folder, Path):
+                return (folder / path).read_bytes() if (folder / path).is_file() else None
+            return self._scripts.read(f"{folder}/{path}".lstrip("/"))
+        except (AppError, OSError):
+            return None  # a stage could not read it either
+
+    def _digest(self, module: str) -> FileDigest | None:
+        """Return the digest of the file in the script root that the module is."""
+        for folder, path, _ in self._places(module):
+            if isinstance(folder, Path):
+                if (folder / path).is_file():
+                    return None
+                continue
+            with contextlib.suppress(AppError, OSError):
+                if digest := self._scripts.digest(f"{folder}/{path}".lstrip("/")):
+                    return digest
+        return None
 
 
 class ScriptModules:

@@ -1,26 +1,39 @@
 """What scripts say about their command lines, read once per content."""
 
+from dataclasses import dataclass
+
 from app.argspec.report import Arguments, Option, Remark
 from app.domain import script_parameters as domain
 from app.domain.known_parameters import KNOWN
 from app.domain.rendering import ArgumentForm
 from app.domain.script_parameters import ParameterKind, ScriptParameter, ScriptParameters, from_text
 from app.registry.methods.files import FileState, MethodFiles, PinnedFile
+from app.registry.methods.script_modules import ModulesBeside
 
 _REMEMBERED = 1000
 
 
+@dataclass(frozen=True)
+class _Known:
+    """What was read of a script, and of which modules beside it."""
+
+    parameters: ScriptParameters
+    beside: ModulesBeside
+
+
 class ScriptReader:
-    """Reads the parameters of scripts; the same bytes are read once. All methods block."""
+    """Reads the parameters of scripts; the same bytes are read once. All methods block.
+
+    Modules beside a script may declare arguments for it: what was read of it holds as long as they stay the same.
+    """
 
     def __init__(self, files: MethodFiles) -> None:
         self._files = files
-        self._read: dict[str, ScriptParameters] = {}
+        self._read: dict[tuple[str, str, bool], _Known] = {}
 
     def pinned(self, pinned: PinnedFile) -> ScriptParameters:
         """Return the parameters of exactly the pinned bytes."""
-        known = self._read.get(pinned.sha256)
-        return known or self._remember(pinned, self._files.versions.get(pinned.sha256))
+        return self._known(pinned) or self._remember(pinned, self._files.versions.get(pinned.sha256))
 
     def current(self, pinned: PinnedFile) -> tuple[PinnedFile, ScriptParameters]:
         """Return the parameters of the file as it is on disk now, and its digest."""
@@ -31,16 +44,26 @@ class ScriptReader:
 
     def content(self, pinned: PinnedFile, content: bytes) -> ScriptParameters:
         """Return the parameters of bytes that are not stored yet."""
-        return self._read.get(pinned.sha256) or self._remember(pinned, content)
+        return self._known(pinned) or self._remember(pinned, content)
+
+    def _known(self, pinned: PinnedFile) -> ScriptParameters | None:
+        known = self._read.get(_key(pinned))
+        return known.parameters if known is not None and known.beside.unchanged() else None
 
     def _remember(self, pinned: PinnedFile, content: bytes) -> ScriptParameters:
         if len(self._read) >= _REMEMBERED:
             self._read.clear()
-        reading = self._files.reader.read(content)
+        imports = self._files.reader.read(content).imports
+        beside = ModulesBeside(self._files, pinned, imports)
+        reading = self._files.reader.read(content, beside.find)
         found = script_parameters(reading.arguments, filename=pinned.file)
         if reading.lasting:
-            self._read[pinned.sha256] = found
+            self._read[_key(pinned)] = _Known(found, beside)
         return found
+
+
+def _key(pinned: PinnedFile) -> tuple[str, str, bool]:
+    return pinned.sha256, pinned.file, pinned.shipped
 
 
 def script_parameters(arguments: Arguments, *, filename: str = "") -> ScriptParameters:

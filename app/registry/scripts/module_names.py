@@ -20,7 +20,7 @@ CONTRACT_HELPERS = frozenset({"enums", "redis_util", "train_callback"})
 """Helper modules of which users bring their own copies; those come before the product's."""
 
 _HOOKS = frozenset({"sitecustomize", "usercustomize"})
-_PACKAGE = "__init__.py"
+PACKAGE = "__init__.py"
 _MODULES_OF = {
     "beautifulsoup4": "bs4",
     "opencv-python": "cv2",
@@ -36,7 +36,7 @@ _MODULES_OF = {
 def provided(path: str) -> tuple[str, str]:
     """Return the folder whose scripts find a module in the file `path`, and the name of the module."""
     parts = PurePosixPath(path)
-    if parts.name == _PACKAGE and len(parts.parts) > 1:
+    if parts.name == PACKAGE and len(parts.parts) > 1:
         return _folder(parts.parent), parts.parent.name
     return _folder(parts), stem(path)
 
@@ -78,14 +78,14 @@ def _modules_in(place: Path, folder: str) -> Iterator[tuple[str, str]]:
         path = f"{folder}/{entry.name}" if folder else entry.name
         if entry.name.endswith(SUFFIX):
             yield path, stem(entry.name)
-        elif (entry / _PACKAGE).is_file():
-            yield f"{path}/{_PACKAGE}", entry.name
+        elif (entry / PACKAGE).is_file():
+            yield f"{path}/{PACKAGE}", entry.name
 
 
 @cache
 def _own_helpers() -> frozenset[str]:
     found = helpers_dir().glob("deepe*")
-    return frozenset(entry.stem for entry in found if entry.suffix == SUFFIX or (entry / _PACKAGE).is_file())
+    return frozenset(entry.stem for entry in found if entry.suffix == SUFFIX or (entry / PACKAGE).is_file())
 
 
 @lru_cache(maxsize=256)
