@@ -23,6 +23,7 @@ import httpx
 import psutil
 from sqlmodel import col, select
 
+from app.executor.supervisor import program
 from app.executor.supervisor.program import REAPER_KEY
 from app.store.home import Home, NodeHome
 from app.store.migrate import upgrade
@@ -34,6 +35,7 @@ from tests.chaos.proxy import Line as Network
 from tests.chaos.proxy import Proxy
 from tests.chaos.stage import BASE_MODEL, DATASET, JOURNAL, SCRIPT, submission
 from tests.chaos.verdict import TERMINAL, Evidence
+from tests.executor.attempts import supervises
 from tests.fork_server import Fork, ForkServer
 from tests.servers import RedisServer, free_port, private_redis
 from tests.waiting import until
@@ -106,6 +108,15 @@ class Node:
         """Return the attempts that are under way here."""
         return [folder for path in sorted(self.home.attempts.glob("[!.]*")) if (folder := Folder.of(path))]
 
+    def fork_servers(self) -> list[psutil.Process]:
+        """Return the worker's fork server and what it forks at this moment."""
+        if not self.worker.is_alive() or self.worker.process is None:
+            return []
+        with contextlib.suppress(psutil.Error):
+            children = psutil.Process(self.worker.process.pid).children(recursive=True)
+            return [child for child in children if program.FORK_SERVER in child.cmdline()]
+        return []
+
 
 @dataclass(frozen=True)
 class Folder:
@@ -131,7 +142,7 @@ class Folder:
         """Return the living supervisor."""
         pid = self.state["supervisor_pid"]
         with contextlib.suppress(psutil.Error):
-            if str(self.path) in psutil.Process(pid).cmdline():
+            if supervises(psutil.Process(pid), self.path):
                 return int(pid)
         return None
 
@@ -381,6 +392,8 @@ def _node(
 def belongs_to(process: psutil.Process, root: str) -> bool:
     """Say whether a process is of an attempt under `root`."""
     if any(f"{root}/nodes/" in word or f"{root}/scripts/" in word for word in process.cmdline()):
+        return True
+    if supervises(process, Path(root)):
         return True
     return process.environ().get("DEEPE_OUTPUT_DIR", "").startswith(root + "/")
 

@@ -28,6 +28,7 @@ from app.executor.nodes.redis_notifier import RedisNotifier
 from app.executor.supervisor import program
 from tests.chaos.cluster import Folder, Node
 from tests.chaos.proxy import Line as Network
+from tests.executor.attempts import supervises
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -122,6 +123,14 @@ async def kill_supervisor_and_worker(injector: "FaultInjector", rng: Random) -> 
         return await _until(lambda: _is_over(folder) or _supervisor_now(folder) not in (None, pid))
 
 
+async def kill_fork_server(injector: "FaultInjector", rng: Random) -> float | None:
+    """SIGKILL of what a worker starts supervisors with, and of what it forks at this moment."""
+    with injector.holding_node(rng) as node:
+        for process in node.fork_servers():
+            _kill(process)
+    return None
+
+
 async def kill_reaper(injector: "FaultInjector", rng: Random) -> float | None:
     """SIGKILL of the second supervisor of the exit status; without the first one too, the end may stay unknown."""
     with injector.holding_attempt(rng) as (_, folder):
@@ -188,7 +197,10 @@ async def reboot(injector: "FaultInjector", rng: Random) -> float | None:
     with injector.holding_node(rng) as node:
         folders = [path for path in node.home.attempts.glob("[!.]*") if path.is_dir()]
         injector.cluster.hurt |= {path.name for path in folders}
+        forks = node.fork_servers()
         node.worker.kill()
+        for fork in forks:
+            _kill(fork)
         folders = [path for path in node.home.attempts.glob("[!.]*") if path.is_dir()]
         injector.cluster.hurt |= {path.name for path in folders}
         _kill_all(folders)
@@ -317,6 +329,7 @@ EVERYWHERE: dict[str, tuple[Fault, int]] = {
     "supervisor SIGKILL": (kill_supervisor, 12),
     "supervisor SIGSTOP": (freeze_supervisor, 4),
     "supervisor and worker SIGKILL": (kill_supervisor_and_worker, 5),
+    "fork server SIGKILL": (kill_fork_server, 3),
     "reaper SIGKILL": (kill_reaper, 3),
     "stage SIGKILL": (kill_stage, 5),
     "whole tree SIGKILL": (kill_tree, 3),
@@ -414,7 +427,7 @@ def _processes_of(folders: Sequence[Path]) -> set[int]:
     for pid in psutil.pids():
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(pid)
-            kept = any(Path(word).name in names for word in process.cmdline() if word.startswith("/"))
+            kept = any(supervises(process, folder) for folder in folders)
             if kept or process.environ().get("DEEPE_ATTEMPT") in names:
                 found.add(pid)
     return found

@@ -1,5 +1,6 @@
 """`deepe demo` with the method that needs nothing but Python: every step for real, twice."""
 
+import contextlib
 import json
 import os
 import re
@@ -164,12 +165,14 @@ class TestBorrowedLicence:
 
 
 def _processes_of(home: Path) -> list[str]:
-    """Return the command lines of processes that still work with this home."""
+    """Return the command lines of processes that still work with this home, or in it."""
     import psutil
 
     found = []
     for process in psutil.process_iter(["cmdline", "status"]):
         command = " ".join(process.info["cmdline"] or ())
+        with contextlib.suppress(psutil.Error):
+            command += f" in {process.cwd()}"
         if str(home) in command and process.pid != os.getpid() and process.info["status"] != psutil.STATUS_ZOMBIE:
             found.append(command)
     return found

@@ -24,6 +24,7 @@ from app.cli.embedded import EmbeddedOptions, EmbeddedService, is_ready
 from app.cli.private_redis import NO_REDIS, RedisChoice
 from app.presets.catalogue import ROOM, sample_datasets
 from app.settings import load_settings
+from tests.executor.attempts import supervises
 from tests.servers import free_port
 from tests.waiting import wait_until
 
@@ -255,7 +256,8 @@ class Installation:
                 if process.status() == psutil.STATUS_ZOMBIE or process.pid in self.pids.values():
                     continue
                 theirs = process.environ().get("DEEPE_OUTPUT_DIR", "").startswith(str(self.root))
-                if theirs or str(self.root) in " ".join(process.cmdline()):
+                named = str(self.root) in " ".join(process.cmdline())
+                if theirs or named or supervises(process, self.root):
                     found.append(process)
         return found
 

@@ -87,13 +87,12 @@ class Attempt:
         return self.journal.read_text().count("run\n") if self.journal.exists() else 0
 
     def survivors(self) -> list[psutil.Process]:
-        """Return living processes that carry the attempt's id in environment or command line."""
+        """Return what lives of the attempt: its supervisor and reaper, and what carries its id."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                named = any(self.id in word for word in process.cmdline())
                 marked = process.environ().get("DEEPE_ATTEMPT") == self.id
-                if (named or marked) and process.status() != psutil.STATUS_ZOMBIE:
+                if (marked or supervises(process, self.folder)) and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
 
@@ -102,6 +101,12 @@ class Attempt:
         for process in self.survivors():
             with contextlib.suppress(psutil.Error):
                 process.send_signal(signal.SIGKILL)
+
+
+def supervises(process: psutil.Process, root: Path) -> bool:
+    """Say whether a process is a supervisor or reaper of the attempt in `root`, or of one with its folder below it."""
+    place = Path(process.cwd().removesuffix(" (deleted)"))
+    return place.parent.name == "attempts" and place.is_relative_to(root)
 
 
 def attempts(root: Path) -> Iterator[Callable[[], Attempt]]:

@@ -72,7 +72,7 @@ class TestPlacing:
     ) -> None:
         clock = Clock()
         engine = LocalEngine(home, monotonic=clock)
-        monkeypatch.setattr(client, "start", lambda folder: None)  # a supervisor that never comes
+        monkeypatch.setattr(client, "start", lambda *_: None)  # a supervisor that never comes
         await engine.prepare(ONE, spec(home, "pass"))
         assert not engine.observe(ONE).pending
 

@@ -1,16 +1,19 @@
 """The worker's view: what each state of a folder looks like, and what removing and listing do."""
 
 import json
+import os
+import signal
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from app.executor.supervisor import client
-from app.executor.supervisor.client import AttemptIsSupervised, AttemptPhase, Observation
+from app.executor.supervisor.client import AttemptIsSupervised, AttemptPhase, ForkServer, Observation
 from tests.executor.attempts import Attempt, attempts
 from tests.waiting import wait_until
 
@@ -94,6 +97,90 @@ class TestObserve:
         assert attempt.supervisor().parent() != attempt.stage()
         client.request_stop(attempt.folder, "cancel")
         assert attempt.wait_for_end().stop_reason == "cancel"
+
+
+class TestForkServer:
+    def test_starts_and_adopts_supervisors_that_are_independent_of_it(self, attempt: Attempt) -> None:
+        attempt.prepare(f"import os\nprint(os.listdir('/dev/fd'))\nopen(JOURNAL, 'a').write('run\\n')\n{SLEEP}")
+
+        with ForkServer() as forks:
+            for _ in range(3):
+                client.start(attempt.folder, forks)
+            attempt.wait_for_line("ready")
+            first = attempt.supervisor()
+            first.kill()
+            wait_until(lambda: not attempt.observe().supervised, "the end of the supervisor")
+            client.adopt(attempt.folder, forks)
+            wait_until(lambda: attempt.observe().supervised, "another supervisor")
+            server = process_of(forks)
+        wait_until(lambda: attempt.supervisor() != first, "the new state")
+        second = attempt.supervisor()
+
+        assert not server.is_running()
+        assert [os.getsid(one.pid) == one.pid for one in (second, attempt.reaper(), attempt.stage())] == [True] * 3
+        assert second.parent() not in (server, psutil.Process())
+        assert Path(second.cwd()) == attempt.folder
+        client.request_stop(attempt.folder, "cancel")
+        assert attempt.wait_for_end().stop_reason == "cancel"
+        assert attempt.runs() == 1
+        assert len(attempt.output.read_text().split(",")) == 4  # stdin, stdout, stderr, and what lists them
+
+    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+    def test_one_that_is_gone_or_frozen_is_replaced(
+        self, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(client, "ANSWER_SECONDS", 0.5)
+        for make in attempts(tmp_path):
+            with ForkServer() as forks:
+                lost = process_of(forks)
+                lost.send_signal(number)
+                for attempt in (make(), make()):
+                    attempt.prepare("open(JOURNAL, 'a').write('run\\n')")
+                    client.start(attempt.folder, forks)
+                    assert attempt.wait_for_end().code == 0
+                    assert attempt.runs() == 1
+
+                assert not lost.is_running()
+                assert process_of(forks).is_running()
+
+    def test_refuses_a_folder_that_is_gone_and_goes_on(self, attempt: Attempt, tmp_path: Path) -> None:
+        with ForkServer() as forks:
+            server = process_of(forks)
+            with pytest.raises(FileNotFoundError):
+                client.start(tmp_path / "gone", forks)
+            attempt.prepare("")
+            client.start(attempt.folder, forks)
+
+            assert attempt.wait_for_end().code == 0
+            assert process_of(forks) == server
+
+    def test_ends_with_its_worker_whatever_that_died_of(self, attempt: Attempt) -> None:
+        attempt.prepare(SLEEP)
+        code = (
+            "import sys; from pathlib import Path; from app.executor.supervisor import client\n"
+            "with client.ForkServer() as forks:\n"
+            "    client.start(Path(sys.argv[1]), forks)\n"
+            "    print('started', flush=True)\n"
+            "    sys.stdin.read()\n"
+        )
+        command = [sys.executable, "-c", code, str(attempt.folder)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == b"started\n"
+            (server,) = psutil.Process(worker.pid).children()
+            attempt.wait_for_line("ready")
+            worker.kill()
+        wait_until(lambda: not server.is_running(), "the end of the fork server")
+
+        assert attempt.observe().supervised
+        client.request_stop(attempt.folder, "cancel")
+        assert attempt.wait_for_end().stop_reason == "cancel"
+
+
+def process_of(forks: ForkServer) -> psutil.Process:
+    """Return the process of the fork server."""
+    assert forks._process is not None
+    return psutil.Process(forks._process.pid)
 
 
 class TestPrepare:

@@ -28,6 +28,7 @@ from app.store.home import Home, NodeHome
 from app.store.session import Database
 from app.store.tables import AttemptRow, JobEventRow, JobRow, ModelRow
 from tests import job_rows
+from tests.executor.attempts import supervises
 from tests.fork_server import Fork, ForkServer
 from tests.waiting import until
 
@@ -319,7 +320,8 @@ class Site:
             with contextlib.suppress(psutil.Error):
                 environment = process.environ()
                 ours = environment.get("DEEPE_OUTPUT_DIR", "").startswith(str(self.root))
-                if (ours or str(self.root) in " ".join(process.cmdline())) and alive(process):
+                named = str(self.root) in " ".join(process.cmdline())
+                if (ours or named or supervises(process, self.root)) and alive(process):
                     found.append(process)
         return [process for process in found if process.pid not in {worker.process.pid for worker in self.workers}]
 

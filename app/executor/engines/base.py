@@ -60,8 +60,11 @@ class Strays:
 class Engine(Protocol):
     """Places, watches and ends the attempts of one node. Attempts are named by their ids."""
 
-    def notifications(self, notify: Callable[[], None]) -> AbstractContextManager[None]:
-        """Call `notify` in the running loop when an attempt has something new to show; some may be missed."""
+    def running(self, notify: Callable[[], None]) -> AbstractContextManager[None]:
+        """Keep what makes placing quick. Call `notify` in the running loop when an attempt has something new to show.
+
+        Notifications may be missed. The other methods also work outside of the context, only more slowly.
+        """
 
     def observe(self, attempt_id: str) -> AttemptState:
         """Return what is known now. Never waits: an engine that must ask a cluster answers from its last look."""

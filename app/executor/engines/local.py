@@ -9,15 +9,14 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from app.executor.engines.base import AttemptPhase, AttemptState, LaunchSpec, Strays
 from app.executor.engines.wakeup_fifo import listening
 from app.executor.supervisor import client, program
-from app.executor.supervisor.client import AttemptIsSupervised
+from app.executor.supervisor.client import AttemptIsSupervised, ForkServer
 from app.executor.supervisor.program import boot_id, clock_since_boot
 from app.store.home import NodeHome
 
@@ -38,9 +37,12 @@ class LocalEngine:
         self._fifo = home.wakeup_fifo
         self._monotonic = monotonic
         self._starts: dict[str, _Start] = {}
+        self._forks = ForkServer()
 
-    def notifications(self, notify: Callable[[], None]) -> AbstractContextManager[None]:
-        return listening(self._fifo, notify)
+    @contextlib.contextmanager
+    def running(self, notify: Callable[[], None]) -> Iterator[None]:
+        with listening(self._fifo, notify), self._forks:
+            yield
 
     def observe(self, attempt_id: str) -> AttemptState:
         seen = client.observe(self._folder(attempt_id))
@@ -115,10 +117,10 @@ class LocalEngine:
     def _folder(self, attempt_id: str) -> Path:
         return self._root / attempt_id
 
-    async def _supervise(self, attempt_id: str, start: Callable[[Path], None]) -> None:
+    async def _supervise(self, attempt_id: str, start: Callable[[Path, ForkServer], None]) -> None:
         folder = self._folder(attempt_id)
         phase = client.observe(folder).phase
-        await asyncio.to_thread(start, folder)
+        await asyncio.to_thread(start, folder, self._forks)
         self._starts[attempt_id] = _Start(phase=phase, until=self._monotonic() + STARTING_SECONDS)
 
 

@@ -162,7 +162,7 @@ class NodeAgent:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Work until `stopping` is set. The caller holds the node's lock (`exclusive`)."""
-        with self._engine.notifications(self.wake):
+        with self._engine.running(self.wake):
             await self._run(stopping)
         if self.removed:
             stopping.set()

@@ -8,10 +8,13 @@ again, by any process, and only the first has an effect.
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +26,9 @@ from app.domain.plain_text import storable_document
 from app.executor.supervisor import program
 from app.faults import fault_point
 
+logger = logging.getLogger(__name__)
+
+ANSWER_SECONDS = 5.0  # how long a fork server may take for a fork, its own start included
 # What an interpreter may need to start at all, and where a test wants it to die; the stage's own environment stands in
 # `spec.json`.
 _SUPERVISOR_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DEEPE_FAULT_POINT")
@@ -133,14 +139,80 @@ def prepare(folder: Path, spec: LaunchSpec) -> None:
         _write_atomically(folder, "spec.json", _as_record(spec))
 
 
-def start(folder: Path) -> None:
+def start(folder: Path, forks: "ForkServer | None" = None) -> None:
     """Start a detached supervisor that runs the prepared attempt; it does nothing if one did before."""
-    _spawn(str(folder), log=folder / "program.log")
+    if forks is None or not forks.fork(str(folder)):
+        _spawn(str(folder), log=folder / "program.log")
 
 
-def adopt(folder: Path) -> None:
+def adopt(folder: Path, forks: "ForkServer | None" = None) -> None:
     """Start a detached supervisor for an attempt whose own one died. This never starts the stage."""
-    _spawn(str(folder), "--adopt", log=folder / "program.log")
+    if forks is None or not forks.fork(str(folder), program.ADOPT):
+        _spawn(str(folder), program.ADOPT, log=folder / "program.log")
+
+
+class ForkServer:
+    """A process that has imported the supervisor's program and forks it: a start in a tenth of the time.
+
+    One for each worker. It ends with the worker, of whatever the worker dies. One that was killed or does not answer is
+    replaced at the next fork; supervisors never depend on it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
+
+    def __enter__(self) -> "ForkServer":
+        with self._lock:
+            self._begin()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._end()
+
+    def fork(self, *arguments: str) -> bool:
+        """Fork a supervisor. False if it is not sure that there is one: then start another, only one has an effect."""
+        with self._lock:
+            if self._channel is None:
+                return False
+            with contextlib.suppress(OSError):
+                self._channel.sendall(json.dumps(arguments).encode() + b"\n")
+                if answer := self._channel.recv(1):
+                    return answer == b"."
+            logger.warning("fork_server_lost")
+            self._end()
+            self._begin()
+            return False
+
+    def _begin(self) -> None:
+        ours, its = socket.socketpair()
+        with its:
+            ours.settimeout(ANSWER_SECONDS)
+            try:
+                self._process = subprocess.Popen(
+                    _command(program.FORK_SERVER),
+                    stdin=its.fileno(),
+                    stdout=its.fileno(),
+                    env=_environment(),
+                    cwd="/",
+                    start_new_session=True,
+                )
+            except OSError as error:
+                ours.close()
+                logger.warning("fork_server_unavailable", extra={"error": str(error)})
+            else:
+                self._channel = ours
+
+    def _end(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
 
 
 def request_stop(folder: Path, reason: str) -> None:
@@ -219,20 +291,26 @@ def remove(folder: Path) -> None:
 
 def _spawn(*arguments: str, log: Path) -> None:
     """Start the supervisor in its own session and leave it to init, so that we keep neither a child nor a zombie."""
-    source = Path(program.__file__)
-    command = [sys.executable, "-I", "-S", "-c", _RUN_MODULE, str(source.parent), source.stem, *arguments]
-    environment = {name: os.environ[name] for name in _SUPERVISOR_VARIABLES if name in os.environ}
     with log.open("ab") as said:
         subprocess.run(
-            ["/bin/sh", "-c", '"$@" &', "sh", *command],
+            ["/bin/sh", "-c", '"$@" &', "sh", *_command(*arguments)],
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=said,
-            env=environment,
+            env=_environment(),
             cwd="/",
             start_new_session=True,
             check=True,
         )
+
+
+def _command(*arguments: str) -> list[str]:
+    source = Path(program.__file__)
+    return [sys.executable, "-I", "-S", "-c", _RUN_MODULE, str(source.parent), source.stem, *arguments]
+
+
+def _environment() -> dict[str, str]:
+    return {name: os.environ[name] for name in _SUPERVISOR_VARIABLES if name in os.environ}
 
 
 def _is_locked(path: Path) -> bool:

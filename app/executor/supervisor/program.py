@@ -1,11 +1,12 @@
 """Own one stage process from its first instruction to the proof that nothing of it is left.
 
-    python -I -S -c "... import program ..." FOLDER [--adopt]     (`client.py`)
+    python -I -S -c "... import program ..." FOLDER [--adopt] | --fork-server     (`client.py`)
 
 A program of its own: standard library only, one per attempt folder, started detached, so that a stage outlives the
 worker, the API and Redis. It is imported, not run as a script, so that it comes compiled from the interpreter's cache.
-Every import delays the start of every stage. Everything it knows stands in files of the folder, each either absent or
-complete:
+A worker's fork server has imported it once, and forks a supervisor for each attempt; where it is gone, a supervisor
+starts on an interpreter of its own. Its working directory is the attempt's folder, which tells people whose it is.
+Everything it knows stands in files of the folder, each either absent or complete:
 
     spec.json     what to run (written by the worker)         stop          request to end it (written by the worker)
     lock          held by flock while a supervisor lives      started       created once: the command runs at most once
@@ -32,6 +33,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import gc
 import json
 import os
 import select
@@ -46,6 +48,9 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     Record = dict[str, Any]
+
+ADOPT = "--adopt"
+FORK_SERVER = "--fork-server"
 
 CANNOT_WRITE = 74
 ALREADY_SUPERVISED = 75
@@ -76,12 +81,15 @@ else:
 
 def main(arguments: list[str]) -> int:
     """Leave the starter's session, take the folder's lock and run or adopt its attempt."""
+    if arguments == [FORK_SERVER]:
+        return serve_forks()
     if os.getpid() != os.getsid(0):
         with contextlib.suppress(OSError):
             os.setsid()
-    adopt = "--adopt" in arguments
+    adopt = ADOPT in arguments
     folder = Folder(next(argument for argument in arguments if not argument.startswith("--")))
     try:
+        os.chdir(folder.path)
         lock = folder.lock()
         if lock is None:
             return ALREADY_SUPERVISED
@@ -101,6 +109,44 @@ def main(arguments: list[str]) -> int:
     else:
         return ALREADY_STARTED
     return 0
+
+
+def serve_forks() -> int:
+    """Fork a supervisor for each line on stdin, the JSON of its arguments. Answer with `.`, or `!` if that failed.
+
+    Ends when the worker does: nothing else holds the other end of stdin.
+    """
+    if sys.platform == "linux":
+        import ctypes  # noqa: F401  what every fork would import (`become_subreaper`)
+    gc.freeze()  # a collection in a fork would copy what all share
+    while line := read_line(0):
+        os.write(1, b"." if fork_detached(json.loads(line)) else b"!")
+    return 0
+
+
+def fork_detached(arguments: list[str]) -> bool:
+    """Fork a supervisor that is left to init; False if that failed."""
+    try:
+        child = os.fork()
+    except OSError:
+        return False
+    if child:
+        return os.waitpid(child, 0)[1] == 0
+    status = 1
+    try:
+        os.chdir(arguments[0])  # whatever lives of an attempt can be told by it from its first moment
+        if os.fork():
+            os._exit(0)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        said = os.open("program.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(said, 1)
+        os.dup2(said, 2)
+        os.close(said)
+        status = main(arguments)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(status)
 
 
 class Folder:
@@ -129,12 +175,11 @@ class Folder:
         return None
 
     def create_once(self, name: str) -> bool:
-        """Create an empty file durably; False if it was there."""
+        """Create an empty file; False if it was there. The next durable `write` makes it durable as well."""
         try:
             os.close(os.open(self.file(name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         except FileExistsError:
             return False
-        self._sync()
         return True
 
     def read(self, name: str) -> Record | None:
