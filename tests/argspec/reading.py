@@ -7,6 +7,7 @@ from app.argspec.reader import read_arguments
 from app.argspec.report import Arguments, Remark
 from app.argspec.source import NotPython, parse
 from app.domain.script_parameters import ScriptParameters
+from app.presets import catalogue
 from app.registry.methods.script_reading import script_parameters
 
 
@@ -18,3 +19,9 @@ def read_parameters(source: str, beside: Mapping[str, str] | None = None) -> Scr
     except NotPython as error:
         remark = Remark("unread_not_python", error.problem.line, error.problem.message)
         return script_parameters(Arguments(unread=(remark,)))
+
+
+def read_shipped(name: str) -> ScriptParameters:
+    """Return what the platform makes of a shipped script, with what it takes from our helpers."""
+    helpers = {file.stem: file.read_text("utf-8") for file in catalogue.helpers_dir().glob("*.py")}
+    return read_parameters(catalogue.script_path(name).read_text("utf-8"), helpers)

@@ -17,7 +17,7 @@ from app.presets.catalogue import PresetManifest
 from app.presets.sample_pictures import draw
 from app.registry.datasets import files as dataset_files
 from app.registry.datasets.row_surveys import RowSurveys, RowsWanted
-from tests.argspec.reading import read_parameters
+from tests.argspec.reading import read_shipped
 
 MANIFESTS = {manifest.name: manifest for manifest in catalogue.load_manifests()}
 SCRIPTS = sorted(catalogue.stage_scripts())
@@ -182,7 +182,7 @@ class TestParameters:
 
     @pytest.mark.parametrize("script", ["sft-demo.py", "vl-demo.py", "custom02.py"])
     def test_arguments_of_the_chat_template_are_an_object(self, script: str) -> None:
-        read = read_parameters(catalogue.script_path(script).read_text())
+        read = read_shipped(script)
         given = {"enable_thinking": False}
 
         check = check_parameters({"chat_template_kwargs": given}, read)
@@ -195,6 +195,51 @@ class TestParameters:
         script = manifest.definition["stages"].get("training", manifest.definition["stages"]["saving"])["file"]
 
         assert set(manifest.demo.parameters) <= declared(script)
+
+
+PARSERS = """
+import json, runpy, sys
+sys.path.append(sys.argv[1])
+found = {}
+for script in sys.argv[2:]:
+    parser = runpy.run_path(script, run_name="probe").get("make_parser", lambda: None)()
+    found[script.rpartition("/")[2]] = parser and {
+        action.option_strings[0].removeprefix("--"): {
+            "names": [name.removeprefix("--") for name in action.option_strings],
+            "default": action.default,
+            "choices": action.choices and list(action.choices),
+            "required": action.required,
+            "help": (action.help or "").replace("%%", "%"),
+        }
+        for action in parser._actions
+        if action.dest != "help"
+    }
+print(json.dumps(found))
+"""
+
+
+def test_what_is_read_of_shipped_scripts_is_what_they_declare() -> None:
+    paths = [str(catalogue.script_path(name)) for name in SCRIPTS]
+    command = [sys.executable, "-c", PARSERS, str(catalogue.helpers_dir()), *paths]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    declared_in = {name: parser for name, parser in json.loads(run.stdout).items() if parser}
+
+    assert len(declared_in) > 15
+    for name, expected in declared_in.items():
+        script = read_shipped(name)
+        assert not script.partly_read, (name, script.unread)
+        found = {one.name: one for one in script.parameters}
+        assert list(found) == list(expected), name
+        for parameter, declaration in expected.items():
+            one = found[parameter]
+            read = {
+                "names": [one.name, *one.aliases],
+                "default": one.default,
+                "choices": one.choices and list(one.choices),
+                "required": one.required,
+                "help": one.help,
+            }
+            assert read == declaration, (name, parameter)
 
 
 def declared(script: str) -> set[str]:

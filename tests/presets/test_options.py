@@ -14,7 +14,7 @@ from app.domain.rendering import filled_arguments
 from app.executor.environments.environment_probe import describe
 from app.presets import catalogue
 from tests import training_environment
-from tests.argspec.reading import read_parameters
+from tests.argspec.reading import read_shipped
 from tests.presets.conftest import NewHome
 from tests.presets.stage import Home, dataset
 
@@ -340,7 +340,7 @@ def option_paths() -> list[str]:
     """Return the classes that the shipped scripts of the `trl` environment name."""
     paths: dict[str, None] = {}
     for name in OPTION_SCRIPTS:
-        script = read_parameters(catalogue.script_path(name).read_text("utf-8"))
+        script = read_shipped(name)
         assert not script.partly_read, script.unread
         paths |= dict.fromkeys(use.path for use in script.option_classes)
     return list(paths)

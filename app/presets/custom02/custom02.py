@@ -31,8 +31,9 @@ from typing import Any
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
+import deepe_arguments as arguments
 import deepe_llm as llm
-from deepe_chat import json_object, stop_at_turn_ends
+from deepe_chat import stop_at_turn_ends
 from deepe_examples import encode, load_examples
 from deepe_log import log, remark_plan
 from deepe_rows import CONVERSATION, Refused, Rendered, Wanted
@@ -58,16 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--validation_path", default=None, help="rows for the score; empty holds out a part")
     parser.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
     parser.add_argument("--max_seq_length", type=int, default=512, help="tokens of a row; longer rows are left out")
-    parser.add_argument("--chat_template", default="auto", help="auto: the base model's; none; a template or its file")
-    parser.add_argument(
-        "--chat_template_kwargs", type=json_object, default=None, help="JSON object with arguments of the chat template"
-    )
-    parser.add_argument(
-        "--enable_thinking",
-        choices=["auto", "true", "false"],
-        default="auto",
-        help="whether answers begin with reasoning, for templates that know it",
-    )
+    arguments.add_template(parser)
     parser.add_argument("--epochs", type=int, default=3, help="passes over the rows, unless max_steps is given")
     parser.add_argument("--max_steps", type=int, default=None, help="number of steps, instead of epochs")
     parser.add_argument("--batch_size", type=int, default=8, help="rows in one forward pass")

@@ -37,6 +37,7 @@ from typing import Any
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
+import deepe_arguments as arguments
 import deepe_llm as llm
 from deepe_examples import load_examples
 from deepe_log import log, remark, remark_plan
@@ -56,19 +57,8 @@ Right = Mapping[str, frozenset[str]]
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Train a text encoder by contrast.", allow_abbrev=False)
-    parser.add_argument("--train_id", default="manual", help="id of the job, for the log")
-    parser.add_argument("--seq", type=int, default=1, help="number of the step in the job, for the log")
-    parser.add_argument("--model_name", default="embedding-demo", help="name of the model")
-    parser.add_argument("--model_path", required=True, help="folder of the base model")
-    parser.add_argument("--dataset_path", required=True, help="JSONL file, or a folder with one")
-    parser.add_argument("--output_dir", required=True, help="folder for the adapter and the checkpoints")
-
-    data = parser.add_argument_group("data")
-    data.add_argument("--input_train_name", default=None, help="column with the query; empty finds it by itself")
-    data.add_argument("--output_train_name", default=None, help="column with its text; empty finds it by itself")
-    data.add_argument("--data_form", default="auto", help="form of the rows, where they can be read in several ways")
-    data.add_argument("--validation_path", default=None, help="rows for the score; empty holds out a part of the data")
-    data.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
+    arguments.add_job(parser, model_name="embedding-demo")
+    data = arguments.add_rows(parser, columns=("the query", "its text"))
     data.add_argument("--max_seq_length", type=int, default=256, help="tokens of a text; the rest is cut off")
     data.add_argument("--query_prefix", default=AUTO, help="put before each query; auto takes the base model's own")
     data.add_argument("--document_prefix", default=AUTO, help="put before each text; auto takes the base model's own")
@@ -88,19 +78,10 @@ def make_parser() -> argparse.ArgumentParser:
     steps.add_argument("--warmup_steps", type=int, default=10, help="steps until the highest learning rate")
     steps.add_argument("--max_grad_norm", type=float, default=1.0, help="longer gradients are cut to this length")
     steps.add_argument("--scale", type=float, default=20.0, help="sharpness: similarities are multiplied by it")
-    steps.add_argument("--seed", type=int, default=42, help="same seed and machine, same model")
-
-    lora = parser.add_argument_group("adapter")
-    lora.add_argument("--lora_rank", "--lora_r", "--r", type=int, default=16, help="rank of the adapter's matrices")
-    lora.add_argument("--lora_alpha", type=int, default=32, help="weight of the adapter, divided by the rank")
-
-    watch = parser.add_argument_group("checkpoints and score")
-    watch.add_argument("--logging_steps", type=int, default=5, help="steps between two points of the curves")
-    watch.add_argument("--save_steps", type=int, default=100, help="steps between two checkpoints")
+    arguments.add_seed(steps)
+    arguments.add_lora(parser.add_argument_group("adapter"))
+    watch = arguments.add_watch(parser, eval_samples=200)
     watch.add_argument("--eval_steps", type=int, default=100, help="steps between two points of the held-out loss")
-    watch.add_argument("--resume", type=llm.str2bool, default=True, help="go on from the newest complete checkpoint")
-    watch.add_argument("--eval_fraction", type=float, default=0.1, help="part of the rows held out for the score")
-    watch.add_argument("--eval_samples", type=int, default=200, help="held-out rows that are used at most")
     return parser
 
 
@@ -431,7 +412,7 @@ def save_checkpoint(encoder: Encoder, optimizer: Any, schedule: Any, args: argpa
     shutil.rmtree(target, ignore_errors=True)
     draft.rename(target)
     deepe.checkpoint(target, step)
-    for old in checkpoints(output)[2:]:
+    for old in checkpoints(output)[max(1, args.save_total_limit) :]:
         shutil.rmtree(old, ignore_errors=True)
     return target
 

@@ -37,9 +37,10 @@ from typing import Any, NamedTuple
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
+import deepe_arguments as arguments
 import deepe_llm as llm
 import deepe_mlx as mlx_models
-from deepe_chat import ends_of, json_object, write_ends
+from deepe_chat import ends_of, write_ends
 from deepe_checkpoints import newest_checkpoint
 from deepe_examples import encode, load_examples
 from deepe_log import log, remark_plan
@@ -60,13 +61,7 @@ class Example(NamedTuple):
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Fine-tune a language model with MLX.", allow_abbrev=False)
-    job = parser.add_argument_group("what the platform fills in")
-    job.add_argument("--train_id", default="manual", help="id of the job, for the log")
-    job.add_argument("--seq", type=int, default=1, help="number of the step in the job, for the log")
-    job.add_argument("--model_name", default="mlx-demo", help="name of the model")
-    job.add_argument("--model_path", required=True, help="folder of the base model")
-    job.add_argument("--dataset_path", required=True, help="JSONL file, or a folder with one")
-    job.add_argument("--output_dir", required=True, help="folder for the adapter and the checkpoints")
+    arguments.add_job(parser, model_name="mlx-demo")
 
     adapter = parser.add_argument_group("what is trained")
     adapter.add_argument("--fine_tune_type", choices=["lora", "dora", "full"], default="lora")
@@ -75,25 +70,12 @@ def make_parser() -> argparse.ArgumentParser:
     adapter.add_argument("--lora_scale", type=float, default=20.0, help="weight of the adapter")
     adapter.add_argument("--lora_dropout", type=float, default=0.0, help="part of the adapter's inputs switched off")
 
-    data = parser.add_argument_group("data")
-    data.add_argument("--input_train_name", default=None, help="column with the input; empty finds it by itself")
-    data.add_argument("--output_train_name", default=None, help="column with the output; empty finds it by itself")
-    data.add_argument("--data_form", default="auto", help="form of the rows, where they can be read in several ways")
-    data.add_argument("--validation_path", default=None, help="rows for the score; empty holds out a part of the data")
-    data.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
-    data.add_argument("--max_input_length", type=int, default=1024, help="tokens of the input of a row")
-    data.add_argument("--max_content_length", type=int, default=1024, help="tokens of the output of a row")
-    data.add_argument("--chat_template", default="auto", help="auto: the base model's; none; a template or its file")
+    data = arguments.add_rows(parser, columns=("the input", "the output"))
+    arguments.add_lengths(data)
+    arguments.add_template(data)
     data.add_argument(
-        "--chat_template_kwargs", type=json_object, default=None, help="JSON object with arguments of the chat template"
+        "--mask_prompt", type=arguments.str2bool, default=True, help="learn the answers, not the questions"
     )
-    data.add_argument(
-        "--enable_thinking",
-        choices=["auto", "true", "false"],
-        default="auto",
-        help="whether answers begin with reasoning, for templates that know it",
-    )
-    data.add_argument("--mask_prompt", type=llm.str2bool, default=True, help="learn the answers, not the questions")
 
     steps = parser.add_argument_group("training")
     steps.add_argument("--epochs", type=float, default=1.0, help="passes over the rows, unless max_steps is given")
@@ -108,10 +90,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     steps.add_argument("--max_grad_norm", type=float, default=1.0, help="longer gradients are cut to this length")
     steps.add_argument("--weight_decay", type=float, default=0.0, help="pull of the weights towards zero")
-    steps.add_argument("--seed", type=int, default=42, help="same seed and machine, same model")
+    arguments.add_seed(steps)
 
     machine = parser.add_argument_group("memory and speed")
-    machine.add_argument("--load_in_4bit", type=llm.str2bool, default=False, help="QLoRA: the base model in 4 bits")
+    machine.add_argument(
+        "--load_in_4bit", type=arguments.str2bool, default=False, help="QLoRA: the base model in 4 bits"
+    )
     machine.add_argument(
         "--dtype",
         choices=["auto", "bfloat16", "float16", "float32"],
@@ -119,17 +103,14 @@ def make_parser() -> argparse.ArgumentParser:
         help="auto keeps the base model's own",
     )
     machine.add_argument(
-        "--gradient_checkpointing", type=llm.str2bool, default=False, help="recompute activations instead of keeping"
+        "--gradient_checkpointing",
+        type=arguments.str2bool,
+        default=False,
+        help="recompute activations instead of keeping",
     )
 
-    watch = parser.add_argument_group("checkpoints and score")
-    watch.add_argument("--logging_steps", type=int, default=5, help="steps between two points of the curves")
+    watch = arguments.add_watch(parser)
     watch.add_argument("--eval_steps", type=int, default=50, help="steps between two losses on the held-out rows")
-    watch.add_argument("--save_steps", type=int, default=100, help="steps between two checkpoints")
-    watch.add_argument("--save_total_limit", type=int, default=2, help="checkpoints that are kept")
-    watch.add_argument("--resume", type=llm.str2bool, default=True, help="go on from the newest complete checkpoint")
-    watch.add_argument("--eval_fraction", type=float, default=0.1, help="part of the rows held out for the score")
-    watch.add_argument("--eval_samples", type=int, default=100, help="held-out rows that are used at most")
     watch.add_argument("--eval_max_new_tokens", type=int, default=64, help="tokens of an answer that is scored")
     return parser
 

@@ -33,9 +33,9 @@ from typing import Any
 
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
+import deepe_arguments as arguments
 import deepe_llm as llm
 from deepe_adapters import adopt_kind, check_start, with_adapter
-from deepe_chat import json_object
 from deepe_log import log, remark
 from deepe_options import Options, options_of
 from deepe_preparation import Learned, Preparation
@@ -78,115 +78,23 @@ LEARNS = Wanted(kinds=frozenset({CONVERSATION, TEXT}))
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Fine-tune with an adapter of your choice.", allow_abbrev=False)
-    job = parser.add_argument_group("what the platform fills in")
-    job.add_argument("--train_id", default="manual", help="id of the job, for the log")
-    job.add_argument("--seq", type=int, default=1, help="number of the step in the job, for the log")
-    job.add_argument("--model_name", default="peft-demo", help="name of the model")
-    job.add_argument("--model_path", required=True, help="folder of the base model")
-    job.add_argument("--dataset_path", required=True, help="JSONL file, or a folder with one")
-    job.add_argument("--adapter_name_or_path", default=None, help="folder of an adapter of the base to go on from")
-    job.add_argument("--output_dir", required=True, help="folder for the adapter and the checkpoints")
-
+    arguments.add_job(parser, model_name="peft-demo", goes_on=True)
     adapter = parser.add_argument_group("adapter")
-    adapter.add_argument(
-        "--adapter",
-        choices=[
-            "lora", "rslora", "dora", "pissa", "oft", "loha", "lokr", "adalora", "ia3", "vera", "prompt_tuning",
-        ],
-        default="lora",
-        help="kind of the adapter",
-    )  # fmt: skip
+    adapter.add_argument("--adapter", choices=list(RATES), default="lora", help="kind of the adapter")
     adapter.add_argument("--target_modules", default="all-linear", help="layers, separated by commas; or all-linear")
-    adapter.add_argument(
-        "--lora_rank", "--lora_r", "--r", type=int, default=16, help="rank; not for oft, ia3 and prompt_tuning"
-    )
-    adapter.add_argument("--lora_alpha", type=int, default=32, help="weight of the adapter, divided by the rank")
+    arguments.add_lora(adapter, rank="rank; not for oft, ia3 and prompt_tuning")
     adapter.add_argument("--lora_dropout", type=float, default=0.0, help="part of the adapter's inputs switched off")
     adapter.add_argument("--oft_block_size", type=int, default=32, help="width of a rotated block of oft")
     adapter.add_argument(
         "--virtual_tokens", "--num_virtual_tokens", type=int, default=16, help="tokens of prompt_tuning"
     )
-
-    data = parser.add_argument_group("data")
-    data.add_argument("--input_train_name", default=None, help="column with the input; empty finds it by itself")
-    data.add_argument("--output_train_name", default=None, help="column with the output; empty finds it by itself")
-    data.add_argument("--data_form", default="auto", help="form of the rows, where they can be read in several ways")
-    data.add_argument("--validation_path", default=None, help="rows for the score; empty holds out a part of the data")
-    data.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
-    data.add_argument("--max_input_length", type=int, default=1024, help="tokens of the input of a row")
-    data.add_argument("--max_content_length", type=int, default=1024, help="tokens of the output of a row")
-    data.add_argument("--chat_template", default="auto", help="auto: the base model's; none; a template or its file")
-    data.add_argument(
-        "--chat_template_kwargs", type=json_object, default=None, help="JSON object with arguments of the chat template"
-    )
-    data.add_argument(
-        "--enable_thinking",
-        choices=["auto", "true", "false"],
-        default="auto",
-        help="whether answers begin with reasoning, for templates that know it",
-    )
-
-    data.add_argument(
-        "--preprocessing_workers",
-        "--dataset_num_proc",
-        type=int,
-        default=None,
-        help="processes that make tokens of the rows; empty takes as many as the cores and the rows are worth",
-    )
-
-    steps = parser.add_argument_group("training")
-    steps.add_argument(
-        "--epochs",
-        "--num_train_epochs",
-        type=float,
-        default=1.0,
-        help="passes over the rows, unless max_steps is given",
-    )
-    steps.add_argument("--max_steps", type=int, default=None, help="number of steps, instead of epochs")
-    steps.add_argument(
-        "--batch_size", "--per_device_train_batch_size", type=int, default=8, help="rows in one forward pass"
-    )
-    steps.add_argument(
-        "--grad_accum_steps", "--gradient_accumulation_steps", type=int, default=1, help="forward passes in one step"
-    )
-    steps.add_argument("--learning_rate", type=float, default=None, help="empty takes what suits the adapter")
-    steps.add_argument("--warmup_steps", type=int, default=None, help="steps until the highest learning rate")
-    steps.add_argument("--warmup_ratio", type=float, default=0.03, help="the same as part of all steps")
-    steps.add_argument(
-        "--lr_scheduler",
-        "--lr_scheduler_type",
-        default="cosine",
-        help="course of the learning rate",
-    )
-    steps.add_argument(
-        "--optimizer",
-        "--optim",
-        default="adamw_torch_fused",
-        help="the 8-bit ones need bitsandbytes",
-    )
-    steps.add_argument("--seed", type=int, default=42, help="same seed and machine, same model")
-
-    machine = parser.add_argument_group("memory and speed")
-    machine.add_argument("--load_in_4bit", type=llm.str2bool, default=False, help="QLoRA; needs bitsandbytes")
-    machine.add_argument("--dtype", choices=["auto", "bfloat16", "float16", "float32"], default="auto")
-    machine.add_argument(
-        "--attention", choices=["auto", "sdpa", "flash_attention_2", "flash_attention_3", "eager"], default="auto"
-    )
-    machine.add_argument("--gradient_checkpointing", choices=["auto", "true", "false"], default="auto")
-
-    watch = parser.add_argument_group("checkpoints and score")
-    watch.add_argument("--logging_steps", type=int, default=5, help="steps between two points of the curves")
-    watch.add_argument("--save_steps", type=int, default=100, help="steps between two checkpoints")
-    watch.add_argument("--save_total_limit", type=int, default=2, help="checkpoints that are kept")
-    watch.add_argument("--resume", type=llm.str2bool, default=True, help="go on from the newest complete checkpoint")
-    watch.add_argument("--eval_fraction", type=float, default=0.1, help="part of the rows held out for the score")
-    watch.add_argument("--eval_samples", type=int, default=100, help="held-out rows that are used at most")
-    watch.add_argument("--eval_steps", type=int, default=100, help="steps between two points of the held-out loss")
-    watch.add_argument(
-        "--early_stopping_patience", type=int, default=None, help="end after so many losses without improvement"
-    )
-    watch.add_argument("--early_stopping_threshold", type=float, default=0.0, help="what counts as an improvement")
-    watch.add_argument("--eval_max_new_tokens", type=int, default=64, help="tokens of an answer that is scored")
+    data = arguments.add_rows(parser, columns=("the input", "the output"))
+    arguments.add_lengths(data)
+    arguments.add_template(data)
+    arguments.add_workers(data)
+    arguments.add_steps(parser, learning_rate=None, learning_rate_help="empty takes what suits the adapter")
+    arguments.add_memory(parser.add_argument_group("memory and speed"))
+    arguments.add_held_out(arguments.add_watch(parser))
     return parser
 
 

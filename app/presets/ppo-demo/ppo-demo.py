@@ -36,9 +36,9 @@ from typing import Any
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
+import deepe_arguments as arguments
 import deepe_llm as llm
 from deepe_adapters import ADAPTER, REFERENCE, as_reference, check_start, load_start, start_of
-from deepe_chat import json_object
 from deepe_checkpoints import make_readable, newest_checkpoint
 from deepe_examples import fitting_questions, load_examples
 from deepe_log import log, remark_plan
@@ -59,14 +59,7 @@ LEARNS = Wanted(kinds=frozenset({QUESTION}), tools=False)
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Proximal policy optimization.", allow_abbrev=False)
-    job = parser.add_argument_group("what the platform fills in")
-    job.add_argument("--train_id", default="manual", help="id of the job, for the log")
-    job.add_argument("--seq", type=int, default=1, help="number of the step in the job, for the log")
-    job.add_argument("--model_name", default="ppo-demo", help="name of the model")
-    job.add_argument("--model_path", required=True, help="folder of the base model")
-    job.add_argument("--dataset_path", required=True, help="JSONL file, or a folder with one")
-    job.add_argument("--adapter_name_or_path", default=None, help="folder of an adapter of the base to go on from")
-    job.add_argument("--output_dir", required=True, help="folder for the adapter and the checkpoints")
+    arguments.add_job(parser, model_name="ppo-demo", goes_on=True)
 
     reward = parser.add_argument_group("reward")
     reward.add_argument("--reward", choices=["rule", "model"], default="rule", help="who judges the answers")
@@ -86,29 +79,14 @@ def make_parser() -> argparse.ArgumentParser:
     reward.add_argument("--reward_steps", type=int, default=200, help="steps of making the reward model")
     reward.add_argument("--reward_learning_rate", type=float, default=1e-5, help="learning rate of the reward model")
 
-    data = parser.add_argument_group("data")
+    data = arguments.add_rows(parser, columns=("the question", "the result"))
     data.add_argument(
         "--system_prompt",
         default="Think step by step. Write the result into the last line, like this: #### 42",
         help="instruction before each question; empty gives none",
     )
-    data.add_argument("--input_train_name", default=None, help="column with the question; empty finds it by itself")
-    data.add_argument("--output_train_name", default=None, help="column with the result; empty finds it by itself")
-    data.add_argument("--data_form", default="auto", help="form of the rows, where they can be read in several ways")
-    data.add_argument("--validation_path", default=None, help="rows for the score; empty holds out a part of the data")
-    data.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
-    data.add_argument("--max_input_length", type=int, default=1024, help="tokens of a question")
-    data.add_argument("--max_content_length", type=int, default=256, help="tokens of an answer")
-    data.add_argument("--chat_template", default="auto", help="auto: the base model's; none; a template or its file")
-    data.add_argument(
-        "--chat_template_kwargs", type=json_object, default=None, help="JSON object with arguments of the chat template"
-    )
-    data.add_argument(
-        "--enable_thinking",
-        choices=["auto", "true", "false"],
-        default="auto",
-        help="whether answers begin with reasoning, for templates that know it",
-    )
+    arguments.add_lengths(data, of_input="a question", of_output="an answer", output_tokens=256)
+    arguments.add_template(data)
 
     method = parser.add_argument_group("method")
     method.add_argument("--rollouts", type=int, default=64, help="answers in one step")
@@ -128,25 +106,12 @@ def make_parser() -> argparse.ArgumentParser:
     steps.add_argument(
         "--optimizer", choices=["adamw_torch_fused", "adamw_torch"], default="adamw_torch_fused", help="both are AdamW"
     )
-    steps.add_argument("--seed", type=int, default=42, help="same seed and machine, same model")
+    arguments.add_seed(steps)
 
     machine = parser.add_argument_group("adapter, memory and speed")
-    machine.add_argument("--lora_rank", "--lora_r", "--r", type=int, default=16, help="rank of the adapter's matrices")
-    machine.add_argument("--lora_alpha", type=int, default=32, help="weight of the adapter, divided by the rank")
-    machine.add_argument("--load_in_4bit", type=llm.str2bool, default=False, help="QLoRA; needs bitsandbytes")
-    machine.add_argument("--dtype", choices=["auto", "bfloat16", "float32"], default="auto")
-    machine.add_argument(
-        "--attention", choices=["auto", "sdpa", "flash_attention_2", "flash_attention_3", "eager"], default="auto"
-    )
-    machine.add_argument("--gradient_checkpointing", choices=["auto", "true", "false"], default="auto")
-
-    watch = parser.add_argument_group("checkpoints and score")
-    watch.add_argument("--logging_steps", type=int, default=1, help="steps between two points of the curves")
-    watch.add_argument("--save_steps", type=int, default=50, help="steps between two checkpoints")
-    watch.add_argument("--save_total_limit", type=int, default=2, help="checkpoints that are kept")
-    watch.add_argument("--resume", type=llm.str2bool, default=True, help="go on from the newest complete checkpoint")
-    watch.add_argument("--eval_fraction", type=float, default=0.1, help="part of the rows held out for the score")
-    watch.add_argument("--eval_samples", type=int, default=100, help="held-out rows that are used at most")
+    arguments.add_lora(machine)
+    arguments.add_memory(machine, dtypes=["auto", "bfloat16", "float32"])
+    arguments.add_watch(parser, logging_steps=1, save_steps=50)
     return parser
 
 

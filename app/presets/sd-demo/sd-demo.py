@@ -36,10 +36,11 @@ from pathlib import Path
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
+import deepe_arguments as arguments
 import deepe_diffusion as diffusion
 import deepe_simpletuner as simpletuner
 from deepe_captions import Captioned, check_readable, load_captioned, split
-from deepe_llm import judge_unknown, print_step, str2bool
+from deepe_llm import judge_unknown, print_step
 from deepe_log import log, remark
 from deepe_rows import Refused
 
@@ -52,13 +53,13 @@ LEAST = {
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Teach a model that draws, with LoRA.", allow_abbrev=False)
-    job = parser.add_argument_group("what the platform fills in")
-    job.add_argument("--train_id", default="manual", help="id of the job, for the log")
-    job.add_argument("--seq", type=int, default=1, help="number of the step in the job, for the log")
-    job.add_argument("--model_name", default="sd-demo", help="name of the model")
-    job.add_argument("--model_path", required=True, help="folder of the base model, a pipeline of diffusers")
-    job.add_argument("--dataset_path", required=True, help="JSONL file, a folder with one, or a folder of pictures")
-    job.add_argument("--output_dir", required=True, help="folder for the LoRA weights and the checkpoints")
+    arguments.add_job(
+        parser,
+        model_name="sd-demo",
+        model="folder of the base model, a pipeline of diffusers",
+        dataset="JSONL file, a folder with one, or a folder of pictures",
+        output="folder for the LoRA weights and the checkpoints",
+    )
 
     data = parser.add_argument_group("data")
     data.add_argument("--pic_relative_path", default=None, help="folder of the pictures; empty finds it by itself")
@@ -82,19 +83,13 @@ def make_parser() -> argparse.ArgumentParser:
     steps.add_argument("--warmup_steps", type=int, default=10, help="steps until the highest learning rate")
     steps.add_argument("--max_grad_norm", type=float, default=1.0, help="longer gradients are cut to this length")
     steps.add_argument("--weight_decay", type=float, default=0.01, help="pull of the adapter towards zero")
-    steps.add_argument("--seed", type=int, default=42, help="same seed and machine, same model")
+    arguments.add_seed(steps)
 
     machine = parser.add_argument_group("memory and speed")
     machine.add_argument("--dtype", choices=["auto", "bfloat16", "float32"], default="auto")
     machine.add_argument("--gradient_checkpointing", choices=["auto", "true", "false"], default="auto")
 
-    watch = parser.add_argument_group("checkpoints and score")
-    watch.add_argument("--logging_steps", type=int, default=5, help="steps between two points of the curves")
-    watch.add_argument("--save_steps", type=int, default=100, help="steps between two checkpoints")
-    watch.add_argument("--save_total_limit", type=int, default=2, help="checkpoints that are kept")
-    watch.add_argument("--resume", type=str2bool, default=True, help="go on from the newest complete checkpoint")
-    watch.add_argument("--eval_fraction", type=float, default=0.1, help="part of the pictures held out for the score")
-    watch.add_argument("--eval_samples", type=int, default=16, help="held-out pictures that are used at most")
+    watch = arguments.add_watch(parser, rows="pictures", eval_samples=16)
     watch.add_argument("--eval_pictures", type=int, default=4, help="held-out captions that are drawn; 0 draws none")
     return parser
 

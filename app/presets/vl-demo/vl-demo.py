@@ -31,6 +31,7 @@ from typing import Any
 
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
+import deepe_arguments as arguments
 import deepe_chat as chat
 import deepe_llm as llm
 import deepe_pictures as pictures
@@ -47,97 +48,22 @@ LIBRARY_OPTIONS = {  # every field of these classes can be set, beside the argum
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Fine-tune a vision-language model.", allow_abbrev=False)
-    job = parser.add_argument_group("what the platform fills in")
-    job.add_argument("--train_id", default="manual", help="id of the job, for the log")
-    job.add_argument("--seq", type=int, default=1, help="number of the step in the job, for the log")
-    job.add_argument("--model_name", default="vl-demo", help="name of the model")
-    job.add_argument("--model_path", required=True, help="folder of the base model")
-    job.add_argument("--dataset_path", required=True, help="folder with one JSONL file and the pictures, or the file")
-    job.add_argument("--output_dir", required=True, help="folder for the adapter and the checkpoints")
-
-    data = parser.add_argument_group("data")
+    arguments.add_job(parser, model_name="vl-demo", dataset="folder with one JSONL file and the pictures, or the file")
+    data = arguments.add_rows(parser, columns=("the question", "the answer"))
     data.add_argument("--pic_relative_path", default=None, help="folder of the pictures; empty takes images")
-    data.add_argument("--input_train_name", default=None, help="column with the question; empty finds it by itself")
-    data.add_argument("--output_train_name", default=None, help="column with the answer; empty finds it by itself")
-    data.add_argument("--data_form", default="auto", help="form of the rows, where they can be read in several ways")
-    data.add_argument("--validation_path", default=None, help="rows for the score; empty holds out a part of the data")
-    data.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
     data.add_argument("--max_image_side", type=int, default=1024, help="larger pictures are shrunk to it; 0 does not")
-    data.add_argument("--max_input_length", type=int, default=2048, help="tokens of a question with its pictures")
-    data.add_argument("--max_content_length", type=int, default=1024, help="tokens of an answer")
-    data.add_argument("--chat_template", default="auto", help="auto: the base model's; none; a template or its file")
-    data.add_argument(
-        "--chat_template_kwargs",
-        type=chat.json_object,
-        default=None,
-        help="JSON object with arguments of the chat template",
-    )
-    data.add_argument(
-        "--enable_thinking",
-        choices=["auto", "true", "false"],
-        default="auto",
-        help="whether answers begin with reasoning, for templates that know it",
-    )
-
+    arguments.add_lengths(data, of_input="a question with its pictures", of_output="an answer", input_tokens=2048)
+    arguments.add_template(data)
     adapter = parser.add_argument_group("adapter")
-    adapter.add_argument("--lora_rank", "--lora_r", "--r", type=int, default=16, help="rank of the adapter's matrices")
-    adapter.add_argument("--lora_alpha", type=int, default=32, help="weight of the adapter, divided by the rank")
-    adapter.add_argument("--train_vision", type=llm.str2bool, default=False, help="adapt the vision tower as well")
-
-    steps = parser.add_argument_group("training")
-    steps.add_argument(
-        "--epochs",
-        "--num_train_epochs",
-        type=float,
-        default=1.0,
-        help="passes over the rows, unless max_steps is given",
+    arguments.add_lora(adapter)
+    adapter.add_argument(
+        "--train_vision", type=arguments.str2bool, default=False, help="adapt the vision tower as well"
     )
-    steps.add_argument("--max_steps", type=int, default=None, help="number of steps, instead of epochs")
-    steps.add_argument(
-        "--batch_size", "--per_device_train_batch_size", type=int, default=4, help="rows in one forward pass"
-    )
-    steps.add_argument(
-        "--grad_accum_steps", "--gradient_accumulation_steps", type=int, default=1, help="forward passes in one step"
-    )
-    steps.add_argument("--learning_rate", type=float, default=2e-4, help="highest learning rate")
-    steps.add_argument("--warmup_steps", type=int, default=None, help="steps until the highest learning rate")
-    steps.add_argument("--warmup_ratio", type=float, default=0.03, help="the same as part of all steps")
-    steps.add_argument(
-        "--lr_scheduler",
-        "--lr_scheduler_type",
-        default="cosine",
-        help="course of the learning rate",
-    )
-    steps.add_argument(
-        "--optimizer",
-        "--optim",
-        default="adamw_torch_fused",
-        help="the 8-bit ones need bitsandbytes",
-    )
-    steps.add_argument("--seed", type=int, default=42, help="same seed and machine, same model")
-
+    arguments.add_steps(parser, batch_size=4, learning_rate=2e-4)
     machine = parser.add_argument_group("memory and speed")
-    machine.add_argument("--load_in_4bit", type=llm.str2bool, default=False, help="QLoRA; needs bitsandbytes")
-    machine.add_argument("--dtype", choices=["auto", "bfloat16", "float16", "float32"], default="auto")
-    machine.add_argument(
-        "--attention", choices=["auto", "sdpa", "flash_attention_2", "flash_attention_3", "eager"], default="auto"
-    )
-    machine.add_argument("--gradient_checkpointing", choices=["auto", "true", "false"], default="auto")
+    arguments.add_memory(machine)
     machine.add_argument("--picture_workers", type=int, default=-1, help="processes that read pictures; -1 decides")
-
-    watch = parser.add_argument_group("checkpoints and score")
-    watch.add_argument("--logging_steps", type=int, default=5, help="steps between two points of the curves")
-    watch.add_argument("--save_steps", type=int, default=100, help="steps between two checkpoints")
-    watch.add_argument("--save_total_limit", type=int, default=2, help="checkpoints that are kept")
-    watch.add_argument("--resume", type=llm.str2bool, default=True, help="go on from the newest complete checkpoint")
-    watch.add_argument("--eval_fraction", type=float, default=0.1, help="part of the rows held out for the score")
-    watch.add_argument("--eval_samples", type=int, default=100, help="held-out rows that are used at most")
-    watch.add_argument("--eval_steps", type=int, default=100, help="steps between two points of the held-out loss")
-    watch.add_argument(
-        "--early_stopping_patience", type=int, default=None, help="end after so many losses without improvement"
-    )
-    watch.add_argument("--early_stopping_threshold", type=float, default=0.0, help="what counts as an improvement")
-    watch.add_argument("--eval_max_new_tokens", type=int, default=64, help="tokens of an answer that is scored")
+    arguments.add_held_out(arguments.add_watch(parser))
     return parser
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from deepe_arguments import json_object
 from deepe_log import remark
 from deepe_rows import Refused
 from deepe_rows.rendering import special_ids
@@ -62,17 +63,6 @@ def choose_template(
         if not any(re.search(rf"\b{name}\b", text) for text in texts):
             raise Refused(f"{name} has no effect: the chat template of {path} does not read it; leave it out")
     writer.chat_template = _each(template, lambda text: "".join(_defaults(given)) + text)
-
-
-def json_object(text: str) -> dict[str, Any]:
-    """Return the object that an argument is the JSON of. Raises `ArgumentTypeError`."""
-    try:
-        found = json.loads(text) if text else {}
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"is not valid JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise argparse.ArgumentTypeError('must be a JSON object, such as {"enable_thinking": false}')
-    return found
 
 
 def template_arguments(args: argparse.Namespace) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import deepe
 import deepe_chat as chat
 import deepe_memory as memory
 from deepe_adapters import folder_with, leave_reference_out, start_of
+from deepe_arguments import str2bool as str2bool  # noqa: PLC0414 (copies of older scripts take it from here)
 from deepe_checkpoints import ADAPTER, MODEL, make_readable, newest_checkpoint
 from deepe_log import log, remark, remark_plan
 from deepe_needs import FLASH_ATTENTION, needs_of
@@ -42,14 +43,6 @@ _expected_mib: dict[str, float] = {}  # of this process's training
 
 
 # --- the script -----------------------------------------------------------------------------------------------------
-
-
-def str2bool(text: str) -> bool:
-    if text.lower() in ("true", "1", "yes", "on"):
-        return True
-    if text.lower() in ("false", "0", "no", "off", ""):
-        return False
-    raise argparse.ArgumentTypeError(f"'{text}' is neither true nor false")
 
 
 def run_stage(
