@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,7 +13,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.domain.enums import JobKind, JobStatus
 from app.domain.transitions import UNFINISHED
 from app.store.paging import Order, Slice, keyset_slice
-from app.store.tables import MEASURED, JobRow
+from app.store.tables import MEASURED, NAMED_OUTSIDE, JobRow
 
 SORT_COLUMNS = {"created_at": JobRow.created_at, "name": JobRow.name, "updated_at": JobRow.updated_at}
 
@@ -51,6 +52,21 @@ async def list_jobs(
         statement = statement.where(col(JobRow.name).icontains(wanted.text, autoescape=True))
     order = Order(column=SORT_COLUMNS[sort], tie=JobRow.id, descending=descending)
     return await keyset_slice(session, statement, order, after=after, limit=limit)
+
+
+async def newest_named(session: AsyncSession, external_id: str) -> JobRow | None:
+    """Return the newest job of a task of DeepExtension's backend."""
+    statement = select(JobRow).where(JobRow.external_id == external_id, sa.text(NAMED_OUTSIDE))
+    newest_first = (col(JobRow.created_at).desc(), col(JobRow.id).desc())
+    return (await session.exec(statement.order_by(*newest_first).limit(1))).first()
+
+
+async def named_that_ended(session: AsyncSession, *, after: datetime, before: datetime) -> Sequence[JobRow]:
+    """Return the jobs of the backend's tasks that ended between two times."""
+    statement = select(JobRow).where(
+        sa.text(NAMED_OUTSIDE), col(JobRow.finished_at) > after, col(JobRow.finished_at) <= before
+    )
+    return (await session.exec(statement)).all()
 
 
 async def measured_trainings(

@@ -38,6 +38,7 @@ LIVE_JOB = "status IN ('launching', 'running', 'stopping')"
 RESERVING = "status = 'queued' AND reserved_node_id IS NOT NULL"
 BUILDING = "kind = 'environment' AND status IN ('queued', 'launching', 'running', 'stopping')"
 BUILDING_BASE_MODEL = "kind = 'base-model' AND status IN ('queued', 'launching', 'running', 'stopping')"
+NAMED_OUTSIDE = "external_id IS NOT NULL"
 MEASURED = "memory IS NOT NULL"
 LIVE_ATTEMPT = "live"
 LIVE_LEASE = "live"
@@ -323,6 +324,13 @@ class JobRow(SQLModel, table=True):
         sa.Index("ix_job_status_created_at_id", "status", "created_at", "id"),
         sa.Index("ix_job_chain_id_position", "chain_id", "position"),
         sa.Index("ix_job_blocked_by", "blocked_by"),
+        sa.Index(
+            "ix_job_external_id",
+            "external_id",
+            "created_at",
+            sqlite_where=sa.text(NAMED_OUTSIDE),
+            postgresql_where=sa.text(NAMED_OUTSIDE),
+        ),
         sa.Index("ix_job_method_id_created_at_id", "method_id", "created_at", "id"),
         sa.Index(
             "ix_job_measured",
@@ -354,6 +362,9 @@ class JobRow(SQLModel, table=True):
     chain_id: str = Field(max_length=36)
     position: int = 0
     blocked_by: str | None = Field(default=None, max_length=36, description="job that must succeed before")
+    external_id: str | None = Field(
+        default=None, max_length=200, description="the task's id at DeepExtension's backend; several jobs may share it"
+    )
     retry_of: str | None = Field(default=None, max_length=36)
     copied_from: str | None = Field(default=None, max_length=36)
 

@@ -203,6 +203,9 @@ class JobSummary(BaseModel):
         description="Ids of the accelerators that its newest attempt holds or held.",
         examples=[["GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"]],
     )
+    external_id: str | None = Field(
+        description="Id of the task at DeepExtension's backend whose call made the job; see docs/runner.md."
+    )
     retry_of: str | None = Field(description="Id of the job that this one repeats.")
     copied_from: str | None = Field(description="Id of the job that this one is a copy of.")
     attempts: int = Field(description="How often its process was launched.", examples=[1])
@@ -418,6 +421,7 @@ def _members(view: JobView, language: Language) -> dict[str, Any]:
         "resources": Resources.model_validate(job.resources) if job.resources else _NO_RESOURCES,
         "node": view.node,
         "accelerators": list(view.accelerators),
+        "external_id": job.external_id,
         "retry_of": job.retry_of,
         "copied_from": job.copied_from,
         "attempts": job.attempts,
