@@ -451,6 +451,12 @@ async def fail_queued(
     return len(job_ids)
 
 
+async def fail_unlaunched(session: AsyncSession, job_id: str, end: End, *, now: datetime) -> None:
+    """End a queued job that cannot run."""
+    if await _write_status(session, job_id, old={JobStatus.QUEUED}, new=end.status, now=now, end=end):
+        await _end_successors(session, job_id, now=now)
+
+
 async def end_queued_builds(session: AsyncSession, node_id: str, end: End, *, now: datetime) -> int:
     """End the queued builds of environments on this node; return how many there were."""
     statement = select(JobRow.id).where(

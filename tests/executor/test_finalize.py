@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,9 @@ class Status:
     async def running(self, job_id: str, pid: int) -> None: ...
 
     async def read(self, job_id: str) -> int | None:
+        return None
+
+    async def record(self, job_id: str) -> Mapping[str, Any] | None:
         return None
 
     async def ended(self, job_id: str, *, succeeded: bool) -> None:

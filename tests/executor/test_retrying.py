@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from app.domain.enums import EndReason, JobKind, JobStatus
+from app.executor.runs.job_spec import JobSpec, RunnerCall
 from app.executor.runs.run_folder import RunFolder
 from app.executor.supervisor.client import ExitWhy
 from app.store import jobs as store
@@ -71,6 +72,16 @@ class TestLostNode:
 
         row = await desk.row(claim)
         assert (row.status, row.reason) == (JobStatus.FAILED, EndReason.NODE_LOST)
+
+    async def test_call_of_deepextensions_backend_that_had_begun_is_not_repeated(self, desk: Desk) -> None:
+        call = JobSpec(runner_call=RunnerCall(status_key="theirs")).document()
+        await job_rows.add_job(desk.database, kind=JobKind.TRAINING, launch=call)
+        claim = await job_rows.claim(desk.database, desk.node_id)
+        assert claim is not None
+
+        await desk.finalizer.finalize(claim, REBOOT)
+
+        assert ((await desk.row(claim)).status, desk.status.ends) == (JobStatus.FAILED, [("theirs", False)])
 
     async def test_job_that_somebody_wants_to_stop_is_not_queued_again(self, desk: Desk) -> None:
         claim = await desk.claim()

@@ -36,6 +36,7 @@ from app.executor.jobs.reruns import (
     JobIsBuild,
     JobIsInferenceRequest,
     JobIsPreview,
+    JobIsRunnerCall,
     JobNotRetryable,
     NoCheckpointToResume,
     NoSuggestionKnown,
@@ -247,6 +248,7 @@ async def cancel_job(job: JobId, session: WriteSession, services: ServicesDep, l
         JobIsBuild,
         JobIsBaseModelBuild,
         JobIsPreview,
+        JobIsRunnerCall,
         JobInputsGone,
         JobDatasetChanged,
         JobMethodDeleted,
@@ -284,7 +286,7 @@ async def retry_job(
     status_code=201,
     response_model=JobSubmitted,
     responses=problem_responses(
-        JobNotFound, JobIsInferenceRequest, JobIsBuild, JobIsBaseModelBuild, JobIsPreview, *_SUBMITTED
+        JobNotFound, JobIsInferenceRequest, JobIsBuild, JobIsBaseModelBuild, JobIsPreview, JobIsRunnerCall, *_SUBMITTED
     ),
 )
 async def copy_job(

@@ -39,10 +39,11 @@ from app.executor.attempts.retrying import decide_on
 from app.executor.attempts.script_status import ScriptStatus
 from app.executor.engines.base import SUPERVISOR_TERMINATED, ExitRecord, ExitWhy
 from app.executor.runs.evaluations import Reached, reached
-from app.executor.runs.job_spec import JobSpec
+from app.executor.runs.job_spec import JobSpec, is_runner_call, status_key
 from app.executor.runs.log_file import tail_lines
 from app.executor.runs.memory_forecasts import Device, measured_memory
 from app.executor.runs.run_folder import RunFolder
+from app.executor.runs.script_records import write_end_record
 from app.faults import fault_point
 from app.registry.base_models.card import read_card
 from app.registry.models.files import UnusableFile
@@ -98,8 +99,7 @@ class StageFinalizer:
     async def _finalize(self, claim: Claim, exit_record: ExitRecord) -> None:
         if _never_ran(exit_record) and await self._recover(claim, exit_record):
             return
-        redis_status = await self._status.read(claim.job.id) if KINDS[claim.job.kind].reports_status_key else None
-        judged = await asyncio.to_thread(self._judge, claim, exit_record, redis_status)
+        judged = await asyncio.to_thread(self._judge, claim, exit_record, await self._told(claim.job))
         verdict = judged.verdict
         again = None if verdict.succeeded else await self._decide(claim, exit_record, verdict.reason)
         if again is not None and await self._requeue(claim, _end(claim.job, exit_record, judged, None), again):
@@ -215,15 +215,24 @@ class StageFinalizer:
             await self._ended(claim, end)
 
     async def _ended(self, claim: Claim, end: End) -> None:
+        # the record before the status: who sees the end finds it
+        await asyncio.to_thread(write_end_record, self._home, claim.job, end)
         await self._tell_status(claim.job, succeeded=end.status is JobStatus.SUCCEEDED)
         logger.info(
             "job_ended",
             extra={"job_id": claim.job.id, "attempt": claim.attempt.number, "status": end.status, "reason": end.reason},
         )
 
+    async def _told(self, job: JobRow) -> int | None:
+        """Return the status that the script set; what it sets for a call of the backend counts in trainings only."""
+        key = status_key(job)
+        if key is None or (is_runner_call(job) and not KINDS[job.kind].reports_pid):
+            return None
+        return await self._status.read(key)
+
     async def _tell_status(self, job: JobRow, *, succeeded: bool) -> None:
-        if KINDS[job.kind].reports_status_key:
-            await self._status.ended(job.id, succeeded=succeeded)
+        if (key := status_key(job)) is not None:
+            await self._status.ended(key, succeeded=succeeded)
 
     # ---- judging (in a thread) --------------------------------------------------------------------------------------
 
@@ -238,7 +247,11 @@ class StageFinalizer:
             verdict = judge_program(exit_record, tail)
         else:
             verdict = judge(
-                claim.job.kind, exit_record, log_tail=tail, redis_status=redis_status, output_dir=run.output
+                claim.job.kind,
+                exit_record,
+                log_tail=tail,
+                redis_status=redis_status,
+                output_dir=None if is_runner_call(claim.job) else run.output,
             )
         project_whole_log(run)
         return Judged(verdict=verdict, log_tail=tail[-SHOWN_LINES:], reached=reached(run))
@@ -273,8 +286,8 @@ class StageFinalizer:
     ) -> ModelRow | None:
         job, spec = claim.job, JobSpec.of(claim.job)
         state = KINDS[job.kind].produces
-        if not judged.verdict.succeeded or state is None:
-            return None
+        if not judged.verdict.succeeded or state is None or spec.runner_call is not None:
+            return None  # what a call of DeepExtension's backend makes is listed there
         assert spec.base_model is not None
         assert manifest is not None
         assert job.method_id is not None

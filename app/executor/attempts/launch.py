@@ -46,7 +46,7 @@ from app.executor.environments.activation import (
     network_variables,
     stage_environment,
 )
-from app.executor.runs.job_spec import EnvironmentBuild, JobSpec, PinnedScript
+from app.executor.runs.job_spec import EnvironmentBuild, JobSpec, PinnedScript, status_key
 from app.executor.runs.run_folder import RunFolder
 from app.presets.catalogue import download_program, helpers_dir, preview_program, sample_base_model
 from app.registry.base_models.uploads import FOLDER as UPLOADS
@@ -148,8 +148,9 @@ class StageLauncher:
 
     async def launched(self, claim: Claim, pid: int) -> None:
         """Tell DeepExtension's backend the pid of the training that runs now."""
-        if KINDS[claim.job.kind].reports_pid:
-            await self._status.running(claim.job.id, pid)
+        key = status_key(claim.job)
+        if key is not None and KINDS[claim.job.kind].reports_pid:
+            await self._status.running(key, pid)
 
     async def _resolve_stage(self, claim: Claim, run: RunFolder) -> LaunchSpec:
         job, spec = claim.job, await self._with_dtype(_spec(claim.job))
@@ -173,7 +174,7 @@ class StageLauncher:
             # the working directory is the users' script root, which no process of a shipped script may import from
             **({"PYTHONSAFEPATH": "1"} if script.isolated else {}),
             "DEEPE_JOB_ID": job.id,
-            "DEEPE_OUTPUT_DIR": str(run.output),
+            "DEEPE_OUTPUT_DIR": str(self._output(spec, run)),
             "DEEPE_CACHE_DIR": str(run.cache),
             "DEEPE_PARAMS": str(parameters),
             "DEEPE_EVENTS": str(run.events),
@@ -185,8 +186,8 @@ class StageLauncher:
         processes = spec.launcher.count(len(claim.attempt.accelerators))
         if spec.launcher.kind in GROUP_KINDS:
             env |= group_variables(env, processes=processes, grace_seconds=self._grace_seconds, cores=usable_cores())
-        if KINDS[job.kind].reports_status_key:
-            await self._status.launching(job.id)
+        if (key := status_key(job)) is not None:
+            await self._status.launching(key)
         return LaunchSpec(
             attempt_id=claim.attempt.id,
             argv=stage_command(
@@ -202,6 +203,11 @@ class StageLauncher:
             output=run.output_log,
             grace_seconds=self._grace_seconds,
         )
+
+    def _output(self, spec: JobSpec, run: RunFolder) -> Path:
+        """Return the folder that the script writes into: the caller's own if it named one."""
+        named = spec.runner_call.output if spec.runner_call is not None else None
+        return run.output if named is None else Path(os.path.normpath(self._home.scripts / named))
 
     async def _resume(self, claim: Claim, spec: JobSpec, run: RunFolder) -> Path | None:
         """Put the newest whole checkpoint of earlier attempts into this one's output folder, and write that down."""
@@ -383,6 +389,8 @@ def _spec(job: JobRow) -> JobSpec:
 
 def stage_arguments(job: JobRow, spec: JobSpec, inputs: Inputs, *, script_root: Path) -> list[str]:
     """Return the arguments of the stage's script as the contract writes them."""
+    if spec.runner_call is not None:
+        return list(spec.runner_call.arguments)
     arguments = _arguments(job, spec, _Relative(inputs, script_root))
     if spec.declared_only and spec.declared is not None:
         arguments = {name: value for name, value in arguments.items() if name in spec.declared}

@@ -46,9 +46,11 @@ def judge(
     *,
     log_tail: Sequence[str],
     redis_status: int | None,
-    output_dir: Path,
+    output_dir: Path | None,
 ) -> Verdict:
     """Decide on an attempt that has ended. Reads the output folder: call it in a thread.
+
+    `output_dir` None: the caller chose where the script writes and how, so that nothing is looked for.
 
     `log_tail` are the last lines of stdout and stderr together (as `tail_lines` gives them); noise is expected.
     """
@@ -128,7 +130,9 @@ def _judge_answer(log_tail: Sequence[str]) -> Verdict:
     return Verdict(succeeded=True, reason=EndReason.COMPLETED)
 
 
-def _judge_output(output_dir: Path, *, complete: bool, result: Mapping[str, Any] | None = None) -> Verdict:
+def _judge_output(output_dir: Path | None, *, complete: bool, result: Mapping[str, Any] | None = None) -> Verdict:
+    if output_dir is None:
+        return Verdict(succeeded=True, reason=EndReason.COMPLETED, result=result)
     try:
         artifact = check_complete(output_dir) if complete else check_customized(output_dir)
     except ArtifactProblem as problem:

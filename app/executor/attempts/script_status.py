@@ -5,8 +5,9 @@ Scripts may set Failed there and still exit with 0. Without Redis there is no ke
 
 import json
 import logging
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 import redis.asyncio
@@ -40,6 +41,8 @@ class ScriptStatus(Protocol):
 
     async def read(self, job_id: str) -> int | None: ...
 
+    async def record(self, job_id: str) -> Mapping[str, Any] | None: ...
+
     async def ended(self, job_id: str, *, succeeded: bool) -> None: ...
 
     async def close(self) -> None: ...
@@ -56,6 +59,10 @@ class NoScriptStatus:
 
     async def read(self, job_id: str) -> int | None:
         """Return None: the script cannot have said anything."""
+        return None
+
+    async def record(self, job_id: str) -> Mapping[str, Any] | None:
+        """Return None, likewise."""
         return None
 
     async def ended(self, job_id: str, *, succeeded: bool) -> None:
@@ -92,15 +99,20 @@ class RedisScriptStatus:
 
     async def read(self, job_id: str) -> int | None:
         """Return the status that stands there, None when there is none or it cannot be read."""
+        status = (await self.record(job_id) or {}).get("status")
+        return status if isinstance(status, int) else None
+
+    async def record(self, job_id: str) -> Mapping[str, Any] | None:
+        """Return all that stands there, None when there is nothing or it cannot be read."""
         try:
             value = await self._client.get(job_id)
-            status = json.loads(value)["status"] if value else None
+            record = json.loads(value) if value else None
         except (RedisError, OSError) as error:
             _lost(job_id, error)
             return None
-        except (ValueError, KeyError, TypeError):
+        except ValueError:
             return None
-        return status if isinstance(status, int) else None
+        return record if isinstance(record, dict) else None
 
     async def ended(self, job_id: str, *, succeeded: bool) -> None:
         """Write the final status."""

@@ -72,8 +72,11 @@ class ChatService:
         self._notifier = notifier
         self._clock = clock
 
-    async def follow(self, job_id: str) -> AsyncGenerator[AnswerEvent, None]:
-        """Yield the answer as it comes; the last event is an `AnswerEnd`, whatever happens to the job."""
+    async def follow(self, job_id: str, *, cancel_if_left: bool = True) -> AsyncGenerator[AnswerEvent, None]:
+        """Yield the answer as it comes; the last event is an `AnswerEnd`, whatever happens to the job.
+
+        `cancel_if_left`: cancel the job of a caller who goes away.
+        """
         parser = InferenceParser()
         error: str | None = None
         reason: EndReason | None = None
@@ -112,7 +115,7 @@ class ChatService:
                     yield AnswerEnd(finish_reason=finish, job_id=job_id, error=error, reason=reason)
         finally:
             await items.aclose()
-            if not finished:
+            if not finished and cancel_if_left:
                 await cancel_abandoned(self._database, self._notifier, job_id, now=self._clock())
 
     async def _draws(self, job_id: str) -> bool:

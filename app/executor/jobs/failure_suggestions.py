@@ -17,7 +17,7 @@ from app.domain.failure_suggestions import (
 )
 from app.domain.kinds import KINDS, as_stage
 from app.executor.jobs.stage_parameters import StageParameters
-from app.executor.runs.job_spec import JobSpec
+from app.executor.runs.job_spec import JobSpec, is_runner_call
 from app.executor.runs.memory_forecasts import Device, expected_again
 from app.registry.methods.record import Method, method_of
 from app.store import methods
@@ -89,7 +89,7 @@ class FailureSuggestions:
 
 def may_have_suggestion(job: JobRow) -> bool:
     """Return whether the job failed for a reason that a change of its parameters may help."""
-    return job.status is JobStatus.FAILED and job.reason in REASONS_WITH_SUGGESTIONS
+    return job.status is JobStatus.FAILED and job.reason in REASONS_WITH_SUGGESTIONS and not is_runner_call(job)
 
 
 def given_to(job: JobRow) -> dict[str, Any]:

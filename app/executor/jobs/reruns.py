@@ -16,7 +16,7 @@ from app.domain.kinds import KINDS, as_stage
 from app.domain.lifecycle import STATE_OF_STAGE
 from app.domain.retries import Limits, RetryPolicy
 from app.executor.jobs.requests import DeploymentOptions, JobCopy, JobSubmit
-from app.executor.runs.job_spec import JobSpec
+from app.executor.runs.job_spec import JobSpec, is_runner_call
 from app.store import jobs as store
 from app.store.tables import JobRow
 
@@ -43,6 +43,12 @@ class NoCheckpointToResume(Conflict):
     """The job left no checkpoint to resume from."""
 
     code = "no_checkpoint_to_resume"
+
+
+class JobIsRunnerCall(Conflict):
+    """A call of DeepExtension's backend is repeated there: it waits for what it started itself."""
+
+    code = "job_is_runner_call"
 
 
 class JobIsInferenceRequest(Conflict):
@@ -204,6 +210,8 @@ def _method(job: JobRow) -> str:
 
 
 def _check_is_stage(job: JobRow) -> None:
+    if is_runner_call(job):
+        raise JobIsRunnerCall(job=job.id)
     if KINDS[job.kind].is_inference:
         raise JobIsInferenceRequest(job=job.id, model=job.model_id)
     if job.kind is JobKind.ENVIRONMENT:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from app.domain.enums import TrainingType
 from app.domain.environment_locks import EnvironmentLock
+from app.domain.kinds import KINDS
 from app.domain.launchers import Launcher
 from app.domain.rendering import ArgumentForm
 from app.store.tables import JobRow
@@ -71,6 +72,20 @@ class Deployment(_Frozen):
     parameters: dict[str, Any] = {}
 
 
+class RunnerCall(_Frozen):
+    """A call of DeepExtension's backend: the script's arguments as they are, and where the backend looks for the rest.
+
+    `label`: of the log record of the end, None where there is none. `output`: folder that the script writes into,
+    relative to the script root.
+    """
+
+    arguments: tuple[str, ...] = ()
+    status_key: str | None = None
+    seq: Any = None
+    label: str | None = None
+    output: str | None = None
+
+
 class EnvironmentBuild(_Frozen):
     """An environment to build or pack: its name, `environment.yml` (None: plain Python), and a lock to keep to."""
 
@@ -126,6 +141,7 @@ class JobSpec(_Frozen):
     cuda: bool = False  # these values need an NVIDIA GPU
     question: InferenceRequest | None = None  # the key in rows of earlier releases
     deployment: Deployment | None = None
+    runner_call: RunnerCall | None = None
     build: EnvironmentBuild | None = None
     hub: HubModel | None = None  # what is downloaded as the base model
     sample: str | None = None  # sample of the product whose program makes the base model
@@ -141,3 +157,17 @@ class JobSpec(_Frozen):
     def document(self) -> dict[str, Any]:
         """Return the JSON that a job keeps."""
         return self.model_dump(mode="json", exclude_defaults=True)
+
+
+def is_runner_call(job: JobRow) -> bool:
+    """Say whether a call of DeepExtension's backend made the job."""
+    return job.launch.get("runner_call") is not None
+
+
+def status_key(job: JobRow) -> str | None:
+    """Return the status key that the job shares with DeepExtension's scripts and backend; None if it has none."""
+    call = job.launch.get("runner_call")
+    if call is not None:
+        key: str | None = call.get("status_key")
+        return key
+    return job.id if KINDS[job.kind].reports_status_key else None

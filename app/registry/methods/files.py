@@ -116,7 +116,7 @@ class MethodFiles:
                 continue
             if digest is not None:
                 pins[stage] = PinnedFile(file=path, sha256=digest.sha256, size=digest.size)
-            elif (content := _shipped(path)) is not None:
+            elif (content := shipped_content(path)) is not None:
                 pins[stage] = pin(path, content, shipped=True)
                 contents[pins[stage].sha256] = content
             else:
@@ -151,7 +151,7 @@ class MethodFiles:
     def current(self, pinned: PinnedFile) -> tuple[PinnedFile, bytes]:
         """Return the file as it is on disk, with its bytes; the stored bytes if it is gone from there."""
         if self.state(pinned) is not FileState.UNCHANGED:
-            content = _shipped(pinned.file) if pinned.shipped else self.scripts.read(pinned.file)
+            content = shipped_content(pinned.file) if pinned.shipped else self.scripts.read(pinned.file)
             if content is not None:
                 return pin(pinned.file, content, shipped=pinned.shipped), content
         return pinned, self.versions.get(pinned.sha256)
@@ -163,7 +163,7 @@ class MethodFiles:
     def _digest(self, pinned: PinnedFile) -> FileDigest | None:
         if not pinned.shipped:
             return self.scripts.digest(pinned.file)
-        content = _shipped(pinned.file)
+        content = shipped_content(pinned.file)
         return None if content is None else digest_of(content)
 
 
@@ -173,7 +173,7 @@ def pin(file: str, content: bytes, *, shipped: bool = False) -> PinnedFile:
     return PinnedFile(file=file, sha256=digest.sha256, size=digest.size, shipped=shipped)
 
 
-def _shipped(file: str) -> bytes | None:
+def shipped_content(file: str) -> bytes | None:
     """Return the bytes of the shipped script of this name, `None` if the product has none."""
     try:
         return catalogue.script_path(file).read_bytes()
