@@ -54,7 +54,7 @@ from app.executor.jobs.row_previews import RowPreviews
 from app.executor.jobs.stage_parameters import StageParameters
 from app.executor.jobs.submission import Submissions
 from app.executor.jobs.token_lengths import TokenLengths
-from app.executor.maintenance.background import in_background
+from app.executor.maintenance.background import Stopping, in_background, keep_doing
 from app.executor.maintenance.housekeeping import Housekeeper
 from app.executor.maintenance.webhook_sender import WebhookSender
 from app.executor.maintenance.webhooks import Webhooks
@@ -106,10 +106,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     metrics_ = Metrics(database, redis=checks.get("redis"))
     app = new_application(_http_options(settings, metrics_), lifespan=_lifespan(services, database, settings))
     app.state.metrics = metrics_
+    app.state.works = []
     app.state.services = services
     app.state.licence = licence
     app.state.readiness = Readiness(database=database.ping, optional=checks)
     include_routes(app)
+    if settings.runner_port is not None:
+        _add_runner(app, settings, services, port=settings.runner_port)
     return app
 
 
@@ -220,7 +223,7 @@ def utc_now() -> datetime:
 
 def _lifespan(services: Services, database: Database, settings: Settings) -> Lifespan:
     @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # by default there are few on a small machine, and a hostile script holds one for seconds
         threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="api")
         asyncio.get_running_loop().set_default_executor(threads)
@@ -228,7 +231,8 @@ def _lifespan(services: Services, database: Database, settings: Settings) -> Lif
         await upgrade(database)
         await _prepare(services, settings)
         logger.info("api_started")
-        async with in_background(services.webhook_sender.run, services.housekeeper.run_now_and_then):
+        works = [services.webhook_sender.run, services.housekeeper.run_now_and_then, *app.state.works]
+        async with in_background(*works):
             yield
         await services.notifier.close()
         await database.close()
@@ -258,6 +262,42 @@ def _notifier(settings: Settings, database: Database) -> Notifier:
             return [node.name for node in await living_nodes(session)]
 
     return RedisNotifier(settings.redis_url.get_secret_value(), nodes=node_names)
+
+
+def _add_runner(app: FastAPI, settings: Settings, services: Services, *, port: int) -> None:
+    """Answer DeepExtension's backend on a port of its own."""
+    # not at the top: few need it, and it brings the client of Redis
+    from app.api.runner.application import ByPort, runner_application
+    from app.api.runner.routes import RunnerRoutes
+    from app.executor.attempts.script_status import NoScriptStatus, RedisScriptStatus
+    from app.executor.jobs.runner_calls import MEND_SECONDS, RunnerCalls
+
+    redis_url = settings.redis_url.get_secret_value() if settings.redis_url else None
+    runner = RunnerCalls(
+        database=services.database,
+        home=services.home,
+        methods=services.methods,
+        status=RedisScriptStatus(redis_url) if redis_url else NoScriptStatus(),
+        notifier=services.notifier,
+        clock=utc_now,
+    )
+
+    async def mend_keys(stopping: Stopping) -> None:
+        await keep_doing(runner.mend_keys, every=MEND_SECONDS, stopping=stopping, event="status_keys_not_mended")
+
+    app.state.works.append(mend_keys)
+    application = runner_application(
+        RunnerRoutes(runner=runner, chat=services.chat, home=services.home).routes(),
+        AccessPolicy(
+            token=settings.token,
+            allowed_hosts=settings.allowed_hosts,
+            trusted_networks=settings.runner_clients,
+            open_paths=("/health",),
+        ),
+        max_body_bytes=settings.max_body_bytes,
+        metrics=app.state.metrics.http,
+    )
+    app.add_middleware(ByPort, port=port, application=application)
 
 
 def _webhook_client(policy: AddressPolicy) -> "WebhookClient":

@@ -10,6 +10,7 @@ import re
 import socket
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -105,6 +106,24 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(4 * GIB, ge=1024, le=1024 * GIB, description="Largest uploaded data set.")
     max_base_model_bytes: int = Field(
         1024 * GIB, ge=1024, le=16 * 1024 * GIB, description="Largest uploaded base model, all of its files together."
+    )
+
+    # DeepExtension's runner
+    runner_port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="Port that answers DeepExtension's backend in the place of its runner. Default: none does.",
+    )
+    runner_host: str = Field(
+        "127.0.0.1",
+        description="Address that DEEPE_RUNNER_PORT listens on. Any but a loopback address needs DEEPE_RUNNER_CLIENTS "
+        "or DEEPE_API_TOKEN.",
+    )
+    runner_clients: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
+        (),
+        description="Addresses or networks, comma-separated, that may call DEEPE_RUNNER_PORT without the token, which "
+        "the backend cannot send: 172.18.0.5,10.1.0.0/16.",
     )
 
     # Licence
@@ -269,7 +288,7 @@ class Settings(BaseSettings):
             raise ValueError("the URL must begin with redis://, rediss:// or unix://")
         return value
 
-    @field_validator("host")
+    @field_validator("host", "runner_host")
     @classmethod
     def _host(cls, value: str) -> str:
         host = value.strip().strip("[]")
@@ -289,7 +308,7 @@ class Settings(BaseSettings):
             _check_token(value.get_secret_value())
         return value
 
-    @field_validator("allowed_hosts", "allowed_origins", "conda_channels", mode="before")
+    @field_validator("allowed_hosts", "allowed_origins", "conda_channels", "runner_clients", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
@@ -388,6 +407,8 @@ def load_settings(*, serves: bool = True, **overrides: Any) -> Settings:
     except ValidationError as error:
         problems += [_problem(detail) for detail in error.errors(include_url=False)]
     else:
+        if serves and settings.runner_port is not None:
+            problems += _runner_problems(settings)
         if serves and settings.is_open_to_others:
             problems.append(
                 f"DEEPE_HOST={settings.host} can be reached from other machines, so DEEPE_API_TOKEN must be set. "
@@ -396,6 +417,19 @@ def load_settings(*, serves: bool = True, **overrides: Any) -> Settings:
     if problems:
         raise SettingsError(problems)
     return settings
+
+
+def _runner_problems(settings: Settings) -> list[str]:
+    """Return why the runner's port cannot be opened like this."""
+    found = []
+    if settings.runner_port == settings.port:
+        found.append(f"DEEPE_RUNNER_PORT={settings.runner_port} is DEEPE_PORT as well; choose another one.")
+    if settings.token is None and not settings.runner_clients and not is_loopback(settings.runner_host):
+        found.append(
+            f"DEEPE_RUNNER_HOST={settings.runner_host} can be reached from other machines, so DEEPE_RUNNER_CLIENTS "
+            "must name the addresses of DeepExtension's backend."
+        )
+    return found
 
 
 def describe_settings(settings: Settings, *, environ: Mapping[str, str] | None = None) -> list[SettingRow]:

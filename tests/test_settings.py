@@ -96,6 +96,8 @@ class TestBadValues:
             ("DEEPE_LOG_LEVEL", "loud"),
             ("DEEPE_NODE_NAME", "../up"),
             ("DEEPE_HOST", "http://x"),
+            ("DEEPE_RUNNER_HOST", "http://x"),
+            ("DEEPE_RUNNER_CLIENTS", "backend.lab"),
             ("DEEPE_REDIS_URL", "http://localhost"),
             ("DEEPE_ALLOWED_ORIGINS", "*"),
             ("DEEPE_ALLOWED_HOSTS", "*.example.com"),
@@ -149,6 +151,21 @@ class TestToken:
     @pytest.mark.parametrize("host", ["localhost", "127.0.0.2", "::1", "[::1]"])
     def test_is_not_needed_on_this_machine(self, host: str) -> None:
         assert load_settings(host=host).token is None
+
+
+class TestRunner:
+    def test_is_off_by_default(self) -> None:
+        assert load_settings().runner_port is None
+
+    def test_is_for_this_machine_unless_clients_are_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        message = problem(monkeypatch, DEEPE_RUNNER_PORT="5555", DEEPE_RUNNER_HOST="0.0.0.0")
+        assert "DEEPE_RUNNER_CLIENTS must name" in message
+
+        monkeypatch.setenv("DEEPE_RUNNER_CLIENTS", "172.18.0.5, 10.1.0.0/16")
+        assert list(map(str, load_settings().runner_clients)) == ["172.18.0.5/32", "10.1.0.0/16"]
+
+    def test_has_a_port_of_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert "is DEEPE_PORT as well" in problem(monkeypatch, DEEPE_RUNNER_PORT="8000")
 
 
 SECRETS = {

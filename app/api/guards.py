@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Final, Protocol
 from urllib.parse import unquote_to_bytes, urlsplit
 
@@ -109,6 +110,8 @@ class AccessPolicy:
     allowed_origins: Sequence[str] = ()
     metrics_token: str | None = None
     """Opens `/metrics` and nothing else, so that a monitoring system need not hold the token of everything."""
+    trusted_networks: Sequence[IPv4Network | IPv6Network] = ()
+    """Callers from there need no token, as long as neither a proxy nor a web page stands between."""
     open_paths: Sequence[str] = ("/", "/healthz", "/readyz", "/docs", "/openapi.json")
     """Paths that need no token: probes have none, and a browser cannot send one when it opens the documentation."""
 
@@ -211,6 +214,8 @@ class _AccessGuard:
 
     def check(self, scope: Scope, headers: Headers) -> None:
         host, origin = headers.get("host", ""), headers.get("origin")
+        if origin is None and self._is_trusted(scope, headers):
+            return
         if origin is not None and not self._is_own_origin(origin, host):
             raise ForeignOrigin(origin=origin)
         if self._token is not None:
@@ -229,6 +234,17 @@ class _AccessGuard:
         proxied = next((header for header in headers if _is_of_proxy(header)), None)
         if proxied is not None:
             raise ThroughProxy(header=proxied)
+
+    def _is_trusted(self, scope: Scope, headers: Headers) -> bool:
+        client = scope.get("client")
+        if client is None or not self._policy.trusted_networks or any(map(_is_of_proxy, headers)):
+            return False
+        try:
+            address = ip_address(client[0])
+        except ValueError:
+            return False
+        address = getattr(address, "ipv4_mapped", None) or address
+        return any(address in network for network in self._policy.trusted_networks)
 
     def _is_own_origin(self, origin: str, host: str) -> bool:
         if origin.lower() in self._policy.allowed_origins:

@@ -101,6 +101,7 @@ def _announce(service: EmbeddedService, settings: Settings, seconds: float, *, a
         {
             "API": f"{service.url}/api/v1",
             "Documentation": f"{service.url}/docs",
+            **_runner_address(settings),
             "Home": settings.home,
             "Database": database,
             "Redis": service.redis.describe(),
@@ -109,6 +110,13 @@ def _announce(service: EmbeddedService, settings: Settings, seconds: float, *, a
         }
     )
     console().print("\nCtrl-C stops the service; running jobs go on.\n", style="dim")
+
+
+def _runner_address(settings: Settings) -> dict[str, str]:
+    """Return where DeepExtension's backend is answered, if it is."""
+    if settings.runner_port is None:
+        return {}
+    return {"Runner": f"{settings.runner_host}:{settings.runner_port}, for DeepExtension's backend"}
 
 
 def cancel_jobs(api: Api, jobs: Sequence[Mapping[str, Any]]) -> None:

@@ -134,6 +134,16 @@ class PortTaken(CliFailure):
         )
 
 
+class RunnerPortTaken(CliFailure):
+    """Another program listens on the port for DeepExtension's backend, which has to stay as the backend knows it."""
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__(
+            f"Port {port} on {host} (DEEPE_RUNNER_PORT) is taken by another program.",
+            notes=("Stop that program, which may be DeepExtension's own runner, or change DEEPE_RUNNER_PORT.",),
+        )
+
+
 @dataclass(frozen=True)
 class EmbeddedOptions:
     """What differs between `deepe dev` and its relatives.
@@ -212,6 +222,9 @@ class EmbeddedService:
 
     def _listening_port(self) -> int:
         host, port = self._settings.host, self._settings.port
+        runner = self._settings.runner_port
+        if runner is not None and not is_free(self._settings.runner_host, runner):
+            raise RunnerPortTaken(self._settings.runner_host, runner)
         if port == 0:
             return any_free(host)
         if not is_free(host, port):

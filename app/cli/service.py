@@ -1,6 +1,7 @@
 """Commands that are the service: `serve`, `worker`, `migrate`, `settings`."""
 
 import asyncio
+import contextlib
 import os
 from dataclasses import asdict
 from multiprocessing import resource_tracker
@@ -20,6 +21,7 @@ Port = Annotated[
     typer.Option("--port", min=0, max=65535, help="Port to listen on, instead of DEEPE_PORT; 0: a free one."),
 ]
 
+STARTUP_FAILED = 3
 STREAMS_END_SECONDS = 3
 """How long the API waits at its end for answers under way; event streams never end by themselves."""
 
@@ -66,18 +68,39 @@ def serve(
         # each process builds its application by the factory, which reads the environment
         os.environ.update(settings.secret_variables() | {"DEEPE_HOST": settings.host, "DEEPE_PORT": str(settings.port)})
     collect_as_usual()
-    uvicorn.run(
-        create_app(settings) if processes == 1 else "app.main:create_app",
-        factory=processes > 1,
-        host=settings.host,
-        port=settings.port,
-        workers=processes,
-        http=HttpProtocol,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=STREAMS_END_SECONDS,
-    )
+    options: dict[str, Any] = {
+        "app": create_app(settings) if processes == 1 else "app.main:create_app",
+        "factory": processes > 1,
+        "host": settings.host,
+        "port": settings.port,
+        "workers": processes,
+        "http": HttpProtocol,
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "timeout_graceful_shutdown": STREAMS_END_SECONDS,
+    }
+    if settings.runner_port is None:
+        uvicorn.run(**options)
+    else:
+        _serve_two_ports(options, settings.runner_host, settings.runner_port)
+
+
+def _serve_two_ports(options: dict[str, Any], host: str, port: int) -> None:
+    """Serve as `uvicorn.run` does, on the runner's port as well: the application tells the two apart."""
+    import uvicorn
+    from uvicorn.supervisors import Multiprocess
+
+    config = uvicorn.Config(**options)
+    sockets = [config.bind_socket(), uvicorn.Config("", host=host, port=port).bind_socket()]
+    server = uvicorn.Server(config)
+    with contextlib.suppress(KeyboardInterrupt):
+        if config.workers > 1:
+            Multiprocess(config, sockets=sockets).run()
+            return
+        server.run(sockets=sockets)
+    if not server.started:
+        raise typer.Exit(STARTUP_FAILED)
 
 
 def worker() -> None:

@@ -1,5 +1,6 @@
 import json
 from collections.abc import AsyncIterator
+from ipaddress import ip_network
 from typing import Any
 
 import httpx
@@ -111,6 +112,25 @@ class TestHostWithoutToken:
 
     async def test_probes_of_foreign_hosts_are_refused_too(self) -> None:
         assert (await get("/docs", headers={"Host": "evil.example"})).status_code == 403
+
+    @pytest.mark.parametrize(
+        ("client", "headers", "status"),
+        [
+            ("10.1.2.3", {"Host": "deepe:5555"}, 200),
+            ("::ffff:10.1.2.3", {"Host": "deepe:5555"}, 200),
+            ("10.2.0.1", {"Host": "deepe:5555"}, 401),
+            ("10.1.2.3", {"X-Forwarded-For": "10.1.2.3"}, 401),
+            ("10.1.2.3", {"Origin": "http://127.0.0.1:8000"}, 401),
+            ("127.0.0.1", {}, 401),
+            ("not-an-address", {}, 401),
+        ],
+    )
+    async def test_trusted_networks_need_no_token(self, client: str, headers: dict[str, str], status: int) -> None:
+        access = {"token": TOKEN, "trusted_networks": [ip_network("10.1.0.0/16")]}
+
+        response = await get(access=access, client=(client, 4000), headers=headers)
+
+        assert response.status_code == status
 
     async def test_returns_403_for_another_machine_whatever_host_it_names(self) -> None:
         response = await get(client=("203.0.113.9", 4000))
