@@ -154,21 +154,33 @@ class StageLauncher:
 
     async def _resolve_stage(self, claim: Claim, run: RunFolder) -> LaunchSpec:
         job, spec = claim.job, await self._with_dtype(_spec(claim.job))
-        prefix = await self._prefix(job)
+        prefix, model, seen = await self._prefix(job), await self._model(job.model_id), await self._seen(claim)
+        # one visit to a thread: each would be another wait before the start
+        launch, checkpoint = await asyncio.to_thread(self._lay_out, claim, spec, run, prefix, model, seen)
+        if checkpoint is not None:
+            async with self._database.writing() as session:
+                await record_resume(session, claim, checkpoint.record())
+        if (key := status_key(job)) is not None:
+            await self._status.launching(key)
+        return launch
+
+    def _lay_out(
+        self, claim: Claim, spec: JobSpec, run: RunFolder, prefix: Path, model: ModelRow | None, seen: Sequence[str]
+    ) -> tuple[LaunchSpec, Checkpoint | None]:
+        """Write the run folder; return what to run in it, and the checkpoint that it goes on from."""
+        job = claim.job
         with ending_on_disk_errors():
-            script = await asyncio.to_thread(self._locate, spec.script)
-        model = await self._model(job.model_id)
-        inputs = self._inputs(spec, model, run)
-        try:
-            argv = stage_arguments(job, spec, inputs, script_root=self._home.scripts)
-        except AppError as error:
-            raise LaunchError(EndReason.SPAWN_FAILED, detail=error.detail()) from error
-        parameters = run.path / "params.json"
-        with ending_on_disk_errors():
-            await asyncio.to_thread(parameters.write_text, json.dumps(spec.effective), "utf-8")
-        resumed_from = await self._resume(claim, spec, run)
-        with ending_on_disk_errors():
-            import_paths = await asyncio.to_thread(_import_paths, script, run)
+            script = self._locate(spec.script)
+            inputs = self._inputs(spec, model, run)
+            try:
+                argv = stage_arguments(job, spec, inputs, script_root=self._home.scripts)
+            except AppError as error:
+                raise LaunchError(EndReason.SPAWN_FAILED, detail=error.detail()) from error
+            parameters = run.path / "params.json"
+            parameters.write_text(json.dumps(spec.effective), "utf-8")
+            checkpoint = self._newest_checkpoint(claim, spec) if KINDS[job.kind].has_checkpoints else None
+            resume_from = hand_on(checkpoint, run.output) if checkpoint is not None else None
+            import_paths = _import_paths(script, run)
         extra = {
             "PYTHONPATH": os.pathsep.join(map(str, import_paths)),
             # the working directory is the users' script root, which no process of a shipped script may import from
@@ -178,49 +190,36 @@ class StageLauncher:
             "DEEPE_CACHE_DIR": str(run.cache),
             "DEEPE_PARAMS": str(parameters),
             "DEEPE_EVENTS": str(run.events),
-            **({"DEEPE_RESUME_FROM": str(resumed_from)} if resumed_from is not None else {}),
+            **({"DEEPE_RESUME_FROM": str(resume_from)} if resume_from is not None else {}),
             **status_variables(self._redis_url),
-            **pinned(await self._seen(claim), self._prefixes.accelerators),
+            **pinned(seen, self._prefixes.accelerators),
         }
-        env = await self._activated(prefix, extra)
+        env = self._activated(prefix, extra)
         processes = spec.launcher.count(len(claim.attempt.accelerators))
         if spec.launcher.kind in GROUP_KINDS:
             env |= group_variables(env, processes=processes, grace_seconds=self._grace_seconds, cores=usable_cores())
-        if (key := status_key(job)) is not None:
-            await self._status.launching(key)
-        return LaunchSpec(
+        command = stage_command(
+            spec.launcher,
+            python=interpreter(prefix),
+            script=script.path,
+            arguments=argv,
+            processes=processes,
+            ranks=run.ranks,
+        )
+        launch = LaunchSpec(
             attempt_id=claim.attempt.id,
-            argv=stage_command(
-                spec.launcher,
-                python=interpreter(prefix),
-                script=script.path,
-                arguments=argv,
-                processes=processes,
-                ranks=run.ranks,
-            ),
+            argv=command,
             cwd=self._home.scripts,
             env=env,
             output=run.output_log,
             grace_seconds=self._grace_seconds,
         )
+        return launch, checkpoint
 
     def _output(self, spec: JobSpec, run: RunFolder) -> Path:
         """Return the folder that the script writes into: the caller's own if it named one."""
         named = spec.runner_call.output if spec.runner_call is not None else None
         return run.output if named is None else Path(os.path.normpath(self._home.scripts / named))
-
-    async def _resume(self, claim: Claim, spec: JobSpec, run: RunFolder) -> Path | None:
-        """Put the newest whole checkpoint of earlier attempts into this one's output folder, and write that down."""
-        if not KINDS[claim.job.kind].has_checkpoints:
-            return None
-        with ending_on_disk_errors():
-            found = await asyncio.to_thread(self._newest_checkpoint, claim, spec)
-            if found is None:
-                return None
-            folder = await asyncio.to_thread(hand_on, found, run.output)
-        async with self._database.writing() as session:
-            await record_resume(session, claim, found.record())
-        return folder
 
     def _newest_checkpoint(self, claim: Claim, spec: JobSpec) -> Checkpoint | None:
         found = newest_checkpoint(self._home, claim.job.id, before=claim.attempt.number)
@@ -297,7 +296,7 @@ class StageLauncher:
             attempt_id=claim.attempt.id,
             argv=(str(interpreter(prefix)), "-u", *command),
             cwd=cwd,
-            env=await self._activated(prefix, extra),
+            env=await asyncio.to_thread(self._activated, prefix, extra),
             output=run.output_log,
             grace_seconds=self._grace_seconds,
         )
@@ -308,9 +307,9 @@ class StageLauncher:
             raise LaunchError(EndReason.ENV_MISSING, environment=job.environment)
         return prefix
 
-    async def _activated(self, prefix: Path, extra: Mapping[str, str]) -> dict[str, str]:
+    def _activated(self, prefix: Path, extra: Mapping[str, str]) -> dict[str, str]:
         try:
-            return await asyncio.to_thread(stage_environment, self._environ, prefix, extra)
+            return stage_environment(self._environ, prefix, extra)
         except ActivationFailed as error:
             raise LaunchError(EndReason.SPAWN_FAILED, detail=str(error)) from error
 

@@ -25,6 +25,7 @@ from app.domain.environment_locks import EnvironmentLock
 from app.domain.environment_reports import EnvironmentReport, EnvironmentState
 from app.domain.labels import automatic_labels
 from app.domain.names import BASE_ENVIRONMENT
+from app.executor.environments.activation import interpreter
 from app.executor.environments.builders import BuildRules
 from app.executor.environments.conda import CondaSearch
 from app.executor.environments.environment_cleaning import EnvironmentCleaning
@@ -167,15 +168,27 @@ class EnvironmentManager:
     async def prefix(self, name: str) -> Path | None:
         """Return where a stage that was claimed runs, None if the environment is gone; remember that it is used.
 
-        A specification may change between claim and launch: the stage then runs where it would have a moment ago.
+        What the claim saw holds while its interpreter is there. A specification may change between claim and launch:
+        the stage then runs where it would have a moment ago.
         """
-        await self._look()
+        prefix = self._standing(name)
+        if prefix is None or not await asyncio.to_thread(self._use, prefix):
+            await self._look()
+            prefix = self._standing(name)
+            if prefix is not None:
+                await asyncio.to_thread(self._use, prefix)
+        return prefix
+
+    def _standing(self, name: str) -> Path | None:
         found = self._seen.found.get(name)
-        if found is None or found.prefix is None or found.state not in _STANDING:
-            return None
+        return found.prefix if found is not None and found.state in _STANDING else None
+
+    def _use(self, prefix: Path) -> bool:
+        if not interpreter(prefix).exists():
+            return False
         with contextlib.suppress(OSError):  # nothing but the clean-up misses it
-            await asyncio.to_thread(mark_used, self._home.environments, found.prefix)
-        return found.prefix
+            mark_used(self._home.environments, prefix)
+        return True
 
     async def request_builds(self) -> None:
         """Order the environments that queued jobs wait for; fail jobs whose environment cannot be built."""
