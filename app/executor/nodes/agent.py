@@ -203,12 +203,12 @@ class NodeAgent:
             await self._return(status)
         if status is not NodeStatus.READY or self._orphans.exist:  # what runs goes on, nothing begins
             return
-        await self._reporter.request_builds()
         async with self._database.reading() as session:  # a claim is a writing transaction: only if a job waits
             waiting = {demand.kind for demand in await store.waiting_demands(session)}
         for pool in self._pools:
             while pool.kinds & waiting and await self._claim(pool):
                 pass
+        await self._reporter.request_builds()  # last: what can start need not wait for it
 
     async def _beat(self) -> None:
         if self._monotonic() - self._last_beat < self._timing.beat_seconds:

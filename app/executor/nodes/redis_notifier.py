@@ -72,7 +72,10 @@ class RedisNotifier:
     async def _send(self, job_id: str) -> None:
         try:
             pool = await self._connected()
-            for node in await self._nodes():
+            nodes = await self._nodes()
+            for node in nodes:  # before the queue, which takes four round trips and serves nodes that are away
+                await pool.publish(queue_name(node), job_id)
+            for node in nodes:
                 await pool.enqueue_job(
                     FUNCTION,
                     job_id,
@@ -80,7 +83,6 @@ class RedisNotifier:
                     _queue_name=queue_name(node),
                     _expires=_EXPIRES_SECONDS,
                 )
-                await pool.publish(queue_name(node), job_id)
         except (RedisError, *TRANSIENT) as error:
             self._silent_until = time.monotonic() + SILENCE_SECONDS
             logger.warning("notification_lost", extra={"job_id": job_id, "error": str(error)})
