@@ -33,6 +33,7 @@ from app.argspec.report import (
     Imports,
     Option,
     OptionClass,
+    ParserClass,
     Positional,
     Remark,
     SyntaxProblem,
@@ -354,6 +355,7 @@ def _arguments(document: Mapping[str, Any]) -> Arguments:
         abbreviates=document["abbreviates"],
         unread=[Remark(**remark) for remark in document["unread"]],
         notes=[Remark(**remark) for remark in document["notes"]],
+        parser_classes=[ParserClass(**one) for one in document["parser_classes"]],
         option_classes=[OptionClass(**one) for one in document["option_classes"]],
         options_instead=document["options_instead"],
     )

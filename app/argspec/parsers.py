@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from app.argspec.report import ExclusiveGroup, Form, Kind, Option, Positional, Remark, is_text
+from app.argspec.report import ExclusiveGroup, Form, Kind, Option, ParserClass, Positional, Remark, is_text
 from app.argspec.values import UNKNOWN, Imported, LambdaValue
 from app.argspec.walker import ClassValue, FunctionValue
 
@@ -74,11 +74,14 @@ class Parser:
     defaults: dict[str, object] = field(default_factory=dict)
     parses: list[bool] = field(default_factory=list)
     """One entry per parse of the command line: whether it accepts unknown options."""
+    classes: list[ParserClass] = field(default_factory=list)
+    """Classes of libraries whose fields are options."""
 
     def adopt(self, other: "Parser") -> None:
         """Take over the options of one of `parents`."""
         self.actions += [replace(action, names=list(action.names)) for action in other.actions]
         self.defaults |= other.defaults
+        self.classes += other.classes
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,11 +8,13 @@ libraries) it says so with the line; options may then exist that it does not lis
 
 import ast
 import re
+import sys
 from collections.abc import Iterable, Sequence
 
+from app.argspec.dataclass_fields import fields, is_dataclass
 from app.argspec.modules import Modules
 from app.argspec.parsers import Action, Exclusive, Group, Parser, describe
-from app.argspec.report import Arguments, OptionClass, Remark, printable
+from app.argspec.report import Arguments, OptionClass, ParserClass, Remark, printable
 from app.argspec.values import PURE_METHODS, UNKNOWN, Imported, TooComplex, is_constant, pure_call, pure_method
 from app.argspec.walker import LEAVES, ClassValue, FunctionValue, InstanceValue, Walker, last_name
 
@@ -29,7 +31,10 @@ _BUILDS = frozenset(
     {"add_argument", "add_argument_group", "add_mutually_exclusive_group", "add_subparsers", "set_defaults"}
 )
 _HARMLESS = frozenset(
-    {"error", "exit", "print_help", "print_usage", "format_help", "format_usage", "get_default", "register"}
+    {
+        *("error", "exit", "print_help", "print_usage", "format_help", "format_usage", "get_default", "register"),
+        *("parse_dict", "parse_json_file", "parse_yaml_file"),
+    }
 )
 _HARMLESS_FUNCTIONS = frozenset({"print", "vars", "isinstance", "type", "repr", "str", "hasattr", "id", "autocomplete"})
 _OPTION_CLASSES = "LIBRARY_OPTIONS"
@@ -91,6 +96,7 @@ class _Reader(Walker):
             abbreviates=any(parser.abbreviates for parser in parsers),
             unread=tuple(dict.fromkeys(self._unread)),
             notes=tuple(dict.fromkeys(described.notes)),
+            parser_classes=tuple(dict.fromkeys(one for parser in parsers for one in parser.classes)),
             option_classes=classes,
             options_instead=instead,
         )
@@ -195,7 +201,7 @@ class _Reader(Walker):
             case ClassValue():
                 return self._make_instance(function, arguments, keywords, node)
             case Imported() if _is_parser_class(function):
-                return self._make_parser(function, keywords, node)
+                return self._make_parser(function, arguments, keywords, node)
             case Imported(dotted="sys.exit" | "os._exit" | "builtins.exit" | "builtins.quit"):
                 return LEAVES
         if handed:
@@ -223,7 +229,7 @@ class _Reader(Walker):
             (base for base in kind.bases if isinstance(base, Imported) and _is_parser_class(base)), None
         )
         if parser_class is not None:
-            made = self._make_parser(parser_class, keywords, node)
+            made = self._make_parser(parser_class, arguments, keywords, node)
             if set(kind.names) & (_PARSES | _BUILDS):
                 self._lose("unread_foreign_parser", kind.node, kind.node.name)
         initialise = kind.names.get("__init__")
@@ -233,7 +239,9 @@ class _Reader(Walker):
 
     # ---- parsers ----------------------------------------------------------------------------------------------------
 
-    def _make_parser(self, kind: Imported, keywords: dict[str, object], node: ast.AST) -> Parser:
+    def _make_parser(
+        self, kind: Imported, arguments: Sequence[object], keywords: dict[str, object], node: ast.AST
+    ) -> Parser:
         parser = Parser(
             line=self._line_of(node),
             resolves_conflicts=keywords.get("conflict_handler") == "resolve",
@@ -241,7 +249,9 @@ class _Reader(Walker):
         )
         self._parsers.append(parser)
         if kind.last in _DATACLASS_PARSERS:
-            self._lose("unread_dataclass_parser", node, kind.last)
+            types = next(iter(arguments), keywords.get("dataclass_types", ()))
+            for one in types if isinstance(types, (list, tuple)) else [types]:
+                self._add_dataclass(parser, one, node, kind)
         elif kind.dotted != _ARGPARSE:
             self._lose("unread_foreign_parser", node, kind.dotted)
         parents = keywords.get("parents", [])
@@ -253,6 +263,36 @@ class _Reader(Walker):
         if "-" not in str(keywords.get("prefix_chars", "-")):
             self._lose("unread_foreign_parser", node, "prefix_chars")
         return parser
+
+    def _add_dataclass(self, parser: Parser, value: object, node: ast.AST, kind: Imported) -> None:
+        """Declare an option for each field; those of a library's class are known to whoever has the library."""
+        match value := self.followed(value):
+            case ClassValue():
+                for base in map(self.followed, value.bases):
+                    if isinstance(base, ClassValue) or (isinstance(base, Imported) and _is_of_library(base)):
+                        self._add_dataclass(parser, base, node, kind)
+                if is_dataclass(value):
+                    self._add_fields(parser, value)
+            case Imported() if _is_of_library(value) and len(parser.classes) < _MAX_CLASSES:
+                parser.classes.append(ParserClass(value.dotted, self._line_of(node)))
+            case _:
+                self._lose("unread_dataclass_parser", node, kind.last)
+
+    def _add_fields(self, parser: Parser, value: ClassValue) -> None:
+        with self.within(value.scope), self.following(True):
+            for node, name, keywords, source in fields(value, self.evaluate):
+                given = keywords.pop("aliases", [])
+                aliases = [given] if isinstance(given, str) else given if isinstance(given, list) else []
+                names = [f"--{name}", f"--{name.replace('_', '-')}", *(one for one in aliases if isinstance(one, str))]
+                action = Action(
+                    names=list(dict.fromkeys(names)),
+                    keywords=keywords,
+                    default_source=printable(source, limit=200),
+                    line=self._line_of(node),
+                    group=value.node.name,
+                )
+                parser.actions = [one for one in parser.actions if one.dest != action.dest]
+                parser.actions.append(action)
 
     def _parser_method(self, base: Parser | Group, name: str, node: ast.Call) -> object:
         parser = base.parser if isinstance(base, Group) else base
@@ -339,6 +379,13 @@ def _is_class(named: tuple[object, object]) -> bool:
         case (str(path), dict(when)) if _CLASS_PATH.fullmatch(path):
             return all(isinstance(name, str) and isinstance(values, list) for name, values in when.items())
     return False
+
+
+def _is_of_library(value: Imported) -> bool:
+    """Whether it may be a class that an installed library has."""
+    top = value.dotted.partition(".")[0]
+    is_path = _CLASS_PATH.fullmatch(value.dotted) is not None and value.dotted.isascii()
+    return is_path and top != "builtins" and top not in sys.stdlib_module_names
 
 
 def _is_parser_class(value: Imported) -> bool:

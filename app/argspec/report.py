@@ -71,6 +71,14 @@ class OptionClass:
 
 
 @dataclass(frozen=True)
+class ParserClass:
+    """A dataclass of a library whose fields a script's parser takes as options."""
+
+    path: str
+    line: int
+
+
+@dataclass(frozen=True)
 class Arguments:
     """All options of a script, and how far they could be read."""
 
@@ -84,6 +92,8 @@ class Arguments:
     unread: Sequence[Remark] = ()
     """Places that could not be read; there may be options that are not listed."""
     notes: Sequence[Remark] = ()
+    parser_classes: Sequence[ParserClass] = ()
+    """Where there are any, more options are known only in the environment that has the library."""
     option_classes: Sequence[OptionClass] = ()
     options_instead: Mapping[str, str] = field(default_factory=dict)
     """Fields of these classes that are refused, with the option to use instead of each."""

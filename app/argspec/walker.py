@@ -55,6 +55,7 @@ class ClassValue:
     node: ast.ClassDef
     names: Mapping[str, object]
     bases: tuple[object, ...]
+    scope: Scope
 
     def find(self, name: str) -> object:
         """Return an attribute of the class or of those that it inherits from."""
@@ -260,7 +261,7 @@ class Walker(Evaluator):
         for part in node.body:
             if isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 body.names[part.name] = FunctionValue(part, outer)
-        self.assign(node.name, ClassValue(node, body.names, bases))
+        self.assign(node.name, ClassValue(node, body.names, bases, body))
 
     # ---- names ------------------------------------------------------------------------------------------------------
 
@@ -303,6 +304,13 @@ class Walker(Evaluator):
             self.block(source.tree.body)
         self._scope, self.loops, self.branches = before
         return module
+
+    @contextmanager
+    def within(self, scope: Scope) -> Iterator[None]:
+        """Look names up in another scope meanwhile."""
+        before, self._scope = self._scope, scope
+        yield
+        self._scope = before
 
     @contextmanager
     def following(self, follows: bool) -> Iterator[None]:

@@ -1,7 +1,8 @@
 """Options of libraries' configuration classes: how an environment describes them, and how a script's use is checked.
 
-A script names the classes whose fields it takes (`ScriptParameters.option_classes`). A node describes them with the
-environment's own Python; until it did, an option is accepted with a warning, and the script checks it when it starts.
+A script names the classes whose fields it takes (`ScriptParameters.option_classes`), or makes its parser of them
+(`parser_classes`). A node describes them with the environment's own Python; until it did, an option is accepted with a
+warning, and the script checks it when it starts.
 """
 
 import difflib
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.domain.errors import Violation
 from app.domain.plain_text import shown
 from app.domain.rendering import ArgumentForm
-from app.domain.script_parameters import OptionUse, ParameterKind, ScriptParameter, ScriptParameters
+from app.domain.script_parameters import OptionUse, ParameterKind, Remark, ScriptParameter, ScriptParameters
 from app.domain.texts import Language, text
 
 MAX_NEAR = 3
@@ -52,6 +53,14 @@ class OptionField(_Frozen):
             choices=self.choices,
             help=self.help,
         )
+
+    def argument(self, group: str) -> ScriptParameter:
+        """Return the field as a parser made of dataclasses declares it: a list is several words."""
+        form = ArgumentForm.WORDS if self.is_list else ArgumentForm.VALUE
+        with_hyphens = self.name.replace("_", "-")
+        named = {"aliases": (with_hyphens,) if with_hyphens != self.name else (), "group": group}
+        how = {"form": form, "required": self.required, "has_default": not self.required, "of_library": True}
+        return self.parameter().model_copy(update=named | how)
 
 
 class OptionClass(_Frozen):
@@ -162,6 +171,23 @@ class OptionLookup:
         known = ", ".join(f"{one.path} ({one.library} {one.version})" for one in classes)
         params = {"name": shown(name), "classes": known, "near": ", ".join(near) or "-"}
         return Violation(at, "unknown_option", params)
+
+
+def with_parser_classes(script: ScriptParameters, described: DescribedOptions) -> ScriptParameters:
+    """Return the script with what its parser takes from classes of libraries, as far as they are described.
+
+    What the script declares itself comes before fields of the same name.
+    """
+    own = set(script.declared_names)
+    fields: dict[str, ScriptParameter] = {}
+    unread: list[Remark] = []
+    for use in script.parser_classes:
+        if (one := described.classes.get(use.path)) is None:
+            unread.append(Remark(code="unread_parser_class", line=use.line, subject=use.path))
+            continue
+        fields |= {field.name: field.argument(use.path) for field in one.fields if field.name not in own}
+    joined = {"parameters": (*script.parameters, *fields.values()), "unread": (*script.unread, *unread)}
+    return script.model_copy(update=joined | {"parser_classes": ()}) if script.parser_classes else script
 
 
 def nearest(name: str, known: Iterable[str]) -> Sequence[str]:

@@ -269,6 +269,7 @@ def _property(parameter: ScriptParameter, known: Mapping[str, KnownParameter], l
         "x-default-text": parameter.default_text,
         "x-group": parameter.group,
         "x-line": parameter.line or None,
+        "x-advanced": True if parameter.of_library and platform is None else None,
         "x-typical-minimum": platform.minimum if platform else None,
         "x-typical-maximum": platform.maximum if platform else None,
         "x-typical-values": list(platform.choices) if platform and platform.choices else None,

@@ -65,6 +65,8 @@ class ScriptParameter(_Frozen):
     line: int = 0
     reads_false_as_true: bool = False
     """`type=bool`: every text but the empty one is true."""
+    of_library: bool = False
+    """A field of a library's class, one of hundreds."""
 
     @property
     def is_list(self) -> bool:
@@ -106,6 +108,13 @@ class OptionUse(_Frozen):
     when: Mapping[str, tuple[Any, ...]] = {}
 
 
+class ParserClass(_Frozen):
+    """A dataclass of a library whose fields a script's parser takes (`HfArgumentParser(TrainingArguments)`)."""
+
+    path: str
+    line: int
+
+
 class ScriptParameters(_Frozen):
     """All options of a script, and how far they could be read without running it."""
 
@@ -119,6 +128,8 @@ class ScriptParameters(_Frozen):
     """argparse takes `--seq` for `--seq_length` if the script declares only that."""
     unread: tuple[Remark, ...] = ()
     notes: tuple[Remark, ...] = ()
+    parser_classes: tuple[ParserClass, ...] = ()
+    """Classes whose fields are further parameters, which an environment has yet to say."""
     option_classes: tuple[OptionUse, ...] = ()
     """Classes whose fields the script takes beyond its own parameters; of a field in several, the first has it."""
     options_instead: Mapping[str, str] = {}
@@ -127,7 +138,7 @@ class ScriptParameters(_Frozen):
     @property
     def partly_read(self) -> bool:
         """Whether there may be options that are not listed."""
-        return bool(self.unread)
+        return bool(self.unread or self.parser_classes)
 
     @property
     def declared_names(self) -> tuple[str, ...]:

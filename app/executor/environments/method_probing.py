@@ -48,8 +48,11 @@ class MethodProbing:
         return wanted
 
     def _needs(self, pinned: PinnedFile) -> Needs:
-        classes = frozenset(use.path for use in self._reader.pinned(pinned).option_classes)
-        by_value = MODULES if classes else frozenset()
+        script = self._reader.pinned(pinned)
+        classes = frozenset(
+            [*(use.path for use in script.option_classes), *(one.path for one in script.parser_classes)]
+        )
+        by_value = MODULES if script.option_classes else frozenset()
         return Needs(frozenset(self._modules.needed(pinned)) | by_value, classes)
 
 

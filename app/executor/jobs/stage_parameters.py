@@ -11,6 +11,7 @@ from app.domain.enums import JobKind
 from app.domain.errors import Violation
 from app.domain.kinds import Stage
 from app.domain.known_parameters import KNOWN, KnownParameter, known_at
+from app.domain.library_options import with_parser_classes
 from app.domain.lifecycle import producing_stage, trains
 from app.domain.names import BASE_ENVIRONMENT
 from app.domain.parameters import ParameterCheck, check_parameters
@@ -140,7 +141,10 @@ class StageParameters:
         `start` is the argument that names the adapter to go on from, if there is one.
         `described` has what is known of the libraries in the environments; without it, options are not judged yet.
         """
-        scripts = {stage: self.read(method, stage) for stage in stages}
+        options = {
+            stage: described_options(described, method.environment(stage) or BASE_ENVIRONMENT) for stage in stages
+        }
+        scripts = {stage: with_parser_classes(self.read(method, stage), options[stage]) for stage in stages}
         targets = _target_stages(method, stages)
         lifecycle = method.definition.lifecycle or ()
         producer = producing_stage(lifecycle)
@@ -157,7 +161,7 @@ class StageParameters:
                 producing=stage is producer,
                 false_as=method.definition.arguments.false_as,
                 typical=_typical(method.preset, stage, producing=stage is producer) if trains(lifecycle, stage) else {},
-                options=described_options(described, method.environment(stage) or BASE_ENVIRONMENT),
+                options=options[stage],
             )
             for stage in stages
         }

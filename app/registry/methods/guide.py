@@ -12,7 +12,7 @@ from app.domain.enums import JobKind
 from app.domain.errors import Invalid, Violation
 from app.domain.form import MethodForm, method_form
 from app.domain.kinds import Stage
-from app.domain.library_options import DescribedOptions, OptionClass
+from app.domain.library_options import DescribedOptions, OptionClass, with_parser_classes
 from app.domain.lifecycle import find_path, producing_stage
 from app.domain.names import BASE_ENVIRONMENT
 from app.domain.parameters import argument_notes, json_schema
@@ -220,15 +220,19 @@ def _stage_parameters(
     *,
     producing: bool,
 ) -> StageParameters:
+    classes = [OptionClassUse(use, options.classes.get(use.path)) for use in script.option_classes]
+    classes += [
+        OptionClassUse(OptionUse(path=one.path), options.classes.get(one.path)) for one in script.parser_classes
+    ]
+    script = with_parser_classes(script, options)
     schema = json_schema(script, stage=stage, producing=producing, language=language, options=options)
     if stage is JobKind.TRAINING or producing:
         for name, schema_of in schema["properties"].items():
             if name in shipped and (texts := _shipped_texts(shipped[name], language)):
                 schema_of |= texts
                 schema_of.pop("x-advanced", None)  # the product explains what people set every day
-    classes = [OptionClassUse(use, options.classes.get(use.path)) for use in script.option_classes]
     remarks = [remark.violation() for remark in (*script.unread, *script.notes)]
-    undescribed = [use.path for use in script.option_classes if use.path not in options.classes]
+    undescribed = [one.use.path for one in classes if one.described is None]
     for path in undescribed:
         if detail := options.trouble.get(path):
             params = {"subject": path, "environment": options.environment, "detail": detail}

@@ -84,6 +84,7 @@ def script_parameters(arguments: Arguments, *, filename: str = "") -> ScriptPara
         abbreviates=arguments.abbreviates,
         unread=tuple(map(_remark, arguments.unread)),
         notes=tuple(map(_remark, arguments.notes)),
+        parser_classes=tuple(domain.ParserClass(path=one.path, line=one.line) for one in arguments.parser_classes),
         option_classes=tuple(
             domain.OptionUse(path=one.path, when={name: tuple(values) for name, values in one.when.items()})
             for one in arguments.option_classes
