@@ -86,6 +86,8 @@ from app.store.session import Database
 if TYPE_CHECKING:
     from app.executor.maintenance.webhook_post import WebhookClient
 
+collect_as_usual()  # here, so that an exit does not go over what was imported either: a third of a short process
+
 logger = logging.getLogger(__name__)
 
 IDEMPOTENCY_KEPT = timedelta(days=1)
@@ -97,7 +99,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     if settings is None:  # one of several processes of `deepe serve`
         settings = load_settings()
         hide_secrets()
-        collect_as_usual()
     configure_logging(level=settings.log_level, form=settings.log_format)
     database = Database(settings.database_url)
     licence = LicenceGuard(Home(settings.home).licence, load_public_key(settings.license_public_key), utc_now)
