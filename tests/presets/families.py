@@ -279,10 +279,10 @@ def held_by_dpo(presets: Path, base: Path, rows: list[Any], objective: str, *mor
     dpo = script(presets / "dpo-demo/dpo-demo.py")
     args = arguments(dpo, base, rows, f"--objective={objective}", "--batch_size=2", *more)
     kinds = {"preference", "labelled"} if objective == "kto" else {"preference"}
-    parts = dpo.load_examples(args, dpo.Wanted(kinds=frozenset(kinds), tools=False))
+    preparation = dpo.Preparation(args, dpo.Wanted(kinds=frozenset(kinds), tools=False))
     tokenizer = dpo.llm.load_tokenizer(str(base), args)
-    kept = dpo.fitting_pairs(parts.train, tokenizer, args)
-    trainer = dpo.build_trainer(args, dpo.llm.choose(args), tokenizer, kept, [])
+    learned, _ = preparation.sequences(tokenizer, dpo.RECIPES[objective])
+    trainer = dpo.build_trainer(args, dpo.llm.choose(args), tokenizer, learned, [])
     columns = ("prompt_ids", "chosen_ids", "rejected_ids", "completion_ids", "label")
     if objective == "orpo":
         batches = [trainer.data_collator([row]) for row in trainer.train_dataset]

@@ -22,7 +22,8 @@ Held-out file, checkpoints and SIGTERM as in sft-demo.py: `output_dir` holds ada
 import argparse
 import sys
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,11 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_arguments as arguments
 import deepe_llm as llm
 from deepe_adapters import check_start
-from deepe_examples import Fitting, answers_of, fitting_pairs, load_examples
+from deepe_examples import answers_of
 from deepe_log import log, remark
 from deepe_options import Options, options_of
+from deepe_preparation import Preparation
+from deepe_recipes import Learned, Recipe, Row
 from deepe_rows import LABELLED, PREFERENCE, Labelled, Preference, Refused, Rendered, Wanted, render_answer
 from deepe_scores import evaluation_settings, report_exact_match, report_score, score_loss
 from deepe_whole import check_whole, trained
@@ -68,6 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
     data = arguments.add_rows(parser, columns=None)
     arguments.add_lengths(data, of_input="a prompt", of_output="an answer")
     arguments.add_template(data)
+    arguments.add_workers(data)
     arguments.add_steps(parser, learning_rate=1e-5, warmup_ratio=0.1)
     machine = parser.add_argument_group("adapter, memory and speed")
     arguments.add_finetuning_type(machine)
@@ -98,31 +102,30 @@ def run(args: argparse.Namespace) -> None:
         )
     log("HandleWithDataset", args.dataset_path, args)
     kinds = {PREFERENCE, LABELLED} if args.objective == "kto" else {PREFERENCE}
-    parts = load_examples(args, Wanted(kinds=frozenset(kinds), tools=False))
+    preparation = Preparation(args, Wanted(kinds=frozenset(kinds), tools=False))
 
     log("InitializingModel", args.model_path, args)
     machine = llm.choose(args)
     tokenizer = llm.load_tokenizer(args.model_path, args)
-    train_rows = fitting_pairs(parts.train, tokenizer, args)
-    held_out = fitting_pairs(parts.held_out, tokenizer, args, held_out=True)
-    trainer = build_trainer(args, machine, tokenizer, train_rows, held_out)
+    learned, held_out = preparation.sequences(tokenizer, RECIPES[args.objective])
+    trainer = build_trainer(args, machine, tokenizer, learned, held_out)
 
     if held_out:
         sentence = f"eval_loss is the loss of {args.objective} on held-out rows, not that of tokens: no perplexity"
         remark(sentence, args, warning=False)
     score(trainer, tokenizer, held_out, args, "before")
-    llm.train(trainer, len(parts.train), args)
+    llm.train(trainer, preparation.rows, args)
     llm.save_adapter(trainer, args)
     score(trainer, tokenizer, held_out, args, "after")
     log("TrainingSuccess", args.model_name, args)
 
 
 def build_trainer(
-    args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, rows: Fitting[Judged], held_out: Fitting[Judged]
+    args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, learned: Learned, held_out: list[Judged]
 ) -> Any:
     from datasets import Dataset
 
-    checkpointing = llm.plan_memory(args, machine, rows.longest, method="preferences")
+    checkpointing = llm.plan_memory(args, machine, learned.longest, method="preferences")
     model = llm.load_model(args, machine, tokenizer, dropout=False)
     longest = args.max_input_length + args.max_content_length
     settings = llm.trainer_settings(args, machine, checkpointing=checkpointing)
@@ -134,13 +137,15 @@ def build_trainer(
         if named := sorted({"loss_type", "loss_weights"} & options_of(args).given.keys()):
             raise Refused(f"sft_weight and {' and '.join(named)} both say what the loss is made of; leave one out")
         settings |= {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, args.sft_weight]}
-    given, measured = (columns(args.objective, some, tokenizer) for some in (rows, held_out))
+    measured = columns(args.objective, held_out, tokenizer)
     config = options_of(args).build(config_class, beta=args.beta, max_length=longest, **settings)
+    if args.objective == "kto":
+        tell_balance(learned.dataset()["label"], config, args)
     with options_of(args).refusing():
         return trainer_class(
             **trained(args, model, lambda: llm.lora(args, llm.linear_layers(model))),
             args=config,
-            train_dataset=Dataset.from_list(given),
+            train_dataset=learned.dataset(),
             eval_dataset=Dataset.from_list(measured) if measured else None,
             processing_class=tokenizer,
             callbacks=llm.callbacks(args),
@@ -152,7 +157,18 @@ def trainer_of(objective: str) -> tuple[Any, Any]:
         case "kto":  # compares with the mean of each forward pass, by definition
             from trl import KTOConfig, KTOTrainer
 
-            return KTOTrainer, KTOConfig
+            class Kto(KTOTrainer):  # type: ignore[misc]
+                """Takes tokens as they are. The divergence is estimated with another answer of the batch."""
+
+                def _prepare_dataset(self, dataset: Any, _tokenizer: Any, config: Any, _name: str) -> Any:
+                    if not self.calculate_KL:
+                        return dataset
+                    with config.main_process_first():
+                        return dataset.map(
+                            with_others_answers, batched=True, batch_size=config.per_device_train_batch_size
+                        )
+
+            return Kto, KTOConfig
         case "orpo":
             from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
@@ -161,6 +177,11 @@ def trainer_of(objective: str) -> tuple[Any, Any]:
 
                 Takes tokens as they are: by itself TRL would add a second end behind what a template writes.
                 """
+
+                def __init__(self, *, train_dataset: Any, eval_dataset: Any, **named: Any) -> None:
+                    empty = type(train_dataset).from_list([{"prompt": "", "chosen": "", "rejected": ""}])
+                    super().__init__(train_dataset=empty, eval_dataset=eval_dataset and empty, **named)
+                    self.train_dataset, self.eval_dataset = train_dataset, eval_dataset  # not mapped to what they are
 
                 def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:
                     return {}
@@ -182,7 +203,13 @@ def trainer_of(objective: str) -> tuple[Any, Any]:
             from trl import DPOConfig, DPOTrainer
 
             class Direct(of_whole_steps(DPOTrainer)):  # type: ignore[misc]
-                """Counts a pair by the pairs of the step, a token that is learned as well by its tokens."""
+                """Counts a pair by the pairs of the step, a token that is learned as well by its tokens.
+
+                Takes tokens as they are.
+                """
+
+                def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+                    return dataset
 
                 def compute_loss(self, *args: Any, **named: Any) -> Any:
                     share = self.next_share()
@@ -239,39 +266,73 @@ def sizes_of(batch: dict[str, Any]) -> tuple[int, int]:
     return len(better), int(better[:, 1:].sum())
 
 
-def columns(objective: str, rows: list[Judged], tokenizer: Any) -> list[dict[str, Any]]:
+def tell_balance(labels: list[bool], config: Any, args: argparse.Namespace) -> None:
+    """Tell when good and bad answers weigh too differently; KTO's paper (equation 8) wants 1 to 4/3 of good ones."""
+    good = sum(labels)
+    weights = config.desirable_weight * good, config.undesirable_weight * (len(labels) - good)
+    if good in (0, len(labels)):
+        remark(f"all {len(labels)} answers are {'good' if good else 'bad'} ones: there is nothing to tell apart", args)
+    elif 2 * good != len(labels) and not 1 <= round(weights[0] / weights[1], 2) <= 1.34:
+        remark(
+            f"{good} of {len(labels)} answers are good ones; KTO learns best when their weight (desirable_weight times "
+            f"their number) is 1 to 1.33 times that of the bad ones, here it is {weights[0] / weights[1]:.2f} times",
+            args,
+        )
+
+
+def with_others_answers(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    answers = rows["completion_ids"]
+    return {"KL_completion_ids": [answers[-1], *answers[:-1]]}
+
+
+# --- rows -----------------------------------------------------------------------------------------------------------
+
+
+def columns(objective: str, rows: list[Judged], tokenizer: Any) -> list[Row]:
     """Return rows as the trainer of an objective takes them."""
-    match objective:
-        case "kto":
-            return singles(rows)
-        case "orpo":
-            return [tokens(row, tokenizer) for row in rows]
-        case _:
-            return [pair(row) for row in rows]
+    table = RECIPES[objective].table
+    return [one for row in rows for one in table(row, [render_answer(each, tokenizer) for each in answers_of(row)])]
 
 
-def pair(row: Preference) -> dict[str, Any]:
-    return {"prompt": row.prompt, "chosen": [row.chosen], "rejected": [row.rejected]}
+def pair(_row: Preference, found: list[Rendered]) -> Iterator[Row]:
+    """Yield a pair as tokens; what the template writes alike before both answers is the prompt."""
+    better, worse = found
+    start = min(better.start, worse.start)
+    answers = {"chosen_ids": better.tokens[start:], "rejected_ids": worse.tokens[start:]}
+    yield {"prompt_ids": better.tokens[:start], **answers}
 
 
-def tokens(row: Preference, tokenizer: Any) -> dict[str, Any]:
-    """Return a pair as tokens, in the columns of ORPO's collator."""
-    found: dict[str, Any] = {"prompt": "", "chosen": "", "rejected": ""}
-    for name, answer in zip(("chosen", "rejected"), answers_of(row), strict=True):
-        one = render_answer(answer, tokenizer)
-        found |= {f"{name}_input_ids": one.tokens, f"{name}_labels": one.labels}
-        found[f"{name}_attention_mask"] = [1] * len(one.tokens)
-        found["prompt_input_ids"] = one.tokens[: one.start]
-    return found | {"prompt_attention_mask": [1] * len(found["prompt_input_ids"])}
+def odds(_row: Preference, found: list[Rendered]) -> Iterator[Row]:
+    """Yield a pair as tokens, in the columns of ORPO's collator."""
+    parts = {"prompt": found[1].tokens[: found[1].start], "chosen": found[0].tokens, "rejected": found[1].tokens}
+    yield {
+        **{f"{name}_input_ids": tokens for name, tokens in parts.items()},
+        **{f"{name}_attention_mask": [1] * len(tokens) for name, tokens in parts.items()},
+        **{f"{name}_labels": one.labels for name, one in zip(("chosen", "rejected"), found, strict=True)},
+    }
 
 
-def singles(rows: list[Judged]) -> list[dict[str, Any]]:
-    """Return every answer by itself, with whether it is a good one; of a pair it is the chosen one."""
-    return [
-        {"prompt": row.prompt, "completion": [one.completion], "label": label}
-        for row in rows
-        for one, label in zip(answers_of(row), labels_of(row), strict=True)
-    ]
+def singles(row: Judged, found: list[Rendered]) -> Iterator[Row]:
+    """Yield every answer by itself, with whether it is a good one; of a pair it is the chosen one."""
+    for one, label in zip(found, labels_of(row), strict=True):
+        yield {"prompt_ids": one.tokens[: one.start], "completion_ids": one.tokens[one.start :], "label": label}
+
+
+def as_written(row: Judged, found: list[Rendered]) -> list[Judged]:
+    """Return the row with its turns as the template takes them."""
+    return [replace(row, prompt=found[0].example.prompt)]
+
+
+def recipe_of(table: Any, *tokens: str, **others: str) -> Recipe:
+    return Recipe(dict.fromkeys(tokens, "tokens") | others, table, as_written, whole=True)
+
+
+SIDES = [f"{side}_{what}" for side in ("chosen", "rejected") for what in ("input_ids", "attention_mask", "labels")]
+RECIPES = {
+    "dpo": recipe_of(pair, "prompt_ids", "chosen_ids", "rejected_ids"),
+    "kto": recipe_of(singles, "prompt_ids", "completion_ids", label="flag"),
+    "orpo": recipe_of(odds, "prompt_input_ids", "prompt_attention_mask", *SIDES),
+}
 
 
 def labels_of(row: Judged) -> list[bool]:

@@ -1,9 +1,10 @@
-"""The sequences of a training, made once: by several processes, into an Arrow file that is mapped into memory.
+"""What a training learns from, made once: by several processes, into an Arrow file that is mapped into memory.
 
     preparation = Preparation(args, wanted)             # reads the rows, or finds what was made of them before
-    learned, held_out = preparation.sequences(tokenizer)
+    learned, held_out = preparation.sequences(tokenizer, recipe)
 
-What was made is kept until the training has succeeded, in a folder that the attempts of a job share
+A `Recipe` says what a method makes of a row: tokens for those that learn texts, the row itself for those that make
+tokens at the step. What was made is kept until the training has succeeded, in a folder that the attempts of a job share
 (`$DEEPE_CACHE_DIR`; by hand, in the output folder). Its name is a digest of everything that the sequences depend on,
 so that a changed input is prepared anew. Of a group of processes the first prepares, the others wait and read. What is
 told about the rows is kept with them, and told each time.
@@ -22,24 +23,24 @@ import sys
 import tempfile
 import threading
 import time
-from array import array
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import deepe
 from deepe_adapters import start_of
 from deepe_chat import template_files
-from deepe_examples import Tally, load_examples, sequences_of, tell
+from deepe_examples import Tally, answers_of, load_examples, sequences_of, tell
+from deepe_recipes import TEXTS, Column, Learned, Recipe, read_value, schema_of, written_value
 from deepe_rows import (
     HELD_OUT,
     Answer,
     Conversation,
+    Labelled,
+    Preference,
     Rendered,
     Stored,
-    Text,
     Wanted,
     data_file,
     keys_of,
@@ -52,30 +53,10 @@ SECONDS_BETWEEN_LOOKS = 0.2
 FOLDER = ".prepared"
 DATA, HELD, ABOUT = "sequences.arrow", "held_out.json", "about.json"
 WEIGHTS = frozenset({".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"})
-WITHOUT_EFFECT = frozenset(  # on sequences; whatever else an argument is, it is taken to have one
-    {"options", "train_id", "seq", "model_name", "output_dir", "preprocessing_workers"}
+WITHOUT_EFFECT = frozenset(  # on what is made; whatever else an argument is, it is taken to have one
+    {"options", "train_id", "seq", "model_name", "output_dir", "save_path", "preprocessing_workers"}
 )
 PACKAGES = ("transformers", "tokenizers", "jinja2", "sentencepiece", "tiktoken")
-
-
-@dataclass(frozen=True)
-class Learned:
-    """The sequences to learn from."""
-
-    path: Path
-    count: int
-    tokens: int
-    longest: int
-    """Tokens of the longest sequence."""
-
-    def __len__(self) -> int:
-        return self.count
-
-    def dataset(self) -> Any:
-        """Return them as a trainer takes them: tokens, and which of them are learned (-100 for the others)."""
-        from datasets import Dataset
-
-        return Dataset.from_file(str(self.path))
 
 
 class Preparation:
@@ -101,34 +82,43 @@ class Preparation:
     def rows(self) -> int:
         return len(self._parts.train) if self._about is None else int(self._about["rows"])
 
-    def sequences(self, tokenizer: Any) -> tuple[Learned, list[Rendered]]:
-        """Return the sequences to learn from, and those that are held out. Raises `Refused`."""
+    def examples(self) -> Iterator[Any]:
+        """Yield the rows that were read just now, held-out ones last; none if all was made before."""
+        if self._spool is not None:
+            yield from map(self._spool.read, [*self._parts.train, *self._parts.held_out])
+
+    def sequences(
+        self, tokenizer: Any, recipe: Recipe = TEXTS, measured: Recipe | None = None
+    ) -> tuple[Learned, list[Any]]:
+        """Return what there is to learn from, and what is held out (by the recipe `measured`). Raises `Refused`."""
         if self._about is not None:
             tell(self._about["told"], self._args)
         elif self._spool is not None:
-            self._prepare(self._spool, tokenizer)
+            self._prepare(self._spool, tokenizer, recipe, measured or recipe)
         while (about := self._about or self._finished()) is None:
             time.sleep(SECONDS_BETWEEN_LOOKS)
         self._about = about
         counts = {name: about[name] for name in ("count", "tokens", "longest")}
         held_out = json.loads((self._folder / HELD).read_text("utf-8"))
-        return Learned(self._folder / DATA, **counts), [_restored(one) for one in held_out]
+        return Learned(self._folder / DATA, **counts), [read_value(one) for one in held_out]
 
-    def _prepare(self, spool: "_Spool", tokenizer: Any) -> None:
+    def _prepare(self, spool: "_Spool", tokenizer: Any, recipe: Recipe, measured: Recipe) -> None:
         args = self._args
-        learned = _Writer(self._draft / DATA)
-        for block in _blocks(spool.path, self._parts.train, tokenizer, args):
+        learned = _Writer(self._draft / DATA, recipe)
+        for block in _blocks(spool.path, self._parts.train, tokenizer, recipe, args):
             learned.add(block)
         learned.close()
-        told = learned.tally.notes(args)
+        told = learned.tally.notes(args, advice=recipe.advice)
         tell(told, args)
         tally = Tally()
-        sequences = _of(tokenizer, args)
-        rows = map(spool.read, self._parts.held_out)
-        held_out = [one for row in rows for one in tally.fitting(row, sequences, args)]
+        rows = (part for row in self._parts.held_out for part in measured.split(spool.read(row)))
+        held_out = [
+            one for row in rows if (found := _fitting(tally, row, tokenizer, measured, args))
+            for one in measured.held_out(row, found)
+        ]  # fmt: skip
         told += (more := tally.notes(args, held_out=True))
         tell(more, args)
-        (self._draft / HELD).write_text(json.dumps([asdict(one) for one in held_out]), "utf-8")
+        (self._draft / HELD).write_text(json.dumps([written_value(one) for one in held_out]), "utf-8")
         spool.path.unlink()
         about = {"rows": len(self._parts.train), "read": self._parts.notes, "told": told, **learned.counts()}
         (self._draft / ABOUT).write_text(json.dumps(about), "utf-8")
@@ -145,7 +135,7 @@ class Preparation:
 
 def cache_folder(args: argparse.Namespace) -> Path:
     """Return the folder for what the attempts of a job need not do again."""
-    return Path(os.environ.get("DEEPE_CACHE_DIR") or args.output_dir) / FOLDER
+    return Path(os.environ.get("DEEPE_CACHE_DIR") or args.output_dir or args.save_path) / FOLDER
 
 
 def remove_prepared(args: argparse.Namespace) -> None:
@@ -159,20 +149,21 @@ def remove_prepared(args: argparse.Namespace) -> None:
 
 def _key(args: argparse.Namespace, wanted: Wanted) -> str:
     """Return the digest of all that sequences and what is told about them depend on."""
-    dataset, base = Path(args.dataset_path), Path(args.model_path)
+    dataset, base = Path(args.dataset_path), Path(args.model_path if "model_path" in args else args.base_path)
     folders = [base, *([start] if (start := start_of(args)) is not None else [])]
     own = getattr(args, "validation_path", None)
     beside = Path(own) if own else dataset / HELD_OUT
     data = [data_file(path) for path in (dataset, beside) if path.exists()]
-    code = Path(__file__).parent.rglob("*.py")
     files = {
         "data": [*data, *template_files(args)],
-        "base": [path for one in folders for path in one.glob("*") if path.is_file() and path.suffix not in WEIGHTS],
-        "code": code,
+        "base": [path for one in folders for path in _small_files(one)],
+        "code": [*Path(__file__).parent.rglob("*.py"), Path(sys.argv[0])],
     }
     about: dict[str, Any] = {
         kind: sorted({(path.name, _digest(path)) for path in paths}) for kind, paths in files.items()
     }
+    if wanted.pictures:
+        about["pictures"] = _listing(dataset if dataset.is_dir() else dataset.parent, args)
     about["args"] = {name: value for name, value in vars(args).items() if name not in WITHOUT_EFFECT}
     about["wanted"] = [sorted(wanted.kinds), wanted.tools, wanted.pictures, wanted.columns, wanted.form]
     about["packages"] = [_version(name) for name in PACKAGES]
@@ -184,6 +175,13 @@ def _key(args: argparse.Namespace, wanted: Wanted) -> str:
 def _small_files(folder: Path) -> list[Path]:
     """Return the files of a model without its weights: tokenizer, template, configuration."""
     return [path for path in folder.glob("*") if path.is_file() and path.suffix not in WEIGHTS]
+
+
+def _listing(folder: Path, args: argparse.Namespace) -> list[tuple[str, int, int]]:
+    """Return name, size and time of every file that may be a picture: a change may be one of what fits."""
+    folders = [folder, *(Path(one) for one in (args.pic_relative_path, args.validation_path) if one)]
+    files = sorted({path for one in folders if one.is_dir() for path in one.rglob("*") if path.is_file()})
+    return [(str(path), (found := path.stat()).st_size, found.st_mtime_ns) for path in files]
 
 
 def _digest(path: Path) -> str:
@@ -232,59 +230,97 @@ def _example(file: IO[bytes], offset: int, length: int) -> Any:
 
 @dataclass
 class _Block:
-    """The sequences of some rows: their tokens one after the other, their lengths, and how many tokens are given."""
+    """What is made of some rows: a batch of the file, and what became of the rows."""
 
-    tokens: "array[int]" = field(default_factory=partial(array, "i"))
-    lengths: "array[int]" = field(default_factory=partial(array, "q"))
-    starts: "array[int]" = field(default_factory=partial(array, "q"))
+    batch: Any = None
+    tokens: int = 0
+    longest: int = 0
     tally: Tally = field(default_factory=Tally)
-
-    def add(self, one: Rendered) -> None:
-        if one.start < len(one.tokens):  # else nothing of it is learned: TRL leaves it out as well
-            self.tokens.extend(one.tokens)
-            self.lengths.append(len(one.tokens))
-            self.starts.append(one.start)
 
 
 class _Encoder:
     """Makes blocks out of places in the file of rows."""
 
-    def __init__(self, path: Path, tokenizer: Any, args: argparse.Namespace) -> None:
+    def __init__(self, path: Path, tokenizer: Any, recipe: Recipe, args: argparse.Namespace) -> None:
         self._file = path.open("rb")
         self._tokenizer = tokenizer
+        self._recipe = recipe
         self._args = args
 
     def block(self, places: Sequence[tuple[int, int]]) -> _Block:
-        rows = [_example(self._file, *place) for place in places]
-        answers = [row.answers() if isinstance(row, Conversation) else [] for row in rows]
-        rendered = iter(render_answers([one for some in answers for one in some], self._tokenizer))
-        made = _Block()
-        for row, some in zip(rows, answers, strict=True):
-            found = [next(rendered) for _ in some]
-            whole = [one for one in found if one is not None]
-            at_once = isinstance(row, Conversation) and len(whole) == len(found)
-            sequences = (lambda _row, whole=whole: whole) if at_once else _of(self._tokenizer, self._args)
-            for one in made.tally.fitting(row, sequences, self._args):
-                made.add(one)
+        import pyarrow
+
+        recipe = self._recipe
+        rows = [part for place in places for part in recipe.split(_example(self._file, *place))]
+        made, columns = _Block(), {name: Column(kind) for name, kind in recipe.columns.items()}
+        for row, whole in zip(rows, self._at_once(rows), strict=True):
+            found = _fitting(made.tally, row, self._tokenizer, recipe, self._args, whole)
+            if not recipe.unlearned:
+                found = [one for one in found if one.start < len(one.tokens)]
+            if not found:
+                continue
+            lengths = [len(one.tokens) for one in found]
+            made.tokens += sum(lengths)
+            made.longest = max(made.longest, *lengths)
+            for one in recipe.table(row, found):
+                for name, column in columns.items():
+                    column.add(one[name])
+        schema = schema_of(recipe.columns)
+        made.batch = pyarrow.RecordBatch.from_arrays(
+            [columns[one.name].array(one.type) for one in schema], schema=schema
+        )
         return made
 
+    def _at_once(self, rows: Sequence[Any]) -> Iterator[list[Rendered] | None]:
+        """Yield the sequences of each row, `None` where they have to be made one by one."""
+        if self._recipe.sequences is not sequences_of:
+            yield from (None for _ in rows)
+            return
+        answers = [_answers(row) for row in rows]
+        rendered = iter(render_answers([one for some in answers for one in some], self._tokenizer))
+        for some in answers:
+            found = [next(rendered) for _ in some]
+            whole = [one for one in found if one is not None]
+            yield whole if whole and len(whole) == len(found) else None
 
-def _of(tokenizer: Any, args: argparse.Namespace) -> Any:
-    return lambda row: sequences_of(row, tokenizer, args)
+
+def _answers(row: Any) -> list[Answer]:
+    match row:
+        case Conversation():
+            return row.answers()
+        case Preference() | Labelled():
+            return answers_of(row)
+        case _:
+            return []
 
 
-def _blocks(path: Path, rows: Sequence[Stored], tokenizer: Any, args: argparse.Namespace) -> Iterator[_Block]:
-    """Yield the sequences of all rows in their order."""
+def _fitting(
+    tally: Tally,
+    row: Any,
+    tokenizer: Any,
+    recipe: Recipe,
+    args: argparse.Namespace,
+    made: list[Rendered] | None = None,
+) -> list[Rendered]:
+    """Return the sequences of a row that fit, and count what became of it; `made` are those that are made already."""
+    sequences = (lambda row: recipe.sequences(row, tokenizer, args)) if made is None else (lambda _row: made)
+    return tally.fitting(row, sequences, args, whole=recipe.whole)
+
+
+def _blocks(
+    path: Path, rows: Sequence[Stored], tokenizer: Any, recipe: Recipe, args: argparse.Namespace
+) -> Iterator[_Block]:
+    """Yield what is made of all rows in their order."""
     blocks = (rows[at : at + BLOCK_ROWS] for at in range(0, len(rows), BLOCK_ROWS))
     places = ([(row.offset, row.length) for row in block] for block in blocks)
     count = workers(args, len(rows))
     if count == 1:
-        yield from map(_Encoder(path, tokenizer, args).block, places)
+        yield from map(_Encoder(path, tokenizer, recipe, args).block, places)
         return
     bare = argparse.Namespace(**{name: value for name, value in vars(args).items() if name != "options"})
     # a fork has the tokenizer at once; on a Mac, threads of system libraries do not survive it
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    with context.Pool(count, _begin_worker, (path, tokenizer, bare)) as pool:
+    with context.Pool(count, _begin_worker, (path, tokenizer, recipe, bare)) as pool:
         yield from pool.imap(_block_of_worker, places)
 
 
@@ -297,9 +333,9 @@ def workers(args: argparse.Namespace, rows: int) -> int:
 _worker: list[_Encoder] = []
 
 
-def _begin_worker(path: Path, tokenizer: Any, args: argparse.Namespace) -> None:
+def _begin_worker(path: Path, tokenizer: Any, recipe: Recipe, args: argparse.Namespace) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker.append(_Encoder(path, tokenizer, args))
+    _worker.append(_Encoder(path, tokenizer, recipe, args))
 
 
 def _end_with_parent() -> None:
@@ -314,42 +350,27 @@ def _block_of_worker(places: Sequence[tuple[int, int]]) -> _Block:
     return _worker[0].block(places)
 
 
-# ---- tokens in a file ------------------------------------------------------------------------------------------------
+# ---- a table in a file -----------------------------------------------------------------------------------------------
 
 
 class _Writer:
     """Writes blocks to an Arrow file, and counts."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, recipe: Recipe) -> None:
         import pyarrow
 
-        numbers = pyarrow.list_(pyarrow.int32())
-        self._schema = pyarrow.schema([("input_ids", numbers), ("labels", numbers)])
         self._file = pyarrow.OSFile(str(path), "wb")
-        self._stream = pyarrow.ipc.new_stream(self._file, self._schema)
+        self._stream = pyarrow.ipc.new_stream(self._file, schema_of(recipe.columns))
         self.tally = Tally()
         self._count = self._tokens = self._longest = 0
 
     def add(self, block: _Block) -> None:
-        import numpy
-        import pyarrow
-
         self.tally.add(block.tally)
-        if not block.lengths:
-            return
-        tokens = numpy.frombuffer(block.tokens, numpy.int32)
-        ends = numpy.cumsum(numpy.frombuffer(block.lengths, numpy.int64))
-        labels = tokens.copy()
-        begin = 0
-        for end, start in zip(ends.tolist(), block.starts, strict=True):
-            labels[begin : begin + start] = -100
-            begin = end
-        offsets = pyarrow.array(numpy.concatenate(([0], ends)), pyarrow.int32())
-        lists = [pyarrow.ListArray.from_arrays(offsets, pyarrow.array(values)) for values in (tokens, labels)]
-        self._stream.write_batch(pyarrow.RecordBatch.from_arrays(lists, schema=self._schema))
-        self._count += len(ends)
-        self._tokens += len(tokens)
-        self._longest = max(self._longest, *block.lengths)
+        if block.batch.num_rows:
+            self._stream.write_batch(block.batch)
+        self._count += block.batch.num_rows
+        self._tokens += block.tokens
+        self._longest = max(self._longest, block.longest)
 
     def counts(self) -> dict[str, int]:
         return {"count": self._count, "tokens": self._tokens, "longest": self._longest}
@@ -357,10 +378,3 @@ class _Writer:
     def close(self) -> None:
         self._stream.close()
         self._file.close()
-
-
-def _restored(one: Mapping[str, Any]) -> Rendered:
-    """Return a sequence that was written as JSON."""
-    example = one["example"]
-    written = Text(**example) if "text" in example else Answer(**example)
-    return Rendered(one["tokens"], one["start"], one["place"], tuple(one["notes"]), written)
