@@ -304,31 +304,30 @@ def held_by_grpo(presets: Path, base: Path, *more: str) -> dict[str, Any]:
     small = ["--max_content_length=4", "--batch_size=2", "--grad_accum_steps=1", "--num_generations=2", "--max_steps=1"]
     args = arguments(grpo, base, TASKS, *small, *more)
     judge = grpo.judge_of(args)
-    tasks = [judge.task(row, args.system_prompt) for row in grpo.load_examples(args, grpo.LEARNS).train]
+    preparation = grpo.Preparation(args, grpo.LEARNS)
     machine, tokenizer = grpo.llm.choose(args), grpo.llm.load_tokenizer(str(base), args)
-    fitting = examples.fitting_questions(tasks, tokenizer, args)
-    trainer = grpo.build_trainer(args, machine, tokenizer, fitting, judge)
+    tasks, _ = preparation.sequences(tokenizer, judge.recipe(args.system_prompt))
+    trainer = grpo.build_trainer(args, machine, tokenizer, tasks, judge)
     asked, *_ = trainer._tokenize_prompts([row["prompt"] for row in trainer.train_dataset])
     trainer.train()
     return {
         "asked": asked,
-        "shown": [examples.sequences_of(task, tokenizer, args)[0].tokens for task in tasks],
+        "shown": [examples.sequences_of(task, tokenizer, args)[0].tokens for task in tasks.rows()],
         "ends": trainer.generation_config.eos_token_id,
     }
 
 
 def step_of_ppo(presets: Path, base: Path, *more: str) -> dict[str, float]:
     """Return the values of one step of PPO-Demo, with its default instruction before each question."""
-    import deepe_examples as examples
 
     ppo = script(presets / "ppo-demo/ppo-demo.py")
     args = arguments(ppo, base, TASKS, "--rollouts=2", "--batch_size=2", "--max_content_length=4", *more)
     judge = ppo.judge_of(args)
-    tasks = [judge.task(row, args.system_prompt) for row in ppo.load_examples(args, ppo.LEARNS).train]
+    preparation = ppo.Preparation(args, ppo.LEARNS)
     tokenizer = ppo.llm.load_tokenizer(str(base), args)
-    fitting = examples.fitting_questions(tasks, tokenizer, args)
-    learner = ppo.Learner(args, ppo.llm.choose(args), tokenizer, judge.totals, fitting.longest)
-    values: dict[str, float] = learner.step(1, fitting)
+    tasks, _ = preparation.sequences(tokenizer, judge.recipe(args.system_prompt))
+    learner = ppo.Learner(args, ppo.llm.choose(args), tokenizer, judge.totals, tasks.longest)
+    values: dict[str, float] = learner.step(1, tasks.rows())
     return values
 
 

@@ -29,7 +29,51 @@ def main() -> None:
         found = {
             name: case(families, presets, base, given["rows"], changes) for name, changes in given["cases"].items()
         }
+        found["methods"] = {
+            name: ways(families, presets, base, one["method"], one) for name, one in given["methods"].items()
+        }
     json.dump(found, sys.stdout)
+
+
+def ways(families: Any, presets: Path, base: Path, name: str, given: dict[str, Any]) -> list[Any]:
+    """Return what one process makes, what two make, and what a next attempt finds: rows, held-out ones, the notes."""
+    import deepe_examples as examples
+    import deepe_preparation
+    import deepe_recipes
+
+    method = families.script(presets / name / f"{name}.py")
+    found: list[Any] = []
+    for workers in (1, 2, 1):
+        more = ["--eval_fraction=0.1", f"--preprocessing_workers={workers}", *given["options"]]
+        args = families.arguments(method, base, given["rows"], *more)
+        told: list[str] = []
+        examples.remark = lambda sentence, _args, told=told: told.append(sentence)
+        if len(found) < 2:
+            deepe_preparation.remove_prepared(args)
+        wanted, recipe = KINDS[name](method, args)
+        preparation = method.Preparation(args, wanted)
+        tokenizer = families.script(presets / "sft-demo/sft-demo.py").llm.load_tokenizer(str(base), args)
+        learned, held_out = preparation.sequences(tokenizer, recipe)
+        kept = [*map(deepe_recipes.written_value, held_out)]
+        made = os.stat(learned.path).st_mtime_ns
+        table = learned.dataset()
+        found.append({"rows": [table.to_list(), kept, told, preparation.rows, learned.longest], "made": made})
+        if {"example", "input_ids"} & set(table.column_names):
+            rows = learned.rows()
+            assert list(rows) == [rows[place] for place in range(len(rows))]
+    return found
+
+
+def judged(method: Any, args: Any) -> tuple[Any, Any]:
+    kinds = {"preference", "labelled"} if args.objective == "kto" else {"preference"}
+    return method.Wanted(kinds=frozenset(kinds), tools=False), method.RECIPES[args.objective]
+
+
+KINDS: dict[str, Any] = {  # method to a function that returns what it reads, and what it makes of a row
+    "dpo-demo": judged,
+    "grpo-demo": lambda method, args: (method.LEARNS, method.judge_of(args).recipe(args.system_prompt)),
+    "embedding-demo": lambda method, args: (method.LEARNS, method.recipe_of(method.chosen_how(args))),
+}
 
 
 def case(families: Any, presets: Path, base: Path, rows: list[Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -53,13 +53,30 @@ CASES: dict[str, dict[str, Any]] = {  # prepared one after the other
 }
 
 
+def methods() -> dict[str, Any]:
+    """Return what other methods are given: the method, its rows and options."""
+    turns = [[{"role": "user", "content": text} for text in ("q", f"asked {n}")] for n in range(700)]
+    pairs = [
+        {"prompt": prompt, "chosen": "good", "rejected": LONG if n % 9 == 0 else f"bad {n}"}
+        for n, prompt in enumerate(turns)
+    ]
+    asked = [{"question": f"{LONG if n % 9 == 0 else 'q'} {n}", "answer": f"#### {n}", "more": [n]} for n in range(700)]
+    texts = [{"anchor": f"a{n}", "positive": f"{LONG if n % 9 == 0 else 'p'} {n}"} for n in range(700)]
+    short = ["--max_input_length=80", "--max_content_length=80"]
+    judged = {one: {"rows": pairs, "options": [f"--objective={one}", *short]} for one in ("dpo", "kto", "orpo")}
+    return {name: {"method": "dpo-demo"} | one for name, one in judged.items()} | {
+        "grpo": {"method": "grpo-demo", "rows": asked, "options": ["--system_prompt=", *short]},
+        "embedding": {"method": "embedding-demo", "rows": texts, "options": ["--max_seq_length=64"]},
+    }
+
+
 @pytest.fixture(scope="module")
 def found(new_home: NewHome) -> dict[str, Any]:
     home = new_home("preparation")
     for module in (families, preparation_probe):
         shutil.copy(str(module.__file__), home.scripts)
     cases = home.path / "cases.json"
-    cases.write_text(json.dumps({"rows": list(rows()), "cases": CASES}))
+    cases.write_text(json.dumps({"rows": list(rows()), "cases": CASES, "methods": methods()}))
 
     run = home.run("preparation_probe.py", str(catalogue.ROOM), str(cases))
 
@@ -91,7 +108,20 @@ def test_is_made_once(found: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("other")])
 def test_a_changed_input_is_prepared_anew(found: dict[str, Any], name: str) -> None:
-    assert found[name]["made"] not in [one["made"] for other, one in found.items() if other != name]
+    assert found[name]["made"] not in [found[other]["made"] for other in CASES if other != name]
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto", "orpo", "grpo", "embedding"])
+def test_other_methods_prepare_once_and_the_same_by_any_number_of_processes(found: dict[str, Any], name: str) -> None:
+    by_one, by_two, again = found["methods"][name]
+
+    table, held_out, told, rows, _longest = by_one["rows"]
+
+    assert by_one["rows"] == by_two["rows"] == again["rows"]
+    assert by_one["made"] != by_two["made"] == again["made"]
+    assert 0 < len(held_out) < len(table)
+    assert rows > 600
+    assert any("longer" in note for note in told)
 
 
 def test_refuses_with_the_first_lines(found: dict[str, Any]) -> None:

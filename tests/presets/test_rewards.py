@@ -91,7 +91,7 @@ def test_result_of_a_solution_that_tells_its_way(rewards: Any) -> None:
         for text in ("2 and 2 are 4\n#### 4", " 4 ")
     ]
 
-    tasks = [judge(rewards).task(row, "Think.") for row in rows]
+    tasks = [task for row in rows for task in judge(rewards).recipe("Think.").split(row)]
 
     assert [task.reference for task in tasks] == ["4", "4"]
     assert [turn["role"] for turn in tasks[0].prompt] == ["system", "user"]
@@ -101,8 +101,10 @@ def test_answer_to_compare_with_is_asked_for(rewards: Any) -> None:
     row = rewards.Question([{"role": "user", "content": "q"}], place="rows.jsonl, line 3")
 
     with pytest.raises(rewards.Refused, match="line 3: there is no answer to compare with"):
-        judge(rewards).task(row, "")
-    assert judge(rewards, answer_weight=0).task(row, "").reference == ""
+        judge(rewards).check(row)
+    judge(rewards, answer_weight=0).check(row)
+    (task,) = judge(rewards, answer_weight=0).recipe("").split(row)
+    assert task.reference == ""
 
 
 def test_words_are_compared_without_case(rewards: Any) -> None:

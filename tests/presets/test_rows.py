@@ -544,7 +544,7 @@ RENDERED: list[tuple[str, Row, Tokenizer]] = [
     ),
     ("names_left_out", {"messages": [turn("user", "q", name="Ann"), ASSISTANT]}, template(omit=("names",))),
 ]
-BY_THE_SCRIPTS = {"text_split", "row_too_long", "answer_too_long"}
+BY_THE_SCRIPTS = {"text_cut", "text_split", "row_too_long", "answer_too_long"}
 
 
 def of_parts(turns: Sequence[Row], _tools: Any, asking: bool) -> str:

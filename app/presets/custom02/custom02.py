@@ -23,7 +23,7 @@ import os
 import random
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,8 +34,9 @@ import deepe
 import deepe_arguments as arguments
 import deepe_llm as llm
 from deepe_chat import stop_at_turn_ends
-from deepe_examples import encode, load_examples
 from deepe_log import log, remark_plan
+from deepe_preparation import Preparation, remove_prepared
+from deepe_recipes import Recipe
 from deepe_rows import CONVERSATION, Refused, Rendered, Wanted
 from deepe_scores import perplexity, report_exact_match, report_loss
 
@@ -60,6 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max_samples", type=int, default=-1, help="rows to use; -1 takes all")
     parser.add_argument("--max_seq_length", type=int, default=512, help="tokens of a row; longer rows are left out")
     arguments.add_template(parser)
+    arguments.add_workers(parser)
     parser.add_argument("--epochs", type=int, default=3, help="passes over the rows, unless max_steps is given")
     parser.add_argument("--max_steps", type=int, default=None, help="number of steps, instead of epochs")
     parser.add_argument("--batch_size", type=int, default=8, help="rows in one forward pass")
@@ -88,6 +90,8 @@ def main() -> None:
         llm.judge_unknown(unknown, args)
         run(args)
     except Exception as error:
+        if isinstance(error, Refused):
+            remove_prepared(args)
         log("TrainingFailed", str(error), args, level="ERROR")
         deepe.result("failed", message=str(error))
         if isinstance(error, Refused | OSError):  # what the user can put right gets no traceback
@@ -100,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
         if getattr(args, name) < 1:
             raise Refused(f"{name} must be at least 1")
     log("HandleWithDataset", args.dataset_path, args)
-    parts = load_examples(args, Wanted(kinds=frozenset({CONVERSATION})))
+    preparation = Preparation(args, Wanted(kinds=frozenset({CONVERSATION})))
 
     log("InitializingModel", args.base_path, args)
     import torch
@@ -111,17 +115,16 @@ def run(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     device = join_group()
     tokenizer = llm.load_tokenizer(args.base_path, args)
-    examples = encode(parts.train, tokenizer, args)
-    held_out = encode(parts.held_out, tokenizer, args, held_out=True)
+    learned, held_out = preparation.sequences(tokenizer, Recipe())
     machine = llm.Machine(torch.device(device).type, "float32", None, four_bit=False, optimizer="adamw_torch")
-    llm.plan_memory(args, machine, max(len(one.tokens) for one in examples), method="full")
+    llm.plan_memory(args, machine, learned.longest, method="full")
     model = AutoModelForCausalLM.from_pretrained(args.base_path, dtype=torch.float32).to(device)
     stop_at_turn_ends(model, tokenizer)
 
     score(model, tokenizer, held_out, args, "before")
     log("StartTraining", args.model_name, args)
     output = Path(args.output_dir or args.save_path)
-    train(model, examples, held_out, output, tokenizer.pad_token_id, args, rows=len(parts.train))
+    train(model, learned.rows(), held_out, output, tokenizer.pad_token_id, args, rows=preparation.rows)
     score(model, tokenizer, held_out, args, "after")
 
     log("SaveTrainedModel", args.model_name, args)
@@ -131,6 +134,7 @@ def run(args: argparse.Namespace) -> None:
             shutil.rmtree(checkpoint, ignore_errors=True)
         deepe.result(message=f"the model is complete in {args.save_path}", model_type=model.config.model_type)
     log("SaveTrainedModelSuccess", args.save_path, args)
+    remove_prepared(args)
     leave_group()
 
 
@@ -189,7 +193,7 @@ def summed(model: Any, *values: float) -> list[float]:
 
 def train(
     model: Any,
-    examples: list[Rendered],
+    examples: Sequence[Rendered],
     held_out: list[Rendered],
     output: Path,
     pad: int,
@@ -210,14 +214,14 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, course(args.warmup_steps, steps))
     done = resume(model, optimizer, schedule, output)
     remark_plan(rows, len(examples), steps, args)
-    order: list[Rendered] = []
+    order: list[int] = []
     deepe.catch_stop()
     model.train()
     for step in range(done + 1, steps + 1):
         epoch, position = divmod(step - 1, per_epoch)
         if position == 0 or step == done + 1:  # the order depends on the epoch only: a resumed run sees the same rows
-            order = random.Random(f"{args.seed}/{epoch}").sample(examples, len(examples))
-        batch = order[position * rows_of_step : (position + 1) * rows_of_step]
+            order = random.Random(f"{args.seed}/{epoch}").sample(range(len(examples)), len(examples))
+        batch = [examples[place] for place in order[position * rows_of_step : (position + 1) * rows_of_step]]
         tokens = sum(learned_tokens(one) for one in batch)
         own = batch[RANK::PROCESSES]
         loss = 0.0

@@ -31,6 +31,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,14 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
 import deepe_arguments as arguments
 import deepe_llm as llm
-from deepe_examples import load_examples
 from deepe_log import log, remark, remark_plan
 from deepe_options import Options, options_of
-from deepe_rows import PAIR, Pair, Refused, Wanted
+from deepe_preparation import Preparation
+from deepe_recipes import EXAMPLE, Recipe, Row, written_value
+from deepe_rows import PAIR, Pair, Refused, Rendered, Wanted
 from deepe_scores import report_score
-from text_vectors import AUTO, Encoder, How, pooling_of, prompts_of
+from text_vectors import AUTO, Encoder, How, load_tokenizer, longest_of, pooling_of, prompts_of
 
-SPECIAL_TOKENS = 8  # that a tokenizer adds to a text at most
 LOOKED_AT = 10  # rows for each place of a batch, before rows that share a text are taken
 LIBRARY_OPTIONS = {"classes": {"peft.LoraConfig": {}}}  # every field of it can be set, beside the arguments below
 LEARNS = Wanted(kinds=frozenset({PAIR}))
@@ -59,6 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Train a text encoder by contrast.", allow_abbrev=False)
     arguments.add_job(parser, model_name="embedding-demo")
     data = arguments.add_rows(parser, columns=("the query", "its text"))
+    arguments.add_workers(data)
     data.add_argument("--max_seq_length", type=int, default=256, help="tokens of a text; the rest is cut off")
     data.add_argument("--query_prefix", default=AUTO, help="put before each query; auto takes the base model's own")
     data.add_argument("--document_prefix", default=AUTO, help="put before each text; auto takes the base model's own")
@@ -95,51 +97,31 @@ def run(args: argparse.Namespace) -> None:
     check(args)
     how = chosen_how(args)
     log("HandleWithDataset", args.dataset_path, args)
-    parts = load_examples(args, LEARNS)
-    if len({pair.positive for pair in parts.train}) < 2:
-        raise Refused("there is nothing to tell apart: all rows have the same text")
-    every = [*parts.train, *parts.held_out]
-    right = right_texts(every)
-    documents = sorted({pair.positive for pair in every})
+    preparation = Preparation(args, LEARNS)
+    check_texts(preparation.examples()[0])
 
     log("InitializingModel", args.model_path, args)
-    plan_memory(every, how, args)
-    encoder = load(args, how)
-    tell_cut_texts(encoder, every, args)
-    score(encoder, parts.held_out, documents, right, args, "before")
+    tokenizer = load_tokenizer(Path(args.model_path))
+    learned, held_out = preparation.sequences(tokenizer, recipe_of(how))
+    pairs = list(learned.rows())
+    every = [*pairs, *held_out]
+    right = right_texts(every)
+    documents = sorted({pair.positive for pair in every})
+    machine = llm.Machine(llm.device_kind(), "float32", None, four_bit=False, optimizer="adamw_torch")
+    llm.plan_memory(args, machine, learned.longest, method="embedding")
+    encoder = load(args, how, tokenizer)
+    score(encoder, held_out, documents, right, args, "before")
     log("StartTraining", args.model_name, args)
-    train(encoder, parts.train, parts.held_out, right, args)
+    train(encoder, pairs, held_out, right, args)
 
     log("SaveTrainedModel", args.model_name, args)
     encoder.save(Path(args.output_dir))
     deepe.artifact(args.output_dir, "adapter")
     log("SaveTrainedModelSuccess", args.output_dir, args)
-    score(encoder, parts.held_out, documents, right, args, "after")
+    score(encoder, held_out, documents, right, args, "after")
     for checkpoint in checkpoints(Path(args.output_dir)):  # a finished run needs none
         shutil.rmtree(checkpoint, ignore_errors=True)
     log("TrainingSuccess", args.model_name, args)
-
-
-def plan_memory(pairs: Sequence[Pair], how: How, args: argparse.Namespace) -> None:
-    """Tell what memory is expected; refuse what cannot fit."""
-    machine = llm.Machine(llm.device_kind(), "float32", None, four_bit=False, optimizer="adamw_torch")
-    prefixed = len((how.query_prefix + how.document_prefix).encode()) + SPECIAL_TOKENS
-    texts = (text for pair in pairs for text in (pair.anchor, pair.positive, *pair.negatives))
-    most = prefixed + max(len(text.encode()) for text in texts)  # no token has less than a byte
-    llm.plan_memory(args, machine, min(most, how.max_length), method="embedding")
-
-
-def tell_cut_texts(encoder: Encoder, pairs: Sequence[Pair], args: argparse.Namespace) -> None:
-    """Tell how many texts are longer than what of them is read."""
-    longest = encoder.longest
-    how = encoder.how
-    texts = {how.query_prefix + pair.anchor: None for pair in pairs} | {
-        how.document_prefix + text: None for pair in pairs for text in (pair.positive, *pair.negatives)
-    }
-    long = [text for text in texts if len(text.encode()) + SPECIAL_TOKENS > longest]  # no token has less than a byte
-    cut = sum(len(tokens) > longest for tokens in encoder.tokenizer(long)["input_ids"]) if long else 0
-    if cut:
-        remark(f"{cut} of {len(texts)} texts have more than {longest} tokens; the rest of them is not read", args)
 
 
 def memory_advice(error: Exception, args: argparse.Namespace) -> str:
@@ -197,6 +179,33 @@ def chosen_how(args: argparse.Namespace) -> How:
     return How(pooling or "mean", max_length=args.max_seq_length, query_prefix=query, document_prefix=document)
 
 
+def check_texts(pairs: Iterator[Pair]) -> None:
+    first = next(pairs, None)
+    if first is not None and all(pair.positive == first.positive for pair in pairs):
+        raise Refused("there is nothing to tell apart: all rows have the same text")
+
+
+def recipe_of(how: How) -> Recipe:
+    """Return what is made of a row: itself; its longest text tells what memory is needed, and what is not read."""
+    return Recipe(EXAMPLE, kept_pair, as_it_is, sequences=partial(longest_text, how=how))
+
+
+def longest_text(pair: Pair, tokenizer: Any, _args: argparse.Namespace, *, how: How) -> list[Rendered]:
+    """Return what is read of the longest text of a row."""
+    documents = [how.document_prefix + text for text in (pair.positive, *pair.negatives)]
+    tokens = max(tokenizer([how.query_prefix + pair.anchor, *documents])["input_ids"], key=len)
+    most = longest_of(how, tokenizer)
+    return [Rendered(tokens[:most], 0, pair.place, ("text_cut",) if len(tokens) > most else ())]
+
+
+def kept_pair(pair: Pair, _found: list[Rendered]) -> Iterator[Row]:
+    yield {"example": written_value(pair)}
+
+
+def as_it_is(pair: Pair, _found: list[Rendered]) -> list[Pair]:
+    return [pair]
+
+
 def right_texts(pairs: Sequence[Pair]) -> Right:
     found: dict[str, set[str]] = {}
     for pair in pairs:
@@ -246,12 +255,12 @@ class Batches:
 # --- training -------------------------------------------------------------------------------------------------------
 
 
-def load(args: argparse.Namespace, how: How) -> Encoder:
+def load(args: argparse.Namespace, how: How, tokenizer: Any) -> Encoder:
     import torch
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(args.seed)
-    encoder = Encoder.load(Path(args.model_path), how=how)
+    encoder = Encoder.load(Path(args.model_path), how=how, tokenizer=tokenizer)
     layers = llm.linear_layers(encoder.model)
     own = {"r": args.lora_rank, "lora_alpha": args.lora_alpha, "target_modules": layers}
     adapter = options_of(args).build(LoraConfig, task_type="FEATURE_EXTRACTION", **own)

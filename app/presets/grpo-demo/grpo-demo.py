@@ -34,9 +34,10 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_arguments as arguments
 import deepe_llm as llm
 from deepe_adapters import check_start
-from deepe_examples import Fitting, fitting_questions, load_examples
 from deepe_log import log
 from deepe_options import Options, options_of
+from deepe_preparation import Preparation
+from deepe_recipes import Learned
 from deepe_rewards import Judge, for_trl, judge_of, rows_for_trl
 from deepe_rows import QUESTION, Question, Refused, Wanted
 from deepe_scores import score_rewards
@@ -79,6 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     arguments.add_lengths(data, of_input="a question", of_output="an answer", output_tokens=512)
     arguments.add_template(data)
+    arguments.add_workers(data)
 
     method = parser.add_argument_group("method")
     method.add_argument("--num_generations", type=int, default=8, help="answers to each question that are compared")
@@ -111,18 +113,16 @@ def run(args: argparse.Namespace) -> None:
     check(args)
     judge = judge_of(args)
     log("HandleWithDataset", args.dataset_path, args)
-    parts = load_examples(args, LEARNS)
-    tasks, held_out = ([judge.task(row, args.system_prompt) for row in part] for part in (parts.train, parts.held_out))
+    preparation = Preparation(args, LEARNS, judge.check)
 
     log("InitializingModel", args.model_path, args)
     machine = llm.choose(args)
     tokenizer = llm.load_tokenizer(args.model_path, args)
-    tasks = fitting_questions(tasks, tokenizer, args)
-    held_out = fitting_questions(held_out, tokenizer, args, held_out=True)
+    tasks, held_out = preparation.sequences(tokenizer, judge.recipe(args.system_prompt))
     trainer = build_trainer(args, machine, tokenizer, tasks, judge)
 
     score(trainer, tokenizer, held_out, judge, args, "before")
-    llm.train(trainer, len(parts.train), args)
+    llm.train(trainer, preparation.rows, args)
     llm.save_adapter(trainer, args)
     score(trainer, tokenizer, held_out, judge, args, "after")
     log("TrainingSuccess", args.model_name, args)
@@ -144,10 +144,7 @@ def check(args: argparse.Namespace) -> None:
         raise Refused(f"temperature must be above 0, it is {args.temperature}: equal answers teach nothing")
 
 
-def build_trainer(
-    args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, tasks: Fitting[Question], judge: Judge
-) -> Any:
-    from datasets import Dataset
+def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, tasks: Learned, judge: Judge) -> Any:
     from trl import GRPOConfig, GRPOTrainer
 
     answering = generation(args, machine)
@@ -178,7 +175,7 @@ def build_trainer(
             **trained(args, model, lambda: llm.lora(args, llm.linear_layers(model))),
             args=config,
             reward_funcs=[for_trl(function) for function in judge.functions],
-            train_dataset=Dataset.from_list(rows_for_trl(tasks)),
+            train_dataset=tasks.dataset(rows_for_trl),
             processing_class=tokenizer,
             callbacks=llm.callbacks(args, shown="reward"),
         )

@@ -27,7 +27,7 @@ import os
 import random
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,9 +40,9 @@ import deepe_arguments as arguments
 import deepe_llm as llm
 from deepe_adapters import ADAPTER, REFERENCE, as_reference, check_start, load_start, start_of
 from deepe_checkpoints import make_readable, newest_checkpoint
-from deepe_examples import fitting_questions, load_examples
 from deepe_log import log, remark_plan
 from deepe_options import Options, options_of
+from deepe_preparation import Preparation
 from deepe_reward_model import Worth, load_reward_model, make_reward_model, worth_by
 from deepe_rewards import Judge, columns_of, judge_of
 from deepe_rows import QUESTION, Question, Refused, Wanted, written
@@ -87,6 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     arguments.add_lengths(data, of_input="a question", of_output="an answer", output_tokens=256)
     arguments.add_template(data)
+    arguments.add_workers(data)
 
     method = parser.add_argument_group("method")
     method.add_argument("--rollouts", type=int, default=64, help="answers in one step")
@@ -125,8 +126,7 @@ def run(args: argparse.Namespace) -> None:
     check(args)
     judge = judge_of(args)
     log("HandleWithDataset", args.dataset_path, args)
-    parts = load_examples(args, LEARNS)
-    tasks, held_out = ([judge.task(row, args.system_prompt) for row in part] for part in (parts.train, parts.held_out))
+    preparation = Preparation(args, LEARNS, judge.check)
 
     log("InitializingModel", args.model_path, args)
     machine = llm.choose(args)
@@ -134,14 +134,13 @@ def run(args: argparse.Namespace) -> None:
         machine = replace(machine, dtype="float32")
     tokenizer = llm.load_tokenizer(args.model_path, args)
     tokenizer.padding_side = "left"
-    tasks = fitting_questions(tasks, tokenizer, args)
-    held_out = fitting_questions(held_out, tokenizer, args, held_out=True)
+    tasks, held_out = preparation.sequences(tokenizer, judge.recipe(args.system_prompt))
     worth = worth_of(args, judge, machine, tokenizer)
     longest = tasks.longest + args.max_content_length
     learner = Learner(args, machine, tokenizer, worth, longest)
 
     score(learner, held_out, judge, "before")
-    train(learner, tasks)
+    train(learner, tasks.rows(), preparation.rows)
     log("SaveTrainedModel", args.model_name, args)
     learner.policy.save_pretrained(args.output_dir, selected_adapters=[ADAPTER])
     tokenizer.save_pretrained(args.output_dir)
@@ -182,14 +181,14 @@ def worth_of(args: argparse.Namespace, judge: Judge, machine: llm.Machine, token
     return worth_by(load_reward_model(folder, tokenizer, machine), tokenizer)
 
 
-def train(learner: "Learner", tasks: list[Question]) -> None:
+def train(learner: "Learner", tasks: Sequence[Question], rows: int) -> None:
     """Take all steps, from the newest complete checkpoint if there is one; a stop ends the process."""
     from train_callback import TrainCallback
 
     args = learner.args
     steps = args.max_steps or math.ceil(args.epochs * len(tasks) / args.rollouts)
     done = learner.restore()
-    remark_plan(len(tasks), len(tasks), steps, args)
+    remark_plan(rows, len(tasks), steps, args)
     report, speed = TrainCallback(args.logging_steps, args.train_id, args.seq), llm.Speed(done)
     log("StartTraining", args.model_name, args)
     deepe.catch_stop()
@@ -259,9 +258,9 @@ class Learner:
             fused=args.optimizer == "adamw_torch_fused",
         )
         self.tokens_seen = 0
-        self._orders: dict[int, list[Question]] = {}
+        self._orders: dict[int, list[int]] = {}
 
-    def step(self, number: int, tasks: list[Question]) -> dict[str, float]:
+    def step(self, number: int, tasks: Sequence[Question]) -> dict[str, float]:
         """Answer, judge and learn; all chance hangs on the seed and the step, so that a resumed run goes on equally."""
         import torch
 
@@ -278,15 +277,16 @@ class Learner:
         ]
         return values | {name: sum(each[name] for each in learned) / len(learned) for name in learned[0]}
 
-    def _asked_in(self, number: int, tasks: list[Question]) -> list[Question]:
+    def _asked_in(self, number: int, tasks: Sequence[Question]) -> list[Question]:
         """Return the questions of a step; each comes once before one comes again, in an order of its epoch."""
         first = (number - 1) * self.args.rollouts
         places = [divmod(place, len(tasks)) for place in range(first, first + self.args.rollouts)]
         self._orders = {
-            epoch: self._orders.get(epoch) or random.Random(f"{self.args.seed} {epoch}").sample(tasks, len(tasks))
+            epoch: self._orders.get(epoch)
+            or random.Random(f"{self.args.seed} {epoch}").sample(range(len(tasks)), len(tasks))
             for epoch in dict.fromkeys(epoch for epoch, _ in places)
         }
-        return [self._orders[epoch][place] for epoch, place in places]
+        return [tasks[self._orders[epoch][place]] for epoch, place in places]
 
     def _roll_out(self, tasks: list[Question]) -> tuple[Answers, dict[str, float]]:
         """Answer the questions, and work out which tokens were better than expected."""

@@ -26,6 +26,7 @@ newest checkpoint.
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ import deepe_llm as llm
 import deepe_pictures as pictures
 from deepe_log import log
 from deepe_options import Options, options_of
+from deepe_preparation import Preparation
+from deepe_recipes import Learned, written_value
 from deepe_rows import Answer, Refused, Rendered
 from deepe_scores import evaluation_settings, greedy_answers, over_tokens, report_right, score_loss, to_answer
 
@@ -54,6 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument("--max_image_side", type=int, default=1024, help="larger pictures are shrunk to it; 0 does not")
     arguments.add_lengths(data, of_input="a question with its pictures", of_output="an answer", input_tokens=2048)
     arguments.add_template(data)
+    arguments.add_workers(data)
     adapter = parser.add_argument_group("adapter")
     arguments.add_lora(adapter)
     adapter.add_argument(
@@ -76,19 +80,18 @@ def main() -> None:
 def run(args: argparse.Namespace) -> None:
     check(args)
     log("HandleWithDataset", args.dataset_path, args)
-    parts = pictures.load_parts(args)
-    sizes = pictures.sizes_of(parts.train + parts.held_out, args.max_image_side)
+    preparation = Preparation(args, pictures.LEARNS)
+    sizes = pictures.sizes_of(preparation, args)
 
     log("InitializingModel", args.model_path, args)
     machine = llm.choose(args)
     processor = pictures.load_processor(Path(args.model_path), args)
     chat.tell_end(processor.tokenizer, chat.end_turns(processor.tokenizer, Path(args.model_path), processor), args)
-    learned = pictures.fitting(parts.train, sizes, processor, args)
-    asked = pictures.fitting(parts.held_out, sizes, processor, args, held_out=True)
+    learned, asked = preparation.sequences(processor, *pictures.recipes(args, sizes))
     trainer = build_trainer(args, machine, processor, learned, asked)
 
     score(trainer, processor, asked, args, "before")
-    llm.train(trainer, len({one.place for one in learned}), args)
+    llm.train(trainer, preparation.rows, args)
     pictures.write_size(Path(args.output_dir), args.max_image_side)
     llm.save_adapter(trainer, args)
     score(trainer, processor, asked, args, "after")
@@ -107,13 +110,14 @@ def build_trainer(
     args: argparse.Namespace,
     machine: llm.Machine,
     processor: Any,
-    learned: list[Rendered],
+    learned: Learned,
     held_out: list[Rendered],
 ) -> Any:
+    from datasets import Dataset
     from transformers import AutoModelForImageTextToText
     from trl import SFTConfig, SFTTrainer
 
-    checkpointing = llm.plan_memory(args, machine, max(len(one.tokens) for one in learned))
+    checkpointing = llm.plan_memory(args, machine, learned.longest)
     model = llm.load_model(args, machine, processor.tokenizer, AutoModelForImageTextToText)
     model.config.use_cache = False
     layers = llm.linear_layers(model) if args.train_vision else pictures.language_layers(model)
@@ -126,16 +130,14 @@ def build_trainer(
         **evaluation_settings(args, held_out),
         **llm.trainer_settings(args, machine, checkpointing=checkpointing),
     )
-    given, measured = (
-        pictures.dataset_of([one.example for one in rows], args.max_image_side) if rows else None
-        for rows in (learned, held_out)
-    )
+    shown = partial(pictures.rows_for_trl, most=args.max_image_side)
+    measured = Dataset.from_dict({"example": [written_value(one.example) for one in held_out]}).with_transform(shown)
     with options_of(args).refusing():
         trainer = over_tokens(SFTTrainer)(
             model=model,
             args=config,
-            train_dataset=given,
-            eval_dataset=measured,
+            train_dataset=learned.dataset(shown),
+            eval_dataset=measured if held_out else None,
             processing_class=processor,
             peft_config=llm.lora(args, layers),
             callbacks=llm.callbacks(args),

@@ -73,14 +73,6 @@ def fitting_pairs(
     return Fitting(kept, [replace(row, prompt=found[0].example.prompt) for row, found in kept])
 
 
-def fitting_questions(
-    rows: Sequence[Question], tokenizer: Any, args: argparse.Namespace, *, held_out: bool = False
-) -> Fitting[Question]:
-    """Return the rows whose prompts fit; turns as the template takes them."""
-    kept = keep_fitting(rows, lambda row: sequences_of(row, tokenizer, args), args, held_out=held_out)
-    return Fitting(kept, [found.example for _row, (found,) in kept])
-
-
 def sequences_of(row: Learned, tokenizer: Any, args: argparse.Namespace) -> list[Rendered]:
     """Return the sequences of a row, whether they fit or not. Raises `RowProblem`."""
     match row:

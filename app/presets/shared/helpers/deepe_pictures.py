@@ -9,23 +9,23 @@ import argparse
 import importlib.util
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import deepe_chat as chat
 import deepe_llm as llm
-from deepe_examples import keep_fitting, load_examples
+from deepe_preparation import Preparation
+from deepe_recipes import EXAMPLE, Recipe, Row, read_value, written_value
 from deepe_rows import (
     CONVERSATION,
     MARK,
     PICTURE_COLUMNS,
     Answer,
     Conversation,
-    Parts,
     Refused,
     Rendered,
     Turn,
@@ -63,17 +63,32 @@ Size = tuple[int, int]
 # --- rows -----------------------------------------------------------------------------------------------------------
 
 
-def load_parts(args: argparse.Namespace) -> Parts:
-    """Return the answers to learn, each with the turns and pictures before it, and those for the score."""
-    found = load_examples(args, Wanted(kinds=frozenset({CONVERSATION}), tools=False, pictures=True))
-    folders = picture_folders(args, Path(args.dataset_path))
-    train = [answer for row in found.train for answer in answers_of(row, folders)]
+LEARNS = Wanted(kinds=frozenset({CONVERSATION}), tools=False, pictures=True)
+
+
+def recipes(args: argparse.Namespace, sizes: Mapping[str, Size]) -> tuple[Recipe, Recipe]:
+    """Return what is made of a row to learn from, and of one for the score: answers; pictures stay where they are."""
+    learned, measured = folders_of(args)
+    recipe = Recipe(
+        EXAMPLE,
+        kept_answer,
+        split=partial(answers_of, folders=learned),
+        sequences=partial(with_pictures, sizes=sizes),
+        advice=f", or lower max_image_side ({args.max_image_side})",
+    )
+    return recipe, replace(recipe, split=partial(answers_of, folders=measured))
+
+
+def kept_answer(_answer: Answer, found: Sequence[Rendered]) -> Iterator[Row]:
+    for one in found:
+        yield {"example": written_value(one.example)}
+
+
+def folders_of(args: argparse.Namespace) -> tuple[list[Path], list[Path]]:
+    """Return where the pictures of the rows to learn from lie, and those of the rows for the score."""
+    learned = picture_folders(args, Path(args.dataset_path))
     own = args.validation_path
-    beside = picture_folders(args, Path(own)) if own else folders
-    held_out = [answer for row in found.held_out for answer in answers_of(row, beside)]
-    if not any(answer.pictures for answer in train):
-        raise Refused("no row has a picture; give their files in one of these columns: " + ", ".join(PICTURE_COLUMNS))
-    return Parts(train, held_out, found.notes)
+    return learned, picture_folders(args, Path(own)) if own else learned
 
 
 def picture_folders(args: argparse.Namespace, path: Path) -> list[Path]:
@@ -151,13 +166,25 @@ def open_picture(path: str | Path, most: int) -> Any:
     return picture
 
 
-def sizes_of(answers: Sequence[Answer], most: int) -> dict[str, Size]:
-    """Read every picture once and return its size; a broken one ends a training now and not after hours."""
-    places = {path: answer.place for answer in reversed(answers) for path in answer.pictures}
+def sizes_of(preparation: Preparation, args: argparse.Namespace) -> dict[str, Size]:
+    """Read every picture once and return its size; a broken one ends a training now and not after hours.
+
+    Nothing is read if the rows were prepared before.
+    """
+    places: dict[str, str] = {}
+    for rows, folders in zip(preparation.examples(), folders_of(args), strict=True):
+        several = False
+        for row in rows:
+            several = True
+            for answer in answers_of(row, folders):
+                places.update((path, answer.place) for path in answer.pictures if path not in places)
+        if several and not places:
+            known = ", ".join(PICTURE_COLUMNS)
+            raise Refused(f"no row has a picture; give their files in one of these columns: {known}")
 
     def size(path: str) -> Size | Refused:
         try:
-            return open_picture(path, most).size
+            return open_picture(path, args.max_image_side).size
         except Refused as error:
             return error
 
@@ -173,19 +200,14 @@ def pictures_of(answer: Answer, most: int) -> list[Any]:
     return [open_picture(path, most) for path in answer.pictures]
 
 
-def dataset_of(answers: Sequence[Answer], most: int) -> Any:
-    """Return what a trainer is given: the pictures of a row are read when its turn comes."""
-    from datasets import Dataset
-
-    def read(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
-        chosen = [answers[place] for place in batch["row"]]
-        return {
-            "images": [pictures_of(answer, most) for answer in chosen],
-            "prompt": [answer.prompt for answer in chosen],
-            "completion": [[answer.completion] for answer in chosen],
-        }
-
-    return Dataset.from_dict({"row": list(range(len(answers)))}).with_transform(read)
+def rows_for_trl(batch: Mapping[str, list[str]], *, most: int) -> dict[str, list[Any]]:
+    """Return rows as a trainer is given them; the pictures of a row are read when its turn comes."""
+    answers = [read_value(text) for text in batch["example"]]
+    return {
+        "images": [pictures_of(answer, most) for answer in answers],
+        "prompt": [answer.prompt for answer in answers],
+        "completion": [[answer.completion] for answer in answers],
+    }
 
 
 # --- model ----------------------------------------------------------------------------------------------------------
@@ -243,27 +265,16 @@ def prompt_text(processor: Any, turns: list[Turn]) -> str:
     return asked(turns, processor)
 
 
-def fitting(
-    answers: Sequence[Answer],
-    sizes: dict[str, Size],
-    processor: Any,
-    args: argparse.Namespace,
-    *,
-    held_out: bool = False,
+def with_pictures(
+    answer: Answer, processor: Any, args: argparse.Namespace, *, sizes: Mapping[str, Size]
 ) -> list[Rendered]:
-    """Return the answers that fit, as tokens; those of the pictures come first, as zeros.
+    """Return an answer as tokens; those of the pictures come first, as zeros.
 
     What is too long is left out: cut off, a picture would be half there and an answer would not end.
     """
-
-    def sequences(answer: Answer) -> list[Rendered]:
-        found = render_answer(answer, processor.tokenizer, writer=processor)
-        shown = sum(_picture_tokens(processor, sizes[path]) for path in answer.pictures)
-        return [replace(found, tokens=[*[0] * shown, *found.tokens], start=found.start + shown)]
-
-    advice = f", or lower max_image_side ({args.max_image_side})"
-    kept = keep_fitting(answers, sequences, args, held_out=held_out, advice=advice)
-    return [found for _answer, (found,) in kept]
+    found = render_answer(answer, processor.tokenizer, writer=processor)
+    shown = sum(_picture_tokens(processor, sizes[path]) for path in answer.pictures)
+    return [replace(found, tokens=[*[0] * shown, *found.tokens], start=found.start + shown)]
 
 
 @cache

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -60,9 +60,14 @@ PACKAGES = ("transformers", "tokenizers", "jinja2", "sentencepiece", "tiktoken")
 
 
 class Preparation:
-    """Rows on their way to sequences. `rows` is the number of those to learn from."""
+    """Rows on their way to sequences. `rows` is the number of those to learn from.
 
-    def __init__(self, args: argparse.Namespace, wanted: Wanted) -> None:
+    `check` raises `Refused` for a row that a method cannot learn from.
+    """
+
+    def __init__(
+        self, args: argparse.Namespace, wanted: Wanted, check: Callable[[Any], None] = lambda _row: None
+    ) -> None:
         self._args = args
         self._home = cache_folder(args)
         self._folder = self._home / _key(args, wanted)
@@ -74,7 +79,7 @@ class Preparation:
             shutil.rmtree(self._home, ignore_errors=True)  # what another input or a killed process has left
             self._home.mkdir(parents=True)
             self._draft = Path(tempfile.mkdtemp(dir=self._home))
-            self._spool = _Spool(self._draft / "rows")
+            self._spool = _Spool(self._draft / "rows", check)
             self._parts = load_examples(args, wanted, self._spool.keep)
             self._spool.file.close()
 
@@ -82,10 +87,11 @@ class Preparation:
     def rows(self) -> int:
         return len(self._parts.train) if self._about is None else int(self._about["rows"])
 
-    def examples(self) -> Iterator[Any]:
-        """Yield the rows that were read just now, held-out ones last; none if all was made before."""
-        if self._spool is not None:
-            yield from map(self._spool.read, [*self._parts.train, *self._parts.held_out])
+    def examples(self) -> tuple[Iterator[Any], Iterator[Any]]:
+        """Return the rows that were read just now, held-out ones apart; none if all was made before."""
+        if self._spool is None:
+            return iter(()), iter(())
+        return map(self._spool.read, self._parts.train), map(self._spool.read, self._parts.held_out)
 
     def sequences(
         self, tokenizer: Any, recipe: Recipe = TEXTS, measured: Recipe | None = None
@@ -205,11 +211,13 @@ def _version(package: str) -> str:
 class _Spool:
     """A file of examples that were read, so that memory holds only their places."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, check: Callable[[Any], None]) -> None:
         self.path = path
+        self._check = check
         self.file: IO[bytes] = path.open("wb")
 
     def keep(self, example: Any) -> Stored:
+        self._check(example)
         content = pickle.dumps(example, pickle.HIGHEST_PROTOCOL)
         offset = self.file.tell()
         self.file.write(content)

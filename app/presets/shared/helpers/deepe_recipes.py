@@ -17,6 +17,7 @@ from deepe_rows import Answer, Labelled, Pair, Preference, Question, Rendered, T
 VALUES = {one.__name__: one for one in (Answer, Labelled, Pair, Preference, Question, Rendered, Text)}
 TUPLES = ("notes", "negatives")  # fields that JSON has no type for
 EXAMPLE = {"example": "text"}  # the columns of a table that keeps values as they are
+READ_AT_ONCE = 1000
 Row = Mapping[str, Any]
 
 
@@ -76,11 +77,12 @@ class Learned:
     def __len__(self) -> int:
         return self.count
 
-    def dataset(self) -> Any:
-        """Return it as a trainer takes it."""
+    def dataset(self, transform: Callable[[Mapping[str, list[Any]]], Mapping[str, list[Any]]] | None = None) -> Any:
+        """Return it as a trainer takes it, or what `transform` makes of rows when they are read."""
         from datasets import Dataset
 
-        return Dataset.from_file(str(self.path))
+        found = Dataset.from_file(str(self.path))
+        return found if transform is None else found.with_transform(transform)
 
     def rows(self) -> "Rows":
         """Return it for a loop of one's own."""
@@ -96,8 +98,18 @@ class Rows(Sequence[Any]):
     def __len__(self) -> int:
         return len(self._dataset)
 
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._dataset.iter(READ_AT_ONCE):
+            names = list(batch)
+            yield from (
+                self._read(dict(zip(names, values, strict=True))) for values in zip(*batch.values(), strict=True)
+            )
+
     def __getitem__(self, place: Any) -> Any:
-        row = self._dataset[place]
+        return self._read(self._dataset[place])
+
+    @staticmethod
+    def _read(row: Row) -> Any:
         if "example" in row:
             return read_value(row["example"])
         labels = row["labels"]

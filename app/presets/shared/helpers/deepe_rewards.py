@@ -15,13 +15,15 @@ import importlib.util
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from deepe_rows import Question, Refused, Turn, message
+from deepe_recipes import EXAMPLE, Recipe, Row, read_value, written_value
+from deepe_rows import Question, Refused, Rendered, Turn, message
 
 Function = Callable[..., list[float | None]]
 Columns = Mapping[str, list[Any]]
@@ -55,14 +57,33 @@ class Judge:
         pairs = zip(completions, answers, strict=True)
         return sum(is_right(text, answer, self.pattern) for text, answer in pairs) / len(completions)
 
-    def task(self, row: Question, system_prompt: str) -> Question:
-        """Return a row's question, with the instruction before it, and the right result out of its answer."""
+    def check(self, row: Question) -> None:
+        """Raise `Refused` for a row that cannot be judged."""
         if row.reference is None and self.needs_answers:
             raise Refused(
                 f"{row.place}: there is no answer to compare with; add one (answer), or set answer_weight to 0"
             )
-        told = row.reference or ""
-        return replace(with_instruction(row, system_prompt), reference=result_of(told, self.pattern) or told.strip())
+
+    def recipe(self, system_prompt: str) -> Recipe:
+        """Return what is made of a row: its task."""
+        tasks = partial(tasks_of, pattern=self.pattern, system_prompt=system_prompt)
+        return Recipe(EXAMPLE, kept_question, questions_of, tasks)
+
+
+def tasks_of(row: Question, *, pattern: re.Pattern[str], system_prompt: str) -> tuple[Question, ...]:
+    """Return a row's question, with the instruction before it, and the right result out of its answer."""
+    told = row.reference or ""
+    return (replace(with_instruction(row, system_prompt), reference=result_of(told, pattern) or told.strip()),)
+
+
+def questions_of(_row: Question, found: Sequence[Rendered]) -> list[Any]:
+    """Return the question with its turns as the template takes them."""
+    return [one.example for one in found]
+
+
+def kept_question(row: Question, found: Sequence[Rendered]) -> Iterator[Row]:
+    for one in questions_of(row, found):
+        yield {"example": written_value(one)}
 
 
 def with_instruction(row: Question, system_prompt: str) -> Question:
@@ -142,9 +163,14 @@ def columns_of(tasks: Sequence[Question]) -> dict[str, list[Any]]:
     return {"answer": [task.reference for task in tasks], **joined([task.more for task in tasks])}
 
 
-def rows_for_trl(tasks: Sequence[Question]) -> list[dict[str, Any]]:
-    """Return the rows of a data set; other columns go as JSON, because a table would add keys to their objects."""
-    return [{"prompt": task.prompt, "answer": task.reference, "more": json.dumps(task.more)} for task in tasks]
+def rows_for_trl(batch: Mapping[str, list[str]]) -> dict[str, list[Any]]:
+    """Return rows of a data set for TRL; other columns go as JSON, because a table would add keys to their objects."""
+    tasks = [read_value(text) for text in batch["example"]]
+    return {
+        "prompt": [task.prompt for task in tasks],
+        "answer": [task.reference for task in tasks],
+        "more": [json.dumps(task.more) for task in tasks],
+    }
 
 
 def joined(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

@@ -106,6 +106,20 @@ def _document(path: Path, empty: Any) -> Any:
     return found
 
 
+def load_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def longest_of(how: How, tokenizer: Any) -> int:
+    """Return how many tokens of a text are read."""
+    return int(min(how.max_length, tokenizer.model_max_length))
+
+
 @dataclass
 class Encoder:
     """A model with its tokenizer."""
@@ -115,22 +129,20 @@ class Encoder:
     how: How
 
     @classmethod
-    def load(cls, base: Path, *, adapter: Path | None = None, how: How | None = None) -> Self:
+    def load(cls, base: Path, *, adapter: Path | None = None, how: How | None = None, tokenizer: Any = None) -> Self:
         """Load a base or complete model, with the adapter of a training if one is given."""
         import torch
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        tokenizer = AutoTokenizer.from_pretrained(adapter or base)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
         model = AutoModel.from_pretrained(base, dtype=torch.float32)
         if adapter is not None:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, adapter)
+        tokenizer = tokenizer or load_tokenizer(adapter or base)
         return cls(model.to(device).eval(), tokenizer, how or How.of(adapter or base))
 
     @property
@@ -140,7 +152,7 @@ class Encoder:
     @property
     def longest(self) -> int:
         """How many tokens of a text are read."""
-        return int(min(self.how.max_length, self.tokenizer.model_max_length))
+        return longest_of(self.how, self.tokenizer)
 
     def encode(self, texts: list[str], *, query: bool = False) -> Any:
         """Return `(texts, dimensions)` vectors of length 1 as one batch, with gradients where the model has them."""

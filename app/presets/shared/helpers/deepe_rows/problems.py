@@ -88,6 +88,7 @@ SENTENCES: Mapping[str, str] = {
     "think_block_added": "the chat template adds an empty block of reasoning to the answer",
     "earlier_reasoning_left_out": "the chat template leaves out the reasoning of earlier answers, as when it is asked",
     "names_left_out": "the chat template leaves out names of turns",
+    "text_cut": "a text is longer than max_seq_length or than the base model reads; the rest of it is not read",
     "text_split": "the text is longer than allowed and is learned in several pieces",
     "answer_too_long": "an answer is longer than allowed, with all that comes before it, and is left out",
     "row_too_long": "the row is longer than allowed and is left out",
