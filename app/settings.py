@@ -176,6 +176,15 @@ class Settings(BaseSettings):
         False, description="This node has no network: environments are built from packed ones, or not at all."
     )
 
+    torch_index: str = Field(
+        "",
+        description="Index that shipped environments take torch from. Default: the registry's build for CUDA, and on "
+        "nodes without an NVIDIA GPU torch's own index of CPU builds.",
+    )
+    torch_find_links: str = Field(
+        "", description="Folder or page of links with torch's wheels, instead of `torch_index` or beside it."
+    )
+
     # Nodes
     node_labels: Annotated[dict[str, str], NoDecode] = Field(
         {}, description="Labels of this node that jobs may ask for, comma-separated: gpu=a100,zone=b."
@@ -306,6 +315,13 @@ class Settings(BaseSettings):
     def _token(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
             _check_token(value.get_secret_value())
+        return value
+
+    @field_validator("torch_index", "torch_find_links")
+    @classmethod
+    def _no_credentials(cls, value: str) -> str:
+        if urlsplit(value).username is not None:
+            raise ValueError("credentials do not belong in the address: put them into ~/.netrc, where pip finds them")
         return value
 
     @field_validator("allowed_hosts", "allowed_origins", "conda_channels", "runner_clients", mode="before")

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import assert_never
 
+from app.domain.accelerators import AcceleratorKind
 from app.domain.kinds import SlotPool, kinds_of
 from app.executor.attempts.finalize import StageFinalizer
 from app.executor.attempts.forecast import Forecasts
@@ -27,6 +28,7 @@ from app.executor.environments.conda import CondaSearch
 from app.executor.environments.environment_cleaning import DAY, CleaningRules, EnvironmentCleaning
 from app.executor.environments.environment_probe import EnvironmentProbes
 from app.executor.environments.method_probing import MethodProbing
+from app.executor.environments.shipped import TorchSource
 from app.executor.nodes.agent import NodeAgent, Pool, Timing
 from app.executor.nodes.backoff import TRANSIENT, backoff_seconds, log_failure
 from app.executor.nodes.disk_guard import DiskGuard
@@ -37,6 +39,7 @@ from app.executor.nodes.notifier import listen_to_file
 from app.executor.nodes.redis_notifier import listen
 from app.executor.nodes.reporter import EnvironmentManager, NodeFacts
 from app.observability import configure_logging
+from app.presets.environments import Device
 from app.registry.methods.files import MethodFiles
 from app.registry.methods.script_modules import ScriptModules
 from app.registry.methods.script_reading import ScriptReader
@@ -113,6 +116,13 @@ async def work(settings: Settings) -> None:
         await _work(settings, home, node_home)
 
 
+def _devices(hardware: Hardware) -> frozenset[Device]:
+    """Return what environments of this node can run on."""
+    kinds = {accelerator.kind for accelerator in hardware.accelerators}
+    found: dict[AcceleratorKind, Device] = {AcceleratorKind.CUDA: "cuda", AcceleratorKind.APPLE: "apple"}
+    return frozenset({"cpu", *(found[kind] for kind in kinds if kind in found)})
+
+
 async def _work(settings: Settings, home: Home, node_home: NodeHome) -> None:
     redis_url = settings.redis_url.get_secret_value() if settings.redis_url else None
     database = Database(settings.database_url)
@@ -129,6 +139,8 @@ async def _work(settings: Settings, home: Home, node_home: NodeHome) -> None:
             channels=settings.conda_channels,
             offline=settings.offline,
             archive=home.environments,
+            torch=TorchSource(settings.torch_index, settings.torch_find_links),
+            devices=_devices(hardware),
         ),
         disks=DiskGuard(
             {"DEEPE_HOME": home.runs, "DEEPE_NODE_HOME": node_home.root}, min_free_bytes=settings.min_free_bytes

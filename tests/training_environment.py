@@ -19,7 +19,9 @@ from pathlib import Path
 
 from app.executor.environments.activation import interpreter
 from app.executor.environments.environments import planned_prefix, read_marker
+from app.executor.environments.shipped import NO_SOURCE, plan, shipped_as
 from app.presets.catalogue import environment_specs, sample_base_models
+from app.presets.environments import Device
 from app.registry.environments.specs import parse_spec
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +40,7 @@ def ready(name: str = "trl") -> Path:
         [
             sys.executable, "-m", "app.executor.environments.build_environment",
             "--name", name, "--envs", str(ENVIRONMENTS), "--spec", str(spec_file), "--builder", "venv",
+            *(option for device in devices() for option in ("--accelerator", device)),
         ],
         cwd=ROOT,
         check=True,
@@ -67,8 +70,17 @@ def is_built(name: str) -> bool:
     return bool(os.environ.get(GIVEN[name])) or read_marker(_prefix(name)) is not None
 
 
+def devices() -> frozenset[Device]:
+    """Return what decides here which build of torch is taken."""
+    return frozenset({"cuda", "cpu"} if shutil.which("nvidia-smi") else {"cpu"})
+
+
 def _prefix(name: str) -> Path:
-    return planned_prefix(name, parse_spec(environment_specs()[name].read_text("utf-8")), ENVIRONMENTS)
+    spec = parse_spec(environment_specs()[name].read_text("utf-8"))
+    shipped = shipped_as(spec)
+    assert shipped is not None
+    cpu_torch = plan(shipped, devices(), NO_SOURCE).cpu_build
+    return planned_prefix(name, spec, ENVIRONMENTS, cpu_torch=cpu_torch)
 
 
 if __name__ == "__main__":

@@ -154,17 +154,24 @@ class WatchedJob:
 
 
 def describe_progress(progress: Mapping[str, Any]) -> str:
-    """Return `40 %, step 40 of 100, 12.3 s left`."""
+    """Return `40 %, step 40 of 100, 12.3 s left`; of a download `40 %, 0.6 of 1.6 GB, 12.3 s left`."""
     parts = []
     if progress.get("percent") is not None:
         parts.append(f"{progress['percent']:.0f} %")
-    if progress.get("step") is not None and progress.get("total"):
+    if progress.get("bytes_done") is not None:
+        parts.append(_described_bytes(progress["bytes_done"], progress.get("bytes_total")))
+    elif progress.get("step") is not None and progress.get("total"):
         parts.append(f"step {progress['step']} of {progress['total']}")
     if (progress.get("eta_seconds") or 0) >= 1:
         parts.append(f"{duration(progress['eta_seconds'])} left")
     if progress.get("message"):
         parts.append(str(progress["message"]))
     return ", ".join(parts)
+
+
+def _described_bytes(done: int, total: int | None) -> str:
+    unit, size = ("GB", 1e9) if max(done, total or 0) >= 1e9 else ("MB", 1e6)
+    return f"{done / size:.1f} {unit}" if total is None else f"{done / size:.1f} of {total / size:.1f} {unit}"
 
 
 def describe_evaluation(name: str, scores: Mapping[str, Any]) -> str:

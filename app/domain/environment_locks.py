@@ -76,6 +76,11 @@ class EnvironmentLock(BaseModel):
         return sha256(json.dumps(content).encode()).hexdigest()
 
     @property
+    def has_cpu_torch(self) -> bool:
+        """Return whether torch is a build without CUDA."""
+        return any(one.name == "torch" and one.version.endswith("+cpu") for one in self.pip)
+
+    @property
     def explicit(self) -> str:
         """Return the explicit list that conda, mamba and micromamba install without solving."""
         lines = (one.url + (f"#{one.md5}" if one.md5 else "") for one in self.conda)

@@ -13,17 +13,21 @@ from app.executor.environments.builders import (
     EnvironmentLockUnfit,
     EnvironmentNeedsConda,
     EnvironmentNeedsOtherPython,
+    Pip,
     Tools,
     choose_builders,
     conda_packages,
     create_step,
     locked_builder,
     locked_create_step,
-    locked_pip_steps,
+    locked_parts,
+    locked_pip_step,
     pip_step,
 )
+from app.executor.environments.shipped import NO_SOURCE
 from app.registry.environments.specs import BASE_SPEC, parse_spec
 
+PIP = Pip(("pip",), (26, 3))
 BARE = Tools(conda=None, rattler=False, python_version="3.11.7")
 WITH_RATTLER = Tools(conda=None, rattler=True, python_version="3.11.7")
 WITH_CONDA = Tools(conda=Path("/opt/conda/bin/conda"), rattler=True, python_version="3.11.7")
@@ -125,7 +129,7 @@ class TestLocks:
             PipPackage(name="b", version="2", url="git+https://b"),
         )
 
-        hashed, other = locked_pip_steps(locked(pip=packages), Path("/envs/x"))
+        hashed, other = (locked_pip_step(part, Path("/envs/x"), PIP) for part in locked_parts(packages, NO_SOURCE))
 
         assert ("--require-hashes" in hashed.argv, "--require-hashes" in other.argv) == (True, False)
         assert all("--no-deps" in step.argv for step in (hashed, other))
@@ -169,4 +173,4 @@ class TestSteps:
         assert conda_packages(parse_spec("dependencies: [{pip: [x]}]")) == ["python", "pip"]
 
     def test_no_pip_step_without_pip_packages(self) -> None:
-        assert pip_step(parse_spec(BASE_SPEC), Path("/envs/x")) is None
+        assert pip_step(parse_spec(BASE_SPEC), Path("/envs/x"), PIP) is None

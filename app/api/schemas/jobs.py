@@ -135,6 +135,8 @@ class ProgressRead(BaseModel):
     steps_per_second: float | None
     eta_seconds: float | None = Field(examples=[17.5])
     message: str | None
+    bytes_done: int | None = Field(default=None, description="Downloaded so far, while an environment is built.")
+    bytes_total: int | None = Field(default=None, description="What is to be downloaded in all, if it is known.")
 
 
 class EvaluationRead(BaseModel):

@@ -2,9 +2,11 @@
 
     python -m app.executor.environments.build_environment --name NAME --envs DIR [--spec FILE]
         [--builder auto|conda|rattler|venv] [--archive DIR --node NODE] [--lock FILE] [--offline]
+        [--accelerator cuda|apple]... [--torch-index URL] [--torch-find-links PLACE]
 
 A packed environment of the same specification is preferred to the network, and the only way with --offline. With
---lock exactly those packages are installed, in a prefix of their own.
+--lock exactly those packages are installed, in a prefix of their own. A specification that the product ships has a
+lock as well, and the accelerators of this machine decide which build of torch stands in it.
 
 One build of a prefix at a time, by a lock that its child processes hold as well: the second build waits and then finds
 everything ready. A prefix without marker is a build that did not finish and is deleted first; so is the prefix when the
@@ -22,21 +24,22 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
-from app.domain.environment_locks import EnvironmentLock, differences
+from app.domain.environment_locks import EnvironmentLock, PipPackage, differences
 from app.domain.errors import AppError
 from app.executor.environments.activation import activated, interpreter
+from app.executor.environments.build_progress import Progress, say
 from app.executor.environments.builders import (
     CHANNELS_UNREACHABLE,
     REQUIREMENTS,
     Builder,
     EnvironmentNeedsPack,
+    Pip,
     Step,
     Tools,
     choose_builders,
@@ -44,9 +47,12 @@ from app.executor.environments.builders import (
     explicit_file,
     locked_builder,
     locked_create_step,
-    locked_pip_steps,
+    locked_parts,
+    locked_pip_step,
     needs_network,
     pip_step,
+    requirements_of,
+    torch_step,
 )
 from app.executor.environments.conda import CondaSearch
 from app.executor.environments.environment_archive import (
@@ -58,8 +64,19 @@ from app.executor.environments.environment_archive import (
     write_durably,
 )
 from app.executor.environments.environments import LOCK, lock_path, planned_prefix, read_marker, write_marker
-from app.executor.environments.installed import PIP_REPORTS, lock_of, pip_reports
+from app.executor.environments.installed import PIP_REPORTS, lock_of, pip_of, python_version
+from app.executor.environments.lockfile import LockedFile, Lockfile, Machine, NotForMachine
 from app.executor.environments.packs import PackDamaged, unpack
+from app.executor.environments.shipped import (
+    NO_SOURCE,
+    EnvironmentNotForPlatform,
+    LockPlan,
+    TorchSource,
+    accelerator_refusal,
+    plan,
+    shipped_as,
+)
+from app.presets.environments import Device, ShippedEnvironment
 from app.registry.environments.specs import BASE_SPEC, EnvironmentSpec, parse_spec, spec_hash
 
 FAILED = 1
@@ -70,8 +87,6 @@ _SAY_VERSION = "import sys; print('Python', sys.version)"
 # Not every builder compiles, and what was unpacked may be newer than its bytecode; where stages may not write, each of
 # their starts would compile anew. What does not compile is passed over: packages hold files for other versions.
 _COMPILE = "import compileall, sysconfig; compileall.compile_dir(sysconfig.get_path('purelib'), quiet=2, workers=0)"
-# What pip and conda say when they turn to the next thing; shown as the progress message.
-_PROGRESS_LINE = re.compile(r"^\s*((?:Collecting|Downloading|Building|Installing|Solved|Preparing)\b.*?)\s*$")
 
 
 class BuildFailed(Exception):
@@ -102,6 +117,9 @@ class Order:
     node: str = ""
     lock: EnvironmentLock | None = None
     offline: bool = False
+    plan: LockPlan | None = None  # of a specification that is shipped with a lock
+    torch: TorchSource = NO_SOURCE  # that the operator names
+    cuda: bool = False
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -129,7 +147,14 @@ def _order(options: argparse.Namespace) -> Order:
     spec = parse_spec(options.spec.read_text("utf-8") if options.spec else BASE_SPEC)
     lock = EnvironmentLock.model_validate_json(options.lock.read_text("utf-8")) if options.lock else None
     digest = lock.digest if lock else ""
-    prefix = options.prefix or planned_prefix(options.name, spec, options.envs, lock=digest)
+    devices: frozenset[Device] = frozenset({"cpu", *options.accelerator})
+    shipped = shipped_as(spec) if lock is None else None
+    if shipped is not None and (refusal := accelerator_refusal(shipped, devices)) is not None:
+        raise refusal
+    source = TorchSource(options.torch_index, options.torch_find_links)
+    found = None if shipped is None else plan(shipped, devices, source)
+    cpu_torch = found is not None and found.cpu_build
+    prefix = options.prefix or planned_prefix(options.name, spec, options.envs, lock=digest, cpu_torch=cpu_torch)
     return Order(
         name=options.name,
         prefix=prefix.absolute(),
@@ -140,13 +165,17 @@ def _order(options: argparse.Namespace) -> Order:
         node=options.node,
         lock=lock,
         offline=options.offline,
+        plan=found,
+        torch=source,
+        cuda="cuda" in devices,
     )
 
 
-def build(order: Order, tools: Tools, progress: "Progress", *, wanted: Builder | None = None) -> None:
+def build(order: Order, tools: Tools, progress: Progress, *, wanted: Builder | None = None) -> None:
     """Make the environment ready, unless it is."""
+    progress.downloads.folder = order.folder
     digest = order.lock.digest if order.lock else ""
-    pack = order.archive.usable_pack(lock=digest) if order.archive else None
+    pack = order.archive.usable_pack(lock=digest, cuda=order.cuda) if order.archive else None
     builders = [] if pack else _builders(order, tools, wanted)
     with sole_build(order.prefix) as held:
         if read_marker(order.prefix) is not None:
@@ -157,11 +186,12 @@ def build(order: Order, tools: Tools, progress: "Progress", *, wanted: Builder |
             shutil.rmtree(order.prefix)
         try:
             builder = None if pack is None else _unpacked(order, pack, progress, held)
+            expected: Sequence[PipPackage] = ()
             if builder is None:
                 builder = _create(order, builders or _builders(order, tools, wanted), tools, progress, held)
-                _furnish(order, progress, held)
+                expected = _furnish(order, progress, held)
             _check(order, progress, held)
-            lock = _locked(order, builder)
+            lock = _locked(order, builder, expected)
             write_marker(
                 order.prefix,
                 name=order.name,
@@ -172,6 +202,7 @@ def build(order: Order, tools: Tools, progress: "Progress", *, wanted: Builder |
                 + list(lock.bundled),
                 python_version=lock.python,
                 lock=lock.digest,
+                cpu_torch=order.plan is not None and order.plan.cpu_build and lock.has_cpu_torch,
             )
         except BaseException:
             say(f"Removing {order.prefix}")
@@ -189,7 +220,7 @@ def _builders(order: Order, tools: Tools, wanted: Builder | None) -> Sequence[Bu
     return choose_builders(order.spec, tools, wanted=wanted, channels=order.channels)
 
 
-def _unpacked(order: Order, pack: Pack, progress: "Progress", held: int) -> str | None:
+def _unpacked(order: Order, pack: Pack, progress: Progress, held: int) -> str | None:
     """Make the prefix from a pack; None if it is damaged and the network may help."""
     assert order.archive is not None
     progress.total = 3
@@ -207,7 +238,7 @@ def _unpacked(order: Order, pack: Pack, progress: "Progress", held: int) -> str 
     return "pack"
 
 
-def _create(order: Order, builders: Sequence[Builder], tools: Tools, progress: "Progress", held: int) -> Builder:
+def _create(order: Order, builders: Sequence[Builder], tools: Tools, progress: Progress, held: int) -> Builder:
     """Make the prefix with the first builder that reaches its sources."""
     progress.total = 3 if order.spec.pip else 2
     for builder in builders:
@@ -231,22 +262,73 @@ def _create(order: Order, builders: Sequence[Builder], tools: Tools, progress: "
     raise AssertionError("choose_builders returns at least one")
 
 
-def _furnish(order: Order, progress: "Progress", held: int) -> None:
-    """Add what is in the specification beside conda packages: variables and the pip list, or that of the lock."""
+def _furnish(order: Order, progress: Progress, held: int) -> Sequence[PipPackage]:
+    """Add what is in the specification beside conda packages: variables and the pip list, or that of a lock.
+
+    Return what a shipped lock says that was installed.
+    """
     _set_variables(order)
-    steps: Sequence[Step] = ()
-    if order.lock is not None and order.lock.pip:
-        for part, strict in (("hashed", True), ("other", False)):
-            lines = [one.requirement for one in order.lock.pip if (one.sha256 is not None) is strict]
-            (order.prefix / f"deepe-{part}.txt").write_text("\n".join(lines) + "\n", "utf-8")
-        steps = locked_pip_steps(order.lock, order.prefix, reports=pip_reports(order.prefix))
-    elif order.lock is None and order.spec.pip:
+    pip = pip_of(order.prefix)
+    if order.lock is not None:
+        _install_locked(order.lock.pip, order, pip, progress, held)
+    elif order.plan is not None:
+        return _install_shipped(order.plan, order, pip, progress, held)
+    elif order.spec.pip:
         (order.prefix / REQUIREMENTS).write_text("\n".join(order.spec.pip) + "\n", "utf-8")
-        step = pip_step(order.spec, order.prefix, reports=pip_reports(order.prefix))
-        steps = [step] if step is not None else []
-    if steps:
-        progress.step(steps[0].message)
-    for step in steps:
+        step = pip_step(order.spec, order.prefix, pip)
+        assert step is not None
+        progress.step(step.message)
+        run(step, order, progress, held)
+    return ()
+
+
+def _install_shipped(chosen: LockPlan, order: Order, pip: Pip, progress: Progress, held: int) -> Sequence[PipPackage]:
+    """Install a shipped lock; torch comes first, from its source, so that a source without it costs no time."""
+    files = _files_of(chosen.environment, order)
+    torch, others = chosen.parts(files)
+    if torch:
+        assert chosen.torch is not None
+        progress.tell(_about_torch(chosen, order.name))
+        step = torch_step(torch, chosen.torch, order.prefix, pip, alone=chosen.cpu_build)
+        try:
+            run(step, order, progress, held)
+        except BuildFailed:
+            if chosen.otherwise is None:
+                raise
+            progress.tell(
+                f"The CPU build of torch is not to be had from {chosen.torch} (DEEPE_TORCH_INDEX or "
+                "DEEPE_TORCH_FIND_LINKS names another place). Taking the registry's build for CUDA: it runs here, "
+                "and needs some gigabytes more."
+            )
+            return _install_shipped(LockPlan(chosen.otherwise), order, pip, progress, held)
+    progress.downloads.expect({file.name: file.size for file in others})
+    packages = [PipPackage(name=file.package, version=file.version, sha256=file.sha256) for file in others]
+    _install_locked(packages, order, pip, progress, held)
+    return packages
+
+
+def _files_of(environment: ShippedEnvironment, order: Order) -> Sequence[LockedFile]:
+    lock = Lockfile.parse(environment.lock_file.read_text("utf-8"))
+    try:
+        return lock.select(Machine.here(python_version(order.prefix)))
+    except NotForMachine as error:
+        raise EnvironmentNotForPlatform(
+            environment=environment.name, platform=this_platform(), packages=str(error)
+        ) from error
+
+
+def _about_torch(chosen: LockPlan, name: str) -> str:
+    if chosen.cpu_build:
+        return f"This node has no NVIDIA GPU that {name} could use: it gets the CPU build of torch, from {chosen.torch}"
+    return f"torch comes from {chosen.torch}, as the operator says; it is bound to its version, not to a digest"
+
+
+def _install_locked(packages: Sequence[PipPackage], order: Order, pip: Pip, progress: Progress, held: int) -> None:
+    for number, part in enumerate(locked_parts(packages, order.torch)):
+        requirements_of(part, order.prefix).write_text(part.lines, "utf-8")
+        step = locked_pip_step(part, order.prefix, pip)
+        if number == 0:
+            progress.step(step.message)
         run(step, order, progress, held)
 
 
@@ -257,15 +339,15 @@ def _set_variables(order: Order) -> None:
         (folder / "deepe.json").write_text(json.dumps(dict(order.spec.variables)), "utf-8")
 
 
-def _check(order: Order, progress: "Progress", held: int) -> None:
+def _check(order: Order, progress: Progress, held: int) -> None:
     progress.step("Checking the environment")
     python = str(interpreter(order.prefix))
     run(Step("Starting its Python", (python, "-c", _SAY_VERSION), True), order, progress, held)
     run(Step("Compiling what is not compiled", (python, "-c", _COMPILE), True), order, progress, held)
 
 
-def _locked(order: Order, builder: str) -> EnvironmentLock:
-    """Write down what was installed, in the prefix and for the other nodes."""
+def _locked(order: Order, builder: str, expected: Sequence[PipPackage]) -> EnvironmentLock:
+    """Write down what was installed, in the prefix and for the other nodes; raise `NotAsLocked` if it is another."""
     lock = read_lock(order.prefix / LOCK)  # came with a packed prefix
     if lock is None:
         digest = spec_hash(order.spec)
@@ -273,6 +355,8 @@ def _locked(order: Order, builder: str) -> EnvironmentLock:
     lock = lock.model_copy(update={"node": order.node, "created_at": datetime.now(UTC)})
     if order.lock is not None and lock.digest != order.lock.digest:
         raise NotAsLocked(differences(order.lock, lock))
+    if astray := [one.requirement for one in expected if one not in lock.pip]:
+        raise NotAsLocked([f"{requirement} is not installed" for requirement in astray])
     text = lock.model_dump_json(indent=1)
     write_durably(order.prefix / LOCK, text)
     for report in order.prefix.glob(PIP_REPORTS):
@@ -285,7 +369,7 @@ def _locked(order: Order, builder: str) -> EnvironmentLock:
     return lock
 
 
-def run(step: Step, order: Order, progress: "Progress", held: int) -> None:
+def run(step: Step, order: Order, progress: Progress, held: int) -> None:
     """Run a command, its output passing through as it comes."""
     say("$ " + " ".join(step.argv))
     environment: Mapping[str, str] = activated(os.environ, order.prefix) if step.activated else os.environ
@@ -306,8 +390,8 @@ def run(step: Step, order: Order, progress: "Progress", held: int) -> None:
             sys.stdout.buffer.write(piece)
             sys.stdout.buffer.flush()
             *lines, line = re.split(rb"[\r\n]", line + piece)
-            for said in filter(None, (_PROGRESS_LINE.match(text.decode(errors="replace")) for text in lines)):
-                progress.tell(said[1][:200], aloud=False)
+            for text in lines:
+                progress.output(text.decode(errors="replace"))
         code = process.wait()
     finally:
         process.stdout.close()
@@ -342,41 +426,6 @@ def sole_build(prefix: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-class Progress:
-    """Tells how far the build is, on stdout and as events."""
-
-    def __init__(self, events: str | None) -> None:
-        self._events = events
-        self.steps = 0
-        self.total = 1
-
-    def step(self, message: str) -> None:
-        """Begin the next step."""
-        self.tell(message)
-        self.steps += 1
-
-    def done(self, message: str) -> None:
-        """Say that everything is ready."""
-        self.steps = self.total
-        self.tell(message)
-
-    def tell(self, message: str, *, aloud: bool = True) -> None:
-        """Say what happens now within the present step."""
-        if aloud:
-            say(message)
-        if self._events is None:
-            return
-        event = {"type": "progress", "time": time.time(), "step": self.steps, "total": self.total, "message": message}
-        with contextlib.suppress(OSError), Path(self._events).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
-
-
-def say(text: str) -> None:
-    """Write a line to stdout at once."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="build_environment", description="Build an environment of this node.")
     parser.add_argument("--name", required=True, help="name of the environment")
@@ -389,8 +438,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--node", default="", help="name of this node, for its lock")
     parser.add_argument("--lock", type=Path, help="install exactly this")
     parser.add_argument("--offline", action="store_true", help="without any network: from a pack")
+    parser.add_argument(
+        "--accelerator", action="append", default=[], choices=["cuda", "apple", "cpu"], help="what this node has"
+    )
+    add_torch_options(parser)
     parser.add_argument("--builder", choices=["auto", *Builder], default="auto")
     return parser
+
+
+def add_torch_options(parser: argparse.ArgumentParser) -> None:
+    """Add what names another source of torch than the registry."""
+    parser.add_argument("--torch-index", default="", help="index that torch comes from")
+    parser.add_argument("--torch-find-links", default="", help="folder or page of links that torch comes from")
 
 
 def stop(number: int, frame: FrameType | None) -> None:

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from app.domain.environment_locks import EnvironmentLock
+from app.domain.environment_locks import EnvironmentLock, PipPackage
 from app.domain.errors import Invalid
 from app.executor.environments.activation import interpreter
 from app.executor.environments.conda import CondaSearch, find_executable
+from app.executor.environments.shipped import CPU_BUILDS, NO_SOURCE, TorchSource
+from app.presets.environments import Device
 from app.registry.environments.specs import EnvironmentSpec, version_matches
 
 REQUIREMENTS = "deepe-requirements.txt"
@@ -64,12 +66,14 @@ class EnvironmentBuilderMissing(Invalid):
 
 @dataclass(frozen=True)
 class BuildRules:
-    """What the operator says of building: a builder or "auto", and channels for specifications that name none."""
+    """How this node builds: what the operator says, and the accelerators that decide what can run here."""
 
     builder: str = "auto"
-    channels: tuple[str, ...] = ()
+    channels: tuple[str, ...] = ()  # for specifications that name none
     offline: bool = False
     archive: Path | None = None  # where nodes share packs
+    torch: TorchSource = NO_SOURCE
+    devices: frozenset[Device] = frozenset({"cpu"})
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,33 @@ class Step:
     message: str
     argv: tuple[str, ...]
     activated: bool = False
+
+
+@dataclass(frozen=True)
+class Pip:
+    """The pip that installs into a prefix."""
+
+    argv: tuple[str, ...]
+    version: tuple[int, int]
+
+    @property
+    def reports(self) -> bool:
+        """It can write down what it installs."""
+        return self.version >= (22, 2)
+
+    @property
+    def counts(self) -> bool:
+        """It can say how many bytes it has, line by line."""
+        return self.version >= (24, 1)
+
+    def install(self, prefix: Path, part: str = "") -> tuple[str, ...]:
+        """Return the beginning of a command that installs, and writes down what it did."""
+        bar = ("--progress-bar", "raw") if self.counts else ()
+        report = ("--report", str(prefix / f"deepe-pip-report{part}.json")) if self.reports else ()
+        return (*self.argv, "install", *_PIP_OPTIONS, *bar, *report)
+
+
+_PIP_OPTIONS = ("--disable-pip-version-check", "--no-input")
 
 
 def choose_builders(
@@ -147,13 +178,19 @@ def create_step(
     return Step(f"Installing {len(packages)} conda packages and what they need", tuple(command))
 
 
-def pip_step(spec: EnvironmentSpec, prefix: Path, *, reports: bool = True) -> Step | None:
-    """Return the command that installs the `pip:` list, as conda does it; `reports`: pip can write down what it did."""
+def pip_step(spec: EnvironmentSpec, prefix: Path, pip: Pip) -> Step | None:
+    """Return the command that installs the `pip:` list, as conda does it."""
     if not spec.pip:
         return None
-    options = ("--exists-action=b", *_PIP_OPTIONS, *(_report(prefix, "") if reports else ()))
-    command = (str(interpreter(prefix)), "-m", "pip", "install", *options, "-U", "-r", str(prefix / REQUIREMENTS))
+    command = (*pip.install(prefix), "--exists-action=b", "-U", "-r", str(prefix / REQUIREMENTS))
     return Step(f"Installing {len(spec.pip)} packages with pip", command, activated=True)
+
+
+def torch_step(requirements: Sequence[str], source: TorchSource, prefix: Path, pip: Pip, *, alone: bool) -> Step:
+    """Return the command that installs torch from its source; `alone`: without what it needs, which comes later."""
+    options = (*source.options, *(("--no-deps",) if alone else ()))
+    command = (*pip.install(prefix, "-source"), *options, *requirements)
+    return Step(f"Installing {', '.join(requirements)} from {source}", command, activated=True)
 
 
 # ---- from a lock ----------------------------------------------------------------------------------------------------
@@ -206,25 +243,42 @@ def locked_create_step(
             return Step(said, (*program, *_channel_options(spec, channels), *packages))
 
 
-def locked_pip_steps(lock: EnvironmentLock, prefix: Path, *, reports: bool = True) -> Sequence[Step]:
-    """Return the commands that install what pip installed there: with digests those that have one, then the others."""
-    steps = []
-    for part, strict in (("hashed", True), ("other", False)):
-        count = sum((package.sha256 is not None) is strict for package in lock.pip)
-        if count:
-            options = [*_PIP_OPTIONS, "--no-deps", *(("--require-hashes",) if strict else ())]
-            options += _report(prefix, f"-{part}") if reports else ()
-            command = (
-                str(interpreter(prefix)),
-                "-m",
-                "pip",
-                "install",
-                *options,
-                "-r",
-                str(prefix / f"deepe-{part}.txt"),
-            )
-            steps.append(Step(f"Installing {count} packages of the lock with pip", command, activated=True))
-    return steps
+@dataclass(frozen=True)
+class LockedPart:
+    """Packages of a lock that one run of pip installs: digests are demanded of all lines of a file or of none."""
+
+    name: str
+    packages: Sequence[PipPackage]
+    options: Sequence[str]
+
+    @property
+    def lines(self) -> str:
+        """Return the requirements file."""
+        return "".join(f"{package.requirement}\n" for package in self.packages)
+
+
+def locked_parts(packages: Sequence[PipPackage], torch: TorchSource) -> Sequence[LockedPart]:
+    """Return the packages with a digest and the others, none of them empty; `torch` has the builds of torch that no
+    registry has, whose versions say so (2.13.0+cpu)."""
+    hashed = [package for package in packages if package.sha256 is not None]
+    strict = ("--no-deps", "--require-hashes")
+    parts = (
+        LockedPart("torch", [one for one in hashed if "+" in one.version], (*strict, *(torch or CPU_BUILDS).options)),
+        LockedPart("hashed", [one for one in hashed if "+" not in one.version], strict),
+        LockedPart("other", [one for one in packages if one.sha256 is None], ("--no-deps",)),
+    )
+    return [part for part in parts if part.packages]
+
+
+def locked_pip_step(part: LockedPart, prefix: Path, pip: Pip) -> Step:
+    """Return the command that installs the part, whose lines stand in `requirements_of`."""
+    command = (*pip.install(prefix, f"-{part.name}"), *part.options, "-r", str(requirements_of(part, prefix)))
+    return Step(f"Installing {len(part.packages)} packages of the lock with pip", command, activated=True)
+
+
+def requirements_of(part: LockedPart, prefix: Path) -> Path:
+    """Return where the part's requirements file stands."""
+    return prefix / f"deepe-{part.name}.txt"
 
 
 def explicit_file(prefix: Path) -> Path:
@@ -237,22 +291,15 @@ def explicit_file(prefix: Path) -> Path:
 
 def wheels_step(prefix: Path, wheels: Path) -> Step:
     """Return the command that installs a folder of wheels and nothing else."""
+    pip = Pip((str(interpreter(prefix)), "-m", "pip"), (22, 2))
     hashed = ("--no-deps", "--require-hashes", "--no-index", "--find-links", str(wheels))
-    options = (*_PIP_OPTIONS, *hashed, *_report(prefix, ""))
-    command = (str(interpreter(prefix)), "-m", "pip", "install", *options, "-r", str(wheels / "requirements.txt"))
+    command = (*pip.install(prefix), *hashed, "-r", str(wheels / "requirements.txt"))
     return Step("Installing the packed wheels with pip", command, activated=True)
 
 
 def needs_network(spec: EnvironmentSpec) -> bool:
     """Say whether building takes more than a Python of this machine."""
     return bool(spec.pip) or any(dependency.name not in {"python", "pip"} for dependency in spec.dependencies)
-
-
-_PIP_OPTIONS = ("--disable-pip-version-check", "--no-input")
-
-
-def _report(prefix: Path, part: str) -> tuple[str, str]:
-    return ("--report", str(prefix / f"deepe-pip-report{part}.json"))
 
 
 def _channel_options(spec: EnvironmentSpec, default: Sequence[str]) -> Sequence[str]:

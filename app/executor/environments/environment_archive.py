@@ -35,6 +35,7 @@ class Pack(BaseModel):
     python: str
     lock: str  # digest of what is in it
     node: str
+    cpu_torch: bool = False  # as the marker of the build says
 
 
 class EnvironmentArchive:
@@ -65,11 +66,14 @@ class EnvironmentArchive:
         python = f"-py{sys.version_info.major}.{sys.version_info.minor}" if kind == WHEELS_PACK else ""
         return self.folder / "packs" / f"{this_platform()}-{kind}{python}.tar"
 
-    def usable_pack(self, *, lock: str = "") -> Pack | None:
-        """Return a pack that this machine can unpack, of the lock with this digest if one is given."""
+    def usable_pack(self, *, lock: str = "", cuda: bool = False) -> Pack | None:
+        """Return a pack that this machine can unpack, of the lock with this digest if one is given.
+
+        `cuda`: a CPU build of torch in place of the specified one is no use here.
+        """
         for kind in (CONDA_PACK, WHEELS_PACK):
             pack = self._read_pack(self.pack_file(kind).with_suffix(".json"))
-            if pack is not None and (not lock or pack.lock == lock):
+            if pack is not None and (not lock or pack.lock == lock) and not (cuda and pack.cpu_torch):
                 return pack
         return None
 

@@ -56,6 +56,7 @@ class Build:
     python_version: str = ""
     size_bytes: int | None = None
     lock: str = ""  # digest of what was installed
+    cpu_torch: bool = False  # torch's CPU build stands for what the specification names
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Scan:
     builds: Mapping[str, Sequence[tuple[Path, Build]]]  # by name, the newest first
     placed: Mapping[str, EnvironmentSource]
     conda: Mapping[str, Path]
+    cuda: bool = False  # the node has an NVIDIA GPU, which a CPU build of torch would leave idle
 
     def find(self, name: str, spec: EnvironmentSpec | None) -> FoundEnvironment:
         """Say what `name` means; `spec` is its registered specification, if it has one."""
@@ -87,7 +89,7 @@ class Scan:
         if spec is not None:
             wanted = spec_hash(spec)
             for prefix, build in builds:
-                if build.spec_hash == wanted:
+                if build.spec_hash == wanted and not (self.cuda and build.cpu_torch):
                     return _built(name, prefix, build, EnvironmentState.READY)
         if (prefix_of_conda := self._of_conda(name)) is not None:
             return FoundEnvironment(name, prefix_of_conda, EnvironmentState.READY, EnvironmentSource.CONDA)
@@ -126,9 +128,10 @@ class Scan:
 class EnvironmentFinder:
     """Looks at this node's environments again and again."""
 
-    def __init__(self, *, envs_dir: Path, search: CondaSearch) -> None:
+    def __init__(self, *, envs_dir: Path, search: CondaSearch, cuda: bool = False) -> None:
         self._envs_dir = envs_dir
         self._search = search
+        self._cuda = cuda
         self._markers: dict[Path, tuple[object, Build | None]] = {}
         self._versions: dict[Path, tuple[object, str | None]] = {}
 
@@ -151,7 +154,7 @@ class EnvironmentFinder:
             of_name.sort(key=lambda one: one[1].built_at, reverse=True)
         found = conda.list_environments(self._search)
         usable = {name: prefix for name, prefix in found.items() if interpreter(prefix).exists()}
-        return Scan(self._envs_dir, self._search, builds, placed, usable)
+        return Scan(self._envs_dir, self._search, builds, placed, usable, self._cuda)
 
     def python_version(self, prefix: Path) -> str | None:
         """Return the version of the Python in a foreign prefix, read from its files."""
@@ -181,9 +184,12 @@ def find_environment(
     return EnvironmentFinder(envs_dir=envs_dir, search=search).scan().find(name, spec)
 
 
-def planned_prefix(name: str, spec: EnvironmentSpec, envs_dir: Path, *, lock: str = "") -> Path:
+def planned_prefix(
+    name: str, spec: EnvironmentSpec, envs_dir: Path, *, lock: str = "", cpu_torch: bool = False
+) -> Path:
     """Return where the environment of this specification is built, or of a lock of it with this digest."""
-    return envs_dir / (folder_name(name, spec_hash(spec)) + (f"-{lock[:8]}" if lock else ""))
+    suffix = f"-{lock[:8]}" if lock else "-cpu" if cpu_torch else ""
+    return envs_dir / (folder_name(name, spec_hash(spec)) + suffix)
 
 
 def read_marker(prefix: Path) -> Build | None:
@@ -206,6 +212,7 @@ def write_marker(
     packages: Sequence[str],
     python_version: str = "",
     lock: str = "",
+    cpu_torch: bool = False,
 ) -> None:
     """Declare the build finished, atomically and durably."""
     record: Mapping[str, Any] = {
@@ -218,6 +225,7 @@ def write_marker(
         "python_version": python_version,
         "size_bytes": size_of(prefix),
         "lock": lock,
+        "cpu_torch": cpu_torch,
     }
     temporary = prefix / f".{MARKER}"
     with temporary.open("w", encoding="utf-8") as file:

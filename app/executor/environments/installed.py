@@ -1,8 +1,10 @@
 """Read from a prefix what is installed in it: conda's records, pip's list, and where pip's packages came from."""
 
+import importlib.metadata
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,10 +12,10 @@ from typing import Any
 
 from app.domain.environment_locks import CondaPackage, EnvironmentLock, PipPackage
 from app.executor.environments.activation import interpreter
+from app.executor.environments.builders import Pip
 from app.executor.environments.environment_archive import this_platform
 
 PIP_REPORTS = "deepe-pip-report*.json"
-OLDEST_REPORTING_PIP = (22, 2)
 _FROZEN = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(?:==(?P<version>\S+)| @ (?P<url>\S+))$")
 
 
@@ -72,12 +74,19 @@ def python_version(prefix: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def pip_reports(prefix: Path) -> bool:
-    """Say whether the environment's pip can write down what it installs."""
-    command = [str(interpreter(prefix)), "-m", "pip", "--version"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    match = re.match(r"pip (\d+)\.(\d+)", done.stdout)
-    return match is not None and (int(match[1]), int(match[2])) >= OLDEST_REPORTING_PIP
+def pip_of(prefix: Path) -> Pip:
+    """Return the pip that installs into the prefix. For a venv it is ours: Pythons come with old ones."""
+    own = [str(interpreter(prefix)), "-m", "pip"]
+    if (prefix / "pyvenv.cfg").is_file():
+        argv = (sys.executable, "-P", "-m", "pip", "--python", str(interpreter(prefix)))
+        return Pip(argv, _pip_version(f"pip {importlib.metadata.version('pip')}"))
+    done = subprocess.run([*own, "--version"], capture_output=True, text=True, check=False)
+    return Pip(tuple(own), _pip_version(done.stdout))
+
+
+def _pip_version(text: str) -> tuple[int, int]:
+    match = re.match(r"pip (\d+)\.(\d+)", text)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 def normal(name: str) -> str:

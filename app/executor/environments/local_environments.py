@@ -26,6 +26,7 @@ from app.executor.environments.conda import CondaSearch
 from app.executor.environments.environment_archive import EnvironmentArchive, this_platform
 from app.executor.environments.environment_probe import EnvironmentProbes
 from app.executor.environments.environments import EnvironmentFinder, FoundEnvironment, last_use
+from app.executor.environments.shipped import accelerator_refusal, shipped_as
 from app.registry.environments.specs import BASE_SPEC, EnvironmentSpec, parse_spec
 
 TOOLS_SECONDS = 60.0  # how long a conda that was installed meanwhile goes unnoticed
@@ -58,7 +59,7 @@ class LocalEnvironments:
         self._envs_dir = envs_dir
         self._search = search
         self._rules = rules
-        self._finder = EnvironmentFinder(envs_dir=envs_dir, search=search)
+        self._finder = EnvironmentFinder(envs_dir=envs_dir, search=search, cuda="cuda" in rules.devices)
         self._tools: tuple[float, Tools] | None = None
 
     def look(self, specs: Mapping[str, str | None]) -> Look:
@@ -100,13 +101,16 @@ class LocalEnvironments:
             return Trouble(code="environment_without_spec", params={"environment": name})
         wanted = None if self._rules.builder == "auto" else Builder(self._rules.builder)
         spec = spec or _BASE
+        shipped = shipped_as(spec)
+        if shipped is not None and (refusal := accelerator_refusal(shipped, self._rules.devices)) is not None:
+            return Trouble(code=refusal.code, params=refusal.params)
         try:
             if self._rules.offline and needs_network(spec):
                 raise EnvironmentNeedsPack(environment=name, platform=this_platform())
             choose_builders(spec, self._known_tools(), wanted=wanted, channels=self._rules.channels)
         except AppError as error:
             archive = EnvironmentArchive(self._rules.archive, name, spec) if self._rules.archive else None
-            packed = archive is not None and archive.usable_pack() is not None
+            packed = archive is not None and archive.usable_pack(cuda="cuda" in self._rules.devices) is not None
             return None if packed else Trouble(code=error.code, params=error.params)
         return None
 

@@ -18,16 +18,17 @@ from app.executor.environments.build_environment import (
     REFUSED,
     BuildFailed,
     Order,
-    Progress,
+    add_torch_options,
     run,
-    say,
     sole_build,
     stop,
 )
+from app.executor.environments.build_progress import Progress, say
 from app.executor.environments.conda import CondaSearch
 from app.executor.environments.environment_archive import EnvironmentArchive, read_lock
 from app.executor.environments.environments import LOCK, EnvironmentSource, find_environment
 from app.executor.environments.packs import pack
+from app.executor.environments.shipped import TorchSource
 from app.registry.environments.specs import BASE_SPEC, parse_spec
 
 
@@ -64,7 +65,14 @@ def _pack(options: argparse.Namespace, progress: Progress) -> None:
     archive = EnvironmentArchive(options.archive, options.name, spec)
     with sole_build(found.prefix) as held:
         progress.step(f"Packing {found.prefix}")
-        made = pack(found.prefix, lock, archive, lambda step: run(step, order, progress, held))
+        made = pack(
+            found.prefix,
+            lock,
+            archive,
+            lambda step: run(step, order, progress, held),
+            torch=TorchSource(options.torch_index, options.torch_find_links),
+            cpu_torch=found.build.cpu_torch,
+        )
     progress.done(f"Packed into {archive.path_of(made)} ({made.size_bytes} bytes, sha256 {made.sha256})")
 
 
@@ -75,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--archive", type=Path, required=True, help="folder of locks and packs that nodes share")
     parser.add_argument("--node", required=True, help="name of this node")
     parser.add_argument("--spec", type=Path, help="environment.yml; without it Python and pip only")
+    add_torch_options(parser)
     return parser
 
 

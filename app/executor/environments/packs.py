@@ -16,9 +16,10 @@ from tempfile import TemporaryDirectory
 from app.domain.environment_locks import EnvironmentLock
 from app.domain.errors import Invalid
 from app.executor.environments.activation import interpreter
-from app.executor.environments.builders import Step, wheels_step
+from app.executor.environments.builders import Step, locked_parts, wheels_step
 from app.executor.environments.environment_archive import CONDA_PACK, WHEELS_PACK, EnvironmentArchive, Pack
 from app.executor.environments.environments import MARKER
+from app.executor.environments.shipped import NO_SOURCE, TorchSource
 
 REQUIREMENTS = "requirements.txt"
 Run = Callable[[Step], None]
@@ -34,8 +35,16 @@ class PackDamaged(Exception):
     """The file is not what its description says."""
 
 
-def pack(prefix: Path, lock: EnvironmentLock, archive: EnvironmentArchive, run: Run) -> Pack:
-    """Pack a ready environment; blocks for minutes."""
+def pack(
+    prefix: Path,
+    lock: EnvironmentLock,
+    archive: EnvironmentArchive,
+    run: Run,
+    *,
+    torch: TorchSource = NO_SOURCE,
+    cpu_torch: bool = False,
+) -> Pack:
+    """Pack a ready environment; blocks for minutes. `torch`: where builds of torch come from that no registry has."""
     kind = CONDA_PACK if lock.conda else WHEELS_PACK
     target = archive.pack_file(kind)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +53,7 @@ def pack(prefix: Path, lock: EnvironmentLock, archive: EnvironmentArchive, run: 
         if kind == CONDA_PACK:
             _pack_prefix(prefix, made, run)
         else:
-            _pack_wheels(prefix, lock, made, run)
+            _pack_wheels(prefix, lock, made, run, torch)
         description = Pack(
             kind=kind,
             file=target.name,
@@ -55,6 +64,7 @@ def pack(prefix: Path, lock: EnvironmentLock, archive: EnvironmentArchive, run: 
             python=lock.python,
             lock=lock.digest,
             node=lock.node,
+            cpu_torch=cpu_torch,
         )
         archive.add(description, made)
     finally:
@@ -99,18 +109,16 @@ def _pack_prefix(prefix: Path, made: Path, run: Run) -> None:
     run(Step("Packing the prefix", (sys.executable, "-P", "-c", program, str(prefix), str(made), f"*{MARKER}")))
 
 
-def _pack_wheels(prefix: Path, lock: EnvironmentLock, made: Path, run: Run) -> None:
+def _pack_wheels(prefix: Path, lock: EnvironmentLock, made: Path, run: Run, torch: TorchSource) -> None:
     with TemporaryDirectory(prefix="deepe-wheels-", dir=made.parent) as folder:
         wheels = Path(folder)
-        for strict in (True, False):  # digests are demanded of all lines of a file or of none
-            lines = [f"{one.requirement}\n" for one in lock.pip if (one.sha256 is not None) is strict]
-            if lines:
-                wanted = wheels / "wanted.txt"
-                wanted.write_text("".join(lines), "utf-8")
-                options = ("--disable-pip-version-check", "--no-input", "--no-deps", "-w", folder, "-r", str(wanted))
-                command = (str(interpreter(prefix)), "-m", "pip", "wheel", *options)
-                run(Step(f"Collecting {len(lines)} wheels", command, activated=True))
-                wanted.unlink()
+        for part in locked_parts(lock.pip, torch):
+            wanted = wheels / "wanted.txt"
+            wanted.write_text(part.lines, "utf-8")
+            options = ("--disable-pip-version-check", "--no-input", *part.options, "-w", folder, "-r", str(wanted))
+            command = (str(interpreter(prefix)), "-m", "pip", "wheel", *options)
+            run(Step(f"Collecting {len(part.packages)} wheels", command, activated=True))
+            wanted.unlink()
         lines = [f"{_requirement(wheel)} --hash=sha256:{_digest(wheel)}\n" for wheel in sorted(wheels.glob("*.whl"))]
         (wheels / REQUIREMENTS).write_text("".join(lines), "utf-8")
         with tarfile.open(made, "w") as tar:

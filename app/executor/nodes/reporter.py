@@ -276,11 +276,14 @@ class EnvironmentManager:
         options = ["--name", build.name, "--envs", str(self._home.environments)]
         options += ["--archive", str(archive), "--node", self._facts.name]
         options += [] if spec_file is None else ["--spec", str(spec_file)]
+        options += ["--torch-index", self._rules.torch.index] if self._rules.torch.index else []
+        options += ["--torch-find-links", self._rules.torch.find_links] if self._rules.torch.find_links else []
         if build.action == "pack":
             return ["app.executor.environments.pack_environment", *options]
         options += ["--builder", self._rules.builder]
         options += [option for channel in self._rules.channels for option in ("--default-channel", channel)]
         options += ["--offline"] if self._rules.offline else []
+        options += [option for device in sorted(self._rules.devices) for option in ("--accelerator", device)]
         options += [] if lock_file is None else ["--lock", str(lock_file)]
         return ["app.executor.environments.build_environment", *options]
 

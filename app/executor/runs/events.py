@@ -34,13 +34,15 @@ class MetricsEvent:
 
 @dataclass(frozen=True)
 class ProgressEvent:
-    """Progress of the stage: steps of a total, or a percentage if the total is not known."""
+    """Progress of the stage: steps of a total, or a percentage. Bytes: of what is being downloaded."""
 
     time: float
     step: int
     total: int | None = None
     message: str | None = None
     percent: float | None = None
+    bytes_done: int | None = None
+    bytes_total: int | None = None
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,10 @@ def parse_event(line: bytes) -> StageEvent | None:
 def event_document(event: StageEvent) -> dict[str, Any]:
     """Return the event as the JSON object that stands in a file; what is not known is left out or null."""
     document: dict[str, Any] = {"type": _TYPE_NAMES[type(event)], **vars(event)}
-    if isinstance(event, ProgressEvent) and event.percent is None:
-        del document["percent"]
+    if isinstance(event, ProgressEvent):
+        for name in ("percent", "bytes_done", "bytes_total"):
+            if document[name] is None:
+                del document[name]
     return document
 
 
@@ -192,7 +196,14 @@ def _progress(document: dict[str, Any], *, time: float) -> ProgressEvent:
         total=None if total is None else _step(total),
         message=None if message is None else _text(message),
         percent=finite(document.get("percent")),
+        bytes_done=_bytes(document.get("bytes_done")),
+        bytes_total=_bytes(document.get("bytes_total")),
     )
+
+
+def _bytes(value: object) -> int | None:
+    number = finite(value)
+    return None if number is None or number < 0 else int(number)
 
 
 def _evaluation(document: dict[str, Any], *, time: float) -> EvaluationEvent:

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from app.executor.runs.events import ProgressEvent
@@ -24,6 +24,8 @@ class Progress:
     eta_seconds: float | None
     message: str | None
     time: float
+    bytes_done: int | None = None
+    bytes_total: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class ProgressEstimator:
             self._intervals.append(_Interval(seconds, steps, max(share, 0.0)))
         elif steps == 0:
             # only the message changed: the time belongs to the step that is still under way
-            self._last = ProgressEvent(last.time, event.step, event.total, event.message, event.percent)
+            self._last = replace(event, time=last.time)
 
     @property
     def progress(self) -> Progress | None:
@@ -83,6 +85,8 @@ class ProgressEstimator:
             eta_seconds=_eta(share, gained=gained, seconds=seconds) if known else None,
             message=self._message,
             time=event.time,
+            bytes_done=event.bytes_done,
+            bytes_total=event.bytes_total,
         )
 
     def _steady(self) -> list[_Interval]:
@@ -94,11 +98,11 @@ class ProgressEstimator:
 
 
 def _share(event: ProgressEvent) -> float:
-    """Return the part that is done, 0 to 1."""
-    if event.total:
-        return min(event.step / event.total, 1.0)
+    """Return the part that is done, 0 to 1; a percentage says more than steps, which differ in length."""
     if event.percent is not None:
         return min(max(event.percent / 100, 0.0), 1.0)
+    if event.total:
+        return min(event.step / event.total, 1.0)
     return 1.0 if event.total == 0 else 0.0
 
 
