@@ -271,7 +271,28 @@ def held_by_sft(presets: Path, base: Path, rows: list[Any], *more: str) -> list[
     tokenizer = llm.load_tokenizer(str(base), args)
     trainer = sft.build_trainer(args, llm.choose(args), tokenizer, preparation.sequences(tokenizer)[0], [])
     batches = [trainer.data_collator([row]) for row in trainer.train_dataset]
-    return [{"tokens": one["input_ids"][0].tolist(), "labels": one["labels"][0].tolist()} for one in batches]
+    learned = [{"tokens": one["input_ids"][0].tolist(), "labels": one["labels"][0].tolist()} for one in batches]
+    return [{**one, **looked_at(trainer, batch)} for one, batch in zip(learned, batches, strict=True)]
+
+
+def looked_at(trainer: Any, batch: Any) -> dict[str, Any]:
+    """Return the loss of a batch, that of the model itself, and of how many tokens a probability is worked out."""
+    import torch
+
+    product, rows = torch.mm, []
+
+    def counted(left: Any, *more: Any, **named: Any) -> Any:
+        rows.append(len(left))
+        return product(left, *more, **named)
+
+    with torch.no_grad():
+        own = trainer.model(**batch).loss.item()
+        torch.mm = counted
+        try:
+            found = trainer.compute_loss(trainer.model, dict(batch)).item()
+        finally:
+            torch.mm = product
+    return {"losses": [found, own], "scored": sum(rows)}
 
 
 def held_by_dpo(presets: Path, base: Path, rows: list[Any], objective: str, *more: str) -> list[dict[str, Any]]:

@@ -234,6 +234,14 @@ def test_sft_learns_what_the_reader_says(found: dict[str, Any], family: str) -> 
 
 
 @FAMILIES
+def test_sft_works_out_the_probabilities_of_what_is_learned_only(found: dict[str, Any], family: str) -> None:
+    for one in found[family]["sft"]:
+        ours, of_the_model = one["losses"]
+        assert ours == pytest.approx(of_the_model, rel=1e-4)
+        assert one["scored"] == sum(label != -100 for label in one["labels"][1:])
+
+
+@FAMILIES
 @pytest.mark.parametrize("objective", ["dpo", "kto"])
 def test_preferences_are_held_as_the_reader_says(
     found: dict[str, Any], rows: dict[str, Any], family: str, objective: str

@@ -6,6 +6,7 @@ relatives are imported inside functions, so that a script's `--help` and its ref
 
 import argparse
 import difflib
+import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -377,6 +378,8 @@ def preparing_settings(args: argparse.Namespace, *, packing: bool = False) -> di
 def trainer_settings(args: argparse.Namespace, machine: Machine, *, checkpointing: bool) -> dict[str, Any]:
     """Return what every TRL configuration is given."""
     log("ConfigTrainingParams", f"{machine}, gradient checkpointing {checkpointing}", args)
+    if machine.device != "cuda":
+        score_learned_only()
     return {
         "output_dir": args.output_dir,
         "num_train_epochs": args.epochs,
@@ -400,6 +403,17 @@ def trainer_settings(args: argparse.Namespace, machine: Machine, *, checkpointin
         "report_to": "none",
         "disable_tqdm": True,
     }
+
+
+def score_learned_only() -> None:
+    """Let TRL work out the probabilities of learned tokens only, as it does on CUDA.
+
+    Elsewhere it does so for every token, for compilers that want equal shapes (Neuron): most are those of questions.
+    """
+    if importlib.metadata.version("trl").startswith("1.16."):
+        from trl.trainer import utils
+
+        utils._use_triton = lambda _device: True  # here it only says which positions; the kernels ask for themselves
 
 
 def callbacks(args: argparse.Namespace, shown: str = "loss") -> list[Any]:
