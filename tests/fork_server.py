@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -52,10 +53,17 @@ class ForkServer:
         self._folder.cleanup()
 
     def start(
-        self, arguments: Sequence[str], *, cwd: Path, environment: Mapping[str, str], output: IO[bytes]
+        self,
+        arguments: Sequence[str],
+        *,
+        cwd: Path,
+        environment: Mapping[str, str],
+        output: IO[bytes],
+        new_session: bool = False,
     ) -> "Fork":
         """Start `python -u ARGUMENTS` in this folder and environment, all its output going to a file."""
-        return Fork(self._address, _order(arguments, cwd, environment), [output.fileno()] * 2)
+        order = {**_order(arguments, cwd, environment), "new_session": new_session}
+        return Fork(self._address, order, [output.fileno()] * 2)
 
     def start_with_pipes(
         self, arguments: Sequence[str], *, cwd: Path, environment: Mapping[str, str]
@@ -67,7 +75,9 @@ class ForkServer:
 def fork_workers() -> ForkServer:
     """Return what forks workers and APIs of this tree, whatever is installed: mutants are copies of it."""
     environment = {"PATH": os.defpath, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-    return ForkServer(Path(sys.executable), ("app.worker", "app.main", "uvicorn"), environment)
+    return ForkServer(
+        Path(sys.executable), ("app.cli", "app.cli.service", "app.worker", "app.main", "uvicorn"), environment
+    )
 
 
 def _order(arguments: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> dict[str, Any]:
@@ -95,10 +105,19 @@ class Fork:
                 self._lock.release()
         return self.returncode
 
-    def wait(self) -> int:
-        with self._lock:
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit code, or raise `subprocess.TimeoutExpired`."""
+        until = None if timeout is None else time.monotonic() + timeout
+        if not self._lock.acquire(timeout=-1 if timeout is None else timeout):
+            raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
+        try:
             if self.returncode is None:
+                left = None if until is None else max(0.0, until - time.monotonic())
+                if not select.select([self._connection], [], [], left)[0]:
+                    raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
                 self._take_answer()
+        finally:
+            self._lock.release()
         assert self.returncode is not None
         return self.returncode
 
@@ -164,8 +183,11 @@ def serve(address: str, modules: Sequence[str]) -> None:
         os.dup2(nothing.fileno(), 0)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     order, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 2)
+    is_ready, ready = os.pipe()
     pid = os.fork()
     if pid:  # tells of the other's end
+        os.close(ready)
+        os.read(is_ready, 1)
         connection.sendall(b"%d\n" % pid)
         for descriptor in (*descriptors, 1, 2):
             os.close(descriptor)
@@ -173,7 +195,12 @@ def serve(address: str, modules: Sequence[str]) -> None:
         connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
         os._exit(0)
     connection.close()
-    become(json.loads(order), descriptors)
+    asked = json.loads(order)
+    if asked.get("new_session"):
+        os.setsid()
+    for descriptor in (is_ready, ready):
+        os.close(descriptor)
+    become(asked, descriptors)
 
 
 def become(order: Mapping[str, Any], descriptors: Sequence[int]) -> None:

@@ -19,7 +19,18 @@ from urllib.parse import urlsplit
 
 from app.cli.command import CliFailure, HomeUnusable
 from app.cli.private_redis import NO_REDIS, PrivateRedis, RedisChoice
-from app.cli.processes import ManagedProcess, ProcessSpec, Say, Watchdog, any_free, describe_exit, is_free, next_free
+from app.cli.processes import (
+    ManagedProcess,
+    ProcessSpec,
+    Say,
+    StartProcess,
+    Watchdog,
+    any_free,
+    describe_exit,
+    is_free,
+    next_free,
+    start_process,
+)
 from app.secret_values import CALLER_FIELDS, without_secrets
 from app.settings import Settings
 from app.store.home import make_private_folder
@@ -149,13 +160,14 @@ class EmbeddedOptions:
     """What differs between `deepe dev` and its relatives.
 
     `redis`: possibilities, best first. `log_folder`: children write there instead of our stderr. `environment`:
-    variables for the children on top of ours.
+    variables for the children on top of ours. `start_process`: how children are started.
     """
 
     command: str = "deepe dev"
     redis: Iterable[RedisChoice] = (NO_REDIS,)
     log_folder: Path | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    start_process: StartProcess = start_process
 
 
 class EmbeddedService:
@@ -293,7 +305,7 @@ class EmbeddedService:
             log=log or (folder / f"{name}.log" if folder is not None else None),
             umask=umask,
         )
-        child = ManagedProcess(spec, watchdog=self._watchdog, say=self._say)
+        child = ManagedProcess(spec, watchdog=self._watchdog, say=self._say, start_process=self._options.start_process)
         self._children.append(child)
         return child
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final, Protocol
 
 from app.cli import watchdog
 from app.store.home import PRIVATE_FILE
@@ -75,6 +75,35 @@ class ProcessSpec:
     grace_seconds: float = 10.0
 
 
+class Process(Protocol):
+    """What is needed of a `subprocess.Popen`."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def returncode(self) -> int | None: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def terminate(self) -> None: ...
+
+
+StartProcess = Callable[[ProcessSpec, IO[Any]], Process]
+"""Starts a process as the leader of a session of its own, its output going to the file."""
+
+
+def start_process(spec: ProcessSpec, output: IO[Any]) -> Process:
+    """Start the process."""
+    return subprocess.Popen(
+        spec.argv,
+        env=dict(spec.env),
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+        umask=spec.umask,
+    )
+
+
 class Watchdog:
     """Our end of the watchdog's pipe. `hold`: a descriptor that it keeps open until everything has ended."""
 
@@ -119,11 +148,14 @@ class Watchdog:
 class ManagedProcess:
     """One child. `start`, look at it until it is ready, `keep` it alive, `stop` it."""
 
-    def __init__(self, spec: ProcessSpec, *, watchdog: Watchdog, say: Say) -> None:
+    def __init__(
+        self, spec: ProcessSpec, *, watchdog: Watchdog, say: Say, start_process: StartProcess = start_process
+    ) -> None:
         self.spec = spec
         self._watchdog = watchdog
         self._say = say
-        self._process: subprocess.Popen[bytes] | None = None
+        self._start_process = start_process
+        self._process: Process | None = None
         self._started_at = 0.0
         self._changing = threading.Lock()
         self._stopping = threading.Event()
@@ -195,19 +227,11 @@ class ManagedProcess:
     def _spawn(self, *, mode: str) -> None:
         with contextlib.ExitStack() as files:
             output = files.enter_context(_open_log(self.spec.log, mode)) if self.spec.log else sys.stderr
-            self._process = subprocess.Popen(
-                self.spec.argv,
-                env=dict(self.spec.env),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                umask=self.spec.umask,
-            )
+            self._process = self._start_process(self.spec, output)
         self._started_at = time.monotonic()
         self._watchdog.watch(self._process.pid)
 
-    def _end_group(self, process: "subprocess.Popen[bytes]") -> None:
+    def _end_group(self, process: Process) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()

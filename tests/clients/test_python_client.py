@@ -16,6 +16,7 @@ import pytest
 from app.presets.catalogue import ROOM
 from tests.clients.document import write_document
 from tests.e2e.installation import Installation
+from tests.fork_server import ForkServer
 from tests.training_environment import ROOT
 from tests.worker.harness import make_base
 
@@ -60,10 +61,10 @@ def walk_through(generated: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[M
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+def site(worker_forks: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     """Yield a service with its worker, whose home holds a base model."""
     (base,) = make_base(tmp_path_factory.mktemp("envs") / "base")
-    installation = Installation(tmp_path_factory.mktemp("site"), {"base": base})
+    installation = Installation(tmp_path_factory.mktemp("site"), {"base": base}, forks=worker_forks)
     try:
         installation.start()
         shutil.copytree(ROOM / "custom01" / "custom01-base", installation.home / "models" / "bike-base")

@@ -14,6 +14,7 @@ import pytest
 from app.cli.private_redis import NO_REDIS, RedisChoice, RedisKind
 from tests.databases import execute
 from tests.e2e.installation import Installation
+from tests.fork_server import ForkServer
 from tests.servers import postgres_url, private_redis
 from tests.worker.harness import make_base
 
@@ -39,7 +40,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     ],
 )
 def site(
-    request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, base: Path, worker_forks: ForkServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Installation]:
     """Run an installation with a licence and samples: SQLite without any Redis, SQLite with, Postgres with."""
     root = tmp_path_factory.mktemp(request.param)
@@ -48,7 +49,9 @@ def site(
         url = asyncio.run(_new_database(server)) if server else None
         # with a long pause between two looks in the database, only what hints tell happens soon
         pause = "0.1" if redis is NO_REDIS else "10"
-        site = Installation(root, {"base": base}, redis=redis, database_url=url, DEEPE_POLL_SECONDS=pause)
+        site = Installation(
+            root, {"base": base}, forks=worker_forks, redis=redis, database_url=url, DEEPE_POLL_SECONDS=pause
+        )
         site.install_licence()
         try:
             site.start()
@@ -76,10 +79,12 @@ class Trained:
 
 
 @pytest.fixture(scope="session")
-def trained(base: Path, training_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
+def trained(
+    base: Path, training_python: Path, worker_forks: ForkServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Trained]:
     """Train, save and deploy with SFT-Demo as a newcomer does: on an empty home, with what came with the method."""
     environments = {"base": base, "trl": training_python.parents[1]}
-    site = Installation(tmp_path_factory.mktemp("training"), environments)
+    site = Installation(tmp_path_factory.mktemp("training"), environments, forks=worker_forks)
     try:
         site.start()
         unfinished = Trained(site, None, None, None, 0.0)

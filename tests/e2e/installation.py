@@ -9,10 +9,11 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import psutil
@@ -22,9 +23,11 @@ from app.access import licence as licences
 from app.cli.client import StreamEvent, parse_events
 from app.cli.embedded import EmbeddedOptions, EmbeddedService, is_ready
 from app.cli.private_redis import NO_REDIS, RedisChoice
+from app.cli.processes import Process, ProcessSpec, start_process
 from app.presets.catalogue import ROOM, sample_datasets
 from app.settings import load_settings
 from tests.executor.attempts import supervises
+from tests.fork_server import ForkServer
 from tests.servers import free_port
 from tests.waiting import wait_until
 
@@ -32,16 +35,18 @@ TERMINAL = {"succeeded", "failed", "cancelled"}
 NODE = "one"
 NO_BOUND = 3600.0  # a test never judges how quick a start is
 ME = "tests"
+PYTHON = (sys.executable, "-P")
 
 
 class Installation:
-    """One home with its service. `start` and `stop` may be called again and again."""
+    """One home with its service, whose API and worker are forked. `start` and `stop` may be called again and again."""
 
     def __init__(
         self,
         root: Path,
         environments: Mapping[str, Path],
         *,
+        forks: ForkServer,
         redis: RedisChoice = NO_REDIS,
         database_url: str | None = None,
         **variables: str,
@@ -50,6 +55,7 @@ class Installation:
         self.home = root / "home"
         self.node_home = self.home / "nodes" / NODE
         self.redis = redis
+        self._forks = forks
         self._database_url = database_url
         self.private_key, self.public_key = licences.keygen(root / "vendor")
         self._variables = {
@@ -77,7 +83,11 @@ class Installation:
                 patch.delenv(name)
             settings = load_settings(home=self.home, port=free_port(), node_name=NODE, database_url=self._database_url)
             options = EmbeddedOptions(
-                command=ME, redis=(self.redis,), log_folder=self.root / "logs", environment=self._variables
+                command=ME,
+                redis=(self.redis,),
+                log_folder=self.root / "logs",
+                environment=self._variables,
+                start_process=self._fork,
             )
             self._service = EmbeddedService(settings, options, say=lambda _: None)
             url = self._service.start(timeout=NO_BOUND)
@@ -85,6 +95,13 @@ class Installation:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._client = httpx.Client(base_url=url, headers=headers, timeout=None, trust_env=False)
         wait_until(lambda: self.get("/nodes")["items"], "the node")
+
+    def _fork(self, spec: ProcessSpec, output: IO[Any]) -> Process:
+        if spec.argv[:2] != PYTHON:
+            return start_process(spec, output)
+        return self._forks.start(
+            spec.argv[len(PYTHON) :], cwd=self.root, environment=spec.env, output=output, new_session=True
+        )
 
     def stop(self) -> None:
         """End the service in order; stages go on."""

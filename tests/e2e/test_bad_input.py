@@ -19,6 +19,7 @@ from app.access import licence as licences
 from app.cli.private_redis import RedisChoice, RedisKind
 from tests.e2e.adapted import adapted_custom01
 from tests.e2e.installation import Installation
+from tests.fork_server import ForkServer
 from tests.servers import RedisServer, private_redis
 
 pytestmark = [pytest.mark.redis, pytest.mark.xdist_group("e2e-bad-input")]
@@ -41,12 +42,15 @@ def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]
 
 
 @pytest.fixture(scope="module")
-def site(base: Path, own_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+def site(
+    base: Path, worker_forks: ForkServer, own_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Installation]:
     """Run a service with a licence, samples, a finished chain and some broken files."""
     redis = RedisChoice(RedisKind.CONFIGURED, url=f"redis://127.0.0.1:{own_redis.port}")
     site = Installation(
         tmp_path_factory.mktemp("bad-input"),
         {"base": base, "trl": base},  # not what the name promises
+        forks=worker_forks,
         redis=redis,
         DEEPE_MAX_UPLOAD_BYTES=str(UPLOAD_LIMIT),
     )
@@ -79,10 +83,14 @@ def live(site: Installation) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def guarded(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+def guarded(base: Path, worker_forks: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     """Run a service with a token, on a disk that has less free space than is demanded."""
     site = Installation(
-        tmp_path_factory.mktemp("guarded"), {"base": base}, DEEPE_API_TOKEN=TOKEN, DEEPE_MIN_FREE_BYTES=str(2**40)
+        tmp_path_factory.mktemp("guarded"),
+        {"base": base},
+        forks=worker_forks,
+        DEEPE_API_TOKEN=TOKEN,
+        DEEPE_MIN_FREE_BYTES=str(2**40),
     )
     try:
         site.start()

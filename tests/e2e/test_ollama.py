@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.installation import Installation
+from tests.fork_server import ForkServer
 from tests.ollama_stand_in import OllamaStandIn, ollama_stand_in
 from tests.servers import free_port
 
@@ -22,8 +23,8 @@ OPTIONS = {"template": "{{ .Prompt }}", "system": "Be brief.", "parameters": {"t
 
 
 @pytest.fixture(scope="module")
-def site(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    site = Installation(tmp_path_factory.mktemp("ollama"), {"base": base})
+def site(base: Path, worker_forks: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    site = Installation(tmp_path_factory.mktemp("ollama"), {"base": base}, forks=worker_forks)
     try:
         site.start()
         site.add_samples()

@@ -11,6 +11,7 @@ import pytest
 
 from app.presets.catalogue import ROOM, helpers_dir
 from tests.e2e.installation import Installation
+from tests.fork_server import ForkServer
 from tests.presets import families
 
 pytestmark = [pytest.mark.training, pytest.mark.xdist_group("e2e-preview")]
@@ -67,10 +68,12 @@ print(json.dumps([
 
 
 @pytest.fixture(scope="module")
-def site(base: Path, training_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+def site(
+    base: Path, training_python: Path, worker_forks: ForkServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Installation]:
     """Run an installation with base models in the shapes of families, and the rows as a data set."""
     environments = {"base": base, "trl": training_python.parents[1]}
-    site = Installation(tmp_path_factory.mktemp("preview"), environments)
+    site = Installation(tmp_path_factory.mktemp("preview"), environments, forks=worker_forks)
     try:
         site.start()
         made = run_python(training_python, MAKE_BASES, site.home / "models", ROOM, *BASES)

@@ -23,6 +23,7 @@ from app.presets.catalogue import load_manifests
 from tests import training_environment
 from tests.chaos.postgres import Postgres, own_postgres
 from tests.e2e.installation import Installation
+from tests.fork_server import ForkServer
 from tests.servers import redis_executable
 from tests.waiting import wait_until
 
@@ -94,12 +95,14 @@ class Laboratory:
 
 
 @pytest.fixture(scope="module")
-def laboratory(training_python: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
+def laboratory(
+    training_python: Path, base: Path, worker_forks: ForkServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Laboratory]:
     environments = {"base": base, "trl": training_python.parents[1]}
     redis = RedisChoice(RedisKind.WHEEL, executable=Path(redis_executable()))
     with own_postgres() as postgres:
         root = tmp_path_factory.mktemp("resume")
-        site = Installation(root, environments, redis=redis, database_url=postgres.url)
+        site = Installation(root, environments, forks=worker_forks, redis=redis, database_url=postgres.url)
         try:
             site.start()
             add_inputs(site)

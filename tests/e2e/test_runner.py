@@ -18,6 +18,7 @@ import redis
 
 from app.cli.private_redis import RedisChoice, RedisKind
 from tests.e2e.installation import Installation
+from tests.fork_server import ForkServer
 from tests.servers import free_port, private_redis
 from tests.waiting import wait_until
 
@@ -164,7 +165,7 @@ class Later:
 
 
 @pytest.fixture(scope="module")
-def backend(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+def backend(base: Path, worker_forks: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
     """Run one service with the runner's port for all tests of this module."""
     root = tmp_path_factory.mktemp("runner")
     folder = root / "redis"
@@ -172,7 +173,8 @@ def backend(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ba
     port = free_port()
     with private_redis(folder) as server, redis.Redis(port=server.port, decode_responses=True) as client:
         choice = RedisChoice(RedisKind.CONFIGURED, url=f"redis://127.0.0.1:{server.port}")
-        site = Installation(root, {"base": base}, redis=choice, DEEPE_RUNNER_PORT=str(port), DEEPE_SLOTS="4")
+        variables = {"DEEPE_RUNNER_PORT": str(port), "DEEPE_SLOTS": "4"}
+        site = Installation(root, {"base": base}, forks=worker_forks, redis=choice, **variables)
         for name, text in SCRIPTS.items():
             script = site.home / "scripts" / name
             script.parent.mkdir(parents=True, exist_ok=True)

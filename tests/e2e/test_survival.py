@@ -14,6 +14,7 @@ from app.cli.private_redis import RedisChoice, RedisKind
 from tests.e2e.adapted import adapted_custom01
 from tests.e2e.conftest import Trained
 from tests.e2e.installation import Installation
+from tests.fork_server import ForkServer
 from tests.servers import redis_executable
 from tests.waiting import wait_until
 
@@ -23,9 +24,9 @@ ONCE = ["queued", "launching", "running", "succeeded"]
 
 
 @pytest.fixture(scope="module")
-def site(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+def site(base: Path, worker_forks: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     redis = RedisChoice(RedisKind.WHEEL, executable=Path(redis_executable()))
-    site = Installation(tmp_path_factory.mktemp("survival"), {"base": base}, redis=redis)
+    site = Installation(tmp_path_factory.mktemp("survival"), {"base": base}, forks=worker_forks, redis=redis)
     try:
         site.start()
         site.add_samples()
