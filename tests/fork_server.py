@@ -3,12 +3,17 @@
     python -u fork_server.py SOCKET MODULE[:NAME]...
 
 A run is a process of its own, as one that was started: its arguments, environment, working directory, output, signals
-and exit code. It shares nothing with the runs before; only what was imported is there already. Orders come over a Unix
-socket, one connection each: a JSON document with the descriptors of stdout and stderr. Answers are the pid and, at the
-end, the exit code. The program runs in the environment of what it forks, knows the standard library only, and ends
-when the other end of its stdin is closed, so that it never outlives who started it.
+and exit code. It shares nothing with the runs before; only what was imported is there already. A run of several
+processes has an environment for each; when one fails, the others get SIGTERM, as from torchrun. Orders come over a Unix
+socket, one connection each: a JSON document with the descriptors of stdout and stderr. Answers are the pids and, at the
+end, the exit code, which is that of the first process that failed. The program runs in the environment of what it
+forks, knows the standard library only, and ends when the other end of its stdin is closed, so that it never outlives
+who started it.
 """
 
+import atexit
+import contextlib
+import gc
 import importlib
 import json
 import os
@@ -62,14 +67,14 @@ class ForkServer:
         new_session: bool = False,
     ) -> "Fork":
         """Start `python -u ARGUMENTS` in this folder and environment, all its output going to a file."""
-        order = {**_order(arguments, cwd, environment), "new_session": new_session}
+        order = {**_order(arguments, cwd, [environment]), "new_session": new_session}
         return Fork(self._address, order, [output.fileno()] * 2)
 
     def start_with_pipes(
-        self, arguments: Sequence[str], *, cwd: Path, environment: Mapping[str, str]
+        self, arguments: Sequence[str], *, cwd: Path, environments: Sequence[Mapping[str, str]]
     ) -> "ForkWithPipes":
-        """Start `python -u ARGUMENTS` in this folder and environment, its output to be read here."""
-        return ForkWithPipes(self._address, _order(arguments, cwd, environment))
+        """Start `python -u ARGUMENTS` in this folder, once in each environment, the output to be read here."""
+        return ForkWithPipes(self._address, _order(arguments, cwd, environments))
 
 
 def fork_workers() -> ForkServer:
@@ -80,8 +85,8 @@ def fork_workers() -> ForkServer:
     )
 
 
-def _order(arguments: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> dict[str, Any]:
-    return {"argv": [*arguments], "cwd": str(cwd), "environment": {**environment}}
+def _order(arguments: Sequence[str], cwd: Path, environments: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    return {"argv": [*arguments], "cwd": str(cwd), "environments": [{**each} for each in environments]}
 
 
 class Fork:
@@ -92,9 +97,14 @@ class Fork:
         self._connection.connect(str(address))
         socket.send_fds(self._connection, [json.dumps(order).encode() + b"\n"], [*descriptors])
         self._answers = self._connection.makefile()
-        self.pid = int(self._answers.readline())
+        self.pids = [int(pid) for pid in self._answers.readline().split()]
         self.returncode: int | None = None
         self._lock = threading.Lock()
+
+    @property
+    def pid(self) -> int:
+        """The only process, or the first one."""
+        return self.pids[0]
 
     def poll(self) -> int | None:
         if self.returncode is None and self._lock.acquire(blocking=False):  # else somebody waits already
@@ -128,7 +138,9 @@ class Fork:
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
-            os.kill(self.pid, number)
+            for pid in self.pids:
+                with contextlib.suppress(ProcessLookupError):  # of several, one may have ended
+                    os.kill(pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
@@ -166,6 +178,8 @@ def serve(address: str, modules: Sequence[str]) -> None:
     for name in modules:
         module, _, attribute = name.partition(":")
         getattr(importlib.import_module(module), attribute or "__name__")  # packages of today load when asked
+    gc.collect()
+    gc.freeze()  # else each collection of a fork visits, and so copies, all that was imported
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen()
@@ -183,37 +197,74 @@ def serve(address: str, modules: Sequence[str]) -> None:
         os.dup2(nothing.fileno(), 0)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     order, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 2)
-    is_ready, ready = os.pipe()
-    pid = os.fork()
-    if pid:  # tells of the other's end
-        os.close(ready)
-        os.read(is_ready, 1)
-        connection.sendall(b"%d\n" % pid)
-        for descriptor in (*descriptors, 1, 2):
-            os.close(descriptor)
-        _, status = os.waitpid(pid, 0)
-        connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
-        os._exit(0)
-    connection.close()
     asked = json.loads(order)
-    if asked.get("new_session"):
-        os.setsid()
-    for descriptor in (is_ready, ready):
+    prepared, preparing = os.pipe()
+    pids = []
+    for environment in asked["environments"]:
+        pid = os.fork()
+        if not pid:
+            connection.close()
+            if asked.get("new_session"):
+                os.setsid()
+            for descriptor in (prepared, preparing):
+                os.close(descriptor)
+            become(asked, environment, descriptors)
+            return
+        pids.append(pid)
+    os.close(preparing)
+    os.read(prepared, 1)
+    connection.sendall(b"%s\n" % b" ".join(b"%d" % pid for pid in pids))
+    for descriptor in (*descriptors, 1, 2):
         os.close(descriptor)
-    become(asked, descriptors)
+    connection.sendall(b"%d\n" % reap(pids))
+    os._exit(0)
 
 
-def become(order: Mapping[str, Any], descriptors: Sequence[int]) -> None:
+def reap(pids: Sequence[int]) -> int:
+    """Wait for all processes of a run; return the exit code."""
+    running, code = {*pids}, 0
+    while running:
+        pid, status = os.wait()
+        running.remove(pid)
+        if status and not code:
+            code = os.waitstatus_to_exitcode(status)
+            for other in running:
+                os.kill(other, signal.SIGTERM)
+    return code
+
+
+def become(order: Mapping[str, Any], environment: Mapping[str, str], descriptors: Sequence[int]) -> None:
     """Take on arguments, environment, folder and output of the run."""
     for descriptor, place in zip(descriptors, (1, 2), strict=True):
         os.dup2(descriptor, place)
         os.close(descriptor)
     os.environ.clear()
-    os.environ.update(order["environment"])
+    os.environ.update(environment)
     os.chdir(order["cwd"])
     sys.argv = order["argv"]
     first = os.getcwd() if sys.argv[0] == "-m" else os.path.dirname(os.path.abspath(sys.argv[0]))
-    sys.path[:0] = [first, *filter(None, order["environment"].get("PYTHONPATH", "").split(os.pathsep))]
+    sys.path[:0] = [first, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+
+
+def run_and_exit() -> None:
+    """Run what `sys.argv` names and end as `python` would, without taking down what was imported."""
+    code: object = 0
+    try:
+        run()
+    except SystemExit as end:
+        code = end.code
+        if not (code is None or isinstance(code, int)):
+            print(code, file=sys.stderr)
+            code = 1
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more, or the program closed it
+            stream.flush()
+    os._exit(int(code or 0) & 0xFF)  # type: ignore[call-overload]
 
 
 def run() -> None:
@@ -229,4 +280,4 @@ def run() -> None:
 
 if __name__ == "__main__":
     serve(sys.argv[1], sys.argv[2:])
-    run()
+    run_and_exit()

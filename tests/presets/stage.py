@@ -15,6 +15,7 @@ from app.domain.launchers import Launcher, LauncherKind
 from app.executor.attempts.launchers import group_variables, stage_command
 from app.presets import catalogue
 from tests.fork_server import ForkServer, ForkWithPipes
+from tests.servers import free_port
 
 Variables = dict[str, str]
 ALONE = Launcher()
@@ -122,10 +123,11 @@ class Home:
             **TORCH,
             **(environment or {}),
         }
-        if self.forks is not None and launcher is ALONE and environment is None:
-            return self.forks.start_with_pipes([script, *arguments], cwd=self.scripts, environment=variables)
         if launcher.kind is not LauncherKind.PYTHON:
             variables |= group_variables(variables, processes=processes, grace_seconds=10, cores=processes)
+        if self.forks is not None and environment is None:
+            environments = [variables] if launcher is ALONE else _ranks(variables, processes)
+            return self.forks.start_with_pipes([script, *arguments], cwd=self.scripts, environments=environments)
         command = stage_command(
             launcher,
             python=self.python,
@@ -153,6 +155,13 @@ class Home:
         path = self.path / name
         path.write_text("".join(line + "\n" for line in lines))
         return path
+
+
+def _ranks(variables: Variables, processes: int) -> list[Variables]:
+    """Return the environments of a group's processes, as torchrun sets them."""
+    common = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [variables | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
 def make_home(path: Path, python: Path = Path(sys.executable), forks: ForkServer | None = None) -> Home:
