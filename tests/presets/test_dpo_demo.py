@@ -7,7 +7,7 @@ import pytest
 
 from app.presets import catalogue
 from tests.presets.conftest import NewHome
-from tests.presets.curves import assert_went_on, stop_and_resume
+from tests.presets.curves import SHORT, assert_went_on, run_whole_and_stopped
 from tests.presets.stage import Finished, Home, dataset, demo_parameters
 
 SCRIPT = "dpo-demo.py"
@@ -27,7 +27,7 @@ def arguments(home: Home, base: Path, *more: str, rows: Path | None = None) -> l
 def trained(new_home: NewHome, styles_base: Path) -> tuple[Home, Finished]:
     """Return the home of a finished demo training and what it reported."""
     home = new_home("dpo")
-    return home, home.unforked.run(SCRIPT, *arguments(home, styles_base))
+    return home, home.run(SCRIPT, *arguments(home, styles_base))
 
 
 @pytest.mark.training
@@ -47,12 +47,10 @@ class TestTraining:
         assert {"tokens_per_second", "memory_peak_mib"} <= run.of_type("metrics")[2]["values"].keys()
         assert (home.path / "out" / "adapter_model.safetensors").is_file()
 
-    def test_stopped_run_goes_on_like_an_undisturbed_one(
-        self, torch_home: Home, styles_base: Path, trained: tuple[Home, Finished]
-    ) -> None:
-        stopped, resumed = stop_and_resume(torch_home, SCRIPT, arguments(torch_home, styles_base), at=10)
+    def test_stopped_run_goes_on_like_an_undisturbed_one(self, torch_home: Home, styles_base: Path) -> None:
+        runs = run_whole_and_stopped(torch_home, SCRIPT, arguments(torch_home, styles_base, *SHORT), at=6)
 
-        assert_went_on(trained[1], stopped, resumed, "loss", "rewards/margins")
+        assert_went_on(*runs, "loss", "rewards/margins")
 
     @pytest.mark.parametrize("objective", ["kto", "orpo"])
     def test_other_objectives_take_pairs_too(self, torch_home: Home, styles_base: Path, objective: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from app.presets import catalogue
 from tests import training_environment
 from tests.presets.conftest import NewHome
-from tests.presets.curves import assert_went_on, stop_and_resume
+from tests.presets.curves import SHORT, assert_went_on, run_whole_and_stopped
 from tests.presets.stage import Finished, Home, dataset
 
 pytestmark = [pytest.mark.training, pytest.mark.xdist_group("embedding")]
@@ -51,7 +51,7 @@ def encoder() -> Path:
 def trained(new_home: NewHome, encoder: Path) -> tuple[Home, Finished]:
     """Return the home of a finished demo training and what it reported."""
     home = new_home("trained")
-    return home, train(home.unforked, encoder)
+    return home, train(home, encoder)
 
 
 def arguments(home: Home, base: Path, *more: str, rows: Path | None = None, output: str = "out") -> list[str]:
@@ -259,12 +259,13 @@ class TestVectorsOfTheBase:
 
 class TestStopAndResume:
     def test_stopped_run_has_the_curves_and_the_weights_of_an_undisturbed_one(
-        self, torch_home: Home, encoder: Path, trained: tuple[Home, Finished]
+        self, torch_home: Home, encoder: Path
     ) -> None:
-        stopped, resumed = stop_and_resume(torch_home, "embedding-demo.py", arguments(torch_home, encoder), at=10)
+        short = arguments(torch_home, encoder, *SHORT)
+        runs = run_whole_and_stopped(torch_home, "embedding-demo.py", short, at=6)
 
-        assert_went_on(trained[1], stopped, resumed, "loss", "learning_rate", "grad_norm", "in_batch_accuracy")
-        files = [home.path / "out" / "adapter_model.safetensors" for home in (torch_home, trained[0])]
+        assert_went_on(*runs, "loss", "learning_rate", "grad_norm", "in_batch_accuracy")
+        files = [torch_home.path / name / "adapter_model.safetensors" for name in ("out", "whole")]
         assert files[0].read_bytes() == files[1].read_bytes()
 
 

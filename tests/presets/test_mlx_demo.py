@@ -9,7 +9,7 @@ import pytest
 
 from app.executor.attempts.checkpoints import whole_step
 from app.presets import catalogue
-from tests.presets.curves import assert_went_on, stop_and_resume
+from tests.presets.curves import SHORT, assert_went_on, run_whole_and_stopped
 from tests.presets.stage import Finished, Home, dataset, demo_parameters, make_home
 
 SCRIPT = "mlx-demo.py"
@@ -202,14 +202,14 @@ class TestTraining:
 @pytest.mark.training
 @pytest.mark.xdist_group("mlx_demo")
 class TestStopAndResume:
-    def test_stopped_run_ends_with_the_weights_of_an_undisturbed_one(
-        self, mlx_home: Home, tiny_base: Path, trained: tuple[Home, Finished]
-    ) -> None:
-        stopped, resumed = stop_and_resume(mlx_home, SCRIPT, arguments(mlx_home, tiny_base, *SHORTER), at=25)
+    def test_stopped_run_ends_with_the_weights_of_an_undisturbed_one(self, mlx_home: Home, tiny_base: Path) -> None:
+        short = arguments(mlx_home, tiny_base, *SHORT, "--eval_steps=4")
+        whole, stopped, resumed = run_whole_and_stopped(mlx_home, SCRIPT, short, at=6)
 
-        assert_went_on(trained[1], stopped, resumed, "loss", "learning_rate", "grad_norm")
-        assert stopped.curve("eval_loss") | resumed.curve("eval_loss") == trained[1].curve("eval_loss")
-        weights = [home.path / "out" / "adapters.safetensors" for home in (mlx_home, trained[0])]
+        assert_went_on(whole, stopped, resumed, "loss", "learning_rate", "grad_norm")
+        assert whole.curve("eval_loss").keys() == {4, 8, 12, 16}
+        assert stopped.curve("eval_loss") | resumed.curve("eval_loss") == whole.curve("eval_loss")
+        weights = [mlx_home.path / name / "adapters.safetensors" for name in ("out", "whole")]
         assert weights[0].read_bytes() == weights[1].read_bytes()
 
     def test_killed_run_goes_on_from_the_newest_whole_checkpoint(self, mlx_home: Home, tiny_base: Path) -> None:

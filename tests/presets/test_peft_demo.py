@@ -7,7 +7,7 @@ import pytest
 
 from app.presets import catalogue
 from tests.presets.conftest import NewHome
-from tests.presets.curves import assert_went_on, stop_and_resume
+from tests.presets.curves import SHORT, assert_went_on, run_whole_and_stopped
 from tests.presets.stage import Finished, Home, dataset, demo_parameters
 
 SCRIPT = "peft-demo.py"
@@ -46,7 +46,7 @@ def arguments(home: Home, base: Path, *more: str, rows: Path | None = None) -> l
 def trained(new_home: NewHome, tiny_base: Path) -> tuple[Home, Finished]:
     """Return the home of a finished demo training and what it reported."""
     home = new_home("peft")
-    return home, home.unforked.run(SCRIPT, *arguments(home, tiny_base))
+    return home, home.run(SCRIPT, *arguments(home, tiny_base))
 
 
 @pytest.mark.training
@@ -74,12 +74,10 @@ class TestTraining:
         assert run.of_type("progress")[-1]["step"] == run.of_type("progress")[-1]["total"] == 120
         assert [record["msg"] for record in run.records][-1] == 200005
 
-    def test_stopped_run_goes_on_like_an_undisturbed_one(
-        self, torch_home: Home, tiny_base: Path, trained: tuple[Home, Finished]
-    ) -> None:
-        stopped, resumed = stop_and_resume(torch_home, SCRIPT, arguments(torch_home, tiny_base), at=10)
+    def test_stopped_run_goes_on_like_an_undisturbed_one(self, torch_home: Home, tiny_base: Path) -> None:
+        runs = run_whole_and_stopped(torch_home, SCRIPT, arguments(torch_home, tiny_base, *SHORT), at=6)
 
-        assert_went_on(trained[1], stopped, resumed, "loss", "learning_rate", "grad_norm")
+        assert_went_on(*runs, "loss", "learning_rate", "grad_norm")
 
     def test_every_adapter_trains_and_all_but_prompts_are_saved(self, torch_home: Home, tiny_base: Path) -> None:
         adapters = "lora,rslora,dora,pissa,oft,loha,lokr,adalora,ia3,vera,prompt_tuning"

@@ -23,7 +23,7 @@ def arguments(home: Home, base: Path, *more: str, rows: Path | None = None) -> l
 def trained(new_home: NewHome, styles_base: Path) -> tuple[Home, Finished]:
     """Return the home of a finished demo training and what it reported."""
     home = new_home("ppo")
-    return home, home.unforked.run(SCRIPT, *arguments(home, styles_base))
+    return home, home.run(SCRIPT, *arguments(home, styles_base))
 
 
 @pytest.mark.training

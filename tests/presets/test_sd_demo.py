@@ -10,7 +10,7 @@ import pytest
 from app.presets import sample_data
 from tests import training_environment
 from tests.presets.conftest import NewHome
-from tests.presets.curves import assert_went_on, stop_and_resume
+from tests.presets.curves import SHORT, assert_went_on, run_whole_and_stopped
 from tests.presets.stage import Finished, Home, dataset, demo_parameters, make_home
 
 SCRIPT = "sd-demo.py"
@@ -35,7 +35,7 @@ def base() -> Path:
 def trained(new_home: NewHome, base: Path, signs: Path) -> tuple[Home, Finished]:
     """Return the home of a finished demo training and what it reported."""
     home = new_home("sd")
-    return home, home.unforked.run(SCRIPT, *arguments(home, base, signs))
+    return home, home.run(SCRIPT, *arguments(home, base, signs))
 
 
 def arguments(home: Home, base: Path, data: Path, *more: str) -> list[str]:
@@ -95,15 +95,12 @@ class TestTraining:
         assert "64 x 32 pixels" in run.answer
         assert sorted(path.name for path in (home.path / "images").glob("j*")) == ["j_001.png", "j_002.png"]
 
-    def test_stopped_run_goes_on_like_an_undisturbed_one(
-        self, training_python: Path, base: Path, signs: Path, trained: tuple[Home, Finished], tmp_path: Path
-    ) -> None:
-        home = make_home(tmp_path / "deepe", training_python)
+    def test_stopped_run_goes_on_like_an_undisturbed_one(self, torch_home: Home, base: Path, signs: Path) -> None:
+        short = arguments(torch_home, base, signs, *SHORT, "--eval_pictures=1")
+        runs = run_whole_and_stopped(torch_home, SCRIPT, short, at=6)
 
-        stopped, resumed = stop_and_resume(home, SCRIPT, arguments(home, base, signs, "--eval_pictures=0"), at=20)
-
-        assert_went_on(trained[1], stopped, resumed, "loss")
-        files = [one.path / "out" / "pytorch_lora_weights.safetensors" for one in (home, trained[0])]
+        assert_went_on(*runs, "loss")
+        files = [torch_home.path / name / "pytorch_lora_weights.safetensors" for name in ("out", "whole")]
         assert files[0].read_bytes() == files[1].read_bytes()
 
 

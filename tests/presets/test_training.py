@@ -10,7 +10,7 @@ import pytest
 from app.domain.launchers import Launcher, LauncherKind
 from app.presets import catalogue
 from tests.presets.conftest import NewHome
-from tests.presets.curves import stop_and_resume
+from tests.presets.curves import SHORT, assert_went_on, run_whole_and_stopped, stop_and_resume
 from tests.presets.stage import Finished, Home, dataset, demo_parameters
 
 pytestmark = [pytest.mark.training, pytest.mark.xdist_group("training")]
@@ -125,23 +125,13 @@ class TestSftDemo:
 
 
 class TestStopAndResume:
-    def test_stopped_run_goes_on_and_ends_like_an_undisturbed_one(
-        self, torch_home: Home, tiny_base: Path, trained: tuple[Home, Finished]
-    ) -> None:
-        process = torch_home.start("sft-demo.py", *sft_arguments(torch_home, tiny_base, "--save_steps=1000"))
-        assert process.stdout is not None
-        while not process.stdout.readline().startswith("step 10/"):
-            assert process.poll() is None
-        process.send_signal(signal.SIGTERM)
-        _, stderr = process.communicate()
-        stopped = torch_home.events()
+    def test_stopped_run_goes_on_and_ends_like_an_undisturbed_one(self, torch_home: Home, tiny_base: Path) -> None:
+        short = sft_arguments(torch_home, tiny_base, *SHORT)
+        runs = run_whole_and_stopped(torch_home, "sft-demo.py", short, at=6)
 
-        resumed = train(torch_home, tiny_base)
-
-        assert process.returncode == 143, stderr
-        assert any(event["type"] == "artifact" and event["kind"] == "checkpoint" for event in stopped)
-        assert any("resumed from checkpoint-" in note["message"] for note in resumed.of_type("note"))
-        assert last_loss(resumed) == last_loss(trained[1])
+        assert_went_on(*runs, "loss", "learning_rate", "grad_norm")
+        files = [torch_home.path / name / "adapter_model.safetensors" for name in ("out", "whole")]
+        assert files[0].read_bytes() == files[1].read_bytes()
 
     def test_early_stopping_keeps_the_best_step_over_a_stop(self, torch_home: Home, tiny_base: Path) -> None:
         # the loss falls, so that of all losses the first is the highest: here it is the best one
@@ -275,18 +265,11 @@ class TestCustom02:
         assert run.of_type("progress")[-1]["step"] == 100
 
     def test_stopped_run_ends_with_the_same_weights(self, torch_home: Home, tiny_base: Path) -> None:
-        whole = torch_home.run("custom02.py", *self.arguments(torch_home, tiny_base, output="whole"))
-        process = torch_home.start("custom02.py", *self.arguments(torch_home, tiny_base, output="cut"))
-        assert process.stdout is not None
-        while not process.stdout.readline().startswith("step 10/"):
-            assert process.poll() is None
-        process.terminate()
-        process.communicate()
+        whole = torch_home.run("custom02.py", *self.arguments(torch_home, tiny_base, *SHORT, output="whole"))
+        cut = self.arguments(torch_home, tiny_base, *SHORT, output="cut")
+        stopped, resumed = stop_and_resume(torch_home, "custom02.py", cut, at=6)
 
-        resumed = torch_home.run("custom02.py", *self.arguments(torch_home, tiny_base, output="cut"))
-
-        assert (whole.code, process.returncode, resumed.code) == (0, 143, 0)
-        assert any("resumed from checkpoint-" in note["message"] for note in resumed.of_type("note"))
+        assert_went_on(whole, stopped, resumed, "loss")
         files = [torch_home.path / "complete" / name / "model.safetensors" for name in ("whole", "cut")]
         assert files[0].read_bytes() == files[1].read_bytes()
 
@@ -309,7 +292,7 @@ class TestGroupOfProcesses:
         # the demo's rows of a step are shared by two
         arguments = sft_arguments(torch_home, tiny_base, "--batch_size=16")
 
-        run = torch_home.run("sft-demo.py", *arguments, launcher=PAIR)
+        run = torch_home.unforked.run("sft-demo.py", *arguments, launcher=PAIR)
 
         assert run.code == 0, run.stderr
         steps = [event["step"] for event in run.of_type("metrics") if "loss" in event["values"]]

@@ -13,7 +13,7 @@ from app.presets import catalogue, sample_data
 from app.presets.sample_pictures import draw, draw_all
 from tests import training_environment
 from tests.presets.conftest import NewHome
-from tests.presets.curves import assert_went_on, stop_and_resume
+from tests.presets.curves import SHORT, assert_went_on, run_whole_and_stopped
 from tests.presets.stage import Finished, Home, dataset, demo_parameters
 
 SCRIPT = "vl-demo.py"
@@ -64,7 +64,7 @@ def write_data(home: Home, *rows: object, pictures: tuple[str, ...] = (RING, SQU
 def trained(new_home: NewHome, tiny_vl: Path, drawn: Path) -> tuple[Home, Finished]:
     """Return the home of a finished demo training and what it reported."""
     home = new_home("vl")
-    return home, home.unforked.run(SCRIPT, *arguments(home, tiny_vl, drawn))
+    return home, home.run(SCRIPT, *arguments(home, tiny_vl, drawn))
 
 
 @pytest.mark.training
@@ -129,12 +129,10 @@ class TestTraining:
         assert errors == 2 * ["there is no picture ../multimodal/none.png"]
         assert (Path(complete) / "deepe-pictures.json").is_file()
 
-    def test_stopped_run_goes_on_like_an_undisturbed_one(
-        self, torch_home: Home, tiny_vl: Path, drawn: Path, trained: tuple[Home, Finished]
-    ) -> None:
-        stopped, resumed = stop_and_resume(torch_home, SCRIPT, arguments(torch_home, tiny_vl, drawn), at=10)
+    def test_stopped_run_goes_on_like_an_undisturbed_one(self, torch_home: Home, tiny_vl: Path, drawn: Path) -> None:
+        runs = run_whole_and_stopped(torch_home, SCRIPT, arguments(torch_home, tiny_vl, drawn, *SHORT), at=6)
 
-        assert_went_on(trained[1], stopped, resumed, "loss", "learning_rate", "grad_norm")
+        assert_went_on(*runs, "loss", "learning_rate", "grad_norm")
 
     def test_two_processes_train_vision_with_rows_of_every_form(self, torch_home: Home, tiny_vl: Path) -> None:
         chat = [
