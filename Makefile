@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # One more than there are cores: a third of the time the tests wait for processes.
 PYTEST_WORKERS ?= $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 1) + 1)")
+# Bytecode is kept whatever the shell says: else every process of the tests compiles them all, for 5 s of a processor.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help demo test quick simpletuner check chaos mutants fuzz format release clean
 help:
