@@ -16,7 +16,7 @@ from app.domain.enums import JobKind
 from app.domain.errors import Violation
 from app.domain.kinds import Stage
 from app.domain.known_parameters import KnownParameter, known_at, reserved_at
-from app.domain.library_options import DescribedOptions, FoundOption, OptionLookup, option_properties
+from app.domain.library_options import DescribedOptions, FoundOption, OptionLookup, nearest, option_properties
 from app.domain.plain_text import shown
 from app.domain.pointers import pointer
 from app.domain.rendering import ArgumentForm
@@ -91,10 +91,12 @@ def check_parameters(
     false_as: str = "False",
     typical: Mapping[str, KnownParameter] = MappingProxyType({}),
     options: DescribedOptions = NO_OPTIONS,
+    shipped: bool = False,
 ) -> ParameterCheck:
     """Judge the values of a job; null counts as not given.
 
-    `typical` has ranges that a method knows better than the platform's table; only warnings depend on them.
+    `typical` has ranges that a method knows better than the platform's table; only warnings depend on them. Of
+    `shipped` scripts all parameters are known; others get what they do not declare if they tolerate it.
     """
     known, reserved = known_at(stage, producing=producing), reserved_at(stage, producing=producing)
     usual = {**known, **typical}
@@ -119,9 +121,13 @@ def check_parameters(
             violations.append(Violation(at, "parameter_reserved", {"name": name}))
         elif found.refusal is not None:
             violations.append(found.refusal)
-        elif parameter is None and (refusal := _unknown(name, script, known)) is not None:
-            violations.append(Violation(at, refusal, {"name": shown(name), "known": _names(script, reserved)}))
+        elif parameter is None and (refusal := _unknown(name, script, known, shipped=shipped)) is not None:
+            params = {"name": shown(name), "known": _names(script, reserved)}
+            violations.append(Violation(at, refusal, params | {"option": ", ".join(script.longer_names(name))}))
         else:
+            if parameter is None and script.accepts_unknown and not script.partly_read and name not in known:
+                near = ", ".join(nearest(name, script.declared_names)) or "-"
+                warnings.append(Violation(at, "parameter_undeclared", {"name": name, "near": near}))
             parameter = _joined(parameter or ScriptParameter(name=name, kind=ParameterKind.ANY), known)
             parameter = lookup.completed(parameter)
             problem = _value_problem(parameter, value, at)
@@ -135,23 +141,20 @@ def check_parameters(
     return ParameterCheck(tuple(violations), tuple(warnings), effective)
 
 
-def argument_notes(script: ScriptParameters, names: Iterable[str], at: str = "") -> list[Violation]:
-    """Return what will happen to the arguments `names` that a stage passes and the script does not declare.
+def withheld_arguments(script: ScriptParameters, names: Iterable[str], at: str = "") -> list[Violation]:
+    """Return which of the arguments `names` that a stage passes are kept from the script, each with the reason.
 
-    A script that does not ignore unknown options ends at once; one that takes abbreviations may take an argument for
-    a longer one of its own. Both are readiness, not violations.
+    A script that ends at unknown options gets what it declares only, and argparse never sees a name that it would take
+    for the abbreviation of another.
     """
-    declared = script.declared_names
-    notes: list[Violation] = []
-    for name in names:
-        longer = [option for option in declared if option.startswith(name)]
-        if name in declared:
-            continue
-        if script.abbreviates and len(longer) == 1:
-            notes.append(Violation(at, "argument_abbreviates", {"name": name, "option": longer[0]}))
-        elif not script.accepts_unknown and not script.partly_read:
-            notes.append(Violation(at, "argument_undeclared", {"name": name}))
-    return notes
+    undeclared = [name for name in names if name not in script.declared_names]
+    if script.refuses_unknown:
+        return [Violation(at, "arguments_undeclared", {"names": ", ".join(undeclared)})] if undeclared else []
+    taken = {name: longer for name in undeclared if (longer := script.longer_names(name))}
+    return [
+        Violation(at, "argument_withheld", {"name": name, "option": ", ".join(longer)})
+        for name, longer in taken.items()
+    ]
 
 
 # ---- joining script and platform ------------------------------------------------------------------------------------
@@ -160,10 +163,10 @@ def argument_notes(script: ScriptParameters, names: Iterable[str], at: str = "")
 def _listed(script: ScriptParameters, known: Mapping[str, KnownParameter]) -> list[ScriptParameter]:
     """Return what the schema lists: what is declared, and, if that may be only a part, what scripts usually take."""
     listed = [_joined(parameter, known) for parameter in script.parameters]
-    if script.partly_read:
+    if script.partly_read and not script.refuses_unknown:
         declared = set(script.declared_names)
-        undeclared = [ScriptParameter(name=k.name, kind=k.kind) for k in known.values() if k.required]
-        listed += [parameter for parameter in undeclared if parameter.name not in declared]
+        usual = [ScriptParameter(name=k.name, kind=k.kind, has_default=True) for k in known.values() if k.required]
+        listed += [parameter for parameter in usual if parameter.name not in declared]
     return listed
 
 
@@ -309,13 +312,15 @@ def _exclusive_rules(script: ScriptParameters, reserved: frozenset[str]) -> Iter
 # ---- the check ------------------------------------------------------------------------------------------------------
 
 
-def _unknown(name: str, script: ScriptParameters, known: Mapping[str, KnownParameter]) -> str | None:
+def _unknown(name: str, script: ScriptParameters, known: Mapping[str, KnownParameter], *, shipped: bool) -> str | None:
     """Return why a name that the script does not declare is refused, `None` if it is not."""
     if not _NAME.fullmatch(name):
         return "parameter_name_invalid"
-    if script.partly_read or (script.accepts_unknown and name in known):
+    if name in known and script.accepts_unknown:
         return None
-    return "unknown_parameter"
+    if script.longer_names(name):
+        return "parameter_abbreviates" if script.accepts_unknown or script.partly_read else "unknown_parameter"
+    return None if script.partly_read or (script.accepts_unknown and not shipped) else "unknown_parameter"
 
 
 def _value_problem(parameter: ScriptParameter, value: Any, at: str) -> Violation | None:

@@ -108,6 +108,15 @@ class OptionUse(_Frozen):
     when: Mapping[str, tuple[Any, ...]] = {}
 
 
+_NAMES_UNKNOWN = frozenset(
+    {
+        *("unread_loop", "unread_star_arguments", "unread_dynamic_name", "unread_parse_not_found"),
+        *("unread_too_complex", "unread_option_classes"),
+    }
+)
+"""Remarks on places that may declare options of any name; functions of libraries declare none of the platform's."""
+
+
 class ParserClass(_Frozen):
     """A dataclass of a library whose fields a script's parser takes (`HfArgumentParser(TrainingArguments)`)."""
 
@@ -141,9 +150,26 @@ class ScriptParameters(_Frozen):
         return bool(self.unread or self.parser_classes)
 
     @property
+    def hides_names(self) -> bool:
+        """Whether an option that is not listed may be declared nevertheless, whatever its name."""
+        return any(remark.code in _NAMES_UNKNOWN for remark in self.unread)
+
+    @property
+    def refuses_unknown(self) -> bool:
+        """Whether the script is known to end at an option that it does not declare."""
+        return not self.accepts_unknown and not self.hides_names
+
+    @property
     def declared_names(self) -> tuple[str, ...]:
         """Every name that the script accepts, aliases included."""
         return tuple(name for parameter in self.parameters for name in (parameter.name, *parameter.aliases))
+
+    def longer_names(self, name: str) -> tuple[str, ...]:
+        """Return the options for whose abbreviation argparse would take `name`; with several it ends the script."""
+        declared = self.declared_names
+        if not self.abbreviates or self.hides_names or name in declared:
+            return ()
+        return tuple(option for option in declared if option.startswith(name))
 
     @property
     def forms(self) -> dict[str, ArgumentForm]:

@@ -137,17 +137,29 @@ class TestReadiness:
 
         found = {(problem["pointer"], problem["code"]) for problem in stage["problems"]}
         assert found == {
-            ("/stages/training/file", "argument_undeclared"),
             ("/stages/training/conda_env", "environment_not_built"),
         }
 
-    async def test_undeclared_arguments_do_not_matter_if_they_are_not_passed(self, app: MethodsApp) -> None:
+    async def test_a_strict_script_gets_what_it_declares_and_the_method_says_so(self, app: MethodsApp) -> None:
         app.script("train.py", STRICT)
         await start_node(app, "base")
+        await app.create()
 
-        await app.create(arguments={"declared_only": True})
+        (stage,) = (await app.client.get(f"{URL}/finance/parameters")).json()["stages"]
 
         assert (await only_stage(app))["ready"] is True
+        assert [remark["code"] for remark in stage["remarks"]] == ["arguments_undeclared"]
+
+    async def test_arguments_cannot_be_limited_to_those_of_a_script_that_is_not_read(self, app: MethodsApp) -> None:
+        app.script("train.py", b"import sys\nprint(sys.argv)\n")
+        await start_node(app, "base")
+
+        answer = await app.client.post(URL, json=definition(arguments={"declared_only": True}))
+
+        assert answer.status_code == 422
+        assert [(one["pointer"], one["code"]) for one in answer.json()["errors"]] == [
+            ("/arguments/declared_only", "declared_only_unread")
+        ]
 
     async def test_an_environment_that_only_a_silent_node_has_is_known_but_not_ready(self, app: MethodsApp) -> None:
         app.script("train.py", SCRIPT)
@@ -164,7 +176,7 @@ class TestReadiness:
 
         (stage,) = body["readiness"]["stages"]
         assert body["valid"] is True
-        assert {problem["code"] for problem in stage["problems"]} == {"argument_undeclared"}
+        assert (stage["ready"], stage["problems"]) == (True, [])
 
     async def test_presets_run_on_their_own_arguments(self, app: MethodsApp) -> None:
         async with app.database.writing() as session:

@@ -141,7 +141,7 @@ class TestCheck:
     def test_script_without_classes_has_no_options(self) -> None:
         script = SCRIPT.model_copy(update={"option_classes": ()})
 
-        result = check_parameters({"neftune_noise_alpha": 5}, script, options=DESCRIBED)
+        result = check_parameters({"neftune_noise_alpha": 5}, script, options=DESCRIBED, shipped=True)
 
         assert codes(result) == [("neftune_noise_alpha", "unknown_parameter")]
 

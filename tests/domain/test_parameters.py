@@ -4,9 +4,10 @@ import jsonschema
 import pytest
 
 from app.domain.enums import JobKind
+from app.domain.errors import Violation
 from app.domain.kinds import STAGES, Stage
 from app.domain.known_parameters import KNOWN
-from app.domain.parameters import ParameterCheck, argument_notes, check_parameters, json_schema
+from app.domain.parameters import ParameterCheck, check_parameters, json_schema, withheld_arguments
 from app.domain.rendering import filled_arguments
 from app.domain.script_parameters import ScriptParameters
 from app.domain.texts import Language
@@ -179,8 +180,29 @@ class TestUnknownParameters:
         lenient = check(declarations, parse="parse_known_args", batch_size=2, other=1)
         strict = check(declarations, batch_size=2)
 
-        assert refusals(lenient) == [("/parameters/other", "unknown_parameter")]
+        assert refusals(lenient) == []
+        assert warnings(lenient) == [("/parameters/other", "parameter_undeclared")]
+        assert lenient.effective == {"batch_size": 2, "other": 1}
         assert refusals(strict) == [("/parameters/batch_size", "unknown_parameter")]
+
+    def test_of_a_shipped_script_all_parameters_are_known(self) -> None:
+        lenient = script('    p.add_argument("--x")', parse="parse_known_args")
+
+        found = check_parameters({"batch_size": 2, "other": 1}, lenient, shipped=True)
+
+        assert refusals(found) == [("/parameters/other", "unknown_parameter")]
+
+    def test_a_name_that_argparse_would_take_for_another_is_never_passed(self) -> None:
+        declarations = '    p.add_argument("--rate_of_noise", type=float)\n    p.add_argument("--rate_of_rows")'
+
+        assert refusals(check(declarations, parse="parse_known_args", rate=1.0)) == [
+            ("/parameters/rate", "parameter_abbreviates")
+        ]
+        exact = read_parameters(
+            "import argparse\nif True:\n    p = argparse.ArgumentParser(allow_abbrev=False)\n"
+            f"{declarations}\n    p.parse_known_args()\n"
+        )
+        assert refusals(check_parameters({"rate": 1}, exact)) == []
 
 
 class TestEffective:
@@ -205,11 +227,15 @@ class TestEffective:
     def test_warmup_ratio_is_not_defeated_by_a_value_nobody_gave(self) -> None:
         assert check(project="p", warmup_ratio=0.1).effective["warmup_steps"] == 0
 
-    def test_script_that_was_read_in_part_gets_the_whole_contract(self) -> None:
-        effective = check_parameters({"zeta": 1}, read_parameters("print(1)")).effective
+    def test_script_that_was_not_read_gets_only_what_was_given(self) -> None:
+        check = check_parameters({"zeta": 1}, read_parameters("print(1)"))
 
-        assert effective == {**{k.name: k.default for k in KNOWN.values() if k.required}, "zeta": 1}
-        assert list(effective)[-1] == "zeta"
+        assert (check.effective, check.warnings) == ({"zeta": 1}, ())
+
+    def test_script_that_was_read_in_part_gets_what_the_part_needs(self) -> None:
+        declarations = "    p.add_argument('--lora_rank', type=int)\n    add_more(p)"
+
+        assert check(declarations).effective == {"lora_rank": 8}
 
     def test_default_that_the_script_does_not_take_is_not_filled_in(self) -> None:
         declarations = '    p.add_argument("--lora_rank", type=int, choices=[16, 32], required=True)'
@@ -262,6 +288,7 @@ class TestSchema:
 
         assert schema["additionalProperties"] is True
         assert list(schema["properties"]) == [k.name for k in KNOWN.values() if k.required]
+        assert not any("default" in one for one in schema["properties"].values())
 
     @pytest.mark.parametrize(
         "values",
@@ -293,25 +320,38 @@ class TestSchema:
         assert [validator.is_valid(values) for values in ({}, {"a": "1"}, {"a": "1", "b": "1"})] == [False, True, False]
 
 
-class TestArgumentNotes:
-    def test_strict_script_will_end_at_arguments_it_does_not_declare(self) -> None:
-        strict = script('    p.add_argument("--train_id")')
+class TestWithheldArguments:
+    def test_strict_script_gets_only_what_it_declares(self) -> None:
+        strict = script('    p.add_argument("--train_id")\n    p.add_argument("--seq_length")')
 
-        assert [(n.code, n.params["name"]) for n in argument_notes(strict, ("train_id", "seq"))] == [
-            ("argument_undeclared", "seq")
-        ]
+        (note,) = withheld_arguments(strict, ("train_id", "seq", "model_path"), "/method")
 
-    def test_script_that_abbreviates_takes_an_argument_for_another(self) -> None:
-        lenient = script('    p.add_argument("--seq_length")', parse="parse_known_args")
+        assert note == Violation("/method", "arguments_undeclared", {"names": "seq, model_path"})
 
-        (note,) = argument_notes(lenient, filled_arguments(JobKind.TRAINING))
+    @pytest.mark.parametrize("options", [["seq_length"], ["seq_length", "sequences"]])
+    def test_script_that_abbreviates_would_take_an_argument_for_another(self, options: list[str]) -> None:
+        declarations = "\n".join(f"    p.add_argument('--{name}')" for name in options)
+        lenient = script(declarations, parse="parse_known_args")
 
-        assert (note.code, note.params) == ("argument_abbreviates", {"name": "seq", "option": "seq_length"})
+        (note,) = withheld_arguments(lenient, filled_arguments(JobKind.TRAINING))
 
-    def test_lenient_script_ignores_the_rest(self) -> None:
-        lenient = script('    p.add_argument("--x")', parse="parse_known_args")
+        assert (note.code, note.params) == ("argument_withheld", {"name": "seq", "option": ", ".join(options)})
 
-        assert argument_notes(lenient, filled_arguments(JobKind.TRAINING)) == []
+    @pytest.mark.parametrize(
+        ("declarations", "parse"),
+        [
+            ('    p.add_argument("--x")', "parse_known_args"),
+            ("    for n in open('names'): p.add_argument(n)", "parse_args"),
+        ],
+    )
+    def test_script_that_ignores_the_rest_or_may_declare_it_gets_all(self, declarations: str, parse: str) -> None:
+        assert withheld_arguments(script(declarations, parse=parse), filled_arguments(JobKind.TRAINING)) == []
+
+    def test_what_a_library_adds_to_a_strict_parser_is_none_of_the_platforms(self) -> None:
+        strict = script("    import deepspeed\n    deepspeed.add_config_arguments(p)")
+
+        assert strict.partly_read
+        assert [note.code for note in withheld_arguments(strict, ("seq",))] == ["arguments_undeclared"]
 
 
 class TestKnownParameters:

@@ -22,6 +22,7 @@ from app.domain.environment_reports import EnvironmentState
 from app.domain.errors import InvalidRequest
 from app.domain.launchers import Launcher, LauncherKind
 from app.domain.placement import Mismatch, mismatches
+from app.executor.attempts.launch import Inputs, stage_arguments
 from app.executor.environments import environment_probe
 from app.executor.environments.environment_probe import EnvironmentProbes
 from app.executor.environments.environments import EnvironmentSource, FoundEnvironment
@@ -55,6 +56,24 @@ NOW = datetime(2026, 11, 23, tzinfo=UTC)
 class EverythingLicensed:
     def require(self) -> None:
         return None
+
+
+PARSER = "import argparse\np = argparse.ArgumentParser()\np.add_argument('--model_path')\n"
+STRICT = PARSER + "p.add_argument('--rank', type=int)\np.parse_args()\n"
+STRICT_BEHIND_A_LIBRARY = PARSER + "import deepspeed\np = deepspeed.add_config_arguments(p)\np.parse_args()\n"
+DATACLASS = (
+    "from transformers import HfArgumentParser as P, TrainingArguments as A\nP(A).parse_args_into_dataclasses()\n"
+)
+TOLERANT = PARSER + "p.parse_known_args()\n"
+ABBREVIATING = PARSER + "p.add_argument('--seq_length')\np.parse_known_args()\n"
+UNREAD = "import sys\nprint(sys.argv)\n"
+CONTRACT = [
+    f"--{name}"
+    for name in (
+        *("train_id", "seq", "model_name", "model_path", "dataset_path", "output_dir"),
+        *("train_file_name", "train_env"),
+    )
+]
 
 
 @dataclass
@@ -224,6 +243,36 @@ class TestSubmit:
         assert Demand.parse(saving.demand).processes is None
         assert JobSpec.of(training).launcher == Launcher(kind=LauncherKind.TORCHRUN, processes=2)
         assert JobSpec.of(saving).launcher == Launcher(kind=LauncherKind.ACCELERATE)
+
+    @pytest.mark.parametrize(
+        ("source", "parameters", "warned", "passed"),
+        [
+            (STRICT, {"rank": 4}, ["arguments_undeclared"], ["--model_path", "--rank"]),
+            (STRICT_BEHIND_A_LIBRARY, {"stage": 2}, ["arguments_undeclared"], ["--model_path", "--stage"]),
+            (DATACLASS, {"learning_rate": 0.1}, ["arguments_undeclared"], ["--learning_rate"]),
+            (TOLERANT, {"mine": 3}, ["parameter_undeclared"], [*CONTRACT, "--mine"]),
+            (ABBREVIATING, {}, ["argument_withheld"], [name for name in CONTRACT if name != "--seq"]),
+            (UNREAD, {}, [], CONTRACT),
+        ],
+    )
+    async def test_a_script_gets_what_its_parser_takes(
+        self, bench: Bench, source: str, parameters: dict[str, Any], warned: list[str], passed: list[str]
+    ) -> None:
+        (bench.home.scripts / "own.py").write_text(source)
+        stages = {"training": {"file": "own.py", "conda_env": "base"}}
+        definition = MethodDefinition.model_validate(
+            {"name": "own", "training_type": "chat", "lifecycle": ["customized"], "stages": stages}
+        )
+        async with bench.database.writing() as session:
+            await bench.methods.registry.add(session, definition, source=VersionSource.CREATE)
+
+        submitted = await bench.submit(method="own", through="customized", parameters=parameters)
+
+        job = submitted.jobs[0]
+        inputs = Inputs(bench.home.models, bench.home.datasets, None, "", bench.home.root)
+        argv = stage_arguments(job, JobSpec.of(job), inputs, script_root=bench.home.scripts)
+        assert sorted(word.partition("=")[0] for word in argv) == sorted(passed)
+        assert [warning.code for warning in submitted.warnings] == warned
 
     async def test_takes_up_a_data_set_that_changed_on_disk(self, bench: Bench) -> None:
         before = (await bench.submit()).jobs[0]

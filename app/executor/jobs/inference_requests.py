@@ -6,7 +6,7 @@ inference script and the newest version has one, the newest version is used.
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -16,11 +16,13 @@ from uuid import uuid4
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.domain.enums import TrainingType
 from app.domain.errors import Conflict, Invalid, InvalidRequest, Violation
 from app.domain.kinds import Stage
 from app.domain.lifecycle import STATE_RULES
 from app.domain.names import BASE_ENVIRONMENT
-from app.domain.rendering import inference_arguments, render_equals
+from app.domain.rendering import filled_arguments, inference_arguments, render_equals
+from app.domain.script_parameters import ScriptParameters
 from app.domain.training_types import TYPES
 from app.executor.jobs.request_images import place_image
 from app.executor.runs.job_spec import InferenceRequest, JobSpec, Named, PinnedScript
@@ -141,14 +143,14 @@ class InferenceRequests:
     async def _spec(self, model: ModelRow, method: Method, stage: Stage, request: InferenceRequest) -> JobSpec:
         pinned = method.files[stage]
         script = await asyncio.to_thread(self._methods.reader.pinned, pinned)
-        if not script.partly_read:
-            _check_options(request, script.declared_names, pinned.file)
+        _check_options(request, script, pinned.file)
         return JobSpec(
             training_type=model.training_type,
             technique=method.definition.technique,
             script=PinnedScript(**asdict(pinned)),
-            declared=None if script.partly_read else script.declared_names,
-            declared_only=bool(method.definition.arguments.declared_only),
+            declared=script.declared_names,
+            declared_only=method.definition.arguments.declared_only or script.refuses_unknown,
+            withheld=_withheld(script, stage, model.training_type),
             false_as=method.definition.arguments.false_as,
             forms=script.forms,
             base_model=Named(id=model.base_model_id, name=model.base_model_name, path=model.base_model_path),
@@ -156,11 +158,28 @@ class InferenceRequests:
         )
 
 
-def _check_options(request: InferenceRequest, declared: Collection[str], script: str) -> None:
-    """Raise `InvalidRequest` for what the script would not see: the answer would be another than was asked for."""
-    missing = [name for name in _OF_TEMPLATE if getattr(request, name) is not None and name not in declared]
+def _withheld(script: ScriptParameters, stage: Stage, training_type: str) -> tuple[str, ...]:
+    """Return the arguments that the script would take for abbreviations of its own."""
+    names = filled_arguments(stage, TYPES[TrainingType(training_type)].inference_form)
+    return tuple(name for name in names if script.longer_names(name))
+
+
+def _check_options(request: InferenceRequest, script: ScriptParameters, file: str) -> None:
+    """Raise `InvalidRequest` for what the script would not see: the answer would be another than was asked for.
+
+    The platform's other values are for scripts that tolerate them; a strict one is told what is asked of it.
+    """
+    if script.refuses_unknown:
+        usual = {name: field.default for name, field in InferenceRequest.model_fields.items()}
+        asked = [name for name in usual if name != "session_id" and getattr(request, name) not in (usual[name], ())]
+    else:
+        asked = [] if script.partly_read else [name for name in _OF_TEMPLATE if getattr(request, name) is not None]
+    missing = [name for name in asked if name not in script.declared_names]
     if missing:
-        raise InvalidRequest([Violation(f"/{name}", "option_not_taken", {"script": script}) for name in missing])
+        at = {"prompt": "/messages", "history": "/messages"}
+        raise InvalidRequest(
+            [Violation(at.get(name, f"/{name}"), "option_not_taken", {"script": file}) for name in missing]
+        )
 
 
 def inference_request_of(conversation: Conversation, *, session_id: str) -> InferenceRequest:

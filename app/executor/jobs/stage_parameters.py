@@ -15,6 +15,7 @@ from app.domain.library_options import with_parser_classes
 from app.domain.lifecycle import producing_stage, trains
 from app.domain.names import BASE_ENVIRONMENT
 from app.domain.parameters import ParameterCheck, check_parameters
+from app.domain.pointers import pointer
 from app.domain.rendering import ArgumentForm
 from app.domain.script_parameters import ParameterKind, ScriptParameters
 from app.executor.jobs.data_check import CheckedData, Data, check_data
@@ -22,7 +23,7 @@ from app.presets.catalogue import load_manifests
 from app.presets.shared.helpers.deepe_needs import Need, needs_of
 from app.registry.datasets.row_surveys import RowSurvey, RowSurveys
 from app.registry.environments.described_options import Described, described_options
-from app.registry.methods.guide import passed_argument_notes
+from app.registry.methods.guide import withheld
 from app.registry.methods.record import Method
 from app.registry.methods.script_reading import ScriptReader
 
@@ -106,12 +107,14 @@ class CheckedParameters:
         return {**defaults, **self.effective(stage)}
 
     def declared(self, stage: Stage) -> tuple[str, ...] | None:
-        """Return the names that the script declares; None when they could not all be read."""
+        """Return the names that the script declares, and those that it is given because the caller said so."""
         script = self.scripts.get(stage)
-        if script is None or script.partly_read:
-            return None
-        options = self.effective(stage) if script.option_classes else {}
-        return tuple(dict.fromkeys((*script.declared_names, *options)))
+        return None if script is None else tuple(dict.fromkeys((*script.declared_names, *self.effective(stage))))
+
+    def refuses_unknown(self, stage: Stage) -> bool:
+        """Return whether the script would end at an argument that it does not declare."""
+        script = self.scripts.get(stage)
+        return script is not None and script.refuses_unknown
 
     def forms(self, stage: Stage) -> dict[str, ArgumentForm]:
         """Return how to pass the arguments that are not `--k=v`."""
@@ -162,6 +165,7 @@ class StageParameters:
                 false_as=method.definition.arguments.false_as,
                 typical=_typical(method.preset, stage, producing=stage is producer) if trains(lifecycle, stage) else {},
                 options=options[stage],
+                shipped=method.preset is not None or (stage in method.files and method.files[stage].shipped),
             )
             for stage in stages
         }
@@ -172,13 +176,17 @@ class StageParameters:
         if start and targets:
             taken_by = [stage for stage in starting if START_PATH in scripts[stage].declared_names]
             violations += _start_violations(values, taken=bool(taken_by))
-        withheld = {}
+        withheld_from = {}
         for stage, script in scripts.items():
-            notes = passed_argument_notes(method.definition, stage, script, "/method")
-            violations += [note for note in notes if note.code == "argument_undeclared"]
-            taken = [note for note in notes if note.code == "argument_abbreviates"]
-            warnings += [replace(note, code="argument_withheld") for note in taken]
-            withheld[stage] = tuple(note.params["name"] for note in taken)
+            notes = withheld(method.definition, stage, script, "/method")
+            warnings += notes
+            names = [*(note.params["name"] for note in notes if note.code == "argument_withheld")]
+            for name in given_to.get(stage, {}):
+                if name not in script.declared_names and (longer := script.longer_names(name)):
+                    params = {"name": name, "option": ", ".join(longer)}
+                    warnings.append(Violation(pointer("parameters", name), "argument_withheld", params))
+                    names.append(name)
+            withheld_from[stage] = tuple(names)
         rows = CheckedData()
         if data is not None and targets:
             rows = check_data(
@@ -190,7 +198,7 @@ class StageParameters:
             given_to=given_to,
             violations=(*_distinct(violations), *rows.violations),
             warnings=(*_distinct(warnings), *rows.warnings),
-            withheld_from=withheld,
+            withheld_from=withheld_from,
             survey=rows.survey,
             validation_survey=rows.validation_survey,
         )

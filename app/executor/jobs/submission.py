@@ -411,7 +411,7 @@ class Submissions:
                 script=_pinned(method, stage),
                 launcher=method.definition.launcher(stage),
                 declared=checked.declared(stage),
-                declared_only=method.definition.arguments.declared_only,
+                declared_only=method.definition.arguments.declared_only or checked.refuses_unknown(stage),
                 withheld=checked.withheld(stage),
                 false_as=method.definition.arguments.false_as,
                 forms=checked.forms(stage),

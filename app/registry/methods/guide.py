@@ -9,20 +9,20 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.definition import MethodDefinition
 from app.domain.enums import JobKind
-from app.domain.errors import Invalid, Violation
+from app.domain.errors import Violation
 from app.domain.form import MethodForm, method_form
 from app.domain.kinds import Stage
 from app.domain.library_options import DescribedOptions, OptionClass, with_parser_classes
 from app.domain.lifecycle import find_path, producing_stage
 from app.domain.names import BASE_ENVIRONMENT
-from app.domain.parameters import argument_notes, json_schema
+from app.domain.parameters import json_schema, withheld_arguments
 from app.domain.rendering import filled_arguments
 from app.domain.script_parameters import OptionUse, ScriptParameters
 from app.domain.texts import Language
 from app.domain.training_types import inference_form
 from app.presets.catalogue import ParameterInfo, load_manifests
 from app.registry.environments.described_options import Described, OptionClasses, described_options
-from app.registry.methods.files import FileCheck, MethodFiles, PinnedFile, Pins, file_pointer, stage_environments
+from app.registry.methods.files import MethodFiles, PinnedFile, Pins, file_pointer, stage_environments
 from app.registry.methods.readiness import Readiness, readiness, with_cells
 from app.registry.methods.readiness_matrix import cells_of, matrix
 from app.registry.methods.record import Method
@@ -88,8 +88,8 @@ class MethodGuide:
     ) -> tuple[list[Violation], Readiness]:
         """Say everything that a create would say, or a change of the method `instead_of`, and what is not ready."""
         found, check, facts = await self._registry.validate(session, definition, instead_of=instead_of)
-        notes = await asyncio.to_thread(self._checked_notes, definition, check, facts)
-        return found, readiness(definition, facts, file_problems=notes, now=self._clock())
+        hiding = await asyncio.to_thread(self._hidden, definition, check.pins, facts, {})
+        return found, readiness(definition, facts, file_problems=hiding, now=self._clock())
 
     async def readiness(self, session: AsyncSession, method: str) -> Readiness:
         """Say whether the method could run now, stage by stage."""
@@ -103,7 +103,7 @@ class MethodGuide:
         answers = []
         listed: Listing = {}
         for method in methods:
-            problems = await asyncio.to_thread(self._problems, method, facts, listed)
+            problems = await asyncio.to_thread(self._hidden, method.definition, method.files, facts, listed)
             plain = readiness(method.definition, facts, file_problems=problems, now=now)
             answers.append(with_cells(plain, await asyncio.to_thread(cells_of, method, found, self._modules)))
         return answers
@@ -126,6 +126,7 @@ class MethodGuide:
             _stage_parameters(
                 stage,
                 *self._read(pinned, method),
+                method.definition,
                 shipped,
                 described_options(described, environments.get(stage) or BASE_ENVIRONMENT),
                 language,
@@ -138,39 +139,12 @@ class MethodGuide:
         # an edited example does not start, so that its edit says nothing
         return (pinned, self._reader.pinned(pinned)) if method.read_only else self._reader.current(pinned)
 
-    def _problems(self, method: Method, facts: RegistryFacts, listed: Listing) -> dict[Stage, tuple[Violation, ...]]:
-        notes = _notes(method.definition, {stage: self._script(pin) for stage, pin in method.files.items()})
-        return self._with_hidden(notes, method.definition, method.files, facts, listed)
-
-    def _script(self, pinned: PinnedFile) -> ScriptParameters:
-        try:
-            return self._reader.current(pinned)[1]
-        except Invalid:  # what stands there now cannot be read, and is not what was registered
-            return self._reader.pinned(pinned)
-
-    def _checked_notes(
-        self, definition: MethodDefinition, check: FileCheck, facts: RegistryFacts
+    def _hidden(
+        self, definition: MethodDefinition, pins: Pins, facts: RegistryFacts, listed: Listing
     ) -> dict[Stage, tuple[Violation, ...]]:
-        """Return the notes on files that were looked at and not kept."""
-        scripts = {
-            stage: self._reader.content(pinned, check.contents[pinned.sha256])
-            if pinned.sha256 in check.contents
-            else self._reader.pinned(pinned)
-            for stage, pinned in check.pins.items()
-        }
-        return self._with_hidden(_notes(definition, scripts), definition, check.pins, facts, {})
-
-    def _with_hidden(
-        self,
-        notes: Mapping[Stage, tuple[Violation, ...]],
-        definition: MethodDefinition,
-        pins: Pins,
-        facts: RegistryFacts,
-        listed: Listing,
-    ) -> dict[Stage, tuple[Violation, ...]]:
-        """Add what files beside the scripts, put there by hand, hide from them; `listed`: folders seen already."""
+        """Return what files beside the scripts, put there by hand, hide from them; `listed`: folders seen already."""
         environments = stage_environments(definition)
-        found = dict(notes)
+        found: dict[Stage, tuple[Violation, ...]] = {}
         for stage, pinned in pins.items():
             if pinned.shipped:
                 continue
@@ -181,39 +155,26 @@ class MethodGuide:
             beside = (
                 hidden(path, module, packages=packages, pointer=file_pointer(stage)) for path, module in listed[folder]
             )
-            found[stage] = (*found[stage], *filter(None, beside))
+            found[stage] = tuple(filter(None, beside))
         return found
 
 
-def _notes(
-    definition: MethodDefinition, scripts: Mapping[Stage, ScriptParameters]
-) -> dict[Stage, tuple[Violation, ...]]:
-    """Return what the stages' scripts will make of the arguments that they are called with."""
-    notes = {}
-    for stage, script in scripts.items():
-        found = passed_argument_notes(definition, stage, script, file_pointer(stage))
-        # what would be taken for an abbreviation is not passed, and the submit says so
-        notes[stage] = tuple(note for note in found if note.code != "argument_abbreviates")
-    return notes
-
-
-def passed_argument_notes(
-    definition: MethodDefinition, stage: Stage, script: ScriptParameters, at: str
-) -> list[Violation]:
-    """Return what the script would make of the arguments that the platform fills in and it does not declare."""
+def withheld(definition: MethodDefinition, stage: Stage, script: ScriptParameters, at: str) -> list[Violation]:
+    """Return which of the arguments that the platform fills in the stage's script does not get, and why."""
     if definition.arguments.declared_only:
         return []
     path = find_path(definition.lifecycle)
     producer = producing_stage(path) if path else None
     own = filled_arguments(stage, inference_form(definition.training_type))
     passed = [*own, *(filled_arguments(JobKind.TRAINING) if stage is producer else ())]
-    return argument_notes(script, dict.fromkeys(name for name in passed if name not in _OCCASIONAL), at)
+    return withheld_arguments(script, dict.fromkeys(name for name in passed if name not in _OCCASIONAL), at)
 
 
 def _stage_parameters(
     stage: Stage,
     file: PinnedFile,
     script: ScriptParameters,
+    definition: MethodDefinition,
     shipped: Mapping[str, ParameterInfo],
     options: DescribedOptions,
     language: Language,
@@ -232,6 +193,7 @@ def _stage_parameters(
                 schema_of |= texts
                 schema_of.pop("x-advanced", None)  # the product explains what people set every day
     remarks = [remark.violation() for remark in (*script.unread, *script.notes)]
+    remarks += withheld(definition, stage, script, "")
     undescribed = [one.use.path for one in classes if one.described is None]
     for path in undescribed:
         if detail := options.trouble.get(path):

@@ -4,10 +4,12 @@ from dataclasses import dataclass
 
 from app.argspec.report import Arguments, Option, Remark
 from app.domain import script_parameters as domain
+from app.domain.definition import MethodDefinition
+from app.domain.errors import Violation
 from app.domain.known_parameters import KNOWN
 from app.domain.rendering import ArgumentForm
 from app.domain.script_parameters import ParameterKind, ScriptParameter, ScriptParameters, from_text
-from app.registry.methods.files import FileState, MethodFiles, PinnedFile
+from app.registry.methods.files import FileCheck, FileState, MethodFiles, PinnedFile
 from app.registry.methods.script_modules import ModulesBeside
 
 _REMEMBERED = 1000
@@ -60,6 +62,20 @@ class ScriptReader:
         if reading.lasting:
             self._read[_key(pinned)] = _Known(found, beside)
         return found
+
+
+def unreadable(reader: ScriptReader, definition: MethodDefinition, check: FileCheck) -> list[Violation]:
+    """Return why arguments cannot be limited to those that the scripts declare: nothing was read of them. Blocks."""
+    if not definition.arguments.declared_only:
+        return []
+    found = []
+    for stage, pinned in check.pins.items():
+        content = check.contents.get(pinned.sha256)
+        script = reader.pinned(pinned) if content is None else reader.content(pinned, content)
+        if script.unread and not script.parameters and not script.parser_classes:
+            params = {"file": pinned.file, "stage": stage, "line": script.unread[0].line}
+            found.append(Violation("/arguments/declared_only", "declared_only_unread", params))
+    return found
 
 
 def _key(pinned: PinnedFile) -> tuple[str, str, bool]:

@@ -6,7 +6,7 @@ what is there does not.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from app.domain.lifecycle import PATHS, find_path, violations
 from app.domain.plain_text import shown
 from app.registry.methods.files import FileCheck, MethodFiles, Pins, member_pointer, pins_to_json, stage_environments
 from app.registry.methods.record import Method, lifecycle_text, method_of, row_values, version_tag
+from app.registry.methods.script_reading import ScriptReader, unreadable
 from app.store import methods as store
 from app.store import presets, registry_facts
 from app.store.methods import MethodFilter, NameTaken
@@ -78,8 +79,11 @@ class JobsOfMethod(Protocol):
 class MethodRegistry:
     """The methods of this installation."""
 
-    def __init__(self, *, files: MethodFiles, licence: LicenceGate, jobs: JobsOfMethod, clock: Clock) -> None:
+    def __init__(
+        self, *, files: MethodFiles, reader: ScriptReader, licence: LicenceGate, jobs: JobsOfMethod, clock: Clock
+    ) -> None:
         self._files = files
+        self._reader = reader
         self._licence = licence
         self._jobs = jobs
         self._clock = clock
@@ -121,9 +125,9 @@ class MethodRegistry:
     ) -> tuple[list[Violation], FileCheck, RegistryFacts]:
         """Say everything that a create would say, or a change of the method `instead_of`; nothing is changed."""
         row = await store.get(session, instead_of) if instead_of is not None else None
-        check = await asyncio.to_thread(self._files.check, definition, known=await _files_of(session, row))
+        check, of_files = await asyncio.to_thread(self._look, definition, await _files_of(session, row))
         facts = await registry_facts.load(session)
-        found = _judge(definition, check.violations, facts)
+        found = _judge(definition, of_files, facts)
         if await _name_is_taken(session, definition, row):
             found.append(_name_taken(definition))
         return found, check, facts
@@ -251,8 +255,8 @@ class MethodRegistry:
 
     async def _checked(self, session: AsyncSession, definition: MethodDefinition, row: MethodRow | None) -> FileCheck:
         """Raise everything that is wrong with the definition; keep the bytes it will run."""
-        check = await asyncio.to_thread(self._files.check, definition, known=await _files_of(session, row))
-        found = _judge(definition, check.violations, await registry_facts.load(session))
+        check, of_files = await asyncio.to_thread(self._look, definition, await _files_of(session, row))
+        found = _judge(definition, of_files, await registry_facts.load(session))
         if await _name_is_taken(session, definition, row):
             if not found:
                 raise NameTaken(name=definition.name, pointer="/name")
@@ -261,6 +265,11 @@ class MethodRegistry:
             raise InvalidRequest(found)
         await asyncio.to_thread(self._files.keep, check)
         return check
+
+    def _look(self, definition: MethodDefinition, known: Collection[str]) -> tuple[FileCheck, list[Violation]]:
+        """Look at the files of the stages, and say everything that is wrong with them. Blocks."""
+        check = self._files.check(definition, known=known)
+        return check, [*check.violations, *unreadable(self._reader, definition, check)]
 
 
 def merge_patch(target: Any, patch: Any) -> Any:

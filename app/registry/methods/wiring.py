@@ -50,7 +50,7 @@ def method_services(
     """Return the services of the methods under `home`; `machine` is this machine's platform."""
     files = MethodFiles(ScriptRoot(home.scripts, max_bytes=max_script_bytes), VersionStore(home.versions))
     reader = ScriptReader(files)
-    registry = MethodRegistry(files=files, licence=licence, jobs=jobs, clock=clock)
+    registry = MethodRegistry(files=files, reader=reader, licence=licence, jobs=jobs, clock=clock)
     runs = MethodRuns(registry=registry, files=files)
     options = OptionClasses()
     return MethodServices(
