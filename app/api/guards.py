@@ -35,7 +35,7 @@ _PROXY_HEADERS: Final = frozenset({"forwarded", "via", "x-real-ip"})
 _PROXY_PREFIX: Final = "x-forwarded-"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 METRICS_PATH: Final = "/metrics"
-_QUIET_PATHS = frozenset({"/healthz", "/readyz", METRICS_PATH})
+_QUIET_PATHS = frozenset({"/healthz", "/readyz", "/health", METRICS_PATH})
 
 
 class TokenMissing(Unauthenticated):

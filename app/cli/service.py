@@ -92,7 +92,8 @@ def _serve_two_ports(options: dict[str, Any], host: str, port: int) -> None:
     from uvicorn.supervisors import Multiprocess
 
     config = uvicorn.Config(**options)
-    sockets = [config.bind_socket(), uvicorn.Config("", host=host, port=port).bind_socket()]
+    # a configuration sets up the logging again unless it has none
+    sockets = [config.bind_socket(), uvicorn.Config("", host=host, port=port, log_config=None).bind_socket()]
     server = uvicorn.Server(config)
     with contextlib.suppress(KeyboardInterrupt):
         if config.workers > 1:
