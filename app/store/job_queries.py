@@ -26,6 +26,7 @@ class JobFilter:
     kinds: Collection[JobKind] = ()
     method_id: str | None = None
     chain_id: str | None = None
+    external_id: str | None = None
     text: str | None = None
 
 
@@ -48,6 +49,8 @@ async def list_jobs(
         statement = statement.where(JobRow.method_id == wanted.method_id)
     if wanted.chain_id is not None:
         statement = statement.where(JobRow.chain_id == wanted.chain_id)
+    if wanted.external_id is not None:
+        statement = statement.where(JobRow.external_id == wanted.external_id, sa.text(NAMED_OUTSIDE))
     if wanted.text:
         statement = statement.where(col(JobRow.name).icontains(wanted.text, autoescape=True))
     order = Order(column=SORT_COLUMNS[sort], tie=JobRow.id, descending=descending)

@@ -137,8 +137,8 @@ class Backend:
         return json.loads(file.read_text())
 
     def job_of(self, task: str) -> Any:
-        found = self.jobs("training", "saving", "deployment", "inference-customized")
-        return next(job for job in found if job["external_id"] == task)
+        """Return the newest job of a task."""
+        return self.site.get("/jobs", params={"external_id": task})["items"][0]
 
     def jobs(self, *stages: str) -> list[Any]:
         found: list[Any] = self.site.get("/jobs", params={"stage": stages, "limit": 200})["items"]
@@ -175,6 +175,9 @@ def backend(base: Path, worker_forks: ForkServer, tmp_path_factory: pytest.TempP
         choice = RedisChoice(RedisKind.CONFIGURED, url=f"redis://127.0.0.1:{server.port}")
         variables = {"DEEPE_RUNNER_PORT": str(port), "DEEPE_SLOTS": "4"}
         site = Installation(root, {"base": base}, forks=worker_forks, redis=choice, **variables)
+        # as one finds DeepExtension's folders
+        (site.home / "deep-e-python").mkdir()
+        (site.home / "scripts").symlink_to("deep-e-python")
         for name, text in SCRIPTS.items():
             script = site.home / "scripts" / name
             script.parent.mkdir(parents=True, exist_ok=True)
@@ -261,7 +264,7 @@ class TestConversation:
             "--output_dir=../models/tuned", "--load_in_4bit=True", "--learning_rate=2e-05", "--max_grad_norm=10.0",
             '--modules=["q", "\\u00fc"]', "--name=two\nlines", "--training_name=Fine tuning", "--train_name=faq",
         ]  # fmt: skip
-        assert seen["cwd"] == str(site.home / "scripts")
+        assert seen["cwd"] == os.path.realpath(site.home / "deep-e-python")
         assert seen["output"] == str(site.home / "models" / "tuned")
         job = site.wait(job["id"])
         assert (job["status"], job["attempts"], job["name"]) == ("succeeded", 1, "faq")

@@ -131,10 +131,15 @@ async def list_jobs(
     ] = None,
     method: Annotated[str | None, Query(description="Only jobs of this method; id or name.")] = None,
     chain: Annotated[str | None, Query(description="Only jobs of this chain: the id of its first job.")] = None,
+    external_id: Annotated[
+        str | None, Query(description="Only jobs of this task of DeepExtension's backend.", max_length=200)
+    ] = None,
     q: TextInName = None,
 ) -> Page[JobSummary]:
     """List the jobs."""
-    query = JobQuery(statuses=status or (), kinds=stage or (), method=method, chain=chain, text=q)
+    query = JobQuery(
+        statuses=status or (), kinds=stage or (), method=method, chain=chain, external_id=external_id, text=q
+    )
     views, following = await services.job_actions.page(
         session, query, sort=paging.sort, descending=paging.descending, after=paging.after, limit=paging.limit
     )

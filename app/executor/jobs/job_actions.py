@@ -84,12 +84,16 @@ class JobMethodDeleted(Conflict):
 
 @dataclass(frozen=True)
 class JobQuery:
-    """Which jobs a list shows; `method` is an id or a name. Inference requests are shown only if `kinds` names them."""
+    """Which jobs a list shows; `method` is an id or a name.
+
+    Inference requests are shown only if `kinds` or `external_id` names them.
+    """
 
     statuses: Collection[JobStatus] = ()
     kinds: Collection[JobKind] = ()
     method: str | None = None
     chain: str | None = None
+    external_id: str | None = None
     text: str | None = None
 
 
@@ -152,9 +156,10 @@ class JobActions:
         """Return one page of jobs and the position of the next one."""
         wanted = JobFilter(
             statuses=query.statuses,
-            kinds=query.kinds or LISTED_KINDS,
+            kinds=query.kinds or (LISTED_KINDS if query.external_id is None else ()),
             method_id=await _method_id(session, query.method) if query.method is not None else None,
             chain_id=query.chain,
+            external_id=query.external_id,
             text=query.text,
         )
         found = await job_queries.list_jobs(session, wanted, sort=sort, descending=descending, after=after, limit=limit)
