@@ -80,6 +80,10 @@ class Home:
         """Return the folder of one attempt: `output.log`, `events.jsonl`, `output/`, `result.json`."""
         return self.runs / job_id / str(attempt)
 
+    def seen_by_scripts(self, path: str) -> Path:
+        """Return what a stage means by `path`: its working directory is the script root, which may be a link."""
+        return Path(os.path.normpath(Path(os.path.realpath(self.scripts)) / path))
+
     def relative(self, path: Path) -> str:
         """Return `path` relative to the home, as the database keeps it."""
         return path.relative_to(self.root).as_posix()

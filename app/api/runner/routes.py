@@ -120,7 +120,7 @@ class RunnerRoutes:
         task = body.get("trainId")
         if refusal := await self._refusal(body, calls.DEPLOYMENT_REQUIRED, task, as_failed=True):
             return refusal
-        folder = Path(os.path.abspath(self._home.scripts / str(body["folderPath"])))  # noqa: PTH100 - links stay
+        folder = self._home.seen_by_scripts(str(body["folderPath"]))
         if not await asyncio.to_thread(folder.is_dir):
             await self._runner.refuse(["folderPath"], key=calls.key_of(task), seq=body["seq"], as_failed=True)
             return bad_request(task, f"folderPath: {body['folderPath']} is not a folder")

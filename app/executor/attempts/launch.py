@@ -219,7 +219,7 @@ class StageLauncher:
     def _output(self, spec: JobSpec, run: RunFolder) -> Path:
         """Return the folder that the script writes into: the caller's own if it named one."""
         named = spec.runner_call.output if spec.runner_call is not None else None
-        return run.output if named is None else Path(os.path.normpath(self._home.scripts / named))
+        return run.output if named is None else self._home.seen_by_scripts(named)
 
     def _newest_checkpoint(self, claim: Claim, spec: JobSpec) -> Checkpoint | None:
         found = newest_checkpoint(self._home, claim.job.id, before=claim.attempt.number)
