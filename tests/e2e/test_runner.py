@@ -353,21 +353,23 @@ def pid_of(status: Any) -> int:
 
 
 class TestTraining:
-    def test_killed_pid_ends_the_tree_as_failed(self, backend: Backend) -> None:
+    @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+    def test_killed_pid_ends_the_tree_as_failed(self, backend: Backend, end: signal.Signals) -> None:
+        task = f"killed-{end.name}"
         (backend.site.home / "scripts" / "train_killed.py").write_text(
             HEAD + SCRIPTS["train.py"].replace('wait_for("train")', 'wait_for("never")')
         )
-        backend.post("/transferTrain", training("k-2", "train_killed.py"))
-        pid = wait_until(lambda: pid_of(backend.status("k-2")), "the pid", backend.site.report)
+        backend.post("/transferTrain", training(task, "train_killed.py"))
+        pid = wait_until(lambda: pid_of(backend.status(task)), "the pid", backend.site.report)
         tree = wait_until(lambda: psutil.Process(pid).children(recursive=True), "the child")
 
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, end)
 
-        status = backend.wait_for_status("k-2", 3)
+        status = backend.wait_for_status(task, 3)
         assert status["pid"] == 0
         wait_until(lambda: not any(map(runs, tree)), "the end of the tree")
-        assert backend.site.wait(backend.job_of("k-2")["id"])["status"] == "failed"
-        assert codes(backend.records("k-2"))[-1][0] == 120005
+        assert backend.site.wait(backend.job_of(task)["id"])["status"] == "failed"
+        assert codes(backend.records(task))[-1][0] == 120005
 
     @pytest.mark.parametrize(
         ("file", "status", "last"),
@@ -575,6 +577,22 @@ class TestBadRequests:
         page = {"Origin": "https://pages.example.com"}
         assert backend.client.post("/transferTrain", json=training("w"), headers=page).status_code == 403
         assert backend.client.get("/health", headers={"Host": "pages.example.com"}).status_code == 403
+
+
+class TestBlocking:
+    def test_more_wait_at_once_than_there_are_threads(self, backend: Backend) -> None:
+        (backend.site.home / "scripts" / "stuck.py").write_text(HEAD + "wait_for('never')")
+        tasks = [f"many-{number}" for number in range(40)]
+
+        waiting = [backend.later("/mergeModel", saving(task, "stuck")) for task in tasks]
+
+        wait_until(lambda: all(map(backend.status, tasks)), "the jobs", backend.site.report)
+        assert {backend.status(task)["status"] for task in tasks} == {2}
+        assert backend.client.get("/health").status_code == 200
+        for task in reversed(tasks):  # those in the queue first, so that none of them starts
+            backend.site.post(f"/jobs/{backend.job_of(task)['id']}:cancel", status=200)
+        assert {later.answer().status_code for later in waiting} == {400}
+        assert {backend.wait_for_status(task, 3)["pid"] for task in tasks} == {0}
 
 
 class TestLostClients:

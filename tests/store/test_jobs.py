@@ -13,7 +13,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.transitions import TERMINAL
-from app.store import claims, jobs
+from app.store import claims, job_queries, jobs
 from app.store.claims import Offer
 from app.store.jobs import Claim, JobAlreadyFinished, JobNotFound
 from app.store.migrate import upgrade
@@ -483,6 +483,33 @@ class TestRequestCancel:
         assert (saving.status, saving.cancel_requested_at) == (JobStatus.LAUNCHING, LATER)
         assert (deployment.status, deployment.reason) == (JobStatus.CANCELLED, EndReason.CANCELLED)
         assert (await _job(database, other)).status is JobStatus.QUEUED
+
+
+class TestTasksOfTheBackend:
+    async def test_newest_job_of_a_task_counts(self, database: Database) -> None:
+        await add_job(database, external_id="task")
+        newest = await add_job(database, external_id="task", created_at=LATER)
+        await add_job(database, external_id="other", created_at=LATER)
+
+        async with database.reading() as session:
+            found = await job_queries.newest_named(session, "task")
+            assert (found and found.id) == newest
+            assert await job_queries.newest_named(session, "none") is None
+
+    async def test_job_that_cannot_run_ends_in_the_queue(self, database: Database) -> None:
+        job_id, unnamed = await insert(database, new_job(external_id="task"), new_job())
+        async with database.writing() as session:
+            for failed in (job_id, unnamed):
+                await jobs.fail_unlaunched(session, failed, FAILURE, now=LATER)
+
+        async with database.reading() as session:
+            ended = await job_queries.named_that_ended(session, after=START, before=LATER)
+            assert [job.id for job in ended] == [job_id]
+            assert await job_queries.named_that_ended(session, after=LATER, before=LATER) == []
+        assert [status for status, _, _ in await _transitions(database, job_id)] == [
+            JobStatus.QUEUED,
+            JobStatus.FAILED,
+        ]
 
 
 class TestLooks:
