@@ -56,7 +56,8 @@ from app.store.tables import EnvironmentRow, JobRow, MethodRow, MethodVersionRow
 logger = logging.getLogger(__name__)
 
 ASKING_PRIORITY: Final = -10
-_LOOK_SECONDS: Final = 0.25
+_FIRST_PAUSE: Final = 0.1
+_LONGEST_PAUSE: Final = 1.0
 MEND_SECONDS: Final = 5.0
 _SETTLED: Final = timedelta(seconds=5)  # the worker writes record and key a moment after the end
 _MENDED: Final = timedelta(hours=1)
@@ -294,13 +295,13 @@ class RunnerCalls:
             now = await database_now(session)
         if job is None:
             return record
-        missed = job.finished_at is not None and job.finished_at < now - _SETTLED
-        if record is None or (missed and record.get("status") == RUNNING):
+        if record is None or (_is_missed(job, now) and record.get("status") == RUNNING):
             return _record_of(job)
         return record
 
     async def wait(self, job_id: str) -> Outcome:
         """Wait until the job has ended; holds no thread and no connection meanwhile."""
+        pause = _FIRST_PAUSE
         while True:
             async with self._database.reading() as session:
                 job = await store.get(session, job_id)
@@ -308,7 +309,8 @@ class RunnerCalls:
                 now = await database_now(session)
             if job.status in TERMINAL and await self._is_published(job, now):
                 break
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, _LONGEST_PAUSE)
         last = attempts[-1].row if attempts else None
         exit_record = last.exit if last is not None and last.exit is not None else {}
         run = RunFolder(self._home.run_folder(job_id, job.attempts))
@@ -316,32 +318,42 @@ class RunnerCalls:
         return Outcome(job=job, exit_code=exit_record.get("code"), lines=lines)
 
     async def _is_published(self, job: JobRow, now: datetime) -> bool:
-        """Say whether the end stands where the backend looks for it, or will not come there soon."""
+        """Say whether the end stands where the backend looks for it, or will not come there; nobody else writes it."""
         key = status_key(job)
-        if key is None or (job.finished_at is not None and job.finished_at < now - _SETTLED):
+        if key is None or await self._status.read(key) != RUNNING:
             return True
-        return await self._status.read(key) != RUNNING
+        if not _is_missed(job, now):
+            return False
+        await self._mend(job)
+        return True
+
+    async def _mend(self, job: JobRow) -> None:
+        """Publish the end of a job, unless its task was started again."""
+        assert job.reason is not None
+        async with self._database.reading() as session:
+            newest = await job_queries.newest_named(session, job.external_id or "")
+        if newest is not None and newest.id == job.id:
+            await self._tell_end(job, End(status=job.status, reason=job.reason, params=job.reason_params))
 
     async def mend_keys(self) -> None:
         """Publish ends that no worker wrote: of jobs cancelled in the queue, of lost nodes, while Redis was away."""
         async with self._database.reading() as session:
             now = await database_now(session)
             ended = await job_queries.named_that_ended(session, after=now - _MENDED, before=now - _SETTLED)
-            newest = {job.id: await job_queries.newest_named(session, job.external_id or "") for job in ended}
         for job in ended:
-            latest = newest[job.id]
-            if latest is None or latest.id != job.id:
-                continue  # the task was started again
-            assert job.external_id is not None
-            assert job.reason is not None
-            if await self._status.read(job.external_id) == RUNNING:
-                await self._tell_end(job, End(status=job.status, reason=job.reason, params=job.reason_params))
+            if await self._status.read(job.external_id or "") == RUNNING:
+                await self._mend(job)
 
 
 async def _known_environments(session: AsyncSession) -> frozenset[str]:
     registered = (await session.exec(select(EnvironmentRow.name))).all()
     on_nodes = [name for node in await all_nodes(session) for name in node.environments]
     return frozenset([BASE_ENVIRONMENT, *registered, *on_nodes])
+
+
+def _is_missed(job: JobRow, now: datetime) -> bool:
+    """Say whether the job has ended and no worker is about to publish that."""
+    return job.finished_at is not None and (job.attempts == 0 or job.finished_at < now - _SETTLED)
 
 
 def _no_script(call: Call, detail: str) -> End:
