@@ -5,7 +5,7 @@ Knows the annotations that such parsers know; another type takes whatever text i
 
 import ast
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from app.argspec.values import UNKNOWN, Imported, LambdaValue, is_constant
 from app.argspec.walker import ClassValue, last_name
@@ -30,6 +30,9 @@ class FieldType:
     type: object
     is_list: bool = False
     choices: tuple[object, ...] | None = None
+    is_enum: bool = False
+    nested: ClassValue | None = None
+    """The dataclass that the field holds."""
 
     @property
     def is_boolean(self) -> bool:
@@ -44,8 +47,20 @@ def is_dataclass(kind: ClassValue) -> bool:
     return any(last_name(decorator) == "dataclass" for decorator in kind.node.decorator_list)
 
 
-def fields(kind: ClassValue, evaluate: Evaluate) -> Iterator[tuple[ast.AnnAssign, str, dict[str, object], str]]:
-    """Yield the fields that the class adds itself: node, name, keywords of `add_argument`, source of the default."""
+@dataclass(frozen=True)
+class Field:
+    """A field: its node, its name, and how a parser declares it."""
+
+    node: ast.AnnAssign
+    name: str
+    type: FieldType
+    keywords: dict[str, object]
+    source: str
+    """The source of its default."""
+
+
+def fields(kind: ClassValue, evaluate: Evaluate) -> Iterator[Field]:
+    """Yield the fields that the class adds itself."""
     for node in kind.node.body:
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             continue
@@ -55,7 +70,18 @@ def fields(kind: ClassValue, evaluate: Evaluate) -> Iterator[tuple[ast.AnnAssign
         options, source = _default(node.value, evaluate)
         if options.pop("init", True) is False:
             continue
-        yield node, node.target.id, _keywords(found, options), source
+        yield Field(node, node.target.id, found, _keywords(found, options), source)
+
+
+def by_member_names(field: Field, *, flags: bool) -> dict[str, object]:
+    """Return the keywords for parsers that take members of enumerations by name, and with `flags` `--x`, `--no-x`."""
+    keywords = dict(field.keywords)
+    if flags and field.type.is_boolean and not field.type.is_list and "default" in keywords:
+        keywords["action"] = Imported("argparse.BooleanOptionalAction")
+    if field.type.is_enum:
+        keywords |= {"type": Imported("builtins.str"), "choices": None}
+        keywords |= {"default": UNKNOWN} if "default" in keywords else {}
+    return keywords
 
 
 def field_type(node: ast.expr, evaluate: Evaluate) -> FieldType:
@@ -97,7 +123,9 @@ def _named(value: object, evaluate: Evaluate) -> FieldType:
             return FieldType(Imported(SCALARS[dotted]))
         case ClassValue(bases=bases) if any(isinstance(base, Imported) and base.last in _ENUMS for base in bases):
             members = (part for part in value.node.body if isinstance(part, ast.Assign))
-            return _chosen([evaluate(member.value) for member in members])
+            return replace(_chosen([evaluate(member.value) for member in members]), is_enum=True)
+        case ClassValue() if is_dataclass(value):
+            return FieldType(UNKNOWN, nested=value)
     return ANY
 
 

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 
-from app.argspec.dataclass_fields import fields, is_dataclass
+from app.argspec.dataclass_fields import by_member_names, fields, is_dataclass
 from app.argspec.modules import Modules
 from app.argspec.parsers import Action, Exclusive, Group, Parser, describe
 from app.argspec.report import Arguments, OptionClass, ParserClass, Remark, printable
@@ -21,6 +21,8 @@ from app.argspec.walker import LEAVES, ClassValue, FunctionValue, InstanceValue,
 _BUDGET = 100_000
 
 _ARGPARSE = "argparse.ArgumentParser"
+_TYRO, _SIMPLE, _SIMPLE_PARSER = "tyro.cli", "simple_parsing.parse", "simple_parsing.ArgumentParser"
+_MAX_NESTED = 10
 _DATACLASS_PARSERS = frozenset({"HfArgumentParser", "TrlParser"})
 _STRICT_PARSES = frozenset(
     {"parse_args", "parse_intermixed_args", "parse_args_into_dataclasses", "parse_args_and_config"}
@@ -28,7 +30,14 @@ _STRICT_PARSES = frozenset(
 _LENIENT_PARSES = frozenset({"parse_known_args", "parse_known_intermixed_args"})
 _PARSES = _STRICT_PARSES | _LENIENT_PARSES
 _BUILDS = frozenset(
-    {"add_argument", "add_argument_group", "add_mutually_exclusive_group", "add_subparsers", "set_defaults"}
+    {
+        "add_argument",
+        "add_arguments",
+        "add_argument_group",
+        "add_mutually_exclusive_group",
+        "add_subparsers",
+        "set_defaults",
+    }
 )
 _HARMLESS = frozenset(
     {
@@ -185,7 +194,7 @@ class _Reader(Walker):
         return self._call_value(self.attribute_of(base, node.func), node)
 
     def _call_value(self, function: object, node: ast.Call) -> object:
-        with self.following(isinstance(function, Imported) and _is_parser_class(function)):
+        with self.following(isinstance(function, Imported) and _makes_parser(function)):
             arguments, keywords = self.arguments(node), self.keywords(node)
         name = last_name(node.func)
         handed = [value for value in (*arguments, *keywords.values()) if isinstance(value, (Parser, Group))]
@@ -202,6 +211,8 @@ class _Reader(Walker):
                 return self._make_instance(function, arguments, keywords, node)
             case Imported() if _is_parser_class(function):
                 return self._make_parser(function, arguments, keywords, node)
+            case Imported(dotted=dotted) if dotted in (_TYRO, _SIMPLE):
+                return self._parse_dataclass(function, arguments, keywords, node)
             case Imported(dotted="sys.exit" | "os._exit" | "builtins.exit" | "builtins.quit"):
                 return LEAVES
         if handed:
@@ -211,6 +222,17 @@ class _Reader(Walker):
         if name in _PARSES or name == "add_argument" or (isinstance(function, Imported) and _FOREIGN_NAME.search(name)):
             self._lose("unread_foreign_parser", node, node.func)
         return pure_call(function, arguments, keywords)
+
+    def _parse_dataclass(
+        self, function: Imported, arguments: Sequence[object], keywords: dict[str, object], node: ast.Call
+    ) -> object:
+        """Read a call that makes a parser of a dataclass and parses the command line at once."""
+        parser = Parser(line=self._line_of(node), abbreviates=function.dotted != _TYRO)
+        parser.parses.append(keywords.get("return_unknown_args") is True)
+        self._parsers.append(parser)
+        types = next(iter(arguments), keywords.get("config_class", UNKNOWN))
+        self._add_dataclass(parser, types, node, function)
+        return UNKNOWN
 
     def _call_method(self, base: InstanceValue | ClassValue, func: ast.Attribute, node: ast.Call) -> object:
         method = self.attribute_of(base, func)
@@ -252,7 +274,7 @@ class _Reader(Walker):
             types = next(iter(arguments), keywords.get("dataclass_types", ()))
             for one in types if isinstance(types, (list, tuple)) else [types]:
                 self._add_dataclass(parser, one, node, kind)
-        elif kind.dotted != _ARGPARSE:
+        elif kind.dotted not in (_ARGPARSE, _SIMPLE_PARSER):
             self._lose("unread_foreign_parser", node, kind.dotted)
         parents = keywords.get("parents", [])
         for parent in parents if isinstance(parents, (list, tuple)) else [UNKNOWN]:
@@ -264,31 +286,46 @@ class _Reader(Walker):
             self._lose("unread_foreign_parser", node, "prefix_chars")
         return parser
 
-    def _add_dataclass(self, parser: Parser, value: object, node: ast.AST, kind: Imported) -> None:
+    def _add_dataclass(self, parser: Parser, value: object, node: ast.AST, kind: Imported, prefix: str = "") -> None:
         """Declare an option for each field; those of a library's class are known to whoever has the library."""
         match value := self.followed(value):
             case ClassValue():
                 for base in map(self.followed, value.bases):
                     if isinstance(base, ClassValue) or (isinstance(base, Imported) and _is_of_library(base)):
-                        self._add_dataclass(parser, base, node, kind)
+                        self._add_dataclass(parser, base, node, kind, prefix)
                 if is_dataclass(value):
-                    self._add_fields(parser, value)
-            case Imported() if _is_of_library(value) and len(parser.classes) < _MAX_CLASSES:
+                    self._add_fields(parser, value, kind, prefix)
+            case Imported() if (
+                kind.last in _DATACLASS_PARSERS and _is_of_library(value) and len(parser.classes) < _MAX_CLASSES
+            ):
                 parser.classes.append(ParserClass(value.dotted, self._line_of(node)))
             case _:
                 self._lose("unread_dataclass_parser", node, kind.last)
 
-    def _add_fields(self, parser: Parser, value: ClassValue) -> None:
+    def _add_fields(self, parser: Parser, value: ClassValue, kind: Imported, prefix: str) -> None:
         with self.within(value.scope), self.following(True):
-            for node, name, keywords, source in fields(value, self.evaluate):
+            for field in fields(value, self.evaluate):
+                of_transformers = kind.last in _DATACLASS_PARSERS
+                if field.type.nested is not None and not of_transformers and prefix.count(".") < _MAX_NESTED:
+                    inner = f"{prefix}{field.name}." if kind.dotted == _TYRO else ""
+                    before = list(parser.actions)
+                    self._add_dataclass(parser, field.type.nested, field.node, kind, inner)
+                    if field.source not in ("", field.type.nested.node.name):  # an object with values of its own
+                        for action in parser.actions:
+                            if action not in before:
+                                action.keywords["default"], action.default_source = UNKNOWN, field.source
+                    continue
+                flags = kind.dotted == _TYRO
+                keywords = field.keywords if of_transformers else by_member_names(field, flags=flags)
                 given = keywords.pop("aliases", [])
                 aliases = [given] if isinstance(given, str) else given if isinstance(given, list) else []
-                names = [f"--{name}", f"--{name.replace('_', '-')}", *(one for one in aliases if isinstance(one, str))]
+                hyphens = [f"--{prefix}{field.name}".replace("_", "-")] if kind.dotted != _SIMPLE else []
+                names = [f"--{prefix}{field.name}", *hyphens, *(one for one in aliases if isinstance(one, str))]
                 action = Action(
                     names=list(dict.fromkeys(names)),
                     keywords=keywords,
-                    default_source=printable(source, limit=200),
-                    line=self._line_of(node),
+                    default_source=printable(field.source, limit=200),
+                    line=self._line_of(field.node),
                     group=value.node.name,
                 )
                 parser.actions = [one for one in parser.actions if one.dest != action.dest]
@@ -306,6 +343,10 @@ class _Reader(Walker):
             case "add_mutually_exclusive_group":
                 required = self.keywords(node).get("required") is True and not self.branches
                 return Group(parser, group.title, Exclusive(required))
+            case "add_arguments":  # of simple_parsing
+                types = next(iter(self.arguments(node)), UNKNOWN)
+                self._add_dataclass(parser, types, node, Imported(_SIMPLE))
+                return None
             case "add_subparsers":
                 self._lose("unread_subcommands", node)
                 return _Subcommands()
@@ -392,6 +433,10 @@ def _is_parser_class(value: Imported) -> bool:
     return value.last.endswith("ArgumentParser") or value.last in _DATACLASS_PARSERS
 
 
+def _makes_parser(value: Imported) -> bool:
+    return _is_parser_class(value) or value.dotted in (_TYRO, _SIMPLE)
+
+
 def _relevant_names(tree: ast.Module) -> frozenset[str]:
     """Return the names of the functions and classes that have to do with parsers, directly or through others."""
     definitions = [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))]
@@ -400,7 +445,7 @@ def _relevant_names(tree: ast.Module) -> frozenset[str]:
         for node in ast.walk(tree)
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for alias in node.names
-        if "arser" in alias.name or alias.name == "argparse"
+        if "arser" in alias.name or alias.name in ("argparse", "tyro", "simple_parsing")
     }
     mentioned_in: dict[str, list[str]] = {}
     for node in definitions:

@@ -17,6 +17,28 @@ from tests.argspec.dataclass_script import SCRIPT
 from tests.argspec.reading import read_parameters
 
 FORM, KIND = ArgumentForm, ParameterKind
+NESTED = """
+import enum
+from dataclasses import dataclass, field
+from typing import Literal
+import tyro, simple_parsing
+
+class Kind(enum.Enum):
+    LORA = "lora"
+
+@dataclass
+class Optim:
+    learning_rate: float = 1e-4
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
+
+@dataclass
+class Config:
+    model_name: str
+    use_lora: bool = True
+    kind: Kind = Kind.LORA
+    level: Literal["low", "high"] = "low"
+    optim: Optim = field(default_factory=Optim)
+"""
 TRAINER = """
 from dataclasses import dataclass, field
 import transformers
@@ -111,6 +133,34 @@ class TestOwnFields:
         )
 
         assert [(p.name, p.default) for p in script.parameters] == [("x", 1), ("y", 2)]
+
+    @pytest.mark.parametrize(
+        ("parse", "flag", "nested"),
+        [
+            ("tyro.cli(Config)", FORM.NEGATABLE, "optim."),
+            ("simple_parsing.parse(Config)", FORM.VALUE, ""),
+            ("p = simple_parsing.ArgumentParser()\np.add_arguments(Config, dest='c')\np.parse_args()", FORM.VALUE, ""),
+        ],
+    )
+    def test_other_parsers_of_dataclasses(self, parse: str, flag: ArgumentForm, nested: str) -> None:
+        script = read_parameters(f"{NESTED}\n{parse}")
+
+        assert not script.partly_read, script.unread
+        assert not script.accepts_unknown
+        assert {p.name: (p.form, p.required, p.default, p.default_text, p.choices) for p in script.parameters} == {
+            "model_name": (FORM.VALUE, True, None, None, None),
+            "use_lora": (flag, False, True, None, None),
+            "kind": (FORM.VALUE, False, None, "Kind.LORA", None),
+            "level": (FORM.VALUE, False, "low", None, ("low", "high")),
+            f"{nested}learning_rate": (FORM.VALUE, False, 1e-4, None, None),
+            f"{nested}betas": (FORM.WORDS, False, [0.9, 0.99], None, None),
+        }
+
+    def test_a_nested_object_with_values_of_its_own_has_other_defaults(self) -> None:
+        script = read_parameters(NESTED.replace("default_factory=Optim", "default_factory=make") + "\ntyro.cli(Config)")
+
+        assert script.by_name()["optim.learning_rate"].default_text == "make"
+        assert script.by_name()["optim.learning_rate"].default is None
 
     @pytest.mark.parametrize(
         "types", ["A", "make()", "(A, make())", "open", "os.PathLike", "[]+make()", ".x.A"], ids=str
