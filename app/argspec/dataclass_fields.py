@@ -7,8 +7,8 @@ import ast
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from app.argspec.definitions import ClassValue, last_name
 from app.argspec.values import UNKNOWN, Imported, LambdaValue, is_constant
-from app.argspec.walker import ClassValue, last_name
 
 Evaluate = Callable[[ast.expr], object]
 SCALARS = {

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from app.argspec.definitions import ClassValue, FunctionValue
 from app.argspec.report import ExclusiveGroup, Form, Kind, Option, ParserClass, Positional, Remark, is_text
 from app.argspec.values import UNKNOWN, Imported, LambdaValue
-from app.argspec.walker import ClassValue, FunctionValue
 
 _SUPPRESS = "argparse.SUPPRESS"
 _MAX_DEPTH = 20

@@ -12,33 +12,26 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from app.argspec.dataclass_fields import by_member_names, fields, is_dataclass
+from app.argspec.definitions import LEAVES, ClassValue, FunctionValue, InstanceValue, last_name
 from app.argspec.modules import Modules
+from app.argspec.parser_names import (
+    BUILDS,
+    DATACLASS_PARSERS,
+    LENIENT_PARSES,
+    PARSES,
+    mentioned,
+    relevant_names,
+)
 from app.argspec.parsers import Action, Exclusive, Group, Parser, describe
 from app.argspec.report import Arguments, OptionClass, ParserClass, Remark, printable
 from app.argspec.values import PURE_METHODS, UNKNOWN, Imported, TooComplex, is_constant, pure_call, pure_method
-from app.argspec.walker import LEAVES, ClassValue, FunctionValue, InstanceValue, Walker, last_name
+from app.argspec.walker import Walker
 
 _BUDGET = 100_000
 
 _ARGPARSE = "argparse.ArgumentParser"
 _TYRO, _SIMPLE, _SIMPLE_PARSER = "tyro.cli", "simple_parsing.parse", "simple_parsing.ArgumentParser"
 _MAX_NESTED = 10
-_DATACLASS_PARSERS = frozenset({"HfArgumentParser", "TrlParser"})
-_STRICT_PARSES = frozenset(
-    {"parse_args", "parse_intermixed_args", "parse_args_into_dataclasses", "parse_args_and_config"}
-)
-_LENIENT_PARSES = frozenset({"parse_known_args", "parse_known_intermixed_args"})
-_PARSES = _STRICT_PARSES | _LENIENT_PARSES
-_BUILDS = frozenset(
-    {
-        "add_argument",
-        "add_arguments",
-        "add_argument_group",
-        "add_mutually_exclusive_group",
-        "add_subparsers",
-        "set_defaults",
-    }
-)
 _HARMLESS = frozenset(
     {
         *("error", "exit", "print_help", "print_usage", "format_help", "format_usage", "get_default", "register"),
@@ -76,7 +69,7 @@ class _Reader(Walker):
     def __init__(self, tree: ast.Module, modules: Modules, *, eager: bool) -> None:
         super().__init__(budget=_BUDGET, modules=modules, eager=eager)
         self._tree = tree
-        self._relevant = _relevant_names(tree)
+        self._relevant = relevant_names(tree)
         self._line = 1
         """The line of the script that is walked, or that called what is walked."""
         self._parsers: list[Parser] = []
@@ -143,13 +136,13 @@ class _Reader(Walker):
         return node.name in self._relevant
 
     def is_worth_rounds(self, node: ast.AST) -> bool:
-        return self._touches_parser(_mentioned(node))
+        return self._touches_parser(mentioned(node))
 
     def concerns(self, values: Sequence[object]) -> bool:
         return any(isinstance(value, (Parser, Group)) for value in values)
 
     def enter_module(self, tree: ast.Module) -> None:
-        self._relevant |= _relevant_names(tree)
+        self._relevant |= relevant_names(tree)
 
     def cut(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         if self.is_relevant(node):
@@ -165,12 +158,12 @@ class _Reader(Walker):
     def opaque(self, node: ast.expr) -> object:
         value = super().opaque(node)
         comprehension = isinstance(node, (ast.ListComp, ast.SetComp, ast.GeneratorExp, ast.DictComp))
-        if comprehension and value is UNKNOWN and self._touches_parser(_mentioned(node)):
+        if comprehension and value is UNKNOWN and self._touches_parser(mentioned(node)):
             self._lose("unread_loop", node)
         return value
 
     def _touches_parser(self, names: set[str]) -> bool:
-        return bool(names & _BUILDS) or any(isinstance(self.lookup(name), (Parser, Group)) for name in names)
+        return bool(names & BUILDS) or any(isinstance(self.lookup(name), (Parser, Group)) for name in names)
 
     # ---- calls ------------------------------------------------------------------------------------------------------
 
@@ -181,7 +174,7 @@ class _Reader(Walker):
         base, name = self.evaluate(node.func.value), node.func.attr
         match base:
             case Parser() | Group():
-                with self.following(name in _BUILDS):
+                with self.following(name in BUILDS):
                     return self._parser_method(base, name, node)
             case _Subcommands():
                 return Parser(self._line_of(node))  # its options belong to a subcommand, which is never given
@@ -219,7 +212,7 @@ class _Reader(Walker):
             if name not in _HARMLESS_FUNCTIONS:
                 self._lose("unread_handed_on", node, node.func)
             return handed[0]
-        if name in _PARSES or name == "add_argument" or (isinstance(function, Imported) and _FOREIGN_NAME.search(name)):
+        if name in PARSES or name == "add_argument" or (isinstance(function, Imported) and _FOREIGN_NAME.search(name)):
             self._lose("unread_foreign_parser", node, node.func)
         return pure_call(function, arguments, keywords)
 
@@ -252,7 +245,7 @@ class _Reader(Walker):
         )
         if parser_class is not None:
             made = self._make_parser(parser_class, arguments, keywords, node)
-            if set(kind.names) & (_PARSES | _BUILDS):
+            if set(kind.names) & (PARSES | BUILDS):
                 self._lose("unread_foreign_parser", kind.node, kind.node.name)
         initialise = kind.names.get("__init__")
         if isinstance(initialise, FunctionValue):
@@ -270,7 +263,7 @@ class _Reader(Walker):
             abbreviates=keywords.get("allow_abbrev") is not False,
         )
         self._parsers.append(parser)
-        if kind.last in _DATACLASS_PARSERS:
+        if kind.last in DATACLASS_PARSERS:
             types = next(iter(arguments), keywords.get("dataclass_types", ()))
             for one in types if isinstance(types, (list, tuple)) else [types]:
                 self._add_dataclass(parser, one, node, kind)
@@ -296,7 +289,7 @@ class _Reader(Walker):
                 if is_dataclass(value):
                     self._add_fields(parser, value, kind, prefix)
             case Imported() if (
-                kind.last in _DATACLASS_PARSERS and _is_of_library(value) and len(parser.classes) < _MAX_CLASSES
+                kind.last in DATACLASS_PARSERS and _is_of_library(value) and len(parser.classes) < _MAX_CLASSES
             ):
                 parser.classes.append(ParserClass(value.dotted, self._line_of(node)))
             case _:
@@ -305,7 +298,7 @@ class _Reader(Walker):
     def _add_fields(self, parser: Parser, value: ClassValue, kind: Imported, prefix: str) -> None:
         with self.within(value.scope), self.following(True):
             for field in fields(value, self.evaluate):
-                of_transformers = kind.last in _DATACLASS_PARSERS
+                of_transformers = kind.last in DATACLASS_PARSERS
                 if field.type.nested is not None and not of_transformers and prefix.count(".") < _MAX_NESTED:
                     inner = f"{prefix}{field.name}." if kind.dotted == _TYRO else ""
                     before = list(parser.actions)
@@ -353,7 +346,7 @@ class _Reader(Walker):
             case "set_defaults":
                 parser.defaults |= self.keywords(node)
                 return None
-            case _ if name in _PARSES:
+            case _ if name in PARSES:
                 return self._parse_call(parser, name, node)
             case _ if name not in _HARMLESS:
                 self._lose("unread_handed_on", node, node.func)
@@ -362,10 +355,10 @@ class _Reader(Walker):
     def _parse_call(self, parser: Parser, name: str, node: ast.Call) -> object:
         arguments, keywords = self.arguments(node), self.keywords(node)
         given = arguments[0] if arguments else keywords.get("args")
-        lenient = name in _LENIENT_PARSES or keywords.get("return_remaining_strings") is True
+        lenient = name in LENIENT_PARSES or keywords.get("return_remaining_strings") is True
         if not isinstance(given, (list, tuple)) or not is_constant(given):  # a fixed list is not the command line
             parser.parses.append(lenient)
-        return (UNKNOWN, UNKNOWN) if name in _LENIENT_PARSES else UNKNOWN
+        return (UNKNOWN, UNKNOWN) if name in LENIENT_PARSES else UNKNOWN
 
     def _add_argument(self, group: Group, node: ast.Call) -> object:
         names, keywords = self.arguments(node), self.keywords(node)
@@ -430,40 +423,11 @@ def _is_of_library(value: Imported) -> bool:
 
 
 def _is_parser_class(value: Imported) -> bool:
-    return value.last.endswith("ArgumentParser") or value.last in _DATACLASS_PARSERS
+    return value.last.endswith("ArgumentParser") or value.last in DATACLASS_PARSERS
 
 
 def _makes_parser(value: Imported) -> bool:
     return _is_parser_class(value) or value.dotted in (_TYRO, _SIMPLE)
-
-
-def _relevant_names(tree: ast.Module) -> frozenset[str]:
-    """Return the names of the functions and classes that have to do with parsers, directly or through others."""
-    definitions = [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))]
-    aliases = {
-        alias.asname or alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, (ast.Import, ast.ImportFrom))
-        for alias in node.names
-        if "arser" in alias.name or alias.name in ("argparse", "tyro", "simple_parsing")
-    }
-    mentioned_in: dict[str, list[str]] = {}
-    for node in definitions:
-        for word in _mentioned(node):
-            mentioned_in.setdefault(word, []).append(node.name)
-    relevant: set[str] = set()
-    reached = [*_PARSES, *_BUILDS, *_DATACLASS_PARSERS, *aliases, "ArgumentParser"]
-    while reached:
-        found = set(mentioned_in.pop(reached.pop(), ())) - relevant
-        relevant |= found
-        reached += found
-    return frozenset(relevant)
-
-
-def _mentioned(node: ast.AST) -> set[str]:
-    """Return all names and attributes in a piece of code."""
-    names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
-    return names | {part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)}
 
 
 def _line(node: ast.AST) -> int:

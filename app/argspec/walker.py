@@ -6,10 +6,17 @@ be decided. A reader of scripts subclasses `Walker` and looks at the calls.
 
 import ast
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
+from app.argspec.definitions import (
+    LEAVES,
+    ClassValue,
+    FunctionValue,
+    InstanceValue,
+    Scope,
+    dotted_name,
+)
 from app.argspec.modules import Modules
 from app.argspec.values import UNKNOWN, Evaluator, Imported, builtin, is_constant
 
@@ -17,60 +24,6 @@ _MAX_DEPTH = 25
 _MAX_ROUNDS = 500
 _SHORT_BODY = 3
 _NOT_BESIDE = sys.stdlib_module_names | {"builtins", ""}
-
-# What a call returns that ends the function or the script, such as `sys.exit()`.
-LEAVES = object()
-
-
-class Scope:
-    """Names of a module, function or class body, and where to look next."""
-
-    def __init__(self, parent: "Scope | None" = None) -> None:
-        self.names: dict[str, object] = {}
-        self.parent = parent
-        self.not_local: set[str] = set()
-
-    def chain(self) -> list["Scope"]:
-        """Return this scope and those around it."""
-        return [self] if self.parent is None else [self, *self.parent.chain()]
-
-    @property
-    def module(self) -> "Scope":
-        """Return the scope of the module that this one is in."""
-        return self if self.parent is None else self.parent.module
-
-
-@dataclass(frozen=True, eq=False)
-class FunctionValue:
-    """A function of the script, with the scope it was defined in."""
-
-    node: ast.FunctionDef | ast.AsyncFunctionDef
-    scope: Scope
-
-
-@dataclass(frozen=True, eq=False)
-class ClassValue:
-    """A class of the script: its body's names, and the values of its bases."""
-
-    node: ast.ClassDef
-    names: Mapping[str, object]
-    bases: tuple[object, ...]
-    scope: Scope
-
-    def find(self, name: str) -> object:
-        """Return an attribute of the class or of those that it inherits from."""
-        if name in self.names:
-            return self.names[name]
-        inherited = (base.find(name) for base in self.bases if isinstance(base, ClassValue))
-        return next((value for value in inherited if value is not UNKNOWN), UNKNOWN)
-
-
-@dataclass(frozen=True, eq=False)
-class InstanceValue:
-    """An object of a class of the script."""
-
-    kind: ClassValue
-    names: dict[str, object] = field(default_factory=dict)
 
 
 class Walker(Evaluator):
@@ -331,7 +284,7 @@ class Walker(Evaluator):
         if isinstance(base, Imported):
             imported = Imported(f"{base.dotted}.{node.attr}")
             return self.followed(imported) if self.follows else imported
-        dotted = _dotted(node)
+        dotted = dotted_name(node)
         return next((scope.names[dotted] for scope in self._scope.chain() if dotted in scope.names), UNKNOWN)
 
     def opaque(self, node: ast.expr) -> object:
@@ -385,7 +338,7 @@ class Walker(Evaluator):
         if isinstance(base, InstanceValue):
             base.names[target.attr] = value
         elif base is UNKNOWN or is_constant(base):
-            self._scope.names[_dotted(target)] = value
+            self._scope.names[dotted_name(target)] = value
         else:
             self.set_attribute(base, target.attr, value)
 
@@ -461,26 +414,3 @@ def _leaves_loop(node: ast.AST) -> bool:
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
         return False
     return any(map(_leaves_loop, ast.iter_child_nodes(node)))
-
-
-def _dotted(node: ast.expr) -> str:
-    match node:
-        case ast.Name():
-            return node.id
-        case ast.Attribute():
-            return f"{_dotted(node.value)}.{node.attr}"
-        case _:
-            return "?"
-
-
-def last_name(node: ast.expr) -> str:
-    """Return the last part of a dotted name, of what is called if it is a call."""
-    match node:
-        case ast.Name():
-            return node.id
-        case ast.Attribute():
-            return node.attr
-        case ast.Call():
-            return last_name(node.func)
-        case _:
-            return ""
