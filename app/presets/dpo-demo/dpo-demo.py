@@ -21,9 +21,8 @@ Held-out file, checkpoints and SIGTERM as in sft-demo.py: `output_dir` holds ada
 
 import argparse
 import sys
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from deepe_preparation import Preparation
 from deepe_recipes import Learned, Recipe, Row
 from deepe_rows import LABELLED, PREFERENCE, Labelled, Preference, Refused, Rendered, Wanted, render_answer
 from deepe_scores import evaluation_settings, report_exact_match, report_score, score_loss
+from deepe_steps import of_whole_steps
 from deepe_whole import check_whole, trained
 
 LIBRARY_OPTIONS = {  # every field of these classes can be set, beside the arguments below
@@ -178,6 +178,8 @@ def trainer_of(objective: str) -> tuple[Any, Any]:
                 Takes tokens as they are: by itself TRL would add a second end behind what a template writes.
                 """
 
+                sizes_of = staticmethod(sizes_of)
+
                 def __init__(self, *, train_dataset: Any, eval_dataset: Any, **named: Any) -> None:
                     empty = type(train_dataset).from_list([{"prompt": "", "chosen": "", "rejected": ""}])
                     super().__init__(train_dataset=empty, eval_dataset=eval_dataset and empty, **named)
@@ -211,6 +213,8 @@ def trainer_of(objective: str) -> tuple[Any, Any]:
                 def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
                     return dataset
 
+                sizes_of = staticmethod(sizes_of)
+
                 def compute_loss(self, *args: Any, **named: Any) -> Any:
                     share = self.next_share()
                     weights = self.args.loss_weights or [1.0] * len(self.loss_types)
@@ -221,41 +225,6 @@ def trainer_of(objective: str) -> tuple[Any, Any]:
                     return super().compute_loss(*args, **named)
 
             return Direct, DPOConfig
-
-
-@dataclass(frozen=True)
-class Share:
-    """What a forward pass has of its step, as a multiple of what it would have if all were equal."""
-
-    rows: float = 1.0
-    tokens: float = 1.0
-
-
-def of_whole_steps(trainer_class: Any) -> Any:
-    """Return the class with the share that each forward pass has of its step.
-
-    TRL takes the mean of the means of forward passes: short answers would count more, and a step would be another one
-    when its rows are spread in another way.
-    """
-    import torch
-
-    class OfWholeSteps(trainer_class):  # type: ignore[misc]
-        share = Share()
-
-        def get_batch_samples(self, iterator: Any, count: int, device: Any) -> tuple[list[Any], Any]:
-            batches, items = super().get_batch_samples(iterator, count, device)
-            own = torch.tensor([sizes_of(batch) for batch in batches], dtype=torch.float64, device=device)
-            passes = torch.tensor([float(len(batches))], dtype=torch.float64, device=device)
-            whole = torch.cat([own.sum(0), passes])
-            whole = self.accelerator.reduce(whole, "sum") if batches else whole
-            self._shares = deque(Share(*(sizes * whole[2] / whole[:2]).tolist()) for sizes in own)
-            return batches, items
-
-        def next_share(self) -> Share:
-            self.share = self._shares.popleft() if self.model.training else Share()
-            return self.share
-
-    return OfWholeSteps
 
 
 def sizes_of(batch: dict[str, Any]) -> tuple[int, int]:
