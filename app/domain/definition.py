@@ -18,7 +18,7 @@ from app.domain.training_types import TYPE_NAMES
 DEFAULT_TECHNIQUE = "custom"
 CUSTOM_TARGET = "custom"
 FALSE_AS = ("False", "false", "")
-ROW_KINDS = ("conversation", "text", "preference", "labelled", "pair", "question", "caption")
+ROW_KINDS = ("conversation", "text", "preference", "labelled", "pair", "graded", "question", "caption")
 """What the reader of rows makes of them (`deepe_rows`)."""
 
 _EXAMPLE: dict[str, Any] = {

@@ -173,6 +173,9 @@ class TestForms:
                 rows.Labelled([USER], ASSISTANT, False, place="line 1"),
             ),
             ({"anchor": "x", "positive": "y"}, rows.PAIR, rows.Pair("x", "y", (), "line 1")),
+            ({"query": "x", "document": "y", "label": 2}, rows.GRADED, rows.Graded("x", "y", 2.0, "line 1")),
+            ({"query": "x", "document": "y", "label": "0.5"}, rows.GRADED, rows.Graded("x", "y", 0.5, "line 1")),
+            ({"query": "x", "document": "y", "label": False}, rows.GRADED, rows.Graded("x", "y", 0.0, "line 1")),
             (
                 {"query": "x", "positive": "y", "negative": "n", "negatives": ["m"], "negative_1": "o"},
                 rows.PAIR,
@@ -251,6 +254,7 @@ class TestPictures:
 
 PREFERENCE = frozenset({rows.PREFERENCE})
 LABELLED = frozenset({rows.LABELLED})
+GRADED = frozenset({rows.GRADED})
 PAIR = frozenset({rows.PAIR})
 PICTURES: dict[str, Any] = {"pictures": True}
 WRONG: list[tuple[str, str, Any, frozenset[str], dict[str, Any]]] = [
@@ -298,6 +302,11 @@ WRONG: list[tuple[str, str, Any, frozenset[str], dict[str, Any]]] = [
     ("text_invalid", "/system", {"messages": [USER, ASSISTANT], "system": 1}, TALK, {}),
     ("text_invalid", "/positive", {"anchor": "x", "positive": ["y"]}, PAIR, {}),
     ("label_invalid", "/label", {"prompt": "q", "completion": "a", "label": "good"}, LABELLED, {}),
+    ("grade_invalid", "/label", {"query": "q", "document": "a", "label": -1}, GRADED, {}),
+    ("grade_invalid", "/label", {"query": "q", "document": "a", "label": "good"}, GRADED, {}),
+    ("grade_invalid", "/label", {"query": "q", "document": "a", "label": float("nan")}, GRADED, {}),
+    ("text_invalid", "/document", {"query": "q", "document": 5, "label": 1}, GRADED, {}),
+    ("row_form_not_learned", "", {"query": "q", "document": "a", "label": 1}, frozenset({rows.PAIR}), {}),
     (
         "pair_prompts_differ",
         "",

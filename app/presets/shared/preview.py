@@ -35,6 +35,7 @@ from deepe_rows import (
     MARK,
     Caption,
     Conversation,
+    Graded,
     Labelled,
     Pair,
     Preference,
@@ -134,7 +135,7 @@ class Sequence:
 
 def shown(example: Any, tokenizer: Any, args: argparse.Namespace) -> dict[str, Any]:
     """Return the first sequences of an example, how many there are, and what is told of them; {} if it has none."""
-    if isinstance(example, Pair | Caption):
+    if isinstance(example, Pair | Graded | Caption):
         return {}
     found = sequences_of(example, tokenizer, args)
     over = [[] if isinstance(example, Text) else examples.exceeded_limits(one.rendered, args) for one in found]
@@ -187,7 +188,7 @@ def sequences_of(example: Any, tokenizer: Any, args: argparse.Namespace) -> list
 def length_of(example: Any, tokenizer: Any, args: argparse.Namespace) -> RowLength | None:
     """Return the tokens of what the training makes of an example; of a text before it is split."""
     match example:
-        case Pair() | Caption():
+        case Pair() | Graded() | Caption():
             return None
         case Text():
             return row_length([(0, len(render_text(example, tokenizer).tokens))], split=True)

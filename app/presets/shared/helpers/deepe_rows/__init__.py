@@ -22,6 +22,7 @@ from .forms import (
     CAPTION,
     CONVERSATION,
     FORMS,
+    GRADED,
     KINDS,
     LABELLED,
     PAIR,
@@ -47,7 +48,20 @@ from .rendering import (
 )
 from .telling import Count, Report, Wanted
 from .turns import message
-from .values import ROLES, Answer, Caption, Conversation, Example, Labelled, Pair, Preference, Question, Text, Turn
+from .values import (
+    ROLES,
+    Answer,
+    Caption,
+    Conversation,
+    Example,
+    Graded,
+    Labelled,
+    Pair,
+    Preference,
+    Question,
+    Text,
+    Turn,
+)
 
 __all__ = [
     "CAPTION",
@@ -56,6 +70,8 @@ __all__ = [
     "names_in",
     "CONVERSATION",
     "FORMS",
+    "GRADED",
+    "Graded",
     "HELD_OUT",
     "KINDS",
     "LABELLED",

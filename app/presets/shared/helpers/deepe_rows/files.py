@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from .problems import SENTENCES, Refused, RowProblem
 from .reading import Reader
 from .telling import Count, Report, Wanted
-from .values import Caption, Conversation, Example, Pair, Text
+from .values import Caption, Conversation, Example, Graded, Pair, Text
 
 HELD_OUT = "heldout.jsonl"
 """A file of this name beside the data holds the rows for the score."""
@@ -230,7 +230,8 @@ def _groups(rows: Sequence[Any]) -> Iterable[int]:
 def keys_of(row: Any) -> Sequence[Hashable]:
     """Return what no two rows on different sides may share: the turns before the first answer, the text, the picture.
 
-    Of a pair it is the query, and both texts in any order; a document that several queries want may be on both sides.
+    Of a pair it is the query, and both texts in any order, of a graded document the query; a document that several
+    queries want may be on both sides.
     """
     if isinstance(row, Stored):
         return row.keys
@@ -238,6 +239,8 @@ def keys_of(row: Any) -> Sequence[Hashable]:
         return (hash(row.text),)
     if isinstance(row, Pair):
         return (hash(row.anchor), hash(frozenset((row.anchor, row.positive))))
+    if isinstance(row, Graded):
+        return (hash(row.query),)
     if isinstance(row, Caption):
         return (row.picture,)
     if isinstance(row, Conversation):

@@ -6,16 +6,17 @@ from typing import Any
 
 from .problems import RowProblem, listed
 
-CONVERSATION, TEXT, PREFERENCE, LABELLED, PAIR, QUESTION, CAPTION = (
+CONVERSATION, TEXT, PREFERENCE, LABELLED, PAIR, GRADED, QUESTION, CAPTION = (
     "conversation",
     "text",
     "preference",
     "labelled",
     "pair",
+    "graded",
     "question",
     "caption",
 )
-KINDS = (CONVERSATION, TEXT, PREFERENCE, LABELLED, PAIR, QUESTION, CAPTION)
+KINDS = (CONVERSATION, TEXT, PREFERENCE, LABELLED, PAIR, GRADED, QUESTION, CAPTION)
 """What a row can become, and what a method says that it learns from."""
 
 
@@ -55,6 +56,7 @@ FORMS = (
     Form("anchor-positive", ("anchor", "positive"), (PAIR,), ("negative", "negatives")),
     Form("query-document", ("query", "document"), (PAIR,), ("negative", "negatives")),
     Form("query-positive", ("query", "positive"), (PAIR,), ("negative", "negatives")),
+    Form("query-document-label", ("query", "document", "label"), (GRADED,)),
 )
 NAMES = tuple(form.name for form in FORMS)
 NAMED = "named columns"

@@ -1,5 +1,6 @@
 """How a row becomes an example of each kind; None if there is nothing to learn in it, which is counted."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,12 +15,12 @@ from .columns import (
     turns_in,
     whole_conversation,
 )
-from .forms import CAPTION, CONVERSATION, LABELLED, PAIR, PREFERENCE, QUESTION, TEXT, Form
+from .forms import CAPTION, CONVERSATION, GRADED, LABELLED, PAIR, PREFERENCE, QUESTION, TEXT, Form
 from .pictures import COLUMNS as PICTURE_COLUMNS
 from .problems import RowProblem, listed, shown
 from .telling import Telling
 from .turns import Turns, message, text_of
-from .values import Caption, Conversation, Example, Labelled, Pair, Preference, Question, Text
+from .values import Caption, Conversation, Example, Graded, Labelled, Pair, Preference, Question, Text
 
 _REFERENCES = ("reference", "solution", "ground_truth")
 
@@ -139,6 +140,16 @@ def pair(form: Form, raw: Raw, telling: Telling) -> Pair | None:
     return Pair(anchor, positive, tuple(negatives), telling.place)
 
 
+def graded(form: Form, raw: Raw, telling: Telling) -> Graded | None:
+    if _is_blank(raw["query"]) or _is_blank(raw["document"]):
+        telling.leave_out("no_text")
+        return None
+    grade = _grade(raw["label"])
+    telling.rest(form, raw)
+    query, document = (plain_text(raw[column], f"/{column}") for column in ("query", "document"))
+    return Graded(query, document, grade, telling.place)
+
+
 def caption(form: Form, raw: Raw, telling: Telling) -> Caption | None:
     (column,) = form.columns
     if _is_blank(raw[column]):
@@ -160,6 +171,7 @@ READERS: Mapping[str, Callable[[Form, Raw, Telling], Example | None]] = {
     PREFERENCE: preference,
     LABELLED: labelled,
     PAIR: pair,
+    GRADED: graded,
     QUESTION: question,
     CAPTION: caption,
 }
@@ -198,3 +210,15 @@ def _label(value: Any) -> bool:
     if value is True or value is False or (isinstance(value, int) and value in (0, 1)):
         return bool(value)
     raise RowProblem("label_invalid", "/label", found=shown(value))
+
+
+def _grade(value: Any) -> float:
+    if isinstance(value, str) and value.strip().lower() in ("true", "false"):  # from a table
+        return float(value.strip().lower() == "true")
+    try:
+        found = float(value) if isinstance(value, (str, int, float)) else math.nan
+    except (ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found) or found < 0:
+        raise RowProblem("grade_invalid", "/label", found=shown(value))
+    return found

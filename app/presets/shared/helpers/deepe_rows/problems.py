@@ -38,6 +38,7 @@ SENTENCES: Mapping[str, str] = {
     "history_invalid": "history is a list of pairs [question, answer], this is {found}",
     "text_invalid": "a text is expected, this is {found}",
     "label_invalid": "label must be true or false, it is {found}",
+    "grade_invalid": "label must be true, false or a number of at least 0 that grades the document, it is {found}",
     "pair_prompts_differ": "chosen and rejected must be the same conversation up to the last answer",
     "answer_turns_several": "{column} must be one answer of the assistant; it has {count} turns",
     "pictures_invalid": 'pictures are named by a file or a list of files, such as [{{"imageId": "name.png"}}]',

@@ -16,7 +16,7 @@ from .files import enumerated_rows
 from .problems import Refused, RowProblem
 from .reading import Reader
 from .telling import Count, Wanted
-from .values import Caption, Conversation, Example, Labelled, Pair, Preference, Question, Text
+from .values import Caption, Conversation, Example, Graded, Labelled, Pair, Preference, Question, Text
 
 LISTED_PROBLEMS = 20
 SAMPLED_ROWS = 2000
@@ -129,6 +129,8 @@ def texts_of(example: Example) -> Iterable[str]:
             yield from (turn["content"] for turn in example.prompt)
         case Caption():
             yield example.text
+        case Graded():
+            yield from (example.query, example.document)
         case Pair():
             yield from (example.anchor, example.positive, *example.negatives)
 

@@ -90,6 +90,16 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
+class Graded:
+    """A query and a document, and how well it answers the query: 0 not at all, the more the better."""
+
+    query: str
+    document: str
+    grade: float
+    place: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
     """A prompt that the model answers by itself; `reference` is the right answer, where there is one."""
 
@@ -110,4 +120,4 @@ class Caption:
     place: str = ""
 
 
-Example = Conversation | Text | Preference | Labelled | Pair | Question | Caption
+Example = Conversation | Text | Preference | Labelled | Pair | Graded | Question | Caption
