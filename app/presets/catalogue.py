@@ -99,7 +99,7 @@ class PresetManifest(_Frozen):
     name: str
     folder: Path
     version: int = Field(ge=1)
-    memory: Literal["sft", "preferences", "grpo", "ppo", "full", "embedding"] | None = None
+    memory: Literal["sft", "preferences", "grpo", "ppo", "full", "embedding", "reward", "reranking"] | None = None
     """How the training uses its parameters (`deepe_memory.step_of`). None: its memory is not forecast."""
     platforms: tuple[Platform, ...]
     read_only: bool

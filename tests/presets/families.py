@@ -168,6 +168,7 @@ def family(name: str, presets: Path, output: Path, given: dict[str, list[Any]]) 
         "dpo": held_by_dpo(presets, folder, both, "dpo", *options),
         "orpo": held_by_dpo(presets, folder, both, "orpo", *options),
         "kto": held_by_dpo(presets, folder, pairs, "kto", *options),
+        "reward": held_by_reward(presets, folder, both, *options),
         "grpo": held_by_grpo(presets, folder, *options),
         "ppo": step_of_ppo(presets, folder, *options),
         "saved": saved(tokenizer, folder / "saved"),
@@ -317,6 +318,20 @@ def held_by_dpo(presets: Path, base: Path, rows: list[Any], objective: str, *mor
     return [{name: row[name] for name in columns if name in row} for row in trainer.train_dataset]
 
 
+def held_by_reward(presets: Path, base: Path, rows: list[Any], *more: str) -> list[list[list[int]]]:
+    """Return the conversations that Reward-Demo's trainer compares, the better and the worse of each pair."""
+    reward = script(presets / "reward-demo/reward-demo.py")
+    args = arguments(reward, base, rows, *more)
+    tokenizer = reward.llm.load_tokenizer(str(base), args)
+    learned, _ = reward.Preparation(args, reward.LEARNS).sequences(tokenizer, reward.RECIPE)
+    trainer = reward.build_trainer(args, reward.llm.choose(args), tokenizer, learned, [])
+    batches = [trainer.data_collator([row]) for row in trainer.train_dataset]
+    return [
+        [tokens[mask.bool()].tolist() for tokens, mask in zip(one["input_ids"], one["attention_mask"], strict=True)]
+        for one in batches
+    ]
+
+
 def held_by_grpo(presets: Path, base: Path, *more: str) -> dict[str, Any]:
     """Return the questions that GRPO-Demo's trainer asks, and where it stops; it takes one step."""
     import deepe_examples as examples
@@ -347,7 +362,7 @@ def step_of_ppo(presets: Path, base: Path, *more: str) -> dict[str, float]:
     preparation = ppo.Preparation(args, ppo.LEARNS)
     tokenizer = ppo.llm.load_tokenizer(str(base), args)
     tasks, _ = preparation.sequences(tokenizer, judge.recipe(args.system_prompt))
-    learner = ppo.Learner(args, ppo.llm.choose(args), tokenizer, judge.totals, tasks.longest)
+    learner = ppo.Learner(args, ppo.llm.choose(args), tokenizer, judge, tasks.longest)
     values: dict[str, float] = learner.step(1, tasks.rows())
     return values
 

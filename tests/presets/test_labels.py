@@ -278,6 +278,14 @@ def test_orpo_learns_one_end(found: dict[str, Any], family: str) -> None:
 
 
 @FAMILIES
+def test_rewards_compare_what_the_reader_says(found: dict[str, Any], family: str) -> None:
+    told = [row["sequences"] for row in found[family]["preferences"] if len(row.get("sequences", ())) == 2]
+
+    assert len(told) >= 3
+    assert sorted(found[family]["reward"]) == sorted([side["tokens"] for side in both] for both in told)
+
+
+@FAMILIES
 def test_questions_are_asked_as_they_were_given(found: dict[str, Any], family: str) -> None:
     asked = [
         (one["asked"], given_of(one))

@@ -251,6 +251,13 @@ class TestRefusal:
         assert cure(self.base, step, values, of_two) == {"batch_size": 2, "grad_accum_steps": 2}
         assert cure(self.base, step, values, of_one) is None
 
+    def test_reward_model_reads_two_answers_and_makes_no_logits(self) -> None:
+        values = {"batch_size": 4, "max_input_length": 512, "max_content_length": 512}
+        step = step_of("reward", values, device="cuda")
+
+        assert step.rows == 8
+        assert forecast(self.base, step).logits < forecast(self.base, replace(step, head=Head.FUSED)).logits
+
     @pytest.mark.parametrize(("most", "expected"), [(6, (6, 4)), (5, (4, 6)), (1, (1, 24)), (0, None)])
     def test_rows_of_a_step_stay_the_same(self, most: int, expected: tuple[int, int] | None) -> None:
         assert same_step(12, 2, most) == expected

@@ -60,6 +60,7 @@ print("answers " + json.dumps(answers, default=str))
 """
 OPTION_SCRIPTS = (
     *("sft-demo.py", "peft-demo.py", "dpo-demo.py", "grpo-demo.py", "ppo-demo.py", "vl-demo.py", "embedding-demo.py"),
+    "reward-demo.py",
 )
 Answers = dict[str, dict[str, Any]]
 Holds = Callable[[str, Path, Path, dict[str, list[str]]], Answers]
@@ -210,6 +211,15 @@ class TestOthers:
             },
         )
 
+        rewards = holds(
+            "reward-demo.py",
+            styles_base,
+            dataset("dpo-demo"),
+            {"centred": ["--center_rewards_coefficient=0.01", "--adam_beta2=0.9", "--use_rslora"]},
+        )
+
+        assert rewards["centred"]["trainer"] == {"center_rewards_coefficient": 0.01, "adam_beta2": 0.9}
+        assert rewards["centred"]["adapter"] == {"use_rslora": True}
         assert found["ipo"]["trainer"] == {"loss_type": ["ipo"]}
         assert found["several"]["trainer"] == {"loss_type": ["hinge"], "label_smoothing": 0.1}
         assert found["several"]["adapter"] == {"use_rslora": True}

@@ -36,6 +36,7 @@ METHODS: Mapping[str, tuple[str, list[dict[str, str]], tuple[str, ...]]] = {
     "dpo": ("dpo-demo.py", PAIRS, ()),
     "dpo and sft": ("dpo-demo.py", PAIRS, ("--sft_weight=0.5",)),
     "orpo": ("dpo-demo.py", PAIRS, ("--objective=orpo",)),
+    "reward": ("reward-demo.py", PAIRS, ()),
     "grpo": ("grpo-demo.py", QUESTIONS, ("--num_generations=4", "--max_content_length=8", "--reward_file=mine.py")),
     "vl": ("vl-demo.py", [], ()),
     "ppo": ("ppo-demo.py", QUESTIONS, ("--rollouts=8", "--ppo_epochs=1", "--max_content_length=8")),

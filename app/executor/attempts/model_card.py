@@ -29,6 +29,8 @@ _LIBRARIES = {
     ArtifactKind.MODEL: "transformers",
     ArtifactKind.PIPELINE: "diffusers",
 }
+# of techniques whose models do another task than others of their training type
+_TASKS = {"reward": "text-classification", "reranking": "text-ranking"}
 _ADAPTERS = {ArtifactKind.ADAPTER, ArtifactKind.MLX_ADAPTER, ArtifactKind.IMAGE_ADAPTER}
 
 
@@ -118,7 +120,7 @@ def _is_ours(path: Path) -> bool:
 def _front_matter(card: ModelCard) -> str:
     document: dict[str, Any] = {
         "library_name": _LIBRARIES[card.kind],
-        "pipeline_tag": TYPES[card.training_type].hub_task,
+        "pipeline_tag": _TASKS.get(card.technique, TYPES[card.training_type].hub_task),
         "base_model": card.base_model,
         "base_model_relation": "adapter" if card.kind in _ADAPTERS else "finetune",
         "tags": ["deepextension", card.technique, card.state.value],

@@ -9,6 +9,7 @@ likely, those with less become rarer. What earns a reward:
 | format | `format_weight` | the form of `answer_pattern`, whatever the result |
 | length | `length_weight` | at most `target_length` characters; none from twice as many |
 | your own | `reward_file`, `reward_file_weight` | what functions `..._reward(completions, **columns)` of a file say |
+| model | `reward_model_path`, `reward_model_weight` | what a reward model says, such as one of Reward-Demo |
 
 Try it by hand, in a checkout of the product, with the interpreter of the `trl` environment (about half a minute):
 
@@ -34,10 +35,11 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_arguments as arguments
 import deepe_llm as llm
 from deepe_adapters import check_start
-from deepe_log import log
+from deepe_log import log, remark
 from deepe_options import Options, options_of
 from deepe_preparation import Preparation
 from deepe_recipes import Learned
+from deepe_reward_model import check_reward_model, load_reward_model
 from deepe_rewards import Judge, for_trl, judge_of, rows_for_trl
 from deepe_rows import QUESTION, Question, Refused, Wanted
 from deepe_scores import score_rewards
@@ -48,7 +50,7 @@ LIBRARY_OPTIONS = {  # every field of these classes can be set, beside the argum
     "instead": {
         "beta": "kl_coef",
         "max_completion_length": "max_content_length",
-        "reward_weights": "answer_weight, format_weight, length_weight and reward_file_weight",
+        "reward_weights": "answer_weight, format_weight, length_weight, reward_file_weight and reward_model_weight",
         "use_vllm": "vllm",
     },
 }
@@ -71,6 +73,8 @@ def make_parser() -> argparse.ArgumentParser:
     reward.add_argument("--target_length", type=int, default=1000, help="characters of a short answer")
     reward.add_argument("--reward_file", default=None, help="Python file with functions ..._reward")
     reward.add_argument("--reward_file_weight", type=float, default=1.0, help="weight of each of its functions")
+    reward.add_argument("--reward_model_path", default=None, help="folder of a reward model")
+    reward.add_argument("--reward_model_weight", type=float, default=1.0, help="weight of what it says")
 
     data = arguments.add_rows(parser, columns=("the question", "the result"))
     data.add_argument(
@@ -117,6 +121,10 @@ def run(args: argparse.Namespace) -> None:
 
     log("InitializingModel", args.model_path, args)
     machine = llm.choose(args)
+    if args.reward_model_path:
+        reward_model = load_reward_model(Path(args.reward_model_path), dtype=machine.dtype)
+        judge = judge.with_model(reward_model, args.reward_model_weight)
+    remark(judge.told(), args, warning=False)
     tokenizer = llm.load_tokenizer(args.model_path, args)
     tasks, held_out = preparation.sequences(tokenizer, judge.recipe(args.system_prompt))
     trainer = build_trainer(args, machine, tokenizer, tasks, judge)
@@ -132,6 +140,12 @@ def check(args: argparse.Namespace) -> None:
     check_whole(args, learning_rate=1e-6)
     llm.check(args)
     check_start(args, compares=True)
+    if args.reward_model_path:
+        check_reward_model(Path(args.reward_model_path))
+        if not args.reward_model_weight:
+            raise Refused(
+                "reward_model_weight is 0: the reward model would have no effect; leave reward_model_path out"
+            )
     if args.num_generations < 2:
         raise Refused(f"num_generations must be at least 2, it is {args.num_generations}: answers are compared")
     together = args.batch_size * args.grad_accum_steps

@@ -5,9 +5,9 @@ judgement will be, and what turned out better than estimated becomes more likely
 at a price for every token that the base model would not have said (`kl_coef`). Judges are
 
 - `reward=rule`: the right result, its form, brevity, or functions of a file of yours, as in GRPO-Demo;
-- `reward=model`: a reward model, from `reward_model_path`, or made first from the pairs in `preference_path`
-  (`prompt`, `chosen`, `rejected`) and kept in `<output_dir>/reward-model`. Models find what fools their judge: watch
-  `kl` and `exact_match`, which the reward model has no part in.
+- `reward=model`: a reward model, from `reward_model_path` (such as one of Reward-Demo), or made first from the pairs in
+  `preference_path` (`prompt`, `chosen`, `rejected`) and kept in `<output_dir>/reward-model`. Models find what fools
+  their judge: watch `kl` and `exact_match`, which the reward model has no part in.
 
 Try it by hand, in a checkout of the product, with the interpreter of the `trl` environment (about half a minute):
 
@@ -40,10 +40,10 @@ import deepe_arguments as arguments
 import deepe_llm as llm
 from deepe_adapters import ADAPTER, REFERENCE, as_reference, check_start, load_start, start_of
 from deepe_checkpoints import make_readable, newest_checkpoint
-from deepe_log import log, remark_plan
+from deepe_log import log, remark, remark_plan
 from deepe_options import Options, options_of
 from deepe_preparation import Preparation
-from deepe_reward_model import Worth, load_reward_model, make_reward_model, worth_by
+from deepe_reward_model import check_reward_model, load_reward_model, make_reward_model
 from deepe_rewards import Judge, columns_of, judge_of
 from deepe_rows import QUESTION, Question, Refused, Wanted, written
 from deepe_scores import encode_prompts, score_rewards
@@ -62,7 +62,12 @@ def make_parser() -> argparse.ArgumentParser:
     arguments.add_job(parser, model_name="ppo-demo", goes_on=True)
 
     reward = parser.add_argument_group("reward")
-    reward.add_argument("--reward", choices=["rule", "model"], default="rule", help="who judges the answers")
+    reward.add_argument(
+        "--reward",
+        choices=["auto", "rule", "model"],
+        default="auto",
+        help="who judges; auto: the model, if one is named",
+    )
     reward.add_argument(
         "--answer_pattern",
         default=r"(?:####|\\boxed\{)[ *$\\]*(-?\$?(?:\\?[dt]?frac\{\d+\}\{\d+\}|[\d.,]+(?:/\d+)?))",
@@ -135,9 +140,9 @@ def run(args: argparse.Namespace) -> None:
     tokenizer = llm.load_tokenizer(args.model_path, args)
     tokenizer.padding_side = "left"
     tasks, held_out = preparation.sequences(tokenizer, judge.recipe(args.system_prompt))
-    worth = worth_of(args, judge, machine, tokenizer)
-    longest = tasks.longest + args.max_content_length
-    learner = Learner(args, machine, tokenizer, worth, longest)
+    judge = with_model(args, judge, machine, tokenizer)
+    remark(judge.told(), args, warning=False)
+    learner = Learner(args, machine, tokenizer, judge, tasks.longest + args.max_content_length)
 
     score(learner, held_out, judge, "before")
     train(learner, tasks.rows(), preparation.rows)
@@ -161,24 +166,27 @@ def check(args: argparse.Namespace) -> None:
             raise Refused(f"{name} must be above 0, it is {getattr(args, name)}")
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise Refused("PPO-Demo trains in one process: start it without torchrun or accelerate, with one GPU")
-    if args.reward == "model" and not (args.reward_model_path or args.preference_path):
+    named = [name for name in ("reward_model_path", "preference_path") if getattr(args, name)]
+    if args.reward == "auto":
+        args.reward = "model" if named else "rule"
+    if args.reward == "rule" and named:
+        raise Refused(f"{named[0]} has no effect with reward=rule; leave it out, or set reward=model")
+    if args.reward == "model" and not named:
         raise Refused("reward=model needs a reward_model_path, or a preference_path with pairs to make one from")
-    if (
-        args.reward == "model"
-        and args.reward_model_path
-        and not (Path(args.reward_model_path) / "config.json").is_file()
-    ):
-        raise Refused(f"there is no reward model in {args.reward_model_path}: config.json is missing")
+    if len(named) > 1:
+        raise Refused("reward_model_path and preference_path both say who judges; leave one out")
+    if args.reward_model_path:
+        check_reward_model(Path(args.reward_model_path))
 
 
-def worth_of(args: argparse.Namespace, judge: Judge, machine: llm.Machine, tokenizer: Any) -> Worth:
+def with_model(args: argparse.Namespace, judge: Judge, machine: llm.Machine, tokenizer: Any) -> Judge:
     """Return who judges the answers: the rules, or a reward model, which may have to be made first."""
     if args.reward == "rule":
-        return judge.totals
+        return judge
     folder = Path(args.reward_model_path or Path(args.output_dir) / "reward-model")
     if not args.reward_model_path:
         make_reward_model(args, machine, tokenizer, folder)
-    return worth_by(load_reward_model(folder, tokenizer, machine), tokenizer)
+    return judge.with_model(load_reward_model(folder, dtype=machine.dtype), 1.0)
 
 
 def train(learner: "Learner", tasks: Sequence[Question], rows: int) -> None:
@@ -224,12 +232,12 @@ class Learner:
     """The policy (base model and adapter), its value head, and how both learn."""
 
     def __init__(
-        self, args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, worth: Worth, longest: int
+        self, args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, judge: Judge, longest: int
     ) -> None:
         import torch
         from peft import get_peft_model
 
-        self.args, self.tokenizer, self._worth = args, tokenizer, worth
+        self.args, self.tokenizer, self._judge = args, tokenizer, judge
         checkpointing = llm.plan_memory(args, machine, longest, method="ppo")
         base = llm.load_model(args, machine, tokenizer, dropout=False)
         llm.sample_as_scored(base)
@@ -314,7 +322,7 @@ class Learner:
         with as_reference(self.policy):
             reference, _values, _entropy = self._look_at(tokens, mask, said.shape[1])
         texts = self.tokenizer.batch_decode(said, skip_special_tokens=True)
-        judged = torch.tensor(self._worth(texts, prompts, columns_of(tasks)), device=said.device)
+        judged = torch.tensor(self._judge.totals(texts, prompts, columns_of(tasks)), device=said.device)
         finished = (ends.float() * spoken).sum(1) > 0
         last = spoken.sum(1).long() - 1
 

@@ -104,7 +104,7 @@ def whole(args: argparse.Namespace) -> Any:
     import torch
 
     log("MergeLoadingBaseModel", args.adapter_path, args)
-    return model_class(args.model_usage_type).from_pretrained(args.adapter_path, dtype=torch.float32)
+    return load(args, args.adapter_path, torch.float32)
 
 
 def with_merged_adapter(args: argparse.Namespace, dtype: str) -> Any:
@@ -115,7 +115,7 @@ def with_merged_adapter(args: argparse.Namespace, dtype: str) -> Any:
     log("MergeLoadingBaseModel", args.base_path, args)
     size = sum(file.stat().st_size for file in Path(args.base_path).glob("*.safetensors"))
     precision = torch.float32 if size <= SMALL_BYTES else getattr(torch, dtype)
-    base = model_class(args.model_usage_type).from_pretrained(args.base_path, dtype=precision)
+    base = load(args, args.base_path, precision)
     log("MergeAdapters", f"{args.base_path}, {args.adapter_path}", args)
     adapted = PeftModel.from_pretrained(base, args.adapter_path)
     if not hasattr(adapted, "merge_and_unload"):
@@ -124,11 +124,25 @@ def with_merged_adapter(args: argparse.Namespace, dtype: str) -> Any:
     return adapted.merge_and_unload(safe_merge=True)
 
 
-def model_class(usage: str) -> Any:
+def load(args: argparse.Namespace, folder: str, precision: Any) -> Any:
+    """Return the weights in a folder as a model of the kind that was trained."""
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
+    if gives_numbers(args):
+        from deepe_reward_model import classifier
+        from transformers import AutoTokenizer
+
+        return classifier(folder, AutoTokenizer.from_pretrained(args.adapter_path), dtype=precision)
     classes = {"vision-language": AutoModelForImageTextToText, "embedding": AutoModel}
-    return classes.get(usage, AutoModelForCausalLM)
+    return classes.get(args.model_usage_type, AutoModelForCausalLM).from_pretrained(folder, dtype=precision)
+
+
+def gives_numbers(args: argparse.Namespace) -> bool:
+    """Say whether a classifier was trained, such as a reward model, whatever kind of model its base is."""
+    folder = Path(args.adapter_path)
+    config = json.loads((folder / ("adapter_config.json" if is_adapter(args) else "config.json")).read_text("utf-8"))
+    kinds = config.get("architectures") or [""]
+    return config.get("task_type") == "SEQ_CLS" or kinds[0].endswith("ForSequenceClassification")
 
 
 def save_processor(args: argparse.Namespace, model: Any, target: Path) -> None:
@@ -148,6 +162,8 @@ def save_processor(args: argparse.Namespace, model: Any, target: Path) -> None:
             shutil.copyfile(size_of_pictures, target / size_of_pictures.name)
     tokenizer = AutoTokenizer.from_pretrained(source)
     tokenizer.save_pretrained(target)
+    if gives_numbers(args):
+        return
     if args.model_usage_type == "embedding":
         describe_vectors(Path(args.adapter_path), target, model.config.hidden_size)
     else:

@@ -224,11 +224,12 @@ def add_watch(
     return group
 
 
-def add_held_out(group: Any) -> None:
-    """Declare what is measured on held-out rows while the training runs, and what follows from it."""
+def add_held_out(group: Any, *, answers: bool = True) -> None:
+    """Declare what is measured on held-out rows while the training runs; `answers`: the model gives some as well."""
     group.add_argument("--eval_steps", type=int, default=100, help="steps between two points of the held-out loss")
     group.add_argument(
         "--early_stopping_patience", type=int, default=None, help="end after so many losses without improvement"
     )
     group.add_argument("--early_stopping_threshold", type=float, default=0.0, help="what counts as an improvement")
-    group.add_argument("--eval_max_new_tokens", type=int, default=64, help="tokens of an answer that is scored")
+    if answers:
+        group.add_argument("--eval_max_new_tokens", type=int, default=64, help="tokens of an answer that is scored")

@@ -28,7 +28,7 @@ from deepe_options import PASSED_BY_PLATFORM, PASSED_TO_ALL, options_of
 from deepe_preparation import remove_prepared
 from deepe_rows import Refused, Rendered
 from deepe_scores import early_stopping, tell_kept
-from deepe_whole import trains_whole
+from deepe_whole import HEADS, trains_whole
 
 TINY_BYTES = 64 * 2**20  # threads of a smaller model wait for each other longer than they work
 POSITIVE = (
@@ -193,6 +193,12 @@ def device_kind() -> str:
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def own_device() -> str:
+    """Return the device of this process, as torch names it."""
+    kind = device_kind()
+    return f"{kind}:{os.environ.get('LOCAL_RANK', '0')}" if kind == "cuda" else kind
+
+
 def use_one_gpu(args: argparse.Namespace) -> None:
     """Without a launcher (torchrun, accelerate) a process trains on one GPU; hide the others before CUDA starts."""
     import torch
@@ -240,19 +246,31 @@ def load_tokenizer(path: str, args: argparse.Namespace) -> Any:
 def load_model(
     args: argparse.Namespace, machine: Machine, tokenizer: Any, auto_class: Any = None, *, dropout: bool = True
 ) -> Any:
-    """Return the base model, after fixing the seed: adapters that are made next start equally.
+    """Return the base model as `load_weights` does. It stops at the ends that the tokenizer knows."""
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
-    It stops at the ends that the tokenizer knows.
-    `auto_class` is the one of transformers that loads it, without one that of causal language models. `dropout=False`
-    switches the base's own dropout off: a method that compares probabilities needs the same ones each time.
+    model = load_weights(args, machine, auto_class or AutoModelForCausalLM, dropout=dropout)
+    if (folder := folder_with(args, chat.NAME)) == start_of(args):
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    chat.stop_at_turn_ends(model, tokenizer)
+    return model
+
+
+def load_weights(
+    args: argparse.Namespace, machine: Machine, auto_class: Any, *, dropout: bool = True, **named: Any
+) -> Any:
+    """Return the base model, after fixing the seed: adapters and heads that are made next start equally.
+
+    `auto_class` is the one of transformers that loads it, `named` what it is given besides. `dropout=False` switches
+    the base's own dropout off: a method that compares probabilities needs the same ones each time.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, set_seed
+    from transformers import AutoConfig, BitsAndBytesConfig, set_seed
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     set_seed(args.seed)
-    more: dict[str, Any] = {}
+    more = dict(named)
     dtype = "float32" if trains_whole(args) else machine.dtype
     if machine.device == "cuda":
         more["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
@@ -262,19 +280,16 @@ def load_model(
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=getattr(torch, machine.dtype),
+            llm_int8_skip_modules=list(HEADS) if named else None,
         )
     if not dropout:
         more["config"] = AutoConfig.from_pretrained(args.model_path)
         text = more["config"].get_text_config()
         for name in [name for name, value in vars(text).items() if "drop" in name and isinstance(value, float)]:
             setattr(text, name, 0.0)
-    model = (auto_class or AutoModelForCausalLM).from_pretrained(
+    return auto_class.from_pretrained(
         args.model_path, dtype=getattr(torch, dtype), attn_implementation=machine.attention, **more
     )
-    if (folder := folder_with(args, chat.NAME)) == start_of(args):
-        model.generation_config = GenerationConfig.from_pretrained(folder)
-    chat.stop_at_turn_ends(model, tokenizer)
-    return model
 
 
 def sample_as_scored(model: Any) -> None:
@@ -289,11 +304,11 @@ def sample_as_scored(model: Any) -> None:
     model.generation_config = GenerationConfig(**kept)
 
 
-def lora(args: argparse.Namespace, layers: str | list[str]) -> Any:
-    """Return the configuration of an adapter at these layers."""
+def lora(args: argparse.Namespace, layers: str | list[str], task: str = "CAUSAL_LM") -> Any:
+    """Return the configuration of an adapter at these layers; for the `task` SEQ_CLS, peft trains the head as well."""
     from peft import LoraConfig
 
-    own = {"r": args.lora_rank, "lora_alpha": args.lora_alpha, "target_modules": layers, "task_type": "CAUSAL_LM"}
+    own = {"r": args.lora_rank, "lora_alpha": args.lora_alpha, "target_modules": layers, "task_type": task}
     return options_of(args).build(LoraConfig, **own)
 
 
@@ -584,7 +599,8 @@ def save_adapter(trainer: Any, args: argparse.Namespace) -> None:
     if trains_whole(args):
         trainer.model.config.use_cache = True  # off while it learned
     trainer.save_model(args.output_dir)
-    write_ends(trainer.model, args)
+    if trainer.model.can_generate():
+        write_ends(trainer.model, args)
     announce_adapter(args)
 
 

@@ -44,6 +44,20 @@ class Judge:
     needs_answers: bool = False
     """Whether one of the rewards compares with the right result."""
 
+    def with_model(self, model: Any, weight: float) -> "Judge":
+        """Return the rewards with those of a reward model (`deepe_reward_model.RewardModel`)."""
+
+        def model_reward(completions: list[str], prompts: list[list[Turn]], **_: Any) -> list[float | None]:
+            pairs = zip(prompts, completions, strict=True)
+            return list(model.rewards([[*turns, message("assistant", text)] for turns, text in pairs]))
+
+        return replace(self, functions=(*self.functions, model_reward), weights=(*self.weights, weight))
+
+    def told(self) -> str:
+        """Return the rewards with their weights, for people."""
+        pairs = zip(self.functions, self.weights, strict=True)
+        return "rewards: " + ", ".join(f"{weight:g} x {function.__name__}" for function, weight in pairs)
+
     def totals(self, completions: list[str], prompts: list[list[Turn]], columns: Columns) -> list[float]:
         """Return the weighted sum of all rewards for each answer; `columns` has `answer` and those of the data set."""
         given = [function(completions, prompts=prompts, **columns) for function in self.functions]
@@ -94,7 +108,7 @@ def with_instruction(row: Question, system_prompt: str) -> Question:
 
 
 def judge_of(args: argparse.Namespace) -> Judge:
-    """Return the rewards that the arguments ask for."""
+    """Return the rewards that the arguments ask for, but for those of a reward model, which has to be loaded."""
     try:
         pattern = re.compile(args.answer_pattern)
     except re.error as error:
@@ -118,11 +132,16 @@ def judge_of(args: argparse.Namespace) -> Judge:
         format_reward: args.format_weight,
         length_reward: args.length_weight,
     }
+    by_model = getattr(args, "reward_model_path", None) or getattr(args, "reward", "rule") == "model"
     chosen = {function: weight for function, weight in built_in.items() if weight}
-    if args.reward_file:
+    if getattr(args, "reward", "rule") == "model":  # of PPO-Demo: nothing else judges
+        chosen = {}
+    elif args.reward_file:
         chosen |= dict.fromkeys(functions_of(Path(args.reward_file)), args.reward_file_weight)
-    if not chosen:
-        raise Refused("there is no reward: give one of the weights a value other than 0, or a reward_file")
+    if not chosen and not by_model:
+        raise Refused(
+            "there is no reward: give one of the weights a value other than 0, a reward_file or a reward_model_path"
+        )
     return Judge(
         functions=tuple(chosen),
         weights=tuple(chosen.values()),

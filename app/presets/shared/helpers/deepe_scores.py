@@ -103,6 +103,7 @@ def score_loss(trainer: Any, phase: str) -> None:
     with torch.random.fork_rng():  # the training draws the same random numbers as without a score
         dataloader = trainer.get_eval_dataloader()
         found = trainer.evaluation_loop(dataloader, "Evaluation", prediction_loss_only=True).metrics
+    getattr(trainer, "_metrics", {}).get("eval", {}).clear()  # TRL's, else they are part of the next point
     curves = {name: found[name] for name in ("eval_loss", "eval_perplexity") if name in found}
     report_loss(found["eval_loss"], phase, len(trainer.eval_dataset), of_tokens="eval_perplexity" in found)
     if phase == "before":
@@ -264,14 +265,16 @@ def wanted_of(one: Rendered, tokenizer: Any) -> str:
 def score_rewards(
     model: Any, tokenizer: Any, tasks: list[Question], judge: Judge, args: argparse.Namespace, phase: str
 ) -> None:
-    """Report how many held-out questions are answered right in the wanted form, and the mean reward."""
+    """Report how many held-out questions with a known result are answered right, and the mean reward of all."""
     prompts = [task.prompt for task in tasks]
     texts = [written(task.prompt, task.tools, tokenizer, add_generation_prompt=True) for task in tasks]
     given = greedy_answers(model, tokenizer, texts, args.max_content_length)
     columns = columns_of_tasks(tasks)
     report_samples(prompts, [task.reference or "" for task in tasks], given, phase)
     said = ["" if is_cut_in_reasoning(*one) else after_reasoning(one[1]) for one in zip(texts, given, strict=True)]
-    report_score("exact_match", phase, judge.right(said, columns["answer"]), len(tasks))
+    known = [one for one in zip(said, columns["answer"], strict=True) if one[1]]
+    if known:
+        report_score("exact_match", phase, judge.right(*zip(*known, strict=True)), len(known))
     report_score("reward", phase, sum(judge.totals(given, prompts, columns)) / len(tasks), len(tasks))
     remark_cut_reasoning(texts, given, "max_content_length", args)
 

@@ -13,6 +13,7 @@ from deepe_log import remark
 from deepe_rows import Refused
 
 OF_ADAPTERS = ("lora_rank", "lora_alpha")
+HEADS = ("score", "classifier")  # of models that give numbers: new, so that they learn in any case
 
 
 def trains_whole(args: argparse.Namespace) -> bool:
@@ -64,12 +65,18 @@ def freeze(model: Any, args: argparse.Namespace) -> Any:
                 f"freeze_trainable_layers={args.freeze_trainable_layers}: the base model has {len(layers)} layers"
             )
         model.requires_grad_(False)
-        for layer in layers[-args.freeze_trainable_layers :]:
+        head = head_of(model)
+        for layer in [*layers[-args.freeze_trainable_layers :], *([head] if head is not None else [])]:
             layer.requires_grad_(True)
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     whole = sum(weight.numel() for weight in model.parameters())
     print(f"trains {trained:,} of {whole:,} weights", flush=True)
     return model
+
+
+def head_of(model: Any) -> Any:
+    """Return the layer that gives the numbers of a classifier, None if there is none."""
+    return next((getattr(model, name) for name in HEADS if hasattr(model, name)), None)
 
 
 def layers_of(model: Any) -> Any:

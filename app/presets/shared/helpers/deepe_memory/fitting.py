@@ -33,13 +33,18 @@ def step_of(
     batch = int(values["batch_size"])
     kind = str(values.get("finetuning_type") or "lora")
     whole = method == "full" or kind != "lora"
-    in_float = whole or method == "embedding"
+    in_float = whole or method in ("embedding", "reranking")
     compares = values.get("objective") != "orpo" if method == "preferences" else bool(values.get("kl_coef"))
     given = dtype or str(values.get("dtype", "auto"))
     match method:
         case "preferences":
             head = Head.ODDS if values.get("objective") == "orpo" else Head.FUSED
             rows = batch if values.get("objective") == "kto" else 2 * batch
+        case "reranking":  # query and document are one sequence; with most losses all documents of a query are kept
+            documents = 1 if values.get("loss") == "binary_cross_entropy" else 1 + int(values.get("num_negatives") or 4)
+            head, rows = Head.NONE, batch * documents
+        case "reward":
+            head, rows = Head.NONE, 2 * batch
         case "embedding":  # the anchors and the texts that they are compared with, or a part of them
             head, rows = Head.NONE, min(2 * batch, int(values.get("chunk_size") or 2 * batch))
         case _:

@@ -49,7 +49,7 @@ class Step:
     """What of a training decides on its memory: one forward and backward pass, and what stays between them."""
 
     rows: int
-    """Sequences in one forward pass: two for each row of DPO and ORPO."""
+    """Sequences in one forward pass: two for each row of DPO, ORPO and a reward model."""
     tokens: int
     """Of the longest sequence, to which the others are padded."""
     head: Head = Head.FUSED
