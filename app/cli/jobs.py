@@ -75,6 +75,9 @@ def submit(
         str | None,
         typer.Option("--adapter", metavar="MODEL", help="Customized model that the training goes on from."),
     ] = None,
+    reward_model: Annotated[
+        str | None, typer.Option("--reward-model", metavar="MODEL", help="Reward model that judges the answers.")
+    ] = None,
     through: Annotated[
         str | None, typer.Option("--through", help="How far to go: customized, complete or online.")
     ] = None,
@@ -117,6 +120,7 @@ def submit(
         **_datasets(dataset or []),
         "validation_dataset": validation,
         "adapter_name_or_path": adapter,
+        "reward_model": reward_model,
         "through": through,
         "stage": stage,
         "model": model,
@@ -210,6 +214,7 @@ def show(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
             "data set": (document["dataset"] or {}).get("name"),
             "validation": (document.get("validation_dataset") or {}).get("name"),
             "model": document["model"],
+            "reward model": (document.get("reward_model") or {}).get("name"),
             "result": document["result_model"],
             "parameters": document["parameters"],
             "metrics": document["metrics"],

@@ -22,13 +22,15 @@ async def unfinished_jobs(
     """Return the ids of the jobs, waiting or running, that use what is given (exactly one), oldest first."""
     wanted = {
         JobRow.base_model_id: base_model_id,
-        JobRow.model_id: model_id,
         JobRow.environment: environment,
     }
     statement = select(JobRow.id).where(col(JobRow.status).in_(UNFINISHED))
     if dataset_id is not None:
         scored_with = col(JobRow.launch)["validation_dataset"]["id"].as_string()
         statement = statement.where(sa.or_(col(JobRow.dataset_id) == dataset_id, scored_with == dataset_id))
+    if model_id is not None:
+        judged_by = col(JobRow.launch)["reward_model"]["id"].as_string()
+        statement = statement.where(sa.or_(col(JobRow.model_id) == model_id, judged_by == model_id))
     for column, value in wanted.items():
         if value is not None:
             statement = statement.where(col(column) == value)

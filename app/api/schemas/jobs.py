@@ -189,6 +189,7 @@ class JobSummary(BaseModel):
         description="Id of the model it works on, or that a training goes on from; null: the base model, or not "
         "made yet."
     )
+    reward_model: JobInput | None = Field(description="Model that judges the answers of a training; null: none.")
     result_model: str | None = Field(description="Id of the model it made.")
     parameters: dict[str, Any] = Field(description="As the caller gave them.", examples=[_PARAMETERS])
     chain: list[JobLink] = Field(description="All jobs of its chain, itself among them, in order.")
@@ -412,6 +413,7 @@ def _members(view: JobView, language: Language) -> dict[str, Any]:
         "dataset": input_of(job, "dataset"),
         "validation_dataset": input_of(job, "validation_dataset"),
         "model": job.model_id,
+        "reward_model": input_of(job, "reward_model"),
         "result_model": job.result_model_id,
         "parameters": job.parameters,
         "chain": _links(view.chain),
@@ -459,7 +461,9 @@ def method_of(job: JobRow) -> JobMethod | None:
     return JobMethod(id=job.method_id, name=job.method_name or "", version=job.method_version)
 
 
-def input_of(job: JobRow, kind: Literal["base_model", "dataset", "validation_dataset"]) -> JobInput | None:
+def input_of(
+    job: JobRow, kind: Literal["base_model", "dataset", "validation_dataset", "reward_model"]
+) -> JobInput | None:
     """Return what the job was given, by its name of then; its whole specification is not parsed for it."""
     named = job.launch.get(kind)
     return None if named is None else JobInput(id=named["id"], name=named["name"])

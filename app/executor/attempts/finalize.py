@@ -402,14 +402,17 @@ def model_name(job: JobRow, spec: JobSpec, parent: ModelRow | None, *, now: date
 
 def _model_card(job: JobRow, model: ModelRow) -> ModelCard:
     lineage = {"model": model.id, "job": model.job_id, "base model": model.base_model_id, "method": model.method_id}
+    spec = JobSpec.of(job)
     if model.parent_id is not None:
         lineage["made from"] = model.parent_id
+    if spec.reward_model is not None:
+        lineage["reward model"] = spec.reward_model.id
     return ModelCard(
         name=model.name,
         state=model.state,
         training_type=model.training_type,
         kind=ArtifactKind(model.details["kind"]),
-        technique=JobSpec.of(job).technique,
+        technique=spec.technique,
         base_model=model.base_model_name,
         method=job.method_name or "",
         method_version=model.method_version,

@@ -358,7 +358,8 @@ class StageLauncher:
             output=run.output,
         )
         scored = self._home.absolute(spec.validation_dataset.path) if spec.validation_dataset else None
-        for path in (inputs.base_model, inputs.dataset, inputs.model, scored):
+        judge = self._home.absolute(spec.reward_model.path) if spec.reward_model else None
+        for path in (inputs.base_model, inputs.dataset, inputs.model, scored, judge):
             if path is not None and not path.exists():
                 raise LaunchError(EndReason.INPUT_MISSING, detail=self._home.relative(path))
         return inputs

@@ -357,7 +357,8 @@ class JobActions:
         # what works on a model needs its rows no more
         named_data = [] if model is not None else [one for one in (spec.dataset, spec.validation_dataset) if one]
         named_base = None if base_unmade else spec.base_model
-        named_paths = [given.path for given in (named_base, *named_data) if given is not None]
+        judge = spec.reward_model if model is None else None
+        named_paths = [given.path for given in (named_base, judge, *named_data) if given is not None]
         named_models = [one for one in (model, start) if one is not None]
         paths = [*named_paths, *(one.path for one in named_models if one.path)]
         gone = [path for path in paths if not await asyncio.to_thread(self._home.absolute(path).exists)]

@@ -62,6 +62,12 @@ class JobSubmit(_Body):
         "have been made from the base model, and the script must declare `adapter_name_or_path`.",
         examples=["tiny-base_faq_20261123_5075"],
     )
+    reward_model: str | None = Field(
+        default=None,
+        description="Reward model that judges the answers, such as one of Reward-Demo; id or name. The script must "
+        "declare `reward_model_path`.",
+        examples=["tiny-styles_judge_20261123_5075"],
+    )
     parameters: dict[str, Any] = Field(
         default_factory=dict,
         description="What the training script takes; see `GET /api/v1/methods/{method}/parameters`.",
@@ -116,6 +122,10 @@ class JobCopy(_Body):
         default=None,
         description="Another customized model to go on from; id or name. Null makes a new adapter. Default: the "
         "original's.",
+    )
+    reward_model: str | None = Field(
+        default=None,
+        description="Another reward model; id or name. Null leaves it out. Default: the original's.",
     )
     retry: RetryPolicy | None = Field(default=None, description="Default: the original's.")
     limits: Limits | None = Field(default=None, description="Default: the original's.")

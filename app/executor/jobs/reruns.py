@@ -142,6 +142,7 @@ def copied(job: JobRow, chain: Sequence[JobRow], changes: JobCopy) -> JobSubmit:
         dataset=changes.dataset or (spec.dataset.id if spec.dataset else None),
         validation_dataset=_validation_dataset(spec, changes),
         adapter_name_or_path=_adapter(origin, changes),
+        reward_model=_reward_model(spec, changes),
         parameters=_merged([step.parameters for step in reversed(chain)], changes),
         through=STATE_OF_STAGE[as_stage(last.kind)] if whole else None,
         stage=None if whole else last.kind,
@@ -157,6 +158,7 @@ def _on_model(job: JobRow, changes: JobCopy) -> JobSubmit:
         "/dataset": changes.dataset,
         "/validation_dataset": changes.validation_dataset,
         "/adapter_name_or_path": changes.adapter_name_or_path,
+        "/reward_model": changes.reward_model,
     }
     if wrong := [Violation(pointer, "model_keeps_inputs", {}) for pointer, value in given.items() if value is not None]:
         raise InvalidRequest(wrong)
@@ -179,6 +181,12 @@ def _validation_dataset(spec: JobSpec, changes: JobCopy) -> str | None:
 
 def _adapter(job: JobRow, changes: JobCopy) -> str | None:
     return changes.adapter_name_or_path if "adapter_name_or_path" in changes.model_fields_set else job.model_id
+
+
+def _reward_model(spec: JobSpec, changes: JobCopy) -> str | None:
+    if "reward_model" in changes.model_fields_set:
+        return changes.reward_model
+    return spec.reward_model.id if spec.reward_model else None
 
 
 def _merged(parameters: Sequence[Mapping[str, Any]], changes: JobCopy) -> dict[str, Any]:

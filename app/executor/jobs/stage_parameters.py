@@ -33,6 +33,11 @@ VALIDATION_DATASET = "/validation_dataset"
 START_PATH = "adapter_name_or_path"
 """What a script declares whose training can go on from an adapter."""
 START = "/adapter_name_or_path"
+REWARD_PATH = "reward_model_path"
+"""What a script declares that lets a reward model judge."""
+REWARD_MODEL = "/reward_model"
+_NAMED_MODELS = {START_PATH: (START, "adapter"), REWARD_PATH: (REWARD_MODEL, "reward_model")}
+"""Arguments that name the folder of a model: the field of the request that the model comes from, and its codes."""
 _NOTHING = ScriptParameters(accepts_unknown=True)
 
 
@@ -137,11 +142,11 @@ class StageParameters:
         data: Data | None,
         validation: Validation | None = None,
         described: Described = MappingProxyType({}),
-        start: Mapping[str, Any] = MappingProxyType({}),
+        named: Mapping[str, Any] = MappingProxyType({}),
     ) -> CheckedParameters:
         """Check `values` for these stages, and the rows of the data sets (`None`: not checked). Blocks.
 
-        `start` is the argument that names the adapter to go on from, if there is one.
+        `named` are the arguments that name folders of models (`_NAMED_MODELS`), as far as there are any.
         `described` has what is known of the libraries in the environments; without it, options are not judged yet.
         """
         options = {
@@ -153,12 +158,10 @@ class StageParameters:
         producer = producing_stage(lifecycle)
         given_to = {stage: _meant_for(stage, values, scripts, targets) for stage in targets}
         own = {} if validation is None else _scoring(validation, targets, scripts)
-        starting: dict[Stage, Mapping[str, Any]] = (
-            {stage: start for stage in targets if stage is JobKind.TRAINING} if start else {}
-        )
+        folders: dict[Stage, Mapping[str, Any]] = {stage: named for stage in targets if stage is JobKind.TRAINING}
         checks = {
             stage: check_parameters(
-                {**given_to.get(stage, {}), **own.get(stage, {}), **starting.get(stage, {})},
+                {**given_to.get(stage, {}), **own.get(stage, {}), **folders.get(stage, {})},
                 scripts[stage],
                 stage=stage,
                 producing=stage is producer,
@@ -173,9 +176,9 @@ class StageParameters:
         warnings = [warning for check in checks.values() for warning in check.warnings]
         if validation is not None and targets:
             violations += _validation_violations(values, taken=bool(own))
-        if start and targets:
-            taken_by = [stage for stage in starting if START_PATH in scripts[stage].declared_names]
-            violations += _start_violations(values, taken=bool(taken_by))
+        if targets:
+            declared = {name for stage in folders for name in scripts[stage].declared_names}
+            violations += [one for name in named for one in _named_violations(name, values, taken=name in declared)]
         withheld_from = {}
         for stage, script in scripts.items():
             notes = withheld(method.definition, stage, script, "/method")
@@ -237,12 +240,13 @@ def _validation_violations(values: Mapping[str, Any], *, taken: bool) -> list[Vi
     return []
 
 
-def _start_violations(values: Mapping[str, Any], *, taken: bool) -> list[Violation]:
-    """Return why the adapter to go on from cannot be handed to the script."""
+def _named_violations(name: str, values: Mapping[str, Any], *, taken: bool) -> list[Violation]:
+    """Return why the folder of a model cannot be handed to the script."""
+    pointer, code = _NAMED_MODELS[name]
     if not taken:
-        return [Violation(START, "adapter_not_taken", {"name": START_PATH})]
-    if values.get(START_PATH) is not None:
-        return [Violation(START, "adapter_named_twice", {"name": START_PATH})]
+        return [Violation(pointer, f"{code}_not_taken", {"name": name})]
+    if values.get(name) is not None:
+        return [Violation(pointer, f"{code}_named_twice", {"name": name})]
     return []
 
 

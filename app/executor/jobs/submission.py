@@ -227,7 +227,7 @@ class Submissions:
         scored = None if validation is None else self._inputs.validation_of(validation, None)
         async with self._database.reading() as session:
             described = await self._options.of(session, _environments(method, stages))
-        own = {} if start is None else self._inputs.start_arguments(start)
+        own = self._inputs.model_arguments(start, JobSpec.of(jobs[0]).reward_model)
         checked = await asyncio.to_thread(self._parameters.check, method, stages, values, data, scored, described, own)
         if checked.violations:
             raise InvalidRequest(list(checked.violations))
@@ -254,6 +254,10 @@ class Submissions:
         if request.adapter_name_or_path is not None:
             with contextlib.suppress(ModelNotFound, ModelNameAmbiguous):
                 start = await models.get_model(session, request.adapter_name_or_path)
+        judge = None
+        if request.reward_model is not None:
+            with contextlib.suppress(ModelNotFound, ModelNameAmbiguous):
+                judge = await models.get_model(session, request.reward_model)
         found = await submissions.find_named(session, method=request.method, base_model=base_model, dataset=dataset)
         if found is None:
             raise InvalidRequest([Violation("/method", "unknown_method", {"method": request.method})])
@@ -273,6 +277,7 @@ class Submissions:
             dataset=found.dataset if mix is None or mix.new is None else mix.row,
             model=model,
             start=start,
+            judge=judge,
             stages=stages,
             violations=violations,
             target=await _target(session, method, stages),
@@ -305,6 +310,10 @@ class Submissions:
             row = await session.get(DatasetRow, known.validation.id, populate_existing=True)
             if row is None or row.digest != known.validation.digest:
                 return False
+        if known.judge is not None:
+            judge = await session.get(ModelRow, known.judge.id, populate_existing=True)
+            if judge is None or judge.deleted_at is not None:
+                return False
         if known.model is not None:
             return now.model is not None  # a model outlives the entry of what it was made from
         if known.start is not None and now.model is None:
@@ -326,7 +335,7 @@ class Submissions:
         deployment, wrong = _deployment(method, request, stages, known.target)
         found += wrong
         checked = self._parameters.check(
-            method, stages, request.parameters, inputs.data, inputs.validation, known.described, inputs.start_arguments
+            method, stages, request.parameters, inputs.data, inputs.validation, known.described, inputs.model_arguments
         )
         found += checked.violations
         if found:
@@ -418,6 +427,7 @@ class Submissions:
                 base_model=inputs.base_model,
                 dataset=inputs.dataset,
                 validation_dataset=inputs.validation_dataset,
+                reward_model=inputs.judge,
                 effective=checked.effective(stage),
                 **checked.needed_of_node(stage),
                 deployment=deployment if stage is JobKind.DEPLOYMENT else None,

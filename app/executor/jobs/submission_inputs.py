@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from app.domain.enums import ModelState, TrainingType
@@ -12,7 +13,14 @@ from app.domain.lifecycle import producing_stage
 from app.executor.jobs.base_model_builds import must_be_made
 from app.executor.jobs.data_check import Data, shipped_manifest
 from app.executor.jobs.requests import JobSubmit
-from app.executor.jobs.stage_parameters import START, START_PATH, VALIDATION_DATASET, Validation
+from app.executor.jobs.stage_parameters import (
+    REWARD_MODEL,
+    REWARD_PATH,
+    START,
+    START_PATH,
+    VALIDATION_DATASET,
+    Validation,
+)
 from app.executor.runs.job_spec import Named
 from app.registry.base_models.card import BaseModelCard, BaseModelKind
 from app.registry.base_models.findings import Finding, Severity, findings
@@ -24,6 +32,9 @@ from app.registry.datasets.service import Datasets
 from app.registry.environments.described_options import Described
 from app.registry.methods.readiness_matrix import Matrix
 from app.registry.methods.record import Method
+from app.registry.models.check import ADAPTER_CONFIG, CONFIG, MAX_JSON_BYTES
+from app.registry.models.files import UnusableFile, read_json_object
+from app.registry.models.tokenizer_files import read_tokenizer
 from app.store.home import Home
 from app.store.tables import BaseModelRow, DatasetRow, DeployTargetRow, JobRow, ModelRow
 
@@ -38,6 +49,8 @@ class Known:
     model: ModelRow | None
     start: ModelRow | None
     """Model that a training goes on from."""
+    judge: ModelRow | None
+    """Reward model of a training."""
     stages: Sequence[Stage]
     violations: Sequence[Violation]
     target: DeployTargetRow | None
@@ -68,7 +81,9 @@ class Inputs:
     """Of the base model's folder as it is now."""
     warnings: Sequence[Violation] = ()
     start: ModelRow | None = None
-    start_arguments: Mapping[str, Any] = field(default_factory=dict)
+    judge: Named | None = None
+    model_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Those that name the folders of models to the training script."""
 
 
 class InputCheck:
@@ -120,6 +135,7 @@ class InputCheck:
         card, wrong, warnings = self._judge_base_model(None if unmade else base, known.method)
         found += wrong
         found += self._start_violations(request, known)
+        found += self._judge_violations(request, known.judge)
         # large files take long to check again, so what was not touched since is not read
         inspection = self._datasets.current(data) if data is not None and unplaced is None else None
         scored_now = self._datasets.current(scored) if scored is not None else None
@@ -137,7 +153,8 @@ class InputCheck:
             card=card,
             warnings=warnings,
             start=known.start,
-            start_arguments=self.start_arguments(known.start) if known.start is not None else {},
+            judge=_named_model(known.judge),
+            model_arguments=self.model_arguments(known.start, _named_model(known.judge)),
         )
 
     def _judge_base_model(
@@ -166,6 +183,8 @@ class InputCheck:
             wrong.append(Violation(VALIDATION_DATASET, "model_keeps_inputs", {}))
         if request.adapter_name_or_path is not None:
             wrong.append(Violation(START, "model_keeps_inputs", {}))
+        if request.reward_model is not None:
+            wrong.append(Violation(REWARD_MODEL, "model_keeps_inputs", {}))
         if request.datasets is not None:
             wrong.append(Violation("/datasets", "model_keeps_inputs", {}))
         if model.path is None:
@@ -191,9 +210,14 @@ class InputCheck:
             violations=wrong,
         )
 
-    def start_arguments(self, model: ModelRow) -> dict[str, Any]:
-        """Return the argument that names the folder of the adapter to go on from, relative to the script root."""
-        return {START_PATH: os.path.relpath(self._home.absolute(model.path or ""), self._home.scripts)}
+    def model_arguments(self, start: ModelRow | None, judge: Named | None) -> dict[str, Any]:
+        """Return the arguments that name the adapter to go on from and the reward model, relative to the scripts."""
+        paths = {START_PATH: start.path if start else None, REWARD_PATH: judge.path if judge else None}
+        return {
+            name: os.path.relpath(self._home.absolute(path), self._home.scripts)
+            for name, path in paths.items()
+            if path is not None
+        }
 
     def _start_violations(self, request: JobSubmit, known: Known) -> list[Violation]:
         """Return why a training cannot go on from the model that the request names."""
@@ -215,6 +239,22 @@ class InputCheck:
             params = {"model": model.name, "made_from": model.base_model_name, "base_model": base.name}
             return [Violation(START, "adapter_of_other_base", params)]
         return []
+
+    def _judge_violations(self, request: JobSubmit, model: ModelRow | None) -> list[Violation]:
+        """Return why the model that the request names cannot judge."""
+        if request.reward_model is None:
+            return []
+        if model is None:
+            return [Violation(REWARD_MODEL, "unknown_model", {"model": request.reward_model})]
+        if model.path is None:
+            return [Violation(REWARD_MODEL, "model_is_online", {"name": model.name})]
+        if not self._exists(model.path):
+            return [Violation(REWARD_MODEL, "files_missing", {"name": model.name, "path": model.path})]
+        try:
+            code = _why_no_judge(self._home.absolute(model.path))
+        except UnusableFile as error:
+            return [replace(error.violation, pointer=REWARD_MODEL)]
+        return [] if code is None else [Violation(REWARD_MODEL, code, {"model": model.name})]
 
     def _named_data(self, row: DatasetRow, inspection: Inspection | None) -> Named:
         """Return the path of the JSONL file."""
@@ -250,6 +290,22 @@ def base_model_findings(card: BaseModelCard, method: Method) -> Sequence[Finding
     if card.kind is BaseModelKind.DESCRIPTION and manifest is not None and manifest.needs_weights:
         return [Finding(Severity.ERROR, Violation("/base_model", "base_model_is_description", {"method": method.name}))]
     return findings(card, TrainingType(method.definition.training_type or ""))
+
+
+def _why_no_judge(folder: Path) -> str | None:
+    """Return the code of why a model gives no rewards: one number for a conversation. Raises `UnusableFile`."""
+    names = frozenset(entry.name for entry in folder.iterdir() if entry.is_file())
+    file = ADAPTER_CONFIG if ADAPTER_CONFIG in names else CONFIG
+    config = read_json_object(folder / file, max_bytes=MAX_JSON_BYTES) if file in names else {}
+    kind, outputs = str((config.get("architectures") or [""])[0]), config.get("id2label")
+    is_classifier = kind.endswith("ForSequenceClassification") and isinstance(outputs, dict) and len(outputs) == 1
+    if config.get("task_type") != "SEQ_CLS" and not is_classifier:
+        return "reward_model_is_none"
+    return None if read_tokenizer(folder, names, config).chat_template else "reward_model_without_template"
+
+
+def _named_model(row: ModelRow | None) -> Named | None:
+    return None if row is None or row.path is None else Named(id=row.id, name=row.name, path=row.path)
 
 
 def _named_base(row: BaseModelRow, card: BaseModelCard | None) -> Named:

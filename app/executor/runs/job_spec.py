@@ -29,7 +29,7 @@ class PinnedScript(_Frozen):
 
 
 class Named(_Frozen):
-    """A base model or data set as it was when the job was submitted."""
+    """A base model, data set or reward model as it was when the job was submitted."""
 
     id: str
     name: str
@@ -136,6 +136,7 @@ class JobSpec(_Frozen):
     base_model: Named | None = None
     dataset: Named | None = None
     validation_dataset: Named | None = None  # rows for the score; `effective` names their file to the script
+    reward_model: Named | None = None  # judges a training; `effective` names its folder to the script
     effective: dict[str, Any] = {}
     modules: tuple[str, ...] = ()  # that these values need in the environment
     cuda: bool = False  # these values need an NVIDIA GPU
