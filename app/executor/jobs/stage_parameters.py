@@ -36,7 +36,10 @@ START = "/adapter_name_or_path"
 REWARD_PATH = "reward_model_path"
 """What a script declares that lets a reward model judge."""
 REWARD_MODEL = "/reward_model"
-_NAMED_MODELS = {START_PATH: (START, "adapter"), REWARD_PATH: (REWARD_MODEL, "reward_model")}
+_NAMED_MODELS = {
+    START_PATH: (START, "adapter_not_taken", "adapter_named_twice"),
+    REWARD_PATH: (REWARD_MODEL, "reward_model_not_taken", "reward_model_named_twice"),
+}
 """Arguments that name the folder of a model: the field of the request that the model comes from, and its codes."""
 _NOTHING = ScriptParameters(accepts_unknown=True)
 
@@ -242,11 +245,11 @@ def _validation_violations(values: Mapping[str, Any], *, taken: bool) -> list[Vi
 
 def _named_violations(name: str, values: Mapping[str, Any], *, taken: bool) -> list[Violation]:
     """Return why the folder of a model cannot be handed to the script."""
-    pointer, code = _NAMED_MODELS[name]
+    field_of_model, not_taken, named_twice = _NAMED_MODELS[name]
     if not taken:
-        return [Violation(pointer, f"{code}_not_taken", {"name": name})]
+        return [Violation(field_of_model, not_taken, {"name": name})]
     if values.get(name) is not None:
-        return [Violation(pointer, f"{code}_named_twice", {"name": name})]
+        return [Violation(field_of_model, named_twice, {"name": name})]
     return []
 
 
