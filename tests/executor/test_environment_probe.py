@@ -156,6 +156,16 @@ class TestDescribing:
         }
         assert ended
 
+    def test_library_that_ends_the_program_hides_no_other(self, library: Path) -> None:
+        (packages,) = library.glob("lib/python3*/site-packages")
+        (packages / "fatal.py").write_text("import os\nos._exit(3)")
+
+        described, trouble, ended = describe(library, ["fatal.Config", "library.Config"], ENVIRON)
+
+        assert [one.path for one in described] == ["library.Config"]
+        assert list(trouble) == ["fatal.Config"]
+        assert not ended
+
     def test_library_that_prints_without_end_fills_no_disk(self, library: Path) -> None:
         (module,) = library.glob("lib/python3*/site-packages/library.py")
         module.write_text("while True: print('x' * 2**16)")

@@ -180,7 +180,27 @@ def probe(prefix: Path, modules: list[str], environ: Mapping[str, str], *, key: 
 def describe(
     prefix: Path, classes: Sequence[str], environ: Mapping[str, str]
 ) -> tuple[Sequence[OptionClass], dict[str, str], bool]:
-    """Return the configuration classes, why others could not be described, and whether the program came to an end."""
+    """Return the configuration classes, why others could not be described, and whether the program came to an end.
+
+    A library that ends the program, or keeps it from ending, takes no other with it: then each is asked by itself.
+    """
+    described, trouble, ended = _describe(prefix, classes, environ)
+    by_library: dict[str, list[str]] = {}
+    for path in classes:
+        by_library.setdefault(path.partition(".")[0], []).append(path)
+    if ended or len(by_library) == 1:
+        return described, trouble, ended
+    found = [_describe(prefix, paths, environ) for paths in by_library.values()]
+    return (
+        [one for classes_of, _, _ in found for one in classes_of],
+        {path: why for _, trouble_of, _ in found for path, why in trouble_of.items()},
+        all(ended for _, _, ended in found),
+    )
+
+
+def _describe(
+    prefix: Path, classes: Sequence[str], environ: Mapping[str, str]
+) -> tuple[Sequence[OptionClass], dict[str, str], bool]:
     try:
         environment = stage_environment(environ, prefix, {}) | OFFLINE
         command = [str(interpreter(prefix)), str(fields_program()), *classes]
