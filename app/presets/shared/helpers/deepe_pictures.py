@@ -225,6 +225,8 @@ def load_processor(path: Path, args: argparse.Namespace) -> Any:
                 f"the processor of {path} needs the package torchvision, which the environment has not; "
                 f"add the version that fits torch"
             ) from error
+        if isinstance(error, ImportError):  # another package, which the library names with its remedy
+            raise Refused(f"the processor of {path} cannot be loaded in this environment: {error}") from error
         raise
     except (OSError, ValueError) as error:
         raise Refused(f"the model in {path} has no processor that can be loaded: {error}") from error
