@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -567,6 +568,7 @@ def train(trainer: Any, rows: int, args: argparse.Namespace) -> None:
     from transformers import PrinterCallback, TrainerCallback
 
     options_of(args).fit(trainer)
+    count_weights_once(trainer.model)
 
     class Plan(TrainerCallback):
         def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
@@ -584,6 +586,12 @@ def train(trainer: Any, rows: int, args: argparse.Namespace) -> None:
     if any_stop_requested(stop_group()):
         end_stopped(trainer.state.global_step)
     tell_kept(trainer, args)
+
+
+def count_weights_once(model: Any) -> None:
+    """Let the Trainer's estimate of operations count the weights once, not at each step."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base.num_parameters = cache(base.num_parameters)
 
 
 def end_stopped(step: int) -> None:
