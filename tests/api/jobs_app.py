@@ -161,7 +161,7 @@ async def _register_samples(services: Services) -> None:
     prepared = await services.base_models.prepare(name=base.name, path=base.name)
     rows = await services.datasets.prepare(name="custom01", path="custom01.jsonl")
     async with services.database.writing() as session:
-        await services.methods.presets.install_presets(session)
+        await services.methods.presets.install(session, "Custom01")  # to install all presets is most of a test's time
         await services.base_models.create(session, prepared)
         await services.datasets.create(session, rows)
 

@@ -233,6 +233,7 @@ class TestThinking:
     WISHES: ClassVar[dict[str, Any]] = {"enable_thinking": False, "chat_template_kwargs": {"language": "de"}}
 
     async def test_reaches_a_script_that_declares_it(self, app: JobsApp) -> None:
+        await app.post("/presets/SFT-Demo:install")
         method = (await app.client.get(f"{API}/methods/SFT-Demo")).json()
         model = await _make_model(app, method_id=method["id"], method_version=method["version"])
 

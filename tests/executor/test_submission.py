@@ -121,6 +121,10 @@ class Bench:
         async with self.database.writing() as session:
             return (await models.create_model(session, new, now=NOW)).id
 
+    async def install(self, preset: str) -> None:
+        async with self.database.writing() as session:
+            await self.methods.presets.install(session, preset)
+
     async def register_data(self, name: str, *, path: str | None = None) -> None:
         datasets = Datasets(home=self.home, max_characters=4000, max_bytes=2**30, clock=lambda: NOW)
         prepared = await datasets.prepare(name=name, path=path or f"{name}.jsonl")
@@ -141,8 +145,8 @@ async def bench(database: Database, tmp_path: Path) -> Bench:
     base_models = BaseModels(home=home, clock=lambda: NOW)
     prepared = await base_models.prepare(name=base_model.name, path=base_model.name)
     async with database.writing() as session:
-        await bench.methods.presets.install_presets(session)
         await base_models.create(session, prepared)
+    await bench.install("Custom01")  # to install all presets is most of a test's time
     await bench.register_data("custom01")
     return bench
 
@@ -348,6 +352,8 @@ class TestRefusals:
             (bench.home.datasets / "other.jsonl").write_text('{"text": "a"}\n')
             await bench.register_data("other")
             changes = {"dataset": "other"}
+        if changes.get("method") == "SFT-Demo":
+            await bench.install("SFT-Demo")
 
         assert expected in await bench.refusal(**changes)
 
@@ -518,6 +524,7 @@ class TestNeedsOfValues:
     @pytest.fixture
     async def sft(self, bench: Bench) -> Callable[..., Any]:
         await TestBaseModel().registered(bench)
+        await bench.install("SFT-Demo")
 
         async def submit(parameters: dict[str, Any], **more: Any) -> Submitted:
             asked = {"method": "SFT-Demo", "base_model": "tiny", "through": "customized", "parameters": parameters}
