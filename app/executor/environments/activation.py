@@ -13,10 +13,12 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 
-# HF_* includes a hub token: the operator gives it to the worker for the scripts. Nothing of the service itself passes.
+# HF_* includes a hub token, and trackers have keys: the operator gives them to the worker for the scripts. Nothing of
+# the service itself passes.
 STAGE_VARIABLES = (
     *("PATH", "HOME", "USER", "LANG", "LC_*", "TZ", "TMPDIR", "LD_LIBRARY_PATH"),
     *("CUDA_*", "NVIDIA_*", "NCCL_*", "OMP_*", "HF_*", "AI_PY_REDIS_*", "TRAINING_START_PORT"),
+    *("MLFLOW_*", "WANDB_*", "TRACKIO_*", "SWANLAB_*"),
 )
 NETWORK_VARIABLES = (
     *("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy"),

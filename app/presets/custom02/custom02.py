@@ -39,6 +39,8 @@ from deepe_preparation import Preparation, remove_prepared
 from deepe_recipes import Recipe
 from deepe_rows import CONVERSATION, Refused, Rendered, Wanted
 from deepe_scores import perplexity, report_exact_match, report_loss
+from deepe_trackers import check as check_trackers
+from deepe_trackers import follow
 
 TINY_BYTES = 64 * 2**20  # threads of a smaller model wait for each other longer than they work
 RANK, PROCESSES = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -72,6 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--weight_decay", type=float, default=0.0, help="pull of the weights towards zero")
     parser.add_argument("--seed", type=int, default=42, help="same seed and machine, same model")
     parser.add_argument("--logging_steps", type=int, default=5, help="steps between two points of the curve")
+    arguments.add_trackers(parser)
     parser.add_argument("--save_steps", type=int, default=50, help="steps between two checkpoints")
     parser.add_argument("--eval_fraction", type=float, default=0.1, help="part of the rows held out for the score")
     parser.add_argument("--eval_samples", type=int, default=100, help="held-out rows that are used at most")
@@ -103,6 +106,7 @@ def run(args: argparse.Namespace) -> None:
     for name in ("batch_size", "grad_accum_steps", "logging_steps", "save_steps", "eval_steps"):
         if getattr(args, name) < 1:
             raise Refused(f"{name} must be at least 1")
+    check_trackers(args)
     log("HandleWithDataset", args.dataset_path, args)
     preparation = Preparation(args, Wanted(kinds=frozenset({CONVERSATION})))
 
@@ -124,7 +128,8 @@ def run(args: argparse.Namespace) -> None:
     score(model, tokenizer, held_out, args, "before")
     log("StartTraining", args.model_name, args)
     output = Path(args.output_dir or args.save_path)
-    train(model, learned.rows(), held_out, output, tokenizer.pad_token_id, args, rows=preparation.rows)
+    with follow(args, model):
+        train(model, learned.rows(), held_out, output, tokenizer.pad_token_id, args, rows=preparation.rows)
     score(model, tokenizer, held_out, args, "after")
 
     log("SaveTrainedModel", args.model_name, args)

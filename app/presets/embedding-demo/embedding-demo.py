@@ -46,6 +46,7 @@ from deepe_preparation import Preparation
 from deepe_recipes import EXAMPLE, Recipe, Row, written_value
 from deepe_rows import PAIR, Pair, Refused, Rendered, Wanted
 from deepe_scores import report_score
+from deepe_trackers import follow
 from text_vectors import AUTO, Encoder, How, load_tokenizer, longest_of, pooling_of, prompts_of
 
 LOOKED_AT = 10  # rows for each place of a batch, before rows that share a text are taken
@@ -112,7 +113,8 @@ def run(args: argparse.Namespace) -> None:
     encoder = load(args, how, tokenizer)
     score(encoder, held_out, documents, right, args, "before")
     log("StartTraining", args.model_name, args)
-    train(encoder, pairs, held_out, right, args)
+    with follow(args):
+        train(encoder, pairs, held_out, right, args)
 
     log("SaveTrainedModel", args.model_name, args)
     encoder.save(Path(args.output_dir))

@@ -46,6 +46,7 @@ from deepe_examples import encode, load_examples
 from deepe_log import log, remark_plan
 from deepe_rows import CONVERSATION, TEXT, Refused, Rendered, Text, Wanted
 from deepe_scores import perplexity, prompt_of, report_loss, report_right, to_answer
+from deepe_trackers import follow
 
 LEARNS = Wanted(kinds=frozenset({CONVERSATION, TEXT}))
 WEIGHTS, STATE = "adapters.safetensors", "optimizer.safetensors"
@@ -134,7 +135,8 @@ def run(args: argparse.Namespace) -> None:
     learner = Learner(args)
 
     score(learner, tokenizer, held_out, unseen, "before")
-    train(learner, tokenizer, examples, unseen, rows=len(parts.train))
+    with follow(args):
+        train(learner, tokenizer, examples, unseen, rows=len(parts.train))
     learner.write(Path(args.output_dir), tokenizer)
     llm.announce_adapter(args)
     score(learner, tokenizer, held_out, unseen, "after")

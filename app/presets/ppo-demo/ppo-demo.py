@@ -47,6 +47,7 @@ from deepe_reward_model import check_reward_model, load_reward_model, make_rewar
 from deepe_rewards import Judge, columns_of, judge_of
 from deepe_rows import QUESTION, Question, Refused, Wanted, written
 from deepe_scores import encode_prompts, score_rewards
+from deepe_trackers import follow
 
 STATE = "ppo.pt"
 LAMBDA = 0.95  # how far advantages look ahead
@@ -145,7 +146,8 @@ def run(args: argparse.Namespace) -> None:
     learner = Learner(args, machine, tokenizer, judge, tasks.longest + args.max_content_length)
 
     score(learner, held_out, judge, "before")
-    train(learner, tasks.rows(), preparation.rows)
+    with follow(args, learner.policy):
+        train(learner, tasks.rows(), preparation.rows)
     log("SaveTrainedModel", args.model_name, args)
     learner.policy.save_pretrained(args.output_dir, selected_adapters=[ADAPTER])
     tokenizer.save_pretrained(args.output_dir)

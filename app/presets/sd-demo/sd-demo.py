@@ -43,6 +43,8 @@ from deepe_captions import Captioned, check_readable, load_captioned, split
 from deepe_llm import judge_unknown, print_step
 from deepe_log import log, remark
 from deepe_rows import Refused
+from deepe_trackers import check as check_trackers
+from deepe_trackers import follow
 
 LEAST = {
     **dict.fromkeys(("batch_size", "grad_accum_steps", "lora_rank", "logging_steps", "save_steps"), 1),
@@ -137,11 +139,13 @@ def run(args: argparse.Namespace) -> None:
     )
     if trainer == "simpletuner":
         measure(args, machine, held_out, "before")
-        train_with_simpletuner(args, learned, kind, machine.dtype)
+        with follow(args):
+            train_with_simpletuner(args, learned, kind, machine.dtype)
     else:
         pipeline = diffusion.load_pipeline(Path(args.model_path), machine)
         diffusion.score(pipeline, held_out, args, "before")
-        diffusion.train_small(args, pipeline, learned)
+        with follow(args):
+            diffusion.train_small(args, pipeline, learned)
     log("SaveTrainedModel", args.model_name, args)
     tidy(Path(args.output_dir))
     deepe.artifact(args.output_dir, "adapter")
@@ -172,6 +176,7 @@ def measure(
 
 def check(args: argparse.Namespace) -> None:
     """Refuse what would only fail minutes later."""
+    check_trackers(args)
     for name, least in LEAST.items():
         if getattr(args, name) < least:
             raise Refused(f"{name} must be at least {least}, it is {getattr(args, name)}")

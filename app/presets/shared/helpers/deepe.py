@@ -25,6 +25,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,17 @@ _CHECKPOINT = "deepe-checkpoint.json"
 _BLOCK_BYTES = 1024 * 1024
 _SAMPLES = 64
 
+listeners: list[Callable[[int, dict[str, Any]], None]] = []
+"""Called with the step and the values of every `metrics`."""
+
 _stop = False
 _catching = False
 
 
 def metrics(step: int, **values: Any) -> None:
     """Report the curves' points of one training step. Names are free; what is not a finite number becomes null."""
+    for listener in listeners:
+        listener(int(step), values)
     _append("metrics", step=int(step), values={name: _number(value) for name, value in values.items()})
 
 

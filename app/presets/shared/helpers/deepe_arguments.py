@@ -216,12 +216,22 @@ def add_watch(
     group.add_argument(
         "--logging_steps", type=int, default=logging_steps, help="steps between two points of the curves"
     )
+    add_trackers(group)
     group.add_argument("--save_steps", type=int, default=save_steps, help="steps between two checkpoints")
     group.add_argument("--save_total_limit", type=int, default=2, help="checkpoints that are kept")
     group.add_argument("--resume", type=str2bool, default=True, help="go on from the newest complete checkpoint")
     group.add_argument("--eval_fraction", type=float, default=0.1, help=f"part of the {rows} held out for the score")
     group.add_argument("--eval_samples", type=int, default=eval_samples, help=f"held-out {rows} that are used at most")
     return group
+
+
+def add_trackers(group: Any) -> None:
+    """Declare which trackers get the curves."""
+    group.add_argument(
+        "--report_to",
+        default="",
+        help="mlflow, wandb, trackio, swanlab, several with commas; TensorBoard's files are always written",
+    )
 
 
 def add_held_out(group: Any, *, answers: bool = True) -> None:

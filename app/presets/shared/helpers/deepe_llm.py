@@ -20,6 +20,7 @@ from typing import Any
 import deepe
 import deepe_chat as chat
 import deepe_memory as memory
+import deepe_trackers
 from deepe_adapters import folder_with, leave_reference_out, start_of
 from deepe_arguments import str2bool as str2bool  # noqa: PLC0414 (copies of older scripts take it from here)
 from deepe_checkpoints import ADAPTER, MODEL, make_readable, newest_checkpoint
@@ -62,6 +63,7 @@ def run_stage(
     prepare_environment(args)
     try:
         judge_unknown(unknown, args)
+        deepe_trackers.check(args)
         work(args)
         remove_prepared(args)
         leave_group()
@@ -416,7 +418,10 @@ def trainer_settings(args: argparse.Namespace, machine: Machine, *, checkpointin
         "save_steps": args.save_steps,
         "save_total_limit": args.save_total_limit,
         "seed": args.seed,
-        "report_to": "none",
+        "report_to": "none",  # what is asked for comes with `callbacks`
+        "run_name": deepe_trackers.run_name(args),
+        "project": deepe_trackers.PROJECT,
+        "trackio_static_space_id": False,
         "disable_tqdm": True,
     }
 
@@ -472,7 +477,13 @@ def callbacks(args: argparse.Namespace, shown: str = "loss") -> list[Any]:
                 make_readable(folder)
                 deepe.checkpoint(folder, state.global_step)
 
-    return [Gauges(), TrainCallback(args.logging_steps, args.train_id, args.seq), Watch(), *early_stopping(args)]
+    return [
+        Gauges(),
+        TrainCallback(args.logging_steps, args.train_id, args.seq),
+        *deepe_trackers.callbacks(args),
+        Watch(),
+        *early_stopping(args),
+    ]
 
 
 def stop_group() -> Any:

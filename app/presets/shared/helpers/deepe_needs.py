@@ -46,6 +46,12 @@ _OPTIMIZERS = {  # the first pattern that fits counts
     "rmsprop_bnb*": _BITSANDBYTES,
     "*_8bit": _BITSANDBYTES,
 }
+TRACKERS = {
+    "mlflow": Need("mlflow", "mlflow-skinny"),
+    "wandb": Need("wandb"),
+    "trackio": Need("trackio"),
+    "swanlab": Need("swanlab"),
+}
 _TRUE = {"true": _BITSANDBYTES}
 _VLLM = {"true": Need("vllm")}
 
@@ -58,6 +64,7 @@ TABLE: Mapping[str, Mapping[str, Need]] = {
     "attn_implementation": FLASH_ATTENTION,
     "vllm": _VLLM,
     "use_vllm": _VLLM,
+    "report_to": {f"*{name}*": need for name, need in TRACKERS.items()},
     "use_liger_kernel": {"true": Need("liger_kernel", "liger-kernel")},
 }
 """Parameter → pattern of its values in lower case → what they need."""
