@@ -69,28 +69,14 @@ def make_parser() -> argparse.ArgumentParser:
         default="auto",
         help="who judges; auto: the model, if one is named",
     )
-    reward.add_argument(
-        "--answer_pattern",
-        default=r"(?:####|\\boxed\{)[ *$\\]*(-?\$?(?:\\?[dt]?frac\{\d+\}\{\d+\}|[\d.,]+(?:/\d+)?))",
-        help="where the result stands in an answer",
-    )
-    reward.add_argument("--answer_weight", type=float, default=1.0, help="reward for the right result")
-    reward.add_argument("--format_weight", type=float, default=0.5, help="reward for the form of answer_pattern")
-    reward.add_argument("--length_weight", type=float, default=0.0, help="reward for an answer that is short enough")
-    reward.add_argument("--target_length", type=int, default=1000, help="characters of a short answer")
-    reward.add_argument("--reward_file", default=None, help="Python file with functions ..._reward")
-    reward.add_argument("--reward_file_weight", type=float, default=1.0, help="weight of each of its functions")
+    arguments.add_rule_reward(reward)
     reward.add_argument("--reward_model_path", default=None, help="folder of a reward model")
     reward.add_argument("--preference_path", default=None, help="JSONL file with pairs to make a reward model from")
     reward.add_argument("--reward_steps", type=int, default=200, help="steps of making the reward model")
     reward.add_argument("--reward_learning_rate", type=float, default=1e-5, help="learning rate of the reward model")
 
     data = arguments.add_rows(parser, columns=("the question", "the result"))
-    data.add_argument(
-        "--system_prompt",
-        default="Think step by step. Write the result into the last line, like this: #### 42",
-        help="instruction before each question; empty gives none",
-    )
+    arguments.add_system_prompt(data)
     arguments.add_lengths(data, of_input="a question", of_output="an answer", output_tokens=256)
     arguments.add_template(data)
     arguments.add_workers(data)

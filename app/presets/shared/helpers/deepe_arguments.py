@@ -243,3 +243,27 @@ def add_held_out(group: Any, *, answers: bool = True) -> None:
     group.add_argument("--early_stopping_threshold", type=float, default=0.0, help="what counts as an improvement")
     if answers:
         group.add_argument("--eval_max_new_tokens", type=int, default=64, help="tokens of an answer that is scored")
+
+
+def add_rule_reward(group: Any) -> None:
+    """Declare what answers are rewarded for by computed rules."""
+    group.add_argument(
+        "--answer_pattern",
+        default=r"(?:####|\\boxed\{)[ *$\\]*(-?\$?(?:\\?[dt]?frac\{\d+\}\{\d+\}|[\d.,]+(?:/\d+)?))",
+        help="where the result stands in an answer",
+    )
+    group.add_argument("--answer_weight", type=float, default=1.0, help="reward for the right result")
+    group.add_argument("--format_weight", type=float, default=0.5, help="reward for the form of answer_pattern")
+    group.add_argument("--length_weight", type=float, default=0.0, help="reward for an answer that is short enough")
+    group.add_argument("--target_length", type=int, default=1000, help="characters of a short answer")
+    group.add_argument("--reward_file", default=None, help="Python file with functions ..._reward")
+    group.add_argument("--reward_file_weight", type=float, default=1.0, help="weight of each of its functions")
+
+
+def add_system_prompt(group: Any) -> None:
+    """Declare what is said before each question."""
+    group.add_argument(
+        "--system_prompt",
+        default="Think step by step. Write the result into the last line, like this: #### 42",
+        help="instruction before each question; empty gives none",
+    )
