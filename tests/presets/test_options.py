@@ -121,6 +121,7 @@ def found(holds: Holds, tiny_base: Path) -> Answers:
             "best without a match": ["--eval_fraction=0.5", "--load_best_model_at_end=true", "--save_steps=7"],
             "unknown": ["--neftune_alpha=5"],
             "of the platform": ["--report_to=wandb"],
+            "streamed": ["--streaming=true"],
             "other name": ["--max_length=99"],
             "wrong type": ["--adam_beta2=high"],
             "twice": ["--adam_beta2=0.9", "--adam_beta2=0.8"],
@@ -182,6 +183,7 @@ class TestSft:
             ("unknown", "did you mean neftune_noise_alpha"),
             ("unknown", "(trl 1."),
             ("of the platform", "report_to cannot be set: the platform sets it; leave it out"),
+            ("streamed", "streaming cannot be set: the rows are prepared by the method itself"),
             ("other name", "use max_seq_length"),
             ("wrong type", "adam_beta2 must be a number, it is 'high' (trl.SFTConfig)"),
             ("twice", "adam_beta2 is given twice"),
@@ -310,7 +312,7 @@ def test_loops_of_our_own_take_the_adapters_options(torch_home: Home, styles_bas
     ("script", "word", "sentence"),
     [
         ("dpo-demo", "--loss_type=simpel", "accept loss_type=['simpel']: Unknown loss type: simpel"),
-        ("sft-demo", "--use_liger_kernel=true", "accept use_liger_kernel=True: You have set `use_liger_kernel`"),
+        ("sft-demo", "--use_liger_kernel=true", "use_liger_kernel=true needs the package liger-kernel"),
     ],
 )
 def test_value_that_only_the_training_looks_at_is_refused_with_a_sentence(
