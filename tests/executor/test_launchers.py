@@ -16,7 +16,7 @@ TRACEBACK = ["Traceback (most recent call last):", '  File "x.py", line 1, in <m
 LOST_PEER = "RuntimeError: [gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:58031"
 
 
-def command(kind: LauncherKind, processes: int) -> list[str]:
+def command(kind: LauncherKind, processes: int, config: Path | None = None) -> list[str]:
     return list(
         stage_command(
             Launcher(kind=kind),
@@ -25,6 +25,7 @@ def command(kind: LauncherKind, processes: int) -> list[str]:
             arguments=["--output_dir=../out"],
             processes=processes,
             ranks=Path("/runs/j/1/ranks"),
+            config=config,
         )
     )
 
@@ -49,6 +50,15 @@ class TestCommand:
         assert argv[:5] == ["/envs/trl/bin/python", "-u", "-I", "-m", "accelerate.commands.launch"]
         assert {"--num_processes=2", "--multi_gpu", "--main_process_port=0", "--max_restarts=0"} <= set(argv)
         assert argv[-3:] == ["--tee=1:3", "/scripts/train.py", "--output_dir=../out"]
+
+    def test_a_configuration_starts_a_group_whatever_the_launcher(self) -> None:
+        for kind in LauncherKind:
+            assert command(kind, 2, config=Path("/runs/j/1/accelerate.yaml")) == [
+                "/envs/trl/bin/python", "-u", "-I", "-m", "accelerate.commands.launch",
+                "--config_file=/runs/j/1/accelerate.yaml", "--main_process_port=0", "--max_restarts=0",
+                "--log_dir=/runs/j/1/ranks", "--tee=1:3",
+                "/scripts/train.py", "--output_dir=../out",
+            ]  # fmt: skip
 
     @pytest.mark.parametrize("kind", [LauncherKind.TORCHRUN, LauncherKind.ACCELERATE])
     def test_a_group_of_one_writes_to_the_output_only(self, kind: LauncherKind) -> None:

@@ -20,7 +20,7 @@ from app.domain.demand import Demand
 from app.domain.enums import JobKind, JobStatus, ModelState, Platform, TrainingType, VersionSource
 from app.domain.environment_reports import EnvironmentState
 from app.domain.errors import InvalidRequest
-from app.domain.launchers import Launcher, LauncherKind
+from app.domain.launchers import Launcher, LauncherKind, Strategy
 from app.domain.placement import Mismatch, mismatches
 from app.executor.attempts.launch import Inputs, stage_arguments
 from app.executor.environments import environment_probe
@@ -636,6 +636,56 @@ class TestNeedsOfValues:
             hosts = await hosts_of(session, [await get_node(session, name) for name in ("cpu", "gpu")])
         demand = Demand.parse(job.demand)
         assert [list(mismatches(demand, host)) for host in hosts] == [[Mismatch.ACCELERATORS], []]
+
+
+class TestDistributedStrategy:
+    """What the processes of a training share is a parameter, and decides how they are started."""
+
+    @pytest.mark.parametrize(
+        ("strategy", "accelerators", "started"),
+        [
+            (None, None, None),
+            (None, 1, None),
+            (None, 2, Strategy.DDP),
+            ("auto", 4, Strategy.DDP),
+            ("ddp", 1, None),
+            ("ddp", 2, Strategy.DDP),
+            ("fsdp2", 2, Strategy.FSDP2),
+            ("zero3", 8, Strategy.ZERO3),
+        ],
+    )
+    async def test_decides_how_the_training_is_started(
+        self, bench: Bench, strategy: str | None, accelerators: int | None, started: Strategy | None
+    ) -> None:
+        await TestBaseModel().registered(bench)
+        parameters = {} if strategy is None else {"distributed_strategy": strategy}
+
+        jobs = (
+            await bench.submit(
+                method="SFT-Demo",
+                base_model="tiny",
+                through="complete",
+                parameters=parameters,
+                resources={} if accelerators is None else {"accelerators": accelerators},
+            )
+        ).jobs
+
+        assert [JobSpec.of(job).strategy for job in jobs] == [started, None]
+
+    async def test_dividing_takes_two(self, bench: Bench) -> None:
+        await TestBaseModel().registered(bench)
+        asked = {"method": "SFT-Demo", "base_model": "tiny", "through": "customized"}
+
+        for resources in ({}, {"accelerators": 1}):
+            refused = await bench.refusal(**asked, parameters={"distributed_strategy": "fsdp2"}, resources=resources)
+            assert refused == [("/resources/accelerators", "strategy_needs_accelerators")]
+        unknown = await bench.refusal(**asked, parameters={"distributed_strategy": "fsdp"})
+        assert [pointer for pointer, _ in unknown] == ["/parameters/distributed_strategy"]
+
+    async def test_a_script_without_the_parameter_is_started_as_its_method_says(self, bench: Bench) -> None:
+        job = (await bench.submit(through="customized", resources={"accelerators": 2})).jobs[0]
+
+        assert JobSpec.of(job).strategy is None
 
 
 async def declare_dead(session: AsyncSession, name: str) -> None:

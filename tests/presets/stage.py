@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from app.domain.launchers import Launcher, LauncherKind
+from app.domain.launchers import Launcher, LauncherKind, Strategy, accelerate_config
 from app.executor.attempts.launchers import group_variables, stage_command
 from app.presets import catalogue
 from tests.fork_server import ForkServer, ForkWithPipes
@@ -103,17 +104,23 @@ class Home:
         *arguments: str,
         environment: Variables | None = None,
         launcher: Launcher = ALONE,
+        strategy: Strategy | None = None,
     ) -> Finished:
         """Run to the end. Events of earlier runs are not part of the result."""
         self.events_file.unlink(missing_ok=True)
-        process = self.start(script, *arguments, environment=environment, launcher=launcher)
+        process = self.start(script, *arguments, environment=environment, launcher=launcher, strategy=strategy)
         stdout, stderr = process.communicate()
         return Finished(process.wait(), stdout, stderr, self.events())
 
     def start(
-        self, script: str, *arguments: str, environment: Variables | None = None, launcher: Launcher = ALONE
+        self,
+        script: str,
+        *arguments: str,
+        environment: Variables | None = None,
+        launcher: Launcher = ALONE,
+        strategy: Strategy | None = None,
     ) -> "subprocess.Popen[str] | ForkWithPipes":
-        processes = launcher.count(0)
+        processes = launcher.count(0, group=strategy is not None)
         variables = {
             "PATH": os.environ["PATH"],
             "HOME": str(self.path),
@@ -125,7 +132,7 @@ class Home:
         }
         if launcher.kind is not LauncherKind.PYTHON:
             variables |= group_variables(variables, processes=processes, grace_seconds=10, cores=processes)
-        if self.forks is not None and environment is None:
+        if self.forks is not None and environment is None and strategy is None:
             environments = [variables] if launcher is ALONE else _ranks(variables, processes)
             return self.forks.start_with_pipes([script, *arguments], cwd=self.scripts, environments=environments)
         command = stage_command(
@@ -135,6 +142,7 @@ class Home:
             arguments=arguments,
             processes=processes,
             ranks=self.path / "ranks",
+            config=self._config(strategy, processes),
         )
         return subprocess.Popen(
             command,
@@ -145,6 +153,14 @@ class Home:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    def _config(self, strategy: Strategy | None, processes: int) -> Path | None:
+        """Write the configuration with which the platform starts a group that divides a model."""
+        if strategy is None:
+            return None
+        file = self.path / "accelerate.yaml"
+        file.write_text(yaml.safe_dump(dict(accelerate_config(strategy, processes))))
+        return file
 
     def events(self) -> list[dict[str, Any]]:
         if not self.events_file.is_file():

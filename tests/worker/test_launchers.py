@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from app.domain.enums import EndReason, JobStatus
-from app.domain.launchers import Launcher, LauncherKind
+from app.domain.launchers import Launcher, LauncherKind, Strategy
 from tests.waiting import until
 from tests.worker.harness import ENDED_WELL, TRAIN, Site, kill, pids_alive
 
@@ -68,9 +69,9 @@ def torch_site(site: Site, training_python: Path) -> Site:
     return site
 
 
-async def submit(site: Site, script: str, launcher: Launcher, **row: Any) -> str:
+async def submit(site: Site, script: str, launcher: Launcher, strategy: Strategy | None = None, **row: Any) -> str:
     more = {"environment": "trl", "resources": {"accelerators": 0}, **row}
-    return await site.submit(script, spec={"launcher": launcher}, **more)
+    return await site.submit(script, spec={"launcher": launcher, "strategy": strategy}, **more)
 
 
 async def wait_until_ready(site: Site, job_id: str) -> dict[int, int]:
@@ -97,9 +98,15 @@ async def nothing_is_left(site: Site) -> None:
 class TestGroup:
     pytestmark = with_torch
 
-    @pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
-    async def test_learns_as_one_with_an_accelerator_for_each(self, torch_site: Site, launcher: Launcher) -> None:
-        job_id = await submit(torch_site, LEARN, launcher, resources={})
+    @pytest.mark.parametrize(
+        ("launcher", "strategy"),
+        [(TORCHRUN, None), (ACCELERATE, None), (Launcher(processes=2), Strategy.FSDP2)],
+        ids=["torchrun", "accelerate", "strategy"],
+    )
+    async def test_learns_as_one_with_an_accelerator_for_each(
+        self, torch_site: Site, launcher: Launcher, strategy: Strategy | None
+    ) -> None:
+        job_id = await submit(torch_site, LEARN, launcher, strategy, resources={})
 
         torch_site.start_worker(DEEPE_SIMULATED_ACCELERATORS="4")
         row = await torch_site.wait(job_id)
@@ -108,6 +115,11 @@ class TestGroup:
         first, second = (json.loads((torch_site.root / f"seen-{rank}.json").read_text()) for rank in (0, 1))
         (attempt,) = await torch_site.attempts(job_id)
         assert len(attempt.accelerators) == 2
+        config = torch_site.run_folder(job_id).accelerate_config
+        assert config.exists() is (strategy is not None)
+        if strategy is not None:
+            written = yaml.safe_load(config.read_text())
+            assert (written["distributed_type"], written["num_processes"]) == ("FSDP", 2)
         assert first["weights"] == second["weights"]
         assert first["argv"] == second["argv"]
         assert first["argv"][1].startswith("--train_id=")

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any, Protocol, assert_never
 from uuid import UUID
 
+import yaml
 from pydantic import ValidationError
 
 from app.domain.accelerators import Accelerator
 from app.domain.enums import EndReason, JobKind, ModelState
 from app.domain.errors import AppError
 from app.domain.kinds import KINDS, AcceleratorUse, ArgumentStyle
-from app.domain.launchers import GROUP_KINDS
+from app.domain.launchers import GROUP_KINDS, accelerate_config
 from app.domain.names import online_name
 from app.domain.plain_text import storable_document
 from app.domain.rendering import (
@@ -195,8 +196,13 @@ class StageLauncher:
             **pinned(seen, self._prefixes.accelerators),
         }
         env = self._activated(prefix, extra)
-        processes = spec.launcher.count(len(claim.attempt.accelerators))
-        if spec.launcher.kind in GROUP_KINDS:
+        processes = spec.launcher.count(len(claim.attempt.accelerators), group=spec.strategy is not None)
+        config = None
+        if spec.strategy is not None:
+            config = run.accelerate_config
+            with ending_on_disk_errors():
+                config.write_text(yaml.safe_dump(dict(accelerate_config(spec.strategy, processes)), sort_keys=False))
+        if config is not None or spec.launcher.kind in GROUP_KINDS:
             env |= group_variables(env, processes=processes, grace_seconds=self._grace_seconds, cores=usable_cores())
         command = stage_command(
             spec.launcher,
@@ -205,6 +211,7 @@ class StageLauncher:
             arguments=argv,
             processes=processes,
             ranks=run.ranks,
+            config=config,
         )
         launch = LaunchSpec(
             attempt_id=claim.attempt.id,

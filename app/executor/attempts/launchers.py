@@ -29,12 +29,19 @@ def stage_command(
     arguments: Sequence[str],
     processes: int,
     ranks: Path,
+    config: Path | None = None,
 ) -> tuple[str, ...]:
-    """Return the argv of a stage; `ranks` is the folder for what the processes other than rank 0 write."""
+    """Return the argv of a stage; `ranks` is the folder for what the processes other than rank 0 write.
+
+    `config` is a configuration of accelerate, which then starts the group whatever the launcher.
+    """
     own = (str(python), "-u")
     # `-m` would look for modules in the working directory first; the processes that it starts do not inherit `-I`
     isolated = (*own, "-I")
     command = (str(script), *arguments)
+    if config is not None:
+        options = (f"--config_file={config}", "--main_process_port=0", "--max_restarts=0", f"--log_dir={ranks}")
+        return (*isolated, "-m", "accelerate.commands.launch", *options, *_tee("--tee", processes), *command)
     match launcher.kind:
         case LauncherKind.PYTHON:
             return (*own, *command)

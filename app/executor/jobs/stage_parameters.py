@@ -78,6 +78,11 @@ class CheckedParameters:
     survey: RowSurvey | None = None
     validation_survey: RowSurvey | None = None
 
+    def declares(self, stage: Stage, name: str) -> bool:
+        """Say whether the stage's script declares the parameter."""
+        script = self.scripts.get(stage)
+        return script is not None and name in script.declared_names
+
     def needs(self, stage: Stage) -> Mapping[str, Asked]:
         """Return what the caller's values need beyond the packages of the method, by the names that were given.
 

@@ -23,6 +23,7 @@ from app.domain.demand import Resources, resource_violations
 from app.domain.enums import JobKind, ModelState, TrainingType
 from app.domain.errors import AppError, InvalidRequest, Unavailable, Violation
 from app.domain.kinds import KINDS, STAGES, Stage, as_stage
+from app.domain.launchers import DIVIDING, STRATEGY_PARAMETER, Strategy, strategy_of
 from app.domain.lifecycle import chain, runnable_stages, source_state, trains
 from app.domain.names import BASE_ENVIRONMENT
 from app.domain.plain_text import shown
@@ -234,8 +235,15 @@ class Submissions:
         for job in jobs:
             stage = as_stage(job.kind)
             job.parameters = checked.given(stage)
-            changed = {"effective": checked.effective(stage), **checked.needed_of_node(stage)}
+            resources = Resources.model_validate(job.resources or {})
+            changed = {
+                "effective": checked.effective(stage),
+                "strategy": _strategy(method, stage, checked, resources),
+                **checked.needed_of_node(stage),
+            }
             job.launch = JobSpec.of(job).model_copy(update=changed).document()
+        if found := _strategy_violations(jobs):
+            raise InvalidRequest(found)
         return checked.warnings
 
     # ---- rows -------------------------------------------------------------------------------------------------------
@@ -341,6 +349,8 @@ class Submissions:
         if found:
             raise InvalidRequest(found)
         jobs = self._jobs(method, request, stages, inputs, checked, deployment)
+        if found := _strategy_violations(jobs):
+            raise InvalidRequest(found)
         needs = {stage: checked.needs(stage) for stage in stages}
         nowhere, unknown = judge_runnability(known.nodes, method, jobs, self._runs.modules, needs)
         if nowhere and not request.wait:
@@ -383,7 +393,15 @@ class Submissions:
         base = inputs.base_model
         folder = None if base is None or inputs.base_unmade else self._home.absolute(base.path)
         values = checked.values(JobKind.TRAINING)
-        return forecast_memory(method.preset, folder, values, device, lengths=lengths, measured=known.measured)
+        return forecast_memory(
+            method.preset,
+            folder,
+            values,
+            device,
+            lengths=lengths,
+            measured=known.measured,
+            processes=request.resources.accelerators or 1,
+        )
 
     def _measured(
         self, method: Method, stages: Sequence[Stage], inputs: Inputs, checked: CheckedParameters
@@ -419,6 +437,7 @@ class Submissions:
                 technique=method.definition.technique,
                 script=_pinned(method, stage),
                 launcher=method.definition.launcher(stage),
+                strategy=_strategy(method, stage, checked, stage_resources(request, method, stage)),
                 declared=checked.declared(stage),
                 declared_only=method.definition.arguments.declared_only or checked.refuses_unknown(stage),
                 withheld=checked.withheld(stage),
@@ -530,6 +549,24 @@ def _pinned(method: Method, stage: Stage) -> PinnedScript:
     # deployment to a configured target is done by a script of the product
     digest = digest_of(script_path(OLLAMA_SCRIPT).read_bytes())
     return PinnedScript(file=OLLAMA_SCRIPT, sha256=digest.sha256, size=digest.size, shipped=True)
+
+
+def _strategy(method: Method, stage: Stage, checked: CheckedParameters, resources: Resources) -> Strategy | None:
+    """Return how the processes of the stage share a model, if its script leaves that to a parameter."""
+    asked = checked.values(stage).get(STRATEGY_PARAMETER) if checked.declares(stage, STRATEGY_PARAMETER) else None
+    return strategy_of(method.definition.launcher(stage), asked, resources.accelerators)
+
+
+def _strategy_violations(jobs: Sequence[JobRow]) -> list[Violation]:
+    """Refuse to divide a model among fewer than two processes."""
+    wrong = []
+    for job in jobs:
+        spec = JobSpec.of(job)
+        processes = store.demand_of(job).resources.accelerators or spec.launcher.processes or 1
+        if spec.strategy in DIVIDING and processes < 2:
+            params = {"strategy": spec.strategy, "name": STRATEGY_PARAMETER}
+            wrong.append(Violation("/resources/accelerators", "strategy_needs_accelerators", params))
+    return wrong
 
 
 def _environments(method: Method, stages: Sequence[Stage]) -> set[str]:

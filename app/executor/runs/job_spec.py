@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from app.domain.enums import TrainingType
 from app.domain.environment_locks import EnvironmentLock
 from app.domain.kinds import KINDS
-from app.domain.launchers import Launcher
+from app.domain.launchers import Launcher, Strategy
 from app.domain.rendering import ArgumentForm
 from app.store.tables import JobRow
 
@@ -128,6 +128,7 @@ class JobSpec(_Frozen):
     technique: str = ""
     script: PinnedScript | None = None
     launcher: Launcher = Launcher()
+    strategy: Strategy | None = None  # accelerate starts the stage with a configuration for it
     declared: tuple[str, ...] | None = None
     declared_only: bool = False
     withheld: tuple[str, ...] = ()  # the script would take them for abbreviations of its own

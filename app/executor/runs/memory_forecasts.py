@@ -41,7 +41,7 @@ _DECIDING: Final = (
     *("batch_size", "chunk_size", "num_generations", "rollouts", "max_seq_length", "max_input_length"),
     *("max_content_length", "resolution", "max_image_side", "dtype", "load_in_4bit", "gradient_checkpointing"),
     *("packing", "attention", "optimizer", "adapter", "lora_rank", "fine_tune_type", "num_layers", "dataset_path"),
-    *("finetuning_type", "freeze_trainable_layers", "adapter_name_or_path"),
+    *("finetuning_type", "freeze_trainable_layers", "adapter_name_or_path", "distributed_strategy"),
 )
 
 
@@ -133,12 +133,13 @@ def forecast_memory(
     *,
     lengths: Lengths | None = None,
     measured: Sequence[JobRow] = (),
+    processes: int = 1,
 ) -> MemoryForecast | None:
     """Return what a training needs. None: nothing is known of it. Reads the base model's folder: blocks.
 
     `values` are all parameters of the script, `measured` trainings of its method and base model, newest first.
     """
-    of_script = None if base_model is None else _step(preset, base_model, values, device, lengths)
+    of_script = None if base_model is None else _step(preset, base_model, values, device, lengths, processes)
     total = None if of_script is None else forecast(*of_script).total / MIB
     for job in measured:
         found = job.memory or {}
@@ -181,7 +182,12 @@ def measured_memory(metrics: Mapping[str, float], device: Device) -> dict[str, A
 
 
 def _step(
-    preset: str | None, folder: Path, values: Mapping[str, Any], device: Device, lengths: Lengths | None
+    preset: str | None,
+    folder: Path,
+    values: Mapping[str, Any],
+    device: Device,
+    lengths: Lengths | None,
+    processes: int = 1,
 ) -> tuple[Base, Step] | None:
     """Return the base model and the steps of a shipped method's training. None: they are not known."""
     method = next((manifest.memory for manifest in load_manifests() if manifest.name == preset), None)
@@ -189,7 +195,8 @@ def _step(
         return None
     try:
         base = read_base(folder)
-        step = step_of(method, values, device=device.kind, tokens=_longest(method, values, device, lengths))
+        tokens = _longest(method, values, device, lengths)
+        step = step_of(method, values, device=device.kind, tokens=tokens, processes=processes)
     except (Unforeseeable, KeyError, TypeError, ValueError):  # a copy of the method may have other parameters
         return None
     return base, replace(step, checkpointing=recomputes(base, step, _asked(values), _bytes_of(device)))

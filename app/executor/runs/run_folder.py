@@ -44,6 +44,11 @@ class RunFolder:
         return self.path / "ranks"
 
     @property
+    def accelerate_config(self) -> Path:
+        """Return the configuration with which accelerate starts a group."""
+        return self.path / "accelerate.yaml"
+
+    @property
     def preview(self) -> Path:
         """Return the answer of a preview of rows."""
         return self.output / "preview.json"

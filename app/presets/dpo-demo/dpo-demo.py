@@ -31,6 +31,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_arguments as arguments
 import deepe_llm as llm
 from deepe_adapters import check_start
+from deepe_distributed import answers_here, measure, without_gradients
 from deepe_examples import answers_of
 from deepe_log import log, remark
 from deepe_options import Options, options_of
@@ -77,6 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
     arguments.add_finetuning_type(machine)
     arguments.add_lora(machine)
     arguments.add_memory(machine)
+    arguments.add_strategy(machine)
     arguments.add_held_out(arguments.add_watch(parser))
     return parser
 
@@ -313,8 +315,12 @@ def labels_of(row: Judged) -> list[bool]:
 
 def score(trainer: Any, tokenizer: Any, rows: list[Judged], args: argparse.Namespace, phase: str) -> None:
     """Report the held-out loss, the share of pairs with the likelier better answer, and of answers exactly it."""
+    measure(trainer, phase, lambda: report(trainer, tokenizer, rows, args, phase), args)
+
+
+def report(trainer: Any, tokenizer: Any, rows: list[Judged], args: argparse.Namespace, phase: str) -> None:
     score_loss(trainer, phase)
-    if rows and trainer.is_world_process_zero():
+    if rows and answers_here(trainer):
         both = [row for row in rows if isinstance(row, Preference)]
         if both:
             pairs = [[render_answer(one, tokenizer) for one in answers_of(row)] for row in both]
@@ -328,7 +334,6 @@ def score(trainer: Any, tokenizer: Any, rows: list[Judged], args: argparse.Names
         ]
         if liked:
             report_exact_match(trainer.model, tokenizer, liked, args, phase)
-    trainer.accelerator.wait_for_everyone()
 
 
 def preference_accuracy(model: Any, tokenizer: Any, pairs: list[list[Rendered]]) -> float:
@@ -358,7 +363,7 @@ def likelihoods(model: Any, tokenizer: Any, answers: list[Rendered]) -> list[flo
         )
     )
     there = torch.tensor([[place < len(one.tokens) for place in range(width)] for one in answers], device=model.device)
-    with torch.inference_mode():
+    with without_gradients():
         logits = model(input_ids=tokens, attention_mask=there.long()).logits[:, :-1].float()
     found = torch.gather(logits.log_softmax(-1), 2, tokens[:, 1:, None])[..., 0]
     return ((found * learned).sum(1) / learned.sum(1)).tolist()

@@ -35,6 +35,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_arguments as arguments
 import deepe_llm as llm
 from deepe_adapters import check_start
+from deepe_distributed import answers_here, measure
 from deepe_log import log, remark
 from deepe_options import Options, options_of
 from deepe_preparation import Preparation
@@ -89,6 +90,7 @@ def make_parser() -> argparse.ArgumentParser:
     arguments.add_finetuning_type(machine)
     arguments.add_lora(machine)
     arguments.add_memory(machine)
+    arguments.add_strategy(machine)
     arguments.add_watch(parser, logging_steps=1, save_steps=50)
     return parser
 
@@ -197,9 +199,11 @@ def generation(args: argparse.Namespace, machine: llm.Machine) -> dict[str, Any]
 def score(
     trainer: Any, tokenizer: Any, tasks: list[Question], judge: Judge, args: argparse.Namespace, phase: str
 ) -> None:
-    if tasks and trainer.is_world_process_zero():
-        score_rewards(trainer.model, tokenizer, tasks, judge, args, phase)
-    trainer.accelerator.wait_for_everyone()
+    def work() -> None:
+        if tasks and answers_here(trainer):
+            score_rewards(trainer.model, tokenizer, tasks, judge, args, phase)
+
+    measure(trainer, phase, work, args)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,9 @@ def make_parser() -> argparse.ArgumentParser:
     arguments.add_template(data)
     arguments.add_workers(data)
     arguments.add_steps(parser, learning_rate=None, learning_rate_help="empty takes what suits the adapter")
-    arguments.add_memory(parser.add_argument_group("memory and speed"))
+    machine = parser.add_argument_group("memory and speed")
+    arguments.add_memory(machine)
+    arguments.add_strategy(machine)
     arguments.add_held_out(arguments.add_watch(parser))
     return parser
 

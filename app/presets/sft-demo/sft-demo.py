@@ -73,7 +73,9 @@ def make_parser() -> argparse.ArgumentParser:
     lora = parser.add_argument_group("what is trained")
     arguments.add_finetuning_type(lora)
     arguments.add_lora(lora)
-    arguments.add_memory(parser.add_argument_group("memory and speed"))
+    machine = parser.add_argument_group("memory and speed")
+    arguments.add_memory(machine)
+    arguments.add_strategy(machine)
     arguments.add_held_out(arguments.add_watch(parser))
     return parser
 

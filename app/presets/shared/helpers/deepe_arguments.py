@@ -16,6 +16,7 @@ from typing import Any
 
 AUTO = ["auto", "true", "false"]
 DTYPES = ["auto", "bfloat16", "float16", "float32"]
+STRATEGIES = ["auto", "ddp", "fsdp2", "zero2", "zero3"]
 ATTENTION = ["auto", "sdpa", "flash_attention_2", "flash_attention_3", "eager"]
 
 
@@ -200,6 +201,16 @@ def add_memory(group: Any, *, dtypes: list[str] = DTYPES) -> None:
         choices=AUTO,
         default="auto",
         help="recompute activations instead of keeping them; auto does it when memory is short",
+    )
+
+
+def add_strategy(group: Any) -> None:
+    """Declare how the processes of a group share a model; the platform starts them by it."""
+    group.add_argument(
+        "--distributed_strategy",
+        choices=STRATEGIES,
+        default="auto",
+        help="how several processes share the model; auto: each has all of it",
     )
 
 

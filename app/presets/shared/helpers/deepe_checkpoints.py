@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from deepe_distributed import checkpoint_files
 from deepe_log import remark
 
 ADAPTER, MODEL = "adapter_model.safetensors", "model.safetensors"
@@ -26,7 +27,7 @@ def newest_checkpoint(
     for folder in sorted(found, key=lambda folder: int(folder.name[11:]), reverse=True):
         if has_cut_ranks(folder):
             remark(f"{folder.name} holds matrices that AdaLoRA has cut: training starts anew instead", args)
-        elif is_complete(folder, (*parts_of(folder, weights), *states)):
+        elif is_complete(folder, checkpoint_files(folder) or (*parts_of(folder, weights), *states)):
             remark(f"resumed from {folder.name}", args, warning=False)
             return folder
         else:
@@ -63,6 +64,8 @@ def is_complete(folder: Path, names: Sequence[str]) -> bool:
 
 def _is_whole(path: Path) -> bool:
     """Whether a safetensors file has the length that it announces, or one of torch its end."""
+    if not path.suffix:  # what lists the parts of a divided model
+        return path.stat().st_size > 0
     if path.suffix != ".safetensors":
         return zipfile.is_zipfile(path)
     with path.open("rb") as file:

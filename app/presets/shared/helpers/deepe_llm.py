@@ -24,6 +24,20 @@ import deepe_trackers
 from deepe_adapters import folder_with, leave_reference_out, start_of
 from deepe_arguments import str2bool as str2bool  # noqa: PLC0414 (copies of older scripts take it from here)
 from deepe_checkpoints import ADAPTER, MODEL, make_readable, newest_checkpoint
+from deepe_distributed import (
+    any_stop_requested,
+    check_divided,
+    check_strategy,
+    dividing_weights,
+    has_parts_of_weights,
+    join,
+    leave_group,
+    processes,
+    save_model,
+    stop_group,
+    strategy,
+    wait_for_all,
+)
 from deepe_log import log, remark, remark_plan
 from deepe_needs import FLASH_ATTENTION, needs_of
 from deepe_options import PASSED_BY_PLATFORM, PASSED_TO_ALL, options_of
@@ -123,6 +137,7 @@ def check(args: argparse.Namespace) -> None:
     options_of(args).check()
     if "attention" in args:  # scripts that train with torch
         _check_packages(args)
+    check_strategy(args)
 
 
 def _check_packages(args: argparse.Namespace) -> None:
@@ -173,6 +188,7 @@ def choose(args: argparse.Namespace) -> Machine:
     import torch
 
     use_one_gpu(args)
+    join(device_kind())
     cuda = torch.cuda.is_available()
     brain = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     dtype = args.dtype
@@ -275,7 +291,7 @@ def load_weights(
     set_seed(args.seed)
     more = dict(named)
     dtype = "float32" if trains_whole(args) else machine.dtype
-    if machine.device == "cuda":
+    if machine.device == "cuda" and not has_parts_of_weights():
         more["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
     if machine.four_bit:
         more["quantization_config"] = BitsAndBytesConfig(
@@ -284,15 +300,18 @@ def load_weights(
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=getattr(torch, machine.dtype),
             llm_int8_skip_modules=list(HEADS) if named else None,
+            # only numbers with a point can be divided
+            bnb_4bit_quant_storage=getattr(torch, machine.dtype) if has_parts_of_weights() else torch.uint8,
         )
     if not dropout:
         more["config"] = AutoConfig.from_pretrained(args.model_path)
         text = more["config"].get_text_config()
         for name in [name for name, value in vars(text).items() if "drop" in name and isinstance(value, float)]:
             setattr(text, name, 0.0)
-    return auto_class.from_pretrained(
-        args.model_path, dtype=getattr(torch, dtype), attn_implementation=machine.attention, **more
-    )
+    with dividing_weights(dtype):
+        return auto_class.from_pretrained(
+            args.model_path, dtype=getattr(torch, dtype), attn_implementation=machine.attention, **more
+        )
 
 
 def sample_as_scored(model: Any) -> None:
@@ -346,6 +365,8 @@ def plan_memory(
     values = vars(args) | {name: value for name, value in used.items() if name in args}
     given = options_of(args).given
     values |= {own: given[name] for name, own in SAME_OPTIONS.items() if name in given}
+    if "distributed_strategy" in values:
+        values["distributed_strategy"] = strategy()
     _expected_mib.clear()
     try:
         base = memory.read_base(Path(args.model_path if "model_path" in args else args.base_path))
@@ -353,7 +374,9 @@ def plan_memory(
         remark(f"the memory that the training needs is not known before it starts: {error}", args, warning=False)
         return asked == "true" or (asked == "auto" and machine.device == "cuda")
     free = share * free_memory(machine.device)
-    step = memory.step_of(method, values, device=machine.device, dtype=machine.dtype, tokens=tokens)
+    step = memory.step_of(
+        method, values, device=machine.device, dtype=machine.dtype, tokens=tokens, processes=processes()
+    )
     step = replace(step, checkpointing=memory.recomputes(base, step, asked, free))
     expected = memory.forecast(base, step)
     compared = machine.device == "cuda" or (machine.device == "cpu" and expected.weights > memory.LARGE)
@@ -411,7 +434,7 @@ def trainer_settings(args: argparse.Namespace, machine: Machine, *, checkpointin
         "activation_checkpointing": checkpointing,
         "bf16": machine.dtype == "bfloat16",
         "fp16": machine.dtype == "float16",
-        "use_cpu": machine.device == "cpu",
+        "use_cpu": machine.device == "cpu" and not strategy().startswith("zero"),  # DeepSpeed finds it by itself
         "logging_steps": args.logging_steps,
         "logging_first_step": True,
         "save_strategy": "steps",
@@ -486,47 +509,6 @@ def callbacks(args: argparse.Namespace, shown: str = "loss") -> list[Any]:
     ]
 
 
-def stop_group() -> Any:
-    """Return what the processes of a group agree through, None for one that is alone; on CPUs, so no GPU waits."""
-    import torch.distributed
-
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.new_group(backend="gloo") if several else None
-
-
-def wait_for_all(group: Any) -> None:
-    if group is not None:
-        import torch
-
-        torch.distributed.barrier(group=group)
-
-
-def any_stop_requested(group: Any) -> bool:
-    """Whether one of the processes was asked to stop: all leave at the same step, else some would wait for the rest."""
-    if group is None:
-        return deepe.stop_requested()
-    import torch
-
-    requested = torch.tensor([int(deepe.stop_requested())])
-    torch.distributed.all_reduce(requested, torch.distributed.ReduceOp.MAX, group=group)
-    return bool(requested.item())
-
-
-def leave_group(code: int = 0) -> None:
-    """Part from the other processes and end; alone, do nothing.
-
-    At once: threads that gloo left may abort the interpreter's own end (torch 2.13).
-    """
-    if "torch" not in sys.modules:
-        return
-    import torch.distributed
-
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()  # the first to end with a code would end the one that still writes
-        torch.distributed.destroy_process_group()
-        deepe.end(code)
-
-
 class Speed:
     """Measures a training from its start, or from where it was resumed; `memory` gives the peak if torch does not."""
 
@@ -580,6 +562,7 @@ def train(trainer: Any, rows: int, args: argparse.Namespace) -> None:
 
     options_of(args).fit(trainer)
     count_weights_once(trainer.model)
+    check_divided(trainer)
 
     class Plan(TrainerCallback):
         def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
@@ -617,7 +600,7 @@ def save_adapter(trainer: Any, args: argparse.Namespace) -> None:
     log("SaveTrainedModel", args.model_name, args)
     if trains_whole(args):
         trainer.model.config.use_cache = True  # off while it learned
-    trainer.save_model(args.output_dir)
+    save_model(trainer, args.output_dir)
     if trainer.model.can_generate():
         write_ends(trainer.model, args)
     announce_adapter(args)

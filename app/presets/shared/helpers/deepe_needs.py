@@ -65,6 +65,7 @@ TABLE: Mapping[str, Mapping[str, Need]] = {
     "vllm": _VLLM,
     "use_vllm": _VLLM,
     "report_to": {f"*{name}*": need for name, need in TRACKERS.items()},
+    "distributed_strategy": {"zero[23]": Need("deepspeed")},
     "use_liger_kernel": {"true": Need("liger_kernel", "liger-kernel")},
 }
 """Parameter → pattern of its values in lower case → what they need."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import deepe
 from deepe_chat import after_reasoning, is_cut_in_reasoning
+from deepe_distributed import answers_here, measure, without_gradients
 from deepe_log import remark
 from deepe_rewards import Judge
 from deepe_rewards import columns_of as columns_of_tasks
@@ -170,11 +171,14 @@ def perplexity(loss: float) -> float:
 
 
 def score(trainer: Any, tokenizer: Any, asked: Sequence[Rendered], args: argparse.Namespace, phase: str) -> None:
-    """Report the held-out loss, and how many prompts get exactly the wanted answer; the others wait for rank 0."""
-    score_loss(trainer, phase)
-    if asked and trainer.is_world_process_zero():
-        report_exact_match(trainer.model, tokenizer, asked, args, phase)
-    trainer.accelerator.wait_for_everyone()
+    """Report the held-out loss, and how many prompts get exactly the wanted answer."""
+
+    def work() -> None:
+        score_loss(trainer, phase)
+        if asked and answers_here(trainer):
+            report_exact_match(trainer.model, tokenizer, asked, args, phase)
+
+    measure(trainer, phase, work, args)
 
 
 def report_exact_match(
@@ -289,15 +293,12 @@ def greedy_answers(
     at_once: int = SCORED_AT_ONCE,
 ) -> list[str]:
     """Return the model's most likely answer to each prompt, a text as it is asked, or what `encode` makes tokens of."""
-    import torch
-
     encode = encode or encode_prompts
-
     side, tokenizer.padding_side = tokenizer.padding_side, "left"
     training = model.training
     model.eval()
     found: list[str] = []
-    with torch.inference_mode():
+    with without_gradients():
         for start in range(0, len(prompts), at_once):
             encoded = encode(tokenizer, prompts[start : start + at_once]).to(model.device)
             output = model.generate(

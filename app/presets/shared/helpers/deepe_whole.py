@@ -68,8 +68,8 @@ def freeze(model: Any, args: argparse.Namespace) -> Any:
         head = head_of(model)
         for layer in [*layers[-args.freeze_trainable_layers :], *([head] if head is not None else [])]:
             layer.requires_grad_(True)
-    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    whole = sum(weight.numel() for weight in model.parameters())
+    sizes = [(getattr(weight, "ds_numel", weight.numel()), weight.requires_grad) for weight in model.parameters()]
+    trained, whole = sum(size for size, learns in sizes if learns), sum(size for size, _ in sizes)
     print(f"trains {trained:,} of {whole:,} weights", flush=True)
     return model
 

@@ -24,11 +24,14 @@ def step_of(
     device: str,
     dtype: str | None = None,
     tokens: int | None = None,
+    processes: int = 1,
 ) -> Step:
     """Return the steps that a script makes of its parameters, activations kept unless they say otherwise.
 
     `dtype` is needed where the script has decided on it; `tokens` are those of the longest sequence, if known.
+    `processes` share the model by `distributed_strategy`.
     """
+    strategy = values.get("distributed_strategy")
     cuda = device == "cuda"
     batch = int(values["batch_size"])
     kind = str(values.get("finetuning_type") or "lora")
@@ -67,6 +70,8 @@ def step_of(
         four_bit=bool(values.get("load_in_4bit")),
         attention="eager" if values.get("attention") == "eager" else "sdpa",
         checkpointing=values.get("gradient_checkpointing") == "true",
+        weights_among=processes if strategy in ("fsdp2", "zero3") else 1,
+        states_among=processes if strategy in ("fsdp2", "zero2", "zero3") else 1,
     )
 
 

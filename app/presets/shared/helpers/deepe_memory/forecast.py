@@ -72,6 +72,10 @@ class Step:
     four_bit: bool = False
     attention: str = "sdpa"
     checkpointing: bool = False
+    weights_among: int = 1
+    """Processes that divide the weights. A layer is whole while it is computed, and the next one comes meanwhile."""
+    states_among: int = 1
+    """Processes that divide gradients and the optimizer's states."""
 
     @property
     def half(self) -> bool:
@@ -125,11 +129,14 @@ def forecast(base: Base, step: Step) -> Memory:
     logits = _logits(base, step)
     trained = _trained(base, step)
     moving = activations + logits
+    weights = _weights(base, step)
+    if step.weights_among > 1:
+        weights = weights // step.weights_among + 2 * weights // (base.layers + 1)
     return Memory(
-        weights=_weights(base, step),
-        adapter=0 if step.rank is None else 4 * trained,
-        gradients=4 * trained,
-        optimizer=round(trained * _bytes_of_optimizer(step.optimizer)),
+        weights=weights,
+        adapter=0 if step.rank is None else 4 * trained // step.weights_among,
+        gradients=4 * trained // step.states_among,
+        optimizer=round(trained * _bytes_of_optimizer(step.optimizer)) // step.states_among,
         activations=activations,
         attention=_attention(base, step),
         logits=logits,
