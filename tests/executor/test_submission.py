@@ -658,6 +658,7 @@ class TestDistributedStrategy:
         self, bench: Bench, strategy: str | None, accelerators: int | None, started: Strategy | None
     ) -> None:
         await TestBaseModel().registered(bench)
+        await bench.install("SFT-Demo")
         parameters = {} if strategy is None else {"distributed_strategy": strategy}
 
         jobs = (
@@ -674,6 +675,7 @@ class TestDistributedStrategy:
 
     async def test_dividing_takes_two(self, bench: Bench) -> None:
         await TestBaseModel().registered(bench)
+        await bench.install("SFT-Demo")
         asked = {"method": "SFT-Demo", "base_model": "tiny", "through": "customized"}
 
         for resources in ({}, {"accelerators": 1}):
