@@ -54,7 +54,7 @@ from app.executor.jobs.row_previews import RowPreviews
 from app.executor.jobs.stage_parameters import StageParameters
 from app.executor.jobs.submission import Submissions
 from app.executor.jobs.token_lengths import TokenLengths
-from app.executor.maintenance.background import Stopping, in_background, keep_doing
+from app.executor.maintenance.background import Stopping, Work, in_background, keep_doing
 from app.executor.maintenance.housekeeping import Housekeeper
 from app.executor.maintenance.webhook_sender import WebhookSender
 from app.executor.maintenance.webhooks import Webhooks
@@ -105,15 +105,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     services = build_services(settings, database, licence=licence, clock=utc_now)
     checks = _optional_checks(settings)
     metrics_ = Metrics(database, redis=checks.get("redis"))
-    app = new_application(_http_options(settings, metrics_), lifespan=_lifespan(services, database, settings))
+    works: list[Work] = []
+    lifespan = _lifespan(services, database, settings, works)
+    app = new_application(_http_options(settings, metrics_), lifespan=lifespan)
     app.state.metrics = metrics_
-    app.state.works = []
     app.state.services = services
     app.state.licence = licence
     app.state.readiness = Readiness(database=database.ping, optional=checks)
     include_routes(app)
     if settings.runner_port is not None:
-        _add_runner(app, settings, services, port=settings.runner_port)
+        works.append(_add_runner(app, settings, services, port=settings.runner_port))
     return app
 
 
@@ -222,9 +223,9 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def _lifespan(services: Services, database: Database, settings: Settings) -> Lifespan:
+def _lifespan(services: Services, database: Database, settings: Settings, works: Sequence[Work] = ()) -> Lifespan:
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         # by default there are few on a small machine, and a hostile script holds one for seconds
         threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="api")
         asyncio.get_running_loop().set_default_executor(threads)
@@ -232,8 +233,7 @@ def _lifespan(services: Services, database: Database, settings: Settings) -> Lif
         await upgrade(database)
         await _prepare(services, settings)
         logger.info("api_started")
-        works = [services.webhook_sender.run, services.housekeeper.run_now_and_then, *app.state.works]
-        async with in_background(*works):
+        async with in_background(services.webhook_sender.run, services.housekeeper.run_now_and_then, *works):
             yield
         await services.notifier.close()
         await database.close()
@@ -265,8 +265,8 @@ def _notifier(settings: Settings, database: Database) -> Notifier:
     return RedisNotifier(settings.redis_url.get_secret_value(), nodes=node_names)
 
 
-def _add_runner(app: FastAPI, settings: Settings, services: Services, *, port: int) -> None:
-    """Answer DeepExtension's backend on a port of its own."""
+def _add_runner(app: FastAPI, settings: Settings, services: Services, *, port: int) -> Work:
+    """Answer DeepExtension's backend on a port of its own; return what has to run beside the service."""
     # not at the top: few need it, and it brings the client of Redis
     from app.api.runner.application import ByPort, runner_application
     from app.api.runner.routes import RunnerRoutes
@@ -286,7 +286,6 @@ def _add_runner(app: FastAPI, settings: Settings, services: Services, *, port: i
     async def mend_keys(stopping: Stopping) -> None:
         await keep_doing(runner.mend_keys, every=MEND_SECONDS, stopping=stopping, event="status_keys_not_mended")
 
-    app.state.works.append(mend_keys)
     application = runner_application(
         RunnerRoutes(runner=runner, chat=services.chat, home=services.home).routes(),
         AccessPolicy(
@@ -299,6 +298,7 @@ def _add_runner(app: FastAPI, settings: Settings, services: Services, *, port: i
         metrics=app.state.metrics.http,
     )
     app.add_middleware(ByPort, port=port, application=application)
+    return mend_keys
 
 
 def _webhook_client(policy: AddressPolicy) -> "WebhookClient":

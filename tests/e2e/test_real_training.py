@@ -195,7 +195,7 @@ class TestOptionsOfLibraries:
 
     def test_are_in_the_form_and_checked_when_the_node_has_looked(self, trained: Trained) -> None:
         form = wait_until(lambda: self.described(trained), "what the libraries take")
-        values = {"adam_beta2": "high", "neftune_alpha": 5, "report_to": "wandb", "max_length": 9, "epsilon_high": 0.3}
+        values = {"adam_beta2": "high", "neftune_alpha": 5, "run_name": "mine", "max_length": 9, "epsilon_high": 0.3}
         samples = trained.site.get("/presets/SFT-Demo")["samples"]
         wanted = {name: samples[name] for name in ("base_model", "dataset")} | {"parameters": values}
 
@@ -206,7 +206,7 @@ class TestOptionsOfLibraries:
         assert {one["pointer"].rpartition("/")[2]: one["code"] for one in found["violations"]} == {
             "adam_beta2": "parameter_wrong_type",
             "neftune_alpha": "unknown_option",
-            "report_to": "option_of_platform",
+            "run_name": "option_of_platform",
             "max_length": "option_of_script_instead",
             "epsilon_high": "unknown_option",
         }

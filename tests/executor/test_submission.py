@@ -603,6 +603,7 @@ class TestNeedsOfValues:
     async def test_a_node_looks_for_all_of_it(
         self, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        await bench.install("SFT-Demo")
         monkeypatch.setattr(environment_probe, "TURN_SECONDS", 0.0)
         prefix = tmp_path / "trl"
         venv.create(prefix, symlinks=True)

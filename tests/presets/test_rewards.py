@@ -70,8 +70,8 @@ def test_numbers_are_compared_by_their_value(rewards: Any, text: str, right: str
 
 
 def test_scripts_look_for_the_result_in_the_same_places() -> None:
-    for script in ("grpo-demo.py", "ppo-demo.py"):
-        assert f'default=r"{DEFAULTS["answer_pattern"]}"' in catalogue.script_path(script).read_text()
+    shared = (catalogue.helpers_dir() / "deepe_arguments.py").read_text()
+    assert f'default=r"{DEFAULTS["answer_pattern"]}"' in shared
 
 
 def test_brevity_falls_from_the_target_to_twice_its_length(rewards: Any) -> None:

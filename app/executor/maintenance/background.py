@@ -11,11 +11,12 @@ from app.executor.nodes.backoff import backoff_seconds, log_failure
 logger = logging.getLogger(__name__)
 
 Stopping = asyncio.Event
+Work = Callable[[Stopping], Coroutine[object, object, None]]
 ENDING_SECONDS = 20.0
 
 
 @asynccontextmanager
-async def in_background(*works: Callable[[Stopping], Coroutine[object, object, None]]) -> AsyncIterator[None]:
+async def in_background(*works: Work) -> AsyncIterator[None]:
     """Run the works beside the block; at its end tell them to stop, and cancel those that take too long."""
     stopping = Stopping()
     tasks = [asyncio.create_task(work(stopping)) for work in works]

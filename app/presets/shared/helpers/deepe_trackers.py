@@ -26,7 +26,6 @@ import deepe
 from deepe_log import remark
 from deepe_needs import TRACKERS
 from deepe_rows import Refused
-from train_callback import TrainerCallback
 
 PROJECT = "deepextension"
 _CLASSES = {
@@ -70,16 +69,26 @@ def run_name(args: argparse.Namespace) -> str:
 
 def callbacks(args: argparse.Namespace) -> list[Any]:
     """Return transformers' callbacks, each behind a guard; in a group of processes only the first one reports."""
+    # not at the top: it imports transformers, which takes longer than refusing a training
+    from train_callback import TrainerCallback
+
+    class Guard(_Guard, TrainerCallback):
+        """What a Trainer takes."""
+
+    return _guards(args, Guard)
+
+
+def _guards(args: argparse.Namespace, kind: "type[_Guard]") -> list[Any]:
     if not deepe.is_first():
         return []
     _prepare(args)
-    return [_Guard(name, args) for name in ("tensorboard", *names(args))]
+    return [kind(name, args) for name in ("tensorboard", *names(args))]
 
 
 @contextlib.contextmanager
 def follow(args: argparse.Namespace, model: Any = None) -> Iterator[None]:
     """Report every step of a training loop that is no Trainer's."""
-    guards = callbacks(args)
+    guards = _guards(args, _Guard)
     state = SimpleNamespace(
         global_step=0, max_steps=0, is_world_process_zero=True, is_hyper_param_search=False, log_history=[]
     )
@@ -102,7 +111,7 @@ def follow(args: argparse.Namespace, model: Any = None) -> Iterator[None]:
             guard.on_train_end(config, state, None, model=model)
 
 
-class _Guard(TrainerCallback):
+class _Guard:
     """Calls a callback of transformers until it fails."""
 
     def __init__(self, name: str, args: argparse.Namespace) -> None:
@@ -117,7 +126,7 @@ class _Guard(TrainerCallback):
             self._inner = getattr(integration_utils, _CLASSES[self._name])()
             self._inner.on_train_begin(args, state, control, **others)
             if hasattr(self._inner, "_async_log"):
-                self._inner._async_log = False  # else a server that dies is heard of by nobody
+                self._inner._async_log = False  # else the death of a server stays unseen
             if link := _link(self._name):
                 deepe.note(f"{self._name}: {link}")
 
