@@ -33,9 +33,9 @@ def running_service(
             (root / "redis").mkdir()
             server = stack.enter_context(private_redis(root / "redis"))
             choice = RedisChoice(RedisKind.CONFIGURED, url=f"redis://127.0.0.1:{server.port}")
-        site = Installation(
-            root, {"base": base, **(environments or {})}, redis=choice, **{"DEEPE_POLL_SECONDS": "2", **variables}
-        )
+        found = {"base": base, **(environments or {})}
+        settings = {"DEEPE_POLL_SECONDS": "2", **variables}
+        site = Installation(root, found, forks=None, redis=choice, **settings)
         stack.callback(site.close)
         site.install_licence()
         site.start()

@@ -39,14 +39,17 @@ PYTHON = (sys.executable, "-P")
 
 
 class Installation:
-    """One home with its service, whose API and worker are forked. `start` and `stop` may be called again and again."""
+    """One home with its service. `forks`: what API and worker are forked from; None starts them as users do.
+
+    `start` and `stop` may be called again and again.
+    """
 
     def __init__(
         self,
         root: Path,
         environments: Mapping[str, Path],
         *,
-        forks: ForkServer,
+        forks: ForkServer | None = None,
         redis: RedisChoice = NO_REDIS,
         database_url: str | None = None,
         **variables: str,
@@ -97,7 +100,7 @@ class Installation:
         wait_until(lambda: self.get("/nodes")["items"], "the node")
 
     def _fork(self, spec: ProcessSpec, output: IO[Any]) -> Process:
-        if spec.argv[:2] != PYTHON:
+        if self._forks is None or spec.argv[:2] != PYTHON:
             return start_process(spec, output)
         return self._forks.start(
             spec.argv[len(PYTHON) :], cwd=self.root, environment=spec.env, output=output, new_session=True
