@@ -202,6 +202,21 @@ def messages(site: Site, method: Method, folder: Path) -> Path:
     return target
 
 
+def training_arguments(site: Site, method: Method, folder: Path) -> dict[str, Any]:
+    """Return what peers on transformers' Trainer are told alike."""
+    return {
+        "output_dir": str(folder / "out"),
+        "per_device_train_batch_size": method.batch,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": method.options["learning_rate"],
+        "max_steps": site.steps,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "seed": 42,
+    }
+
+
 def llamafactory(site: Site, method: Method) -> Measured:
     folder = site.fresh()
     rows = messages(site, method, folder)
@@ -220,15 +235,7 @@ def llamafactory(site: Site, method: Method) -> Measured:
         "lora_rank": 16,
         "lora_alpha": 32,
         "lora_target": "all",
-        "output_dir": str(folder / "out"),
-        "per_device_train_batch_size": method.batch,
-        "gradient_accumulation_steps": 1,
-        "learning_rate": method.options["learning_rate"],
-        "max_steps": site.steps,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "seed": 42,
+        **training_arguments(site, method, folder),
         "use_cpu": True,
         "disable_gradient_checkpointing": True,
         "preprocessing_num_workers": 1,
@@ -251,15 +258,7 @@ def swift(site: Site, method: Method) -> Measured:
         "lora_rank": 16,
         "lora_alpha": 32,
         "target_modules": "all-linear",
-        "output_dir": folder / "out",
-        "per_device_train_batch_size": method.batch,
-        "gradient_accumulation_steps": 1,
-        "learning_rate": method.options["learning_rate"],
-        "max_steps": site.steps,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "seed": 42,
+        **training_arguments(site, method, folder),
         "use_cpu": "true",
         "gradient_checkpointing": "false",
         "split_dataset_ratio": 0,

@@ -44,7 +44,7 @@ class Modules:
 
     @property
     def wanted(self) -> tuple[str, ...]:
-        """Return the modules that were looked for and of which nobody has said yet whether they exist."""
+        """Return the modules that were looked for and of which it is not known yet whether they exist."""
         return tuple(self._wanted)
 
     def find(self, name: str) -> ParsedSource | None:

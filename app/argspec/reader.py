@@ -280,7 +280,7 @@ class _Reader(Walker):
         return parser
 
     def _add_dataclass(self, parser: Parser, value: object, node: ast.AST, kind: Imported, prefix: str = "") -> None:
-        """Declare an option for each field; those of a library's class are known to whoever has the library."""
+        """Declare an option for each field; those of a library's class are known where the library is installed."""
         match value := self.followed(value):
             case ClassValue():
                 for base in map(self.followed, value.bases):

@@ -18,11 +18,13 @@ from fastapi import FastAPI
 
 from app.api.application import HttpOptions, new_application
 from app.api.dependencies import Services
+from app.domain.enums import ModelState, TrainingType
 from app.main import build_services, include_routes
 from app.presets.catalogue import sample_base_models, sample_datasets
 from app.settings import load_settings
+from app.store.models import NewModel, create_model
 from app.store.session import Database
-from tests.job_rows import ENVIRONMENT, Runner, add_node
+from tests.job_rows import ENVIRONMENT, FAILURE, Runner, add_node
 from tests.waiting import until
 
 BASE_URL = "http://127.0.0.1:8000"
@@ -88,6 +90,34 @@ class JobsApp:
         body = {key: value for key, value in {**SUBMIT, **changes}.items() if value is not None}
         answer: dict[str, Any] = await self.post("/jobs", body, 201)
         return answer
+
+    async def add_model(
+        self, name: str, state: ModelState, *, kind: str, files: Mapping[str, str] | None = None
+    ) -> None:
+        """Add the model of an earlier training of Custom01; `kind`: what its folder holds, with these files."""
+        made = await self.submit(through="customized")
+        job = await self.get(f"/jobs/{made['id']}")
+        folder = self.services.home.run_folder(made["id"], 1) / "output"
+        folder.mkdir(parents=True)
+        for file, text in (files or {}).items():
+            (folder / file).write_text(text)
+        new = NewModel(
+            name=name,
+            state=state,
+            training_type=TrainingType.CHAT,
+            path=self.services.home.relative(folder),
+            size_bytes=0,
+            base_model_id=job["base_model"]["id"],
+            base_model_name="custom01-base",
+            base_model_path="models/custom01-base",
+            job_id=made["id"],
+            method_id=job["method"]["id"],
+            method_version=1,
+            details={"kind": kind},
+        )
+        async with self.database.writing() as session:
+            await create_model(session, new, now=datetime.now(UTC))
+        await self.runner.run(made["id"], FAILURE)
 
     async def register_data(self, name: str, rows: Sequence[Any]) -> dict[str, Any]:
         """Write the rows to a file of the home and register it."""

@@ -1,7 +1,6 @@
 """Jobs that go on from a customized model: handed to the script, kept in copies and retries, refused."""
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ import pytest
 import sqlalchemy as sa
 
 from app.domain.enums import ModelState, TrainingType
-from app.store import models
 from app.store.session import Database
 from app.store.tables import ModelRow
 from tests.api.jobs_app import SUBMIT, JobsApp, codes, jobs_app
@@ -21,36 +19,11 @@ ARGUMENT = 'parser.add_argument("--adapter_name_or_path", default=None)'
 @pytest.fixture
 async def app(database: Database, tmp_path: Path) -> AsyncIterator[JobsApp]:
     async with jobs_app(database, tmp_path / "home") as app:
-        await make_adapter(app)
+        await app.add_model("taught", ModelState.CUSTOMIZED, kind="adapter")
         script = app.services.home.scripts / "custom01.py"
         head, found, tail = script.read_text().partition('    parser.add_argument("--train_id')
         script.write_text(f"{head}    {ARGUMENT}\n{found}{tail}")
         yield app
-
-
-async def make_adapter(app: JobsApp) -> None:
-    """Create the customized model "taught" of an earlier training."""
-    made = await app.submit(through="customized")
-    job = await app.get(f"/jobs/{made['id']}")
-    folder = app.services.home.run_folder(made["id"], 1) / "output"
-    folder.mkdir(parents=True)
-    new = models.NewModel(
-        name="taught",
-        state=ModelState.CUSTOMIZED,
-        training_type=TrainingType.CHAT,
-        path=app.services.home.relative(folder),
-        size_bytes=0,
-        base_model_id=job["base_model"]["id"],
-        base_model_name="custom01-base",
-        base_model_path="models/custom01-base",
-        job_id=made["id"],
-        method_id=job["method"]["id"],
-        method_version=1,
-        details={"kind": "adapter"},
-    )
-    async with app.database.writing() as session:
-        await models.create_model(session, new, now=datetime.now(UTC))
-    await app.runner.run(made["id"], FAILURE)
 
 
 class TestSubmit:

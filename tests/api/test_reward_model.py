@@ -2,15 +2,14 @@
 
 import json
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from app.domain.enums import ModelState, TrainingType
+from app.domain.enums import ModelState
 from app.executor.runs.job_spec import JobSpec
-from app.store import jobs, models
+from app.store import jobs
 from app.store.session import Database
 from tests.api.jobs_app import SUBMIT, JobsApp, codes, jobs_app
 from tests.job_rows import FAILURE
@@ -30,30 +29,7 @@ async def app(database: Database, tmp_path: Path) -> AsyncIterator[JobsApp]:
 
 
 async def make_judge(app: JobsApp, name: str, files: dict[str, str]) -> None:
-    """Create a complete model of an earlier training, with these files."""
-    made = await app.submit(through="customized")
-    job = await app.get(f"/jobs/{made['id']}")
-    folder = app.services.home.run_folder(made["id"], 1) / "output"
-    folder.mkdir(parents=True)
-    for file, text in files.items():
-        (folder / file).write_text(text)
-    new = models.NewModel(
-        name=name,
-        state=ModelState.COMPLETE,
-        training_type=TrainingType.CHAT,
-        path=app.services.home.relative(folder),
-        size_bytes=0,
-        base_model_id=job["base_model"]["id"],
-        base_model_name="custom01-base",
-        base_model_path="models/custom01-base",
-        job_id=made["id"],
-        method_id=job["method"]["id"],
-        method_version=1,
-        details={"kind": "model"},
-    )
-    async with app.database.writing() as session:
-        await models.create_model(session, new, now=datetime.now(UTC))
-    await app.runner.run(made["id"], FAILURE)
+    await app.add_model(name, ModelState.COMPLETE, kind="model", files=files)
 
 
 async def test_script_is_given_the_folder_and_the_job_names_the_model(app: JobsApp) -> None:

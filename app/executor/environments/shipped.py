@@ -51,7 +51,7 @@ class TorchSource:
     @property
     def options(self) -> Sequence[str]:
         """Return pip's options."""
-        # nobody waits for minutes to hear that an index cannot be reached
+        # an index that cannot be reached is said in seconds, not after minutes
         found = ["--index-url", self.index, "--retries", "1", "--timeout", "20"] if self.index else []
         return [*found, *(("--find-links", self.find_links) if self.find_links else ())]
 

@@ -318,7 +318,7 @@ class RunnerCalls:
         return Outcome(job=job, exit_code=exit_record.get("code"), lines=lines)
 
     async def _is_published(self, job: JobRow, now: datetime) -> bool:
-        """Say whether the end stands where the backend looks for it, or will not come there; nobody else writes it."""
+        """Say whether the end stands where the backend looks for it, or will not come there; nothing else writes it."""
         key = status_key(job)
         if key is None or await self._status.read(key) != RUNNING:
             return True
