@@ -320,7 +320,11 @@ def _files_of(environment: ShippedEnvironment, order: Order) -> Sequence[LockedF
 def _about_torch(chosen: LockPlan, name: str) -> str:
     if chosen.cpu_build:
         return f"This node has no NVIDIA GPU that {name} could use: it gets the CPU build of torch, from {chosen.torch}"
-    return f"torch comes from {chosen.torch}, as the operator says; it is bound to its version, not to a digest"
+    assert chosen.torch is not None
+    otherwise = "" if chosen.torch.index else ", and from the registry where that has no build of it"
+    return (
+        f"torch comes from {chosen.torch}, as the operator says{otherwise}; it is bound to its version, not to a digest"
+    )
 
 
 def _install_locked(packages: Sequence[PipPackage], order: Order, pip: Pip, progress: Progress, held: int) -> None:
