@@ -50,6 +50,7 @@ from app.executor.jobs.chat_service import ChatService
 from app.executor.jobs.failure_suggestions import FailureSuggestions
 from app.executor.jobs.inference_requests import InferenceRequests
 from app.executor.jobs.job_actions import JobActions
+from app.executor.jobs.model_registration import ModelRegistration
 from app.executor.jobs.row_previews import RowPreviews
 from app.executor.jobs.stage_parameters import StageParameters
 from app.executor.jobs.submission import Submissions
@@ -177,6 +178,7 @@ def build_services(
         environments=Environments(clock=clock),
         nodes=NodeActions(),
         models=Models(database=database, home=home, clock=clock),
+        model_registration=ModelRegistration(home=home, clock=clock),
         submissions=submissions,
         job_actions=JobActions(
             database=database,

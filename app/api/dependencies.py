@@ -10,6 +10,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.executor.jobs.chat_service import ChatService
 from app.executor.jobs.inference_requests import InferenceRequests
 from app.executor.jobs.job_actions import JobActions
+from app.executor.jobs.model_registration import ModelRegistration
 from app.executor.jobs.row_previews import RowPreviews
 from app.executor.jobs.submission import Submissions
 from app.executor.maintenance.housekeeping import Housekeeper
@@ -48,6 +49,7 @@ class Services:
     environments: Environments
     nodes: NodeActions
     models: Models
+    model_registration: ModelRegistration
     submissions: Submissions
     job_actions: JobActions
     inference_requests: InferenceRequests

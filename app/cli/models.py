@@ -65,7 +65,7 @@ def show(model: Model, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
                 "base model": document["base_model"]["name"],
                 "data set": (document["dataset"] or {}).get("name"),
                 "method": f"{document['method']['name']} (version {document['method']['version']})",
-                "job": document["job"]["id"],
+                "job": document["job"]["id"] if document["job"] else "none: made elsewhere",
                 "parameters": document["parameters"],
                 "made from": ", ".join(parent["name"] for parent in document["parents"]),
                 "made into": ", ".join(child["name"] for child in document["children"]),

@@ -1,4 +1,7 @@
-"""Models that jobs made, with their lineage. Rows of deleted models stay: other models, jobs and people name them."""
+"""Models that jobs made or people registered, with their lineage.
+
+Rows of deleted models stay: other models, jobs and people name them.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,7 +40,7 @@ class ModelNameAmbiguous(Conflict):
 
 @dataclass(frozen=True)
 class NewModel:
-    """What a finished job says about the model it made; paths are relative to `DEEPE_HOME`."""
+    """A model that a job made (`job_id`) or that was made elsewhere; paths are relative to `DEEPE_HOME`."""
 
     name: str
     state: ModelState
@@ -47,7 +50,7 @@ class NewModel:
     base_model_id: str
     base_model_name: str
     base_model_path: str
-    job_id: str
+    job_id: str | None
     method_id: str
     method_version: int
     parent_id: str | None = None
@@ -72,9 +75,10 @@ class ModelFilter:
 
 async def create_model(session: AsyncSession, new: NewModel, *, now: datetime) -> ModelRow:
     """Insert the model of a job; a job that settles twice gets the model it made the first time."""
-    existing = (await session.exec(select(ModelRow).where(ModelRow.job_id == new.job_id))).first()
-    if existing is not None:
-        return existing
+    if new.job_id is not None:
+        existing = (await session.exec(select(ModelRow).where(ModelRow.job_id == new.job_id))).first()
+        if existing is not None:
+            return existing
     values = {**vars(new), "parameters": dict(new.parameters), "details": dict(new.details)}
     row = ModelRow(id=str(uuid4()), created_at=now, **values)
     session.add(row)
@@ -85,6 +89,12 @@ async def create_model(session: AsyncSession, new: NewModel, *, now: datetime) -
 async def find_model(session: AsyncSession, model_id: str) -> ModelRow | None:
     """Return the model with this id, deleted or not."""
     return await session.get(ModelRow, model_id)
+
+
+async def name_is_taken(session: AsyncSession, name: str) -> bool:
+    """Return whether an existing model has this name."""
+    named = select(ModelRow.id).where(ModelRow.name == name, col(ModelRow.deleted_at).is_(None)).limit(1)
+    return (await session.exec(named)).first() is not None
 
 
 async def get_model(session: AsyncSession, model: str) -> ModelRow:

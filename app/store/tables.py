@@ -197,7 +197,7 @@ class DatasetRow(SQLModel, table=True):
 
 
 class ModelRow(SQLModel, table=True):
-    """A model that a job made, with its lineage."""
+    """A model that a job made, or that was made elsewhere and registered, with its lineage."""
 
     __tablename__ = "model"
     __table_args__ = (
@@ -216,7 +216,9 @@ class ModelRow(SQLModel, table=True):
     base_model_name: str = Field(max_length=100)
     base_model_path: str = Field(max_length=1000)
     parent_id: str | None = Field(default=None, foreign_key="model.id", max_length=36)
-    job_id: str = Field(foreign_key="job.id", max_length=36)
+    job_id: str | None = Field(
+        default=None, foreign_key="job.id", max_length=36, description="null: made elsewhere and registered"
+    )
     method_id: str = Field(foreign_key="method.id", max_length=36, index=True)
     method_version: int
     dataset_id: str | None = Field(default=None, max_length=36)

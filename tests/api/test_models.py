@@ -17,7 +17,7 @@ from app.registry.models.service import Models
 from app.store.models import find_model
 from app.store.session import Database
 from tests.api.client import MethodsApp, methods_app, utc_now
-from tests.api.resources import ROUTERS, insert_job, insert_model
+from tests.api.resources import ROUTERS, codes, insert_job, insert_model, place_base_model, safetensors
 
 URL = "/api/v1/models"
 
@@ -273,3 +273,74 @@ class TestDeleteOnline:
         model = await self.online(app, method_id, "")
 
         assert (await app.client.delete(f"{URL}/{model}")).status_code == 204
+
+
+class TestRegister:
+    @pytest.fixture
+    async def base(self, app: MethodsApp) -> None:
+        place_base_model(app.home.absolute("models/tiny"))
+        made = await app.client.post("/api/v1/base-models", json={"name": "tiny", "path": "tiny"})
+        assert made.status_code == 201
+
+    @pytest.mark.usefixtures("base", "method_id")
+    async def test_enters_a_line_of_models_whose_files_stay(self, app: MethodsApp) -> None:
+        adapter = weights(app, "models/moved/adapter", "adapter_config.json")
+        (adapter / "adapter_config.json").write_text("{}")
+        (adapter / "adapter_model.safetensors").write_bytes(safetensors(a=[1]))
+        place_base_model(app.home.absolute("models/moved/merged"))
+        common = {"base_model": "tiny", "method": "finance"}
+        bodies = [
+            {"name": "a", "state": "customized", "path": "moved/adapter", "made_at": "2025-07-01T00:00:00Z",
+             "parameters": {"lora_rank": 8}, "origin": {"task": "x"}, **common},
+            {"name": "b", "state": "complete", "path": "moved/merged", "parent": "a", **common},
+            {"name": "c", "state": "online", "url": "http://box:11434/", "parent": "b", **common},
+        ]  # fmt: skip
+        checked = [(await app.client.post(f"{URL}:validate", json=body)).json() for body in bodies[:1]]
+        made = [await app.client.post(URL, json=body) for body in bodies]
+
+        assert checked == [{"valid": True, "kind": "adapter", "violations": []}]
+        assert [answer.status_code for answer in made] == [201, 201, 201]
+        first, last = (await app.client.get(f"{URL}/a")).json(), (await app.client.get(f"{URL}/c")).json()
+        assert (first["job"], first["path"], first["created_at"]) == (
+            None,
+            "models/moved/adapter",
+            "2025-07-01T00:00:00Z",
+        )
+        assert first["parameters"] == {"lora_rank": 8}
+        assert first["details"]["origin"] == {"task": "x"}
+        assert [parent["name"] for parent in last["parents"]] == ["b", "a"]
+        assert last["details"]["deployment"]["url"] == "http://box:11434"
+        assert (await app.client.get(URL)).json()["items"][0]["job_id"] is None
+        assert (await app.client.delete(f"{URL}/a")).status_code == 204
+        assert (adapter / "adapter_config.json").exists()
+
+    @pytest.mark.usefixtures("base", "method_id")
+    async def test_says_all_that_is_wrong_at_once(self, app: MethodsApp) -> None:
+        weights(app, "models/empty", "notes.txt")
+        wrong = {
+            "name": " ", "state": "complete", "path": "../outside", "url": "http://x", "base_model": "gone",
+            "method": "gone", "parent": "gone", "dataset": "gone",
+        }  # fmt: skip
+        usual = {"name": "x", "base_model": "tiny", "method": "finance"}
+        answers = [
+            await app.client.post(URL, json=body)
+            for body in (
+                wrong,
+                {**usual, "state": "customized", "path": "empty"},
+                {**usual, "state": "online", "path": "empty"},
+                {**usual, "state": "complete"},
+            )
+        ]
+
+        assert [answer.status_code for answer in answers] == [422] * 4
+        assert [codes(answer.json()) for answer in answers] == [
+            [
+                ("/name", "missing_name"), ("/url", "model_takes_no_url"), ("/path", "path_outside_folder"),
+                ("/base_model", "base_model_not_found"), ("/method", "method_not_found"),
+                ("/parent", "model_not_found"), ("/dataset", "dataset_not_found"),
+            ],
+            [("/path", "no_model_in_folder")],
+            [("/path", "online_model_takes_no_path"), ("/url", "model_needs_url")],
+            [("/path", "model_needs_path")],
+        ]  # fmt: skip
+        assert (await app.client.get(URL)).json()["items"] == []

@@ -26,7 +26,7 @@ async def collect(database: Database, *, journal: Path, **known: Any) -> Evidenc
         attempts=[Attempt(row.id, row.job_id, row.number, names[row.node_id], live=row.live) for row in attempts],
         events=[Event(row.job_id, row.status, row.created_at.timestamp()) for row in events],
         leases=[_lease(row, names[row.node_id]) for row in leases],
-        models=models,
+        models=[job_id for job_id in models if job_id is not None],
         **known,
     )
 

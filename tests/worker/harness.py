@@ -255,7 +255,8 @@ class Site:
     async def models(self) -> Mapping[str, ModelRow]:
         """Return the models by the id of the job that made them."""
         async with self.database.reading() as session:
-            return {model.job_id: model for model in (await session.exec(select(ModelRow))).all()}
+            rows = (await session.exec(select(ModelRow))).all()
+            return {row.job_id: row for row in rows if row.job_id is not None}
 
     async def events(self, *job_ids: str) -> list[tuple[str, str]]:
         """Return (job, status) of every transition of these jobs, in order."""

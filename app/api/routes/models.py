@@ -1,11 +1,11 @@
-"""Models that jobs made: list, lineage, files, delete."""
+"""Models that jobs made or people registered: list, lineage, files, delete."""
 
 from typing import Annotated
 
-from fastapi import Depends, Path, Query
+from fastapi import Depends, Path, Query, Response
 from fastapi.responses import StreamingResponse
 
-from app.api.dependencies import ReadSession, ServicesDep
+from app.api.dependencies import ReadSession, ServicesDep, WriteSession
 from app.api.downloads import (
     ARCHIVE_RESPONSES,
     FILE_RESPONSES,
@@ -15,11 +15,23 @@ from app.api.downloads import (
     archive_answer,
     file_answer,
 )
-from app.api.errors import RangeNotSatisfiable, problem_responses
+from app.api.errors import RangeNotSatisfiable, problem_entries, problem_responses
+from app.api.idempotency import CreationDep, IdempotencyKeyReused
+from app.api.language import RequestLanguage
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
 from app.api.routing import Router
-from app.api.schemas.models import ModelFileList, ModelRead, ModelSummary, model_files, model_read, model_summary
+from app.api.schemas.models import (
+    ModelCreate,
+    ModelFileList,
+    ModelRead,
+    ModelSummary,
+    ModelValidation,
+    model_files,
+    model_read,
+    model_summary,
+)
 from app.domain.enums import ModelState, TrainingType
+from app.domain.errors import InvalidRequest
 from app.registry.models.folders import ModelFileNotFound
 from app.registry.models.ollama_cleanup import DeployTargetUnreachable
 from app.registry.models.service import ModelInUse
@@ -59,6 +71,41 @@ async def list_models(
     )
     found = await services.models.page(session, wanted, paging)
     return paging.page([model_summary(row) for row in found.rows], found.next_position)
+
+
+@router.post(
+    "/models",
+    status_code=201,
+    response_model=ModelRead,
+    responses=problem_responses(InvalidRequest, IdempotencyKeyReused),
+)
+async def register_model(
+    model: ModelCreate, session: WriteSession, services: ServicesDep, creation: CreationDep
+) -> Response:
+    """Register a model that was made elsewhere, with what it comes from. Its files are checked and stay where they are.
+
+    They also stay when the model is deleted here.
+    """
+    wanted = model.wanted()
+    looked = await services.model_registration.look(wanted)
+
+    async def create() -> ModelRead:
+        row = await services.model_registration.register(session, wanted, looked)
+        return model_read(await services.models.lineage(session, row.id))
+
+    return await creation.answer(create, headers=lambda body: {"Location": f"/api/v1/models/{body['id']}"})
+
+
+@router.post("/models:validate")
+async def validate_model(
+    model: ModelCreate, session: ReadSession, services: ServicesDep, language: RequestLanguage
+) -> ModelValidation:
+    """Say everything that registering would say; nothing is changed."""
+    wanted = model.wanted()
+    looked = await services.model_registration.look(wanted)
+    found = await services.model_registration.violations(session, wanted, looked)
+    kind = None if looked.artifact is None else looked.artifact.kind
+    return ModelValidation(valid=not found, kind=kind, violations=problem_entries(found, language))
 
 
 @router.get("/models/{model}", responses=problem_responses(*_NAMED))
@@ -114,6 +161,6 @@ async def delete_model(
 ) -> None:
     """Delete a model: a customized one loses its adapter, a complete one its folder, an online one is unloaded first.
 
-    Models made from it stay.
+    Models made from it stay, and the files of one that was made elsewhere and registered.
     """
     await services.models.delete(model, without_unloading=without_unloading)

@@ -3,9 +3,11 @@
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from app.api.errors import ProblemEntry
 from app.domain.enums import ModelState, TrainingType
+from app.executor.jobs.model_registration import ModelToRegister
 from app.registry.models.folders import ModelFile
 from app.registry.models.service import Lineage
 from app.store.tables import ModelRow
@@ -51,7 +53,7 @@ class ModelSummary(BaseModel):
     base_model: BaseModelReference
     dataset: DatasetReference | None
     method_id: str = Field(examples=[_ID])
-    job_id: str = Field(examples=[_ID])
+    job_id: str | None = Field(description="Null: made elsewhere and registered.", examples=[_ID])
     size_bytes: int
     created_at: datetime
 
@@ -84,9 +86,11 @@ class ModelRead(BaseModel):
     base_model: BaseModelReference
     dataset: DatasetReference | None
     method: MethodReference
-    job: JobReference
+    job: JobReference | None = Field(description="Null: made elsewhere and registered.")
     parameters: dict[str, Any]
-    details: dict[str, Any] = Field(description="Result manifest, evaluations, where the model is served.")
+    details: dict[str, Any] = Field(
+        description="Result manifest, evaluations, where the model is served; `origin` if it was made elsewhere."
+    )
     parents: list[ModelReference] = Field(description="What it was made from, nearest first, down to the base model.")
     children: list[ModelReference] = Field(description="What was made from it.")
     created_at: datetime
@@ -104,6 +108,43 @@ class ModelFileList(BaseModel):
 
     items: list[ModelFileRead]
     size_bytes: int = Field(description="Of all files together.")
+
+
+class ModelCreate(BaseModel):
+    """A model that was made elsewhere. Base model, method, parent and data set: id or name."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(description="No other model has it.", examples=[_NAME])
+    state: ModelState
+    path: str | None = Field(
+        default=None,
+        description="Folder, relative to `models/` of DEEPE_HOME; needed unless the state is online.",
+        examples=["adapters/faq"],
+    )
+    url: str | None = Field(
+        default=None, description="Where an online model is served.", examples=["http://gpu-box:11434"]
+    )
+    quantize: str | None = Field(default=None, max_length=40, description="How an online model was quantized.")
+    base_model: str = Field(examples=["Qwen2.5-1.5B"])
+    method: str = Field(description="What made it; its inference stages answer.", examples=["SFT-Demo"])
+    parent: str | None = Field(default=None, description="The model that it was made from.")
+    dataset: str | None = Field(default=None, description="What it learned from.", examples=["faq"])
+    parameters: dict[str, Any] = Field(default_factory=dict, description="What it was trained with.")
+    origin: dict[str, Any] = Field(default_factory=dict, description="Where it comes from, in the caller's words.")
+    made_at: AwareDatetime | None = Field(default=None, description="When it was made. Default: now.")
+
+    def wanted(self) -> ModelToRegister:
+        """Return what is to be registered."""
+        return ModelToRegister(**dict(self))
+
+
+class ModelValidation(BaseModel):
+    """Everything that registering a model would say."""
+
+    valid: bool
+    kind: str | None = Field(description="What lies in the folder.", examples=["adapter"])
+    violations: list[ProblemEntry]
 
 
 def model_summary(row: ModelRow) -> ModelSummary:
@@ -140,7 +181,7 @@ def model_read(lineage: Lineage) -> ModelRead:
             version=row.method_version,
             deleted=method is None or method.deleted_at is not None,
         ),
-        job=JobReference(id=row.job_id, name=job and job.name),
+        job=None if row.job_id is None else JobReference(id=row.job_id, name=job and job.name),
         parameters=row.parameters,
         details=row.details,
         parents=[_reference(parent) for parent in lineage.parents],

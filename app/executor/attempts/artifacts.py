@@ -107,18 +107,23 @@ def check_customized(folder: Path) -> Artifact:
     _require_folder(folder)
     with _problems_of_files():
         copy_links_in(folder)
-        for name, kind in ((IMAGE_ADAPTER, ArtifactKind.IMAGE_ADAPTER), (MLX_ADAPTER, ArtifactKind.MLX_ADAPTER)):
-            if (weights := folder / name).is_file():
-                check_tensor_file(weights)
-                return Artifact(kind, folder)
-        if (folder / ADAPTER_CONFIG).is_file():
-            check_adapter(folder)
-            return Artifact(ArtifactKind.ADAPTER, folder)
-        if looks_complete(folder) or ((folder / CONFIG).is_file() and torch_files(folder)):
-            return _complete(folder)
-        if any(folder.glob("adapter_model.*")):
-            raise MissingFile("model_file_missing", ADAPTER_CONFIG)
-        raise MissingFile("no_model_in_folder", folder, holds=listing(folder))
+        return customized_artifact(folder)
+
+
+def customized_artifact(folder: Path) -> Artifact:
+    """Return the customized model in `folder`; its files stay as they are. Raises `UnusableFile`."""
+    for name, kind in ((IMAGE_ADAPTER, ArtifactKind.IMAGE_ADAPTER), (MLX_ADAPTER, ArtifactKind.MLX_ADAPTER)):
+        if (weights := folder / name).is_file():
+            check_tensor_file(weights)
+            return Artifact(kind, folder)
+    if (folder / ADAPTER_CONFIG).is_file():
+        check_adapter(folder)
+        return Artifact(ArtifactKind.ADAPTER, folder)
+    if looks_complete(folder) or ((folder / CONFIG).is_file() and torch_files(folder)):
+        return complete_artifact(folder)
+    if any(folder.glob("adapter_model.*")):
+        raise MissingFile("model_file_missing", ADAPTER_CONFIG)
+    raise MissingFile("no_model_in_folder", folder, holds=listing(folder))
 
 
 def check_complete(folder: Path) -> Artifact:
@@ -130,7 +135,7 @@ def check_complete(folder: Path) -> Artifact:
     with _problems_of_files():
         copy_links_in(folder)
         saved = folder / "saved"
-        return _complete(folder if looks_complete(folder) or not looks_complete(saved) else saved)
+        return complete_artifact(folder if looks_complete(folder) or not looks_complete(saved) else saved)
 
 
 def check_safetensors(path: Path) -> frozenset[str]:
@@ -188,7 +193,8 @@ def read_result(path: Path) -> ResultManifest | None:
         return None
 
 
-def _complete(root: Path) -> Artifact:
+def complete_artifact(root: Path) -> Artifact:
+    """Return the self-contained model in `root`; its files stay as they are. Raises `UnusableFile`."""
     if (root / PIPELINE).is_file():
         check_pipeline(root, pickles=False)
         return Artifact(ArtifactKind.PIPELINE, root)

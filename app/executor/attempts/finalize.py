@@ -401,7 +401,7 @@ def model_name(job: JobRow, spec: JobSpec, parent: ModelRow | None, *, now: date
 
 
 def _model_card(job: JobRow, model: ModelRow) -> ModelCard:
-    lineage = {"model": model.id, "job": model.job_id, "base model": model.base_model_id, "method": model.method_id}
+    lineage = {"model": model.id, "job": job.id, "base model": model.base_model_id, "method": model.method_id}
     spec = JobSpec.of(job)
     if model.parent_id is not None:
         lineage["made from"] = model.parent_id

@@ -81,7 +81,7 @@ class Models:
         return Lineage(
             model=row,
             method=await session.get(MethodRow, row.method_id),
-            job=await session.get(JobRow, row.job_id),
+            job=None if row.job_id is None else await session.get(JobRow, row.job_id),
             parents=await store.ancestors(session, row),
             children=await store.children(session, row),
         )
@@ -103,7 +103,7 @@ class Models:
         return None if row.path is None else self._home.absolute(row.path)
 
     async def delete(self, model: str, *, without_unloading: bool = False) -> None:
-        """Delete the model: its folder if it has one, else what serves it is asked to unload it.
+        """Delete the model: its folder if a job made it, else what serves it is asked to unload it.
 
         Models made from it and its lineage stay. Raises `ModelInUse`, and `DeployTargetUnreachable` unless
         `without_unloading`: then the entry goes and the tool is left alone.
@@ -132,8 +132,8 @@ class Models:
         return row
 
     async def _remove(self, row: ModelRow) -> bool:
-        if row.path is None or not self._home.absolute(row.path).is_dir():
-            return False
+        if row.path is None or row.job_id is None or not self._home.absolute(row.path).is_dir():
+            return False  # the files of a model that was made elsewhere are not ours
         async with self._database.reading() as session:
             living = await store.living_paths(session, inside=row.path)
         keep = [self._home.absolute(path) for path in living]
