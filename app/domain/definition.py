@@ -80,6 +80,11 @@ class StageConfig(RunConfig):
     """What one stage runs; `training` and `saving` may be a group of processes."""
 
     launcher: LauncherConfig | None = Field(default=None, description="Absent: one Python process")
+    output: str | None = Field(
+        default=None,
+        description="Where in the output folder the model lies: a path or a pattern such as `final` or `checkpoint-*`, "
+        "of which the newest counts; `training` and `saving`. Absent: the output folder itself",
+    )
 
 
 class InferenceSwitches(Wire):
@@ -161,6 +166,11 @@ class MethodDefinition(Wire):
         config = self.stages.get(stage)
         given = config.launcher if config is not None else None
         return Launcher() if given is None else Launcher(kind=LauncherKind(given.kind or ""), processes=given.processes)
+
+    def output(self, stage: Stage) -> str | None:
+        """Return where in the output folder of `stage` its model lies; `None`: the folder itself."""
+        config = self.stages.get(stage)
+        return config.output if config is not None else None
 
     @property
     def deploys_itself(self) -> bool:

@@ -49,6 +49,7 @@ class EndReason(StrEnum):
     """Why an attempt or job ended. Every terminal state has one, `completed` included."""
 
     COMPLETED = "completed"
+    ALREADY_SAVED = "already_saved"
     EXIT_CODE = "exit_code"
     SIGNAL = "signal"
     OUT_OF_MEMORY = "out_of_memory"

@@ -310,6 +310,8 @@ KINDS_IN_ENVIRONMENTS: Final = kinds_where(lambda rule: rule.needs_environment)
 INFERENCE_KINDS: Final = kinds_where(lambda rule: rule.is_inference)
 METHOD_STAGES: Final = stages_where(lambda rule: rule.member is Member.STAGES)
 GROUP_STAGES: Final = stages_where(lambda rule: rule.may_be_group)
+OUTPUT_STAGES: Final = stages_where(lambda rule: rule.member is Member.STAGES and rule.produces is not None)
+"""Their result is a folder of files."""
 
 
 def kinds_of(pool: SlotPool) -> frozenset[JobKind]:

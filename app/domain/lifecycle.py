@@ -6,12 +6,12 @@ the form of `app.domain.form` are both read off them.
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from app.domain.definition import CUSTOM_TARGET, FALSE_AS, ROW_KINDS, LauncherConfig, MethodDefinition, RunConfig, Wire
 from app.domain.enums import JobKind, ModelState, TrainingType
 from app.domain.errors import Invalid, Violation
-from app.domain.kinds import GROUP_STAGES, KINDS, METHOD_STAGES, STAGES, Stage, stages_where
+from app.domain.kinds import GROUP_STAGES, KINDS, METHOD_STAGES, OUTPUT_STAGES, STAGES, Stage, stages_where
 from app.domain.launchers import GROUP_KINDS, MAX_PROCESSES, LauncherKind
 from app.domain.names import MAX_TECHNIQUE_LENGTH, is_label, name_violations
 from app.domain.plain_text import shown
@@ -52,6 +52,8 @@ OPTIONAL_OFF_PATH: Final[Stage] = JobKind.TRAINING
 STATE_OF_STAGE: dict[Stage, ModelState] = {
     stage: state for stage in STAGES if (state := KINDS[stage].state) is not None
 }
+
+MAX_OUTPUT: Final = 200
 
 # What every stage consists of, with the code for its absence.
 STAGE_MEMBERS = {"file": "missing_file", "conda_env": "missing_environment"}
@@ -133,6 +135,7 @@ def violations(definition: MethodDefinition, *, deploy_targets: Collection[str])
         *_label_violations(definition),
         *_stage_violations(definition, path),
         *_launcher_violations(definition),
+        *_output_violations(definition),
         *_inference_violations(definition, path),
         *_deployment_violations(definition, path, deploy_targets=deploy_targets),
         *_argument_violations(definition),
@@ -235,6 +238,25 @@ def _wrong_launcher(launcher: LauncherConfig, at: tuple[str, ...]) -> Iterator[V
     elif not 1 <= launcher.processes <= MAX_PROCESSES:
         params = {"value": launcher.processes, "limit": MAX_PROCESSES}
         yield Violation(pointer(*at, "processes"), "processes_out_of_range", params)
+
+
+def _output_violations(definition: MethodDefinition) -> Iterator[Violation]:
+    for stage in METHOD_STAGES:
+        output = definition.output(stage)
+        if output is None:
+            continue
+        parts = output.split("/")
+        if stage not in OUTPUT_STAGES:
+            params: dict[str, Any] = {"stage": stage, "known": _listed(OUTPUT_STAGES)}
+            yield Violation(pointer("stages", stage, "output"), "output_not_for_stage", params)
+        elif not output.isprintable() or len(output) > MAX_OUTPUT or "\\" in output or _wrong_parts(parts):
+            params = {"value": shown(output), "limit": MAX_OUTPUT}
+            yield Violation(pointer("stages", stage, "output"), "invalid_output", params)
+
+
+def _wrong_parts(parts: Sequence[str]) -> bool:
+    """Say whether a path leaves its folder, or has parts that mean something else in patterns."""
+    return any(part in ("", ".", "..") or "**" in part for part in parts)
 
 
 def _inference_violations(definition: MethodDefinition, path: Lifecycle | None) -> Iterator[Violation]:

@@ -4,7 +4,8 @@ from app.domain.enums import JobStatus
 from app.domain.errors import Conflict
 
 ALLOWED: dict[JobStatus, frozenset[JobStatus]] = {
-    JobStatus.QUEUED: frozenset({JobStatus.LAUNCHING, JobStatus.CANCELLED, JobStatus.FAILED}),
+    # succeeded from here: the job before it made what it was to make
+    JobStatus.QUEUED: frozenset({JobStatus.LAUNCHING, JobStatus.SUCCEEDED, JobStatus.CANCELLED, JobStatus.FAILED}),
     # back to queued: the attempt ended, and its reason allows another one (`app.domain.retries`)
     JobStatus.LAUNCHING: frozenset(
         {

@@ -419,6 +419,20 @@ async def finish(session: AsyncSession, claim: Claim, end: End, *, now: datetime
     return True
 
 
+async def succeed_unlaunched(session: AsyncSession, job_id: str, end: End, *, now: datetime) -> None:
+    """End a queued job whose result is there already; release the jobs that wait for it."""
+    if await _write_status(session, job_id, old={JobStatus.QUEUED}, new=JobStatus.SUCCEEDED, now=now, end=end):
+        await _release_successors(session, job_id, model_id=end.result_model_id, now=now)
+
+
+async def next_saving(session: AsyncSession, job: JobRow) -> JobRow | None:
+    """Return the saving job that follows in the chain of `job`."""
+    statement = select(JobRow).where(
+        JobRow.chain_id == job.chain_id, JobRow.position == job.position + 1, JobRow.kind == JobKind.SAVING
+    )
+    return None if job.chain_id is None else (await session.exec(statement)).first()
+
+
 async def fail_queued(
     session: AsyncSession,
     *,

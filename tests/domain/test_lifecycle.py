@@ -101,6 +101,24 @@ def expected_deployment(online: bool, deployment: dict[str, str] | None) -> set[
             return {("/deployment/target", "unknown_deploy_target")}
 
 
+class TestOutput:
+    @pytest.mark.parametrize("output", ["final", "checkpoint-*", "run/[0-9]/best", "a b"])
+    def test_names_a_place_in_the_output_folder(self, output: str) -> None:
+        assert found(method(stages={"training": {**FULL, "output": output}})) == set()
+
+    @pytest.mark.parametrize("output", ["", "/final", "../x", "a//b", "a/", "./a", "**/final", "a\nb", "x" * 201])
+    def test_anything_else_is_refused(self, output: str) -> None:
+        assert found(method(stages={"training": {**FULL, "output": output}})) == {
+            ("/stages/training/output", "invalid_output")
+        }
+
+    def test_an_answer_lies_nowhere(self) -> None:
+        stages = {"training": FULL, "inference-customized": {**FULL, "output": "final"}}
+        assert found(method(stages=stages, inference={"customized": True})) == {
+            ("/stages/inference-customized/output", "output_not_for_stage")
+        }
+
+
 class TestEveryCombination:
     @pytest.mark.parametrize("path", PATHS, ids="-".join)
     def test_agrees_with_the_documented_table(self, path: tuple[ModelState, ...]) -> None:

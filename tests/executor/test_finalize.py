@@ -86,6 +86,7 @@ class Desk:
         self.status = Status()
         self.finalizer = StageFinalizer(database=database, home=self.home, status=self.status)
         self.node_id = ""
+        self.saved = Path()
 
     async def claim(self, kind: JobKind = JobKind.TRAINING, **overrides: Any) -> Claim:
         method = await job_rows.add_method(self.database)
@@ -203,6 +204,69 @@ class TestFinalize:
 
         row = await desk.row(claim)
         assert (row.status, row.recoveries, row.result_model_id) == (JobStatus.QUEUED, 1, None)
+
+
+class TestTrainingThatSaves:
+    """A training that writes the complete model beside its adapter leaves the saving stage nothing to do."""
+
+    async def chain(self, desk: Desk) -> tuple[Claim, str, str]:
+        method = await job_rows.add_method(desk.database)
+        launch = JobSpec(technique="sft", base_model=BASE).document()
+        rows = job_rows.new_chain(method_id=method, method_version=1, launch=launch)
+        _, saving, deployment = await job_rows.insert(desk.database, *rows)
+        claim = await job_rows.claim(desk.database, desk.node_id)
+        assert claim is not None
+        desk.saved = desk.adapter(claim) / "saved"
+        desk.saved.mkdir()
+        (desk.saved / "config.json").write_text("{}")
+        weights = desk.saved.parent / "adapter_model.safetensors"
+        shutil.copyfile(weights, desk.saved / "model.safetensors")
+        return claim, saving, deployment
+
+    async def of(self, desk: Desk, job_id: str) -> tuple[Any, ModelRow | None]:
+        async with desk.database.reading() as session:
+            row = await store.get(session, job_id)
+            return row, await find_model(session, row.result_model_id) if row.result_model_id else None
+
+    async def test_the_saving_ends_with_the_complete_model_and_the_deployment_follows(self, desk: Desk) -> None:
+        claim, saving, deployment = await self.chain(desk)
+
+        await desk.finalizer.finalize(claim, exit_record())
+
+        training, adapter = await self.of(desk, claim.job.id)
+        job, complete = await self.of(desk, saving)
+        assert (job.status, job.reason, job.attempts) == (JobStatus.SUCCEEDED, EndReason.ALREADY_SAVED, 0)
+        assert job.reason_params["path"] == desk.home.relative(desk.saved)
+        assert adapter is not None
+        assert complete is not None
+        assert (complete.state, complete.parent_id) == (ModelState.COMPLETE, adapter.id)
+        assert complete.path == desk.home.relative(desk.saved)
+        assert [file["path"] for file in complete.details["files"]] == [
+            file.path for file in list_files(desk.saved)
+        ] == ["README.md", "config.json", "model.safetensors"]  # fmt: skip
+        following, _ = await self.of(desk, deployment)
+        assert (following.model_id, following.blocked_by) == (complete.id, None)
+        assert desk.status.ends == [(training.id, True), (saving, True)]
+
+    async def test_what_a_crash_left_is_made_up_for(self, desk: Desk) -> None:
+        claim, saving, _ = await self.chain(desk)
+        await desk.finalizer.finalize(claim, exit_record())
+        (desk.saved / FILE_NAME).unlink()
+        desk.status.ends.clear()
+
+        await desk.finalizer.follow_up(claim.attempt.id)
+
+        assert (desk.saved / FILE_NAME).is_file()
+        assert (saving, True) in desk.status.ends
+
+    async def test_half_a_model_is_left_to_the_saving_stage(self, desk: Desk) -> None:
+        claim, saving, _ = await self.chain(desk)
+        (desk.saved / "model.safetensors").write_bytes(b"half")
+
+        await desk.finalizer.finalize(claim, exit_record())
+
+        job, _ = await self.of(desk, saving)
+        assert (job.status, job.blocked_by) == (JobStatus.QUEUED, None)
 
 
 class TestFilesOfAModel:

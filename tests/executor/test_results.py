@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from app.executor.attempts.artifacts import (
     check_customized,
     check_safetensors,
     digest_files,
+    find_model,
     read_result,
     write_result,
 )
@@ -143,6 +145,8 @@ class TestPrintedResult:
             (["{", '  "status": "success",', '  "parts": [', '    {"a": 1}', "  ]", "}"], True),
             (['{"status":"success"}', '{"level":"info","msg":"bye"}'], True),
             (['{"message":"success"}'], False),
+            (['{"event": "loaded"}', "Model saved successfully"], True),
+            (['{"event": "loaded"}', "{", '  "success": false', "}", "done"], False),
             (["Merge: SUCCESS!"], True),
             (["Model saved successfully"], True),
             (["the merge was unsuccessful"], False),
@@ -169,6 +173,19 @@ class TestPrintedResult:
         verdict = judge_printed_result(['{"status": "error", "message": "[Errno 28] No space left on device"}'])
 
         assert verdict.reason is EndReason.DISK_FULL
+
+    def test_a_saving_that_makes_the_first_model_is_judged_as_a_training(self, tmp_path: Path) -> None:
+        write_adapter(tmp_path)
+        write_sharded(tmp_path / "saved")
+
+        def saving(log: list[str], **more: Any) -> Any:
+            return judge(
+                JobKind.SAVING, ended(), log_tail=log, redis_status=None, output_dir=tmp_path, produces=True, **more
+            )
+
+        assert saving(["=====6. Training Completed ====="]).artifact.root == tmp_path / "saved"
+        assert saving(['{"status": "error", "message": "no room"}']).reason is EndReason.RESULT_FAILED
+        assert saving([], output="elsewhere").reason is EndReason.OUTPUT_MISSING
 
     def test_saving_needs_success_exit_and_a_complete_model(self, tmp_path: Path) -> None:
         def saving(exit_record: ExitRecord, output: Path) -> Any:
@@ -381,6 +398,40 @@ class TestArtifacts:
         assert check_complete(tmp_path).root == tmp_path / "saved"
         assert check_customized(tmp_path).root == tmp_path
 
+    def test_a_training_that_saves_beside_its_adapter_makes_both(self, tmp_path: Path) -> None:
+        write_adapter(tmp_path / "out")
+        write_sharded(tmp_path / "out" / "saved")
+
+        verdict = judge(JobKind.TRAINING, ended(), log_tail=[], redis_status=None, output_dir=tmp_path / "out")
+
+        assert verdict.artifact is not None
+        assert verdict.saved is not None
+        assert (verdict.artifact.root, verdict.saved.root) == (tmp_path / "out", tmp_path / "out" / "saved")
+        (tmp_path / "out" / "saved" / "model-00002-of-00002.safetensors").unlink()
+        half = judge(JobKind.TRAINING, ended(), log_tail=[], redis_status=None, output_dir=tmp_path / "out")
+        assert (half.succeeded, half.saved) == (True, None)
+
+    def test_a_model_lies_where_the_method_says(self, tmp_path: Path) -> None:
+        for name in ("checkpoint-9", "checkpoint-10", "run/final"):
+            write_adapter(tmp_path / name)
+
+        assert find_model(tmp_path, "run/final", complete=False).root == tmp_path / "run" / "final"
+        assert find_model(tmp_path, "checkpoint-*", complete=False).root == tmp_path / "checkpoint-10"
+        with pytest.raises(ArtifactProblem, match="“other-\\*” names no folder"):
+            find_model(tmp_path, "other-*", complete=False)
+
+    @pytest.mark.parametrize(("place", "cure"), [("a/final", "a/final"), ("checkpoint-7", "checkpoint-*")])
+    def test_a_model_that_lies_elsewhere_is_named_with_the_cure(self, tmp_path: Path, place: str, cure: str) -> None:
+        write_adapter(tmp_path / place)
+
+        with pytest.raises(ArtifactProblem, match=re.escape(f"A model lies in {place}.")) as caught:
+            find_model(tmp_path, None, complete=False)
+
+        assert f"output = “{cure}”" in caught.value.detail
+        with pytest.raises(ArtifactProblem) as caught:
+            find_model(tmp_path, None, complete=True)
+        assert "lies in" not in caught.value.detail
+
     def test_an_adapter_is_no_complete_model(self, tmp_path: Path) -> None:
         (write_adapter(tmp_path) / "config.json").write_text("{}")
 
@@ -488,5 +539,5 @@ class TestReasonTexts:
         assert set(entry) == set(Language)
         for language in Language:
             params = {"detail": "D", "exit_code": 3, "signal": "SIGSEGV", "module": "peft", "column": "prompt"}
-            params |= {"limit_seconds": 60, "base_model": "tiny-base", "build": "J"}
+            params |= {"limit_seconds": 60, "base_model": "tiny-base", "build": "J", "path": "P"}
             assert "{" not in text(f"reason_{reason}", language, **params)

@@ -6,13 +6,14 @@ The checks are those of base models (`app.registry.models.check`). They read fil
 import asyncio
 import hashlib
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
 
@@ -34,11 +35,14 @@ from app.registry.models.check import (
     torch_files,
 )
 from app.registry.models.files import MissingFile, UnusableFile, check_tensor_file, read_json_object
-from app.registry.models.folders import copy_links_in, relative_name, walk
+from app.registry.models.folders import CHECKPOINT, copy_links_in, relative_name, walk
+from app.registry.resource_paths import stays_inside
 
 _PIECE_BYTES = 128 * 1024 * 1024
 _BLOCK_BYTES = 1024 * 1024
 _MAX_DETAIL = 500
+_NUMBER_AT_END = re.compile(r"(\d{1,15})\Z")
+_DEPTH, _FOLDERS = 3, 1000  # how far a model is looked for that lies elsewhere
 
 
 class ArtifactKind(StrEnum):
@@ -49,6 +53,11 @@ class ArtifactKind(StrEnum):
     IMAGE_ADAPTER = "image-adapter"
     MODEL = "model"
     PIPELINE = "pipeline"
+
+
+ADAPTERS: Final = frozenset({ArtifactKind.ADAPTER, ArtifactKind.MLX_ADAPTER, ArtifactKind.IMAGE_ADAPTER})
+SAVED: Final = "saved"
+"""Folder into which a training writes the complete model beside its adapter."""
 
 
 class ArtifactProblem(Exception):
@@ -99,6 +108,36 @@ class ResultManifest(BaseModel):
         return sum(file.size for file in self.files)
 
 
+def find_model(output_dir: Path, output: str | None, *, complete: bool) -> Artifact:
+    """Return the model of a stage, where its method says that it lies: `output`, else the output folder itself.
+
+    Of several folders that a pattern names, it is the one with the highest number at its end, else the newest. Raises
+    `ArtifactProblem`; where the model lies in another folder, its text names that one and the member to write.
+    """
+    root: Path | None = None
+    try:
+        root = _named(output_dir, output)
+        return check_complete(root) if complete else check_customized(root)
+    except ArtifactProblem as problem:
+        if root is None or not _looks_like_model(root, complete=complete):
+            found = _elsewhere(output_dir, complete=complete)
+            if found is not None:
+                cure = MissingFile("model_lies_elsewhere", output or output_dir, found=found, output=_pattern(found))
+                raise ArtifactProblem(problem.reason, f"{problem.detail} {cure}") from problem
+        raise
+
+
+def saved_beside(artifact: Artifact, output_dir: Path) -> Artifact | None:
+    """Return the complete model in the folder `saved` beside an adapter. `None` if there is none that is whole."""
+    if artifact.kind not in ADAPTERS:
+        return None
+    for folder in dict.fromkeys((artifact.root / SAVED, output_dir / SAVED)):
+        if folder != artifact.root and looks_complete(folder):
+            with suppress(ArtifactProblem):
+                return check_complete(folder)
+    return None
+
+
 def check_customized(folder: Path) -> Artifact:
     """Return the customized model in `folder`: an adapter (PEFT, MLX, image), else complete weights.
 
@@ -134,7 +173,7 @@ def check_complete(folder: Path) -> Artifact:
     _require_folder(folder)
     with _problems_of_files():
         copy_links_in(folder)
-        saved = folder / "saved"
+        saved = folder / SAVED
         return complete_artifact(folder if looks_complete(folder) or not looks_complete(saved) else saved)
 
 
@@ -203,6 +242,49 @@ def complete_artifact(root: Path) -> Artifact:
     read_json_object(root / CONFIG, max_bytes=MAX_JSON_BYTES)
     check_weights(root, pickles=False)
     return Artifact(ArtifactKind.MODEL, root)
+
+
+def _named(output_dir: Path, output: str | None) -> Path:
+    """Return the folder that the method names. Raises `ArtifactProblem` if there is none."""
+    if output is None:
+        return output_dir
+    found = [path for path in output_dir.glob(output) if path.is_dir() and stays_inside(output_dir, path)]
+    if not found:
+        with _problems_of_files():
+            raise MissingFile("output_not_there", output, holds=listing(output_dir))
+    return max(found, key=lambda path: (_last_number(path.name), path.stat().st_mtime_ns, path.name))
+
+
+def _last_number(name: str) -> int:
+    match = _NUMBER_AT_END.search(name)
+    return int(match[1]) if match else -1
+
+
+def _elsewhere(output_dir: Path, *, complete: bool) -> str | None:
+    """Return the folder below the output folder that looks like a model, the highest one; `None` without one."""
+    waiting = [output_dir] if output_dir.is_dir() else []
+    for _ in range(_DEPTH):
+        below = [entry for folder in waiting for entry in sorted(folder.iterdir()) if entry.is_dir()][:_FOLDERS]
+        below = [folder for folder in below if not folder.is_symlink()]
+        models = [folder for folder in below if _looks_like_model(folder, complete=complete)]
+        if models:
+            plain = [folder for folder in models if not folder.name.startswith(CHECKPOINT)]
+            best = max(plain or models, key=lambda folder: _last_number(folder.name))
+            return best.relative_to(output_dir).as_posix()
+        waiting = below
+    return None
+
+
+def _looks_like_model(folder: Path, *, complete: bool) -> bool:
+    adapters = () if complete else (ADAPTER_CONFIG, IMAGE_ADAPTER, MLX_ADAPTER)
+    return looks_complete(folder) or any((folder / name).is_file() for name in adapters)
+
+
+def _pattern(found: str) -> str:
+    """Return what a method writes to find such a folder again: the number of a checkpoint differs in each run."""
+    parent, _, name = found.rpartition("/")
+    name = f"{CHECKPOINT}*" if name.startswith(CHECKPOINT) else name
+    return f"{parent}/{name}" if parent else name
 
 
 @contextmanager

@@ -17,18 +17,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import EndReason, JobKind, JobStatus, ModelState
 from app.domain.errors import AppError
-from app.domain.kinds import KINDS
+from app.domain.kinds import KINDS, as_stage
 from app.domain.names import complete_name, online_name, produced_name
 from app.domain.plain_text import shown
 from app.domain.retries import Again, Limits
 from app.domain.transitions import TERMINAL
-from app.executor.attempts.artifacts import ArtifactKind, ResultManifest, digest_files, write_result
+from app.executor.attempts.artifacts import Artifact, ArtifactKind, ResultManifest, digest_files, write_result
 from app.executor.attempts.checkpoints import newest_checkpoint
 from app.executor.attempts.classification import classify
 from app.executor.attempts.limits import limit_seconds
@@ -105,7 +106,8 @@ class StageFinalizer:
         if again is not None and await self._requeue(claim, _end(claim.job, exit_record, judged, None), again):
             return
         manifest = await self._manifest(claim, verdict) if verdict.succeeded else None
-        await self._finish(claim, exit_record, judged, manifest)
+        saved = await self._saved(claim, verdict.saved) if verdict.saved is not None else None
+        await self._finish(claim, exit_record, judged, manifest, saved)
 
     async def end_unlaunched(self, claim: Claim, end: End, *, final: bool) -> None:
         """Write the end of an attempt that has no exit; unless it is final, the job may be started again."""
@@ -115,16 +117,23 @@ class StageFinalizer:
         async with self._database.writing() as session:
             finished = await store.finish(session, claim, end, now=await database_now(session))
         if finished:
-            await self._ended(claim, end)
+            await self._ended(claim.job, end, attempt=claim.attempt.number)
 
     async def follow_up(self, attempt_id: str) -> None:
         """Write what follows from an end that is in the database already; safe to repeat."""
         async with self._database.reading() as session:
             attempt = await session.get(AttemptRow, attempt_id)
             job = await store.get(session, attempt.job_id) if attempt is not None else None
-            model = await models.find_model(session, job.result_model_id) if job and job.result_model_id else None
+            saving = await store.next_saving(session, job) if job is not None else None
         if attempt is None or job is None or job.status not in TERMINAL or attempt.number != job.attempts:
             return
+        await self._follow_up(job)
+        if saving is not None and saving.reason is EndReason.ALREADY_SAVED:
+            await self._follow_up(saving)
+
+    async def _follow_up(self, job: JobRow) -> None:
+        async with self._database.reading() as session:
+            model = await models.find_model(session, job.result_model_id) if job.result_model_id else None
         await self._tell_status(job, succeeded=job.status is JobStatus.SUCCEEDED)
         if model is not None and model.deleted_at is None:
             await asyncio.to_thread(self._write_card, job, model)
@@ -177,12 +186,20 @@ class StageFinalizer:
         return True
 
     async def _finish(
-        self, claim: Claim, exit_record: ExitRecord, judged: Judged, manifest: ResultManifest | None
+        self,
+        claim: Claim,
+        exit_record: ExitRecord,
+        judged: Judged,
+        manifest: ResultManifest | None,
+        saved: ResultManifest | None = None,
     ) -> None:
+        ended: _Unlaunched | None = None
         try:
             async with self._database.writing() as session:
                 now = await database_now(session)
-                model = await self._create_model(session, claim, judged, manifest, now=now)
+                parent = await models.find_model(session, claim.job.model_id) if claim.job.model_id else None
+                made = manifest if judged.verdict.succeeded else None
+                model = await self._create_model(session, claim.job, parent, made, judged.reached, now=now)
                 await self._record_base_model(session, claim, judged, now=now)
                 # read again: a cancel may have been requested meanwhile
                 end = _end(await store.get(session, claim.job.id), exit_record, judged, model)
@@ -192,14 +209,33 @@ class StageFinalizer:
                     end = replace(end, memory=measured_memory(judged.reached.metrics, device))
                 if not await store.finish(session, claim, end, now=now):
                     raise _ClaimLost  # rolls the model back
+                if saved is not None and model is not None:
+                    ended = await self._end_saving(session, saved, model, now=now)
                 fault_point("before-finish")
         except _ClaimLost:
             logger.warning("stale_end_dropped", extra={"job_id": claim.job.id, "attempt": claim.attempt.number})
             return
         fault_point("after-finish")
-        await self._ended(claim, end)
+        await self._ended(claim.job, end, attempt=claim.attempt.number)
         if model is not None:
             await asyncio.to_thread(self._write_card, claim.job, model)
+        if ended is not None:
+            await self._ended(ended.job, ended.end, attempt=0)
+            await asyncio.to_thread(self._write_card, ended.job, ended.model)
+
+    async def _end_saving(
+        self, session: AsyncSession, saved: ResultManifest, parent: ModelRow, *, now: datetime
+    ) -> "_Unlaunched | None":
+        """End the saving job that has nothing to do any more, with the complete model; None: it was cancelled."""
+        job = await store.get(session, saved.job_id)
+        if job.status is not JobStatus.QUEUED:
+            return None
+        model = await self._create_model(session, job, parent, saved, Reached((), {}), now=now)
+        assert model is not None
+        params = {"path": saved.root, "training": parent.job_id}
+        end = End(JobStatus.SUCCEEDED, EndReason.ALREADY_SAVED, params, result_model_id=model.id)
+        await store.succeed_unlaunched(session, job.id, end, now=now)
+        return _Unlaunched(job, end, model)
 
     async def _finish_without_result(self, claim: Claim, exit_record: ExitRecord, error: Exception) -> None:
         async with self._database.writing() as session:
@@ -212,15 +248,14 @@ class StageFinalizer:
             )
             finished = await store.finish(session, claim, end, now=await database_now(session))
         if finished:
-            await self._ended(claim, end)
+            await self._ended(claim.job, end, attempt=claim.attempt.number)
 
-    async def _ended(self, claim: Claim, end: End) -> None:
+    async def _ended(self, job: JobRow, end: End, *, attempt: int) -> None:
         # the record before the status: who sees the end finds it
-        await asyncio.to_thread(write_end_record, self._home, claim.job, end)
-        await self._tell_status(claim.job, succeeded=end.status is JobStatus.SUCCEEDED)
+        await asyncio.to_thread(write_end_record, self._home, job, end)
+        await self._tell_status(job, succeeded=end.status is JobStatus.SUCCEEDED)
         logger.info(
-            "job_ended",
-            extra={"job_id": claim.job.id, "attempt": claim.attempt.number, "status": end.status, "reason": end.reason},
+            "job_ended", extra={"job_id": job.id, "attempt": attempt, "status": end.status, "reason": end.reason}
         )
 
     async def _told(self, job: JobRow) -> int | None:
@@ -252,6 +287,8 @@ class StageFinalizer:
                 log_tail=tail,
                 redis_status=redis_status,
                 output_dir=None if is_runner_call(claim.job) else run.output,
+                output=JobSpec.of(claim.job).output,
+                produces=claim.job.model_id is None,
             )
         project_whole_log(run)
         return Judged(verdict=verdict, log_tail=tail[-SHOWN_LINES:], reached=reached(run))
@@ -260,39 +297,55 @@ class StageFinalizer:
         """Write down what a stage that succeeded made, byte for byte."""
         if not KINDS[claim.job.kind].is_stage:
             return None
-        artifact = verdict.artifact
-        if artifact is not None:
-            await asyncio.to_thread(make_way, artifact.root)
-        manifest = ResultManifest(
-            job_id=claim.job.id,
-            attempt=claim.attempt.number,
-            stage=claim.job.kind,
-            kind=artifact.kind if artifact else None,
-            root=self._home.relative(artifact.root) if artifact else None,
-            files=await digest_files(artifact.root) if artifact else (),
-            created_at=datetime.now(UTC),
-            result=dict(verdict.result) if verdict.result else None,
-        )
+        result = dict(verdict.result) if verdict.result else None
+        manifest = await self._listed(claim.job, claim.attempt.number, verdict.artifact, result)
         run = RunFolder(self._home.run_folder(claim.job.id, claim.attempt.number))
         fault_point("before-publish")
         await asyncio.to_thread(write_result, run.result, manifest)
         fault_point("after-publish")
         return manifest
 
+    async def _listed(
+        self, job: JobRow, attempt: int, artifact: Artifact | None, result: dict[str, Any] | None
+    ) -> ResultManifest:
+        if artifact is not None:
+            await asyncio.to_thread(make_way, artifact.root)
+        return ResultManifest(
+            job_id=job.id,
+            attempt=attempt,
+            stage=as_stage(job.kind),
+            kind=artifact.kind if artifact else None,
+            root=self._home.relative(artifact.root) if artifact else None,
+            files=await digest_files(artifact.root) if artifact else (),
+            created_at=datetime.now(UTC),
+            result=result,
+        )
+
+    async def _saved(self, claim: Claim, artifact: Artifact) -> ResultManifest | None:
+        """Return the complete model that the training wrote, if a saving job waits for the training to make it."""
+        async with self._database.reading() as session:
+            saving = await store.next_saving(session, claim.job)
+        waits = saving is not None and saving.status is JobStatus.QUEUED and saving.blocked_by == claim.job.id
+        return await self._listed(saving, 0, artifact, None) if saving is not None and waits else None
+
     # ---- the model --------------------------------------------------------------------------------------------------
 
     async def _create_model(
-        self, session: AsyncSession, claim: Claim, judged: Judged, manifest: ResultManifest | None, *, now: datetime
+        self,
+        session: AsyncSession,
+        job: JobRow,
+        parent: ModelRow | None,
+        manifest: ResultManifest | None,
+        reached: Reached,
+        *,
+        now: datetime,
     ) -> ModelRow | None:
-        job, spec = claim.job, JobSpec.of(claim.job)
-        state = KINDS[job.kind].produces
-        if not judged.verdict.succeeded or state is None or spec.runner_call is not None:
+        spec, state = JobSpec.of(job), KINDS[job.kind].produces
+        if manifest is None or state is None or spec.runner_call is not None:
             return None  # what a call of DeepExtension's backend makes is listed there
         assert spec.base_model is not None
-        assert manifest is not None
         assert job.method_id is not None
         assert job.method_version is not None
-        parent = await models.find_model(session, job.model_id) if job.model_id else None
         data = spec.dataset
         new = models.NewModel(
             name=model_name(job, spec, parent, now=now),
@@ -316,8 +369,8 @@ class StageFinalizer:
                 "files": [file.model_dump() for file in manifest.files],
                 "result": manifest.result,
                 "deployment": spec.deployment.model_dump() if spec.deployment else None,
-                "evaluations": [asdict(evaluation) for evaluation in judged.reached.evaluations],
-                "metrics": judged.reached.metrics,
+                "evaluations": [asdict(evaluation) for evaluation in reached.evaluations],
+                "metrics": reached.metrics,
             },
         )
         row = await models.create_model(session, new, now=now)
@@ -352,6 +405,15 @@ class StageFinalizer:
     def _write_card_of(self, job: JobRow, model: ModelRow) -> None:
         if model.path is not None and self._home.absolute(model.path).is_dir():
             write_model_card(self._home.absolute(model.path), _model_card(job, model))
+
+
+@dataclass(frozen=True)
+class _Unlaunched:
+    """A job that ended without an attempt, and the model that it was to make."""
+
+    job: JobRow
+    end: End
+    model: ModelRow
 
 
 class _ClaimLost(Exception):

@@ -14,7 +14,7 @@ from typing import Any, assert_never
 from app.domain.enums import EndReason, JobKind
 from app.domain.kinds import Stage
 from app.domain.plain_text import storable, storable_document
-from app.executor.attempts.artifacts import Artifact, ArtifactProblem, check_complete, check_customized
+from app.executor.attempts.artifacts import Artifact, ArtifactProblem, find_model, saved_beside
 from app.executor.attempts.classification import LOG_DATA, Failure, classify, last_words, recognise
 from app.executor.attempts.script_status import FAILED
 from app.executor.engines.base import ExitRecord, ExitWhy
@@ -29,6 +29,7 @@ class Verdict:
     """How an attempt ended.
 
     `result` is the object that the script printed, `artifact` the model it made, `card` that of a base model it made.
+    `saved` is the complete model that a training wrote beside its adapter.
     """
 
     succeeded: bool
@@ -37,6 +38,7 @@ class Verdict:
     params: Mapping[str, Any] = field(default_factory=dict)
     result: Mapping[str, Any] | None = None
     artifact: Artifact | None = None
+    saved: Artifact | None = None
     card: Mapping[str, Any] | None = None
 
 
@@ -47,10 +49,14 @@ def judge(
     log_tail: Sequence[str],
     redis_status: int | None,
     output_dir: Path | None,
+    output: str | None = None,
+    produces: bool = False,
 ) -> Verdict:
     """Decide on an attempt that has ended. Reads the output folder: call it in a thread.
 
-    `output_dir` None: the caller chose where the script writes and how, so that nothing is looked for.
+    `output_dir` None: the caller chose where the script writes and how, so that nothing is looked for. `output`: where
+    in it the method says that the model lies. `produces`: a saving script makes the method's first model, so that it
+    need not print a result, as a training need not.
 
     `log_tail` are the last lines of stdout and stderr together (as `tail_lines` gives them); noise is expected.
     """
@@ -63,10 +69,12 @@ def judge(
         )
     match stage:
         case JobKind.TRAINING:
-            return _judge_output(output_dir, complete=False)
+            return _judge_output(output_dir, output, complete=False)
         case JobKind.SAVING:
             printed = judge_printed_result(log_tail)
-            return _judge_output(output_dir, complete=True, result=printed.result) if printed.succeeded else printed
+            if not printed.succeeded and not (produces and printed.result is None):
+                return printed
+            return _judge_output(output_dir, output, complete=True, result=printed.result)
         case JobKind.DEPLOYMENT:
             return judge_printed_result(log_tail)
         case JobKind.INFERENCE_CUSTOMIZED | JobKind.INFERENCE_COMPLETE:
@@ -79,9 +87,9 @@ def judge_printed_result(log_tail: Sequence[str]) -> Verdict:
     """Apply the contract's rule for saving and deployment to what the script printed.
 
     The last line that is a JSON object decides by its `status`; without any, the word `success` does ("unsuccessful" is
-    another word). Objects without a status, such as log lines of a library, are looked past while one with it is there.
+    another word) outside of such objects. Objects without a status, such as log lines of a library, are looked past.
     """
-    objects = json_objects(log_tail)
+    objects, text = _objects_and_text(log_tail)
     result = next((document for document in reversed(objects) if "status" in document), None)
     if result is not None:
         if str(result["status"]).lower() == "success":
@@ -89,9 +97,7 @@ def judge_printed_result(log_tail: Sequence[str]) -> Verdict:
         message = result.get("message") or result.get("error") or f"status {result['status']}"
         cause = recognise([str(message)]) or _plain(EndReason.RESULT_FAILED, str(message))
         return _failed(cause, result=result)
-    if objects:
-        return _failed(_plain(EndReason.RESULT_FAILED, "the result that was printed has no status"), result=objects[-1])
-    if any(_SUCCESS.search(line) for line in log_tail if LOG_DATA not in line):
+    if any(_SUCCESS.search(line) for line in text if LOG_DATA not in line):
         return Verdict(succeeded=True, reason=EndReason.COMPLETED)
     words = last_words(log_tail)
     return _failed(_plain(EndReason.RESULT_FAILED, words or "the script printed no result"))
@@ -99,9 +105,15 @@ def judge_printed_result(log_tail: Sequence[str]) -> Verdict:
 
 def json_objects(lines: Sequence[str]) -> list[dict[str, Any]]:
     """Return the JSON objects that stand on lines of their own, in order; one may span several lines."""
+    return _objects_and_text(lines)[0]
+
+
+def _objects_and_text(lines: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the objects, and the lines that are no part of one."""
     text = "\n".join(lines)
     decoder = json.JSONDecoder()
     found: list[dict[str, Any]] = []
+    others: list[str] = []
     position = 0
     for match in re.finditer(r"^[ \t]*(?=\{)", text, re.MULTILINE):
         if match.start() < position:
@@ -113,8 +125,9 @@ def json_objects(lines: Sequence[str]) -> list[dict[str, Any]]:
         rest = text[end:].partition("\n")[0]
         if isinstance(document, dict) and not rest.strip():
             found.append(storable_document(document))
+            others += text[position : match.start()].splitlines()
             position = end
-    return found
+    return found, [*others, *text[position:].splitlines()]
 
 
 def _exited_cleanly(exit_record: ExitRecord) -> bool:
@@ -130,14 +143,17 @@ def _judge_answer(log_tail: Sequence[str]) -> Verdict:
     return Verdict(succeeded=True, reason=EndReason.COMPLETED)
 
 
-def _judge_output(output_dir: Path | None, *, complete: bool, result: Mapping[str, Any] | None = None) -> Verdict:
+def _judge_output(
+    output_dir: Path | None, output: str | None, *, complete: bool, result: Mapping[str, Any] | None = None
+) -> Verdict:
     if output_dir is None:
         return Verdict(succeeded=True, reason=EndReason.COMPLETED, result=result)
     try:
-        artifact = check_complete(output_dir) if complete else check_customized(output_dir)
+        artifact = find_model(output_dir, output, complete=complete)
     except ArtifactProblem as problem:
         return _failed(_plain(problem.reason, problem.detail), result=result)
-    return Verdict(succeeded=True, reason=EndReason.COMPLETED, result=result, artifact=artifact)
+    saved = None if complete else saved_beside(artifact, output_dir)
+    return Verdict(succeeded=True, reason=EndReason.COMPLETED, result=result, artifact=artifact, saved=saved)
 
 
 def _plain(reason: EndReason, detail: str) -> Failure:

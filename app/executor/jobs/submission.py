@@ -437,6 +437,7 @@ class Submissions:
                 technique=method.definition.technique,
                 script=_pinned(method, stage),
                 launcher=method.definition.launcher(stage),
+                output=method.definition.output(stage),
                 strategy=_strategy(method, stage, checked, stage_resources(request, method, stage)),
                 declared=checked.declared(stage),
                 declared_only=method.definition.arguments.declared_only or checked.refuses_unknown(stage),

@@ -129,6 +129,7 @@ class JobSpec(_Frozen):
     script: PinnedScript | None = None
     launcher: Launcher = Launcher()
     strategy: Strategy | None = None  # accelerate starts the stage with a configuration for it
+    output: str | None = None  # where in the output folder the model lies
     declared: tuple[str, ...] | None = None
     declared_only: bool = False
     withheld: tuple[str, ...] = ()  # the script would take them for abbreviations of its own
