@@ -69,11 +69,39 @@ class LauncherConfig(Wire):
     )
 
 
+class ConfigTemplate(Wire):
+    """A configuration file that is written for each run."""
+
+    name: str | None = Field(default=None, description="Name of the file; `.yaml`, `.json` or `.toml` says its format")
+    content: dict[str, Any] | None = Field(
+        default=None,
+        description="What is written; texts may have placeholders, and one that is a single placeholder keeps the type "
+        "of its value. An entry whose parameter has no value is left out",
+    )
+
+
 class RunConfig(Wire):
-    """What is run: a Python file of the script root in a conda environment."""
+    """What is run in a conda environment, and how it is called: a Python file of the script root, or a module."""
 
     file: str | None = Field(default=None, description="Python file, relative to the script root")
     conda_env: str | None = Field(default=None, description="Name of the conda environment that runs the file")
+    module: str | None = Field(
+        default=None, description="Instead of `file`: module that is run as `python -m`, of the environment or the root"
+    )
+    arguments: list[str | list[str]] | None = Field(
+        default=None,
+        description="Exactly these, in this order, with placeholders; a list within is given or left out as a whole. "
+        "Absent: as DeepExtension calls scripts",
+    )
+    config: ConfigTemplate | None = Field(default=None, description="Absent: no configuration file is written")
+    env: dict[str, str] | None = Field(
+        default=None, description="Environment variables of the process; values may have placeholders"
+    )
+    working_directory: str | None = Field(
+        default=None,
+        description="`scripts` (the script root, default), `method` (the folder of the file) or `run` (the folder of "
+        "the attempt)",
+    )
 
 
 class StageConfig(RunConfig):
@@ -137,7 +165,7 @@ class MethodDefinition(Wire):
     )
     stages: dict[str, StageConfig | None] = Field(
         default_factory=dict,
-        description=f"{', '.join(f'`{stage}`' for stage in METHOD_STAGES)}: a file and an environment",
+        description=f"{', '.join(f'`{stage}`' for stage in METHOD_STAGES)}: a file or module, and an environment",
     )
     inference: InferenceSwitches | None = None
     deployment: DeploymentConfig | None = None

@@ -8,14 +8,25 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from app.domain.definition import CUSTOM_TARGET, FALSE_AS, ROW_KINDS, LauncherConfig, MethodDefinition, RunConfig, Wire
+from app.domain.call_rules import call_violations
+from app.domain.definition import (
+    CUSTOM_TARGET,
+    FALSE_AS,
+    ROW_KINDS,
+    ConfigTemplate,
+    LauncherConfig,
+    MethodDefinition,
+    RunConfig,
+    Wire,
+)
 from app.domain.enums import JobKind, ModelState, TrainingType
 from app.domain.errors import Invalid, Violation
-from app.domain.kinds import GROUP_STAGES, KINDS, METHOD_STAGES, OUTPUT_STAGES, STAGES, Stage, stages_where
+from app.domain.kinds import GROUP_STAGES, KINDS, METHOD_STAGES, OUTPUT_STAGES, STAGES, Member, Stage, stages_where
 from app.domain.launchers import GROUP_KINDS, MAX_PROCESSES, LauncherKind
 from app.domain.names import MAX_TECHNIQUE_LENGTH, is_label, name_violations
 from app.domain.plain_text import shown
 from app.domain.pointers import pointer
+from app.domain.stage_calls import platform_placeholders
 
 Lifecycle = tuple[ModelState, ...]
 
@@ -55,8 +66,10 @@ STATE_OF_STAGE: dict[Stage, ModelState] = {
 
 MAX_OUTPUT: Final = 200
 
-# What every stage consists of, with the code for its absence.
+# What every stage consists of, with the code for its absence; a module stands for the file.
 STAGE_MEMBERS = {"file": "missing_file", "conda_env": "missing_environment"}
+# What the program of a configured deploy target leaves no room for.
+_CALL_MEMBERS = (*STAGE_MEMBERS, "module", "arguments", "config", "env", "working_directory")
 
 
 class StateNotOnPath(Invalid):
@@ -136,6 +149,7 @@ def violations(definition: MethodDefinition, *, deploy_targets: Collection[str])
         *_stage_violations(definition, path),
         *_launcher_violations(definition),
         *_output_violations(definition),
+        *_call_violations(definition, path),
         *_inference_violations(definition, path),
         *_deployment_violations(definition, path, deploy_targets=deploy_targets),
         *_argument_violations(definition),
@@ -259,6 +273,18 @@ def _wrong_parts(parts: Sequence[str]) -> bool:
     return any(part in ("", ".", "..") or "**" in part for part in parts)
 
 
+def _call_violations(definition: MethodDefinition, path: Lifecycle | None) -> Iterator[Violation]:
+    for stage in STAGES:
+        config = definition.stage_config(stage)
+        if config is None:
+            continue
+        # while the path is unknown, saving may turn out to be what trains
+        producing = stage is JobKind.SAVING if path is None else stage is producing_stage(path)
+        known = platform_placeholders(stage, definition.training_type, producing=producing)
+        at = ("deployment",) if KINDS[stage].member is Member.DEPLOYMENT else ("stages", stage)
+        yield from call_violations(config, at, known)
+
+
 def _inference_violations(definition: MethodDefinition, path: Lifecycle | None) -> Iterator[Violation]:
     for state, rule in STATE_RULES.items():
         if rule.inference and definition.switched_on(state) and path is not None and state not in path:
@@ -282,7 +308,7 @@ def _deployment_violations(
         for member in _absent(deployment):
             yield Violation(pointer("deployment", member), "incomplete_custom_deployment", {"member": member})
     elif deployment.target in deploy_targets:
-        for member in _present(deployment):
+        for member in _present(deployment, _CALL_MEMBERS):
             params = {"member": member, "target": deployment.target}
             yield Violation(pointer("deployment", member), "deployment_file_not_custom", params)
     else:
@@ -309,8 +335,10 @@ def _unknown_fields(definition: MethodDefinition) -> Iterator[Violation]:
         ((), definition),
         *((("stages", stage), definition.stages.get(stage)) for stage in METHOD_STAGES),
         *((("stages", stage, "launcher"), _launcher(definition, stage)) for stage in METHOD_STAGES),
+        *((("stages", stage, "config"), _config(definition.stages.get(stage))) for stage in METHOD_STAGES),
         (("inference",), definition.inference),
         (("deployment",), definition.deployment),
+        (("deployment", "config"), _config(definition.deployment)),
         (("arguments",), definition.arguments),
         (("data",), definition.data),
     ]
@@ -327,12 +355,26 @@ def _launcher(definition: MethodDefinition, stage: Stage) -> LauncherConfig | No
     return config.launcher if config is not None else None
 
 
+def _config(config: RunConfig | None) -> ConfigTemplate | None:
+    return config.config if config is not None else None
+
+
 def _absent(config: RunConfig | None) -> list[str]:
-    return [member for member in STAGE_MEMBERS if config is None or _blank(getattr(config, member))]
+    has_module = config is not None and not _blank(config.module)
+    return [
+        member
+        for member in STAGE_MEMBERS
+        if config is None or (_blank(getattr(config, member)) and not (member == "file" and has_module))
+    ]
 
 
-def _present(config: RunConfig) -> list[str]:
-    return [member for member in STAGE_MEMBERS if not _blank(getattr(config, member))]
+def _present(config: RunConfig, members: Collection[str]) -> list[str]:
+    values = {member: getattr(config, member) for member in members}
+    return [
+        member
+        for member, value in values.items()
+        if (not _blank(value) if isinstance(value, str) else value is not None)
+    ]
 
 
 def _blank(value: str | None) -> bool:

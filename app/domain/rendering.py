@@ -6,7 +6,7 @@ all.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, assert_never
 
@@ -76,7 +76,7 @@ def render_equals(
 
     `forms` has the arguments that a script does not take as `--k=v`: flags, counted ones, lists of words.
     """
-    return _checked(_rendered(arguments, false_as=false_as, forms=forms or {}, pairs=False))
+    return checked_words(_rendered(arguments, false_as=false_as, forms=forms or {}, pairs=False))
 
 
 def render_pairs(
@@ -86,7 +86,7 @@ def render_pairs(
 
     A value that begins with a hyphen would be taken for an option, so that it is written `--k=v`.
     """
-    return _checked(_rendered(arguments, false_as=false_as, forms=forms or {}, pairs=True))
+    return checked_words(_rendered(arguments, false_as=false_as, forms=forms or {}, pairs=True))
 
 
 def value_text(value: Any, *, false_as: str = "False") -> str:
@@ -314,8 +314,8 @@ def _items(value: Any) -> Sequence[Any]:
     return value if isinstance(value, (list, tuple)) else [value]
 
 
-def _checked(rendered: Iterator[tuple[str, list[str]]]) -> list[str]:
-    """Return all words; refuse what the operating system would refuse with a crash."""
+def checked_words(rendered: Iterable[tuple[str, list[str]]]) -> list[str]:
+    """Return all words, which come with their names; refuse what the operating system would refuse with a crash."""
     argv: list[str] = []
     total = 0
     for name, words in rendered:
