@@ -110,6 +110,14 @@ class TestJudgeTraining:
         assert self.judge(tmp_path, ended()).reason is EndReason.OUTPUT_MISSING
         assert self.judge(tmp_path / "none", ended()).reason is EndReason.OUTPUT_MISSING
 
+    def test_exit_0_with_a_traceback_and_no_model_names_the_cause(self, tmp_path: Path) -> None:
+        known = self.judge(tmp_path, ended(), log=[*TRACEBACK, "RuntimeError: CUDA out of memory. Tried 2.00 GiB"])
+        other = self.judge(tmp_path, ended(), log=[*TRACEBACK, "ValueError: bad rate"])
+
+        assert known.reason is EndReason.CUDA_OUT_OF_MEMORY
+        assert other.reason is EndReason.OUTPUT_MISSING
+        assert other.detail.endswith("; ValueError: bad rate")
+
     def test_exit_0_with_half_written_weights_is_a_failure(self, tmp_path: Path) -> None:
         verdict = self.judge(write_adapter(tmp_path, missing_bytes=1), ended())
 
@@ -338,6 +346,82 @@ class TestClassify:
         failure = classify(ended(code=1), lines)
 
         assert (failure.reason, failure.detail) == (EndReason.EXIT_CODE, "ValueError: learning rate is negative")
+
+    @pytest.mark.parametrize(
+        ("lines", "reason", "detail"),
+        [
+            # a survived import, and much later another end
+            (
+                [*TRACEBACK, "ModuleNotFoundError: No module named 'x'", *["step"] * 60, "Stopped: loss became NaN"],
+                EndReason.EXIT_CODE,
+                "Stopped: loss became NaN",
+            ),
+            # the same with hardly a word between
+            (
+                [*TRACEBACK, "ModuleNotFoundError: No module named 'x'", "Stopped: loss became NaN"],
+                EndReason.EXIT_CODE,
+                "Stopped: loss became NaN",
+            ),
+            (
+                ["going on: No module named 'x'", "there are no rows"],
+                EndReason.EXIT_CODE,
+                "there are no rows",
+            ),
+            (
+                [*TRACEBACK, "RuntimeError: CUDA out of memory", "trying 2", "{'loss': 2.0, 'epoch': 0.1}", "no space"],
+                EndReason.EXIT_CODE,
+                "no space",
+            ),
+            # what stands behind every failure
+            (["step", "[ERR] ValueError: bad rate", "return_code:1"], EndReason.EXIT_CODE, "ValueError: bad rate"),
+            (
+                [*(f"[ERR] {line}" for line in TRACEBACK), "[ERR] MemoryError", "[OUT] step 4", "exit code: 1"],
+                EndReason.OUT_OF_MEMORY,
+                "MemoryError",
+            ),
+            (
+                [*(f"[ERR] {line}" for line in TRACEBACK), "[ERR] MemoryError", "return_code:1"],
+                EndReason.OUT_OF_MEMORY,
+                "MemoryError",
+            ),
+            (
+                [*TRACEBACK, "ModuleNotFoundError: No module named 'x'", " 10%|█   | 1/10 [00:01<00:09, 1.0s/it]"],
+                EndReason.MODULE_MISSING,
+                "ModuleNotFoundError: No module named 'x'",
+            ),
+            (
+                [
+                    *TRACEBACK,
+                    "MemoryError",
+                    "Exception ignored in: <function A.__del__ at 0x7f>",
+                    *TRACEBACK,
+                    "KeyError: 1",
+                ],
+                EndReason.OUT_OF_MEMORY,
+                "MemoryError",
+            ),
+            # a message of several lines
+            (
+                [
+                    *TRACEBACK,
+                    "RuntimeError: CUDA error: device-side assert triggered",
+                    "CUDA kernel errors might be asynchronously reported at some other API call.",
+                    "For debugging consider passing CUDA_LAUNCH_BLOCKING=1",
+                ],
+                EndReason.EXIT_CODE,
+                "RuntimeError: CUDA error: device-side assert triggered",
+            ),
+            (
+                [*TRACEBACK, "OSError: x is no folder", "", "If this is a private repository, log in"],
+                EndReason.EXIT_CODE,
+                "OSError: x is no folder … If this is a private repository, log in",
+            ),
+        ],
+    )
+    def test_the_last_thing_that_happened_is_the_cause(self, lines: list[str], reason: EndReason, detail: str) -> None:
+        failure = classify(ended(code=1), lines)
+
+        assert (failure.reason, failure.detail) == (reason, detail)
 
     def test_looks_behind_a_chain_and_behind_the_launchers_summary(self) -> None:
         chained = [

@@ -1,11 +1,9 @@
 """Why a stage failed: its exit and the end of its output become a typed reason with a detail.
 
 Rules look at the exception that ended the script, not at everything it printed: an error that was caught and survived
-is not the cause. Only when there is no such line are the last lines searched. Of a group of processes the one counts
-that failed first: the others fail because it is gone.
+is not the cause. Only when there is no such line are the last lines searched. `last_words` says which lines count.
 """
 
-import json
 import re
 import signal as signals
 from collections.abc import Callable, Mapping, Sequence
@@ -14,14 +12,12 @@ from typing import Any
 
 from app.domain.enums import EndReason
 from app.domain.plain_text import storable, storable_document
+from app.executor.attempts.last_words import Ending, ending_of, signal_of_first_failure
 from app.executor.engines.base import SUPERVISOR_TERMINATED, ExitRecord, ExitWhy
-from app.executor.runs.log_file import collapse_carriage_returns
 
 _MAX_DETAIL = 500
 _LINES_SEARCHED = 40
 _LAST_LINES = 5
-LOG_DATA = "[log_data]:"
-TRAINING_FAILED = 200006
 
 
 @dataclass(frozen=True)
@@ -35,8 +31,8 @@ class Failure:
 
 def classify(exit_record: ExitRecord, log_tail: Sequence[str]) -> Failure:
     """Return why a stage that did not succeed ended, from its exit and the last lines of its output."""
-    lines = _clean(log_tail)
-    detail = last_words(lines)
+    ending = _believed(ending_of(log_tail))
+    detail = _last_words(ending)
     match exit_record.why:
         case ExitWhy.NEVER_STARTED | ExitWhy.SPAWN_FAILED:
             return _failure(EndReason.SPAWN_FAILED, exit_record.error or detail)
@@ -46,13 +42,13 @@ def classify(exit_record: ExitRecord, log_tail: Sequence[str]) -> Failure:
             return _failure(EndReason.SUPERVISOR_LOST, detail)
         case ExitWhy.STOPPED:
             return _stopped(exit_record.stop_reason, detail)
-    number = _signal_number(exit_record) or _signal_of_first_failure(log_tail)
+    number = _signal_number(exit_record) or signal_of_first_failure(log_tail)
     oom_kills = exit_record.oom_kills or 0
     # the kernel counted no kill for memory: the signal came from elsewhere
     not_for_memory = exit_record.oom_kills == 0
     if number == signals.SIGKILL and oom_kills:
         return _out_of_memory(exit_record, detail, probable=False)
-    if recognised := recognise(lines):
+    if recognised := _recognise(ending):
         if recognised.reason is EndReason.OUT_OF_MEMORY and recognised.params["probable"] and not_for_memory:
             return _failure(EndReason.SIGNAL, recognised.detail, signal=_signal_name(signals.SIGKILL))
         if recognised.reason is EndReason.OUT_OF_MEMORY:
@@ -60,7 +56,7 @@ def classify(exit_record: ExitRecord, log_tail: Sequence[str]) -> Failure:
             return _out_of_memory(exit_record, recognised.detail, probable=not certain)
         return recognised
     # KILL of unknown origin, or a kill in the control group and a script that fell silent
-    if (number == signals.SIGKILL and not not_for_memory) or (oom_kills and not _final_exceptions(lines)):
+    if (number == signals.SIGKILL and not not_for_memory) or (oom_kills and not ending.exceptions):
         return _out_of_memory(exit_record, detail, probable=True)
     if number is not None:
         return _failure(EndReason.SIGNAL, detail, signal=_signal_name(number))
@@ -71,16 +67,24 @@ def classify(exit_record: ExitRecord, log_tail: Sequence[str]) -> Failure:
 
 def recognise(log_tail: Sequence[str]) -> Failure | None:
     """Return the cause that the output itself names; None if it names none that we know."""
-    lines = _clean(log_tail)
-    if exceptions := _final_exceptions(lines):
-        return _first_match(exceptions, _ALL, lines)
-    if found := _first_match(_reported_failures(lines), _ALL, lines):
+    return _recognise(_believed(ending_of(log_tail)))
+
+
+def _recognise(ending: Ending) -> Failure | None:
+    lines = ending.lines
+    if ending.exceptions:
+        return _first_match(ending.exceptions, _ALL, lines)
+    if found := _first_match(ending.reported, _ALL, lines):
         return found
-    # libraries warn about optional modules at their start: only the very end may be believed there
-    spoken = _spoken(lines)[::-1]
-    near, far = spoken[:_LAST_LINES], spoken[:_LINES_SEARCHED]
-    # a lost peer or a lost GPU comes last: what it was lost by was said before
-    return _first_match(near, _RULES, lines) or _first_match(far, _SCARCITY, lines) or _first_match(far, _LOSSES, lines)
+    near, far = ending.spoken[:_LAST_LINES], ending.spoken[:_LINES_SEARCHED]
+    return (
+        _first_match(near, _SCARCITY, lines)
+        # libraries warn about optional modules, and scripts go on without them: only the last word may be believed
+        or _first_match(near[:1], _RULES, lines)
+        # a lost peer or a lost GPU comes last: what it was lost by was said before
+        or _first_match(far, _SCARCITY, lines)
+        or _first_match(far, _LOSSES, lines)
+    )
 
 
 def _first_match(candidates: Sequence[str], rules: Sequence["_Rule"], lines: Sequence[str]) -> Failure | None:
@@ -89,133 +93,33 @@ def _first_match(candidates: Sequence[str], rules: Sequence["_Rule"], lines: Seq
 
 def last_words(log_tail: Sequence[str]) -> str:
     """Return the line that says best why a script ended: its exception, a reported failure, else its last line."""
-    lines = _clean(log_tail)
-    candidates = [*_final_exceptions(lines)[:1], *_reported_failures(lines), *reversed(_spoken(lines)[-1:])]
-    return candidates[0][:_MAX_DETAIL] if candidates else ""
+    return _last_words(_believed(ending_of(log_tail)))
 
 
-def _clean(log_tail: Sequence[str]) -> list[str]:
-    return _of_first_failure([collapse_carriage_returns(line).strip("\r").rstrip() for line in log_tail])
+def words_of_exception(log_tail: Sequence[str]) -> str:
+    """Return the exception that ends the output, or the failure that was reported there; empty if there is neither."""
+    ending = _believed(ending_of(log_tail))
+    return next(iter([*_shown_exception(ending), *ending.reported]), "")[:_MAX_DETAIL]
 
 
-# torchrun and accelerate put the rank before each line, and torch once more before those of an exception
-_RANK = re.compile(r"^(?:\[(?:rank|default)(?P<rank>\d+)\]:\s?)+")
-_OF_LAUNCHER = re.compile(r"torch[./]distributed[./]elastic[./]multiprocessing[./]api")
-_FIRST_FAILURE = re.compile(r"^Root Cause \(first observed failure\)")
-_FIELD = re.compile(r"^\s+(?P<name>rank|exitcode|traceback)\s*:\s*(?P<value>.*)$")
-_CONSEQUENCES = re.compile(r"Connection (?:closed|reset) by peer|Broken pipe|DistBackendError|Timed out waiting")
+def _last_words(ending: Ending) -> str:
+    return next(iter([*_shown_exception(ending), *ending.reported, *ending.spoken[:1]]), "")[:_MAX_DETAIL]
 
 
-def _of_first_failure(lines: Sequence[str]) -> list[str]:
-    """Return the lines without marks of ranks; of a group that failed only what the first to fail wrote, and its end.
+def _shown_exception(ending: Ending) -> Sequence[str]:
+    if ending.exceptions and ending.behind:
+        # a message of several lines, or an exception that was survived: both ends are shown
+        return (f"{ending.exceptions[0][: _MAX_DETAIL // 2]} … {ending.behind[-1]}",)
+    return ending.exceptions[:1]
 
-    The launcher's summary names it, but looks ten times a second: one that only lost its peer may have been seen first.
+
+def _believed(ending: Ending) -> Ending:
+    """Return the ending without exceptions that were survived.
+
+    Messages of the causes that we know are one line long: with anything behind it, the exception was not the end.
     """
-    about = _about_first_failure(lines)
-    if not about:
-        return [_RANK.sub("", line) for line in lines]
-    first = int(about.get("rank", "0").split()[0])
-    of_rank = _by_rank(lines)
-    if about.get("exitcode", "").startswith("-"):
-        return [*of_rank.get(first, []), f"rank {first}: {about.get('traceback') or about['exitcode']}"]
-    for rank in (first, *of_rank):
-        exceptions = _final_exceptions(of_rank.get(rank, []))
-        if exceptions and not _CONSEQUENCES.search(exceptions[0]):
-            return of_rank[rank]
-    return of_rank.get(first) or [f"rank {first}: exit code {about.get('exitcode', '?')}"]
-
-
-def _about_first_failure(lines: Sequence[str]) -> dict[str, str]:
-    """Return what the launcher's summary says of the process that failed first; empty if there is none."""
-    begin = next((index for index, line in enumerate(lines) if _FIRST_FAILURE.match(line)), len(lines))
-    matches = (_FIELD.match(line) for line in lines[begin:])
-    return {match["name"]: match["value"].strip() for match in matches if match}
-
-
-def _by_rank(lines: Sequence[str]) -> dict[int, list[str]]:
-    """Return what each process wrote; rank 0 writes without a mark, until the launcher has the word."""
-    of_rank: dict[int, list[str]] = {}
-    launcher = False
-    for line in lines:
-        marked = _RANK.match(line)
-        launcher = launcher or (marked is None and _OF_LAUNCHER.search(line) is not None)
-        if marked or not launcher:
-            of_rank.setdefault(int(marked["rank"]) if marked else 0, []).append(_RANK.sub("", line))
-    return of_rank
-
-
-def _signal_of_first_failure(log_tail: Sequence[str]) -> int | None:
-    """Return the signal that ended the process of a group that failed first."""
-    found = re.match(r"-(\d+)", _about_first_failure(log_tail).get("exitcode", ""))
-    return int(found[1]) if found else None
-
-
-_EXCEPTION = re.compile(
-    r"^(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Interrupt|Exit|Failure|Warning|Iteration|Abort)(?::|$)"
-)
-_LAUNCHERS = re.compile(r"ChildFailedError|^subprocess\.CalledProcessError: .*/bin/python")
-_SUMMARIES = re.compile(r"ChildFailedError|CalledProcessError|RemoteTraceback|RemoteError|^SystemExit")
-_CHAINED = re.compile(r"^(?:The above exception was the direct cause|During handling of the above exception)")
-
-
-def _final_exceptions(lines: Sequence[str]) -> list[str]:
-    """Return the exception that ended the script, and those it goes back to, nearest first; no launcher's summary."""
-    found: list[str] = []
-    linked = True
-    for index in range(len(lines) - 1, -1, -1):
-        line = lines[index]
-        if _CHAINED.match(line):
-            linked = True
-        elif linked and _EXCEPTION.match(line) and _ends_traceback(lines, index):
-            linked = bool(_SUMMARIES.search(line))
-            if not _LAUNCHERS.search(line):
-                found.append(_with_continuation(lines, index))
-    return found
-
-
-def _ends_traceback(lines: Sequence[str], index: int) -> bool:
-    """Say whether the line stands right behind the indented frames of a traceback."""
-    above = lines[index - 1] if index else ""
-    return above.startswith((" ", "Traceback")) or bool(_SUMMARIES.search(lines[index]))
-
-
-def _with_continuation(lines: Sequence[str], index: int) -> str:
-    """Return the exception's line; a message that begins on the next line is joined to it."""
-    line = lines[index]
-    if line.endswith(":") and index + 1 < len(lines):
-        return f"{line} {lines[index + 1].strip()}"
-    return line
-
-
-def _reported_failures(lines: Sequence[str]) -> list[str]:
-    """Return the error texts that the script itself reported in a contract's form, newest first."""
-    texts = []
-    for line in reversed(lines):
-        head, marker, rest = line.partition(LOG_DATA)
-        if not marker and not head.lstrip().startswith("{"):
-            continue
-        try:
-            document = json.loads(rest if marker else head)
-        except (ValueError, RecursionError):
-            continue
-        if not isinstance(document, dict):
-            continue
-        if document.get("msg") == TRAINING_FAILED:
-            texts.append(failure_text(document))
-        elif str(document.get("status")).lower() in ("error", "failed", "failure"):
-            texts.append(str(document.get("message") or document.get("error") or ""))
-    return [text for text in texts if text]
-
-
-def failure_text(record: Mapping[str, Any]) -> str:
-    """Return the error text of a failure record. Some scripts put it into `taskUuid`, with `details` 0."""
-    if record.get("details") == 0 and not isinstance(record.get("details"), bool):
-        return str(record.get("taskUuid") or record.get("msgDetail") or "")
-    return str(record.get("msgDetail") or "")
-
-
-def _spoken(lines: Sequence[str]) -> list[str]:
-    return [line.strip() for line in lines if line.strip() and LOG_DATA not in line]
+    survived = ending.behind and _first_match(ending.exceptions, _ALL, ending.lines)
+    return ending.without_exceptions() if survived else ending
 
 
 _Rule = Callable[[str, Sequence[str]], Failure | None]

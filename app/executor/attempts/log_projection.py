@@ -19,7 +19,7 @@ from pathlib import Path
 from time import time
 from typing import Any
 
-from app.executor.attempts.classification import LOG_DATA, TRAINING_FAILED, failure_text
+from app.executor.attempts.last_words import LOG_DATA, TRAINING_FAILED, failure_text
 from app.executor.runs.events import (
     MetricsEvent,
     ProgressEvent,

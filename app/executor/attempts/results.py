@@ -15,7 +15,8 @@ from app.domain.enums import EndReason, JobKind
 from app.domain.kinds import Stage
 from app.domain.plain_text import storable, storable_document
 from app.executor.attempts.artifacts import Artifact, ArtifactProblem, find_model, saved_beside
-from app.executor.attempts.classification import LOG_DATA, Failure, classify, last_words, recognise
+from app.executor.attempts.classification import Failure, classify, last_words, recognise, words_of_exception
+from app.executor.attempts.last_words import LOG_DATA
 from app.executor.attempts.script_status import FAILED
 from app.executor.engines.base import ExitRecord, ExitWhy
 
@@ -69,12 +70,12 @@ def judge(
         )
     match stage:
         case JobKind.TRAINING:
-            return _judge_output(output_dir, output, complete=False)
+            return _with_cause(_judge_output(output_dir, output, complete=False), log_tail)
         case JobKind.SAVING:
             printed = judge_printed_result(log_tail)
             if not printed.succeeded and not (produces and printed.result is None):
                 return printed
-            return _judge_output(output_dir, output, complete=True, result=printed.result)
+            return _with_cause(_judge_output(output_dir, output, complete=True, result=printed.result), log_tail)
         case JobKind.DEPLOYMENT:
             return judge_printed_result(log_tail)
         case JobKind.INFERENCE_CUSTOMIZED | JobKind.INFERENCE_COMPLETE:
@@ -154,6 +155,16 @@ def _judge_output(
         return _failed(_plain(problem.reason, problem.detail), result=result)
     saved = None if complete else saved_beside(artifact, output_dir)
     return Verdict(succeeded=True, reason=EndReason.COMPLETED, result=result, artifact=artifact, saved=saved)
+
+
+def _with_cause(verdict: Verdict, log_tail: Sequence[str]) -> Verdict:
+    """Add to a verdict of no model what the output says of it: some scripts print a traceback and exit with code 0."""
+    if verdict.reason is not EndReason.OUTPUT_MISSING:
+        return verdict
+    if cause := recognise(log_tail):
+        return _failed(cause, result=verdict.result)
+    words = words_of_exception(log_tail)
+    return _failed(_plain(verdict.reason, f"{verdict.detail}; {words}"), result=verdict.result) if words else verdict
 
 
 def _plain(reason: EndReason, detail: str) -> Failure:
