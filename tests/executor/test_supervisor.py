@@ -279,6 +279,20 @@ class TestNothingIsLeft:
         assert record.leftovers == 4
         assert all_gone(int(pid) for pid in attempt.journal.read_text().split())
 
+    def test_what_a_script_left_running_is_named_without_its_options(self, attempt: Attempt, tmp_path: Path) -> None:
+        events = tmp_path / "events.jsonl"
+        left = ["/bin/sh", "-c", "sleep 1000; : --key=secret"]
+        attempt.start(
+            f"import subprocess\nsubprocess.Popen({left}, start_new_session=True)",
+            env={"PATH": os.environ["PATH"], "DEEPE_EVENTS": str(events)},
+        )
+
+        record = attempt.wait_for_end()
+        note = json.loads(events.read_text())
+
+        assert (record.code, record.leftovers, note["type"]) == (0, 2, "note")
+        assert note["message"].endswith(" were ended: sh, sleep 1000")
+
     def test_helpers_that_end_by_themselves_are_no_leftovers(self, attempt: Attempt) -> None:
         attempt.start("import subprocess\nsubprocess.Popen(['cat'], stdin=subprocess.PIPE)")
 

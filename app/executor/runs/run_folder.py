@@ -1,6 +1,7 @@
 """Names of the files in an attempt's run folder. Each has one writer.
 
-`output.log`, `events.jsonl`, `ranks` and `cache` are written by the stage, the other two by the worker that watches it.
+`output.log`, `events.jsonl`, `ranks` and `cache` are written by the stage (when it has ended, its supervisor may add
+a note to the events), the other two by the worker that watches it.
 """
 
 from dataclasses import dataclass

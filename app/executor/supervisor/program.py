@@ -66,6 +66,8 @@ SUPERVISOR_TERMINATED = "supervisor_terminated"  # the supervisor itself was sen
 # as supervisors of earlier releases call them: one of this release adopts their folders, and the reverse
 REAPER_FILE = "witness.json"
 REAPER_KEY = "witness"  # in `state.json`
+NAMED = 5  # of the processes that are left when a script has ended
+NAME_LENGTH = 100
 OOM_SCORE = 500  # the stage goes first when memory runs out, never the supervisor
 
 if "DEEPE_FAULT_POINT" in os.environ:
@@ -469,6 +471,8 @@ class Supervisor:
             pause = min(pause * 2, 0.1)
             self._reap()
         leftovers = len(members)
+        if members and self.stop_reason is None and (self.ending or {}).get("code") is not None:
+            self._name(members)
         grace_seconds = min(float(self.spec.get("grace_seconds", 0.0)), LEFTOVER_GRACE_SECONDS)
         escalation = self.escalation or StopEscalation(grace_seconds)
         while members and not escalation.is_exhausted():
@@ -479,6 +483,22 @@ class Supervisor:
             self._beat()
             members = self._members()
         return leftovers, len(members)
+
+    def _name(self, members: list[Process]) -> None:
+        """Say in the script's own events which of its commands still ran, and are ended now."""
+        file = self.spec.get("env", {}).get("DEEPE_EVENTS")
+        commands = [command for command in (command_of(member.pid) for member in members[:NAMED]) if command]
+        if not file or not commands:
+            return
+        shown = ", ".join(commands) + (f" (of {len(members)})" if len(members) > len(commands) else "")
+        message = f"Background processes that still ran when the script had ended were ended: {shown}"
+        note = json.dumps({"type": "note", "time": time.time(), "message": message})
+        with contextlib.suppress(OSError):
+            descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(descriptor, note.encode() + b"\n")
+            finally:
+                os.close(descriptor)
 
     def _members(self) -> list[Process]:
         own_pids = {os.getpid(), self.state[REAPER_KEY]["pid"]}
@@ -778,6 +798,18 @@ def identity_of(pid: int) -> Record:
     return row.identity() if row is not None else {"pid": pid, "start": ""}
 
 
+def command_of(pid: int) -> str:
+    """Return the program and its first words, up to an option: what follows may hold a secret."""
+    words = command_line(pid)[:4]
+    named = [os.path.basename(words[0])] if words else []
+    for word, before in zip(words[1:], words, strict=False):
+        if word.startswith("-") and word not in ("-m", "-u"):
+            break
+        if word != "-u":
+            named.append(word if before == "-m" or word == "-m" else os.path.basename(word))
+    return " ".join(named)[:NAME_LENGTH]
+
+
 def is_present(identity: Record) -> bool:
     """Say whether this very process exists; a zombie only counts while we can still collect its status."""
     row = read_process(identity["pid"])
@@ -815,6 +847,12 @@ if sys.platform == "linux":
                 if wanted in b"\0" + file.read() + b"\0":
                     found.add(pid)
         return found
+
+    def command_line(pid: int) -> list[str]:
+        """Return the words by which a process was started; none if it is gone."""
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read(4096).decode("utf-8", "replace").split("\0")[:-1]
+        return []
 
     def began_before(row: Process, identity: Record) -> bool:
         """Say whether a process is older than another one."""
@@ -913,6 +951,10 @@ else:  # macOS: no sub-reaper, no pidfd, no session id in `ps`; the process grou
         """Return those whose environment holds `marker`; `ps` shows the environment of one's own processes."""
         lines = (line.split(None, 1) for line in _output("/bin/ps", "-axEww", "-o", "pid=,command=").splitlines())
         return {int(line[0]) for line in lines if len(line) == 2 and marker in line[1].split()} & candidates
+
+    def command_line(pid: int) -> list[str]:
+        """Return the words by which a process was started, as `ps` shows them; none if it is gone."""
+        return _output("/bin/ps", "-ww", "-p", str(pid), "-o", "command=").split()
 
     def began_before(_row: Process, _identity: Record) -> bool:
         """Say no: a start time of one second's grain cannot tell, and one `ps` reads all environments."""
