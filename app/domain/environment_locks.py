@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 from typing import Any
@@ -45,6 +46,22 @@ class PipPackage(BaseModel):
         """Return the line of a requirements file that installs exactly this."""
         what = f"{self.name} @ {self.url}" if self.url else f"{self.name}=={self.version}"
         return f"{what} --hash=sha256:{self.sha256}" if self.sha256 else what
+
+
+@dataclass(frozen=True)
+class LockedFile:
+    """A wheel or source archive that a package is installed from."""
+
+    package: str
+    version: str
+    name: str
+    size: int
+    sha256: str
+
+    @property
+    def requirement(self) -> str:
+        """Return the line of a requirements file that installs exactly this file."""
+        return f"{self.package}=={self.version} --hash=sha256:{self.sha256}"
 
 
 class EnvironmentLock(BaseModel):

@@ -30,7 +30,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
-from app.domain.environment_locks import EnvironmentLock, PipPackage, differences
+from app.domain.environment_locks import EnvironmentLock, LockedFile, PipPackage, differences
 from app.domain.errors import AppError
 from app.executor.environments.activation import activated, interpreter
 from app.executor.environments.build_progress import Progress, say
@@ -65,7 +65,7 @@ from app.executor.environments.environment_archive import (
 )
 from app.executor.environments.environments import LOCK, lock_path, planned_prefix, read_marker, write_marker
 from app.executor.environments.installed import PIP_REPORTS, lock_of, pip_of, python_version
-from app.executor.environments.lockfile import LockedFile, Lockfile, Machine, NotForMachine
+from app.executor.environments.lockfile import Lockfile, Machine, NotForMachine
 from app.executor.environments.packs import PackDamaged, unpack
 from app.executor.environments.shipped import (
     NO_SOURCE,

@@ -11,6 +11,8 @@ from packaging import tags
 from packaging.markers import Marker, default_environment
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
+from app.domain.environment_locks import LockedFile
+
 _NEWEST_MANYLINUX = 39
 _NEWEST_MACOS = (15, 0)
 
@@ -20,22 +22,6 @@ class NotForMachine(Exception):
 
     def __init__(self, packages: Sequence[str]) -> None:
         super().__init__(", ".join(packages))
-
-
-@dataclass(frozen=True)
-class LockedFile:
-    """A wheel or source archive that a package is installed from."""
-
-    package: str
-    version: str
-    name: str
-    size: int
-    sha256: str
-
-    @property
-    def requirement(self) -> str:
-        """Return the line of a requirements file that installs exactly this file."""
-        return f"{self.package}=={self.version} --hash=sha256:{self.sha256}"
 
 
 @dataclass(frozen=True)

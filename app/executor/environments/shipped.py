@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from app.domain.environment_locks import LockedFile
 from app.domain.errors import Invalid
-from app.executor.environments.lockfile import LockedFile
 from app.presets.environments import Device, ShippedEnvironment, shipped_environments
 from app.registry.environments.specs import EnvironmentSpec, parse_spec, spec_hash
 
