@@ -123,9 +123,12 @@ class InferenceSwitches(Wire):
 
 
 class DeploymentConfig(RunConfig):
-    """Where the online model is served; the target `custom` has a file and an environment of its own."""
+    """Where the online model is served; a custom target takes a file and an environment."""
 
-    target: str | None = Field(default=None, description="Name of a configured deploy target, or `custom`")
+    target: str | None = Field(
+        default=None,
+        description="Name of a configured deploy target, or `custom` for a script that knows where to deploy itself",
+    )
 
 
 class ArgumentOptions(Wire):
@@ -202,8 +205,9 @@ class MethodDefinition(Wire):
 
     @property
     def deploys_itself(self) -> bool:
-        """Whether the deployment runs the method's own file (target `custom`)."""
-        return self.deployment is not None and self.deployment.target == CUSTOM_TARGET
+        """Whether the deployment runs the method's own file, which configured targets of other kinds refuse."""
+        deployment = self.deployment
+        return deployment is not None and (deployment.target == CUSTOM_TARGET or deployment.conda_env is not None)
 
     def switched_on(self, state: ModelState) -> bool:
         """Whether the model in `state` accepts inference."""

@@ -108,8 +108,10 @@ class MethodForm(_Frozen):
     launchers: list[Choice]
 
 
-def method_form(*, deploy_targets: Sequence[str], environments: Sequence[str]) -> MethodForm:
-    """Return the form for an installation with these deploy targets and conda environments."""
+def method_form(
+    *, deploy_targets: Sequence[str], environments: Sequence[str], custom_targets: Sequence[str] = ()
+) -> MethodForm:
+    """Return the form for an installation with these deploy targets, custom ones among them, and environments."""
     custom = Choice(value=CUSTOM_TARGET, label=labels("label_target_custom"))
     return MethodForm(
         fields=list(_common_fields()),
@@ -117,7 +119,7 @@ def method_form(*, deploy_targets: Sequence[str], environments: Sequence[str]) -
         techniques=[_choice("label_technique", word) for word in TECHNIQUES],
         states=[_choice("label_state", word) for word in ModelState],
         stages=[_choice("label_stage", word) for word in METHOD_STAGES],
-        lifecycles=[_path(path) for path in PATHS],
+        lifecycles=[_path(path, custom_targets) for path in PATHS],
         deploy_targets=[*(Choice(value=name, label=dict.fromkeys(Language, name)) for name in deploy_targets), custom],
         environments=list(environments),
         false_as=list(FALSE_AS),
@@ -125,11 +127,12 @@ def method_form(*, deploy_targets: Sequence[str], environments: Sequence[str]) -
     )
 
 
-def _path(path: Lifecycle) -> FormPath:
+def _path(path: Lifecycle, custom_targets: Sequence[str]) -> FormPath:
     label = {
         language: " → ".join(labels(f"label_state_{_code(state)}")[language] for state in path) for language in Language
     }
-    return FormPath(lifecycle=list(path), text=path_text(path), label=label, fields=list(_path_fields(path)))
+    fields = list(_path_fields(path, custom_targets))
+    return FormPath(lifecycle=list(path), text=path_text(path), label=label, fields=fields)
 
 
 def _common_fields() -> Iterator[FormField]:
@@ -142,14 +145,14 @@ def _common_fields() -> Iterator[FormField]:
     yield _field("/arguments/declared_only", FieldKind.SWITCH, "declared_only")
 
 
-def _path_fields(path: Lifecycle) -> Iterator[FormField]:
+def _path_fields(path: Lifecycle, custom_targets: Sequence[str]) -> Iterator[FormField]:
     if STATE_OF_STAGE[OPTIONAL_OFF_PATH] not in path:
         given = Condition(pointer=pointer("stages", OPTIONAL_OFF_PATH))
         yield from _stage_fields(OPTIONAL_OFF_PATH, required_when=given)
     for state in path:
         rule = STATE_RULES[state]
         if KINDS[rule.producer].member is Member.DEPLOYMENT:
-            yield from _deployment_fields()
+            yield from _deployment_fields(custom_targets)
         else:
             yield from _stage_fields(rule.producer, required=True)
         if rule.inference is not None:
@@ -202,8 +205,10 @@ def _launcher_fields(stage: Stage) -> Iterator[FormField]:
     )
 
 
-def _deployment_fields() -> Iterator[FormField]:
-    custom = Condition(pointer="/deployment/target", equals=CUSTOM_TARGET)
+def _deployment_fields(custom_targets: Sequence[str]) -> Iterator[FormField]:
+    custom = allowed = Condition(pointer="/deployment/target", equals=CUSTOM_TARGET)
+    if custom_targets:  # one that brings a script fills in what is left out
+        allowed = Condition(pointer="/deployment/target", one_of=[CUSTOM_TARGET, *custom_targets])
     yield _field("/deployment/target", FieldKind.DEPLOY_TARGET, "target", required=True)
     for member in STAGE_MEMBERS:
         yield FormField(
@@ -213,7 +218,7 @@ def _deployment_fields() -> Iterator[FormField]:
             help=labels(f"help_{member}"),
             required=False,
             required_when=custom,
-            allowed_when=custom,
+            allowed_when=allowed,
         )
 
 

@@ -136,11 +136,13 @@ def runnable_stages(definition: MethodDefinition) -> tuple[Stage, ...]:
     return tuple(stage for stage in STAGES if definition.stage_config(stage) is not None)
 
 
-def violations(definition: MethodDefinition, *, deploy_targets: Collection[str]) -> list[Violation]:
+def violations(
+    definition: MethodDefinition, *, deploy_targets: Collection[str], custom_targets: Collection[str] = ()
+) -> list[Violation]:
     """Return everything that is wrong with a method, in the order of its members.
 
-    `deploy_targets` are the names of the configured targets. Where the lifecycle is not one of the six, the rest is
-    judged as far as it does not depend on the path.
+    `deploy_targets` are the names of the configured targets, `custom_targets` those to which scripts of users deploy.
+    Where the lifecycle is not one of the six, the rest is judged as far as it does not depend on the path.
     """
     path = find_path(definition.lifecycle)
     return [
@@ -151,7 +153,7 @@ def violations(definition: MethodDefinition, *, deploy_targets: Collection[str])
         *_output_violations(definition),
         *_call_violations(definition, path),
         *_inference_violations(definition, path),
-        *_deployment_violations(definition, path, deploy_targets=deploy_targets),
+        *_deployment_violations(definition, path, deploy_targets=deploy_targets, custom_targets=custom_targets),
         *_argument_violations(definition),
         *_data_violations(definition),
         *_unknown_fields(definition),
@@ -293,7 +295,11 @@ def _inference_violations(definition: MethodDefinition, path: Lifecycle | None) 
 
 
 def _deployment_violations(
-    definition: MethodDefinition, path: Lifecycle | None, *, deploy_targets: Collection[str]
+    definition: MethodDefinition,
+    path: Lifecycle | None,
+    *,
+    deploy_targets: Collection[str],
+    custom_targets: Collection[str],
 ) -> Iterator[Violation]:
     deployment = definition.deployment
     known = ", ".join([CUSTOM_TARGET, *sorted(deploy_targets)])
@@ -304,7 +310,7 @@ def _deployment_violations(
         yield Violation("/deployment", "deployment_off_path", {"path": path_text(path)})
     elif _blank(deployment.target):
         yield Violation("/deployment/target", "missing_deploy_target", {"known": known})
-    elif deployment.target == CUSTOM_TARGET:
+    elif deployment.target == CUSTOM_TARGET or deployment.target in custom_targets:
         for member in _absent(deployment):
             yield Violation(pointer("deployment", member), "incomplete_custom_deployment", {"member": member})
     elif deployment.target in deploy_targets:

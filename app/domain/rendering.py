@@ -264,9 +264,13 @@ def deployment_arguments(
     actual_path: str = "",
     system: str = "",
     parameters: Mapping[str, Any] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the arguments of a deployment script; `folder_path` is absolute, empty `system` and `parameters` null."""
-    return {
+    """Return the arguments of a deployment script; `folder_path` is absolute, empty `system` and `parameters` null.
+
+    `more`: settings of the deploy target and the caller's parameters.
+    """
+    own = {
         "trainId": train_id,
         "seq": seq,
         "folderPath": folder_path,
@@ -279,6 +283,7 @@ def deployment_arguments(
         "system": system or None,
         "parameters": dict(parameters) if parameters else None,
     }
+    return own | _without(more or {}, own)
 
 
 def _without(arguments: Mapping[str, Any], taken: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """What a method may name, and where it could run now: deploy targets, environments, nodes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from sqlmodel import select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.domain.deploy_targets import DeployTargetKind
 from app.domain.enums import Platform
 from app.domain.names import BASE_ENVIRONMENT
 from app.store.environments import all_environments
@@ -28,12 +29,17 @@ class NodeFacts:
 class RegistryFacts:
     """What is known at this moment."""
 
-    deploy_targets: frozenset[str]
+    deploy_targets: Mapping[str, DeployTargetRow]
     specified_environments: frozenset[str]
     named_environments: frozenset[str]
     nodes: tuple[NodeFacts, ...]
     specs: Mapping[str, str] = field(default_factory=dict)
     """Specifications of environments, by name."""
+
+    @property
+    def custom_targets(self) -> Sequence[str]:
+        """Names of the targets that scripts of users deploy to, sorted."""
+        return sorted(name for name, row in self.deploy_targets.items() if row.kind == DeployTargetKind.CUSTOM)
 
     @property
     def environments(self) -> frozenset[str]:
@@ -46,7 +52,7 @@ async def load(session: AsyncSession) -> RegistryFacts:
     """Return the facts as the database has them."""
     environments = await all_environments(session)
     return RegistryFacts(
-        deploy_targets=frozenset((await session.exec(select(DeployTargetRow.name))).all()),
+        deploy_targets={row.name: row for row in (await session.exec(select(DeployTargetRow))).all()},
         specified_environments=frozenset(row.name for row in environments if row.spec),
         named_environments=frozenset(row.name for row in environments),
         specs={row.name: row.spec for row in environments if row.spec},

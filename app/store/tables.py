@@ -139,6 +139,9 @@ class DeployTargetRow(SQLModel, table=True):
     name_key: str = Field(max_length=300, unique=True)
     kind: str = Field(max_length=32)
     url: str = Field(max_length=2000)
+    settings: Json = Field(default_factory=dict, sa_type=JsonDocument)
+    file: str | None = Field(default=None, max_length=1000, description="script for methods that bring none")
+    conda_env: str | None = Field(default=None, max_length=300)
     created_at: datetime = _time()
 
 

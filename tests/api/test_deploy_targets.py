@@ -3,15 +3,24 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from app.domain.enums import ModelState
+from app.executor.attempts.launch import Inputs, stage_arguments
+from app.executor.runs.job_spec import JobSpec
+from app.store import jobs
 from app.store.session import Database
 from tests.api.client import MethodsApp, methods_app
+from tests.api.jobs_app import JobsApp, jobs_app
 from tests.api.resources import ROUTERS, codes
+from tests.ollama_stand_in import ollama_stand_in
+from tests.servers import free_port
 
 URL = "/api/v1/deploy-targets"
+SERVER = {"name": "server", "kind": "custom", "url": "http://box/api", "port": 8080}
 
 
 @pytest.fixture
@@ -70,6 +79,24 @@ class TestCreate:
 
         assert codes(response.json()) == [("/name", "name_reserved"), ("/url", "invalid_url")]
 
+    @pytest.mark.parametrize(
+        ("members", "found"),
+        [
+            ({"url": "http://box:1/", "port": 2}, [("/port", "port_named_twice")]),
+            ({"settings": {"serverUrl": "x"}}, [("/settings/serverUrl", "setting_reserved")]),
+            ({"settings": {"a b": 1}}, [("/settings/a b", "invalid_setting_name")]),
+            ({"settings": {"a": "x" * 10_000}}, [("/settings", "settings_too_long")]),
+            (
+                {"kind": "ollama", "settings": {"a": 1}, "file": "push.py"},
+                [("/settings", "target_member_not_custom"), ("/file", "target_member_not_custom")],
+            ),
+        ],
+    )
+    async def test_refuses_what_does_not_fit(
+        self, app: MethodsApp, members: dict[str, Any], found: list[tuple[str, str]]
+    ) -> None:
+        assert codes((await app.client.post(URL, json={**SERVER, **members})).json()) == found
+
     async def test_refuses_unknown_kinds(self, app: MethodsApp) -> None:
         assert codes((await create(app, kind="vllm")).json()) == [("/kind", "field_choice")]
 
@@ -101,3 +128,101 @@ class TestDelete:
         assert (refused.status_code, refused.json()["code"]) == (409, "deploy_target_in_use")
         assert "deployer" in refused.json()["detail"]
         assert (gone.status_code, deleted.status_code) == (204, 204)
+
+
+class TestAnswer:
+    @pytest.mark.parametrize("kind", ["ollama", "custom"])
+    async def test_says_whether_the_server_answers(self, app: MethodsApp, kind: str) -> None:
+        with ollama_stand_in() as server:
+            await create(app, "here", server.url, kind)
+            await create(app, "gone", f"http://127.0.0.1:{free_port()}", kind)
+
+            here = (await app.client.post(f"{URL}/here:test")).json()
+            gone = (await app.client.post(f"{URL}/gone:test")).json()
+
+        assert (here["usable"], here["status"]) == (True, 200)
+        assert (gone["usable"], gone["status"]) == (False, None)
+        assert "could not be reached" in gone["detail"]
+
+
+SCRIPT = """
+import argparse
+parser = argparse.ArgumentParser()
+for name in ("trainId", "seq", "folderPath", "serverUrl", "modelName", "quantize", "template"):
+    parser.add_argument(f"--{name}")
+parser.add_argument("--system", type=str)
+parser.add_argument("--parameters", type=str, help="dictionary")
+parser.add_argument("--replicas", type=int)
+parser.parse_known_args()
+"""
+
+
+class TestCustom:
+    """A target of the kind `custom` has an address, settings and, for methods that bring none, a script."""
+
+    @pytest.fixture
+    async def app(self, database: Database, tmp_path: Path) -> AsyncIterator[JobsApp]:
+        async with jobs_app(database, tmp_path / "home") as running:
+            (running.services.home.scripts / "push.py").write_text(SCRIPT)
+            yield running
+
+    async def target(self, app: JobsApp, **members: Any) -> httpx.Response:
+        return await app.client.post(URL, json={**SERVER, **members})
+
+    async def deploy_there(self, app: JobsApp, **members: Any) -> httpx.Response:
+        deployment = {"target": "server", "file": None, "conda_env": None, **members}
+        headers = {"If-Match": "*"}
+        return await app.client.patch("/api/v1/methods/Custom01", json={"deployment": deployment}, headers=headers)
+
+    async def arguments(self, app: JobsApp, **deployment: Any) -> list[str]:
+        await app.add_model("whole", ModelState.COMPLETE, kind="model")
+        made = await app.post(
+            "/jobs", {"method": "Custom01", "stage": "deployment", "model": "whole", "deployment": deployment}, 201
+        )
+        async with app.database.reading() as session:
+            job = await jobs.get(session, made["id"])
+        home = app.services.home
+        inputs = Inputs(home.models, None, home.runs / "model", "whole", home.runs / "out")
+        return stage_arguments(job, JobSpec.of(job), inputs, script_root=home.scripts)
+
+    async def test_script_gets_the_address_and_the_settings(self, app: JobsApp) -> None:
+        assert (await self.target(app, settings={"replicas": 2})).json()["url"] == "http://box:8080/api"
+        assert (await self.deploy_there(app, file="push.py", conda_env="base")).status_code == 200
+
+        argv = await self.arguments(app, system="Be brief.")
+
+        assert argv[argv.index("--serverUrl") + 1] == "http://box:8080/api"
+        assert argv[argv.index("--replicas") + 1] == "2"
+        assert argv[argv.index("--system") + 1] == "Be brief."
+        assert "--parameters" not in argv
+
+    async def test_script_of_the_target_is_for_methods_that_name_none(self, app: JobsApp) -> None:
+        await self.target(app, file="push.py", conda_env="base")
+
+        method = (await self.deploy_there(app)).json()
+
+        assert {name: value for name, value in method["deployment"].items() if value is not None} == {
+            "file": "push.py", "conda_env": "base", "target": "server",
+        }  # fmt: skip
+
+    async def test_without_any_script_it_is_incomplete(self, app: JobsApp) -> None:
+        await self.target(app)
+
+        refused = await self.deploy_there(app)
+
+        assert codes(refused.json()) == [
+            ("/deployment/file", "incomplete_custom_deployment"),
+            ("/deployment/conda_env", "incomplete_custom_deployment"),
+        ]
+
+    async def test_an_object_is_not_passed_to_a_script_that_takes_a_text(self, app: JobsApp) -> None:
+        await self.target(app)
+        await self.deploy_there(app, file="push.py", conda_env="base")
+        await app.add_model("whole", ModelState.COMPLETE, kind="model")
+        deployment = {"method": "Custom01", "stage": "deployment", "model": "whole"}
+
+        refused = await app.post("/jobs", {**deployment, "deployment": {"parameters": {"top_k": 5}}}, 422)
+        (app.services.home.scripts / "push.py").write_text(SCRIPT.replace("dictionary", "JSON object"))
+        await app.post("/jobs", {**deployment, "deployment": {"parameters": {"top_k": 5}}}, 201)
+
+        assert codes(refused) == [("/deployment/parameters", "object_taken_as_text")]

@@ -7,11 +7,12 @@ from fastapi import Depends, Path, Response
 from app.api.dependencies import ReadSession, ServicesDep, WriteSession
 from app.api.errors import problem_responses
 from app.api.idempotency import CreationDep, IdempotencyKeyReused
+from app.api.language import RequestLanguage
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
 from app.api.routing import Router
-from app.api.schemas.resources import DeployTargetCreate, DeployTargetRead, deploy_target_read
+from app.api.schemas.resources import DeployTargetAnswer, DeployTargetCreate, DeployTargetRead, deploy_target_read
 from app.domain.errors import InvalidRequest
-from app.registry.models.deploy_targets import DeployTargetInUse
+from app.registry.models.deploy_targets import DeployTargetInUse, NewDeployTarget
 from app.store.deploy_targets import DeployTargetNotFound
 from app.store.methods import NameTaken
 
@@ -46,7 +47,7 @@ async def create_deploy_target(
     """Configure a deploy target."""
 
     async def create() -> DeployTargetRead:
-        row = await services.deploy_targets.create(session, name=target.name, kind=target.kind, url=target.url)
+        row = await services.deploy_targets.create(session, NewDeployTarget(**target.model_dump()))
         return deploy_target_read(row)
 
     return await creation.answer(create, headers=lambda body: {"Location": f"/api/v1/deploy-targets/{body['id']}"})
@@ -58,6 +59,17 @@ async def get_deploy_target(
 ) -> DeployTargetRead:
     """Read a deploy target."""
     return deploy_target_read(await services.deploy_targets.get(session, deploy_target))
+
+
+@router.post("/deploy-targets/{deploy_target}:test", responses=problem_responses(DeployTargetNotFound))
+async def test_deploy_target(
+    deploy_target: DeployTargetRef, services: ServicesDep, language: RequestLanguage
+) -> DeployTargetAnswer:
+    """Ask the server of a deploy target for its start page, from where the service runs."""
+    async with services.database.reading() as session:
+        row = await services.deploy_targets.get(session, deploy_target)
+    answer = await services.deploy_targets.test(row)
+    return DeployTargetAnswer(usable=answer.usable, status=answer.status, detail=answer.finding.detail(language))
 
 
 @router.delete(

@@ -33,8 +33,8 @@ from app.api.schemas.models import (
 from app.domain.enums import ModelState, TrainingType
 from app.domain.errors import InvalidRequest
 from app.registry.models.folders import ModelFileNotFound
-from app.registry.models.ollama_cleanup import DeployTargetUnreachable
 from app.registry.models.service import ModelInUse
+from app.registry.models.serving_tools import DeployTargetUnreachable
 from app.store.models import ModelFilter, ModelNameAmbiguous, ModelNotFound
 
 router = Router(prefix="/api/v1", tags=["models"])

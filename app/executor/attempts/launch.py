@@ -178,7 +178,8 @@ class StageLauncher:
             except AppError as error:
                 raise LaunchError(EndReason.SPAWN_FAILED, detail=error.detail()) from error
             parameters = run.path / "params.json"
-            parameters.write_text(json.dumps(spec.effective), "utf-8")
+            settings = spec.deployment.settings if spec.deployment is not None else {}
+            parameters.write_text(json.dumps({**settings, **spec.effective}), "utf-8")
             checkpoint = self._newest_checkpoint(claim, spec) if KINDS[job.kind].has_checkpoints else None
             resume_from = hand_on(checkpoint, run.output) if checkpoint is not None else None
             import_paths = _import_paths(script, run)
@@ -551,4 +552,5 @@ def _deployment(job: JobRow, spec: JobSpec, inputs: _Relative) -> dict[str, Any]
         actual_path=inputs.model,
         system=deployment.system,
         parameters=deployment.parameters,
+        more={**deployment.settings, **spec.effective},
     )

@@ -20,14 +20,17 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.definition import CUSTOM_TARGET
 from app.domain.demand import Resources, resource_violations
+from app.domain.deploy_targets import DeployTargetKind
 from app.domain.enums import JobKind, ModelState, TrainingType
 from app.domain.errors import AppError, InvalidRequest, Unavailable, Violation
 from app.domain.kinds import KINDS, STAGES, Stage, as_stage
 from app.domain.launchers import DIVIDING, STRATEGY_PARAMETER, Strategy, strategy_of
 from app.domain.lifecycle import chain, runnable_stages, source_state, trains
-from app.domain.names import BASE_ENVIRONMENT
+from app.domain.names import BASE_ENVIRONMENT, NO_QUANTIZATION
 from app.domain.plain_text import shown
+from app.domain.pointers import pointer
 from app.domain.retries import policy_violations
+from app.domain.script_parameters import ParameterKind, ScriptParameter
 from app.executor.jobs.base_model_builds import build_before
 from app.executor.jobs.data_check import Data
 from app.executor.jobs.estimates import Estimate, estimate
@@ -346,6 +349,8 @@ class Submissions:
             method, stages, request.parameters, inputs.data, inputs.validation, known.described, inputs.model_arguments
         )
         found += checked.violations
+        if deployment is not None:
+            found += _untaken_options(method, request, checked)
         if found:
             raise InvalidRequest(found)
         jobs = self._jobs(method, request, stages, inputs, checked, deployment)
@@ -356,7 +361,8 @@ class Submissions:
         if nowhere and not request.wait:
             raise _RunsNowhereAsReported if known.nodes.known is AS_REPORTED else InvalidRequest(nowhere)
         lengths = self._measured(method, stages, inputs, checked)
-        told = [] if lengths is None else [*length_warnings(lengths, checked.values(stages[0]))]
+        told = _untaken_settings(method, deployment, checked) if deployment is not None else []
+        told += [] if lengths is None else [*length_warnings(lengths, checked.values(stages[0]))]
         memory = self._memory(request, known, method, inputs, checked, lengths)
         if memory is not None:
             told += memory.warnings()
@@ -591,7 +597,43 @@ def _deployment(
         return None, []
     options = request.deployment.model_dump()
     if method.definition.deploys_itself:
-        return Deployment(target=CUSTOM_TARGET, **options), []
-    if target is None:
+        kind = DeployTargetKind.CUSTOM
+        if config.target == CUSTOM_TARGET:
+            return Deployment(target=CUSTOM_TARGET, kind=kind, **options), []
+    else:
+        kind = DeployTargetKind.OLLAMA
+    if target is None or target.kind != kind:
         return None, [Violation("/method", "deploy_target_gone", {"target": config.target})]
-    return Deployment(target=target.name, url=target.url, **options), []
+    return Deployment(target=target.name, kind=kind, url=target.url, settings=target.settings, **options), []
+
+
+def _untaken_options(method: Method, request: JobSubmit, checked: CheckedParameters) -> list[Violation]:
+    """Return the options of a deployment that the user's script would not see, or would take for something else."""
+    script, pinned = checked.scripts.get(JobKind.DEPLOYMENT), method.files.get(JobKind.DEPLOYMENT)
+    if script is None or pinned is None or pinned.shipped or script.hides_names:
+        return []
+    found = []
+    for name, value in request.deployment.model_dump().items():
+        declared = script.by_name().get(name)
+        if not value or value == NO_QUANTIZATION:
+            continue
+        if declared is None:
+            found.append(Violation(pointer("deployment", name), "deployment_option_not_taken", {"script": pinned.file}))
+        elif isinstance(value, dict) and _is_plain_text(declared):
+            params = {"name": name, "script": pinned.file}
+            found.append(Violation(pointer("deployment", name), "object_taken_as_text", params))
+    return found
+
+
+def _untaken_settings(method: Method, deployment: Deployment, checked: CheckedParameters) -> list[Violation]:
+    """Return the settings of the deploy target that a strict script does not get."""
+    strict = method.definition.arguments.declared_only or checked.refuses_unknown(JobKind.DEPLOYMENT)
+    names = [name for name in deployment.settings if not checked.declares(JobKind.DEPLOYMENT, name)]
+    params = {"names": ", ".join(names), "target": deployment.target}
+    return [Violation("/method", "settings_not_taken", params)] if strict and names else []
+
+
+def _is_plain_text(parameter: ScriptParameter) -> bool:
+    """Say whether the script declares a text of its own, which a server that wants an object would refuse."""
+    says_json = "json" in parameter.help.lower()
+    return parameter.kind is ParameterKind.STRING and parameter.typed and not says_json

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
+from app.domain.deploy_targets import DeployTargetKind
 from app.domain.enums import TrainingType
 from app.domain.environment_locks import EnvironmentLock
 from app.domain.kinds import KINDS
@@ -62,10 +63,15 @@ class InferenceRequest(_Frozen):
 
 
 class Deployment(_Frozen):
-    """Where and how an online model is served; `url` is empty for the target `custom`."""
+    """Where and how an online model is served; `url` is empty for the target `custom`.
+
+    `kind` says whose program deploys: ours to Ollama, or a script of the user's.
+    """
 
     target: str
+    kind: DeployTargetKind = DeployTargetKind.OLLAMA
     url: str = ""
+    settings: dict[str, Any] = {}
     quantize: str | None = None
     template: str = ""
     system: str = ""

@@ -111,7 +111,11 @@ class MethodGuide:
     async def form(self, session: AsyncSession) -> MethodForm:
         """Return what a form for methods is made of, with what this installation has to choose from."""
         facts = await registry_facts.load(session)
-        return method_form(deploy_targets=sorted(facts.deploy_targets), environments=sorted(facts.environments))
+        return method_form(
+            deploy_targets=sorted(facts.deploy_targets),
+            environments=sorted(facts.environments),
+            custom_targets=facts.custom_targets,
+        )
 
     async def parameters(self, session: AsyncSession, method: Method, language: Language) -> list[StageParameters]:
         """Return the parameters of every stage that runs a file of the method, as a job of now would find them."""

@@ -125,8 +125,9 @@ class MethodRegistry:
     ) -> tuple[list[Violation], FileCheck, RegistryFacts]:
         """Say everything that a create would say, or a change of the method `instead_of`; nothing is changed."""
         row = await store.get(session, instead_of) if instead_of is not None else None
-        check, of_files = await asyncio.to_thread(self._look, definition, await _files_of(session, row))
         facts = await registry_facts.load(session)
+        definition = _with_script_of_target(definition, facts)
+        check, of_files = await asyncio.to_thread(self._look, definition, await _files_of(session, row))
         found = _judge(definition, of_files, facts)
         if await _name_is_taken(session, definition, row):
             found.append(_name_taken(definition))
@@ -141,7 +142,7 @@ class MethodRegistry:
 
     async def add(self, session: AsyncSession, definition: MethodDefinition, *, source: VersionSource) -> Method:
         """Add a method. The caller has checked the licence."""
-        check = await self._checked(session, definition, None)
+        definition, check = await self._checked(session, definition, None)
         return await self.insert(session, definition, check.pins, source=source)
 
     async def insert(
@@ -250,13 +251,17 @@ class MethodRegistry:
         if row.preset is not None and definition.name != row.name:
             # else everybody could rename Custom01, install it again, and so add a method
             self._licence.require()
-        check = await self._checked(session, definition, row)
+        definition, check = await self._checked(session, definition, row)
         return await self.new_version(session, row, definition, check.pins, source=VersionSource.EDIT)
 
-    async def _checked(self, session: AsyncSession, definition: MethodDefinition, row: MethodRow | None) -> FileCheck:
-        """Raise everything that is wrong with the definition; keep the bytes it will run."""
+    async def _checked(
+        self, session: AsyncSession, definition: MethodDefinition, row: MethodRow | None
+    ) -> tuple[MethodDefinition, FileCheck]:
+        """Raise everything that is wrong with the definition; keep the bytes it will run, and return it in full."""
+        facts = await registry_facts.load(session)
+        definition = _with_script_of_target(definition, facts)
         check, of_files = await asyncio.to_thread(self._look, definition, await _files_of(session, row))
-        found = _judge(definition, of_files, await registry_facts.load(session))
+        found = _judge(definition, of_files, facts)
         if await _name_is_taken(session, definition, row):
             if not found:
                 raise NameTaken(name=definition.name, pointer="/name")
@@ -264,7 +269,7 @@ class MethodRegistry:
         if found:
             raise InvalidRequest(found)
         await asyncio.to_thread(self._files.keep, check)
-        return check
+        return definition, check
 
     def _look(self, definition: MethodDefinition, known: Collection[str]) -> tuple[FileCheck, list[Violation]]:
         """Look at the files of the stages, and say everything that is wrong with them. Blocks."""
@@ -285,10 +290,20 @@ def merge_patch(target: Any, patch: Any) -> Any:
     return merged
 
 
+def _with_script_of_target(definition: MethodDefinition, facts: RegistryFacts) -> MethodDefinition:
+    """Return the definition with the script of its custom target, where it names neither file nor environment."""
+    deployment = definition.deployment
+    target = facts.deploy_targets.get(deployment.target or "") if deployment is not None else None
+    if deployment is None or target is None or target.file is None or deployment.file or deployment.module:
+        return definition
+    own = {"file": target.file, "conda_env": deployment.conda_env or target.conda_env}
+    return definition.model_copy(update={"deployment": deployment.model_copy(update=own)})
+
+
 def _judge(definition: MethodDefinition, of_files: Sequence[Violation], facts: RegistryFacts) -> list[Violation]:
     """Join the rules with what the script root and the database say."""
     return [
-        *violations(definition, deploy_targets=facts.deploy_targets),
+        *violations(definition, deploy_targets=facts.deploy_targets, custom_targets=facts.custom_targets),
         *of_files,
         *_unknown_environments(definition, facts),
     ]

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.domain.deploy_targets import DeployTargetKind
 from app.domain.errors import Conflict
 from app.registry.models.archive import Archive, archive_of
 from app.registry.models.folders import ModelFile, existing_file, existing_folder, list_files, remove_folder
-from app.registry.models.ollama_cleanup import unload_from_ollama
+from app.registry.models.serving_tools import unload_from_ollama
 from app.store import methods as method_store
 from app.store import models as store
 from app.store.home import Home
@@ -110,7 +111,7 @@ class Models:
         """
         async with self._database.reading() as session:
             row = await self._deletable(session, model)
-        served = (row.details.get("deployment") or {}).get("url")
+        served = _served_by_ollama(row)
         if served and not without_unloading:
             await self._unload(served, row.name)
         async with self._database.writing() as session:
@@ -142,3 +143,9 @@ class Models:
         if not removed:
             logger.warning("model_folder_kept", extra={"model_id": row.id, "path": row.path})
         return removed
+
+
+def _served_by_ollama(row: ModelRow) -> str | None:
+    """Return the address of the Ollama that serves the model; what a user's own script deployed is the user's."""
+    deployment = row.details.get("deployment") or {}
+    return deployment.get("url") if deployment.get("kind", DeployTargetKind.OLLAMA) == DeployTargetKind.OLLAMA else None
