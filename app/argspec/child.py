@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from app.argspec.imports import read_imports
+from app.argspec.inputs import read_inputs
 from app.argspec.modules import Modules, unpacked
 from app.argspec.reader import read_arguments
 from app.argspec.source import NotPython, parse
 
-CHECK, READ = b"c", b"r"
+CHECK, READ, INPUTS = b"c", b"r", b"i"
 HEADER = struct.Struct("!cI")
 """What a request begins with: its kind and the length of what follows."""
 
@@ -62,7 +63,7 @@ def serve(*, cpu_seconds: float, memory_bytes: int, output_bytes: int) -> None:
 
 
 def _answer(kind: bytes, request: bytes, *, memory_bytes: int) -> dict[str, Any]:
-    source, sources = (request, {}) if kind == CHECK else unpacked(request)
+    source, sources, package = unpacked(request) if kind == READ else (request, {}, "")
     try:
         tree = parse(source)
     except NotPython as error:
@@ -71,7 +72,9 @@ def _answer(kind: bytes, request: bytes, *, memory_bytes: int) -> dict[str, Any]
         return {"problem": asdict(error.problem)}
     if kind == CHECK:
         return {}
-    modules = Modules(sources)
+    if kind == INPUTS:
+        return {"inputs": asdict(read_inputs(tree))}
+    modules = Modules(sources, package=package)
     arguments = read_arguments(tree, modules)
     return {"imports": asdict(read_imports(tree)), "arguments": asdict(arguments), "wanted": modules.wanted}
 

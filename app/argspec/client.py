@@ -25,7 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from app.argspec.child import CHECK, CPU_TIME_SIGNAL, HEADER, LENGTH, OUT_OF_MEMORY, READ, TOO_MUCH_OUTPUT
+from app.argspec.child import CHECK, CPU_TIME_SIGNAL, HEADER, INPUTS, LENGTH, OUT_OF_MEMORY, READ, TOO_MUCH_OUTPUT
+from app.argspec.inputs import Inputs, Named, Variable, Word
 from app.argspec.modules import MAX_BYTES, MAX_MODULES, Source, packed
 from app.argspec.report import (
     Arguments,
@@ -110,6 +111,8 @@ class Reading:
     imports: Imports = field(default_factory=Imports)
     arguments: Arguments = field(default_factory=Arguments)
     """With a remark under `unread` if the source is not Python or a limit was met."""
+    inputs: Inputs = field(default_factory=Inputs)
+    """Read by `inputs` alone."""
     wanted: Sequence[str] = ()
     """Modules that would have been followed if their sources had been there."""
     stopped: Stopped | None = None
@@ -142,11 +145,18 @@ class BoundedReader:
         """Say whether `source` is Python; nothing else of it is read."""
         return self._remembered_or(CHECK, source)
 
-    def read(self, source: bytes, find: ModuleFinder = lambda _: None) -> Reading:
-        """Return what the script says, with the modules that `find` finds beside it."""
+    def inputs(self, source: bytes) -> Inputs:
+        """Return what the script reads besides its options; nothing if it is not Python or met a limit."""
+        return self._remembered_or(INPUTS, source).inputs
+
+    def read(self, source: bytes, find: ModuleFinder = lambda _: None, *, package: str = "") -> Reading:
+        """Return what the script says, with the modules that `find` finds beside it.
+
+        `package` is that of a module which is run as `python -m`: its relative imports start there.
+        """
         modules: dict[str, Source | None] = {}
         while True:
-            reading = self._remembered_or(READ, packed(source, modules))
+            reading = self._remembered_or(READ, packed(source, modules, package))
             found = {name: find(name) for name in reading.wanted}
             modules |= found
             if not any(found.values()) or not _is_bounded(modules):
@@ -337,12 +347,22 @@ def _reading(document: Mapping[str, Any]) -> Reading:
         problem = SyntaxProblem(**document["problem"])
         remark = Remark(code="unread_not_python", line=problem.line, subject=problem.message)
         return Reading(problem=problem, arguments=Arguments(unread=(remark,)))
+    if "inputs" in document:
+        return Reading(inputs=_inputs(document["inputs"]))
     if "arguments" not in document:
         return Reading()
     return Reading(
         imports=Imports(**document["imports"]),
         arguments=_arguments(document["arguments"]),
         wanted=document["wanted"],
+    )
+
+
+def _inputs(document: Mapping[str, Any]) -> Inputs:
+    return Inputs(
+        variables=[Variable(**one) for one in document["variables"]],
+        words=[Word(**one) for one in document["words"]],
+        named=[Named(**one) for one in document["named"]],
     )
 
 

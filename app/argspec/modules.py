@@ -38,7 +38,9 @@ class ParsedSource:
 class Modules:
     """The modules that a reading may look into."""
 
-    def __init__(self, sources: Mapping[str, Source | None] | None = None) -> None:
+    def __init__(self, sources: Mapping[str, Source | None] | None = None, *, package: str = "") -> None:
+        self.package = package
+        """The package that relative imports of what is read start from; empty for a script."""
         self._sources = sources or {}
         self._wanted: dict[str, None] = {}
 
@@ -62,19 +64,20 @@ class Modules:
             return None
 
 
-def packed(script: bytes, sources: Mapping[str, Source | None]) -> bytes:
-    """Return a script with the modules beside it as one text of bytes."""
+def packed(script: bytes, sources: Mapping[str, Source | None], package: str = "") -> bytes:
+    """Return a script with the modules beside it as one text of bytes, and the package that it is in."""
     listed = [[name, one and len(one.content), one and one.is_package] for name, one in sources.items()]
-    head = json.dumps(listed).encode()
+    head = json.dumps([package, listed]).encode()
     return b"".join((_LENGTH.pack(len(head)), head, *(one.content for one in sources.values() if one), script))
 
 
-def unpacked(request: bytes) -> tuple[bytes, dict[str, Source | None]]:
+def unpacked(request: bytes) -> tuple[bytes, dict[str, Source | None], str]:
     """Return what `packed` made one of."""
     (length,) = _LENGTH.unpack_from(request)
     at = _LENGTH.size + length
     sources: dict[str, Source | None] = {}
-    for name, size, is_package in json.loads(request[_LENGTH.size : at]):
+    package, listed = json.loads(request[_LENGTH.size : at])
+    for name, size, is_package in listed:
         sources[name] = None if size is None else Source(request[at : at + size], is_package)
         at += size or 0
-    return request[at:], sources
+    return request[at:], sources, package

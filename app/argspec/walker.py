@@ -32,7 +32,7 @@ class Walker(Evaluator):
     def __init__(self, *, budget: int, modules: Modules, eager: bool) -> None:
         super().__init__(budget=budget)
         self.module = self._scope = Scope()
-        self.module.names |= {"__name__": "__main__", "__package__": ""}
+        self.module.names |= {"__name__": "__main__", "__package__": modules.package}
         self.follows = self._eager = eager
         """Whether imported names are looked up in the modules beside the script, which takes time."""
         self._modules = modules
