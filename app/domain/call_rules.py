@@ -107,6 +107,8 @@ def _config(config: ConfigTemplate, at: tuple[str, ...]) -> Iterator[Violation]:
     elif not _FILE_NAME.fullmatch(config.name) or not config.name.endswith(CONFIG_SUFFIXES):
         params = {"value": shown(config.name), "known": ", ".join(CONFIG_SUFFIXES)}
         yield Violation(pointer(*at, "name"), "invalid_config_name", params)
+    elif config.name.endswith(".toml") and isinstance(config.content, list):
+        yield Violation(pointer(*at, "content"), "config_list_in_toml", {})
     elif config.name.endswith(".toml"):
         for path in _nulls(config.content or {}, (*at, "content")):
             yield Violation(pointer(*path), "config_null_in_toml", {})

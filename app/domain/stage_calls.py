@@ -44,7 +44,7 @@ class ConfigFile(_Frozen):
     """A configuration file: its name, whose suffix says the format, and its content with placeholders."""
 
     name: str
-    content: dict[str, Any]
+    content: dict[str, Any] | list[Any]
 
 
 class StageCall(_Frozen):
@@ -68,7 +68,9 @@ class StageCall(_Frozen):
             else tuple(item if isinstance(item, str) else tuple(item) for item in config.arguments),
             config=None
             if config.config is None
-            else ConfigFile(name=config.config.name or "", content=config.config.content or {}),
+            else ConfigFile(
+                name=config.config.name or "", content={} if config.config.content is None else config.config.content
+            ),
             env=dict(config.env or {}),
             working_directory=WorkingDirectory(config.working_directory or WorkingDirectory.SCRIPTS),
         )
@@ -167,7 +169,7 @@ class ExpandedCall:
     """
 
     arguments: Sequence[str] | None
-    config: Mapping[str, Any] | None
+    config: Mapping[str, Any] | Sequence[Any] | None
     env: Mapping[str, str]
     left_out: Sequence[str] = ()
     unplaced: Sequence[str] = ()

@@ -234,6 +234,8 @@ class TestViolations:
             ({"name": "../a.yaml", "content": {}}, [("/name", "invalid_config_name")]),
             ({"name": "a.ini", "content": {}}, [("/name", "invalid_config_name")]),
             ({"name": "a.toml", "content": {"a": [{"b/c": None}]}}, [("/content/a/0/b~1c", "config_null_in_toml")]),
+            ({"name": "a.toml", "content": [{"a": 1}]}, [("/content", "config_list_in_toml")]),
+            ({"name": "a.json", "content": [{"a": "{no}"}]}, [("/content/0/a", "unknown_placeholder")]),
             ({"name": "a.json", "content": {"a": "{config}"}}, [("/content/a", "placeholder_without_config")]),
             ({"name": "a.json", "content": {"a": "{flag:x}"}}, [("/content/a", "placeholder_not_alone")]),
             ({"name": "a.json", "content": {}, "more": 1}, [("/more", "unknown_field")]),
