@@ -14,6 +14,7 @@ from rich.markup import escape
 from app.cli.client import Api, ServiceRefused, segment
 from app.cli.command import DEFAULT_URL, AsJson, CliFailure, ExitCode, Limit, Misused, Url
 from app.cli.output import Markup, console, print_fields, print_json, print_table, write
+from app.cli.suggestions import suggest
 
 app = typer.Typer(no_args_is_help=True, help="Training methods: recipes of how models are made.")
 
@@ -26,6 +27,9 @@ Scripts = Annotated[
     typer.Option("--script", "-s", help="Python file to upload to the script root first. May be repeated."),
 ]
 STDIN = Path("-")
+
+
+app.command(context_settings={"ignore_unknown_options": True})(suggest)
 
 
 @app.command("list")

@@ -184,3 +184,35 @@ class ScriptParameters(_Frozen):
     def by_name(self) -> Mapping[str, ScriptParameter]:
         """Return the options by each of their names."""
         return {name: p for p in self.parameters for name in (p.name, *p.aliases)}
+
+
+class Variable(_Frozen):
+    """An environment variable that the script reads."""
+
+    name: str
+    required: bool
+    line: int
+
+
+class Word(_Frozen):
+    """A place of the command line that the script reads itself, and the name that it gives it."""
+
+    position: int
+    name: str
+    line: int
+
+
+class Named(_Frozen):
+    """A model, data set or folder that the script names itself; `subject` is model, data or output."""
+
+    subject: str
+    value: str
+    line: int
+
+
+class OtherInputs(_Frozen):
+    """What a script reads besides its options."""
+
+    variables: tuple[Variable, ...] = ()
+    words: tuple[Word, ...] = ()
+    named: tuple[Named, ...] = ()

@@ -11,10 +11,12 @@ from app.api.dependencies import ReadSession, ServicesDep, WriteSession
 from app.api.errors import PreconditionRequired, UnsupportedMediaType, problem_responses
 from app.api.guards import RawUpload
 from app.api.headers import IF_MATCH, IF_NONE_MATCH
+from app.api.language import RequestLanguage
 from app.api.list_response import page_by_name
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
 from app.api.routes.methods import MethodRef, tagged_method
 from app.api.routing import Router
+from app.api.schemas.method_suggestions import SuggestionRead, SuggestionRequest, suggestion_read
 from app.api.schemas.methods import (
     MethodFileList,
     MethodRead,
@@ -29,6 +31,7 @@ from app.domain.errors import InvalidRequest, PreconditionFailed
 from app.registry.methods.restoring import FileInTheWay
 from app.registry.methods.service import MethodMoved, PresetReadOnly
 from app.registry.methods.stage_files import ScriptContent, ScriptInUse, ScriptNotFound, StageWithoutFile
+from app.registry.methods.suggesting import NothingToSuggest
 from app.registry.scripts.names import FileOutsideRoot, FilePathTooLong, InvalidFilePath
 from app.registry.scripts.root import ScriptTooLarge
 from app.store.methods import MethodNotFound, MethodVersionNotFound
@@ -221,6 +224,28 @@ async def write_script(
 async def delete_script(path: ScriptPath, session: WriteSession, services: ServicesDep, if_match: IfMatch) -> None:
     """Delete a file of the script root that no method runs or imports. `If-Match` is the `ETag` of the file."""
     await services.methods.stage_files.delete_script(session, path, precondition=if_match.require)
+
+
+@router.post(
+    "/scripts/{name:path}:suggest",
+    responses=problem_responses(NothingToSuggest, InvalidRequest, *_BAD_PATH),
+)
+async def suggest_stage(
+    name: Annotated[str, Path(description="A file of the script root, a module, or what starts it in a shell.")],
+    wanted: SuggestionRequest,
+    session: ReadSession,
+    services: ServicesDep,
+    language: RequestLanguage,
+) -> SuggestionRead:
+    """Propose how a script, a module or a known program could be called at a stage of a method.
+
+    Rests on the names of options, with a reason for each value that was placed. Nothing is registered or run: a person
+    confirms it.
+    """
+    found = await services.methods.suggestions.suggest(
+        session, name, source=wanted.source, stage=wanted.stage, environment=wanted.conda_env
+    )
+    return suggestion_read(found, language)
 
 
 def _raw(script: ScriptContent) -> Response:

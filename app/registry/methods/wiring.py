@@ -14,6 +14,7 @@ from app.registry.methods.samples import Samples
 from app.registry.methods.script_reading import ScriptReader
 from app.registry.methods.service import Clock, JobsOfMethod, LicenceGate, MethodRegistry
 from app.registry.methods.stage_files import StageFiles
+from app.registry.methods.suggesting import MethodSuggestions
 from app.registry.nodes.platforms import PlatformChoice
 from app.registry.scripts.root import MAX_SCRIPT_BYTES, ScriptRoot
 from app.registry.scripts.versions import VersionStore
@@ -33,6 +34,7 @@ class MethodServices:
     stage_files: StageFiles
     options: OptionClasses
     guide: MethodGuide
+    suggestions: MethodSuggestions
     presets: PresetInstaller
 
 
@@ -63,6 +65,7 @@ def method_services(
         stage_files=StageFiles(registry=registry, files=files),
         options=options,
         guide=MethodGuide(registry=registry, files=files, reader=reader, options=options, clock=clock),
+        suggestions=MethodSuggestions(files=files, options=options),
         presets=PresetInstaller(
             registry=registry,
             files=files,
