@@ -39,6 +39,7 @@ COMMANDS: Final = {
     "environments": Entry("resources:environments", WORK, "Conda environments that stages run in."),
     "presets": Entry("resources:presets", WORK, "Methods that the product ships."),
     "nodes": Entry("nodes:nodes", WORK, "Machines with a worker."),
+    "import": Entry("imports:app", MAINTENANCE, "Take over what another platform holds: DeepExtension."),
     "webhooks": Entry("operations:webhooks", MAINTENANCE, "Addresses that get a message when a job ends."),
     "migrate": Entry("service:migrate", MAINTENANCE, "Bring the database to the newest schema."),
     "settings": Entry("service:settings", MAINTENANCE, "Show every DEEPE_* variable and its value."),

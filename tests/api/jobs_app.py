@@ -18,6 +18,7 @@ from fastapi import FastAPI
 
 from app.api.application import HttpOptions, new_application
 from app.api.dependencies import Services
+from app.api.routes import base_models, datasets, scripts
 from app.domain.enums import ModelState, TrainingType
 from app.main import build_services, include_routes
 from app.presets.catalogue import sample_base_models, sample_datasets
@@ -27,6 +28,7 @@ from app.store.session import Database
 from tests.job_rows import ENVIRONMENT, FAILURE, Runner, add_node
 from tests.waiting import until
 
+MAX_UPLOAD_BYTES = 1_000_000
 BASE_URL = "http://127.0.0.1:8000"
 API = "/api/v1"
 SUBMIT = {"method": "Custom01", "base_model": "custom01-base", "dataset": "custom01", "through": "complete"}
@@ -177,7 +179,12 @@ async def jobs_app(database: Database, root: Path, *, samples: bool = False) -> 
 @cache
 def _application() -> FastAPI:
     """Return all routes, once: FastAPI prepares them at the first request, which takes longer than a test does."""
-    app = new_application(HttpOptions(version="test"))
+    uploads = [
+        *scripts.script_uploads(MAX_UPLOAD_BYTES),
+        *datasets.dataset_uploads(MAX_UPLOAD_BYTES),
+        *base_models.base_model_uploads(MAX_UPLOAD_BYTES),
+    ]
+    app = new_application(HttpOptions(version="test", uploads=uploads))
     include_routes(app)
     return app
 

@@ -1,0 +1,575 @@
+"""Brings what a DeepExtension database holds to a service, through its API: its rules and its licence apply.
+
+Nothing is marked as imported. A thing is there already if one of its name says the same; another one of that name is
+left as it is. So an import can be repeated at any time.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from app.cli.client import Api, ServiceFailed, ServiceRefused, segment
+from app.cli.command import Misused
+from app.cli.deepextension.documents import (
+    BASE,
+    Methods,
+    Wanted,
+    deploy_target,
+    moment,
+    place,
+    profile,
+    wanted_name,
+)
+from app.cli.deepextension.mapping import KINDS, VALUES, ImportMap, text_in
+from app.cli.deepextension.report import Entry, Outcome, Report
+from app.domain.enums import ModelState
+from app.domain.names import BASE_ENVIRONMENT
+from app.store.deepextension import TABLES, Found
+
+EQUIPPED_BASE = "deepextension"
+"""The shipped environment that has what DeepExtension's `base` has."""
+
+_OF_BASE_MODELS = {
+    "template": "give it to the deployment of a job",
+    "inference": "questions to a model run the script of its method",
+    "deploy_config": "a method says where its models are deployed",
+}
+"""What base models have there and not here."""
+
+Row = Mapping[str, Any]
+RowsOf = Callable[[Sequence[str], Path], int]
+"""Writes the rows of a data set that the database holds into a file, and returns how many there are."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an import is done."""
+
+    dry_run: bool
+    tenant: str | None
+    installation: Path | None
+    profiles: Path
+
+
+class Importer:
+    """One run of an import. `report` tells what became of each thing, in the order in which they depend."""
+
+    def __init__(self, api: Api, found: Found, mapping: ImportMap, options: Options, rows_of: RowsOf) -> None:
+        self._api = api
+        self._found = found
+        self._mapping = mapping
+        self._options = options
+        self._rows_of = rows_of
+        self._tenant = _tenant(found, options.tenant)
+        self._planned: dict[str, set[str]] = {kind: set() for kind in KINDS}
+        """What a dry run would have made."""
+        self._environments = {one["name"] for one in api.items("/environments")}
+        self._presets = {one["name"]: bool(one["installed"]) for one in api.items("/presets")}
+        self._base = EQUIPPED_BASE if EQUIPPED_BASE in self._environments else BASE_ENVIRONMENT
+        self._targets: dict[str, str] = {}
+        self._datasets: dict[str, str] = {}
+        self._methods: dict[str, str] = {}
+        self._base_models: dict[str, str] = {}
+        self._models: dict[str, str] = {}
+        self.report = Report(
+            release=found.release,
+            dry_run=options.dry_run,
+            tenant=self._tenant,
+            missing_tables=[table.name for key, table in TABLES.items() if found.rows[key] is None],
+            missing_columns=found.missing_columns,
+            values=self._values(),
+        )
+
+    def run(self) -> Report:
+        """Take over everything."""
+        methods = Methods(self._mapping, base=self._base, targets=self._targets, tools=self._tools())
+        self._take_deploy_targets()
+        definitions = [(row, methods.definition(row, self._settings(row))) for row in self._own("methods", shared=True)]
+        self._take_environments(methods, [wanted for _, wanted in definitions])
+        self._take_base_models()
+        self._take_datasets()
+        for row, wanted in definitions:
+            self._take_method(row, wanted)
+        self._take_profiles()
+        self._take_models()
+        return self.report
+
+    # ---- what belongs to the tenant ---------------------------------------------------------------------------------
+
+    def _own(self, table: str, *, shared: bool = False) -> list[Row]:
+        """Return the rows of the tenant, those of nobody, and with `shared` those that others share with it."""
+        given = {str(row["method"]) for row in self._found.of("shared_methods") if str(row["tenant"]) == self._tenant}
+        return [
+            row
+            for row in self._found.of(table)
+            if self._tenant is None
+            or row.get("tenant") is None
+            or str(row["tenant"]) == self._tenant
+            or (shared and (str(row["uuid"]) in given or row.get("is_system")))
+        ]
+
+    def _settings(self, row: Row) -> Row | None:
+        """Return the settings of a method: the tenant's own before those of another."""
+        rows = [one for one in self._found.of("method_settings") if str(one["method"]) == str(row["uuid"])]
+        own = [one for one in rows if str(one["tenant"]) == self._tenant]
+        return next(iter(own or rows), None)
+
+    def _tools(self) -> dict[str, str]:
+        """Return the deploy target that a serving tool has, by the tool's id."""
+        names = {text_in(row["name"]).lower(): text_in(row["name"]) for row in self._own("deploy_targets")}
+        tools = {str(row["id"]): text_in(row["factory"]).lower() for row in self._found.of("deploy_tools")}
+        return {number: names[factory] for number, factory in tools.items() if factory in names}
+
+    def _values(self) -> dict[str, dict[str, Any]]:
+        """Return the numbers whose meaning nobody publishes: how often each is there, and what it was taken for."""
+        settings = self._found.of("method_settings")
+        found: dict[str, dict[str, Any]] = {}
+        for name in VALUES.keys() - {"model_type"}:
+            several = (row[name] if isinstance(row[name], list) else [row[name]] for row in settings)
+            counts = Counter(str(value) for values in several for value in values)
+            found[name] = {
+                value: {"count": count, "meaning": self._mapping.meaning(name, value)[0]}
+                for value, count in sorted(counts.items())
+            }
+        return found
+
+    # ---- each kind --------------------------------------------------------------------------------------------------
+
+    def _take_environments(self, methods: Methods, definitions: Iterable[Wanted]) -> None:
+        used = [
+            stage["conda_env"]
+            for wanted in definitions
+            for stage in (*wanted.document["stages"].values(), wanted.document.get("deployment") or {})
+            if stage.get("conda_env")
+        ]
+        there = {str(row["name"]): f"environments {row['id']}" for row in self._own("environments")}
+        wanted_here = {methods.environment(name): (name, source) for name, source in there.items()}
+        for name in used:
+            wanted_here.setdefault(name, (name, "methods"))
+        for here, (name, source) in wanted_here.items():
+            entry = self._entry("environments", Wanted(source, here))
+            if here != name:
+                entry.changed.append(f"{name} there")
+            elif here == BASE:
+                entry.assumed.append(
+                    "DeepExtension's base has torch, trl, requests and redis; base here is plain Python"
+                )
+            if here in self._environments:
+                entry.outcome = Outcome.PRESENT
+            else:
+                self._make(entry, partial(self._api.post, "/environments", {"name": here}))
+
+    def _take_deploy_targets(self) -> None:
+        newest = {text_in(row["name"]): row for row in self._own("deploy_targets")}
+        for row in self._own("deploy_targets"):
+            wanted = deploy_target(row, self._mapping)
+            entry = self._entry("deploy_targets", wanted)
+            if newest[text_in(row["name"])] is not row:
+                entry.outcome = Outcome.LEFT_OUT
+                entry.changed.append("a newer entry of the same tool counts")
+                continue
+            self._put(entry, "/deploy-targets", wanted.document, compared=("kind", "url"))
+            if entry.outcome is not Outcome.NOT_TAKEN:
+                self._targets[str(row["id"])] = wanted.name
+
+    def _take_base_models(self) -> None:
+        folders: set[str] = set(self._api.get("/base-models:unregistered")["items"])
+        folders |= {one["path"].removeprefix("models/") for one in self._api.items("/base-models")}
+        for row in self._own("base_models"):
+            wanted = wanted_name("base_models", row["name"], f"base_models {row['id']}", self._mapping)
+            path = place(row["path"], "models", self._mapping) or place(
+                f"models/{row['path']}", "models", self._mapping
+            )
+            entry = self._entry("base_models", wanted)
+            if path is None:
+                entry.problems.append(f"its path does not lie in models/: {row['path']!r} (folders of the map)")
+            for column, cure in _OF_BASE_MODELS.items():
+                if row[column] not in (None, "", {}, []):
+                    entry.changed.append(f"its {column} is left out: {cure}")
+            description = text_in(row["title"]) if text_in(row["title"]) != wanted.name else ""
+            document = {"name": wanted.name, "path": path, "description": description}
+            known = {"path": f"models/{path}"}
+            missing = [] if path in folders else [f"no whole model lies in models/{path}"]
+            self._put(entry, "/base-models", document, compared=("path",), as_read=known, check=partial(list, missing))
+            if entry.outcome in (Outcome.TAKEN, Outcome.PRESENT):
+                for key in (row["name"], text_in(row["title"]), path, str(row["id"])):
+                    self._base_models.setdefault(str(key), wanted.name)
+
+    def _take_datasets(self) -> None:
+        for row in self._own("datasets"):
+            wanted = wanted_name("datasets", row["name"], f"datasets {row['uuid']}", self._mapping)
+            entry = self._entry("datasets", wanted)
+            files = [one for one in self._found.of("files") if str(one["belongs_to"]) == str(row["uuid"])]
+            names = [str(row["uuid"]), *(str(one["uuid"]) for one in files)]
+            with tempfile.TemporaryDirectory(prefix="deepe-import-") as folder:
+                self._take_dataset(entry, row, self._candidates(row, files, names), names, Path(folder))
+            if entry.outcome in (Outcome.TAKEN, Outcome.PRESENT):
+                self._datasets[str(row["uuid"])] = wanted.name
+                self._datasets.setdefault(str(row["name"]), wanted.name)
+
+    def _candidates(self, row: Row, files: Sequence[Row], names: Sequence[str]) -> list[str]:
+        """Return where the file may lie, relative to `datasets/`: as it is written, else in the usual layout."""
+        written = [place(one["path"], "datasets", self._mapping) for one in files]
+        usual = [f"{env}/{row['tenant']}/{name}.jsonl" for env in ("prod", "test", "dev") for name in names]
+        return [one for one in dict.fromkeys([*written, *usual]) if one is not None]
+
+    def _take_dataset(
+        self, entry: Entry, row: Row, candidates: Sequence[str], names: Sequence[str], folder: Path
+    ) -> None:
+        if not self._is_wanted(entry):
+            return
+        there = self._there("/datasets", entry.name)
+        if there is not None and there["path"].removeprefix("datasets/") in candidates:
+            entry.outcome, entry.id = Outcome.PRESENT, there["id"]
+            return
+        for path in candidates:
+            checked = self._api.post("/datasets:validate", {"path": path, "name": None if there else entry.name})
+            if any(one["code"] == "path_not_found" for one in checked["violations"]):
+                continue
+            document = {"name": entry.name, "path": path, "description": str(row["description"] or "")}
+            problems = [f"{one['pointer']}: {one['detail']}" for one in checked["violations"]]
+            known = {"path": f"datasets/{path}"}
+            self._put(entry, "/datasets", document, compared=("path",), as_read=known, problems=problems)
+            return
+        file = self._local_dataset(entry, candidates, names, folder)
+        if file is None:
+            entry.problems.append(f"no file of it: looked for datasets/{', datasets/'.join(candidates)}")
+            return
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        self._put(entry, "/datasets", {}, compared=("digest",), as_read={"digest": digest},
+                  create=lambda: self._api.put_file(f"/datasets/{segment(entry.name)}/file", file))  # fmt: skip
+
+    def _local_dataset(
+        self, entry: Entry, candidates: Sequence[str], names: Sequence[str], folder: Path
+    ) -> Path | None:
+        """Return the file in the installation's folder, else one with the rows that the database holds."""
+        root = self._options.installation
+        for path in candidates if root is not None else ():
+            assert root is not None
+            if (file := root / "datasets" / path).is_file():
+                entry.changed.append(f"it is uploaded from {file}")
+                return file
+        file = folder / "rows.jsonl"
+        if count := self._rows_of(names, file):
+            entry.changed.append(f"its {count} rows come from the database: there is no file")
+            return file
+        return None
+
+    def _take_method(self, row: Row, wanted: Wanted) -> None:
+        if wanted.name in self._presets and wanted.name not in self._mapping.names.get("methods", {}).values():
+            wanted.changed.append(f"the name: {wanted.name} is a method that this product ships")
+            wanted.name = wanted.document["name"] = f"{wanted.name}-DeepExtension"
+        entry = self._entry("methods", wanted)
+        if not wanted.document["stages"]:
+            entry.problems.append("it has no file that could be run (methods of the map can name one)")
+        uploads = {} if wanted.problems else self._scripts(wanted, entry)
+
+        def create() -> Any:
+            for path, content in uploads.items():
+                self._api.put_bytes(f"/scripts/{segment(path)}", content)
+            return self._api.post("/methods", wanted.document)
+
+        self._put(
+            entry, "/methods", wanted.document,
+            compared=("training_type", "lifecycle", "stages", "inference", "deployment"),
+            check=lambda: self._method_problems(wanted, uploads), create=create,
+        )  # fmt: skip
+        if entry.outcome in (Outcome.TAKEN, Outcome.PRESENT, Outcome.KEPT):
+            self._methods[str(row["uuid"])] = wanted.name
+        elif self._presets.get(there := text_in(row["name"])):
+            self._methods[str(row["uuid"])] = there  # what this product ships under the name
+
+    def _scripts(self, wanted: Wanted, entry: Entry) -> dict[str, bytes]:
+        """Return the files that are to be uploaded: those that the service has not."""
+        uploads: dict[str, bytes] = {}
+        stages = [*wanted.document["stages"].values(), wanted.document.get("deployment") or {}]
+        for path in dict.fromkeys(stage["file"] for stage in stages if stage.get("file")):
+            training = wanted.document["stages"].get("training") or {}
+            kept = wanted.script if path == training.get("file") else None
+            there = self._api.bytes_or_none(f"/scripts/{segment(path)}")
+            if there is not None:
+                if kept is not None and there[0] != kept:
+                    entry.problems.append(f"the script root has another {path}; it stays as it is")
+                continue
+            local = self._options.installation and self._options.installation / "deep-e-python" / path
+            if kept is not None:
+                uploads[path] = kept
+            elif local is not None and local.is_file():
+                uploads[path] = local.read_bytes()
+                entry.changed.append(f"{path} is uploaded from {local}")
+            else:
+                entry.problems.append(f"the script root has no {path}; put it there, or name the --installation")
+        return uploads
+
+    def _method_problems(self, wanted: Wanted, uploads: Mapping[str, bytes]) -> list[str]:
+        """Return what the service would say, without what the import itself will have made until then."""
+        if (state := self._api.get("/license")["state"]) != "valid":
+            return [f"adding methods needs a commercial licence (deepe license install); it is {state} here"]
+        found = self._api.post("/methods:validate", wanted.document)["violations"]
+        stages = {**wanted.document["stages"], "deployment": wanted.document.get("deployment") or {}}
+        target = stages["deployment"].get("target")
+        planned = {
+            "unknown_environment": any(
+                stage.get("conda_env") in self._planned["environments"] for stage in stages.values()
+            ),
+            "file_not_found": bool(uploads),
+            "unknown_deploy_target": target in self._planned["deploy_targets"],
+        }
+        return [f"{one['pointer']}: {one['detail']}" for one in found if not planned.get(one["code"])]
+
+    def _take_profiles(self) -> None:
+        entries = self._own("profile_entries")
+        for row in self._own("profiles"):
+            wanted = wanted_name("profiles", row["name"], f"profiles {row['uuid']}", self._mapping)
+            own = [one for one in entries if str(one["profile"]) == str(row["uuid"])]
+            content = json.dumps(profile(own, wanted), ensure_ascii=False, indent=2) + "\n"
+            file = self._options.profiles / f"{wanted.name}.json"
+            entry = self._entry("profiles", wanted)
+            notes, entry.problems = entry.problems, []
+            if not self._is_wanted(entry):
+                continue
+            entry.id = str(file)
+            if file.exists():
+                entry.outcome = Outcome.PRESENT if file.read_text("utf-8") == content else Outcome.KEPT
+            else:
+                entry.outcome = Outcome.TAKEN
+                if not self._options.dry_run:
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_text(content, "utf-8")
+            entry.problems = notes
+
+    def _take_models(self) -> None:
+        """Take the models in the order in which they were made from one another."""
+        savings = {str(row["task"]): row for row in self._found.of("savings")}
+        deployments = {str(row["task"]): row for row in self._found.of("deployments")}
+        trainings = self._trainings()
+        states = {
+            **dict.fromkeys(trainings, ModelState.CUSTOMIZED),
+            **dict.fromkeys(savings, ModelState.COMPLETE),
+            **dict.fromkeys(deployments, ModelState.ONLINE),
+        }
+        rows = self._own("models")
+        # what the tasks say of some models tells what the numbers of the others mean
+        meanings = {str(row["type"]): states[str(row["task"])] for row in rows if str(row["task"]) in states}
+        self.report.values["model_type"] = _model_types(rows, meanings, self._mapping)
+        for state in (*ModelState, None):
+            for row in rows:
+                task, number = str(row["task"]), str(row["type"])
+                told = self._mapping.meaning("model_type", number)[0] or meanings.get(number)
+                if states.get(task, told) == state:
+                    made_by = savings.get(task) or deployments.get(task) or {}
+                    training = trainings.get(self._training_of(row, made_by, savings))
+                    self._take_model(row, state, made_by, training, assumed=task not in states)
+
+    def _training_of(self, row: Row, made_by: Row, savings: Mapping[str, Row]) -> str:
+        """Return the task that trained the model, or what it was made from."""
+        source = savings.get(str(made_by.get("saving")), made_by)
+        return str(source.get("training") or row["task"])
+
+    def _trainings(self) -> dict[str, Row]:
+        jobs = {str(row["job"]): row for row in self._found.of("trainings")}
+        tasks = {str(row["task"]): str(row["job"]) for row in self._found.of("training_tasks")}
+        return {task: jobs[job] for task, job in tasks.items() if job in jobs}
+
+    def _take_model(
+        self, row: Row, state: ModelState | None, made_by: Row, training: Row | None, *, assumed: bool
+    ) -> None:
+        wanted = wanted_name("models", row["name"], f"models {row['task']}", self._mapping)
+        entry = self._entry("models", wanted)
+        if row["is_deleted"]:
+            entry.outcome = Outcome.LEFT_OUT
+            entry.changed.append("it is deleted there")
+            return
+        if state is None:
+            entry.problems.append(f"model_type {row['type']}: say its state (values.model_type of the map)")
+        elif assumed:
+            entry.assumed.append(f"{state}, by its model_type {row['type']}: what made it is not known")
+        document: dict[str, Any] = {
+            "name": wanted.name,
+            "state": state,
+            "base_model": self._base_of(row, made_by),
+            "method": self._method_of(made_by, training),
+            "parent": self._parent_of(made_by, entry),
+            "parameters": _parameters(training),
+            "origin": {"system": "DeepExtension", "task": str(row["task"])},
+            "made_at": moment(row["created_at"]),
+        }
+        if document["base_model"] is None:
+            entry.problems.append(f"its base model is not here: {row['base_model'] or row['base_path']!r}")
+        if document["method"] is None:
+            entry.problems.append("its method is not here")
+        if state is ModelState.ONLINE:
+            document |= {"url": str(made_by.get("server_url") or ""), "quantize": made_by.get("quantize")}
+        else:
+            path = row["path"] or made_by.get("save_path")
+            document["path"] = place(path, "models", self._mapping)
+            if document["path"] is None:
+                entry.problems.append(f"its path does not lie in models/: {path!r} (folders of the map)")
+        document = {key: value for key, value in document.items() if value is not None}
+        self._put(
+            entry, "/models", document, compared=("state", "path"),
+            as_read={"state": state, "path": f"models/{document['path']}" if "path" in document else None},
+            check=lambda: self._model_problems(document),
+        )  # fmt: skip
+        if entry.outcome in (Outcome.TAKEN, Outcome.PRESENT):
+            for key in (row["task"], document.get("path")):
+                if key is not None:
+                    self._models.setdefault(str(key), wanted.name)
+
+    def _model_problems(self, document: Mapping[str, Any]) -> list[str]:
+        planned = {
+            "/base_model": self._planned["base_models"],
+            "/method": self._planned["methods"],
+            "/parent": self._planned["models"],
+        }
+        found = self._api.post("/models:validate", document)["violations"]
+        return [
+            f"{one['pointer']}: {one['detail']}"
+            for one in found
+            if document.get(one["pointer"][1:]) not in planned.get(one["pointer"], ())
+        ]
+
+    def _base_of(self, row: Row, made_by: Row) -> str | None:
+        paths = (place(path, "models", self._mapping) for path in (row["base_path"], made_by.get("base_model_path")))
+        keys = (row["base_model"], *paths, made_by.get("base_model_id"))
+        return next((self._base_models[str(key)] for key in keys if key and str(key) in self._base_models), None)
+
+    def _method_of(self, made_by: Row, training: Row | None) -> str | None:
+        keys = (made_by.get("method"), (training or {}).get("method"))
+        return next((self._methods[str(key)] for key in keys if key and str(key) in self._methods), None)
+
+    def _parent_of(self, made_by: Row, entry: Entry) -> str | None:
+        """Return the model that it was made from: by the task that made that one, else by its folder."""
+        paths = (place(made_by.get(name), "models", self._mapping) for name in ("lora_adapter_path", "save_model_path"))
+        keys = [key for key in (made_by.get("saving"), made_by.get("training"), *paths) if key]
+        parent = next((self._models[str(key)] for key in keys if str(key) in self._models), None)
+        if keys and parent is None:
+            entry.assumed.append("what it was made from is not here: it stands alone")
+        return parent
+
+    # ---- what all have in common ------------------------------------------------------------------------------------
+
+    def _entry(self, kind: str, wanted: Wanted) -> Entry:
+        entry = Entry(
+            kind, wanted.source, wanted.name, changed=wanted.changed, assumed=wanted.assumed, problems=wanted.problems
+        )
+        self.report.entries.append(entry)
+        return entry
+
+    def _is_wanted(self, entry: Entry) -> bool:
+        """Return whether a thing is to be taken; the map may leave it out, and what is not understood is not."""
+        if entry.name in self._mapping.leave_out.get(entry.kind, ()):
+            entry.outcome = Outcome.LEFT_OUT
+            entry.changed.append("by the map")
+            entry.problems = []
+            return False
+        return not entry.problems
+
+    def _there(self, path: str, name: str) -> Any:
+        try:
+            return self._api.get(f"{path}/{segment(name)}")
+        except ServiceRefused as refused:
+            if refused.status == 404:
+                return None
+            raise
+
+    def _put(
+        self,
+        entry: Entry,
+        path: str,
+        document: Mapping[str, Any],
+        *,
+        compared: Sequence[str],
+        as_read: Mapping[str, Any] | None = None,
+        problems: Sequence[str] = (),
+        check: Callable[[], list[str]] | None = None,
+        create: Callable[[], Any] | None = None,
+    ) -> None:
+        """Make the thing unless one of its name is there.
+
+        `problems` stand against a new one; `check` says, in a dry run, what the service would.
+        """
+        if not self._is_wanted(entry):
+            return
+        if (there := self._there(path, entry.name)) is not None:
+            entry.id = there["id"]
+            differing = _differences(as_read or document, there, compared)
+            entry.outcome = Outcome.KEPT if differing else Outcome.PRESENT
+            entry.changed += [f"{name} differs there and here" for name in differing]
+            return
+        if entry.name in self._planned[entry.kind]:
+            entry.problems.append("another one of this name comes before it")
+            return
+        entry.problems += problems
+        if self._options.dry_run and check is not None:
+            entry.problems += check()
+        if not entry.problems:
+            self._make(entry, create or (lambda: self._api.post(path, document)))
+
+    def _make(self, entry: Entry, create: Callable[[], Any]) -> None:
+        """Make the thing; what the service refuses is said with its own words."""
+        if self._options.dry_run:
+            entry.outcome = Outcome.TAKEN
+            self._planned[entry.kind].add(entry.name)
+            return
+        try:
+            made = create()
+        except ServiceFailed:
+            raise
+        except ServiceRefused as refused:
+            if refused.status == 401:
+                raise
+            entry.problems += refused.notes or (refused.message,)
+            return
+        entry.outcome, entry.id = Outcome.TAKEN, made.get("id") or entry.name
+
+
+def _tenant(found: Found, wanted: str | None) -> str | None:
+    """Return the tenant whose things are taken. Raises `Misused` if there are several and none was named."""
+    owned = [row for key in TABLES if key != "shared_methods" for row in found.of(key)]
+    tenants = sorted({str(row["tenant"]) for row in owned if row.get("tenant") is not None})
+    if wanted is not None and wanted not in tenants:
+        raise Misused(f"There is no tenant {wanted}; there are {', '.join(tenants) or 'none'}.")
+    if wanted is None and len(tenants) > 1:
+        raise Misused(
+            f"The database has several tenants: {', '.join(tenants)}.",
+            notes=("Say with --tenant whose things are to be taken; run it once for each.",),
+        )
+    return wanted or next(iter(tenants), None)
+
+
+def _model_types(
+    rows: Sequence[Row], meanings: Mapping[str, ModelState], mapping: ImportMap
+) -> dict[str, dict[str, Any]]:
+    """Return how often each number is there, and what it was taken for."""
+    counts = Counter(str(row["type"]) for row in rows)
+    return {
+        number: {"count": count, "meaning": mapping.meaning("model_type", number)[0] or meanings.get(number)}
+        for number, count in sorted(counts.items())
+    }
+
+
+def _parameters(training: Row | None) -> dict[str, Any]:
+    """Return what a training was called with."""
+    for name in ("job_parameters", "task_parameters"):
+        if isinstance(value := (training or {}).get(name), dict):
+            return value
+    return {}
+
+
+def _differences(wanted: Mapping[str, Any], there: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Return the members that say another thing; what is there may say more than what was wanted."""
+    return [name for name in names if not _contains(there.get(name), wanted.get(name))]
+
+
+def _contains(there: Any, wanted: Any) -> bool:
+    if isinstance(wanted, dict) and isinstance(there, dict):
+        return all(_contains(there.get(key), value) for key, value in wanted.items())
+    return (wanted is None and there in (None, {})) or there == wanted
