@@ -33,10 +33,12 @@ _TRAINING = (
     "train_env",
 )
 _SAVING = ("train_id", "seq", "save_path", "base_path", "adapter_path", "dtype_str", "model_usage_type")
+INFERENCE_EXTRAS = ("model_path", "enable_thinking", "chat_template_kwargs")
+"""Arguments of inference that are no part of the contract: for scripts that declare them or ignore what is unknown."""
 _TEXT_INFERENCE = (
     *("model_id", "model_name", "base_model_path", "prompt", "session_id", "max_length", "max_context_tokens"),
     *("temperature", "top_p", "top_k", "model_type", "template", "system_prompt", "reset_context", "history"),
-    *("model_path", "enable_thinking", "chat_template_kwargs"),
+    *INFERENCE_EXTRAS,
 )
 _IMAGE_INFERENCE = ("model_path", "lora_path", "prompt", "negative_prompt", "output", "batch_size", "aspect_ratio")
 _DEPLOYMENT = (

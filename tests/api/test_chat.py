@@ -13,6 +13,7 @@ from sqlmodel import col, select
 
 from app.domain.enums import EndReason, JobKind, JobStatus, ModelState, TrainingType
 from app.domain.training_types import TYPES
+from app.executor.attempts.launch import Inputs, stage_arguments
 from app.executor.runs.job_spec import InferenceRequest, JobSpec
 from app.presets.sample_pictures import draw
 from app.store import jobs, models
@@ -256,7 +257,33 @@ class TestThinking:
         assert await _questions(app) == []
 
 
+STRICT_LOOP = """
+import argparse
+parser = argparse.ArgumentParser()
+for name in open("names"):
+    parser.add_argument("--" + name)
+parser.parse_args()
+"""
+
+
 class TestQuestionJob:
+    async def test_a_script_that_may_be_strict_gets_the_arguments_of_the_contract(self, app: JobsApp) -> None:
+        (app.services.home.scripts / "ask_custom01.py").write_text(STRICT_LOOP)
+        model = await _make_model(app)
+
+        await _ask(app, model, HELLO, _said("Hi"))
+        refused = await app.post(f"/models/{model}/chat", HELLO | {"enable_thinking": False}, 422)
+
+        (job,) = await _questions(app)
+        home = app.services.home
+        inputs = Inputs(home.models / "base", None, home.runs / "model", "mine", home.runs / "out")
+        names = [
+            word.partition("=")[0] for word in stage_arguments(job, JobSpec.of(job), inputs, script_root=home.scripts)
+        ]
+        assert "--base_model_path" in names
+        assert "--model_path" not in names
+        assert codes(refused) == [("/enable_thinking", "option_not_taken")]
+
     async def test_is_made_of_the_model_its_method_version_and_the_conversation(self, app: JobsApp) -> None:
         model = await _make_model(app, ModelState.COMPLETE)
         conversation = [

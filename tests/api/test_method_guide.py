@@ -108,6 +108,26 @@ class TestParameters:
         assert stage["remarks"]
         assert stage["schema"]["additionalProperties"] is True
 
+    async def test_say_that_a_customized_model_would_answer_as_its_base(self, app: MethodsApp) -> None:
+        ask = SCRIPT.replace(b"--output_dir", b"--base_model_path")
+        app.script("train.py", SCRIPT)
+        app.script("ask.py", ask)
+        stage = {"file": "ask.py", "conda_env": "base"}
+        stages = {"training": {"file": "train.py", "conda_env": "base"}, "inference-customized": stage}
+        await app.create(stages=stages, inference={"customized": True})
+        await start_node(app, "base")
+
+        _, found = (await app.client.get(f"{URL}/finance/parameters")).json()["stages"]
+        readiness = (await app.client.get(f"{URL}/finance/readiness")).json()["stages"]
+        app.script("ask.py", ask.replace(b"--base_model_path", b"--model_path"))
+        await app.create(name="knowing", stages=stages, inference={"customized": True})
+        _, told = (await app.client.get(f"{URL}/knowing/parameters")).json()["stages"]
+
+        assert "inference_ignores_model" in [remark["code"] for remark in found["remarks"]]
+        codes = [finding["code"] for cell in readiness[1]["cells"] for finding in cell["findings"]]
+        assert codes == ["inference_ignores_model"]
+        assert "inference_ignores_model" not in [remark["code"] for remark in told["remarks"]]
+
     async def test_a_preset_knows_its_own_ranges(self, app: MethodsApp) -> None:
         async with app.database.writing() as session:
             await app.services.presets.install_presets(session)

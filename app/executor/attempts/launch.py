@@ -192,6 +192,7 @@ class StageLauncher:
             "DEEPE_CACHE_DIR": str(run.cache),
             "DEEPE_PARAMS": str(parameters),
             "DEEPE_EVENTS": str(run.events),
+            **({"DEEPE_MODEL_PATH": str(inputs.model)} if inputs.model is not None else {}),
             **({"DEEPE_RESUME_FROM": str(resume_from)} if resume_from is not None else {}),
             **status_variables(self._redis_url),
             **pinned(seen, self._prefixes.accelerators),

@@ -21,7 +21,7 @@ from app.domain.errors import Conflict, Invalid, InvalidRequest, Violation
 from app.domain.kinds import Stage
 from app.domain.lifecycle import STATE_RULES
 from app.domain.names import BASE_ENVIRONMENT
-from app.domain.rendering import filled_arguments, inference_arguments, render_equals
+from app.domain.rendering import INFERENCE_EXTRAS, filled_arguments, inference_arguments, render_equals
 from app.domain.script_parameters import ScriptParameters
 from app.domain.training_types import TYPES
 from app.executor.jobs.request_images import place_image
@@ -159,9 +159,16 @@ class InferenceRequests:
 
 
 def _withheld(script: ScriptParameters, stage: Stage, training_type: str) -> tuple[str, ...]:
-    """Return the arguments that the script would take for abbreviations of its own."""
+    """Return the arguments that the script would take for abbreviations of its own, or may end at."""
     names = filled_arguments(stage, TYPES[TrainingType(training_type)].inference_form)
-    return tuple(name for name in names if script.longer_names(name))
+    return tuple(name for name in names if script.longer_names(name) or name in _untaken_extras(script))
+
+
+def _untaken_extras(script: ScriptParameters) -> tuple[str, ...]:
+    """Return the arguments beyond the contract's that the script neither declares nor is known to ignore."""
+    if script.accepts_unknown:
+        return ()
+    return tuple(name for name in INFERENCE_EXTRAS if name not in script.declared_names)
 
 
 def _check_options(request: InferenceRequest, script: ScriptParameters, file: str) -> None:
@@ -173,7 +180,8 @@ def _check_options(request: InferenceRequest, script: ScriptParameters, file: st
         usual = {name: field.default for name, field in InferenceRequest.model_fields.items()}
         asked = [name for name in usual if name != "session_id" and getattr(request, name) not in (usual[name], ())]
     else:
-        asked = [] if script.partly_read else [name for name in _OF_TEMPLATE if getattr(request, name) is not None]
+        sure = not script.partly_read or _untaken_extras(script)
+        asked = [name for name in _OF_TEMPLATE if getattr(request, name) is not None] if sure else []
     missing = [name for name in asked if name not in script.declared_names]
     if missing:
         at = {"prompt": "/messages", "history": "/messages"}

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -126,7 +126,7 @@ class MethodGuide:
         producer = producing_stage(method.definition.lifecycle or ())
         shipped = _shipped_parameters(method)
         environments = stage_environments(method.definition)
-        return [
+        found = [
             _stage_parameters(
                 stage,
                 *self._read(pinned, method),
@@ -138,6 +138,15 @@ class MethodGuide:
             )
             for stage, pinned in method.files.items()
         ]
+        return [self._with_hint(one, method.definition) for one in found]
+
+    def _with_hint(self, found: StageParameters, definition: MethodDefinition) -> StageParameters:
+        """Add that the script of a customized model does not say where it finds the model."""
+        config = definition.stage_config(found.stage)
+        if found.stage is not JobKind.INFERENCE_CUSTOMIZED or not self._modules.ignores_model(found.file, config):
+            return found
+        hint = Violation("", "inference_ignores_model", {"file": found.file.file})
+        return replace(found, remarks=[*found.remarks, hint])
 
     def _read(self, pinned: PinnedFile, method: Method) -> tuple[PinnedFile, ScriptParameters]:
         # an edited example does not start, so that its edit says nothing

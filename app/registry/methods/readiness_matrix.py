@@ -6,10 +6,11 @@ from datetime import datetime
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.domain.enums import JobKind
 from app.domain.kinds import STAGES, Stage
 from app.registry.environments.on_nodes import EnvironmentStates, environment_states
 from app.registry.methods.files import stage_environments
-from app.registry.methods.readiness_cells import Cell, NodeFacts, cell
+from app.registry.methods.readiness_cells import Cell, Finding, NodeFacts, Verdict, cell
 from app.registry.methods.record import Method
 from app.registry.methods.script_modules import ScriptModules
 from app.store.nodes import GONE_STATUSES, NODE_SILENT_AFTER, NodeStatus, accelerators_of, all_nodes, node_status_of
@@ -29,11 +30,16 @@ class Matrix:
     known: EnvironmentStates
 
     def cells(
-        self, environment: str | None, modules: Collection[str], *, only_reporting: bool = False
+        self,
+        environment: str | None,
+        modules: Collection[str],
+        *,
+        only_reporting: bool = False,
+        files: Sequence[Finding] = (),
     ) -> tuple[Cell, ...]:
         """Return how a stage stands on every node; `only_reporting`: on those that report their environments."""
         return tuple(
-            cell(facts, self.known.on(row, [environment])[0] if environment else None, modules)
+            cell(facts, self.known.on(row, [environment])[0] if environment else None, modules, files)
             for facts, row in self.nodes
             if row.environment_states or not only_reporting
         )
@@ -60,8 +66,18 @@ def cells_of(
     for stage in stages:
         pin = method.files.get(stage)
         if pin is not None or stage in environments:
-            cells[stage] = found.cells(environments.get(stage), frozenset() if pin is None else modules.needed(pin))
+            needed = frozenset() if pin is None else modules.needed(pin)
+            told = _of_file(method, stage, modules)
+            cells[stage] = found.cells(environments.get(stage), needed, files=told)
     return cells
+
+
+def _of_file(method: Method, stage: Stage, modules: ScriptModules) -> Sequence[Finding]:
+    """Return what is worth knowing of a stage's file."""
+    pin, config = method.files.get(stage), method.definition.stage_config(stage)
+    if stage is JobKind.INFERENCE_CUSTOMIZED and pin is not None and modules.ignores_model(pin, config):
+        return (Finding(Verdict.READY, "inference_ignores_model", {"file": pin.file}),)
+    return ()
 
 
 def _facts(row: NodeRow, *, silent: bool) -> NodeFacts:

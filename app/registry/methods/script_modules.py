@@ -1,11 +1,13 @@
 """Which modules the stages of methods take from their environments, and which from the script root or from us."""
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from app.argspec.modules import Source
 from app.argspec.report import Imports
+from app.domain.definition import RunConfig
 from app.domain.errors import AppError
 from app.presets.catalogue import helpers_dir
 from app.registry.methods.files import MethodFiles, PinnedFile
@@ -14,6 +16,9 @@ from app.registry.scripts.names import SUFFIX
 from app.registry.scripts.root import FileDigest
 
 _REMEMBERED = 1000
+_NAMES_MODEL = re.compile(
+    rb"(?<![A-Za-z0-9_])(model_path|model_id|DEEPE_MODEL_PATH|DEEPE_PARAMS|deepe_ask)\b|sys\.argv"
+)
 _KNOWN_FOLDERS = frozenset({"helpers", "shared/helpers"})  # added by the shipped scripts and their copies
 
 
@@ -95,6 +100,19 @@ class ScriptModules:
         own = [] if pinned.shipped else [self._files.scripts.absolute(pinned.file).parent]
         folders = [helpers_dir(), *own]
         return frozenset(module for module in modules if not any(_is_there(folder, module) for folder in folders))
+
+    def ignores_model(self, pinned: PinnedFile, config: RunConfig | None) -> bool:
+        """Return whether the script, which asks a customized model, names nothing that says where the model lies.
+
+        A method that says itself how the script is called knows where it puts the model.
+        """
+        if config is not None and (config.arguments is not None or config.config or config.env):
+            return False
+        try:
+            source = self._files.versions.get(pinned.sha256)
+        except (AppError, OSError):
+            return False
+        return not pinned.shipped and _NAMES_MODEL.search(source) is None
 
     def imports(self, pinned: PinnedFile, path: str) -> bool:
         """Return whether the script imports the file `path` of the script root, by itself or through another one."""
