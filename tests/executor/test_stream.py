@@ -10,7 +10,7 @@ import pytest
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import EndReason
-from app.executor.runs.events import EventPosition
+from app.executor.runs.events import EventPosition, Source
 from app.executor.runs.stream import InvalidEventId, JobStreams, StreamItem, StreamPosition
 from app.store import jobs
 from app.store.home import Home
@@ -334,7 +334,9 @@ class TestManyReaders:
         await first.shows("one\n")
         here = first.items[-1].position
 
-        ahead = Reader(streams.follow(job_id, replace(here, log=here.log + 4, events=EventPosition(own_metrics=True))))
+        ahead = Reader(
+            streams.follow(job_id, replace(here, log=here.log + 4, events=EventPosition(metrics=Source.OWN)))
+        )
         runner.prints(job_id, "two\nthree\n")
         await first.shows("three\n")
         await runner.end(won)
@@ -366,7 +368,7 @@ class TestManyReaders:
 class TestPosition:
     def test_text_form_goes_there_and_back(self) -> None:
         position = StreamPosition(
-            transition=7, attempt=2, log=2**40, events=EventPosition(own=3, projected=5, own_metrics=True)
+            transition=7, attempt=2, log=2**40, events=EventPosition(own=3, projected=5, metrics=Source.OWN)
         )
 
         assert StreamPosition.parse(str(position)) == position

@@ -1,29 +1,33 @@
-"""Events that scripts of the contract print into their output: found there, and appended to a file of events.
+"""Events that scripts print into their output: found there, and appended to a file of events.
 
-Such scripts know nothing of `DEEPE_EVENTS`; they print `[log_data]: {json}`. Every record in an attempt's output
-belongs to that attempt, whatever task id it carries, because only its processes write there. Of a group of processes
-rank 0 reports the curves, and every one its failure.
+Scripts of the contract print `[log_data]: {json}`; others print what their trainers print (`printed_output`). Every
+record in an attempt's output belongs to that attempt, whatever task id it carries, because only its processes write
+there. Of a group of processes rank 0 reports the curves, and every one its failure.
 
 Each appended line carries how far the output was consumed (`at`, and `done` when it is one of several events of a
-record). The last complete line therefore says where to go on after a crash: nothing is lost and nothing comes twice.
-A worker is the only writer of the file; complete lines are never rewritten, so readers need not know of any of this.
+record), and what must be remembered of it (`state`). The last complete line therefore says where to go on after a
+crash: nothing is lost and nothing comes twice. A worker is the only writer of the file; complete lines are never
+rewritten, so readers need not know of any of this.
 """
 
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from time import time
 from typing import Any
 
 from app.executor.attempts.last_words import LOG_DATA, TRAINING_FAILED, failure_text
+from app.executor.attempts.printed_forms import MAX_LINE_BYTES
+from app.executor.attempts.printed_output import NEAR_BYTES, TAKEN_AWAY, Line, PrintedOutput, State, printed_lines
 from app.executor.runs.events import (
     MetricsEvent,
     ProgressEvent,
     RecordEvent,
+    Source,
     StageEvent,
     clean_text,
     event_document,
@@ -37,6 +41,7 @@ MAX_RECORD_BYTES = 1024 * 1024
 # output without records is not searched again after a restart
 _BOOKMARK_BYTES = 16 * 1024 * 1024
 _TAIL_BYTES = 64 * 1024
+_HEAD_BYTES = 64 * 1024
 # what a launcher puts before the lines of the other processes of a group
 _OTHER_RANK = re.compile(rb"\[rank[1-9]\d*\]: $")
 _MARK_BYTES = 20
@@ -48,6 +53,7 @@ class _Place:
 
     at: int = 0
     done: int = 0
+    state: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,15 +64,35 @@ class _Record:
     other_rank: bool = False
 
 
-class LogProjector:
-    """Turns the records in `output_log` into lines of `events_file`."""
+@dataclass(frozen=True)
+class _Found:
+    """Events of one record or line, and what must be remembered before and behind it."""
 
-    def __init__(self, output_log: Path, events_file: Path, *, clock: Callable[[], float] = time) -> None:
+    start: int
+    end: int
+    events: Sequence[StageEvent]
+    before: State
+    behind: State
+
+
+class LogProjector:
+    """Turns what stands in `output_log` into lines of `events_file`.
+
+    `own_events` is the script's own file: of what it tells itself, nothing that is printed as well is kept.
+    """
+
+    def __init__(
+        self, output_log: Path, events_file: Path, own_events: Path | None = None, *, clock: Callable[[], float] = time
+    ) -> None:
         self._output_log = output_log
         self._events_file = events_file
+        self._own_events = own_events
         self._clock = clock
-        self._written = _recover(events_file)
-        self._offset = self._written.at
+        self._waited = -1
+        self._written = _Place()
+        self._offset = 0
+        self._printed = PrintedOutput(State())
+        self._recover()
 
     @property
     def offset(self) -> int:
@@ -83,30 +109,95 @@ class LogProjector:
         if not data:
             return 0
         records, consumed = _scan(data, final=final)
+        printed = [line for line in printed_lines(data, final=final) if line.end <= consumed]
+        if not final:
+            consumed = _whole_lines(data, consumed, [*records, *printed])
+        if printed and not final and self._may_go_on(printed, consumed):
+            consumed = printed.pop().start - len(TAKEN_AWAY)
         end = self._offset + consumed
-        lines = [line for record in records for line in self._lines(record)]
+        lines = [line for found in self._found(records, printed, consumed) for line in self._lines(found)]
         if not lines and end - self._written.at >= _BOOKMARK_BYTES:
-            lines = [_line({"type": "offset", "at": end})]
+            lines = [_line({"type": "offset", "at": end, "state": self._printed.state.document()})]
             self._written = _Place(end)
         if lines:
             try:
                 self._append(b"".join(lines))
             except OSError:
                 # a full disk: part of it may be written, so go on where the file says
-                self._written = _recover(self._events_file)
-                self._offset = self._written.at
+                self._recover()
                 raise
         self._offset = end
         return consumed
 
-    def _lines(self, record: _Record) -> Iterator[bytes]:
-        start, end = self._offset + record.start, self._offset + record.end
-        events = [] if _is_echo(record) else _events(record.document, now=self._clock())
+    def _recover(self) -> None:
+        self._written = _recover(self._events_file)
+        self._offset = self._written.at
+        self._printed = PrintedOutput(State.of(self._written.state))
+        self._shown = self._printed.progress
+
+    def _may_go_on(self, printed: Sequence[Line], consumed: int) -> bool:
+        """Say whether to wait once for what tells the step of the last line."""
+        last = len(printed) - 1
+        place = self._offset + printed[last].start
+        if place == self._waited or consumed - printed[last].end > NEAR_BYTES:
+            return False
+        self._waited = place
+        return self._printed.needs_more(printed, last)
+
+    def _found(self, records: Sequence[_Record], printed: Sequence[Line], consumed: int) -> Iterator[_Found]:
+        """Yield what stands in the output, in its order; the newest state of a bar last."""
+        now = self._clock()
+        tells = self._told_by_script()
+        indexes = {id(line): index for index, line in enumerate(printed)}
+        places: list[_Record | Line] = sorted([*records, *printed], key=lambda one: one.start)
+        for one in places:
+            before = self._printed.state.copy()
+            events: list[StageEvent]
+            if isinstance(one, _Record):
+                events = [] if _is_echo(one) else self._record_events(one.document, now=now)
+            else:
+                events = list(self._printed.events(printed, indexes[id(one)], now=now))
+                events = [event for event in events if not ("metrics" in tells and isinstance(event, MetricsEvent))]
+            if events:
+                yield _Found(one.start, one.end, events, before, self._printed.state.copy())
+        shown = self._printed.progress
+        if shown is not None and shown != self._shown and "progress" not in tells:
+            state = self._printed.state.copy()
+            step, total = shown
+            yield _Found(consumed, consumed, [ProgressEvent(now, step, total, source=Source.PRINTED)], state, state)
+        self._shown = shown
+
+    def _record_events(self, document: dict[str, Any], *, now: float) -> list[StageEvent]:
+        """Translate a record. Values that were printed before it are those of an earlier step, see `record_seen`."""
+        events = _events(document, now=now)
+        metrics = next((event for event in events if isinstance(event, MetricsEvent)), None)
+        if metrics is None:
+            return events
+        is_echo = self._printed.is_echo(metrics.values)
+        others = [event for event in events if event is not metrics]
+        if self._printed.record_seen(metrics.step, metrics.values):
+            return [replace(metrics, step=max(metrics.step - 1, 0)), *others]
+        return others if is_echo else events
+
+    def _told_by_script(self) -> frozenset[str]:
+        """Return what the script tells itself, by the beginning of its own file: `metrics`, `progress`."""
+        if self._own_events is None:
+            return frozenset()
+        head = _read(self._own_events, 0, _HEAD_BYTES)
+        return frozenset(kind for kind in ("metrics", "progress") if f'"type": "{kind}"'.encode() in head)
+
+    def _lines(self, found: _Found) -> Iterator[bytes]:
+        start, end = self._offset + found.start, self._offset + found.end
         skip = self._written.done if start == self._written.at else 0
-        for number, event in enumerate(events, start=1):
-            place = _Place(end) if number == len(events) else _Place(start, number)
+        for number, event in enumerate(found.events, start=1):
+            is_last = number == len(found.events)
+            place = (
+                _Place(end, 0, found.behind.document()) if is_last else _Place(start, number, found.before.document())
+            )
             if number > skip:
-                position = {"at": place.at, "done": place.done} if place.done else {"at": place.at}
+                position: dict[str, Any] = {"at": place.at}
+                position |= {"done": place.done} if place.done else {}
+                position |= {"state": place.state} if place.state else {}
                 yield _line(event_document(event) | position)
             self._written = place
 
@@ -142,7 +233,8 @@ def _place_of(line: bytes) -> _Place | None:
         return _Place()
     try:
         document = json.loads(line)
-        return _Place(at=int(document["at"]), done=int(document.get("done", 0)))
+        state = document.get("state")
+        return _Place(int(document["at"]), int(document.get("done", 0)), state if isinstance(state, dict) else {})
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
@@ -183,6 +275,16 @@ def _scan(data: bytes, *, final: bool) -> tuple[list[_Record], int]:
     if final:
         return records, len(data)
     return records, max(position, len(data) - _open_marker(data))
+
+
+def _whole_lines(data: bytes, consumed: int, found: Sequence[_Record | Line]) -> int:
+    """Return how much may be consumed: a line that is still being written waits for its end, if that is near."""
+    newest = max(data.rfind(b"\n", 0, consumed), data.rfind(b"\r", 0, consumed)) + 1
+    newest = max(newest, *(one.end for one in found)) if found else newest
+    if consumed - newest > MAX_LINE_BYTES:
+        return consumed
+    # a report behind it is known by this
+    return newest - len(TAKEN_AWAY) if data.endswith(TAKEN_AWAY, 0, newest) else newest
 
 
 def _open_marker(data: bytes) -> int:

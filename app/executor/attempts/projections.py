@@ -44,4 +44,4 @@ def project_whole_log(run: RunFolder) -> None:
 
 
 def _projector(run: RunFolder) -> LogProjector:
-    return LogProjector(run.output_log, run.projected_events)
+    return LogProjector(run.output_log, run.projected_events, run.events)

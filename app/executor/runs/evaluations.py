@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from app.executor.runs.events import EvaluationEvent, MetricsEvent, RunEvents, SampleEvent
+from app.executor.runs.events import EvaluationEvent, MetricsEvent, RunEvents, SampleEvent, Source
 from app.executor.runs.run_folder import RunFolder
 
 
@@ -39,11 +39,16 @@ def reached(folder: RunFolder) -> Reached:
     """Read the events of an attempt that has ended; blocks."""
     evaluations: list[EvaluationEvent] = []
     metrics: dict[str, float] = {}
-    for event in RunEvents(folder).read():
+    source = Source.NOTHING
+    events = RunEvents(folder)
+    for event in events.read():
         match event:
             case EvaluationEvent():
                 evaluations.append(event)
             case MetricsEvent():
+                if events.metrics_source > source:  # a better one says all of it again
+                    source = events.metrics_source
+                    metrics = {}
                 metrics |= {name: value for name, value in event.values.items() if value is not None}
             case _:
                 pass

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,21 @@ _MAX_VALUES = 500
 _MAX_STEP = 2**53
 
 
+class Source(IntEnum):
+    """Where metrics and progress were found; those of a higher source count alone.
+
+    COUNTED: printed, at steps that are counted because the output names none. PRINTED: printed, at their own steps.
+    FILE: in a file that a library writes. RECORD: in a log record of the contract. OWN: told by the script itself.
+    """
+
+    NOTHING = 0
+    COUNTED = 1
+    PRINTED = 2
+    FILE = 3
+    RECORD = 4
+    OWN = 5
+
+
 @dataclass(frozen=True)
 class MetricsEvent:
     """Named numbers at a step; a value that was NaN, infinite or null is None."""
@@ -30,6 +46,7 @@ class MetricsEvent:
     time: float
     step: int
     values: Mapping[str, float | None]
+    source: Source = Source.OWN
 
 
 @dataclass(frozen=True)
@@ -43,6 +60,7 @@ class ProgressEvent:
     percent: float | None = None
     bytes_done: int | None = None
     bytes_total: int | None = None
+    source: Source = Source.OWN
 
 
 @dataclass(frozen=True)
@@ -135,6 +153,10 @@ def event_document(event: StageEvent) -> dict[str, Any]:
         for name in ("percent", "bytes_done", "bytes_total"):
             if document[name] is None:
                 del document[name]
+    if isinstance(event, MetricsEvent | ProgressEvent):
+        del document["source"]
+        if event.source < Source.RECORD:
+            document["source"] = event.source.name.lower()
     return document
 
 
@@ -166,7 +188,8 @@ def _event(document: Any) -> StageEvent | None:
     time = finite(document.get("time")) or 0.0
     match document.get("type"):
         case "metrics":
-            return MetricsEvent(time=time, step=_step(document["step"]), values=_values(document["values"]))
+            values = _values(document["values"])
+            return MetricsEvent(time=time, step=_step(document["step"]), values=values, source=_source(document))
         case "progress":
             return _progress(document, time=time)
         case "artifact":
@@ -198,7 +221,16 @@ def _progress(document: dict[str, Any], *, time: float) -> ProgressEvent:
         percent=finite(document.get("percent")),
         bytes_done=_bytes(document.get("bytes_done")),
         bytes_total=_bytes(document.get("bytes_total")),
+        source=_source(document),
     )
+
+
+def _source(document: dict[str, Any]) -> Source:
+    """Return the source that a line of a projection names; others are a script's own, or records."""
+    return _SOURCES.get(str(document.get("source")), Source.OWN)
+
+
+_SOURCES = {source.name.lower(): source for source in (Source.COUNTED, Source.PRINTED, Source.FILE)}
 
 
 def _bytes(value: object) -> int | None:
@@ -316,30 +348,31 @@ def _read_at(path: Path, offset: int, limit: int) -> bytes:
 
 @dataclass(frozen=True)
 class EventPosition:
-    """How far a reader is in an attempt's two event files, and what it knows of them; as text it fits a stream id."""
+    """How far a reader is in an attempt's two event files, and the best sources so far; as text it fits a stream id."""
 
     own: int = 0
     projected: int = 0
-    own_metrics: bool = False
-    own_progress: bool = False
+    metrics: Source = Source.NOTHING
+    progress: Source = Source.NOTHING
 
     def __str__(self) -> str:
-        return f"{self.own}.{self.projected}.{2 * self.own_metrics + self.own_progress}"
+        return f"{self.own}.{self.projected}.{len(Source) * self.metrics + self.progress}"
 
     @classmethod
     def parse(cls, text: str) -> "EventPosition":
         """Read the text form; raises ValueError for anything else."""
-        own, projected, flags = (int(part) for part in text.split("."))
-        if min(own, projected, flags) < 0:
+        own, projected, sources = (int(part) for part in text.split("."))
+        if min(own, projected, sources) < 0:
             raise ValueError("a position is not negative")
-        return cls(own=own, projected=projected, own_metrics=bool(flags & 2), own_progress=bool(flags & 1))
+        metrics, progress = divmod(sources, len(Source))
+        return cls(own=own, projected=projected, metrics=Source(metrics), progress=Source(progress))
 
 
 class RunEvents:
-    """Follows the events of one attempt: what the script wrote itself, and what was found in its output.
+    """Follows the events of one attempt: what the script wrote itself, and what was found in its output and files.
 
-    A script that uses our helper says everything twice. Metrics from the output therefore count only while the script
-    has written none itself; the same holds for progress. Records stand in the output only.
+    The same is often said in several ways. Of metrics only those of the best source so far count, and likewise of
+    progress. Records stand in the output only.
     """
 
     def __init__(
@@ -350,17 +383,14 @@ class RunEvents:
         self._projected = EventReader(
             folder.projected_events, position.projected, end=until.projected if until else None
         )
-        self._own_metrics = position.own_metrics
-        self._own_progress = position.own_progress
+        self._metrics = position.metrics
+        self._progress = position.progress
 
     @property
     def position(self) -> EventPosition:
         """Return where a new reader can go on."""
         return EventPosition(
-            own=self._own.offset,
-            projected=self._projected.offset,
-            own_metrics=self._own_metrics,
-            own_progress=self._own_progress,
+            own=self._own.offset, projected=self._projected.offset, metrics=self._metrics, progress=self._progress
         )
 
     @property
@@ -369,9 +399,9 @@ class RunEvents:
         return self._own.skipped + self._projected.skipped
 
     @property
-    def has_own_metrics(self) -> bool:
-        """Say whether the script writes metrics itself."""
-        return self._own_metrics
+    def metrics_source(self) -> Source:
+        """Return the best source of metrics so far."""
+        return self._metrics
 
     def read(self) -> Iterator[StageEvent]:
         """Yield what is new in both files, up to their present ends; never holds more than a few megabytes."""
@@ -381,17 +411,31 @@ class RunEvents:
     def batches(self) -> Iterator[list[StageEvent]]:
         """Yield what `read` does in pieces; `position` is behind the last one."""
         for own in self._own.batches():
-            self._own_metrics |= any(isinstance(event, MetricsEvent) for event in own)
-            self._own_progress |= any(isinstance(event, ProgressEvent) for event in own)
-            yield own
+            yield self._counting(own, most=Source.OWN)
         for projected in self._projected.batches():
-            yield [event for event in projected if self._counts(event)]
+            yield self._counting(projected, most=Source.RECORD)
 
-    def _counts(self, event: StageEvent) -> bool:
+    def _counting(self, events: list[StageEvent], *, most: Source) -> list[StageEvent]:
+        """Leave out what a better source says; what stands in the script's own file is its own, whatever it claims."""
+        sources = [_source_of(event, most) for event in events]
+        for event, source in zip(events, sources, strict=True):
+            if isinstance(event, MetricsEvent):
+                self._metrics = max(self._metrics, source)
+            elif isinstance(event, ProgressEvent):
+                self._progress = max(self._progress, source)
+        return [event for event, source in zip(events, sources, strict=True) if self._counts(event, source)]
+
+    def _counts(self, event: StageEvent, source: Source) -> bool:
         match event:
             case MetricsEvent():
-                return not self._own_metrics
+                return source >= self._metrics
             case ProgressEvent():
-                return not self._own_progress
+                return source >= self._progress
             case _:
                 return True
+
+
+def _source_of(event: StageEvent, most: Source) -> Source:
+    if most is Source.RECORD and isinstance(event, MetricsEvent | ProgressEvent):
+        return min(event.source, most)
+    return most

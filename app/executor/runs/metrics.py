@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from app.executor.runs.events import MetricsEvent, RunEvents
+from app.executor.runs.events import MetricsEvent, RunEvents, Source
 from app.executor.runs.run_folder import RunFolder
 
 
@@ -27,7 +27,7 @@ class MetricSeries:
         self._sources: list[RunEvents] = []
         self._speaking = -1
         self._first_step = 0
-        self._own_metrics: set[int] = set()
+        self._source = Source.NOTHING
         self._curves: dict[str, dict[int, Point]] = {}
         self._sorted: dict[str, tuple[Point, ...]] = {}
         self._before: dict[str, dict[int, Point]] = {}
@@ -57,7 +57,7 @@ class MetricSeries:
                 continue
             first = next((event.step for event in events if event.step > 0 or self._speaking < 0), None)
             if first is not None:
-                self._enter(index, first, has_own_metrics=source.has_own_metrics)
+                self._enter(index, first, source=source.metrics_source)
             for event in events:
                 # the last words of an earlier attempt may be found in its output when the next one speaks already
                 if index >= self._speaking or event.step < self._first_step:
@@ -72,7 +72,7 @@ class MetricSeries:
             self._sorted[name] = points
         return points if limit is None else downsample(points, limit)
 
-    def _enter(self, index: int, step: int, *, has_own_metrics: bool) -> None:
+    def _enter(self, index: int, step: int, *, source: Source) -> None:
         """Prepare for metrics of attempt `index` whose first one is at `step`."""
         if index > self._speaking:
             self._curves = {
@@ -80,14 +80,12 @@ class MetricSeries:
             }
             self._before = {name: dict(curve) for name, curve in self._curves.items()}
             self._sorted.clear()
-            self._speaking, self._first_step = index, step
-            if has_own_metrics:
-                self._own_metrics.add(index)
-        elif has_own_metrics and index == self._speaking and index not in self._own_metrics:
-            # found in the output first, then told by the script itself: the latter says all of it again
+            self._speaking, self._first_step, self._source = index, step, source
+        elif index == self._speaking and source > self._source:
+            # found in one place first, then in a better one, which says all of it again
             self._curves = {name: dict(curve) for name, curve in self._before.items()}
             self._sorted.clear()
-            self._own_metrics.add(index)
+            self._source = source
 
     def _add(self, event: MetricsEvent) -> int:
         for name, value in event.values.items():
