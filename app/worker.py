@@ -209,6 +209,7 @@ def _agent(
         status=status,
         environ=os.environ,
         redis_url=redis_url,
+        runner_port=settings.runner_port,
         grace_seconds=settings.stop_grace_seconds,
     )
     engine = LocalEngine(node_home)

@@ -12,6 +12,8 @@ from app.domain.pointers import pointer
 from app.domain.stage_calls import CONFIG, WorkingDirectory, document_texts
 
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json", ".toml")
+TAKEN_NAMES = frozenset({"params.json", "preview-request.json", "result.json", "accelerate.yaml"})
+"""Files that the folder of an attempt has anyway."""
 OWN_VARIABLES = (
     *("DEEPE_*", "AI_PY_REDIS_*", "TRAINING_START_PORT"),
     *("PATH", "HOME", "USER", "PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONUNBUFFERED", "PYTHONNOUSERSITE"),
@@ -107,6 +109,8 @@ def _config(config: ConfigTemplate, at: tuple[str, ...]) -> Iterator[Violation]:
     elif not _FILE_NAME.fullmatch(config.name) or not config.name.endswith(CONFIG_SUFFIXES):
         params = {"value": shown(config.name), "known": ", ".join(CONFIG_SUFFIXES)}
         yield Violation(pointer(*at, "name"), "invalid_config_name", params)
+    elif config.name in TAKEN_NAMES:
+        yield Violation(pointer(*at, "name"), "config_name_taken", {"value": config.name})
     elif config.name.endswith(".toml") and isinstance(config.content, list):
         yield Violation(pointer(*at, "content"), "config_list_in_toml", {})
     elif config.name.endswith(".toml"):

@@ -21,6 +21,8 @@ from app.domain.script_parameters import OptionUse, ParameterKind, Remark, Scrip
 from app.domain.texts import Language, text
 
 MAX_NEAR = 3
+UNREAD_CLASS = "unread_parser_class"
+"""Code of a remark on a class that a parser is made of and no environment described yet."""
 
 
 class _Frozen(BaseModel):
@@ -183,7 +185,7 @@ def with_parser_classes(script: ScriptParameters, described: DescribedOptions) -
     unread: list[Remark] = []
     for use in script.parser_classes:
         if (one := described.classes.get(use.path)) is None:
-            unread.append(Remark(code="unread_parser_class", line=use.line, subject=use.path))
+            unread.append(Remark(code=UNREAD_CLASS, line=use.line, subject=use.path))
             continue
         fields |= {field.name: field.argument(use.path) for field in one.fields if field.name not in own}
     joined = {"parameters": (*script.parameters, *fields.values()), "unread": (*script.unread, *unread)}

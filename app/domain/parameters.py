@@ -21,12 +21,15 @@ from app.domain.plain_text import shown
 from app.domain.pointers import pointer
 from app.domain.rendering import ArgumentForm
 from app.domain.script_parameters import ParameterKind, ScriptParameter, ScriptParameters, from_text
+from app.domain.stage_calls import StageCall
 from app.domain.texts import DEFAULT_LANGUAGE, Language
 
 _NAME = re.compile(r"[^\W\d][\w.-]{0,99}")
 _MAX_INTEGER = 2**63
 _TYPE_KEYS = ("type", "items", "enum")
 NO_OPTIONS = DescribedOptions()
+PLATFORM_CALL = StageCall()
+"""The call of a stage whose method says nothing of it."""
 _MAX_COUNT = 100
 _MAX_PAIRED = 20  # names of a group whose pairs are excluded one by one, so that a message names the pair
 
@@ -48,13 +51,15 @@ def json_schema(
     producing: bool = False,
     language: Language = DEFAULT_LANGUAGE,
     options: DescribedOptions = NO_OPTIONS,
+    call: StageCall = PLATFORM_CALL,
 ) -> dict[str, Any]:
     """Return the JSON Schema (2020-12) of a stage's parameters.
 
     `producing` says that a saving script makes the method's first model and gets the training's arguments as well.
-    Arguments that the platform fills in are marked `x-platform`, options of libraries `x-advanced`.
+    Arguments that the platform fills in are marked `x-platform`, options of libraries `x-advanced`. The script is one
+    `as_called`, with the `call` of the same stage.
     """
-    known, reserved = known_at(stage, producing=producing), reserved_at(stage, producing=producing)
+    known, reserved = _of_platform(stage, call, producing=producing)
     properties: dict[str, Any] = {}
     required: list[str] = []
     lookup = OptionLookup(script, options, {})
@@ -92,13 +97,15 @@ def check_parameters(
     typical: Mapping[str, KnownParameter] = MappingProxyType({}),
     options: DescribedOptions = NO_OPTIONS,
     shipped: bool = False,
+    call: StageCall = PLATFORM_CALL,
 ) -> ParameterCheck:
     """Judge the values of a job; null counts as not given.
 
     `typical` has ranges that a method knows better than the platform's table; only warnings depend on them. Of
-    `shipped` scripts all parameters are known; others get what they do not declare if they tolerate it.
+    `shipped` scripts all parameters are known; others get what they do not declare if they tolerate it. The script is
+    one `as_called`, with the `call` of the same stage.
     """
-    known, reserved = known_at(stage, producing=producing), reserved_at(stage, producing=producing)
+    known, reserved = _of_platform(stage, call, producing=producing)
     usual = {**known, **typical}
     given, called, violations = _by_own_names(values, script)
     lookup = OptionLookup(script, options, given)
@@ -155,6 +162,17 @@ def withheld_arguments(script: ScriptParameters, names: Iterable[str], at: str =
         Violation(at, "argument_withheld", {"name": name, "option": ", ".join(longer)})
         for name, longer in taken.items()
     ]
+
+
+def _of_platform(
+    stage: Stage, call: StageCall, *, producing: bool
+) -> tuple[Mapping[str, KnownParameter], frozenset[str]]:
+    """Return the parameters that the platform knows at a stage, and the names that nobody can set.
+
+    A method that says every argument gets no values that neither it nor the job gives, and decides on the names.
+    """
+    known = {} if call.is_explicit else known_at(stage, producing=producing)
+    return known, reserved_at(stage, producing=producing) - call.placed.keys()
 
 
 # ---- joining script and platform ------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ into what a method says. A parameter that it finds no place for is named, never 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import pairwise
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
@@ -102,16 +103,54 @@ class StageCall(_Frozen):
         named |= set(_merged_into(self.config.content)) if self.config is not None else set()
         return frozenset(one.replace("-", "_") for one in named if "{" not in one)
 
-    def _placeholders(self) -> Iterator[Placeholder]:
-        for text in self._texts():
-            yield from placeholders(text)
+    def passes(self, name: str) -> bool:
+        """Return whether a parameter of this name has a place."""
+        return name in self.placed or (self.takes_others and name.replace("-", "_") not in self.options)
 
-    def _texts(self) -> Iterator[str]:
+    @property
+    def platform_values(self) -> frozenset[str]:
+        """Return the names of the platform's values that the method passes on."""
+        return frozenset(one.name for one in self._placeholders() if one.kind is PlaceholderKind.PLATFORM)
+
+    @property
+    def option_of(self) -> Mapping[str, str]:
+        """Return the option that a parameter is the value of, where the method writes one before it."""
+        found: dict[str, str] = {}
         for item in self.arguments or ():
-            yield from [item] if isinstance(item, str) else item
+            for before, text in _pairs(item):
+                whole = only_placeholder(text)
+                if whole is not None and whole.kind is PlaceholderKind.PARAMETER and before.startswith("--"):
+                    found.setdefault(whole.name, before.removeprefix("--"))
+        return found
+
+    def partners(self, name: str) -> frozenset[str]:
+        """Return the parameters that `name` is passed together with only."""
+        found: set[str] = set()
+        for texts in self._parts():
+            names = {one.name for text in texts for one in placeholders(text) if one.kind is PlaceholderKind.PARAMETER}
+            found |= names if name in names else set()
+        return frozenset(found - {name})
+
+    def _parts(self) -> Iterator[tuple[str, ...]]:
+        """Yield the texts that are given or left out together."""
+        yield from ((item,) if isinstance(item, str) else item for item in self.arguments or ())
         if self.config is not None:
-            yield from (text for _, text in document_texts(self.config.content))
-        yield from self.env.values()
+            yield from ((text,) for _, text in document_texts(self.config.content))
+        yield from ((text,) for text in self.env.values())
+
+    def _placeholders(self) -> Iterator[Placeholder]:
+        for texts in self._parts():
+            for text in texts:
+                yield from placeholders(text)
+
+
+def _pairs(item: str | tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Yield each text that follows an option in an item, with the option."""
+    if isinstance(item, str):
+        before, equals, text = item.partition("=")
+        yield from [(before, text)] if equals else []
+    else:
+        yield from pairwise(item)
 
 
 def _merged_into(document: Any) -> Iterator[str]:

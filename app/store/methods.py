@@ -259,6 +259,17 @@ def _rows(result: Any) -> int:
     return result.rowcount
 
 
+async def modules_by_environment(session: AsyncSession) -> Mapping[str, Sequence[str]]:
+    """Return environment → modules that stages of the existing methods run in it instead of a file."""
+    found: dict[str, list[str]] = {}
+    for _, version in await living_methods(session):
+        configs = {**(version.definition.get("stages") or {}), "deployment": version.definition.get("deployment")}
+        for config in configs.values():
+            if config and config.get("module") and (environment := config.get("conda_env")):
+                found.setdefault(environment, []).append(config["module"])
+    return found
+
+
 async def stages_by_environment(session: AsyncSession) -> Mapping[str, Sequence[Mapping[str, Any]]]:
     """Return environment → pinned files of the stages that the existing methods run in it, of their newest versions."""
     found: dict[str, list[Mapping[str, Any]]] = {}

@@ -13,7 +13,7 @@ from sqlmodel import col, select
 
 from app.domain.enums import EndReason, JobKind, JobStatus, ModelState, TrainingType
 from app.domain.training_types import TYPES
-from app.executor.attempts.launch import Inputs, stage_arguments
+from app.executor.attempts.stage_arguments import Folders, Inputs, call_stage
 from app.executor.runs.job_spec import InferenceRequest, JobSpec
 from app.presets.sample_pictures import draw
 from app.store import jobs, models
@@ -277,9 +277,8 @@ class TestQuestionJob:
         (job,) = await _questions(app)
         home = app.services.home
         inputs = Inputs(home.models / "base", None, home.runs / "model", "mine", home.runs / "out")
-        names = [
-            word.partition("=")[0] for word in stage_arguments(job, JobSpec.of(job), inputs, script_root=home.scripts)
-        ]
+        called = call_stage(job, JobSpec.of(job), inputs, Folders(home.scripts, home.runs, home.scripts))
+        names = [word.partition("=")[0] for word in called.arguments]
         assert "--base_model_path" in names
         assert "--model_path" not in names
         assert codes(refused) == [("/enable_thinking", "option_not_taken")]

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from app.domain.enums import ModelState
-from app.executor.attempts.launch import Inputs, stage_arguments
+from app.executor.attempts.stage_arguments import Folders, Inputs, call_stage
 from app.executor.runs.job_spec import JobSpec
 from app.store import jobs
 from app.store.session import Database
@@ -183,7 +183,7 @@ class TestCustom:
             job = await jobs.get(session, made["id"])
         home = app.services.home
         inputs = Inputs(home.models, None, home.runs / "model", "whole", home.runs / "out")
-        return stage_arguments(job, JobSpec.of(job), inputs, script_root=home.scripts)
+        return list(call_stage(job, JobSpec.of(job), inputs, Folders(home.scripts, home.runs, home.scripts)).arguments)
 
     async def test_script_gets_the_address_and_the_settings(self, app: JobsApp) -> None:
         assert (await self.target(app, settings={"replicas": 2})).json()["url"] == "http://box:8080/api"

@@ -233,6 +233,7 @@ class TestViolations:
             ({}, [("/name", "missing_config_member"), ("/content", "missing_config_member")]),
             ({"name": "../a.yaml", "content": {}}, [("/name", "invalid_config_name")]),
             ({"name": "a.ini", "content": {}}, [("/name", "invalid_config_name")]),
+            ({"name": "params.json", "content": {}}, [("/name", "config_name_taken")]),
             ({"name": "a.toml", "content": {"a": [{"b/c": None}]}}, [("/content/a/0/b~1c", "config_null_in_toml")]),
             ({"name": "a.toml", "content": [{"a": 1}]}, [("/content", "config_list_in_toml")]),
             ({"name": "a.json", "content": [{"a": "{no}"}]}, [("/content/0/a", "unknown_placeholder")]),

@@ -9,8 +9,10 @@ import pytest
 from app.domain.enums import EndReason, JobKind, TrainingType
 from app.domain.kinds import KINDS, STAGES, ArgumentStyle, Stage
 from app.domain.rendering import filled_arguments
+from app.domain.stage_calls import ConfigFile, StageCall, platform_placeholders
 from app.domain.training_types import TYPES
-from app.executor.attempts.launch import Inputs, LaunchError, ending_on_disk_errors, stage_arguments
+from app.executor.attempts.launch import LaunchError, ending_on_disk_errors
+from app.executor.attempts.stage_arguments import Called, Folders, Inputs, ParametersLost, call_stage
 from app.executor.runs.job_spec import Deployment, InferenceRequest, JobSpec, Named, PinnedScript
 from tests import job_rows
 
@@ -22,6 +24,13 @@ SCRIPT = PinnedScript(file="run.py", sha256="0" * 64, size=1)
 
 def arguments(kind: JobKind, *, model: Path | None = None, parameters: Any = None, **spec: Any) -> list[str]:
     """Return the arguments of one stage."""
+    return list(called(kind, model=model, parameters=parameters, **spec).arguments)
+
+
+def called(
+    kind: JobKind, *, model: Path | None = None, parameters: Any = None, working: Path = ROOT, **spec: Any
+) -> Called:
+    """Return what one stage is called with."""
     inputs = Inputs(
         base_model=Path("/home/models/base"),
         dataset=Path("/home/datasets/rows.jsonl"),
@@ -31,7 +40,7 @@ def arguments(kind: JobKind, *, model: Path | None = None, parameters: Any = Non
     )
     job = job_rows.new_job(id=JOB, kind=kind, environment="trl")
     spec = {"base_model": BASE, "script": SCRIPT, "effective": parameters or {}, **spec}
-    return stage_arguments(job, JobSpec(**spec), inputs, script_root=ROOT)
+    return call_stage(job, JobSpec(**spec), inputs, Folders(ROOT, Path("/home/runs/j/1"), working))
 
 
 class TestEveryStage:
@@ -54,6 +63,62 @@ class TestEveryStage:
         names = told[::2] if pairs else [word.split("=")[0] for word in told]
         assert set(names) <= {f"--{name}" for name in filled_arguments(stage, form)}
         assert all(("=" in word) != pairs for word in told if word.startswith("--"))
+
+    @pytest.mark.parametrize("training_type", TrainingType)
+    @pytest.mark.parametrize("stage", STAGES)
+    @pytest.mark.parametrize("model", [None, Path("/home/runs/t/1/output")])
+    def test_has_a_value_for_each_placeholder_that_methods_may_use(
+        self, stage: Stage, training_type: TrainingType, model: Path | None
+    ) -> None:
+        producing = stage in (JobKind.TRAINING, JobKind.SAVING)
+        names = [*platform_placeholders(stage, training_type, producing=producing), "config"]
+        asked = InferenceRequest(prompt="a", history=(), session_id="s")
+        call = StageCall(
+            arguments=tuple(f"{name}={{{name}}}" for name in names), config=ConfigFile(name="c.yaml", content={})
+        )
+
+        told = called(
+            stage,
+            model=model,
+            training_type=training_type,
+            call=call,
+            question=asked,
+            deployment=Deployment(target="custom", url="http://a"),
+        )
+
+        given = dict(word.split("=", 1) for word in told.arguments)
+        empty = {note.params["part"].split("=")[0] for note in told.notes}
+        assert given.keys() | empty == set(names)
+        paths = {name: value for name, value in given.items() if "/home" in value}
+        assert {"script_root", "run_dir", "config"} <= paths.keys()
+        assert all(value.startswith("/") for value in paths.values())
+
+
+class TestExplicitCall:
+    def test_gets_what_the_method_says_and_no_more(self) -> None:
+        call = StageCall(arguments=("train", "--model={model_path}", ("--rate", "{param:rate}"), "{parameters}"))
+
+        told = called(JobKind.TRAINING, call=call, parameters={"steps": 3, "rate": 1}, declared=(), declared_only=True)
+
+        assert told.arguments == ["train", "--model=/home/models/base", "--rate", "1", "--steps=3"]
+        assert not told.notes
+
+    def test_never_loses_a_parameter(self) -> None:
+        with pytest.raises(ParametersLost, match="steps"):
+            called(JobKind.TRAINING, call=StageCall(arguments=("{param:rate}",)), parameters={"steps": 3, "rate": 1})
+
+    def test_paths_that_the_platform_made_are_absolute_there_and_relative_in_the_platforms_call(self) -> None:
+        made: dict[str, Any] = {
+            "named_paths": ("validation_path",),
+            "parameters": {"validation_path": "../datasets/v.jsonl"},
+        }
+
+        explicit = called(JobKind.TRAINING, call=StageCall(arguments=("{param:validation_path}",)), **made)
+        elsewhere = called(JobKind.TRAINING, working=ROOT / "a", **made)
+
+        assert explicit.arguments == ["/home/datasets/v.jsonl"]
+        assert "--validation_path=../../datasets/v.jsonl" in elsewhere.arguments
+        assert "--model_path=../../models/base" in elsewhere.arguments
 
 
 class TestTraining:

@@ -21,7 +21,7 @@ def command(kind: LauncherKind, processes: int, config: Path | None = None) -> l
         stage_command(
             Launcher(kind=kind),
             python=Path("/envs/trl/bin/python"),
-            script=Path("/scripts/train.py"),
+            target=["/scripts/train.py"],
             arguments=["--output_dir=../out"],
             processes=processes,
             ranks=Path("/runs/j/1/ranks"),

@@ -22,7 +22,7 @@ from app.domain.environment_reports import EnvironmentState
 from app.domain.errors import InvalidRequest
 from app.domain.launchers import Launcher, LauncherKind, Strategy
 from app.domain.placement import Mismatch, mismatches
-from app.executor.attempts.launch import Inputs, stage_arguments
+from app.executor.attempts.stage_arguments import Folders, Inputs, call_stage
 from app.executor.environments import environment_probe
 from app.executor.environments.environment_probe import EnvironmentProbes
 from app.executor.environments.environments import EnvironmentSource, FoundEnvironment
@@ -274,7 +274,9 @@ class TestSubmit:
 
         job = submitted.jobs[0]
         inputs = Inputs(bench.home.models, bench.home.datasets, None, "", bench.home.root)
-        argv = stage_arguments(job, JobSpec.of(job), inputs, script_root=bench.home.scripts)
+        argv = call_stage(
+            job, JobSpec.of(job), inputs, Folders(bench.home.scripts, bench.home.runs, bench.home.scripts)
+        ).arguments
         assert sorted(word.partition("=")[0] for word in argv) == sorted(passed)
         assert [warning.code for warning in submitted.warnings] == warned
 

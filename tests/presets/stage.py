@@ -138,7 +138,7 @@ class Home:
         command = stage_command(
             launcher,
             python=self.python,
-            script=Path(script),
+            target=[str(script)],
             arguments=arguments,
             processes=processes,
             ranks=self.path / "ranks",

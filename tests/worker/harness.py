@@ -192,7 +192,7 @@ class Site:
         path.write_text(text)
         return PinnedScript(file=name, sha256=hashlib.sha256(text.encode()).hexdigest(), size=len(text.encode()))
 
-    def spec(self, script: PinnedScript, kind: JobKind, **changes: Any) -> JobSpec:
+    def spec(self, script: PinnedScript, kind: JobKind, /, **changes: Any) -> JobSpec:
         """Return what a submit would write down."""
         values: dict[str, Any] = {
             "technique": "sft",

@@ -222,8 +222,9 @@ class StageParametersRead(BaseModel):
     """What can be set at a stage."""
 
     stage: StageName
-    file: str
-    sha256: str = Field(examples=[_SHA256])
+    file: str | None = Field(description="Null: a module of the environment.")
+    sha256: str | None = Field(examples=[_SHA256])
+    module: str | None = Field(default=None, description="What runs instead of a file.")
     parameters: dict[str, Any] = Field(
         alias="schema",
         description="JSON Schema (2020-12). `x-platform`: filled in by the platform. `x-typical-…`: a value outside of "
@@ -406,8 +407,9 @@ def parameters_read(
         stages=[
             StageParametersRead(
                 stage=stage.stage,
-                file=stage.file.file,
-                sha256=stage.file.sha256,
+                file=stage.file.file if stage.file is not None else None,
+                sha256=stage.file.sha256 if stage.file is not None else None,
+                module=stage.module,
                 schema=dict(stage.schema),
                 partly_read=stage.partly_read,
                 remarks=problem_entries(stage.remarks, language),

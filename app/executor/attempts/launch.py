@@ -1,44 +1,29 @@
 """Make the launch of an attempt concrete: which interpreter, which arguments, which environment, which folders.
 
-The decision (`stage_arguments`) takes values only; `StageLauncher` fetches what it needs and writes the run folder.
+The decision (`stage_process`) takes values only; `StageLauncher` fetches what it needs and writes the run folder.
 """
 
 import asyncio
 import contextlib
 import errno
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, assert_never
-from uuid import UUID
+from typing import Any, Protocol
 
-import yaml
 from pydantic import ValidationError
 
 from app.domain.accelerators import Accelerator
-from app.domain.enums import EndReason, JobKind, ModelState
+from app.domain.enums import EndReason, JobKind
 from app.domain.errors import AppError
-from app.domain.kinds import KINDS, AcceleratorUse, ArgumentStyle
-from app.domain.launchers import GROUP_KINDS, accelerate_config
-from app.domain.names import online_name
+from app.domain.kinds import KINDS, AcceleratorUse
 from app.domain.plain_text import storable_document
-from app.domain.rendering import (
-    deployment_arguments,
-    inference_arguments,
-    picture_arguments,
-    render_equals,
-    render_pairs,
-    saving_arguments,
-    training_arguments,
-)
-from app.domain.training_types import TYPES, InferenceForm
 from app.executor.attempts.checkpoints import Checkpoint, hand_on, newest_checkpoint
-from app.executor.attempts.launchers import group_variables, stage_command, usable_cores
 from app.executor.attempts.pinning import pinned
-from app.executor.attempts.script_status import ScriptStatus, status_variables
+from app.executor.attempts.script_status import ScriptStatus
+from app.executor.attempts.stage_arguments import Inputs, ParametersLost
+from app.executor.attempts.stage_process import ConfigNotWritable, Place, stage_process
 from app.executor.engines.base import LaunchSpec
 from app.executor.environments.activation import (
     ActivationFailed,
@@ -47,7 +32,7 @@ from app.executor.environments.activation import (
     network_variables,
     stage_environment,
 )
-from app.executor.runs.job_spec import EnvironmentBuild, JobSpec, PinnedScript, status_key
+from app.executor.runs.job_spec import EnvironmentBuild, JobSpec, status_key
 from app.executor.runs.run_folder import RunFolder
 from app.presets.catalogue import download_program, helpers_dir, preview_program, sample_base_model
 from app.registry.base_models.uploads import FOLDER as UPLOADS
@@ -61,8 +46,6 @@ from app.store.models import find_model
 from app.store.session import Database
 from app.store.tables import BaseModelRow, JobRow, ModelRow
 
-DEFAULT_DTYPE = "bfloat16"
-DTYPES = frozenset({"float16", "float32", "bfloat16"})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -100,17 +83,6 @@ class Prefixes(Protocol):
     async def accelerator_with_most_memory(self) -> Accelerator | None: ...
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """Paths that a stage's arguments name, absolute."""
-
-    base_model: Path | None
-    dataset: Path | None
-    model: Path | None
-    model_name: str
-    output: Path
-
-
 class StageLauncher:
     """Resolves claims of one node to launch specs."""
 
@@ -123,6 +95,7 @@ class StageLauncher:
         status: ScriptStatus,
         environ: Mapping[str, str],
         redis_url: str | None,
+        runner_port: int | None = None,
         grace_seconds: float,
     ) -> None:
         self._database = database
@@ -131,6 +104,8 @@ class StageLauncher:
         self._status = status
         self._environ = environ
         self._redis_url = redis_url
+        # where scripts of DeepExtension find its runner
+        self._runner = {"TRAINING_START_PORT": str(runner_port)} if runner_port is not None else {}
         self._grace_seconds = grace_seconds
         self._files = MethodFiles(ScriptRoot(home.scripts), VersionStore(home.versions))
 
@@ -171,55 +146,44 @@ class StageLauncher:
         """Write the run folder; return what to run in it, and the checkpoint that it goes on from."""
         job = claim.job
         with ending_on_disk_errors():
-            script = self._locate(spec.script)
+            script = self._locate(spec)
             inputs = self._inputs(spec, model, run)
-            try:
-                argv = stage_arguments(job, spec, inputs, script_root=self._home.scripts)
-            except AppError as error:
-                raise LaunchError(EndReason.SPAWN_FAILED, detail=error.detail()) from error
-            parameters = run.path / "params.json"
-            settings = spec.deployment.settings if spec.deployment is not None else {}
-            parameters.write_text(json.dumps({**settings, **spec.effective}), "utf-8")
             checkpoint = self._newest_checkpoint(claim, spec) if KINDS[job.kind].has_checkpoints else None
             resume_from = hand_on(checkpoint, run.output) if checkpoint is not None else None
-            import_paths = _import_paths(script, run)
-        extra = {
-            "PYTHONPATH": os.pathsep.join(map(str, import_paths)),
-            # the working directory is the users' script root, which no process of a shipped script may import from
-            **({"PYTHONSAFEPATH": "1"} if script.isolated else {}),
-            "DEEPE_JOB_ID": job.id,
-            "DEEPE_OUTPUT_DIR": str(self._output(spec, run)),
-            "DEEPE_CACHE_DIR": str(run.cache),
-            "DEEPE_PARAMS": str(parameters),
-            "DEEPE_EVENTS": str(run.events),
-            **({"DEEPE_MODEL_PATH": str(inputs.model)} if inputs.model is not None else {}),
-            **({"DEEPE_RESUME_FROM": str(resume_from)} if resume_from is not None else {}),
-            **status_variables(self._redis_url),
-            **pinned(seen, self._prefixes.accelerators),
-        }
-        env = self._activated(prefix, extra)
-        processes = spec.launcher.count(len(claim.attempt.accelerators), group=spec.strategy is not None)
-        config = None
-        if spec.strategy is not None:
-            config = run.accelerate_config
-            with ending_on_disk_errors():
-                config.write_text(yaml.safe_dump(dict(accelerate_config(spec.strategy, processes)), sort_keys=False))
-        if config is not None or spec.launcher.kind in GROUP_KINDS:
-            env |= group_variables(env, processes=processes, grace_seconds=self._grace_seconds, cores=usable_cores())
-        command = stage_command(
-            spec.launcher,
+            import_paths = [helpers_dir()] if script is None else _import_paths(script, run)
+        env = self._activated(prefix, {})
+        place = Place(
             python=interpreter(prefix),
-            script=script.path,
-            arguments=argv,
-            processes=processes,
-            ranks=run.ranks,
-            config=config,
+            script=script.path if script is not None else None,
+            import_paths=import_paths,
+            isolated=script is None or script.isolated,
+            run=run,
+            script_root=self._home.scripts,
+            output=self._output(spec, run),
+            accelerators=len(claim.attempt.accelerators),
+            grace_seconds=self._grace_seconds,
+            redis_url=self._redis_url,
+            variables={
+                **self._runner,
+                **({"DEEPE_RESUME_FROM": str(resume_from)} if resume_from is not None else {}),
+                **pinned(seen, self._prefixes.accelerators),
+            },
+            inherited=env,
         )
+        try:
+            process = stage_process(job, spec, inputs, place)
+        except AppError as error:
+            raise LaunchError(EndReason.SPAWN_FAILED, detail=error.detail()) from error
+        except (ParametersLost, ConfigNotWritable) as error:
+            raise LaunchError(EndReason.SPAWN_FAILED, detail=str(error)) from error
+        with ending_on_disk_errors():
+            for path, content in process.files.items():
+                path.write_text(content, "utf-8")
         launch = LaunchSpec(
             attempt_id=claim.attempt.id,
-            argv=command,
-            cwd=self._home.scripts,
-            env=env,
+            argv=process.argv,
+            cwd=process.working_directory,
+            env={**env, **process.variables},
             output=run.output_log,
             grace_seconds=self._grace_seconds,
         )
@@ -340,8 +304,11 @@ class StageLauncher:
         shared = await self._prefixes.accelerator_with_most_memory()
         return [shared.id] if shared is not None else []
 
-    def _locate(self, script: PinnedScript | None) -> ScriptToRun:
-        """Return where the pinned bytes stand: in place while the script root still holds them."""
+    def _locate(self, spec: JobSpec) -> ScriptToRun | None:
+        """Return where the pinned bytes stand: in place while the script root still holds them. None for a module."""
+        script = spec.script
+        if script is None and spec.call.module is not None:
+            return None
         assert script is not None
         try:
             return script_to_run(self._files, PinnedFile(**script.model_dump()))
@@ -396,70 +363,6 @@ def _spec(job: JobRow) -> JobSpec:
         raise LaunchError(EndReason.SPAWN_FAILED, detail=str(error)) from error
 
 
-def stage_arguments(job: JobRow, spec: JobSpec, inputs: Inputs, *, script_root: Path) -> list[str]:
-    """Return the arguments of the stage's script as the contract writes them."""
-    if spec.runner_call is not None:
-        return list(spec.runner_call.arguments)
-    arguments = _arguments(job, spec, _Relative(inputs, script_root))
-    if spec.declared_only and spec.declared is not None:
-        arguments = {name: value for name, value in arguments.items() if name in spec.declared}
-    for name in spec.withheld:
-        arguments.pop(name, None)
-    render = render_pairs if _argument_style(job, spec) is ArgumentStyle.PAIRS else render_equals
-    return render(arguments, false_as=spec.false_as, forms=spec.forms)
-
-
-def _argument_style(job: JobRow, spec: JobSpec) -> ArgumentStyle | None:
-    rule = KINDS[job.kind]
-    if rule.is_inference and TYPES[spec.training_type].generates_images:
-        return ArgumentStyle.PAIRS
-    return rule.argument_style
-
-
-class _Relative:
-    """The inputs as the contract passes them: relative to the script root."""
-
-    def __init__(self, inputs: Inputs, script_root: Path) -> None:
-        self.base_model = _relative(inputs.base_model, script_root)
-        self.dataset = _relative(inputs.dataset, script_root)
-        self.model = _relative(inputs.model, script_root)
-        self.output = _relative(inputs.output, script_root)
-        self.pictures = _relative(script_root.parent / "images", script_root)
-        self.folder = str(inputs.model or inputs.base_model or "")
-        self.model_name = inputs.model_name
-
-
-def _relative(path: Path | None, root: Path) -> str:
-    return "" if path is None else os.path.relpath(path, root)
-
-
-def _arguments(job: JobRow, spec: JobSpec, inputs: _Relative) -> dict[str, Any]:
-    match job.kind:
-        case JobKind.TRAINING:
-            return _training(job, spec, inputs)
-        case JobKind.SAVING:
-            from_base = not inputs.model
-            return saving_arguments(
-                train_id=job.id,
-                seq=job.position + 1,
-                save_path=inputs.output,
-                base_path=inputs.base_model,
-                adapter_path=inputs.model,
-                dtype_str=_saving_dtype(spec),
-                model_usage_type=spec.training_type,
-                # the producing script of a path without `customized`
-                training=_training(job, spec, inputs) if from_base or spec.effective else None,
-            )
-        case JobKind.DEPLOYMENT:
-            return _deployment(job, spec, inputs)
-        case JobKind.INFERENCE_CUSTOMIZED | JobKind.INFERENCE_COMPLETE:
-            return _inference(job, spec, inputs)
-        case JobKind.ENVIRONMENT | JobKind.BASE_MODEL | JobKind.PREVIEW:
-            raise AssertionError(f"{job.kind} is no stage")
-        case _:
-            assert_never(job.kind)
-
-
 def _program(spec: JobSpec, home: Home) -> tuple[Path, tuple[str, ...]]:
     """Return the program that makes a base model, and its arguments."""
     assert spec.base_model is not None
@@ -473,85 +376,3 @@ def _program(spec: JobSpec, home: Home) -> tuple[Path, tuple[str, ...]]:
         raise LaunchError(EndReason.SCRIPT_MISSING, file=spec.sample, detail="") from error
     assert sample.program is not None
     return sample.program, sample.arguments
-
-
-def _saving_dtype(spec: JobSpec) -> str:
-    """Saving keeps the precision of the base model: a smaller one would change the answers."""
-    dtype = spec.base_model.dtype if spec.base_model else None
-    return dtype if dtype in DTYPES else DEFAULT_DTYPE
-
-
-def _training(job: JobRow, spec: JobSpec, inputs: _Relative) -> dict[str, Any]:
-    return training_arguments(
-        train_id=job.id,
-        seq=job.position + 1,
-        model_name=spec.base_model.name if spec.base_model else "",
-        model_path=inputs.base_model,
-        dataset_path=inputs.dataset,
-        output_dir=inputs.output,
-        parameters=spec.effective,
-        train_file_name=spec.script.file if spec.script else "",
-        train_env=job.environment,
-    )
-
-
-def _inference(job: JobRow, spec: JobSpec, inputs: _Relative) -> dict[str, Any]:
-    question = spec.question
-    assert question is not None
-    complete = KINDS[job.kind].asks is ModelState.COMPLETE
-    whole_model = inputs.model if complete else inputs.base_model
-    form = TYPES[spec.training_type].inference_form
-    match form:
-        case InferenceForm.IMAGES:
-            return picture_arguments(
-                model_path=whole_model,
-                lora_path="" if complete else inputs.model,
-                prompt=question.prompt,
-                negative_prompt=question.negative_prompt,
-                output=f"{inputs.pictures}/{job.id}.png",
-                batch_size=question.batch_size,
-                aspect_ratio=question.aspect_ratio,
-            )
-        case InferenceForm.TEXT:
-            return inference_arguments(
-                model_id=job.model_id or "",
-                model_name=inputs.model_name,
-                base_model_path=whole_model,
-                prompt=question.prompt,
-                session_id=question.session_id,
-                max_length=question.max_length,
-                max_context_tokens=question.max_context_tokens,
-                temperature=question.temperature,
-                top_p=question.top_p,
-                top_k=question.top_k,
-                model_type=spec.training_type,
-                template=question.template,
-                system_prompt=question.system_prompt,
-                history=question.history,
-                model_path=inputs.model,
-                enable_thinking=question.enable_thinking,
-                chat_template_kwargs=question.chat_template_kwargs,
-            )
-        case _:
-            assert_never(form)
-
-
-def _deployment(job: JobRow, spec: JobSpec, inputs: _Relative) -> dict[str, Any]:
-    deployment = spec.deployment
-    assert deployment is not None
-    return deployment_arguments(
-        train_id=job.id,
-        seq=job.position + 1,
-        folder_path=inputs.folder,
-        server_url=deployment.url,
-        model_name=online_name(
-            source_name=inputs.model_name, deployment_id=UUID(job.id), quantization=deployment.quantize
-        ),
-        quantize=deployment.quantize,
-        template=deployment.template,
-        base_path=inputs.base_model,
-        actual_path=inputs.model,
-        system=deployment.system,
-        parameters=deployment.parameters,
-        more={**deployment.settings, **spec.effective},
-    )

@@ -1,4 +1,4 @@
-"""The command that starts a stage's file, alone or as a group of processes of one node.
+"""The command that starts a stage's file or module, alone or as a group of processes of one node.
 
 A group is started by the environment's own torchrun or accelerate, on a free port of the loopback and without elastic
 restarts: when one process ends badly the whole group ends, and a new attempt is the executor's decision. Rank 0 writes
@@ -25,7 +25,7 @@ def stage_command(
     launcher: Launcher,
     *,
     python: Path,
-    script: Path,
+    target: Sequence[str],
     arguments: Sequence[str],
     processes: int,
     ranks: Path,
@@ -33,12 +33,13 @@ def stage_command(
 ) -> tuple[str, ...]:
     """Return the argv of a stage; `ranks` is the folder for what the processes other than rank 0 write.
 
-    `config` is a configuration of accelerate, which then starts the group whatever the launcher.
+    `target` is the path of a file, or `-m` and a module, which launchers understand as Python does. `config` is a
+    configuration of accelerate, which then starts the group whatever the launcher.
     """
     own = (str(python), "-u")
     # `-m` would look for modules in the working directory first; the processes that it starts do not inherit `-I`
     isolated = (*own, "-I")
-    command = (str(script), *arguments)
+    command = (*target, *arguments)
     if config is not None:
         options = (f"--config_file={config}", "--main_process_port=0", "--max_restarts=0", f"--log_dir={ranks}")
         return (*isolated, "-m", "accelerate.commands.launch", *options, *_tee("--tee", processes), *command)

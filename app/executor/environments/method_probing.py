@@ -11,9 +11,9 @@ from app.executor.environments.environment_probe import EnvironmentProbes, Needs
 from app.executor.environments.local_environments import Look
 from app.presets.shared.helpers.deepe_needs import MODULES
 from app.registry.methods.files import PinnedFile
-from app.registry.methods.script_modules import ScriptModules
+from app.registry.methods.script_modules import ScriptModules, top_package
 from app.registry.methods.script_reading import ScriptReader
-from app.store.methods import stages_by_environment
+from app.store.methods import modules_by_environment, stages_by_environment
 from app.store.session import Database
 
 
@@ -33,16 +33,20 @@ class MethodProbing:
         if not self.probes.due():
             return
         async with self._database.reading() as session:
-            stages = await stages_by_environment(session)
-        self.probes.begin(await asyncio.to_thread(self._wanted, stages, seen))
+            stages, modules = await stages_by_environment(session), await modules_by_environment(session)
+        self.probes.begin(await asyncio.to_thread(self._wanted, stages, modules, seen))
 
-    def _wanted(self, stages: Mapping[str, Sequence[Mapping[str, object]]], seen: Look) -> dict[Path, Needs]:
+    def _wanted(
+        self, stages: Mapping[str, Sequence[Mapping[str, object]]], modules: Mapping[str, Sequence[str]], seen: Look
+    ) -> dict[Path, Needs]:
         wanted: dict[Path, Needs] = {}
-        for environment, files in stages.items():
+        for environment in stages.keys() | modules.keys():
             found = seen.found.get(environment)
             if found is None or found.prefix is None or found.state is not EnvironmentState.READY:
                 continue
-            needed = functools.reduce(operator.or_, map(self._needs, map(_pinned, files)), Needs())
+            of_modules = Needs(frozenset(map(top_package, modules.get(environment, ()))))
+            files = map(_pinned, stages.get(environment, ()))
+            needed = functools.reduce(operator.or_, map(self._needs, files), of_modules)
             if needed != Needs():
                 wanted[found.prefix] = wanted.get(found.prefix, Needs()) | needed
         return wanted

@@ -23,10 +23,12 @@ from app.domain.lifecycle import STATE_RULES
 from app.domain.names import BASE_ENVIRONMENT
 from app.domain.rendering import INFERENCE_EXTRAS, filled_arguments, inference_arguments, render_equals
 from app.domain.script_parameters import ScriptParameters
+from app.domain.stage_calls import StageCall, stage_call
 from app.domain.training_types import TYPES
 from app.executor.jobs.request_images import place_image
 from app.executor.runs.job_spec import InferenceRequest, JobSpec, Named, PinnedScript
 from app.registry.methods.record import Method, method_of
+from app.registry.methods.script_reading import unread_module
 from app.registry.methods.wiring import MethodServices
 from app.store import jobs as store
 from app.store import methods as method_store
@@ -136,18 +138,23 @@ class InferenceRequests:
         row = await method_store.get_even_deleted(session, model.method_id)
         for number in dict.fromkeys((model.method_version, row.version)):
             method = method_of(row, await method_store.get_version(session, row, number))
-            if method.definition.switched_on(model.state) and stage in method.files:
+            runs = stage in method.files or stage_call(method.definition, stage).module is not None
+            if method.definition.switched_on(model.state) and runs:
                 return method
         raise ModelCannotBeAsked(model=model.name, state=model.state, method=row.name)
 
     async def _spec(self, model: ModelRow, method: Method, stage: Stage, request: InferenceRequest) -> JobSpec:
-        pinned = method.files[stage]
-        script = await asyncio.to_thread(self._methods.reader.pinned, pinned)
-        _check_options(request, script, pinned.file)
+        call, pinned = stage_call(method.definition, stage), method.files.get(stage)
+        if pinned is not None:
+            script = await asyncio.to_thread(self._methods.reader.pinned, pinned)
+        else:
+            script = unread_module(call.module or "")
+        _check_options(request, script, call)
         return JobSpec(
             training_type=model.training_type,
             technique=method.definition.technique,
-            script=PinnedScript(**asdict(pinned)),
+            script=None if pinned is None else PinnedScript(**asdict(pinned)),
+            call=call,
             declared=script.declared_names,
             declared_only=method.definition.arguments.declared_only or script.refuses_unknown,
             withheld=_withheld(script, stage, model.training_type),
@@ -171,22 +178,24 @@ def _untaken_extras(script: ScriptParameters) -> tuple[str, ...]:
     return tuple(name for name in INFERENCE_EXTRAS if name not in script.declared_names)
 
 
-def _check_options(request: InferenceRequest, script: ScriptParameters, file: str) -> None:
+def _check_options(request: InferenceRequest, script: ScriptParameters, call: StageCall) -> None:
     """Raise `InvalidRequest` for what the script would not see: the answer would be another than was asked for.
 
-    The platform's other values are for scripts that tolerate them; a strict one is told what is asked of it.
+    The platform's other values are for scripts that tolerate them; a strict one is told what is asked of it, and so is
+    one whose arguments the method says.
     """
-    if script.refuses_unknown:
+    if script.refuses_unknown or call.is_explicit:
         usual = {name: field.default for name, field in InferenceRequest.model_fields.items()}
         asked = [name for name in usual if name != "session_id" and getattr(request, name) not in (usual[name], ())]
     else:
         sure = not script.partly_read or _untaken_extras(script)
         asked = [name for name in _OF_TEMPLATE if getattr(request, name) is not None] if sure else []
-    missing = [name for name in asked if name not in script.declared_names]
+    taken = call.platform_values if call.is_explicit else script.declared_names
+    missing = [name for name in asked if name not in taken]
     if missing:
         at = {"prompt": "/messages", "history": "/messages"}
         raise InvalidRequest(
-            [Violation(at.get(name, f"/{name}"), "option_not_taken", {"script": file}) for name in missing]
+            [Violation(at.get(name, f"/{name}"), "option_not_taken", {"script": script.filename}) for name in missing]
         )
 
 

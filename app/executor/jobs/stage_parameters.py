@@ -7,17 +7,19 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any
 
+from app.domain.called_parameters import as_called, call_refusals
 from app.domain.enums import JobKind
 from app.domain.errors import Violation
 from app.domain.kinds import Stage
 from app.domain.known_parameters import KNOWN, KnownParameter, known_at
-from app.domain.library_options import with_parser_classes
+from app.domain.library_options import UNREAD_CLASS, with_parser_classes
 from app.domain.lifecycle import producing_stage, trains
 from app.domain.names import BASE_ENVIRONMENT
 from app.domain.parameters import ParameterCheck, check_parameters
 from app.domain.pointers import pointer
 from app.domain.rendering import ArgumentForm
 from app.domain.script_parameters import ParameterKind, ScriptParameters
+from app.domain.stage_calls import StageCall, stage_call
 from app.executor.jobs.data_check import CheckedData, Data, check_data
 from app.presets.catalogue import load_manifests
 from app.presets.shared.helpers.deepe_needs import Need, needs_of
@@ -25,7 +27,7 @@ from app.registry.datasets.row_surveys import RowSurvey, RowSurveys
 from app.registry.environments.described_options import Described, described_options
 from app.registry.methods.guide import withheld
 from app.registry.methods.record import Method
-from app.registry.methods.script_reading import ScriptReader
+from app.registry.methods.script_reading import ScriptReader, unread_module
 
 VALIDATION_PATH = "validation_path"
 """What a script declares that takes rows for the score."""
@@ -75,6 +77,8 @@ class CheckedParameters:
     violations: tuple[Violation, ...] = ()
     warnings: tuple[Violation, ...] = ()
     withheld_from: Mapping[Stage, tuple[str, ...]] = field(default_factory=dict)
+    named_paths: Mapping[Stage, tuple[str, ...]] = field(default_factory=dict)
+    """Parameters whose values are paths that the platform made of a data set or a model."""
     survey: RowSurvey | None = None
     validation_survey: RowSurvey | None = None
 
@@ -130,9 +134,18 @@ class CheckedParameters:
         return script is not None and script.refuses_unknown
 
     def forms(self, stage: Stage) -> dict[str, ArgumentForm]:
-        """Return how to pass the arguments that are not `--k=v`."""
+        """Return how to pass the arguments that are not `--k=v`.
+
+        A parser made of dataclasses takes a list as words, also for an option that is not known yet.
+        """
         script = self.scripts.get(stage)
-        return script.forms if script is not None else {}
+        if script is None:
+            return {}
+        words: dict[str, ArgumentForm] = {}
+        if any(remark.code == UNREAD_CLASS for remark in script.unread):
+            given = self.given(stage).items()
+            words = {name: ArgumentForm.WORDS for name, value in given if isinstance(value, (list, tuple))}
+        return {**words, **script.forms}
 
 
 class StageParameters:
@@ -160,16 +173,20 @@ class StageParameters:
         options = {
             stage: described_options(described, method.environment(stage) or BASE_ENVIRONMENT) for stage in stages
         }
-        scripts = {stage: with_parser_classes(self.read(method, stage), options[stage]) for stage in stages}
+        calls = {stage: stage_call(method.definition, stage) for stage in stages}
+        read = {stage: with_parser_classes(self.read(method, stage), options[stage]) for stage in stages}
+        scripts = {stage: as_called(script, calls[stage]) for stage, script in read.items()}
         targets = _target_stages(method, stages)
         lifecycle = method.definition.lifecycle or ()
         producer = producing_stage(lifecycle)
-        given_to = {stage: _meant_for(stage, values, scripts, targets) for stage in targets}
+        given_to = {stage: _meant_for(stage, values, scripts, targets, calls) for stage in targets}
+        refused = {stage: list(call_refusals(calls[stage], given_to.get(stage, {}))) for stage in stages}
         own = {} if validation is None else _scoring(validation, targets, scripts)
         folders: dict[Stage, Mapping[str, Any]] = {stage: named for stage in targets if stage is JobKind.TRAINING}
+        by_platform = {stage: {**own.get(stage, {}), **folders.get(stage, {})} for stage in stages}
         checks = {
             stage: check_parameters(
-                {**given_to.get(stage, {}), **own.get(stage, {}), **folders.get(stage, {})},
+                {**_without(given_to.get(stage, {}), refused[stage]), **by_platform[stage]},
                 scripts[stage],
                 stage=stage,
                 producing=stage is producer,
@@ -177,10 +194,12 @@ class StageParameters:
                 typical=_typical(method.preset, stage, producing=stage is producer) if trains(lifecycle, stage) else {},
                 options=options[stage],
                 shipped=method.preset is not None or (stage in method.files and method.files[stage].shipped),
+                call=calls[stage],
             )
             for stage in stages
         }
-        violations = [violation for check in checks.values() for violation in check.violations]
+        violations = [one for found in refused.values() for one in found]
+        violations += [violation for check in checks.values() for violation in check.violations]
         warnings = [warning for check in checks.values() for warning in check.warnings]
         if validation is not None and targets:
             violations += _validation_violations(values, taken=bool(own))
@@ -197,6 +216,8 @@ class StageParameters:
                     params = {"name": name, "option": ", ".join(longer)}
                     warnings.append(Violation(pointer("parameters", name), "argument_withheld", params))
                     names.append(name)
+            if not calls[stage].is_explicit:  # these reach the script another way, and it knows no option for them
+                names += [name for name in calls[stage].placed if name not in read[stage].declared_names]
             withheld_from[stage] = tuple(names)
         rows = CheckedData()
         if data is not None and targets:
@@ -210,14 +231,17 @@ class StageParameters:
             violations=(*_distinct(violations), *rows.violations),
             warnings=(*_distinct(warnings), *rows.warnings),
             withheld_from=withheld_from,
+            named_paths={stage: tuple(values) for stage, values in by_platform.items()},
             survey=rows.survey,
             validation_survey=rows.validation_survey,
         )
 
     def read(self, method: Method, stage: Stage) -> ScriptParameters:
         """Return what the stage's script declares; blocks."""
-        pinned = method.files.get(stage)
-        return _NOTHING if pinned is None else self._reader.pinned(pinned)
+        pinned, module = method.files.get(stage), stage_call(method.definition, stage).module
+        if pinned is not None:
+            return self._reader.pinned(pinned)
+        return _NOTHING if module is None else unread_module(module)
 
 
 def _distinct(found: Sequence[Violation]) -> tuple[Violation, ...]:
@@ -259,18 +283,29 @@ def _named_violations(name: str, values: Mapping[str, Any], *, taken: bool) -> l
 
 
 def _meant_for(
-    stage: Stage, values: Mapping[str, Any], scripts: Mapping[Stage, ScriptParameters], targets: Sequence[Stage]
+    stage: Stage,
+    values: Mapping[str, Any],
+    scripts: Mapping[Stage, ScriptParameters],
+    targets: Sequence[Stage],
+    calls: Mapping[Stage, StageCall],
 ) -> dict[str, Any]:
-    """Drop parameters that only another stage declares, so that they are not refused here.
+    """Drop parameters that only another stage takes, so that they are not refused here.
 
     What no stage declares is an option for those that take options of libraries, if one does.
     """
     others = {name for other in targets if other is not stage for name in scripts[other].declared_names}
     own = set(scripts[stage].declared_names)
+    if not calls[stage].takes_others and any(calls[other].takes_others for other in targets):
+        others |= values.keys()
     for_options = [other for other in targets if scripts[other].option_classes]
     if for_options and stage not in for_options:
         others |= values.keys() - KNOWN.keys()
     return {name: value for name, value in values.items() if name in own or name not in others}
+
+
+def _without(values: Mapping[str, Any], refused: Sequence[Violation]) -> dict[str, Any]:
+    names = {one.params["name"] for one in refused}
+    return {name: value for name, value in values.items() if name not in names}
 
 
 @cache

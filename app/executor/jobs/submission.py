@@ -31,6 +31,7 @@ from app.domain.plain_text import shown
 from app.domain.pointers import pointer
 from app.domain.retries import policy_violations
 from app.domain.script_parameters import ParameterKind, ScriptParameter
+from app.domain.stage_calls import stage_call
 from app.executor.jobs.base_model_builds import build_before
 from app.executor.jobs.data_check import Data
 from app.executor.jobs.estimates import Estimate, estimate
@@ -241,6 +242,7 @@ class Submissions:
             resources = Resources.model_validate(job.resources or {})
             changed = {
                 "effective": checked.effective(stage),
+                "named_paths": checked.named_paths.get(stage, ()),
                 "strategy": _strategy(method, stage, checked, resources),
                 **checked.needed_of_node(stage),
             }
@@ -442,6 +444,7 @@ class Submissions:
                 training_type=TrainingType(method.definition.training_type or ""),
                 technique=method.definition.technique,
                 script=_pinned(method, stage),
+                call=stage_call(method.definition, stage),
                 launcher=method.definition.launcher(stage),
                 output=method.definition.output(stage),
                 strategy=_strategy(method, stage, checked, stage_resources(request, method, stage)),
@@ -455,6 +458,7 @@ class Submissions:
                 validation_dataset=inputs.validation_dataset,
                 reward_model=inputs.judge,
                 effective=checked.effective(stage),
+                named_paths=checked.named_paths.get(stage, ()),
                 **checked.needed_of_node(stage),
                 deployment=deployment if stage is JobKind.DEPLOYMENT else None,
                 wait=request.wait,
@@ -549,10 +553,13 @@ def _needed_state(method: Method, request: JobSubmit) -> ModelState | None:
     return None if stage is None else source_state(method.definition.lifecycle or (), stage)
 
 
-def _pinned(method: Method, stage: Stage) -> PinnedScript:
+def _pinned(method: Method, stage: Stage) -> PinnedScript | None:
+    """Return what the stage runs, None if that is a module of the environment."""
     pinned = method.files.get(stage)
     if pinned is not None:
         return PinnedScript(**asdict(pinned))
+    if stage_call(method.definition, stage).module is not None:
+        return None
     # deployment to a configured target is done by a script of the product
     digest = digest_of(script_path(OLLAMA_SCRIPT).read_bytes())
     return PinnedScript(file=OLLAMA_SCRIPT, sha256=digest.sha256, size=digest.size, shipped=True)
@@ -610,13 +617,22 @@ def _deployment(
 def _untaken_options(method: Method, request: JobSubmit, checked: CheckedParameters) -> list[Violation]:
     """Return the options of a deployment that the user's script would not see, or would take for something else."""
     script, pinned = checked.scripts.get(JobKind.DEPLOYMENT), method.files.get(JobKind.DEPLOYMENT)
+    call = stage_call(method.definition, JobKind.DEPLOYMENT)
+    given = {
+        name: value for name, value in request.deployment.model_dump().items() if value and value != NO_QUANTIZATION
+    }
+    if call.is_explicit and script is not None:
+        params = {"script": script.filename}
+        return [
+            Violation(pointer("deployment", name), "deployment_option_not_taken", params)
+            for name in given
+            if name not in call.platform_values
+        ]
     if script is None or pinned is None or pinned.shipped or script.hides_names:
         return []
     found = []
-    for name, value in request.deployment.model_dump().items():
+    for name, value in given.items():
         declared = script.by_name().get(name)
-        if not value or value == NO_QUANTIZATION:
-            continue
         if declared is None:
             found.append(Violation(pointer("deployment", name), "deployment_option_not_taken", {"script": pinned.file}))
         elif isinstance(value, dict) and _is_plain_text(declared):
@@ -627,8 +643,12 @@ def _untaken_options(method: Method, request: JobSubmit, checked: CheckedParamet
 
 def _untaken_settings(method: Method, deployment: Deployment, checked: CheckedParameters) -> list[Violation]:
     """Return the settings of the deploy target that a strict script does not get."""
-    strict = method.definition.arguments.declared_only or checked.refuses_unknown(JobKind.DEPLOYMENT)
-    names = [name for name in deployment.settings if not checked.declares(JobKind.DEPLOYMENT, name)]
+    call = stage_call(method.definition, JobKind.DEPLOYMENT)
+    if call.is_explicit:
+        strict, names = True, [name for name in deployment.settings if not call.passes(name)]
+    else:
+        strict = method.definition.arguments.declared_only or checked.refuses_unknown(JobKind.DEPLOYMENT)
+        names = [name for name in deployment.settings if not checked.declares(JobKind.DEPLOYMENT, name)]
     params = {"names": ", ".join(names), "target": deployment.target}
     return [Violation("/method", "settings_not_taken", params)] if strict and names else []
 

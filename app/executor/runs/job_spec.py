@@ -13,6 +13,7 @@ from app.domain.environment_locks import EnvironmentLock
 from app.domain.kinds import KINDS
 from app.domain.launchers import Launcher, Strategy
 from app.domain.rendering import ArgumentForm
+from app.domain.stage_calls import StageCall
 from app.store.tables import JobRow
 
 
@@ -133,6 +134,7 @@ class JobSpec(_Frozen):
     training_type: TrainingType = TrainingType.CHAT
     technique: str = ""
     script: PinnedScript | None = None
+    call: StageCall = StageCall()
     launcher: Launcher = Launcher()
     strategy: Strategy | None = None  # accelerate starts the stage with a configuration for it
     output: str | None = None  # where in the output folder the model lies
@@ -146,6 +148,7 @@ class JobSpec(_Frozen):
     validation_dataset: Named | None = None  # rows for the score; `effective` names their file to the script
     reward_model: Named | None = None  # judges a training; `effective` names its folder to the script
     effective: dict[str, Any] = {}
+    named_paths: tuple[str, ...] = ()  # of these, paths relative to the script root that the platform made
     modules: tuple[str, ...] = ()  # that these values need in the environment
     cuda: bool = False  # these values need an NVIDIA GPU
     question: InferenceRequest | None = None  # the key in rows of earlier releases

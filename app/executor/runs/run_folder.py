@@ -40,6 +40,11 @@ class RunFolder:
         return self.path.parent / "cache"
 
     @property
+    def parameters(self) -> Path:
+        """Return the file that holds the parameters of the job (`DEEPE_PARAMS`)."""
+        return self.path / "params.json"
+
+    @property
     def ranks(self) -> Path:
         """Return the folder for the output of the processes of a group other than rank 0."""
         return self.path / "ranks"

@@ -7,17 +7,19 @@ from typing import Any
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.domain.called_parameters import as_called
 from app.domain.definition import MethodDefinition
 from app.domain.enums import JobKind
 from app.domain.errors import Violation
 from app.domain.form import MethodForm, method_form
 from app.domain.kinds import Stage
 from app.domain.library_options import DescribedOptions, OptionClass, with_parser_classes
-from app.domain.lifecycle import find_path, producing_stage
+from app.domain.lifecycle import find_path, producing_stage, runnable_stages
 from app.domain.names import BASE_ENVIRONMENT
 from app.domain.parameters import json_schema, withheld_arguments
 from app.domain.rendering import filled_arguments
 from app.domain.script_parameters import OptionUse, ScriptParameters
+from app.domain.stage_calls import stage_call
 from app.domain.texts import Language
 from app.domain.training_types import inference_form
 from app.presets.catalogue import ParameterInfo, load_manifests
@@ -27,7 +29,7 @@ from app.registry.methods.readiness import Readiness, readiness, with_cells
 from app.registry.methods.readiness_matrix import cells_of, matrix
 from app.registry.methods.record import Method
 from app.registry.methods.script_modules import ScriptModules
-from app.registry.methods.script_reading import ScriptReader
+from app.registry.methods.script_reading import ScriptReader, unread_module
 from app.registry.methods.service import Clock, MethodRegistry
 from app.registry.scripts.module_names import folder_of, hidden, modules_in, modules_of
 from app.store import registry_facts
@@ -54,10 +56,14 @@ class OptionClassUse:
 
 @dataclass(frozen=True)
 class StageParameters:
-    """What a stage's script takes, as a JSON Schema, and how far the script could be read."""
+    """What a stage's script takes, as a JSON Schema, and how far the script could be read.
+
+    A module that only the environment has is no `file`.
+    """
 
     stage: Stage
-    file: PinnedFile
+    file: PinnedFile | None
+    module: str | None
     schema: Mapping[str, Any]
     partly_read: bool
     remarks: Sequence[Violation]
@@ -126,29 +132,36 @@ class MethodGuide:
         producer = producing_stage(method.definition.lifecycle or ())
         shipped = _shipped_parameters(method)
         environments = stage_environments(method.definition)
+        calls = {stage: stage_call(method.definition, stage) for stage in runnable_stages(method.definition)}
         found = [
             _stage_parameters(
                 stage,
-                *self._read(pinned, method),
+                *self._read(stage, method),
                 method.definition,
                 shipped,
                 described_options(described, environments.get(stage) or BASE_ENVIRONMENT),
                 language,
                 producing=stage is producer,
             )
-            for stage, pinned in method.files.items()
+            for stage, call in calls.items()
+            if stage in method.files or call.module is not None
         ]
         return [self._with_hint(one, method.definition) for one in found]
 
     def _with_hint(self, found: StageParameters, definition: MethodDefinition) -> StageParameters:
         """Add that the script of a customized model does not say where it finds the model."""
         config = definition.stage_config(found.stage)
-        if found.stage is not JobKind.INFERENCE_CUSTOMIZED or not self._modules.ignores_model(found.file, config):
+        if found.file is None or found.stage is not JobKind.INFERENCE_CUSTOMIZED:
+            return found
+        if not self._modules.ignores_model(found.file, config):
             return found
         hint = Violation("", "inference_ignores_model", {"file": found.file.file})
         return replace(found, remarks=[*found.remarks, hint])
 
-    def _read(self, pinned: PinnedFile, method: Method) -> tuple[PinnedFile, ScriptParameters]:
+    def _read(self, stage: Stage, method: Method) -> tuple[PinnedFile | None, ScriptParameters]:
+        pinned = method.files.get(stage)
+        if pinned is None:
+            return None, unread_module(stage_call(method.definition, stage).module or "")
         # an edited example does not start, so that its edit says nothing
         return (pinned, self._reader.pinned(pinned)) if method.read_only else self._reader.current(pinned)
 
@@ -174,7 +187,7 @@ class MethodGuide:
 
 def withheld(definition: MethodDefinition, stage: Stage, script: ScriptParameters, at: str) -> list[Violation]:
     """Return which of the arguments that the platform fills in the stage's script does not get, and why."""
-    if definition.arguments.declared_only:
+    if definition.arguments.declared_only or stage_call(definition, stage).is_explicit:
         return []
     path = find_path(definition.lifecycle)
     producer = producing_stage(path) if path else None
@@ -185,7 +198,7 @@ def withheld(definition: MethodDefinition, stage: Stage, script: ScriptParameter
 
 def _stage_parameters(
     stage: Stage,
-    file: PinnedFile,
+    file: PinnedFile | None,
     script: ScriptParameters,
     definition: MethodDefinition,
     shipped: Mapping[str, ParameterInfo],
@@ -198,8 +211,9 @@ def _stage_parameters(
     classes += [
         OptionClassUse(OptionUse(path=one.path), options.classes.get(one.path)) for one in script.parser_classes
     ]
-    script = with_parser_classes(script, options)
-    schema = json_schema(script, stage=stage, producing=producing, language=language, options=options)
+    call = stage_call(definition, stage)
+    script = as_called(with_parser_classes(script, options), call)
+    schema = json_schema(script, stage=stage, producing=producing, language=language, options=options, call=call)
     if stage is JobKind.TRAINING or producing:
         for name, schema_of in schema["properties"].items():
             if name in shipped and (texts := _shipped_texts(shipped[name], language)):
@@ -215,7 +229,7 @@ def _stage_parameters(
     if waiting := [path for path in undescribed if path not in options.trouble]:
         params = {"subject": ", ".join(waiting), "environment": options.environment}
         remarks.append(Violation("", "options_not_described", params))
-    return StageParameters(stage, file, schema, script.partly_read, remarks, classes)
+    return StageParameters(stage, file, call.module, schema, script.partly_read, remarks, classes)
 
 
 def _shipped_parameters(method: Method) -> dict[str, ParameterInfo]:

@@ -64,11 +64,9 @@ def cells_of(
     environments = stage_environments(method.definition)
     cells = {}
     for stage in stages:
-        pin = method.files.get(stage)
-        if pin is not None or stage in environments:
-            needed = frozenset() if pin is None else modules.needed(pin)
+        if stage in method.files or stage in environments:
             told = _of_file(method, stage, modules)
-            cells[stage] = found.cells(environments.get(stage), needed, files=told)
+            cells[stage] = found.cells(environments.get(stage), modules.needed_at(method, stage), files=told)
     return cells
 
 

@@ -9,8 +9,11 @@ from app.argspec.modules import Source
 from app.argspec.report import Imports
 from app.domain.definition import RunConfig
 from app.domain.errors import AppError
+from app.domain.kinds import Stage
+from app.domain.stage_calls import stage_call
 from app.presets.catalogue import helpers_dir
 from app.registry.methods.files import MethodFiles, PinnedFile
+from app.registry.methods.record import Method
 from app.registry.scripts.module_names import PACKAGE, folder_of
 from app.registry.scripts.names import SUFFIX
 from app.registry.scripts.root import FileDigest
@@ -114,6 +117,13 @@ class ScriptModules:
             return False
         return not pinned.shipped and _NAMES_MODEL.search(source) is None
 
+    def needed_at(self, method: Method, stage: Stage) -> frozenset[str]:
+        """Return what the environment of a stage must have."""
+        pinned, module = method.files.get(stage), stage_call(method.definition, stage).module
+        if pinned is not None:
+            return self.needed(pinned)
+        return frozenset() if module is None else frozenset([top_package(module)])
+
     def imports(self, pinned: PinnedFile, path: str) -> bool:
         """Return whether the script imports the file `path` of the script root, by itself or through another one."""
         if pinned.shipped:
@@ -141,6 +151,11 @@ class ScriptModules:
         except (AppError, OSError):
             return Imports()  # cannot be read, so that it imports nothing
         return self._files.reader.read(content or b"").imports
+
+
+def top_package(module: str) -> str:
+    """Return the package that an environment must have for the module."""
+    return module.partition(".")[0]
 
 
 def _needed(imports: Imports) -> frozenset[str]:

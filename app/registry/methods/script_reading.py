@@ -64,6 +64,12 @@ class ScriptReader:
         return found
 
 
+def unread_module(module: str) -> ScriptParameters:
+    """Return what is known of the arguments of a module that only its environment has: nothing."""
+    remark = domain.Remark(code="unread_module", line=0, subject=module)
+    return ScriptParameters(filename=module, unread=(remark,), accepts_unknown=False)
+
+
 def unreadable(reader: ScriptReader, definition: MethodDefinition, check: FileCheck) -> list[Violation]:
     """Return why arguments cannot be limited to those that the scripts declare: nothing was read of them. Blocks."""
     if not definition.arguments.declared_only:

@@ -1,0 +1,121 @@
+"""Stages that their method calls its own way, as real processes: one start of a worker for all forms."""
+
+import json
+import os
+import sysconfig
+import tomllib
+import venv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from app.domain.enums import JobStatus
+from app.domain.stage_calls import ConfigFile, StageCall, WorkingDirectory
+from tests.worker.harness import Site
+from tests.worker.test_contract import LOOK, seen_by
+
+TOOL = (
+    """
+import os, sys
+sys.path.insert(0, os.environ["SCRIPTS"])  # as only this test needs it
+"""
+    + LOOK
+)
+CONTENT: dict[str, Any] = {
+    "model": "{model_path}",
+    "data": {"folder": "{dataset_dir}", "seq": "{seq}"},
+    "rate": "{param:rate}",
+    "gone": "{param:gone}",
+    "<<": "{parameters}",
+}
+
+
+def environment_with(site: Site, module: str, text: str) -> str:
+    """Give the node an environment that has the module."""
+    prefix = site.node_home().environments / "tools"
+    site.node_home().create()
+    venv.create(prefix, symlinks=True, with_pip=False)
+    packages = Path(sysconfig.get_path("purelib", "venv", {"base": str(prefix), "platbase": str(prefix)}))
+    path = packages / f"{module.replace('.', '/')}.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    return prefix.name
+
+
+async def test_every_form_of_a_call_reaches_its_process(site: Site) -> None:
+    site.place_base()
+    tools = environment_with(site, "tool.train", TOOL)
+    (site.home.scripts / "tool.py").write_text("raise SystemExit('a file of the script root')")
+    parameters = {"rate": 1e-4, "targets": ["q", "v"], "quick": True}
+
+    def called(**call: Any) -> dict[str, Any]:
+        return {"call": StageCall(**call)}
+
+    listed = await site.submit(
+        LOOK,
+        parameters=parameters,
+        spec=called(arguments=("go", "--m={model_path}", ("--r", "{param:rate}"), "{flag:quick}", "{parameters}")),
+    )
+    module = await site.submit(
+        environment=tools,
+        spec={
+            "script": None,
+            **called(module="tool.train", arguments=("{output_dir}",), env={"SCRIPTS": "{script_root}"}),
+        },
+    )
+    written = {
+        suffix: await site.submit(
+            LOOK,
+            parameters=parameters,
+            spec=called(arguments=("{config}",), config=ConfigFile(name=f"job.{suffix}", content=CONTENT)),
+        )
+        for suffix in ("yaml", "json", "toml")
+    }
+    variables = await site.submit(
+        LOOK, parameters={"n": 2}, spec=called(env={"N": "{param:n}", "M": "{param:m}"}) | {"withheld": ("n",)}
+    )
+    in_run = await site.submit(LOOK, spec=called(working_directory=WorkingDirectory.RUN))
+    in_method = await site.submit(
+        LOOK.replace("import json", "import sys; sys.path.insert(0, '..'); import json"),
+        file="folder/look.py",
+        spec=called(working_directory=WorkingDirectory.METHOD),
+    )
+
+    site.start_worker()
+
+    for job_id in (listed, module, *written.values(), variables, in_run, in_method):
+        row = await site.wait(job_id)
+        assert row.status is JobStatus.SUCCEEDED, site.story(row)
+
+    base, scripts = str(site.home.models / "base"), str(site.home.scripts)
+    assert seen_by(site, listed)["argv"][1:] == [
+        "go", f"--m={base}", "--r", "0.0001", "--quick", "--targets", "q", "v"
+    ]  # fmt: skip
+
+    seen = seen_by(site, module)
+    assert seen["argv"][1:] == [str(site.run_folder(module).output)]
+    assert seen["argv"][0].endswith("site-packages/tool/train.py")
+    assert seen["cwd"] == scripts
+
+    read: dict[str, Callable[[str], Any]] = {"yaml": yaml.safe_load, "json": json.loads, "toml": tomllib.loads}
+    for suffix, job_id in written.items():
+        (path,) = seen_by(site, job_id)["argv"][1:]
+        assert path == str(site.run_folder(job_id).path / f"job.{suffix}")
+        assert read[suffix](Path(path).read_text()) == {
+            "model": base,
+            "data": {"folder": str(site.home.datasets), "seq": 1},
+            "rate": 1e-4,
+            "targets": ["q", "v"],
+            "quick": True,
+        }
+
+    seen = seen_by(site, variables)
+    assert (seen["env"]["N"], "M" in seen["env"]) == ("2", False)
+    assert not any(word.startswith("--n=") for word in seen["argv"])
+
+    for job_id, folder in ((in_run, site.run_folder(in_run).path), (in_method, site.home.scripts / "folder")):
+        seen = json.loads((folder.parent / f"seen-{job_id}").read_text())  # beside where it runs
+        assert seen["cwd"] == str(folder)
+        assert f"--model_path={os.path.relpath(base, folder)}" in seen["argv"]
