@@ -65,14 +65,14 @@ async def upgrade(database: Database, *, revision: str = "head") -> None:
     """
     if await schema_state(database) is SchemaState.CURRENT and revision == "head":
         return
-    async with _patient(database) as patient, patient.writing() as session:
+    async with _for_migrations(database) as migrated, migrated.writing() as session:
         connection = await session.connection()
         await connection.run_sync(_run, revision)
 
 
 async def downgrade(database: Database, *, revision: str) -> None:
     """Go back to `revision` (`base` empties the database)."""
-    async with _patient(database) as patient, patient.writing() as session:
+    async with _for_migrations(database) as migrated, migrated.writing() as session:
         connection = await session.connection()
         await connection.run_sync(_run, revision, down=True)
 
@@ -120,16 +120,17 @@ def revisions() -> tuple[str, ...]:
 
 
 @asynccontextmanager
-async def _patient(database: Database) -> AsyncIterator[Database]:
-    """Yield the database for statements of minutes, such as an index of a long table; SQLite always waits."""
-    if database.engine.dialect.name == "sqlite":
-        yield database
-        return
-    patient = Database(database.url, pool_size=1, silent_after=None)
+async def _for_migrations(database: Database) -> AsyncIterator[Database]:
+    """Yield the database for statements of minutes, such as an index of a long table.
+
+    SQLite checks foreign keys at the end: it alters a table by making a new one, and would refuse to drop the old one
+    while rows refer to it.
+    """
+    migrated = Database(database.url, pool_size=1, silent_after=None, foreign_keys=False)
     try:
-        yield patient
+        yield migrated
     finally:
-        await patient.close()
+        await migrated.close()
 
 
 def _revision(connection: sa.Connection) -> str | None:
@@ -151,6 +152,8 @@ def _run(connection: sa.Connection, revision: str, *, down: bool = False) -> Non
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
     (command.downgrade if down else command.upgrade)(config, revision)
+    if connection.dialect.name == "sqlite" and (broken := connection.exec_driver_sql("PRAGMA foreign_key_check").all()):
+        raise RuntimeError(f"the migrations to {revision} leave references to nothing: {broken[:10]}")
 
 
 def _shown(database: Database) -> str:

@@ -10,6 +10,7 @@ A statement never fails because of its texts: what a database refuses in them is
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -45,11 +46,19 @@ class Database:
     """Hands out sessions: `reading()` for queries, `writing()` for one transaction that commits at the end.
 
     `silent_after`: seconds after which a statement on Postgres is given up; None waits for ever.
+    `foreign_keys`: whether SQLite checks them, which it cannot be told within a transaction.
     """
 
-    def __init__(self, url: str, *, pool_size: int = 10, silent_after: float | None = SILENT_AFTER_SECONDS) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        pool_size: int = 10,
+        silent_after: float | None = SILENT_AFTER_SECONDS,
+        foreign_keys: bool = True,
+    ) -> None:
         self.url = url
-        self.engine = _create_engine(url, pool_size=pool_size, silent_after=silent_after)
+        self.engine = _create_engine(url, pool_size=pool_size, silent_after=silent_after, foreign_keys=foreign_keys)
         self._readers = async_sessionmaker(self.engine, class_=AsyncSession, expire_on_commit=False)
         self._write_lock = asyncio.Lock()
 
@@ -102,13 +111,13 @@ class _Turn:
             self._lock.release()
 
 
-def _create_engine(url: str, *, pool_size: int, silent_after: float | None) -> AsyncEngine:
+def _create_engine(url: str, *, pool_size: int, silent_after: float | None, foreign_keys: bool) -> AsyncEngine:
     json: dict[str, Any] = {"json_serializer": dump_json, "json_deserializer": load_json}
     if make_url(url).get_backend_name() == "sqlite":
         driver: dict[str, Any] = {"timeout": BUSY_TIMEOUT_MS / 1000, "async_creator_fn": SqliteConnection}
         engine = create_async_engine(url, pool_size=pool_size, connect_args=driver, **json)
         event.listen(engine.sync_engine, "do_connect", _keep_private)
-        event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+        event.listen(engine.sync_engine, "connect", functools.partial(_prepare_sqlite, foreign_keys=foreign_keys))
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
     else:
         driver = {"server_settings": _POSTGRES, "timeout": 10, "command_timeout": silent_after}
@@ -138,14 +147,14 @@ def _connect(dialect: Any, _record: Any, arguments: Any, options: Any) -> Any:
         raise DatabaseUnreachable(str(error)) from error
 
 
-def _prepare_sqlite(connection: Any, _record: Any) -> None:
+def _prepare_sqlite(connection: Any, _record: Any, *, foreign_keys: bool) -> None:
     # the driver must not open transactions on its own: we say which kind (see the module docstring)
     connection.isolation_level = None
     cursor = connection.cursor()
     for pragma in (
         "journal_mode=WAL",
         "synchronous=FULL",
-        "foreign_keys=ON",
+        f"foreign_keys={'ON' if foreign_keys else 'OFF'}",
         f"busy_timeout={BUSY_TIMEOUT_MS}",
         "temp_store=MEMORY",
     ):

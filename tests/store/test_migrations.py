@@ -9,7 +9,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlmodel import SQLModel, select
 
-from app.domain.enums import JobKind
+from app.domain.enums import JobKind, ModelState
 from app.store.migrate import (
     ADVISORY_LOCK,
     MIGRATIONS,
@@ -24,7 +24,8 @@ from app.store.migrate import (
 )
 from app.store.session import Database
 from app.store.tables import JobRow
-from tests.job_rows import add_node, insert, new_job
+from tests.api.resources import insert_model
+from tests.job_rows import add_method, add_node, cards, claim, insert, new_chain, new_job
 from tests.waiting import until
 
 
@@ -126,6 +127,31 @@ class TestPatience:
         finally:
             await impatient.close()
             await other.close()
+
+
+class TestRows:
+    async def test_survive_every_migration_down_and_up_again(self, database: Database) -> None:
+        method = await add_method(database)
+        first = await insert_model(database, method_id=method)
+        await insert_model(database, method_id=method, parent_id=first, state=ModelState.COMPLETE)
+        await insert(database, *new_chain(method_id=method))
+        assert await claim(database, await add_node(database, accelerators=cards(1))) is not None
+        before = await _counts(database)
+
+        for revision in reversed(revisions()[1:-1]):  # the second made the leases
+            await downgrade(database, revision=revision)
+        for revision in revisions():
+            await upgrade(database, revision=revision)
+
+        assert await _counts(database) == before
+        assert await differences(database) == []
+
+
+async def _counts(database: Database) -> dict[str, int]:
+    async with database.reading() as session:
+        connection = await session.connection()
+        tables = SQLModel.metadata.sorted_tables
+        return {one.name: await connection.scalar(sa.select(sa.func.count()).select_from(one)) or 0 for one in tables}
 
 
 class TestManyNodes:
