@@ -288,7 +288,7 @@ class StageFinalizer:
                 redis_status=redis_status,
                 output_dir=None if is_runner_call(claim.job) else run.output,
                 output=JobSpec.of(claim.job).output,
-                produces=claim.job.model_id is None,
+                produces=claim.job.model_id is None and not is_runner_call(claim.job),
             )
         project_whole_log(run)
         return Judged(verdict=verdict, log_tail=tail[-SHOWN_LINES:], reached=reached(run))
