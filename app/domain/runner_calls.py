@@ -31,6 +31,8 @@ _DEPLOYMENT_FILE = "deploy_ollama"
 _PICTURES_ENVIRONMENT = "sd"
 _DTYPE = "bfloat16"
 _NO_PARAMETERS: tuple[Any, ...] = (None, "", "{}", {})
+SAVING_LABEL: Final = "Save"
+DEPLOYMENT_LABEL: Final = "Deploy"
 # argument of the script → member of the body
 _SAVING = {
     "train_id": "trainId",
@@ -41,6 +43,8 @@ _SAVING = {
     "dtype_str": "dtypeStr",
     "model_usage_type": "modelUsageType",
 }
+_SAVING_RECORDS = ("base_path", "adapter_path", "save_path", "dtype_str", "train_id", "seq", "model_usage_type")
+_RECORDED_AS = {"model_usage_type": "modelUsageType"}
 _DEPLOYMENT = (
     *("trainId", "seq", "folderPath", "serverUrl", "modelName"),
     *("quantize", "template", "basePath", "actualPath"),
@@ -73,7 +77,8 @@ class Call:
 
     `stages`: whose script runs; the first one unless a method has the file at a later one. `file`: None if the body
     names none. `key`: the caller's id of the task, under which it looks for the status. `started` and `ended` are the
-    labels of the log records, None where the runner writes none; `records` are the texts of its parameter records.
+    labels of the log records, None where the runner writes none; `records` are the texts of its parameter records,
+    which come after that of the start unless `records_first`.
     `output`: folder that the script writes into, relative to the script root.
     """
 
@@ -88,6 +93,7 @@ class Call:
     started: str | None = None
     ended: str | None = None
     records: Sequence[str] = ()
+    records_first: bool = False
     output: str | None = None
     pictures: bool = False
     optional: Mapping[str, Any] = field(default_factory=dict)
@@ -120,6 +126,7 @@ def training_call(body: Body) -> Call:
         started=_label(body, "training_name"),
         ended=_label(body, "train_name"),
         records=(repr(dict(body)),),
+        records_first=True,
         output=_given(body, "output_dir"),
     )
 
@@ -137,9 +144,9 @@ def saving_call(body: Body) -> Call:
         name=f"Save {_text(body.get('savePath'))}",
         key=key_of(body.get("trainId")),
         seq=body.get("seq"),
-        started="Save",
-        ended="Save",
-        records=tuple(f"{member}:{_text(given.get(member))}" for member in _SAVING.values()),
+        started=SAVING_LABEL,
+        ended=SAVING_LABEL,
+        records=tuple(f"{_RECORDED_AS.get(name, name)}:{arguments[name]}" for name in _SAVING_RECORDS),
         output=_given(body, "savePath"),
     )
 
@@ -157,9 +164,8 @@ def deployment_call(body: Body, *, folder: str) -> Call:
         name=f"Deploy {_text(body.get('modelName'))}",
         key=key_of(body.get("trainId")),
         seq=body.get("seq"),
-        started="Deploy",
-        ended="Deploy",
-        records=tuple(f"{name}:{value}" for name, value in arguments.items()),
+        started=DEPLOYMENT_LABEL,
+        ended=DEPLOYMENT_LABEL,
         optional={"system": body["system"]} if body.get("system") else {},
         ignored=["parameters"] if body.get("parameters") not in _NO_PARAMETERS else [],
     )

@@ -56,13 +56,16 @@ def deployment_answer(outcome: Outcome, task: Any) -> Response:
     if _exited(outcome):
         return _judged(outcome, task)
     output = _output(outcome)
+    message = _reason(outcome)
+    if outcome.exit_code is not None:
+        message = f"Deployment script failed with return code {outcome.exit_code}"
     # one file holds both streams of a script
-    return json_answer({"status": "error", "message": _reason(outcome), "stdout": output, "stderr": output}, 500)
+    return json_answer({"status": "error", "message": message, "stdout": output, "stderr": output}, 500)
 
 
 def frame(**members: str) -> bytes:
-    """Return one frame of an answer that is streamed."""
-    return f"data: {_compact(members)}\n\n\n\n".encode()
+    """Return one frame of an answer that is streamed; its JSON has spaces, that of other answers has none."""
+    return f"data: {json.dumps(members, sort_keys=True)}\n\n\n\n".encode()
 
 
 def _judged(outcome: Outcome, task: Any) -> Response:

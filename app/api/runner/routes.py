@@ -48,6 +48,7 @@ _NOT_JSON = (
     "The browser (or proxy) sent a request that this server could not understand.",
     "The server encountered an internal error: the body must be a JSON object.",
 )
+_NO_OBJECT: Final = 500
 _STATUSES = {415: "Unsupported Media Type", 400: "Bad Request", 500: "Internal Server Error"}
 
 
@@ -110,7 +111,7 @@ class RunnerRoutes:
         """Merge an adapter into its base model; answer when that has ended."""
         body = await _body(request)
         task = body.get("trainId")
-        if refusal := await self._refusal(body, calls.SAVING_REQUIRED, task):
+        if refusal := await self._refusal(body, calls.SAVING_REQUIRED, task, started=calls.SAVING_LABEL):
             return refusal
         return saving_answer(await self._ended(calls.saving_call(body)), task)
 
@@ -118,11 +119,13 @@ class RunnerRoutes:
         """Deploy a model; answer when that has ended."""
         body = await _body(request)
         task = body.get("trainId")
-        if refusal := await self._refusal(body, calls.DEPLOYMENT_REQUIRED, task, as_failed=True):
+        label = calls.DEPLOYMENT_LABEL
+        if refusal := await self._refusal(body, calls.DEPLOYMENT_REQUIRED, task, started=label, as_failed=True):
             return refusal
         folder = self._home.seen_by_scripts(str(body["folderPath"]))
         if not await asyncio.to_thread(folder.is_dir):
-            await self._runner.refuse(["folderPath"], key=calls.key_of(task), seq=body["seq"], as_failed=True)
+            key = calls.key_of(task)
+            await self._runner.refuse(["folderPath"], key=key, seq=body["seq"], started=label, as_failed=True)
             return bad_request(task, f"folderPath: {body['folderPath']} is not a folder")
         return deployment_answer(await self._ended(calls.deployment_call(body, folder=str(folder))), task)
 
@@ -131,7 +134,9 @@ class RunnerRoutes:
         try:
             body = await _body(request)
         except BodyUnusable as error:
-            return json_answer({"status": "error", "error": f"Request parsing failed: {error.line}"}, 400)
+            if error.status != _NO_OBJECT:
+                return json_answer({"status": "error", "error": f"Request parsing failed: {error.line}"}, 400)
+            body = {}  # an array lacks the members
         if missing(body, calls.QUESTION_REQUIRED):
             return json_answer({"status": "error", "error": f"{MISSING}: modelName and prompt"}, 400)
         if lacking := missing(body, ["baseModelPath"]):
@@ -179,7 +184,7 @@ class RunnerRoutes:
     # ---- inside -----------------------------------------------------------------------------------------------------
 
     async def _refusal(
-        self, body: Body, required: Sequence[str], task: Any, *, as_failed: bool = False
+        self, body: Body, required: Sequence[str], task: Any, *, started: str | None = None, as_failed: bool = False
     ) -> Response | None:
         """Return the answer to a call that cannot be a job; None if it can."""
         key = calls.key_of(task)
@@ -187,7 +192,7 @@ class RunnerRoutes:
             return bad_request(task, f"The id of the task must be text of at most {MAX_KEY_LENGTH} characters")
         if not missing(body, required):
             return None
-        await self._runner.refuse(required, key=key, seq=body.get("seq"), as_failed=as_failed)
+        await self._runner.refuse(required, key=key, seq=body.get("seq"), started=started, as_failed=as_failed)
         return bad_request(task)
 
     async def _ended(self, call: Call) -> Any:
@@ -238,7 +243,7 @@ async def _body(request: Request) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise BodyUnusable(400, _NOT_JSON[1]) from error
     if not isinstance(body, dict):
-        raise BodyUnusable(500, _NOT_JSON[2])
+        raise BodyUnusable(_NO_OBJECT, _NOT_JSON[2])
     return body
 
 

@@ -131,10 +131,13 @@ class RunnerCalls:
             await self._tell_end(job, end)
         return job
 
-    async def refuse(self, required: Sequence[str], *, key: str | None, seq: Any, as_failed: bool) -> None:
+    async def refuse(
+        self, required: Sequence[str], *, key: str | None, seq: Any, started: str | None, as_failed: bool
+    ) -> None:
         """Record a call that lacks members where the backend looks for its task; `as_failed`: in its status too."""
-        record = (Record.MISSING_PARAMETERS, ",".join(required))
-        await asyncio.to_thread(write_records, self._home.logs, record, task=key, seq=storable_document(seq))
+        records = [] if started is None else [(Record.STARTED, started)]
+        records.append((Record.MISSING_PARAMETERS, ", ".join(required)))
+        await asyncio.to_thread(write_records, self._home.logs, *records, task=key, seq=storable_document(seq))
         if key is not None and as_failed:
             await self._status.ended(key, succeeded=False)
 
@@ -264,7 +267,7 @@ class RunnerCalls:
         records = [(Record.PARAMETERS, text) for text in call.records]
         records += [(Record.IGNORED_PARAMETERS, f"{name} is not passed to the script") for name in call.ignored]
         if call.started is not None:
-            records.append((Record.STARTED, call.started))
+            records.insert(len(call.records) if call.records_first else 0, (Record.STARTED, call.started))
         if records:
             write_records(self._home.logs, *records, task=call.key, seq=call.seq)
 
