@@ -52,6 +52,7 @@ from app.executor.jobs.inference_requests import InferenceRequests
 from app.executor.jobs.job_actions import JobActions
 from app.executor.jobs.model_registration import ModelRegistration
 from app.executor.jobs.row_previews import RowPreviews
+from app.executor.jobs.stage_commands import StageCommands
 from app.executor.jobs.stage_parameters import StageParameters
 from app.executor.jobs.submission import Submissions
 from app.executor.jobs.token_lengths import TokenLengths
@@ -166,6 +167,7 @@ def build_services(
         min_free_bytes=settings.min_free_bytes,
         clock=clock,
     )
+    questions = InferenceRequests(database=database, methods=methods_, home=home, clock=clock)
     return Services(
         database=database,
         home=home,
@@ -189,7 +191,7 @@ def build_services(
             downloads=BaseModelDownloads(base_models=base_models_, home=home, clock=clock),
             clock=clock,
         ),
-        inference_requests=InferenceRequests(database=database, methods=methods_, home=home, clock=clock),
+        inference_requests=questions,
         chat=ChatService(database, home, notifier, streams=streams, clock=clock),
         row_previews=RowPreviews(
             database=database,
@@ -202,6 +204,16 @@ def build_services(
             notifier=notifier,
             lengths=lengths,
             clock=clock,
+        ),
+        stage_commands=StageCommands(
+            database=database,
+            home=home,
+            files=methods_.files,
+            submissions=submissions,
+            questions=questions,
+            redis_url=settings.redis_url.get_secret_value() if settings.redis_url is not None else None,
+            runner_port=settings.runner_port,
+            grace_seconds=settings.stop_grace_seconds,
         ),
         streams=streams,
         notifier=notifier,

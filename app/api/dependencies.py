@@ -12,6 +12,7 @@ from app.executor.jobs.inference_requests import InferenceRequests
 from app.executor.jobs.job_actions import JobActions
 from app.executor.jobs.model_registration import ModelRegistration
 from app.executor.jobs.row_previews import RowPreviews
+from app.executor.jobs.stage_commands import StageCommands
 from app.executor.jobs.submission import Submissions
 from app.executor.maintenance.housekeeping import Housekeeper
 from app.executor.maintenance.webhook_sender import WebhookSender
@@ -55,6 +56,7 @@ class Services:
     inference_requests: InferenceRequests
     chat: ChatService
     row_previews: RowPreviews
+    stage_commands: StageCommands
     streams: JobStreams
     notifier: Notifier
     webhooks: Webhooks

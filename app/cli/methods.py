@@ -1,6 +1,7 @@
 """`deepe methods`: list, show, create, validate, delete, copy, reset and restore methods; their files, parameters."""
 
 import json
+import shlex
 import sys
 import tomllib
 from collections.abc import Collection
@@ -13,7 +14,7 @@ from rich.markup import escape
 
 from app.cli.client import Api, ServiceRefused, segment
 from app.cli.command import DEFAULT_URL, AsJson, CliFailure, ExitCode, Limit, Misused, Url
-from app.cli.output import Markup, console, print_fields, print_json, print_table, write
+from app.cli.output import Markup, console, errors, print_fields, print_json, print_table, write
 from app.cli.suggestions import suggest
 
 app = typer.Typer(no_args_is_help=True, help="Training methods: recipes of how models are made.")
@@ -133,6 +134,41 @@ def validate(
         print_table(("where", "code", "what to do"), rows, nothing="")
     if not answer["valid"]:
         raise typer.Exit(ExitCode.FAILED)
+
+
+@app.command()
+def command(
+    method: Method,
+    stage: Annotated[str, typer.Option("--stage", help="training, saving, inference-customized, ...")] = "training",
+    base_model: Annotated[str | None, typer.Option("--base-model", "-b", help="Name or id.")] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="Name or id.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="The model that a later stage works on.")] = None,
+    param: Annotated[list[str] | None, typer.Option("--param", "-p", help="NAME=VALUE. May be repeated.")] = None,
+    accelerators: Annotated[
+        int | None, typer.Option("--accelerators", min=0, help="How many the job asks for.")
+    ] = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Show exactly what a job would run, before anything runs: command, variables, files, and why."""
+    from app.cli.jobs import parameters as assigned  # loads the group
+
+    wanted = {"stage": stage, "base_model": base_model, "dataset": dataset, "model": model}
+    given = json.dumps(assigned(param or [], None)) if param else None
+    with Api(url) as api:
+        query = {**wanted, "parameters": given, "accelerators": accelerators}
+        found = api.get(f"/methods/{segment(method)}/command", query)
+    if as_json:
+        print_json(found)
+        return
+    write(f"cd {shlex.quote(found['working_directory'])}\n")
+    for name, value in found["environment"].items():
+        write(f"export {name}={shlex.quote(value)}\n")
+    for file in found["files"]:
+        write(f"cat > {shlex.quote(file['path'])} <<'EOF'\n{file['content'].rstrip()}\nEOF\n")
+    write(f"{shlex.join(found['command'])}\n")
+    for note in found["notes"]:
+        errors().print(note["detail"], markup=False, style="yellow")
 
 
 @app.command()

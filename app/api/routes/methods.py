@@ -34,17 +34,21 @@ from app.api.schemas.methods import (
     writable,
 )
 from app.api.schemas.previews import PreviewRead, RowsPreview, preview_read
+from app.api.schemas.stage_commands import StageCommandRead, stage_command_read
 from app.domain.definition import MethodDefinition
-from app.domain.enums import TrainingType
+from app.domain.enums import JobKind, TrainingType
 from app.domain.errors import InvalidRequest
 from app.domain.form import MethodForm
 from app.executor.jobs.row_previews import PREVIEW_ERRORS
+from app.executor.jobs.stage_commands import WantedCommand
+from app.executor.jobs.submission import InsufficientDiskSpace
 from app.registry.datasets.service import DatasetMissing, InvalidDataset
 from app.registry.methods.preset_install import PresetNotFound
 from app.registry.methods.record import Method, version_tag
 from app.registry.methods.restoring import FileInTheWay, NotATemplate
 from app.registry.methods.service import JobsChoice, MethodHasLiveJobs, MethodMoved, PresetReadOnly
 from app.store.methods import MethodFilter, MethodNotFound, MethodVersionNotFound, NameTaken
+from app.store.models import ModelNotFound
 
 router = Router(prefix="/api/v1", tags=["methods"])
 
@@ -279,6 +283,33 @@ async def get_method_parameters(
     found = await services.methods.registry.get(session, method)
     stages = await services.methods.guide.parameters(session, found, language)
     return parameters_read(found, stages, await services.methods.presets.origin(session, found), language)
+
+
+@router.get(
+    "/methods/{method}/command",
+    responses=problem_responses(MethodNotFound, ModelNotFound, InvalidRequest, InsufficientDiskSpace),
+)
+async def get_stage_command(
+    method: MethodRef,
+    services: ServicesDep,
+    language: RequestLanguage,
+    stage: Annotated[str, Query(description="Stage of the method.", examples=["training"])] = JobKind.TRAINING,
+    base_model: Annotated[str | None, Query(description="Id or name.", examples=["tiny-base"])] = None,
+    dataset: Annotated[str | None, Query(description="Id or name.", examples=["sft-demo"])] = None,
+    model: Annotated[
+        str | None, Query(description="Id or name of the model that a later stage works on, instead of both.")
+    ] = None,
+    parameters: Annotated[
+        str | None, Query(description="The job's parameters, a JSON object.", examples=['{"max_steps": 10}'])
+    ] = None,
+    accelerators: Annotated[int | None, Query(ge=0, le=1024, description="How many the job asks for.")] = None,
+) -> StageCommandRead:
+    """Show exactly what a job would run: command, variables, files and working directory, made as for its launch.
+
+    Nothing runs. What a submit would refuse is refused, save that no node can run it now.
+    """
+    wanted = WantedCommand(method, stage, base_model, dataset, model, parameters, accelerators)
+    return stage_command_read(await services.stage_commands.show(wanted), language)
 
 
 @router.post(

@@ -23,7 +23,7 @@ from app.executor.attempts.checkpoints import Checkpoint, hand_on, newest_checkp
 from app.executor.attempts.pinning import pinned
 from app.executor.attempts.script_status import ScriptStatus
 from app.executor.attempts.stage_arguments import Inputs, ParametersLost
-from app.executor.attempts.stage_process import ConfigNotWritable, Place, stage_process
+from app.executor.attempts.stage_process import ConfigNotWritable, Place, import_paths, stage_process
 from app.executor.engines.base import LaunchSpec
 from app.executor.environments.activation import (
     ActivationFailed,
@@ -150,12 +150,13 @@ class StageLauncher:
             inputs = self._inputs(spec, model, run)
             checkpoint = self._newest_checkpoint(claim, spec) if KINDS[job.kind].has_checkpoints else None
             resume_from = hand_on(checkpoint, run.output) if checkpoint is not None else None
-            import_paths = [helpers_dir()] if script is None else _import_paths(script, run)
+            if script is not None:
+                _link_helper_copies(script, run)
         env = self._activated(prefix, {})
         place = Place(
             python=interpreter(prefix),
             script=script.path if script is not None else None,
-            import_paths=import_paths,
+            import_paths=import_paths(script, run),
             isolated=script is None or script.isolated,
             run=run,
             script_root=self._home.scripts,
@@ -341,19 +342,13 @@ class StageLauncher:
         return inputs
 
 
-def _import_paths(script: ScriptToRun, run: RunFolder) -> list[Path]:
-    """Return where the script's modules are looked for behind its own folder; blocks.
-
-    Users' copies of helper modules come before the product's; they are linked into the run folder, so that the rest
-    of their folder is not visible.
-    """
-    copies = run.path / "helpers"
+def _link_helper_copies(script: ScriptToRun, run: RunFolder) -> None:
+    """Link users' copies of helper modules into the run folder, so that the rest of their folder is not visible."""
     if script.helper_copies:
-        copies.mkdir(exist_ok=True)
+        run.helpers.mkdir(exist_ok=True)
     for copy in script.helper_copies:
         with contextlib.suppress(FileExistsError):
-            (copies / copy.name).symlink_to(copy)
-    return [*script.import_paths, *([copies] if script.helper_copies else []), helpers_dir()]
+            (run.helpers / copy.name).symlink_to(copy)
 
 
 def _spec(job: JobRow) -> JobSpec:

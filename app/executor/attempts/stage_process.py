@@ -20,6 +20,8 @@ from app.executor.attempts.script_status import status_variables
 from app.executor.attempts.stage_arguments import Folders, Inputs, call_stage
 from app.executor.runs.job_spec import JobSpec
 from app.executor.runs.run_folder import RunFolder
+from app.presets.catalogue import helpers_dir
+from app.registry.methods.runs import ScriptToRun
 from app.store.tables import JobRow
 
 
@@ -103,6 +105,16 @@ def stage_process(job: JobRow, spec: JobSpec, inputs: Inputs, place: Place) -> S
         config=config,
     )
     return StageProcess(argv, working, variables, files, called.notes)
+
+
+def import_paths(script: ScriptToRun | None, run: RunFolder) -> list[Path]:
+    """Return where the stage's modules are looked for behind its own folder; `None`: it is one of the environment.
+
+    Users' copies of helper modules come before the product's.
+    """
+    if script is None:
+        return [helpers_dir()]
+    return [*script.import_paths, *([run.helpers] if script.helper_copies else []), helpers_dir()]
 
 
 def config_text(name: str, content: Mapping[str, Any] | Sequence[Any]) -> str:

@@ -45,6 +45,11 @@ class RunFolder:
         return self.path / "params.json"
 
     @property
+    def helpers(self) -> Path:
+        """Return the folder of users' copies of helper modules."""
+        return self.path / "helpers"
+
+    @property
     def ranks(self) -> Path:
         """Return the folder for the output of the processes of a group other than rank 0."""
         return self.path / "ranks"

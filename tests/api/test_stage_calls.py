@@ -1,0 +1,186 @@
+"""Methods that say how their stages are called: refused where they cannot work, and shown before anything runs."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.executor.jobs.stage_commands import NO_JOB
+from app.store.session import Database
+from tests.api.jobs_app import SUBMIT, JobsApp, codes, jobs_app
+
+SCRIPT = """
+import argparse
+parser = argparse.ArgumentParser()
+parser.add_argument("--model_name_or_path", required=True)
+parser.add_argument("--learning_rate", type=float, default=1e-4)
+parser.add_argument("--targets", nargs="*")
+parser.add_argument("--packing", action="store_true")
+parser.parse_args()
+"""
+INPUTS = {"base_model": SUBMIT["base_model"], "dataset": SUBMIT["dataset"]}
+
+
+@pytest.fixture
+async def app(sqlite_url: str, tmp_path: Path) -> AsyncIterator[JobsApp]:
+    database = Database(sqlite_url)
+    async with jobs_app(database, tmp_path / "home") as app:
+        (app.services.home.scripts / "own.py").write_text(SCRIPT)
+        yield app
+    await database.close()
+
+
+async def called(app: JobsApp, name: str = "own", status: int = 201, **stage: Any) -> Any:
+    """Register a method whose training is called like this."""
+    training = {"conda_env": "base", **({} if "module" in stage else {"file": "own.py"}), **stage}
+    body = {"name": name, "training_type": "chat", "lifecycle": ["customized"], "stages": {"training": training}}
+    return await app.post("/methods", body, status)
+
+
+async def command(app: JobsApp, method: str = "own", status: int = 200, **query: Any) -> Any:
+    wanted = {**INPUTS, **query}
+    if "parameters" in wanted and not isinstance(wanted["parameters"], str):
+        wanted["parameters"] = json.dumps(wanted["parameters"])
+    return await app.get(f"/methods/{method}/command", status, params=wanted)
+
+
+class TestRegistration:
+    async def test_says_everything_that_is_wrong_with_a_call(self, app: JobsApp) -> None:
+        refused = await called(
+            app,
+            status=422,
+            module="a b",
+            file="own.py",
+            arguments=["{nothing}", ["{config}"]],
+            env={"PYTHONPATH": "x"},
+            working_directory="home",
+        )
+
+        assert sorted(codes(refused)) == [
+            ("/stages/training/arguments/0", "unknown_placeholder"),
+            ("/stages/training/arguments/1/0", "placeholder_without_config"),
+            ("/stages/training/env/PYTHONPATH", "variable_of_platform"),
+            ("/stages/training/module", "invalid_module"),
+            ("/stages/training/module", "module_beside_file"),
+            ("/stages/training/working_directory", "unknown_working_directory"),
+        ]
+
+    async def test_a_call_is_part_of_the_version_and_of_what_can_be_set(self, app: JobsApp) -> None:
+        stage: dict[str, Any] = {
+            "arguments": ["--model_name_or_path={model_path}", ["--learning_rate", "{param:rate}"], "{flag:fast}"]
+        }
+        made = await called(app, **stage)
+
+        assert made["stages"]["training"]["arguments"] == stage["arguments"]
+        (training,) = (await app.get("/methods/own/parameters"))["stages"]
+        schema = training["schema"]
+        assert {name: one.get("type") for name, one in schema["properties"].items()} == {
+            "rate": "number",  # as the option that it is the value of
+            "fast": "boolean",
+        }
+        assert (schema["additionalProperties"], schema["required"]) == (False, [])
+
+    async def test_a_module_needs_no_file_and_is_not_read(self, app: JobsApp) -> None:
+        await called(app, module="mlx_lm.lora", arguments=["{parameters}"])
+
+        (training,) = (await app.get("/methods/own/parameters"))["stages"]
+        assert (training["file"], training["module"], training["partly_read"]) == (None, "mlx_lm.lora", True)
+        assert [one["code"] for one in training["remarks"]] == ["unread_module"]
+        (shown,) = (await app.get("/methods/own/readiness"))["stages"]
+        assert shown["stage"] == "training"
+
+
+class TestSubmit:
+    async def test_refuses_a_parameter_without_a_place(self, app: JobsApp) -> None:
+        await called(app, arguments=["--model_name_or_path={model_path}", ["{param:a}", "{param:b}"]])
+        body = {"method": "own", **INPUTS, "through": "customized"}
+
+        refused = await app.post("/jobs", {**body, "parameters": {"a": 1, "learning_rate": 2}}, 422)
+
+        assert sorted(codes(refused)) == [
+            ("/parameters/a", "parameter_partner_missing"),
+            ("/parameters/learning_rate", "parameter_without_place"),
+        ]
+
+    async def test_refuses_what_the_method_sets_itself_and_values_of_the_wrong_kind(self, app: JobsApp) -> None:
+        await called(app, arguments=["--model_name_or_path={model_path}", "{flag:quick}", "{parameters}"])
+        body = {"method": "own", **INPUTS, "through": "customized"}
+        given = {"model_name_or_path": "x", "quick": 1, "learning_rate": "fast", "unheard": 1}
+
+        refused = await app.post("/jobs", {**body, "parameters": given}, 422)
+
+        assert sorted(codes(refused)) == [
+            ("/parameters/learning_rate", "parameter_wrong_type"),
+            ("/parameters/model_name_or_path", "parameter_set_by_method"),
+            ("/parameters/quick", "parameter_wrong_type"),
+            ("/parameters/unheard", "unknown_parameter"),
+        ]
+
+    async def test_fills_nothing_in(self, app: JobsApp) -> None:
+        await called(app, arguments=["--model_name_or_path={model_path}", "{parameters}"])
+
+        made = await app.submit(method="own", through="customized", parameters={"packing": True})
+
+        job = await app.get(f"/jobs/{made['id']}")
+        assert job["effective_parameters"] == {"packing": True}
+        assert made["warnings"] == []
+
+
+class TestCommand:
+    async def test_shows_the_platforms_call_with_its_decisions(self, app: JobsApp) -> None:
+        await called(app)
+
+        refused = await command(app, status=422)
+        shown = await command(app, parameters={"model_name_or_path": "x"})
+
+        assert ("/parameters/model_name_or_path", "missing_parameter") in codes(refused)
+        assert shown["command"][-1] == "--model_name_or_path=x"
+        assert shown["command"][:2] == ["<base>/bin/python", "-u"]
+        assert {"arguments_undeclared", "command_without_environment"} <= {one["code"] for one in shown["notes"]}
+
+    async def test_shows_files_and_variables_of_an_explicit_call(self, app: JobsApp) -> None:
+        home = app.services.home
+        await called(
+            app,
+            module="tool.cli",
+            arguments=["train", "{config}", ["--rate", "{param:rate}"]],
+            config={"name": "job.yaml", "content": {"model": "{model_path}", "gone": "{param:gone}", "steps": 3}},
+            env={"DATA": "{dataset_dir}"},
+            working_directory="run",
+            launcher={"kind": "torchrun", "processes": 2},
+        )
+
+        shown = await command(app, parameters={"gone": None})
+
+        run = home.run_folder(NO_JOB, 1)
+        at = shown["command"].index("tool.cli")
+        assert shown["command"][at - 1 :] == ["-m", "tool.cli", "train", str(run / "job.yaml")]
+        assert shown["command"][3:5] == ["-m", "torch.distributed.run"]
+        (file,) = [one for one in shown["files"] if one["path"].endswith("job.yaml")]
+        assert file["content"] == f"model: {home.models / 'custom01-base'}\nsteps: 3\n"
+        assert shown["working_directory"] == str(run)
+        assert shown["environment"]["DATA"] == str(home.datasets)
+        assert shown["environment"]["PYTHONSAFEPATH"] == "1"
+        left_out = [one["detail"] for one in shown["notes"] if one["code"] == "call_part_left_out"]
+        assert any("{param:gone}" in one for one in left_out)
+        assert any("--rate {param:rate}" in one for one in left_out)
+
+    async def test_shows_later_stages(self, app: JobsApp) -> None:
+        saving = await command(app, "Custom01", stage="saving")
+        unasked = await command(app, "Custom01", 422, stage="inference-complete")
+
+        assert saving["stage"] == "saving"
+        place = saving["command"].index("--adapter_path") + 1
+        assert saving["command"][place] != saving["command"][saving["command"].index("--save_path") + 1]
+        assert codes(unasked) == [("?model", "model_needed")]
+
+    async def test_refuses_what_a_submit_would(self, app: JobsApp) -> None:
+        for query, expected in (
+            ({"stage": "cooking"}, ("?stage", "stage_not_runnable")),
+            ({"parameters": "["}, ("?parameters", "parameters_not_an_object")),
+            ({"parameters": "[1]"}, ("?parameters", "parameters_not_an_object")),
+            ({"base_model": "nobody"}, ("?base_model", "unknown_base_model")),
+        ):
+            assert codes(await command(app, "Custom01", 422, **query)) == [expected]
