@@ -1,6 +1,8 @@
 """What trainers print becomes curves and progress, at steps that are known; nothing else does."""
 
 import json
+import os
+import subprocess
 import time
 from pathlib import Path
 from random import Random
@@ -12,12 +14,14 @@ from hypothesis import strategies as st
 
 from app.executor.attempts.log_projection import LogProjector
 from app.executor.attempts.printed_forms import MAX_LINE_BYTES, WORTH_READING, printed_forms
+from app.executor.attempts.projections import project_whole_log
 from app.executor.runs.events import NoteEvent, ProgressEvent, RunEvents, event_document
 from app.executor.runs.metrics import MetricSeries
 from app.executor.runs.observe import RunObserver
 from app.executor.runs.progress import Progress
 from app.executor.runs.run_folder import RunFolder
 from app.store.home import Home
+from tests.training_environment import ready
 
 CLEAR = "\r" + " " * 45 + "\r"
 
@@ -334,3 +338,42 @@ def test_patterns_are_looked_for_in_every_form() -> None:
     for text, _ in FORMS:
         assert WORTH_READING.search(text.encode()), text
     assert event_document(ProgressEvent(1.0, 1))["step"] == 1
+
+
+TRAINER = """
+import argparse, torch
+from transformers import Trainer, TrainingArguments
+p = argparse.ArgumentParser()
+p.add_argument("--output_dir")
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 1)
+    def forward(self, x, labels):
+        return {"loss": ((self.layer(x) - labels) ** 2).mean(), "logits": labels}
+rows = [{"x": torch.ones(4), "labels": torch.ones(1)}] * 16
+common = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "logging_steps": 2, "use_cpu": True}
+common |= {"eval_strategy": "epoch", "save_strategy": "no"}
+options = TrainingArguments(p.parse_args().output_dir, report_to=["tensorboard"], **common)
+Trainer(Net(), options, train_dataset=rows, eval_dataset=rows).train()
+"""
+
+
+def test_real_trainer_shows_its_curves_printed_and_in_event_files(run: Run, tmp_path: Path) -> None:
+    command = [str(ready()), "-u", "-c", TRAINER, "--output_dir", str(run.folder.output)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with run.folder.output_log.open("wb") as output:
+        subprocess.run(command, env=environment, stdout=output, stderr=subprocess.STDOUT, check=True)
+
+    run.prints("")
+    printed = run.curves
+    project_whole_log(run.folder)
+
+    assert [step for step, _ in printed["loss"]] == [2, 4, 6, 8]
+    assert [step for step, _ in printed["eval_loss"]] == [4, 8]
+    assert (run.progress.step, run.progress.total) == (8, 8) if run.progress else False
+    assert run.notes == []
+    written = run.curves
+    assert [step for step, _ in written["loss"]] == [2, 4, 6, 8]
+    for (_, one), (_, other) in zip(printed["loss"], written["loss"], strict=True):
+        assert one == pytest.approx(other, rel=1e-3)  # four digits are printed

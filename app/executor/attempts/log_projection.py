@@ -21,6 +21,7 @@ from time import time
 from typing import Any
 
 from app.executor.attempts.last_words import LOG_DATA, TRAINING_FAILED, failure_text
+from app.executor.attempts.metric_files import Reading
 from app.executor.attempts.printed_forms import MAX_LINE_BYTES
 from app.executor.attempts.printed_output import NEAR_BYTES, TAKEN_AWAY, Line, PrintedOutput, State, printed_lines
 from app.executor.runs.events import (
@@ -129,6 +130,19 @@ class LogProjector:
         self._offset = end
         return consumed
 
+    def add(self, reading: Reading) -> None:
+        """Append what was found in a file of the output folder."""
+        place = self._written
+        mark: dict[str, Any] = {"at": place.at, "file": reading.file, "file_at": reading.position}
+        mark |= {"done": place.done} if place.done else {}
+        mark |= {"state": place.state} if place.state else {}
+        lines = [event_document(event) for event in reading.events] or [{"type": "offset"}]
+        try:
+            self._append(b"".join(_line(line | mark) for line in lines))
+        except OSError:
+            self._recover()
+            raise
+
     def _recover(self) -> None:
         self._written = _recover(self._events_file)
         self._offset = self._written.at
@@ -147,7 +161,7 @@ class LogProjector:
     def _found(self, records: Sequence[_Record], printed: Sequence[Line], consumed: int) -> Iterator[_Found]:
         """Yield what stands in the output, in its order; the newest state of a bar last."""
         now = self._clock()
-        tells = self._told_by_script()
+        tells = self.told_by_script()
         indexes = {id(line): index for index, line in enumerate(printed)}
         places: list[_Record | Line] = sorted([*records, *printed], key=lambda one: one.start)
         for one in places:
@@ -179,7 +193,7 @@ class LogProjector:
             return [replace(metrics, step=max(metrics.step - 1, 0)), *others]
         return others if is_echo else events
 
-    def _told_by_script(self) -> frozenset[str]:
+    def told_by_script(self) -> frozenset[str]:
         """Return what the script tells itself, by the beginning of its own file: `metrics`, `progress`."""
         if self._own_events is None:
             return frozenset()
@@ -208,6 +222,27 @@ class LogProjector:
                 data = data[os.write(descriptor, data) :]
         finally:
             os.close(descriptor)
+
+
+def file_positions(events_file: Path) -> dict[str, int]:
+    """Return how far the files were read that `LogProjector.add` was given."""
+    positions: dict[str, int] = {}
+    try:
+        with events_file.open("rb") as file:
+            for line in file:
+                if b'"file_at"' in line and (document := _document(line)):
+                    positions[str(document.get("file"))] = int(document.get("file_at", 0))
+    except FileNotFoundError:
+        pass
+    return positions
+
+
+def _document(line: bytes) -> dict[str, Any] | None:
+    try:
+        document = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
 
 
 def _recover(events_file: Path) -> _Place:
