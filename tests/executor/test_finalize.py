@@ -146,6 +146,21 @@ class TestFinalize:
         assert row.status is JobStatus.SUCCEEDED
         assert row.memory == {"peak_mib": 812.5, "expected_mib": 900.0, "device": "cpu"}
 
+    @pytest.mark.parametrize(("other", "succeeded"), [(False, False), (True, True)])
+    async def test_failure_that_was_told_without_redis_counts(self, desk: Desk, other: bool, succeeded: bool) -> None:
+        claim = await desk.claim()
+        desk.adapter(claim)
+        run = RunFolder(desk.home.run_folder(claim.job.id, claim.attempt.number))
+        task = "another task" if other else claim.job.id
+        lines = [{"type": "status", "task": task, "status": status} for status in (2, 3)]
+        run.events.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+        await desk.finalizer.finalize(claim, exit_record())
+
+        row = await desk.row(claim)
+        reason = EndReason.COMPLETED if succeeded else EndReason.SCRIPT_REPORTED_FAILURE
+        assert row.reason is reason
+
     async def test_failed_training_measures_nothing(self, desk: Desk) -> None:
         claim = await desk.claim()
         desk.adapter(claim)

@@ -80,7 +80,7 @@ class TestJudgeTraining:
     def judge(
         self, output: Path, exit_record: ExitRecord, *, log: list[str] | None = None, status: int | None = None
     ) -> Any:
-        return judge(JobKind.TRAINING, exit_record, log_tail=log or [], redis_status=status, output_dir=output)
+        return judge(JobKind.TRAINING, exit_record, log_tail=log or [], script_status=status, output_dir=output)
 
     def test_exit_0_with_a_model_is_success(self, tmp_path: Path) -> None:
         verdict = self.judge(write_adapter(tmp_path), ended(), status=1)
@@ -188,7 +188,7 @@ class TestPrintedResult:
 
         def saving(log: list[str], **more: Any) -> Any:
             return judge(
-                JobKind.SAVING, ended(), log_tail=log, redis_status=None, output_dir=tmp_path, produces=True, **more
+                JobKind.SAVING, ended(), log_tail=log, script_status=None, output_dir=tmp_path, produces=True, **more
             )
 
         assert saving(["=====6. Training Completed ====="]).artifact.root == tmp_path / "saved"
@@ -198,7 +198,7 @@ class TestPrintedResult:
     def test_saving_needs_success_exit_and_a_complete_model(self, tmp_path: Path) -> None:
         def saving(exit_record: ExitRecord, output: Path) -> Any:
             log = ['{"status":"success","message":"ok"}']
-            return judge(JobKind.SAVING, exit_record, log_tail=log, redis_status=None, output_dir=output)
+            return judge(JobKind.SAVING, exit_record, log_tail=log, script_status=None, output_dir=output)
 
         assert saving(ended(code=3), write_sharded(tmp_path / "model")).reason is EndReason.EXIT_CODE
         assert saving(ended(), tmp_path).reason is EndReason.OUTPUT_MISSING
@@ -208,13 +208,13 @@ class TestPrintedResult:
     def test_deployment_needs_no_files(self, tmp_path: Path) -> None:
         log = ["pulling", '{"status":"success"}']
 
-        assert judge(JobKind.DEPLOYMENT, ended(), log_tail=log, redis_status=2, output_dir=tmp_path).succeeded
+        assert judge(JobKind.DEPLOYMENT, ended(), log_tail=log, script_status=2, output_dir=tmp_path).succeeded
 
 
 class TestJudgeInference:
     def judge(self, tmp_path: Path, *lines: str, code: int = 0) -> Any:
         return judge(
-            JobKind.INFERENCE_COMPLETE, ended(code=code), log_tail=lines, redis_status=None, output_dir=tmp_path
+            JobKind.INFERENCE_COMPLETE, ended(code=code), log_tail=lines, script_status=None, output_dir=tmp_path
         )
 
     def test_exit_0_without_an_error_is_success(self, tmp_path: Path) -> None:
@@ -486,13 +486,13 @@ class TestArtifacts:
         write_adapter(tmp_path / "out")
         write_sharded(tmp_path / "out" / "saved")
 
-        verdict = judge(JobKind.TRAINING, ended(), log_tail=[], redis_status=None, output_dir=tmp_path / "out")
+        verdict = judge(JobKind.TRAINING, ended(), log_tail=[], script_status=None, output_dir=tmp_path / "out")
 
         assert verdict.artifact is not None
         assert verdict.saved is not None
         assert (verdict.artifact.root, verdict.saved.root) == (tmp_path / "out", tmp_path / "out" / "saved")
         (tmp_path / "out" / "saved" / "model-00002-of-00002.safetensors").unlink()
-        half = judge(JobKind.TRAINING, ended(), log_tail=[], redis_status=None, output_dir=tmp_path / "out")
+        half = judge(JobKind.TRAINING, ended(), log_tail=[], script_status=None, output_dir=tmp_path / "out")
         assert (half.succeeded, half.saved) == (True, None)
 
     def test_a_model_lies_where_the_method_says(self, tmp_path: Path) -> None:

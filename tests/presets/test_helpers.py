@@ -183,6 +183,9 @@ class TestRedisUtil:
         finished = run(home, code, AI_PY_REDIS_HOST="127.0.0.1", AI_PY_REDIS_START_PORT="1")
 
         assert finished.stdout.split() == ["None"]
+        assert [(event["type"], event["task"], event["status"]) for event in finished.events] == [
+            ("status", "job-1", 3)
+        ]
 
 
 class TestDeepe:

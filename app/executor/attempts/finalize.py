@@ -37,7 +37,7 @@ from app.executor.attempts.model_card import ModelCard, Score, make_way, render,
 from app.executor.attempts.projections import project_whole_log
 from app.executor.attempts.results import Verdict, judge
 from app.executor.attempts.retrying import decide_on
-from app.executor.attempts.script_status import ScriptStatus
+from app.executor.attempts.script_status import FAILED, SUCCESS, ScriptStatus
 from app.executor.engines.base import SUPERVISOR_TERMINATED, ExitRecord, ExitWhy
 from app.executor.runs.evaluations import Reached, reached
 from app.executor.runs.job_spec import JobSpec, is_runner_call, status_key
@@ -259,11 +259,9 @@ class StageFinalizer:
         )
 
     async def _told(self, job: JobRow) -> int | None:
-        """Return the status that the script set; what it sets for a call of the backend counts in trainings only."""
-        key = status_key(job)
-        if key is None or (is_runner_call(job) and not KINDS[job.kind].reports_pid):
-            return None
-        return await self._status.read(key)
+        """Return the status that the script set in Redis."""
+        key = _counting_key(job)
+        return None if key is None else await self._status.read(key)
 
     async def _tell_status(self, job: JobRow, *, succeeded: bool) -> None:
         if (key := status_key(job)) is not None:
@@ -274,6 +272,8 @@ class StageFinalizer:
     def _judge(self, claim: Claim, exit_record: ExitRecord, redis_status: int | None) -> Judged:
         run = RunFolder(self._home.run_folder(claim.job.id, claim.attempt.number))
         tail = tuple(tail_lines(run.output_log, TAIL_LINES))
+        project_whole_log(run)
+        said = reached(run)
         if claim.job.kind is JobKind.ENVIRONMENT:
             verdict = judge_build(exit_record, tail)
         elif claim.job.kind is JobKind.BASE_MODEL:
@@ -285,13 +285,12 @@ class StageFinalizer:
                 claim.job.kind,
                 exit_record,
                 log_tail=tail,
-                redis_status=redis_status,
+                script_status=_script_status(claim.job, redis_status, said),
                 output_dir=None if is_runner_call(claim.job) else run.output,
                 output=JobSpec.of(claim.job).output,
                 produces=claim.job.model_id is None and not is_runner_call(claim.job),
             )
-        project_whole_log(run)
-        return Judged(verdict=verdict, log_tail=tail[-SHOWN_LINES:], reached=reached(run))
+        return Judged(verdict=verdict, log_tail=tail[-SHOWN_LINES:], reached=said)
 
     async def _manifest(self, claim: Claim, verdict: Verdict) -> ResultManifest | None:
         """Write down what a stage that succeeded made, byte for byte."""
@@ -489,6 +488,17 @@ def _model_card(job: JobRow, model: ModelRow) -> ModelCard:
         ],
         lineage=lineage,
     )
+
+
+def _counting_key(job: JobRow) -> str | None:
+    """Return the key whose status counts; what is set for a call of the backend counts in trainings only."""
+    return None if is_runner_call(job) and not KINDS[job.kind].reports_pid else status_key(job)
+
+
+def _script_status(job: JobRow, in_redis: int | None, said: Reached) -> int | None:
+    """Return the status that the script set; where Redis was away, its events have it."""
+    key = _counting_key(job)
+    return in_redis if key is None or in_redis in (SUCCESS, FAILED) else said.statuses.get(key)
 
 
 def _never_ran(exit_record: ExitRecord) -> bool:

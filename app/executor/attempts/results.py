@@ -48,7 +48,7 @@ def judge(
     exit_record: ExitRecord,
     *,
     log_tail: Sequence[str],
-    redis_status: int | None,
+    script_status: int | None,
     output_dir: Path | None,
     output: str | None = None,
     produces: bool = False,
@@ -63,7 +63,7 @@ def judge(
     """
     if not _exited_cleanly(exit_record):
         return _failed(classify(exit_record, log_tail))
-    if redis_status == FAILED:
+    if script_status == FAILED:
         # the script says that it failed; its output may say why
         return _failed(
             recognise(log_tail) or _plain(EndReason.SCRIPT_REPORTED_FAILURE, last_words(log_tail) or _SILENT)

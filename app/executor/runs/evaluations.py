@@ -1,9 +1,9 @@
 """Read the results of a run from its events: scores on held-out rows before and after, last value of each curve."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from app.executor.runs.events import EvaluationEvent, MetricsEvent, RunEvents, SampleEvent, Source
+from app.executor.runs.events import EvaluationEvent, MetricsEvent, RunEvents, SampleEvent, Source, StatusEvent
 from app.executor.runs.run_folder import RunFolder
 
 
@@ -29,16 +29,18 @@ class Sample:
 
 @dataclass(frozen=True)
 class Reached:
-    """The results of an attempt: its scores and the last value of every curve."""
+    """The results of an attempt: its scores, the last value of every curve, the last status that it set for a task."""
 
     evaluations: tuple[Evaluation, ...]
     metrics: dict[str, float]
+    statuses: dict[str, int] = field(default_factory=dict)
 
 
 def reached(folder: RunFolder) -> Reached:
     """Read the events of an attempt that has ended; blocks."""
     evaluations: list[EvaluationEvent] = []
     metrics: dict[str, float] = {}
+    statuses: dict[str, int] = {}
     source = Source.NOTHING
     events = RunEvents(folder)
     for event in events.read():
@@ -50,9 +52,11 @@ def reached(folder: RunFolder) -> Reached:
                     source = events.metrics_source
                     metrics = {}
                 metrics |= {name: value for name, value in event.values.items() if value is not None}
+            case StatusEvent():
+                statuses[event.task] = event.status
             case _:
                 pass
-    return Reached(evaluations=paired_evaluations(evaluations), metrics=metrics)
+    return Reached(evaluations=paired_evaluations(evaluations), metrics=metrics, statuses=statuses)
 
 
 def paired_evaluations(events: Iterable[EvaluationEvent]) -> tuple[Evaluation, ...]:

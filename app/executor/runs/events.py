@@ -113,7 +113,18 @@ class RecordEvent:
     detail: str
 
 
-StageEvent = MetricsEvent | ProgressEvent | ArtifactEvent | EvaluationEvent | SampleEvent | NoteEvent | RecordEvent
+@dataclass(frozen=True)
+class StatusEvent:
+    """A status of DeepExtension that the script set for a task."""
+
+    time: float
+    task: str
+    status: int
+
+
+StageEvent = (
+    MetricsEvent | ProgressEvent | ArtifactEvent | EvaluationEvent | SampleEvent | NoteEvent | RecordEvent | StatusEvent
+)
 
 _TYPE_NAMES: dict[type[StageEvent], str] = {
     MetricsEvent: "metrics",
@@ -123,6 +134,7 @@ _TYPE_NAMES: dict[type[StageEvent], str] = {
     SampleEvent: "sample",
     NoteEvent: "note",
     RecordEvent: "record",
+    StatusEvent: "status",
 }
 
 
@@ -204,6 +216,8 @@ def _event(document: Any) -> StageEvent | None:
         case "record":
             level, detail = _text(document["level"]), _text(document["detail"])
             return RecordEvent(time=time, code=_step(document["code"]), level=level, detail=detail)
+        case "status":
+            return StatusEvent(time=time, task=_text(document["task"]), status=_step(document["status"]))
         case "offset":  # a bookmark of the log projection
             return None
         case other:

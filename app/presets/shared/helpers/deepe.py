@@ -110,6 +110,11 @@ def note(message: str) -> None:
     _append("note", message=str(message))
 
 
+def status(task: str, value: int) -> None:
+    """Report the status of a task of DeepExtension: 1 succeeded, 2 runs, 3 failed."""
+    _append("status", task=str(task), status=int(value))
+
+
 def result(status: str = "success", **values: Any) -> None:
     """Print the result of a saving or deployment stage; the last JSON line of the output is the one that counts."""
     sys.stdout.write(json.dumps({"status": status, **values}, ensure_ascii=True, default=str) + "\n")

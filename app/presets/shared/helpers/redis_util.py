@@ -1,7 +1,7 @@
 """Status of a task in Redis, for scripts that set it themselves.
 
-`redis_client` is ready on import. Where the `redis` package, the address or the server is missing it does nothing:
-the platform does not depend on it, and a script must not fail for want of it.
+`redis_client` is ready on import. What is set is told to the platform as well (`$DEEPE_EVENTS`), so that nothing is
+lost where the `redis` package, the address or the server is missing; a script must not fail for want of them.
 """
 
 import json
@@ -9,6 +9,8 @@ import os
 import sys
 from datetime import UTC, datetime
 from typing import Any
+
+import deepe
 
 _TIMEOUT_S = 2
 
@@ -20,6 +22,7 @@ class RedisClient:
         self.client: Any = _connect()
 
     def set_status(self, task_id: str, status: int, pid: int = 0) -> None:
+        deepe.status(task_id, status)
         entry = {"status": status, "updateTime": datetime.now(UTC).isoformat(timespec="microseconds"), "pid": pid}
         self._call("set", task_id, json.dumps(entry))
 
