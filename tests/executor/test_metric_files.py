@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.executor.attempts.metric_files import MetricFiles
@@ -142,6 +142,7 @@ class TestTensorBoard:
 
         assert curves(run) == {"loss": [(2, 1.0)]}
 
+    @settings(deadline=None)
     @given(data=st.binary(max_size=300), step=st.integers(0, 2**70))
     def test_nothing_that_stands_in_a_file_raises(
         self, tmp_path_factory: pytest.TempPathFactory, data: bytes, step: int

@@ -14,12 +14,12 @@ _RECORD = b"[log_data]:"
 
 # one of these stands in every line that is read here
 WORTH_READING = re.compile(
-    rb"loss|Loss|LOSS|%\||\xe2\x94\x81|\xe2\x96[\xb2\xbc]|val |\{['\"]|\xc2\xb7 iters|\.\.\., iters"
+    rb"loss|Loss|LOSS|%\||\xe2\x94\x81|\xe2\x96[\xb2\xbc]|val[ \x1b]|\{['\"]|\xc2\xb7 iters|\.\.\., iters"
 )
 
 # a loss says something at the beginning of a line, or beside what it belongs to
 _LIKELY = re.compile(
-    rb"step|epoch|iter|batch|%\||\{['\"]|\xe2\x94\x81|\xe2\x96[\xb2\xbc]| val |\xc2\xb7"
+    rb"step|epoch|iter|batch|%\||\{['\"]|\xe2\x94\x81|\xe2\x96[\xb2\xbc]|val[ \x1b]|\xc2\xb7"
     rb"|^(?:\[\w+\]:? )?\W{0,8}\w{0,12}[ _.-]?loss",
     re.IGNORECASE,
 )
