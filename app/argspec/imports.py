@@ -2,10 +2,11 @@
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from app.argspec.report import Imports
 
+_MAX_ATTRIBUTES = 200
 _OPTIONAL = frozenset({"ImportError", "ModuleNotFoundError", "Exception", "BaseException"})
 
 
@@ -25,7 +26,17 @@ def read_imports(tree: ast.Module) -> Imports:
     folders = [_only_text(node) for node in added]
     if any(_is_search_path(node) and id(node) not in known for node in ast.walk(tree)):
         folders.append("")
-    return Imports(modules=tuple(sorted(modules)), search_path=tuple(dict.fromkeys(folders)))
+    taken = (name for name in _attributes(tree.body) if name.partition(".")[0].partition(":")[0] in modules)
+    attributes = tuple(dict.fromkeys(taken))[:_MAX_ATTRIBUTES]
+    return Imports(modules=tuple(sorted(modules)), search_path=tuple(dict.fromkeys(folders)), attributes=attributes)
+
+
+def _attributes(body: Sequence[ast.stmt]) -> Iterator[str]:
+    """Yield what is imported from modules at top level and unguarded: a condition or `try` may avoid it."""
+    for node in body:
+        match node:
+            case ast.ImportFrom(module=str(module), level=0, names=names):
+                yield from (f"{module}:{alias.name}" for alias in names if alias.name != "*")
 
 
 def _needed(node: ast.AST) -> Iterator[str]:

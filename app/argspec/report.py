@@ -106,6 +106,8 @@ class Imports:
     modules: Sequence[str] = ()
     search_path: Sequence[str] = ()
     """Folders that the script adds to `sys.path`; an empty text for what is unknown."""
+    attributes: Sequence[str] = ()
+    """What the script takes from modules as soon as it starts, as `module:name`; without it, it ends there."""
 
 
 @dataclass(frozen=True)

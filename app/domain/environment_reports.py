@@ -31,6 +31,8 @@ class Trouble(BaseModel):
 class Probe(BaseModel):
     """What a look into the environment found: `missing` of the `modules` that methods import, accelerators seen.
 
+    Among them is `module:name` for what scripts take from modules.
+
     `cuda` and `mps` as torch sees them, `mlx` the device that mlx takes; None where the library is not installed.
     `options`: the digest of the description of each configuration class that methods name, by its path;
     `options_trouble`: why there is none.

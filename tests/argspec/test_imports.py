@@ -24,7 +24,9 @@ from app.argspec.source import parse
     ],
 )
 def test_modules(source: str, modules: set[str]) -> None:
-    assert read_imports(parse(source)) == Imports(modules=tuple(modules))
+    found = read_imports(parse(source))
+
+    assert (found.modules, found.search_path) == (tuple(modules), ())
 
 
 @pytest.mark.parametrize(
@@ -40,3 +42,24 @@ def test_modules(source: str, modules: set[str]) -> None:
 )
 def test_folders_that_a_script_adds_to_its_search_path(source: str, search_path: tuple[str, ...]) -> None:
     assert read_imports(parse(f"import sys, own\n{source}")) == Imports(("own",), search_path)
+
+
+def test_what_is_taken_from_modules_before_anything_can_catch_it() -> None:
+    source = """
+from transformers import AutoTokenizer, AutoModelForVision2Seq as Model
+from torch.nn import *
+from json import loads
+try:
+    from trl import Old
+except ImportError:
+    from trl import New
+if new:
+    from peft import Newer
+def later():
+    from peft import Late
+"""
+
+    assert read_imports(parse(source.encode())).attributes == (
+        "transformers:AutoTokenizer",
+        "transformers:AutoModelForVision2Seq",
+    )

@@ -59,6 +59,19 @@ def test_one_that_hangs_is_given_up(prefix: Path, monkeypatch: pytest.MonkeyPatc
     assert "no answer" in (probe(prefix, [], ENVIRON).trouble or "")
 
 
+def test_names_that_a_library_has_no_longer(prefix: Path) -> None:
+    (library := next(prefix.glob("lib/python3*/site-packages")) / "lib").mkdir()
+    (library / "__init__.py").write_text("here = 1")
+    (library / "part.py").touch()
+    (library / "broken.py").write_text("raise RuntimeError('no GPU')")
+    needed = ["absent", "absent:x", "lib", "lib:broken", "lib:gone", "lib:here", "lib:part", "lib.part:gone"]
+
+    found = probe(prefix, needed, ENVIRON)
+
+    assert found.modules == tuple(needed)
+    assert found.missing == ("absent", "lib:gone", "lib.part:gone")
+
+
 def test_looks_again_only_when_something_changed(prefix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
 

@@ -1,6 +1,7 @@
 """What a name means on a node."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,17 @@ class TestFindEnvironment:
         found = find_environment("trl", SPEC, envs_dir=envs, search=search)
 
         assert found == FoundEnvironment("trl", envs / "trl", EnvironmentState.READY, EnvironmentSource.VENV)
+
+    def test_copy_of_a_build_takes_over_no_name(self, envs: Path, search: CondaSearch) -> None:
+        prefix = make_build(envs, "trl", SPEC)
+        for copy in ("my_env", f"{prefix.name}-copy of it", f"x-{prefix.name}"):
+            shutil.copytree(prefix, envs / copy)
+
+        found = find_environment("trl", SPEC, envs_dir=envs, search=search)
+        mine = find_environment("my_env", None, envs_dir=envs, search=search)
+
+        assert (found.prefix, found.state) == (prefix, EnvironmentState.READY)
+        assert (mine.prefix, mine.source) == (envs / "my_env", EnvironmentSource.VENV)
 
     def test_absolute_path_names_itself(self, envs: Path, search: CondaSearch) -> None:
         prefix = make_python(envs.parent / "own", kind="venv")

@@ -21,6 +21,12 @@ def environment(
     return NodeEnvironment("gpu-1", "trl", state, report, trouble=trouble)
 
 
+def reported(*looked_for: str) -> NodeEnvironment:
+    probe = Probe(modules=looked_for) if looked_for else None
+    report = EnvironmentReport(name="trl", state=EnvironmentState.READY, prefix="/envs/trl", probe=probe)
+    return NodeEnvironment("gpu-1", "trl", EnvironmentState.READY, report)
+
+
 def ready(**probe: Any) -> NodeEnvironment:
     return environment(EnvironmentState.READY, probe=Probe(**probe))
 
@@ -38,6 +44,9 @@ def codes(found: Cell) -> list[str]:
         (ready(modules=("torch",), cuda=1), Verdict.READY, []),
         (ready(modules=("torch",), missing=("torch",)), Verdict.NEVER, ["cell_modules_missing"]),
         (ready(modules=("vllm",), missing=("vllm",)), Verdict.READY, []),  # another method's
+        (reported(), Verdict.LATER, ["cell_not_looked_yet"]),
+        (reported("vllm"), Verdict.LATER, ["cell_not_looked_yet"]),
+        (reported("vllm", "torch", "peft"), Verdict.READY, []),
         (ready(cuda=0), Verdict.READY, ["cell_accelerator_unseen"]),
         (ready(trouble="ImportError: libcudart"), Verdict.READY, ["cell_probe_failed"]),
         (environment(EnvironmentState.KNOWN), Verdict.LATER, ["cell_environment_known"]),

@@ -69,9 +69,38 @@ print(json.dumps(found))
 """
 
 
+NAMES_PROGRAM = """
+import importlib, json, sys
+missing = []
+for name in sys.argv[1:]:
+    module, _, attribute = name.partition(":")
+    try:
+        found = importlib.import_module(module)
+    except BaseException:
+        continue
+    try:
+        getattr(found, attribute)
+    except AttributeError:
+        try:
+            importlib.import_module(module + "." + attribute)
+        except ModuleNotFoundError:
+            missing.append(name)
+        except BaseException:
+            pass
+    except BaseException:
+        pass
+print()
+print(json.dumps(missing))
+"""
+
+
 @dataclass(frozen=True)
 class Needs:
-    """What methods need of an environment: modules that their scripts import, classes whose fields they take."""
+    """What methods need of an environment.
+
+    `modules`: those that their scripts import, and `module:name` for what they take from them. `classes`: those whose
+    fields they take.
+    """
 
     modules: frozenset[str] = frozenset()
     classes: frozenset[str] = frozenset()
@@ -154,8 +183,39 @@ class EnvironmentProbes:
         return self._folder / f"options-{digest[:32]}.json"
 
 
-def probe(prefix: Path, modules: list[str], environ: Mapping[str, str], *, key: str = "") -> Probe:
+def probe(prefix: Path, needed: list[str], environ: Mapping[str, str], *, key: str = "") -> Probe:
     """Ask the environment's Python; what it does not answer is what it lacks."""
+    modules = [name for name in needed if ":" not in name]
+    found = _probe(prefix, modules, environ, key=key)
+    there = set(modules) - set(found.missing)
+    names = [name for name in needed if ":" in name and name.partition(":")[0].partition(".")[0] in there]
+    if found.trouble is not None or not names:
+        return found.model_copy(update={"modules": tuple(needed)})
+    missing = _missing_names(prefix, names, environ)
+    return found.model_copy(update={"modules": tuple(needed), "missing": (*found.missing, *missing)})
+
+
+def _missing_names(prefix: Path, names: list[str], environ: Mapping[str, str]) -> Sequence[str]:
+    """Return those of the names, `module:name`, that their modules do not have; a module that fails says nothing."""
+    try:
+        environment = stage_environment(environ, prefix, {}) | OFFLINE
+        command = [str(interpreter(prefix)), "-c", NAMES_PROGRAM, *names]
+        with subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as process:
+            _step_back(process.pid)
+            try:
+                said, _ = process.communicate(timeout=PROBE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                return ()
+        missing = json.loads(said.decode().strip().splitlines()[-1])
+        return [name for name in names if name in missing]
+    except (ActivationFailed, OSError, ValueError, IndexError, TypeError):
+        return ()
+
+
+def _probe(prefix: Path, modules: list[str], environ: Mapping[str, str], *, key: str) -> Probe:
     try:
         environment = stage_environment(environ, prefix, {}) | {"PYTHONDONTWRITEBYTECODE": "1"}
         command = [str(interpreter(prefix)), "-c", PROGRAM, *modules]

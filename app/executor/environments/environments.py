@@ -32,6 +32,7 @@ LOCK = "deepe-lock.json"  # what is installed, exactly
 USES = ".used"  # folder of files whose times say when a stage was last started in a prefix
 _BASE = parse_spec(BASE_SPEC)
 _CONDA_PYTHON = re.compile(r"^python-(\d[^-]*)-[^-]+\.json$")
+_SUFFIX = re.compile(r"(-cpu|-[0-9a-z]{1,8})?")
 _VENV_PYTHON = re.compile(r"^version(?:_info)?\s*=\s*(\d+(?:\.\d+)*)", re.MULTILINE)
 
 
@@ -148,7 +149,8 @@ class EnvironmentFinder:
             if lock_path(path).name not in entries and (source := _kind(path)) is not None:
                 placed[name] = source
             build = self._marker(path, known)
-            if build is not None and interpreter(path).exists():
+            # a copy of a build has its marker, and is no build
+            if build is not None and _is_place_of(path, build) and interpreter(path).exists():
                 builds.setdefault(build.name, []).append((path, build))
         for of_name in builds.values():
             of_name.sort(key=lambda one: one[1].built_at, reverse=True)
@@ -286,6 +288,12 @@ def _kind(path: Path) -> EnvironmentSource | None:
     if conda.is_conda_prefix(path):
         return EnvironmentSource.CONDA
     return EnvironmentSource.VENV if (path / "pyvenv.cfg").is_file() else None
+
+
+def _is_place_of(path: Path, build: Build) -> bool:
+    """Say whether the folder has a name that `planned_prefix` gives to such a build."""
+    suffix = path.name.removeprefix(folder_name(build.name, build.spec_hash))
+    return suffix != path.name and _SUFFIX.fullmatch(suffix) is not None
 
 
 def _is_own_build(path: Path) -> bool:

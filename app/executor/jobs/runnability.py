@@ -9,7 +9,7 @@ A value of a parameter may need more, such as a package. It is refused when ever
 it looked and has not found it. Where no node has looked yet, that is told.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from app.domain.accelerators import AcceleratorKind
 from app.domain.demand import Demand
@@ -57,6 +57,7 @@ def judge_runnability(
             reasons = [Violation(POINTER, one.code, one.params) for findings in in_the_way.values() for one in findings]
             violations += [Violation(POINTER, "stage_runs_nowhere", params), *reasons]
             continue
+        warnings += _not_looked_for(by_node[row.name] for row in able if row.name in by_node)
         lacking, unknown = _judge_needs(needs.get(stage, {}), found, able, demand)
         violations += lacking
         warnings += unknown
@@ -86,6 +87,14 @@ def _in_the_way(row: NodeRow, cell: Cell | None, demand: Demand) -> list[Finding
         for mismatch in mismatches(demand.model_copy(update={"cuda": False}), host)
         if mismatch in (Mismatch.LABELS, Mismatch.ACCELERATORS, Mismatch.MEMORY)
     ]
+
+
+def _not_looked_for(cells: Iterable[Cell]) -> list[Violation]:
+    """Say what no node that could run the stage has looked for yet; the job may end for the lack of it."""
+    waiting = [[one for one in cell.findings if one.code == "cell_not_looked_yet"] for cell in cells]
+    if not waiting or not all(waiting):
+        return []
+    return [Violation(POINTER, one.code, one.params) for one in waiting[0]]
 
 
 def _judge_needs(

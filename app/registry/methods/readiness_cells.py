@@ -64,8 +64,10 @@ def cell(
     found = list(files)
     if environment is not None:
         found += _of_environment(environment)
-        if environment.state is EnvironmentState.READY and environment.report.probe is not None:
-            found += _of_probe(environment, environment.report.probe, node, modules)
+        if environment.state is EnvironmentState.READY:
+            found += _not_looked_for(environment, modules)
+            if environment.report.probe is not None:
+                found += _of_probe(environment, environment.report.probe, node, modules)
     if node.absent is not None:
         found.append(Finding(Verdict.LATER, node.absent, {"node": node.name}))
     found.sort(key=lambda finding: -_ORDER.index(finding.verdict))
@@ -87,12 +89,25 @@ def _of_environment(environment: NodeEnvironment) -> Iterator[Finding]:
             yield Finding(Verdict.LATER, f"cell_environment_{state}", named)
 
 
+def _not_looked_for(environment: NodeEnvironment, modules: Collection[str]) -> Iterator[Finding]:
+    """Say that the node, which reports its environments, has not looked yet for all that the script imports."""
+    report = environment.report
+    looked_for = report.probe.modules if report.probe is not None else ()
+    waiting = sorted(set(modules) - set(looked_for))
+    if report.prefix is not None and waiting:
+        named = {"environment": environment.name, "node": environment.node, "modules": ", ".join(waiting)}
+        yield Finding(Verdict.LATER, "cell_not_looked_yet", named)
+
+
 def _of_probe(
     environment: NodeEnvironment, probe: Probe, node: NodeFacts, modules: Collection[str]
 ) -> Iterator[Finding]:
     named = {"environment": environment.name, "node": environment.node}
-    if missing := sorted(set(modules) & set(probe.missing)):
-        yield Finding(Verdict.NEVER, "cell_modules_missing", {**named, "modules": ", ".join(missing)})
+    missing = sorted(set(modules) & set(probe.missing))
+    if lacking := [name for name in missing if ":" not in name]:
+        yield Finding(Verdict.NEVER, "cell_modules_missing", {**named, "modules": ", ".join(lacking)})
+    if lacking := [name.replace(":", ".") for name in missing if ":" in name]:
+        yield Finding(Verdict.NEVER, "cell_names_missing", {**named, "names": ", ".join(lacking)})
     if probe.trouble is not None:
         yield Finding(Verdict.READY, "cell_probe_failed", {**named, "detail": probe.trouble})
     if node.accelerators and node.platform is Platform.CUDA and probe.cuda == 0:

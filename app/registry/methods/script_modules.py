@@ -85,24 +85,31 @@ class ScriptModules:
 
     def __init__(self, files: MethodFiles) -> None:
         self._files = files
-        self._read: dict[str, frozenset[str]] = {}
+        self._read: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
 
     def needed(self, pinned: PinnedFile) -> frozenset[str]:
-        """Return what the environment must have: without modules of the script root and our helpers."""
-        modules = self._read.get(pinned.sha256)
-        if modules is None:
+        """Return what the environment must have: modules, and `module:name` for what users' scripts take from them.
+
+        Modules of the script root and our helpers are not among them.
+        """
+        known = self._read.get(pinned.sha256)
+        if known is None:
             try:
                 reading = self._files.reader.read(self._files.versions.get(pinned.sha256))
             except (AppError, OSError):
                 return frozenset()  # missing bytes are not the environment's fault
-            modules = _needed(reading.imports)
+            known = _needed(reading.imports), frozenset(reading.imports.attributes)
             if len(self._read) >= _REMEMBERED:
                 self._read.clear()
             if reading.lasting:
-                self._read[pinned.sha256] = modules
+                self._read[pinned.sha256] = known
+        modules, attributes = known
         own = [] if pinned.shipped else [self._files.scripts.absolute(pinned.file).parent]
         folders = [helpers_dir(), *own]
-        return frozenset(module for module in modules if not any(_is_there(folder, module) for folder in folders))
+        found = frozenset(module for module in modules if not any(_is_there(folder, module) for folder in folders))
+        if pinned.shipped:
+            return found
+        return found.union(name for name in attributes if name.partition(":")[0].partition(".")[0] in found)
 
     def ignores_model(self, pinned: PinnedFile, config: RunConfig | None) -> bool:
         """Return whether the script, which asks a customized model, names nothing that says where the model lies.
