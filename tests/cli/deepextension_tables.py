@@ -124,5 +124,10 @@ def installation(shape: str, schema: str) -> list[str]:
                                     "saving": {"pythonFile": "linux_code/save_model", "condaEnv": "base"},
                                     "inferenceCustomized": stage}),
             add("python_env_info", env_name="tuned_env", co_id=7),
+            add("sys_deploy_env", deploy_factory="vLLM", env_url="http://llm:8000", co_code=7),
+            add("table1", template_name={"en": "served"}, template_uuid=uid(30), co_id=7),
+            add("train_method_info", template_uuid=uid(30), training_type=[1], life_cycle=3, deployment_tools=[2],
+                trained_inference_support=False, saved_inference_support=False, co_id=7,
+                python_file_config={"training": "finance", "deploy_file": {"path": "ask.py", "env": "tuned_env"}}),
         ]  # fmt: skip
     return made

@@ -117,7 +117,7 @@ async def test_takes_an_installation_and_takes_it_once(app: JobsApp, take: Impor
     assert found.pop(("models", "gone")) == "left out"
     assert {name for (kind, name), outcome in found.items() if kind != "environments" and outcome == "taken"} == {
         "Ollama", "Qwen2.5-tiny", "问答 -1", "stored", "Finance SFT", "tuned", "merged", "served",
-        *([] if shape == "v2505" else ["quick"]),
+        *([] if shape == "v2505" else ["quick"]), *(["vLLM"] if shape == "v2509" else []),
     }  # fmt: skip
     assert set(outcomes(again).values()) == {"present", "left out"}
     assert await everything(app) == after
@@ -140,7 +140,9 @@ async def test_takes_an_installation_and_takes_it_once(app: JobsApp, take: Impor
         asked = method["stages"]["inference-customized"]
         assert (asked["file"], asked["conda_env"]) == ("ask.py", "tuned_env")
         assert method["deployment"]["target"] == "Ollama"
-        assert report["values"]["life_cycle"] == {"4": {"count": 1, "meaning": ["customized", "complete", "online"]}}
+        other = (await app.client.get("/api/v1/methods/served")).json()["deployment"]
+        assert (other["target"], other["file"], other["conda_env"]) == ("vLLM", "ask.py", "tuned_env")
+        assert report["values"]["life_cycle"]["4"] == {"count": 1, "meaning": ["customized", "complete", "online"]}
     if shape != "v2505":
         written = json.loads((tmp_path / "deepextension-profiles" / "quick.json").read_text())
         assert written == {"epochs": 3, "rate": 2e-05, "note": "12"}
