@@ -71,7 +71,7 @@ def _answer(kind: bytes, request: bytes, *, memory_bytes: int) -> dict[str, Any]
             raise MemoryError from error  # else Python says so of its parser's stack, which is small
         return {"problem": asdict(error.problem)}
     if kind == CHECK:
-        return {}
+        return {"imports": asdict(read_imports(tree))}
     if kind == INPUTS:
         return {"inputs": asdict(read_inputs(tree))}
     modules = Modules(sources, package=package)

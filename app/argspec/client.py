@@ -142,7 +142,7 @@ class BoundedReader:
             return len(self._idle)
 
     def check(self, source: bytes) -> Reading:
-        """Say whether `source` is Python; nothing else of it is read."""
+        """Say whether `source` is Python, and what it imports; its arguments are not read."""
         return self._remembered_or(CHECK, source)
 
     def inputs(self, source: bytes) -> Inputs:
@@ -349,10 +349,11 @@ def _reading(document: Mapping[str, Any]) -> Reading:
         return Reading(problem=problem, arguments=Arguments(unread=(remark,)))
     if "inputs" in document:
         return Reading(inputs=_inputs(document["inputs"]))
+    imports = Imports(**document["imports"])
     if "arguments" not in document:
-        return Reading()
+        return Reading(imports=imports)
     return Reading(
-        imports=Imports(**document["imports"]),
+        imports=imports,
         arguments=_arguments(document["arguments"]),
         wanted=document["wanted"],
     )

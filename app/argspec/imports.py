@@ -1,34 +1,120 @@
-"""Which modules a script imports, read without running it."""
+"""Which modules a script imports and which files beside it it names, read without running it."""
 
 import ast
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
+from typing import TypeGuard
 
 from app.argspec.report import Imports
 
 _MAX_ATTRIBUTES = 200
+_MAX_NAMES = 2000
+_MAX_TEXT = 255
+_IMPORTERS = frozenset({"import_module", "__import__"})
+_RUNNERS = frozenset({"run_path", "run_module", "spec_from_file_location", "SourceFileLoader", "load_module"})
+_PLACES = frozenset({"__file__", "__path__", "files", "get_data"})
+"""Names by which a script finds files beside itself: its own, and those of importlib.resources and pkgutil."""
+
 _OPTIONAL = frozenset({"ImportError", "ModuleNotFoundError", "Exception", "BaseException"})
 
 
 def read_imports(tree: ast.Module) -> Imports:
-    """Return the top-level names of the modules that the script needs beside the standard library.
+    """Return what the script imports.
 
-    Imports in functions count, too. Those that the script can do without (it catches their failure) do not, nor do
-    relative ones. What is imported may lie in a folder of `search_path`.
+    `modules` are those that it needs beside the standard library. Imports in functions count, too. Those that it can
+    do without (it catches their failure) do not, nor do relative ones; `names` has them all. What is imported may lie
+    in a folder of `search_path`.
     """
+    nodes = list(ast.walk(tree))
     try:
         needed = frozenset(_needed(tree))
     except RecursionError:
-        return Imports()
+        needed = frozenset()
     modules = needed - sys.stdlib_module_names - {"__future__"}
-    added = [node for node in ast.walk(tree) if _adds_to_search_path(node)]
+    added = [node for node in nodes if _adds_to_search_path(node)]
     known = {id(part) for node in added for part in ast.walk(node)}
     folders = [_only_text(node) for node in added]
-    if any(_is_search_path(node) and id(node) not in known for node in ast.walk(tree)):
+    if any(_is_search_path(node) and id(node) not in known for node in nodes):
         folders.append("")
     taken = (name for name in _attributes(tree.body) if name.partition(".")[0].partition(":")[0] in modules)
-    attributes = tuple(dict.fromkeys(taken))[:_MAX_ATTRIBUTES]
-    return Imports(modules=tuple(sorted(modules)), search_path=tuple(dict.fromkeys(folders)), attributes=attributes)
+    return Imports(
+        modules=tuple(sorted(modules)),
+        search_path=tuple(dict.fromkeys(folders)),
+        attributes=tuple(dict.fromkeys(taken))[:_MAX_ATTRIBUTES],
+        names=tuple(dict.fromkeys(_names(nodes)))[:_MAX_NAMES],
+        computed=tuple(sorted({node.lineno for node in nodes if _is_computed_import(node)})),
+        files=tuple(dict.fromkeys(_texts(nodes)))[:_MAX_NAMES] if any(map(_looks_beside, nodes)) else (),
+    )
+
+
+def _names(nodes: Sequence[ast.AST]) -> Iterator[str]:
+    """Yield every module that may be imported: dots before relative ones, `.*` after those of which all is taken."""
+    for node in nodes:
+        match node:
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names)
+            case ast.ImportFrom(module=module, names=names, level=level):
+                base = "." * level + (module or "")
+                join = "" if base.endswith(".") or not base else "."
+                yield from (f"{base}{join}{alias.name}" for alias in names)
+            case ast.Call(args=[ast.Constant(value=str(name)), *_]) if _called(node) in _IMPORTERS:
+                yield name
+
+
+def _is_computed_import(node: ast.AST) -> TypeGuard[ast.Call]:
+    """Say whether a module or file is run whose name is known only at run time."""
+    if not isinstance(node, ast.Call):
+        return False
+    if _called(node) in _IMPORTERS:
+        return not (node.args and isinstance(node.args[0], ast.Constant))
+    return _called(node) in _RUNNERS
+
+
+def _called(call: ast.Call) -> str:
+    match call.func:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name
+    return ""
+
+
+def _looks_beside(node: ast.AST) -> bool:
+    match node:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name in _PLACES
+    return False
+
+
+def _texts(nodes: Sequence[ast.AST]) -> Iterator[str]:
+    """Yield texts that may be names of files: alone, and as the parts of a path that are joined."""
+    for node in nodes:
+        match node:
+            case ast.Constant(value=str(text)) if 0 < len(text) <= _MAX_TEXT and "\n" not in text:
+                yield text
+            case ast.Call(args=[_, *_] as parts):
+                yield from _joined(parts)
+            case ast.BinOp(op=ast.Div()):
+                yield from _joined(_divided(node))
+
+
+def _divided(node: ast.expr) -> list[ast.expr]:
+    parts: list[ast.expr] = []
+    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+        parts.insert(0, node.right)
+        node = node.left
+    return [node, *parts]
+
+
+def _joined(parts: list[ast.expr]) -> Iterator[str]:
+    """Yield the path that the texts at the end of `parts` make."""
+    texts = [part.value for part in takewhile(_is_text, reversed(parts)) if isinstance(part, ast.Constant)]
+    path = "/".join(str(text) for text in reversed(texts))
+    if len(texts) > 1 and len(path) <= _MAX_TEXT:
+        yield path
+
+
+def _is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 def _attributes(body: Sequence[ast.stmt]) -> Iterator[str]:
@@ -65,7 +151,12 @@ def _adds_to_search_path(node: ast.AST) -> bool:
 
 
 def _only_text(node: ast.AST) -> str:
-    """Return the only text in a piece of code, an empty one if there is none or there are several."""
+    """Return the only text in a piece of code, an empty one if there is none or there are several.
+
+    A dot is the working directory.
+    """
+    if any(isinstance(part, ast.Attribute) and part.attr in ("getcwd", "cwd") for part in ast.walk(node)):
+        return "."
     constants = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
     texts = [value for value in constants if isinstance(value, str)]
     return texts[0] if len(texts) == 1 else ""

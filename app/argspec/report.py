@@ -108,6 +108,12 @@ class Imports:
     """Folders that the script adds to `sys.path`; an empty text for what is unknown."""
     attributes: Sequence[str] = ()
     """What the script takes from modules as soon as it starts, as `module:name`; without it, it ends there."""
+    names: Sequence[str] = ()
+    """Everything that may be imported, by dotted names: `a.b.c` for `from a.b import c`, `..c` for relative ones."""
+    computed: Sequence[int] = ()
+    """Lines that import or run what is known only at run time."""
+    files: Sequence[str] = ()
+    """Texts that may name files beside the script, if it looks for files there at all."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import pytest
 
 from app.argspec.imports import read_imports
-from app.argspec.report import Imports
 from app.argspec.source import parse
 
 
@@ -38,10 +37,50 @@ def test_modules(source: str, modules: set[str]) -> None:
         ("sys.path.append('a' + 'b')", ("",)),
         ("sys.path[0] = 'a'", ("",)),
         ("from sys import path", ("",)),
+        ("sys.path.insert(0, os.getcwd())", (".",)),
     ],
 )
 def test_folders_that_a_script_adds_to_its_search_path(source: str, search_path: tuple[str, ...]) -> None:
-    assert read_imports(parse(f"import sys, own\n{source}")) == Imports(("own",), search_path)
+    imports = read_imports(parse(f"import sys, own\n{source}"))
+
+    assert (imports.modules, imports.search_path) == (("own",), search_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("import a.b, c as d", ("a.b", "c")),
+        ("from a.b import c, d as e", ("a.b.c", "a.b.d")),
+        ("from . import a\nfrom .b import c\nfrom .. import d", (".a", ".b.c", "..d")),
+        ("from a import *", ("a.*",)),
+        ("try:\n    import a\nexcept ImportError:\n    pass", ("a",)),
+        ("import importlib\nimportlib.import_module('a.b')\n__import__('c')", ("importlib", "a.b", "c")),
+    ],
+)
+def test_every_module_that_may_be_imported(source: str, names: tuple[str, ...]) -> None:
+    assert read_imports(parse(source)).names == names
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "importlib.import_module(name)",
+        "__import__(f'a{n}')",
+        "runpy.run_path(p)",
+        "util.spec_from_file_location('a', p)",
+    ],
+)
+def test_lines_that_import_what_is_known_only_at_run_time(source: str) -> None:
+    assert read_imports(parse(f"import own\n{source}")).computed == (2,)
+
+
+def test_texts_are_names_of_files_only_where_a_script_looks_beside_itself() -> None:
+    source = "open(os.path.join(HERE, 'a', 'b.txt'))\nHERE / 'c' / 'd.txt'\n"
+
+    found = read_imports(parse(f"HERE = Path(__file__).parent\n{source}")).files
+
+    assert {"a/b.txt", "c/d.txt", "b.txt"} <= set(found)
+    assert read_imports(parse(source)).files == ()
 
 
 def test_what_is_taken_from_modules_before_anything_can_catch_it() -> None:
