@@ -23,6 +23,8 @@ OWN_VARIABLES = (
     *("TORCHELASTIC_*", "TORCH_ELASTIC_*"),
 )
 """Variables that the platform, the loader or the launcher of a group sets."""
+MAX_PATTERNS, MAX_PATTERN = 50, 200
+"""Of `include`: how many, and how long each."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}", re.ASCII)
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", re.ASCII)
@@ -45,6 +47,16 @@ def call_violations(config: RunConfig, at: tuple[str, ...], known: Sequence[str]
             yield Violation(pointer(*at, "config"), "config_not_named", {})
     yield from _variables(config, (*at, "env"))
     yield from _working_directory(config, (*at, "working_directory"))
+    yield from _include(config, (*at, "include"))
+
+
+def _include(config: RunConfig, at: tuple[str, ...]) -> Iterator[Violation]:
+    for number, text in enumerate(config.include or ()):
+        parts = text.removeprefix("/").split("/")
+        wrong = any(part in ("", ".", "..") for part in parts) or "\\" in text or not text.isprintable()
+        if wrong or parts.count("**") > 3 or len(text) > MAX_PATTERN or number >= MAX_PATTERNS:
+            params = {"pattern": shown(text), "limit": MAX_PATTERNS}
+            yield Violation(pointer(*at, str(number)), "invalid_include", params)
 
 
 def _module(config: RunConfig, at: tuple[str, ...]) -> Iterator[Violation]:

@@ -102,6 +102,12 @@ class RunConfig(Wire):
         description="`scripts` (the script root, default), `method` (the folder of the file) or `run` (the folder of "
         "the attempt)",
     )
+    include: list[str] | None = Field(
+        default=None,
+        description="Files that are pinned and run with the file beside the modules that it imports: patterns such as "
+        "`configs/*.yaml` or `**`, from the folder of the file; with a `/` before them from the script root",
+        examples=[["configs/*.yaml"]],
+    )
 
 
 class StageConfig(RunConfig):

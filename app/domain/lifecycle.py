@@ -69,7 +69,7 @@ MAX_OUTPUT: Final = 200
 # What every stage consists of, with the code for its absence; a module stands for the file.
 STAGE_MEMBERS = {"file": "missing_file", "conda_env": "missing_environment"}
 # What the program of a configured deploy target leaves no room for.
-_CALL_MEMBERS = (*STAGE_MEMBERS, "module", "arguments", "config", "env", "working_directory")
+_CALL_MEMBERS = (*STAGE_MEMBERS, "module", "arguments", "config", "env", "working_directory", "include")
 
 
 class StateNotOnPath(Invalid):

@@ -139,23 +139,28 @@ class TestUploadedNames:
 class TestNamesPutThereByHand:
     async def test_are_told_to_the_methods_beside_them_and_to_no_others(self, app: MethodsApp) -> None:
         await install(app)
+        app.script("train.py", b"import json, deepe, torch, enums\n")
+        app.script("mine/train.py", b"import json, deepe, torch, enums\n")
+        app.script("quiet.py")
         await app.create(name="beside")
+        await app.create(name="quiet", stages=stage("quiet.py"))
         await app.create(name="elsewhere", stages=stage("mine/train.py"))
         for name in ("json.py", "sitecustomize.py", "deepe.py", "torch/__init__.py", "enums.py"):
             app.script(name)
 
-        found = {name: await problems(app, name) for name in ("beside", "Custom02", "elsewhere", "SFT-Demo")}
+        found = {name: await problems(app, name) for name in ("beside", "Custom02", "quiet", "elsewhere", "SFT-Demo")}
 
-        always = {"script_hides_standard_module", "script_is_interpreter_hook", "script_hides_helper"}
+        always = {"script_hides_standard_module", "script_hides_helper"}
         assert found == {
             "beside": always,
-            "Custom02": always | {"script_hides_package"},
+            "Custom02": {"script_hides_helper", "script_hides_package"},
+            "quiet": set(),
             "elsewhere": set(),
             "SFT-Demo": set(),
         }
 
     async def test_are_told_before_a_method_is_registered(self, app: MethodsApp) -> None:
-        app.script("train.py")
+        app.script("train.py", b"import json\n")
         app.script("json.py")
 
         body = (await app.client.post(f"{URL}:validate", json=definition())).json()
@@ -228,7 +233,7 @@ class TestDeleteScript:
             "tools.py": '"tools.py" is used by: first, second',
             "parts/numbers.py": '"parts/numbers.py" is used by: first, second',
             "mine/train.py": '"mine/train.py" is used by: second',
-            "optional.py": "",
+            "optional.py": '"optional.py" is used by: third',
         }
 
     async def test_of_a_deleted_methods_file_and_of_one_that_only_an_example_is_called_after(

@@ -1,6 +1,7 @@
 """Which bytes a job runs, whatever happens to the files on disk."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,7 @@ class TestPinForRun:
 
         assert method.version == 1
         script = script_to_run(app.services.files, method.files[JobKind.TRAINING])
-        assert (script.path, script.in_place, script.isolated) == (shipped_script("sft-demo.py"), True, True)
+        assert (script.path, script.isolated) == (shipped_script("sft-demo.py"), True)
         assert script.import_paths == ()
 
     async def test_a_name_that_only_the_product_has_means_the_shipped_script(self, app: MethodsApp) -> None:
@@ -90,17 +91,8 @@ class TestPinForRun:
 
 
 class TestScriptToRun:
-    async def test_runs_in_place_while_the_root_holds_the_bytes(self, app: MethodsApp) -> None:
-        await app.create()
-
-        script = script_to_run(app.services.files, (await pin(app, "finance")).files[JobKind.TRAINING])
-
-        assert script.in_place
-        assert script.path == app.home.scripts / "train.py"
-        assert (script.import_paths, script.isolated) == ((app.home.scripts,), False)
-
-    @pytest.mark.parametrize("present", [EDITED, None])
-    async def test_runs_the_stored_bytes_when_they_were_changed(self, app: MethodsApp, present: bytes | None) -> None:
+    @pytest.mark.parametrize("present", [SOURCE, EDITED, None])
+    async def test_runs_the_stored_tree_whatever_the_root_holds(self, app: MethodsApp, present: bytes | None) -> None:
         await app.create(stages={"training": {"file": "deep/train.py", "conda_env": "base"}})
         pinned = (await pin(app, "finance")).files[JobKind.TRAINING]
         if present is None:
@@ -110,7 +102,21 @@ class TestScriptToRun:
 
         script = script_to_run(app.services.files, pinned)
 
-        assert not script.in_place
-        assert script.path.name == "train.py"
+        assert script.path.parts[-3:] == ("scripts", "deep", "train.py")
         assert script.path.read_bytes() == SOURCE
-        assert script.import_paths == (app.home.scripts / "deep",)
+        assert script.import_paths == (script.path.parent,)
+        assert not script.path.is_relative_to(app.home.scripts)
+
+    @pytest.mark.parametrize("present", [SOURCE, EDITED])
+    async def test_a_job_of_an_earlier_release_runs_in_place_while_the_root_holds_the_bytes(
+        self, app: MethodsApp, present: bytes
+    ) -> None:
+        await app.create()
+        pinned = replace((await pin(app, "finance")).files[JobKind.TRAINING], tree=None)
+        app.script("train.py", present)
+
+        script = script_to_run(app.services.files, pinned)
+
+        assert script.path.read_bytes() == SOURCE
+        assert (script.path == app.home.scripts / "train.py") is (present == SOURCE)
+        assert script.import_paths == (app.home.scripts,)

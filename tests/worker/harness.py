@@ -5,13 +5,13 @@ from the database, the run folders and the process table, never from the worker 
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.transitions import TERMINAL
 from app.executor.runs.job_spec import Deployment, InferenceRequest, JobSpec, Named, PinnedScript
 from app.executor.runs.run_folder import RunFolder
+from app.registry.methods.files import MethodFiles
+from app.registry.scripts.root import ScriptRoot
+from app.registry.scripts.versions import VersionStore
 from app.store import jobs as store
 from app.store.home import Home, NodeHome
 from app.store.session import Database
@@ -190,7 +193,8 @@ class Site:
         path = self.home.scripts / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
-        return PinnedScript(file=name, sha256=hashlib.sha256(text.encode()).hexdigest(), size=len(text.encode()))
+        files = MethodFiles(ScriptRoot(self.home.scripts), VersionStore(self.home.versions))
+        return PinnedScript(**asdict(files.keep_on_disk(name)))
 
     def spec(self, script: PinnedScript, kind: JobKind, /, **changes: Any) -> JobSpec:
         """Return what a submit would write down."""

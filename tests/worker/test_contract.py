@@ -60,7 +60,10 @@ class TestEnvironment:
             "DEEPE_ACCELERATORS": "",
         }
         assert json.loads((run.path / "params.json").read_text()) == {"epochs": 3}
-        assert env["PYTHONPATH"] == f"{site.home.scripts}:{helpers_dir()}"
+        own, helpers = env["PYTHONPATH"].split(":")
+        argv = seen_by(site, job_id)["argv"]
+        assert (own, helpers) == (str(Path(argv[0]).parent), str(helpers_dir()))
+        assert Path(own).is_relative_to(site.home.versions)
         base = site.node_home().environments / "base"
         assert (env["VIRTUAL_ENV"], env["PATH"].split(":")[0]) == (str(base), str(base / "bin"))
         assert (env["CUDA_VISIBLE_DEVICES"], env["HF_HOME"], env["PYTHONUNBUFFERED"]) == ("1", "/hub", "1")
@@ -114,7 +117,7 @@ class TestArguments:
         assert {view["cwd"] for view in told} == {str(site.home.scripts)}
         assert {view["stdin"] for view in told} == {""}
         assert [view["argv"][1:] for view in told[:3]] == expected_chain(site, ids[:3], models)
-        assert Path(told[0]["argv"][0]) == site.home.scripts / "sub" / "train.py"
+        assert Path(told[0]["argv"][0]).parts[-3:] == ("scripts", "sub", "train.py")
         complete, customized = told[3]["argv"][1:], told[4]["argv"][1:]
         assert complete == asked(models[ids[1]].id, models[ids[1]].name, f"../runs/{ids[1]}/1/output", ids[1])
         assert customized == asked(models[ids[0]].id, models[ids[0]].name, "../models/base", ids[0])

@@ -4,7 +4,6 @@ from typing import Any
 
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.executor.runs.job_spec import Named
-from app.registry.scripts.versions import VersionStore
 from tests.worker.harness import SAVE, TRAIN, Site
 
 PAIRED = "import play\nplay.journal('run')\n"
@@ -84,8 +83,8 @@ class TestScripts:
 class TestLaunch:
     async def test_what_cannot_be_launched_has_its_reason(self, site: Site) -> None:
         missing = Named(id="x", name="gone", path="models/gone")
-        lost = await site.job(TRAIN, file="lost.py")
-        (site.home.scripts / "lost.py").unlink()
+        lost = await site.job(TRAIN)
+        lost.launch["script"]["tree"] = "0" * 64
         newer = await site.job()
         newer.launch = {"from": "a newer version of the service"}
         blocked = await site.job()
@@ -116,7 +115,6 @@ class TestLaunch:
 
     async def test_pinned_bytes_run_whatever_became_of_the_file(self, site: Site) -> None:
         """Beside their neighbour `play`, which they import."""
-        VersionStore(site.home.versions).put(TRAIN.encode())
         ids = [await site.submit(TRAIN, file=file) for file in ("gone.py", "edited.py")]
         (site.home.scripts / "gone.py").unlink()
         (site.home.scripts / "edited.py").write_text("raise SystemExit('the edited one')\n")

@@ -23,11 +23,13 @@ from app.api.schemas.methods import (
     MethodSummary,
     MethodValidation,
     MethodVersionRead,
+    MethodVersionSummary,
     ReadinessRead,
     method_read,
     method_readiness_read,
     method_summary,
     method_version_read,
+    method_version_summary,
     parameters_read,
     readiness_read,
     validation_read,
@@ -239,10 +241,10 @@ async def reset_method(
 @router.get("/methods/{method}/versions", responses=problem_responses(MethodNotFound, InvalidCursor))
 async def list_method_versions(
     method: MethodRef, session: ReadSession, services: ServicesDep, paging: VersionPaging
-) -> Page[MethodVersionRead]:
+) -> Page[MethodVersionSummary]:
     """List the versions of a method; of a deleted one too, by its id."""
     versions, following = await services.methods.registry.versions(session, method, paging)
-    return paging.page([method_version_read(version) for version in versions], following)
+    return paging.page([method_version_summary(version) for version in versions], following)
 
 
 @router.get("/methods/{method}/versions/{number}", responses=problem_responses(MethodNotFound, MethodVersionNotFound))
@@ -253,7 +255,8 @@ async def get_method_version(
     services: ServicesDep,
 ) -> MethodVersionRead:
     """Read one version of a method; of a deleted one too, by its id."""
-    return method_version_read(await services.methods.registry.version(session, method, number))
+    version = await services.methods.registry.version(session, method, number)
+    return method_version_read(version, await services.methods.stage_files.trees(version))
 
 
 @router.get("/methods/{method}/readiness", responses=problem_responses(MethodNotFound))

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any, Final
 
-from fastapi import Depends, Header, Path, Request, Response
+from fastapi import Depends, Header, Path, Query, Request, Response
 
 from app.api.conditional import IfMatch, StaleVersion, etag_of, parse_if_match
 from app.api.dependencies import ReadSession, ServicesDep, WriteSession
@@ -122,7 +122,10 @@ async def get_method_file(method: MethodRef, stage: StageName, session: ReadSess
 @router.get(
     "/methods/{method}/versions/{number}/files/{stage}",
     response_class=Response,
-    responses={**_RAW_ANSWER, **problem_responses(MethodNotFound, MethodVersionNotFound, StageWithoutFile)},
+    responses={
+        **_RAW_ANSWER,
+        **problem_responses(MethodNotFound, MethodVersionNotFound, StageWithoutFile, ScriptNotFound),
+    },
 )
 async def get_method_version_file(
     method: MethodRef,
@@ -130,9 +133,12 @@ async def get_method_version_file(
     stage: StageName,
     session: ReadSession,
     services: ServicesDep,
+    path: Annotated[
+        str | None, Query(description="A file that runs beside the stage's own; by default that one.")
+    ] = None,
 ) -> Response:
     """Read the bytes that a version of the method runs at a stage; of a deleted method too, by its id."""
-    return _raw(await services.methods.stage_files.read_version(session, method, number, stage))
+    return _raw(await services.methods.stage_files.read_version(session, method, number, stage, path))
 
 
 @router.put(

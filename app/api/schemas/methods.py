@@ -1,6 +1,6 @@
 """Methods over the wire: their definition as callers write it, and what the service knows besides."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -32,6 +32,7 @@ from app.registry.methods.readiness import Readiness
 from app.registry.methods.readiness_cells import Cell, Verdict
 from app.registry.methods.record import Method
 from app.registry.scripts.root import ScriptEntry
+from app.registry.scripts.versions import Tree, TreeFile
 
 _ID = "5b0e4c1e-9f3d-4a59-8f5e-0d6f3f8f2a11"
 _SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -65,15 +66,36 @@ class PinnedFileRead(BaseModel):
         description="Whether it is a file of the product, which runs from the product's own folder; else it lies in "
         "the script root.",
     )
+    tree: str | None = Field(
+        description="Digest of all files that the stage runs; null if the file was pinned alone.", examples=[_SHA256]
+    )
+
+
+class BesideFileRead(BaseModel):
+    """A file that runs with a stage's file: a module that it imports, data that it names, or an included file."""
+
+    path: str = Field(description="Path in the script root.", examples=["helper.py"])
+    sha256: str = Field(examples=[_SHA256])
+    size_bytes: int = Field(examples=[4711])
+
+
+_STATE = (
+    "`modified`: edited on disk; the next job takes the edit up as a new version, unless the method is read-only. "
+    "`missing`: the stored bytes run. `added`: the next version pins it too."
+)
+
+
+class BesideFileState(BesideFileRead):
+    """The same, and how it stands on disk."""
+
+    state: FileState = Field(description=_STATE)
 
 
 class MethodFileRead(PinnedFileRead):
     """A pinned file, and how it stands on disk."""
 
-    state: FileState = Field(
-        description="`modified`: edited on disk; the next job takes the edit up as a new version, unless the method is "
-        "read-only. `missing`: the stored bytes run."
-    )
+    state: FileState = Field(description=_STATE)
+    beside: list[BesideFileState] = Field(description="Everything else that runs with it, by path.")
 
 
 class _MethodMembers(BaseModel):
@@ -111,6 +133,22 @@ class MethodRead(MethodSummary):
     disk_changed: bool = Field(description="Whether a file was edited or removed on disk after it was pinned.")
 
 
+class PinnedTreeRead(PinnedFileRead):
+    """A file that a version runs, and everything that runs with it."""
+
+    beside: list[BesideFileRead] = Field(description="By path.")
+
+
+class MethodVersionSummary(_MethodMembers):
+    """One immutable version of a method, in a list."""
+
+    id: str = Field(description="Id of the method.")
+    version: int
+    source: VersionSource
+    created_at: datetime
+    files: list[PinnedFileRead]
+
+
 class MethodVersionRead(_MethodMembers):
     """One immutable version of a method."""
 
@@ -118,7 +156,7 @@ class MethodVersionRead(_MethodMembers):
     version: int
     source: VersionSource
     created_at: datetime
-    files: list[PinnedFileRead]
+    files: list[PinnedTreeRead]
 
 
 class MethodCopy(BaseModel):
@@ -231,7 +269,9 @@ class StageParametersRead(BaseModel):
         "it draws a warning.",
     )
     partly_read: bool = Field(description="There may be parameters that are not listed; unknown ones are accepted.")
-    remarks: list[ProblemEntry] = Field(description="What could not be read or may fail, with the line.")
+    remarks: list[ProblemEntry] = Field(
+        description="What could not be read or may fail, with the line, and what its version may not pin."
+    )
     option_classes: list[OptionClassRead] = Field(
         description="Configuration classes of libraries whose fields can be set too; the schema marks those "
         "`x-advanced` and names their classes in `x-classes`, and in `x-when` the parameters that they depend on."
@@ -330,24 +370,45 @@ def method_read(method: Method, states: Sequence[FileStatus]) -> MethodRead:
         **_members(method),
         source=method.source,
         files=method_files(states),
-        disk_changed=any(status.state is not FileState.UNCHANGED for status in states),
+        disk_changed=any(status.changed for status in states),
     )
 
 
 def method_files(states: Sequence[FileStatus]) -> list[MethodFileRead]:
     """Return the files of a method as they stand on disk."""
-    return [MethodFileRead(stage=status.stage, **_pinned(status.pinned), state=status.state) for status in states]
+    return [
+        MethodFileRead(
+            stage=status.stage,
+            **_pinned(status.pinned),
+            state=status.state,
+            beside=[BesideFileState(**_beside(one.path, one.file), state=one.state) for one in status.beside],
+        )
+        for status in states
+    ]
 
 
-def method_version_read(method: Method) -> MethodVersionRead:
-    """Return one version of a method."""
+def method_version_summary(method: Method) -> MethodVersionSummary:
+    """Return one version of a method as lists show it."""
+    files = [PinnedFileRead(stage=stage, **_pinned(pinned)) for stage, pinned in method.files.items()]
+    return MethodVersionSummary(**_version(method), files=files)
+
+
+def method_version_read(method: Method, trees: Mapping[Stage, Tree]) -> MethodVersionRead:
+    """Return one version of a method with every file that it runs."""
     return MethodVersionRead(
-        **_definition(method),
-        id=method.id,
-        version=method.version,
-        source=method.source,
-        created_at=method.version_created_at,
-        files=[PinnedFileRead(stage=stage, **_pinned(pinned)) for stage, pinned in method.files.items()],
+        **_version(method),
+        files=[
+            PinnedTreeRead(
+                stage=stage,
+                **_pinned(pinned),
+                beside=[
+                    BesideFileRead(**_beside(path, file))
+                    for path, file in trees.get(stage, {}).items()
+                    if path != pinned.file
+                ],
+            )
+            for stage, pinned in method.files.items()
+        ],
     )
 
 
@@ -493,5 +554,25 @@ def _definition(method: Method) -> dict[str, Any]:
     return {name: canonical.get(name) for name in _MethodMembers.model_fields}
 
 
+def _version(method: Method) -> dict[str, Any]:
+    return {
+        **_definition(method),
+        "id": method.id,
+        "version": method.version,
+        "source": method.source,
+        "created_at": method.version_created_at,
+    }
+
+
 def _pinned(pinned: PinnedFile) -> dict[str, Any]:
-    return {"file": pinned.file, "sha256": pinned.sha256, "size_bytes": pinned.size, "shipped": pinned.shipped}
+    return {
+        "file": pinned.file,
+        "sha256": pinned.sha256,
+        "size_bytes": pinned.size,
+        "shipped": pinned.shipped,
+        "tree": pinned.tree,
+    }
+
+
+def _beside(path: str, file: TreeFile) -> dict[str, Any]:
+    return {"path": path, "sha256": file.sha256, "size_bytes": file.size}

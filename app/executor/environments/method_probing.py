@@ -5,6 +5,7 @@ import functools
 import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from app.domain.environment_reports import EnvironmentState
 from app.executor.environments.environment_probe import EnvironmentProbes, Needs
@@ -60,5 +61,5 @@ class MethodProbing:
         return Needs(frozenset(self._modules.needed(pinned)) | by_value, classes)
 
 
-def _pinned(file: Mapping[str, object]) -> PinnedFile:
-    return PinnedFile(file=str(file["file"]), sha256=str(file["sha256"]), size=0, shipped=bool(file.get("shipped")))
+def _pinned(file: Mapping[str, Any]) -> PinnedFile:
+    return PinnedFile(**file)

@@ -206,14 +206,13 @@ class RunnerCalls:
     def _pinned(self, path: str) -> PinnedFile | None:
         """Return the file of the script root, else the shipped one of that name; its bytes are kept."""
         files = self._methods.files
-        content = files.scripts.read(path)
-        shipped = content is None
-        if content is None:
-            content = shipped_content(path)
+        if files.scripts.digest(path) is not None:
+            return files.keep_on_disk(path)
+        content = shipped_content(path)
         if content is None:
             return None
         files.versions.put(content)
-        return pin(path, content, shipped=shipped)
+        return pin(path, content, shipped=True)
 
     def _words(self, call: Call, stage: Stage, method: Method | None, pinned: PinnedFile) -> list[str]:
         """Return the arguments as the script gets them."""

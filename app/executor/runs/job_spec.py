@@ -22,12 +22,16 @@ class _Frozen(BaseModel):
 
 
 class PinnedScript(_Frozen):
-    """The bytes a stage runs. `shipped`: part of the product, not a file of the script root."""
+    """The bytes a stage runs. `shipped`: part of the product, not a file of the script root.
+
+    `tree`: digest of all files that run; None for shipped ones, and in jobs of earlier releases.
+    """
 
     file: str
     sha256: str
     size: int
     shipped: bool = False
+    tree: str | None = None
 
 
 class Named(_Frozen):

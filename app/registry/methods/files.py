@@ -1,27 +1,31 @@
 """The files of a method: which stages run which, what pins them, and how they stand on disk now.
 
 A file lies in the script root, where users put theirs, or in the product's own folder. A name means the file of the
-root; only if nothing stands there does it mean the shipped script of that name.
+root; only if nothing stands there does it mean the shipped script of that name. A file of the root is pinned with all
+that its stage runs beside it, as a tree (`app.registry.methods.trees`).
 """
 
+import contextlib
 import platform
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from app.argspec.client import Limit, Reading, shared_reader
+from app.argspec.report import Imports
 from app.domain.definition import MethodDefinition, RunConfig
 from app.domain.enums import JobKind
 from app.domain.errors import Invalid, Violation
 from app.domain.kinds import KINDS, METHOD_STAGES, STAGES, Member, Stage
 from app.domain.pointers import pointer
 from app.presets import catalogue
+from app.registry.methods.trees import MAX_BYTES, Collected, collect, pointer_of
 from app.registry.scripts.module_names import hidden
-from app.registry.scripts.names import script_path, stem
-from app.registry.scripts.root import FileDigest, ScriptRoot, digest_of
-from app.registry.scripts.versions import VersionStore
+from app.registry.scripts.names import SUFFIX, script_path, stem
+from app.registry.scripts.root import FileDigest, ScriptRoot, ScriptTooLarge, digest_of
+from app.registry.scripts.versions import Tree, TreeFile, VersionLost, VersionStore, manifest
 
 _REMEMBERED = 10_000
 _UNCHECKED: Mapping[Limit, str] = {
@@ -38,12 +42,15 @@ class PinnedFile:
     """A file of a method version: its path, and exactly which bytes it means.
 
     The path is one of the script root, or, if the file is `shipped`, the name of a script in the product's folder.
+    `tree`: digest of all files that the stage runs, this one among them. None for shipped files, which have no
+    neighbours, and in versions of earlier releases, which pinned nothing else.
     """
 
     file: str
     sha256: str
     size: int
     shipped: bool = False
+    tree: str | None = None
 
 
 Pins = dict[Stage, PinnedFile]
@@ -55,15 +62,31 @@ class FileState(StrEnum):
     UNCHANGED = "unchanged"
     MODIFIED = "modified"
     MISSING = "missing"
+    ADDED = "added"
+
+
+@dataclass(frozen=True)
+class BesideStatus:
+    """A file that is pinned beside a stage's, and its current state; `added`: the next version will pin it."""
+
+    path: str
+    file: TreeFile
+    state: FileState
 
 
 @dataclass(frozen=True)
 class FileStatus:
-    """A pinned file and its current state."""
+    """The pinned file of a stage and its current state, and the same of the files beside it."""
 
     stage: Stage
     pinned: PinnedFile
     state: FileState
+    beside: tuple[BesideStatus, ...] = ()
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything is not as it was pinned."""
+        return self.state is not FileState.UNCHANGED or any(one.state is not FileState.UNCHANGED for one in self.beside)
 
 
 @dataclass(frozen=True)
@@ -89,36 +112,52 @@ class MethodFiles:
         self.reader = shared_reader()
         # digests that are known to parse and to be kept, so that a file that did not change costs a stat
         self._kept: dict[str, None] = {}
+        self._imports: dict[str, Imports | None] = {}
 
-    def check(self, definition: MethodDefinition, *, known: Collection[str] = ()) -> FileCheck:
-        """Look at every file that the method's stages name; nothing is written.
+    def check(
+        self,
+        definition: MethodDefinition,
+        *,
+        known: Collection[str] = (),
+        pinned: Pins | None = None,
+        instead: Mapping[str, bytes] | None = None,
+    ) -> FileCheck:
+        """Look at every file that the method's stages name or run; nothing is written.
 
-        A name that hides a module is refused, unless it is `known`: the method runs that file already.
+        A name that hides a module is refused, unless it is `known`: the method runs that file already. Of a file that
+        is gone the stored bytes count if the method `pinned` it. `instead`: files that are to be written.
         """
         pins: Pins = {}
         found: list[Violation] = []
         contents: dict[str, bytes] = {}
         for stage, file in stage_files(definition).items():
             at = file_pointer(stage)
+            before = (pinned or {}).get(stage)
+            if before is not None and before.shipped and before.file not in (instead or {}):
+                pins[stage], content = self.current(before)
+                contents[pins[stage].sha256] = content
+                continue
             try:
                 path = script_path(file)
-                digest = self.scripts.digest(path)
-                if digest is not None and digest.sha256 not in self._kept:
-                    content = self.scripts.read(path)
-                    digest = None if content is None else digest_of(content)
-                    if content is not None and digest is not None:
-                        if problem := python_problem(self.reader.check(content), path, at):
-                            found.append(problem)
-                            continue
-                        contents[digest.sha256] = content
+                files = _RootFiles(self, before, instead or {})
+                digest = files.digest(path, most=self.scripts.max_bytes)
+                if digest is not None and self._imports.get(digest.sha256) is None:
+                    content = files.read(path)
+                    if problem := python_problem(self.reader.check(content), path, at):
+                        found.append(problem)
+                        continue
             except Invalid as error:
                 found.append(Violation(at, error.code, error.params))
                 continue
             if digest is not None:
-                pins[stage] = PinnedFile(file=path, sha256=digest.sha256, size=digest.size)
-            elif (content := shipped_content(path)) is not None:
-                pins[stage] = pin(path, content, shipped=True)
-                contents[pins[stage].sha256] = content
+                collected = self._collect(files, definition, stage, path)
+                found += collected.violations
+                if path not in collected.tree:
+                    continue
+                pins[stage] = self._pin_tree(path, collected.tree, files, contents)
+            elif (content_of := shipped_content(path)) is not None:
+                pins[stage] = pin(path, content_of, shipped=True)
+                contents[pins[stage].sha256] = content_of
             else:
                 found.append(Violation(at, "file_not_found", {"file": path}))
                 continue
@@ -130,13 +169,110 @@ class MethodFiles:
         """Put the bytes that were looked at into the version store."""
         for sha256, content in check.contents.items():
             self.versions.put(content)
-            if len(self._kept) >= _REMEMBERED:
-                self._kept.clear()
-            self._kept[sha256] = None
+            self._remember(sha256)
 
-    def states(self, pins: Pins) -> list[FileStatus]:
-        """Compare the pinned files with what stands in their places."""
-        return [FileStatus(stage, pinned, self.state(pinned)) for stage, pinned in pins.items()]
+    def keep_alone(self, file: str, content: bytes) -> PinnedFile:
+        """Keep a file of the script root that runs with nothing beside it, and return what pins it."""
+        alone = pin(file, content)
+        tree = manifest({file: TreeFile(self.versions.put(content), alone.size)})
+        return replace(alone, tree=self.versions.put(tree))
+
+    def tree(self, pinned: PinnedFile) -> Tree:
+        """Return all files that are pinned with one of the script root, it among them."""
+        if pinned.tree is None:
+            return {pinned.file: TreeFile(pinned.sha256, pinned.size)}
+        return self.versions.tree(pinned.tree)
+
+    def states(self, definition: MethodDefinition, pins: Pins) -> list[FileStatus]:
+        """Compare what the method's stages pinned with what they would pin now."""
+        return [self._status(definition, stage, pinned) for stage, pinned in pins.items()]
+
+    def tree_now(self, definition: MethodDefinition, stage: Stage, pinned: PinnedFile) -> Collected:
+        """Return what a stage would pin now; of files that are gone what it pinned."""
+        return self._collect(_RootFiles(self, pinned, {}), definition, stage, pinned.file)
+
+    def keep_on_disk(self, path: str) -> PinnedFile:
+        """Pin a file of the script root that no method names with what it runs, and keep the bytes."""
+        present = self.scripts.digest(path)
+        assert present is not None
+        alone = PinnedFile(file=path, sha256=present.sha256, size=present.size)
+        return self.keep_as_it_is(MethodDefinition(), JobKind.TRAINING, alone)
+
+    def keep_as_it_is(self, definition: MethodDefinition, stage: Stage, pinned: PinnedFile) -> PinnedFile:
+        """Pin what a stage has on disk now, whatever is wrong with it, and keep the bytes."""
+        files, contents = _RootFiles(self, pinned, {}), dict[str, bytes]()
+        tree = self._collect(files, definition, stage, pinned.file).tree
+        if pinned.file not in tree:
+            return pinned
+        now = self._pin_tree(pinned.file, tree, files, contents)
+        for sha256, content in contents.items():
+            self.versions.put(content)
+            self._remember(sha256)
+        return now
+
+    def holds(self, path: str, file: TreeFile) -> bool:
+        """Say whether the script root has exactly this file there."""
+        return self._state(path, file) is FileState.UNCHANGED
+
+    def _status(self, definition: MethodDefinition, stage: Stage, pinned: PinnedFile) -> FileStatus:
+        state = self.state(pinned)
+        if pinned.shipped:
+            return FileStatus(stage, pinned, state)
+        before = self.tree(pinned)
+        now = self.tree_now(definition, stage, pinned)
+        beside = []
+        for path in sorted(before.keys() | now.tree.keys()):
+            if path != pinned.file:
+                file = before.get(path)
+                status = FileState.ADDED if file is None else self._state(path, file)
+                beside.append(BesideStatus(path, file or now.tree[path], status))
+        return FileStatus(stage, pinned, state, tuple(beside))
+
+    def _state(self, path: str, pinned: TreeFile) -> FileState:
+        try:
+            digest = self.scripts.digest(path, most=MAX_BYTES)
+        except Invalid:
+            return FileState.MODIFIED
+        if digest is None:
+            return FileState.MISSING
+        return FileState.UNCHANGED if _tree_file(path, digest) == pinned else FileState.MODIFIED
+
+    def _collect(self, files: "_RootFiles", definition: MethodDefinition, stage: Stage, path: str) -> Collected:
+        def imports(path: str, file: TreeFile) -> Imports | None:
+            known = self._imports.get(file.sha256)
+            if known is None:
+                reading = self.reader.check(files.read(path))
+                known = None if reading.problem or reading.stopped else reading.imports
+                if reading.lasting:
+                    if len(self._imports) >= _REMEMBERED:
+                        self._imports.clear()
+                    self._imports[file.sha256] = known
+            return known
+
+        config = definition.stage_config(stage)
+        include = (config.include if config is not None else None) or ()
+        return collect(files, imports, path, include=include, at=stage_pointer(stage))
+
+    def _pin_tree(self, path: str, tree: Tree, files: "_RootFiles", contents: dict[str, bytes]) -> PinnedFile:
+        """Return what pins the stage file `path` with its tree; `contents` gets what may not be kept yet."""
+        exact = dict(tree)
+        for one, file in tree.items():
+            if file.sha256 not in self._kept and file.sha256 not in contents:
+                content = files.read(one)
+                digest = digest_of(content)  # it may have changed a moment ago
+                exact[one] = TreeFile(digest.sha256, digest.size, file.executable)
+                contents[digest.sha256] = content
+        document = manifest(exact)
+        digest = digest_of(document)
+        if digest.sha256 not in self._kept:
+            contents[digest.sha256] = document
+        entry = exact[path]
+        return PinnedFile(file=path, sha256=entry.sha256, size=entry.size, tree=digest.sha256)
+
+    def _remember(self, sha256: str) -> None:
+        if len(self._kept) >= _REMEMBERED:
+            self._kept.clear()
+        self._kept[sha256] = None
 
     def state(self, pinned: PinnedFile) -> FileState:
         """Compare one pinned file with what stands in its place; what cannot be used any more counts as modified."""
@@ -165,6 +301,54 @@ class MethodFiles:
             return self.scripts.digest(pinned.file)
         content = shipped_content(pinned.file)
         return None if content is None else digest_of(content)
+
+
+class _RootFiles:
+    """The script root as a tree is taken from it: with files that are to be written, and pinned ones for gone ones."""
+
+    def __init__(self, files: MethodFiles, pinned: PinnedFile | None, instead: Mapping[str, bytes]) -> None:
+        self._root = files.scripts
+        self._versions = files.versions
+        self._pinned: Tree = {}
+        if pinned is not None:
+            with contextlib.suppress(VersionLost):
+                self._pinned = files.tree(pinned)
+        self._instead = instead
+
+    def digest(self, path: str, *, most: int) -> TreeFile | None:
+        """Return what pins the file, `None` if there is none."""
+        if path.endswith(SUFFIX):
+            most = min(most, self._root.max_bytes)
+        if path in self._instead:
+            found: FileDigest | None = digest_of(self._instead[path])
+        else:
+            found = self._root.digest(path, most=most)
+        if found is None:
+            return self._pinned.get(path)
+        if found.size > most:
+            raise ScriptTooLarge(file=path, size=found.size, limit=most)
+        return _tree_file(path, found)
+
+    def read(self, path: str) -> bytes:
+        """Return the bytes of a file that is there."""
+        content = self._instead.get(path)
+        if content is None:
+            content = self._root.read(path, most=MAX_BYTES)
+        return self._versions.get(self._pinned[path].sha256) if content is None else content
+
+    def below(self, folder: str) -> Iterator[tuple[str, bool]]:
+        """Yield every file below a folder, and whether it is a link."""
+        found = dict(self._root.below(folder))
+        start = f"{folder}/" if folder else ""
+        for path in self._pinned:
+            if path.startswith(start):
+                found.setdefault(path, False)
+        yield from found.items()
+
+
+def _tree_file(path: str, digest: FileDigest) -> TreeFile:
+    # Python does not ask whether a script is executable
+    return TreeFile(digest.sha256, digest.size, digest.executable and not path.endswith(SUFFIX))
 
 
 def pin(file: str, content: bytes, *, shipped: bool = False) -> PinnedFile:
@@ -230,8 +414,12 @@ def file_pointer(stage: Stage) -> str:
 
 def member_pointer(stage: Stage, member: str) -> str:
     """Return where a definition has a member of `stage`."""
-    of_stage = KINDS[stage].member
-    return pointer("stages", stage, member) if of_stage is Member.STAGES else pointer("deployment", member)
+    return pointer_of(stage_pointer(stage), member)
+
+
+def stage_pointer(stage: Stage) -> str:
+    """Return where a definition has `stage`."""
+    return pointer("stages", stage) if KINDS[stage].member is Member.STAGES else pointer("deployment")
 
 
 def pins_to_json(pins: Pins) -> dict[str, Any]:
@@ -240,8 +428,10 @@ def pins_to_json(pins: Pins) -> dict[str, Any]:
 
 
 def pin_to_json(pinned: PinnedFile) -> dict[str, Any]:
-    """Return one pin as a version keeps it; that a file is shipped is said only where it is."""
+    """Return one pin as a version keeps it; that a file is shipped, or has a tree, is said only where it is so."""
     document = {"file": pinned.file, "sha256": pinned.sha256, "size": pinned.size}
+    if pinned.tree is not None:
+        document["tree"] = pinned.tree
     return {**document, "shipped": True} if pinned.shipped else document
 
 

@@ -31,7 +31,7 @@ from app.registry.methods.record import Method
 from app.registry.methods.script_modules import ScriptModules
 from app.registry.methods.script_reading import ScriptReader, unread_module
 from app.registry.methods.service import Clock, MethodRegistry
-from app.registry.scripts.module_names import folder_of, hidden, modules_in, modules_of
+from app.registry.scripts.module_names import hidden, modules_of, provided
 from app.store import registry_facts
 from app.store.registry_facts import RegistryFacts
 
@@ -40,10 +40,6 @@ _OCCASIONAL = frozenset(
     {"system_prompt", "reset_context", "history", "model_path", "system", "parameters"}
     | {"enable_thinking", "chat_template_kwargs"}
 )
-
-
-Listing = dict[str, list[tuple[str, str]]]
-"""Files that bring a module, and its name, by folder of the script root."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +90,7 @@ class MethodGuide:
     ) -> tuple[list[Violation], Readiness]:
         """Say everything that a create would say, or a change of the method `instead_of`, and what is not ready."""
         found, check, facts = await self._registry.validate(session, definition, instead_of=instead_of)
-        hiding = await asyncio.to_thread(self._hidden, definition, check.pins, facts, {})
+        hiding = await asyncio.to_thread(self._hidden, definition, check.pins, facts)
         return found, readiness(definition, facts, file_problems=hiding, now=self._clock())
 
     async def readiness(self, session: AsyncSession, method: str) -> Readiness:
@@ -107,9 +103,8 @@ class MethodGuide:
         now = self._clock()
         facts, found = await registry_facts.load(session), await matrix(session, now=now)
         answers = []
-        listed: Listing = {}
         for method in methods:
-            problems = await asyncio.to_thread(self._hidden, method.definition, method.files, facts, listed)
+            problems = await asyncio.to_thread(self._hidden, method.definition, method.files, facts)
             plain = readiness(method.definition, facts, file_problems=problems, now=now)
             answers.append(with_cells(plain, await asyncio.to_thread(cells_of, method, found, self._modules)))
         return answers
@@ -142,6 +137,7 @@ class MethodGuide:
                 described_options(described, environments.get(stage) or BASE_ENVIRONMENT),
                 language,
                 producing=stage is producer,
+                unpinned=self._unpinned(method, stage),
             )
             for stage, call in calls.items()
             if stage in method.files or call.module is not None
@@ -158,6 +154,13 @@ class MethodGuide:
         hint = Violation("", "inference_ignores_model", {"file": found.file.file})
         return replace(found, remarks=[*found.remarks, hint])
 
+    def _unpinned(self, method: Method, stage: Stage) -> Sequence[Violation]:
+        """Return what reading could not see of what the stage runs."""
+        pinned = method.files.get(stage)
+        if pinned is None or pinned.shipped:
+            return ()
+        return self._files.tree_now(method.definition, stage, pinned).unpinned
+
     def _read(self, stage: Stage, method: Method) -> tuple[PinnedFile | None, ScriptParameters]:
         pinned = method.files.get(stage)
         if pinned is None:
@@ -166,20 +169,21 @@ class MethodGuide:
         return (pinned, self._reader.pinned(pinned)) if method.read_only else self._reader.current(pinned)
 
     def _hidden(
-        self, definition: MethodDefinition, pins: Pins, facts: RegistryFacts, listed: Listing
+        self, definition: MethodDefinition, pins: Pins, facts: RegistryFacts
     ) -> dict[Stage, tuple[Violation, ...]]:
-        """Return what files beside the scripts, put there by hand, hide from them; `listed`: folders seen already."""
+        """Return what the files that the scripts run hide from them."""
         environments = stage_environments(definition)
         found: dict[Stage, tuple[Violation, ...]] = {}
         for stage, pinned in pins.items():
             if pinned.shipped:
                 continue
-            folder = folder_of(pinned.file)
-            if folder not in listed:
-                listed[folder] = modules_in(self._files.scripts.root, folder)
+            collected = self._files.tree_now(definition, stage, pinned)
             packages = modules_of(spec for name, spec in facts.specs.items() if name == environments.get(stage))
+            brought = {path: provided(path) for path in collected.tree}
             beside = (
-                hidden(path, module, packages=packages, pointer=file_pointer(stage)) for path, module in listed[folder]
+                hidden(path, module, packages=packages, pointer=file_pointer(stage))
+                for path, (folder, module) in brought.items()
+                if folder in collected.folders
             )
             found[stage] = tuple(filter(None, beside))
         return found
@@ -206,6 +210,7 @@ def _stage_parameters(
     language: Language,
     *,
     producing: bool,
+    unpinned: Sequence[Violation],
 ) -> StageParameters:
     classes = [OptionClassUse(use, options.classes.get(use.path)) for use in script.option_classes]
     classes += [
@@ -219,7 +224,7 @@ def _stage_parameters(
             if name in shipped and (texts := _shipped_texts(shipped[name], language)):
                 schema_of |= texts
                 schema_of.pop("x-advanced", None)  # the product explains what people set every day
-    remarks = [remark.violation() for remark in (*script.unread, *script.notes)]
+    remarks = [*(remark.violation() for remark in (*script.unread, *script.notes)), *unpinned]
     remarks += withheld(definition, stage, script, "")
     undescribed = [one.use.path for one in classes if one.described is None]
     for path in undescribed:

@@ -211,7 +211,7 @@ def template_of(manifest: PresetManifest, files: MethodFiles, *, installed: Pins
     pins = {}
     for file in manifest.files:
         content = _kept(file, files)
-        pins[file] = pin(places.get(file) or _free_place(manifest, file, content, files), content)
+        pins[file] = files.keep_alone(places.get(file) or _free_place(manifest, file, content, files), content)
     return _placed(manifest, pins)
 
 

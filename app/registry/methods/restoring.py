@@ -5,16 +5,17 @@ can be restored in turn. A file that the method never ran is not overwritten at 
 """
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Sequence
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import VersionSource
 from app.domain.errors import Conflict
-from app.registry.methods.files import FileState, MethodFiles, Pins, pins_from_json
+from app.registry.methods.files import MethodFiles, Pins, pins_from_json
 from app.registry.methods.preset_install import manifest_named, template_of
 from app.registry.methods.record import Method, method_of
 from app.registry.methods.service import MethodRegistry, PresetReadOnly
+from app.registry.methods.trees import MAX_BYTES
 from app.registry.scripts.root import digest_of
 from app.store import methods as store
 from app.store import presets
@@ -88,27 +89,38 @@ class MethodRestoring:
             kept = {**newest.files, **edited}
             await self._registry.new_version(session, row, newest.definition, kept, source=VersionSource.DISK)
         versions = [pins_from_json(files) for files in await store.files_of_versions(session, row.id)]
-        own = {(pinned.file, pinned.sha256) for files in versions for pinned in files.values()}
-        await asyncio.to_thread(self._write, pins, own)
+        await asyncio.to_thread(self._write, pins, versions)
 
     def _edited(self, newest: Method) -> Pins:
         """Return pins of what stands on disk instead of the newest version's files, and keep those bytes."""
+        changed = [status for status in self._files.states(newest.definition, newest.files) if status.changed]
         edited: Pins = {}
-        for status in self._files.states(newest.files):
-            if status.state is FileState.MODIFIED and not status.pinned.shipped:
-                edited[status.stage], content = self._files.current(status.pinned)
-                self._files.versions.put(content)
+        for status in changed:
+            if not status.pinned.shipped:
+                edited[status.stage] = self._files.keep_as_it_is(newest.definition, status.stage, status.pinned)
         return edited
 
-    def _write(self, pins: Pins, own: Collection[tuple[str, str]]) -> None:
-        changed = {
-            pinned.file: pinned.sha256
+    def _write(self, pins: Pins, versions: Sequence[Pins]) -> None:
+        files = {
+            path: file
             for pinned in pins.values()
-            if not pinned.shipped and self._files.state(pinned) is not FileState.UNCHANGED
+            if not pinned.shipped
+            for path, file in self._files.tree(pinned).items()
         }
-        for file in changed:
-            present = self._files.scripts.read(file)
-            if present is not None and (file, digest_of(present).sha256) not in own:
-                raise FileInTheWay(file=file)
-        for file, sha256 in changed.items():
-            self._files.scripts.write(file, self._files.versions.get(sha256))
+        changed = {path: file for path, file in files.items() if not self._files.holds(path, file)}
+        if not changed:
+            return
+        own = {
+            (path, file.sha256)
+            for version in versions
+            for pinned in version.values()
+            if not pinned.shipped
+            for path, file in self._files.tree(pinned).items()
+        }
+        for path in changed:
+            present = self._files.scripts.read(path, most=MAX_BYTES)
+            if present is not None and (path, digest_of(present).sha256) not in own:
+                raise FileInTheWay(file=path)
+        for path, file in changed.items():
+            content = self._files.versions.get(file.sha256)
+            self._files.scripts.write(path, content, most=MAX_BYTES, executable=file.executable)

@@ -1,7 +1,8 @@
 """From a method to the bytes that a job runs.
 
-A file that was edited on disk is taken as a new version at submit. While the pinned bytes stand in their place they run
-there, beside their neighbours; else the stored bytes run. A script sees the modules of its own folder and our helpers.
+What was edited on disk is taken as a new version at submit: the file of a stage, or anything that it runs beside it.
+The stored tree runs, so that a script sees the modules and files that its version pins, and our helpers. A shipped
+script runs in place while the product has the bytes, and so does one that an earlier release pinned alone.
 """
 
 import asyncio
@@ -23,16 +24,15 @@ from app.store import methods as store
 
 @dataclass(frozen=True)
 class ScriptToRun:
-    """Where the pinned bytes stand, and the folders of the script root that the script imports from.
+    """Where the pinned bytes stand, and the folders that the script imports from.
 
     `isolated`: it is the product's, and sees nothing of the folder that it works in. `helper_copies`: users' own copies
-    of helper modules in the script root, where a script in a folder looks for them behind everything else (it appends
-    the root to `sys.path`), and yet they come before the product's.
+    of helper modules in the root of the tree, where a script in a folder looks for them behind everything else (it
+    appends the root to `sys.path`), and yet they come before the product's.
     """
 
     path: Path
     sha256: str
-    in_place: bool
     import_paths: tuple[Path, ...] = ()
     helper_copies: tuple[Path, ...] = ()
     isolated: bool = False
@@ -59,18 +59,16 @@ class MethodRuns:
         """Return the method with the files that the script root has now, their bytes kept; blocks.
 
         A file that is gone from disk is no edit: its stored bytes run; of a read-only example nothing else ever runs.
+        A version of an earlier release, which has no trees, gets them here.
         """
         if newest.read_only:
             return newest
-        states = self._files.states(newest.files)
-        modified = [status for status in states if status.state is FileState.MODIFIED]
-        if not modified:
-            return newest
-        check = self._files.check(newest.definition, known=_names(newest))
-        found = [violation for violation in check.violations if violation.code != "file_not_found"]
-        if found:
+        check = self._files.check(newest.definition, known=names_of(newest), pinned=newest.files)
+        if check.violations:
             # the caller submits a job: what is wrong is the method it names
-            raise InvalidRequest([replace(violation, pointer="/method") for violation in found])
+            raise InvalidRequest([replace(violation, pointer="/method") for violation in check.violations])
+        if check.pins == newest.files:
+            return newest
         self._files.keep(check)
         return replace(newest, files={**newest.files, **check.pins})
 
@@ -84,24 +82,29 @@ class MethodRuns:
         )
 
 
-def _names(method: Method) -> frozenset[str]:
+def names_of(method: Method) -> frozenset[str]:
+    """Return the files that the stages of the method name."""
     return frozenset(pinned.file for pinned in method.files.values())
 
 
 def script_to_run(files: MethodFiles, pinned: PinnedFile) -> ScriptToRun:
     """Return what to start for a pinned file; blocks, and writes the stored bytes out if they have to run."""
-    in_place = files.state(pinned) is FileState.UNCHANGED
-    path = files.place(pinned) if in_place else files.versions.materialise(pinned.sha256, pinned.file)
-    if pinned.shipped:
-        return ScriptToRun(path=path, sha256=pinned.sha256, in_place=in_place, isolated=True)
-    folder = files.scripts.absolute(pinned.file).parent
-    copies = _helper_copies(files, path) if folder != files.scripts.root else ()
-    return ScriptToRun(path=path, sha256=pinned.sha256, in_place=in_place, import_paths=(folder,), helper_copies=copies)
+    if pinned.tree is not None:
+        root = files.versions.materialise_tree(pinned.tree)
+        path, folder = root / pinned.file, (root / pinned.file).parent
+    else:
+        in_place = files.state(pinned) is FileState.UNCHANGED
+        path = files.place(pinned) if in_place else files.versions.materialise(pinned.sha256, pinned.file)
+        if pinned.shipped:
+            return ScriptToRun(path=path, sha256=pinned.sha256, isolated=True)
+        root, folder = files.scripts.root, files.scripts.absolute(pinned.file).parent
+    copies = _helper_copies(files, root, path) if folder != root else ()
+    return ScriptToRun(path=path, sha256=pinned.sha256, import_paths=(folder,), helper_copies=copies)
 
 
-def _helper_copies(files: MethodFiles, script: Path) -> tuple[Path, ...]:
-    """Return the helper modules in the script root that a script of a folder means if it looks there."""
-    places = [files.scripts.root / f"{name}{SUFFIX}" for name in sorted(CONTRACT_HELPERS)]
+def _helper_copies(files: MethodFiles, root: Path, script: Path) -> tuple[Path, ...]:
+    """Return the helper modules in the root that a script of a folder means if it looks there."""
+    places = [root / f"{name}{SUFFIX}" for name in sorted(CONTRACT_HELPERS)]
     copies = tuple(place for place in places if place.is_file())
     if not copies or not files.reader.read(script.read_bytes()).imports.search_path:
         return ()

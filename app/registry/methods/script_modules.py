@@ -17,6 +17,7 @@ from app.registry.methods.record import Method
 from app.registry.scripts.module_names import PACKAGE, folder_of
 from app.registry.scripts.names import SUFFIX
 from app.registry.scripts.root import FileDigest
+from app.registry.scripts.versions import Tree
 
 _REMEMBERED = 1000
 _NAMES_MODEL = re.compile(
@@ -29,11 +30,13 @@ class ModulesBeside:
     """Finds the sources of the modules that a stage imports from where it runs; a package's come with its name.
 
     They are looked for as the stage does: in its own folder, among our helpers, then in folders that it adds itself,
-    which is usually the script root. Blocks.
+    which is usually the script root. With a `tree` that is kept, only what it holds is there. Blocks.
     """
 
     def __init__(self, files: MethodFiles, pinned: PinnedFile, imports: Imports) -> None:
         self._scripts = files.scripts
+        self._versions = files.versions
+        self._tree = None if pinned.tree is None else files.tree(pinned)
         own = [] if pinned.shipped else [folder_of(pinned.file)]
         added = [""] if own not in ([], [""]) and imports.search_path else []
         self._folders: Sequence[str | Path] = (*own, helpers_dir(), *added)
@@ -41,7 +44,7 @@ class ModulesBeside:
 
     def find(self, module: str) -> Source | None:
         """Return the source of a module, `None` if it stands in none of these folders."""
-        self._found[module] = self._digest(module)
+        self._found[module] = None if self._tree is not None else self._digest(module)
         for folder, path, is_package in self._places(module):
             content = self._read(folder, path)
             if content is not None:
@@ -49,8 +52,8 @@ class ModulesBeside:
         return None
 
     def unchanged(self) -> bool:
-        """Return whether everything that was looked for in the script root is as it was; our helpers do not change."""
-        return all(self._digest(module) == digest for module, digest in self._found.items())
+        """Return whether everything that was looked for in the script root is as it was; all else does not change."""
+        return self._tree is not None or all(self._digest(module) == digest for module, digest in self._found.items())
 
     def _places(self, module: str) -> Iterator[tuple[str | Path, str, bool]]:
         path = module.replace(".", "/")
@@ -63,7 +66,10 @@ class ModulesBeside:
         try:
             if isinstance(folder, Path):
                 return (folder / path).read_bytes() if (folder / path).is_file() else None
-            return self._scripts.read(f"{folder}/{path}".lstrip("/"))
+            at = f"{folder}/{path}".lstrip("/")
+            if self._tree is not None:
+                return self._versions.get(self._tree[at].sha256) if at in self._tree else None
+            return self._scripts.read(at)
         except (AppError, OSError):
             return None  # a stage could not read it either
 
@@ -104,9 +110,16 @@ class ScriptModules:
             if reading.lasting:
                 self._read[pinned.sha256] = known
         modules, attributes = known
-        own = [] if pinned.shipped else [self._files.scripts.absolute(pinned.file).parent]
-        folders = [helpers_dir(), *own]
-        found = frozenset(module for module in modules if not any(_is_there(folder, module) for folder in folders))
+        folders = [helpers_dir()]
+        beside = frozenset[str]()
+        if pinned.tree is not None:
+            with contextlib.suppress(AppError, OSError):
+                beside = _modules_in(self._files.tree(pinned), folder_of(pinned.file))
+        elif not pinned.shipped:
+            folders.append(self._files.scripts.absolute(pinned.file).parent)
+        found = frozenset(
+            module for module in modules - beside if not any(_is_there(folder, module) for folder in folders)
+        )
         if pinned.shipped:
             return found
         return found.union(name for name in attributes if name.partition(":")[0].partition(".")[0] in found)
@@ -118,11 +131,13 @@ class ScriptModules:
         """
         if config is not None and (config.arguments is not None or config.config or config.env):
             return False
+        if pinned.shipped:
+            return False
         try:
-            source = self._files.versions.get(pinned.sha256)
+            scripts = [file.sha256 for path, file in self._files.tree(pinned).items() if path.endswith(SUFFIX)]
+            return not any(_NAMES_MODEL.search(self._files.versions.get(sha256)) for sha256 in scripts)
         except (AppError, OSError):
             return False
-        return not pinned.shipped and _NAMES_MODEL.search(source) is None
 
     def needed_at(self, method: Method, stage: Stage) -> frozenset[str]:
         """Return what the environment of a stage must have."""
@@ -130,34 +145,6 @@ class ScriptModules:
         if pinned is not None:
             return self.needed(pinned)
         return frozenset() if module is None else frozenset([top_package(module)])
-
-    def imports(self, pinned: PinnedFile, path: str) -> bool:
-        """Return whether the script imports the file `path` of the script root, by itself or through another one."""
-        if pinned.shipped:
-            return False
-        waiting, seen = [pinned.file], set[str]()
-        while waiting:
-            file = waiting.pop()
-            if file in seen:
-                continue
-            seen.add(file)
-            imports = self._imports(pinned, file)
-            # a script that changes where it looks usually adds the folder above its own
-            folders = [folder_of(file), *([""] if imports.search_path else [])]
-            for module in [f"{folder}/{module}".lstrip("/") for folder in folders for module in imports.modules]:
-                if path == module + SUFFIX or path.startswith(f"{module}/"):
-                    return True
-                beside = (module + SUFFIX, f"{module}/__init__{SUFFIX}")
-                waiting += [at for at in beside if self._files.scripts.absolute(at).is_file()]
-        return False
-
-    def _imports(self, pinned: PinnedFile, file: str) -> Imports:
-        try:
-            stored = file == pinned.file
-            content = self._files.versions.get(pinned.sha256) if stored else self._files.scripts.read(file)
-        except (AppError, OSError):
-            return Imports()  # cannot be read, so that it imports nothing
-        return self._files.reader.read(content or b"").imports
 
 
 def top_package(module: str) -> str:
@@ -168,6 +155,12 @@ def top_package(module: str) -> str:
 def _needed(imports: Imports) -> frozenset[str]:
     """Return what a script imports; nothing if it looks in unknown folders."""
     return frozenset(imports.modules) if set(imports.search_path) <= _KNOWN_FOLDERS else frozenset()
+
+
+def _modules_in(tree: Tree, folder: str) -> frozenset[str]:
+    start = f"{folder}/" if folder else ""
+    first = [path.removeprefix(start).split("/") for path in tree if path.startswith(start) and path.endswith(SUFFIX)]
+    return frozenset(parts[0].removesuffix(SUFFIX) for parts in first)
 
 
 def _is_there(folder: Path, module: str) -> bool:

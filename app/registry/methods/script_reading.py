@@ -1,6 +1,6 @@
 """What scripts say about their command lines, read once per content."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from app.argspec.report import Arguments, Option, Remark
 from app.domain import script_parameters as domain
@@ -26,12 +26,13 @@ class _Known:
 class ScriptReader:
     """Reads the parameters of scripts; the same bytes are read once. All methods block.
 
-    Modules beside a script may declare arguments for it: what was read of it holds as long as they stay the same.
+    Modules beside a script may declare arguments for it: those that its tree pins, or, of a script as it is on disk,
+    those on disk; what was read of it holds as long as they stay the same.
     """
 
     def __init__(self, files: MethodFiles) -> None:
         self._files = files
-        self._read: dict[tuple[str, str, bool], _Known] = {}
+        self._read: dict[PinnedFile, _Known] = {}
 
     def pinned(self, pinned: PinnedFile) -> ScriptParameters:
         """Return the parameters of exactly the pinned bytes."""
@@ -39,17 +40,21 @@ class ScriptReader:
 
     def current(self, pinned: PinnedFile) -> tuple[PinnedFile, ScriptParameters]:
         """Return the parameters of the file as it is on disk now, and its digest."""
+        pinned = replace(pinned, tree=None)
         if self._files.state(pinned) is FileState.UNCHANGED:
             return pinned, self.pinned(pinned)
         present, content = self._files.current(pinned)
         return present, self.content(present, content)
 
-    def content(self, pinned: PinnedFile, content: bytes) -> ScriptParameters:
-        """Return the parameters of bytes that are not stored yet."""
-        return self._known(pinned) or self._remember(pinned, content)
+    def content(self, pinned: PinnedFile, content: bytes | None) -> ScriptParameters:
+        """Return the parameters of bytes that may not be stored yet, with the modules that are beside them now."""
+        pinned = replace(pinned, tree=None)
+        return self._known(pinned) or self._remember(
+            pinned, self._files.versions.get(pinned.sha256) if content is None else content
+        )
 
     def _known(self, pinned: PinnedFile) -> ScriptParameters | None:
-        known = self._read.get(_key(pinned))
+        known = self._read.get(pinned)
         return known.parameters if known is not None and known.beside.unchanged() else None
 
     def _remember(self, pinned: PinnedFile, content: bytes) -> ScriptParameters:
@@ -60,7 +65,7 @@ class ScriptReader:
         reading = self._files.reader.read(content, beside.find)
         found = script_parameters(reading.arguments, filename=pinned.file)
         if reading.lasting:
-            self._read[_key(pinned)] = _Known(found, beside)
+            self._read[pinned] = _Known(found, beside)
         return found
 
 
@@ -76,16 +81,11 @@ def unreadable(reader: ScriptReader, definition: MethodDefinition, check: FileCh
         return []
     found = []
     for stage, pinned in check.pins.items():
-        content = check.contents.get(pinned.sha256)
-        script = reader.pinned(pinned) if content is None else reader.content(pinned, content)
+        script = reader.content(pinned, check.contents.get(pinned.sha256))
         if script.unread and not script.parameters and not script.parser_classes:
             params = {"file": pinned.file, "stage": stage, "line": script.unread[0].line}
             found.append(Violation("/arguments/declared_only", "declared_only_unread", params))
     return found
-
-
-def _key(pinned: PinnedFile) -> tuple[str, str, bool]:
-    return pinned.sha256, pinned.file, pinned.shipped
 
 
 def script_parameters(arguments: Arguments, *, filename: str = "") -> ScriptParameters:

@@ -5,7 +5,7 @@ hide a module from the scripts beside it is refused.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -14,14 +14,23 @@ from app.domain.enums import VersionSource
 from app.domain.errors import Conflict, InvalidRequest, NotFound
 from app.domain.kinds import Stage
 from app.registry.environments.on_nodes import modules_found
-from app.registry.methods.files import FileStatus, MethodFiles, PinnedFile, pin, python_problem
+from app.registry.methods.files import (
+    FileStatus,
+    MethodFiles,
+    PinnedFile,
+    Pins,
+    pin,
+    python_problem,
+    stage_pointer,
+)
 from app.registry.methods.record import Method, method_of
 from app.registry.methods.restoring import FileInTheWay
-from app.registry.methods.script_modules import ScriptModules
+from app.registry.methods.runs import names_of
 from app.registry.methods.service import MethodRegistry, Precondition, PresetReadOnly
 from app.registry.scripts.module_names import folder_of, hidden, modules_of, provided
 from app.registry.scripts.names import script_path
 from app.registry.scripts.root import ScriptEntry, ScriptTooLarge
+from app.registry.scripts.versions import Tree
 from app.store import methods as store
 from app.store import registry_facts
 from app.store.nodes import all_nodes
@@ -59,20 +68,32 @@ class StageFiles:
     def __init__(self, *, registry: MethodRegistry, files: MethodFiles) -> None:
         self._registry = registry
         self._files = files
-        self._modules = ScriptModules(files)
 
     async def states(self, method: Method) -> list[FileStatus]:
         """Return the files of the method, and how they stand on disk."""
-        return await asyncio.to_thread(self._files.states, method.files)
+        return await asyncio.to_thread(self._files.states, method.definition, method.files)
+
+    async def trees(self, method: Method) -> Mapping[Stage, Tree]:
+        """Return what the stages of a version run, file by file."""
+        return await asyncio.to_thread(
+            lambda: {stage: self._files.tree(pinned) for stage, pinned in method.files.items()}
+        )
 
     async def read(self, session: AsyncSession, method: str, stage: Stage) -> ScriptContent:
         """Return the stage's file as it is on disk; the stored bytes if it is gone from there."""
         pinned = _pinned(await self._registry.get(session, method), stage)
         return ScriptContent(*await asyncio.to_thread(self._files.current, pinned))
 
-    async def read_version(self, session: AsyncSession, method: str, number: int, stage: Stage) -> ScriptContent:
-        """Return the bytes that a version of the method pins."""
+    async def read_version(
+        self, session: AsyncSession, method: str, number: int, stage: Stage, path: str | None = None
+    ) -> ScriptContent:
+        """Return the bytes that a version of the method pins: of the stage's file, or of one that runs beside it."""
         pinned = _pinned(await self._registry.version(session, method, number), stage)
+        if path is not None and path != pinned.file:
+            tree = await asyncio.to_thread(self._files.tree, pinned)
+            if path not in tree:
+                raise ScriptNotFound(file=path)
+            pinned = PinnedFile(file=path, sha256=tree[path].sha256, size=tree[path].size)
         return ScriptContent(pinned, await asyncio.to_thread(self._files.versions.get, pinned.sha256))
 
     async def write(
@@ -90,8 +111,7 @@ class StageFiles:
             raise FileInTheWay(file=pinned.file)  # the upload would become a file of the script root
         present, _ = await asyncio.to_thread(self._files.current, pinned)
         precondition(present.sha256)
-        written = await asyncio.to_thread(self._write, pinned.file, content)
-        pins = {at: written if one.file == pinned.file else one for at, one in newest.files.items()}
+        pins = await asyncio.to_thread(self._replace, newest, pinned.file, content)
         return await self._registry.new_version(session, row, newest.definition, pins, source=VersionSource.UPLOAD)
 
     async def entries(self) -> list[ScriptEntry]:
@@ -144,6 +164,19 @@ class StageFiles:
         if problem is not None:
             raise InvalidRequest([problem])
 
+    def _replace(self, method: Method, file: str, content: bytes) -> Pins:
+        """Write a stage's file; return what the method pins then. Stages that run other files stay as they are."""
+        check = self._files.check(
+            method.definition, known=names_of(method), pinned=method.files, instead={file: content}
+        )
+        stages = {stage for stage, pinned in method.files.items() if pinned.file == file}
+        places = tuple(map(stage_pointer, stages))
+        if found := [one for one in check.violations if one.pointer.startswith(places)]:
+            raise InvalidRequest(found)
+        self._write(file, content)
+        self._files.keep(check)
+        return {**method.files, **{stage: pinned for stage, pinned in check.pins.items() if stage in stages}}
+
     def _write(self, path: str, content: bytes) -> PinnedFile:
         # kept first, on disk last: after a crash in between the file counts as edited on disk, and nothing is lost
         replaced = self._files.scripts.read(path)
@@ -164,8 +197,14 @@ class StageFiles:
         return [
             method.name
             for method in methods
-            if any(self._runs(pinned, path) or self._modules.imports(pinned, path) for pinned in method.files.values())
+            if any(
+                self._runs(pinned, path) or self._reads(method, stage, pinned, path)
+                for stage, pinned in method.files.items()
+            )
         ]
+
+    def _reads(self, method: Method, stage: Stage, pinned: PinnedFile, path: str) -> bool:
+        return not pinned.shipped and path in self._files.tree_now(method.definition, stage, pinned).tree
 
     def _runs(self, pinned: PinnedFile, path: str) -> bool:
         if pinned.shipped or self._files.scripts.absolute(path).is_symlink():

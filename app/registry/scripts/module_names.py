@@ -7,9 +7,9 @@ file lies in another folder, and the shipped methods, never look into it.
 
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from functools import cache, lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from app.domain.errors import AppError, Violation
 from app.presets.catalogue import helpers_dir
@@ -59,27 +59,9 @@ def hidden(path: str, module: str, *, packages: Collection[str] = (), pointer: s
     return None
 
 
-def modules_in(root: Path, folder: str) -> list[tuple[str, str]]:
-    """Return the files in a folder of the script root that bring a module, and its name. Blocks."""
-    return list(_modules_in(root / folder, folder))
-
-
 def modules_of(specs: Iterable[str]) -> frozenset[str]:
     """Return the modules that environments of these specifications have, as far as the specifications say."""
     return frozenset[str]().union(*(_modules_of_spec(spec) for spec in specs))
-
-
-def _modules_in(place: Path, folder: str) -> Iterator[tuple[str, str]]:
-    try:
-        entries = sorted(place.iterdir())
-    except OSError:
-        return
-    for entry in entries:
-        path = f"{folder}/{entry.name}" if folder else entry.name
-        if entry.name.endswith(SUFFIX):
-            yield path, stem(entry.name)
-        elif (entry / PACKAGE).is_file():
-            yield f"{path}/{PACKAGE}", entry.name
 
 
 @cache

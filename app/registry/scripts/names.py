@@ -55,6 +55,15 @@ def script_path(file: str) -> str:
     return path
 
 
+def check_tree_path(path: str) -> None:
+    """Raise what is wrong with the path of a file that is pinned beside a script; it keeps its name, whatever it is."""
+    _check_characters(path)
+    for part in path.split("/"):
+        _check_part(part, path)
+    if len(path.encode()) > MAX_PATH_BYTES:
+        raise FilePathTooLong(file=shown(path), limit=MAX_PATH_BYTES)
+
+
 def stem(path: str) -> str:
     """Return the name of the file without folders and suffix."""
     return PurePosixPath(path).name.removesuffix(SUFFIX)

@@ -12,7 +12,7 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
@@ -49,6 +49,7 @@ class FileDigest:
 
     sha256: str
     size: int
+    executable: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,11 @@ class ScriptRoot:
         """Return all Python files inside the root, by path; links and hidden folders are left out."""
         return sorted(_walk(self.root, ""), key=lambda entry: entry.path)
 
-    def digest(self, path: str) -> FileDigest | None:
-        """Return the digest of the file, `None` if there is none. A file that did not change is not read again."""
+    def digest(self, path: str, *, most: int = 0) -> FileDigest | None:
+        """Return the digest of the file, `None` if there is none. A file that did not change is not read again.
+
+        `most` is the limit of its size where that is not that of scripts.
+        """
         with self._opened(path) as file:
             if file is None:
                 return None
@@ -99,7 +103,9 @@ class ScriptRoot:
             cached = self._digests.get(path)
             if cached is not None and cached.key == key:
                 return cached.digest
-            digest = digest_of(self._content(file, path))
+            digest = digest_of(self._content(file, path, most or self.max_bytes))
+            if status.st_mode & stat.S_IXUSR:
+                digest = replace(digest, executable=True)
         # a file written a moment ago may change again within the same tick of the file system's clock
         if digest.size == status.st_size and time.time_ns() - max(key[-2:]) > _SETTLED_NS:
             if len(self._digests) >= _CACHED_FILES:
@@ -107,18 +113,36 @@ class ScriptRoot:
             self._digests[path] = _Cached(key=key, digest=digest)
         return digest
 
-    def read(self, path: str) -> bytes | None:
-        """Return the bytes of the file, `None` if there is none."""
+    def read(self, path: str, *, most: int = 0) -> bytes | None:
+        """Return the bytes of the file, `None` if there is none; see `digest` for `most`."""
         with self._opened(path) as file:
-            return None if file is None else self._content(file, path)
+            return None if file is None else self._content(file, path, most or self.max_bytes)
 
-    def create(self, path: str, content: bytes) -> bool:
+    def below(self, folder: str) -> Iterator[tuple[str, bool]]:
+        """Yield every file below a folder by path, and whether it is a link; hidden ones and caches are left out."""
+        waiting = [folder]
+        while waiting:
+            here = waiting.pop()
+            try:
+                entries = sorted(os.scandir(self.root / here), key=lambda entry: entry.name)
+            except OSError:
+                continue
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name == CACHE:
+                    continue
+                path = f"{here}/{entry.name}" if here else entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(path)
+                elif entry.is_symlink() or entry.is_file():
+                    yield path, entry.is_symlink()
+
+    def create(self, path: str, content: bytes, *, most: int = 0, executable: bool = False) -> bool:
         """Write a new file; return `False` and leave everything alone if something stands under the name."""
-        return self._put(path, content, replace=False)
+        return self._put(path, content, replace=False, most=most, executable=executable)
 
-    def write(self, path: str, content: bytes) -> None:
-        """Write the file or replace it, atomically."""
-        self._put(path, content, replace=True)
+    def write(self, path: str, content: bytes, *, most: int = 0, executable: bool = False) -> None:
+        """Write the file or replace it, atomically; see `digest` for `most`."""
+        self._put(path, content, replace=True, most=most, executable=executable)
 
     def remove(self, path: str) -> None:
         """Remove the file if it is there; of a link the link, not what it leads to."""
@@ -129,9 +153,10 @@ class ScriptRoot:
                 os.unlink(name, dir_fd=folder)
                 os.fsync(folder)
 
-    def _put(self, path: str, content: bytes, *, replace: bool) -> bool:
-        if len(content) > self.max_bytes:
-            raise ScriptTooLarge(file=path, size=len(content), limit=self.max_bytes)
+    def _put(self, path: str, content: bytes, *, replace: bool, most: int, executable: bool) -> bool:
+        most = most or self.max_bytes
+        if len(content) > most:
+            raise ScriptTooLarge(file=path, size=len(content), limit=most)
         *folders, name = self._resolved_parts(path)
         with self._folder(folders, path, make=True) as folder:
             assert folder is not None
@@ -139,7 +164,7 @@ class ScriptRoot:
                 raise NotARegularFile(file=path)
             temporary = f".{uuid4().hex}.tmp"
             try:
-                _write_new(temporary, content, folder=folder)
+                _write_new(temporary, content, folder=folder, mode=0o755 if executable else 0o644)
                 if replace:
                     os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
                 else:
@@ -152,11 +177,11 @@ class ScriptRoot:
             os.fsync(folder)
         return True
 
-    def _content(self, file: int, path: str) -> bytes:
+    def _content(self, file: int, path: str, most: int) -> bytes:
         with open(os.dup(file), "rb") as stream:  # noqa: PTH123 (a descriptor, not a path)
-            content = stream.read(self.max_bytes + 1)
-        if len(content) > self.max_bytes:
-            raise ScriptTooLarge(file=path, size=os.fstat(file).st_size, limit=self.max_bytes)
+            content = stream.read(most + 1)
+        if len(content) > most:
+            raise ScriptTooLarge(file=path, size=os.fstat(file).st_size, limit=most)
         return content
 
     @contextmanager
@@ -252,8 +277,8 @@ def _kind(name: str, folder: int) -> int | None:
         return None
 
 
-def _write_new(name: str, content: bytes, *, folder: int) -> None:
-    file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=folder)
+def _write_new(name: str, content: bytes, *, folder: int, mode: int) -> None:
+    file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=folder)
     with open(file, "wb") as stream:  # noqa: PTH123 (a descriptor, not a path)
         stream.write(content)
         stream.flush()
