@@ -77,6 +77,9 @@ class TestUploadedNames:
             ("sitecustomize.py", "script_is_interpreter_hook"),
             ("usercustomize.py", "script_is_interpreter_hook"),
             ("site.pth", "script_is_interpreter_hook"),
+            ("sitecustomize.pyc", "script_is_interpreter_hook"),
+            ("json.cpython-311-x86_64-linux-gnu.so", "script_hides_standard_module"),
+            ("json.yaml", ""),
             ("deepe.py", "script_hides_helper"),
             ("deepe_rows.py", "script_hides_helper"),
             ("enums.py", ""),
@@ -89,6 +92,20 @@ class TestUploadedNames:
     )
     async def test_in_the_root(self, app: MethodsApp, path: str, code: str) -> None:
         assert await upload(app, path) == code
+
+    async def test_of_files_of_other_types_are_kept(self, app: MethodsApp) -> None:
+        content = b"rate: 1\n\xff"
+        url = f"{SCRIPTS}/multi/config.yaml"
+
+        put = await app.client.put(url, content=content, headers=NEW | {"Content-Type": "application/yaml"})
+        read = await app.client.get(url)
+        listed = [(await app.client.get(SCRIPTS + query)).json()["items"] for query in ("", "?every_type=true")]
+        deleted = await app.client.delete(url, headers={"If-Match": read.headers["etag"]})
+
+        assert (put.status_code, put.json()["path"]) == (201, "multi/config.yaml")
+        assert (read.content, read.headers["content-type"]) == (content, "application/octet-stream")
+        assert [[one["path"] for one in items] for items in listed] == [[], ["multi/config.yaml"]]
+        assert (deleted.status_code, list((app.home.scripts / "multi").iterdir())) == (204, [])
 
     async def test_in_a_folder_where_a_method_runs(self, app: MethodsApp) -> None:
         await app.create(stages=stage("mine/train.py"))

@@ -32,7 +32,7 @@ from app.registry.methods.restoring import FileInTheWay
 from app.registry.methods.service import MethodMoved, PresetReadOnly
 from app.registry.methods.stage_files import ScriptContent, ScriptInUse, ScriptNotFound, StageWithoutFile
 from app.registry.methods.suggesting import NothingToSuggest
-from app.registry.scripts.names import FileOutsideRoot, FilePathTooLong, InvalidFilePath
+from app.registry.scripts.names import SUFFIX, FileOutsideRoot, FilePathTooLong, InvalidFilePath
 from app.registry.scripts.root import ScriptTooLarge
 from app.store.methods import MethodNotFound, MethodVersionNotFound
 
@@ -40,6 +40,7 @@ router = Router(prefix="/api/v1", tags=["scripts"])
 
 PYTHON_MEDIA_TYPE: Final = "text/x-python"
 _ACCEPTED = re.compile(r"(text/(x-python|plain|x-script\.python)|application/(octet-stream|x-python(-code)?))?", re.I)
+_FORM = re.compile(r"multipart/|application/x-www-form-urlencoded", re.I)
 _RAW_BODY: Final = {
     "requestBody": {
         "required": True,
@@ -76,6 +77,15 @@ async def _python_body(request: Request) -> bytes:
     return await request.body()
 
 
+async def _file_body(request: Request, path: ScriptPath) -> bytes:
+    if path.endswith(SUFFIX) or "." not in path.rpartition("/")[2]:
+        return await _python_body(request)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip()
+    if _FORM.match(kind):
+        raise UnsupportedMediaType(given=kind, expected="application/octet-stream")
+    return await request.body()
+
+
 async def _script_precondition(
     path: ScriptPath,
     if_match: Annotated[str | None, Header(alias=IF_MATCH, description="`ETag` of the file that is replaced.")] = None,
@@ -99,6 +109,7 @@ async def _script_precondition(
 
 Paging = Annotated[PageParams, Depends(page_params("path", default="path"))]
 PythonBody = Annotated[bytes, Depends(_python_body)]
+FileBody = Annotated[bytes, Depends(_file_body)]
 ScriptPrecondition = Annotated[Callable[[str | None], None], Depends(_script_precondition)]
 
 
@@ -172,9 +183,13 @@ async def replace_method_file(
 
 
 @router.get("/scripts", responses=problem_responses(InvalidCursor, InvalidSort))
-async def list_scripts(services: ServicesDep, paging: Paging) -> Page[ScriptSummary]:
+async def list_scripts(
+    services: ServicesDep,
+    paging: Paging,
+    every_type: Annotated[bool, Query(description="List files of other types too.")] = False,
+) -> Page[ScriptSummary]:
     """List all Python files of the script root."""
-    entries = await services.methods.stage_files.entries()
+    entries = await services.methods.stage_files.entries(every_type=every_type)
     return page_by_name(map(script_summary, entries), paging, name=lambda script: script.path)
 
 
@@ -206,7 +221,7 @@ async def get_script(path: ScriptPath, services: ServicesDep) -> Response:
 )
 async def write_script(
     path: ScriptPath,
-    content: PythonBody,
+    content: FileBody,
     precondition: ScriptPrecondition,
     session: WriteSession,
     services: ServicesDep,
@@ -214,6 +229,7 @@ async def write_script(
 ) -> ScriptRead:
     """Upload a file to the script root. To replace one, `If-Match` names the bytes that were read.
 
+    A file of any type keeps its name; a name without suffix means a Python file.
     A name that would hide a module from the scripts of the folder, such as `json.py`, is refused.
     """
     written, new = await services.methods.stage_files.write_script(session, path, content, precondition=precondition)
@@ -256,4 +272,6 @@ async def suggest_stage(
 
 def _raw(script: ScriptContent) -> Response:
     headers = {"ETag": etag_of(script.file.sha256), "X-Content-Type-Options": "nosniff"}
-    return Response(script.content, media_type=f"{PYTHON_MEDIA_TYPE}; charset=utf-8", headers=headers)
+    is_python = script.file.file.endswith(SUFFIX)
+    media_type = f"{PYTHON_MEDIA_TYPE}; charset=utf-8" if is_python else "application/octet-stream"
+    return Response(script.content, media_type=media_type, headers=headers)

@@ -28,7 +28,7 @@ from app.registry.methods.restoring import FileInTheWay
 from app.registry.methods.runs import names_of
 from app.registry.methods.service import MethodRegistry, Precondition, PresetReadOnly
 from app.registry.scripts.module_names import folder_of, hidden, modules_of, provided
-from app.registry.scripts.names import script_path
+from app.registry.scripts.names import SUFFIX, file_path
 from app.registry.scripts.root import ScriptEntry, ScriptTooLarge
 from app.registry.scripts.versions import Tree
 from app.store import methods as store
@@ -114,13 +114,13 @@ class StageFiles:
         pins = await asyncio.to_thread(self._replace, newest, pinned.file, content)
         return await self._registry.new_version(session, row, newest.definition, pins, source=VersionSource.UPLOAD)
 
-    async def entries(self) -> list[ScriptEntry]:
-        """Return all scripts of the root, by path."""
-        return await asyncio.to_thread(self._files.scripts.entries)
+    async def entries(self, *, every_type: bool = False) -> list[ScriptEntry]:
+        """Return all scripts of the root, by path, or all files."""
+        return await asyncio.to_thread(self._files.scripts.entries, every_type=every_type)
 
     async def read_script(self, path: str) -> ScriptContent:
         """Return a file of the script root."""
-        path = script_path(path)
+        path = file_path(path)
         content = await asyncio.to_thread(self._files.scripts.read, path)
         if content is None:
             raise ScriptNotFound(file=path)
@@ -134,8 +134,8 @@ class StageFiles:
         `precondition` gets the sha256 of what stands there, `None` if nothing does. Methods that run the file notice
         the change at their next read and take it up at their next job.
         """
-        path = script_path(path)
-        await asyncio.to_thread(self._check, content, path)
+        path = file_path(path)
+        await asyncio.to_thread(self._check, content, path, python=path.endswith(SUFFIX))
         await store.lock_scripts(session)
         await self._refuse_hiding(session, path)
         present = await asyncio.to_thread(self._files.scripts.digest, path)
@@ -144,7 +144,7 @@ class StageFiles:
 
     async def delete_script(self, session: AsyncSession, path: str, *, precondition: Precondition) -> None:
         """Delete a file of the script root that no method uses; `precondition` gets its sha256."""
-        path = script_path(path)
+        path = file_path(path)
         await store.lock_scripts(session)
         present = await asyncio.to_thread(self._files.scripts.digest, path)
         if present is None:
@@ -156,10 +156,12 @@ class StageFiles:
             raise ScriptInUse(file=path, methods=", ".join(users))
         await asyncio.to_thread(self._delete, path)
 
-    def _check(self, content: bytes, name: str) -> None:
+    def _check(self, content: bytes, name: str, *, python: bool = True) -> None:
         limit = self._files.scripts.max_bytes
         if len(content) > limit:
             raise ScriptTooLarge(file=name, size=len(content), limit=limit, pointer="")
+        if not python:
+            return
         problem = python_problem(self._files.reader.check(content), name)
         if problem is not None:
             raise InvalidRequest([problem])

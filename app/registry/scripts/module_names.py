@@ -20,7 +20,9 @@ CONTRACT_HELPERS = frozenset({"enums", "redis_util", "train_callback"})
 """Helper modules of which users bring their own copies; those come before the product's."""
 
 _HOOKS = frozenset({"sitecustomize", "usercustomize"})
-PACKAGE = "__init__.py"
+_INIT = "__init__"
+PACKAGE = f"{_INIT}.py"
+_COMPILED = frozenset({".pyc", ".so", ".pyd"})
 _MODULES_OF = {
     "beautifulsoup4": "bs4",
     "opencv-python": "cv2",
@@ -36,9 +38,11 @@ _MODULES_OF = {
 def provided(path: str) -> tuple[str, str]:
     """Return the folder whose scripts find a module in the file `path`, and the name of the module."""
     parts = PurePosixPath(path)
-    if parts.name == PACKAGE and len(parts.parts) > 1:
+    # compiled ones are called after the interpreter too: `json.cpython-311-x86_64-linux-gnu.so`
+    module = parts.name.split(".")[0] if parts.suffix in _COMPILED else stem(path)
+    if module == _INIT and len(parts.parts) > 1:
         return _folder(parts.parent), parts.parent.name
-    return _folder(parts), stem(path)
+    return _folder(parts), module
 
 
 def folder_of(path: str) -> str:

@@ -55,6 +55,16 @@ def script_path(file: str) -> str:
     return path
 
 
+def file_path(file: str) -> str:
+    """Return the path, relative to the script root, of a file of any type; a name without suffix means a script."""
+    name = file.rpartition("/")[2]
+    return (
+        script_path(file)
+        if name.endswith(SUFFIX) or "." not in name
+        else script_path(f"{file}{SUFFIX}")[: -len(SUFFIX)]
+    )
+
+
 def check_tree_path(path: str) -> None:
     """Raise what is wrong with the path of a file that is pinned beside a script; it keeps its name, whatever it is."""
     _check_characters(path)

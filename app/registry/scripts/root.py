@@ -18,7 +18,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from app.domain.errors import Invalid
-from app.registry.scripts.names import CACHE, SUFFIX, FileOutsideRoot, FilePathTooLong, script_path
+from app.registry.scripts.names import CACHE, SUFFIX, FileOutsideRoot, FilePathTooLong, file_path
 
 MAX_SCRIPT_BYTES = 1024 * 1024
 _CACHED_FILES = 4096
@@ -86,9 +86,10 @@ class ScriptRoot:
         except OSError:
             return False
 
-    def entries(self) -> list[ScriptEntry]:
-        """Return all Python files inside the root, by path; links and hidden folders are left out."""
-        return sorted(_walk(self.root, ""), key=lambda entry: entry.path)
+    def entries(self, *, every_type: bool = False) -> list[ScriptEntry]:
+        """Return all Python files inside the root, or all files, by path; links and hidden ones are left out."""
+        suffix = "" if every_type else SUFFIX
+        return sorted(_walk(self.root, "", suffix), key=lambda entry: entry.path)
 
     def digest(self, path: str, *, most: int = 0) -> FileDigest | None:
         """Return the digest of the file, `None` if there is none. A file that did not change is not read again.
@@ -285,22 +286,22 @@ def _write_new(name: str, content: bytes, *, folder: int, mode: int) -> None:
         os.fsync(stream.fileno())
 
 
-def _walk(folder: Path, prefix: str) -> Iterator[ScriptEntry]:
+def _walk(folder: Path, prefix: str, suffix: str) -> Iterator[ScriptEntry]:
     with os.scandir(folder) as found:
         for entry in found:
             if entry.name.startswith(".") or entry.name == CACHE:
                 continue
             path = prefix + entry.name
             if entry.is_dir(follow_symlinks=False):
-                yield from _walk(folder / entry.name, path + "/")
-            elif entry.name.endswith(SUFFIX) and entry.is_file(follow_symlinks=False) and _usable(path):
+                yield from _walk(folder / entry.name, path + "/", suffix)
+            elif entry.name.endswith(suffix) and entry.is_file(follow_symlinks=False) and _usable(path):
                 status = entry.stat(follow_symlinks=False)
                 yield ScriptEntry(path, status.st_size, datetime.fromtimestamp(status.st_mtime, tz=UTC))
 
 
 def _usable(path: str) -> bool:
     try:
-        return script_path(path) == path
+        return file_path(path) == path
     except Invalid:
         return False
 
