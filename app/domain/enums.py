@@ -70,6 +70,7 @@ class EndReason(StrEnum):
     ENV_BUILD_FAILED = "env_build_failed"
     BASE_MODEL_BUILD_FAILED = "base_model_build_failed"
     SCRIPT_MISSING = "script_missing"
+    FILE_NOT_PINNED = "file_not_pinned"
     INPUT_MISSING = "input_missing"
     SPAWN_FAILED = "spawn_failed"
     CANCELLED = "cancelled"

@@ -2,7 +2,7 @@
 
 import json
 
-from app.domain.enums import JobKind, JobStatus
+from app.domain.enums import EndReason, JobKind, JobStatus
 from app.executor.runs.job_spec import PinnedScript
 from app.registry.scripts.versions import VersionStore
 from tests.worker.harness import ENDED_WELL, PLAY, Site
@@ -66,6 +66,43 @@ class TestShippedScripts:
         assert str(site.home.scripts) not in seen["path"]
         assert str(site.home.scripts) not in seen["child"]
         assert not (site.root / "traces").exists()
+
+
+# What is known only when it runs is not pinned.
+LATE = "import importlib, play\nimportlib.import_module('late_' + 'module')\n"
+DATA = "import os, play\nopen(os.path.join(os.path.dirname(os.path.abspath(__file__)), 'some' + '.txt'))\n"
+WHOLE = """
+import helper_of_mine, os, play
+here = os.path.dirname(os.path.abspath(__file__))
+said = [helper_of_mine.SAID, open(os.path.join(here, "cfg.txt")).read(), "old", os.getcwd()]
+(play.HERE / "said").write_text(play.json.dumps(said))
+play.adapter()
+"""
+
+
+class TestWhatIsPinned:
+    async def test_runs_as_it_was_when_the_job_was_queued(self, site: Site) -> None:
+        scripts = site.home.scripts
+        (scripts / "sub").mkdir()
+        files = {"helper_of_mine.py": "SAID = 'old'\n", "cfg.txt": "old", "play.py": PLAY}
+        for name, content in files.items():
+            (scripts / "sub" / name).write_text(content)
+        queued = await site.submit(WHOLE, file="sub/entry.py")
+        for name in ("entry.py", *files):
+            (scripts / "sub" / name).write_text("raise SystemExit('the new one ran')\n")
+        for name in ("late_module.py", "some.txt"):
+            (scripts / name).write_text("")
+        unseen = [await site.submit(text) for text in (LATE, DATA)]
+
+        site.start_worker()
+        row, *failed = await site.wait_for_end(queued, *unseen)
+
+        assert row.status is JobStatus.SUCCEEDED, site.story(row)
+        assert json.loads((site.root / "said").read_text()) == ["old", "old", "old", str(scripts)]
+        assert [(one.reason, one.reason_params["file"]) for one in failed] == [
+            (EndReason.FILE_NOT_PINNED, "late_module"),
+            (EndReason.FILE_NOT_PINNED, "some.txt"),
+        ]
 
 
 class TestScriptsOfUsers:

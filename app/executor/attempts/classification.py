@@ -148,6 +148,10 @@ _MODULES = (
     re.compile(r"(?:ImportError|PackageNotFoundError):.*`?pip3? install (?:-U |--upgrade )?['\"]?(?P<name>[\w.\-]+)"),
     re.compile(r"ImportError: .*requires the (?P<name>[\w.\-]+) library but it was not found"),
 )
+_BESIDE = re.compile(
+    r"(?:No such file or directory|Permission denied|Read-only file system|Not a directory|does not exist|not found)"
+    r".*/versions/[0-9a-f]{2}/[0-9a-f]{64}/home/scripts/(?P<name>[^'\"]+)"
+)
 _COLUMNS = (
     re.compile(r"Column (?P<name>\S+) (?:not in the dataset|doesn't exist)"),
     re.compile(r"Column (?:name |to \w+ )?\[['\"](?P<name>[^'\"]+)['\"].* not in the dataset"),
@@ -175,6 +179,12 @@ def _disk(line: str, _: Sequence[str]) -> Failure | None:
 
 def _killed(line: str, _: Sequence[str]) -> Failure | None:
     return _failure(EndReason.OUT_OF_MEMORY, line, probable=True) if _KILLED.search(line) else None
+
+
+def _beside(line: str, _: Sequence[str]) -> Failure | None:
+    """A file beside the script that its version does not pin; the tree that runs is read-only."""
+    match = _BESIDE.search(line)
+    return _failure(EndReason.FILE_NOT_PINNED, line, file=match["name"]) if match else None
 
 
 def _module(line: str, _: Sequence[str]) -> Failure | None:
@@ -214,7 +224,7 @@ def _metal(line: str, _: Sequence[str]) -> Failure | None:
 
 
 _SCARCITY: tuple[_Rule, ...] = (_cuda_memory, _disk, _host_memory, _killed)
-_RULES: tuple[_Rule, ...] = (*_SCARCITY, _module, _column)
+_RULES: tuple[_Rule, ...] = (*_SCARCITY, _beside, _module, _column)
 _LOSSES: tuple[_Rule, ...] = (_nccl, _metal)
 _ALL: tuple[_Rule, ...] = (*_RULES, *_LOSSES)
 

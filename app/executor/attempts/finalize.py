@@ -48,6 +48,7 @@ from app.executor.runs.script_records import write_end_record
 from app.faults import fault_point
 from app.registry.base_models.card import read_card
 from app.registry.models.files import UnusableFile
+from app.registry.scripts.names import SUFFIX
 from app.store import base_models, models
 from app.store import jobs as store
 from app.store.clock import database_now
@@ -281,15 +282,17 @@ class StageFinalizer:
         elif claim.job.kind is JobKind.PREVIEW:
             verdict = judge_program(exit_record, tail)
         else:
+            spec = JobSpec.of(claim.job)
             verdict = judge(
                 claim.job.kind,
                 exit_record,
                 log_tail=tail,
                 script_status=_script_status(claim.job, redis_status, said),
                 output_dir=None if is_runner_call(claim.job) else run.output,
-                output=JobSpec.of(claim.job).output,
+                output=spec.output,
                 produces=claim.job.model_id is None and not is_runner_call(claim.job),
             )
+            verdict = _with_unpinned(verdict, spec, self._home.scripts)
         return Judged(verdict=verdict, log_tail=tail[-SHOWN_LINES:], reached=said)
 
     async def _manifest(self, claim: Claim, verdict: Verdict) -> ResultManifest | None:
@@ -417,6 +420,18 @@ class _Unlaunched:
 
 class _ClaimLost(Exception):
     """The attempt's token is stale: it was ended elsewhere."""
+
+
+def _with_unpinned(verdict: Verdict, spec: JobSpec, scripts: Path) -> Verdict:
+    """Name a module that the environment lacks as not pinned, if it lies where the script would look for it."""
+    if verdict.reason is not EndReason.MODULE_MISSING or spec.script is None or spec.script.tree is None:
+        return verdict
+    module = str(verdict.params.get("module"))
+    for place in ((scripts / spec.script.file).parent / module, scripts / module):
+        if place.with_name(f"{module}{SUFFIX}").is_file() or any(place.glob(f"*{SUFFIX}")):
+            params = {**verdict.params, "file": place.relative_to(scripts).as_posix()}
+            return replace(verdict, reason=EndReason.FILE_NOT_PINNED, params=params)
+    return verdict
 
 
 def judge_program(exit_record: ExitRecord, log_tail: Sequence[str]) -> Verdict:
