@@ -178,23 +178,30 @@ class TestPriority:
 
     @pytest.mark.parametrize("has_bar", [True, False])
     def test_records_that_lag_behind_the_output_are_put_right(self, run: Run, has_bar: bool) -> None:
-        """DeepExtension's callback writes, at the end of a step, what was measured at an earlier one."""
-        text, last = "", None
-        for step in range(1, 5):
+        """DeepExtension's callback writes, at the end of a step, what the newest report said."""
+        text, last = record(1).replace("200009", "200004"), None
+        for step in range(1, 9):
             if last is not None:
-                text += record(step, **last)
-            if step % 2 == 0:
-                last = {"loss": 10.0 - step, "learning_rate": 1e-05 * step, "epoch": step / 4}
-                text += trainer(last, step, 4) if has_bar else f"{last}\n"
+                text += record(step, **{name: last.get(name) for name in ("loss", "learning_rate", "epoch")})
+            for report in ({"loss": 10.0 - step, "learning_rate": 1e-05 * step}, {"eval_loss": 20.0 - step}):
+                if step % (2 if "loss" in report else 4) == 0:
+                    last = report | {"epoch": step / 4}
+                    text += trainer(last, step, 8) if has_bar else f"{last}\n"
 
         run.prints(text)
 
-        assert run.curves["loss"] == [(2, 8.0), (4, 6.0)]
+        assert run.curves["loss"] == [(2, 8.0), (4, 6.0), (6, 4.0), (8, 2.0)]
+        assert run.curves["eval_loss"] == [(4, 16.0), (8, 12.0)]
+        assert run.notes == []
         assert run.progress is not None
-        assert run.progress.step == 4
+        assert run.progress.step == 8
 
-    def test_records_of_a_loop_of_its_own_stay_as_they_are(self, run: Run) -> None:
-        run.prints(bar(0, 2) + record(1, loss=3.0) + bar(1, 2) + record(2, loss=2.0) + bar(2, 2))
+    @pytest.mark.parametrize("separator", ["", "{'loss': 3.0, 'lr': 0.1}\n"])
+    def test_records_of_a_loop_of_its_own_stay_as_they_are(self, run: Run, separator: str) -> None:
+        second = separator.replace("3", "2")
+        run.prints(
+            bar(0, 2) + separator + record(1, loss=3.0, lr=0.1) + second + bar(1, 2) + record(2, loss=2.0, lr=0.1)
+        )
 
         assert run.curves["loss"] == [(1, 3.0), (2, 2.0)]
 
@@ -269,6 +276,7 @@ def test_form(run: Run, text: str, curves: dict[str, Any]) -> None:
         "the loss of 3 packets; step 4 follows",
         bar(1, 3, "Map: ") + bar(3, 3, "Map: "),
         bar(1, 3, "Loading checkpoint shards: "),
+        bar(1, 3, "Tokenizing train dataset: ") + bar(3, 3, "Generating train split: "),
         "\rmodel.safetensors: 100%|###| 1.2G/1.2G [00:01<00:00, 500MB/s]",
         "\r 10%|#   | 1.23k/12.3k [00:01<00:09, 10.0it/s]",
         "\u2501" * 40,

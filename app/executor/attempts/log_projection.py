@@ -14,7 +14,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from time import time
@@ -182,16 +182,13 @@ class LogProjector:
         self._shown = shown
 
     def _record_events(self, document: dict[str, Any], *, now: float) -> list[StageEvent]:
-        """Translate a record. Values that were printed before it are those of an earlier step, see `record_seen`."""
-        events = _events(document, now=now)
-        metrics = next((event for event in events if isinstance(event, MetricsEvent)), None)
-        if metrics is None:
-            return events
-        is_echo = self._printed.is_echo(metrics.values)
-        others = [event for event in events if event is not metrics]
-        if self._printed.record_seen(metrics.step, metrics.values):
-            return [replace(metrics, step=max(metrics.step - 1, 0)), *others]
-        return others if is_echo else events
+        """Translate a record; see `PrintedOutput.take_record` for what was printed before it."""
+        self._printed.state.has_records = True
+        events = [
+            self._printed.take_record(event) if isinstance(event, MetricsEvent) else event
+            for event in _events(document, now=now)
+        ]
+        return [event for event in events if event is not None]
 
     def told_by_script(self) -> frozenset[str]:
         """Return what the script tells itself, by the beginning of its own file: `metrics`, `progress`."""

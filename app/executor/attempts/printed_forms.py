@@ -59,7 +59,10 @@ _RICH_BAR = re.compile(
 _AFTER_RICH = re.compile(rf"(?<!\S)([A-Za-z_][\w/.]{{0,60}}):\s({_NUMBER})(?!\S)")
 _POSTFIX = re.compile(rf"([A-Za-z_][\w/.@ -]{{0,40}})=({_NUMBER})([kM%]?)(?=\s?(?:,|$))")
 _TRAINING_BAR = re.compile(r"epoch|train|\bsteps?\b|\biter", re.IGNORECASE)
-_OTHER_BAR = re.compile(r"eval|valid|test|predict|sanity|token|load|map|filter|download|sav|generat", re.IGNORECASE)
+_OTHER_BAR = re.compile(
+    r"eval|valid|test|predict|sanity|token|load|map|filter|sav|writ|generat|dataset|split|template|pack|truncat|encod",
+    re.IGNORECASE,
+)
 
 _ENTRY = re.compile(
     rf"['\"]([^'\"{{}}]{{1,100}})['\"]\s?:\s{{0,8}}(?:[A-Za-z][\w.]{{0,20}}\()?['\"]?({_NUMBER})(%?)(?=['\"\s,)}}\]])"
@@ -142,6 +145,11 @@ def _report(text: str) -> Values | Total | None:
     return _dictionary(text) if "{'" in text or '{"' in text else _named(text)
 
 
+def measures(name: str) -> bool:
+    """Say whether a value of this name is a measurement, such as a loss."""
+    return "loss" in name or _IS_MEASURED.search(name) is not None
+
+
 def number(text: str, suffix: str = "") -> float | None:
     """Return a printed number; None for NaN and infinity. A percentage stays the number that is printed."""
     value = float(text.replace(",", "")) * _SCALES.get(suffix, 1)
@@ -189,7 +197,7 @@ def _dictionary(text: str) -> Values | None:
     end = text.rfind("}") + 1
     entries = {name: number(value) for name, value, _ in _ENTRY.findall(text[begin:end])}
     values = {name: value for name, value in entries.items() if name not in _NO_METRICS}
-    if not any(_IS_MEASURED.search(name) or "loss" in name for name in values):
+    if not any(measures(name) for name in values):
         return None
     named = _STEP_OF_TOTAL.search(text)
     step = int(named[1]) if named else _count(entries, _STEP_KEYS)
@@ -206,7 +214,7 @@ def _dictionary(text: str) -> Values | None:
 
 def _known(values: Mapping[str, object]) -> set[str]:
     setting = re.compile(rf"(?:^|[ _/.-])(?:{_SETTING})$", re.IGNORECASE)
-    return {name for name in values if "loss" in name or _IS_MEASURED.search(name) or setting.search(name)}
+    return {name for name in values if measures(name) or setting.search(name)}
 
 
 def _count(entries: Mapping[str, float | None], names: tuple[str, ...]) -> int | None:

@@ -7,10 +7,19 @@ are counted instead, and a note says so: a step that only looks true is never ma
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from app.executor.attempts.printed_forms import MAX_LINE_BYTES, WORTH_READING, Bar, Form, Total, Values, printed_forms
+from app.executor.attempts.printed_forms import (
+    MAX_LINE_BYTES,
+    WORTH_READING,
+    Bar,
+    Form,
+    Total,
+    Values,
+    measures,
+    printed_forms,
+)
 from app.executor.runs.events import MetricsEvent, NoteEvent, ProgressEvent, Source, clean_text
 
 # a bar is taken away by spaces
@@ -23,6 +32,7 @@ _NOTES = {
 }
 _OF_EVALUATION = re.compile(r"(?:eval|val|valid|validation|test)(?:[_/ .-]|$)|train_runtime$|train_loss$")
 _COMPARED = ("loss", "learning_rate", "grad_norm", "reward", "epoch")
+_OF_TRAINER = {"epoch", "learning_rate"}
 _SAME = 1e-3  # four digits are printed
 
 PrintedEvent = MetricsEvent | ProgressEvent | NoteEvent
@@ -54,6 +64,7 @@ class State:
     told: str = ""
     last: dict[str, float] = field(default_factory=dict)
     counted: bool = False
+    has_records: bool = False
     recorded: int | None = None
 
     @classmethod
@@ -148,21 +159,22 @@ class PrintedOutput:
             return self._step, total if state.epoch is not None or state.passed else state.total
         return (state.named_passed + state.named, state.planned) if state.named else None
 
-    def is_echo(self, values: Mapping[str, float | None]) -> bool:
-        """Say whether a log record repeats the newest report."""
-        return _same(self.state.last, values)
+    def take_record(self, record: MetricsEvent) -> MetricsEvent | None:
+        """Return the metrics of a log record as they count; None if they were printed before it.
 
-    def record_seen(self, step: int, values: Mapping[str, float | None]) -> bool:
-        """Take a log record; True: its values were reported before it, at the step before, and are not known yet.
-
-        DeepExtension's callback writes a record at the end of each step, when that step is not yet measured.
+        DeepExtension's callback writes a record at the end of each step, with what the newest report said: that of an
+        earlier step, or of an evaluation, of which it keeps nothing but the epoch. The report is put at its own step.
         """
         state = self.state
-        first = state.recorded is None and state.counted
-        is_echo = self.is_echo(values)
+        # a loop of one's own may print first and write the record of the same step then
+        is_echo = state.last.keys() >= _OF_TRAINER and _same(state.last, record.values)
         if is_echo or state.recorded is not None:
-            state.recorded = step
-        return is_echo and first
+            is_first = state.recorded is None and state.counted
+            state.recorded = record.step
+            # the report's step was not known: it was made at the end of the step before
+            return replace(record, step=max(record.step - 1, 0)) if is_first else None
+        says_nothing = not any(measures(name) for name in record.values)
+        return None if says_nothing and state.has_reports else record
 
     def _bar_events(self, bar: Bar, *, now: float) -> Iterator[MetricsEvent]:
         before = self._step
@@ -208,7 +220,8 @@ class PrintedOutput:
             state.last = {name: value for name in _COMPARED if (value := form.values.get(name)) is not None}
         if state.counted:
             counted = "epochs" if form.epoch is not None else "reports"
-            if state.told != counted:
+            # records may still tell the steps
+            if state.told != counted and (state.reports != 1 or not state.has_records):
                 state.told = counted
                 yield NoteEvent(now, _NOTES[counted])
         yield MetricsEvent(now, step, _named(form.values), source)
