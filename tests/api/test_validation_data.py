@@ -109,6 +109,20 @@ class TestSubmit:
         assert codes(problem) == [("/validation_dataset", "validation_not_taken")]
         assert "--validation_path" in problem["errors"][0]["detail"]
 
+    async def test_takes_them_for_a_script_that_takes_a_folder(self, app: JobsApp) -> None:
+        text = script_path("custom01.py").read_text("utf-8")
+        (app.services.home.scripts / "custom01.py").write_text(text.replace("--validation_path", "--other_path"))
+        url = "/api/v1/methods/Custom01"
+        tag = {"If-Match": (await app.client.get(url)).headers["etag"]}
+        call = {"arguments": ["--dataset_path={dataset_dir}", "{parameters}"]}
+        assert (await app.client.patch(url, json={"stages": {"training": call}}, headers=tag)).status_code == 200
+
+        made = await app.submit(validation_dataset="held-out")
+
+        named = (await spec_of(app, made["id"])).validation_dataset
+        assert named is not None
+        assert named.name == "held-out"
+
     async def test_rows_that_were_edited_are_taken_as_they_are_now(self, app: JobsApp) -> None:
         (app.services.home.datasets / "held-out.jsonl").write_text(json.dumps(NEW | {"answer": "No."}) + "\n")
 

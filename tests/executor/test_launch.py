@@ -12,7 +12,15 @@ from app.domain.rendering import filled_arguments
 from app.domain.stage_calls import ConfigFile, StageCall, platform_placeholders
 from app.domain.training_types import TYPES
 from app.executor.attempts.launch import LaunchError, ending_on_disk_errors
-from app.executor.attempts.stage_arguments import Called, Folders, Inputs, ParametersLost, call_stage
+from app.executor.attempts.stage_arguments import (
+    Called,
+    Folders,
+    Inputs,
+    ParametersLost,
+    call_stage,
+    dataset_folder,
+    dataset_links,
+)
 from app.executor.runs.job_spec import Deployment, InferenceRequest, JobSpec, Named, PinnedScript
 from tests import job_rows
 
@@ -119,6 +127,35 @@ class TestExplicitCall:
         assert explicit.arguments == ["/home/datasets/v.jsonl"]
         assert "--validation_path=../../datasets/v.jsonl" in elsewhere.arguments
         assert "--model_path=../../models/base" in elsewhere.arguments
+
+
+class TestFolderOfADataSet:
+    """Data sets lie side by side: a script that takes a folder must see the rows of its job alone."""
+
+    CALL = StageCall(arguments=("--data={dataset_dir}",))
+
+    def links(self, dataset: Path, *, call: StageCall = CALL, validation: Path | None = None) -> dict[Path, Path]:
+        inputs = Inputs(None, dataset, None, "", Path("/home/runs/j/1/output"), validation)
+        return dataset_links(JobSpec(call=call), inputs, Folders(ROOT, Path("/home/runs/j/1"), ROOT))
+
+    def test_is_made_of_its_rows_and_those_for_the_score(self) -> None:
+        rows, scored, made = (
+            Path("/home/datasets/a.jsonl"),
+            Path("/home/datasets/b.jsonl"),
+            Path("/home/runs/j/1/dataset"),
+        )
+
+        assert called(JobKind.TRAINING, call=self.CALL).arguments == [f"--data={made}"]
+        assert self.links(rows) == {made / "train.jsonl": rows}
+        assert self.links(rows, validation=scored) == {made / "train.jsonl": rows, made / "valid.jsonl": scored}
+        assert not self.links(rows, call=StageCall(arguments=("{dataset_path}",)))
+
+    def test_is_its_own_where_it_has_pictures(self, tmp_path: Path) -> None:
+        (tmp_path / "images").mkdir()
+        folders = Folders(ROOT, Path("/home/runs/j/1"), ROOT)
+
+        assert dataset_folder(tmp_path / "rows.jsonl", folders) == tmp_path
+        assert not self.links(tmp_path / "rows.jsonl")
 
 
 class TestTraining:

@@ -94,7 +94,6 @@ class StageLauncher:
         prefixes: Prefixes,
         status: ScriptStatus,
         environ: Mapping[str, str],
-        variables: Sequence[str] = (),
         redis_url: str | None,
         runner_port: int | None = None,
         grace_seconds: float,
@@ -104,7 +103,6 @@ class StageLauncher:
         self._prefixes = prefixes
         self._status = status
         self._environ = environ
-        self._variables = tuple(variables)
         self._redis_url = redis_url
         # where scripts of DeepExtension find its runner
         self._runner = {"TRAINING_START_PORT": str(runner_port)} if runner_port is not None else {}
@@ -182,6 +180,10 @@ class StageLauncher:
         with ending_on_disk_errors():
             for path, content in process.files.items():
                 path.write_text(content, "utf-8")
+            for link, target in process.links.items():
+                link.parent.mkdir(exist_ok=True)
+                with contextlib.suppress(FileExistsError):
+                    link.symlink_to(target)
         launch = LaunchSpec(
             attempt_id=claim.attempt.id,
             argv=process.argv,
@@ -285,7 +287,7 @@ class StageLauncher:
 
     def _activated(self, prefix: Path, extra: Mapping[str, str]) -> dict[str, str]:
         try:
-            return stage_environment(self._environ, prefix, extra, also=self._variables)
+            return stage_environment(self._environ, prefix, extra)
         except ActivationFailed as error:
             raise LaunchError(EndReason.SPAWN_FAILED, detail=str(error)) from error
 
@@ -335,10 +337,10 @@ class StageLauncher:
             model=self._home.absolute(model.path) if model is not None and model.path else None,
             model_name=model.name if model is not None else "",
             output=run.output,
+            validation=self._home.absolute(spec.validation_dataset.path) if spec.validation_dataset else None,
         )
-        scored = self._home.absolute(spec.validation_dataset.path) if spec.validation_dataset else None
         judge = self._home.absolute(spec.reward_model.path) if spec.reward_model else None
-        for path in (inputs.base_model, inputs.dataset, inputs.model, scored, judge):
+        for path in (inputs.base_model, inputs.dataset, inputs.model, inputs.validation, judge):
             if path is not None and not path.exists():
                 raise LaunchError(EndReason.INPUT_MISSING, detail=self._home.relative(path))
         return inputs

@@ -24,6 +24,7 @@ from app.domain.rendering import (
 from app.domain.stage_calls import CONFIG, DATASET_FOLDER, FOLDERS, CallValues, expand
 from app.domain.training_types import TYPES, InferenceForm
 from app.executor.runs.job_spec import JobSpec
+from app.registry.datasets.files import IMAGES_FOLDER
 from app.store.tables import JobRow
 
 DEFAULT_DTYPE = "bfloat16"
@@ -39,6 +40,7 @@ class Inputs:
     model: Path | None
     model_name: str
     output: Path
+    validation: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,30 @@ class Called:
     config: Mapping[str, Any] | Sequence[Any] | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[Violation] = ()
+
+
+def dataset_folder(dataset: Path, folders: Folders) -> Path:
+    """Return the folder of a data set for scripts that take one: its own if it has pictures, else one of the attempt.
+
+    Files of data sets lie side by side: a script that takes their folder would learn from all of them.
+    """
+    own = dataset.parent
+    has_pictures = own != folders.script_root.parent / "datasets" and (own / IMAGES_FOLDER).is_dir()
+    return own if has_pictures else folders.run / "dataset"
+
+
+def dataset_links(spec: JobSpec, inputs: Inputs, folders: Folders) -> dict[Path, Path]:
+    """Return the files of the folder that is made for a stage which takes one, and what each is a link to.
+
+    Their names are those by which loaders know the splits.
+    """
+    if inputs.dataset is None or DATASET_FOLDER not in spec.call.platform_values:
+        return {}
+    folder = dataset_folder(inputs.dataset, folders)
+    if folder == inputs.dataset.parent:
+        return {}
+    links = {folder / "train.jsonl": inputs.dataset}
+    return links | ({folder / "valid.jsonl": inputs.validation} if inputs.validation is not None else {})
 
 
 class ParametersLost(Exception):
@@ -119,7 +145,7 @@ def _platform_values(job: JobRow, spec: JobSpec, inputs: Inputs, folders: Folder
     values = _arguments(job, without, paths)
     if job.kind is JobKind.SAVING:
         values = {**_training(job, without, paths), **values}
-    more = {DATASET_FOLDER: inputs.dataset.parent if inputs.dataset is not None else None}
+    more = {DATASET_FOLDER: dataset_folder(inputs.dataset, folders) if inputs.dataset is not None else None}
     more |= dict(zip(FOLDERS, (folders.script_root, folders.run), strict=True))
     more |= {CONFIG: folders.run / spec.call.config.name} if spec.call.config is not None else {}
     return values | {name: str(path) for name, path in more.items() if path is not None}

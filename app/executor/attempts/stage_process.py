@@ -17,7 +17,7 @@ from app.domain.launchers import GROUP_KINDS, accelerate_config
 from app.domain.stage_calls import WorkingDirectory
 from app.executor.attempts.launchers import group_variables, stage_command, usable_cores
 from app.executor.attempts.script_status import status_variables
-from app.executor.attempts.stage_arguments import Folders, Inputs, call_stage
+from app.executor.attempts.stage_arguments import Folders, Inputs, call_stage, dataset_links
 from app.executor.runs.job_spec import JobSpec
 from app.executor.runs.run_folder import RunFolder
 from app.presets.catalogue import helpers_dir
@@ -50,13 +50,14 @@ class Place:
 
 @dataclass(frozen=True)
 class StageProcess:
-    """What is started. `variables` come on top of those of the environment; `files` are written before."""
+    """What is started. `variables` come on top of the environment's; `files` are written before, `links` are made."""
 
     argv: tuple[str, ...]
     working_directory: Path
     variables: Mapping[str, str]
     files: Mapping[Path, str]
     notes: Sequence[Violation]
+    links: Mapping[Path, Path]
 
 
 class ConfigNotWritable(Exception):
@@ -67,7 +68,8 @@ def stage_process(job: JobRow, spec: JobSpec, inputs: Inputs, place: Place) -> S
     """Return the process of a stage; nothing is written. Raises what `call_stage` does, and `ConfigNotWritable`."""
     run, processes = place.run, spec.launcher.count(place.accelerators, group=spec.strategy is not None)
     working = _working_directory(spec, place)
-    called = call_stage(job, spec, inputs, Folders(place.script_root, run.path, working))
+    folders = Folders(place.script_root, run.path, working)
+    called = call_stage(job, spec, inputs, folders)
     settings = spec.deployment.settings if spec.deployment is not None else {}
     files = {run.parameters: json.dumps({**settings, **spec.effective})}
     if spec.call.config is not None and called.config is not None:
@@ -104,7 +106,7 @@ def stage_process(job: JobRow, spec: JobSpec, inputs: Inputs, place: Place) -> S
         ranks=run.ranks,
         config=config,
     )
-    return StageProcess(argv, working, variables, files, called.notes)
+    return StageProcess(argv, working, variables, files, called.notes, dataset_links(spec, inputs, folders))
 
 
 def import_paths(script: ScriptToRun | None, run: RunFolder) -> list[Path]:

@@ -179,6 +179,7 @@ class StageCommands:
             model=path,
             model_name=model.name if model is not None else "",
             output=run.output,
+            validation=self._home.absolute(spec.validation_dataset.path) if spec.validation_dataset else None,
         )
 
 

@@ -19,10 +19,11 @@ from app.domain.parameters import ParameterCheck, check_parameters
 from app.domain.pointers import pointer
 from app.domain.rendering import ArgumentForm
 from app.domain.script_parameters import ParameterKind, ScriptParameters
-from app.domain.stage_calls import StageCall, stage_call
+from app.domain.stage_calls import DATASET_FOLDER, StageCall, stage_call
 from app.executor.jobs.data_check import CheckedData, Data, check_data
 from app.presets.catalogue import load_manifests
 from app.presets.shared.helpers.deepe_needs import Need, needs_of
+from app.registry.datasets.files import IMAGES_FOLDER
 from app.registry.datasets.row_surveys import RowSurvey, RowSurveys
 from app.registry.environments.described_options import Described, described_options
 from app.registry.methods.guide import withheld
@@ -31,8 +32,6 @@ from app.registry.methods.script_reading import ScriptReader, unread_module
 
 VALIDATION_PATH = "validation_path"
 """What a script declares that takes rows for the score."""
-PICTURES_PATH = "pic_relative_path"
-"""What a script declares that wants the folder of the data set's pictures."""
 VALIDATION_DATASET = "/validation_dataset"
 START_PATH = "adapter_name_or_path"
 """What a script declares whose training can go on from an adapter."""
@@ -185,10 +184,7 @@ class StageParameters:
         refused = {stage: list(call_refusals(calls[stage], given_to.get(stage, {}))) for stage in stages}
         own = {} if validation is None else _scoring(validation, targets, scripts)
         folders: dict[Stage, Mapping[str, Any]] = {stage: named for stage in targets if stage is JobKind.TRAINING}
-        pictures = _pictures(method, data, values, targets, scripts)
-        by_platform = {
-            stage: {**own.get(stage, {}), **folders.get(stage, {}), **pictures.get(stage, {})} for stage in stages
-        }
+        by_platform = {stage: {**own.get(stage, {}), **folders.get(stage, {})} for stage in stages}
         checks = {
             stage: check_parameters(
                 {**_without(given_to.get(stage, {}), refused[stage]), **by_platform[stage]},
@@ -207,7 +203,9 @@ class StageParameters:
         violations += [violation for check in checks.values() for violation in check.violations]
         warnings = [warning for check in checks.values() for warning in check.warnings]
         if validation is not None and targets:
-            violations += _validation_violations(values, taken=bool(own))
+            by_folder = any(DATASET_FOLDER in calls[stage].platform_values for stage in targets)
+            beside_pictures = data is not None and (data.jsonl.parent / IMAGES_FOLDER).is_dir()
+            violations += _validation_violations(values, taken=bool(own) or (by_folder and not beside_pictures))
         if targets:
             declared = {name for stage in folders for name in scripts[stage].declared_names}
             violations += [one for name in named for one in _named_violations(name, values, taken=name in declared)]
@@ -266,20 +264,6 @@ def _scoring(
     """Return what the stages that score with these rows are given for it."""
     given = {VALIDATION_PATH: validation.argument}
     return {stage: given for stage in targets if VALIDATION_PATH in scripts[stage].declared_names}
-
-
-def _pictures(
-    method: Method,
-    data: Data | None,
-    values: Mapping[str, Any],
-    targets: Sequence[Stage],
-    scripts: Mapping[Stage, ScriptParameters],
-) -> dict[Stage, dict[str, Any]]:
-    """Return the folder of pictures for users' scripts that declare it: DeepExtension's fail without one."""
-    if data is None or data.pictures is None or values.get(PICTURES_PATH) is not None:
-        return {}
-    own = [stage for stage in targets if stage in method.files and not method.files[stage].shipped]
-    return {stage: {PICTURES_PATH: data.pictures} for stage in own if PICTURES_PATH in scripts[stage].declared_names}
 
 
 def _validation_violations(values: Mapping[str, Any], *, taken: bool) -> list[Violation]:
