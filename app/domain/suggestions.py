@@ -301,7 +301,8 @@ class _Suggesting:
         role = f"suggest_role_{row.role}"
         known = because is not None and because.code in ("suggest_by_program", "suggest_by_contract")
         certain = known or (because is None and sure and not row.uncertain)
-        by_name = Violation("", "suggest_by_name" if certain else "suggest_by_name_uncertain", {"option": option})
+        said = {"option": option if option.startswith("--") else name}
+        by_name = Violation("", "suggest_by_name" if certain else "suggest_by_name_uncertain", said)
         self.placed.append(Placed(option, value, [Violation("", role), because or by_name], certain))
 
     # ---- scripts without options ------------------------------------------------------------------------------------
