@@ -1,0 +1,378 @@
+"""Other people's training scripts, unmodified, through the service: what one has to write, and how far each comes.
+
+    python -m benchmarks.users_scripts --checkouts ~/src --environment trl=ENV --environment foreign=ENV [--only trl]
+
+`--checkouts` is a folder with clones under their own names (trl, peft, mlx-lm, DeepExtension, LLaMA-Factory, ms-swift,
+sentence-transformers, accelerate; run_clm.py of transformers beside them). What is absent is left out. An environment
+is a prefix with a Python in it; rows whose environment is not given are left out too. Base model and rows are small
+and local: nothing is downloaded.
+
+A row is one script. Its method is what `deepe methods suggest` proposes; what a person writes besides stands in the
+table. R registers, P parameters read, S starts, T trains, M curve and progress (p: one of them), V saves a complete
+model, A answers, D deploys; y yes, n no, - not asked for.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.service import running_service
+from tests.e2e.installation import Installation
+from tests.ollama_stand_in import ollama_stand_in
+
+PRESETS = Path(__file__).parents[1] / "app" / "presets"
+ROWS: Mapping[str, Sequence[Mapping[str, Any]]] = {
+    "text": [{"text": f"{a} plus {b} is {a + b}."} for a in range(5) for b in range(8)],
+    "few-texts": [{"text": f"{a} plus 9 is {a + 9}."} for a in range(8)],
+    "prompts": [{"prompt": f"{a} plus {b}?"} for a in range(5) for b in range(8)],
+    "pairs": [{"prompt": f"{a} plus {b}?", "chosen": f"{a + b}", "rejected": "7"} for a in range(5) for b in range(8)],
+    "labelled": [
+        {"prompt": f"{a} plus 1?", "completion": f"{a + b}", "label": b == 1} for a in range(20) for b in (1, 2)
+    ],
+    "alpaca": [
+        {"instruction": f"{a} plus {b}?", "input": "", "output": f"{a + b}"} for a in range(5) for b in range(8)
+    ],
+    "questions": [{"question": f"{a} plus {b}?", "answer": f"#### {a + b}"} for a in range(5) for b in range(8)],
+}
+OLDER = ("deepextension", "foreign")
+"""Environments with transformers 4."""
+PATIENCE = 90.0
+"""Seconds after which a node that has not described a library's options is not waited for."""
+ARGUMENT_ERRORS = (
+    *("unrecognized arguments", "not used by the", "arguments are required", "ignored explicit argument"),
+    *("remaining_argv", "expected one argument", "invalid choice"),
+)
+QUICK = {"max_steps": 4, "logging_steps": 1, "per_device_train_batch_size": 2, "bf16": False}
+TRL = {**QUICK, "use_peft": True, "max_length": 64, "learning_rate": 1e-3}
+DEEPEXTENSION = {"max_steps": 4, "load_in_4bit": False, "max_seq_length": 128, "max_samples": 20}
+
+
+@dataclass(frozen=True)
+class Script:
+    """A script, and what a person says besides what is proposed."""
+
+    name: str
+    start: str
+    """A file of a checkout, or a command."""
+    environment: str
+    rows: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    validation: str | None = None
+    beside: Sequence[str] = ()
+    """Files of the checkout that lie beside it."""
+    writes: Mapping[str, Any] = field(default_factory=dict)
+    """Members of the stage that the person writes."""
+    stages: Mapping[str, str] = field(default_factory=dict)
+    """Files of the other stages; `ours`: those that the product ships."""
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a file of a checkout."""
+        return self.start.endswith(".py")
+
+
+OURS = {"saving": "ours", "inference-customized": "ours", "deployment": "ours"}
+THEIRS = {
+    "saving": "DeepExtension/deep-e-python/linux_code/save_model.py",
+    "inference-customized": "DeepExtension/deep-e-python/qwen_inference.py",
+    "deployment": "DeepExtension/deep-e-python/deploy_ollama.py",
+}
+DX = "DeepExtension/deep-e-python/"
+SCRIPTS = (
+    Script("DeepExtension sft-demo", f"{DX}sft-demo.py", "deepextension", "alpaca", DEEPEXTENSION, stages=THEIRS),
+    Script("DeepExtension sft-saved", f"{DX}sft-saved.py", "deepextension", "alpaca", DEEPEXTENSION),
+    Script(
+        "DeepExtension grpo-demo",
+        f"{DX}grpo-demo.py",
+        "deepextension",
+        "questions",
+        {**DEEPEXTENSION, "max_steps": 2, "learning_rate": 1e-4},
+        stages=THEIRS,
+    ),
+    Script("DeepExtension orpo-demo", f"{DX}orpo-demo.py", "deepextension", "pairs", DEEPEXTENSION),
+    Script("trl sft (file)", "trl/trl/scripts/sft.py", "trl", "text", TRL, stages=OURS),
+    Script("trl sft (module)", "trl sft", "trl", "text", TRL, stages=OURS),
+    Script("trl dpo", "trl/trl/scripts/dpo.py", "trl", "pairs", TRL, stages=OURS),
+    Script(
+        "trl grpo",
+        "trl/trl/scripts/grpo.py",
+        "trl",
+        "prompts",
+        {
+            **{name: value for name, value in TRL.items() if name != "max_length"},
+            **{"reward_funcs": ["think_format_reward"], "max_completion_length": 8, "num_generations": 2},
+        },
+        stages=OURS,
+    ),
+    Script("trl kto", "trl/trl/scripts/kto.py", "trl", "labelled", TRL, stages=OURS),
+    Script("trl reward", "trl/trl/scripts/reward.py", "trl", "pairs", {**QUICK, "max_length": 64}),
+    Script(
+        "peft sft/train.py",
+        "peft/examples/sft/train.py",
+        "trl",
+        "text",
+        {**QUICK, "use_peft_lora": True, "splits": "train,test", "max_length": 64, "dataset_text_field": "text"},
+        beside=("utils.py",),
+        stages=OURS,
+    ),
+    Script(
+        "peft dora_finetuning.py",
+        "peft/examples/dora_finetuning/dora_finetuning.py",
+        "foreign",
+        "text",
+        {"batch_size": 2, "num_epochs": 1, "cutoff_len": 32, "val_set_size": 4, "eval_step": 2, "save_step": 2},
+    ),
+    Script(
+        "peft olora_finetuning.py",
+        "peft/examples/olora_finetuning/olora_finetuning.py",
+        "trl",
+        "alpaca",
+        {"batch_size": 2, "num_epochs": 1, "cutoff_len": 32, "val_set_size": 4, "eval_step": 2, "save_step": 2},
+    ),
+    Script(
+        "peft pissa_finetuning.py",
+        "peft/examples/pissa_finetuning/pissa_finetuning.py",
+        "trl",
+        "alpaca",
+        {**QUICK, "dataset_field": ["instruction", "output"], "dataset_split": "train", "init_lora_weights": "pissa"},
+    ),
+    Script("transformers run_clm.py", "run_clm.py", "foreign", "text", {**QUICK, "block_size": 32}),
+    Script(
+        "mlx_lm lora",
+        "mlx_lm lora",
+        "mlx",
+        "text",
+        {"iters": 4, "batch-size": 2, "steps-per-report": 1, "num-layers": 1},
+        validation="few-texts",
+    ),
+    Script(
+        "llamafactory-cli train",
+        "llamafactory-cli train",
+        "foreign",
+        "alpaca",
+        {**QUICK, "template": "qwen3", "cutoff_len": 64},
+        stages=OURS,
+    ),
+    Script(
+        "swift sft",
+        "swift sft",
+        "foreign",
+        "alpaca",
+        {**QUICK, "model_type": "qwen2", "template": "qwen", "torch_dtype": "float32", "save_steps": 4},
+    ),
+    Script(
+        "sentence-transformers training_stsbenchmark.py",
+        "sentence-transformers/examples/sentence_transformer/training/sts/training_stsbenchmark.py",
+        "foreign",
+        "text",
+    ),
+    Script("accelerate nlp_example.py", "accelerate/examples/nlp_example.py", "foreign", "text"),
+    Script("simpletuner train", "simpletuner train", "simpletuner", "text"),
+)
+
+
+class Trial:
+    """One script on its way through the service."""
+
+    def __init__(self, site: Installation, checkouts: Path, script: Script) -> None:
+        self._site, self._checkouts, self._script = site, checkouts, script
+        self.outcome = dict.fromkeys("RPSTMVAD", "-")
+        self.why = ""
+
+    def run(self) -> None:
+        """Take the script as far as it comes; why it came no further is kept."""
+        try:
+            self._run()
+        except _Stopped as stopped:
+            self.why = str(stopped)
+
+    def _run(self) -> None:
+        script = self._script
+        name = self._put(script.start, script.beside) if script.is_file else script.start
+        found = self._post(f"/scripts/{name.replace(' ', '%20')}:suggest", {"conda_env": script.environment}, "R")
+        method = self._method(found)
+        self._post("/methods", method, "R")
+        self.outcome["R"] = "y"
+        self.outcome["P"] = "y" if self._is_read(method["name"]) else "n"
+        self._train(method)
+
+    def _is_read(self, method: str) -> bool:
+        """Return whether all options of the training are known; those of libraries are once the node has looked."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            stages = self._site.get(f"/methods/{method}/parameters")["stages"]
+            training = next((stage for stage in stages if stage["stage"] == "training"), None)
+            if training is None or not training["partly_read"]:
+                return training is not None
+            time.sleep(1)
+        return False
+
+    def _method(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the proposed method with what the person writes, and with the other stages."""
+        method = json.loads(json.dumps(found["method"]))
+        method["name"] = self._script.name.replace("(", "").replace(")", "").replace("/", "-")
+        method["stages"]["training"] |= self._script.writes
+        files = {stage: self._other(stage, file) for stage, file in self._script.stages.items()}
+        if "saving" in files:
+            method["lifecycle"] = ["customized", "complete"]
+            method["stages"]["saving"] = files["saving"]
+        if "inference-customized" in files:
+            method["stages"]["inference-customized"] = files["inference-customized"]
+            method["inference"] = {"customized": True}
+        if "deployment" in files:
+            method["lifecycle"].append("online")
+            custom = {"target": "shelf-by-script", **files["deployment"]}
+            method["deployment"] = {"target": "shelf"} if self._script.stages["deployment"] == "ours" else custom
+        return dict(method)
+
+    def _other(self, stage: str, file: str) -> dict[str, Any]:
+        ours = {"saving": "save_model.py", "inference-customized": "ask_model.py", "deployment": "deploy_ollama.py"}
+        if file == "ours":
+            source = PRESETS / "shared" / ours[stage]
+            return {"file": self._put_file(source, f"ours_{ours[stage]}"), "conda_env": self._script.environment}
+        return {"file": self._put(file), "conda_env": self._script.environment}
+
+    def _put(self, file: str, beside: Sequence[str] = ()) -> str:
+        """Copy a file of a checkout into the script root, where its project has it; return its path there."""
+        source = self._checkouts / file
+        place = file.removeprefix(DX) if file.startswith(DX) else f"{source.parent.name}/{source.name}"
+        for other in beside:
+            self._put_file(source.with_name(other), f"{Path(place).parent}/{other}")
+        return self._put_file(source, place)
+
+    def _put_file(self, source: Path, place: str) -> str:
+        target = self._site.home / "scripts" / place
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+        return place
+
+    def _train(self, method: Mapping[str, Any]) -> None:
+        """Submit the whole chain and follow it; ask the model that the training made."""
+        script = self._script
+        body = {
+            "method": method["name"],
+            "base_model": "older" if script.environment in OLDER else "tiny",
+            "dataset": script.rows,
+            "through": method["lifecycle"][-1],
+            "validation_dataset": script.validation,
+            "parameters": dict(script.parameters),
+        }
+        chain = {job["stage"]: job["id"] for job in self._post("/jobs", body, "S")["chain"]}
+        training = self._end_of(chain["training"], "T")
+        self.outcome["T"] = self.outcome["S"] = "y"
+        found = [bool(self._site.curve(training["id"])), bool(training["progress"])]
+        self.outcome["M"] = "y" if all(found) else "p" if any(found) else "n"
+        said = []
+        for kind, letter in (("saving", "V"), ("deployment", "D")):
+            if kind in chain:
+                try:
+                    self._end_of(chain[kind], letter)
+                    self.outcome[letter] = "y"
+                except _Stopped as stopped:
+                    said.append(f"{letter}: {stopped}")
+        if "inference-customized" in script.stages:
+            said += self._ask(training["id"])
+        self.why = "; ".join(said)
+
+    def _ask(self, training: str) -> list[str]:
+        model = next(one["id"] for one in self._site.get("/models")["items"] if one["job_id"] == training)
+        try:
+            pieces, _ = self._site.ask(model, "2 plus 3?")
+        except AssertionError as error:
+            self.outcome["A"] = "n"
+            return [f"A: {str(error)[:300]}"]
+        self.outcome["A"] = "y" if "".join(pieces).strip() else "n"
+        return []
+
+    def _post(self, path: str, body: Any, letter: str) -> Any:
+        answer = self._site.request("POST", path, json=body)
+        if answer.status_code >= 300:
+            self.outcome[letter] = "n"
+            problem = answer.json()
+            details = "; ".join(error["detail"] for error in problem.get("errors", ())) or problem["detail"]
+            raise _Stopped(details)
+        return answer.json()
+
+    def _end_of(self, job: str, letter: str) -> Any:
+        """Return the job once it has ended well."""
+        try:
+            ended = self._site.wait(job)
+        except AssertionError:  # it has another end
+            ended = self._site.get(f"/jobs/{job}")
+        if ended["status"] == "succeeded":
+            return ended
+        text = self._site.request("GET", f"/jobs/{job}/logs").json().get("text", "")
+        self.outcome[letter] = "n"
+        if letter == "T":
+            self.outcome["S"] = "n" if any(error in text for error in ARGUMENT_ERRORS) else "y"
+        raise _Stopped(f"{ended['reason']}: {ended.get('detail') or ''} … {text[-300:]}")
+
+
+class _Stopped(Exception):
+    """Why a script came no further."""
+
+
+def chosen(options: argparse.Namespace, environments: Mapping[str, Path]) -> Iterator[Script]:
+    """Yield the scripts that are there, say which are not."""
+    for script in SCRIPTS:
+        there = not script.is_file or (options.checkouts / script.start).is_file()
+        if options.only and not any(one in script.name for one in options.only):
+            continue
+        if there and script.environment in environments:
+            yield script
+        else:
+            print(f"left out: {script.name} ({'no environment ' + script.environment if there else 'no such file'})")
+
+
+def prepare(site: Installation, base: Path, ollama: str) -> None:
+    """Bring the base model, in today's form and in that of transformers 4, the rows and a deploy target."""
+    for name in ("tiny", "older"):
+        folder = site.home / "models" / name
+        shutil.copytree(base, folder)
+        if name == "older":
+            config = json.loads((folder / "tokenizer_config.json").read_text())
+            config |= {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "model_input_names": ["input_ids", "attention_mask"],
+            }
+            (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        site.post("/base-models", {"name": name, "path": name})
+    for name, rows in ROWS.items():
+        text = "".join(f"{json.dumps(row)}\n" for row in rows)
+        site.call("PUT", f"/datasets/{name}/file", status=201, content=text.encode())
+    for target, kind in (("shelf", "ollama"), ("shelf-by-script", "custom")):
+        site.post("/deploy-targets", {"name": target, "kind": kind, "url": ollama})
+
+
+def main() -> None:
+    """Run what was asked for and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkouts", type=Path, required=True)
+    parser.add_argument("--environment", action="append", default=[], metavar="NAME=PREFIX")
+    parser.add_argument("--base", type=Path, required=True, help="folder of a small base model")
+    parser.add_argument("--only", action="append", help="part of a name")
+    options = parser.parse_args()
+    environments = {name: Path(prefix) for name, _, prefix in (one.partition("=") for one in options.environment)}
+    os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with ExitStack() as stack:
+        ollama = stack.enter_context(ollama_stand_in())
+        site = stack.enter_context(running_service(redis=True, environments=environments))
+        prepare(site, options.base, ollama.url)
+        print(f"\n{'script':48} R P  S T M  V A D  a person writes; why it came no further")
+        for script in chosen(options, environments):
+            trial = Trial(site, options.checkouts, script)
+            trial.run()
+            letters = "  ".join(" ".join(trial.outcome[letter] for letter in group) for group in ("RP", "STM", "VAD"))
+            written = json.dumps(script.writes) if script.writes else "nothing"
+            print(f"{script.name:48} {letters}  {written}; {trial.why}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
