@@ -97,14 +97,25 @@ def test_lines_of_swift_name_step_and_total_in_one(run: RunFolder) -> None:
 
 
 def test_files_say_more_than_what_is_printed_and_less_than_the_script(run: RunFolder) -> None:
-    run.output_log.write_text("{'loss': '2.512', 'epoch': '0.5'}\n")
+    run.output_log.write_text("{'loss': '2.512', 'grad_norm': '1.5', 'epoch': '0.5', 'step': 5}\n")
     write_lines(run.output / "trainer_log.jsonl", {"current_steps": 5, "total_steps": 20, "loss": 2.5123})
     project_whole_log(run)
     printed = curves(run)
     write_lines(run.events, {"type": "metrics", "time": 1.0, "step": 6, "values": {"loss": 2.0}})
 
-    assert printed == {"loss": [(5, 2.5123)]}
+    assert (printed["loss"], printed["grad_norm"]) == ([(5, 2.5123)], [(5, 1.5)])
     assert curves(run) == {"loss": [(6, 2.0)]}
+
+
+def test_file_that_is_begun_anew_is_read_anew(run: RunFolder) -> None:
+    path = run.output / "trainer_log.jsonl"
+    write_lines(path, {"current_steps": 5, "loss": 2.5, "note": "x" * 100})
+    project_whole_log(run)
+    path.unlink()
+    write_lines(path, {"current_steps": 6, "loss": 1.5})
+    project_whole_log(run)
+
+    assert curves(run)["loss"] == [(5, 2.5), (6, 1.5)]
 
 
 def test_state_of_transformers_corrects_steps_that_were_counted(run: RunFolder) -> None:

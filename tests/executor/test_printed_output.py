@@ -227,6 +227,7 @@ FORMS: list[tuple[str, dict[str, list[tuple[int, float | None]]]]] = [
         "'elapsed_time': '3s', 'remaining_time': '27s', 'memory(GiB)': 3.5, 'train_speed(iter/s)': 1.4}\n",
         {"loss": [(5, 1.5)], "token_acc": [(5, 0.7)], "memory(GiB)": [(5, 3.5)]},
     ),
+    ("{'loss': 1.5, 'iteration': '5/50', 'elapsed_time': '3s'}\n", {"loss": [(5, 1.5)]}),
     # LLaMA-Factory, by its logger
     ("[INFO|2026-01-01 10:00:00] app.callbacks:143 >> {'loss': 0.9, 'learning_rate': 1e-05, 'epoch': 0.5}\n",
      {"loss": [(1, 0.9)]}),

@@ -178,7 +178,7 @@ class LogProjector:
         if shown is not None and shown != self._shown and "progress" not in tells:
             state = self._printed.state.copy()
             step, total = shown
-            yield _Found(consumed, consumed, [ProgressEvent(now, step, total, source=Source.PRINTED)], state, state)
+            yield _Found(consumed, consumed, [ProgressEvent(now, step, total, source=Source.FOUND)], state, state)
         self._shown = shown
 
     def _record_events(self, document: dict[str, Any], *, now: float) -> list[StageEvent]:

@@ -52,16 +52,15 @@ class MetricFiles:
     def read(self, *, now: float) -> Iterator[Reading]:
         """Yield what is new, some megabytes at most."""
         lines, records, states = _files(self._folder)
-        # the same is written in several ways: the first kind that is there says it all
-        for path in lines or records:
+        for path in (*lines, *records):
             name = path.relative_to(self._folder).as_posix()
             position = self._positions.get(name, 0)
-            read = _read_lines if lines else self._read_records
-            end, events = read(path, position, now)
+            position = position if position <= _size(path) else 0  # begun anew
+            end, events = (_read_lines if path in lines else self._read_records)(path, position, now)
             if end != position:
                 self._positions[name] = end
                 yield Reading(name, end, tuple(events))
-        if states and not lines and not records:
+        if states:
             yield from self._read_state(max(states, key=lambda path: _modified(path)), now)
 
     def _read_state(self, path: Path, now: float) -> Iterator[Reading]:
@@ -75,7 +74,7 @@ class MetricFiles:
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return  # written at this moment, or by another program
         position = self._positions.get(STATE_FILE, 0)
-        events = [event for entry in entries[position:] for event in _report(entry, now, Source.PRINTED)]
+        events = [event for entry in entries[position:] for event in _report(entry, now)]
         if len(entries) > position:
             self._positions[STATE_FILE] = len(entries)
             yield Reading(STATE_FILE, len(entries), tuple(events))
@@ -98,7 +97,7 @@ class MetricFiles:
                 named = {self._name(tag): value for tag, value in values.items()}
                 known = events.get(step)
                 merged = {**known.values, **named} if known else named
-                events[step] = MetricsEvent(moment or now, step, merged, Source.FILE)
+                events[step] = MetricsEvent(moment or now, step, merged, Source.FOUND)
             at = end
         return position + at, list(events.values())
 
@@ -143,14 +142,15 @@ def _read_lines(path: Path, position: int, now: float) -> tuple[int, list[Metric
         except (ValueError, RecursionError):
             continue
         if isinstance(document, dict):
-            events += _report(document, now, Source.FILE)
+            events += _report(document, now)
     return position + len(complete), events
 
 
-def _report(entry: Mapping[str, Any], now: float, source: Source) -> Iterator[MetricsEvent | ProgressEvent]:
-    done, _, of = str(entry.get("global_step/max_steps", "")).partition("/")
-    step = _count(done) if done else _count(next((entry[name] for name in _STEPS if name in entry), None))
-    total = _count(of) if of else _count(next((entry[name] for name in _TOTALS if name in entry), None))
+def _report(entry: Mapping[str, Any], now: float) -> Iterator[MetricsEvent | ProgressEvent]:
+    joined = next((entry[name] for name in _JOINED if isinstance(entry.get(name), str)), "")
+    done, _, of = joined.partition("/")
+    step = _count(done or next((entry[name] for name in _STEPS if name in entry), None))
+    total = _count(of or next((entry[name] for name in _TOTALS if name in entry), None))
     if step is None:
         return
     values = {
@@ -159,11 +159,12 @@ def _report(entry: Mapping[str, Any], now: float, source: Source) -> Iterator[Me
         if name not in _NO_METRICS and isinstance(value, int | float) and not isinstance(value, bool)
     }
     if values:
-        yield MetricsEvent(now, step, values, source)
+        yield MetricsEvent(now, step, values, Source.FOUND)
     if total:
-        yield ProgressEvent(now, step, total, source=source)
+        yield ProgressEvent(now, step, total, source=Source.FOUND)
 
 
+_JOINED = ("global_step/max_steps", "iteration")
 _STEPS = ("current_steps", "global_step", "step")
 _TOTALS = ("total_steps", "max_steps")
 

@@ -67,7 +67,7 @@ _OTHER_BAR = re.compile(
 _ENTRY = re.compile(
     rf"['\"]([^'\"{{}}]{{1,100}})['\"]\s?:\s{{0,8}}(?:[A-Za-z][\w.]{{0,20}}\()?['\"]?({_NUMBER})(%?)(?=['\"\s,)}}\]])"
 )
-_STEP_OF_TOTAL = re.compile(r"['\"][\w ]{0,30}step/\w{0,30}steps['\"]\s?:\s?['\"](\d+)/(\d+)")
+_STEP_OF_TOTAL = re.compile(r"['\"](?:[\w ]{0,30}step/\w{0,30}steps|iteration)['\"]\s?:\s?['\"](\d+)/(\d+)")
 _STEP_KEYS = ("global_step", "step", "current_steps", "iteration", "iter")
 _TOTAL_KEYS = ("total_steps", "max_steps")
 _NO_METRICS = {*_STEP_KEYS, *_TOTAL_KEYS, "percentage", "total_flos"}

@@ -182,7 +182,7 @@ class PrintedOutput:
             return
         if any("loss" in name for name in bar.values):
             self.state.has_metrics = True
-            yield MetricsEvent(now, self._step, _named(bar.values), Source.PRINTED)
+            yield MetricsEvent(now, self._step, _named(bar.values), Source.FOUND)
 
     @property
     def _step(self) -> int:
@@ -229,13 +229,13 @@ class PrintedOutput:
     def _step_of(self, form: Values, bar: Bar | None, *, is_evaluation: bool) -> tuple[int | None, Source]:
         state = self.state
         if form.step is not None:
-            return self._named_step(form), Source.PRINTED
+            return self._named_step(form), Source.FOUND
         if bar is not None and self._take(bar, of_report=not is_evaluation):
-            return self._step, Source.PRINTED
+            return self._step, Source.FOUND
         if state.recorded is not None:
             return state.recorded, Source.RECORD
         if state.total:
-            return self._step, Source.PRINTED
+            return self._step, Source.FOUND
         if form.epoch is not None:
             return form.epoch, Source.COUNTED
         if not form.is_dictionary:

@@ -27,16 +27,15 @@ _MAX_STEP = 2**53
 class Source(IntEnum):
     """Where metrics and progress were found; those of a higher source count alone.
 
-    COUNTED: printed, at steps that are counted because the output names none. PRINTED: printed, at their own steps.
-    FILE: in a file that a library writes. RECORD: in a log record of the contract. OWN: told by the script itself.
+    COUNTED: printed, at steps that are counted because the output names none. FOUND: printed, or in a file that a
+    library writes, at their own steps. RECORD: in a log record of the contract. OWN: told by the script itself.
     """
 
     NOTHING = 0
     COUNTED = 1
-    PRINTED = 2
-    FILE = 3
-    RECORD = 4
-    OWN = 5
+    FOUND = 2
+    RECORD = 3
+    OWN = 4
 
 
 @dataclass(frozen=True)
@@ -244,7 +243,7 @@ def _source(document: dict[str, Any]) -> Source:
     return _SOURCES.get(str(document.get("source")), Source.OWN)
 
 
-_SOURCES = {source.name.lower(): source for source in (Source.COUNTED, Source.PRINTED, Source.FILE)}
+_SOURCES = {source.name.lower(): source for source in (Source.COUNTED, Source.FOUND)}
 
 
 def _bytes(value: object) -> int | None:
