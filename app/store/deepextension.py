@@ -25,6 +25,10 @@ _BATCH: Final = 1000
 _DOCUMENTS: Final = ("json", "jsonb")
 
 
+Row = Mapping[str, Any]
+"""A row by the importer's names of its columns."""
+
+
 @dataclass(frozen=True)
 class SourceTable:
     """A table as the importer knows it: its name there, and for each column that is read the names that it had."""

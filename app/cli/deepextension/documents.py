@@ -1,7 +1,7 @@
 """Rows of a DeepExtension database as documents of this service's API. Pure: nothing is read or asked here."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
@@ -12,6 +12,7 @@ from app.domain.definition import CUSTOM_TARGET
 from app.domain.enums import ModelState
 from app.domain.lifecycle import PATHS, find_path
 from app.domain.names import MAX_NAME_LENGTH, name_violations
+from app.store.deepextension import MAX_FILE_BYTES
 
 BASE: Final = "base"
 DEFAULT_SAVING: Final = "linux_code/save_model"
@@ -91,17 +92,33 @@ def python_file(given: Any) -> str:
 class Methods:
     """Turns the rows of a method into its definition."""
 
-    def __init__(self, mapping: ImportMap, *, base: str, targets: Mapping[str, str], tools: Mapping[str, str]) -> None:
-        """`base`: what `base` of DeepExtension is here; `targets` and `tools`: names of deploy targets by id."""
+    def __init__(
+        self,
+        mapping: ImportMap,
+        *,
+        base: str,
+        targets: Mapping[str, str],
+        tools: Mapping[str, str],
+        custom: Collection[str],
+    ) -> None:
+        """`base`: what `base` of DeepExtension is here; `targets` and `tools`: names of deploy targets by id.
+
+        `custom`: those of them to which scripts deploy.
+        """
+        self._custom = custom
         self._mapping = mapping
         self._base = base
         self._targets = targets
         self._tools = tools
+        self.environments: dict[str, str] = {}
+        """Names there of the environments that were asked for, by their names here."""
 
     def environment(self, name: Any) -> str:
         """Return what an environment is called here."""
         there = str(name or "").strip() or BASE
-        return self._mapping.environments.get(there) or (self._base if there == BASE else there)
+        here = self._mapping.environments.get(there) or (self._base if there == BASE else there)
+        self.environments.setdefault(here, there)
+        return here
 
     def definition(self, row: Mapping[str, Any], settings: Mapping[str, Any] | None) -> Wanted:
         """Return the method with everything that was changed, assumed and not understood."""
@@ -199,6 +216,9 @@ class Methods:
         """Return the name of the training file and, if the database holds it, its bytes."""
         if not content:
             return None, None
+        if len(content) > MAX_FILE_BYTES:
+            wanted.problems.append(f"its script in the database has more than {MAX_FILE_BYTES // 2**20} MiB")
+            return None, None
         text = content.decode("utf-8", "replace") if isinstance(content, bytes) else str(content)
         if _SCRIPT_NAME.fullmatch(text):
             return python_file(text), None
@@ -229,23 +249,30 @@ class Methods:
     ) -> dict[str, Any]:
         """Return where the method deploys to: what its tools mean, else the one place that there is."""
         tools = (settings or {}).get("deployment_tools") or []
+        target = self._target(tools if isinstance(tools, list) else [tools], wanted)
         if own is not None:
-            return {"target": CUSTOM_TARGET, **own}
-        for tool in tools if isinstance(tools, list) else [tools]:
-            meaning, _ = self._mapping.meaning("deployment_tools", tool)
-            if meaning is not None:
-                return {"target": meaning}
-            if (target := self._targets.get(str(tool)) or self._tools.get(str(tool))) is not None:
-                wanted.assumed.append(f"deployment_tools {tool} is the deploy target {target}")
-                return {"target": target}
-        if len(set(self._targets.values())) == 1:
-            (target,) = set(self._targets.values())
-            wanted.assumed.append(f"deployment_tools {tools}: the one deploy target, {target}")
+            # a script of its own goes to a server of its own kind; Ollama has its script
+            return {"target": target if target in self._custom else CUSTOM_TARGET, **own}
+        if target is not None:
             return {"target": target}
         wanted.problems.append(
             f"deployment_tools {tools}: say where it deploys to (values.deployment_tools or methods of the map)"
         )
         return {}
+
+    def _target(self, tools: Sequence[Any], wanted: Wanted) -> str | None:
+        """Return the deploy target that the tools mean."""
+        for tool in tools:
+            meaning, _ = self._mapping.meaning("deployment_tools", tool)
+            if meaning is not None:
+                return str(meaning)
+            if (target := self._targets.get(str(tool)) or self._tools.get(str(tool))) is not None:
+                wanted.assumed.append(f"deployment_tools {tool} is the deploy target {target}")
+                return target
+        if len(names := set(self._targets.values())) == 1:
+            wanted.assumed.append(f"deployment_tools {list(tools)}: the one deploy target, {min(names)}")
+            return min(names)
+        return None
 
 
 def profile(entries: Sequence[Mapping[str, Any]], wanted: Wanted) -> dict[str, Any]:

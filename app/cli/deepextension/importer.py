@@ -8,7 +8,7 @@ import hashlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,20 +21,19 @@ from app.cli.deepextension.documents import (
     Methods,
     Wanted,
     deploy_target,
-    moment,
     place,
     profile,
     wanted_name,
 )
+from app.cli.deepextension.lineage import Lineage, id_key
 from app.cli.deepextension.mapping import KINDS, VALUES, ImportMap, text_in
 from app.cli.deepextension.report import Entry, Outcome, Report
-from app.domain.enums import ModelState
+from app.domain.definition import CUSTOM_TARGET
 from app.domain.names import BASE_ENVIRONMENT
-from app.store.deepextension import TABLES, Found
+from app.store.deepextension import TABLES, Found, Row
 
 EQUIPPED_BASE = "deepextension"
 """The shipped environment that has what DeepExtension's `base` has."""
-
 _OF_BASE_MODELS = {
     "template": "give it to the deployment of a job",
     "inference": "questions to a model run the script of its method",
@@ -42,7 +41,7 @@ _OF_BASE_MODELS = {
 }
 """What base models have there and not here."""
 
-Row = Mapping[str, Any]
+_NEEDS_LICENCE = "adding methods needs a commercial licence (deepe license install): the present one is {state}"
 RowsOf = Callable[[Sequence[str], Path], int]
 """Writes the rows of a data set that the database holds into a file, and returns how many there are."""
 
@@ -72,11 +71,12 @@ class Importer:
         self._environments = {one["name"] for one in api.items("/environments")}
         self._presets = {one["name"]: bool(one["installed"]) for one in api.items("/presets")}
         self._base = EQUIPPED_BASE if EQUIPPED_BASE in self._environments else BASE_ENVIRONMENT
+        licence = api.get("/license")["state"]
+        self._unlicensed = [] if licence == "valid" else [_NEEDS_LICENCE.format(state=licence)]
         self._targets: dict[str, str] = {}
-        self._datasets: dict[str, str] = {}
+        self._custom: set[str] = set()
         self._methods: dict[str, str] = {}
         self._base_models: dict[str, str] = {}
-        self._models: dict[str, str] = {}
         self.report = Report(
             release=found.release,
             dry_run=options.dry_run,
@@ -88,10 +88,12 @@ class Importer:
 
     def run(self) -> Report:
         """Take over everything."""
-        methods = Methods(self._mapping, base=self._base, targets=self._targets, tools=self._tools())
+        methods = Methods(
+            self._mapping, base=self._base, targets=self._targets, tools=self._tools(), custom=self._custom
+        )
         self._take_deploy_targets()
         definitions = [(row, methods.definition(row, self._settings(row))) for row in self._own("methods", shared=True)]
-        self._take_environments(methods, [wanted for _, wanted in definitions])
+        self._take_environments(methods)
         self._take_base_models()
         self._take_datasets()
         for row, wanted in definitions:
@@ -141,28 +143,17 @@ class Importer:
 
     # ---- each kind --------------------------------------------------------------------------------------------------
 
-    def _take_environments(self, methods: Methods, definitions: Iterable[Wanted]) -> None:
-        used = [
-            stage["conda_env"]
-            for wanted in definitions
-            for stage in (*wanted.document["stages"].values(), wanted.document.get("deployment") or {})
-            if stage.get("conda_env")
-        ]
-        there = {str(row["name"]): f"environments {row['id']}" for row in self._own("environments")}
-        wanted_here = {methods.environment(name): (name, source) for name, source in there.items()}
-        for name in used:
-            wanted_here.setdefault(name, (name, "methods"))
-        for here, (name, source) in wanted_here.items():
-            entry = self._entry("environments", Wanted(source, here))
-            if here != name:
-                entry.changed.append(f"{name} there")
+    def _take_environments(self, methods: Methods) -> None:
+        sources = {methods.environment(row["name"]): f"environments {row['id']}" for row in self._own("environments")}
+        for here, there in methods.environments.items():
+            entry = self._entry("environments", Wanted(sources.get(here, "methods"), here))
+            if here != there:
+                entry.changed.append(f"{there} there")
             elif here == BASE:
-                entry.assumed.append(
-                    "DeepExtension's base has torch, trl, requests and redis; base here is plain Python"
-                )
+                entry.assumed.append("DeepExtension's base has torch, trl, requests, redis; base here is plain Python")
             if here in self._environments:
                 entry.outcome = Outcome.PRESENT
-            else:
+            elif self._is_wanted(entry):
                 self._make(entry, partial(self._api.post, "/environments", {"name": here}))
 
     def _take_deploy_targets(self) -> None:
@@ -175,8 +166,10 @@ class Importer:
                 entry.changed.append("a newer entry of the same tool counts")
                 continue
             self._put(entry, "/deploy-targets", wanted.document, compared=("kind", "url"))
-            if entry.outcome is not Outcome.NOT_TAKEN:
+            if entry.outcome in (Outcome.TAKEN, Outcome.PRESENT):
                 self._targets[str(row["id"])] = wanted.name
+                if wanted.document["kind"] == CUSTOM_TARGET:
+                    self._custom.add(wanted.name)
 
     def _take_base_models(self) -> None:
         folders: set[str] = set(self._api.get("/base-models:unregistered")["items"])
@@ -198,7 +191,7 @@ class Importer:
             missing = [] if path in folders else [f"no whole model lies in models/{path}"]
             self._put(entry, "/base-models", document, compared=("path",), as_read=known, check=partial(list, missing))
             if entry.outcome in (Outcome.TAKEN, Outcome.PRESENT):
-                for key in (row["name"], text_in(row["title"]), path, str(row["id"])):
+                for key in (row["name"], text_in(row["title"]), path, id_key(row["id"])):
                     self._base_models.setdefault(str(key), wanted.name)
 
     def _take_datasets(self) -> None:
@@ -209,9 +202,6 @@ class Importer:
             names = [str(row["uuid"]), *(str(one["uuid"]) for one in files)]
             with tempfile.TemporaryDirectory(prefix="deepe-import-") as folder:
                 self._take_dataset(entry, row, self._candidates(row, files, names), names, Path(folder))
-            if entry.outcome in (Outcome.TAKEN, Outcome.PRESENT):
-                self._datasets[str(row["uuid"])] = wanted.name
-                self._datasets.setdefault(str(row["name"]), wanted.name)
 
     def _candidates(self, row: Row, files: Sequence[Row], names: Sequence[str]) -> list[str]:
         """Return where the file may lie, relative to `datasets/`: as it is written, else in the usual layout."""
@@ -279,9 +269,12 @@ class Importer:
         self._put(
             entry, "/methods", wanted.document,
             compared=("training_type", "lifecycle", "stages", "inference", "deployment"),
-            check=lambda: self._method_problems(wanted, uploads), create=create,
+            problems=self._unlicensed, check=lambda: self._method_problems(wanted, uploads), create=create,
         )  # fmt: skip
-        if entry.outcome in (Outcome.TAKEN, Outcome.PRESENT, Outcome.KEPT):
+        came_from_it = entry.outcome in (Outcome.TAKEN, Outcome.PRESENT)
+        if entry.outcome is Outcome.KEPT:  # imported before and changed since, if it says so
+            came_from_it = str(row["uuid"]) in self._there("/methods", wanted.name)["description"]
+        if came_from_it:
             self._methods[str(row["uuid"])] = wanted.name
         elif self._presets.get(there := text_in(row["name"])):
             self._methods[str(row["uuid"])] = there  # what this product ships under the name
@@ -310,8 +303,6 @@ class Importer:
 
     def _method_problems(self, wanted: Wanted, uploads: Mapping[str, bytes]) -> list[str]:
         """Return what the service would say, without what the import itself will have made until then."""
-        if (state := self._api.get("/license")["state"]) != "valid":
-            return [f"adding methods needs a commercial licence (deepe license install); it is {state} here"]
         found = self._api.post("/methods:validate", wanted.document)["violations"]
         stages = {**wanted.document["stages"], "deployment": wanted.document.get("deployment") or {}}
         target = stages["deployment"].get("target")
@@ -346,82 +337,23 @@ class Importer:
             entry.problems = notes
 
     def _take_models(self) -> None:
-        """Take the models in the order in which they were made from one another."""
-        savings = {str(row["task"]): row for row in self._found.of("savings")}
-        deployments = {str(row["task"]): row for row in self._found.of("deployments")}
-        trainings = self._trainings()
-        states = {
-            **dict.fromkeys(trainings, ModelState.CUSTOMIZED),
-            **dict.fromkeys(savings, ModelState.COMPLETE),
-            **dict.fromkeys(deployments, ModelState.ONLINE),
-        }
-        rows = self._own("models")
-        # what the tasks say of some models tells what the numbers of the others mean
-        meanings = {str(row["type"]): states[str(row["task"])] for row in rows if str(row["task"]) in states}
-        self.report.values["model_type"] = _model_types(rows, meanings, self._mapping)
-        for state in (*ModelState, None):
-            for row in rows:
-                task, number = str(row["task"]), str(row["type"])
-                told = self._mapping.meaning("model_type", number)[0] or meanings.get(number)
-                if states.get(task, told) == state:
-                    made_by = savings.get(task) or deployments.get(task) or {}
-                    training = trainings.get(self._training_of(row, made_by, savings))
-                    self._take_model(row, state, made_by, training, assumed=task not in states)
-
-    def _training_of(self, row: Row, made_by: Row, savings: Mapping[str, Row]) -> str:
-        """Return the task that trained the model, or what it was made from."""
-        source = savings.get(str(made_by.get("saving")), made_by)
-        return str(source.get("training") or row["task"])
-
-    def _trainings(self) -> dict[str, Row]:
-        jobs = {str(row["job"]): row for row in self._found.of("trainings")}
-        tasks = {str(row["task"]): str(row["job"]) for row in self._found.of("training_tasks")}
-        return {task: jobs[job] for task, job in tasks.items() if job in jobs}
-
-    def _take_model(
-        self, row: Row, state: ModelState | None, made_by: Row, training: Row | None, *, assumed: bool
-    ) -> None:
-        wanted = wanted_name("models", row["name"], f"models {row['task']}", self._mapping)
-        entry = self._entry("models", wanted)
-        if row["is_deleted"]:
-            entry.outcome = Outcome.LEFT_OUT
-            entry.changed.append("it is deleted there")
-            return
-        if state is None:
-            entry.problems.append(f"model_type {row['type']}: say its state (values.model_type of the map)")
-        elif assumed:
-            entry.assumed.append(f"{state}, by its model_type {row['type']}: what made it is not known")
-        document: dict[str, Any] = {
-            "name": wanted.name,
-            "state": state,
-            "base_model": self._base_of(row, made_by),
-            "method": self._method_of(made_by, training),
-            "parent": self._parent_of(made_by, entry),
-            "parameters": _parameters(training),
-            "origin": {"system": "DeepExtension", "task": str(row["task"])},
-            "made_at": moment(row["created_at"]),
-        }
-        if document["base_model"] is None:
-            entry.problems.append(f"its base model is not here: {row['base_model'] or row['base_path']!r}")
-        if document["method"] is None:
-            entry.problems.append("its method is not here")
-        if state is ModelState.ONLINE:
-            document |= {"url": str(made_by.get("server_url") or ""), "quantize": made_by.get("quantize")}
-        else:
-            path = row["path"] or made_by.get("save_path")
-            document["path"] = place(path, "models", self._mapping)
-            if document["path"] is None:
-                entry.problems.append(f"its path does not lie in models/: {path!r} (folders of the map)")
-        document = {key: value for key, value in document.items() if value is not None}
-        self._put(
-            entry, "/models", document, compared=("state", "path"),
-            as_read={"state": state, "path": f"models/{document['path']}" if "path" in document else None},
-            check=lambda: self._model_problems(document),
-        )  # fmt: skip
-        if entry.outcome in (Outcome.TAKEN, Outcome.PRESENT):
-            for key in (row["task"], document.get("path")):
-                if key is not None:
-                    self._models.setdefault(str(key), wanted.name)
+        lineage = Lineage(self._own("models"), self._found, self._mapping, self._base_models, self._methods)
+        self.report.values["model_type"] = lineage.model_types()
+        for row, wanted in lineage.wanted():
+            entry = self._entry("models", wanted)
+            if row["is_deleted"]:
+                entry.outcome = Outcome.LEFT_OUT
+                entry.problems = []
+                entry.changed.append("it is deleted there")
+                continue
+            path, state = wanted.document.get("path"), wanted.document.get("state")
+            self._put(
+                entry, "/models", wanted.document, compared=("state", "path"),
+                as_read={"state": state, "path": None if path is None else f"models/{path}"},
+                check=partial(self._model_problems, wanted.document),
+            )  # fmt: skip
+            if entry.outcome in (Outcome.TAKEN, Outcome.PRESENT):
+                lineage.taken(row, wanted)
 
     def _model_problems(self, document: Mapping[str, Any]) -> list[str]:
         planned = {
@@ -435,24 +367,6 @@ class Importer:
             for one in found
             if document.get(one["pointer"][1:]) not in planned.get(one["pointer"], ())
         ]
-
-    def _base_of(self, row: Row, made_by: Row) -> str | None:
-        paths = (place(path, "models", self._mapping) for path in (row["base_path"], made_by.get("base_model_path")))
-        keys = (row["base_model"], *paths, made_by.get("base_model_id"))
-        return next((self._base_models[str(key)] for key in keys if key and str(key) in self._base_models), None)
-
-    def _method_of(self, made_by: Row, training: Row | None) -> str | None:
-        keys = (made_by.get("method"), (training or {}).get("method"))
-        return next((self._methods[str(key)] for key in keys if key and str(key) in self._methods), None)
-
-    def _parent_of(self, made_by: Row, entry: Entry) -> str | None:
-        """Return the model that it was made from: by the task that made that one, else by its folder."""
-        paths = (place(made_by.get(name), "models", self._mapping) for name in ("lora_adapter_path", "save_model_path"))
-        keys = [key for key in (made_by.get("saving"), made_by.get("training"), *paths) if key]
-        parent = next((self._models[str(key)] for key in keys if str(key) in self._models), None)
-        if keys and parent is None:
-            entry.assumed.append("what it was made from is not here: it stands alone")
-        return parent
 
     # ---- what all have in common ------------------------------------------------------------------------------------
 
@@ -508,7 +422,7 @@ class Importer:
             entry.problems.append("another one of this name comes before it")
             return
         entry.problems += problems
-        if self._options.dry_run and check is not None:
+        if self._options.dry_run and check is not None and not entry.problems:
             entry.problems += check()
         if not entry.problems:
             self._make(entry, create or (lambda: self._api.post(path, document)))
@@ -543,25 +457,6 @@ def _tenant(found: Found, wanted: str | None) -> str | None:
             notes=("Say with --tenant whose things are to be taken; run it once for each.",),
         )
     return wanted or next(iter(tenants), None)
-
-
-def _model_types(
-    rows: Sequence[Row], meanings: Mapping[str, ModelState], mapping: ImportMap
-) -> dict[str, dict[str, Any]]:
-    """Return how often each number is there, and what it was taken for."""
-    counts = Counter(str(row["type"]) for row in rows)
-    return {
-        number: {"count": count, "meaning": mapping.meaning("model_type", number)[0] or meanings.get(number)}
-        for number, count in sorted(counts.items())
-    }
-
-
-def _parameters(training: Row | None) -> dict[str, Any]:
-    """Return what a training was called with."""
-    for name in ("job_parameters", "task_parameters"):
-        if isinstance(value := (training or {}).get(name), dict):
-            return value
-    return {}
 
 
 def _differences(wanted: Mapping[str, Any], there: Mapping[str, Any], names: Sequence[str]) -> list[str]:
