@@ -74,6 +74,31 @@ def show(model: Model, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
         )
 
 
+@app.command("add")
+def add_model(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Relative to models/ of the service's home.")],
+    base_model: Annotated[str, typer.Option("--base-model", "-b", help="What it was made from in the end.")],
+    method: Annotated[str, typer.Option("--method", help="What made it; its scripts answer for it.")],
+    state: Annotated[str, typer.Option("--state", help="customized or complete.")] = "customized",
+    parent: Annotated[str | None, typer.Option("--parent", help="The model that it was made from.")] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="What it learned from.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="What it is called. Default: the folder's name.")] = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Register a model that was made elsewhere; its files are checked and not moved."""
+    given = {
+        "name": name or Path(folder).name, "state": state, "path": folder, "base_model": base_model, "method": method,
+        "parent": parent, "dataset": dataset,
+    }  # fmt: skip
+    with Api(url) as api:
+        made = api.post("/models", {key: value for key, value in given.items() if value is not None})
+    if as_json:
+        print_json(made)
+    else:
+        write(f"{made['id']}  {made['name']}\n")
+
+
 @app.command()
 def chat(
     model: Model,

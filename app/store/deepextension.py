@@ -17,8 +17,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.store.session import Database, DatabaseUnreachable
 
 MAX_TABLE_ROWS: Final = 50_000
-MAX_FILE_BYTES: Final = 4 * 1024 * 1024
-"""Of a script that is kept in the database."""
+MAX_FILES: Final = 1000
+"""Rows of a table that holds scripts."""
+MAX_FILE_BYTES: Final = 1024 * 1024
 STATEMENT_SECONDS: Final = 60
 _LOCK_SECONDS: Final = 5
 _BATCH: Final = 1000
@@ -270,12 +271,13 @@ class SourceDatabase:
             _readable(source.c[name], there[name], bounded=column in table.binary).label(column)
             for column, name in present.items()
         ]
-        statement = sa.select(*chosen).limit(MAX_TABLE_ROWS + 1)
+        most = MAX_FILES if table.binary else MAX_TABLE_ROWS
+        statement = sa.select(*chosen).limit(most + 1)
         if "id" in present:
             statement = statement.order_by(source.c[present["id"]])
         found = [dict(row) for row in (await connection.execute(statement)).mappings()]
-        if len(found) > MAX_TABLE_ROWS:
-            raise SourceUnreadable(f"the table {source.name} has more than {MAX_TABLE_ROWS} rows")
+        if len(found) > most:
+            raise SourceUnreadable(f"the table {source.name} has more than {most} rows")
         kinds = {column: there[name] for column, name in present.items()}
         return [{column: _plain(row.get(column), kinds.get(column, "")) for column in table.columns} for row in found]
 

@@ -13,6 +13,7 @@ from sqlalchemy.engine import make_url
 from typer.testing import CliRunner, Result
 
 from app.cli import app as commands
+from app.store.deepextension import MAX_FILE_BYTES
 from app.store.session import Database
 from tests.api.jobs_app import JobsApp, jobs_app, served
 from tests.api.resources import place_base_model, safetensors
@@ -167,6 +168,14 @@ async def test_says_what_it_does_not_understand_and_takes_the_rest(
         insert(schema, "base_model", technic_name="custom01-base", path="../models/qwen", co_id=7),
         insert(schema, "base_model", technic_name="elsewhere", path="/data/llm/x", co_id=7),
         insert(schema, "base_model", technic_name="half", path="half", co_id=7),
+        insert(schema, "base_model", technic_name="nowhere", path=None, co_id=7),
+        *(
+            insert(schema, "table1", template_name=name, template_uuid=uid(30 + number), co_id=7, train_file=file)
+            for number, (name, file) in enumerate(
+                [({"en": "climbs"}, b"../outside.py"), ({"en": "bytes"}, b"\xff\xfe\x00print"), ({}, b"ask.py"),
+                 ({"en": "large"}, b"#" * (MAX_FILE_BYTES + 1))]
+            )
+        ),
         insert(schema, "dataset_base_info", dataset_name="lost", dataset_uuid=ROWS.replace("5", "9"), co_id=7),
         insert(schema, "sys_plan_profile", name={"en": "odd"}, profile_uuid=uid(21), co_id=7),
         insert(schema, "sys_params", profile_uuid=uid(21), field_name="n", field_type="int", field_value="many",
@@ -184,8 +193,9 @@ async def test_says_what_it_does_not_understand_and_takes_the_rest(
     assert found[("base_models", "custom01-base")] == "kept"
     assert (await app.client.get("/api/v1/base-models/custom01-base")).json() == mine
     assert {name for (_, name), outcome in found.items() if outcome == "not taken"} == {
-        "SFT-Demo-DeepExtension", "elsewhere", "half", "lost", "orphan",
+        "SFT-Demo-DeepExtension", "elsewhere", "half", "nowhere", "lost", "orphan", "climbs", "bytes", "", "large",
     }  # fmt: skip
+    assert all(one["problems"] for one in report["items"] if one["outcome"] == "not taken")
     said = entry(report, "methods", "SFT-Demo-DeepExtension")["problems"]
     assert [word in " ".join(said) for word in ("life_cycle 9", "python_file_config.surprise")] == [True, True]
     assert "training types [1, 3]" in " ".join(entry(report, "methods", "inline")["changed"])
@@ -199,7 +209,7 @@ async def test_says_what_it_does_not_understand_and_takes_the_rest(
             "columns": {"method_settings": {"python_file_config": "none_such"}},
             "names": {"methods": {"SFT-Demo": "our-sft"}},
             "folders": {"/data/llm": "models", "half": "models/qwen"},
-            "leave_out": {"base_models": ["custom01-base"], "datasets": ["lost"], "models": ["orphan"]},
+            "leave_out": {"base_models": ["custom01-base", "nowhere"], "datasets": ["lost"], "models": ["orphan"]},
         }
     )
     assert outcomes(mended)[("methods", "our-sft")] == "taken"

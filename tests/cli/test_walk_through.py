@@ -66,7 +66,7 @@ def document(result: Result) -> Any:
     return json.loads(result.stdout)
 
 
-def test_from_folder_and_file_to_a_model_that_answers(deepe: Deepe, tmp_path: Path) -> None:
+def test_from_folder_and_file_to_a_model_that_answers(deepe: Deepe, home: Path, tmp_path: Path) -> None:
     added = deepe("base-models", "add", "faq-base")
     uploaded = deepe("datasets", "add", str(ROOM / "custom01" / "custom01.jsonl"), "--name", "faq", "--json")
     rows = document(deepe("datasets", "preview", "faq", "--json"))["items"]
@@ -118,6 +118,13 @@ def test_from_folder_and_file_to_a_model_that_answers(deepe: Deepe, tmp_path: Pa
         if path.is_file()
     }
     assert recorded["size_bytes"] == sum(path.stat().st_size for path in (tmp_path / "fetched").rglob("*"))
+
+    shutil.copytree(tmp_path / "fetched", home / "models" / "brought")
+    brought = deepe("models", "add", "brought", "-b", "faq-base", "--method", "Custom01", "--state", "complete")
+    assert brought.exit_code == 0, brought.output
+    answer = deepe("models", "chat", "brought", "How can I give the bike back?")
+    assert answer.stdout.strip() == "You can return the bicycle at any green station.", answer.output
+    assert "none: made elsewhere" in deepe("models", "show", "brought").stdout
 
 
 def test_a_folder_becomes_a_base_model_and_comes_back(url: str, deepe: Deepe, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Nothing is marked as imported. A thing is there already if one of its name says 
 left as it is. So an import can be repeated at any time.
 """
 
+import ast
 import hashlib
 import json
 import tempfile
@@ -14,8 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from app.cli.client import Api, ServiceFailed, ServiceRefused, segment
+from app.cli.client import Api, segment
 from app.cli.command import Misused
+from app.cli.deepextension.destination import Destination, said_in
 from app.cli.deepextension.documents import (
     BASE,
     Methods,
@@ -26,7 +28,7 @@ from app.cli.deepextension.documents import (
     wanted_name,
 )
 from app.cli.deepextension.lineage import Lineage, id_key
-from app.cli.deepextension.mapping import KINDS, VALUES, ImportMap, text_in
+from app.cli.deepextension.mapping import VALUES, ImportMap, text_in
 from app.cli.deepextension.report import Entry, Outcome, Report
 from app.domain.definition import CUSTOM_TARGET
 from app.domain.names import BASE_ENVIRONMENT
@@ -66,8 +68,6 @@ class Importer:
         self._options = options
         self._rows_of = rows_of
         self._tenant = _tenant(found, options.tenant)
-        self._planned: dict[str, set[str]] = {kind: set() for kind in KINDS}
-        """What a dry run would have made."""
         self._environments = {one["name"] for one in api.items("/environments")}
         self._presets = {one["name"]: bool(one["installed"]) for one in api.items("/presets")}
         self._base = EQUIPPED_BASE if EQUIPPED_BASE in self._environments else BASE_ENVIRONMENT
@@ -85,6 +85,7 @@ class Importer:
             missing_columns=found.missing_columns,
             values=self._values(),
         )
+        self._to = Destination(api, mapping, self.report)
 
     def run(self) -> Report:
         """Take over everything."""
@@ -146,26 +147,26 @@ class Importer:
     def _take_environments(self, methods: Methods) -> None:
         sources = {methods.environment(row["name"]): f"environments {row['id']}" for row in self._own("environments")}
         for here, there in methods.environments.items():
-            entry = self._entry("environments", Wanted(sources.get(here, "methods"), here))
+            entry = self._to.entry("environments", Wanted(sources.get(here, "methods"), here))
             if here != there:
                 entry.changed.append(f"{there} there")
             elif here == BASE:
                 entry.assumed.append("DeepExtension's base has torch, trl, requests, redis; base here is plain Python")
             if here in self._environments:
                 entry.outcome = Outcome.PRESENT
-            elif self._is_wanted(entry):
-                self._make(entry, partial(self._api.post, "/environments", {"name": here}))
+            elif self._to.is_wanted(entry):
+                self._to.make(entry, partial(self._api.post, "/environments", {"name": here}))
 
     def _take_deploy_targets(self) -> None:
         newest = {text_in(row["name"]): row for row in self._own("deploy_targets")}
         for row in self._own("deploy_targets"):
             wanted = deploy_target(row, self._mapping)
-            entry = self._entry("deploy_targets", wanted)
+            entry = self._to.entry("deploy_targets", wanted)
             if newest[text_in(row["name"])] is not row:
                 entry.outcome = Outcome.LEFT_OUT
                 entry.changed.append("a newer entry of the same tool counts")
                 continue
-            self._put(entry, "/deploy-targets", wanted.document, compared=("kind", "url"))
+            self._to.put(entry, "/deploy-targets", wanted.document, compared=("kind", "url"))
             if entry.outcome in (Outcome.TAKEN, Outcome.PRESENT):
                 self._targets[str(row["id"])] = wanted.name
                 if wanted.document["kind"] == CUSTOM_TARGET:
@@ -176,10 +177,8 @@ class Importer:
         folders |= {one["path"].removeprefix("models/") for one in self._api.items("/base-models")}
         for row in self._own("base_models"):
             wanted = wanted_name("base_models", row["name"], f"base_models {row['id']}", self._mapping)
-            path = place(row["path"], "models", self._mapping) or place(
-                f"models/{row['path']}", "models", self._mapping
-            )
-            entry = self._entry("base_models", wanted)
+            path = self._model_folder(row["path"])
+            entry = self._to.entry("base_models", wanted)
             if path is None:
                 entry.problems.append(f"its path does not lie in models/: {row['path']!r} (folders of the map)")
             for column, cure in _OF_BASE_MODELS.items():
@@ -189,18 +188,25 @@ class Importer:
             document = {"name": wanted.name, "path": path, "description": description}
             known = {"path": f"models/{path}"}
             missing = [] if path in folders else [f"no whole model lies in models/{path}"]
-            self._put(entry, "/base-models", document, compared=("path",), as_read=known, check=partial(list, missing))
+            self._to.put(
+                entry, "/base-models", document, compared=("path",), as_read=known, check=partial(list, missing)
+            )
             if entry.outcome in (Outcome.TAKEN, Outcome.PRESENT):
                 for key in (row["name"], text_in(row["title"]), path, id_key(row["id"])):
                     self._base_models.setdefault(str(key), wanted.name)
 
+    def _model_folder(self, path: Any) -> str | None:
+        """Return a folder relative to `models/`; a path without any folder is one of it."""
+        found = place(path, "models", self._mapping)
+        return found or (place(f"models/{path}", "models", self._mapping) if path else None)
+
     def _take_datasets(self) -> None:
         for row in self._own("datasets"):
             wanted = wanted_name("datasets", row["name"], f"datasets {row['uuid']}", self._mapping)
-            entry = self._entry("datasets", wanted)
+            entry = self._to.entry("datasets", wanted)
             files = [one for one in self._found.of("files") if str(one["belongs_to"]) == str(row["uuid"])]
             names = [str(row["uuid"]), *(str(one["uuid"]) for one in files)]
-            with tempfile.TemporaryDirectory(prefix="deepe-import-") as folder:
+            with tempfile.TemporaryDirectory(prefix="deepe-import-") as folder, said_in(entry):
                 self._take_dataset(entry, row, self._candidates(row, files, names), names, Path(folder))
 
     def _candidates(self, row: Row, files: Sequence[Row], names: Sequence[str]) -> list[str]:
@@ -212,9 +218,9 @@ class Importer:
     def _take_dataset(
         self, entry: Entry, row: Row, candidates: Sequence[str], names: Sequence[str], folder: Path
     ) -> None:
-        if not self._is_wanted(entry):
+        if not self._to.is_wanted(entry):
             return
-        there = self._there("/datasets", entry.name)
+        there = self._to.there("/datasets", entry.name)
         if there is not None and there["path"].removeprefix("datasets/") in candidates:
             entry.outcome, entry.id = Outcome.PRESENT, there["id"]
             return
@@ -225,7 +231,7 @@ class Importer:
             document = {"name": entry.name, "path": path, "description": str(row["description"] or "")}
             problems = [f"{one['pointer']}: {one['detail']}" for one in checked["violations"]]
             known = {"path": f"datasets/{path}"}
-            self._put(entry, "/datasets", document, compared=("path",), as_read=known, problems=problems)
+            self._to.put(entry, "/datasets", document, compared=("path",), as_read=known, problems=problems)
             return
         file = self._local_dataset(entry, candidates, names, folder)
         if file is None:
@@ -233,7 +239,7 @@ class Importer:
             return
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        self._put(entry, "/datasets", {}, compared=("digest",), as_read={"digest": digest},
+        self._to.put(entry, "/datasets", {}, compared=("digest",), as_read={"digest": digest},
                   create=lambda: self._api.put_file(f"/datasets/{segment(entry.name)}/file", file))  # fmt: skip
 
     def _local_dataset(
@@ -256,24 +262,26 @@ class Importer:
         if wanted.name in self._presets and wanted.name not in self._mapping.names.get("methods", {}).values():
             wanted.changed.append(f"the name: {wanted.name} is a method that this product ships")
             wanted.name = wanted.document["name"] = f"{wanted.name}-DeepExtension"
-        entry = self._entry("methods", wanted)
+        entry = self._to.entry("methods", wanted)
         if not wanted.document["stages"]:
             entry.problems.append("it has no file that could be run (methods of the map can name one)")
-        uploads = {} if wanted.problems else self._scripts(wanted, entry)
+        uploads: dict[str, bytes] = {}
+        with said_in(entry):
+            uploads = {} if wanted.problems else self._scripts(wanted, entry)
 
         def create() -> Any:
             for path, content in uploads.items():
                 self._api.put_bytes(f"/scripts/{segment(path)}", content)
             return self._api.post("/methods", wanted.document)
 
-        self._put(
+        self._to.put(
             entry, "/methods", wanted.document,
             compared=("training_type", "lifecycle", "stages", "inference", "deployment"),
             problems=self._unlicensed, check=lambda: self._method_problems(wanted, uploads), create=create,
         )  # fmt: skip
         came_from_it = entry.outcome in (Outcome.TAKEN, Outcome.PRESENT)
         if entry.outcome is Outcome.KEPT:  # imported before and changed since, if it says so
-            came_from_it = str(row["uuid"]) in self._there("/methods", wanted.name)["description"]
+            came_from_it = str(row["uuid"]) in self._to.there("/methods", wanted.name)["description"]
         if came_from_it:
             self._methods[str(row["uuid"])] = wanted.name
         elif self._presets.get(there := text_in(row["name"])):
@@ -299,6 +307,8 @@ class Importer:
                 entry.changed.append(f"{path} is uploaded from {local}")
             else:
                 entry.problems.append(f"the script root has no {path}; put it there, or name the --installation")
+            if path in uploads and not _is_python(uploads[path]):
+                entry.problems.append(f"{path} is no Python file; nothing of it is uploaded")
         return uploads
 
     def _method_problems(self, wanted: Wanted, uploads: Mapping[str, bytes]) -> list[str]:
@@ -308,10 +318,10 @@ class Importer:
         target = stages["deployment"].get("target")
         planned = {
             "unknown_environment": any(
-                stage.get("conda_env") in self._planned["environments"] for stage in stages.values()
+                stage.get("conda_env") in self._to.planned["environments"] for stage in stages.values()
             ),
             "file_not_found": bool(uploads),
-            "unknown_deploy_target": target in self._planned["deploy_targets"],
+            "unknown_deploy_target": target in self._to.planned["deploy_targets"],
         }
         return [f"{one['pointer']}: {one['detail']}" for one in found if not planned.get(one["code"])]
 
@@ -322,9 +332,9 @@ class Importer:
             own = [one for one in entries if str(one["profile"]) == str(row["uuid"])]
             content = json.dumps(profile(own, wanted), ensure_ascii=False, indent=2) + "\n"
             file = self._options.profiles / f"{wanted.name}.json"
-            entry = self._entry("profiles", wanted)
+            entry = self._to.entry("profiles", wanted)
             notes, entry.problems = entry.problems, []
-            if not self._is_wanted(entry):
+            if not self._to.is_wanted(entry):
                 continue
             entry.id = str(file)
             if file.exists():
@@ -340,14 +350,14 @@ class Importer:
         lineage = Lineage(self._own("models"), self._found, self._mapping, self._base_models, self._methods)
         self.report.values["model_type"] = lineage.model_types()
         for row, wanted in lineage.wanted():
-            entry = self._entry("models", wanted)
+            entry = self._to.entry("models", wanted)
             if row["is_deleted"]:
                 entry.outcome = Outcome.LEFT_OUT
                 entry.problems = []
                 entry.changed.append("it is deleted there")
                 continue
             path, state = wanted.document.get("path"), wanted.document.get("state")
-            self._put(
+            self._to.put(
                 entry, "/models", wanted.document, compared=("state", "path"),
                 as_read={"state": state, "path": None if path is None else f"models/{path}"},
                 check=partial(self._model_problems, wanted.document),
@@ -357,9 +367,9 @@ class Importer:
 
     def _model_problems(self, document: Mapping[str, Any]) -> list[str]:
         planned = {
-            "/base_model": self._planned["base_models"],
-            "/method": self._planned["methods"],
-            "/parent": self._planned["models"],
+            "/base_model": self._to.planned["base_models"],
+            "/method": self._to.planned["methods"],
+            "/parent": self._to.planned["models"],
         }
         found = self._api.post("/models:validate", document)["violations"]
         return [
@@ -368,81 +378,14 @@ class Importer:
             if document.get(one["pointer"][1:]) not in planned.get(one["pointer"], ())
         ]
 
-    # ---- what all have in common ------------------------------------------------------------------------------------
 
-    def _entry(self, kind: str, wanted: Wanted) -> Entry:
-        entry = Entry(
-            kind, wanted.source, wanted.name, changed=wanted.changed, assumed=wanted.assumed, problems=wanted.problems
-        )
-        self.report.entries.append(entry)
-        return entry
-
-    def _is_wanted(self, entry: Entry) -> bool:
-        """Return whether a thing is to be taken; the map may leave it out, and what is not understood is not."""
-        if entry.name in self._mapping.leave_out.get(entry.kind, ()):
-            entry.outcome = Outcome.LEFT_OUT
-            entry.changed.append("by the map")
-            entry.problems = []
-            return False
-        return not entry.problems
-
-    def _there(self, path: str, name: str) -> Any:
-        try:
-            return self._api.get(f"{path}/{segment(name)}")
-        except ServiceRefused as refused:
-            if refused.status == 404:
-                return None
-            raise
-
-    def _put(
-        self,
-        entry: Entry,
-        path: str,
-        document: Mapping[str, Any],
-        *,
-        compared: Sequence[str],
-        as_read: Mapping[str, Any] | None = None,
-        problems: Sequence[str] = (),
-        check: Callable[[], list[str]] | None = None,
-        create: Callable[[], Any] | None = None,
-    ) -> None:
-        """Make the thing unless one of its name is there.
-
-        `problems` stand against a new one; `check` says, in a dry run, what the service would.
-        """
-        if not self._is_wanted(entry):
-            return
-        if (there := self._there(path, entry.name)) is not None:
-            entry.id = there["id"]
-            differing = _differences(as_read or document, there, compared)
-            entry.outcome = Outcome.KEPT if differing else Outcome.PRESENT
-            entry.changed += [f"{name} differs there and here" for name in differing]
-            return
-        if entry.name in self._planned[entry.kind]:
-            entry.problems.append("another one of this name comes before it")
-            return
-        entry.problems += problems
-        if self._options.dry_run and check is not None and not entry.problems:
-            entry.problems += check()
-        if not entry.problems:
-            self._make(entry, create or (lambda: self._api.post(path, document)))
-
-    def _make(self, entry: Entry, create: Callable[[], Any]) -> None:
-        """Make the thing; what the service refuses is said with its own words."""
-        if self._options.dry_run:
-            entry.outcome = Outcome.TAKEN
-            self._planned[entry.kind].add(entry.name)
-            return
-        try:
-            made = create()
-        except ServiceFailed:
-            raise
-        except ServiceRefused as refused:
-            if refused.status == 401:
-                raise
-            entry.problems += refused.notes or (refused.message,)
-            return
-        entry.outcome, entry.id = Outcome.TAKEN, made.get("id") or entry.name
+def _is_python(content: bytes) -> bool:
+    """Return whether the service would take the bytes as a script."""
+    try:
+        ast.parse(content.decode())
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
 
 
 def _tenant(found: Found, wanted: str | None) -> str | None:
@@ -457,14 +400,3 @@ def _tenant(found: Found, wanted: str | None) -> str | None:
             notes=("Say with --tenant whose things are to be taken; run it once for each.",),
         )
     return wanted or next(iter(tenants), None)
-
-
-def _differences(wanted: Mapping[str, Any], there: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    """Return the members that say another thing; what is there may say more than what was wanted."""
-    return [name for name in names if not _contains(there.get(name), wanted.get(name))]
-
-
-def _contains(there: Any, wanted: Any) -> bool:
-    if isinstance(wanted, dict) and isinstance(there, dict):
-        return all(_contains(there.get(key), value) for key, value in wanted.items())
-    return (wanted is None and there in (None, {})) or there == wanted
