@@ -160,6 +160,13 @@ class DataConfig(Wire):
     pictures: StrictBool = Field(default=False, description="Rows may name pictures")
 
 
+class RepositoryConfig(Wire):
+    """A commit of a git repository that the API's machine has: the files of the stages are taken from it."""
+
+    git: str | None = Field(default=None, description="Absolute path of the repository, or a file:// address")
+    commit: str | None = Field(default=None, description="Full hash of the commit")
+
+
 class MethodDefinition(Wire):
     """A training method: what it trains, the path of its model, and what runs at every stage."""
 
@@ -180,6 +187,7 @@ class MethodDefinition(Wire):
     deployment: DeploymentConfig | None = None
     arguments: ArgumentOptions = Field(default_factory=ArgumentOptions)
     data: DataConfig | None = Field(default=None, description="Absent: nothing is known, and any data is taken")
+    repository: RepositoryConfig | None = Field(default=None, description="Absent: the files lie in the script root")
 
     @field_validator("name")
     @classmethod
@@ -236,6 +244,7 @@ class MethodDefinition(Wire):
             "deployment": _dump(self.deployment) if self.deployment is not None else None,
             "arguments": _dump(self.arguments),
             "data": _dump(self.data) if self.data is not None else None,
+            "repository": _dump(self.repository) if self.repository is not None else None,
             **self.unknown,
         }
         return {name: value for name, value in wire.items() if value is not None}

@@ -4,6 +4,7 @@
 the form of `app.domain.form` are both read off them.
 """
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -65,6 +66,7 @@ STATE_OF_STAGE: dict[Stage, ModelState] = {
 }
 
 MAX_OUTPUT: Final = 200
+_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}", re.ASCII)
 
 # What every stage consists of, with the code for its absence; a module stands for the file.
 STAGE_MEMBERS = {"file": "missing_file", "conda_env": "missing_environment"}
@@ -156,6 +158,7 @@ def violations(
         *_deployment_violations(definition, path, deploy_targets=deploy_targets, custom_targets=custom_targets),
         *_argument_violations(definition),
         *_data_violations(definition),
+        *_repository_violations(definition),
         *_unknown_fields(definition),
     ]
 
@@ -336,6 +339,17 @@ def _data_violations(definition: MethodDefinition) -> Iterator[Violation]:
             yield Violation(pointer("data", "learns_from", str(place)), "unknown_row_kind", params)
 
 
+def _repository_violations(definition: MethodDefinition) -> Iterator[Violation]:
+    repository = definition.repository
+    if repository is None:
+        return
+    git, commit = repository.git or "", repository.commit or ""
+    if not git.removeprefix("file://").startswith("/") or not git.isprintable():
+        yield Violation("/repository/git", "repository_not_local", {"value": shown(git)})
+    if not _COMMIT.fullmatch(commit):
+        yield Violation("/repository/commit", "commit_not_full", {"value": shown(commit)})
+
+
 def _unknown_fields(definition: MethodDefinition) -> Iterator[Violation]:
     parts: list[tuple[tuple[str, ...], Wire | None]] = [
         ((), definition),
@@ -347,6 +361,7 @@ def _unknown_fields(definition: MethodDefinition) -> Iterator[Violation]:
         (("deployment", "config"), _config(definition.deployment)),
         (("arguments",), definition.arguments),
         (("data",), definition.data),
+        (("repository",), definition.repository),
     ]
     for parents, part in parts:
         if part is None:

@@ -15,6 +15,7 @@ from app.domain.definition import (
     DeploymentConfig,
     InferenceSwitches,
     MethodDefinition,
+    RepositoryConfig,
     StageConfig,
     Wire,
 )
@@ -66,6 +67,7 @@ class PinnedFileRead(BaseModel):
         description="Whether it is a file of the product, which runs from the product's own folder; else it lies in "
         "the script root.",
     )
+    committed: bool = Field(description="Whether it is taken from a commit, so that nothing on disk matters.")
     tree: str | None = Field(
         description="Digest of all files that the stage runs; null if the file was pinned alone.", examples=[_SHA256]
     )
@@ -111,6 +113,9 @@ class _MethodMembers(BaseModel):
     deployment: DeploymentConfig | None
     arguments: ArgumentOptions
     data: DataConfig | None = Field(description="What the training script learns from; null: nothing is known.")
+    repository: RepositoryConfig | None = Field(
+        description="The commit that the files are taken from; null: they lie in the script root."
+    )
 
 
 class MethodSummary(_MethodMembers):
@@ -194,6 +199,7 @@ class MethodPatch(Wire):
     deployment: DeploymentConfig | None = None
     arguments: ArgumentPatch | None = None
     data: DataConfig | None = None
+    repository: RepositoryConfig | None = None
 
 
 class ReadinessFinding(BaseModel):
@@ -570,6 +576,7 @@ def _pinned(pinned: PinnedFile) -> dict[str, Any]:
         "sha256": pinned.sha256,
         "size_bytes": pinned.size,
         "shipped": pinned.shipped,
+        "committed": pinned.committed,
         "tree": pinned.tree,
     }
 

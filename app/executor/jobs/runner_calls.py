@@ -191,7 +191,12 @@ class RunnerCalls:
             for stage in call.stages:
                 pinned = version.files.get(stage)
                 # a file of the users' comes before a shipped one of that name
-                if pinned is None or pinned["file"] != path or bool(pinned.get("shipped")) is in_root:
+                if (
+                    pinned is None
+                    or pinned["file"] != path
+                    or pinned.get("committed")
+                    or bool(pinned.get("shipped")) is in_root
+                ):
                     continue
                 method = method_of(row, version)
                 if method.environment(stage) != call.environment:

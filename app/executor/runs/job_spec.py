@@ -32,6 +32,7 @@ class PinnedScript(_Frozen):
     size: int
     shipped: bool = False
     tree: str | None = None
+    committed: bool = False
 
 
 class Named(_Frozen):

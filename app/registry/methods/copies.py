@@ -59,9 +59,13 @@ class MethodCopies:
 
         A file that runs alone is copied beside the original, others with all that they run into a folder of their own.
         """
-        trees = [self._files.tree(pinned) for pinned in pins.values() if not pinned.shipped]
+        trees = [self._files.tree(pinned) for pinned in pins.values() if pinned.lies_in_root]
         together = {path: file for tree in trees if len(tree) > 1 for path, file in tree.items()}
-        alone = {pinned.file: pinned.sha256 for pinned in pins.values() if pinned.file not in together}
+        alone = {
+            pinned.file: pinned.sha256
+            for pinned in pins.values()
+            if pinned.file not in together and not pinned.committed
+        }
         for file, sha256 in alone.items():
             self._copy(file, self._files.versions.get(sha256), _names(file, name), copied)
         folder = next(one for one in _folders(name) if not self._files.scripts.absolute(one).exists())
@@ -110,6 +114,8 @@ def _renamed(source: Method, name: str, copied: dict[str, str]) -> MethodDefinit
 
 def _moved(config: Mapping[str, Any], file: str, copied: Mapping[str, str]) -> dict[str, Any]:
     """Return a stage with the copy of its file; patterns that begin at the script root begin at the copy's folder."""
+    if file not in copied:
+        return dict(config)  # of a commit, which both name
     moved = dict(config) | {"file": copied[file]}
     if "include" in moved and copied[file].endswith(f"/{file}"):
         folder = copied[file].removesuffix(f"/{file}")

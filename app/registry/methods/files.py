@@ -11,17 +11,19 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from app.argspec.client import Limit, Reading, shared_reader
 from app.argspec.report import Imports
-from app.domain.definition import MethodDefinition, RunConfig
+from app.domain.definition import MethodDefinition, RepositoryConfig, RunConfig
 from app.domain.enums import JobKind
 from app.domain.errors import Invalid, Violation
 from app.domain.kinds import KINDS, METHOD_STAGES, STAGES, Member, Stage
+from app.domain.plain_text import shown
 from app.domain.pointers import pointer
 from app.presets import catalogue
-from app.registry.methods.trees import MAX_BYTES, Collected, collect, pointer_of
+from app.registry.methods.trees import MAX_BYTES, Collected, Files, collect, pointer_of
+from app.registry.scripts.git_commits import CommitUnreadable, GitCommit
 from app.registry.scripts.module_names import hidden
 from app.registry.scripts.names import SUFFIX, script_path, stem
 from app.registry.scripts.root import FileDigest, ScriptRoot, ScriptTooLarge, digest_of
@@ -43,7 +45,8 @@ class PinnedFile:
 
     The path is one of the script root, or, if the file is `shipped`, the name of a script in the product's folder.
     `tree`: digest of all files that the stage runs, this one among them. None for shipped files, which have no
-    neighbours, and in versions of earlier releases, which pinned nothing else.
+    neighbours, and in versions of earlier releases, which pinned nothing else. `committed`: the path is one of the
+    commit that the method names, and nothing on disk matters.
     """
 
     file: str
@@ -51,6 +54,12 @@ class PinnedFile:
     size: int
     shipped: bool = False
     tree: str | None = None
+    committed: bool = False
+
+    @property
+    def lies_in_root(self) -> bool:
+        """Whether the script root has the file, or had it."""
+        return not self.shipped and not self.committed
 
 
 Pins = dict[Stage, PinnedFile]
@@ -127,19 +136,38 @@ class MethodFiles:
         A name that hides a module is refused, unless it is `known`: the method runs that file already. Of a file that
         is gone the stored bytes count if the method `pinned` it. `instead`: files that are to be written.
         """
+        try:
+            with contextlib.ExitStack() as stack:
+                return self._check(definition, known, pinned or {}, instead or {}, stack)
+        except CommitUnreadable as error:
+            return FileCheck({}, (Violation("/repository", error.code, error.params),), {})
+
+    def _check(
+        self,
+        definition: MethodDefinition,
+        known: Collection[str],
+        pinned: Pins,
+        instead: Mapping[str, bytes],
+        stack: contextlib.ExitStack,
+    ) -> FileCheck:
         pins: Pins = {}
         found: list[Violation] = []
         contents: dict[str, bytes] = {}
+        commit: GitCommit | None = None
         for stage, file in stage_files(definition).items():
             at = file_pointer(stage)
-            before = (pinned or {}).get(stage)
-            if before is not None and before.shipped and before.file not in (instead or {}):
-                pins[stage], content = self.current(before)
-                contents[pins[stage].sha256] = content
+            before = pinned.get(stage)
+            if before is not None and not before.lies_in_root and before.file not in instead:
+                pins[stage] = before
+                if self.state(before) is FileState.MODIFIED:
+                    pins[stage], content = self.current(before)
+                    contents[pins[stage].sha256] = content
                 continue
+            if definition.repository is not None and commit is None:
+                commit = stack.enter_context(_commit_of(definition.repository))
             try:
                 path = script_path(file)
-                files = _RootFiles(self, before, instead or {})
+                files = commit or _RootFiles(self, before, instead)
                 digest = files.digest(path, most=self.scripts.max_bytes)
                 if digest is not None and self._imports.get(digest.sha256) is None:
                     content = files.read(path)
@@ -155,6 +183,9 @@ class MethodFiles:
                 if path not in collected.tree:
                     continue
                 pins[stage] = self._pin_tree(path, collected.tree, files, contents)
+                if commit is not None:
+                    pins[stage] = replace(pins[stage], committed=True)
+                    self._put(contents)  # what reads them has no other place to look
             elif (content_of := shipped_content(path)) is not None:
                 pins[stage] = pin(path, content_of, shipped=True)
                 contents[pins[stage].sha256] = content_of
@@ -167,9 +198,7 @@ class MethodFiles:
 
     def keep(self, check: FileCheck) -> None:
         """Put the bytes that were looked at into the version store."""
-        for sha256, content in check.contents.items():
-            self.versions.put(content)
-            self._remember(sha256)
+        self._put(check.contents)
 
     def keep_alone(self, file: str, content: bytes) -> PinnedFile:
         """Keep a file of the script root that runs with nothing beside it, and return what pins it."""
@@ -189,7 +218,8 @@ class MethodFiles:
 
     def tree_now(self, definition: MethodDefinition, stage: Stage, pinned: PinnedFile) -> Collected:
         """Return what a stage would pin now; of files that are gone what it pinned."""
-        return self._collect(_RootFiles(self, pinned, {}), definition, stage, pinned.file)
+        files = _KeptFiles(self, pinned) if pinned.committed else _RootFiles(self, pinned, {})
+        return self._collect(files, definition, stage, pinned.file)
 
     def keep_on_disk(self, path: str) -> PinnedFile:
         """Pin a file of the script root that no method names with what it runs, and keep the bytes."""
@@ -205,9 +235,7 @@ class MethodFiles:
         if pinned.file not in tree:
             return pinned
         now = self._pin_tree(pinned.file, tree, files, contents)
-        for sha256, content in contents.items():
-            self.versions.put(content)
-            self._remember(sha256)
+        self._put(contents)
         return now
 
     def holds(self, path: str, file: TreeFile) -> bool:
@@ -225,6 +253,8 @@ class MethodFiles:
             if path != pinned.file:
                 file = before.get(path)
                 status = FileState.ADDED if file is None else self._state(path, file)
+                if pinned.committed:
+                    status = FileState.UNCHANGED
                 beside.append(BesideStatus(path, file or now.tree[path], status))
         return FileStatus(stage, pinned, state, tuple(beside))
 
@@ -237,7 +267,7 @@ class MethodFiles:
             return FileState.MISSING
         return FileState.UNCHANGED if _tree_file(path, digest) == pinned else FileState.MODIFIED
 
-    def _collect(self, files: "_RootFiles", definition: MethodDefinition, stage: Stage, path: str) -> Collected:
+    def _collect(self, files: "_Readable", definition: MethodDefinition, stage: Stage, path: str) -> Collected:
         def imports(path: str, file: TreeFile) -> Imports | None:
             known = self._imports.get(file.sha256)
             if known is None:
@@ -250,10 +280,12 @@ class MethodFiles:
             return known
 
         config = definition.stage_config(stage)
-        include = (config.include if config is not None else None) or ()
+        include = config.include if config is not None else None
+        if include is None and definition.repository is None:
+            include = []
         return collect(files, imports, path, include=include, at=stage_pointer(stage))
 
-    def _pin_tree(self, path: str, tree: Tree, files: "_RootFiles", contents: dict[str, bytes]) -> PinnedFile:
+    def _pin_tree(self, path: str, tree: Tree, files: "_Readable", contents: dict[str, bytes]) -> PinnedFile:
         """Return what pins the stage file `path` with its tree; `contents` gets what may not be kept yet."""
         exact = dict(tree)
         for one, file in tree.items():
@@ -269,13 +301,18 @@ class MethodFiles:
         entry = exact[path]
         return PinnedFile(file=path, sha256=entry.sha256, size=entry.size, tree=digest.sha256)
 
-    def _remember(self, sha256: str) -> None:
-        if len(self._kept) >= _REMEMBERED:
-            self._kept.clear()
-        self._kept[sha256] = None
+    def _put(self, contents: Mapping[str, bytes]) -> None:
+        for sha256, content in contents.items():
+            if sha256 not in self._kept:
+                self.versions.put(content)
+            if len(self._kept) >= _REMEMBERED:
+                self._kept.clear()
+            self._kept[sha256] = None
 
     def state(self, pinned: PinnedFile) -> FileState:
         """Compare one pinned file with what stands in its place; what cannot be used any more counts as modified."""
+        if pinned.committed:
+            return FileState.UNCHANGED
         try:
             digest = self._digest(pinned)
         except Invalid:
@@ -301,6 +338,35 @@ class MethodFiles:
             return self.scripts.digest(pinned.file)
         content = shipped_content(pinned.file)
         return None if content is None else digest_of(content)
+
+
+class _Readable(Files, Protocol):
+    """Files whose bytes can be read too."""
+
+    def read(self, path: str) -> bytes:
+        """Return the bytes of a file that is there."""
+
+
+class _KeptFiles:
+    """The files of a tree that is kept."""
+
+    def __init__(self, files: MethodFiles, pinned: PinnedFile) -> None:
+        self._tree = files.tree(pinned)
+        self._versions = files.versions
+
+    def digest(self, path: str, *, most: int) -> TreeFile | None:
+        """Return what pins the file, `None` if there is none."""
+        del most
+        return self._tree.get(path)
+
+    def read(self, path: str) -> bytes:
+        """Return the bytes of a file that is there."""
+        return self._versions.get(self._tree[path].sha256)
+
+    def below(self, folder: str) -> Iterator[tuple[str, bool]]:
+        """Yield every file below a folder; there are no links."""
+        start = f"{folder}/" if folder else ""
+        yield from ((path, False) for path in self._tree if path.startswith(start))
 
 
 class _RootFiles:
@@ -349,6 +415,13 @@ class _RootFiles:
 def _tree_file(path: str, digest: FileDigest) -> TreeFile:
     # Python does not ask whether a script is executable
     return TreeFile(digest.sha256, digest.size, digest.executable and not path.endswith(SUFFIX))
+
+
+def _commit_of(repository: RepositoryConfig) -> GitCommit:
+    git, commit = repository.git or "", repository.commit or ""
+    if not git.removeprefix("file://").startswith("/") or not commit.isalnum():
+        raise CommitUnreadable(git=shown(git), commit=shown(commit), detail="no local repository")
+    return GitCommit(Path(git.removeprefix("file://")), commit)
 
 
 def pin(file: str, content: bytes, *, shipped: bool = False) -> PinnedFile:
@@ -429,9 +502,11 @@ def pins_to_json(pins: Pins) -> dict[str, Any]:
 
 def pin_to_json(pinned: PinnedFile) -> dict[str, Any]:
     """Return one pin as a version keeps it; that a file is shipped, or has a tree, is said only where it is so."""
-    document = {"file": pinned.file, "sha256": pinned.sha256, "size": pinned.size}
+    document: dict[str, Any] = {"file": pinned.file, "sha256": pinned.sha256, "size": pinned.size}
     if pinned.tree is not None:
         document["tree"] = pinned.tree
+    if pinned.committed:
+        document["committed"] = True
     return {**document, "shipped": True} if pinned.shipped else document
 
 

@@ -96,7 +96,7 @@ class MethodRestoring:
         changed = [status for status in self._files.states(newest.definition, newest.files) if status.changed]
         edited: Pins = {}
         for status in changed:
-            if not status.pinned.shipped:
+            if status.pinned.lies_in_root:
                 edited[status.stage] = self._files.keep_as_it_is(newest.definition, status.stage, status.pinned)
         return edited
 
@@ -104,7 +104,7 @@ class MethodRestoring:
         files = {
             path: file
             for pinned in pins.values()
-            if not pinned.shipped
+            if pinned.lies_in_root
             for path, file in self._files.tree(pinned).items()
         }
         changed = {path: file for path, file in files.items() if not self._files.holds(path, file)}
@@ -114,7 +114,7 @@ class MethodRestoring:
             (path, file.sha256)
             for version in versions
             for pinned in version.values()
-            if not pinned.shipped
+            if pinned.lies_in_root
             for path, file in self._files.tree(pinned).items()
         }
         for path in changed:

@@ -40,6 +40,8 @@ class ScriptReader:
 
     def current(self, pinned: PinnedFile) -> tuple[PinnedFile, ScriptParameters]:
         """Return the parameters of the file as it is on disk now, and its digest."""
+        if pinned.committed:
+            return pinned, self.pinned(pinned)
         pinned = replace(pinned, tree=None)
         if self._files.state(pinned) is FileState.UNCHANGED:
             return pinned, self.pinned(pinned)
@@ -81,7 +83,8 @@ def unreadable(reader: ScriptReader, definition: MethodDefinition, check: FileCh
         return []
     found = []
     for stage, pinned in check.pins.items():
-        script = reader.content(pinned, check.contents.get(pinned.sha256))
+        is_kept = pinned.committed
+        script = reader.pinned(pinned) if is_kept else reader.content(pinned, check.contents.get(pinned.sha256))
         if script.unread and not script.parameters and not script.parser_classes:
             params = {"file": pinned.file, "stage": stage, "line": script.unread[0].line}
             found.append(Violation("/arguments/declared_only", "declared_only_unread", params))

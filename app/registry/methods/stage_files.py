@@ -48,6 +48,12 @@ class StageWithoutFile(NotFound):
     code = "stage_without_file"
 
 
+class FileOfCommit(Conflict):
+    """The method takes the file from a commit."""
+
+    code = "file_of_commit"
+
+
 class ScriptInUse(Conflict):
     """Methods run the file or import it."""
 
@@ -107,6 +113,8 @@ class StageFiles:
             raise PresetReadOnly(method=row.name)
         newest = method_of(row, await store.get_version(session, row))
         pinned = _pinned(newest, stage)
+        if pinned.committed:
+            raise FileOfCommit(file=pinned.file)
         if pinned.shipped and await asyncio.to_thread(self._files.scripts.digest, pinned.file) is not None:
             raise FileInTheWay(file=pinned.file)  # the upload would become a file of the script root
         present, _ = await asyncio.to_thread(self._files.current, pinned)
@@ -206,11 +214,11 @@ class StageFiles:
         ]
 
     def _reads(self, method: Method, stage: Stage, pinned: PinnedFile, path: str) -> bool:
-        return not pinned.shipped and path in self._files.tree_now(method.definition, stage, pinned).tree
+        return pinned.lies_in_root and path in self._files.tree_now(method.definition, stage, pinned).tree
 
     def _runs(self, pinned: PinnedFile, path: str) -> bool:
-        if pinned.shipped or self._files.scripts.absolute(path).is_symlink():
-            return not pinned.shipped and pinned.file == path  # what a link leads to stays
+        if not pinned.lies_in_root or self._files.scripts.absolute(path).is_symlink():
+            return pinned.lies_in_root and pinned.file == path  # what a link leads to stays
         return self._files.scripts.same(pinned.file, path)
 
     async def _refuse_hiding(self, session: AsyncSession, path: str) -> None:
@@ -218,7 +226,10 @@ class StageFiles:
         environments = {
             environment
             for environment, files in (await store.stages_by_environment(session)).items()
-            if any(not file.get("shipped") and folder_of(file["file"]) == folder for file in files)
+            if any(
+                not (file.get("shipped") or file.get("committed")) and folder_of(file["file"]) == folder
+                for file in files
+            )
         }
         if folder and not environments:
             return  # no script looks for modules there

@@ -53,18 +53,27 @@ class _TooMuch(Exception):
 
 
 def collect(
-    files: Files, imports: Callable[[str, TreeFile], Imports | None], entry: str, *, include: Sequence[str], at: str
+    files: Files,
+    imports: Callable[[str, TreeFile], Imports | None],
+    entry: str,
+    *,
+    include: Sequence[str] | None,
+    at: str,
 ) -> Collected:
     """Return the tree of the stage file `entry`, which is there; `at` points to the member of the stage's definition.
 
-    `imports` says what a Python file imports, `None` if that could not be read.
+    `imports` says what a Python file imports, `None` if that could not be read. `include` None: all files there are.
     """
     collector = _Collector(files, imports, entry, at)
     try:
         collector.add(entry)
-        collector.follow()
-        collector.include(include)
-        collector.follow()
+        if include is None:
+            collector.follow_once(entry)
+            collector.include(["/**"])
+        else:
+            collector.follow()
+            collector.include(include)
+            collector.follow()
     except _TooMuch:
         params = {"file": entry, "files": MAX_FILES, "megabytes": MAX_BYTES // 2**20}
         collector.found.violations.append(Violation(pointer_of(at, "include"), "tree_too_large", params))
@@ -119,7 +128,7 @@ class _Collector:
         while seen != (len(self.found.tree), len(self.found.folders)):
             seen = (len(self.found.tree), len(self.found.folders))
             for path in [path for path in self.found.tree if path.endswith(SUFFIX)]:
-                self._follow(path)
+                self.follow_once(path)
 
     def include(self, patterns: Sequence[str]) -> None:
         """Take the files that the patterns name: from the folder of the stage's file, or `/` for the script root."""
@@ -169,7 +178,8 @@ class _Collector:
         else:
             self.add(path)
 
-    def _follow(self, path: str) -> None:
+    def follow_once(self, path: str) -> None:
+        """Take what one file imports and names."""
         imports = self._imports_of(path)
         if imports.search_path:
             self._look_in(folder_of(path), imports.search_path)
