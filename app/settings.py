@@ -31,7 +31,7 @@ GIB: Final = 1024 * MIB
 _STAGE_VARIABLES = frozenset(
     {
         *("DEEPE_JOB_ID", "DEEPE_ATTEMPT", "DEEPE_OUTPUT_DIR", "DEEPE_CACHE_DIR", "DEEPE_PARAMS", "DEEPE_EVENTS"),
-        "DEEPE_RESUME_FROM",
+        *("DEEPE_RESUME_FROM", "DEEPE_MODEL_PATH"),
     }
 )
 _TEST_VARIABLES = frozenset({"DEEPE_FAULT_POINT", "DEEPE_FAULT_SIGNAL"})  # of fault-injection tests
@@ -186,6 +186,11 @@ class Settings(BaseSettings):
     )
 
     # Nodes
+    stage_variables: str = Field(
+        "",
+        description="Variables of the worker's environment that stage scripts get besides the usual ones: "
+        "comma-separated names or beginnings, such as HTTPS_PROXY,MODELSCOPE_*,ASCEND_*.",
+    )
     node_labels: Annotated[dict[str, str], NoDecode] = Field(
         {}, description="Labels of this node that jobs may ask for, comma-separated: gpu=a100,zone=b."
     )
@@ -316,6 +321,17 @@ class Settings(BaseSettings):
         if value is not None:
             _check_token(value.get_secret_value())
         return value
+
+    @field_validator("stage_variables")
+    @classmethod
+    def _names_of_variables(cls, value: str) -> str:
+        names = [name.strip() for name in value.split(",") if name.strip()]
+        for name in names:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*\*?", name) or name.upper().startswith(PREFIX):
+                raise ValueError(
+                    f"{name!r} must be a name or the beginning of one with a * (no secrets of the service: {PREFIX}...)"
+                )
+        return ",".join(names)
 
     @field_validator("torch_index", "torch_find_links")
     @classmethod

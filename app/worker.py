@@ -208,6 +208,7 @@ def _agent(
         prefixes=reporter,
         status=status,
         environ=os.environ,
+        variables=tuple(filter(None, settings.stage_variables.split(","))),
         redis_url=redis_url,
         runner_port=settings.runner_port,
         grace_seconds=settings.stop_grace_seconds,

@@ -65,6 +65,14 @@ class TestAllowList:
             "PYTHONNOUSERSITE": "1",
         }
 
+    def test_operator_adds_to_it_but_nothing_of_the_service(self, tmp_path: Path) -> None:
+        worker = {**WORKER, "MODELSCOPE_CACHE": "/m", "HTTPS_PROXY": "http://p", "DEEPE_API_TOKEN": "secret"}
+
+        added = stage_environment(worker, tmp_path, {}, also=("MODELSCOPE_*", "HTTPS_PROXY", "DEEPE_*"))
+
+        plain = stage_environment(worker, tmp_path, {})
+        assert added == {**plain, "MODELSCOPE_CACHE": "/m", "HTTPS_PROXY": "http://p"}
+
     def test_extra_wins(self, tmp_path: Path) -> None:
         env = stage_environment(WORKER, tmp_path, {"PYTHONPATH": "/scripts", "HOME": "/other"})
 

@@ -298,6 +298,30 @@ class TestSubmit:
         assert ("/parameters/batch_size", "parameter_unusual") in [(w.pointer, w.code) for w in submitted.warnings]
 
 
+class TestPictures:
+    DECLARED = 'parser.add_argument("--pic_relative_path", default=None)'
+
+    async def test_script_that_declares_their_folder_gets_it(self, bench: Bench) -> None:
+        folder = bench.home.datasets / "drawn"
+        (folder / "images").mkdir(parents=True)
+        (folder / "images" / "a.png").write_bytes(b"x")
+        row = {"question": "q", "answer": "a", "images": [{"imageId": "a.png"}]}
+        (folder / "metadata.jsonl").write_text(json.dumps(row) + "\n")
+        await bench.register_data("drawn", path="drawn")
+        script = bench.home.scripts / "custom01.py"
+        head, found, tail = script.read_text().partition('    parser.add_argument("--train_id')
+        script.write_text(f"{head}    {self.DECLARED}\n{found}{tail}")
+
+        filled = (await bench.submit(dataset="drawn", through="customized")).jobs[0]
+        given = (
+            await bench.submit(dataset="drawn", through="customized", parameters={"pic_relative_path": "mine"})
+        ).jobs[0]
+
+        assert JobSpec.of(filled).effective["pic_relative_path"] == "../datasets/drawn/images"
+        assert "pic_relative_path" not in filled.parameters
+        assert JobSpec.of(given).effective["pic_relative_path"] == "mine"
+
+
 class TestSingleStage:
     async def test_works_on_a_model_of_the_state_that_comes_before(self, bench: Bench) -> None:
         model = await bench.customized_model()

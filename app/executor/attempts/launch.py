@@ -94,6 +94,7 @@ class StageLauncher:
         prefixes: Prefixes,
         status: ScriptStatus,
         environ: Mapping[str, str],
+        variables: Sequence[str] = (),
         redis_url: str | None,
         runner_port: int | None = None,
         grace_seconds: float,
@@ -103,6 +104,7 @@ class StageLauncher:
         self._prefixes = prefixes
         self._status = status
         self._environ = environ
+        self._variables = tuple(variables)
         self._redis_url = redis_url
         # where scripts of DeepExtension find its runner
         self._runner = {"TRAINING_START_PORT": str(runner_port)} if runner_port is not None else {}
@@ -287,7 +289,7 @@ class StageLauncher:
 
     def _activated(self, prefix: Path, extra: Mapping[str, str]) -> dict[str, str]:
         try:
-            return stage_environment(self._environ, prefix, extra)
+            return stage_environment(self._environ, prefix, extra, also=self._variables)
         except ActivationFailed as error:
             raise LaunchError(EndReason.SPAWN_FAILED, detail=str(error)) from error
 

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +32,7 @@ INSTALLER_VARIABLES = (
 # Left by an activated environment of the person who started the worker, or sending packages elsewhere.
 _NEVER = (
     *("CONDA_PREFIX", "CONDA_PREFIX_*", "CONDA_SHLVL", "CONDA_DEFAULT_ENV", "CONDA_PROMPT_MODIFIER"),
+    "DEEPE_*",  # addresses and keys of the service, and what it sets itself
     *("CONDA_STACKED_*", "PIP_TARGET", "PIP_PREFIX", "PIP_USER", "PIP_ROOT", "PIP_PYTHON"),
 )
 _SHELL_OWN = ("_", "SHLVL", "PWD", "OLDPWD")
@@ -49,9 +50,14 @@ def interpreter(prefix: Path) -> Path:
     return prefix / "bin" / "python"
 
 
-def stage_environment(base: Mapping[str, str], prefix: Path, extra: Mapping[str, str]) -> dict[str, str]:
-    """Return the whole environment of a stage: allowed variables of `base`, activation of `prefix`, then `extra`."""
-    allowed = _allowed(base, STAGE_VARIABLES)
+def stage_environment(
+    base: Mapping[str, str], prefix: Path, extra: Mapping[str, str], *, also: Sequence[str] = ()
+) -> dict[str, str]:
+    """Return the whole environment of a stage: allowed variables of `base`, activation of `prefix`, then `extra`.
+
+    `also`: further names and patterns that the operator allows.
+    """
+    allowed = _allowed(base, (*STAGE_VARIABLES, *also))
     return {**activated(allowed, prefix), **_PYTHON, **extra}
 
 

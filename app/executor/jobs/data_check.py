@@ -26,6 +26,8 @@ class Data:
     jsonl: Path
     digest: str
     columns: Sequence[Column]
+    pictures: str | None = None
+    """Folder `images` of a data set with pictures, relative to the script root."""
     parts: tuple["Data", ...] = ()
     """What it was mixed of for this submission."""
 

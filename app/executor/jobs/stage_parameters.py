@@ -32,6 +32,8 @@ from app.registry.methods.script_reading import ScriptReader, unread_module
 
 VALIDATION_PATH = "validation_path"
 """What a script declares that takes rows for the score."""
+PICTURES_PATH = "pic_relative_path"
+"""What a script declares that wants the folder of the data set's pictures."""
 VALIDATION_DATASET = "/validation_dataset"
 START_PATH = "adapter_name_or_path"
 """What a script declares whose training can go on from an adapter."""
@@ -184,7 +186,10 @@ class StageParameters:
         refused = {stage: list(call_refusals(calls[stage], given_to.get(stage, {}))) for stage in stages}
         own = {} if validation is None else _scoring(validation, targets, scripts)
         folders: dict[Stage, Mapping[str, Any]] = {stage: named for stage in targets if stage is JobKind.TRAINING}
-        by_platform = {stage: {**own.get(stage, {}), **folders.get(stage, {})} for stage in stages}
+        pictures = _pictures(method, data, values, targets, scripts)
+        by_platform = {
+            stage: {**own.get(stage, {}), **folders.get(stage, {}), **pictures.get(stage, {})} for stage in stages
+        }
         checks = {
             stage: check_parameters(
                 {**_without(given_to.get(stage, {}), refused[stage]), **by_platform[stage]},
@@ -264,6 +269,20 @@ def _scoring(
     """Return what the stages that score with these rows are given for it."""
     given = {VALIDATION_PATH: validation.argument}
     return {stage: given for stage in targets if VALIDATION_PATH in scripts[stage].declared_names}
+
+
+def _pictures(
+    method: Method,
+    data: Data | None,
+    values: Mapping[str, Any],
+    targets: Sequence[Stage],
+    scripts: Mapping[Stage, ScriptParameters],
+) -> dict[Stage, dict[str, Any]]:
+    """Return the folder of pictures for users' scripts that declare it: DeepExtension's fail without one."""
+    if data is None or data.pictures is None or values.get(PICTURES_PATH) is not None:
+        return {}
+    own = [stage for stage in targets if stage in method.files and not method.files[stage].shipped]
+    return {stage: {PICTURES_PATH: data.pictures} for stage in own if PICTURES_PATH in scripts[stage].declared_names}
 
 
 def _validation_violations(values: Mapping[str, Any], *, taken: bool) -> list[Violation]:
