@@ -322,6 +322,29 @@ class TestPictures:
         assert JobSpec.of(given).effective["pic_relative_path"] == "mine"
 
 
+class TestSplits:
+    async def test_validation_part_of_a_folder_is_scored_with(self, bench: Bench) -> None:
+        folder = bench.home.datasets / "split"
+        folder.mkdir()
+        for name in ("train", "valid", "test"):
+            (folder / f"{name}.jsonl").write_text(json.dumps({"prompt": name, "completion": "a"}) + "\n")
+        await bench.register_data("split", path="split")
+        script = bench.home.scripts / "custom01.py"
+        declared = 'parser.add_argument("--validation_path", default=None)'
+        head, found, tail = script.read_text().partition('    parser.add_argument("--train_id')
+        script.write_text(f"{head}    {declared}\n{found}{tail}")
+
+        scored = (await bench.submit(dataset="split", through="customized")).jobs[0]
+        own = {"validation_path": "mine.jsonl"}
+        given = (await bench.submit(dataset="split", through="customized", parameters=own)).jobs[0]
+
+        spec = JobSpec.of(scored)
+        assert spec.dataset is not None
+        assert spec.dataset.path == "datasets/split/train.jsonl"
+        assert spec.effective["validation_path"] == "../datasets/split/valid.jsonl"
+        assert JobSpec.of(given).effective["validation_path"] == "mine.jsonl"
+
+
 class TestSingleStage:
     async def test_works_on_a_model_of_the_state_that_comes_before(self, bench: Bench) -> None:
         model = await bench.customized_model()

@@ -28,6 +28,8 @@ class Data:
     columns: Sequence[Column]
     pictures: str | None = None
     """Folder `images` of a data set with pictures, relative to the script root."""
+    held_out: str | None = None
+    """File of validation rows in the data set's folder, relative to the script root."""
     parts: tuple["Data", ...] = ()
     """What it was mixed of for this submission."""
 

@@ -46,6 +46,8 @@ _NAMED_MODELS = {
     REWARD_PATH: (REWARD_MODEL, "reward_model_not_taken", "reward_model_named_twice"),
 }
 """Arguments that name the folder of a model: the field of the request that the model comes from, and its codes."""
+_HOLDS_OUT = frozenset({VALIDATION_PATH, "eval_fraction", "eval_samples"})
+"""Parameters by which a caller says which rows the score is of."""
 _NOTHING = ScriptParameters(accepts_unknown=True)
 
 
@@ -184,9 +186,11 @@ class StageParameters:
         producer = producing_stage(lifecycle)
         given_to = {stage: _meant_for(stage, values, scripts, targets, calls) for stage in targets}
         refused = {stage: list(call_refusals(calls[stage], given_to.get(stage, {}))) for stage in stages}
-        own = {} if validation is None else _scoring(validation, targets, scripts)
+        own = {} if validation is None else _scoring(validation.argument, targets, scripts)
         folders: dict[Stage, Mapping[str, Any]] = {stage: named for stage in targets if stage is JobKind.TRAINING}
         pictures = _pictures(method, data, values, targets, scripts)
+        if validation is None and data is not None and data.held_out is not None and not values.keys() & _HOLDS_OUT:
+            own = _scoring(data.held_out, targets, scripts)
         by_platform = {
             stage: {**own.get(stage, {}), **folders.get(stage, {}), **pictures.get(stage, {})} for stage in stages
         }
@@ -264,10 +268,10 @@ def _target_stages(method: Method, stages: Sequence[Stage]) -> list[Stage]:
 
 
 def _scoring(
-    validation: Validation, targets: Sequence[Stage], scripts: Mapping[Stage, ScriptParameters]
+    rows: str, targets: Sequence[Stage], scripts: Mapping[Stage, ScriptParameters]
 ) -> dict[Stage, dict[str, Any]]:
     """Return what the stages that score with these rows are given for it."""
-    given = {VALIDATION_PATH: validation.argument}
+    given = {VALIDATION_PATH: rows}
     return {stage: given for stage in targets if VALIDATION_PATH in scripts[stage].declared_names}
 
 

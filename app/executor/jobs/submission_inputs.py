@@ -26,7 +26,7 @@ from app.registry.base_models.card import BaseModelCard, BaseModelKind
 from app.registry.base_models.findings import Finding, Severity, findings
 from app.registry.base_models.service import BaseModels
 from app.registry.datasets.check import columns_of
-from app.registry.datasets.files import IMAGES_FOLDER, Inspection
+from app.registry.datasets.files import IMAGES_FOLDER, Inspection, held_out_part
 from app.registry.datasets.mixes import Mix
 from app.registry.datasets.service import Datasets
 from app.registry.environments.described_options import Described
@@ -265,12 +265,20 @@ class InputCheck:
 
     def data_of(self, row: DatasetRow, inspection: Inspection | None = None) -> Data:
         """Return the file of a data set and its columns, as they are now if it was read again."""
-        pictures = self._home.absolute(row.path) / IMAGES_FOLDER
-        folder = os.path.relpath(pictures, self._home.scripts) if pictures.is_dir() else None
         if inspection is not None:
-            return Data(inspection.jsonl, inspection.digest, inspection.report.columns, folder)
-        jsonl = self._home.absolute(self._named_data(row, None).path)
-        return Data(jsonl, row.digest, columns_of(row.columns, row.rows, row.report), folder)
+            data = Data(inspection.jsonl, inspection.digest, inspection.report.columns)
+        else:
+            jsonl = self._home.absolute(self._named_data(row, None).path)
+            data = Data(jsonl, row.digest, columns_of(row.columns, row.rows, row.report))
+        folder = self._home.absolute(row.path)
+        if not folder.is_dir():
+            return data
+        images, part = folder / IMAGES_FOLDER, held_out_part(folder)
+        return replace(
+            data,
+            pictures=os.path.relpath(images, self._home.scripts) if images.is_dir() else None,
+            held_out=os.path.relpath(part, self._home.scripts) if part is not None else None,
+        )
 
     def _mixed_data(self, row: DatasetRow, inspection: Inspection | None, mix: Mix | None) -> Data:
         """Return the rows of a data set, which may be a mix without a place, and the parts of a mix."""

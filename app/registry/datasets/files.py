@@ -9,14 +9,14 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, Final
 
-from app.domain.errors import Conflict, Invalid
+from app.domain.errors import AppError, Conflict, Invalid
 from app.domain.plain_text import shown
 from app.formats.base import SUFFIXES
 from app.formats.text import cut_lines
@@ -26,6 +26,11 @@ SUFFIX: Final = ".jsonl"
 IMAGES_FOLDER: Final = "images"
 UPLOAD_PREFIX: Final = ".upload-"
 READING_PREFIX: Final = ".reading-"
+_PARTS: Final = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("valid", "validation", "val", "dev", "eval"), "valid"),
+    "test": "test",
+}
 _ABANDONED: Final = (f"{UPLOAD_PREFIX}*", f".{UPLOAD_PREFIX}*", f"{READING_PREFIX}*")  # the second: made of an upload
 _ABANDONED_SECONDS: Final = 24 * 3600
 _SHOWN_FILES: Final = 5
@@ -88,21 +93,49 @@ class Located:
 
     rows: Path
     images: Path | None
+    held_out: Path | None = None
+    """Rows for validation, of a folder that is split."""
 
 
 def locate(path: Path) -> Located:
-    """Return the files of the data set at `path`: a file, or a folder with one `.jsonl` or else one file of rows."""
+    """Return the files of the data set at `path`: a file, or a folder with one `.jsonl` or else one file of rows.
+
+    A folder may be split into files called train, valid (or validation, val, dev, eval) and test: then the rows are
+    those of train.
+    """
     if not path.is_dir():
         return Located(rows=path, images=None)
     found = sorted(entry for entry in path.iterdir() if _holds_rows(entry))
     files = [entry for entry in found if entry.suffix.lower() == SUFFIX] or found
     if not files:
         raise NotADataset(path=shown(path.name), pointer="/path")
+    train, held_out = _splits(files)
+    if train is not None:
+        files = [train]
     if len(files) > 1:
         names = ", ".join(shown(file.name) for file in files[:_SHOWN_FILES])
         raise SeveralDatasets(path=shown(path.name), files=names, pointer="/path")
     images = path / IMAGES_FOLDER
-    return Located(rows=files[0], images=images if images.is_dir() else None)
+    return Located(rows=files[0], images=images if images.is_dir() else None, held_out=held_out)
+
+
+def _splits(files: Sequence[Path]) -> tuple[Path | None, Path | None]:
+    """Return the files for training and validation, if the files are the parts of one split and nothing else."""
+    by_part: dict[str, list[Path]] = {}
+    for file in files:
+        by_part.setdefault(_PARTS.get(file.stem.lower(), ""), []).append(file)
+    if len(files) < 2 or "train" not in by_part or "" in by_part or any(len(of) > 1 for of in by_part.values()):
+        return None, None
+    return by_part["train"][0], by_part.get("valid", [None])[0]
+
+
+def held_out_part(path: Path) -> Path | None:
+    """Return the JSONL file of a folder's validation rows, if it is split."""
+    try:
+        held_out = locate(path).held_out
+    except (AppError, OSError):
+        return None
+    return held_out if held_out is not None and held_out.suffix.lower() == SUFFIX else None
 
 
 def inspect(path: Path, *, max_characters: int) -> Inspection:
