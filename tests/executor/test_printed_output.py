@@ -292,6 +292,25 @@ def test_what_looks_like_it_is_nothing(run: Run, text: str) -> None:
     assert run.progress is None
 
 
+def test_bar_of_what_was_done_before_names_no_step(run: Run) -> None:
+    run.prints(bar(3, 3) + f"\n{NUMBERS[0]}\n{NUMBERS[1]}\n")
+
+    assert run.curves["loss"] == [(1, 2.5), (2, 1.5)]
+    assert len(run.notes) == 1
+
+
+def test_report_without_a_step_stands_beside_the_newest_that_named_one(run: Run) -> None:
+    run.prints("step 10 loss 0.5\nval loss: 0.75\nstep 20 loss 0.25\n")
+
+    assert run.curves == {"loss": [(10, 0.5), (20, 0.25)], "val_loss": [(10, 0.75)]}
+
+
+def test_what_a_bar_carries_goes_on_beside_reports_of_something_else(run: Run) -> None:
+    run.prints(bar(1, 9, more=", loss=0.5") + "\nval loss: 0.75\n" + bar(2, 9, more=", loss=0.4"))
+
+    assert run.curves == {"loss": [(1, 0.5), (2, 0.4)], "val_loss": [(1, 0.75)]}
+
+
 def test_time_left_follows_the_bar(tmp_path: Path) -> None:
     run = Run(tmp_path)
     clock = iter(range(0, 1000, 10))

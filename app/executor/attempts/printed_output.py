@@ -33,6 +33,7 @@ _NOTES = {
 _OF_EVALUATION = re.compile(r"(?:eval|val|valid|validation|test)(?:[_/ .-]|$)|train_runtime$|train_loss$")
 _COMPARED = ("loss", "learning_rate", "grad_norm", "reward", "epoch")
 _OF_TRAINER = {"epoch", "learning_rate"}
+_REMEMBERED = 50  # names of values
 _SAME = 1e-3  # four digits are printed
 
 PrintedEvent = MetricsEvent | ProgressEvent | NoteEvent
@@ -44,8 +45,8 @@ class State:
 
     `step` and `total` are those of the training's bar. `passed`: steps of bars that the present one follows. `named`:
     the last step that a line named, `named_passed` those of the epochs before. `reports`: how many were counted.
-    `planned`: steps that were announced. `told`: the note that was given. `last`: the newest report's values.
-    `recorded`: the step of the newest log record while records lag behind the reports.
+    `planned`: steps that were announced. `told`: the note that was given. `reported`: names of reported values. `last`:
+    the newest report's values. `recorded`: the step of the newest log record while records lag behind the reports.
     """
 
     step: int = 0
@@ -55,13 +56,13 @@ class State:
     first_epoch: int | None = None
     epochs: int | None = None
     has_metrics: bool = False
-    has_reports: bool = False
     named: int = 0
     named_passed: int = 0
     named_epoch: int = 0
     reports: int = 0
     planned: int | None = None
     told: str = ""
+    reported: list[str] = field(default_factory=list)
     last: dict[str, float] = field(default_factory=dict)
     counted: bool = False
     has_records: bool = False
@@ -174,15 +175,17 @@ class PrintedOutput:
             # the report's step was not known: it was made at the end of the step before
             return replace(record, step=max(record.step - 1, 0)) if is_first else None
         says_nothing = not any(measures(name) for name in record.values)
-        return None if says_nothing and state.has_reports else record
+        return None if says_nothing and state.reported else record
 
     def _bar_events(self, bar: Bar, *, now: float) -> Iterator[MetricsEvent]:
         before = self._step
-        if not self._take(bar) or self.state.has_reports or not bar.values or self._step == before:
+        if not self._take(bar) or self._step == before:
             return
-        if any("loss" in name for name in bar.values):
+        # digits are few in a bar: what is reported as well counts once
+        values = {name: value for name, value in bar.values.items() if name not in self.state.reported}
+        if any("loss" in name for name in values):
             self.state.has_metrics = True
-            yield MetricsEvent(now, self._step, _named(bar.values), Source.FOUND)
+            yield MetricsEvent(now, self._step, _named(values), Source.FOUND)
 
     @property
     def _step(self) -> int:
@@ -214,8 +217,10 @@ class PrintedOutput:
         step, source = self._step_of(form, bar, is_evaluation=is_evaluation)
         if step is None:
             return
-        state.has_metrics = state.has_reports = True
+        state.has_metrics = state.has_metrics or source is not Source.COUNTED
         state.counted = source is Source.COUNTED
+        new = [name for name in form.values if name not in state.reported]
+        state.reported = [*state.reported, *new][:_REMEMBERED]
         if not is_evaluation:
             state.last = {name: value for name in _COMPARED if (value := form.values.get(name)) is not None}
         if state.counted:
@@ -234,9 +239,13 @@ class PrintedOutput:
             return self._step, Source.FOUND
         if state.recorded is not None:
             return state.recorded, Source.RECORD
-        if state.total:
+        # a bar that was full before the first report is not the training's
+        if state.total and (state.has_metrics or state.step < state.total):
             return self._step, Source.FOUND
+        if state.named and form.epoch is None:
+            return state.named_passed + state.named, Source.FOUND
         if form.epoch is not None:
+            state.reports = form.epoch
             return form.epoch, Source.COUNTED
         if not form.is_dictionary:
             return None, Source.COUNTED
