@@ -3,11 +3,14 @@
 import hashlib
 import json
 import re
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from app.domain.enums import EndReason, JobKind
 from app.domain.texts import Language, catalogue, text
@@ -422,6 +425,31 @@ class TestClassify:
         failure = classify(ended(code=1), lines)
 
         assert (failure.reason, failure.detail) == (reason, detail)
+
+    @settings(deadline=None)
+    @given(
+        lines=st.lists(
+            st.sampled_from(
+                [*TRACEBACK, "ValueError: x", "[ERR] ValueError: x", "return_code:1", "[rank1]: KeyError: 1"]
+            )
+            | st.text(max_size=30),
+            max_size=40,
+        )
+    )
+    def test_any_output_has_a_reason(self, lines: list[str]) -> None:
+        failure = classify(ended(code=1), lines)
+
+        assert failure.detail
+        assert len(failure.detail) <= 500
+
+    def test_long_lines_are_quick(self) -> None:
+        begun = time.thread_time()
+        for unit in ("1", "a", "[rank1]: ", "[ERR] ", "A.", "Error", "loss/", "'", "-" * 9, "No module named '"):
+            classify(
+                ended(code=1), [(unit * 300_000)[:300_000], *TRACEBACK, "ValueError: x", (unit * 300_000)[:300_000]]
+            )
+
+        assert time.thread_time() - begun < 10.0
 
     def test_looks_behind_a_chain_and_behind_the_launchers_summary(self) -> None:
         chained = [

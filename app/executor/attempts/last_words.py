@@ -32,7 +32,7 @@ _BEHIND = re.compile(
     r"|```|`?pip3? install |Please note that you may need to restart|Set the environment variable HYDRA_FULL_ERROR"
     r")"
 )
-_BAR = re.compile(r"\d+%\|")
+_BAR = re.compile(r"\d%\|")
 _METRICS = re.compile(r"^\{['\"][\w/]*loss['\"]: ")
 _IGNORED = re.compile(r"^Exception ignored (?:in|while|on)\b")
 _EXCEPTION = re.compile(
