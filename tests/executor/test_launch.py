@@ -150,13 +150,13 @@ class TestFolderOfADataSet:
         assert self.links(rows, validation=scored) == {made / "train.jsonl": rows, made / "valid.jsonl": scored}
         assert not self.links(rows, call=StageCall(arguments=("{dataset_path}",)))
 
-    def test_has_the_validation_part_of_a_folder_that_is_split(self, tmp_path: Path) -> None:
-        for name in ("train", "dev"):
+    def test_has_the_parts_of_a_folder_that_is_split(self, tmp_path: Path) -> None:
+        for name in ("train", "dev", "test"):
             (tmp_path / f"{name}.jsonl").touch()
 
         names = {path.name: target.name for path, target in self.links(tmp_path / "train.jsonl").items()}
 
-        assert names == {"train.jsonl": "train.jsonl", "valid.jsonl": "dev.jsonl"}
+        assert names == {"train.jsonl": "train.jsonl", "valid.jsonl": "dev.jsonl", "test.jsonl": "test.jsonl"}
 
     def test_is_its_own_where_it_has_pictures(self, tmp_path: Path) -> None:
         (tmp_path / "images").mkdir()

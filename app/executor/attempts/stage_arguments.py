@@ -24,7 +24,7 @@ from app.domain.rendering import (
 from app.domain.stage_calls import CONFIG, DATASET_FOLDER, FOLDERS, CallValues, expand
 from app.domain.training_types import TYPES, InferenceForm
 from app.executor.runs.job_spec import JobSpec
-from app.registry.datasets.files import IMAGES_FOLDER, held_out_part
+from app.registry.datasets.files import IMAGES_FOLDER, held_out_parts
 from app.store.tables import JobRow
 
 DEFAULT_DTYPE = "bfloat16"
@@ -86,10 +86,10 @@ def dataset_links(spec: JobSpec, inputs: Inputs, folders: Folders) -> dict[Path,
     if folder == inputs.dataset.parent:
         return {}
     links = {folder / "train.jsonl": inputs.dataset}
-    validation = inputs.validation
-    if validation is None and inputs.dataset.parent != folders.script_root.parent / "datasets":
-        validation = held_out_part(inputs.dataset.parent)
-    return links | ({folder / "valid.jsonl": validation} if validation is not None else {})
+    own = inputs.dataset.parent
+    parts = held_out_parts(own) if own != folders.script_root.parent / "datasets" else {}
+    parts |= {"valid": inputs.validation} if inputs.validation is not None else {}
+    return links | {folder / f"{part}.jsonl": file for part, file in parts.items()}
 
 
 class ParametersLost(Exception):

@@ -26,7 +26,7 @@ from app.registry.base_models.card import BaseModelCard, BaseModelKind
 from app.registry.base_models.findings import Finding, Severity, findings
 from app.registry.base_models.service import BaseModels
 from app.registry.datasets.check import columns_of
-from app.registry.datasets.files import IMAGES_FOLDER, Inspection, held_out_part
+from app.registry.datasets.files import IMAGES_FOLDER, Inspection, held_out_parts
 from app.registry.datasets.mixes import Mix
 from app.registry.datasets.service import Datasets
 from app.registry.environments.described_options import Described
@@ -273,7 +273,7 @@ class InputCheck:
         folder = self._home.absolute(row.path)
         if not folder.is_dir():
             return data
-        images, part = folder / IMAGES_FOLDER, held_out_part(folder)
+        images, part = folder / IMAGES_FOLDER, held_out_parts(folder).get("valid")
         return replace(
             data,
             pictures=os.path.relpath(images, self._home.scripts) if images.is_dir() else None,

@@ -9,9 +9,9 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, Final
@@ -93,8 +93,8 @@ class Located:
 
     rows: Path
     images: Path | None
-    held_out: Path | None = None
-    """Rows for validation, of a folder that is split."""
+    parts: Mapping[str, Path] = field(default_factory=dict)
+    """Files of a folder that is split: train, and valid and test as far as they are there."""
 
 
 def locate(path: Path) -> Located:
@@ -109,33 +109,32 @@ def locate(path: Path) -> Located:
     files = [entry for entry in found if entry.suffix.lower() == SUFFIX] or found
     if not files:
         raise NotADataset(path=shown(path.name), pointer="/path")
-    train, held_out = _splits(files)
-    if train is not None:
-        files = [train]
+    if parts := _splits(files):
+        files = [parts["train"]]
     if len(files) > 1:
         names = ", ".join(shown(file.name) for file in files[:_SHOWN_FILES])
         raise SeveralDatasets(path=shown(path.name), files=names, pointer="/path")
     images = path / IMAGES_FOLDER
-    return Located(rows=files[0], images=images if images.is_dir() else None, held_out=held_out)
+    return Located(rows=files[0], images=images if images.is_dir() else None, parts=parts)
 
 
-def _splits(files: Sequence[Path]) -> tuple[Path | None, Path | None]:
-    """Return the files for training and validation, if the files are the parts of one split and nothing else."""
+def _splits(files: Sequence[Path]) -> dict[str, Path]:
+    """Return the files by their part, if they are the parts of one split and nothing else."""
     by_part: dict[str, list[Path]] = {}
     for file in files:
         by_part.setdefault(_PARTS.get(file.stem.lower(), ""), []).append(file)
     if len(files) < 2 or "train" not in by_part or "" in by_part or any(len(of) > 1 for of in by_part.values()):
-        return None, None
-    return by_part["train"][0], by_part.get("valid", [None])[0]
+        return {}
+    return {part: of[0] for part, of in by_part.items()}
 
 
-def held_out_part(path: Path) -> Path | None:
-    """Return the JSONL file of a folder's validation rows, if it is split."""
+def held_out_parts(path: Path) -> dict[str, Path]:
+    """Return the JSONL files of a folder's rows for validation (`valid`) and for tests, if it is split."""
     try:
-        held_out = locate(path).held_out
+        parts = locate(path).parts
     except (AppError, OSError):
-        return None
-    return held_out if held_out is not None and held_out.suffix.lower() == SUFFIX else None
+        return {}
+    return {part: file for part, file in parts.items() if part != "train" and file.suffix.lower() == SUFFIX}
 
 
 def inspect(path: Path, *, max_characters: int) -> Inspection:
