@@ -53,7 +53,8 @@ def build_tokenizer(texts: list[str], vocabulary: int) -> Any:
     cls, sep = core.token_to_id("[CLS]"), core.token_to_id("[SEP]")
     core.post_processor = processors.BertProcessing(("[SEP]", sep), ("[CLS]", cls))
     names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
-    return PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=128, **names)
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]  # the types tell a query from its document
+    return PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=128, model_input_names=inputs, **names)
 
 
 def build_model(tokenizer: Any, hidden_size: int, seed: int) -> Any:
@@ -70,6 +71,7 @@ def build_model(tokenizer: Any, hidden_size: int, seed: int) -> Any:
         max_position_embeddings=128,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
+        initializer_range=hidden_size**-0.5,  # the usual 0.02 suits wide models; here most of the signal would be lost
         pad_token_id=tokenizer.pad_token_id,
     )
     return BertModel(config)
