@@ -28,7 +28,7 @@ class TestManifests:
     def test_ships_the_methods_that_work(self) -> None:
         templates, demos = (
             {"Custom01", "Custom02"},
-            {"SFT", "PEFT", "GRPO", "DPO", "PPO", "Embedding", "MLX", "VL", "SD", "Reward"},
+            {"SFT", "PEFT", "GRPO", "DPO", "PPO", "Embedding", "MLX", "VL", "SD", "Reward", "Reranker"},
         )
         assert set(MANIFESTS) == templates | {f"{demo}-Demo" for demo in demos}
 

@@ -60,7 +60,7 @@ print("answers " + json.dumps(answers, default=str))
 """
 OPTION_SCRIPTS = (
     *("sft-demo.py", "peft-demo.py", "dpo-demo.py", "grpo-demo.py", "ppo-demo.py", "vl-demo.py", "embedding-demo.py"),
-    "reward-demo.py",
+    *("reward-demo.py", "reranker-demo.py"),
 )
 Answers = dict[str, dict[str, Any]]
 Holds = Callable[[str, Path, Path, dict[str, list[str]]], Answers]

@@ -4,7 +4,7 @@ KTO is not here: its estimate of the divergence is that of a forward pass, by de
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,19 @@ PAIRS = [
     {"prompt": f"Add {number} and 1.", "chosen": text, "rejected": text[:3] + " no" * (number % 3 + 1)}
     for number, text in enumerate(REPLIES)
 ]
+LISTS = [
+    {"query": f"Add {number} and 1.", "positive": text, "negatives": [text[:3], *["no", "nine"][: number % 3]]}
+    for number, text in enumerate(REPLIES)
+]
 QUESTIONS = [{"question": f"Add {number} and 2.", "answer": "7"} for number in range(ROWS)]
-METHODS: Mapping[str, tuple[str, list[dict[str, str]], tuple[str, ...]]] = {
+METHODS: Mapping[str, tuple[str, Sequence[Mapping[str, object]], tuple[str, ...]]] = {
     "sft": ("sft-demo.py", LEARNED, ()),
     "peft": ("peft-demo.py", LEARNED, ("--adapter=dora",)),
     "dpo": ("dpo-demo.py", PAIRS, ()),
     "dpo and sft": ("dpo-demo.py", PAIRS, ("--sft_weight=0.5",)),
     "orpo": ("dpo-demo.py", PAIRS, ("--objective=orpo",)),
     "reward": ("reward-demo.py", PAIRS, ()),
+    "reranker": ("reranker-demo.py", LISTS, ("--loss=lambda", "--num_negatives=1")),
     "grpo": ("grpo-demo.py", QUESTIONS, ("--num_generations=4", "--max_content_length=8", "--reward_file=mine.py")),
     "vl": ("vl-demo.py", [], ()),
     "ppo": ("ppo-demo.py", QUESTIONS, ("--rollouts=8", "--ppo_epochs=1", "--max_content_length=8")),
@@ -57,7 +62,7 @@ class Steps:
         self._home = home
         (home.scripts / "probe.py").write_text((Path(__file__).parent / "step_loss_probe.py").read_text())
         (home.scripts / "mine.py").write_text(REWARD)
-        base, seeing = (training_environment.base_model(name) for name in ("tiny-styles", "tiny-vl"))
+        bases = {"vl": "tiny-vl", "reranker": "tiny-encoder"}
         pictures = home.path / "pictures"
         sample_data.write_with_pictures(dataset("vl-demo"), pictures)
         self.found: dict[str, dict[str, Any]] = {}
@@ -67,7 +72,8 @@ class Steps:
             data = home.write_rows(*map(json.dumps, rows), name=f"{name}.jsonl") if rows else pictures
             model = "base_path" if name == "custom02" else "model_path"
             saved = ("--save_path=" + str(home.path / "saved"),) if name == "custom02" else ()
-            plain = (f"--{model}={seeing if name == 'vl' else base}", f"--dataset_path={data}", *saved)
+            base = training_environment.base_model(bases.get(name, "tiny-styles"))
+            plain = (f"--{model}={base}", f"--dataset_path={data}", *saved)
             for ways, runs in ((WAYS, alone), (WAYS_OF_TWO, together)):
                 for way, (size, passes) in ways.items():
                     size *= 2 if runs is together and name in SHARED_BY_PROCESSES else 1

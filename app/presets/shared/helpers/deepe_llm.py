@@ -585,7 +585,8 @@ def train(trainer: Any, rows: int, args: argparse.Namespace) -> None:
 def count_weights_once(model: Any) -> None:
     """Let the Trainer's estimate of operations count the weights once, not at each step."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    base.num_parameters = cache(base.num_parameters)
+    if hasattr(base, "num_parameters"):  # of models of sentence-transformers nothing is estimated
+        base.num_parameters = cache(base.num_parameters)
 
 
 def end_stopped(step: int) -> None:
@@ -601,7 +602,8 @@ def save_adapter(trainer: Any, args: argparse.Namespace) -> None:
     if trains_whole(args):
         trainer.model.config.use_cache = True  # off while it learned
     save_model(trainer, args.output_dir)
-    if trainer.model.can_generate():
+    generates = getattr(trainer.model, "can_generate", None)  # a model of sentence-transformers has none
+    if generates is not None and generates():
         write_ends(trainer.model, args)
     announce_adapter(args)
 
