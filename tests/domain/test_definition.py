@@ -125,7 +125,8 @@ class TestCanonical:
         assert json.loads(json.dumps(canonical)) == canonical
 
     def test_leaves_no_member_out(self) -> None:
-        body = {**ISSUE_EXAMPLE, "data": {"learns_from": ["pair"], "tools": False}}
+        repository = {"git": "/srv/git", "commit": "0" * 40}
+        body = {**ISSUE_EXAMPLE, "data": {"learns_from": ["pair"], "tools": False}, "repository": repository}
 
         canonical = MethodDefinition.model_validate(body).canonical()
 

@@ -14,7 +14,7 @@ import yaml
 from app.domain.enums import JobStatus
 from app.domain.stage_calls import ConfigFile, StageCall, WorkingDirectory
 from tests.worker.harness import Site
-from tests.worker.test_contract import LOOK, seen_by
+from tests.worker.test_contract import ABOVE, LOOK, seen_by
 
 TOOL = (
     """
@@ -78,7 +78,7 @@ async def test_every_form_of_a_call_reaches_its_process(site: Site) -> None:
     )
     in_run = await site.submit(LOOK, spec=called(working_directory=WorkingDirectory.RUN))
     in_method = await site.submit(
-        LOOK.replace("import json", "import sys; sys.path.insert(0, '..'); import json"),
+        ABOVE + LOOK.replace("play.HERE", "play.OUT"),  # the folder is one of the tree, which is read-only
         file="folder/look.py",
         spec=called(working_directory=WorkingDirectory.METHOD),
     )
@@ -105,7 +105,7 @@ async def test_every_form_of_a_call_reaches_its_process(site: Site) -> None:
         assert path == str(site.run_folder(job_id).path / f"job.{suffix}")
         assert read[suffix](Path(path).read_text()) == {
             "model": base,
-            "data": {"folder": str(site.home.datasets), "seq": 1},
+            "data": {"folder": str(site.run_folder(job_id).path / "dataset"), "seq": 1},
             "rate": 1e-4,
             "targets": ["q", "v"],
             "quick": True,
@@ -115,7 +115,9 @@ async def test_every_form_of_a_call_reaches_its_process(site: Site) -> None:
     assert (seen["env"]["N"], "M" in seen["env"]) == ("2", False)
     assert not any(word.startswith("--n=") for word in seen["argv"])
 
-    for job_id, folder in ((in_run, site.run_folder(in_run).path), (in_method, site.home.scripts / "folder")):
-        seen = json.loads((folder.parent / f"seen-{job_id}").read_text())  # beside where it runs
-        assert seen["cwd"] == str(folder)
+    beside, output = site.run_folder(in_run).path.parent, site.run_folder(in_method).output
+    for job_id, place in ((in_run, beside), (in_method, output)):
+        seen = json.loads((place / f"seen-{job_id}").read_text())
+        folder = Path(seen["cwd"])
+        assert folder == (site.run_folder(in_run).path if job_id == in_run else Path(seen["argv"][0]).parent)
         assert f"--model_path={os.path.relpath(base, folder)}" in seen["argv"]
