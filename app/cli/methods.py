@@ -331,11 +331,12 @@ def _changed(method: str, action: str, *, url: str, as_json: bool) -> None:
 def _stage_cell(stage: dict[str, Any]) -> str:
     """Return what a stage runs; how it is started only when that is a group of processes."""
     launcher = stage.get("launcher") or {"kind": "python"}
+    runs = stage.get("file") or f"-m {stage.get('module')}"
     if launcher["kind"] == "python":
-        return f"{stage['file']}  in {stage['conda_env']}"
+        return f"{runs}  in {stage['conda_env']}"
     count = launcher.get("processes")
     processes = f"{count} processes" if count else "a process for each accelerator"
-    return f"{stage['file']}  in {stage['conda_env']}  by {launcher['kind']}, {processes}"
+    return f"{runs}  in {stage['conda_env']}  by {launcher['kind']}, {processes}"
 
 
 def _deployment_cell(deployment: dict[str, Any] | None) -> str | None:
@@ -390,7 +391,7 @@ def _parse(text: str, suffix: str) -> Any:
 def print_parameters(document: dict[str, Any], *, advanced: bool = False) -> None:
     """Print one table for each stage, and what could not be read; `advanced` adds one for each class of options."""
     for stage in document["stages"]:
-        console().print(f"\n[bold]{stage['stage']}[/]  {escape(stage['file'])}")
+        console().print(f"\n[bold]{stage['stage']}[/]  {escape(stage['file'] or stage['module'])}")
         schema = stage["schema"]
         required = set(schema.get("required", ()))
         settable = {name: entry for name, entry in schema["properties"].items() if not entry.get("x-platform")}

@@ -312,7 +312,7 @@ class _Expansion:
         for key, value in document.items():
             one = self._document(value)
             if key == MERGE_KEY and isinstance(one, dict):
-                filled = one | filled
+                filled |= {name: item for name, item in one.items() if name not in filled}
                 self._used -= one.keys() & document.keys()  # what the method says itself stays
             elif not isinstance(one, _Nothing):
                 filled[key] = one

@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.executor.jobs.stage_commands import NO_JOB
+from app.store.methods import modules_by_environment
+from app.store.nodes import all_nodes, heartbeat
 from app.store.session import Database
 from tests.api.jobs_app import SUBMIT, JobsApp, codes, jobs_app
 
@@ -90,6 +93,21 @@ class TestRegistration:
         assert [one["code"] for one in training["remarks"]] == ["unread_module"]
         (shown,) = (await app.get("/methods/own/readiness"))["stages"]
         assert shown["stage"] == "training"
+        copy = await app.post("/methods/own:copy", {"name": "copied"}, 201)
+        assert copy["stages"] == (await app.get("/methods/own"))["stages"]
+
+    async def test_a_module_needs_its_package(self, app: JobsApp) -> None:
+        await called(app, module="mlx_lm.lora", arguments=[])
+        probe = {"modules": ["mlx_lm"], "missing": ["mlx_lm"]}
+        states = [{"name": "base", "state": "ready", "probe": probe}]
+        async with app.database.writing() as session:
+            (row,) = await all_nodes(session)
+            await heartbeat(session, row.id, now=datetime.now(UTC), environment_states=states)
+            assert await modules_by_environment(session) == {"base": ["mlx_lm.lora"]}
+
+        refused = await app.post("/jobs", {"method": "own", **INPUTS, "through": "customized"}, 422)
+
+        assert codes(refused) == [("/method", "stage_runs_nowhere"), ("/method", "cell_modules_missing")]
 
 
 class TestSubmit:
@@ -161,7 +179,7 @@ class TestCommand:
         (file,) = [one for one in shown["files"] if one["path"].endswith("job.yaml")]
         assert file["content"] == f"model: {home.models / 'custom01-base'}\nsteps: 3\n"
         assert shown["working_directory"] == str(run)
-        assert shown["environment"]["DATA"] == str(home.datasets)
+        assert shown["environment"]["DATA"] == str(run / "dataset")  # the rows of the job alone
         assert shown["environment"]["PYTHONSAFEPATH"] == "1"
         left_out = [one["detail"] for one in shown["notes"] if one["code"] == "call_part_left_out"]
         assert any("{param:gone}" in one for one in left_out)

@@ -370,7 +370,9 @@ class _Answers:
 def _training_stage(method: Method) -> Stage:
     """Return the stage that learns from the data set: the first of the method's path."""
     lifecycle = list(method.definition.lifecycle or ())
-    return chain(lifecycle, lifecycle[-1], with_training=JobKind.TRAINING in method.files)[0]
+    return chain(lifecycle, lifecycle[-1], with_training=method.definition.stage_config(JobKind.TRAINING) is not None)[
+        0
+    ]
 
 
 def _as_read(plan: _Plan) -> Preview:

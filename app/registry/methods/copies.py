@@ -105,7 +105,9 @@ def _slug(name: str) -> str:
 def _renamed(source: Method, name: str, copied: dict[str, str]) -> MethodDefinition:
     wire: dict[str, Any] = source.definition.canonical() | {"name": name}
     wire["stages"] = {
-        stage: _moved(config, source.files[stage].file, copied) for stage, config in wire["stages"].items()
+        # a module of the environment is not copied
+        stage: _moved(config, source.files[stage].file, copied) if stage in source.files else config
+        for stage, config in wire["stages"].items()
     }
     if JobKind.DEPLOYMENT in source.files:
         wire["deployment"] = _moved(wire["deployment"], source.files[JobKind.DEPLOYMENT].file, copied)
