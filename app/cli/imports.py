@@ -18,7 +18,7 @@ from app.cli.output import console, print_json, print_table, write
 from app.settings import database_url
 from app.store.deepextension import Found, SourceDatabase, SourceUnknown, SourceUnreadable
 
-app = typer.Typer(no_args_is_help=True, help="Take over what another platform holds.")
+app = typer.Typer(no_args_is_help=True, help="Take over what another platform holds: DeepExtension.")
 
 
 @app.callback()
