@@ -49,6 +49,8 @@ COMMANDS: Final = {
         MAINTENANCE,
         "Remove files and rows that are older than the DEEPE_KEEP_... settings allow. The service does it every hour.",
     ),
+    "backup": Entry("backups:backup", MAINTENANCE, "Write the database, scripts and licence into one file."),
+    "restore": Entry("backups:restore", MAINTENANCE, "Make an installation of a backup, in an empty home."),
     "license": Entry("license:app", MAINTENANCE, "Commercial licences: adding and deleting methods needs one."),
 }
 

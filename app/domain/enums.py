@@ -77,6 +77,7 @@ class EndReason(StrEnum):
     NODE_LOST = "node_lost"
     SUPERVISOR_LOST = "supervisor_lost"
     PREDECESSOR_FAILED = "predecessor_failed"
+    INSTALLATION_RESTORED = "installation_restored"
 
 
 class Platform(StrEnum):

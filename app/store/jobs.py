@@ -471,6 +471,20 @@ async def fail_unlaunched(session: AsyncSession, job_id: str, end: End, *, now: 
         await _end_successors(session, job_id, now=now)
 
 
+async def end_all_unfinished(session: AsyncSession, end: End, *, now: datetime) -> int:
+    """End every job that has not ended, wherever it is, with its attempts and leases; return how many there were."""
+    connection = await session.connection()
+    closed = {"live": False, "reason": end.reason, "finished_at": now}
+    await connection.execute(sa.update(_ATTEMPT).where(sa.text(LIVE_ATTEMPT)).values(**closed))
+    await leases.release_all(session, now=now)
+    unfinished = (await session.exec(select(JobRow.id).where(col(JobRow.status).in_(UNFINISHED)))).all()
+    nowhere = {"blocked_by": None, "cancel_requested_at": None}
+    for at in range(0, len(unfinished), FAILED_AT_ONCE):
+        some = unfinished[at : at + FAILED_AT_ONCE]
+        await _write_statuses(session, some, old=UNFINISHED, new=end.status, now=now, end=end, values=nowhere)
+    return len(unfinished)
+
+
 async def end_queued_builds(session: AsyncSession, node_id: str, end: End, *, now: datetime) -> int:
     """End the queued builds of environments on this node; return how many there were."""
     statement = select(JobRow.id).where(

@@ -78,6 +78,11 @@ async def end_of_attempt(session: AsyncSession, attempt_id: str, *, proven_empty
     await (await session.connection()).execute(statement, {"attempt": attempt_id, "now": now})
 
 
+async def release_all(session: AsyncSession, *, now: datetime) -> None:
+    """Release every accelerator: nothing of what held them runs in this installation."""
+    await session.exec(sa.update(LeaseRow).where(col(LeaseRow.live)).values(live=False, released_at=now))
+
+
 async def quarantined_attempts(session: AsyncSession, node_id: str) -> Sequence[str]:
     """Return the ended attempts whose processes may still use accelerators of the node."""
     statement = (

@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from app.store.session import Database
 
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
+VERSION_TABLE = "alembic_version"
 ADVISORY_LOCK = 0x64656570  # "deep"; any constant that no other user of the database takes
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
@@ -58,6 +59,10 @@ class DatabaseDamaged(DatabaseUnusable):
         )
 
 
+class ReferencesBroken(Exception):
+    """Rows refer to rows that are not there. Nothing was changed."""
+
+
 async def upgrade(database: Database, *, revision: str = "head") -> None:
     """Run all migrations that are missing, in one transaction (on both databases DDL is transactional).
 
@@ -65,23 +70,23 @@ async def upgrade(database: Database, *, revision: str = "head") -> None:
     """
     if await schema_state(database) is SchemaState.CURRENT and revision == "head":
         return
-    async with _for_migrations(database) as migrated, migrated.writing() as session:
+    async with for_migrations(database) as migrated, migrated.writing() as session:
         connection = await session.connection()
-        await connection.run_sync(_run, revision)
+        await connection.run_sync(migrate_connection, revision)
 
 
 async def downgrade(database: Database, *, revision: str) -> None:
     """Go back to `revision` (`base` empties the database)."""
-    async with _for_migrations(database) as migrated, migrated.writing() as session:
+    async with for_migrations(database) as migrated, migrated.writing() as session:
         connection = await session.connection()
-        await connection.run_sync(_run, revision, down=True)
+        await connection.run_sync(migrate_connection, revision, down=True)
 
 
 async def schema_state(database: Database) -> SchemaState:
     """Return how the schema stands; raise `SchemaTooNew` or `DatabaseDamaged` if it cannot be used."""
     with explaining_damage(database):
         async with database.engine.connect() as connection:
-            found = await connection.run_sync(_revision)
+            found = await connection.run_sync(revision_of)
     if found is None:
         return SchemaState.MISSING
     if found not in revisions():
@@ -120,7 +125,7 @@ def revisions() -> tuple[str, ...]:
 
 
 @asynccontextmanager
-async def _for_migrations(database: Database) -> AsyncIterator[Database]:
+async def for_migrations(database: Database) -> AsyncIterator[Database]:
     """Yield the database for statements of minutes, such as an index of a long table.
 
     SQLite checks foreign keys at the end: it alters a table by making a new one, and would refuse to drop the old one
@@ -133,14 +138,16 @@ async def _for_migrations(database: Database) -> AsyncIterator[Database]:
         await migrated.close()
 
 
-def _revision(connection: sa.Connection) -> str | None:
-    if not sa.inspect(connection).has_table("alembic_version"):
+def revision_of(connection: sa.Connection) -> str | None:
+    """Return the revision of the schema; None: the database has none of our tables."""
+    if not sa.inspect(connection).has_table(VERSION_TABLE):
         return None
-    revision: str | None = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    revision: str | None = connection.scalar(sa.select(sa.column("version_num")).select_from(sa.table(VERSION_TABLE)))
     return revision
 
 
-def _run(connection: sa.Connection, revision: str, *, down: bool = False) -> None:
+def migrate_connection(connection: sa.Connection, revision: str, *, down: bool = False) -> None:
+    """Run the migrations to `revision` in the transaction of `connection`."""
     from alembic import command
     from alembic.config import Config
 
@@ -153,7 +160,7 @@ def _run(connection: sa.Connection, revision: str, *, down: bool = False) -> Non
     config.attributes["connection"] = connection
     (command.downgrade if down else command.upgrade)(config, revision)
     if connection.dialect.name == "sqlite" and (broken := connection.exec_driver_sql("PRAGMA foreign_key_check").all()):
-        raise RuntimeError(f"the migrations to {revision} leave references to nothing: {broken[:10]}")
+        raise ReferencesBroken(f"references to nothing at revision {revision}: {broken[:10]}")
 
 
 def _shown(database: Database) -> str:

@@ -154,6 +154,11 @@ async def revive(session: AsyncSession, node_id: str, *, now: datetime) -> bool:
     return result.rowcount == 1
 
 
+async def free_names(session: AsyncSession) -> None:
+    """Let every node be joined by whichever machine comes with its name; labels and history stay."""
+    await session.exec(sa.update(NodeRow).values(home_id="", boot_id="", heartbeat_at=NodeRow.created_at))
+
+
 async def remove_node(session: AsyncSession, row: NodeRow, *, now: datetime) -> None:
     """Take the node out of all lists and free its name; its attempts go on to refer to the row."""
     row.removed_at = now

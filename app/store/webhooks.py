@@ -184,6 +184,14 @@ async def send_again(session: AsyncSession, delivery_id: str, *, now: datetime) 
     )
 
 
+async def switch_all_off(session: AsyncSession, *, now: datetime) -> int:
+    """Switch off every webhook that is active; return how many there were."""
+    active = col(WebhookRow.active).is_(True)
+    result = await session.exec(sa.update(WebhookRow).where(active).values(active=False, updated_at=now))
+    assert isinstance(result, CursorResult)
+    return result.rowcount
+
+
 async def active(session: AsyncSession) -> Sequence[WebhookRow]:
     """Return the active webhooks."""
     return (await session.exec(select(WebhookRow).where(col(WebhookRow.active).is_(True)))).all()

@@ -374,3 +374,48 @@ class TestService:
 
     def test_prints_its_version(self, runner: CliRunner) -> None:
         assert runner.invoke(app, ["--version"]).stdout.startswith("deepe ")
+
+
+class TestBackup:
+    def test_goes_there_and_back(self, runner: CliRunner, tmp_path: Path) -> None:
+        home, file, new = tmp_path / "home", tmp_path / "all.tar.gz", tmp_path / "new"
+        assert runner.invoke(app, ["migrate", "-q"], env={"DEEPE_HOME": str(home)}).exit_code == 0
+        (home / "scripts" / "a.py").write_text("1")
+
+        written = runner.invoke(app, ["backup", str(file), "--home", str(home)])
+        checked = runner.invoke(app, ["restore", str(file), "--check", "--home", str(new)])
+        restored = runner.invoke(app, ["restore", str(file), "--home", str(new), "--json"])
+
+        assert (written.exit_code, checked.exit_code, restored.exit_code) == (0, 0, 0)
+        assert "Without the files of models, datasets, images, runs" in written.stdout
+        assert "is whole" in checked.stdout
+        assert json.loads(restored.stdout)["files"] == 1
+        assert (new / "scripts" / "a.py").read_text() == "1"
+
+    @pytest.mark.parametrize(
+        ("words", "exit_code", "said"),
+        [
+            (["backup", "{there}"], 2, "is there already"),
+            (["backup", "{new}", "--with", "everything"], 2, "There is no part everything"),
+            (["backup", "{new}"], 1, "run deepe migrate first"),
+            (["restore", "{new}"], 2, "There is no file"),
+            (["restore", "{there}"], 1, "no backup"),
+            (["backup", "{new}/no/folder.tar"], 1, "No such file or directory"),
+        ],
+    )
+    def test_says_what_is_wrong(
+        self, runner: CliRunner, tmp_path: Path, words: list[str], exit_code: int, said: str
+    ) -> None:
+        there, new = tmp_path / "there.tar", tmp_path / "new.tar"
+        there.write_text("something else")
+        (tmp_path / "home").mkdir()
+        if "folder" in words[-1]:
+            runner.invoke(app, ["migrate", "-q"], env={"DEEPE_HOME": str(tmp_path / "home")})
+
+        answer = runner.invoke(
+            app, [*(word.format(there=there, new=new) for word in words), "--home", str(tmp_path / "home")]
+        )
+
+        assert answer.exit_code == exit_code
+        assert said in " ".join(answer.stderr.split())
+        assert there.read_text() == "something else"

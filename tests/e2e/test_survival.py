@@ -3,6 +3,8 @@
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -13,7 +15,7 @@ import pytest
 from app.cli.private_redis import RedisChoice, RedisKind
 from tests.e2e.adapted import adapted_custom01
 from tests.e2e.conftest import Trained
-from tests.e2e.installation import Installation
+from tests.e2e.installation import NO_BOUND, Installation
 from tests.fork_server import ForkServer
 from tests.servers import redis_executable
 from tests.waiting import wait_until
@@ -84,6 +86,33 @@ class TestCustom01:
         assert gone_on
         witness.ran_once()
         assert [at for at, _ in site.curve(job)] == list(range(1, STEPS + 1))
+
+    def test_is_restored_elsewhere_from_a_backup_taken_while_it_ran(
+        self, site: Installation, base: Path, worker_forks: ForkServer, tmp_path: Path
+    ) -> None:
+        undisturbed = site.succeed(site.submit(parameters=PARAMETERS)["id"])
+        job, hurry = submit_slow(site)
+
+        deepe("backup", str(tmp_path / "all.tar.gz"), "--all", "--home", str(site.home))
+        elsewhere = Installation(tmp_path, {"base": base}, forks=worker_forks)
+        deepe("restore", str(tmp_path / "all.tar.gz"), "--home", str(elsewhere.home))
+        hurry.touch()
+        try:
+            elsewhere.start()
+            ended = elsewhere.get(f"/jobs/{job}")
+            again = elsewhere.succeed(elsewhere.post(f"/jobs/{job}:retry")["id"])
+            curves = [elsewhere.curve(one) for one in (undisturbed["id"], again["id"])]
+        finally:
+            elsewhere.close()
+
+        assert (ended["status"], ended["reason"]) == ("failed", "installation_restored")
+        assert curves == [site.curve(undisturbed["id"])] * 2
+        assert site.succeed(job)["evaluations"] == again["evaluations"]
+
+
+def deepe(*words: str) -> None:
+    """Run the command as an operator does."""
+    subprocess.run([sys.executable, "-m", "app.cli", *words], check=True, timeout=NO_BOUND)
 
 
 @pytest.mark.training
