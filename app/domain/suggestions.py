@@ -8,7 +8,7 @@ folder does not reach is said, never left out in silence.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, assert_never
 
 from app.domain.enums import JobKind, ModelState, TrainingType
 from app.domain.errors import Violation
@@ -22,14 +22,6 @@ _OTHERS = "{parameters}"
 _NO_PARSER = "unread_no_parser"
 _FOLDER_WORDS = ("folder", "directory", "hugging face", "huggingface", "hub")
 _FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
-_NEEDED = {
-    JobKind.TRAINING: ("base_model", "data", "output"),
-    JobKind.SAVING: ("base_model", "adapter", "output"),
-    JobKind.INFERENCE_CUSTOMIZED: ("base_model", "adapter", "prompt"),
-    JobKind.INFERENCE_COMPLETE: ("model", "prompt"),
-    JobKind.DEPLOYMENT: ("model", "server", "name"),
-}
-"""What a script of a stage can hardly do without."""
 _SUBJECTS = {"model": ("base_model", "model"), "data": ("data",), "output": ("output",)}
 
 
@@ -346,7 +338,7 @@ class _Suggesting:
 
     def _note_missing(self) -> None:
         """Say what the script takes from nowhere, and what it names itself instead."""
-        for role in _NEEDED[self.stage]:
+        for role in _needed(self.stage):
             if role in self.roles:
                 continue
             named = {one.value: one for one in reversed(self.inputs.named) if role in _SUBJECTS[one.subject]}
@@ -411,3 +403,20 @@ def _entries_of(document: Any, at: str = "") -> Iterator[tuple[str, str]]:
         case list():
             for place, value in enumerate(document):
                 yield from _entries_of(value, f"{at}[{place}]")
+
+
+def _needed(stage: Stage) -> tuple[str, ...]:
+    """Return what a script of the stage can hardly do without."""
+    match stage:
+        case JobKind.TRAINING:
+            return ("base_model", "data", "output")
+        case JobKind.SAVING:
+            return ("base_model", "adapter", "output")
+        case JobKind.INFERENCE_CUSTOMIZED:
+            return ("base_model", "adapter", "prompt")
+        case JobKind.INFERENCE_COMPLETE:
+            return ("model", "prompt")
+        case JobKind.DEPLOYMENT:
+            return ("model", "server", "name")
+        case _:
+            assert_never(stage)
