@@ -67,9 +67,11 @@ class TestSavingCall:
 
         assert (call.file, call.environment) == ("linux_code/save_model", "base")
 
-    def test_writes_one_parameter_record_a_member(self) -> None:
-        assert saving_call(SAVING).records[:3] == ("trainId:t", "seq:2", "savePath:../models/s")
-        assert len(saving_call(SAVING).records) == 7
+    def test_writes_the_parameter_records_of_their_runner_in_its_order(self) -> None:
+        assert saving_call(SAVING).records == (
+            "base_path:../models/b", "adapter_path:../models/a", "save_path:../models/s", "dtype_str:bfloat16",
+            "train_id:t", "seq:2", "modelUsageType:chat",
+        )  # fmt: skip
 
 
 class TestDeploymentCall:
