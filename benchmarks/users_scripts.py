@@ -40,7 +40,7 @@ ROWS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     ],
     "questions": [{"question": f"{a} plus {b}?", "answer": f"#### {a + b}"} for a in range(5) for b in range(8)],
 }
-OLDER = ("deepextension", "foreign")
+OLDER = ("deepextension", "foreign", "examples", "swift")
 """Environments with transformers 4."""
 PATIENCE = 20.0
 """Seconds after which a node that has not described a library's options is not waited for."""
@@ -140,8 +140,9 @@ SCRIPTS = (
         "trl",
         "alpaca",
         {**QUICK, "dataset_field": ["instruction", "output"], "dataset_split": "train", "init_lora_weights": "pissa"},
+        writes={"output": "pissa_ft"},
     ),
-    Script("transformers run_clm.py", "run_clm.py", "foreign", "text", {**QUICK, "block_size": 32}),
+    Script("transformers run_clm.py", "run_clm.py", "examples", "text", {**QUICK, "block_size": 32}),
     Script(
         "mlx_lm lora",
         "mlx_lm lora",
@@ -160,9 +161,9 @@ SCRIPTS = (
     Script(
         "swift sft",
         "swift sft",
-        "foreign",
+        "swift",
         "alpaca",
-        {**QUICK, "model_type": "qwen2", "template": "qwen", "torch_dtype": "float32", "save_steps": 4},
+        {**QUICK, "model_type": "qwen3", "template": "qwen3", "torch_dtype": "float32", "save_steps": 4},
     ),
     Script(
         "sentence-transformers training_stsbenchmark.py",
@@ -265,9 +266,9 @@ class Trial:
         chain = {job["stage"]: job["id"] for job in self._post("/jobs", body, "S")["chain"]}
         training = self._end_of(chain["training"], "T")
         self.outcome["T"] = self.outcome["S"] = "y"
-        found = [bool(self._site.curve(training["id"])), bool(training["progress"])]
-        self.outcome["M"] = "y" if all(found) else "p" if any(found) else "n"
-        said = []
+        found = {"curve": bool(self._site.curve(training["id"])), "progress": bool(training["progress"])}
+        self.outcome["M"] = "y" if all(found.values()) else "p" if any(found.values()) else "n"
+        said = [f"no {name}" for name, there in found.items() if not there]
         for kind, letter in (("saving", "V"), ("deployment", "D")):
             if kind in chain:
                 try:
@@ -310,7 +311,7 @@ class Trial:
         self.outcome[letter] = "n"
         if letter == "T":
             self.outcome["S"] = "n" if any(error in text for error in ARGUMENT_ERRORS) else "y"
-        raise _Stopped(f"{ended['reason']}: {ended.get('detail') or ''} … {text[-300:]}")
+        raise _Stopped(f"{ended['reason']}: {ended['reason_detail']} … {text[-300:]}")
 
 
 class _Stopped(Exception):
