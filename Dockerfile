@@ -15,7 +15,7 @@ RUN /venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check '
 FROM python:3.12-slim-bookworm
 # stages and their supervisors outlive the worker inside a container, so somebody has to reap them
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends tini \
+    && apt-get install --yes --no-install-recommends git tini \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --create-home --shell /usr/sbin/nologin deepe \
     && install --directory --mode=0700 --owner=deepe --group=deepe /data /node

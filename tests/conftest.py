@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import pluggy
 import pytest
+from hypothesis import HealthCheck, settings
 
 from app.store.session import Database
 from tests import training_environment
@@ -19,6 +20,17 @@ from tests.databases import PostgresDatabase, execute, fast_folder, migrate
 from tests.fork_server import ForkServer, fork_workers
 from tests.servers import RedisServer, postgres_url, private_postgres, private_redis
 from tests.waiting import awaited_in_vain
+
+# Property tests do the same on every run and never judge how quick the machine is.
+settings.register_profile(
+    "tests",
+    max_examples=60,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("tests")
 
 BACKENDS = [
     pytest.param("sqlite", id="sqlite"),

@@ -1,5 +1,7 @@
 """Methods whose files are taken from a commit of a repository on this machine."""
 
+import asyncio
+import os
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
@@ -12,6 +14,7 @@ from app.domain.enums import JobKind
 from app.store.session import Database
 from tests.api.client import MethodsApp, definition, methods_app
 from tests.registry.test_trees import pin, run, training
+from tests.waiting import until
 
 URL = "/api/v1/methods"
 
@@ -144,3 +147,27 @@ async def test_what_cannot_be_read_is_refused_with_its_pointer(app: MethodsApp, 
         found[git_, commit_, file] = {(one["pointer"], one["code"]) for one in body["errors"]}
 
     assert found == cases
+
+
+async def test_others_write_while_git_reads(
+    app: MethodsApp, repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, gate, git = repository.commit(), tmp_path / "gate", tmp_path / "bin" / "git"
+    os.mkfifo(gate)
+    git.parent.mkdir()
+    waits = f"[ -e {tmp_path}/open ] || {{ : > {tmp_path}/started; read _ < {gate}; }}"
+    git.write_text(f'#!/bin/sh\n{waits}\nexec {shutil.which("git")} "$@"\n')
+    git.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{git.parent}:{os.environ['PATH']}")
+    first = await app.create()
+
+    added = asyncio.create_task(
+        app.client.post(URL, json=wanted(str(repository.folder), commit) | {"name": "from-commit"})
+    )
+    await until((tmp_path / "started").exists, "git")
+    changed = await app.client.patch(f"{URL}/{first['id']}", json={"description": "x"}, headers={"If-Match": "*"})
+    (tmp_path / "open").touch()
+    await asyncio.to_thread(gate.write_text, "\n")
+
+    assert changed.status_code == 200
+    assert (await added).status_code == 201, (await added).text

@@ -4,6 +4,8 @@ from typing import Any
 
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.executor.runs.job_spec import Named
+from tests.api.resources import insert_model
+from tests.job_rows import add_method
 from tests.worker.harness import SAVE, TRAIN, Site
 
 PAIRED = "import play\nplay.journal('run')\n"
@@ -58,7 +60,14 @@ CASES: dict[str, tuple[JobKind, str, EndReason, dict[str, Any]]] = {
 
 class TestScripts:
     async def test_each_failure_has_its_reason(self, any_site: Site) -> None:
-        ids = {name: await any_site.submit(text, kind) for name, (kind, text, _, _) in CASES.items()}
+        # a saving without a model would be judged as a training
+        method = await add_method(any_site.database, "made-elsewhere")
+        adapter = await insert_model(any_site.database, method_id=method, job_id=None, path="models/adapter")
+        (any_site.home.models / "adapter").mkdir()
+        of = {JobKind.SAVING: {"model_id": adapter}}
+        ids = {
+            name: await any_site.submit(text, kind, **of.get(kind, {})) for name, (kind, text, _, _) in CASES.items()
+        }
 
         any_site.start_worker(DEEPE_SLOTS="3")
         rows = {name: await any_site.wait(job_id) for name, job_id in ids.items()}

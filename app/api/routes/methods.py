@@ -91,6 +91,7 @@ async def create_method(
     definition: MethodDefinition, session: WriteSession, services: ServicesDep, creation: CreationDep
 ) -> Response:
     """Add a method (commercial licence). Everything that is wrong with it comes at once."""
+    await services.methods.registry.read_commit(definition)  # before the session's transaction begins
 
     async def create() -> MethodRead:
         return await _read(services, await services.methods.registry.create(session, writable(definition)))
@@ -138,6 +139,7 @@ async def replace_method(
     response: Response,
 ) -> MethodRead:
     """Replace a method; makes a new version if anything differs."""
+    await services.methods.registry.read_commit(definition)
     changed = await services.methods.registry.replace(
         session, method, writable(definition), precondition=if_match.require
     )
@@ -163,6 +165,10 @@ async def update_method(
     response: Response,
 ) -> MethodRead:
     """Change members of a method (JSON merge patch, RFC 7396): null removes a member."""
+    if changes.get("repository"):
+        async with services.database.reading() as before:
+            merged = await services.methods.registry.merged(before, method, changes)
+        await services.methods.registry.read_commit(merged)
     changed = await services.methods.registry.patch(session, method, changes, precondition=if_match.require)
     return await tagged_method(services, changed, response)
 

@@ -133,6 +133,19 @@ class MethodRegistry:
             found.append(_name_taken(definition))
         return found, check, facts
 
+    async def read_commit(self, definition: MethodDefinition) -> None:
+        """Put the files of a method's commit into the version store, so that no transaction waits for git.
+
+        What is wrong with them is said by the change itself.
+        """
+        if definition.repository is not None:
+            await asyncio.to_thread(self._files.check, definition)
+
+    async def merged(self, session: AsyncSession, method: str, changes: Mapping[str, Any]) -> MethodDefinition:
+        """Return what `patch` would make of the method; nothing is changed."""
+        newest = await store.get_version(session, await store.get(session, method))
+        return MethodDefinition.model_validate(merge_patch(newest.definition, changes))
+
     # ---- change -----------------------------------------------------------------------------------------------------
 
     async def create(self, session: AsyncSession, definition: MethodDefinition) -> Method:
