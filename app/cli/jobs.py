@@ -343,7 +343,7 @@ def compare(
         print_comparison(document)
 
 
-def parameters(assignments: list[str], file: Path | None) -> dict[str, Any]:
+def parameters(assignments: list[str], file: Path | None = None, *, option: str = "--param") -> dict[str, Any]:
     """Return the parameters of a file, with those given one by one on top; a value that is no JSON is text."""
     merged: dict[str, Any] = {}
     if file is not None:
@@ -356,7 +356,7 @@ def parameters(assignments: list[str], file: Path | None) -> dict[str, Any]:
     for assignment in assignments:
         name, separator, value = assignment.partition("=")
         if not separator or not name:
-            raise Misused(f"--param {assignment!r} must look like NAME=VALUE.")
+            raise Misused(f"{option} {assignment!r} must look like NAME=VALUE.")
         try:
             merged[name] = json.loads(value)
         except ValueError:

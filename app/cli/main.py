@@ -37,6 +37,7 @@ COMMANDS: Final = {
     "datasets": Entry("resources:datasets", WORK, "Data sets: what models are trained with."),
     "base-models": Entry("base_models:app", WORK, "Base models: what trainings start from."),
     "environments": Entry("resources:environments", WORK, "Conda environments that stages run in."),
+    "targets": Entry("targets:targets", WORK, "Deploy targets: servers that models are deployed to."),
     "presets": Entry("resources:presets", WORK, "Methods that the product ships."),
     "nodes": Entry("nodes:nodes", WORK, "Machines with a worker."),
     "import": Entry("imports:app", MAINTENANCE, "Take over what another platform holds: DeepExtension."),

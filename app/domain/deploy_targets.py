@@ -61,6 +61,14 @@ def with_port(url: str, port: int | None) -> str:
     return urlunsplit(parts._replace(netloc=f"{parts.netloc.rstrip(':')}:{port}"))
 
 
+def without_port(url: str) -> str:
+    """Return the address without its port."""
+    parts = urlsplit(url)
+    if parts.port is None:
+        return url
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition(":")[0]))
+
+
 def port_violations(url: str, port: int | None) -> list[Violation]:
     """Return what is wrong with a port that was given beside the address."""
     if port is None or url_violations(url):

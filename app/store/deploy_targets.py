@@ -19,3 +19,12 @@ async def get_deploy_target(session: AsyncSession, deploy_target: str) -> Deploy
     if row is None:
         raise DeployTargetNotFound(deploy_target=deploy_target)
     return row
+
+
+async def lock_deploy_target(session: AsyncSession, deploy_target: str) -> DeployTargetRow:
+    """Return what `get_deploy_target` returns, as it is now, and keep others from changing it."""
+    found = await get_deploy_target(session, deploy_target)
+    row = await session.get(DeployTargetRow, found.id, populate_existing=True, with_for_update=True)
+    if row is None:
+        raise DeployTargetNotFound(deploy_target=deploy_target)
+    return row

@@ -106,6 +106,64 @@ class TestCreate:
         assert sorted(response.status_code for response in responses) == [201, 409, 409]
 
 
+class TestChange:
+    async def test_changes_what_is_named_and_keeps_the_rest(self, app: MethodsApp) -> None:
+        settings = {"replicas": 2, "old": 1, "limits": {"cpu": 1, "gpu": 2}}
+        members = {**SERVER, "settings": settings, "file": "push.py", "conda_env": "base"}
+        made = (await app.client.post(URL, json=members)).json()
+
+        async def changed(**changes: Any) -> dict[str, Any]:
+            response = await app.client.patch(f"{URL}/Server", json=changes)
+            assert response.status_code == 200, response.text
+            body: dict[str, Any] = response.json()
+            assert (await app.client.get(f"{URL}/{made['id']}")).json() == body
+            return body
+
+        assert await changed() == made
+        merged = {"replicas": 3, "limits": {"cpu": 1}}
+        assert await changed(settings={"replicas": 3, "old": None, "limits": {"gpu": None}}) == {
+            **made, "settings": merged
+        }  # fmt: skip
+        assert [
+            (await changed(**changes))["url"]
+            for changes in ({"port": 9090}, {"port": None}, {"url": "http://new/", "port": 1}, {"url": "http://new:2"})
+        ] == ["http://box:9090/api", "http://box/api", "http://new:1", "http://new:2"]
+        bare = await changed(settings=None, file=None, conda_env=None)
+        assert (bare["settings"], bare["file"], bare["conda_env"], bare["url"]) == ({}, None, None, "http://new:2")
+
+    @pytest.mark.parametrize(
+        ("kind", "changes", "found"),
+        [
+            ("ollama", {"url": "ftp://box"}, [("/url", "invalid_url")]),
+            ("ollama", {"url": None}, [("/url", "field_type")]),
+            ("ollama", {"url": "http://box:1", "port": 2}, [("/port", "port_named_twice")]),
+            ("ollama", {"settings": {"a": 1}}, [("/settings", "target_member_not_custom")]),
+            ("custom", {"settings": {"serverUrl": "x"}}, [("/settings/serverUrl", "setting_reserved")]),
+            ("custom", {"name": "other", "kind": "ollama"}, [("/name", "field_unknown"), ("/kind", "field_unknown")]),
+        ],
+    )
+    async def test_refuses_what_a_create_refuses(
+        self, app: MethodsApp, kind: str, changes: dict[str, Any], found: list[tuple[str, str]]
+    ) -> None:
+        made = (await create(app, kind=kind)).json()
+
+        refused = await app.client.patch(f"{URL}/gpu-box", json=changes)
+
+        assert codes(refused.json()) == found
+        assert (await app.client.get(f"{URL}/gpu-box")).json() == made
+        assert (await app.client.patch(f"{URL}/none", json={})).json()["code"] == "deploy_target_not_found"
+
+    async def test_changes_at_once_lose_nothing(self, app: MethodsApp) -> None:
+        await create(app, kind="custom")
+
+        await asyncio.gather(
+            *[app.client.patch(f"{URL}/gpu-box", json={"settings": {f"s{number}": number}}) for number in range(5)]
+        )
+
+        settings = (await app.client.get(f"{URL}/gpu-box")).json()["settings"]
+        assert settings == {f"s{number}": number for number in range(5)}
+
+
 class TestDelete:
     async def test_deletes(self, app: MethodsApp) -> None:
         await create(app)
@@ -195,6 +253,19 @@ class TestCustom:
         assert argv[argv.index("--replicas") + 1] == "2"
         assert argv[argv.index("--system") + 1] == "Be brief."
         assert "--parameters" not in argv
+
+    async def test_a_new_address_holds_for_the_next_job_while_methods_name_the_target(self, app: JobsApp) -> None:
+        await self.target(app, file="push.py", conda_env="base", settings={"replicas": 2})
+        assert (await self.deploy_there(app)).status_code == 200
+
+        changes = {"url": "http://new", "settings": {"replicas": 3}, "file": "other.py"}
+        assert (await app.client.patch(f"{URL}/server", json=changes)).status_code == 200
+
+        argv = await self.arguments(app)
+        assert argv[argv.index("--serverUrl") + 1] == "http://new"
+        assert argv[argv.index("--replicas") + 1] == "3"
+        method = (await app.client.get("/api/v1/methods/Custom01")).json()
+        assert method["deployment"]["file"] == "push.py"
 
     async def test_script_of_the_target_is_for_methods_that_name_none(self, app: JobsApp) -> None:
         await self.target(app, file="push.py", conda_env="base")

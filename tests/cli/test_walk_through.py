@@ -288,6 +288,33 @@ def test_tells_an_address_about_ends_until_that_is_deleted(deepe: Deepe, tmp_pat
     assert (missing.exit_code, added["id"] in missing.stderr) == (ExitCode.REFUSED, True)
 
 
+def test_a_deploy_target_is_added_changed_tested_and_deleted(deepe: Deepe) -> None:
+    assert "No deploy targets" in deepe("targets", "list").stdout
+    address = f"http://127.0.0.1:{free_port()}"
+    kept = ("--setting", "replicas=2", "--setting", "zone=b", "--file", "push.py", "--env", "base")
+
+    added = document(
+        deepe("targets", "add", "box", "http://box", "--kind", "custom", "--port", "8080", *kept, "--json")
+    )
+    changes = ("--address", address, "--setting", "replicas=null", "--setting", "tags=[1]", "--file", "")
+    changed = document(deepe("targets", "change", "box", *changes, "--json"))
+    shown = deepe("targets", "show", "box").stdout
+    listed = deepe("targets", "list").stdout
+    silent = deepe("targets", "test", "box")
+    nothing, unknown = deepe("targets", "change", "box"), deepe("targets", "change", "none", "--port", "1")
+    gone = document(deepe("targets", "delete", "box", "--json"))
+
+    assert (added["url"], added["settings"], added["file"]) == (
+        "http://box:8080", {"replicas": 2, "zone": "b"}, "push.py",
+    )  # fmt: skip
+    assert changed == {**added, "url": address, "settings": {"zone": "b", "tags": [1]}, "file": None}
+    assert all(word in shown for word in (address, "zone", '"b"', "[1]", "base"))
+    assert address in listed
+    assert (silent.exit_code, address in silent.stdout) == (ExitCode.FAILED, True)
+    assert (nothing.exit_code, unknown.exit_code) == (ExitCode.USAGE, ExitCode.REFUSED)
+    assert gone == {"deleted": "box"}
+
+
 def test_shows_what_a_clean_up_would_remove(deepe: Deepe) -> None:
     assert document(deepe("clean", "--dry-run", "--json"))["items"]
     assert deepe("clean", "--dry-run").stdout.strip() == "Nothing is old enough."

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.domain.enums import JobKind, JobStatus, VersionSource
-from app.registry.methods.service import merge_patch
+from app.domain.pointers import merge_patch
 from app.store import jobs
 from app.store.methods import MethodNotFound
 from app.store.session import Database

@@ -10,7 +10,13 @@ from app.api.idempotency import CreationDep, IdempotencyKeyReused
 from app.api.language import RequestLanguage
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
 from app.api.routing import Router
-from app.api.schemas.resources import DeployTargetAnswer, DeployTargetCreate, DeployTargetRead, deploy_target_read
+from app.api.schemas.resources import (
+    DeployTargetAnswer,
+    DeployTargetCreate,
+    DeployTargetPatch,
+    DeployTargetRead,
+    deploy_target_read,
+)
 from app.domain.errors import InvalidRequest
 from app.registry.models.deploy_targets import DeployTargetInUse, NewDeployTarget
 from app.store.deploy_targets import DeployTargetNotFound
@@ -59,6 +65,19 @@ async def get_deploy_target(
 ) -> DeployTargetRead:
     """Read a deploy target."""
     return deploy_target_read(await services.deploy_targets.get(session, deploy_target))
+
+
+@router.patch("/deploy-targets/{deploy_target}", responses=problem_responses(DeployTargetNotFound, InvalidRequest))
+async def update_deploy_target(
+    deploy_target: DeployTargetRef, patch: DeployTargetPatch, session: WriteSession, services: ServicesDep
+) -> DeployTargetRead:
+    """Change members of a deploy target (JSON merge patch, RFC 7396): null removes a member.
+
+    Address and settings hold for deployments that are submitted from now on. Jobs and online models keep theirs, and
+    versions of methods keep the file and the environment that they copied.
+    """
+    changes = patch.model_dump(exclude_unset=True)
+    return deploy_target_read(await services.deploy_targets.change(session, deploy_target, changes))
 
 
 @router.post("/deploy-targets/{deploy_target}:test", responses=problem_responses(DeployTargetNotFound))

@@ -417,6 +417,26 @@ class DeployTargetCreate(_Body):
     )
 
 
+class DeployTargetPatch(_Body):
+    """What changes of a deploy target (JSON merge patch); its name and its kind stay."""
+
+    url: str = Field(default_factory=str, description="Address of the tool's HTTP API.", examples=["http://box:11434"])
+    port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="Of the address given with it, if that has none; else of the address as it is. Null takes it away.",
+        examples=[11435],
+    )
+    settings: dict[str, Any] | None = Field(
+        default=None,
+        description="Settings to set; one that is null is removed.",
+        examples=[{"replicas": 3, "old": None}],
+    )
+    file: str | None = Field(default=None, max_length=1000, description="Null removes it.", examples=["push.py"])
+    conda_env: str | None = Field(default=None, max_length=300, description="Null removes it.", examples=["base"])
+
+
 class DeployTargetRead(BaseModel):
     """A configured deploy target."""
 

@@ -19,6 +19,7 @@ from app.domain.enums import VersionSource
 from app.domain.errors import Conflict, InvalidRequest, NotAllowed, PreconditionFailed, Violation
 from app.domain.lifecycle import PATHS, find_path, violations
 from app.domain.plain_text import shown
+from app.domain.pointers import merge_patch
 from app.registry.methods.files import FileCheck, MethodFiles, Pins, member_pointer, pins_to_json, stage_environments
 from app.registry.methods.record import Method, lifecycle_text, method_of, row_values, version_tag
 from app.registry.methods.script_reading import ScriptReader, unreadable
@@ -288,19 +289,6 @@ class MethodRegistry:
         """Look at the files of the stages, and say everything that is wrong with them. Blocks."""
         check = self._files.check(definition, known=known)
         return check, [*check.violations, *unreadable(self._reader, definition, check)]
-
-
-def merge_patch(target: Any, patch: Any) -> Any:
-    """Return `target` changed by `patch` (RFC 7396): null removes, objects merge, everything else replaces."""
-    if not isinstance(patch, Mapping):
-        return patch
-    merged = dict(target) if isinstance(target, Mapping) else {}
-    for name, value in patch.items():
-        if value is None:
-            merged.pop(name, None)
-        else:
-            merged[name] = merge_patch(merged.get(name), value)
-    return merged
 
 
 def _with_script_of_target(definition: MethodDefinition, facts: RegistryFacts) -> MethodDefinition:

@@ -16,12 +16,14 @@ from app.domain.deploy_targets import (
     settings_violations,
     url_violations,
     with_port,
+    without_port,
 )
 from app.domain.errors import Conflict, InvalidRequest, Violation
 from app.domain.names import name_key, name_violations, normal_name
+from app.domain.pointers import merge_patch
 from app.registry.models.serving_tools import TargetSilent, ask_start_page
 from app.store import named
-from app.store.deploy_targets import get_deploy_target
+from app.store.deploy_targets import get_deploy_target, lock_deploy_target
 from app.store.paging import PageRequest, Slice
 from app.store.tables import DeployTargetRow
 from app.store.usage import methods_deploying_to
@@ -88,6 +90,31 @@ class DeployTargets:
             created_at=self._clock(),
         )
         await named.insert(session, row)
+        return row
+
+    async def change(self, session: AsyncSession, deploy_target: str, changes: Mapping[str, Any]) -> DeployTargetRow:
+        """Change the target by a JSON merge patch of what `create` takes, name and kind excepted.
+
+        A port without an address replaces that of the address, and null takes it away.
+        """
+        row = await lock_deploy_target(session, deploy_target)
+        kept: dict[str, Any] = {
+            "url": without_port(row.url) if "port" in changes else row.url,
+            "settings": row.settings,
+            "file": row.file,
+            "conda_env": row.conda_env,
+        }
+        new = NewDeployTarget(name=row.name, kind=DeployTargetKind(row.kind), **merge_patch(kept, changes))
+        if violations := list(_violations(new)):
+            raise InvalidRequest(violations)
+        await named.update(
+            session,
+            row,
+            url=normal_url(with_port(new.url, new.port)),
+            settings=dict(new.settings),
+            file=new.file,
+            conda_env=new.conda_env,
+        )
         return row
 
     async def test(self, row: DeployTargetRow) -> Answer:
