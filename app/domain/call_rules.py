@@ -59,10 +59,15 @@ def _include(config: RunConfig, at: tuple[str, ...]) -> Iterator[Violation]:
             yield Violation(pointer(*at, str(number)), "invalid_include", params)
 
 
+def valid_module(name: str) -> bool:
+    """Return whether `python -m` can be given this name."""
+    return _MODULE.fullmatch(name) is not None
+
+
 def _module(config: RunConfig, at: tuple[str, ...]) -> Iterator[Violation]:
     if config.module is None or not config.module.strip():
         return
-    if not _MODULE.fullmatch(config.module):
+    if not valid_module(config.module):
         yield Violation(pointer(*at, "module"), "invalid_module", {"value": shown(config.module)})
     if config.file is not None and config.file.strip():
         yield Violation(pointer(*at, "module"), "module_beside_file", {})

@@ -260,12 +260,17 @@ def _rows(result: Any) -> int:
 
 
 async def modules_by_environment(session: AsyncSession) -> Mapping[str, Sequence[str]]:
-    """Return environment → modules that stages of the existing methods run in it instead of a file."""
+    """Return environment → modules of it that stages of the existing methods run."""
     found: dict[str, list[str]] = {}
     for _, version in await living_methods(session):
         configs = {**(version.definition.get("stages") or {}), "deployment": version.definition.get("deployment")}
-        for config in configs.values():
-            if config and config.get("module") and (environment := config.get("conda_env")):
+        for stage, config in configs.items():
+            if (
+                config
+                and config.get("module")
+                and stage not in version.files
+                and (environment := config.get("conda_env"))
+            ):
                 found.setdefault(environment, []).append(config["module"])
     return found
 

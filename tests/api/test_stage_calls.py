@@ -96,6 +96,80 @@ class TestRegistration:
         copy = await app.post("/methods/own:copy", {"name": "copied"}, 201)
         assert copy["stages"] == (await app.get("/methods/own"))["stages"]
 
+    async def test_a_module_of_the_script_root_is_pinned_and_read_with_its_package(self, app: JobsApp) -> None:
+        own = app.services.home.scripts / "mine"
+        own.mkdir()
+        (own / "__init__.py").write_text("")
+        (own / "train.py").write_text("from .options import parsed\nparsed()\n")
+        (own / "options.py").write_text("def parsed():\n    " + "\n    ".join(SCRIPT.strip().splitlines()) + "\n")
+        launcher = {"kind": "torchrun", "processes": 2}
+        made = await called(
+            app, module="mine.train", arguments=["{parameters}"], launcher=launcher, include=["*.txt"], status=422
+        )
+        assert codes(made) == [("/stages/training/include/0", "include_matches_nothing")]
+        await called(app, module="mine.train", arguments=["{parameters}"], launcher=launcher)
+
+        (file,) = (await app.get("/methods/own"))["files"]
+        assert (file["module"], file["file"]) == ("mine.train", "mine/train.py")
+        assert [one["path"] for one in file["beside"]] == ["mine/__init__.py", "mine/options.py"]
+        (training,) = (await app.get("/methods/own/parameters"))["stages"]
+        assert (training["file"], training["module"]) == ("mine/train.py", "mine.train")
+        assert training["schema"]["properties"]["learning_rate"]["type"] == "number"
+        shown = await command(app, parameters={"model_name_or_path": "x", "packing": True, "targets": ["a", "b"]})
+        at = shown["command"].index("mine.train")
+        assert shown["command"][at - 1 : at + 2] == ["-m", "mine.train", "--model_name_or_path=x"]
+        assert shown["environment"]["PYTHONSAFEPATH"] == "1"
+        (tree, _) = shown["environment"]["PYTHONPATH"].split(":")
+        assert (Path(tree) / "mine" / "options.py").is_file()
+        (own / "options.py").write_text("def parsed():\n    raise SystemExit\n")
+        assert (await app.get("/methods/own"))["disk_changed"]
+        restored = await app.post("/methods/own:restore")
+        assert "learning_rate" in (own / "options.py").read_text()
+        assert [one["module"] for one in restored["files"]] == ["mine.train"]
+        (own / "train.py").unlink()
+        refused = await app.post("/methods:validate?method=own", restored, 200)
+        found = [(one["pointer"], one["code"]) for one in refused["violations"]]
+        assert found == [("/stages/training/module", "file_not_found")]
+
+    async def test_a_module_that_could_be_another_is_refused(self, app: JobsApp) -> None:
+        scripts = app.services.home.scripts
+        files = (
+            "bare/train.py",
+            "whole/__init__.py",
+            "json/__init__.py",
+            "json/x.py",
+            "tool/__init__.py",
+            "tool/__main__.py",
+        )
+        for name in files:
+            (scripts / name).parent.mkdir(exist_ok=True)
+            (scripts / name).write_text("")
+        probe = {"modules": ["tool", "late"], "missing": []}
+        async with app.database.writing() as session:
+            (row,) = await all_nodes(session)
+            states = [{"name": "base", "state": "ready", "probe": probe}]
+            await heartbeat(session, row.id, now=datetime.now(UTC), environment_states=states)
+
+        refused = [
+            codes(await called(app, module=name, status=422)) for name in ("bare.train", "whole", "json.x", "tool")
+        ]
+        await called(app, module="late.cli")  # the environment's, until now
+        late = await app.client.put("/api/v1/scripts/late/__init__.py", content=b"")
+        for name in ("__init__", "cli"):
+            (scripts / "late").mkdir(exist_ok=True)
+            (scripts / "late" / f"{name}.py").write_text("")
+        submitted = await app.post("/jobs", {"method": "own", **INPUTS, "through": "customized"}, 422)
+
+        at = "/stages/training/module"
+        assert refused == [
+            [(at, "module_without_init")],
+            [(at, "module_without_main")],
+            [(at, "script_hides_standard_module")],
+            [(at, "module_hides_package")],
+        ]
+        assert codes(late.json()) == [("", "script_hides_package")]
+        assert codes(submitted) == [("/method", "module_hides_package")]
+
     async def test_a_module_needs_its_package(self, app: JobsApp) -> None:
         await called(app, module="mlx_lm.lora", arguments=[])
         probe = {"modules": ["mlx_lm"], "missing": ["mlx_lm"]}

@@ -94,6 +94,20 @@ async def test_a_commit_runs_whatever_becomes_of_the_repository(app: MethodsApp,
     assert not repository.trace.exists()
 
 
+async def test_a_module_is_one_of_the_commit_before_the_environment(app: MethodsApp, repository: Repository) -> None:
+    repository.write("src/__init__.py", "")
+    repository.write("src/__main__.py", "from .pkg import V\nprint(__package__, V)\n")
+    body = wanted(str(repository.folder), repository.commit(), "pkg/*")
+    body["stages"]["training"] |= {"file": None, "module": "src"}
+    app.script("src/__init__.py", b"raise SystemExit('the script root ran')\n")
+
+    made = (await app.client.post(URL, json=body)).json()
+
+    (file,) = made["files"]
+    assert (file["module"], file["file"], file["committed"]) == ("src", "src/__main__.py", True)
+    assert run(app, await pin(app)) == "src part"
+
+
 async def test_another_commit_is_another_version_and_restore_goes_back(app: MethodsApp, repository: Repository) -> None:
     first = repository.commit()
     repository.write("src/pkg/part.py", "V = 'new'\n")

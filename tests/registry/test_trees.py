@@ -52,10 +52,14 @@ async def paths(app: MethodsApp, method: str = "finance") -> list[str]:
 
 def run(app: MethodsApp, method: Method) -> str:
     """Run the training as a job does, and return what it prints."""
-    script = script_to_run(app.services.files, method.files[JobKind.TRAINING])
+    pinned = method.files[JobKind.TRAINING]
+    script = script_to_run(app.services.files, pinned)
     environment = {"PYTHONPATH": ":".join(map(str, script.import_paths))}
+    if script.isolated:
+        environment["PYTHONSAFEPATH"] = "1"
+    target = [str(script.path)] if pinned.module is None else ["-m", pinned.module]
     done = subprocess.run(
-        [sys.executable, str(script.path)], cwd=app.home.scripts, env=environment, capture_output=True, text=True
+        [sys.executable, *target], cwd=app.home.scripts, env=environment, capture_output=True, text=True
     )
     return done.stdout.strip() or done.stderr.strip().splitlines()[-1]
 

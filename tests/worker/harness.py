@@ -193,8 +193,12 @@ class Site:
         path = self.home.scripts / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
-        files = MethodFiles(ScriptRoot(self.home.scripts), VersionStore(self.home.versions))
-        return PinnedScript(**asdict(files.keep_on_disk(name)))
+        return PinnedScript(**asdict(self.files.keep_on_disk(name)))
+
+    @property
+    def files(self) -> MethodFiles:
+        """The script root with the version store."""
+        return MethodFiles(ScriptRoot(self.home.scripts), VersionStore(self.home.versions))
 
     def spec(self, script: PinnedScript, kind: JobKind, /, **changes: Any) -> JobSpec:
         """Return what a submit would write down."""

@@ -1,7 +1,9 @@
 """What a file in the users' script root can do to others: nothing, on a real worker with real processes."""
 
 import json
+from dataclasses import asdict
 
+from app.domain.definition import MethodDefinition
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.executor.runs.job_spec import PinnedScript
 from app.registry.scripts.versions import VersionStore
@@ -80,6 +82,29 @@ play.adapter()
 """
 
 
+OWN = """
+import play
+from . import words
+from .deep.more import MORE
+said = [words.SAID, MORE, __name__, play.os.getcwd()]
+(play.HERE / "said-module").write_text(play.json.dumps(said))
+play.adapter()
+"""
+
+
+async def submit_module(site: Site, module: str) -> str:
+    """Submit a training that runs a module of the script root."""
+    stages = {"training": {"module": module, "conda_env": "base"}}
+    check = site.files.check(MethodDefinition.model_validate({"stages": stages}))
+    assert not check.violations
+    site.files.keep(check)
+    job = await site.job("")
+    pinned = PinnedScript(**asdict(check.pins[JobKind.TRAINING]))
+    job.launch = site.spec(pinned, JobKind.TRAINING).document()
+    (job_id,) = await site.insert(job)
+    return job_id
+
+
 class TestWhatIsPinned:
     async def test_runs_as_it_was_when_the_job_was_queued(self, site: Site) -> None:
         scripts = site.home.scripts
@@ -87,17 +112,29 @@ class TestWhatIsPinned:
         files = {"helper_of_mine.py": "SAID = 'old'\n", "cfg.txt": "old", "play.py": PLAY}
         for name, content in files.items():
             (scripts / "sub" / name).write_text(content)
+        (scripts / "own" / "deep").mkdir(parents=True)
+        package = {
+            "__init__": "",
+            "train": OWN,
+            "words": "SAID = 'old'\n",
+            "deep/more": "MORE = 'old'\n",
+        }
+        for name, content in package.items():
+            (scripts / "own" / f"{name}.py").write_text(content)
         queued = await site.submit(WHOLE, file="sub/entry.py")
-        for name in ("entry.py", *files):
-            (scripts / "sub" / name).write_text("raise SystemExit('the new one ran')\n")
+        of_module = await submit_module(site, "own.train")
+        for path in (*scripts.glob("sub/*"), *scripts.glob("own/**/*.py")):
+            path.write_text("raise SystemExit('the new one ran')\n")
         for name in ("late_module.py", "some.txt"):
             (scripts / name).write_text("")
         unseen = [await site.submit(text) for text in (LATE, DATA)]
 
         site.start_worker()
-        row, *failed = await site.wait_for_end(queued, *unseen)
+        row, module, *failed = await site.wait_for_end(queued, of_module, *unseen)
 
         assert row.status is JobStatus.SUCCEEDED, site.story(row)
+        assert module.status is JobStatus.SUCCEEDED, site.story(module)
+        assert json.loads((site.root / "said-module").read_text()) == ["old", "old", "__main__", str(scripts)]
         assert json.loads((site.root / "said").read_text()) == ["old", "old", "old", str(scripts)]
         assert [(one.reason, one.reason_params["file"]) for one in failed] == [
             (EndReason.FILE_NOT_PINNED, "late_module"),

@@ -71,6 +71,10 @@ class PinnedFileRead(BaseModel):
     tree: str | None = Field(
         description="Digest of all files that the stage runs; null if the file was pinned alone.", examples=[_SHA256]
     )
+    module: str | None = Field(
+        default=None,
+        description="The stage's module, which this file of the script root or commit is; null: it runs as a file.",
+    )
 
 
 class BesideFileRead(BaseModel):
@@ -266,7 +270,7 @@ class StageParametersRead(BaseModel):
     """What can be set at a stage."""
 
     stage: StageName
-    file: str | None = Field(description="Null: a module of the environment.")
+    file: str | None = Field(description="Null: the module is one of the environment.")
     sha256: str | None = Field(examples=[_SHA256])
     module: str | None = Field(default=None, description="What runs instead of a file.")
     parameters: dict[str, Any] = Field(
@@ -578,6 +582,7 @@ def _pinned(pinned: PinnedFile) -> dict[str, Any]:
         "shipped": pinned.shipped,
         "committed": pinned.committed,
         "tree": pinned.tree,
+        "module": pinned.module,
     }
 
 

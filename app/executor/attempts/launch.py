@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import errno
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -149,6 +150,9 @@ class StageLauncher:
         job = claim.job
         with ending_on_disk_errors():
             script = self._locate(spec)
+            if spec.script is not None and spec.script.module is not None and _is_before_3_11(prefix):
+                detail = f"{spec.script.module}: an own module needs an environment with Python 3.11 or later"
+                raise LaunchError(EndReason.SPAWN_FAILED, detail=detail)
             inputs = self._inputs(spec, model, run)
             checkpoint = self._newest_checkpoint(claim, spec) if KINDS[job.kind].has_checkpoints else None
             resume_from = hand_on(checkpoint, run.output) if checkpoint is not None else None
@@ -346,6 +350,12 @@ class StageLauncher:
             if path is not None and not path.exists():
                 raise LaunchError(EndReason.INPUT_MISSING, detail=self._home.relative(path))
         return inputs
+
+
+def _is_before_3_11(prefix: Path) -> bool:
+    """Say whether `python -m` of an environment looks in the working directory before the pinned tree."""
+    version = re.fullmatch(r"python3\.(\d+)", interpreter(prefix).resolve().name)
+    return version is not None and int(version[1]) < 11
 
 
 def _link_helper_copies(script: ScriptToRun, run: RunFolder) -> None:

@@ -100,13 +100,22 @@ def stage_process(job: JobRow, spec: JobSpec, inputs: Inputs, place: Place) -> S
     argv = stage_command(
         spec.launcher,
         python=place.python,
-        target=("-m", spec.call.module or "") if place.script is None else (str(place.script),),
+        target=_target(spec, place),
         arguments=called.arguments,
         processes=processes,
         ranks=run.ranks,
         config=config,
     )
     return StageProcess(argv, working, variables, files, called.notes, dataset_links(spec, inputs, folders))
+
+
+def _target(spec: JobSpec, place: Place) -> tuple[str, ...]:
+    """Return what is run: a module of the environment, one of the pinned tree, or a file."""
+    if place.script is None:
+        return "-m", spec.call.module or ""
+    if spec.script is not None and spec.script.module is not None:
+        return "-m", spec.script.module
+    return (str(place.script),)
 
 
 def import_paths(script: ScriptToRun | None, run: RunFolder) -> list[Path]:

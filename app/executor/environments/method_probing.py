@@ -11,9 +11,10 @@ from app.domain.environment_reports import EnvironmentState
 from app.executor.environments.environment_probe import EnvironmentProbes, Needs
 from app.executor.environments.local_environments import Look
 from app.presets.shared.helpers.deepe_needs import MODULES
-from app.registry.methods.files import PinnedFile
-from app.registry.methods.script_modules import ScriptModules, top_package
+from app.registry.methods.files import PinnedFile, pin_from_json
+from app.registry.methods.script_modules import ScriptModules
 from app.registry.methods.script_reading import ScriptReader
+from app.registry.scripts.module_names import top_package
 from app.store.methods import modules_by_environment, stages_by_environment
 from app.store.session import Database
 
@@ -38,7 +39,7 @@ class MethodProbing:
         self.probes.begin(await asyncio.to_thread(self._wanted, stages, modules, seen))
 
     def _wanted(
-        self, stages: Mapping[str, Sequence[Mapping[str, object]]], modules: Mapping[str, Sequence[str]], seen: Look
+        self, stages: Mapping[str, Sequence[Mapping[str, Any]]], modules: Mapping[str, Sequence[str]], seen: Look
     ) -> dict[Path, Needs]:
         wanted: dict[Path, Needs] = {}
         for environment in stages.keys() | modules.keys():
@@ -46,7 +47,7 @@ class MethodProbing:
             if found is None or found.prefix is None or found.state is not EnvironmentState.READY:
                 continue
             of_modules = Needs(frozenset(map(top_package, modules.get(environment, ()))))
-            files = map(_pinned, stages.get(environment, ()))
+            files = map(pin_from_json, stages.get(environment, ()))
             needed = functools.reduce(operator.or_, map(self._needs, files), of_modules)
             if needed != Needs():
                 wanted[found.prefix] = wanted.get(found.prefix, Needs()) | needed
@@ -59,7 +60,3 @@ class MethodProbing:
         )
         by_value = MODULES if script.option_classes else frozenset()
         return Needs(frozenset(self._modules.needed(pinned)) | by_value, classes)
-
-
-def _pinned(file: Mapping[str, Any]) -> PinnedFile:
-    return PinnedFile(**file)

@@ -195,6 +195,7 @@ class RunnerCalls:
                     pinned is None
                     or pinned["file"] != path
                     or pinned.get("committed")
+                    or pinned.get("module")  # the caller runs the file
                     or bool(pinned.get("shipped")) is in_root
                 ):
                     continue

@@ -24,7 +24,8 @@ class _Frozen(BaseModel):
 class PinnedScript(_Frozen):
     """The bytes a stage runs. `shipped`: part of the product, not a file of the script root.
 
-    `tree`: digest of all files that run; None for shipped ones, and in jobs of earlier releases.
+    `tree`: digest of all files that run; None for shipped ones, and in jobs of earlier releases. `module`: what
+    `python -m` is given to run the file.
     """
 
     file: str
@@ -33,6 +34,7 @@ class PinnedScript(_Frozen):
     shipped: bool = False
     tree: str | None = None
     committed: bool = False
+    module: str | None = None
 
 
 class Named(_Frozen):

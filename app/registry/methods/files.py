@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from app.argspec.client import Limit, Reading, shared_reader
 from app.argspec.report import Imports
+from app.domain.call_rules import valid_module
 from app.domain.definition import MethodDefinition, RepositoryConfig, RunConfig
 from app.domain.enums import JobKind
 from app.domain.errors import Invalid, Violation
@@ -22,9 +23,9 @@ from app.domain.kinds import KINDS, METHOD_STAGES, STAGES, Member, Stage
 from app.domain.plain_text import shown
 from app.domain.pointers import pointer
 from app.presets import catalogue
-from app.registry.methods.trees import MAX_BYTES, Collected, Files, collect, pointer_of
+from app.registry.methods.trees import MAX_BYTES, Collected, Files, collect, module_file, module_paths, pointer_of
 from app.registry.scripts.git_commits import CommitUnreadable, GitCommit
-from app.registry.scripts.module_names import hidden
+from app.registry.scripts.module_names import folder_of, hidden, top_package
 from app.registry.scripts.names import SUFFIX, script_path, stem
 from app.registry.scripts.root import FileDigest, ScriptRoot, ScriptTooLarge, digest_of
 from app.registry.scripts.versions import Tree, TreeFile, VersionLost, VersionStore, manifest
@@ -46,7 +47,8 @@ class PinnedFile:
     The path is one of the script root, or, if the file is `shipped`, the name of a script in the product's folder.
     `tree`: digest of all files that the stage runs, this one among them. None for shipped files, which have no
     neighbours, and in versions of earlier releases, which pinned nothing else. `committed`: the path is one of the
-    commit that the method names, and nothing on disk matters.
+    commit that the method names, and nothing on disk matters. `module`: what `python -m` is given to run the file; then
+    modules are looked for in the root of its tree, else in the folder of the file.
     """
 
     file: str
@@ -55,6 +57,12 @@ class PinnedFile:
     shipped: bool = False
     tree: str | None = None
     committed: bool = False
+    module: str | None = None
+
+    @property
+    def search_folder(self) -> str:
+        """The folder that Python looks for its modules in first."""
+        return folder_of(self.file) if self.module is None else ""
 
     @property
     def lies_in_root(self) -> bool:
@@ -154,8 +162,10 @@ class MethodFiles:
         found: list[Violation] = []
         contents: dict[str, bytes] = {}
         commit: GitCommit | None = None
-        for stage, file in stage_files(definition).items():
-            at = file_pointer(stage)
+        modules = stage_modules(definition)
+        for stage, named in {**stage_files(definition), **modules}.items():
+            module = modules.get(stage)
+            at = file_pointer(stage) if module is None else member_pointer(stage, "module")
             before = pinned.get(stage)
             if before is not None and not before.lies_in_root and before.file not in instead:
                 pins[stage] = before
@@ -166,8 +176,16 @@ class MethodFiles:
             if definition.repository is not None and commit is None:
                 commit = stack.enter_context(_commit_of(definition.repository))
             try:
-                path = script_path(file)
                 files = commit or _RootFiles(self, before, instead)
+                if module is None:
+                    path = script_path(named)
+                elif (of_module := module_file(files, module)) is not None:
+                    path = of_module
+                elif gone := next((one for one in module_paths(module) if one in known), None):
+                    found.append(Violation(at, "file_not_found", {"file": gone}))
+                    continue
+                else:
+                    continue  # it is one of the environment
                 digest = files.digest(path, most=self.scripts.max_bytes)
                 if digest is not None and self._imports.get(digest.sha256) is None:
                     content = files.read(path)
@@ -178,13 +196,13 @@ class MethodFiles:
                 found.append(Violation(at, error.code, error.params))
                 continue
             if digest is not None:
-                collected = self._collect(files, definition, stage, path)
+                collected = self._collect(files, definition, stage, path, module)
                 found += collected.violations
                 if path not in collected.tree:
                     continue
-                pins[stage] = self._pin_tree(path, collected.tree, files, contents)
+                pinned_now = self._pin_tree(path, collected.tree, files, contents)
+                pins[stage] = replace(pinned_now, committed=commit is not None, module=module)
                 if commit is not None:
-                    pins[stage] = replace(pins[stage], committed=True)
                     self._put(contents)  # what reads them has no other place to look
             elif (content_of := shipped_content(path)) is not None:
                 pins[stage] = pin(path, content_of, shipped=True)
@@ -192,7 +210,8 @@ class MethodFiles:
             else:
                 found.append(Violation(at, "file_not_found", {"file": path}))
                 continue
-            if not pins[stage].shipped and path not in known and (hiding := hidden(path, stem(path), pointer=at)):
+            provides = stem(path) if module is None else top_package(module)
+            if not pins[stage].shipped and path not in known and (hiding := hidden(path, provides, pointer=at)):
                 found.append(hiding)
         return FileCheck(pins=pins, violations=tuple(found), _contents=contents)
 
@@ -219,7 +238,7 @@ class MethodFiles:
     def tree_now(self, definition: MethodDefinition, stage: Stage, pinned: PinnedFile) -> Collected:
         """Return what a stage would pin now; of files that are gone what it pinned."""
         files = _KeptFiles(self, pinned) if pinned.committed else _RootFiles(self, pinned, {})
-        return self._collect(files, definition, stage, pinned.file)
+        return self._collect(files, definition, stage, pinned.file, pinned.module)
 
     def keep_on_disk(self, path: str) -> PinnedFile:
         """Pin a file of the script root that no method names with what it runs, and keep the bytes."""
@@ -231,12 +250,12 @@ class MethodFiles:
     def keep_as_it_is(self, definition: MethodDefinition, stage: Stage, pinned: PinnedFile) -> PinnedFile:
         """Pin what a stage has on disk now, whatever is wrong with it, and keep the bytes."""
         files, contents = _RootFiles(self, pinned, {}), dict[str, bytes]()
-        tree = self._collect(files, definition, stage, pinned.file).tree
+        tree = self._collect(files, definition, stage, pinned.file, pinned.module).tree
         if pinned.file not in tree:
             return pinned
         now = self._pin_tree(pinned.file, tree, files, contents)
         self._put(contents)
-        return now
+        return replace(now, module=pinned.module)
 
     def holds(self, path: str, file: TreeFile) -> bool:
         """Say whether the script root has exactly this file there."""
@@ -267,7 +286,9 @@ class MethodFiles:
             return FileState.MISSING
         return FileState.UNCHANGED if _tree_file(path, digest) == pinned else FileState.MODIFIED
 
-    def _collect(self, files: "_Readable", definition: MethodDefinition, stage: Stage, path: str) -> Collected:
+    def _collect(
+        self, files: "_Readable", definition: MethodDefinition, stage: Stage, path: str, module: str | None
+    ) -> Collected:
         def imports(path: str, file: TreeFile) -> Imports | None:
             known = self._imports.get(file.sha256)
             if known is None:
@@ -283,7 +304,7 @@ class MethodFiles:
         include = config.include if config is not None else None
         if include is None and definition.repository is None:
             include = []
-        return collect(files, imports, path, include=include, at=stage_pointer(stage))
+        return collect(files, imports, path, is_module=module is not None, include=include, at=stage_pointer(stage))
 
     def _pin_tree(self, path: str, tree: Tree, files: "_Readable", contents: dict[str, bytes]) -> PinnedFile:
         """Return what pins the stage file `path` with its tree; `contents` gets what may not be kept yet."""
@@ -326,7 +347,7 @@ class MethodFiles:
         if self.state(pinned) is not FileState.UNCHANGED:
             content = shipped_content(pinned.file) if pinned.shipped else self.scripts.read(pinned.file)
             if content is not None:
-                return pin(pinned.file, content, shipped=pinned.shipped), content
+                return replace(pin(pinned.file, content, shipped=pinned.shipped), module=pinned.module), content
         return pinned, self.versions.get(pinned.sha256)
 
     def place(self, pinned: PinnedFile) -> Path:
@@ -468,6 +489,18 @@ def stage_files(definition: MethodDefinition) -> dict[Stage, str]:
     return files
 
 
+def stage_modules(definition: MethodDefinition) -> dict[Stage, str]:
+    """Return the module that each stage of the method names, in the order of the stages."""
+    named = {stage: definition.stage_config(stage) for stage in METHOD_STAGES}
+    if definition.deploys_itself:
+        named[JobKind.DEPLOYMENT] = definition.deployment
+    return {
+        stage: config.module
+        for stage, config in named.items()
+        if config is not None and config.module and valid_module(config.module) and not config.file
+    }
+
+
 def stage_environments(definition: MethodDefinition) -> dict[Stage, str]:
     """Return the environment that each stage of the method names, in the order of the stages."""
     named: dict[Stage, RunConfig | None] = {stage: definition.stage_config(stage) for stage in METHOD_STAGES}
@@ -507,9 +540,16 @@ def pin_to_json(pinned: PinnedFile) -> dict[str, Any]:
         document["tree"] = pinned.tree
     if pinned.committed:
         document["committed"] = True
+    if pinned.module is not None:
+        document["module"] = pinned.module
     return {**document, "shipped": True} if pinned.shipped else document
 
 
 def pins_from_json(document: Mapping[str, Any]) -> Pins:
     """Return the pins that a version keeps, in the order of the stages."""
-    return {stage: PinnedFile(**document[stage]) for stage in STAGES if stage in document}
+    return {stage: pin_from_json(document[stage]) for stage in STAGES if stage in document}
+
+
+def pin_from_json(document: Mapping[str, Any]) -> PinnedFile:
+    """Return one pin that a version keeps."""
+    return PinnedFile(**document)

@@ -69,7 +69,7 @@ def readiness(
         stages=tuple(
             _stage(stage, named.get(stage), facts, file_problems.get(stage, ()), now=now)
             for stage in STAGES
-            if stage in files or stage in named
+            if stage in files or stage in named or stage in file_problems
         )
     )
 

@@ -16,7 +16,7 @@ from app.domain.errors import InvalidRequest
 from app.registry.methods.files import FileState, MethodFiles, PinnedFile
 from app.registry.methods.record import Method, method_of
 from app.registry.methods.script_modules import ScriptModules
-from app.registry.methods.service import MethodRegistry
+from app.registry.methods.service import MethodRegistry, hidden_packages
 from app.registry.scripts.module_names import CONTRACT_HELPERS
 from app.registry.scripts.names import SUFFIX
 from app.store import methods as store
@@ -26,9 +26,9 @@ from app.store import methods as store
 class ScriptToRun:
     """Where the pinned bytes stand, and the folders that the script imports from.
 
-    `isolated`: it is the product's, and sees nothing of the folder that it works in. `helper_copies`: users' own copies
-    of helper modules in the root of the tree, where a script in a folder looks for them behind everything else (it
-    appends the root to `sys.path`), and yet they come before the product's.
+    `isolated`: it is the product's, or a module, and sees nothing of the folder that it works in. `helper_copies`:
+    users' own copies of helper modules in the root of the tree, where a script in a folder looks for them behind
+    everything else (it appends the root to `sys.path`), and yet they come before the product's.
     """
 
     path: Path
@@ -73,9 +73,15 @@ class MethodRuns:
         return replace(newest, files={**newest.files, **check.pins})
 
     async def record(self, session: AsyncSession, newest: Method, edited: Method) -> Method:
-        """Make a version of what `as_edited` found, if that is anything new."""
+        """Make a version of what `as_edited` found, if that is anything new.
+
+        A module of the environment that the script root has now as well is refused.
+        """
         if edited.files == newest.files:
             return newest
+        new = {stage: pinned for stage, pinned in edited.files.items() if stage not in newest.files}
+        if found := await hidden_packages(session, newest.definition, new):
+            raise InvalidRequest([replace(violation, pointer="/method") for violation in found])
         row = await store.get(session, newest.id, lock=True)
         return await self._registry.new_version(
             session, row, newest.definition, edited.files, source=VersionSource.DISK
@@ -91,7 +97,7 @@ def script_to_run(files: MethodFiles, pinned: PinnedFile) -> ScriptToRun:
     """Return what to start for a pinned file; blocks, and writes the stored bytes out if they have to run."""
     if pinned.tree is not None:
         root = files.versions.materialise_tree(pinned.tree)
-        path, folder = root / pinned.file, (root / pinned.file).parent
+        path, folder = root / pinned.file, root / pinned.search_folder
     else:
         in_place = files.state(pinned) is FileState.UNCHANGED
         path = files.place(pinned) if in_place else files.versions.materialise(pinned.sha256, pinned.file)
@@ -99,7 +105,13 @@ def script_to_run(files: MethodFiles, pinned: PinnedFile) -> ScriptToRun:
             return ScriptToRun(path=path, sha256=pinned.sha256, isolated=True)
         root, folder = files.scripts.root, files.scripts.absolute(pinned.file).parent
     copies = _helper_copies(files, root, path) if folder != root else ()
-    return ScriptToRun(path=path, sha256=pinned.sha256, import_paths=(folder,), helper_copies=copies)
+    return ScriptToRun(
+        path=path,
+        sha256=pinned.sha256,
+        import_paths=(folder,),
+        helper_copies=copies,
+        isolated=pinned.module is not None,
+    )
 
 
 def _helper_copies(files: MethodFiles, root: Path, script: Path) -> tuple[Path, ...]:

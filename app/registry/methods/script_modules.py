@@ -14,7 +14,7 @@ from app.domain.stage_calls import stage_call
 from app.presets.catalogue import helpers_dir
 from app.registry.methods.files import MethodFiles, PinnedFile
 from app.registry.methods.record import Method
-from app.registry.scripts.module_names import PACKAGE, folder_of
+from app.registry.scripts.module_names import PACKAGE, top_package
 from app.registry.scripts.names import SUFFIX
 from app.registry.scripts.root import FileDigest
 from app.registry.scripts.versions import Tree
@@ -37,7 +37,7 @@ class ModulesBeside:
         self._scripts = files.scripts
         self._versions = files.versions
         self._tree = None if pinned.tree is None else files.tree(pinned)
-        own = [] if pinned.shipped else [folder_of(pinned.file)]
+        own = [] if pinned.shipped else [pinned.search_folder]
         added = [""] if own not in ([], [""]) and imports.search_path else []
         self._folders: Sequence[str | Path] = (*own, helpers_dir(), *added)
         self._found: dict[str, FileDigest | None] = {}
@@ -114,7 +114,7 @@ class ScriptModules:
         beside = frozenset[str]()
         if pinned.tree is not None:
             with contextlib.suppress(AppError, OSError):
-                beside = _modules_in(self._files.tree(pinned), folder_of(pinned.file))
+                beside = _modules_in(self._files.tree(pinned), pinned.search_folder)
         elif not pinned.shipped:
             folders.append(self._files.scripts.absolute(pinned.file).parent)
         found = frozenset(
@@ -145,11 +145,6 @@ class ScriptModules:
         if pinned is not None:
             return self.needed(pinned)
         return frozenset() if module is None else frozenset([top_package(module)])
-
-
-def top_package(module: str) -> str:
-    """Return the package that an environment must have for the module."""
-    return module.partition(".")[0]
 
 
 def _needed(imports: Imports) -> frozenset[str]:

@@ -11,6 +11,7 @@ from app.domain.rendering import ArgumentForm
 from app.domain.script_parameters import ParameterKind, ScriptParameter, ScriptParameters, from_text
 from app.registry.methods.files import FileCheck, FileState, MethodFiles, PinnedFile
 from app.registry.methods.script_modules import ModulesBeside
+from app.registry.scripts.module_names import folder_of
 
 _REMEMBERED = 1000
 
@@ -62,13 +63,19 @@ class ScriptReader:
     def _remember(self, pinned: PinnedFile, content: bytes) -> ScriptParameters:
         if len(self._read) >= _REMEMBERED:
             self._read.clear()
-        imports = self._files.reader.read(content).imports
+        reader, package = self._files.reader, _package(pinned)
+        imports = reader.read(content).imports
         beside = ModulesBeside(self._files, pinned, imports)
-        reading = self._files.reader.read(content, beside.find)
+        reading = reader.read(content, beside.find, package=package)
         found = script_parameters(reading.arguments, filename=pinned.file)
         if reading.lasting:
             self._read[pinned] = _Known(found, beside)
         return found
+
+
+def _package(pinned: PinnedFile) -> str:
+    """Return the package that the relative imports of a file start from; empty if it does not run as a module."""
+    return "" if pinned.module is None else folder_of(pinned.file).replace("/", ".")
 
 
 def unread_module(module: str) -> ScriptParameters:

@@ -18,14 +18,18 @@ from app.domain.definition import MethodDefinition
 from app.domain.enums import VersionSource
 from app.domain.errors import Conflict, InvalidRequest, NotAllowed, PreconditionFailed, Violation
 from app.domain.lifecycle import PATHS, find_path, violations
+from app.domain.names import BASE_ENVIRONMENT
 from app.domain.plain_text import shown
 from app.domain.pointers import merge_patch
+from app.registry.environments.on_nodes import modules_found
 from app.registry.methods.files import FileCheck, MethodFiles, Pins, member_pointer, pins_to_json, stage_environments
 from app.registry.methods.record import Method, lifecycle_text, method_of, row_values, version_tag
 from app.registry.methods.script_reading import ScriptReader, unreadable
+from app.registry.scripts.module_names import modules_of, top_package
 from app.store import methods as store
 from app.store import presets, registry_facts
 from app.store.methods import MethodFilter, NameTaken
+from app.store.nodes import all_nodes
 from app.store.paging import PageRequest, Position
 from app.store.registry_facts import RegistryFacts
 from app.store.tables import MethodRow
@@ -130,6 +134,7 @@ class MethodRegistry:
         definition = _with_script_of_target(definition, facts)
         check, of_files = await asyncio.to_thread(self._look, definition, await _files_of(session, row))
         found = _judge(definition, of_files, facts)
+        found += await hidden_packages(session, definition, check.pins)
         if await _name_is_taken(session, definition, row):
             found.append(_name_taken(definition))
         return found, check, facts
@@ -276,6 +281,7 @@ class MethodRegistry:
         definition = _with_script_of_target(definition, facts)
         check, of_files = await asyncio.to_thread(self._look, definition, await _files_of(session, row))
         found = _judge(definition, of_files, facts)
+        found += await hidden_packages(session, definition, check.pins)
         if await _name_is_taken(session, definition, row):
             if not found:
                 raise NameTaken(name=definition.name, pointer="/name")
@@ -289,6 +295,26 @@ class MethodRegistry:
         """Look at the files of the stages, and say everything that is wrong with them. Blocks."""
         check = self._files.check(definition, known=known)
         return check, [*check.violations, *unreadable(self._reader, definition, check)]
+
+
+async def hidden_packages(session: AsyncSession, definition: MethodDefinition, pins: Pins) -> list[Violation]:
+    """Return which modules of the stages are in a package that their environments have too."""
+    modules = {stage: pinned.module for stage, pinned in pins.items() if pinned.module is not None}
+    if not modules:
+        return []
+    facts, nodes, environments = (
+        await registry_facts.load(session),
+        await all_nodes(session),
+        stage_environments(definition),
+    )
+    found = []
+    for stage, module in modules.items():
+        name, package = environments.get(stage, BASE_ENVIRONMENT), top_package(module)
+        specified = modules_of([facts.specs[name]] if name in facts.specs else [])
+        if package in specified | modules_found(nodes, [name]):
+            params = {"file": pins[stage].file, "module": package, "environment": name}
+            found.append(Violation(member_pointer(stage, "module"), "module_hides_package", params))
+    return found
 
 
 def _with_script_of_target(definition: MethodDefinition, facts: RegistryFacts) -> MethodDefinition:

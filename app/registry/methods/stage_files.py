@@ -20,6 +20,7 @@ from app.registry.methods.files import (
     PinnedFile,
     Pins,
     pin,
+    pin_from_json,
     python_problem,
     stage_pointer,
 )
@@ -27,7 +28,7 @@ from app.registry.methods.record import Method, method_of
 from app.registry.methods.restoring import FileInTheWay
 from app.registry.methods.runs import names_of
 from app.registry.methods.service import MethodRegistry, Precondition, PresetReadOnly
-from app.registry.scripts.module_names import folder_of, hidden, modules_of, provided
+from app.registry.scripts.module_names import hidden, modules_of, provided
 from app.registry.scripts.names import SUFFIX, file_path
 from app.registry.scripts.root import ScriptEntry, ScriptTooLarge
 from app.registry.scripts.versions import Tree
@@ -227,10 +228,12 @@ class StageFiles:
             environment
             for environment, files in (await store.stages_by_environment(session)).items()
             if any(
-                not (file.get("shipped") or file.get("committed")) and folder_of(file["file"]) == folder
+                not (file.get("shipped") or file.get("committed")) and pin_from_json(file).search_folder == folder
                 for file in files
             )
         }
+        if not folder:  # a module is looked for here first
+            environments |= (await store.modules_by_environment(session)).keys()
         if folder and not environments:
             return  # no script looks for modules there
         specs = (await registry_facts.load(session)).specs

@@ -16,7 +16,7 @@ from app.argspec.report import Imports
 from app.domain.errors import Invalid, Violation
 from app.domain.plain_text import shown
 from app.domain.pointers import pointer
-from app.registry.scripts.module_names import CONTRACT_HELPERS, PACKAGE, folder_of, hidden, provided
+from app.registry.scripts.module_names import CONTRACT_HELPERS, PACKAGE, folder_of, hidden, provided, top_package
 from app.registry.scripts.names import SUFFIX, check_tree_path
 from app.registry.scripts.root import NotARegularFile, ScriptTooLarge
 from app.registry.scripts.versions import TreeFile
@@ -24,6 +24,7 @@ from app.registry.scripts.versions import TreeFile
 MAX_FILES = 5000
 MAX_BYTES = 64 * 2**20
 MAX_LOOKED_AT = 20_000
+_MAIN = f"__main__{SUFFIX}"
 _MAX_NAMED_BYTES = 2**20
 _NO_FILE = re.compile(r'[<>:"|?*\\]|^/|^$')
 
@@ -48,6 +49,18 @@ class Collected:
     unpinned: list[Violation] = field(default_factory=list)
 
 
+class ModuleWithoutMain(Invalid):
+    """A module is a package of the root that cannot be run."""
+
+    code = "module_without_main"
+
+
+class ModuleWithoutInit(Invalid):
+    """The package of a module has no `__init__.py`, so that one of an environment would come before it."""
+
+    code = "module_without_init"
+
+
 class _TooMuch(Exception):
     pass
 
@@ -57,16 +70,20 @@ def collect(
     imports: Callable[[str, TreeFile], Imports | None],
     entry: str,
     *,
+    is_module: bool = False,
     include: Sequence[str] | None,
     at: str,
 ) -> Collected:
     """Return the tree of the stage file `entry`, which is there; `at` points to the member of the stage's definition.
 
-    `imports` says what a Python file imports, `None` if that could not be read. `include` None: all files there are.
+    `is_module`: it runs by `python -m` from the root of the tree. `imports` says what a Python file imports, `None` if
+    that could not be read. `include` None: all files there are.
     """
     collector = _Collector(files, imports, entry, at)
     try:
         collector.add(entry)
+        if is_module:
+            collector.take_packages()
         if include is None:
             collector.follow_once(entry)
             collector.include(["/**"])
@@ -121,6 +138,11 @@ class _Collector:
         if len(self.found.tree) > MAX_FILES or self._size > MAX_BYTES:
             raise _TooMuch
         return True
+
+    def take_packages(self) -> None:
+        """Take the packages that the stage's module is in; Python looks for modules in the root only."""
+        self.found.folders[:] = [""]
+        self._take("", self._entry.removesuffix(SUFFIX).replace("/", "."))
 
     def follow(self) -> None:
         """Take what the files of the tree import and name, until nothing is new."""
@@ -250,6 +272,40 @@ class _Collector:
         except Invalid:
             return
         self.add(path, most=_MAX_NAMED_BYTES)
+
+
+def module_file(files: Files, module: str) -> str | None:
+    """Return the file that `python -m` runs for a module of the root, `None` if the root has no such module.
+
+    Raise `ModuleWithoutMain` for a package that cannot be run, and `ModuleWithoutInit` for a folder that Python would
+    take for a package only if no environment has one of that name.
+    """
+    file, main = module_paths(module)
+    if not (package := _is_there(files, f"{folder_of(main)}/{PACKAGE}")) and _is_there(files, file):
+        path = file
+    elif _is_there(files, main):
+        path = main
+    elif package:
+        raise ModuleWithoutMain(module=module, file=main)
+    else:
+        return None
+    top = f"{top_package(module)}/{PACKAGE}"
+    if "/" in path and not _is_there(files, top):
+        raise ModuleWithoutInit(module=module, file=top)
+    return path
+
+
+def module_paths(module: str) -> tuple[str, str]:
+    """Return the files that a module may be: one of its name, or the one that runs a package."""
+    place = module.replace(".", "/")
+    return place + SUFFIX, f"{place}/{_MAIN}"
+
+
+def _is_there(files: Files, path: str) -> bool:
+    try:
+        return files.digest(path, most=MAX_BYTES) is not None
+    except NotARegularFile:
+        return False
 
 
 def matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:

@@ -50,6 +50,11 @@ def folder_of(path: str) -> str:
     return _folder(PurePosixPath(path))
 
 
+def top_package(module: str) -> str:
+    """Return the package that a module is in, or its own name."""
+    return module.partition(".")[0]
+
+
 def hidden(path: str, module: str, *, packages: Collection[str] = (), pointer: str = "") -> Violation | None:
     """Return what is wrong with a file that brings `module`; `packages` are the modules of the environments."""
     if module in _HOOKS or module.endswith(".pth"):
