@@ -131,6 +131,30 @@ class TestRegistration:
         found = [(one["pointer"], one["code"]) for one in refused["violations"]]
         assert found == [("/stages/training/module", "file_not_found")]
 
+    async def test_a_module_is_read_where_its_environment_stands(self, app: JobsApp, tmp_path: Path) -> None:
+        packages = tmp_path / "env" / "lib" / "python3.11" / "site-packages"
+        (packages / "tool").mkdir(parents=True)
+        (packages / "tool" / "cli.py").write_text("from .options import parser\nparser().parse_args()\n")
+        lines = SCRIPT.strip().removesuffix("parser.parse_args()").splitlines()
+        options = "def parser():\n    " + "\n    ".join([*lines, "return parser"]) + "\n"
+        (packages / "tool" / "options.py").write_text(options)
+        async with app.database.writing() as session:
+            (row,) = await all_nodes(session)
+            states = [{"name": "base", "state": "ready", "prefix": str(tmp_path / "env")}]
+            await heartbeat(session, row.id, now=datetime.now(UTC), environment_states=states)
+        await called(app, module="tool.cli", arguments=["{parameters}"])
+
+        (training,) = (await app.get("/methods/own/parameters"))["stages"]
+        given = {"packing": True, "targets": ["a", "b"], "unheard": 1}
+        shown = await command(app, parameters=given)
+        refused = await command(app, parameters={"learning_rate": "fast"}, status=422)
+
+        assert [one["code"] for one in training["remarks"]] == ["read_module"]
+        assert (training["schema"]["properties"]["targets"]["type"], training["schema"]["required"]) == ("array", [])
+        at = shown["command"].index("tool.cli")
+        assert shown["command"][at + 1 :] == ["--targets", "a", "b", "--packing", "--unheard=1"]
+        assert codes(refused) == [("/parameters/learning_rate", "parameter_wrong_type")]
+
     async def test_a_module_that_could_be_another_is_refused(self, app: JobsApp) -> None:
         scripts = app.services.home.scripts
         files = (

@@ -25,10 +25,10 @@ from app.presets.catalogue import load_manifests
 from app.presets.shared.helpers.deepe_needs import Need, needs_of
 from app.registry.datasets.files import IMAGES_FOLDER
 from app.registry.datasets.row_surveys import RowSurvey, RowSurveys
-from app.registry.environments.described_options import Described, described_options
+from app.registry.environments.described_options import Described, described_options, prefix_of
 from app.registry.methods.guide import withheld
 from app.registry.methods.record import Method
-from app.registry.methods.script_reading import ScriptReader, unread_module
+from app.registry.methods.script_reading import ScriptReader
 
 VALIDATION_PATH = "validation_path"
 """What a script declares that takes rows for the score."""
@@ -179,7 +179,7 @@ class StageParameters:
             stage: described_options(described, method.environment(stage) or BASE_ENVIRONMENT) for stage in stages
         }
         calls = {stage: stage_call(method.definition, stage) for stage in stages}
-        read = {stage: with_parser_classes(self.read(method, stage), options[stage]) for stage in stages}
+        read = {stage: with_parser_classes(self.read(method, stage, described), options[stage]) for stage in stages}
         scripts = {stage: as_called(script, calls[stage]) for stage, script in read.items()}
         targets = _target_stages(method, stages)
         lifecycle = method.definition.lifecycle or ()
@@ -248,12 +248,14 @@ class StageParameters:
             validation_survey=rows.validation_survey,
         )
 
-    def read(self, method: Method, stage: Stage) -> ScriptParameters:
+    def read(self, method: Method, stage: Stage, described: Described = MappingProxyType({})) -> ScriptParameters:
         """Return what the stage's script declares; blocks."""
         pinned, module = method.files.get(stage), stage_call(method.definition, stage).module
         if pinned is not None:
             return self._reader.pinned(pinned)
-        return _NOTHING if module is None else unread_module(module)
+        if module is None:
+            return _NOTHING
+        return self._reader.module(module, prefix_of(described, method.environment(stage) or BASE_ENVIRONMENT))
 
 
 def _distinct(found: Sequence[Violation]) -> tuple[Violation, ...]:

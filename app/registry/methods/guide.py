@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -23,13 +24,13 @@ from app.domain.stage_calls import stage_call
 from app.domain.texts import Language
 from app.domain.training_types import inference_form
 from app.presets.catalogue import ParameterInfo, load_manifests
-from app.registry.environments.described_options import Described, OptionClasses, described_options
+from app.registry.environments.described_options import Described, OptionClasses, described_options, prefix_of
 from app.registry.methods.files import MethodFiles, PinnedFile, Pins, file_pointer, stage_environments
 from app.registry.methods.readiness import Readiness, readiness, with_cells
 from app.registry.methods.readiness_matrix import cells_of, matrix
 from app.registry.methods.record import Method
 from app.registry.methods.script_modules import ScriptModules
-from app.registry.methods.script_reading import ScriptReader, unread_module
+from app.registry.methods.script_reading import ScriptReader
 from app.registry.methods.service import Clock, MethodRegistry
 from app.registry.scripts.module_names import hidden, modules_of, provided
 from app.store import registry_facts
@@ -131,7 +132,7 @@ class MethodGuide:
         found = [
             _stage_parameters(
                 stage,
-                *self._read(stage, method),
+                *self._read(stage, method, prefix_of(described, environments.get(stage) or BASE_ENVIRONMENT)),
                 method.definition,
                 shipped,
                 described_options(described, environments.get(stage) or BASE_ENVIRONMENT),
@@ -161,10 +162,10 @@ class MethodGuide:
             return ()
         return self._files.tree_now(method.definition, stage, pinned).unpinned
 
-    def _read(self, stage: Stage, method: Method) -> tuple[PinnedFile | None, ScriptParameters]:
+    def _read(self, stage: Stage, method: Method, prefix: Path | None) -> tuple[PinnedFile | None, ScriptParameters]:
         pinned = method.files.get(stage)
         if pinned is None:
-            return None, unread_module(stage_call(method.definition, stage).module or "")
+            return None, self._reader.module(stage_call(method.definition, stage).module or "", prefix)
         # an edited example does not start, so that its edit says nothing
         return (pinned, self._reader.pinned(pinned)) if method.read_only else self._reader.current(pinned)
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from app.argspec.client import ModuleFinder
 from app.argspec.modules import Source
 from app.argspec.report import Imports
 from app.domain.definition import RunConfig
@@ -16,7 +17,7 @@ from app.registry.methods.files import MethodFiles, PinnedFile
 from app.registry.methods.record import Method
 from app.registry.scripts.module_names import PACKAGE, top_package
 from app.registry.scripts.names import SUFFIX
-from app.registry.scripts.root import FileDigest
+from app.registry.scripts.root import MAX_SCRIPT_BYTES, FileDigest
 from app.registry.scripts.versions import Tree
 
 _REMEMBERED = 1000
@@ -160,3 +161,26 @@ def _modules_in(tree: Tree, folder: str) -> frozenset[str]:
 
 def _is_there(folder: Path, module: str) -> bool:
     return (folder / f"{module}.py").is_file() or (folder / module).is_dir()
+
+
+def module_source(prefix: Path, module: str) -> Source | None:
+    """Return the source of what `python -m` runs in an environment of this machine, `None` if it is not found."""
+    path = module.replace(".", "/")
+    for packages in sorted(prefix.glob("lib/python3*/site-packages")):
+        for place in (f"{path}{SUFFIX}", f"{path}/__main__{SUFFIX}"):
+            with contextlib.suppress(OSError):
+                if (packages / place).stat().st_size <= MAX_SCRIPT_BYTES:
+                    return Source((packages / place).read_bytes())
+    return None
+
+
+def package_finder(prefix: Path, module: str) -> ModuleFinder:
+    """Return what finds modules in the package of `module`; the packages above have nothing to say of arguments."""
+    package = module.rpartition(".")[0]
+
+    def find(name: str) -> Source | None:
+        if package == name or package.startswith(f"{name}."):
+            return Source(b"", is_package=True)
+        return module_source(prefix, name) if package and name.startswith(f"{package}.") else None
+
+    return find

@@ -1,6 +1,7 @@
 """What scripts say about their command lines, read once per content."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from app.argspec.report import Arguments, Option, Remark
 from app.domain import script_parameters as domain
@@ -10,7 +11,7 @@ from app.domain.known_parameters import KNOWN
 from app.domain.rendering import ArgumentForm
 from app.domain.script_parameters import ParameterKind, ScriptParameter, ScriptParameters, from_text
 from app.registry.methods.files import FileCheck, FileState, MethodFiles, PinnedFile
-from app.registry.methods.script_modules import ModulesBeside
+from app.registry.methods.script_modules import ModulesBeside, module_source, package_finder
 from app.registry.scripts.module_names import folder_of
 
 _REMEMBERED = 1000
@@ -55,6 +56,31 @@ class ScriptReader:
         return self._known(pinned) or self._remember(
             pinned, self._files.versions.get(pinned.sha256) if content is None else content
         )
+
+    def module(self, module: str, prefix: Path | None) -> ScriptParameters:
+        """Return the parameters of a module of an environment, as far as its source is found below `prefix`.
+
+        A node may have another version: what is not declared here, or missing, is left to the module.
+        """
+        source = None if prefix is None else module_source(prefix, module)
+        if prefix is None or source is None:
+            return unread_module(module)
+        finder, package = package_finder(prefix, module), module.rpartition(".")[0]
+        found = script_parameters(
+            self._files.reader.read(source.content, finder, package=package).arguments, filename=module
+        )
+        if not found.parameters:
+            return unread_module(module)
+        remark = domain.Remark(code="read_module", line=0, subject=module)
+        parameters = tuple(one.model_copy(update={"required": False}) for one in found.parameters)
+        known = {
+            "parameters": parameters,
+            "positionals": (),
+            "exclusive": (),
+            "parser_classes": (),
+            "option_classes": (),
+        }
+        return found.model_copy(update={**known, "unread": (remark, *found.unread)})
 
     def _known(self, pinned: PinnedFile) -> ScriptParameters | None:
         known = self._read.get(pinned)

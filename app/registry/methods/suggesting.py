@@ -5,16 +5,14 @@ machine; where none has it, what is known of the program has to do. Nothing is r
 """
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.argspec.client import ModuleFinder, Reading
+from app.argspec.client import Reading
 from app.argspec.inputs import Inputs
-from app.argspec.modules import Source
 from app.domain.environment_reports import EnvironmentReport, EnvironmentState
 from app.domain.errors import InvalidRequest, NotFound, Violation
 from app.domain.kinds import Stage
@@ -25,11 +23,10 @@ from app.domain.suggestions import Suggestion, Target, suggest
 from app.registry.environments.described_options import OptionClasses, described_options
 from app.registry.environments.on_nodes import modules_found
 from app.registry.methods.files import MethodFiles, pin, python_problem
-from app.registry.methods.script_modules import ModulesBeside
+from app.registry.methods.script_modules import ModulesBeside, module_source, package_finder
 from app.registry.methods.script_reading import script_parameters
 from app.registry.scripts.module_names import modules_of
 from app.registry.scripts.names import SUFFIX, script_path
-from app.registry.scripts.root import MAX_SCRIPT_BYTES
 from app.store import registry_facts
 from app.store.nodes import all_nodes
 
@@ -109,8 +106,8 @@ class MethodSuggestions:
         package = name.partition(".")[0]
         target = Target(module=name, program=known_program(name), imports=[package])
         for one in known:
-            if one.prefix is not None and (found := _module_source(one.prefix, name)) is not None:
-                reading = reader.read(found.content, _beside(one.prefix, name), package=name.rpartition(".")[0])
+            if one.prefix is not None and (found := module_source(one.prefix, name)) is not None:
+                reading = reader.read(found.content, package_finder(one.prefix, name), package=name.rpartition(".")[0])
                 classes = [use.path for use in reading.arguments.parser_classes]
                 return replace(target, classes=classes), reading, reader.inputs(found.content)
         return target, Reading(), Inputs()
@@ -148,26 +145,3 @@ def _other_inputs(inputs: Inputs) -> OtherInputs:
         words=tuple(Word(position=one.position, name=one.name, line=one.line) for one in inputs.words),
         named=tuple(Named(subject=one.subject, value=one.value, line=one.line) for one in inputs.named),
     )
-
-
-def _module_source(prefix: Path, module: str) -> Source | None:
-    """Return the source of what `python -m` runs in an environment of this machine, `None` if it is not found."""
-    path = module.replace(".", "/")
-    for packages in sorted(prefix.glob("lib/python3*/site-packages")):
-        for place in (f"{path}{SUFFIX}", f"{path}/__main__{SUFFIX}"):
-            with contextlib.suppress(OSError):
-                if (packages / place).stat().st_size <= MAX_SCRIPT_BYTES:
-                    return Source((packages / place).read_bytes())
-    return None
-
-
-def _beside(prefix: Path, module: str) -> ModuleFinder:
-    """Return what finds modules in the package of `module`; the packages above have nothing to say of arguments."""
-    package = module.rpartition(".")[0]
-
-    def find(name: str) -> Source | None:
-        if package == name or package.startswith(f"{name}."):
-            return Source(b"", is_package=True)
-        return _module_source(prefix, name) if package and name.startswith(f"{package}.") else None
-
-    return find
