@@ -7,17 +7,17 @@ from pathlib import Path
 from tests.presets.stage import Finished, Home
 
 SHORT = ("--max_samples=160", "--max_steps=16", "--logging_steps=1", "--eval_samples=4")  # several epochs
-# The script gets its SIGTERM while it says that the step is done, however busy the machine is.
+# The script gets its signal while it says that the step is done, however busy the machine is.
 STOPPING = """
 import os, runpy, signal, sys
 
-step, *sys.argv = sys.argv[1:]
+step, kind, *sys.argv = sys.argv[1:]
 write = sys.stdout.write
 
 def write_and_stop(text):
     count = write(text)
     if text.startswith(f"step {step}/"):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.Signals[kind])
     return count
 
 sys.stdout.write = write_and_stop
@@ -25,10 +25,10 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def stop(home: Home, script: str, arguments: list[str], *, at: int) -> Finished:
-    """Run the script until SIGTERM comes in the moment in which it prints step `at`."""
+def stop(home: Home, script: str, arguments: list[str], *, at: int, kind: str = "SIGTERM") -> Finished:
+    """Run the script until the signal comes in the moment in which it prints step `at`."""
     (home.scripts / "stopping.py").write_text(STOPPING)
-    return home.run("stopping.py", str(at), script, *arguments)
+    return home.run("stopping.py", str(at), kind, script, *arguments)
 
 
 def stop_and_resume(home: Home, script: str, arguments: list[str], *, at: int) -> tuple[Finished, Finished]:
@@ -59,6 +59,34 @@ def assert_went_on(whole: Finished, stopped: Finished, resumed: Finished, *curve
         assert [tail[step] for step in later] == [
             value for step, value in expected.items() if later[0] <= step <= later[-1]
         ], name
+
+
+def assert_stops_early_over_a_kill(
+    home: Home, script: str, whole: list[str], cut: list[str], *, weights: tuple[Path, Path]
+) -> None:
+    """Run a training whose held-out loss gets worse; killed past its best step, it ends as an undisturbed one.
+
+    Both are measured every 2 steps, with a patience of 3, and report each step.
+    """
+    undisturbed = home.run(script, *whole)
+    curve = undisturbed.curve("eval_loss")
+    best = min(curve, key=lambda step: curve[step])
+    killed = stop(home, script, cut, at=max(curve) - 1, kind="SIGKILL")
+    resumed = home.run(script, *cut)
+
+    assert (undisturbed.code, killed.code, resumed.code) == (0, -9, 0), undisturbed.stderr + resumed.stderr
+    assert max(curve) == best + 6, curve  # three measurements without improvement
+    for run in (undisturbed, resumed):
+        notes = [note["message"] for note in run.of_type("note")]
+        assert any(
+            note.startswith(f"ended early at step {best + 6} of ")
+            and note.endswith("eval_loss has not improved 3 times")
+            for note in notes
+        )
+        assert f"the weights are those of step {best}, the best: eval_loss {curve[best]:.4g}" in notes
+        assert run.score("after", "eval_loss") == curve[best]
+    assert resumed.curve("eval_loss") == {max(curve): curve[max(curve)]}
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 def with_own_settings(base: Path, target: Path) -> Path:

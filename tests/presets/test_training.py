@@ -10,7 +10,13 @@ import pytest
 from app.domain.launchers import Launcher, LauncherKind
 from app.presets import catalogue
 from tests.presets.conftest import NewHome
-from tests.presets.curves import SHORT, assert_went_on, run_whole_and_stopped, stop_and_resume
+from tests.presets.curves import (
+    SHORT,
+    assert_stops_early_over_a_kill,
+    assert_went_on,
+    run_whole_and_stopped,
+    stop_and_resume,
+)
 from tests.presets.stage import Finished, Home, dataset, demo_parameters
 
 pytestmark = [pytest.mark.training, pytest.mark.xdist_group("training")]
@@ -272,6 +278,45 @@ class TestCustom02:
         assert_went_on(whole, stopped, resumed, "loss")
         files = [torch_home.path / "complete" / name / "model.safetensors" for name in ("whole", "cut")]
         assert files[0].read_bytes() == files[1].read_bytes()
+
+    def test_early_stopping_keeps_the_best_step_over_a_kill(self, torch_home: Home, tiny_base: Path) -> None:
+        answers = [(7 * number * number + 3) % 10 for number in range(32)]  # nothing that other rows would teach
+        rows = torch_home.write_rows(
+            *(json.dumps({"instruction": f"What is {n}?", "output": str(a)}) for n, a in enumerate(answers))
+        )
+        more = ("--dataset_path", str(rows), "--batch_size", "8", "--eval_steps", "2", "--save_steps", "100")
+        stopping = ("--early_stopping_patience", "3", "--logging_steps", "1", "--eval_fraction", "0.25")
+        names = ("whole", "cut")
+        whole, cut = (self.arguments(torch_home, tiny_base, *more, *stopping, output=name) for name in names)
+        first, second = (torch_home.path / "complete" / name / "model.safetensors" for name in names)
+
+        assert_stops_early_over_a_kill(torch_home, "custom02.py", whole, cut, weights=(first, second))
+
+    def test_best_step_that_cannot_be_had_is_refused(self, home: Home) -> None:
+        base = catalogue.ROOM / "custom01" / "custom01-base"
+        refused = {
+            (
+                "--early_stopping_patience",
+                "2",
+                "--save_steps",
+                "7",
+            ): "save_steps (7) must be a multiple of eval_steps (50)",
+            (
+                "--load_best_model_at_end",
+                "true",
+                "--save_steps",
+                "7",
+            ): "load_best_model_at_end keeps the best checkpoint",
+            ("--early_stopping_patience", "0"): "early_stopping_patience must be at least 1, it is 0",
+            (
+                "--metric_for_best_model",
+                "bleu",
+            ): "metric_for_best_model is eval_bleu; what is measured: eval_loss, eval_",
+        }
+        for more, sentence in refused.items():
+            run = home.run("custom02.py", *self.arguments(home, base, *more))
+            assert run.code == 1
+            assert sentence in run.stderr
 
     def test_missing_column_gets_one_sentence(self, torch_home: Home, tiny_base: Path) -> None:
         more = ("--dataset_path", str(torch_home.write_rows('{"a": 1}')))

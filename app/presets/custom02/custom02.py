@@ -33,6 +33,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
 import deepe_arguments as arguments
 import deepe_llm as llm
+from deepe_best import Best
 from deepe_chat import stop_at_turn_ends
 from deepe_log import log, remark_plan
 from deepe_preparation import Preparation, remove_prepared
@@ -80,6 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--eval_samples", type=int, default=100, help="held-out rows that are used at most")
     parser.add_argument("--eval_steps", type=int, default=50, help="steps between two points of the held-out loss")
     parser.add_argument("--eval_max_new_tokens", type=int, default=64, help="tokens of an answer that is scored")
+    arguments.add_best(parser)
     return parser
 
 
@@ -106,6 +108,7 @@ def run(args: argparse.Namespace) -> None:
     for name in ("batch_size", "grad_accum_steps", "logging_steps", "save_steps", "eval_steps"):
         if getattr(args, name) < 1:
             raise Refused(f"{name} must be at least 1")
+    best = Best(args, ("eval_loss", "eval_perplexity"))
     check_trackers(args)
     log("HandleWithDataset", args.dataset_path, args)
     preparation = Preparation(args, Wanted(kinds=frozenset({CONVERSATION})))
@@ -120,6 +123,7 @@ def run(args: argparse.Namespace) -> None:
     device = join_group()
     tokenizer = llm.load_tokenizer(args.base_path, args)
     learned, held_out = preparation.sequences(tokenizer, Recipe())
+    best.check_rows(held_out)
     machine = llm.Machine(torch.device(device).type, "float32", None, four_bit=False, optimizer="adamw_torch")
     llm.plan_memory(args, machine, learned.longest, method="full")
     model = AutoModelForCausalLM.from_pretrained(args.base_path, dtype=torch.float32).to(device)
@@ -129,7 +133,7 @@ def run(args: argparse.Namespace) -> None:
     log("StartTraining", args.model_name, args)
     output = Path(args.output_dir or args.save_path)
     with follow(args, model):
-        train(model, learned.rows(), held_out, output, tokenizer.pad_token_id, args, rows=preparation.rows)
+        train(model, learned.rows(), held_out, output, tokenizer.pad_token_id, args, best, rows=preparation.rows)
     score(model, tokenizer, held_out, args, "after")
 
     log("SaveTrainedModel", args.model_name, args)
@@ -203,6 +207,7 @@ def train(
     output: Path,
     pad: int,
     args: argparse.Namespace,
+    best: Best,
     *,
     rows: int,
 ) -> None:
@@ -217,14 +222,17 @@ def train(
     steps = args.max_steps or args.epochs * per_epoch
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, course(args.warmup_steps, steps))
-    done = resume(model, optimizer, schedule, output)
+    done = resume(model, optimizer, schedule, output, best)
     remark_plan(rows, len(examples), steps, args)
     order: list[int] = []
     deepe.catch_stop()
     model.train()
-    for step in range(done + 1, steps + 1):
+    first = done + 1
+    for step in range(first, steps + 1):
+        if best.ended:
+            break
         epoch, position = divmod(step - 1, per_epoch)
-        if position == 0 or step == done + 1:  # the order depends on the epoch only: a resumed run sees the same rows
+        if position == 0 or step == first:  # the order depends on the epoch only: a resumed run sees the same rows
             order = random.Random(f"{args.seed}/{epoch}").sample(range(len(examples)), len(examples))
         batch = [examples[place] for place in order[position * rows_of_step : (position + 1) * rows_of_step]]
         tokens = sum(learned_tokens(one) for one in batch)
@@ -252,12 +260,16 @@ def train(
             metrics["eval_perplexity"] = perplexity(metrics["eval_loss"])
         if metrics and deepe.is_first():
             report(args, step, steps, metrics)
-        if deepe.is_first() and (step % args.save_steps == 0 or stops):
-            save_checkpoint(model, optimizer, schedule, output, step)
+        keep = best.add(step, metrics)
+        if deepe.is_first() and (step % args.save_steps == 0 or stops or keep):
+            save_checkpoint(model, optimizer, schedule, output, step, best)
+        done = step
         if stops:
             print(f"stopped at step {step} of {steps}; its checkpoint is complete", file=sys.stderr)
             leave_group(deepe.STOPPED)
             sys.exit(deepe.STOPPED)
+    if kept := best.end(output, done, steps):
+        model.load_state_dict(torch.load(kept / "state.pt", map_location="cpu", weights_only=True)["model"])
 
 
 def loss_of(model: Any, batch: list[Rendered], pad: int) -> Any:
@@ -323,7 +335,7 @@ def report(args: argparse.Namespace, step: int, steps: int, metrics: dict[str, f
 # --- checkpoints and the complete model -----------------------------------------------------------------------------
 
 
-def save_checkpoint(model: Any, optimizer: Any, schedule: Any, output: Path, step: int) -> None:
+def save_checkpoint(model: Any, optimizer: Any, schedule: Any, output: Path, step: int, best: Best) -> None:
     """Write to a folder beside it first and rename: a checkpoint is there as a whole or not at all."""
     import torch
 
@@ -338,14 +350,16 @@ def save_checkpoint(model: Any, optimizer: Any, schedule: Any, output: Path, ste
         "random": torch.get_rng_state(),
     }
     torch.save(state, draft / "state.pt")
+    best.write(draft, step)
     shutil.rmtree(target, ignore_errors=True)
     draft.rename(target)
     deepe.checkpoint(target, step)
     for old in checkpoints(output)[2:]:
-        shutil.rmtree(old, ignore_errors=True)
+        if old.name != best.name:
+            shutil.rmtree(old, ignore_errors=True)
 
 
-def resume(model: Any, optimizer: Any, schedule: Any, output: Path) -> int:
+def resume(model: Any, optimizer: Any, schedule: Any, output: Path, best: Best) -> int:
     """Load the newest checkpoint that can be read, and return its step; 0 starts from the beginning."""
     import torch
 
@@ -359,6 +373,7 @@ def resume(model: Any, optimizer: Any, schedule: Any, output: Path) -> int:
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         torch.set_rng_state(state["random"].cpu())
+        best.read(folder)
         deepe.note(f"resumed from {folder.name}")
         return int(state["step"])
     return 0

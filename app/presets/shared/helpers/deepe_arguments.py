@@ -248,12 +248,26 @@ def add_trackers(group: Any) -> None:
 def add_held_out(group: Any, *, answers: bool = True) -> None:
     """Declare what is measured on held-out rows while the training runs; `answers`: the model gives some as well."""
     group.add_argument("--eval_steps", type=int, default=100, help="steps between two points of the held-out loss")
+    add_early_stopping(group)
+    if answers:
+        group.add_argument("--eval_max_new_tokens", type=int, default=64, help="tokens of an answer that is scored")
+
+
+def add_early_stopping(group: Any) -> None:
+    """Declare whether a training ends early by what is measured on held-out rows."""
     group.add_argument(
         "--early_stopping_patience", type=int, default=None, help="end after so many losses without improvement"
     )
     group.add_argument("--early_stopping_threshold", type=float, default=0.0, help="what counts as an improvement")
-    if answers:
-        group.add_argument("--eval_max_new_tokens", type=int, default=64, help="tokens of an answer that is scored")
+
+
+def add_best(group: Any) -> None:
+    """Declare early stopping, and what keeps the best step, for a loop that the script writes itself."""
+    add_early_stopping(group)
+    group.add_argument(
+        "--load_best_model_at_end", type=str2bool, default=False, help="keep the best step, also without early stopping"
+    )
+    group.add_argument("--metric_for_best_model", default="eval_loss", help="curve whose lowest value is the best")
 
 
 def add_rule_reward(group: Any) -> None:

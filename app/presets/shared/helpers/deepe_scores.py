@@ -11,12 +11,13 @@ from statistics import median
 from typing import Any
 
 import deepe
+from deepe_best import check_rows, check_steps, tell_best, tell_ended, tell_no_best
 from deepe_chat import after_reasoning, is_cut_in_reasoning
 from deepe_distributed import answers_here, measure, without_gradients
 from deepe_log import remark
 from deepe_rewards import Judge
 from deepe_rewards import columns_of as columns_of_tasks
-from deepe_rows import Question, Refused, Rendered, written
+from deepe_rows import Question, Rendered, written
 
 SCORED_AT_ONCE = 32
 IGNORED = -100  # label of a token that is not learned
@@ -43,13 +44,8 @@ def evaluation_settings(args: argparse.Namespace, held_out: Sequence[Any]) -> di
     }
     if args.early_stopping_patience is None:
         return settings
-    if not held_out:
-        raise Refused("early_stopping_patience needs rows to measure on: hold some out with eval_fraction")
-    if args.save_steps % args.eval_steps:
-        raise Refused(
-            f"early_stopping_patience keeps the best checkpoint: save_steps ({args.save_steps}) must be a multiple of "
-            f"eval_steps ({args.eval_steps})"
-        )
+    check_rows(held_out, "early_stopping_patience")
+    check_steps(args, "early_stopping_patience")
     best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
     return settings | best | {"restore_callback_states_from_checkpoint": True}
 
@@ -72,19 +68,14 @@ def tell_kept(trainer: Any, args: argparse.Namespace) -> None:
     """Tell whether a training has ended early, and which step's weights it has in the end."""
     state, config = trainer.state, trainer.args
     if state.global_step < state.max_steps:
-        remark(
-            f"ended early at step {state.global_step} of {state.max_steps}: {config.metric_for_best_model} has not "
-            f"improved {args.early_stopping_patience} times",
-            args,
-            warning=False,
-        )
+        tell_ended(state.global_step, state.max_steps, config.metric_for_best_model, args)
     if not config.load_best_model_at_end:
         return
     if state.best_model_checkpoint is None:
-        remark(f"no best checkpoint is there; the weights are those of step {state.global_step}", args)
+        tell_no_best(state.global_step, args)
     else:
-        found = f"eval_{config.metric_for_best_model.removeprefix('eval_')} {state.best_metric:.4g}"
-        remark(f"the weights are those of step {state.best_global_step}, the best: {found}", args, warning=False)
+        curve = f"eval_{config.metric_for_best_model.removeprefix('eval_')}"
+        tell_best(state.best_global_step, curve, state.best_metric, args)
 
 
 def score_loss(trainer: Any, phase: str) -> None:
