@@ -9,7 +9,7 @@ import pytest
 from app.presets import catalogue
 from tests import training_environment
 from tests.presets.conftest import NewHome
-from tests.presets.curves import SHORT, assert_went_on, run_whole_and_stopped
+from tests.presets.curves import SHORT, assert_stops_early_over_a_kill, assert_went_on, run_whole_and_stopped
 from tests.presets.stage import Finished, Home, dataset
 
 pytestmark = [pytest.mark.training, pytest.mark.xdist_group("embedding")]
@@ -267,6 +267,23 @@ class TestStopAndResume:
         assert_went_on(*runs, "loss", "learning_rate", "grad_norm", "in_batch_accuracy")
         files = [torch_home.path / name / "adapter_model.safetensors" for name in ("out", "whole")]
         assert files[0].read_bytes() == files[1].read_bytes()
+
+    def test_early_stopping_keeps_the_best_step_over_a_kill(self, torch_home: Home, encoder: Path) -> None:
+        # which text belongs to which is nothing that other rows would teach
+        words = ("printer", "mail", "battery", "phone", "screen", "paper", "number", "door")
+        pairs = [
+            (f"{a} {b}", f"{words[(5 * i + 3 * j) % 8]} {words[(i * j + 1) % 8]}")
+            for i, a in enumerate(words)
+            for j, b in enumerate(words)
+        ]
+        rows = torch_home.write_rows(*(json.dumps({"anchor": a, "positive": b}) for a, b in pairs))
+        more = ("--batch_size=16", "--eval_steps=2", "--save_steps=100", "--early_stopping_patience=3")
+        measured = ("--logging_steps=1", "--eval_fraction=0.25")
+        names = ("whole", "cut")
+        whole, cut = (arguments(torch_home, encoder, *more, *measured, rows=rows, output=name) for name in names)
+        first, second = (torch_home.path / name / "adapter_model.safetensors" for name in names)
+
+        assert_stops_early_over_a_kill(torch_home, "embedding-demo.py", whole, cut, weights=(first, second))
 
 
 class TestRefusals:

@@ -40,6 +40,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
 import deepe_arguments as arguments
 import deepe_llm as llm
+from deepe_best import Best
 from deepe_log import log, remark, remark_plan
 from deepe_options import Options, options_of
 from deepe_preparation import Preparation
@@ -85,6 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
     arguments.add_lora(parser.add_argument_group("adapter"))
     watch = arguments.add_watch(parser, eval_samples=200)
     watch.add_argument("--eval_steps", type=int, default=100, help="steps between two points of the held-out loss")
+    arguments.add_best(watch)
     return parser
 
 
@@ -96,6 +98,7 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     check(args)
+    best = Best(args, ("eval_loss",))
     how = chosen_how(args)
     log("HandleWithDataset", args.dataset_path, args)
     preparation = Preparation(args, LEARNS)
@@ -104,6 +107,7 @@ def run(args: argparse.Namespace) -> None:
     log("InitializingModel", args.model_path, args)
     tokenizer = load_tokenizer(Path(args.model_path))
     learned, held_out = preparation.sequences(tokenizer, recipe_of(how))
+    best.check_rows(held_out if is_comparable(held_out) else [])
     pairs = list(learned.rows())
     every = [*pairs, *held_out]
     right = right_texts(every)
@@ -114,7 +118,7 @@ def run(args: argparse.Namespace) -> None:
     score(encoder, held_out, documents, right, args, "before")
     log("StartTraining", args.model_name, args)
     with follow(args):
-        train(encoder, pairs, held_out, right, args)
+        train(encoder, pairs, held_out, right, args, best)
 
     log("SaveTrainedModel", args.model_name, args)
     encoder.save(Path(args.output_dir))
@@ -271,21 +275,26 @@ def load(args: argparse.Namespace, how: How, tokenizer: Any) -> Encoder:
     return encoder
 
 
-def train(encoder: Encoder, pairs: list[Pair], held_out: list[Pair], right: Right, args: argparse.Namespace) -> None:
+def train(
+    encoder: Encoder, pairs: list[Pair], held_out: list[Pair], right: Right, args: argparse.Namespace, best: Best
+) -> None:
     """AdamW with warm-up and a cosine."""
     import torch
+    from peft import set_peft_model_state_dict
 
     batches = Batches(pairs, args)
     steps = args.max_steps or max(1, round(args.epochs * batches.per_epoch))
     weights = [weight for weight in encoder.model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=args.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: course(step, args.warmup_steps, steps))
-    done = resume(encoder, optimizer, schedule, args) if args.resume else 0
+    done = resume(encoder, optimizer, schedule, args, best) if args.resume else 0
     remark_plan(len(pairs), len(pairs), steps, args)
     deepe.catch_stop()
     encoder.model.train()
     begun, seen = time.monotonic(), 0
     for step in range(done + 1, steps + 1):
+        if best.ended:
+            break
         batch = batches.of_step(step)
         loss, accuracy = learn(encoder, batch, right, args)
         seen += len(batch)
@@ -304,11 +313,16 @@ def train(encoder: Encoder, pairs: list[Pair], held_out: list[Pair], right: Righ
             values["eval_loss"] = held_out_loss(encoder, held_out, right, args)
         if values:
             report(step, steps, values)
-        if step % args.save_steps == 0 or deepe.stop_requested():
-            checkpoint = save_checkpoint(encoder, optimizer, schedule, args, step)
+        done = step
+        keep = best.add(step, values)
+        if keep or step % args.save_steps == 0 or deepe.stop_requested():
+            checkpoint = save_checkpoint(encoder, optimizer, schedule, args, step, best)
             if deepe.stop_requested():
                 sys.stderr.write(f"stopped at step {step} of {steps}; {checkpoint.name} is complete\n")
                 sys.exit(deepe.STOPPED)
+    if kept := best.end(Path(args.output_dir), done, steps):
+        state = torch.load(kept / "state.pt", map_location=encoder.device, weights_only=True)
+        set_peft_model_state_dict(encoder.model, state["adapter"])
 
 
 def course(step: int, warmup: int, steps: int) -> float:
@@ -403,7 +417,9 @@ def report(step: int, steps: int, values: dict[str, float]) -> None:
 # --- checkpoints ----------------------------------------------------------------------------------------------------
 
 
-def save_checkpoint(encoder: Encoder, optimizer: Any, schedule: Any, args: argparse.Namespace, step: int) -> Path:
+def save_checkpoint(
+    encoder: Encoder, optimizer: Any, schedule: Any, args: argparse.Namespace, step: int, best: Best
+) -> Path:
     """Write to a folder beside it first and rename: a checkpoint is there as a whole or not at all."""
     import torch
     from peft import get_peft_model_state_dict
@@ -420,15 +436,17 @@ def save_checkpoint(encoder: Encoder, optimizer: Any, schedule: Any, args: argpa
         "random": random_state(),
     }
     torch.save(state, draft / "state.pt")
+    best.write(draft, step)
     shutil.rmtree(target, ignore_errors=True)
     draft.rename(target)
     deepe.checkpoint(target, step)
     for old in checkpoints(output)[max(1, args.save_total_limit) :]:
-        shutil.rmtree(old, ignore_errors=True)
+        if old.name != best.name:
+            shutil.rmtree(old, ignore_errors=True)
     return target
 
 
-def resume(encoder: Encoder, optimizer: Any, schedule: Any, args: argparse.Namespace) -> int:
+def resume(encoder: Encoder, optimizer: Any, schedule: Any, args: argparse.Namespace, best: Best) -> int:
     """Load the newest checkpoint that can be read, and return its step; 0 starts from the beginning."""
     import torch
     from peft import set_peft_model_state_dict
@@ -443,6 +461,7 @@ def resume(encoder: Encoder, optimizer: Any, schedule: Any, args: argparse.Names
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         set_random_state(tuple(part if part is None else part.cpu() for part in state["random"]))
+        best.read(folder)
         deepe.note(f"resumed from {folder.name}")
         return int(state["step"])
     return 0
