@@ -62,6 +62,12 @@ def ask(home: Home, base: Path, model: Path, *more: str) -> Finished:
 
 
 class TestSftDemo:
+    def test_base_is_one_that_transformers_4_reads_too(self, tiny_base: Path) -> None:
+        config = json.loads((tiny_base / "tokenizer_config.json").read_text())
+
+        assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+        assert config["model_input_names"] == ["input_ids", "attention_mask"]
+
     def test_learns_what_the_base_model_does_not_know(self, trained: tuple[Home, Finished]) -> None:
         _, run = trained
 

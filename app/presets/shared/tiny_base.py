@@ -11,6 +11,7 @@ question in one of three styles by chance: reinforcement and preferences have so
 """
 
 import argparse
+import json
 import os
 import random
 import re
@@ -122,7 +123,12 @@ def build_tokenizer(pairs: list[Pair]) -> Any:
     )
     core.train_from_iterator([*(f"{question} {answer}" for question, answer in pairs), *[OTHER_WORDS] * 50], trainer)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=2048
+        tokenizer_object=core,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        model_max_length=2048,
+        # without them transformers 4 adds token_type_ids, which the model does not take
+        model_input_names=["input_ids", "attention_mask"],
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
@@ -238,6 +244,10 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
     shutil.rmtree(draft, ignore_errors=True)
     model.save_pretrained(draft)
     tokenizer.save_pretrained(draft)
+    # transformers 5 writes its own name of the class, which 4 does not know; both know this one
+    config = draft / "tokenizer_config.json"
+    settings = {**json.loads(config.read_text("utf-8")), "tokenizer_class": "PreTrainedTokenizerFast"}
+    config.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", "utf-8")
     for weights in draft.glob("*.safetensors"):
         weights.chmod(0o644)  # written as 0600, whatever the umask says
     shutil.rmtree(folder, ignore_errors=True)
