@@ -9,7 +9,7 @@ import pytest
 
 from app.executor.attempts.checkpoints import whole_step
 from app.presets import catalogue
-from tests.presets.curves import SHORT, assert_went_on, run_whole_and_stopped
+from tests.presets.curves import SHORT, assert_stops_early_over_a_kill, assert_went_on, run_whole_and_stopped
 from tests.presets.stage import Finished, Home, dataset, demo_parameters, make_home
 
 SCRIPT = "mlx-demo.py"
@@ -211,6 +211,19 @@ class TestStopAndResume:
         assert stopped.curve("eval_loss") | resumed.curve("eval_loss") == whole.curve("eval_loss")
         weights = [mlx_home.path / name / "adapters.safetensors" for name in ("out", "whole")]
         assert weights[0].read_bytes() == weights[1].read_bytes()
+
+    def test_early_stopping_keeps_the_best_step_over_a_kill(self, mlx_home: Home, tiny_base: Path) -> None:
+        answers = [(7 * number * number + 3) % 10 for number in range(32)]  # nothing that other rows would teach
+        rows = mlx_home.write_rows(
+            *(json.dumps({"instruction": f"What is {n}?", "output": str(a)}) for n, a in enumerate(answers))
+        )
+        more = ("--batch_size=8", "--eval_steps=2", "--save_steps=100", "--early_stopping_patience=3")
+        measured = ("--logging_steps=1", "--eval_fraction=0.25", "--load_best_model_at_end=true")
+        names = ("whole", "cut")
+        whole, cut = (arguments(mlx_home, tiny_base, *more, *measured, rows=rows, output=name) for name in names)
+        first, second = (mlx_home.path / name / "adapters.safetensors" for name in names)
+
+        assert_stops_early_over_a_kill(mlx_home, SCRIPT, whole, cut, weights=(first, second))
 
     def test_killed_run_goes_on_from_the_newest_whole_checkpoint(self, mlx_home: Home, tiny_base: Path) -> None:
         steps = ("--max_steps=8", "--save_steps=2", "--logging_steps=1", "--batch_size=4", "--eval_samples=2")

@@ -40,6 +40,8 @@ import deepe
 import deepe_arguments as arguments
 import deepe_llm as llm
 import deepe_mlx as mlx_models
+from deepe_best import STATE as TRAINER_STATE
+from deepe_best import Best
 from deepe_chat import ends_of, write_ends
 from deepe_checkpoints import newest_checkpoint
 from deepe_examples import encode, load_examples
@@ -112,6 +114,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     watch = arguments.add_watch(parser)
     watch.add_argument("--eval_steps", type=int, default=50, help="steps between two losses on the held-out rows")
+    arguments.add_best(watch)
     watch.add_argument("--eval_max_new_tokens", type=int, default=64, help="tokens of an answer that is scored")
     return parser
 
@@ -124,6 +127,7 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     check(args)
+    best = Best(args, ("eval_loss", "eval_perplexity"))
     log("HandleWithDataset", args.dataset_path, args)
     parts = load_examples(args, LEARNS)
 
@@ -132,7 +136,8 @@ def run(args: argparse.Namespace) -> None:
     examples = [learned_part(one, args) for one in encode(parts.train, tokenizer, args)]
     held_out = encode(parts.held_out, tokenizer, args, held_out=True)
     unseen = [learned_part(one, args) for one in held_out]
-    learner = Learner(args)
+    best.check_rows(held_out)
+    learner = Learner(args, best)
 
     score(learner, tokenizer, held_out, unseen, "before")
     with follow(args):
@@ -230,6 +235,8 @@ def train(learner: "Learner", tokenizer: Any, examples: list[Example], unseen: l
     take_step = learner.compiled()
     losses: list[float] = []
     for step in range(done + 1, steps + 1):
+        if learner.best.ended:
+            break
         rate = args.learning_rate * course(step - 1, steps, args)
         loss, norm = take_step(step, batches.of_step(step), rate)
         losses.append(loss)
@@ -245,11 +252,14 @@ def train(learner: "Learner", tokenizer: Any, examples: list[Example], unseen: l
         if values:
             state = SimpleNamespace(global_step=step, max_steps=steps, log_history=[], is_world_process_zero=True)
             report.on_log(None, state, None, logs=values)
-        stopping = deepe.stop_requested()
-        if stopping or (step % args.save_steps == 0 and step < steps):
+        done, stopping = step, deepe.stop_requested()
+        keep = learner.best.add(step, values)
+        if stopping or keep or (step % args.save_steps == 0 and step < steps):
             learner.checkpoint(step, tokenizer)
         if stopping:
             llm.end_stopped(step)
+    if kept := learner.best.end(Path(args.output_dir), done, steps):
+        learner.take(kept)
 
 
 def course(step: int, steps: int, args: argparse.Namespace) -> float:
@@ -264,11 +274,11 @@ def course(step: int, steps: int, args: argparse.Namespace) -> float:
 class Learner:
     """The model, its optimizer, and how both are kept."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: argparse.Namespace, best: Best) -> None:
         import mlx.core as mx
         import mlx.optimizers
 
-        self.args, self.tokens_seen = args, 0
+        self.args, self.best, self.tokens_seen = args, best, 0
         if mx.metal.is_available():  # keep the weights where the GPU reaches them
             mx.set_wired_limit(mx.device_info()["max_recommended_working_set_size"])
         mx.random.seed(args.seed)  # adapters that are made next start equally
@@ -396,13 +406,20 @@ class Learner:
         shutil.rmtree(draft, ignore_errors=True)
         self.write(draft, tokenizer)
         mx.save_safetensors(str(draft / STATE), dict(tree_flatten(self.optimizer.state)))
-        state = {"global_step": step, "tokens_seen": self.tokens_seen}
-        (draft / "trainer_state.json").write_text(json.dumps(state), "utf-8")
+        self.best.write(draft, step, tokens_seen=self.tokens_seen)
         shutil.rmtree(folder, ignore_errors=True)
         draft.rename(folder)
         deepe.checkpoint(folder, step)
         for old in checkpoints(folder.parent)[self.args.save_total_limit :]:
-            shutil.rmtree(old, ignore_errors=True)
+            if old.name != self.best.name:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def take(self, folder: Path) -> None:
+        """Take the weights of a checkpoint."""
+        import mlx.core as mx
+
+        self.model.load_weights(str(folder / WEIGHTS), strict=False)
+        mx.eval(self.model.parameters())
 
     def restore(self) -> int:
         """Take everything from the newest complete checkpoint; return its step, 0 without one."""
@@ -416,10 +433,11 @@ class Learner:
             raise Refused(
                 f"{folder} was made with other settings of model or adapter; empty output_dir, or set resume to false"
             )
-        self.model.load_weights(str(folder / WEIGHTS), strict=False)
+        self.take(folder)
         self.optimizer.state = tree_unflatten(list(mx.load(str(folder / STATE)).items()))
-        mx.eval(self.model.parameters(), self.optimizer.state)
-        seen = json.loads((folder / "trainer_state.json").read_text("utf-8"))
+        mx.eval(self.optimizer.state)
+        self.best.read(folder)
+        seen = json.loads((folder / TRAINER_STATE).read_text("utf-8"))
         self.tokens_seen = seen["tokens_seen"]
         return int(seen["global_step"])
 
