@@ -150,8 +150,13 @@ def codes(problem: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 @asynccontextmanager
-async def jobs_app(database: Database, root: Path, *, samples: bool = False) -> AsyncIterator[JobsApp]:
-    """Run all routes on a home with Custom01, its base model and its data set, or with the samples of all presets."""
+async def jobs_app(
+    database: Database, root: Path, *, samples: bool = False, node: str | None = None
+) -> AsyncIterator[JobsApp]:
+    """Run all routes on a home with Custom01, its base model and its data set, or with the samples of all presets.
+
+    `node`: id of a real one; without it, one is added that has all environments and runs nothing.
+    """
     settings = load_settings(home=root, database_url=database.url, platform="cpu", samples=samples, min_free_bytes=0)
     notifier = RecordingNotifier()
     services = build_services(
@@ -165,7 +170,7 @@ async def jobs_app(database: Database, root: Path, *, samples: bool = False) -> 
         await _register_samples(services)
     app = _application()
     app.state.services = services
-    node = await add_node(database, environments=("base", ENVIRONMENT))
+    node = node or await add_node(database, environments=("base", ENVIRONMENT))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BASE_URL) as client:
         yield JobsApp(
             application=app,

@@ -13,6 +13,9 @@ import yaml
 
 from app.domain.enums import JobStatus
 from app.domain.stage_calls import ConfigFile, StageCall, WorkingDirectory
+from app.executor.jobs.stage_commands import NO_JOB
+from app.store.nodes import all_nodes
+from tests.api.jobs_app import JobsApp, jobs_app
 from tests.worker.harness import Site
 from tests.worker.test_contract import ABOVE, LOOK, seen_by
 
@@ -32,6 +35,10 @@ CONTENT: dict[str, Any] = {
 }
 
 
+OF_THE_NODE = {"DEEPE_ACCELERATORS", "PYTHONNOUSERSITE", "PYTHONUNBUFFERED"}
+"""Variables that every stage has, whatever its method is."""
+
+
 def environment_with(site: Site, module: str, text: str) -> str:
     """Give the node an environment that has the module."""
     prefix = site.node_home().environments / "tools"
@@ -42,6 +49,31 @@ def environment_with(site: Site, module: str, text: str) -> str:
     path.parent.mkdir(parents=True)
     path.write_text(text)
     return prefix.name
+
+
+async def assert_runs_as_shown(site: Site, app: JobsApp, name: str, parameters: dict[str, Any], **stage: Any) -> None:
+    """Register a method; what it says of its command is what the supervisor of a job is told."""
+    (site.home.scripts / f"{name}.py").write_text(f"{LOOK}play.wait_for('{name}')\n")
+    training = {"file": f"{name}.py", "conda_env": "base", **stage}
+    method = {"name": name, "training_type": "chat", "lifecycle": ["customized"], "stages": {"training": training}}
+    await app.post("/methods", method, 201)
+    inputs = {"base_model": "custom01-base", "dataset": "custom01"}
+
+    shown = await app.get(f"/methods/{name}/command", params={**inputs, "parameters": json.dumps(parameters)})
+    made = await app.post("/jobs", {"method": name, **inputs, "parameters": parameters, "through": "customized"}, 201)
+
+    await site.wait(made["id"], JobStatus.RUNNING)
+    (attempt,) = await site.attempts(made["id"])
+    launched = json.loads((site.node_home().attempts / attempt.id / "spec.json").read_text())
+    document = json.loads(json.dumps(shown).replace(NO_JOB, made["id"]))
+    assert (launched["argv"], launched["cwd"]) == (document["command"], document["working_directory"])
+    assert launched["env"] == {**launched["env"], **document["environment"]}
+    ours = {variable for variable in launched["env"] if variable.startswith(("DEEPE_", "PYTHON"))}
+    assert ours - document["environment"].keys() == OF_THE_NODE
+    for file in document["files"]:
+        assert Path(file["path"]).read_text() == file["content"]
+    site.open(name)
+    await site.wait(made["id"])
 
 
 async def test_every_form_of_a_call_reaches_its_process(site: Site) -> None:
@@ -121,3 +153,17 @@ async def test_every_form_of_a_call_reaches_its_process(site: Site) -> None:
         folder = Path(seen["cwd"])
         assert folder == (site.run_folder(in_run).path if job_id == in_run else Path(seen["argv"][0]).parent)
         assert f"--model_path={os.path.relpath(base, folder)}" in seen["argv"]
+
+    async with site.database.reading() as session:
+        (node,) = await all_nodes(session)
+    async with jobs_app(site.database, site.root, node=node.id) as app:
+        await assert_runs_as_shown(site, app, "plain", {})
+        await assert_runs_as_shown(
+            site,
+            app,
+            "listed",
+            parameters,
+            arguments=["go", "--config={config}", ["--r", "{param:rate}"], "{flag:quick}"],
+            config={"name": "job.yaml", "content": CONTENT},
+            env={"M": "{model_path}"},
+        )
