@@ -1,11 +1,12 @@
-"""Other people's training scripts, unmodified, through the service: what one has to write, and how far each comes.
+r"""Other people's training scripts, unmodified, through the service: what one has to write, and how far each comes.
 
-    python -m benchmarks.users_scripts --checkouts ~/src --environment trl=ENV --environment foreign=ENV [--only trl]
+    python -m benchmarks.users_scripts --checkouts ~/src --base BASE --environment trl=ENV --environment foreign=ENV \
+        [--vision-base BASE] [--only trl]
 
 `--checkouts` is a folder with clones under their own names (trl, peft, mlx-lm, DeepExtension, LLaMA-Factory, ms-swift,
-sentence-transformers, accelerate; run_clm.py of transformers beside them). What is absent is left out. An environment
-is a prefix with a Python in it; rows whose environment is not given are left out too. Base model and rows are small
-and local: nothing is downloaded.
+sentence-transformers, accelerate, Qwen; run_clm.py of transformers beside them). What is absent is left out. An
+environment is a prefix with a Python in it; rows whose environment is not given are left out too. Base model and rows
+are small and local: nothing is downloaded.
 
 A row is one script. Its method is what `deepe methods suggest` proposes; what a person writes besides stands in the
 table. R registers, P parameters read, S starts, T trains, M curve and progress (p: one of them), V saves a complete
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from app.presets.sample_pictures import draw_all
 from benchmarks.service import running_service
 from tests.e2e.installation import Installation
 from tests.ollama_stand_in import ollama_stand_in
@@ -40,6 +42,31 @@ ROWS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     ],
     "questions": [{"question": f"{a} plus {b}?", "answer": f"#### {a + b}"} for a in range(5) for b in range(8)],
 }
+PICTURES = ("red-ring-16-16-11-28.png", "blue-square-15-16-10-12.png")
+SEEN = [
+    {"images": [{"imageId": name}], "input": [{"question": "What is this?", "answer": name[:8]}], "generation": ""}
+    for name in PICTURES
+]
+PLAIN = """
+import argparse, json, transformers
+p = argparse.ArgumentParser()
+for name in ("model_path", "dataset_path", "output_dir"):
+    p.add_argument("--" + name, required=True)
+p.add_argument("--max_steps", type=int, default=10)
+args, _ = p.parse_known_args()
+tokenizer = transformers.AutoTokenizer.from_pretrained(args.model_path)
+model = transformers.AutoModelForCausalLM.from_pretrained(args.model_path)
+rows = [{"input_ids": tokenizer(json.loads(line)["text"])["input_ids"]} for line in open(args.dataset_path)]
+options = transformers.TrainingArguments(
+    args.output_dir, max_steps=args.max_steps, logging_steps=1, use_cpu=True, save_strategy="no", report_to="none"
+)
+collator = transformers.DataCollatorForLanguageModeling(tokenizer, mlm=False)
+trainer = transformers.Trainer(model, options, collator, rows)
+trainer.train()
+trainer.save_model()
+tokenizer.save_pretrained(args.output_dir)
+"""
+"""What people write who know neither this service nor DeepExtension."""
 OLDER = ("deepextension", "foreign", "examples", "swift")
 """Environments with transformers 4."""
 PATIENCE = 20.0
@@ -51,6 +78,12 @@ ARGUMENT_ERRORS = (
 QUICK = {"max_steps": 4, "logging_steps": 1, "per_device_train_batch_size": 2, "bf16": False}
 TRL = {**QUICK, "use_peft": True, "max_length": 64, "learning_rate": 1e-3}
 DEEPEXTENSION = {"max_steps": 4, "load_in_4bit": False, "max_seq_length": 128, "max_samples": 20}
+SPELT_OUT = {
+    **{"lora_rank": 8, "max_input_length": 128, "max_content_length": 128, "num_generations": 2, "max_grad_norm": 0.5},
+    **{"batch_size": 2, "grad_accum_steps": 1, "learning_rate": 1e-3, "warmup_steps": 2},
+}
+"""What DeepExtension's parsers ask for, where a method has arguments of its own: the platform adds nothing then."""
+CALLED = [f"--{name}={{{name}}}" for name in ("train_id", "seq", "model_name", "model_path", "output_dir")]
 
 
 @dataclass(frozen=True)
@@ -69,6 +102,8 @@ class Script:
     """Members of the stage that the person writes."""
     stages: Mapping[str, str] = field(default_factory=dict)
     """Files of the other stages; `ours`: those that the product ships."""
+    source: str = ""
+    """Its text, where it is of no checkout."""
 
     @property
     def is_file(self) -> bool:
@@ -95,6 +130,34 @@ SCRIPTS = (
         stages=THEIRS,
     ),
     Script("DeepExtension orpo-demo", f"{DX}orpo-demo.py", "deepextension", "pairs", DEEPEXTENSION),
+    Script(
+        "DeepExtension vl-demo", f"{DX}vl-demo.py", "vision", "pictures", DEEPEXTENSION | {"input_train_name": "input"}
+    ),
+    Script("DeepExtension custom-template", f"{DX}custom-template.py", "deepextension", "alpaca", DEEPEXTENSION),
+    Script(
+        "DeepExtension mlx-demo",
+        f"{DX}mlx-demo.py",
+        "mlx-torch",
+        "split",
+        {**DEEPEXTENSION, **SPELT_OUT},
+        writes={"arguments": [*CALLED, "--dataset_path={dataset_dir}", "{parameters}"]},
+    ),
+    Script(
+        "DeepExtension model_manager",
+        f"{DX}sft-demo.py",
+        "deepextension",
+        "alpaca",
+        DEEPEXTENSION,
+        stages={"inference-customized": f"{DX}linux_code/model_manager.py"},
+    ),
+    Script(
+        "DeepExtension save_model behind trl sft",
+        "trl/trl/scripts/sft.py",
+        "trl",
+        "text",
+        TRL,
+        stages={"saving": THEIRS["saving"]},
+    ),
     Script("trl sft (file)", "trl/trl/scripts/sft.py", "trl", "text", TRL, stages=OURS),
     Script("trl sft (module)", "trl sft", "trl", "text", TRL, stages=OURS),
     Script("trl dpo", "trl/trl/scripts/dpo.py", "trl", "pairs", TRL, stages=OURS),
@@ -151,6 +214,14 @@ SCRIPTS = (
         {"iters": 4, "batch-size": 2, "steps-per-report": 1, "num-layers": 1},
     ),
     Script(
+        "DeepExtension mac_save behind mlx_lm lora",
+        "mlx_lm lora",
+        "mlx",
+        "split",
+        {"iters": 4, "batch-size": 2, "steps-per-report": 1, "num-layers": 1},
+        stages={"saving": f"{DX}mac_code/mac_save.py"},
+    ),
+    Script(
         "llamafactory-cli train",
         "llamafactory-cli train",
         "foreign",
@@ -173,6 +244,16 @@ SCRIPTS = (
     ),
     Script("accelerate nlp_example.py", "accelerate/examples/nlp_example.py", "foreign", "text"),
     Script("simpletuner train", "simpletuner train", "simpletuner", "text"),
+    Script("Qwen finetune.py", "Qwen/finetune.py", "trl", "text", QUICK),
+    Script("argparse and Trainer", "plain.py", "trl", "text", source=PLAIN, stages=OURS),
+    Script(
+        "argparse and Trainer under torchrun",
+        "plain.py",
+        "trl",
+        "text",
+        source=PLAIN,
+        writes={"launcher": {"kind": "torchrun", "processes": 2}},
+    ),
 )
 
 
@@ -193,7 +274,7 @@ class Trial:
 
     def _run(self) -> None:
         script = self._script
-        name = self._put(script.start, script.beside) if script.is_file else script.start
+        name = self._name()
         found = self._post(f"/scripts/{name.replace(' ', '%20')}:suggest", {"conda_env": script.environment}, "R")
         method = self._method(found)
         self._post("/methods", method, "R")
@@ -202,6 +283,15 @@ class Trial:
             self._train(method)
         finally:  # by then a node has described the options of libraries
             self.outcome["P"] = "y" if self._is_read(method["name"]) else "n"
+
+    def _name(self) -> str:
+        """Return what is started, once it lies in the script root."""
+        script = self._script
+        if script.source:
+            (self._site.home / "scripts" / script.start).write_text(script.source)
+        elif script.is_file:
+            return self._put(script.start, script.beside)
+        return script.start
 
     def _is_read(self, method: str) -> bool:
         """Return whether all options of the training are known; those of libraries are once the node has looked."""
@@ -258,7 +348,7 @@ class Trial:
         script = self._script
         body = {
             "method": method["name"],
-            "base_model": "older" if script.environment in OLDER else "tiny",
+            "base_model": _base(script),
             "dataset": script.rows,
             "through": method["lifecycle"][-1],
             "parameters": dict(script.parameters),
@@ -314,6 +404,12 @@ class Trial:
         raise _Stopped(f"{ended['reason']}: {ended['reason_detail']} … {text[-300:]}")
 
 
+def _base(script: Script) -> str:
+    if script.rows == "pictures":
+        return "seeing"
+    return "older" if script.environment in OLDER else "tiny"
+
+
 class _Stopped(Exception):
     """Why a script came no further."""
 
@@ -321,7 +417,7 @@ class _Stopped(Exception):
 def chosen(options: argparse.Namespace, environments: Mapping[str, Path]) -> Iterator[Script]:
     """Yield the scripts that are there, say which are not."""
     for script in SCRIPTS:
-        there = not script.is_file or (options.checkouts / script.start).is_file()
+        there = not script.is_file or bool(script.source) or (options.checkouts / script.start).is_file()
         if options.only and not any(one in script.name for one in options.only):
             continue
         if there and script.environment in environments:
@@ -342,10 +438,17 @@ def prepare(site: Installation, base: Path, ollama: str) -> None:
                 "model_input_names": ["input_ids", "attention_mask"],
             }
             (folder / "tokenizer_config.json").write_text(json.dumps(config))
+            config = json.loads((folder / "config.json").read_text())
+            config["rope_theta"] = config["rope_parameters"]["rope_theta"]
+            (folder / "config.json").write_text(json.dumps(config))
         site.post("/base-models", {"name": name, "path": name})
     for name, rows in ROWS.items():
         text = "".join(f"{json.dumps(row)}\n" for row in rows)
         site.call("PUT", f"/datasets/{name}/file", status=201, content=text.encode())
+    pictures = site.home / "datasets" / "pictures"
+    draw_all(PICTURES, pictures / "images")
+    (pictures / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in SEEN * 4))
+    site.post("/datasets", {"name": "pictures", "path": "pictures"})
     split = site.home / "datasets" / "split"
     split.mkdir()
     for part in ("train", "valid", "test"):
@@ -361,6 +464,7 @@ def main() -> None:
     parser.add_argument("--checkouts", type=Path, required=True)
     parser.add_argument("--environment", action="append", default=[], metavar="NAME=PREFIX")
     parser.add_argument("--base", type=Path, required=True, help="folder of a small base model")
+    parser.add_argument("--vision-base", type=Path, help="folder of a small base model that sees")
     parser.add_argument("--only", action="append", help="part of a name")
     options = parser.parse_args()
     environments = {name: Path(prefix) for name, _, prefix in (one.partition("=") for one in options.environment)}
@@ -369,6 +473,9 @@ def main() -> None:
         ollama = stack.enter_context(ollama_stand_in())
         site = stack.enter_context(running_service(redis=True, environments=environments))
         prepare(site, options.base, ollama.url)
+        if options.vision_base:
+            shutil.copytree(options.vision_base, site.home / "models" / "seeing")
+            site.post("/base-models", {"name": "seeing", "path": "seeing"})
         print(f"\n{'script':48} R P  S T M  V A D  a person writes; why it came no further")
         for script in chosen(options, environments):
             trial = Trial(site, options.checkouts, script)
