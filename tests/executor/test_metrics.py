@@ -182,6 +182,22 @@ class TestMetricSeries:
         curve = [(point.step, point.value) for point in series.series("loss")]
         assert curve == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0), (5, 2.0), (6, 3.0)]
 
+    def test_what_was_counted_in_the_output_takes_no_step_of_earlier_attempts(self, tmp_path: Path) -> None:
+        one, two = RunFolder(tmp_path / "1"), RunFolder(tmp_path / "2")
+        for run in (one, two):
+            run.path.mkdir()
+        append(one.events, "".join(metrics_line(step, loss=1.0) for step in range(1, 9)))
+        series = MetricSeries([one, two])
+        append(two.projected_events, metrics_line(1, loss=9.0).replace('"step"', '"source": "counted", "step"'))
+        series.refresh()
+        append(two.events, metrics_line(5, loss=2.0))
+
+        series.refresh()
+
+        assert [(point.step, point.value) for point in series.series("loss")] == [
+            (1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0), (5, 2.0),
+        ]  # fmt: skip
+
     def test_a_score_before_the_checkpoint_is_loaded_does_not_go_back(self, tmp_path: Path) -> None:
         first, second = RunFolder(tmp_path / "1"), RunFolder(tmp_path / "2")
         for run in (first, second):

@@ -75,17 +75,16 @@ class MetricSeries:
     def _enter(self, index: int, step: int, *, source: Source) -> None:
         """Prepare for metrics of attempt `index` whose first one is at `step`."""
         if index > self._speaking:
-            self._curves = {
-                name: {at: point for at, point in curve.items() if at < step} for name, curve in self._curves.items()
-            }
-            self._before = {name: dict(curve) for name, curve in self._curves.items()}
-            self._sorted.clear()
-            self._speaking, self._first_step, self._source = index, step, source
-        elif index == self._speaking and source > self._source:
-            # found in one place first, then in a better one, which says all of it again
-            self._curves = {name: dict(curve) for name, curve in self._before.items()}
-            self._sorted.clear()
-            self._source = source
+            self._before = self._curves
+        elif index < self._speaking or source <= self._source:
+            return
+        # what was found in one place first comes again in a better one, which may begin at another step: steps of a
+        # report without one are counted
+        self._curves = {
+            name: {at: point for at, point in curve.items() if at < step} for name, curve in self._before.items()
+        }
+        self._sorted.clear()
+        self._speaking, self._first_step, self._source = index, step, source
 
     def _add(self, event: MetricsEvent) -> int:
         for name, value in event.values.items():
