@@ -73,10 +73,10 @@ class ConfigTemplate(Wire):
     """A configuration file that is written for each run."""
 
     name: str | None = Field(default=None, description="Name of the file; `.yaml`, `.json` or `.toml` says its format")
-    content: dict[str, Any] | list[Any] | None = Field(
+    content: dict[str, Any] | list[dict[str, Any]] | None = Field(
         default=None,
-        description="What is written, an object or a list; texts may have placeholders, and one that is a single "
-        "placeholder keeps the type of its value. An entry whose parameter has no value is left out",
+        description="What is written, an object or a list of objects; texts may have placeholders, and one that is a "
+        "single placeholder keeps the type of its value. An entry whose parameter has no value is left out",
     )
 
 

@@ -45,7 +45,7 @@ class ConfigFile(_Frozen):
     """A configuration file: its name, whose suffix says the format, and its content with placeholders."""
 
     name: str
-    content: dict[str, Any] | list[Any]
+    content: dict[str, Any] | list[dict[str, Any]]
 
 
 class StageCall(_Frozen):
