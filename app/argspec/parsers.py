@@ -204,7 +204,7 @@ def _form(keywords: Mapping[str, object]) -> Form:
     action, nargs = keywords.get("action"), keywords.get("nargs")
     if isinstance(action, Imported) and action.last == "BooleanOptionalAction":
         return "negatable"
-    if action in _FLAGS:
+    if isinstance(action, str) and action in _FLAGS:
         return "flag"
     if action == "count":
         return "counted"

@@ -33,6 +33,7 @@ SCRIPTS = {
     "shared lists": HEAD + b"x = [1]\n" + b"x = [x, x]\n" * 200 + b"p.add_argument('--x', default=x)" + TAIL,
     "deep list": HEAD + b"x = [1]\n" + b"x = [x]\n" * 300 + b"p.add_argument('--x', default=x)" + TAIL,
     "no numbers": HEAD + b"n = float('nan')\np.add_argument('--x', choices=[n, 1.0], default=[float('inf')])" + TAIL,
+    "no words": HEAD + b"p.add_argument('--x', action=[], nargs={}, dest=[1], help=[], metavar={}, type=[])" + TAIL,
     "half characters": HEAD
     + b"p.add_argument('--x\\ud800', help='\\udfff', choices=['\\ud800'], default='\\ud800')"
     + TAIL,

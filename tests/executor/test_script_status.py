@@ -8,7 +8,8 @@ from uuid import uuid4
 import pytest
 import redis
 
-from app.executor.attempts.script_status import FAILED, RUNNING, SUCCESS, RedisScriptStatus, status_variables
+from app.executor.attempts.script_status import FAILED, RUNNING, SUCCESS, RedisScriptStatus
+from app.executor.attempts.stage_process import status_variables
 from tests.servers import RedisServer, free_port
 
 

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
-from urllib.parse import urlsplit
 
 import redis.asyncio
 from redis.exceptions import RedisError
@@ -124,21 +123,6 @@ class RedisScriptStatus:
     async def close(self) -> None:
         """Give the connections back."""
         await self._client.aclose()
-
-
-def status_variables(redis_url: str | None) -> dict[str, str]:
-    """Return the variables by which scripts find the Redis of their status keys (loopback or cluster TCP)."""
-    if redis_url is None:
-        return {}
-    address = urlsplit(redis_url)
-    if address.scheme == "unix":
-        return {}
-    port = str(address.port or 6379)
-    return {
-        "AI_PY_REDIS_HOST": address.hostname or "127.0.0.1",
-        "AI_PY_REDIS_START_PORT": port,
-        "AI_PY_REDIS_EXPOSED_PORT": port,
-    }
 
 
 def _record(status: int, *, pid: int) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, assert_never
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -16,7 +17,6 @@ from app.domain.errors import Violation
 from app.domain.launchers import GROUP_KINDS, accelerate_config
 from app.domain.stage_calls import WorkingDirectory
 from app.executor.attempts.launchers import group_variables, stage_command, usable_cores
-from app.executor.attempts.script_status import status_variables
 from app.executor.attempts.stage_arguments import Folders, Inputs, call_stage, dataset_links
 from app.executor.runs.job_spec import JobSpec
 from app.executor.runs.run_folder import RunFolder
@@ -152,3 +152,18 @@ def _working_directory(spec: JobSpec, place: Place) -> Path:
             return place.run.path
         case _:
             assert_never(spec.call.working_directory)
+
+
+def status_variables(redis_url: str | None) -> dict[str, str]:
+    """Return the variables by which scripts find the Redis of their status keys (loopback or cluster TCP)."""
+    if redis_url is None:
+        return {}
+    address = urlsplit(redis_url)
+    if address.scheme == "unix":
+        return {}
+    port = str(address.port or 6379)
+    return {
+        "AI_PY_REDIS_HOST": address.hostname or "127.0.0.1",
+        "AI_PY_REDIS_START_PORT": port,
+        "AI_PY_REDIS_EXPOSED_PORT": port,
+    }
