@@ -1,6 +1,7 @@
 """`deepe backup`, `deepe restore`: an installation as one file, and back. They need no running service."""
 
 import asyncio
+import signal
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -121,6 +122,8 @@ def _run(
     from app.store.session import Database, DatabaseUnreachable
 
     async def run() -> "BackupReport":
+        # files are copied between two turns of the loop, whose own handler would wait for the next one
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         place = Home(settings.home)
         database = Database(settings.database_url)
         try:

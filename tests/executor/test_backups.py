@@ -193,6 +193,16 @@ class TestRoundTrip:
         assert f"home/{path}/weights" in names
         assert "home/runs/other/weights" not in names
 
+    async def test_does_not_take_itself(self, database: Database, home: Home) -> None:
+        target = home.scripts / "all.tar"
+
+        await taken(database, home, target)
+        await taken(database, home, target)
+
+        with tarfile.open(target) as archive:
+            assert not [name for name in archive.getnames() if "all.tar" in name]
+        check(target)
+
     async def test_restores_what_an_older_version_wrote(self, empty: Database, tmp_path: Path) -> None:
         old = Database(f"sqlite+aiosqlite:///{tmp_path}/old.sqlite")
         await upgrade(old)
@@ -280,6 +290,16 @@ class TestRefused:
         await unused.close()
         assert not any((tmp_path / "new").iterdir())
 
+    async def test_beside_another_restore(self, file: Path, empty_sqlite: str, tmp_path: Path) -> None:
+        database, new = Database(empty_sqlite), Home(tmp_path / "new")
+        (new.root / ".restoring").mkdir(parents=True)
+
+        with pytest.raises(BackupUnusable, match="another restore"):
+            await restore(database, new, file)
+
+        await database.close()
+        assert [path.name for path in new.root.iterdir()] == [".restoring"]
+
     async def test_rows_that_the_database_refuses_leave_nothing(
         self, file: Path, empty: Database, tmp_path: Path
     ) -> None:
@@ -293,8 +313,10 @@ class TestRefused:
             for name, content in {**whole, "database.jsonl": rows, "digests.json": digests}.items():
                 _add(archive, name, content)
 
-        with pytest.raises(BackupUnusable, match="rows cannot be read"):
+        with pytest.raises(BackupUnusable, match="rows cannot be read") as refused:
             await restore(empty, Home(tmp_path / "new"), broken)
+
+        assert "INSERT" not in str(refused.value)  # with it would come the rows
 
         assert await schema_state(empty) is SchemaState.MISSING
         assert not any((tmp_path / "new").iterdir())

@@ -124,7 +124,8 @@ async def take(
         report = BackupReport(head, rows=counts)
         named = [*ALWAYS, *(name for part in parts for name in _FOLDERS_OF[part])]
         named += folders if BackupPart.MODELS in parts and BackupPart.RUNS not in parts else []
-        files = _files(home, named, report)
+        unfinished = {draft.resolve(), rows.resolve(), target.resolve()}  # they may lie in a folder that is taken
+        files = ((name, path) for name, path in _files(home, named, report) if path.resolve() not in unfinished)
         _write(draft, rows, files, report, told, compressed=target.name.endswith(COMPRESSED))
         report.size_bytes = draft.stat().st_size
         draft.replace(target)

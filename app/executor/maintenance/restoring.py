@@ -50,6 +50,8 @@ def check(source: Path) -> BackupReport:
                 raise BackupUnusable(f"The backup holds {info.name!r}, which no backup of ours does.")
             if info.name == DIGESTS:
                 digests = json.loads(content.read(_MAX_HEAD_BYTES))
+                if not isinstance(digests, dict):
+                    raise BackupUnusable(f"The backup's {DIGESTS} is no object.")
                 continue
             sha256 = hashlib.sha256()
             while block := content.read(_BLOCK):
@@ -107,7 +109,9 @@ async def _restored(database: Database, source: Path, head: BackupHead) -> Async
             async with dump.restored(database, lines, revision=head.schema_revision) as found:
                 yield found
         except (dump.DumpDamaged, ReferencesBroken, DBAPIError) as error:
-            raise BackupUnusable(f"The backup's rows cannot be read: {error}.") from error
+            # the whole of a database's error holds the rows, and with them secrets
+            why = error.orig if isinstance(error, DBAPIError) else error
+            raise BackupUnusable(f"The backup's rows cannot be read: {why}.") from error
 
 
 async def _require_empty(database: Database, home: Home) -> None:
@@ -127,8 +131,12 @@ async def _require_empty(database: Database, home: Home) -> None:
 
 def _unpack(source: Path, home: Home, placed: list[Path], *, skip: frozenset[str]) -> None:
     staging = home.root / _STAGING
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(mode=PRIVATE_FOLDER)
+    try:
+        staging.mkdir(mode=PRIVATE_FOLDER)
+    except FileExistsError:
+        raise BackupUnusable(
+            f"{staging} is there: another restore is under way, or one was killed. If none is, remove the folder."
+        ) from None
     try:
         with _reading(source) as archive:
             for info in archive:
