@@ -55,8 +55,8 @@ def backup(
 
     wanted = [BackupPart(part) for part in PARTS if everything or part in (parts or ())]
 
-    async def work(database: "Database", place: "Home", told: Callable[[str], None]) -> "BackupReport":
-        return await take(database, place, file, parts=wanted, product=product_version(), told=told)
+    async def work(database: "Database", place: "Home", on_step: Callable[[str], None]) -> "BackupReport":
+        return await take(database, place, file, parts=wanted, product=product_version(), on_step=on_step)
 
     report = _run(work, home, as_json=as_json)
     if as_json:
@@ -83,10 +83,10 @@ def restore(
     if not file.is_file():
         raise Misused(f"There is no file {file}.")
 
-    async def work(database: "Database", place: "Home", told: Callable[[str], None]) -> "BackupReport":
+    async def work(database: "Database", place: "Home", on_step: Callable[[str], None]) -> "BackupReport":
         from app.executor.maintenance import restoring
 
-        return restoring.check(file) if check_only else await restoring.restore(database, place, file, told=told)
+        return restoring.check(file) if check_only else await restoring.restore(database, place, file, on_step=on_step)
 
     report = _run(work, home, as_json=as_json)
     if as_json:

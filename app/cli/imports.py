@@ -27,7 +27,7 @@ def _group() -> None:
 
 
 class SourceUnreachable(CliFailure):
-    """The database does not answer, or lets nobody in."""
+    """The database does not answer, or refuses the login."""
 
     exit_code = ExitCode.UNREACHABLE
 

@@ -1,4 +1,4 @@
-"""`deepe methods suggest`: propose how a script of somebody else could be called."""
+"""`deepe methods suggest`: propose how a foreign script is called."""
 
 import textwrap
 from pathlib import Path

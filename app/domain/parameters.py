@@ -167,7 +167,7 @@ def withheld_arguments(script: ScriptParameters, names: Iterable[str], at: str =
 def _of_platform(
     stage: Stage, call: StageCall, *, producing: bool
 ) -> tuple[Mapping[str, KnownParameter], frozenset[str]]:
-    """Return the parameters that the platform knows at a stage, and the names that nobody can set.
+    """Return the parameters that the platform knows at a stage, and the names that callers cannot set.
 
     A method that says every argument gets no values that neither it nor the job gives, and decides on the names.
     """

@@ -106,7 +106,7 @@ class Importer:
     # ---- what belongs to the tenant ---------------------------------------------------------------------------------
 
     def _own(self, table: str, *, shared: bool = False) -> list[Row]:
-        """Return the rows of the tenant, those of nobody, and with `shared` those that others share with it."""
+        """Return the rows of the tenant, those without one, and with `shared` those that others share with it."""
         given = {str(row["method"]) for row in self._found.of("shared_methods") if str(row["tenant"]) == self._tenant}
         return [
             row
@@ -130,7 +130,7 @@ class Importer:
         return {number: names[factory] for number, factory in tools.items() if factory in names}
 
     def _values(self) -> dict[str, dict[str, Any]]:
-        """Return the numbers whose meaning nobody publishes: how often each is there, and what it was taken for."""
+        """Return the numbers whose meaning is not published: how often each is there, and what it was taken for."""
         settings = self._found.of("method_settings")
         found: dict[str, dict[str, Any]] = {}
         for name in VALUES.keys() - {"model_type"}:

@@ -80,7 +80,7 @@ class ImportMap(BaseModel):
         return Naming(self.schema_name, self.tables, self.columns)
 
     def meaning(self, name: str, value: Any) -> tuple[Any, bool]:
-        """Return what a value means, None if nobody knows, and whether that is an assumption of ours."""
+        """Return what a value means, None if it is unknown, and whether that is an assumption of ours."""
         given = self.values.get(name, {})
         if str(value) in given:
             return given[str(value)], False

@@ -1,6 +1,6 @@
 """What the end of an output says of a failure: which lines count, and which only stand behind the cause.
 
-The last thing that happened counts, whoever printed it. A traceback is the cause only if it ends the output: what
+The last thing that happened counts, no matter who printed it. A traceback is the cause only if it ends the output: what
 wrappers, launchers and libraries print behind every failure is looked past, and a script that went on after an
 exception has survived it. Of a group of processes the one counts that failed first: the others fail because it is gone.
 """
@@ -109,7 +109,7 @@ def _is_error(mark: re.Match[str] | None) -> bool:
 
 
 def _without_ignored(lines: Sequence[str]) -> list[str]:
-    """Leave out the tracebacks that the interpreter prints at its end of exceptions that nobody could catch."""
+    """Leave out the tracebacks that the interpreter prints at its end of exceptions that cannot be caught."""
     kept: list[str] = []
     ignoring = False
     for line in lines:

@@ -24,7 +24,7 @@ from app.executor.attempts.checkpoints import Checkpoint, hand_on, newest_checkp
 from app.executor.attempts.pinning import pinned
 from app.executor.attempts.script_status import ScriptStatus
 from app.executor.attempts.stage_arguments import Inputs, ParametersLost
-from app.executor.attempts.stage_process import ConfigNotWritable, Place, import_paths, stage_process
+from app.executor.attempts.stage_process import ConfigNotWritable, Place, stage_process
 from app.executor.engines.base import LaunchSpec
 from app.executor.environments.activation import (
     ActivationFailed,
@@ -161,9 +161,7 @@ class StageLauncher:
         env = self._activated(prefix, {})
         place = Place(
             python=interpreter(prefix),
-            script=script.path if script is not None else None,
-            import_paths=import_paths(script, run),
-            isolated=script is None or script.isolated,
+            script=script,
             run=run,
             script_root=self._home.scripts,
             output=self._output(spec, run),

@@ -45,7 +45,7 @@ class State:
 
     `step` and `total` are those of the training's bar. `passed`: steps of bars that the present one follows. `named`:
     the last step that a line named, `named_passed` those of the epochs before. `reports`: how many were counted.
-    `planned`: steps that were announced. `told`: the note that was given. `reported`: names of reported values. `last`:
+    `planned`: steps that were announced. `note`: the one that was given. `reported`: names of reported values. `last`:
     the newest report's values. `recorded`: the step of the newest log record while records lag behind the reports.
     """
 
@@ -61,7 +61,7 @@ class State:
     named_epoch: int = 0
     reports: int = 0
     planned: int | None = None
-    told: str = ""
+    note: str = ""
     reported: list[str] = field(default_factory=list)
     last: dict[str, float] = field(default_factory=dict)
     counted: bool = False
@@ -226,8 +226,8 @@ class PrintedOutput:
         if state.counted:
             counted = "epochs" if form.epoch is not None else "reports"
             # records may still tell the steps
-            if state.told != counted and (state.reports != 1 or not state.has_records):
-                state.told = counted
+            if state.note != counted and (state.reports != 1 or not state.has_records):
+                state.note = counted
                 yield NoteEvent(now, _NOTES[counted])
         yield MetricsEvent(now, step, _named(form.values), source)
 

@@ -29,15 +29,12 @@ from app.store.tables import JobRow
 class Place:
     """Where a stage runs. `script` None: it is a module of the environment.
 
-    `accelerators`: how many the attempt holds. `isolated`: it sees no modules of the folder that it works in.
-    `variables` are of the node: which accelerators are seen, where to go on from. `inherited` is the environment that
-    the stage has without all this.
+    `accelerators`: how many the attempt holds. `variables` are of the node: which accelerators are seen, where to go on
+    from. `inherited` is the environment that the stage has without all this.
     """
 
     python: Path
-    script: Path | None
-    import_paths: Sequence[Path]
-    isolated: bool
+    script: ScriptToRun | None
     run: RunFolder
     script_root: Path
     output: Path
@@ -46,6 +43,18 @@ class Place:
     redis_url: str | None
     variables: Mapping[str, str] = field(default_factory=dict)
     inherited: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def isolated(self) -> bool:
+        """Whether the stage sees no modules of the folder that it works in."""
+        return self.script is None or self.script.isolated
+
+    @property
+    def import_paths(self) -> Sequence[Path]:
+        """Where the stage's modules are looked for behind its own folder; users' copies of helpers before ours."""
+        if self.script is None:
+            return [helpers_dir()]
+        return [*self.script.import_paths, *([self.run.helpers] if self.script.helper_copies else []), helpers_dir()]
 
 
 @dataclass(frozen=True)
@@ -115,17 +124,7 @@ def _target(spec: JobSpec, place: Place) -> tuple[str, ...]:
         return "-m", spec.call.module or ""
     if spec.script is not None and spec.script.module is not None:
         return "-m", spec.script.module
-    return (str(place.script),)
-
-
-def import_paths(script: ScriptToRun | None, run: RunFolder) -> list[Path]:
-    """Return where the stage's modules are looked for behind its own folder; `None`: it is one of the environment.
-
-    Users' copies of helper modules come before the product's.
-    """
-    if script is None:
-        return [helpers_dir()]
-    return [*script.import_paths, *([run.helpers] if script.helper_copies else []), helpers_dir()]
+    return (str(place.script.path),)
 
 
 def config_text(name: str, content: Mapping[str, Any] | Sequence[Any]) -> str:
@@ -147,7 +146,7 @@ def _working_directory(spec: JobSpec, place: Place) -> Path:
         case WorkingDirectory.SCRIPTS:
             return place.script_root
         case WorkingDirectory.METHOD:
-            return place.script_root if place.script is None else place.script.parent
+            return place.script_root if place.script is None else place.script.path.parent
         case WorkingDirectory.RUN:
             return place.run.path
         case _:

@@ -195,41 +195,44 @@ def probe(prefix: Path, needed: list[str], environ: Mapping[str, str], *, key: s
     return found.model_copy(update={"modules": tuple(needed), "missing": (*found.missing, *missing)})
 
 
+def _ask(prefix: Path, program: Sequence[str], environment: Mapping[str, str]) -> tuple[bytes, bytes]:
+    """Run a program in the environment's Python; return what it printed, and its complaints.
+
+    Raises `OSError`, and `subprocess.TimeoutExpired` after `PROBE_SECONDS`.
+    """
+    with subprocess.Popen(
+        [str(interpreter(prefix)), "-c", *program],
+        env=dict(environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        _step_back(process.pid)
+        try:
+            return process.communicate(timeout=PROBE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+
+
 def _missing_names(prefix: Path, names: list[str], environ: Mapping[str, str]) -> Sequence[str]:
     """Return those of the names, `module:name`, that their modules do not have; a module that fails says nothing."""
     try:
-        environment = stage_environment(environ, prefix, {}) | OFFLINE
-        command = [str(interpreter(prefix)), "-c", NAMES_PROGRAM, *names]
-        with subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        ) as process:
-            _step_back(process.pid)
-            try:
-                said, _ = process.communicate(timeout=PROBE_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                return ()
+        said, _ = _ask(prefix, [NAMES_PROGRAM, *names], stage_environment(environ, prefix, {}) | OFFLINE)
         missing = json.loads(said.decode().strip().splitlines()[-1])
         return [name for name in names if name in missing]
-    except (ActivationFailed, OSError, ValueError, IndexError, TypeError):
+    except (ActivationFailed, OSError, subprocess.TimeoutExpired, ValueError, IndexError, TypeError):
         return ()
 
 
 def _probe(prefix: Path, modules: list[str], environ: Mapping[str, str], *, key: str) -> Probe:
     try:
         environment = stage_environment(environ, prefix, {}) | {"PYTHONDONTWRITEBYTECODE": "1"}
-        command = [str(interpreter(prefix)), "-c", PROGRAM, *modules]
-        with subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        ) as process:
-            _step_back(process.pid)
-            try:
-                said, complaint = process.communicate(timeout=PROBE_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                return Probe(key=key, modules=tuple(modules), trouble=f"no answer within {PROBE_SECONDS:.0f} s")
+        said, complaint = _ask(prefix, [PROGRAM, *modules], environment)
         found = json.loads(said.decode().strip().splitlines()[-1])
         return Probe.model_validate({"key": key, "modules": modules, **found})
+    except subprocess.TimeoutExpired:
+        return Probe(key=key, modules=tuple(modules), trouble=f"no answer within {PROBE_SECONDS:.0f} s")
     except (ActivationFailed, OSError) as error:
         return Probe(key=key, modules=tuple(modules), trouble=shown(str(error), limit=300))
     except (ValueError, IndexError, ValidationError):

@@ -12,7 +12,7 @@ from app.domain.kinds import KINDS, STAGES, Stage
 from app.domain.launchers import GROUP_KINDS
 from app.domain.plain_text import shown
 from app.executor.attempts.stage_arguments import Inputs, ParametersLost
-from app.executor.attempts.stage_process import ConfigNotWritable, Place, StageProcess, import_paths, stage_process
+from app.executor.attempts.stage_process import ConfigNotWritable, Place, StageProcess, stage_process
 from app.executor.environments.activation import interpreter
 from app.executor.jobs.inference_requests import Conversation, InferenceRequests, Message, Received
 from app.executor.jobs.requests import DeploymentOptions, JobSubmit
@@ -149,9 +149,7 @@ class StageCommands:
             accelerators = spec.launcher.processes or 0 if spec.launcher.kind in GROUP_KINDS else 0
         place = Place(
             python=interpreter(prefix),
-            script=script.path if script is not None else None,
-            import_paths=import_paths(script, run),
-            isolated=script is None or script.isolated,
+            script=script,
             run=run,
             script_root=self._home.scripts,
             output=run.output,

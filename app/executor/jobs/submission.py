@@ -363,17 +363,17 @@ class Submissions:
         if nowhere and not request.wait:
             raise _RunsNowhereAsReported if known.nodes.known is AS_REPORTED else InvalidRequest(nowhere)
         lengths = self._measured(method, stages, inputs, checked)
-        told = _untaken_settings(method, deployment, checked) if deployment is not None else []
-        told += [] if lengths is None else [*length_warnings(lengths, checked.values(stages[0]))]
+        notes = _untaken_settings(method, deployment, checked) if deployment is not None else []
+        notes += [] if lengths is None else [*length_warnings(lengths, checked.values(stages[0]))]
         memory = self._memory(request, known, method, inputs, checked, lengths)
         if memory is not None:
-            told += memory.warnings()
+            notes += memory.warnings()
         return Plan(
             request=request,
             known=known,
             method=method,
             jobs=jobs,
-            warnings=[*inputs.warnings, *checked.warnings, *unknown, *told],
+            warnings=[*inputs.warnings, *checked.warnings, *unknown, *notes],
             inspections=inputs.inspections,
             base_unmade=inputs.base_unmade,
             card=inputs.card,

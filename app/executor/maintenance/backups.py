@@ -100,9 +100,9 @@ async def take(
     *,
     parts: Sequence[BackupPart],
     product: str,
-    told: Callable[[str], None] = lambda _: None,
+    on_step: Callable[[str], None] = lambda _: None,
 ) -> BackupReport:
-    """Write a backup to `target`, which appears when it is whole; `told` hears each step.
+    """Write a backup to `target`, which appears when it is whole; `on_step` is called with the name of each step.
 
     Raises `BackupUnusable` for a database without the newest schema, and `OSError`.
     """
@@ -111,7 +111,7 @@ async def take(
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     rows = draft.with_name(f"{draft.name}.rows")
     try:
-        told("reading the database")
+        on_step("reading the database")
         revision, counts, folders = await _spool(database, rows)
         head = BackupHead(
             format=FORMAT,
@@ -126,7 +126,7 @@ async def take(
         named += folders if BackupPart.MODELS in parts and BackupPart.RUNS not in parts else []
         unfinished = {draft.resolve(), rows.resolve(), target.resolve()}  # they may lie in a folder that is taken
         files = ((name, path) for name, path in _files(home, named, report) if path.resolve() not in unfinished)
-        _write(draft, rows, files, report, told, compressed=target.name.endswith(COMPRESSED))
+        _write(draft, rows, files, report, on_step, compressed=target.name.endswith(COMPRESSED))
         report.size_bytes = draft.stat().st_size
         draft.replace(target)
     finally:
@@ -164,7 +164,7 @@ def _write(
     rows: Path,
     files: Iterator[tuple[str, Path]],
     report: BackupReport,
-    told: Callable[[str], None],
+    on_step: Callable[[str], None],
     *,
     compressed: bool,
 ) -> None:
@@ -174,7 +174,7 @@ def _write(
             _add_text(archive, HEAD, report.head.model_dump_json(indent=2), digests)
             _add(archive, ROWS, rows, digests, report)
             for name, path in files:
-                told(name)
+                on_step(name)
                 _add(archive, f"{FILES}/{name}", path, digests, report)
                 report.files += 1
             _add_text(archive, DIGESTS, json.dumps(digests, indent=0), {})

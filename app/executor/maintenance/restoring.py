@@ -68,21 +68,21 @@ def check(source: Path) -> BackupReport:
 
 
 async def restore(
-    database: Database, home: Home, source: Path, *, told: Callable[[str], None] = lambda _: None
+    database: Database, home: Home, source: Path, *, on_step: Callable[[str], None] = lambda _: None
 ) -> BackupReport:
     """Make an installation of a backup: an empty home and an empty database become what it has.
 
     Jobs that had not ended are ended, because what the backup says of them is past. Webhooks are switched off, so that
-    a copy tells nobody anything in the original's name. Raises `BackupUnusable`, `OSError`; then nothing is left.
+    a copy sends no messages in the original's name. Raises `BackupUnusable`, `OSError`; then nothing is left.
     """
-    told("checking the backup")
+    on_step("checking the backup")
     report = check(source)
     await _require_empty(database, home)
     placed: list[Path] = []
     try:
-        told("writing the files")
+        on_step("writing the files")
         _unpack(source, home, placed, skip=frozenset(report.left_out))
-        told("writing the database")
+        on_step("writing the database")
         async with _restored(database, source, report.head) as (session, counts):
             now = await database_now(session)
             end = jobs.End(JobStatus.FAILED, EndReason.INSTALLATION_RESTORED, {})
