@@ -173,13 +173,13 @@ MUTANTS = (
         f"{MACHINE}::TestDisk::test_that_loses_the_folder_of_a_running_attempt_ends_it_and_what_runs",
     ),
     _mutant(
-        "visibility timeout of 1.5 s",
+        "visibility timeout of 0.2 s",
         _AGENT,
         "        await self._advance_all(live)\n",
         "        for old in live:\n"
         "            async with self._database.writing() as session:\n"
         "                now = await database_now(session)\n"
-        "                if (now - old.attempt.created_at).total_seconds() > 1.5:\n"
+        "                if (now - old.attempt.created_at).total_seconds() > 0.2:\n"
         "                    from app.domain.retries import Again\n"
         "                    again = Again(charged=False, delay=timedelta())\n"
         "                    await store.requeue(\n"
