@@ -127,10 +127,9 @@ class TestTraining:
     def test_orders_documents_which_it_could_not_before(self, trained: tuple[Home, Finished], encoder: Path) -> None:
         home, run = trained
 
-        assert run.score("before", "mrr@10") < 0.4
-        assert run.score("after", "mrr@10") >= 0.5
-        assert run.score("after", "ndcg@10") > run.score("before", "ndcg@10") + 0.3
-        assert run.score("after", "accuracy@1") > run.score("before", "accuracy@1") + 0.3
+        # half of the smallest gain among five seeds and two machines
+        for measure, gain in {"mrr@10": 0.2, "ndcg@10": 0.2, "accuracy@1": 0.1}.items():
+            assert run.score("after", measure) > run.score("before", measure) + gain
         run.lowered("eval_loss")
         assert run.curve("eval_mrr@10")[200] == pytest.approx(run.score("after", "mrr@10"))
         assert (home.path / "out" / "model.safetensors").stat().st_mode & 0o777 == 0o644
