@@ -25,8 +25,7 @@ from app.api.idempotency import CreationDep, IdempotencyKeyReused
 from app.api.language import RequestLanguage
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
 from app.api.routing import Router
-from app.api.schemas.jobs import JobRead
-from app.api.schemas.resources import (
+from app.api.schemas.base_models import (
     BaseModelCreate,
     BaseModelDownload,
     BaseModelFileList,
@@ -37,6 +36,7 @@ from app.api.schemas.resources import (
     base_model_files,
     base_model_read,
 )
+from app.api.schemas.jobs import JobRead
 from app.domain.errors import InvalidRequest
 from app.domain.plain_text import shown
 from app.executor.jobs.base_model_builds import BaseModelThere

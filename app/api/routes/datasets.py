@@ -15,7 +15,7 @@ from app.api.idempotency import CreationDep, IdempotencyKeyReused
 from app.api.language import RequestLanguage
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
 from app.api.routing import Router
-from app.api.schemas.resources import (
+from app.api.schemas.datasets import (
     DatasetCheck,
     DatasetCreate,
     DatasetMixCreate,

@@ -14,14 +14,14 @@ from app.api.language import RequestLanguage
 from app.api.list_response import page_by_name
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
 from app.api.routing import Router
-from app.api.schemas.jobs import JobRead
-from app.api.schemas.resources import (
+from app.api.schemas.environments import (
     EnvironmentBuildOptions,
     EnvironmentCreate,
     EnvironmentRead,
     EnvironmentSpecReplace,
     environment_read,
 )
+from app.api.schemas.jobs import JobRead
 from app.domain.environment_locks import EnvironmentLock
 from app.domain.errors import InvalidRequest
 from app.domain.texts import Language

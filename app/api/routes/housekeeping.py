@@ -3,11 +3,12 @@
 from typing import Annotated
 
 from fastapi import Body
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic import BaseModel, Field, StrictBool
 
 from app.api.dependencies import ServicesDep
 from app.api.errors import problem_responses
 from app.api.routing import Router
+from app.api.schemas.common import RequestBody
 from app.domain.errors import InvalidRequest
 from app.domain.retention import RetentionTarget
 from app.executor.maintenance.housekeeping import HousekeepingRunning
@@ -15,10 +16,8 @@ from app.executor.maintenance.housekeeping import HousekeepingRunning
 router = Router(prefix="/api/v1", tags=["system"])
 
 
-class HousekeepingRun(BaseModel):
+class HousekeepingRun(RequestBody):
     """Whether to remove, or only to report."""
-
-    model_config = ConfigDict(extra="forbid")
 
     dry_run: StrictBool = Field(
         default=False, description="Change nothing, report what would be removed.", examples=[True]

@@ -14,28 +14,24 @@ from app.api.idempotency import CreationDep, IdempotencyKeyReused
 from app.api.language import RequestLanguage
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
 from app.api.routing import Router
+from app.api.schemas.method_parameters import MethodParameters, parameters_read
 from app.api.schemas.methods import (
     MethodCopy,
-    MethodParameters,
     MethodPatch,
     MethodRead,
-    MethodReadinessRead,
     MethodSummary,
     MethodValidation,
     MethodVersionRead,
     MethodVersionSummary,
-    ReadinessRead,
     method_read,
-    method_readiness_read,
     method_summary,
     method_version_read,
     method_version_summary,
-    parameters_read,
-    readiness_read,
     validation_read,
     writable,
 )
 from app.api.schemas.previews import PreviewRead, RowsPreview, preview_read
+from app.api.schemas.readiness import MethodReadinessRead, ReadinessRead, method_readiness_read, readiness_read
 from app.api.schemas.stage_commands import StageCommandRead, stage_command_read
 from app.domain.definition import MethodDefinition
 from app.domain.enums import JobKind, TrainingType

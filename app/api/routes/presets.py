@@ -11,7 +11,8 @@ from app.api.list_response import page_by_name
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
 from app.api.routes.methods import tagged_method
 from app.api.routing import Router
-from app.api.schemas.methods import MethodRead, PresetRead, preset_read
+from app.api.schemas.methods import MethodRead
+from app.api.schemas.presets import PresetRead, preset_read
 from app.registry.methods.preset_install import PresetNotFound
 from app.store.methods import NameTaken
 

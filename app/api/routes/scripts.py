@@ -16,17 +16,17 @@ from app.api.list_response import page_by_name
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
 from app.api.routes.methods import MethodRef, tagged_method
 from app.api.routing import Router
-from app.api.schemas.method_suggestions import SuggestionRead, SuggestionRequest, suggestion_read
-from app.api.schemas.methods import (
+from app.api.schemas.common import StageName
+from app.api.schemas.method_files import (
     MethodFileList,
-    MethodRead,
     ScriptRead,
     ScriptSummary,
-    StageName,
     method_files,
     script_read,
     script_summary,
 )
+from app.api.schemas.method_suggestions import SuggestionRead, SuggestionRequest, suggestion_read
+from app.api.schemas.methods import MethodRead
 from app.domain.errors import InvalidRequest, PreconditionFailed
 from app.registry.methods.restoring import FileInTheWay
 from app.registry.methods.service import MethodMoved, PresetReadOnly

@@ -2,21 +2,17 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
+from app.api.schemas.common import JOB_ID, RequestBody
 from app.executor.jobs.inference_requests import Conversation, Message
 from app.executor.runs.inference_protocol import FinishReason
 
 MAX_MESSAGES = 2_000
 MAX_IMAGES = 100
-_ID = "0192f0c1-d2e3-4f5a-8b6c-7d8e9f0a1b2c"
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class ChatImage(_Body):
+class ChatImage(RequestBody):
     """A picture that a turn is about."""
 
     data: str = Field(
@@ -26,7 +22,7 @@ class ChatImage(_Body):
     )
 
 
-class ChatMessage(_Body):
+class ChatMessage(RequestBody):
     """One turn of the conversation."""
 
     role: str = Field(description="`system`, `user` or `assistant`.", examples=["user"])
@@ -36,7 +32,7 @@ class ChatMessage(_Body):
     ] = []
 
 
-class ChatRequest(_Body):
+class ChatRequest(RequestBody):
     """The messages of a conversation, the user's latest last. Absent options have the platform's defaults."""
 
     messages: Annotated[list[ChatMessage], Field(max_length=MAX_MESSAGES)]
@@ -98,7 +94,7 @@ class ChatEnd(BaseModel):
     """The end of the answer (the event `done`)."""
 
     finish_reason: FinishReason
-    job: str = Field(description="Id of the job that answered; its log says more.", examples=[_ID])
+    job: str = Field(description="Id of the job that answered; its log says more.", examples=[JOB_ID])
     error: str | None = Field(description="What the script said when `finish_reason` is `error`.")
     reason_detail: str | None = Field(description="Why the job ended when it did not succeed, and what to do.")
 
@@ -108,5 +104,5 @@ class ChatAnswer(ChatEnd):
 
     text: str = Field(examples=["8 is larger."])
     images: list[str] = Field(
-        description="Addresses of the pictures, if the model generates images.", examples=[[f"/images/{_ID}.png"]]
+        description="Addresses of the pictures, if the model generates images.", examples=[[f"/images/{JOB_ID}.png"]]
     )

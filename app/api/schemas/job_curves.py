@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from app.api.schemas.common import JOB_ID
 from app.api.schemas.jobs import (
     EvaluationRead,
     JobInput,
@@ -21,8 +22,6 @@ from app.executor.jobs.comparison import Comparison
 from app.executor.jobs.job_actions import Curves
 from app.executor.jobs.job_views import JobDetails
 from app.executor.runs.metrics import Point
-
-_ID = "0192f0c1-d2e3-4f5a-8b6c-7d8e9f0a1b2c"
 
 
 class SeriesRead(BaseModel):
@@ -55,7 +54,7 @@ class JobMetrics(BaseModel):
 class ComparedJob(BaseModel):
     """One of the jobs that are compared."""
 
-    id: str = Field(examples=[_ID])
+    id: str = Field(examples=[JOB_ID])
     name: str
     stage: JobKind
     status: JobStatus
@@ -80,7 +79,7 @@ class DifferenceRead(BaseModel):
 class ComparedSeries(BaseModel):
     """The curve of one job."""
 
-    job: str = Field(examples=[_ID])
+    job: str = Field(examples=[JOB_ID])
     points: list[tuple[int, float | None]] = Field(examples=[[[1, 2.31], [2, 1.97]]])
 
 

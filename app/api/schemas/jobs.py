@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from app.api.errors import ProblemEntry, problem_entries
+from app.api.schemas.common import JOB_ID
 from app.api.schemas.previews import LengthsRead, lengths_read
 from app.domain.demand import (
     Resources,
@@ -26,7 +27,6 @@ from app.store.job_queries import ChainLink
 from app.store.jobs import PastAttempt
 from app.store.tables import JobRow
 
-_ID = "0192f0c1-d2e3-4f5a-8b6c-7d8e9f0a1b2c"
 _NO_RESOURCES = Resources()
 _PARAMETERS = {"learning_rate": 0.0002, "max_steps": 100}
 
@@ -34,7 +34,7 @@ _PARAMETERS = {"learning_rate": 0.0002, "max_steps": 100}
 class JobLink(BaseModel):
     """A job of a chain."""
 
-    id: str = Field(examples=[_ID])
+    id: str = Field(examples=[JOB_ID])
     stage: JobKind
     status: JobStatus
 
@@ -47,7 +47,7 @@ class MemoryRead(BaseModel):
         description="`measured`: an earlier training of this method and base model on the same kind of device, scaled "
         "by the ratio of the estimates; `estimated`: the base model's configuration and the parameters."
     )
-    from_job: str | None = Field(description="The training that was measured.", examples=[_ID])
+    from_job: str | None = Field(description="The training that was measured.", examples=[JOB_ID])
     parts: dict[str, int] | None = Field(
         description="MiB of the estimate by what takes them. Null: the script's use of its parameters is not known.",
         examples=[{"weights": 15_316, "adapter": 160, "activations": 2100, "logits": 256}],
@@ -114,7 +114,7 @@ class JobValidation(BaseModel):
 class JobMethod(BaseModel):
     """The method and the version of it that the job runs."""
 
-    id: str = Field(examples=[_ID])
+    id: str = Field(examples=[JOB_ID])
     name: str = Field(description="Its name when the job was submitted.", examples=["SFT-Demo"])
     version: int = Field(examples=[3])
 
@@ -122,7 +122,7 @@ class JobMethod(BaseModel):
 class JobInput(BaseModel):
     """What the job was submitted with; it may be gone or renamed since."""
 
-    id: str = Field(examples=[_ID])
+    id: str = Field(examples=[JOB_ID])
     name: str = Field(examples=["tiny-base"])
 
 
@@ -169,7 +169,7 @@ class WaitingRead(BaseModel):
 class JobSummary(BaseModel):
     """A job in a list."""
 
-    id: str = Field(examples=[_ID])
+    id: str = Field(examples=[JOB_ID])
     name: str = Field(examples=["SFT-Demo"])
     stage: JobKind = Field(
         description="One of the five stages; `environment`: an environment is built; `base-model`: a sample "
@@ -225,7 +225,7 @@ class ResumedFrom(BaseModel):
     """The checkpoint that an attempt was given."""
 
     job: str = Field(
-        description="The job that wrote the checkpoint: this job, or the one that it repeats.", examples=[_ID]
+        description="The job that wrote the checkpoint: this job, or the one that it repeats.", examples=[JOB_ID]
     )
     attempt: int = Field(examples=[1])
     checkpoint: str = Field(examples=["checkpoint-400"])

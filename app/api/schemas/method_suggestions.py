@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.schemas.methods import StageName
+from app.api.schemas.common import StageName
 from app.domain.errors import Violation
 from app.domain.suggestions import Suggestion
 from app.domain.texts import Language

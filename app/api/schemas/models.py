@@ -3,24 +3,23 @@
 from datetime import datetime
 from typing import Any
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, Field
 
 from app.api.errors import ProblemEntry
+from app.api.schemas.common import ID, SHA256, RequestBody
 from app.domain.enums import ModelState, TrainingType
 from app.executor.jobs.model_registration import ModelToRegister
 from app.registry.models.folders import ModelFile
 from app.registry.models.service import Lineage
 from app.store.tables import ModelRow
 
-_ID = "5b0e4c1e-9f3d-4a59-8f5e-0d6f3f8f2a11"
 _NAME = "Qwen2.5-1.5B_faq_20260301_5b0e"
-_SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 
 
 class ModelReference(BaseModel):
     """A model that another one was made from, or that was made from it."""
 
-    id: str = Field(examples=[_ID])
+    id: str = Field(examples=[ID])
     name: str = Field(examples=[_NAME])
     state: ModelState
     deleted: bool
@@ -30,7 +29,7 @@ class ModelReference(BaseModel):
 class BaseModelReference(BaseModel):
     """The base model as it was when the training was submitted; it may be gone."""
 
-    id: str = Field(examples=[_ID])
+    id: str = Field(examples=[ID])
     name: str = Field(examples=["Qwen2.5-1.5B"])
     path: str = Field(examples=["models/Qwen2.5-1.5B"])
 
@@ -38,22 +37,22 @@ class BaseModelReference(BaseModel):
 class DatasetReference(BaseModel):
     """The data set with the digest of the bytes that were trained on; it may be gone."""
 
-    id: str = Field(examples=[_ID])
+    id: str = Field(examples=[ID])
     name: str | None = Field(examples=["faq"])
-    digest: str | None = Field(examples=[_SHA256])
+    digest: str | None = Field(examples=[SHA256])
 
 
 class ModelSummary(BaseModel):
     """A model as a list shows it."""
 
-    id: str = Field(examples=[_ID])
+    id: str = Field(examples=[ID])
     name: str = Field(examples=[_NAME])
     state: ModelState
     training_type: TrainingType
     base_model: BaseModelReference
     dataset: DatasetReference | None
-    method_id: str = Field(examples=[_ID])
-    job_id: str | None = Field(description="Null: made elsewhere and registered.", examples=[_ID])
+    method_id: str = Field(examples=[ID])
+    job_id: str | None = Field(description="Null: made elsewhere and registered.", examples=[ID])
     size_bytes: int
     created_at: datetime
 
@@ -61,7 +60,7 @@ class ModelSummary(BaseModel):
 class MethodReference(BaseModel):
     """The method and the version that ran."""
 
-    id: str = Field(examples=[_ID])
+    id: str = Field(examples=[ID])
     name: str | None = Field(examples=["SFT-Demo"])
     version: int
     deleted: bool
@@ -70,14 +69,14 @@ class MethodReference(BaseModel):
 class JobReference(BaseModel):
     """The job that made the model."""
 
-    id: str = Field(examples=[_ID])
+    id: str = Field(examples=[ID])
     name: str | None
 
 
 class ModelRead(BaseModel):
     """A model and everything it comes from and became."""
 
-    id: str = Field(examples=[_ID])
+    id: str = Field(examples=[ID])
     name: str = Field(examples=[_NAME])
     state: ModelState
     training_type: TrainingType
@@ -110,10 +109,8 @@ class ModelFileList(BaseModel):
     size_bytes: int = Field(description="Of all files together.")
 
 
-class ModelCreate(BaseModel):
+class ModelCreate(RequestBody):
     """A model that was made elsewhere. Base model, method, parent and data set: id or name."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str = Field(description="No other model has it.", examples=[_NAME])
     state: ModelState

@@ -2,9 +2,10 @@
 
 from datetime import datetime
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
-from app.api.schemas.node_environments import NodeEnvironmentRead, node_environment_read
+from app.api.schemas.common import ID, RequestBody
+from app.api.schemas.environments import NodeEnvironmentRead, node_environment_read
 from app.domain.accelerators import AcceleratorKind
 from app.domain.demand import LabelName, LabelValue
 from app.domain.enums import JobKind, JobStatus, Platform
@@ -13,15 +14,10 @@ from app.domain.texts import Language
 from app.registry.nodes.service import AcceleratorState, AcceleratorView, NodeState, NodeView
 from app.store.node_work import LiveJob
 
-_ID = "5b0e4c1e-9f3d-4a59-8f5e-0d6f3f8f2a11"
 _CARD = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class NodePatch(_Body):
+class NodePatch(RequestBody):
     """What people change on a node (JSON merge patch)."""
 
     extra_labels: dict[LabelName, LabelValue | None] | None = Field(
@@ -31,7 +27,7 @@ class NodePatch(_Body):
     )
 
 
-class NodeDeclaration(_Body):
+class NodeDeclaration(RequestBody):
     """A person's word that the processes of a node are gone."""
 
     confirm: str = Field(description="Name of the node, once more.", examples=["gpu-1"])
@@ -50,7 +46,7 @@ class AcceleratorRead(BaseModel):
         description="`quarantined`: processes of the job it was leased to may be left. `occupied`: processes that are "
         "not of the service use its memory. `missing`: the driver does not list it. None of these is leased."
     )
-    job: str | None = Field(description="Id of the job that it is leased to.", examples=[_ID])
+    job: str | None = Field(description="Id of the job that it is leased to.", examples=[ID])
     attempt: int | None = Field(description="Which attempt of that job.", examples=[1])
     used_mib: int | None = Field(description="Memory that others use, where they use much.", examples=[None])
     pids: list[int] = Field(description="Processes of those others, as far as the driver names them.", examples=[[]])
@@ -59,7 +55,7 @@ class AcceleratorRead(BaseModel):
 class NodeJobRead(BaseModel):
     """A job that the node is at."""
 
-    id: str = Field(examples=[_ID])
+    id: str = Field(examples=[ID])
     name: str = Field(examples=["SFT-Demo"])
     stage: JobKind
     status: JobStatus
@@ -72,7 +68,7 @@ class NodeJobRead(BaseModel):
 class NodeRead(BaseModel):
     """A machine with a worker."""
 
-    id: str = Field(examples=[_ID])
+    id: str = Field(examples=[ID])
     name: str = Field(examples=["gpu-1"])
     state: NodeState = Field(
         description="`draining`: takes no more jobs; `drained`: and has none left. `refusing`: takes none by itself. "

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from app.api.errors import ProblemEntry, problem_entries
+from app.api.schemas.common import RequestBody
 from app.domain.errors import Violation
 from app.domain.texts import Language
 from app.executor.jobs.row_previews import Preview, PreviewRequest
@@ -18,10 +19,8 @@ _LINE = 2**53
 _TEXT = "<|im_start|>user\nWhich is larger, 3 or 8?<|im_end|>\n<|im_start|>assistant\n"
 
 
-class RowsPreview(BaseModel):
+class RowsPreview(RequestBody):
     """The rows to show, and what the training would be submitted with."""
-
-    model_config = ConfigDict(extra="forbid")
 
     base_model: str = Field(description="Id or name.", examples=["tiny-base"])
     dataset: str = Field(description="Id or name.", examples=["sft-demo"])

@@ -2,17 +2,16 @@
 
 from datetime import datetime
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
+from app.api.schemas.common import RequestBody
 from app.registry.nodes.queues import QueueView
 
 _MOST = 1_000_000
 
 
-class QueueLimitsWrite(BaseModel):
+class QueueLimitsWrite(RequestBody):
     """The limits of a queue; what is left out, or null, has none."""
-
-    model_config = ConfigDict(extra="forbid")
 
     max_live: int | None = Field(
         default=None, ge=0, le=_MOST, description="Most jobs of the queue at once; 0 stops it.", examples=[16]

@@ -3,8 +3,9 @@
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic import BaseModel, Field, StrictBool
 
+from app.api.schemas.common import RequestBody
 from app.domain.enums import DeliveryState
 from app.domain.webhooks import DEFAULT_EVENTS, MAX_URL_LENGTH, WebhookEvent
 from app.executor.maintenance.webhooks import WebhookPatch
@@ -23,11 +24,7 @@ _BODY = {
 }
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class WebhookCreate(_Body):
+class WebhookCreate(RequestBody):
     """An address to which events are published."""
 
     url: str = Field(description="http or https.", max_length=MAX_URL_LENGTH, examples=[_URL])
@@ -44,7 +41,7 @@ class WebhookCreate(_Body):
     )
 
 
-class WebhookChange(_Body):
+class WebhookChange(RequestBody):
     """What changes; members that are missing stay."""
 
     url: str | None = Field(default=None, max_length=MAX_URL_LENGTH, examples=[_URL])
