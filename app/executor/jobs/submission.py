@@ -12,37 +12,37 @@ import asyncio
 import contextlib
 import shutil
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.domain.definition import CUSTOM_TARGET
 from app.domain.demand import Resources, resource_violations
-from app.domain.deploy_targets import DeployTargetKind
-from app.domain.enums import JobKind, ModelState, TrainingType
+from app.domain.enums import JobKind, ModelState
 from app.domain.errors import AppError, InvalidRequest, Unavailable, Violation
-from app.domain.kinds import KINDS, STAGES, Stage, as_stage
-from app.domain.launchers import DIVIDING, STRATEGY_PARAMETER, Strategy, strategy_of
-from app.domain.lifecycle import chain, runnable_stages, source_state, trains
-from app.domain.names import BASE_ENVIRONMENT, NO_QUANTIZATION
-from app.domain.plain_text import shown
-from app.domain.pointers import pointer
+from app.domain.kinds import STAGES, Stage, as_stage
+from app.domain.lifecycle import source_state
+from app.domain.names import BASE_ENVIRONMENT
 from app.domain.retries import policy_violations
-from app.domain.script_parameters import ParameterKind, ScriptParameter
-from app.domain.stage_calls import stage_call
 from app.executor.jobs.base_model_builds import build_before
 from app.executor.jobs.data_check import Data
+from app.executor.jobs.deployment_plan import deploy_target, planned_deployment, untaken_options, untaken_settings
 from app.executor.jobs.estimates import Estimate, estimate
+from app.executor.jobs.job_chain import (
+    environments_of,
+    job_chain,
+    strategy,
+    strategy_violations,
+    wanted_stages,
+)
 from app.executor.jobs.requests import JobSubmit
 from app.executor.jobs.runnability import judge_runnability
 from app.executor.jobs.stage_parameters import CheckedParameters, StageParameters
 from app.executor.jobs.submission_inputs import InputCheck, Inputs, Known
 from app.executor.jobs.token_lengths import TokenLengths, length_warnings, lengths_key
-from app.executor.runs.job_spec import Deployment, JobSpec, PinnedScript
+from app.executor.runs.job_spec import JobSpec
 from app.executor.runs.memory_forecasts import MemoryForecast, device_for, forecast_memory
-from app.presets.catalogue import OLLAMA_SCRIPT, script_path
 from app.presets.shared.helpers.deepe_rows.lengths import Lengths
 from app.registry.base_models.card import BaseModelCard
 from app.registry.base_models.service import BaseModels
@@ -54,7 +54,6 @@ from app.registry.environments.on_nodes import AS_REPORTED, environment_states
 from app.registry.methods.readiness_matrix import matrix_of
 from app.registry.methods.record import Method, method_of
 from app.registry.methods.runs import MethodRuns
-from app.registry.scripts.root import digest_of
 from app.store import jobs as store
 from app.store import models, named, submissions
 from app.store.home import Home
@@ -62,7 +61,7 @@ from app.store.job_queries import measured_trainings
 from app.store.models import ModelNameAmbiguous, ModelNotFound
 from app.store.nodes import all_nodes
 from app.store.session import Database
-from app.store.tables import DatasetRow, DeployTargetRow, JobRow, ModelRow
+from app.store.tables import DatasetRow, JobRow, ModelRow
 
 _MEASURED = 20  # trainings that are looked at: one of them ran on the same kind of device
 
@@ -231,7 +230,7 @@ class Submissions:
         stages = [as_stage(job.kind) for job in jobs]
         scored = None if validation is None else self._inputs.validation_of(validation, None)
         async with self._database.reading() as session:
-            described = await self._options.of(session, _environments(method, stages))
+            described = await self._options.of(session, environments_of(method, stages))
         own = self._inputs.model_arguments(start, JobSpec.of(jobs[0]).reward_model)
         checked = await asyncio.to_thread(self._parameters.check, method, stages, values, data, scored, described, own)
         if checked.violations:
@@ -243,11 +242,11 @@ class Submissions:
             changed = {
                 "effective": checked.effective(stage),
                 "named_paths": checked.named_paths.get(stage, ()),
-                "strategy": _strategy(method, stage, checked, resources),
+                "strategy": strategy(method, stage, checked, resources),
                 **checked.needed_of_node(stage),
             }
             job.launch = JobSpec.of(job).model_copy(update=changed).document()
-        if found := _strategy_violations(jobs):
+        if found := strategy_violations(jobs):
             raise InvalidRequest(found)
         return checked.warnings
 
@@ -275,9 +274,9 @@ class Submissions:
         if found is None:
             raise InvalidRequest([Violation("/method", "unknown_method", {"method": request.method})])
         method = method_of(found.method, found.version)
-        stages, violations = _wanted_stages(method, request)
+        stages, violations = wanted_stages(method, request)
         rows = await all_nodes(session) if found.has_nodes else ()
-        described = await self._options.of(session, _environments(method, stages), rows)
+        described = await self._options.of(session, environments_of(method, stages), rows)
         scored = request.validation_dataset
         measured: Sequence[JobRow] = ()
         if rows and found.base_model is not None and JobKind.TRAINING in stages:
@@ -293,7 +292,7 @@ class Submissions:
             judge=judge,
             stages=stages,
             violations=violations,
-            target=await _target(session, method, stages),
+            target=await deploy_target(session, method, stages),
             environments=found.environments.union([BASE_ENVIRONMENT], *(row.environments for row in rows)),
             validation=None if scored is None else await named.find(session, DatasetRow, scored),
             mix=mix,
@@ -345,25 +344,25 @@ class Submissions:
         found += resource_violations(request.resources)
         found += policy_violations(request.retry)
         found += _unknown_environments(method, stages, known.environments)
-        deployment, wrong = _deployment(method, request, stages, known.target)
+        deployment, wrong = planned_deployment(method, request, stages, known.target)
         found += wrong
         checked = self._parameters.check(
             method, stages, request.parameters, inputs.data, inputs.validation, known.described, inputs.model_arguments
         )
         found += checked.violations
         if deployment is not None:
-            found += _untaken_options(method, request, checked)
+            found += untaken_options(method, request, checked)
         if found:
             raise InvalidRequest(found)
-        jobs = self._jobs(method, request, stages, inputs, checked, deployment)
-        if found := _strategy_violations(jobs):
+        jobs = job_chain(method, request, stages, inputs, checked, deployment, now=self._clock())
+        if found := strategy_violations(jobs):
             raise InvalidRequest(found)
         needs = {stage: checked.needs(stage) for stage in stages}
         nowhere, unknown = judge_runnability(known.nodes, method, jobs, self._runs.modules, needs)
         if nowhere and not request.wait:
             raise _RunsNowhereAsReported if known.nodes.known is AS_REPORTED else InvalidRequest(nowhere)
         lengths = self._measured(method, stages, inputs, checked)
-        notes = _untaken_settings(method, deployment, checked) if deployment is not None else []
+        notes = untaken_settings(method, deployment, checked) if deployment is not None else []
         notes += [] if lengths is None else [*length_warnings(lengths, checked.values(stages[0]))]
         memory = self._memory(request, known, method, inputs, checked, lengths)
         if memory is not None:
@@ -426,165 +425,16 @@ class Submissions:
         if free < self._min_free_bytes:
             raise InsufficientDiskSpace(free_mib=free // 2**20, needed_mib=self._min_free_bytes // 2**20)
 
-    # ---- the chain --------------------------------------------------------------------------------------------------
-
-    def _jobs(
-        self,
-        method: Method,
-        request: JobSubmit,
-        stages: Sequence[Stage],
-        inputs: Inputs,
-        checked: CheckedParameters,
-        deployment: Deployment | None,
-    ) -> list[JobRow]:
-        now = self._clock()
-        jobs: list[JobRow] = []
-        for position, stage in enumerate(stages):
-            spec = JobSpec(
-                training_type=TrainingType(method.definition.training_type or ""),
-                technique=method.definition.technique,
-                script=_pinned(method, stage),
-                call=stage_call(method.definition, stage),
-                launcher=method.definition.launcher(stage),
-                output=method.definition.output(stage),
-                strategy=_strategy(method, stage, checked, stage_resources(request, method, stage)),
-                declared=checked.declared(stage),
-                declared_only=method.definition.arguments.declared_only or checked.refuses_unknown(stage),
-                withheld=checked.withheld(stage),
-                false_as=method.definition.arguments.false_as,
-                forms=checked.forms(stage),
-                base_model=inputs.base_model,
-                dataset=inputs.dataset,
-                validation_dataset=inputs.validation_dataset,
-                reward_model=inputs.judge,
-                effective=checked.effective(stage),
-                named_paths=checked.named_paths.get(stage, ()),
-                **checked.needed_of_node(stage),
-                deployment=deployment if stage is JobKind.DEPLOYMENT else None,
-                wait=request.wait,
-            )
-            jobs.append(
-                store.new_job(
-                    kind=stage,
-                    name=request.name or method.name,
-                    environment=method.environment(stage) or BASE_ENVIRONMENT,
-                    launch=spec.document(),
-                    now=now,
-                    position=position,
-                    method_id=method.id,
-                    method_name=method.name,
-                    base_model_id=inputs.base_model.id if inputs.base_model else None,
-                    dataset_id=inputs.dataset.id if inputs.dataset else None,
-                    model_id=_model_of(stage, inputs),
-                    parameters=checked.given(stage),
-                    priority=request.priority,
-                    queue=request.queue,
-                    submitted_by=request.user,
-                    resources=stage_resources(request, method, stage).document(),
-                    retry=request.retry.document(),
-                    limits=request.limits.document(),
-                )
-            )
-        store.link(jobs)
-        return jobs
-
-
-def _model_of(stage: Stage, inputs: Inputs) -> str | None:
-    """Return the model that the stage works on, or that a training goes on from."""
-    model = inputs.start if stage is JobKind.TRAINING else inputs.model
-    return model.id if model is not None else None
-
-
-def stage_resources(request: JobSubmit, method: Method, stage: Stage) -> Resources:
-    """Return what one stage of the submission asks for.
-
-    Number and memory of accelerators are for the stages that produce: training, and saving on a path without
-    `customized`. The others of a chain get the labels; a single stage gets everything.
-    """
-    lifecycle = method.definition.lifecycle or ()
-    if trains(lifecycle, stage) or request.stage is not None:
-        return request.resources
-    return Resources(labels=request.resources.labels)
-
 
 async def _with_builds(session: AsyncSession, known: Known) -> Known:
     """Add what the database knows of environments beyond what nodes say; it matters only where a node lacks one."""
     return replace(known, nodes=replace(known.nodes, known=await environment_states(session)))
 
 
-async def _target(session: AsyncSession, method: Method, stages: Sequence[Stage]) -> DeployTargetRow | None:
-    """Return the configured target that the submission deploys to."""
-    config = method.definition.deployment
-    if config is None or config.target is None or JobKind.DEPLOYMENT not in stages:
-        return None
-    return await named.find(session, DeployTargetRow, config.target)
-
-
-def _wanted_stages(method: Method, request: JobSubmit) -> tuple[Sequence[Stage], list[Violation]]:
-    """Return the stages to run, in order."""
-    definition = method.definition
-    assert definition.lifecycle is not None
-    if (request.through is None) == (request.stage is None):
-        return (), [Violation("/through", "through_or_stage", {})]
-    if request.through is not None:
-        if request.model is not None:
-            return (), [Violation("/model", "model_without_stage", {})]
-        with_training = definition.stage_config(JobKind.TRAINING) is not None
-        try:
-            return chain(definition.lifecycle, request.through, with_training=with_training), []
-        except AppError as error:
-            return (), list(error.violations())
-    stages = [stage for stage in runnable_stages(definition) if KINDS[stage].submitted_alone]
-    stage = next((stage for stage in stages if stage == request.stage), None)
-    if stage is None:
-        params = {"stage": shown(request.stage or ""), "stages": ", ".join(stages)}
-        return (), [Violation("/stage", "stage_not_runnable", params)]
-    source = source_state(definition.lifecycle, stage)
-    if source is not None and request.model is None:
-        return (), [Violation("/model", "model_needed", {"stage": stage, "state": source})]
-    if source is None and request.model is not None:
-        return (), [Violation("/model", "model_not_taken", {"stage": stage})]
-    return (stage,), []
-
-
 def _needed_state(method: Method, request: JobSubmit) -> ModelState | None:
     """Return the state of the model that a single stage works on."""
     stage = next((stage for stage in STAGES if stage == request.stage), None)
     return None if stage is None else source_state(method.definition.lifecycle or (), stage)
-
-
-def _pinned(method: Method, stage: Stage) -> PinnedScript | None:
-    """Return what the stage runs, None if that is a module of the environment."""
-    pinned = method.files.get(stage)
-    if pinned is not None:
-        return PinnedScript(**asdict(pinned))
-    if stage_call(method.definition, stage).module is not None:
-        return None
-    # deployment to a configured target is done by a script of the product
-    digest = digest_of(script_path(OLLAMA_SCRIPT).read_bytes())
-    return PinnedScript(file=OLLAMA_SCRIPT, sha256=digest.sha256, size=digest.size, shipped=True)
-
-
-def _strategy(method: Method, stage: Stage, checked: CheckedParameters, resources: Resources) -> Strategy | None:
-    """Return how the processes of the stage share a model, if its script leaves that to a parameter."""
-    asked = checked.values(stage).get(STRATEGY_PARAMETER) if checked.declares(stage, STRATEGY_PARAMETER) else None
-    return strategy_of(method.definition.launcher(stage), asked, resources.accelerators)
-
-
-def _strategy_violations(jobs: Sequence[JobRow]) -> list[Violation]:
-    """Refuse to divide a model among fewer than two processes."""
-    wrong = []
-    for job in jobs:
-        spec = JobSpec.of(job)
-        processes = store.demand_of(job).resources.accelerators or spec.launcher.processes or 1
-        if spec.strategy in DIVIDING and processes < 2:
-            params = {"strategy": spec.strategy, "name": STRATEGY_PARAMETER}
-            wrong.append(Violation("/resources/accelerators", "strategy_needs_accelerators", params))
-    return wrong
-
-
-def _environments(method: Method, stages: Sequence[Stage]) -> set[str]:
-    return {method.environment(stage) or BASE_ENVIRONMENT for stage in stages}
 
 
 def _unknown_environments(method: Method, stages: Sequence[Stage], known: frozenset[str]) -> list[Violation]:
@@ -594,66 +444,3 @@ def _unknown_environments(method: Method, stages: Sequence[Stage], known: frozen
         for stage, name in wanted.items()
         if name not in known
     ]
-
-
-def _deployment(
-    method: Method, request: JobSubmit, stages: Sequence[Stage], target: DeployTargetRow | None
-) -> tuple[Deployment | None, list[Violation]]:
-    config = method.definition.deployment
-    if JobKind.DEPLOYMENT not in stages or config is None:
-        return None, []
-    options = request.deployment.model_dump()
-    if method.definition.deploys_itself:
-        kind = DeployTargetKind.CUSTOM
-        if config.target == CUSTOM_TARGET:
-            return Deployment(target=CUSTOM_TARGET, kind=kind, **options), []
-    else:
-        kind = DeployTargetKind.OLLAMA
-    if target is None or target.kind != kind:
-        return None, [Violation("/method", "deploy_target_gone", {"target": config.target})]
-    return Deployment(target=target.name, kind=kind, url=target.url, settings=target.settings, **options), []
-
-
-def _untaken_options(method: Method, request: JobSubmit, checked: CheckedParameters) -> list[Violation]:
-    """Return the options of a deployment that the user's script would not see, or would take for something else."""
-    script, pinned = checked.scripts.get(JobKind.DEPLOYMENT), method.files.get(JobKind.DEPLOYMENT)
-    call = stage_call(method.definition, JobKind.DEPLOYMENT)
-    given = {
-        name: value for name, value in request.deployment.model_dump().items() if value and value != NO_QUANTIZATION
-    }
-    if call.is_explicit and script is not None:
-        params = {"script": script.filename}
-        return [
-            Violation(pointer("deployment", name), "deployment_option_not_taken", params)
-            for name in given
-            if name not in call.platform_values
-        ]
-    if script is None or pinned is None or pinned.shipped or script.hides_names:
-        return []
-    found = []
-    for name, value in given.items():
-        declared = script.by_name().get(name)
-        if declared is None:
-            found.append(Violation(pointer("deployment", name), "deployment_option_not_taken", {"script": pinned.file}))
-        elif isinstance(value, dict) and _is_plain_text(declared):
-            params = {"name": name, "script": pinned.file}
-            found.append(Violation(pointer("deployment", name), "object_taken_as_text", params))
-    return found
-
-
-def _untaken_settings(method: Method, deployment: Deployment, checked: CheckedParameters) -> list[Violation]:
-    """Return the settings of the deploy target that a strict script does not get."""
-    call = stage_call(method.definition, JobKind.DEPLOYMENT)
-    if call.is_explicit:
-        strict, names = True, [name for name in deployment.settings if not call.passes(name)]
-    else:
-        strict = method.definition.arguments.declared_only or checked.refuses_unknown(JobKind.DEPLOYMENT)
-        names = [name for name in deployment.settings if not checked.declares(JobKind.DEPLOYMENT, name)]
-    params = {"names": ", ".join(names), "target": deployment.target}
-    return [Violation("/method", "settings_not_taken", params)] if strict and names else []
-
-
-def _is_plain_text(parameter: ScriptParameter) -> bool:
-    """Say whether the script declares a text of its own, which a server that wants an object would refuse."""
-    says_json = "json" in parameter.help.lower()
-    return parameter.kind is ParameterKind.STRING and parameter.typed and not says_json
