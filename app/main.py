@@ -80,7 +80,6 @@ from app.registry.nodes.queues import Queues
 from app.registry.nodes.service import living_nodes
 from app.secret_values import hide_secrets
 from app.settings import Settings, load_settings
-from app.store import jobs as job_store
 from app.store.home import Home
 from app.store.migrate import upgrade
 from app.store.session import Database
@@ -137,7 +136,6 @@ def build_services(
     methods_ = method_services(
         home=home,
         licence=licence,
-        jobs=job_store,
         clock=clock,
         machine=machine or this_machine(),
         platform=settings.platform,

@@ -26,7 +26,7 @@ from sqlalchemy import event
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.kinds import INFERENCE_KINDS, LISTED_KINDS, SlotPool, kinds_of
 from app.executor.jobs.job_views import views_of
-from app.store import claims, jobs
+from app.store import claims, job_attempts, jobs
 from app.store.claims import Offer
 from app.store.job_queries import JobFilter, list_jobs
 from app.store.migrate import upgrade
@@ -122,13 +122,13 @@ async def look_for_environments(table: Table) -> None:
 async def look_for_attempts(table: Table) -> None:
     """Read what this node holds, as each round of a worker does."""
     async with table.database.reading() as session:
-        await jobs.live_attempts(session, table.node_id)
+        await job_attempts.live_attempts(session, table.node_id)
 
 
 async def renew_leases(table: Table) -> None:
     """Extend what this node holds, as each beat of a worker does."""
     async with table.database.writing() as session:
-        await jobs.renew_leases(session, table.node_id, now=START, lease=LEASE)
+        await job_attempts.renew_leases(session, table.node_id, now=START, lease=LEASE)
 
 
 OPERATIONS: dict[str, Operation] = {

@@ -31,7 +31,7 @@ from sqlmodel import select
 
 from app.domain.enums import JobKind
 from app.domain.transitions import TERMINAL
-from app.store import claims, jobs
+from app.store import claims, job_attempts
 from app.store.claims import Offer
 from app.store.migrate import upgrade
 from app.store.session import Database
@@ -147,7 +147,7 @@ async def _work(database: Database, node: str, seconds: float) -> int:
             )
         for won in held:
             async with database.writing() as session:
-                assert await jobs.finish(session, won, SUCCESS, now=datetime.now(UTC))
+                assert await job_attempts.finish(session, won, SUCCESS, now=datetime.now(UTC))
         done += len(held)
         if not held:
             break

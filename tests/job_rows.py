@@ -13,10 +13,11 @@ from app.domain.kinds import STAGES
 from app.domain.names import name_key
 from app.executor.runs.job_spec import JobSpec
 from app.executor.runs.run_folder import RunFolder
-from app.store import claims, jobs, methods, nodes
+from app.store import claims, job_attempts, jobs, methods, nodes
 from app.store.claims import Offer
 from app.store.home import Home
-from app.store.jobs import Claim, End
+from app.store.job_attempts import Claim
+from app.store.job_status import End
 from app.store.session import Database
 from app.store.tables import JobRow, MethodRow
 
@@ -177,12 +178,12 @@ class Runner:
         assert won is not None
         assert won.job.id == job_id, "another job is first in the queue"
         async with self.database.writing() as session:
-            assert await jobs.mark_running(session, won, now=START + timedelta(seconds=1))
+            assert await job_attempts.mark_running(session, won, now=START + timedelta(seconds=1))
         return won
 
     async def end(self, won: Claim, end: End = SUCCESS) -> None:
         async with self.database.writing() as session:
-            assert await jobs.finish(session, won, end, now=START + timedelta(seconds=2))
+            assert await job_attempts.finish(session, won, end, now=START + timedelta(seconds=2))
 
     async def run(self, job_id: str, end: End = SUCCESS) -> None:
         """Start the job and end it."""

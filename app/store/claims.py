@@ -31,8 +31,8 @@ from app.domain.placement import (
     is_blocked,
     mismatches,
 )
-from app.store import jobs, leases
-from app.store.jobs import Claim
+from app.store import job_attempts, jobs, leases
+from app.store.job_attempts import Claim
 from app.store.nodes import accelerators_of, blocked_of, lacking_of, takes_jobs, working_nodes
 from app.store.tables import (
     CLAIMABLE,
@@ -89,7 +89,7 @@ async def claim_several(
         if front is None:
             break
         takes, look_again = await _choose(session, front, most=most - len(won), now=now)
-        won += await jobs.take_several(session, takes, node_id=node.id, now=now, lease=lease)
+        won += await job_attempts.take_several(session, takes, node_id=node.id, now=now, lease=lease)
         if len(won) == most or not look_again:
             break
     return won

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.store import jobs
+from app.store import job_attempts
 from app.store.session import Database
 from tests.api.client import MethodsApp, methods_app
 from tests.api.resources import ROUTERS
@@ -30,7 +30,7 @@ async def test_release_of_an_accelerator(app: MethodsApp) -> None:
     unknown = await app.client.post(address.replace("card-0", "card-9"))
     no_node = await app.client.post(address.replace("gpu-box", "nowhere"))
     async with app.database.writing() as session:
-        await jobs.finish(session, won, replace(FAILURE, exit={"unkillable": 2}), now=START)
+        await job_attempts.finish(session, won, replace(FAILURE, exit={"unkillable": 2}), now=START)
     released = [await app.client.post(address) for _ in range(2)]
 
     assert (in_use.status_code, in_use.json()["code"]) == (409, "accelerator_in_use")

@@ -11,7 +11,7 @@ import pytest
 
 from app.domain.enums import EndReason, JobStatus
 from app.store import base_models, jobs
-from app.store.jobs import End
+from app.store.job_status import End
 from app.store.session import Database
 from tests import base_model_folders
 from tests.api.jobs_app import JobsApp, codes, jobs_app

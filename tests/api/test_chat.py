@@ -16,8 +16,9 @@ from app.domain.training_types import TYPES
 from app.executor.attempts.stage_arguments import Folders, Inputs, call_stage
 from app.executor.runs.job_spec import InferenceRequest, JobSpec
 from app.presets.sample_pictures import draw
-from app.store import jobs, models
-from app.store.jobs import Claim, End
+from app.store import job_attempts, jobs, models
+from app.store.job_attempts import Claim
+from app.store.job_status import End
 from app.store.session import Database
 from app.store.tables import JobRow
 from tests.api.jobs_app import API, JobsApp, codes, jobs_app, parse_events, served
@@ -77,7 +78,7 @@ async def _next_question(app: JobsApp, environment: str = "base") -> Claim:
         lambda: claim(app.database, app.runner.node_id, kinds=INFERENCE, environments=(environment,)), "a question"
     )
     async with app.database.writing() as session:
-        assert await jobs.mark_running(session, won, now=START)
+        assert await job_attempts.mark_running(session, won, now=START)
     return won
 
 

@@ -10,8 +10,9 @@ import pytest
 from app.domain.enums import EndReason, JobStatus
 from app.domain.retries import Again
 from app.executor.runs.job_spec import JobSpec
-from app.store import jobs
-from app.store.jobs import UNCHARGED, End
+from app.store import job_attempts, jobs
+from app.store.job_attempts import UNCHARGED
+from app.store.job_status import End
 from app.store.session import Database
 from tests.api.jobs_app import SUBMIT, JobsApp, jobs_app
 from tests.executor.test_checkpoints import declared
@@ -92,11 +93,11 @@ class TestHistory:
         crash = {"detail": "ValueError: no", "exit_code": 3}
         async with app.database.writing() as session:
             again = Again(charged=True, delay=UNCHARGED.delay)
-            await jobs.requeue(session, first, reason=EndReason.EXIT_CODE, params=crash, now=START, again=again)
+            await job_attempts.requeue(session, first, reason=EndReason.EXIT_CODE, params=crash, now=START, again=again)
         second = await app.runner.start(job_id)
         resumed = {"job": job_id, "attempt": 1, "checkpoint": "checkpoint-40", "step": 40}
         async with app.database.writing() as session:
-            await jobs.record_resume(session, second, resumed)
+            await job_attempts.record_resume(session, second, resumed)
 
         shown = await app.get(f"/jobs/{job_id}")
 
@@ -112,7 +113,7 @@ class TestHistory:
         won = await app.runner.start(job_id)
         async with app.database.writing() as session:
             crash = {"detail": "ValueError: no", "exit_code": 3}
-            await jobs.requeue(session, won, reason=EndReason.EXIT_CODE, params=crash, now=START)
+            await job_attempts.requeue(session, won, reason=EndReason.EXIT_CODE, params=crash, now=START)
         await app.post(f"/jobs/{job_id}:cancel")
 
         events = await app.events(f"/jobs/{job_id}/events")

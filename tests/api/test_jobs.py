@@ -11,8 +11,8 @@ import sqlalchemy as sa
 
 from app.domain.enums import EndReason, JobKind, JobStatus, ModelState, TrainingType
 from app.executor.runs.job_spec import JobSpec, Named
-from app.store import jobs, models, nodes
-from app.store.jobs import End
+from app.store import job_attempts, jobs, models, nodes
+from app.store.job_status import End
 from app.store.session import Database
 from app.store.tables import DatasetRow
 from tests.api.jobs_app import API, SUBMIT, JobsApp, codes, jobs_app, parse_events
@@ -415,7 +415,7 @@ class TestLog:
         first = await app.runner.start(job_id)
         app.runner.prints(job_id, "first\n", attempt=1)
         async with app.database.writing() as session:
-            await jobs.requeue(session, first, reason=EndReason.SUPERVISOR_LOST, now=START)
+            await job_attempts.requeue(session, first, reason=EndReason.SUPERVISOR_LOST, now=START)
         await app.runner.start(job_id)
         app.runner.prints(job_id, "second\n", attempt=2)
 

@@ -18,8 +18,8 @@ from app.api.guards import AccessPolicy
 from app.api.prometheus import Metrics
 from app.api.routes import metrics as routes
 from app.domain.enums import JobKind
-from app.store import jobs, statistics
-from app.store.jobs import UNCHARGED, Claim
+from app.store import job_attempts, job_status, statistics
+from app.store.job_attempts import UNCHARGED, Claim
 from app.store.session import Database
 from app.store.statistics import Totals
 from tests.api.foundation import client_of
@@ -64,9 +64,9 @@ async def won_by(database: Database, node_id: str, *, after: float = 0) -> Claim
     return won
 
 
-async def end(database: Database, won: Claim, end: jobs.End) -> None:
+async def end(database: Database, won: Claim, end: job_status.End) -> None:
     async with database.writing() as session:
-        assert await jobs.finish(session, won, end, now=START + timedelta(seconds=9))
+        assert await job_attempts.finish(session, won, end, now=START + timedelta(seconds=9))
 
 
 class TestFigures:
@@ -77,7 +77,7 @@ class TestFigures:
             await end(database, await won_by(database, node_id, after=4), how)
         cancelled = await add_job(database)
         async with database.writing() as session:
-            await jobs.request_cancel(session, cancelled, now=START)
+            await job_status.request_cancel(session, cancelled, now=START)
 
         found = await scrape(database)
 
@@ -94,7 +94,9 @@ class TestFigures:
         await add_job(database)
         won = await won_by(database, node_id)
         async with database.writing() as session:
-            await jobs.requeue(session, won, reason=FAILURE.reason, now=START + timedelta(seconds=5), again=UNCHARGED)
+            await job_attempts.requeue(
+                session, won, reason=FAILURE.reason, now=START + timedelta(seconds=5), again=UNCHARGED
+            )
         await end(database, await won_by(database, node_id, after=6), SUCCESS)
 
         found = await scrape(database)

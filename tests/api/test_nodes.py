@@ -10,8 +10,8 @@ import pytest
 from app.domain.accelerators import Accelerator, AcceleratorKind
 from app.domain.enums import EndReason, JobKind, JobStatus, Platform
 from app.executor.nodes.reporter import build_job
-from app.store import jobs, nodes
-from app.store.jobs import Claim
+from app.store import job_attempts, job_status, jobs, nodes
+from app.store.job_attempts import Claim
 from app.store.session import Database
 from tests.api.client import tag_of
 from tests.api.jobs_app import JobsApp, codes, jobs_app
@@ -55,10 +55,12 @@ async def run_on(app: JobsApp, node: str, *accelerators: str, cancelled: bool = 
     job_id = await add_job(app.database, **job)
     async with app.database.writing() as session:
         now = datetime.now(UTC)
-        (claim,) = await jobs.take_several(session, [(job_id, accelerators)], node_id=node, now=now, lease=LEASE)
-        assert await jobs.mark_running(session, claim, now=now)
+        (claim,) = await job_attempts.take_several(
+            session, [(job_id, accelerators)], node_id=node, now=now, lease=LEASE
+        )
+        assert await job_attempts.mark_running(session, claim, now=now)
         if cancelled:
-            await jobs.request_cancel(session, job_id, now=now)
+            await job_status.request_cancel(session, job_id, now=now)
     return claim
 
 
@@ -145,8 +147,8 @@ class TestDrain:
         draining = await app.post("/nodes/gpu-1:drain")
         again = await app.post("/nodes/gpu-1:drain")
         async with app.database.writing() as session:
-            end = jobs.End(status=JobStatus.SUCCEEDED, reason=EndReason.COMPLETED, params={})
-            assert await jobs.finish(session, claim, end, now=datetime.now(UTC))
+            end = job_status.End(status=JobStatus.SUCCEEDED, reason=EndReason.COMPLETED, params={})
+            assert await job_attempts.finish(session, claim, end, now=datetime.now(UTC))
         drained = await app.get("/nodes/gpu-1")
         ready = await app.post("/nodes/gpu-1:undrain")
 
@@ -247,11 +249,11 @@ class TestDeclareDead:
         other = await add_node(app, "gpu-2")
         async with app.database.writing() as session:
             now = datetime.now(UTC)
-            assert await jobs.take_several(session, [(claim.job.id, ())], node_id=other, now=now, lease=LEASE)
+            assert await job_attempts.take_several(session, [(claim.job.id, ())], node_id=other, now=now, lease=LEASE)
 
-            end = jobs.End(status=JobStatus.SUCCEEDED, reason=EndReason.COMPLETED, params={})
-            assert not await jobs.finish(session, claim, end, now=now)
-            assert not await jobs.mark_stopping(session, claim, now=now)
+            end = job_status.End(status=JobStatus.SUCCEEDED, reason=EndReason.COMPLETED, params={})
+            assert not await job_attempts.finish(session, claim, end, now=now)
+            assert not await job_attempts.mark_stopping(session, claim, now=now)
             assert not await nodes.heartbeat(session, node, now=now)
 
         assert (await app.get(f"/jobs/{claim.job.id}"))["status"] == "launching"

@@ -15,8 +15,8 @@ from sqlmodel import select
 from app.domain.enums import JobKind, JobStatus
 from app.executor.jobs import row_previews
 from app.executor.runs.job_spec import JobSpec, RowsToPreview
-from app.store import jobs, nodes
-from app.store.jobs import Claim
+from app.store import job_attempts, nodes
+from app.store.job_attempts import Claim
 from app.store.session import Database
 from app.store.tables import JobRow
 from tests.api.jobs_app import API, JobsApp, codes, jobs_app, served
@@ -73,7 +73,7 @@ async def previewed(app: JobsApp, answer: Any, status: int = 200, *, ended: Any 
 
     won = await until(claimed, "the job")
     async with app.database.writing() as session:
-        assert await jobs.mark_running(session, won, now=START)
+        assert await job_attempts.mark_running(session, won, now=START)
     folder = app.runner.folder(won.job.id)
     folder.output.mkdir()
     folder.preview.write_text(json.dumps(answer))

@@ -58,7 +58,7 @@ def _mutant(name: str, file: str, old: str, new: str, *tests: str) -> Mutant:
 _KEEPER = "app/executor/supervisor/program.py"
 _AGENT = "app/executor/nodes/agent.py"
 _FOLDERS = "app/executor/nodes/orphans.py"
-_JOBS = "app/store/jobs.py"
+_STATUS = "app/store/job_status.py"
 _TABLES = "app/store/tables.py"
 _FIRST_SCHEMA = "migrations/versions/0001_create_the_tables.py"
 _LIVE_INDEX = "sqlite_where=sa.text(LIVE_ATTEMPT),\n            postgresql_where=sa.text(LIVE_ATTEMPT),"
@@ -191,8 +191,8 @@ MUTANTS = (
     _mutant(
         "missing heartbeat puts the job back",
         _AGENT,
-        "            await store.renew_leases(session, self._node_id, now=now, lease=self._timing.lease)\n",
-        "            await store.renew_leases(session, self._node_id, now=now, lease=self._timing.lease)\n"
+        "            await job_attempts.renew_leases(session, self._node_id, now=now, lease=self._timing.lease)\n",
+        "            await job_attempts.renew_leases(session, self._node_id, now=now, lease=self._timing.lease)\n"
         "            import sqlalchemy as sa\n"
         "            from sqlmodel import col, select\n"
         "            from app.store.tables import AttemptRow, JobRow\n"
@@ -229,7 +229,7 @@ MUTANTS = (
     ),
     _mutant(
         "lease of an attempt that could not be ended is released",
-        _JOBS,
+        _STATUS,
         'return not exit_record.get("unkillable")',
         "return True",
         "tests/store/test_leases.py",
@@ -243,16 +243,16 @@ MUTANTS = (
     ),
     _mutant(
         "token not checked",
-        _JOBS,
-        "        conditions.append(_JOB.c.token == token)\n",
+        _STATUS,
+        "        conditions.append(JOB.c.token == token)\n",
         "        pass\n",
         f"{STORE}::TestNodeWrites::test_stale_token_changes_nothing",
     ),
     _mutant(
         "end written over an end",
-        _JOBS,
-        "statement = sa.update(_JOB).where(_JOB.c.id.in_(job_ids), _JOB.c.status.in_(old), *conditions)",
-        "statement = sa.update(_JOB).where(_JOB.c.id.in_(job_ids), *conditions)",
+        _STATUS,
+        "statement = sa.update(JOB).where(JOB.c.id.in_(job_ids), JOB.c.status.in_(old), *conditions)",
+        "statement = sa.update(JOB).where(JOB.c.id.in_(job_ids), *conditions)",
         f"{STORE}::TestNodeWrites",
         f"{STORE}::TestClaim::test_two_sessions_that_race_for_a_job_do_not_both_win",
     ),

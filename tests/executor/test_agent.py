@@ -26,9 +26,11 @@ from app.executor.nodes.agent import SURE_SECONDS, NodeAgent, Pool, Timing
 from app.executor.nodes.node_lock import NodeIsTaken, exclusive
 from app.executor.runs.run_folder import RunFolder
 from app.executor.supervisor import client
+from app.store import job_attempts, job_status
 from app.store import jobs as store
 from app.store.home import Home, NodeHome
-from app.store.jobs import Claim, End
+from app.store.job_attempts import Claim
+from app.store.job_status import End
 from app.store.session import Database
 from tests import job_rows
 from tests.job_rows import ENVIRONMENT
@@ -112,7 +114,7 @@ class Finalizer:
 
     async def _finish(self, claim: Claim, end: End) -> None:
         async with self.database.writing() as session:
-            await store.finish(session, claim, end, now=datetime.now(UTC))
+            await job_attempts.finish(session, claim, end, now=datetime.now(UTC))
 
     async def follow_up(self, attempt_id: str) -> None:
         """Nothing follows."""
@@ -275,7 +277,7 @@ class TestTrouble:
             for job_id in ids:
                 await bench.reaches(job_id, JobStatus.RUNNING)
         async with bench.plain.reading() as session:
-            broken, sound = await store.live_attempts(session, bench.node_id)
+            broken, sound = await job_attempts.live_attempts(session, bench.node_id)
         (bench.home.attempts / broken.attempt.id / "lock").unlink()
         (bench.home.attempts / broken.attempt.id / "lock").mkdir()
         bench.finalizer.allowed.set()
@@ -364,7 +366,7 @@ class TestTrouble:
             await until(projected, "the events of the sound one")
             for job_id in runs:
                 async with bench.plain.writing() as session:
-                    await store.request_cancel(session, job_id, now=datetime.now(UTC))
+                    await job_status.request_cancel(session, job_id, now=datetime.now(UTC))
             await bench.reaches(broken, JobStatus.SUCCEEDED)
 
 
@@ -465,7 +467,7 @@ class TestStoodStill:
             now[0] += SURE_SECONDS + 1
             async with bench.plain.writing() as session:
                 end = End(status=JobStatus.FAILED, reason=EndReason.NODE_LOST, params={})
-                assert await store.finish(session, claim, end, now=datetime.now(UTC))
+                assert await job_attempts.finish(session, claim, end, now=datetime.now(UTC))
             return spec
 
         monkeypatch.setattr(bench.launcher, "resolve", resolve_and_stand_still)

@@ -10,8 +10,7 @@ import pytest
 
 from app.domain.enums import JobStatus
 from app.executor.nodes import agent as agent_module
-from app.store import jobs as store
-from app.store import leases
+from app.store import job_attempts, job_status, leases
 from tests import job_rows
 from tests.executor.test_agent import Bench, is_finalizing
 from tests.waiting import until
@@ -34,7 +33,7 @@ async def test_accelerator_comes_back_once_the_processes_are_gone(bench: Bench) 
     won = await job_rows.claim(bench.plain, bench.node_id)
     assert won is not None
     async with bench.plain.writing() as session:
-        await store.finish(session, won, replace(job_rows.FAILURE, exit={"unkillable": 1}), now=job_rows.START)
+        await job_attempts.finish(session, won, replace(job_rows.FAILURE, exit={"unkillable": 1}), now=job_rows.START)
     waiting = await job_rows.add_job(bench.plain)
     survivor = survivor_of(won.attempt.id)
 
@@ -82,7 +81,7 @@ async def test_accelerators_bound_jobs_and_slots_do_not(bench: Bench) -> None:
         assert list(held[bench.node_id]) == ["card-0"]
         for job_id in jobs:
             async with bench.plain.writing() as session:
-                await store.request_cancel(session, job_id, now=job_rows.START)
+                await job_status.request_cancel(session, job_id, now=job_rows.START)
         await bench.reaches(jobs[0], JobStatus.SUCCEEDED)
 
 

@@ -21,7 +21,7 @@ from app.domain.webhooks import DEFAULT_EVENTS, AddressPolicy
 from app.executor.maintenance.backups import BackupPart, BackupReport, BackupUnusable, take
 from app.executor.maintenance.restoring import check, restore
 from app.executor.maintenance.webhooks import Webhooks
-from app.store import dump, jobs, webhooks
+from app.store import dump, job_attempts, webhooks
 from app.store.home import Home
 from app.store.migrate import SchemaState, downgrade, revisions, schema_state, upgrade
 from app.store.session import Database
@@ -161,7 +161,7 @@ class TestRoundTrip:
         assert won is not None
         assert won.job.id == job_id
         async with empty.writing() as session:
-            assert await jobs.finish(session, won, SUCCESS, now=START)
+            assert await job_attempts.finish(session, won, SUCCESS, now=START)
 
     async def test_names_what_the_database_has_and_the_backup_has_not(
         self, database: Database, home: Home, empty_sqlite: str, tmp_path: Path

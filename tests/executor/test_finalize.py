@@ -22,9 +22,10 @@ from app.executor.runs.job_spec import Deployment, JobSpec, Named
 from app.executor.runs.run_folder import RunFolder
 from app.executor.supervisor.client import ExitRecord, ExitWhy
 from app.registry.models.folders import list_files
+from app.store import job_attempts, job_status
 from app.store import jobs as store
 from app.store.home import Home
-from app.store.jobs import Claim
+from app.store.job_attempts import Claim
 from app.store.models import find_model
 from app.store.session import Database
 from app.store.tables import ModelRow
@@ -190,7 +191,7 @@ class TestFinalize:
         claim = await desk.claim()
         desk.adapter(claim)
         async with desk.database.writing() as session:
-            await store.requeue(session, claim, reason=EndReason.SUPERVISOR_LOST, now=NOW)
+            await job_attempts.requeue(session, claim, reason=EndReason.SUPERVISOR_LOST, now=NOW)
 
         await desk.finalizer.finalize(claim, exit_record())
 
@@ -440,7 +441,7 @@ class TestEndThatCannotBeWritten:
         claim = await desk.claim()
         self.unrecordable(desk, claim)
         async with desk.database.writing() as session:
-            await store.request_cancel(session, claim.job.id, now=NOW)
+            await job_status.request_cancel(session, claim.job.id, now=NOW)
 
         for _ in range(MAX_TRIES - 1):
             with pytest.raises(IsADirectoryError):

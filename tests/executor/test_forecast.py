@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from app.executor.attempts.forecast import Forecasts
-from app.store import jobs as store
+from app.store import job_attempts
 from app.store.home import Home
-from app.store.jobs import Claim
+from app.store.job_attempts import Claim
 from app.store.session import Database
 from app.store.tables import AttemptRow
 from tests.job_rows import START, Runner, add_job, add_node, claim
@@ -69,11 +69,11 @@ class TestForecasts:
     async def test_expected_ends_of_ended_attempts_stay(self, runner: Runner) -> None:
         won = await running(runner)
         async with runner.database.writing() as session:
-            await store.expect_ends(session, {won.attempt.id: START})
+            await job_attempts.expect_ends(session, {won.attempt.id: START})
         await runner.end(won)
 
         async with runner.database.writing() as session:
-            await store.expect_ends(session, {won.attempt.id: None})
+            await job_attempts.expect_ends(session, {won.attempt.id: None})
 
         async with runner.database.reading() as session:
             assert (await session.get_one(AttemptRow, won.attempt.id)).expected_end_at == START

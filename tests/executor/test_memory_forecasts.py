@@ -18,9 +18,9 @@ from app.executor.runs.memory_forecasts import (
     measured_memory,
 )
 from app.presets.shared.helpers.deepe_rows.lengths import Lengths, RowLength
-from app.store import jobs as store
+from app.store import job_attempts
 from app.store.job_queries import measured_trainings
-from app.store.jobs import End
+from app.store.job_status import End
 from app.store.session import Database
 from app.store.tables import JobRow, NodeRow
 from tests import job_rows
@@ -192,7 +192,7 @@ async def test_ended_trainings_are_found_newest_first(database: Database) -> Non
         memory = None if peak is None else {"peak_mib": peak, "expected_mib": None, "device": "cpu"}
         async with database.writing() as session:
             success = End(status=JobStatus.SUCCEEDED, reason=job_rows.SUCCESS.reason, params={}, memory=memory)
-            assert await store.finish(session, claim, success, now=job_rows.START)
+            assert await job_attempts.finish(session, claim, success, now=job_rows.START)
         ended.append(claim.job.id)
 
     async with database.reading() as session:

@@ -15,8 +15,8 @@ from app.executor.environments.conda import CondaSearch
 from app.executor.nodes.reporter import EnvironmentManager, NodeFacts, build_job
 from app.executor.runs.job_spec import JobSpec
 from app.registry.environments.specs import parse_spec, spec_hash
+from app.store import job_attempts, job_status, nodes
 from app.store import jobs as store
-from app.store import nodes
 from app.store.home import NodeHome
 from app.store.session import Database
 from app.store.tables import EnvironmentRow, JobRow, NodeRow
@@ -75,7 +75,7 @@ class Node:
         claim = await job_rows.claim(self.database, self.id, kinds=[JobKind.ENVIRONMENT])
         assert claim is not None
         async with self.database.writing() as session:
-            assert await store.finish(session, claim, job_rows.FAILURE, now=datetime.now(UTC))
+            assert await job_attempts.finish(session, claim, job_rows.FAILURE, now=datetime.now(UTC))
 
     async def job(self, job_id: str) -> JobRow:
         async with self.database.reading() as session:
@@ -148,7 +148,7 @@ class TestOrders:
         await node.environments.request_builds()
         (build,) = await node.builds()
         async with node.database.writing() as session:
-            await store.request_cancel(session, build.id, now=datetime.now(UTC))
+            await job_status.request_cancel(session, build.id, now=datetime.now(UTC))
 
         await node.environments.request_builds()
 

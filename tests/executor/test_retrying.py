@@ -11,8 +11,10 @@ from app.domain.enums import EndReason, JobKind, JobStatus
 from app.executor.runs.job_spec import JobSpec, RunnerCall
 from app.executor.runs.run_folder import RunFolder
 from app.executor.supervisor.client import ExitWhy
+from app.store import job_status
 from app.store import jobs as store
-from app.store.jobs import Claim, End
+from app.store.job_attempts import Claim
+from app.store.job_status import End
 from app.store.session import Database
 from tests import job_rows
 from tests.executor.test_finalize import Desk, exit_record
@@ -86,7 +88,7 @@ class TestLostNode:
     async def test_job_that_somebody_wants_to_stop_is_not_queued_again(self, desk: Desk) -> None:
         claim = await desk.claim()
         async with desk.database.writing() as session:  # the node has not seen the wish yet
-            await store.request_cancel(session, claim.job.id, now=job_rows.START)
+            await job_status.request_cancel(session, claim.job.id, now=job_rows.START)
 
         await desk.finalizer.finalize(claim, exit_record(why=ExitWhy.NEVER_STARTED, code=None, started_at=None))
 

@@ -12,7 +12,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.domain.enums import EndReason
 from app.executor.runs.events import EventPosition, Source
 from app.executor.runs.stream import InvalidEventId, JobStreams, StreamItem, StreamPosition
-from app.store import jobs
+from app.store import job_attempts, job_status, jobs
 from app.store.home import Home
 from app.store.session import Database
 from tests.job_rows import FAILURE, START, SUCCESS, Runner, add_job, claim, new_runner
@@ -111,7 +111,7 @@ class TestFinishedJob:
     async def test_job_that_was_never_launched_ends_too(self, runner: Runner) -> None:
         job_id = await add_job(runner.database)
         async with runner.database.writing() as session:
-            await jobs.request_cancel(session, job_id, now=START)
+            await job_status.request_cancel(session, job_id, now=START)
 
         items = await _items(runner, job_id)
 
@@ -134,7 +134,7 @@ class TestFinishedJob:
         first = await runner.start(job_id)
         runner.prints(job_id, "first\n", attempt=1)
         async with runner.database.writing() as session:
-            await jobs.requeue(session, first, reason=EndReason.SUPERVISOR_LOST, now=START)
+            await job_attempts.requeue(session, first, reason=EndReason.SUPERVISOR_LOST, now=START)
         second = await runner.start(job_id)
         runner.prints(job_id, "second\n", attempt=2)
         await runner.end(second)

@@ -39,7 +39,6 @@ from app.registry.base_models.service import BaseModels
 from app.registry.datasets.mixes import DatasetMixes
 from app.registry.datasets.service import Datasets
 from app.registry.methods.wiring import MethodServices, method_services
-from app.store import jobs as job_store
 from app.store import models, named
 from app.store.claims import hosts_of
 from app.store.home import Home
@@ -153,7 +152,7 @@ async def bench(database: Database, tmp_path: Path) -> Bench:
 
 def _bench(database: Database, home: Home, *, min_free_bytes: int) -> Bench:
     methods = method_services(
-        home=home, licence=EverythingLicensed(), jobs=job_store, clock=lambda: NOW, machine=Platform.CPU, samples=False
+        home=home, licence=EverythingLicensed(), clock=lambda: NOW, machine=Platform.CPU, samples=False
     )
     datasets = Datasets(home=home, max_characters=4000, max_bytes=2**30, clock=lambda: NOW)
     submissions = Submissions(

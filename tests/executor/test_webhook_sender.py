@@ -30,7 +30,7 @@ from app.executor.maintenance.background import in_background
 from app.executor.maintenance.webhook_post import WebhookClient
 from app.executor.maintenance.webhook_sender import WebhookSender
 from app.executor.maintenance.webhooks import Webhooks
-from app.store import jobs
+from app.store import job_attempts, job_status
 from app.store import webhooks as store
 from app.store.session import Database
 from app.store.tables import DeliveryRow, WebhookRow
@@ -77,15 +77,15 @@ async def add_messages(database: Database, webhook: WebhookRow, count: int) -> s
         return {(await store.add_test(session, webhook, "webhook.test", now=now)).id for _ in range(count)}
 
 
-async def end_one(database: Database, end: jobs.End = SUCCESS, **job: Any) -> str:
+async def end_one(database: Database, end: job_status.End = SUCCESS, **job: Any) -> str:
     job_id = await add_job(database, **job)
     node_id = await add_node(database)
     won = await claim(database, node_id, kinds=[job.get("kind", JobKind.TRAINING)])
     assert won is not None
     async with database.writing() as session:
-        await jobs.mark_running(session, won, now=NOW)
+        await job_attempts.mark_running(session, won, now=NOW)
     async with database.writing() as session:
-        assert await jobs.finish(session, won, end, now=NOW)
+        assert await job_attempts.finish(session, won, end, now=NOW)
     return job_id
 
 
@@ -134,7 +134,7 @@ class TestOutbox:
         assert won is not None
 
         async with database.writing() as session:
-            await jobs.finish(session, won, FAILURE, now=NOW)
+            await job_attempts.finish(session, won, FAILURE, now=NOW)
 
         told = {row.job_id: row.event for row in await messages(database, webhook)}
         assert told == {chain[0].id: "job.failed", chain[1].id: "job.cancelled", chain[2].id: "job.cancelled"}
@@ -145,7 +145,7 @@ class TestOutbox:
 
         async def cancel_and_fail() -> None:
             async with database.writing() as session:
-                await jobs.request_cancel(session, job_id, now=NOW)
+                await job_status.request_cancel(session, job_id, now=NOW)
                 raise RuntimeError
 
         with pytest.raises(RuntimeError):
@@ -163,7 +163,7 @@ class TestOutbox:
         )
 
         async with database.writing() as session:
-            await jobs.finish(session, won, SUCCESS, now=NOW)
+            await job_attempts.finish(session, won, SUCCESS, now=NOW)
 
         assert any(statement.startswith("update job") for statement in statements)
         assert not any("delivery" in statement or statement.startswith("select webhook") for statement in statements)

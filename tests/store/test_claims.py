@@ -16,9 +16,9 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import JobKind
 from app.domain.kinds import STAGES
-from app.store import claims, jobs
+from app.store import claims, job_attempts, job_status, jobs
 from app.store.claims import Offer
-from app.store.jobs import Claim
+from app.store.job_attempts import Claim
 from app.store.migrate import upgrade
 from app.store.session import Database
 from app.store.tables import JobEventRow, JobRow, NodeRow, QueueRow
@@ -50,12 +50,12 @@ async def _won(database: Database, node: str, **more: Any) -> Claim:
 
 async def _end(database: Database, won: Claim) -> None:
     async with database.writing() as session:
-        assert await jobs.finish(session, won, SUCCESS, now=START)
+        assert await job_attempts.finish(session, won, SUCCESS, now=START)
 
 
 async def _expect(database: Database, won: Claim, seconds: float) -> None:
     async with database.writing() as session:
-        await jobs.expect_ends(session, {won.attempt.id: START + timedelta(seconds=seconds)})
+        await job_attempts.expect_ends(session, {won.attempt.id: START + timedelta(seconds=seconds)})
 
 
 class TestWho:
@@ -270,7 +270,7 @@ class TestReservation:
         assert await _keeper(database, large) == node
 
         async with database.writing() as session:
-            await jobs.request_cancel(session, large, now=START)
+            await job_status.request_cancel(session, large, now=START)
 
         assert await _keeper(database, large) is None
         assert (await _won(database, node)).job.id == small

@@ -13,9 +13,11 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.transitions import TERMINAL
-from app.store import claims, job_queries, jobs
+from app.store import claims, job_attempts, job_queries, job_status, jobs
 from app.store.claims import Offer
-from app.store.jobs import Claim, JobAlreadyFinished, JobNotFound
+from app.store.job_attempts import Claim
+from app.store.job_status import JobAlreadyFinished
+from app.store.jobs import JobNotFound
 from app.store.migrate import upgrade
 from app.store.session import Database
 from app.store.tables import AttemptRow, JobEventRow, JobRow
@@ -69,7 +71,7 @@ async def _claimed(database: Database, **overrides: object) -> Claim:
 
 async def _cancel(database: Database, job_id: str) -> None:
     async with database.writing() as session:
-        await jobs.request_cancel(session, job_id, now=LATER)
+        await job_status.request_cancel(session, job_id, now=LATER)
 
 
 class TestInsert:
@@ -223,7 +225,7 @@ class TestClaim:
         won = await claim(database, node)
         assert won is not None
         async with database.writing() as session:
-            await jobs.finish(session, won, SUCCESS, now=LATER)
+            await job_attempts.finish(session, won, SUCCESS, now=LATER)
         statements = [one for one in said if "FROM job" in one[0] or "UPDATE job" in one[0]]
 
         async with database.engine.connect() as connection:
@@ -245,8 +247,8 @@ class TestLease:
         await claim(database, mine)
 
         async with database.reading() as session:
-            assert [found.job.id for found in await jobs.live_attempts(session, mine)] == [job_id]
-            assert await jobs.live_attempts(session, other) == []
+            assert [found.job.id for found in await job_attempts.live_attempts(session, mine)] == [job_id]
+            assert await job_attempts.live_attempts(session, other) == []
 
     async def test_renewal_extends_live_leases_only(self, database: Database) -> None:
         node = await add_node(database)
@@ -254,11 +256,11 @@ class TestLease:
         first = await claim(database, node)
         assert first is not None
         async with database.writing() as session:
-            await jobs.finish(session, first, SUCCESS, now=START)
+            await job_attempts.finish(session, first, SUCCESS, now=START)
         await claim(database, node)
 
         async with database.writing() as session:
-            await jobs.renew_leases(session, node, now=LATER, lease=LEASE)
+            await job_attempts.renew_leases(session, node, now=LATER, lease=LEASE)
 
         assert (await _attempts(database, ended))[0].lease_expires_at == START + LEASE
         assert (await _attempts(database, running))[0].lease_expires_at == LATER + LEASE
@@ -269,9 +271,9 @@ class TestNodeWrites:
         won = await _claimed(database)
 
         async with database.writing() as session:
-            assert await jobs.mark_running(session, won, now=START)
-            assert await jobs.mark_stopping(session, won, now=LATER)
-            assert await jobs.finish(session, won, FAILURE, now=LATER)
+            assert await job_attempts.mark_running(session, won, now=START)
+            assert await job_attempts.mark_stopping(session, won, now=LATER)
+            assert await job_attempts.finish(session, won, FAILURE, now=LATER)
 
         job = await _job(database, won.job.id)
         assert (job.status, job.reason, job.started_at, job.finished_at) == (
@@ -292,8 +294,8 @@ class TestNodeWrites:
         won = await _claimed(database)
 
         async with database.writing() as session:
-            await jobs.mark_stopping(session, won, now=LATER)
-            assert not await jobs.mark_running(session, won, now=LATER)
+            await job_attempts.mark_stopping(session, won, now=LATER)
+            assert not await job_attempts.mark_running(session, won, now=LATER)
 
         assert (await _job(database, won.job.id)).status is JobStatus.STOPPING
         assert (await _transitions(database, won.job.id))[-1] == (JobStatus.STOPPING, None, 1)
@@ -302,9 +304,9 @@ class TestNodeWrites:
         won = await _claimed(database)
 
         async with database.writing() as session:
-            assert await jobs.finish(session, won, SUCCESS, now=START)
+            assert await job_attempts.finish(session, won, SUCCESS, now=START)
         async with database.writing() as session:
-            assert not await jobs.finish(session, won, FAILURE, now=LATER)
+            assert not await job_attempts.finish(session, won, FAILURE, now=LATER)
 
         job = await _job(database, won.job.id)
         assert (job.status, job.reason, job.finished_at) == (JobStatus.SUCCEEDED, EndReason.COMPLETED, START)
@@ -314,7 +316,7 @@ class TestNodeWrites:
         won = await _claimed(database)
 
         async with database.writing() as session:
-            assert await jobs.requeue(session, won, reason=EndReason.SUPERVISOR_LOST, now=LATER)
+            assert await job_attempts.requeue(session, won, reason=EndReason.SUPERVISOR_LOST, now=LATER)
         again = await claim(database, won.attempt.node_id)
 
         assert again is not None
@@ -327,16 +329,16 @@ class TestNodeWrites:
     async def test_stale_token_changes_nothing(self, database: Database) -> None:
         stale = await _claimed(database)
         async with database.writing() as session:
-            await jobs.requeue(session, stale, reason=EndReason.SUPERVISOR_LOST, now=LATER)
+            await job_attempts.requeue(session, stale, reason=EndReason.SUPERVISOR_LOST, now=LATER)
         fresh = await claim(database, await add_node(database, "node-2"))
         assert fresh is not None
         before = await _transitions(database, stale.job.id)
 
         async with database.writing() as session:
-            assert not await jobs.mark_running(session, stale, now=LATER)
-            assert not await jobs.mark_stopping(session, stale, now=LATER)
-            assert not await jobs.requeue(session, stale, reason=EndReason.SUPERVISOR_LOST, now=LATER)
-            assert not await jobs.finish(session, stale, FAILURE, now=LATER)
+            assert not await job_attempts.mark_running(session, stale, now=LATER)
+            assert not await job_attempts.mark_stopping(session, stale, now=LATER)
+            assert not await job_attempts.requeue(session, stale, reason=EndReason.SUPERVISOR_LOST, now=LATER)
+            assert not await job_attempts.finish(session, stale, FAILURE, now=LATER)
 
         job = await _job(database, stale.job.id)
         assert (job.status, job.token, job.node_id) == (
@@ -355,8 +357,11 @@ class TestChain:
         assert won.job.id == training
 
         async with database.writing() as session:
-            await jobs.finish(
-                session, won, jobs.End(JobStatus.SUCCEEDED, EndReason.COMPLETED, {}, result_model_id="m"), now=LATER
+            await job_attempts.finish(
+                session,
+                won,
+                job_status.End(JobStatus.SUCCEEDED, EndReason.COMPLETED, {}, result_model_id="m"),
+                now=LATER,
             )
 
         assert (await _job(database, training)).result_model_id == "m"
@@ -375,7 +380,7 @@ class TestChain:
         assert won is not None
 
         async with database.writing() as session:
-            await jobs.finish(session, won, FAILURE, now=LATER)
+            await job_attempts.finish(session, won, FAILURE, now=LATER)
 
         assert await _statuses(database, [training, saving, deployment]) == [
             JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.CANCELLED,
@@ -392,7 +397,7 @@ class TestChain:
         other = await add_job(database)
 
         async with database.writing() as session:
-            count = await jobs.fail_queued(
+            count = await job_status.fail_queued(
                 session, environment="gone", reason=EndReason.ENV_MISSING, params={"environment": "gone"}, now=LATER
             )
 
@@ -406,7 +411,7 @@ class TestChain:
         after = await add_job(database, environment="gone", updated_at=LATER + timedelta(seconds=1))
 
         async with database.writing() as session:
-            count = await jobs.fail_queued(
+            count = await job_status.fail_queued(
                 session, environment="gone", reason=EndReason.ENV_MISSING, params={}, now=LATER, waiting_since=LATER
             )
 
@@ -431,15 +436,15 @@ class TestRequestCancel:
 
         await _cancel(database, won.job.id)
         async with database.writing() as session:
-            again = await jobs.request_cancel(session, won.job.id, now=LATER + LEASE)
+            again = await job_status.request_cancel(session, won.job.id, now=LATER + LEASE)
 
         assert (again.status, again.cancel_requested_at) == (JobStatus.LAUNCHING, LATER)
 
     @pytest.mark.parametrize("end", [SUCCESS, FAILURE], ids=["succeeded", "failed"])
-    async def test_is_refused_after_the_end(self, database: Database, end: jobs.End) -> None:
+    async def test_is_refused_after_the_end(self, database: Database, end: job_status.End) -> None:
         won = await _claimed(database)
         async with database.writing() as session:
-            await jobs.finish(session, won, end, now=LATER)
+            await job_attempts.finish(session, won, end, now=LATER)
 
         with pytest.raises(JobAlreadyFinished):
             await _cancel(database, won.job.id)
@@ -469,13 +474,13 @@ class TestRequestCancel:
         first = await claim(database, node)
         assert first is not None
         async with database.writing() as session:
-            await jobs.finish(session, first, SUCCESS, now=LATER)
+            await job_attempts.finish(session, first, SUCCESS, now=LATER)
         running = await claim(database, node, kinds={JobKind.SAVING})
         assert running is not None
 
         async with database.writing() as session:
             assert await jobs.count_unfinished_of_method(session, method) == 2
-            await jobs.request_cancel_of_method(session, method, now=LATER)
+            await job_status.request_cancel_of_method(session, method, now=LATER)
 
         async with database.reading() as session:
             training, saving, deployment = await jobs.chain_of(session, [first.job.chain_id])
@@ -500,7 +505,7 @@ class TestTasksOfTheBackend:
         job_id, unnamed = await insert(database, new_job(external_id="task"), new_job())
         async with database.writing() as session:
             for failed in (job_id, unnamed):
-                await jobs.fail_unlaunched(session, failed, FAILURE, now=LATER)
+                await job_status.end_queued(session, failed, FAILURE, now=LATER)
 
         async with database.reading() as session:
             ended = await job_queries.named_that_ended(session, after=START, before=LATER)

@@ -8,8 +8,9 @@ import sqlalchemy as sa
 from sqlmodel import select
 
 from app.domain.enums import EndReason, JobKind, JobStatus
-from app.store import jobs, leases
-from app.store.jobs import Claim, End
+from app.store import job_attempts, leases
+from app.store.job_attempts import Claim
+from app.store.job_status import End
 from app.store.leases import AcceleratorInUse, AcceleratorNotFound
 from app.store.session import Database
 from app.store.tables import LeaseRow
@@ -29,7 +30,7 @@ async def _free(database: Database, node: str, of: int) -> set[str]:
 async def _end(database: Database, won: Claim | None, end: End = SUCCESS) -> None:
     assert won is not None
     async with database.writing() as session:
-        assert await jobs.finish(session, won, end, now=LATER)
+        assert await job_attempts.finish(session, won, end, now=LATER)
 
 
 class TestHolding:
@@ -124,7 +125,7 @@ class TestHolding:
 
         async with database.writing() as session:
             reason, ended = EndReason.SUPERVISOR_LOST, {"unkillable": 0}
-            assert await jobs.requeue(session, won, reason=reason, exit_record=ended, now=LATER)
+            assert await job_attempts.requeue(session, won, reason=reason, exit_record=ended, now=LATER)
 
         assert await _free(database, node, 1) == {"card-0"}
 
@@ -135,11 +136,11 @@ class TestHolding:
         assert stale is not None
         async with database.writing() as session:
             reason, ended = EndReason.SUPERVISOR_LOST, {"unkillable": 0}
-            await jobs.requeue(session, stale, reason=reason, exit_record=ended, now=LATER)
+            await job_attempts.requeue(session, stale, reason=reason, exit_record=ended, now=LATER)
         assert await claim(database, node) is not None
 
         async with database.writing() as session:
-            assert not await jobs.finish(session, stale, FAILURE, now=LATER)
+            assert not await job_attempts.finish(session, stale, FAILURE, now=LATER)
 
         assert await _free(database, node, 1) == set()
 

@@ -26,6 +26,7 @@ from app.executor.runs.run_folder import RunFolder
 from app.registry.methods.files import MethodFiles
 from app.registry.scripts.root import ScriptRoot
 from app.registry.scripts.versions import VersionStore
+from app.store import job_status
 from app.store import jobs as store
 from app.store.home import Home, NodeHome
 from app.store.session import Database
@@ -247,7 +248,7 @@ class Site:
     async def cancel(self, job_id: str) -> None:
         """Wish the end of a job as the API does."""
         async with self.database.writing() as session:
-            await store.request_cancel(session, job_id, now=datetime.now(UTC))
+            await job_status.request_cancel(session, job_id, now=datetime.now(UTC))
 
     # ---- what happened ----------------------------------------------------------------------------------------------
 

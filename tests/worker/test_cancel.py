@@ -6,7 +6,7 @@ import psutil
 import pytest
 
 from app.domain.enums import EndReason, JobKind, JobStatus
-from app.store.jobs import JobAlreadyFinished
+from app.store.job_status import JobAlreadyFinished
 from tests.waiting import until
 from tests.worker.harness import SAVE, TRAIN, Site
 

@@ -10,8 +10,7 @@ import psutil
 from app.domain.enums import EndReason, JobStatus
 from app.executor.runs.events import MetricsEvent, RunEvents
 from app.executor.supervisor.client import LaunchSpec, observe, prepare, start
-from app.store import claims
-from app.store import jobs as store
+from app.store import claims, job_attempts
 from app.store.claims import Offer
 from app.store.nodes import all_nodes
 from tests.waiting import until
@@ -125,7 +124,7 @@ class TestWorkerIsKilled:
 class TestClaimWithoutLaunch:
     """A worker died between its claim and the start of the script."""
 
-    async def claim(self, site: Site, text: str) -> store.Claim:
+    async def claim(self, site: Site, text: str) -> job_attempts.Claim:
         worker = site.start_worker()
         await until(lambda: registered(site), "the node", report=site.report)
         worker.stop()
@@ -160,7 +159,7 @@ class TestClaimWithoutLaunch:
     async def test_running_row_whose_folder_is_gone_is_lost_not_repeated(self, site: Site) -> None:
         claim = await self.claim(site, TRAIN)
         async with site.database.writing() as session:
-            await store.mark_running(session, claim, now=datetime.now(UTC))
+            await job_attempts.mark_running(session, claim, now=datetime.now(UTC))
 
         site.start_worker()
         row = await site.wait(claim.job.id)

@@ -50,7 +50,8 @@ from app.registry.datasets.files import DatasetChanging, DatasetFileExists
 from app.registry.datasets.process import DatasetUnprocessed
 from app.registry.datasets.service import DatasetMissing, InvalidDataset
 from app.store import jobs
-from app.store.jobs import JobAlreadyFinished, JobNotFound
+from app.store.job_status import JobAlreadyFinished
+from app.store.jobs import JobNotFound
 from app.store.methods import NameTaken
 
 router = Router(prefix="/api/v1", tags=["jobs"])

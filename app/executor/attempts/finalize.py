@@ -49,11 +49,12 @@ from app.faults import fault_point
 from app.registry.base_models.card import read_card
 from app.registry.models.files import UnusableFile
 from app.registry.scripts.names import SUFFIX
-from app.store import base_models, models
+from app.store import base_models, job_attempts, job_status, models
 from app.store import jobs as store
 from app.store.clock import database_now
 from app.store.home import Home
-from app.store.jobs import Claim, End
+from app.store.job_attempts import Claim
+from app.store.job_status import End
 from app.store.session import Database
 from app.store.tables import AttemptRow, JobRow, ModelRow, NodeRow
 from app.store.transient import is_transient
@@ -116,7 +117,7 @@ class StageFinalizer:
         if again is not None and await self._requeue(claim, end, again):
             return
         async with self._database.writing() as session:
-            finished = await store.finish(session, claim, end, now=await database_now(session))
+            finished = await job_attempts.finish(session, claim, end, now=await database_now(session))
         if finished:
             await self._ended(claim.job, end, attempt=claim.attempt.number)
 
@@ -168,7 +169,7 @@ class StageFinalizer:
         """End the attempt, not its job. False: the claim was lost, or a cancel was requested."""
         async with self._database.writing() as session:
             now = await database_now(session)
-            changed = await store.requeue(
+            changed = await job_attempts.requeue(
                 session, claim, reason=end.reason, now=now, again=again, params=end.params, exit_record=end.exit
             )
         if not changed:
@@ -208,7 +209,7 @@ class StageFinalizer:
                     node = await session.get_one(NodeRow, claim.attempt.node_id)
                     device = Device.of(node, claim.attempt.accelerators)
                     end = replace(end, memory=measured_memory(judged.reached.metrics, device))
-                if not await store.finish(session, claim, end, now=now):
+                if not await job_attempts.finish(session, claim, end, now=now):
                     raise _ClaimLost  # rolls the model back
                 if saved is not None and model is not None:
                     ended = await self._end_saving(session, saved, model, now=now)
@@ -235,7 +236,7 @@ class StageFinalizer:
         assert model is not None
         params = {"path": saved.root, "training": parent.job_id}
         end = End(JobStatus.SUCCEEDED, EndReason.ALREADY_SAVED, params, result_model_id=model.id)
-        await store.succeed_unlaunched(session, job.id, end, now=now)
+        await job_status.succeed_unlaunched(session, job.id, end, now=now)
         return _Unlaunched(job, end, model)
 
     async def _finish_without_result(self, claim: Claim, exit_record: ExitRecord, error: Exception) -> None:
@@ -247,7 +248,7 @@ class StageFinalizer:
                 params={"detail": shown(f"{type(error).__name__}: {error}", limit=SHOWN_CHARACTERS)},
                 exit=asdict(exit_record),
             )
-            finished = await store.finish(session, claim, end, now=await database_now(session))
+            finished = await job_attempts.finish(session, claim, end, now=await database_now(session))
         if finished:
             await self._ended(claim.job, end, attempt=claim.attempt.number)
 

@@ -15,7 +15,7 @@ from app.executor.runs.events import ProgressEvent, RunEvents
 from app.executor.runs.progress import ProgressEstimator
 from app.executor.runs.run_folder import RunFolder
 from app.store.home import Home
-from app.store.jobs import Claim
+from app.store.job_attempts import Claim
 
 logger = logging.getLogger(__name__)
 

@@ -42,7 +42,7 @@ from app.registry.methods.runs import ScriptToRun, script_to_run
 from app.registry.scripts.root import ScriptRoot
 from app.registry.scripts.versions import VersionStore
 from app.store.home import Home
-from app.store.jobs import Claim, record_resume
+from app.store.job_attempts import Claim, record_resume
 from app.store.models import find_model
 from app.store.session import Database
 from app.store.tables import BaseModelRow, JobRow, ModelRow

@@ -17,7 +17,7 @@ from app.domain.retries import Limits
 from app.executor.engines.base import Engine
 from app.executor.runs.run_folder import RunFolder
 from app.store.home import Home
-from app.store.jobs import Claim
+from app.store.job_attempts import Claim
 
 LOOKS_PER_SILENCE = 20  # how exact the silence is measured, in parts of its limit
 LONGEST_PAUSE = 30.0

@@ -10,7 +10,7 @@ from app.executor.attempts.log_projection import LogProjector, file_positions
 from app.executor.attempts.metric_files import MetricFiles
 from app.executor.runs.run_folder import RunFolder
 from app.store.home import Home
-from app.store.jobs import Claim
+from app.store.job_attempts import Claim
 
 logger = logging.getLogger(__name__)
 

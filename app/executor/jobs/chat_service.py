@@ -17,9 +17,10 @@ from app.executor.runs.inference_protocol import AnswerChunk, Failure, FinishRea
 from app.executor.runs.job_spec import JobSpec
 from app.executor.runs.pictures import URL, pictures_of
 from app.executor.runs.stream import JobStreams, StreamPosition
+from app.store import job_status
 from app.store import jobs as store
 from app.store.home import Home
-from app.store.jobs import JobAlreadyFinished
+from app.store.job_status import JobAlreadyFinished
 from app.store.session import Database
 
 logger = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ async def cancel_abandoned(database: Database, notifier: Notifier, job_id: str, 
     """Cancel a job whose caller is gone, unless it has ended."""
     try:
         async with database.writing() as session:
-            await store.request_cancel(session, job_id, now=now)
+            await job_status.request_cancel(session, job_id, now=now)
     except JobAlreadyFinished:
         return
     notifier.notify(job_id)

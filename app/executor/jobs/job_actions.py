@@ -47,7 +47,7 @@ from app.executor.runs.observe import NOTHING_SAID, RunDigest, RunObserver
 from app.executor.runs.progress import Progress
 from app.executor.runs.run_folder import RunFolder
 from app.registry.methods.record import Method
-from app.store import job_queries, models
+from app.store import job_queries, job_status, models
 from app.store import jobs as store
 from app.store import methods as method_store
 from app.store.home import Home
@@ -212,7 +212,7 @@ class JobActions:
 
     async def cancel(self, session: AsyncSession, job_id: str) -> JobDetails:
         """Cancel a queued job, or request its node to stop it. Raise `JobAlreadyFinished` after its end."""
-        await store.request_cancel(session, job_id, now=self._clock())
+        await job_status.request_cancel(session, job_id, now=self._clock())
         return await self.get(session, job_id)
 
     async def plan_retry(self, job_id: str, wanted: JobRetry) -> RetryPlan:

@@ -42,12 +42,12 @@ from app.registry.methods.record import Method, method_of
 from app.registry.methods.service import MethodMoved
 from app.registry.methods.wiring import MethodServices
 from app.registry.scripts.names import script_path
-from app.store import job_queries
+from app.store import job_queries, job_status
 from app.store import jobs as store
 from app.store import methods as method_store
 from app.store.clock import database_now
 from app.store.home import Home
-from app.store.jobs import End
+from app.store.job_status import End
 from app.store.methods import MethodNotFound
 from app.store.nodes import all_nodes
 from app.store.session import Database
@@ -165,7 +165,7 @@ class RunnerCalls:
             job = self._job(call, job_id, plan, method)
             await store.insert(session, [job])
             if plan.end is not None:
-                await store.fail_unlaunched(session, job_id, plan.end, now=self._clock())
+                await job_status.end_queued(session, job_id, plan.end, now=self._clock())
                 job = await store.get(session, job_id)
         return job, plan.end
 

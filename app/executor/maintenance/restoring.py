@@ -26,7 +26,7 @@ from app.executor.maintenance.backups import (
     BackupReport,
     BackupUnusable,
 )
-from app.store import dump, jobs, nodes, webhooks
+from app.store import dump, job_status, nodes, webhooks
 from app.store.clock import database_now
 from app.store.home import FOLDERS, PRIVATE_FOLDER, Home, make_private_folder
 from app.store.migrate import ReferencesBroken, SchemaState, revisions, schema_state
@@ -85,10 +85,10 @@ async def restore(
         on_step("writing the database")
         async with _restored(database, source, report.head) as (session, counts):
             now = await database_now(session)
-            end = jobs.End(JobStatus.FAILED, EndReason.INSTALLATION_RESTORED, {})
+            end = job_status.End(JobStatus.FAILED, EndReason.INSTALLATION_RESTORED, {})
             report.rows = counts
             report.webhooks_off = await webhooks.switch_all_off(session, now=now)  # before they hear of ended jobs
-            report.ended_jobs = await jobs.end_all_unfinished(session, end, now=now)
+            report.ended_jobs = await job_status.end_all_unfinished(session, end, now=now)
             await nodes.free_names(session)
     except BaseException:
         for path in placed:

@@ -37,11 +37,12 @@ from app.executor.engines.local import clock_since_boot
 from app.executor.nodes.backoff import TRANSIENT, backoff_seconds, log_failure
 from app.executor.nodes.orphans import Orphans
 from app.faults import fault_point
-from app.store import claims, leases, nodes
+from app.store import claims, job_attempts, leases, nodes
 from app.store import jobs as store
 from app.store.claims import Offer
 from app.store.clock import database_now
-from app.store.jobs import Claim, End
+from app.store.job_attempts import Claim
+from app.store.job_status import End
 from app.store.nodes import GONE_STATUSES, NODE_SILENT_AFTER, NodeStatus
 from app.store.session import Database
 from app.store.transient import is_transient
@@ -191,7 +192,7 @@ class NodeAgent:
         self._finalizing = {key: task for key, task in self._finalizing.items() if not task.done()}
         async with self._database.reading() as session:
             status = await nodes.load_node_status(session, self._node_id)
-            live = await store.live_attempts(session, self._node_id)
+            live = await job_attempts.live_attempts(session, self._node_id)
         self._claims = {claim.attempt.id: claim for claim in live}
         self._backoffs = {key: backoff for key, backoff in self._backoffs.items() if key in self._claims}
         await self._advance_all(live)
@@ -218,8 +219,8 @@ class NodeAgent:
         ends = await self._forecasts.news(list(self._claims.values()))
         async with self._database.writing() as session:
             now = await database_now(session)
-            await store.renew_leases(session, self._node_id, now=now, lease=self._timing.lease)
-            await store.expect_ends(session, ends)
+            await job_attempts.renew_leases(session, self._node_id, now=now, lease=self._timing.lease)
+            await job_attempts.expect_ends(session, ends)
         self._heard_at, self._last_beat = heard_at, self._monotonic()
 
     async def _return(self, status: NodeStatus) -> None:
@@ -370,7 +371,7 @@ class NodeAgent:
 
     async def _mark_running(self, claim: Claim) -> None:
         async with self._database.writing() as session:
-            await store.mark_running(session, claim, now=await database_now(session))
+            await job_attempts.mark_running(session, claim, now=await database_now(session))
         fault_point("running")
         await self._refresh(claim)
         pid = self._engine.observe(claim.attempt.id).pid
@@ -386,7 +387,7 @@ class NodeAgent:
         fault_point("stop-asked")
         if claim.job.status is not JobStatus.STOPPING:
             async with self._database.writing() as session:
-                await store.mark_stopping(session, claim, now=await database_now(session))
+                await job_attempts.mark_stopping(session, claim, now=await database_now(session))
             fault_point("stopping")
             await self._refresh(claim)
             logger.info("job_stopping", extra=_ids(claim))

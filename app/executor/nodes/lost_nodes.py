@@ -13,9 +13,10 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.domain.enums import EndReason, JobStatus
 from app.domain.errors import Conflict, Invalid
 from app.executor.attempts.retrying import decide_on
-from app.store import jobs as store
+from app.store import job_attempts, job_status
 from app.store.clock import database_now
-from app.store.jobs import Claim, End
+from app.store.job_attempts import Claim
+from app.store.job_status import End
 from app.store.nodes import NODE_SILENT_AFTER, NodeStatus, get_node, node_status_of, remove_node
 from app.store.tables import NodeRow
 
@@ -56,7 +57,7 @@ async def declare_dead(session: AsyncSession, node: str, *, confirm: str) -> Nod
     row.dead_at = now
     session.add(row)
     await session.flush()
-    live = await store.live_attempts(session, row.id)
+    live = await job_attempts.live_attempts(session, row.id)
     for claim in live:
         await _end(session, claim, row)
     await _end_builds(session, row)
@@ -67,7 +68,7 @@ async def declare_dead(session: AsyncSession, node: str, *, confirm: str) -> Nod
 async def remove(session: AsyncSession, node: str) -> None:
     """Take a node out of the installation that is dead, or drained and empty."""
     row = await get_node(session, node, lock=True)
-    live = await store.live_attempts(session, row.id)
+    live = await job_attempts.live_attempts(session, row.id)
     if live or node_status_of(row) not in (NodeStatus.DEAD, NodeStatus.DRAINING):
         raise NodeInUse(node=row.name, jobs=len(live))
     await _end_builds(session, row)
@@ -79,16 +80,16 @@ async def _end(session: AsyncSession, claim: Claim, row: NodeRow) -> None:
     """Put the job back into the queue where that is allowed, else end it; the attempt is over in any case."""
     now, params = await database_now(session), {"detail": "", "node": row.name}
     again = decide_on(claim.job, EndReason.NODE_LOST, ran=True)
-    if again is not None and await store.requeue(
+    if again is not None and await job_attempts.requeue(
         session, claim, reason=EndReason.NODE_LOST, now=now, again=again, params=params
     ):
         return
     cancelled = claim.job.cancel_requested_at is not None
     end = End(status=JobStatus.CANCELLED if cancelled else JobStatus.FAILED, reason=EndReason.NODE_LOST, params=params)
-    await store.finish(session, claim, end, now=now)
+    await job_attempts.finish(session, claim, end, now=now)
 
 
 async def _end_builds(session: AsyncSession, row: NodeRow) -> None:
     """Building an environment is bound to its node: no other node takes over."""
     end = End(status=JobStatus.FAILED, reason=EndReason.NODE_LOST, params={"detail": "", "node": row.name})
-    await store.end_queued_builds(session, row.id, end, now=await database_now(session))
+    await job_status.end_queued_builds(session, row.id, end, now=await database_now(session))

@@ -37,8 +37,8 @@ from app.executor.nodes.inventory import Hardware, machine
 from app.executor.nodes.joining import require_join_token
 from app.executor.runs.job_spec import EnvironmentBuild, JobSpec
 from app.registry.nodes.service import living_nodes
+from app.store import job_status, nodes, option_classes
 from app.store import jobs as store
-from app.store import nodes, option_classes
 from app.store.clock import database_now
 from app.store.environments import all_environments, builds, spec_hashes
 from app.store.home import NodeHome
@@ -260,7 +260,7 @@ class EnvironmentManager:
             "log_tail": build.reason_params.get("log_tail", []),
         }
         async with self._database.writing() as session:
-            return await store.fail_queued(
+            return await job_status.fail_queued(
                 session,
                 environment=build.environment,
                 reason=EndReason.ENV_BUILD_FAILED,
@@ -293,7 +293,7 @@ class EnvironmentManager:
             if any(name in node.environments for node in await nodes.all_nodes(session)):
                 return
             now = await database_now(session)
-            count = await store.fail_queued(
+            count = await job_status.fail_queued(
                 session,
                 environment=name,
                 reason=EndReason.ENV_MISSING,

@@ -14,7 +14,7 @@ from app.domain.enums import JobStatus
 from app.domain.plain_text import shown, storable_document
 from app.domain.texts import DEFAULT_LANGUAGE, text
 from app.store.home import Home
-from app.store.jobs import End
+from app.store.job_status import End
 from app.store.tables import JobRow
 
 logger = logging.getLogger(__name__)

@@ -28,6 +28,8 @@ from app.registry.methods.script_reading import ScriptReader, unreadable
 from app.registry.scripts.module_names import modules_of, top_package
 from app.store import methods as store
 from app.store import presets, registry_facts
+from app.store.job_status import request_cancel_of_method
+from app.store.jobs import count_unfinished_of_method
 from app.store.methods import MethodFilter, NameTaken
 from app.store.nodes import all_nodes
 from app.store.paging import PageRequest, Position
@@ -71,26 +73,13 @@ class LicenceGate(Protocol):
         """Raise the error that names the way out unless a licence allows it."""
 
 
-class JobsOfMethod(Protocol):
-    """What the registry needs to know of jobs (`app.store.jobs` has it)."""
-
-    async def count_unfinished_of_method(self, session: AsyncSession, method_id: str) -> int:
-        """Return how many jobs of the method are queued or live."""
-
-    async def request_cancel_of_method(self, session: AsyncSession, method_id: str, *, now: datetime) -> Sequence[str]:
-        """Cancel the queued ones and ask the live ones to stop; return their ids."""
-
-
 class MethodRegistry:
     """The methods of this installation."""
 
-    def __init__(
-        self, *, files: MethodFiles, reader: ScriptReader, licence: LicenceGate, jobs: JobsOfMethod, clock: Clock
-    ) -> None:
+    def __init__(self, *, files: MethodFiles, reader: ScriptReader, licence: LicenceGate, clock: Clock) -> None:
         self._files = files
         self._reader = reader
         self._licence = licence
-        self._jobs = jobs
         self._clock = clock
 
     # ---- read -------------------------------------------------------------------------------------------------------
@@ -244,13 +233,13 @@ class MethodRegistry:
         if not await store.delete(session, row, version=row.version, now=now):
             raise MethodMoved(method=row.name)
         # counted after the row is locked: a submit of this moment has either been counted or finds no method
-        count = await self._jobs.count_unfinished_of_method(session, row.id)
+        count = await count_unfinished_of_method(session, row.id)
         if count and jobs is None:
             raise MethodHasLiveJobs(method=row.name, count=count)
         if row.preset is not None:
             await presets.mark_removed(session, row.id, now=now)
         if count and jobs is JobsChoice.CANCEL:
-            return await self._jobs.request_cancel_of_method(session, row.id, now=now)
+            return await request_cancel_of_method(session, row.id, now=now)
         return ()
 
     async def require_valid(self, session: AsyncSession, definition: MethodDefinition) -> None:

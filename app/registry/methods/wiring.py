@@ -12,7 +12,7 @@ from app.registry.methods.restoring import MethodRestoring
 from app.registry.methods.runs import MethodRuns
 from app.registry.methods.samples import Samples
 from app.registry.methods.script_reading import ScriptReader
-from app.registry.methods.service import Clock, JobsOfMethod, LicenceGate, MethodRegistry
+from app.registry.methods.service import Clock, LicenceGate, MethodRegistry
 from app.registry.methods.stage_files import StageFiles
 from app.registry.methods.suggesting import MethodSuggestions
 from app.registry.nodes.platforms import PlatformChoice
@@ -42,7 +42,6 @@ def method_services(
     *,
     home: Home,
     licence: LicenceGate,
-    jobs: JobsOfMethod,
     clock: Clock,
     machine: Platform,
     platform: PlatformChoice = "auto",
@@ -52,7 +51,7 @@ def method_services(
     """Return the services of the methods under `home`; `machine` is this machine's platform."""
     files = MethodFiles(ScriptRoot(home.scripts, max_bytes=max_script_bytes), VersionStore(home.versions))
     reader = ScriptReader(files)
-    registry = MethodRegistry(files=files, reader=reader, licence=licence, jobs=jobs, clock=clock)
+    registry = MethodRegistry(files=files, reader=reader, licence=licence, clock=clock)
     runs = MethodRuns(registry=registry, files=files)
     options = OptionClasses()
     return MethodServices(
