@@ -50,6 +50,14 @@ def said(found: list[Violation] | tuple[Violation, ...]) -> list[tuple[str, str]
     return [(one.pointer, one.code) for one in found]
 
 
+def test_tools_are_learned_where_their_functions_are_given(tmp_path: Path) -> None:
+    method = declared(SPEECH, tools=False)
+
+    assert not checked(tmp_path, [CALLED], method, tools_file="tools.py").violations
+    (refused,) = checked(tmp_path, [CALLED], method, tools_file="").violations
+    assert refused.code == "tools_not_learned"
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("row", "learns_from", "more", "code", "where"),

@@ -96,6 +96,7 @@ class TestRefusals:
             (None, ["--num_generations=7"], "(64) must be a multiple of num_generations (7)"),
             (None, ["--vllm=true"], "vllm=true needs the package vllm, which this environment does not have"),
             (None, ["--temperature=0"], "temperature must be above 0"),
+            (None, ["--kept_completions=-1"], "kept_completions must be at least 0"),
             (None, ["--answer_pattern=("], "answer_pattern is not a regular expression"),
             (None, ["--answer_pattern=####"], "answer_pattern must have one group"),
             (None, ["--answer_weight=0", "--format_weight=0"], "there is no reward"),

@@ -16,6 +16,8 @@ from app.registry.methods.record import Method
 from app.registry.scripts.root import digest_of
 
 _COLUMN_PARAMETERS: Final = ("input_train_name", "output_train_name")
+_TOOLS_PARAMETER: Final = "tools_file"
+"""Names the functions that a model may call while it trains: with it, rows may name them as well."""
 _DATASET: Final = "/dataset"
 
 
@@ -97,7 +99,7 @@ def rows_wanted(rules: DataRules | None, values: Mapping[str, Any]) -> RowsWante
     form = values.get("data_form")
     return RowsWanted(
         kinds=tuple(sorted(rules.kinds(values))),
-        tools=rules.tools,
+        tools=rules.tools or bool(values.get(_TOOLS_PARAMETER)),
         pictures=rules.pictures,
         columns=(columns[0], columns[1]) if columns[0] and columns[1] else None,
         form=form if isinstance(form, str) and form not in ("", "auto") else None,

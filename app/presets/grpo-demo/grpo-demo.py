@@ -10,6 +10,10 @@ likely, those with less become rarer. What earns a reward:
 | length | `length_weight` | at most `target_length` characters; none from twice as many |
 | your own | `reward_file`, `reward_file_weight` | what functions `..._reward(completions, **columns)` of a file say |
 | model | `reward_model_path`, `reward_model_weight` | what a reward model says, such as one of Reward-Demo |
+| environment | `tools_file` | what the environment's `get_reward` says |
+
+With `tools_file` the model may call functions while it answers, or act in an environment, in several turns
+(`deepe_rollouts`). The first answers of each logged step are kept beside the adapter, in `completions.jsonl`.
 
 Try it by hand, in a checkout of the product, with the interpreter of the `trl` environment (about half a minute):
 
@@ -27,6 +31,7 @@ finds. Held-out file, checkpoints and SIGTERM as in sft-demo.py: `output_dir` ho
 import argparse
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +47,7 @@ from deepe_preparation import Preparation
 from deepe_recipes import Learned
 from deepe_reward_model import check_reward_model, load_reward_model
 from deepe_rewards import Judge, for_trl, judge_of, rows_for_trl
+from deepe_rollouts import PLAIN, Rollouts, keep_completions, prepare_template, rollouts_of, score_rollouts
 from deepe_rows import QUESTION, Question, Refused, Wanted
 from deepe_scores import score_rewards
 from deepe_whole import check_whole, trained
@@ -77,6 +83,7 @@ def make_parser() -> argparse.ArgumentParser:
     method.add_argument("--num_generations", type=int, default=8, help="answers to each question that are compared")
     method.add_argument("--temperature", type=float, default=1.0, help="how different the answers are")
     method.add_argument("--kl_coef", type=float, default=0.0, help="pull back to the base model; 0 saves its pass")
+    arguments.add_rollouts(method)
     method.add_argument("--vllm", choices=["auto", "true", "false"], default="auto", help="answer by vLLM on a GPU")
     arguments.add_steps(
         parser,
@@ -103,9 +110,15 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     check(args)
-    judge = judge_of(args)
+    rollouts = rollouts_of(args)
+    judge = judge_of(args, by_environment=rollouts.rewards)
+
+    def check_row(row: Question) -> None:
+        judge.check(row)
+        rollouts.check(row)
+
     log("HandleWithDataset", args.dataset_path, args)
-    preparation = Preparation(args, LEARNS, judge.check)
+    preparation = Preparation(args, replace(LEARNS, tools=not rollouts.are_plain), check_row)
 
     log("InitializingModel", args.model_path, args)
     machine = llm.choose(args)
@@ -114,13 +127,15 @@ def run(args: argparse.Namespace) -> None:
         judge = judge.with_model(reward_model, args.reward_model_weight)
     remark(judge.told(), args, warning=False)
     tokenizer = llm.load_tokenizer(args.model_path, args)
-    tasks, held_out = preparation.sequences(tokenizer, judge.recipe(args.system_prompt))
-    trainer = build_trainer(args, machine, tokenizer, tasks, judge)
+    prepare_template(tokenizer, rollouts, args)
+    tasks, held_out = preparation.sequences(tokenizer, judge.recipe(args.system_prompt, rollouts.schemas))
+    trainer = build_trainer(args, machine, tokenizer, tasks, judge, rollouts)
+    keep_completions(trainer, args)
 
-    score(trainer, tokenizer, held_out, judge, args, "before")
+    score(trainer, tokenizer, held_out, judge, rollouts, args, "before")
     llm.train(trainer, preparation.rows, args)
     llm.save_adapter(trainer, args)
-    score(trainer, tokenizer, held_out, judge, args, "after")
+    score(trainer, tokenizer, held_out, judge, rollouts, args, "after")
     log("TrainingSuccess", args.model_name, args)
 
 
@@ -142,11 +157,20 @@ def check(args: argparse.Namespace) -> None:
             f"batch_size times grad_accum_steps ({together}) must be a multiple of num_generations "
             f"({args.num_generations}): the answers to a question stay together"
         )
+    if args.kept_completions < 0:
+        raise Refused(f"kept_completions must be at least 0, it is {args.kept_completions}")
     if args.temperature <= 0:
         raise Refused(f"temperature must be above 0, it is {args.temperature}: equal answers teach nothing")
 
 
-def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any, tasks: Learned, judge: Judge) -> Any:
+def build_trainer(
+    args: argparse.Namespace,
+    machine: llm.Machine,
+    tokenizer: Any,
+    tasks: Learned,
+    judge: Judge,
+    rollouts: Rollouts = PLAIN,
+) -> Any:
     from trl import GRPOConfig, GRPOTrainer
 
     answering = generation(args, machine)
@@ -180,6 +204,7 @@ def build_trainer(args: argparse.Namespace, machine: llm.Machine, tokenizer: Any
             train_dataset=tasks.dataset(rows_for_trl),
             processing_class=tokenizer,
             callbacks=llm.callbacks(args, shown="reward"),
+            **rollouts.arguments(),
         )
 
 
@@ -197,10 +222,18 @@ def generation(args: argparse.Namespace, machine: llm.Machine) -> dict[str, Any]
 
 
 def score(
-    trainer: Any, tokenizer: Any, tasks: list[Question], judge: Judge, args: argparse.Namespace, phase: str
+    trainer: Any,
+    tokenizer: Any,
+    tasks: list[Question],
+    judge: Judge,
+    rollouts: Rollouts,
+    args: argparse.Namespace,
+    phase: str,
 ) -> None:
     def work() -> None:
-        if tasks and answers_here(trainer):
+        if tasks and not rollouts.are_plain:
+            score_rollouts(trainer, tasks, judge, args, phase)
+        elif tasks and answers_here(trainer):
             score_rewards(trainer.model, tokenizer, tasks, judge, args, phase)
 
     measure(trainer, phase, work, args)

@@ -285,6 +285,16 @@ def add_rule_reward(group: Any) -> None:
     group.add_argument("--reward_file_weight", type=float, default=1.0, help="weight of each of its functions")
 
 
+def add_rollouts(group: Any) -> None:
+    """Declare what a model may do while it answers, and what is kept of its answers."""
+    group.add_argument(
+        "--tools_file", default=None, help="Python file with functions that the model may call, or an environment"
+    )
+    group.add_argument(
+        "--kept_completions", type=int, default=8, help="answers of each logged step that are kept; 0 keeps none"
+    )
+
+
 def add_system_prompt(group: Any) -> None:
     """Declare what is said before each question."""
     group.add_argument(

@@ -161,7 +161,11 @@ def _key(args: argparse.Namespace, wanted: Wanted) -> str:
     beside = Path(own) if own else dataset / HELD_OUT
     data = [data_file(path) for path in (dataset, beside) if path.exists()]
     files = {
-        "data": [*data, *template_files(args)],
+        "data": [
+            *data,
+            *template_files(args),
+            *([Path(tools)] if (tools := getattr(args, "tools_file", None)) else []),
+        ],
         "base": [path for one in folders for path in _small_files(one)],
         "code": [*Path(__file__).parent.rglob("*.py"), Path(sys.argv[0])],
     }

@@ -5,8 +5,9 @@ A function of such a file gets the answers as texts and returns one number for e
     def polite_reward(completions, **columns):
         return [1.0 if "please" in text.lower() else 0.0 for text in completions]
 
-`columns` holds `prompts` (lists of turns), `answer` (the results of the data set) and every other column of the data
-set by its name. The function's name must end with `_reward`.
+`columns` holds `prompts` (lists of turns), `completion_turns` (the answers as lists of turns, with calls of functions
+and their results), `answer` (the results of the data set) and every other column of the data set by its name;
+`environments` where answers are given in some (`deepe_rollouts`). The function's name must end with `_reward`.
 Standard library only.
 """
 
@@ -20,6 +21,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from deepe_recipes import EXAMPLE, Recipe, Row, read_value, written_value
@@ -60,7 +62,10 @@ class Judge:
 
     def totals(self, completions: list[str], prompts: list[list[Turn]], columns: Columns) -> list[float]:
         """Return the weighted sum of all rewards for each answer; `columns` has `answer` and those of the data set."""
-        given = [function(completions, prompts=prompts, **columns) for function in self.functions]
+        turns = [[message("assistant", text)] for text in completions]
+        given = [
+            function(completions, prompts=prompts, completion_turns=turns, **columns) for function in self.functions
+        ]
         return [
             sum(weight * (value or 0.0) for weight, value in zip(self.weights, values, strict=True))
             for values in zip(*given, strict=True)
@@ -78,16 +83,19 @@ class Judge:
                 f"{row.place}: there is no answer to compare with; add one (answer), or set answer_weight to 0"
             )
 
-    def recipe(self, system_prompt: str) -> Recipe:
-        """Return what is made of a row: its task."""
-        tasks = partial(tasks_of, pattern=self.pattern, system_prompt=system_prompt)
+    def recipe(self, system_prompt: str, tools: Sequence[Any] = ()) -> Recipe:
+        """Return what is made of a row: its task, with the functions that the model may call."""
+        tasks = partial(tasks_of, pattern=self.pattern, system_prompt=system_prompt, tools=list(tools) or None)
         return Recipe(EXAMPLE, kept_question, questions_of, tasks)
 
 
-def tasks_of(row: Question, *, pattern: re.Pattern[str], system_prompt: str) -> tuple[Question, ...]:
+def tasks_of(
+    row: Question, *, pattern: re.Pattern[str], system_prompt: str, tools: list[Any] | None = None
+) -> tuple[Question, ...]:
     """Return a row's question, with the instruction before it, and the right result out of its answer."""
     told = row.reference or ""
-    return (replace(with_instruction(row, system_prompt), reference=result_of(told, pattern) or told.strip()),)
+    reference = result_of(told, pattern) or told.strip()
+    return (replace(with_instruction(row, system_prompt), reference=reference, tools=tools),)
 
 
 def questions_of(_row: Question, found: Sequence[Rendered]) -> list[Any]:
@@ -107,8 +115,11 @@ def with_instruction(row: Question, system_prompt: str) -> Question:
     return replace(row, prompt=[message("system", system_prompt), *row.prompt])
 
 
-def judge_of(args: argparse.Namespace) -> Judge:
-    """Return the rewards that the arguments ask for, but for those of a reward model, which has to be loaded."""
+def judge_of(args: argparse.Namespace, *, by_environment: bool = False) -> Judge:
+    """Return the rewards that the arguments ask for, but for those of a reward model, which has to be loaded.
+
+    `by_environment`: an environment gives rewards as well, so that there may be no others.
+    """
     try:
         pattern = re.compile(args.answer_pattern)
     except re.error as error:
@@ -138,7 +149,7 @@ def judge_of(args: argparse.Namespace) -> Judge:
         chosen = {}
     elif args.reward_file:
         chosen |= dict.fromkeys(functions_of(Path(args.reward_file)), args.reward_file_weight)
-    if not chosen and not by_model:
+    if not chosen and not by_model and not by_environment:
         raise Refused(
             "there is no reward: give one of the weights a value other than 0, a reward_file or a reward_model_path"
         )
@@ -152,29 +163,43 @@ def judge_of(args: argparse.Namespace) -> Judge:
 
 def functions_of(path: Path) -> list[Function]:
     """Return the checked reward functions of a user's file."""
-    spec = importlib.util.spec_from_file_location("deepe_reward_file", path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise Refused(f"reward_file {path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise Refused(f"reward_file {path} cannot be loaded: {type(error).__name__}: {error}") from error
+    module = module_of(path, "reward_file")
     found = [value for name, value in vars(module).items() if name.endswith("_reward") and callable(value)]
     if not found:
         raise Refused(f"reward_file {path} has no function whose name ends with _reward")
     return [_checked(function) for function in found]
 
 
+def module_of(path: Path, parameter: str) -> ModuleType:
+    """Return a user's file as a module; `parameter` names it. Raises `Refused`."""
+    spec = importlib.util.spec_from_file_location(f"deepe_{parameter}", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise Refused(f"{parameter} {path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise Refused(f"{parameter} {path} cannot be loaded: {type(error).__name__}: {error}") from error
+    return module
+
+
 def for_trl(function: Function) -> Function:
     """Return the function in TRL's form: an answer to a conversation comes as a list of turns."""
 
     def reward(completions: list[Any], more: list[str], **columns: Any) -> list[float | None]:
-        texts = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
-        return function(texts, **columns, **joined([json.loads(row) for row in more]))
+        texts = [answer_of(completion) for completion in completions]
+        return function(texts, completion_turns=completions, **columns, **joined([json.loads(row) for row in more]))
 
     reward.__name__ = function.__name__
     return reward
+
+
+def answer_of(completion: Any) -> str:
+    """Return the text of an answer: of several turns, that of the last one, if the model has said it."""
+    if isinstance(completion, str):
+        return completion
+    last = completion[-1] if completion else {"role": ""}
+    return (last.get("content") or "") if last["role"] == "assistant" else ""
 
 
 def columns_of(tasks: Sequence[Question]) -> dict[str, list[Any]]:
