@@ -11,18 +11,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from fastapi import FastAPI
 
 from app import collect_as_usual
 from app.access.guard import LicenceGuard
+from app.access.keys import AccessKeys
 from app.access.licence import load_public_key
 from app.api.application import HttpOptions, Lifespan, new_application
 from app.api.dependencies import Services
 from app.api.guards import AccessPolicy
 from app.api.prometheus import Metrics
 from app.api.routes import (
+    access,
     base_models,
     chat,
     datasets,
@@ -42,6 +44,7 @@ from app.api.routes import (
     webhooks,
 )
 from app.api.routes.system import Readiness
+from app.domain.access import Permission
 from app.domain.enums import Platform
 from app.domain.retention import Retention, RetentionTarget
 from app.domain.webhooks import AddressPolicy
@@ -91,6 +94,14 @@ collect_as_usual()  # here, so that an exit does not go over what was imported e
 
 logger = logging.getLogger(__name__)
 
+# the most used first: routes are tried one by one
+ROUTERS: Final = tuple(
+    module.router
+    for module in (
+        system, jobs, methods, models, chat, nodes, scripts, presets, datasets, base_models, environments, queues,
+        deploy_targets, webhooks, pictures, metrics, housekeeping, access,
+    )
+)  # fmt: skip
 IDEMPOTENCY_KEPT = timedelta(days=1)
 _THREADS = 32
 
@@ -108,7 +119,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     metrics_ = Metrics(database, redis=checks.get("redis"))
     works: list[Work] = []
     lifespan = _lifespan(services, database, settings, works)
-    app = new_application(_http_options(settings, metrics_), lifespan=lifespan)
+    app = new_application(_http_options(settings, services, metrics_), lifespan=lifespan)
     app.state.metrics = metrics_
     app.state.services = services
     app.state.licence = licence
@@ -169,6 +180,7 @@ def build_services(
     return Services(
         database=database,
         home=home,
+        access_keys=AccessKeys(database=database, clock=clock),
         methods=methods_,
         base_models=base_models_,
         datasets=datasets_,
@@ -222,12 +234,9 @@ def build_services(
 
 
 def include_routes(app: FastAPI) -> None:
-    """Include every router, the most used first: routes are tried one by one."""
-    for module in (
-        system, jobs, methods, models, chat, nodes, scripts, presets, datasets, base_models, environments, queues,
-        deploy_targets, webhooks, pictures, metrics, housekeeping,
-    ):  # fmt: skip
-        app.include_router(module.router)
+    """Include every router."""
+    for router in ROUTERS:
+        app.include_router(router)
 
 
 def utc_now() -> datetime:
@@ -302,9 +311,11 @@ def _add_runner(app: FastAPI, settings: Settings, services: Services, *, port: i
         RunnerRoutes(runner=runner, chat=services.chat, home=services.home).routes(),
         AccessPolicy(
             token=settings.token,
+            keys=services.access_keys.caller,
             allowed_hosts=settings.allowed_hosts,
             trusted_networks=settings.runner_clients,
             open_paths=("/health",),
+            needed=Permission.RUN,
         ),
         max_body_bytes=settings.max_body_bytes,
         metrics=app.state.metrics.http,
@@ -335,9 +346,10 @@ def _retention(settings: Settings) -> Retention:
     )
 
 
-def _http_options(settings: Settings, metrics_: Metrics) -> HttpOptions:
+def _http_options(settings: Settings, services: Services, metrics_: Metrics) -> HttpOptions:
     access = AccessPolicy(
         token=settings.token,
+        keys=services.access_keys.caller,
         metrics_token=settings.metrics_token.get_secret_value() if settings.metrics_token else None,
         allowed_hosts=settings.allowed_hosts,
         allowed_origins=settings.allowed_origins,

@@ -19,11 +19,16 @@ def main() -> None:
 
 def with_table(page: str) -> str:
     """Return the page with the table of today's settings between its two marks."""
-    before, _, rest = page.partition(BEGIN)
-    _, mark, after = rest.partition(END)
+    return between(BEGIN, END, page, table())
+
+
+def between(begin: str, end: str, page: str, text: str) -> str:
+    """Return the page with `text` between its two marks."""
+    before, _, rest = page.partition(begin)
+    _, mark, after = rest.partition(end)
     if not mark:
-        raise ValueError(f"{PAGE} lacks {BEGIN!r} or {END!r}")
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+        raise ValueError(f"the page lacks {begin!r} or {end!r}")
+    return f"{before}{begin}\n{text}\n{end}{after}"
 
 
 def table() -> str:

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.access.keys import AccessKeys
 from app.executor.jobs.chat_service import ChatService
 from app.executor.jobs.inference_requests import InferenceRequests
 from app.executor.jobs.job_actions import JobActions
@@ -41,6 +42,7 @@ class Services:
 
     database: Database
     home: Home
+    access_keys: AccessKeys
     methods: MethodServices
     base_models: BaseModels
     datasets: Datasets

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
+from app.access.keys import KeyExpired, KeyRevoked, KeyUnknown
 from app.api.bodies import JsonBadNumber, JsonNotUtf8, JsonTooDeep, JsonTooManyValues, MalformedJson
 from app.api.conditional import InvalidIfMatch, StaleVersion
 from app.api.errors import (
@@ -41,6 +42,7 @@ from app.api.guards import (
 from app.api.headers import IDEMPOTENCY_KEY, IF_MATCH, IF_NONE_MATCH
 from app.api.idempotency import IdempotencyKeyReused, InvalidIdempotencyKey
 from app.api.pagination import InvalidCursor, InvalidSort
+from app.domain.access import PermissionMissing
 from app.domain.errors import AppError, InvalidRequest
 
 STATIC: Final = Path(__file__).parent / "static"
@@ -144,8 +146,9 @@ def _document_errors(operation: dict[str, Any], *, path: str, method: str) -> No
     """Add the errors that the guards and the foundation give, beside those that the route names itself."""
     errors: list[type[AppError]] = [InternalError, ForeignHost, ForeignOrigin, ForeignClient, ThroughProxy]
     if path not in AccessPolicy.open_paths:
-        errors += [TokenMissing, TokenWrong]
+        errors += [TokenMissing, TokenWrong, KeyUnknown, KeyExpired, KeyRevoked]
     if path.startswith("/api/"):
+        errors.append(PermissionMissing)
         errors += [DatabaseUnavailable, DatabaseBusy]
     if "{" in path:
         errors.append(PathNotUtf8)

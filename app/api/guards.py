@@ -2,16 +2,18 @@
 
 `RequestContextMiddleware` names the request, measures and logs it, and answers HEAD where GET is answered.
 `GuardMiddleware` asks who calls and from where, bounds the body, and turns whatever is raised further in into a problem
-document. What a JSON body holds is checked by its route (`app.api.routing`): an address without that method is 405
-whatever was sent to it.
+document. What the caller may do, and what a JSON body holds, is checked by the route (`app.api.routing`): an address
+without that method is 405 whatever was sent to it.
 """
 
+import asyncio
 import hmac
 import logging
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Final, Protocol
@@ -21,8 +23,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.access.keys import PREFIX as KEY_PREFIX
 from app.access.loopback import is_loopback
 from app.api.errors import BadRequest, UnsupportedMediaType, problem_response
+from app.domain.access import LOCAL, METRICS, NETWORK, TOKEN, Caller, Permission
 from app.domain.errors import NotAllowed, TooLarge, Unauthenticated
 from app.observability import ACCESS_LOGGER, request_id
 
@@ -30,6 +34,8 @@ access_logger = logging.getLogger(ACCESS_LOGGER)
 
 RAW_BODY: Final = "deepe.raw_body"
 """Set in the scope of a request whose body is bytes of a file, not JSON."""
+CALLER: Final = "deepe.caller"
+"""The `Caller` in the scope of a request; None where an open path was called without a token."""
 # what a proxy adds to the requests that it passes on
 _PROXY_HEADERS: Final = frozenset({"forwarded", "via", "x-real-ip"})
 _PROXY_PREFIX: Final = "x-forwarded-"
@@ -103,9 +109,11 @@ class RawUpload:
 
 @dataclass(frozen=True)
 class AccessPolicy:
-    """Who may call. With a token: who has it. Without: this machine, but no proxy and no foreign web page."""
+    """Who may call: who has a key or the token. Without a token: this machine, but no proxy and no foreign web page."""
 
     token: str | None = None
+    keys: Callable[[str], Awaitable[Caller]] | None = None
+    """Returns whose secret an API key is, or raises `Unauthenticated`."""
     allowed_hosts: Sequence[str] = ()
     allowed_origins: Sequence[str] = ()
     metrics_token: str | None = None
@@ -114,6 +122,8 @@ class AccessPolicy:
     """Callers from there need no token, as long as neither a proxy nor a web page stands between."""
     open_paths: Sequence[str] = ("/", "/healthz", "/readyz", "/docs", "/openapi.json")
     """Paths that need no token: probes have none, and a browser cannot send one when it opens the documentation."""
+    needed: Permission | None = None
+    """What every caller of this application must be permitted, where its routes do not say it themselves."""
 
 
 class Observer(Protocol):
@@ -190,7 +200,7 @@ class GuardMiddleware:
 
         try:
             headers = Headers(scope=scope)
-            self._access.check(scope, headers)
+            scope[CALLER] = await self._access.caller(scope, headers)
             if scope["type"] == "http":
                 _check_path(scope)
                 receive = self._body.bounded(scope, headers, receive)
@@ -211,20 +221,22 @@ class _AccessGuard:
         self._policy = policy
         self._token = policy.token.encode() if policy.token else None
         self._metrics_token = policy.metrics_token.encode() if policy.metrics_token else None
+        self._slow_down = SlowDown()
 
-    def check(self, scope: Scope, headers: Headers) -> None:
+    async def caller(self, scope: Scope, headers: Headers) -> Caller | None:
+        """Return who calls, None for an open path without a token; raise an error for who may not."""
         host, origin = headers.get("host", ""), headers.get("origin")
-        if origin is None and self._is_trusted(scope, headers):
-            return
         if origin is not None and not self._is_own_origin(origin, host):
             raise ForeignOrigin(origin=origin)
+        secret = _bearer(headers)
+        if self._policy.keys is not None and secret is not None and secret.startswith(KEY_PREFIX):
+            return self._permitted(await self._slow_down.owner(scope, self._policy.keys(secret)))
+        if origin is None and self._is_trusted(scope, headers):
+            return NETWORK
         if self._token is not None:
-            if not self._is_open(scope["path"]):
-                accepted = [self._token]
-                if scope["path"] == METRICS_PATH and self._metrics_token is not None:
-                    accepted.append(self._metrics_token)
-                self._check_token(headers.get("authorization", ""), accepted)
-            return
+            if self._is_open(scope["path"]):
+                return None
+            return self._permitted(await self._slow_down.owner(scope, self._owner(secret, scope["path"])))
         name = host_name(host)
         if name is None or not (is_loopback(name) or name in self._policy.allowed_hosts):
             raise ForeignHost(host=host or "-")
@@ -234,6 +246,24 @@ class _AccessGuard:
         proxied = next((header for header in headers if _is_of_proxy(header)), None)
         if proxied is not None:
             raise ThroughProxy(header=proxied)
+        return LOCAL
+
+    def _permitted(self, caller: Caller) -> Caller:
+        if self._policy.needed is not None:
+            caller.require(self._policy.needed)
+        return caller
+
+    async def _owner(self, secret: str | None, path: str) -> Caller:
+        """Return whose token it is: the installation's, or the one of the metrics at their address."""
+        if secret is None:
+            raise TokenMissing
+        given = secret.encode("utf-8", "replace")
+        if self._token is not None and hmac.compare_digest(given, self._token):
+            return TOKEN
+        metrics = self._metrics_token if path == METRICS_PATH else None
+        if metrics is not None and hmac.compare_digest(given, metrics):
+            return METRICS
+        raise TokenWrong
 
     def _is_trusted(self, scope: Scope, headers: Headers) -> bool:
         client = scope.get("client")
@@ -255,13 +285,43 @@ class _AccessGuard:
     def _is_open(self, path: str) -> bool:
         return path in self._policy.open_paths or path.startswith("/docs/static/")
 
-    def _check_token(self, authorization: str, accepted: Sequence[bytes]) -> None:
-        scheme, _, token = authorization.partition(" ")
-        if scheme.lower() != "bearer" or not token.strip():
-            raise TokenMissing
-        given = token.strip().encode("utf-8", "replace")
-        if not any(hmac.compare_digest(given, expected) for expected in accepted):
-            raise TokenWrong
+
+class SlowDown:
+    """Slows down an address that tries tokens: after a few wrong ones each further answer takes longer.
+
+    Whoever sends a right one is not held up, so that callers behind one address do not lock each other out.
+    """
+
+    FREE: Final = 5
+    LONGEST_SECONDS: Final = 2.0
+    FORGOTTEN_SECONDS: Final = 60.0
+    ADDRESSES: Final = 1024
+
+    def __init__(
+        self, *, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
+        self._clock = clock
+        self._sleep = sleep
+        self._tries: OrderedDict[str, tuple[int, float]] = OrderedDict()
+
+    async def owner(self, scope: Scope, found: Awaitable[Caller]) -> Caller:
+        """Return the owner of a token; hold back the error that says that it is wrong."""
+        try:
+            return await found
+        except TokenMissing:
+            raise
+        except Unauthenticated:
+            await self._sleep(self._delay((scope.get("client") or ("",))[0]))
+            raise
+
+    def _delay(self, address: str) -> float:
+        now = self._clock()
+        count, last = self._tries.pop(address, (0, now))
+        count = 1 if now - last > self.FORGOTTEN_SECONDS else count + 1
+        self._tries[address] = (count, now)
+        if len(self._tries) > self.ADDRESSES:
+            self._tries.popitem(last=False)
+        return min(0.1 * max(0, count - self.FREE), self.LONGEST_SECONDS)
 
 
 class _BodyGuard:
@@ -293,6 +353,12 @@ class _BodyGuard:
             if upload.method == scope["method"] and upload.pattern.fullmatch(scope["path"])
         )
         return next(matching, None)
+
+
+def _bearer(headers: Headers) -> str | None:
+    """Return the token of `Authorization: Bearer TOKEN`; None where there is none."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
 
 
 def _is_of_proxy(header: str) -> bool:
@@ -335,6 +401,7 @@ def _check_path(scope: Scope) -> None:
 
 def _log_request(scope: Scope, method: str, status: int, seconds: float) -> None:
     level = logging.DEBUG if scope["path"] in _QUIET_PATHS and status < 400 else logging.INFO
+    caller: Caller | None = scope.get(CALLER)
     access_logger.log(
         level,
         "http_request",
@@ -342,6 +409,8 @@ def _log_request(scope: Scope, method: str, status: int, seconds: float) -> None
             "method": method,
             "path": scope["path"],  # without the query: it may hold secrets
             "status": status,
+            "caller": caller.name if caller else None,
+            "address": (scope.get("client") or (None,))[0],
             "duration_ms": round(seconds * 1000, 1),
         },
     )

@@ -1,8 +1,12 @@
-"""Routes that read, check and parse a JSON body once, before anything else of the route runs."""
+"""Routes that say who may call them, and read, check and parse a JSON body once, before anything else of them runs.
+
+A router names what its changes need (`changes`); its other routes need the permission to read (`reads`). `needs` names
+another permission for one route, `needs(None)` opens it to everybody.
+"""
 
 import re
 from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
@@ -13,8 +17,12 @@ from starlette.types import Scope
 
 from app.api.bodies import parse_json
 from app.api.errors import UnsupportedMediaType
-from app.api.guards import RAW_BODY
+from app.api.guards import CALLER, RAW_BODY, TokenMissing
+from app.domain.access import Caller, Permission
 
+EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
+
+_PERMISSION: Final = "__needed_permission__"
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 _ACTION: Final = re.compile(r":[a-z][a-z-]*\Z")
 
@@ -39,11 +47,13 @@ class JsonRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
-        if _WITH_BODY.isdisjoint(self.methods or ()):
-            return handle
+        needed = permission_of(self)
+        with_json = not _WITH_BODY.isdisjoint(self.methods or ())
 
-        async def handle_json(request: Request) -> Response:
-            if request.scope.get(RAW_BODY):
+        async def handle_permitted(request: Request) -> Response:
+            if needed is not None:
+                caller_of(request).require(needed)
+            if not with_json or request.scope.get(RAW_BODY):
                 return await handle(request)
             body = await request.body()
             if body:
@@ -51,7 +61,7 @@ class JsonRoute(APIRoute):
                 request = _JsonRequest(request, body, parse_json(body))
             return await handle(request)
 
-        return handle_json
+        return handle_permitted
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Leave `/jobs/x:cancel` to the route of that action: no id and no name ends like this."""
@@ -64,10 +74,42 @@ class JsonRoute(APIRoute):
 
 
 class Router(APIRouter):
-    """A router whose routes are `JsonRoute`s."""
+    """A router whose routes are `JsonRoute`s: those with GET need `reads`, all others `changes`."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, changes: Permission, reads: Permission = Permission.READ, **options: Any) -> None:
         super().__init__(route_class=JsonRoute, **options)
+        self._changes = changes
+        self._reads = reads
+
+    def add_api_route(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        if not hasattr(endpoint, _PERMISSION):
+            only_reads = set(options.get("methods") or ["GET"]) == {"GET"}
+            needs(self._reads if only_reads else self._changes)(endpoint)
+        super().add_api_route(path, endpoint, **options)
+
+
+def needs(permission: Permission | None) -> Callable[[EndpointT], EndpointT]:
+    """Name what the route of a function needs, where it is not what its router says; None opens it to everybody."""
+
+    def mark(endpoint: EndpointT) -> EndpointT:
+        setattr(endpoint, _PERMISSION, permission)
+        return endpoint
+
+    return mark
+
+
+def permission_of(route: APIRoute) -> Permission | None:
+    """Return what the route needs; `AttributeError` for a route of no `Router`."""
+    permission: Permission | None = getattr(route.endpoint, _PERMISSION)
+    return permission
+
+
+def caller_of(request: Request) -> Caller:
+    """Return who sent the request; raise `TokenMissing` where an open path was called without a token."""
+    caller: Caller | None = request.scope.get(CALLER)
+    if caller is None:
+        raise TokenMissing
+    return caller
 
 
 def _check_content_type(request: Request) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlmodel import Field, SQLModel
 
+from app.domain.access import Role
 from app.domain.enums import (
     DeliveryState,
     EndReason,
@@ -489,6 +490,36 @@ class InstallationRow(SQLModel, table=True):
     key: str = Field(primary_key=True, max_length=100)
     value: Json = Field(sa_type=JsonDocument)
     updated_at: datetime = _time()
+
+
+class AccessKeyRow(SQLModel, table=True):
+    """An API key: whoever sends its secret has its name and its role. Of the secret the digest is kept."""
+
+    __tablename__ = "access_key"
+    __table_args__ = (
+        # a name may be used again after revocation
+        sa.Index(
+            "uq_access_key_name_key_live",
+            "name_key",
+            unique=True,
+            sqlite_where=sa.text("revoked_at IS NULL"),
+            postgresql_where=sa.text("revoked_at IS NULL"),
+        ),
+        sa.Index("uq_access_key_digest", "digest", unique=True),
+    )
+
+    id: str = Field(primary_key=True, max_length=36)
+    name: str = Field(max_length=100)
+    name_key: str = Field(max_length=300)
+    role: Role = Field(sa_type=enum_type(Role))
+    prefix: str = Field(max_length=16, description="first characters of the secret, by which people know it again")
+    digest: str = Field(max_length=64, description="SHA-256 of the secret in hexadecimal digits")
+    created_by: str = Field(max_length=100, description="name of the caller that made it")
+    created_at: datetime = _time()
+    changed_at: datetime = _time()
+    expires_at: datetime | None = _time(nullable=True)
+    last_used_at: datetime | None = _time(nullable=True)
+    revoked_at: datetime | None = _time(nullable=True)
 
 
 class WebhookRow(SQLModel, table=True):

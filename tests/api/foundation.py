@@ -20,6 +20,7 @@ from app.api.errors import problem_responses
 from app.api.guards import AccessPolicy, RawUpload
 from app.api.pagination import Page, PageParams, page_params
 from app.api.routing import Router
+from app.domain.access import Permission
 from app.domain.enums import TrainingType
 from app.domain.errors import NotFound
 
@@ -51,7 +52,7 @@ class Thing(BaseModel):
 
 Paging = Annotated[PageParams, Depends(page_params("created_at", "name", default="-created_at"))]
 
-router = Router(prefix="/api/v1")
+router = Router(changes=Permission.RUN, prefix="/api/v1")
 
 
 @router.get("/things")

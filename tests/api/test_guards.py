@@ -7,7 +7,9 @@ import httpx
 import pytest
 
 from app.api.bodies import JsonTooManyValues, parse_json
-from app.api.guards import host_name
+from app.api.guards import SlowDown, TokenWrong, host_name
+from app.domain.access import TOKEN as OWNER
+from app.domain.access import Caller
 from tests.api.foundation import LIMIT, UPLOAD_LIMIT, client_of, make_app
 
 TOKEN = "k3J9-very-random-token"
@@ -87,6 +89,42 @@ class TestToken:
         )
 
         assert response.status_code == 200
+
+
+class TestWrongTokens:
+    async def test_slow_down_the_address_that_tries_them(self) -> None:
+        """After a few, each answer takes longer, up to a limit; a minute of quiet is a new beginning."""
+        slept: list[float] = []
+        now = 0.0
+
+        async def sleep(seconds: float) -> None:
+            slept.append(seconds)
+
+        async def wrong() -> Caller:
+            raise TokenWrong
+
+        async def right() -> Caller:
+            return OWNER
+
+        guard = SlowDown(clock=lambda: now, sleep=sleep)
+
+        async def try_one(address: str) -> None:
+            with pytest.raises(TokenWrong):
+                await guard.owner({"client": (address, 1)}, wrong())
+
+        for _ in range(30):
+            await try_one("203.0.113.9")
+        await try_one("203.0.113.10")
+        first = [round(one, 1) for one in slept]
+        slept.clear()
+
+        assert await guard.owner({"client": ("203.0.113.9", 1)}, right()) is OWNER
+        assert slept == []
+        assert first == [0.0] * 5 + [round(0.1 * step, 1) for step in range(1, 21)] + [2.0] * 5 + [0.0]
+
+        now = 61.0
+        await try_one("203.0.113.9")
+        assert slept == [0.0]
 
 
 class TestHostWithoutToken:

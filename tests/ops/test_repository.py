@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scripts import settings_table
+from scripts import permission_table, settings_table
 from tests.ops.dependencies import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
@@ -40,6 +40,12 @@ def test_settings_table_is_that_of_the_settings() -> None:
     page = settings_table.PAGE.read_text("utf-8")
 
     assert page == settings_table.with_table(page), "run: python -m scripts.settings_table"
+
+
+def test_table_of_roles_is_that_of_the_routes() -> None:
+    page = permission_table.PAGE.read_text("utf-8")
+
+    assert page == permission_table.with_table(page), "look what changed, then run: python -m scripts.permission_table"
 
 
 def test_pre_commit_runs_what_make_check_runs() -> None:

@@ -37,6 +37,7 @@ from app.api.schemas.base_models import (
     base_model_read,
 )
 from app.api.schemas.jobs import JobRead
+from app.domain.access import Permission
 from app.domain.errors import InvalidRequest
 from app.domain.plain_text import shown
 from app.executor.jobs.base_model_builds import BaseModelThere
@@ -56,7 +57,7 @@ from app.registry.resource_paths import InvalidPath, PathNotFound, PathOutsideFo
 from app.store.base_models import BaseModelNotFound
 from app.store.methods import NameTaken
 
-router = Router(prefix="/api/v1", tags=["base models"])
+router = Router(changes=Permission.RUN, prefix="/api/v1", tags=["base models"])
 
 Paging = Annotated[PageParams, Depends(page_params("name", "created_at", default="name"))]
 _RAW_BODY: Final[dict[str, Any]] = {

@@ -12,13 +12,14 @@ from app.api.routes.models import ModelRef
 from app.api.routing import Router
 from app.api.schemas.chat import ChatAnswer, ChatRequest
 from app.api.sse import event_stream
+from app.domain.access import Permission
 from app.domain.errors import InvalidRequest
 from app.domain.rendering import ArgumentTooLong
 from app.executor.jobs.inference_requests import ModelCannotBeAsked, OnlineModelNotAsked
 from app.store import jobs
 from app.store.models import ModelNameAmbiguous, ModelNotFound
 
-router = Router(prefix="/api/v1", tags=["models"])
+router = Router(changes=Permission.RUN, prefix="/api/v1", tags=["models"])
 
 _EVENTS: Final = """retry: 2000
 

@@ -14,7 +14,7 @@ from app.api.guards import RawUpload
 from app.api.idempotency import CreationDep, IdempotencyKeyReused
 from app.api.language import RequestLanguage
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
-from app.api.routing import Router
+from app.api.routing import Router, needs
 from app.api.schemas.datasets import (
     DatasetCheck,
     DatasetCreate,
@@ -28,6 +28,7 @@ from app.api.schemas.datasets import (
     dataset_read,
     dataset_validation,
 )
+from app.domain.access import Permission
 from app.domain.errors import InvalidRequest
 from app.executor.jobs.row_previews import PREVIEW_ERRORS
 from app.formats.base import MEDIA_TYPES, Format, Options
@@ -51,7 +52,7 @@ from app.registry.resource_paths import InvalidPath, PathNotFound, PathOutsideFo
 from app.store.datasets import DatasetNotFound
 from app.store.methods import MethodNotFound, NameTaken
 
-router = Router(prefix="/api/v1", tags=["data sets"])
+router = Router(changes=Permission.RUN, prefix="/api/v1", tags=["data sets"])
 
 MAX_PREVIEW: Final = 200
 _TABLES: Final = frozenset({"text/csv", "text/tab-separated-values"})
@@ -180,6 +181,7 @@ async def create_dataset(
 
 
 @router.post("/datasets:validate")
+@needs(Permission.READ)
 async def validate_dataset(
     dataset: DatasetCheck, session: ReadSession, services: ServicesDep, language: RequestLanguage
 ) -> DatasetValidation:

@@ -9,7 +9,7 @@ from app.api.errors import problem_responses
 from app.api.idempotency import CreationDep, IdempotencyKeyReused
 from app.api.language import RequestLanguage
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
-from app.api.routing import Router
+from app.api.routing import Router, needs
 from app.api.schemas.deploy_targets import (
     DeployTargetAnswer,
     DeployTargetCreate,
@@ -17,12 +17,13 @@ from app.api.schemas.deploy_targets import (
     DeployTargetRead,
     deploy_target_read,
 )
+from app.domain.access import Permission
 from app.domain.errors import InvalidRequest
 from app.registry.models.deploy_targets import DeployTargetInUse, NewDeployTarget
 from app.store.deploy_targets import DeployTargetNotFound
 from app.store.methods import NameTaken
 
-router = Router(prefix="/api/v1", tags=["deploy targets"])
+router = Router(changes=Permission.DEVELOP, prefix="/api/v1", tags=["deploy targets"])
 
 Paging = Annotated[PageParams, Depends(page_params("name", "created_at", default="name"))]
 DeployTargetRef = Annotated[str, Path(description="Id or name of the deploy target.", examples=["gpu-box"])]
@@ -81,6 +82,7 @@ async def update_deploy_target(
 
 
 @router.post("/deploy-targets/{deploy_target}:test", responses=problem_responses(DeployTargetNotFound))
+@needs(Permission.RUN)
 async def test_deploy_target(
     deploy_target: DeployTargetRef, services: ServicesDep, language: RequestLanguage
 ) -> DeployTargetAnswer:

@@ -22,6 +22,7 @@ from app.api.schemas.environments import (
     environment_read,
 )
 from app.api.schemas.jobs import JobRead
+from app.domain.access import Permission
 from app.domain.environment_locks import EnvironmentLock
 from app.domain.errors import InvalidRequest
 from app.domain.texts import Language
@@ -45,7 +46,7 @@ from app.registry.environments.specs import EnvironmentSpecUnreadable
 from app.store.methods import NameTaken
 from app.store.nodes import NodeNotFound
 
-router = Router(prefix="/api/v1", tags=["environments"])
+router = Router(changes=Permission.DEVELOP, prefix="/api/v1", tags=["environments"])
 
 Paging = Annotated[PageParams, Depends(page_params("name", default="name"))]
 EnvironmentRef = Annotated[str, Path(description="Name of the environment, as conda knows it.", examples=["trl"])]

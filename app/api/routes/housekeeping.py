@@ -9,11 +9,12 @@ from app.api.dependencies import ServicesDep
 from app.api.errors import problem_responses
 from app.api.routing import Router
 from app.api.schemas.common import RequestBody
+from app.domain.access import Permission
 from app.domain.errors import InvalidRequest
 from app.domain.retention import RetentionTarget
 from app.executor.maintenance.housekeeping import HousekeepingRunning
 
-router = Router(prefix="/api/v1", tags=["system"])
+router = Router(changes=Permission.ADMINISTER, prefix="/api/v1", tags=["system"])
 
 
 class HousekeepingRun(RequestBody):

@@ -12,7 +12,7 @@ from app.api.idempotency import CreationDep, IdempotencyKeyReused
 from app.api.job_events import job_events
 from app.api.language import RequestLanguage
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
-from app.api.routing import Router
+from app.api.routing import Router, needs
 from app.api.schemas.job_curves import JobComparison, JobMetrics, job_comparison, job_metrics
 from app.api.schemas.jobs import (
     JobRead,
@@ -27,6 +27,7 @@ from app.api.schemas.jobs import (
     log_page_read,
 )
 from app.api.sse import event_stream
+from app.domain.access import Permission
 from app.domain.enums import JobKind, JobStatus
 from app.domain.errors import Invalid, InvalidRequest
 from app.executor.jobs.job_actions import JobBeingRetried, JobDatasetChanged, JobInputsGone, JobMethodDeleted, JobQuery
@@ -54,7 +55,7 @@ from app.store.job_status import JobAlreadyFinished
 from app.store.jobs import JobNotFound
 from app.store.methods import NameTaken
 
-router = Router(prefix="/api/v1", tags=["jobs"])
+router = Router(changes=Permission.RUN, prefix="/api/v1", tags=["jobs"])
 
 Paging = Annotated[PageParams, Depends(page_params("created_at", "name", "updated_at", default="-created_at"))]
 JobId = Annotated[str, Path(description="Id of the job.", examples=["0192f0c1-d2e3-4f5a-8b6c-7d8e9f0a1b2c"])]
@@ -106,6 +107,7 @@ async def submit_job(
 
 
 @router.post("/jobs:validate", responses=problem_responses(InsufficientDiskSpace, *_DATA_ERRORS))
+@needs(Permission.READ)
 async def validate_job(job: JobSubmit, services: ServicesDep, language: RequestLanguage) -> JobValidation:
     """Say everything that a submit would say, and what it would do; nothing is changed.
 

@@ -13,7 +13,7 @@ from app.api.errors import PreconditionRequired, problem_responses
 from app.api.idempotency import CreationDep, IdempotencyKeyReused
 from app.api.language import RequestLanguage
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
-from app.api.routing import Router
+from app.api.routing import Router, needs
 from app.api.schemas.method_parameters import MethodParameters, parameters_read
 from app.api.schemas.methods import (
     MethodCopy,
@@ -33,6 +33,7 @@ from app.api.schemas.methods import (
 from app.api.schemas.previews import PreviewRead, RowsPreview, preview_read
 from app.api.schemas.readiness import MethodReadinessRead, ReadinessRead, method_readiness_read, readiness_read
 from app.api.schemas.stage_commands import StageCommandRead, stage_command_read
+from app.domain.access import Permission
 from app.domain.definition import MethodDefinition
 from app.domain.enums import JobKind, TrainingType
 from app.domain.errors import InvalidRequest
@@ -48,7 +49,7 @@ from app.registry.methods.service import JobsChoice, MethodHasLiveJobs, MethodMo
 from app.store.methods import MethodFilter, MethodNotFound, MethodVersionNotFound, NameTaken
 from app.store.models import ModelNotFound
 
-router = Router(prefix="/api/v1", tags=["methods"])
+router = Router(changes=Permission.DEVELOP, prefix="/api/v1", tags=["methods"])
 
 Paging = Annotated[PageParams, Depends(page_params("name", "created_at", "updated_at", default="name"))]
 VersionPaging = Annotated[PageParams, Depends(page_params("number", default="-number"))]
@@ -96,6 +97,7 @@ async def create_method(
 
 
 @router.post("/methods:validate", responses=problem_responses(MethodNotFound))
+@needs(Permission.READ)
 async def validate_method(
     definition: MethodDefinition,
     session: ReadSession,
@@ -327,6 +329,7 @@ async def get_stage_command(
         *PREVIEW_ERRORS,
     ),
 )
+@needs(Permission.RUN)
 async def preview_rows(
     method: MethodRef, wanted: RowsPreview, request: Request, services: ServicesDep, language: RequestLanguage
 ) -> PreviewRead:

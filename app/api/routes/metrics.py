@@ -8,8 +8,9 @@ from app.api.errors import problem_responses
 from app.api.guards import TokenMissing, TokenWrong
 from app.api.prometheus import CONTENT_TYPE, Metrics
 from app.api.routing import Router
+from app.domain.access import Permission
 
-router = Router(tags=["system"])
+router = Router(changes=Permission.ADMINISTER, tags=["system"])
 
 _EXAMPLE: Final = """# HELP deepe_jobs_queued Jobs that wait for nothing but a node.
 # TYPE deepe_jobs_queued gauge

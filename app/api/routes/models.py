@@ -19,7 +19,7 @@ from app.api.errors import RangeNotSatisfiable, problem_entries, problem_respons
 from app.api.idempotency import CreationDep, IdempotencyKeyReused
 from app.api.language import RequestLanguage
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
-from app.api.routing import Router
+from app.api.routing import Router, needs
 from app.api.schemas.models import (
     ModelCreate,
     ModelFileList,
@@ -30,6 +30,7 @@ from app.api.schemas.models import (
     model_read,
     model_summary,
 )
+from app.domain.access import Permission
 from app.domain.enums import ModelState, TrainingType
 from app.domain.errors import InvalidRequest
 from app.registry.models.folders import ModelFileNotFound
@@ -37,7 +38,7 @@ from app.registry.models.service import ModelInUse
 from app.registry.models.serving_tools import DeployTargetUnreachable
 from app.store.models import ModelFilter, ModelNameAmbiguous, ModelNotFound
 
-router = Router(prefix="/api/v1", tags=["models"])
+router = Router(changes=Permission.RUN, prefix="/api/v1", tags=["models"])
 
 Paging = Annotated[PageParams, Depends(page_params("created_at", "name", "size_bytes", default="-created_at"))]
 ModelRef = Annotated[
@@ -97,6 +98,7 @@ async def register_model(
 
 
 @router.post("/models:validate")
+@needs(Permission.READ)
 async def validate_model(
     model: ModelCreate, session: ReadSession, services: ServicesDep, language: RequestLanguage
 ) -> ModelValidation:

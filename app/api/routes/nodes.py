@@ -16,6 +16,7 @@ from app.api.list_response import page_by_name
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
 from app.api.routing import Router
 from app.api.schemas.nodes import NodeDeclaration, NodePatch, NodeRead, node_read
+from app.domain.access import Permission
 from app.domain.errors import InvalidRequest
 from app.domain.texts import Language
 from app.executor.nodes.lost_nodes import NodeInUse, NodeIsAlive, NodeNotConfirmed
@@ -23,7 +24,7 @@ from app.registry.nodes.service import NodeView, TooManyLabels
 from app.store.leases import AcceleratorInUse, AcceleratorNotFound
 from app.store.nodes import NodeNotFound
 
-router = Router(prefix="/api/v1", tags=["nodes"])
+router = Router(changes=Permission.ADMINISTER, prefix="/api/v1", tags=["nodes"])
 
 Paging = Annotated[PageParams, Depends(page_params("name", default="name"))]
 NodeRef = Annotated[str, Path(description="Id or name of the node.", examples=["laptop"])]

@@ -9,9 +9,10 @@ from fastapi.responses import FileResponse
 from app.api.dependencies import ServicesDep
 from app.api.errors import problem_responses
 from app.api.routing import Router
+from app.domain.access import Permission
 from app.executor.runs.pictures import MEDIA_TYPES, PictureNotFound, picture_path
 
-router = Router(tags=["models"])
+router = Router(changes=Permission.RUN, tags=["models"])
 
 PictureName = Annotated[str, Path(description="File name.", examples=["0192f0c1-d2e3-4f5a-8b6c-7d8e9f0a1b2c.png"])]
 

@@ -13,10 +13,11 @@ from app.api.routes.methods import tagged_method
 from app.api.routing import Router
 from app.api.schemas.methods import MethodRead
 from app.api.schemas.presets import PresetRead, preset_read
+from app.domain.access import Permission
 from app.registry.methods.preset_install import PresetNotFound
 from app.store.methods import NameTaken
 
-router = Router(prefix="/api/v1", tags=["presets"])
+router = Router(changes=Permission.DEVELOP, prefix="/api/v1", tags=["presets"])
 
 Paging = Annotated[PageParams, Depends(page_params("name", default="name"))]
 PresetRef = Annotated[str, Path(description="Name of the preset.", examples=["SFT-Demo"])]

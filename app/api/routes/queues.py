@@ -11,9 +11,10 @@ from app.api.list_response import page_by_name
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
 from app.api.routing import Router
 from app.api.schemas.queues import QueueLimitsWrite, QueueRead, queue_read
+from app.domain.access import Permission
 from app.registry.nodes.queues import QueueNotFound, QueueView
 
-router = Router(prefix="/api/v1", tags=["queues"])
+router = Router(changes=Permission.ADMINISTER, prefix="/api/v1", tags=["queues"])
 
 Paging = Annotated[PageParams, Depends(page_params("name", default="name"))]
 QueueRef = Annotated[str, Path(description="Name of the queue.", examples=["default"])]

@@ -15,7 +15,7 @@ from app.api.language import RequestLanguage
 from app.api.list_response import page_by_name
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
 from app.api.routes.methods import MethodRef, tagged_method
-from app.api.routing import Router
+from app.api.routing import Router, needs
 from app.api.schemas.common import StageName
 from app.api.schemas.method_files import (
     MethodFileList,
@@ -27,6 +27,7 @@ from app.api.schemas.method_files import (
 )
 from app.api.schemas.method_suggestions import SuggestionRead, SuggestionRequest, suggestion_read
 from app.api.schemas.methods import MethodRead
+from app.domain.access import Permission
 from app.domain.errors import InvalidRequest, PreconditionFailed
 from app.registry.methods.restoring import FileInTheWay
 from app.registry.methods.service import MethodMoved, PresetReadOnly
@@ -36,7 +37,7 @@ from app.registry.scripts.names import SUFFIX, FileOutsideRoot, FilePathTooLong,
 from app.registry.scripts.root import ScriptTooLarge
 from app.store.methods import MethodNotFound, MethodVersionNotFound
 
-router = Router(prefix="/api/v1", tags=["scripts"])
+router = Router(changes=Permission.DEVELOP, prefix="/api/v1", tags=["scripts"])
 
 PYTHON_MEDIA_TYPE: Final = "text/x-python"
 _ACCEPTED = re.compile(r"(text/(x-python|plain|x-script\.python)|application/(octet-stream|x-python(-code)?))?", re.I)
@@ -252,6 +253,7 @@ async def delete_script(path: ScriptPath, session: WriteSession, services: Servi
     "/scripts/{name:path}:suggest",
     responses=problem_responses(NothingToSuggest, InvalidRequest, *_BAD_PATH),
 )
+@needs(Permission.READ)
 async def suggest_stage(
     name: Annotated[str, Path(description="A file of the script root, a module, or what starts it in a shell.")],
     wanted: SuggestionRequest,

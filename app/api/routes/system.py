@@ -13,7 +13,8 @@ from pydantic import BaseModel, Field
 from app.access.guard import LicenceGuard, LicenceStatus, LicenseState
 from app.api.errors import DatabaseUnavailable, ProblemEntry, problem_responses
 from app.api.language import RequestLanguage
-from app.api.routing import Router
+from app.api.routing import Router, needs
+from app.domain.access import Permission
 from app.domain.texts import Language
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class LicenseRead(BaseModel):
     problem: ProblemEntry | None = Field(description="Why an installed licence does not count.")
 
 
-router = Router()
+router = Router(changes=Permission.ADMINISTER)
 
 
 async def _readiness(request: Request) -> Readiness:
@@ -77,12 +78,14 @@ async def _licence(request: Request) -> LicenceGuard:
 
 
 @router.get("/healthz", tags=["system"])
+@needs(None)
 async def get_health() -> Health:
     """Say that the process answers; looks at nothing else."""
     return Health(status="ok")
 
 
 @router.get("/readyz", tags=["system"], responses=problem_responses(DatabaseUnavailable))
+@needs(None)
 async def get_readiness(readiness: Annotated[Readiness, Depends(_readiness)]) -> Ready:
     """Say whether requests can be served: 503 without the database; what else is missing stands in `degraded`."""
     names = list(readiness.optional)

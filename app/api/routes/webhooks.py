@@ -19,12 +19,14 @@ from app.api.schemas.webhooks import (
     delivery_read,
     webhook_read,
 )
+from app.domain.access import Permission
 from app.domain.enums import DeliveryState
 from app.domain.errors import InvalidRequest
 from app.executor.maintenance.webhooks import WebhookInactive, version_of
 from app.store.webhooks import DeliveryNotFound, WebhookNotFound
 
-router = Router(prefix="/api/v1", tags=["webhooks"])
+# an address often holds a secret
+router = Router(changes=Permission.ADMINISTER, reads=Permission.ADMINISTER, prefix="/api/v1", tags=["webhooks"])
 
 Paging = Annotated[PageParams, Depends(page_params("created_at", default="-created_at"))]
 WebhookId = Annotated[

@@ -1,0 +1,90 @@
+"""Over the wire: API keys, and who calls."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from app.domain.access import Caller, CallerKind, Permission, Role
+from app.store.tables import AccessKeyRow
+
+_ID = "2f6d1c8a-5b7e-4d3f-9a0c-1e2d3c4b5a69"
+_NAME = "nightly-training"
+_ROLE = "Viewer: read. Operator: run jobs, bring data and models. Developer: decide which code runs. Admin: all."
+_EXPIRY = "The key ends at this time (RFC 3339, with its offset); null: never."
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class KeyCreate(_Body):
+    """A key to make."""
+
+    name: str = Field(description="Whose key it is, or what for; unique among keys in use.", examples=[_NAME])
+    role: Role = Field(description=_ROLE, examples=["operator"])
+    expires_at: AwareDatetime | None = Field(default=None, description=_EXPIRY, examples=["2027-06-30T00:00:00Z"])
+
+
+class KeyChange(_Body):
+    """What changes; members that are missing stay."""
+
+    name: str | None = Field(default=None, examples=[_NAME])
+    role: Role | None = Field(default=None, description=_ROLE)
+    expires_at: AwareDatetime | None = Field(default=None, description=_EXPIRY)
+
+    def changes(self) -> dict[str, Any]:
+        """Return what changes; null takes the expiry away and leaves the others as they are."""
+        given = self.model_dump(exclude_unset=True)
+        return {name: value for name, value in given.items() if value is not None or name == "expires_at"}
+
+
+class KeyRead(BaseModel):
+    """An API key."""
+
+    id: str = Field(examples=[_ID])
+    name: str = Field(examples=[_NAME])
+    role: Role
+    prefix: str = Field(description="The first characters of the secret.", examples=["deepe_8sKq2w"])
+    secret: str | None = Field(
+        description="Send it as `Authorization: Bearer SECRET`. Shown once, when it is made; else null.",
+        examples=[None],
+    )
+    created_by: str = Field(description="Name of the caller that made the key.", examples=["token"])
+    created_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None = Field(description="To the minute.")
+    revoked_at: datetime | None
+
+
+class Me(BaseModel):
+    """Who sent the request, and what that caller may do."""
+
+    name: str = Field(description="Name of the key, else the kind.", examples=[_NAME])
+    kind: CallerKind = Field(
+        description="`local`: this machine, which needs no token; `token`: the installation's own; `network`: a "
+        "network that the settings trust; `key`: an API key."
+    )
+    role: Role
+    permissions: Sequence[Permission]
+    key: str | None = Field(description="Id of the API key.", examples=[_ID])
+    expires_at: datetime | None
+
+
+def key_read(row: AccessKeyRow, secret: str | None = None) -> KeyRead:
+    """Return a key as it is shown; the secret to whom it was just made for only."""
+    fields: dict[str, Any] = {name: getattr(row, name) for name in KeyRead.model_fields if name != "secret"}
+    return KeyRead(**fields, secret=secret)
+
+
+def me_read(caller: Caller) -> Me:
+    """Return the caller as it is shown."""
+    return Me(
+        name=caller.name,
+        kind=caller.kind,
+        role=caller.role,
+        permissions=[one for one in Permission if one in caller.role.permissions],
+        key=caller.key_id,
+        expires_at=caller.expires_at,
+    )

@@ -1,0 +1,89 @@
+"""Who may do what: four roles, what each permits, and the caller of a request."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Final
+
+from app.domain.errors import NotAllowed
+
+
+class Permission(StrEnum):
+    """What a route demands of its caller."""
+
+    READ = "read"
+    """See everything but secrets."""
+    RUN = "run"
+    """Submit, stop and repeat jobs, ask models; bring and delete data sets, base models and models."""
+    DEVELOP = "develop"
+    """Decide which code runs: methods, scripts, presets, environments, deploy targets."""
+    ADMINISTER = "administer"
+    """Keys, nodes, queues, webhooks, housekeeping."""
+
+
+class Role(StrEnum):
+    """What a caller is to the installation; each may do what those before it may."""
+
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+    DEVELOPER = "developer"
+    ADMIN = "admin"
+
+    @property
+    def permissions(self) -> frozenset[Permission]:
+        """Return what the role permits."""
+        return _PERMISSIONS[self]
+
+    @classmethod
+    def least(cls, permission: Permission) -> "Role":
+        """Return the first role that permits it."""
+        return next(role for role in cls if permission in role.permissions)
+
+
+_PERMISSIONS: Final[Mapping[Role, frozenset[Permission]]] = {
+    role: frozenset([*Permission][: rank + 1]) for rank, role in enumerate(Role)
+}
+
+
+class CallerKind(StrEnum):
+    """How the service knows a caller."""
+
+    LOCAL = "local"
+    """A request of this machine, where the service demands no token."""
+    TOKEN = "token"  # noqa: S105 - no password
+    """The installation's own token."""
+    NETWORK = "network"
+    """A request from a network that the settings trust."""
+    METRICS = "metrics"
+    """The token that opens the metrics and nothing else."""
+    KEY = "key"
+    """An API key."""
+
+
+class PermissionMissing(NotAllowed):
+    """The caller's role does not permit this."""
+
+    code = "permission_missing"
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whoever sent a request. `name` is that of the key, else that of the kind."""
+
+    kind: CallerKind
+    role: Role
+    name: str
+    key_id: str | None = None
+    expires_at: datetime | None = None
+
+    def require(self, permission: Permission) -> None:
+        """Raise `PermissionMissing` unless the caller's role permits it."""
+        if permission not in self.role.permissions:
+            raise PermissionMissing(caller=self.name, role=self.role.value, needed=Role.least(permission).value)
+
+
+LOCAL: Final = Caller(CallerKind.LOCAL, Role.ADMIN, CallerKind.LOCAL.value)
+TOKEN: Final = Caller(CallerKind.TOKEN, Role.ADMIN, CallerKind.TOKEN.value)
+NETWORK: Final = Caller(CallerKind.NETWORK, Role.ADMIN, CallerKind.NETWORK.value)
+METRICS: Final = Caller(CallerKind.METRICS, Role.VIEWER, CallerKind.METRICS.value)
