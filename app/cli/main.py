@@ -41,6 +41,8 @@ COMMANDS: Final = {
     "presets": Entry("resources:presets", WORK, "Methods that the product ships."),
     "nodes": Entry("nodes:nodes", WORK, "Machines with a worker."),
     "import": Entry("imports:app", MAINTENANCE, "Take over what another platform holds: DeepExtension."),
+    "me": Entry("access:me", WORK, "Say who you are to the service, and what you may do."),
+    "keys": Entry("access:keys", MAINTENANCE, "API keys: callers with a name and a role."),
     "webhooks": Entry("operations:webhooks", MAINTENANCE, "Addresses that get a message when a job ends."),
     "migrate": Entry("service:migrate", MAINTENANCE, "Bring the database to the newest schema."),
     "settings": Entry("service:settings", MAINTENANCE, "Show every DEEPE_* variable and its value."),

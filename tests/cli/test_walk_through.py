@@ -390,3 +390,31 @@ def test_data_sets_as_peoples_tools_write_them(deepe: Deepe, url: str, tmp_path:
     assert mixed.exit_code == ExitCode.OK, mixed.output
     assert f"support  {2 * len(rows) + 1} rows" in mixed.output
     assert "mixed, seed 7" in deepe("datasets", "show", "support").output
+
+
+def test_a_key_is_made_used_changed_rotated_and_revoked(deepe: Deepe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def me(secret: str) -> Result:
+        with monkeypatch.context() as patch:
+            patch.setenv("DEEPE_API_TOKEN", secret)
+            return deepe("me")
+
+    assert "No API keys" in deepe("keys", "list").stdout
+    assert all(word in deepe("me").stdout for word in ("local", "admin", "administer"))
+
+    made = document(deepe("keys", "create", "ada", "--role", "viewer", "--days", "30", "--json"))
+    asked = me(made["secret"]).stdout
+    listed = deepe("keys", "list").stdout
+    changed = deepe("keys", "change", "ada", "--role", "operator", "--forever").stdout
+    rotated = deepe("keys", "rotate", "ada").stdout
+    old = me(made["secret"])
+    gone = document(deepe("keys", "revoke", "ada", "--json"))
+
+    assert all(word in asked for word in ("ada", "viewer", "read", made["expires_at"]))
+    assert all(word in listed for word in (made["prefix"], made["expires_at"][:10]))
+    assert changed == "ada  operator  never\n"
+    secret = rotated.splitlines()[1].rpartition(" ")[2]
+    assert (old.exit_code, me(secret).exit_code) == (ExitCode.REFUSED, ExitCode.REFUSED)
+    assert gone == {"revoked": "ada"}
+    assert "revoked" in deepe("keys", "list", "--revoked").stdout
+    wrong = deepe("keys", "change", "ada"), deepe("keys", "change", "ada", "--days", "1", "--forever")
+    assert [one.exit_code for one in wrong] == [ExitCode.USAGE] * 2
