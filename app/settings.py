@@ -93,7 +93,8 @@ class Settings(BaseSettings):
     )
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     api_token: SecretStr | None = Field(
-        None, description=f"Bearer token that every request must carry; at least {MIN_TOKEN_LENGTH} characters."
+        None,
+        description=f"Bearer token of the administrator, at least {MIN_TOKEN_LENGTH} characters. Others have API keys.",
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Host names, comma-separated, that a service without a token answers besides loopback."
