@@ -1,9 +1,10 @@
-"""A conda channel made by hand: a `python` that starts the test's own, and a package with an activate.d script."""
+"""A conda channel made by hand: a `python` that starts the tests' own, and a package with an activate.d script."""
 
 import asyncio
 import hashlib
 import io
 import json
+import subprocess
 import sys
 import tarfile
 from collections.abc import Mapping
@@ -18,8 +19,9 @@ PYTHON_VERSION = ".".join(map(str, sys.version_info[:3]))
 def make_channel(root: Path) -> str:
     """Write and index a channel with `python` and `greeter`; return its address."""
     (root / "noarch").mkdir(parents=True)
-    base = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
-    launcher = f'#!/bin/sh\nexec "{base}" "$@"\n'
+    bare = root.with_name(f"{root.name}-python")  # without the packages of the tests' own, which a build would compile
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
+    launcher = f'#!/bin/sh\nexec "{bare}/bin/python" "$@"\n'
     _package(root, "python", PYTHON_VERSION, {"bin/python": launcher}, executable="bin/python")
     script = 'export GREETING="hello from $CONDA_PREFIX"\nexport PATH="$CONDA_PREFIX/greeter:$PATH"\n'
     _package(root, "greeter", "1.0", {"etc/conda/activate.d/greeter.sh": script, "share/greeter/x": "x"})

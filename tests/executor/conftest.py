@@ -18,6 +18,10 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def environment(wheels: Path, tmp_path: Path) -> dict[str, str]:
+    return local_environment(wheels, tmp_path)
+
+
+def local_environment(wheels: Path, home: Path) -> dict[str, str]:
     """Return a builder's environment that reaches the local packages only."""
-    base = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
-    return {**builder_environment(base), "RATTLER_CACHE_DIR": str(tmp_path / "cache")}
+    base = {"PATH": "/usr/bin:/bin", "HOME": str(home), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
+    return {**builder_environment(base), "RATTLER_CACHE_DIR": str(home / "cache")}

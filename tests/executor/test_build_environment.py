@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +25,7 @@ from app.registry.environments.specs import BASE_SPEC
 from tests.executor.attempts import Attempt, attempts
 from tests.executor.building import TINY, Build
 from tests.executor.channel import make_channel
+from tests.executor.conftest import local_environment
 from tests.waiting import wait_until
 
 
@@ -32,15 +35,32 @@ def attempt(tmp_path: Path) -> Iterator[Attempt]:
         yield make()
 
 
-class TestVenv:
-    def test_builds_from_pip_list_and_is_found_ready(self, tmp_path: Path, environment: dict[str, str]) -> None:
-        build = Build(tmp_path, environment, TINY)
-        before = build.state()
+@dataclass(frozen=True)
+class Built:
+    """A build that has come to its end, with what it told, and what the environment was before."""
 
-        done = build.run()
+    build: Build
+    done: "subprocess.CompletedProcess[str]"
+    events: Sequence[Mapping[str, Any]]
+    before: EnvironmentState
 
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert (before, build.state()) == (EnvironmentState.KNOWN, EnvironmentState.READY)
+
+@pytest.fixture(scope="module")
+def built(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Build an environment with a package that pip does not compile."""
+    root = tmp_path_factory.mktemp("built")
+    build = Build(root, {**local_environment(wheels, root), "PIP_COMPILE": "0"}, TINY)
+    before, done = build.state(), build.run()
+    return Built(build, done, [json.loads(line) for line in build.events.read_text().splitlines()], before)
+
+
+@pytest.mark.xdist_group("built")
+class TestBuilt:
+    def test_pip_list_is_installed_and_found_ready(self, built: Built) -> None:
+        build = built.build
+
+        assert built.done.returncode == 0, built.done.stdout + built.done.stderr
+        assert (built.before, build.state()) == (EnvironmentState.KNOWN, EnvironmentState.READY)
         marker = read_marker(build.prefix)
         assert marker is not None
         assert (marker.name, marker.builder) == ("demo", "venv")
@@ -50,88 +70,20 @@ class TestVenv:
         said = subprocess.run([interpreter(build.prefix), "-c", script], env=env, capture_output=True, text=True)
         assert said.stdout == f"42 hello {build.prefix}\n"
 
-    def test_tells_steps_as_events(self, tmp_path: Path, environment: dict[str, str]) -> None:
-        build = Build(tmp_path, environment, TINY)
+    def test_steps_are_told_as_events(self, built: Built) -> None:
+        steps = [event["step"] for event in built.events]
 
-        build.run()
-
-        events = [json.loads(line) for line in build.events.read_text().splitlines()]
-        assert {event["type"] for event in events} == {"progress"}
-        steps = [event["step"] for event in events]
+        assert {event["type"] for event in built.events} == {"progress"}
         assert steps == sorted(steps)
-        assert (steps[0], steps[-1], {event["total"] for event in events}) == (0, 3, {3})
-        assert any("tinypkg" in event["message"] for event in events)
+        assert (steps[0], steps[-1], {event["total"] for event in built.events}) == (0, 3, {3})
+        assert any("tinypkg" in event["message"] for event in built.events)
 
-    def test_compiles_what_its_builder_did_not(self, tmp_path: Path, environment: dict[str, str]) -> None:
-        build = Build(tmp_path, {**environment, "PIP_COMPILE": "0"}, TINY)
+    def test_what_its_builder_did_not_compile_is_compiled(self, built: Built) -> None:
+        assert list(built.build.prefix.glob("lib/python3*/site-packages/__pycache__/tinypkg.*.pyc"))
 
-        done = build.run()
-
-        assert done.returncode == 0, done.stdout
-        assert list(build.prefix.glob("lib/python3*/site-packages/__pycache__/tinypkg.*.pyc"))
-
-    def test_second_run_finds_it_ready(self, tmp_path: Path, environment: dict[str, str]) -> None:
-        build = Build(tmp_path, environment, BASE_SPEC)
-        build.run()
+    def test_next_run_waits_for_children_of_a_killed_build_and_finds_it_ready(self, built: Built) -> None:
+        build = built.build
         marker = read_marker(build.prefix)
-
-        again = build.run()
-
-        assert again.returncode == 0
-        assert "is ready" in again.stdout
-        assert read_marker(build.prefix) == marker
-
-    def test_rebuilds_what_did_not_finish(self, tmp_path: Path, environment: dict[str, str]) -> None:
-        build = Build(tmp_path, environment, BASE_SPEC)
-        (build.prefix / "lib").mkdir(parents=True)
-        (build.prefix / "lib" / "half").touch()
-
-        done = build.run()
-
-        assert done.returncode == 0
-        assert "Removing a build that did not finish" in done.stdout
-        assert not (build.prefix / "lib" / "half").exists()
-        assert build.state() is EnvironmentState.READY
-
-    def test_leaves_nothing_if_a_package_is_not_found(self, tmp_path: Path, environment: dict[str, str]) -> None:
-        build = Build(tmp_path, environment, "dependencies: [python, {pip: [no-such-package-anywhere]}]")
-
-        done = build.run()
-
-        assert done.returncode == 1
-        assert "No matching distribution found for no-such-package-anywhere" in done.stdout
-        assert "failed (exit 1)" in done.stdout
-        assert not build.prefix.exists()
-
-    def test_two_builds_at_once_make_one(self, tmp_path: Path, environment: dict[str, str]) -> None:
-        build = Build(tmp_path, environment, BASE_SPEC)
-
-        builds = [build.popen() for _ in range(2)]
-        said = [process.communicate()[0] for process in builds]
-
-        assert [process.returncode for process in builds] == [0, 0]
-        assert sum("Creating a virtual environment" in text for text in said) == 1
-        assert sum("Another build of this environment is under way" in text for text in said) == 1
-        assert all("is ready" in text for text in said)
-
-    def test_stop_removes_what_was_begun(self, tmp_path: Path, environment: dict[str, str], attempt: Attempt) -> None:
-        (tmp_path / "slow").mkdir()
-        (tmp_path / "slow" / "setup.py").write_text("import time\nprint('ready', flush=True)\ntime.sleep(60)\n")
-        build = Build(tmp_path, environment, "dependencies: [python, {pip: [./slow]}]")
-        attempt.start("", argv=tuple(build.command), env=build.environment)
-        wait_until(lambda: build.prefix.exists(), "the prefix")
-
-        client.request_stop(attempt.folder, "cancel")
-        record = attempt.wait_for_end()
-
-        assert (record.why, record.code) == (ExitWhy.STOPPED, 128 + signal.SIGTERM)
-        assert not build.prefix.exists()
-
-    def test_waits_while_children_of_a_killed_build_still_work(
-        self, tmp_path: Path, environment: dict[str, str]
-    ) -> None:
-        build = Build(tmp_path, environment, BASE_SPEC)
-        build.envs.mkdir()
         with lock_path(build.prefix).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             child = subprocess.Popen(["sleep", "60"], pass_fds=[lock.fileno()])
@@ -146,6 +98,50 @@ class TestVenv:
 
         assert "Another build" in first
         assert (waiting.returncode, "is ready" in rest) == (0, True)
+        assert read_marker(build.prefix) == marker
+
+
+class TestVenv:
+    def test_two_builds_at_once_remove_what_did_not_finish_and_make_one(
+        self, tmp_path: Path, environment: dict[str, str]
+    ) -> None:
+        build = Build(tmp_path, environment, BASE_SPEC)
+        (build.prefix / "lib").mkdir(parents=True)
+        (build.prefix / "lib" / "half").touch()
+
+        builds = [build.popen() for _ in range(2)]
+        said = [process.communicate()[0] for process in builds]
+
+        assert [process.returncode for process in builds] == [0, 0]
+        assert sum("Removing a build that did not finish" in text for text in said) == 1
+        assert sum("Creating a virtual environment" in text for text in said) == 1
+        assert sum("Another build of this environment is under way" in text for text in said) == 1
+        assert all("is ready" in text for text in said)
+        assert not (build.prefix / "lib" / "half").exists()
+        assert build.state() is EnvironmentState.READY
+
+    def test_leaves_nothing_if_a_package_is_not_found(self, tmp_path: Path, environment: dict[str, str]) -> None:
+        build = Build(tmp_path, environment, "dependencies: [python, {pip: [no-such-package-anywhere]}]")
+
+        done = build.run()
+
+        assert done.returncode == 1
+        assert "No matching distribution found for no-such-package-anywhere" in done.stdout
+        assert "failed (exit 1)" in done.stdout
+        assert not build.prefix.exists()
+
+    def test_stop_removes_what_was_begun(self, tmp_path: Path, environment: dict[str, str], attempt: Attempt) -> None:
+        (tmp_path / "slow").mkdir()
+        (tmp_path / "slow" / "setup.py").write_text("import time\nprint('ready', flush=True)\ntime.sleep(60)\n")
+        build = Build(tmp_path, environment, "dependencies: [python, {pip: [./slow]}]")
+        attempt.start("", argv=tuple(build.command), env=build.environment)
+        wait_until(lambda: build.prefix.exists(), "the prefix")
+
+        client.request_stop(attempt.folder, "cancel")
+        record = attempt.wait_for_end()
+
+        assert (record.why, record.code) == (ExitWhy.STOPPED, 128 + signal.SIGTERM)
+        assert not build.prefix.exists()
 
 
 class TestRefusals:
@@ -229,7 +225,7 @@ class TestRattler:
 def test_fake_conda_is_called_with_the_specification(tmp_path: Path, environment: dict[str, str]) -> None:
     (tmp_path / "bin").mkdir()
     conda = tmp_path / "bin" / "conda"
-    conda.write_text(f'#!/bin/sh\necho "conda $@"\nexec "{sys.executable}" -m venv "$4"\n')
+    conda.write_text(f'#!/bin/sh\necho "conda $@"\nexec "{sys.executable}" -m venv --without-pip "$4"\n')
     conda.chmod(0o755)
     build = Build(tmp_path, {**environment, "PATH": f"{tmp_path}/bin:{os.defpath}"}, "dependencies: [python=3.11]")
 

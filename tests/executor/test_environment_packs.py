@@ -3,18 +3,18 @@
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
 
 from app.domain.environment_locks import EnvironmentLock, differences
-from app.executor.environments.activation import builder_environment, interpreter
+from app.executor.environments.activation import interpreter
 from app.executor.environments.environment_archive import EnvironmentArchive, Pack, read_lock
 from app.executor.environments.environments import LOCK, planned_prefix, read_marker
 from app.registry.environments.specs import parse_spec
 from tests.executor.building import PROGRAM, TINY
 from tests.executor.channel import make_channel
+from tests.executor.conftest import local_environment
 
 pytestmark = [pytest.mark.xdist_group("packs")]  # a venv takes its time on a busy machine
 
@@ -79,8 +79,7 @@ def says(prefix: Path, program: str) -> str:
 def built(tmp_path_factory: pytest.TempPathFactory, wheels: Path) -> Cluster:
     """Return a cluster in which node one has built the environment and packed it."""
     root = tmp_path_factory.mktemp("cluster")
-    base = {"PATH": "/usr/bin:/bin", "HOME": str(root), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
-    cluster = Cluster(root, TINY, builder_environment(base))
+    cluster = Cluster(root, TINY, local_environment(wheels, root))
     cluster.build("one")
     cluster.pack("one")
     return cluster
@@ -155,10 +154,6 @@ class TestWheels:
 
 
 class TestConda:
-    @pytest.mark.skipif(
-        (Path(sysconfig.get_path("stdlib")) / "EXTERNALLY-MANAGED").exists(),
-        reason="the channel's Python stands for that of the distribution, beside which pip installs nothing",
-    )
     def test_lock_and_pack_of_a_prefix(self, tmp_path: Path, environment: dict[str, str]) -> None:
         channel = make_channel(tmp_path / "channel")
         text = f"channels: ['{channel}']\ndependencies: [python, greeter=1.0]\n"
