@@ -55,8 +55,10 @@ def test_ends_with_1_and_says_why_when_a_job_fails(tmp_path: Path) -> None:
     (home / "scripts").mkdir(parents=True)
     # Custom01 lies beside it, and so imports it instead of the standard library's
     (home / "scripts" / "argparse.py").write_text("raise SystemExit('the disk is made of cheese')\n")
+    prefix = home / "nodes" / "one" / "envs" / "base"  # what the first test builds
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(prefix)], check=True)
 
-    run = run_demo(home)
+    run = run_demo(home, DEEPE_NODE_NAME="one")
 
     assert run.returncode == 1
     assert "the disk is made of cheese" in run.stdout

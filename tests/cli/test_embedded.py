@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,12 @@ import pytest
 from app.cli.embedded import EmbeddedOptions, EmbeddedService, HomeInUse, PortTaken, StartFailed, is_ready
 from app.cli.private_redis import NO_REDIS, RedisChoice, RedisKind, choices
 from app.settings import load_settings
+from tests.e2e.installation import forking
+from tests.fork_server import ForkServer
 from tests.servers import free_port, redis_executable
 from tests.waiting import all_gone, is_gone, wait_until
 
+Embedded = Callable[..., EmbeddedService]
 DEEPE = (sys.executable, "-P", "-m", "app.cli")
 
 
@@ -28,10 +31,17 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
-def embedded(home: Path, *, redis: RedisChoice = NO_REDIS, said: list[str] | None = None) -> EmbeddedService:
-    settings = load_settings(home=home, port=0, node_name="test")
-    options = EmbeddedOptions(redis=(redis, NO_REDIS), log_folder=home / "process-logs")
-    return EmbeddedService(settings, options, say=(said if said is not None else []).append)
+@pytest.fixture
+def embedded(home: Path, worker_forks: ForkServer) -> Embedded:
+    """Return what makes a service whose API and worker are forked; what users start is under `TestDevCommand`."""
+
+    def make(*, redis: RedisChoice = NO_REDIS, said: list[str] | None = None) -> EmbeddedService:
+        settings = load_settings(home=home, port=0, node_name="test")
+        start = forking(worker_forks, home)
+        options = EmbeddedOptions(redis=(redis, NO_REDIS), log_folder=home / "process-logs", start_process=start)
+        return EmbeddedService(settings, options, say=(said if said is not None else []).append)
+
+    return make
 
 
 def descendants() -> list[int]:
@@ -39,7 +49,7 @@ def descendants() -> list[int]:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
+def _nothing_left(worker_forks: ForkServer) -> Iterator[None]:
     before = set(descendants())
     yield
     left = [pid for pid in descendants() if pid not in before]
@@ -47,9 +57,9 @@ def _nothing_left() -> Iterator[None]:
 
 
 class TestEmbeddedService:
-    def test_starts_without_any_redis_restarts_what_is_killed_and_leaves_nothing(self, home: Path) -> None:
+    def test_starts_without_any_redis_restarts_what_is_killed_and_leaves_nothing(self, embedded: Embedded) -> None:
         said: list[str] = []
-        service = embedded(home, said=said)
+        service = embedded(said=said)
         url = service.start()
         first = service.pids
 
@@ -69,9 +79,9 @@ class TestEmbeddedService:
         assert all_gone([*first.values(), *second.values()])
         assert not is_ready(url)
 
-    def test_keeps_the_data_of_its_private_redis_and_ends_it(self, home: Path) -> None:
+    def test_keeps_the_data_of_its_private_redis_and_ends_it(self, home: Path, embedded: Embedded) -> None:
         choice = RedisChoice(RedisKind.WHEEL, executable=Path(redis_executable()))
-        service = embedded(home, redis=choice)
+        service = embedded(redis=choice)
         url = service.start()
         redis = service.pids["redis"]
 
@@ -88,12 +98,12 @@ class TestEmbeddedService:
         assert {"redis.conf", "redis.log"} < set(files)
         assert set(files.values()) == {0}
 
-    def test_goes_on_without_a_redis_that_does_not_start(self, home: Path, tmp_path: Path) -> None:
+    def test_goes_on_without_a_redis_that_does_not_start(self, embedded: Embedded, tmp_path: Path) -> None:
         broken = tmp_path / "redis-server"
         broken.write_text("#!/bin/sh\nexit 1\n")
         broken.chmod(0o755)
         said: list[str] = []
-        service = embedded(home, redis=RedisChoice(RedisKind.ON_PATH, executable=broken), said=said)
+        service = embedded(redis=RedisChoice(RedisKind.ON_PATH, executable=broken), said=said)
 
         service.start()
         service.stop()
@@ -101,8 +111,8 @@ class TestEmbeddedService:
         assert service.redis is NO_REDIS
         assert any("does not start" in line for line in said)
 
-    def test_refuses_a_home_that_another_one_uses(self, home: Path) -> None:
-        first, second = embedded(home), embedded(home)
+    def test_refuses_a_home_that_another_one_uses(self, embedded: Embedded) -> None:
+        first, second = embedded(), embedded()
         url = first.start()
 
         with pytest.raises(HomeInUse, match=url):
@@ -124,8 +134,10 @@ class TestEmbeddedService:
 
         assert "--port" in taken.value.notes[0]
 
-    def test_says_why_the_api_did_not_start(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        service = embedded(home)
+    def test_says_why_the_api_did_not_start(
+        self, home: Path, embedded: Embedded, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        service = embedded()
         monkeypatch.setenv("DEEPE_LICENSE_PUBLIC_KEY", str(home / "nowhere.pem"))
 
         with pytest.raises(StartFailed) as failed:
@@ -142,34 +154,32 @@ class TestDevCommand:
         line = process.stdout.readline()
         return process, json.loads(line)
 
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    def test_ends_in_order_on_a_signal(self, home: Path, number: signal.Signals) -> None:
+    def test_ends_in_order_on_an_interrupt(self, home: Path) -> None:
         process, ready = self.start(home)
 
-        process.send_signal(number)
-        status = process.wait()
+        status = self.end(process, signal.SIGINT)
 
-        assert process.stdout is not None
-        process.stdout.close()
         assert status == 0
         assert ready["redis"] == "none"
         assert all_gone(list(ready["processes"].values()))
 
     def test_leaves_nothing_when_it_is_killed_and_can_be_started_again_at_once(self, home: Path) -> None:
         first, ready = self.start(home)
-        assert first.stdout is not None
-        first.kill()
-        first.wait()
-        first.stdout.close()
+        self.end(first, signal.SIGKILL)
 
-        second, _ = self.start(home)
+        second, again = self.start(home)
         old_ones_gone = all_gone(list(ready["processes"].values()))
-        second.terminate()
-        second.wait()
+        status = self.end(second, signal.SIGTERM)
 
-        assert second.stdout is not None
-        second.stdout.close()
         assert old_ones_gone
+        assert status == 0
+        assert all_gone(list(again["processes"].values()))
+
+    def end(self, process: "subprocess.Popen[str]", number: signal.Signals) -> int:
+        """Send the signal and return the exit status."""
+        process.send_signal(number)
+        process.communicate()
+        return process.returncode
 
 
 def test_a_bare_machine_has_no_redis_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

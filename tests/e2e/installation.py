@@ -23,7 +23,7 @@ from app.access import licence as licences
 from app.cli.client import StreamEvent, parse_events
 from app.cli.embedded import EmbeddedOptions, EmbeddedService, is_ready
 from app.cli.private_redis import NO_REDIS, RedisChoice
-from app.cli.processes import Process, ProcessSpec, start_process
+from app.cli.processes import Process, ProcessSpec, StartProcess, start_process
 from app.presets.catalogue import ROOM, sample_datasets
 from app.settings import load_settings
 from tests.executor.attempts import supervises
@@ -90,7 +90,7 @@ class Installation:
                 redis=(self.redis,),
                 log_folder=self.root / "logs",
                 environment=self._variables,
-                start_process=self._fork,
+                start_process=forking(self._forks, self.root) if self._forks else start_process,
             )
             self._service = EmbeddedService(settings, options, say=lambda _: None)
             url = self._service.start(timeout=NO_BOUND)
@@ -98,13 +98,6 @@ class Installation:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._client = httpx.Client(base_url=url, headers=headers, timeout=None, trust_env=False)
         wait_until(lambda: self.get("/nodes")["items"], "the node")
-
-    def _fork(self, spec: ProcessSpec, output: IO[Any]) -> Process:
-        if self._forks is None or spec.argv[:2] != PYTHON:
-            return start_process(spec, output)
-        return self._forks.start(
-            spec.argv[len(PYTHON) :], cwd=self.root, environment=spec.env, output=output, new_session=True
-        )
 
     def stop(self) -> None:
         """End the service in order; stages go on."""
@@ -304,6 +297,18 @@ class Installation:
     def report(self) -> str:
         """Return the end of the worker's log."""
         return (self.root / "logs" / "worker.log").read_text("utf-8", "replace")[-3000:]
+
+
+def forking(forks: ForkServer, folder: Path) -> StartProcess:
+    """Return what forks API and worker, in this folder, and starts all else as users do."""
+
+    def start(spec: ProcessSpec, output: IO[Any]) -> Process:
+        if spec.argv[: len(PYTHON)] != PYTHON:
+            return start_process(spec, output)
+        arguments = spec.argv[len(PYTHON) :]
+        return forks.start(arguments, cwd=folder, environment=spec.env, output=output, new_session=True)
+
+    return start
 
 
 def _record(line: str) -> dict[str, Any]:
