@@ -24,7 +24,7 @@ ANSWER = 'import play\nplay.journal(\'run\')\nprint(\'{"status": "resp", "text":
 
 
 class TestSeveralNodes:
-    async def test_two_share_thirty_jobs(self, any_site: Site) -> None:
+    async def test_two_share_sixteen_jobs(self, any_site: Site) -> None:
         for node in ("one", "two"):
             any_site.start_worker(node, DEEPE_SLOTS="2")
 
@@ -33,7 +33,7 @@ class TestSeveralNodes:
                 return len((await session.exec(select(NodeRow))).all()) == 2
 
         await until(both, "two nodes", report=any_site.report)
-        ids = await any_site.insert(*[await any_site.job(WAITS) for _ in range(30)])
+        ids = await any_site.insert(*[await any_site.job(WAITS) for _ in range(16)])
 
         async def share() -> bool:
             async with any_site.database.reading() as session:
@@ -44,10 +44,10 @@ class TestSeveralNodes:
         rows = await any_site.wait_for_end(*ids)
 
         assert {(row.status, row.reason, row.attempts) for row in rows} == {(*ENDED_WELL, 1)}
-        assert [any_site.journal(job_id) for job_id in ids] == [["run"]] * 30
+        assert [any_site.journal(job_id) for job_id in ids] == [["run"]] * 16
         async with any_site.database.reading() as session:
             attempts = (await session.exec(select(AttemptRow))).all()
-        assert len(attempts) == 30
+        assert len(attempts) == 16
 
     async def test_second_worker_of_a_node_refuses(self, site: Site) -> None:
         first = site.start_worker()
