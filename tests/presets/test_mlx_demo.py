@@ -1,16 +1,19 @@
 """MLX-Demo for real: trained, saved and asked in the `mlx` environment, on the CPU where there is no Apple silicon."""
 
 import json
+import os
 import platform
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from app.executor.attempts.checkpoints import whole_step
 from app.presets import catalogue
+from tests.fork_server import ForkServer
 from tests.presets.curves import SHORT, assert_stops_early_over_a_kill, assert_went_on, run_whole_and_stopped
-from tests.presets.stage import Finished, Home, dataset, demo_parameters, make_home
+from tests.presets.stage import TORCH, Finished, Home, dataset, demo_parameters, make_home
 
 SCRIPT = "mlx-demo.py"
 QUESTION = "Which is larger, 3 or 8?"
@@ -88,16 +91,26 @@ def ask(home: Home, base: Path, model: Path, *more: str) -> Finished:
     return home.run("ask_mlx.py", *paths, f"--prompt={QUESTION}", "--temperature=0", "--top_p=None", *more)
 
 
+@pytest.fixture(scope="module")
+def mlx_forks(mlx_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """Start what scripts of the `mlx` environment are forked from; MLX, which starts threads, is left to them."""
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path_factory.mktemp("mlx-forks")), **TORCH}
+    with ForkServer(mlx_python, ("transformers:AutoTokenizer",), environment) as server:
+        yield server
+
+
 @pytest.fixture
-def mlx_home(mlx_python: Path, tmp_path: Path) -> Home:
-    return make_home(tmp_path / "deepe", mlx_python)
+def mlx_home(mlx_python: Path, mlx_forks: ForkServer, tmp_path: Path) -> Home:
+    return make_home(tmp_path / "deepe", mlx_python, mlx_forks)
 
 
 @pytest.fixture(scope="module")
-def trained(mlx_python: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, Finished]:
+def trained(
+    mlx_python: Path, mlx_forks: ForkServer, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Home, Finished]:
     """Return the home of a finished demo training and what it reported."""
-    home = make_home(tmp_path_factory.mktemp("mlx") / "deepe", mlx_python)
-    return home, home.run(SCRIPT, *arguments(home, tiny_base, *SHORTER))
+    home = make_home(tmp_path_factory.mktemp("mlx") / "deepe", mlx_python, mlx_forks)
+    return home, home.unforked.run(SCRIPT, *arguments(home, tiny_base, *SHORTER))
 
 
 @pytest.mark.training
