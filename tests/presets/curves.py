@@ -89,6 +89,15 @@ def assert_stops_early_over_a_kill(
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+def assert_measured_meanwhile(run: Finished, *steps: int) -> None:
+    """The rewards of held-out questions are curves, which begin and end with the scores."""
+    for name in ("exact_match", "reward"):
+        curve = run.curve(f"eval_{name}")
+        assert set(curve) == set(steps)
+        assert curve[0] == run.score("before", name)
+        assert curve[steps[-1]] == run.score("after", name)
+
+
 def with_own_settings(base: Path, target: Path) -> Path:
     """Return a copy of a base model whose folder asks for penalties, limits and dropout, as real ones do."""
     shutil.copytree(base, target)

@@ -6,7 +6,7 @@ import pytest
 
 from app.presets import catalogue
 from tests.presets.conftest import NewHome
-from tests.presets.curves import assert_went_on, stop_and_resume, with_own_settings
+from tests.presets.curves import assert_measured_meanwhile, assert_went_on, stop_and_resume, with_own_settings
 from tests.presets.stage import Finished, Home, dataset, demo_parameters
 
 SCRIPT = "grpo-demo.py"
@@ -50,12 +50,18 @@ class TestTraining:
             assert len(run.curve(name)) >= 39
         assert run.of_type("progress")[-1]["step"] == run.of_type("progress")[-1]["total"] == 40
 
+    def test_answers_held_out_questions_meanwhile(self, trained: tuple[Home, Finished]) -> None:
+        assert_measured_meanwhile(trained[1], 0, 20, 40)
+
     def test_stopped_run_goes_on_like_an_undisturbed_one(
         self, torch_home: Home, styles_base: Path, trained: tuple[Home, Finished]
     ) -> None:
-        stopped, resumed = stop_and_resume(torch_home, SCRIPT, arguments(torch_home, styles_base, *SHORT), at=3)
+        short = arguments(torch_home, styles_base, *SHORT, "--eval_steps=5")
+
+        stopped, resumed = stop_and_resume(torch_home, SCRIPT, short, at=3)
 
         assert_went_on(trained[1], stopped, resumed, "loss", "reward", "kl")
+        assert set(resumed.curve("eval_reward")) == {5, 10}
 
     def test_samples_from_the_policy_that_is_scored(
         self, torch_home: Home, styles_base: Path, trained: tuple[Home, Finished]
@@ -77,7 +83,8 @@ class TestTraining:
         run = torch_home.run(SCRIPT, *arguments(torch_home, styles_base, *own, *few))
 
         assert run.code == 0, run.stderr
-        assert {"rewards/brevity_reward/mean", "rewards/length_reward/mean"} <= set(run.of_type("metrics")[0]["values"])
+        for name in ("brevity", "length"):
+            assert run.curve(f"rewards/{name}_reward/mean").keys() == {1, 2}
         assert not run.curve("rewards/answer_reward/mean")
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from app.presets import catalogue
 from tests.presets.conftest import NewHome
-from tests.presets.curves import assert_went_on, stop_and_resume, with_own_settings
+from tests.presets.curves import assert_measured_meanwhile, assert_went_on, stop_and_resume, with_own_settings
 from tests.presets.stage import Finished, Home, dataset, demo_parameters
 
 SCRIPT = "ppo-demo.py"
@@ -48,15 +48,22 @@ class TestTraining:
         for name in ("policy_loss", "value_loss", "entropy", "clip_fraction", "eta_seconds", "memory_peak_mib"):
             assert len(run.curve(name)) >= 29
         assert run.of_type("progress")[-1]["step"] == run.of_type("progress")[-1]["total"] == 30
-        (first, *_) = [record for record in run.records if record["msg"] == 200009]
+        (first, *_) = [record for record in run.records if record["msg"] == 200009 and record["details"]["step"] == 1]
         assert first["details"]["reward"] == run.curve("reward")[1]
+
+    def test_answers_held_out_questions_meanwhile(self, trained: tuple[Home, Finished]) -> None:
+        assert_measured_meanwhile(trained[1], 0, 10, 20, 30)
 
     def test_stopped_run_goes_on_like_an_undisturbed_one(
         self, torch_home: Home, styles_base: Path, trained: tuple[Home, Finished]
     ) -> None:
-        stopped, resumed = stop_and_resume(torch_home, SCRIPT, arguments(torch_home, styles_base, *SHORT), at=3)
+        short = arguments(torch_home, styles_base, *SHORT, "--eval_steps=3")
+
+        stopped, resumed = stop_and_resume(torch_home, SCRIPT, short, at=3)
 
         assert_went_on(trained[1], stopped, resumed, "loss", "reward", "kl", "grad_norm")
+        assert set(stopped.curve("eval_reward")) == {0}, "a stop does not wait for the held-out questions"
+        assert set(resumed.curve("eval_reward")) == {6, 9}
 
     def test_samples_from_the_policy_that_is_scored(
         self, torch_home: Home, styles_base: Path, trained: tuple[Home, Finished]

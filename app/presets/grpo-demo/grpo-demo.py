@@ -49,7 +49,7 @@ from deepe_reward_model import check_reward_model, load_reward_model
 from deepe_rewards import Judge, for_trl, judge_of, rows_for_trl
 from deepe_rollouts import PLAIN, Rollouts, keep_completions, prepare_template, rollouts_of, score_rollouts
 from deepe_rows import QUESTION, Question, Refused, Wanted
-from deepe_scores import score_rewards
+from deepe_scores import begin_curves, measure_meanwhile, score_rewards
 from deepe_whole import check_whole, trained
 
 LIBRARY_OPTIONS = {  # every field of these classes can be set, beside the arguments below
@@ -98,7 +98,8 @@ def make_parser() -> argparse.ArgumentParser:
     arguments.add_lora(machine)
     arguments.add_memory(machine)
     arguments.add_strategy(machine)
-    arguments.add_watch(parser, logging_steps=1, save_steps=50)
+    watch = arguments.add_watch(parser, logging_steps=1, save_steps=50)
+    watch.add_argument("--eval_steps", type=int, default=50, help="steps between two points of the held-out reward")
     return parser
 
 
@@ -230,12 +231,20 @@ def score(
     args: argparse.Namespace,
     phase: str,
 ) -> None:
+    """Report the rewards of held-out questions; before the training, have them measured meanwhile as well."""
+
+    def found(phase: str | None = None) -> dict[str, float]:
+        here = tasks and answers_here(trainer)
+        return score_rewards(trainer.model, tokenizer, tasks, judge, args, phase) if here else {}
+
     def work() -> None:
         if tasks and not rollouts.are_plain:
             score_rollouts(trainer, tasks, judge, args, phase)
-        elif tasks and answers_here(trainer):
-            score_rewards(trainer.model, tokenizer, tasks, judge, args, phase)
+        elif (curves := found(phase)) and phase == "before":
+            begin_curves(trainer, curves)
 
+    if phase == "before" and tasks and rollouts.are_plain:
+        measure_meanwhile(trainer, args.eval_steps, found)
     measure(trainer, phase, work, args)
 
 

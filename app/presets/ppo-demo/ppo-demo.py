@@ -21,13 +21,14 @@ Rows, held-out file, checkpoints and SIGTERM as in grpo-demo.py. It trains in on
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
 import random
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,7 +47,7 @@ from deepe_preparation import Preparation
 from deepe_reward_model import check_reward_model, load_reward_model, make_reward_model
 from deepe_rewards import Judge, columns_of, judge_of
 from deepe_rows import QUESTION, Question, Refused, Wanted, written
-from deepe_scores import encode_prompts, score_rewards
+from deepe_scores import Stopped, encode_prompts, score_rewards
 from deepe_trackers import follow
 
 STATE = "ppo.pt"
@@ -104,7 +105,8 @@ def make_parser() -> argparse.ArgumentParser:
     machine = parser.add_argument_group("adapter, memory and speed")
     arguments.add_lora(machine)
     arguments.add_memory(machine, dtypes=["auto", "bfloat16", "float32"])
-    arguments.add_watch(parser, logging_steps=1, save_steps=50)
+    watch = arguments.add_watch(parser, logging_steps=1, save_steps=50)
+    watch.add_argument("--eval_steps", type=int, default=50, help="steps between two points of the held-out reward")
     return parser
 
 
@@ -131,15 +133,18 @@ def run(args: argparse.Namespace) -> None:
     remark(judge.told(), args, warning=False)
     learner = Learner(args, machine, tokenizer, judge, tasks.longest + args.max_content_length)
 
-    score(learner, held_out, judge, "before")
+    def score(phase: str | None = None) -> dict[str, float]:
+        return score_rewards(learner.policy, tokenizer, held_out, judge, args, phase) if held_out else {}
+
+    before = score("before")
     with follow(args, learner.policy):
-        train(learner, tasks.rows(), preparation.rows)
+        train(learner, tasks.rows(), preparation.rows, before, score)
     log("SaveTrainedModel", args.model_name, args)
     learner.policy.save_pretrained(args.output_dir, selected_adapters=[ADAPTER])
     tokenizer.save_pretrained(args.output_dir)
     llm.write_ends(learner.policy, args)
     llm.announce_adapter(args)
-    score(learner, held_out, judge, "after")
+    score("after")
     log("TrainingSuccess", args.model_name, args)
 
 
@@ -177,8 +182,17 @@ def with_model(args: argparse.Namespace, judge: Judge, machine: llm.Machine, tok
     return judge.with_model(load_reward_model(folder, dtype=machine.dtype), 1.0)
 
 
-def train(learner: "Learner", tasks: Sequence[Question], rows: int) -> None:
-    """Take all steps, from the newest complete checkpoint if there is one; a stop ends the process."""
+def train(
+    learner: "Learner",
+    tasks: Sequence[Question],
+    rows: int,
+    before: dict[str, float],
+    score: Callable[[], dict[str, float]],
+) -> None:
+    """Take all steps, from the newest complete checkpoint if there is one; a stop ends the process.
+
+    `score` measures on held-out rows meanwhile, `before` is what it found at first.
+    """
     from train_callback import TrainCallback
 
     args = learner.args
@@ -186,15 +200,24 @@ def train(learner: "Learner", tasks: Sequence[Question], rows: int) -> None:
     done = learner.restore()
     remark_plan(rows, len(tasks), steps, args)
     report, speed = TrainCallback(args.logging_steps, args.train_id, args.seq), llm.Speed(done)
+
+    def tell(step: int, values: dict[str, float]) -> None:
+        state = SimpleNamespace(global_step=step, max_steps=steps, log_history=[], is_world_process_zero=True)
+        report.on_log(None, state, None, logs=values)
+
     log("StartTraining", args.model_name, args)
     deepe.catch_stop()
+    if done == 0:  # a point at step 0 says that all later ones are void
+        tell(0, before)
     for step in range(done + 1, steps + 1):
         values = learner.step(step, tasks)
         if step % args.logging_steps == 0 or step in (1, steps):
             values |= speed.gauges(step, steps, learner.tokens_seen)
-            state = SimpleNamespace(global_step=step, max_steps=steps, log_history=[], is_world_process_zero=True)
-            report.on_log(None, state, None, logs=values)
+            tell(step, values)
             llm.print_step(step, steps, "reward", values)
+        if step % args.eval_steps == 0:
+            with contextlib.suppress(Stopped):
+                tell(step, score())
         stopping = deepe.stop_requested()
         if stopping or (step % args.save_steps == 0 and step < steps):
             learner.save(step)
@@ -465,11 +488,6 @@ def whitened(numbers: Any, spoken: Any) -> Any:
     mean = (numbers * spoken).sum() / count
     variance = ((numbers - mean) ** 2 * spoken).sum() / count
     return (numbers - mean) * (variance + 1e-8).rsqrt()
-
-
-def score(learner: Learner, tasks: list[Question], judge: Judge, phase: str) -> None:
-    if tasks:
-        score_rewards(learner.policy, learner.tokenizer, tasks, judge, learner.args, phase)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ torch is imported inside functions, so that a script's `--help` and its refusals
 """
 
 import argparse
+import contextlib
 import math
-import sys
 from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import deepe
 from deepe_best import check_rows, check_steps, tell_best, tell_ended, tell_no_best
 from deepe_chat import after_reasoning, is_cut_in_reasoning
-from deepe_distributed import answers_here, measure, without_gradients
+from deepe_distributed import answers_here, is_divided, measure, without_gradients
 from deepe_log import remark
 from deepe_rewards import Judge
 from deepe_rewards import columns_of as columns_of_tasks
@@ -83,14 +83,6 @@ def score_loss(trainer: Any, phase: str) -> None:
     if trainer.eval_dataset is None:
         return
     import torch
-    from transformers import TrainerCallback
-
-    class Beginning(TrainerCallback):
-        """Begins the curves, unless the training goes on: a point at step 0 says that all later ones are void."""
-
-        def on_train_begin(self, config: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step == 0:
-                trainer.callback_handler.on_log(config, state, control, curves)
 
     with torch.random.fork_rng():  # the training draws the same random numbers as without a score
         dataloader = trainer.get_eval_dataloader()
@@ -99,8 +91,23 @@ def score_loss(trainer: Any, phase: str) -> None:
     curves = {name: found[name] for name in ("eval_loss", "eval_perplexity") if name in found}
     report_loss(found["eval_loss"], phase, len(trainer.eval_dataset), of_tokens="eval_perplexity" in found)
     if phase == "before":
-        trainer.add_callback(Beginning())
+        begin_curves(trainer, curves)
     vars(trainer).pop("model_preparation_time", None)  # would be a curve of its own
+
+
+def begin_curves(trainer: Any, curves: dict[str, float]) -> None:
+    """Have what was measured before a training as the first points of its curves.
+
+    Not if the training goes on: a point at step 0 says that all later ones are void.
+    """
+    from transformers import TrainerCallback
+
+    class Beginning(TrainerCallback):
+        def on_train_begin(self, config: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 0:
+                trainer.callback_handler.on_log(config, state, control, curves)
+
+    trainer.add_callback(Beginning())
 
 
 def report_loss(loss: float, phase: str, samples: int, *, of_tokens: bool = True) -> None:
@@ -119,6 +126,14 @@ def over_tokens(trainer_class: Any) -> Any:
 
     class OverTokens(trainer_class):  # type: ignore[misc, unused-ignore]
         _sums = (0.0, 0.0)
+
+        def __init__(self, *args: Any, model: Any, **more: Any) -> None:
+            own = getattr(model.config, "router_aux_loss_coef", None)
+            super().__init__(*args, model=model, **more)
+            if own is not None:  # the trainer asks for it at each loss; answers and saved models shall not
+                model.config.output_router_logits = False
+                if not self.aux_loss_enabled:
+                    model.config.router_aux_loss_coef = own
 
         def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **more: Any) -> Any:
             self._sums = (0.0, 0.0)
@@ -258,20 +273,50 @@ def wanted_of(one: Rendered, tokenizer: Any) -> str:
 
 
 def score_rewards(
-    model: Any, tokenizer: Any, tasks: list[Question], judge: Judge, args: argparse.Namespace, phase: str
-) -> None:
-    """Report how many held-out questions with a known result are answered right, and the mean reward of all."""
+    model: Any, tokenizer: Any, tasks: list[Question], judge: Judge, args: argparse.Namespace, phase: str | None
+) -> dict[str, float]:
+    """Return the mean reward of held-out questions, and the share of right answers to those whose result is known.
+
+    They are named as points of curves. With a phase they are reported as scores, too.
+    """
     prompts = [task.prompt for task in tasks]
     texts = [written(task.prompt, task.tools, tokenizer, add_generation_prompt=True) for task in tasks]
     given = greedy_answers(model, tokenizer, texts, args.max_content_length)
     columns = columns_of_tasks(tasks)
-    report_samples(prompts, [task.reference or "" for task in tasks], given, phase)
     said = ["" if is_cut_in_reasoning(*one) else after_reasoning(one[1]) for one in zip(texts, given, strict=True)]
     known = [one for one in zip(said, columns["answer"], strict=True) if one[1]]
-    if known:
-        report_score("exact_match", phase, judge.right(*zip(*known, strict=True)), len(known))
-    report_score("reward", phase, sum(judge.totals(given, prompts, columns)) / len(tasks), len(tasks))
-    remark_cut_reasoning(texts, given, "max_content_length", args)
+    found = {"exact_match": (judge.right(*zip(*known, strict=True)), len(known))} if known else {}
+    found["reward"] = (sum(judge.totals(given, prompts, columns)) / len(tasks), len(tasks))
+    if phase is not None:
+        report_samples(prompts, [task.reference or "" for task in tasks], given, phase)
+        for name, (value, samples) in found.items():
+            report_score(name, phase, value, samples)
+        remark_cut_reasoning(texts, given, "max_content_length", args)
+    return {f"eval_{name}": value for name, (value, _samples) in found.items()}
+
+
+def measure_meanwhile(trainer: Any, steps: int, score: Callable[[], dict[str, float]]) -> None:
+    """Have every so many steps of a training what `score` returns as points of its curves.
+
+    Each process calls it and waits for the others. A stop that is asked for meanwhile leaves the point out.
+    """
+    from transformers import TrainerCallback
+
+    class Meanwhile(TrainerCallback):
+        def on_step_end(self, config: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step % steps:
+                return
+            with contextlib.suppress(Stopped):
+                if curves := score():
+                    trainer.callback_handler.on_log(config, state, control, curves)
+            trainer.accelerator.wait_for_everyone()
+
+    # the first: a point takes back that the step is to be logged, and others look for a stop afterwards
+    trainer.callback_handler.callbacks.insert(0, Meanwhile())
+
+
+class Stopped(SystemExit):
+    """Answers were given up because the run is to stop."""
 
 
 def greedy_answers(
@@ -283,27 +328,32 @@ def greedy_answers(
     *,
     at_once: int = SCORED_AT_ONCE,
 ) -> list[str]:
-    """Return the model's most likely answer to each prompt, a text as it is asked, or what `encode` makes tokens of."""
+    """Return the model's most likely answer to each prompt, a text as it is asked, or what `encode` makes tokens of.
+
+    Raises `Stopped`, which ends the process, when the run is asked to stop.
+    """
     encode = encode or encode_prompts
     side, tokenizer.padding_side = tokenizer.padding_side, "left"
     training = model.training
     model.eval()
     found: list[str] = []
-    with without_gradients():
-        for start in range(0, len(prompts), at_once):
-            encoded = encode(tokenizer, prompts[start : start + at_once]).to(model.device)
-            output = model.generate(
-                **encoded,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                use_cache=True,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-            found += tokenizer.batch_decode(output[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
-            if deepe.stop_requested():
-                sys.exit(deepe.STOPPED)
-    tokenizer.padding_side = side
-    model.train(training)
+    try:
+        with without_gradients():
+            for start in range(0, len(prompts), at_once):
+                encoded = encode(tokenizer, prompts[start : start + at_once]).to(model.device)
+                output = model.generate(
+                    **encoded,
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                    use_cache=True,
+                    pad_token_id=tokenizer.pad_token_id,
+                )
+                found += tokenizer.batch_decode(output[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
+                if deepe.stop_requested() and not is_divided():  # with parts of a model the others would wait for ever
+                    raise Stopped(deepe.STOPPED)
+    finally:
+        tokenizer.padding_side = side
+        model.train(training)
     return found
 
 
