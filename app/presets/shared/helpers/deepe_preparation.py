@@ -12,6 +12,7 @@ told about the rows is kept with them, and told each time.
 
 import argparse
 import contextlib
+import gc
 import hashlib
 import importlib.metadata
 import json
@@ -332,7 +333,12 @@ def _blocks(
     bare = argparse.Namespace(**{name: value for name, value in vars(args).items() if name != "options"})
     # a fork has the tokenizer at once; on a Mac, threads of system libraries do not survive it
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    with context.Pool(count, _begin_worker, (path, tokenizer, recipe, bare)) as pool:
+    gc.freeze()  # looking for garbage would copy in each fork what the libraries have in memory
+    try:
+        pool = context.Pool(count, _begin_worker, (path, tokenizer, recipe, bare))
+    finally:
+        gc.unfreeze()
+    with pool:
         yield from pool.imap(_block_of_worker, places)
 
 
