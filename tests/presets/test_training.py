@@ -434,11 +434,11 @@ MIXTURE = """
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 import deepe_llm as llm
-for kind in ("qwen2_moe", "qwen3"):
+for kind in ("qwen2_moe", "mixtral", "qwen3"):
     config = AutoConfig.for_model(kind, num_hidden_layers=1, hidden_size=32, vocab_size=64)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    print(kind, llm.linear_layers(model), "shared_expert_gate" in llm.names_of_linear(model, routers=True))
+    print(kind, llm.linear_layers(model), sorted(llm.ROUTERS & llm.names_of_linear(model, routers=True)))
 """
 
 
@@ -447,5 +447,9 @@ def test_routers_of_a_mixture_are_left_alone(torch_home: Home) -> None:
 
     run = torch_home.run("mixture.py")
 
-    layers = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
-    assert run.stdout.splitlines() == [f"qwen2_moe {layers} True", "qwen3 all-linear False"], run.stderr
+    attention, experts = ["k_proj", "o_proj", "q_proj", "v_proj"], ["down_proj", "gate_proj", "up_proj"]
+    assert run.stdout.splitlines() == [
+        f"qwen2_moe {sorted(attention + experts)} ['gate', 'shared_expert_gate']",
+        f"mixtral {sorted([*attention, 'w1', 'w2', 'w3'])} ['gate']",
+        "qwen3 all-linear []",
+    ], run.stderr

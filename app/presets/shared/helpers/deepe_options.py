@@ -49,6 +49,13 @@ PASSED_TO_ALL = frozenset(
 )
 """The platform's parameters: a form gives all of them to every script, whatever it makes of them."""
 
+UNLESS_GIVEN = {"router_aux_loss_coef": 0.0}
+"""Fields of any class whose library default does not hold.
+
+Of a mixture of experts, TRL adds to the loss of the tokens how unevenly those of a forward pass are spread over the
+experts. It would teach the layers before the routers, and depend on which rows lie together.
+"""
+
 
 class Options:
     """What was given beyond a script's own arguments, for the configuration classes that it names."""
@@ -99,6 +106,7 @@ class Options:
         """Return the configuration: what the script sets, under what was given. Raises `Refused` as the class does."""
         given = self.of(cls)
         fields = deepe_fields.fields_of(cls)
+        own |= {name: value for name, value in UNLESS_GIVEN.items() if name in fields}
         for name, value in own.items():
             field = fields.get(name)
             if field is not None and field.choices is not None and value not in field.choices and name not in given:
@@ -130,8 +138,8 @@ class Options:
         without_effect = [name for name in TABLE["measuring"] if name in self.given]
         if without_effect and trainer.eval_dataset is None:
             raise Refused(
-                f"{without_effect[0]} would have no effect: this training does not measure on held-out rows while it "
-                "runs. Leave it out, or, where the method has eval_steps, hold rows out with eval_fraction"
+                f"{without_effect[0]} would have no effect: this training has no held-out loss. Leave it out, or, "
+                "where the method has one, hold rows out with eval_fraction"
             )
 
     def _refuse_owned(self, name: str) -> None:
