@@ -44,10 +44,17 @@ LONGEST = (
     *("presets/test_sd_demo.py", "chaos/test_random.py", "presets/test_training.py", "e2e/test_real_resume.py"),
     *("presets/test_mlx_demo.py", "chaos/test_crash_points.py", "presets/test_vl_demo.py", "e2e/test_survival.py"),
     *("presets/test_dpo_demo.py", "chaos/test_mutants.py", "presets/test_embedding.py", "e2e/test_real_training.py"),
-    *("presets/test_peft_demo.py", "clients/", "presets/test_ppo_demo.py", "ops/", "presets/test_grpo_demo.py"),
+    *("presets/test_reranker_demo.py", "clients/", "presets/test_distributed.py", "ops/", "presets/test_peft_demo.py"),
+    *("presets/test_ppo_demo.py", "presets/test_grpo_demo.py", "presets/test_reward_demo.py", "presets/test_memory.py"),
     *("presets/test_step_loss.py", "presets/test_options.py", "presets/test_going_on.py", "presets/test_turn_ends.py"),
-    *("presets/test_full_tuning.py", "presets/test_preparation.py", "presets/test_labels.py"),
-    *("worker/test_environments.py", "worker/test_launchers.py", "e2e/", "chaos/", "cli/", "worker/", "executor/"),
+    *(
+        "presets/test_full_tuning.py",
+        "presets/test_preparation.py",
+        "presets/test_labels.py",
+        "presets/test_trackers.py",
+    ),
+    *("worker/test_environments.py", "worker/test_launchers.py", "argspec/test_dataclass_parsers.py", "e2e/", "chaos/"),
+    *("cli/", "worker/", "executor/"),
 )
 
 

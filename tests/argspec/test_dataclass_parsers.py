@@ -12,6 +12,7 @@ from app.domain.library_options import DescribedOptions, OptionClass, OptionFiel
 from app.domain.parameters import check_parameters, json_schema
 from app.domain.rendering import ArgumentForm, render_equals
 from app.domain.script_parameters import ParameterKind, ScriptParameters
+from app.executor.environments import environment_probe
 from app.executor.environments.environment_probe import describe
 from tests.argspec.dataclass_script import SCRIPT
 from tests.argspec.reading import read_parameters
@@ -234,8 +235,11 @@ LISTS_OF_OTHERS = {"debug", "datasets"}
 
 
 @pytest.mark.training
-def test_what_is_read_is_what_the_libraries_parsers_declare(training_python: Path, tmp_path: Path) -> None:
+def test_what_is_read_is_what_the_libraries_parsers_declare(
+    training_python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """TRL's own scripts as they are installed, and ours with every kind of field."""
+    monkeypatch.setattr(environment_probe, "LOWEST_PRIORITY", 0)  # beside other tests it would hardly get a turn
     own = tmp_path / "own.py"
     own.write_text(SCRIPT)
     (packages,) = (training_python.parent.parent / "lib").glob("python3*/site-packages")

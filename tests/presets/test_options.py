@@ -11,6 +11,7 @@ from app.domain.enums import JobKind
 from app.domain.known_parameters import KNOWN
 from app.domain.library_options import OptionClass
 from app.domain.rendering import filled_arguments
+from app.executor.environments import environment_probe
 from app.executor.environments.environment_probe import describe
 from app.presets import catalogue
 from tests import training_environment
@@ -329,7 +330,10 @@ def test_value_that_only_the_training_looks_at_is_refused_with_a_sentence(
 
 @pytest.mark.training
 @pytest.mark.xdist_group("options")
-def test_environment_describes_every_class_that_scripts_name(training_python: Path, option_paths: list[str]) -> None:
+def test_environment_describes_every_class_that_scripts_name(
+    training_python: Path, option_paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment_probe, "LOWEST_PRIORITY", 0)  # beside other tests it would hardly get a turn
     described, trouble, ended = describe(training_python.parent.parent, option_paths, {"PATH": "/usr/bin:/bin"})
 
     assert (trouble, ended) == ({}, True)
