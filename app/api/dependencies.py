@@ -8,6 +8,8 @@ from fastapi import Depends, Request
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.access.keys import AccessKeys
+from app.api.routing import caller_of
+from app.domain.access import Caller
 from app.executor.jobs.chat_service import ChatService
 from app.executor.jobs.inference_requests import InferenceRequests
 from app.executor.jobs.job_actions import JobActions
@@ -73,6 +75,7 @@ async def get_services(request: Request) -> Services:
 
 
 ServicesDep = Annotated[Services, Depends(get_services)]
+CallerDep = Annotated[Caller, Depends(caller_of)]
 
 
 async def _reading(services: ServicesDep) -> AsyncIterator[AsyncSession]:

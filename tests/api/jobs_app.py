@@ -18,7 +18,9 @@ from fastapi import FastAPI
 
 from app.api.application import HttpOptions, new_application
 from app.api.dependencies import Services
+from app.api.guards import AccessPolicy
 from app.api.routes import base_models, datasets, scripts
+from app.domain.access import Caller
 from app.domain.enums import ModelState, TrainingType
 from app.main import build_services, include_routes
 from app.presets.catalogue import sample_base_models, sample_datasets
@@ -189,7 +191,12 @@ def _application() -> FastAPI:
         *datasets.dataset_uploads(MAX_UPLOAD_BYTES),
         *base_models.base_model_uploads(MAX_UPLOAD_BYTES),
     ]
-    app = new_application(HttpOptions(version="test", uploads=uploads))
+
+    async def caller(secret: str) -> Caller:
+        services: Services = app.state.services
+        return await services.access_keys.caller(secret)
+
+    app = new_application(HttpOptions(version="test", access=AccessPolicy(keys=caller), uploads=uploads))
     include_routes(app)
     return app
 

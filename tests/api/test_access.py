@@ -20,6 +20,7 @@ from app.store.home import Home
 from app.store.session import Database
 from app.store.tables import AccessKeyRow, IdempotencyRow
 from tests.api.client import SwitchableLicence, tag_of
+from tests.api.jobs_app import SUBMIT, jobs_app
 from tests.api.resources import codes
 
 URL = "/api/v1/keys"
@@ -254,3 +255,19 @@ class TestCaller:
         refused = await service.call("GET", "/api/v1/me", secret=secret, headers={"Origin": "https://evil.example"})
 
         assert refused.json()["code"] == "foreign_origin"
+
+
+class TestSubmit:
+    async def test_runs_for_whom_the_key_is_unless_it_says_for_whom(self, database: Database, tmp_path: Path) -> None:
+        async with jobs_app(database, tmp_path / "home") as app:
+            key = await app.post("/keys", {"name": "ada", "role": "operator"}, 201)
+            headers = {"Authorization": f"Bearer {key['secret']}"}
+
+            users = []
+            for body in (SUBMIT, {**SUBMIT, "user": "bob"}, {**SUBMIT, "user": ""}):
+                made = await app.post("/jobs", body, 201, headers=headers)
+                users.append((await app.get(f"/jobs/{made['id']}"))["user"])
+            without = await app.get(f"/jobs/{(await app.submit())['id']}")
+
+        assert users == ["ada", "bob", ""]
+        assert without["user"] == ""

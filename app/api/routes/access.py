@@ -6,13 +6,13 @@ from fastapi import Depends, Path, Query, Response
 
 from app.access.keys import NewKey, version_of
 from app.api.conditional import IfMatch, etag_of
-from app.api.dependencies import ReadSession, ServicesDep, WriteSession
+from app.api.dependencies import CallerDep, ReadSession, ServicesDep, WriteSession
 from app.api.errors import problem_responses
 from app.api.idempotency import CreationDep, IdempotencyKeyReused
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
-from app.api.routing import Router, caller_of, needs
+from app.api.routing import Router, needs
 from app.api.schemas.access import KeyChange, KeyCreate, KeyRead, Me, key_read, me_read
-from app.domain.access import Caller, Permission
+from app.domain.access import Permission
 from app.domain.errors import InvalidRequest
 from app.store.access_keys import AccessKeyNotFound
 from app.store.methods import NameTaken
@@ -20,7 +20,6 @@ from app.store.tables import AccessKeyRow
 
 router = Router(changes=Permission.ADMINISTER, reads=Permission.ADMINISTER, prefix="/api/v1", tags=["access"])
 
-CallerDep = Annotated[Caller, Depends(caller_of)]
 Paging = Annotated[PageParams, Depends(page_params("name", "created_at", default="name"))]
 KeyRef = Annotated[str, Path(description="Id or name of the key.", examples=["nightly-training"], max_length=100)]
 """`{key}` in the addresses."""

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final
 
 from fastapi import Body, Depends, Path, Query, Request, Response
 
-from app.api.dependencies import ReadSession, ServicesDep, WriteSession, notify_after_commit
+from app.api.dependencies import CallerDep, ReadSession, ServicesDep, WriteSession, notify_after_commit
 from app.api.errors import problem_responses
 from app.api.headers import LastEventId
 from app.api.idempotency import CreationDep, IdempotencyKeyReused
@@ -27,7 +27,7 @@ from app.api.schemas.jobs import (
     log_page_read,
 )
 from app.api.sse import event_stream
-from app.domain.access import Permission
+from app.domain.access import CallerKind, Permission
 from app.domain.enums import JobKind, JobStatus
 from app.domain.errors import Invalid, InvalidRequest
 from app.executor.jobs.job_actions import JobBeingRetried, JobDatasetChanged, JobInputsGone, JobMethodDeleted, JobQuery
@@ -90,12 +90,19 @@ data: {"status":"succeeded"}
 
 @router.post("/jobs", status_code=201, response_model=JobSubmitted, responses=problem_responses(*_SUBMITTED))
 async def submit_job(
-    job: JobSubmit, session: WriteSession, services: ServicesDep, language: RequestLanguage, creation: CreationDep
+    job: JobSubmit,
+    session: WriteSession,
+    services: ServicesDep,
+    language: RequestLanguage,
+    caller: CallerDep,
+    creation: CreationDep,
 ) -> Response:
     """Start the stages of a method: a chain of jobs through a state, or a single stage.
 
     Everything that is wrong comes at once, before anything is queued.
     """
+    if caller.kind is CallerKind.KEY and "user" not in job.model_fields_set:
+        job = job.model_copy(update={"user": caller.name})
     async with services.submissions.planned(job) as plan:
 
         async def create() -> JobSubmitted:

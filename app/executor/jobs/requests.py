@@ -94,7 +94,9 @@ class JobSubmit(_Body):
     priority: int = Priority
     queue: QueueName = Field(default=DEFAULT_QUEUE, description="Queue whose limits apply; see `GET /api/v1/queues`.")
     user: UserName = Field(
-        default="", description="For whom it runs: limits per user go by this name.", examples=["ann@example.com"]
+        default="",
+        description="For whom it runs: limits per user go by this name. Default: the name of the caller's API key.",
+        examples=["ann@example.com"],
     )
     wait: bool = Field(
         default=False,
