@@ -6,6 +6,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,6 +80,48 @@ sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
+# Runs the script for each case in one process, and tells what was trained with what, or why nothing was.
+OPTIONS = """
+import contextlib, hashlib, importlib.util, io, json, sys
+from pathlib import Path
+
+script, cases, out = sys.argv[1], json.loads(sys.argv[2]), Path(sys.argv[3])
+spec = importlib.util.spec_from_file_location("stage", script)
+stage = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(stage)
+train, learners = stage.train, []
+
+def watched(learner, *more, **named):
+    learners.append(learner)
+    train(learner, *more, **named)
+
+stage.train = watched
+answers = {}
+for case, words in cases.items():
+    folder = out / case.replace(" ", "-")
+    sys.argv = [script, *words, f"--output_dir={folder}"]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(said):
+            stage.main()
+    except SystemExit as refusal:
+        answers[case] = {"refused": str(refusal)}
+        continue
+    optimizer, weights = learners[-1].optimizer, (folder / "adapters.safetensors").read_bytes()
+    header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
+    answers[case] = {
+        "optimizer": {"kind": type(optimizer).__name__} | {
+            name: value for name, value in vars(optimizer).items() if isinstance(value, (bool, float, list))
+        },
+        "rate": round(float(optimizer.learning_rate), 6),
+        "steps": int(optimizer.step),
+        "kept": sorted({name.split(".", 3)[3].rpartition(".")[0] for name in header if name != "__metadata__"}),
+        "digest": hashlib.sha256(weights).hexdigest(),
+        "notes": [line for line in said.getvalue().splitlines() if "no effect" in line],
+    }
+print("answers " + json.dumps(answers))
+"""
+
 
 def arguments(home: Home, base: Path, *more: str, rows: Path | None = None, output: str = "out") -> list[str]:
     data, folder = rows or dataset("sft-demo"), home.path / output
@@ -111,6 +154,53 @@ def trained(
     """Return the home of a finished demo training and what it reported."""
     home = make_home(tmp_path_factory.mktemp("mlx") / "deepe", mlx_python, mlx_forks)
     return home, home.unforked.run(SCRIPT, *arguments(home, tiny_base, *SHORTER))
+
+
+@pytest.fixture(scope="module")
+def options(mlx_python: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return what came of trainings with options of mlx-lm."""
+    home = make_home(tmp_path_factory.mktemp("options") / "deepe", mlx_python)
+    (home.scripts / "driver.py").write_text(OPTIONS)
+    small = [
+        "--max_samples=16",
+        "--eval_samples=4",
+        "--eval_max_new_tokens=2",
+        "--batch_size=4",
+        "--learning_rate=0.01",
+    ]
+    same = [f"--model_path={tiny_base}", f"--dataset_path={dataset('sft-demo')}", *small]
+    steps = "--max_steps=2"
+    schedule = '--lr_schedule={"name": "step_decay", "arguments": [0.01, 0.5, 1]}'
+    cases = {
+        "none": [steps],
+        "sgd": [steps, "--optimizer=sgd", '--optimizer_config={"sgd": {"momentum": 0.9}, "adam": {}}'],
+        "muon": [steps, "--optim=muon"],
+        "adafactor": [steps, "--optimizer=adafactor", "--learning_rate=0.02", "--lr_scheduler=constant"],
+        "betas": [steps, '--optimizer_config={"adamw": {"betas": [0.5, 0.6]}}'],
+        "schedule": [steps, schedule, "--learning_rate=0.3"],
+        "keys": [steps, '--lora_parameters={"rank": 2, "scale": 1.5, "keys": ["self_attn.q_proj"]}'],
+        "passes": ["--iters=4", "--grad_accumulation_steps=2", "--save_every=2", "--grad_checkpoint=true"],
+        "lengths": [steps, "--max_seq_length=200", "--mask_prompt=false", "--val_batches=1", "--steps_per_eval=1"],
+        "too long": ["--max_seq_length=5"],
+        "unknown": ["--optimizer_confg={}"],
+        "no optimizer": ["--optimizer=lion"],
+        "no setting": ['--optimizer_config={"adamw": {"beta": [0.5, 0.6]}}'],
+        "of another": ['--optimizer_config={"sgd": {"momentum": 0.9}}'],
+        "no decay": ["--optimizer=adam", "--weight_decay=0.1"],
+        "no schedule": ['--lr_schedule={"name": "cosin", "arguments": [0.01]}'],
+        "no warmup": ['--lr_schedule={"name": "cosine_decay", "arguments": [0.01, 3], "warm_up": 1}'],
+        "alpha": ['--lora_parameters={"rank": 4, "alpha": 8}'],
+        "no layer": [steps, '--lora_parameters={"keys": ["q_proj"]}'],
+        "whole": ["--fine_tune_type=full", '--lora_parameters={"rank": 4}'],
+        "half a step": ["--iters=3", "--grad_accum_steps=2"],
+        "both": ["--iters=3", steps],
+        "of the platform": ["--train=true"],
+        "of the model": ["--resume_adapter_file=a.safetensors"],
+    }
+    run = home.run("driver.py", SCRIPT, json.dumps({case: [*same, *words] for case, words in cases.items()}), "out")
+    assert run.code == 0, run.stderr
+    (line,) = [line for line in run.stdout.splitlines() if line.startswith("answers ")]
+    return dict(json.loads(line.removeprefix("answers ")))
 
 
 @pytest.mark.training
@@ -190,6 +280,46 @@ class TestTraining:
         for folder in ("5", "5-complete"):
             config = json.loads((mlx_home.path / "out" / folder / "generation_config.json").read_text())
             assert config["eos_token_id"] == [2, 0]
+
+    def test_options_of_the_library_reach_what_is_trained(self, options: dict[str, Any]) -> None:
+        kinds = {case: one["optimizer"]["kind"] for case, one in options.items() if "optimizer" in one}
+        trained = [one["digest"] for one in options.values() if "digest" in one]
+
+        assert [kinds[case] for case in ("none", "sgd", "muon", "adafactor")] == ["AdamW", "SGD", "Muon", "Adafactor"]
+        assert options["sgd"]["optimizer"]["momentum"] == 0.9
+        assert options["adafactor"]["optimizer"]["relative_step"] is False
+        assert options["adafactor"]["rate"] == 0.02
+        assert options["betas"]["optimizer"]["betas"] == [0.5, 0.6]
+        assert options["schedule"]["rate"] == 0.005
+        assert "learning_rate have no effect" in options["schedule"]["notes"][0]
+        assert options["keys"]["kept"] == ["self_attn.q_proj"]
+        assert len(options["none"]["kept"]) > 1
+        assert {one["steps"] for one in options.values() if "steps" in one} == {2}
+        assert len(trained) == len(set(trained)) == 9
+
+    @pytest.mark.parametrize(
+        ("case", "sentence"),
+        [
+            ("unknown", "there is no parameter optimizer_confg, neither of the script nor of mlx_lm.lora.CONFIG_DEF"),
+            ("unknown", "did you mean optimizer_config"),
+            ("too long", "longer than allowed; raise max_input_length (1024) or max_content_length (1024) or max_seq_"),
+            ("no optimizer", "optimizer must be one of adam, adamw, muon, sgd, adafactor; it is 'lion'"),
+            ("no setting", "optimizer_config: adamw: there is no beta; did you mean betas?"),
+            ("of another", "optimizer_config says something of sgd, but the optimizer is adamw"),
+            ("no decay", "weight_decay has no effect with optimizer=adam"),
+            ("no schedule", "mlx-lm does not accept lr_schedule="),
+            ("no warmup", "lr_schedule: there is no warm_up; did you mean warmup?"),
+            ("alpha", "lora_parameters: there is no alpha; there are rank, scale, dropout, keys"),
+            ("no layer", "the model has no layer q_proj for an adapter; there are "),
+            ("whole", "lora_parameters has no effect with fine_tune_type=full"),
+            ("half a step", "iters counts forward passes: it must be a multiple of grad_accum_steps (2), it is 3"),
+            ("both", "iters and max_steps say the same; give one of them"),
+            ("of the platform", "train cannot be set: the platform sets it; leave it out"),
+            ("of the model", "resume_adapter_file cannot be set: the method loads and saves the model itself"),
+        ],
+    )
+    def test_options_that_cannot_be_are_refused(self, options: dict[str, Any], case: str, sentence: str) -> None:
+        assert sentence in options[case]["refused"]
 
     def test_passes_of_a_step_learn_like_one_large_batch(self, mlx_home: Home, tiny_base: Path) -> None:
         more = ("--max_steps=3", "--logging_steps=1", "--max_samples=64", "--eval_samples=0", "--resume=false")

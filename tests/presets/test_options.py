@@ -331,14 +331,21 @@ def test_value_that_only_the_training_looks_at_is_refused_with_a_sentence(
 @pytest.mark.training
 @pytest.mark.xdist_group("options")
 def test_environment_describes_every_class_that_scripts_name(
-    training_python: Path, option_paths: list[str], monkeypatch: pytest.MonkeyPatch
+    training_python: Path, mlx_python: Path, option_paths: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(environment_probe, "LOWEST_PRIORITY", 0)  # beside other tests it would hardly get a turn
     described, trouble, ended = describe(training_python.parent.parent, option_paths, {"PATH": "/usr/bin:/bin"})
+    mlx = [use.path for use in read_shipped("mlx-demo.py").option_classes]
+    of_mlx, trouble_of_mlx, _ = describe(mlx_python.parent.parent, mlx, {"PATH": "/usr/bin:/bin"})
 
-    assert (trouble, ended) == ({}, True)
+    assert (trouble, trouble_of_mlx, ended) == ({}, {}, True)
     found = {one.path: one for one in described}
     assert list(found) == option_paths
+    described = [*described, *of_mlx]
+    optimizer = of_mlx[0].find("optimizer")
+    assert optimizer is not None
+    assert (optimizer.default, optimizer.choices) == ("adam", ("adam", "adamw", "muon", "sgd", "adafactor"))
+    assert of_mlx[0].library == "mlx_lm"
     sft = found["trl.SFTConfig"]
     assert (sft.library, len(sft.fields) > 100) == ("trl", True)
     assert all(one.help for one in sft.fields)

@@ -13,10 +13,12 @@ the base model is built by the one of the `trl` environment:
 | dora | direction by LoRA and length by itself: closer to full fine-tuning, slower |
 | full | all weights of these blocks |
 
-A base model that is quantized on disk, or `load_in_4bit`, makes it QLoRA. Rows and held-out file are those of
-sft-demo.py. The layers and the form of the adapter are mlx-lm's, so its own commands take what is made here
-(`python -m mlx_lm generate --model tiny-base --adapter-path mlx-out`). The loop is ours: mlx-lm's keeps neither the
-optimizer's state nor its place in the data, and could not go on as if nothing had been.
+A base model that is quantized on disk, or `load_in_4bit`, makes it QLoRA. Every option of mlx-lm's own configuration
+(`mlx_lm.lora.CONFIG_DEFAULTS`) can be set as well. Those that it counts in forward passes, such as `iters`, must make
+whole steps of `grad_accum_steps` passes. Rows and held-out file are those of sft-demo.py. The layers and the form of
+the adapter are mlx-lm's, so its own commands take what is made here (`python -m mlx_lm generate --model tiny-base
+--adapter-path mlx-out`). The loop is ours: mlx-lm's keeps neither the optimizer's state nor its place in the data, and
+could not go on as if nothing had been.
 
 A checkpoint holds weights and optimizer; the rows and the random numbers of a step follow from its number. SIGTERM
 writes one and ends the script with code 143. A resumed run gives the same weights as an undisturbed one.
@@ -40,16 +42,21 @@ import deepe
 import deepe_arguments as arguments
 import deepe_llm as llm
 import deepe_mlx as mlx_models
+import deepe_mlx_options as options
 from deepe_best import STATE as TRAINER_STATE
 from deepe_best import Best
 from deepe_chat import ends_of, write_ends
 from deepe_checkpoints import newest_checkpoint
 from deepe_examples import encode, load_examples
-from deepe_log import log, remark_plan
+from deepe_log import log, remark, remark_plan
+from deepe_options import Options
 from deepe_rows import CONVERSATION, TEXT, Refused, Rendered, Text, Wanted
 from deepe_scores import perplexity, prompt_of, report_loss, report_right, to_answer
 from deepe_trackers import follow
 
+LIBRARY_OPTIONS = {  # every entry of it can be set, beside the arguments below
+    "classes": {"mlx_lm.lora.CONFIG_DEFAULTS": {}}
+}
 LEARNS = Wanted(kinds=frozenset({CONVERSATION, TEXT}))
 WEIGHTS, STATE = "adapters.safetensors", "optimizer.safetensors"
 WIDTH = 32  # rows are padded to a multiple of it: a step is compiled once for each width
@@ -69,7 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
     adapter = parser.add_argument_group("what is trained")
     adapter.add_argument("--fine_tune_type", choices=["lora", "dora", "full"], default="lora")
     adapter.add_argument("--num_layers", type=int, default=-1, help="blocks, counted from the last; -1 takes all")
-    adapter.add_argument("--lora_rank", type=int, default=16, help="rank of the adapter's matrices")
+    adapter.add_argument("--lora_rank", "--lora_r", "--r", type=int, default=16, help="rank of the adapter's matrices")
     adapter.add_argument("--lora_scale", type=float, default=20.0, help="weight of the adapter")
     adapter.add_argument("--lora_dropout", type=float, default=0.0, help="part of the adapter's inputs switched off")
 
@@ -81,16 +88,36 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
     steps = parser.add_argument_group("training")
-    steps.add_argument("--epochs", type=float, default=1.0, help="passes over the rows, unless max_steps is given")
+    steps.add_argument(
+        "--epochs",
+        "--num_train_epochs",
+        type=float,
+        default=1.0,
+        help="passes over the rows, unless max_steps is given",
+    )
     steps.add_argument("--max_steps", type=int, default=None, help="number of steps, instead of epochs")
-    steps.add_argument("--batch_size", type=int, default=4, help="rows in one forward pass")
-    steps.add_argument("--grad_accum_steps", type=int, default=1, help="forward passes in one step")
+    steps.add_argument(
+        "--batch_size", "--per_device_train_batch_size", type=int, default=4, help="rows in one forward pass"
+    )
+    steps.add_argument(
+        "--grad_accum_steps",
+        "--grad_accumulation_steps",
+        "--gradient_accumulation_steps",
+        type=int,
+        default=1,
+        help="forward passes in one step",
+    )
     steps.add_argument("--learning_rate", type=float, default=1e-5, help="highest learning rate")
     steps.add_argument("--warmup_steps", type=int, default=None, help="steps until the highest learning rate")
     steps.add_argument("--warmup_ratio", type=float, default=0.03, help="the same as part of all steps")
     steps.add_argument(
-        "--lr_scheduler", choices=["cosine", "linear", "constant"], default="cosine", help="course of the learning rate"
+        "--lr_scheduler",
+        "--lr_scheduler_type",
+        choices=["cosine", "linear", "constant"],
+        default="cosine",
+        help="course of the learning rate",
     )
+    steps.add_argument("--optimizer", "--optim", default="adamw", help="one of mlx-lm's")
     steps.add_argument("--max_grad_norm", type=float, default=1.0, help="longer gradients are cut to this length")
     steps.add_argument("--weight_decay", type=float, default=0.0, help="pull of the weights towards zero")
     arguments.add_seed(steps)
@@ -107,6 +134,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     machine.add_argument(
         "--gradient_checkpointing",
+        "--grad_checkpoint",
         type=arguments.str2bool,
         default=False,
         help="recompute activations instead of keeping",
@@ -120,9 +148,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    args, unknown = make_parser().parse_known_args()
+    args, rest = make_parser().parse_known_args()
+    args.options = Options(rest, LIBRARY_OPTIONS, args)
     mlx_models.prepare_environment()
-    llm.run_stage(args, run, advice=lambda error: mlx_models.memory_advice(error, args.batch_size), unknown=unknown)
+    llm.run_stage(args, run, advice=lambda error: mlx_models.memory_advice(error, args.batch_size))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -152,6 +181,7 @@ def run(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> None:
     llm.check(args)
+    options.take(args, usual=make_parser().get_default)
     for name, least in {"eval_steps": 1, "seed": 0}.items():
         if getattr(args, name) < least:
             raise Refused(f"{name} must be at least {least}, it is {getattr(args, name)}")
@@ -237,17 +267,19 @@ def train(learner: "Learner", tokenizer: Any, examples: list[Example], unseen: l
     for step in range(done + 1, steps + 1):
         if learner.best.ended:
             break
-        rate = args.learning_rate * course(step - 1, steps, args)
+        rate = options.learning_rate(step - 1, steps, args)
         loss, norm = take_step(step, batches.of_step(step), rate)
         losses.append(loss)
         values: dict[str, float] = {}
         if step % args.logging_steps == 0 or step in (1, steps):
-            values = {"loss": sum(losses) / len(losses), "learning_rate": rate, "grad_norm": norm}
+            values = {"loss": sum(losses) / len(losses), "grad_norm": norm}
+            values |= {} if learner.sets_rate else {"learning_rate": rate}
             values |= {"epoch": step / batches.per_epoch, **speed.gauges(step, steps, learner.tokens_seen)}
             llm.print_step(step, steps, "loss", values)
             losses = []
         if unseen and (step % args.eval_steps == 0 or step == steps):
-            values["eval_loss"] = learner.loss_on(unseen)
+            measured = len(unseen) if args.val_batches == -1 else args.val_batches * args.batch_size
+            values["eval_loss"] = learner.loss_on(unseen[:measured])
             values["eval_perplexity"] = perplexity(values["eval_loss"])
         if values:
             state = SimpleNamespace(global_step=step, max_steps=steps, log_history=[], is_world_process_zero=True)
@@ -262,21 +294,11 @@ def train(learner: "Learner", tokenizer: Any, examples: list[Example], unseen: l
         learner.take(kept)
 
 
-def course(step: int, steps: int, args: argparse.Namespace) -> float:
-    """Return which part of the highest learning rate a step has; `step` counts from 0."""
-    warmup = args.warmup_ratio * steps if args.warmup_steps is None else args.warmup_steps
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    gone = (step - warmup) / max(1, steps - warmup)
-    return {"cosine": 0.5 * (1 + math.cos(math.pi * gone)), "linear": 1 - gone, "constant": 1.0}[args.lr_scheduler]
-
-
 class Learner:
     """The model, its optimizer, and how both are kept."""
 
     def __init__(self, args: argparse.Namespace, best: Best) -> None:
         import mlx.core as mx
-        import mlx.optimizers
 
         self.args, self.best, self.tokens_seen = args, best, 0
         if mx.metal.is_available():  # keep the weights where the GPU reaches them
@@ -287,10 +309,11 @@ class Learner:
             self.model.set_dtype(getattr(mx, args.dtype))
         self._choose_weights()
         mx.eval(self.model.parameters())
-        self.optimizer = mlx.optimizers.AdamW(
-            learning_rate=args.learning_rate, weight_decay=args.weight_decay, bias_correction=True
-        )
+        self.optimizer = options.optimizer_of(args)
         self.optimizer.init(self.model.trainable_parameters())
+        self.sets_rate = bool(getattr(self.optimizer, "relative_step", False))
+        if self.sets_rate:
+            remark("relative_step: the optimizer sets its learning rate itself, learning_rate has no effect", args)
 
     def _choose_weights(self) -> None:
         """Freeze the model but for what is to be learned."""
@@ -307,6 +330,7 @@ class Learner:
             for block in blocks[-max(args.num_layers, 0) :]:
                 block.unfreeze()
         else:
+            options.check_keys(self.model, args.lora_keys)
             linear_to_lora_layers(
                 self.model, args.num_layers, self._settings()["lora_parameters"], use_dora=args.fine_tune_type == "dora"
             )
@@ -316,12 +340,14 @@ class Learner:
     def _settings(self) -> dict[str, Any]:
         """Return what adapter_config.json says: mlx-lm loads the adapter by it."""
         args = self.args
+        keys = {"keys": args.lora_keys} if args.lora_keys else {}
         return {
             "model": args.model_path,
             "fine_tune_type": args.fine_tune_type,
             "num_layers": args.num_layers,
-            "lora_parameters": {"rank": args.lora_rank, "scale": args.lora_scale, "dropout": args.lora_dropout},
+            "lora_parameters": {"rank": args.lora_rank, "scale": args.lora_scale, "dropout": args.lora_dropout} | keys,
             "load_in_4bit": args.load_in_4bit,
+            "optimizer": args.optimizer,
         }
 
     def compiled(self) -> Callable[[int, list[list[Example]], float], tuple[float, float]]:
@@ -336,6 +362,7 @@ class Learner:
             grad_checkpoint(self.model.layers[0])
         model, optimizer = self.model, self.optimizer
         differentiate = nn.value_and_grad(model, loss_of)
+        kept = self.args.options.given.get("clear_cache_threshold", 0)
         seen, changed = [model.state, mx.random.state], [model.state, optimizer.state]
 
         @partial(mx.compile, inputs=seen, outputs=seen)
@@ -361,7 +388,8 @@ class Learner:
             norm = change(gradients)
             mx.eval(seen, changed, loss, norm)
             self.tokens_seen += sum(len(example.tokens) for batch in batches for example in batch)
-            mx.clear_cache()  # buffers of this width: the next step may need others
+            if mx.get_cache_memory() > kept:
+                mx.clear_cache()  # buffers of this width: the next step may need others
             return loss.item(), norm.item()
 
         return take
@@ -429,7 +457,8 @@ class Learner:
         folder = newest_checkpoint(Path(self.args.output_dir), self.args, [STATE], weights=WEIGHTS)
         if folder is None:
             return 0
-        if json.loads((folder / "adapter_config.json").read_text("utf-8")) != self._settings():
+        made = {"optimizer": "adamw", **json.loads((folder / "adapter_config.json").read_text("utf-8"))}
+        if made != self._settings():
             raise Refused(
                 f"{folder} was made with other settings of model or adapter; empty output_dir, or set resume to false"
             )

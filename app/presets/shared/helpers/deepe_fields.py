@@ -1,17 +1,20 @@
 """Fields of configuration classes (dataclasses): their names, types, defaults and help. A library and a program.
 
-    python deepe_fields.py trl.SFTConfig peft.LoraConfig
+    python deepe_fields.py trl.SFTConfig peft.LoraConfig mlx_lm.lora.CONFIG_DEFAULTS
 
 prints one line of JSON with a document for each class, or with the reason why there is none. The form of a method is
 made of these documents, and scripts read their options by the same functions, so that both agree. Standard library
-only; a type that is not understood is `any`, which takes JSON.
+only; a type that is not understood is `any`, which takes JSON. A dictionary of a module's defaults counts as a class;
+what its options mean is said by the parser that the module's `build_parser` returns.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import enum
+import functools
 import importlib
 import importlib.metadata
 import json
@@ -58,10 +61,14 @@ class WrongValue(ValueError):
     """A text is not a value of a field's type."""
 
 
+@functools.cache
 def load(path: str) -> type:
     """Return the class of a dotted path. Raises `ImportError` if there is none, or if it has no fields."""
-    module, _, name = path.rpartition(".")
-    found = getattr(importlib.import_module(module), name, None)
+    named, _, name = path.rpartition(".")
+    module = importlib.import_module(named)
+    found = getattr(module, name, None)
+    if isinstance(found, dict):
+        return _class_of(name, found, module)
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise ImportError(f"{path} is not a dataclass")
     return found
@@ -105,6 +112,21 @@ def from_text(field: Field, text: str) -> Any:
 
 
 # --- describing -----------------------------------------------------------------------------------------------------
+
+
+def _class_of(name: str, defaults: dict[str, Any], module: Any) -> type:
+    """Return a dataclass of the options that a library keeps as a dictionary of their defaults."""
+    parser = getattr(module, "build_parser", None)
+    actions = {one.dest: one for one in parser()._actions} if callable(parser) else {}
+    fields = []
+    for option, value in defaults.items():
+        said = actions.get(option)
+        kind = type(value) if value is not None else getattr(said, "type", None)
+        hint = kind if kind in SCALARS else Any
+        metadata = {"help": getattr(said, "help", None), "choices": getattr(said, "choices", None)}
+        made = dataclasses.field(default_factory=functools.partial(copy.deepcopy, value), metadata=metadata)
+        fields.append((option, hint if value is not None else hint | None, made))
+    return dataclasses.make_dataclass(name, fields)
 
 
 def _field(one: Any, hint: Any) -> Field:
