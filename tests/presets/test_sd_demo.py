@@ -9,11 +9,13 @@ import pytest
 
 from app.presets import sample_data
 from tests import training_environment
+from tests.presets import picture_families
 from tests.presets.conftest import NewHome
 from tests.presets.curves import SHORT, assert_went_on, run_whole_and_stopped
 from tests.presets.stage import Finished, Home, dataset, demo_parameters, make_home
 
 SCRIPT = "sd-demo.py"
+FAMILIES = str(Path(picture_families.__file__))
 PROMPT = "a neon sign of a red circle at the middle"
 FOR_REAL = [pytest.mark.training, pytest.mark.xdist_group("diffusion")]
 
@@ -31,11 +33,20 @@ def base() -> Path:
     return training_environment.base_model("tiny-diffusion")
 
 
+@pytest.fixture
+def families(torch_home: Home, base: Path) -> Path:
+    """Return a folder with small bases of several families of models that draw."""
+    made = torch_home.run(FAMILIES, "make", str(torch_home.path / "families"), str(base))
+    assert made.code == 0, made.stderr
+    return torch_home.path / "families"
+
+
 @pytest.fixture(scope="module")
 def trained(new_home: NewHome, base: Path, signs: Path) -> tuple[Home, Finished]:
     """Return the home of a finished demo training and what it reported."""
     home = new_home("sd")
-    return home, home.run(SCRIPT, *arguments(home, base, signs))
+    shown = ('--validation_prompts=["a neon sign of a red circle at the middle", "a paper"]', "--validation_steps=100")
+    return home, home.run(SCRIPT, *arguments(home, base, signs, *shown, "--validation_inference_steps=4"))
 
 
 def arguments(home: Home, base: Path, data: Path, *more: str) -> list[str]:
@@ -58,7 +69,16 @@ class TestTraining:
         )
         assert run.of_type("progress")[-1]["step"] == run.of_type("progress")[-1]["total"] == 150
         assert (home.path / "out" / "pytorch_lora_weights.safetensors").is_file()
-        assert len(list((home.path / "out" / "samples").glob("after-*.png"))) == 12
+        samples = home.path / "out" / "samples"
+        assert len(list(samples.glob("after-*.png"))) == 12
+        assert {path.name for path in samples.glob("validation-*")} == {
+            f"validation-{when}-{number}.png" for when in ("before", "100", "after") for number in (1, 2)
+        }
+        answers = [(one["phase"], one["number"], one["answer"]) for one in run.of_type("sample")]
+        assert ("after", 2, "samples/validation-after-2.png") in answers
+        assert pixels(home.python, samples / "validation-before-1.png") != pixels(
+            home.python, samples / "validation-after-1.png"
+        )
 
     def test_merged_model_draws_what_base_and_weights_draw(self, trained: tuple[Home, Finished], base: Path) -> None:
         home, _ = trained
@@ -102,6 +122,36 @@ class TestTraining:
         assert_went_on(*runs, "loss")
         files = [torch_home.path / name / "pytorch_lora_weights.safetensors" for name in ("out", "whole")]
         assert files[0].read_bytes() == files[1].read_bytes()
+
+    def test_step_of_two_passes_learns_like_one_of_one(self, torch_home: Home, base: Path, signs: Path) -> None:
+        few = ("--max_steps=3", "--max_samples=24", "--eval_fraction=0", "--logging_steps=1", "--learning_rate=0.003")
+        ways = {"out": ("--batch_size=4",), "two": ("--batch_size=2", "--grad_accum_steps=2")}
+
+        runs = {}
+        for name, way in ways.items():
+            words = arguments(torch_home, base, signs, *few, *way)
+            runs[name] = torch_home.run(SCRIPT, *words, f"--output_dir={torch_home.path}/{name}")
+
+        assert [run.code for run in runs.values()] == [0, 0], runs["out"].stderr + runs["two"].stderr
+        for curve in ("loss", "grad_norm"):
+            assert runs["two"].curve(curve) == pytest.approx(runs["out"].curve(curve), rel=1e-4)
+
+    def test_families_are_saved_and_asked(self, torch_home: Home, families: Path) -> None:
+        presets = torch_home.scripts
+        run = torch_home.run(FAMILIES, "merge", str(families), str(presets))
+
+        assert run.code == 0, run.stderr
+        (line,) = [line for line in run.stdout.splitlines() if line.startswith("answers ")]
+        found = json.loads(line.removeprefix("answers "))
+        kinds = {"sdxl": "StableDiffusionXLPipeline", "sd3": "StableDiffusion3Pipeline", "flux": "FluxPipeline"}
+        for family, one in found.items():
+            assert one["saved"]["status"] == "success", one
+            assert one["saved"]["model_type"] == kinds[family]
+            assert one["learned"] > 0.01, one
+            assert one["merged"] < one["learned"] / 50, one
+        assert "negative_prompt has no effect on a FluxPipeline" in found["flux"]["lora"]["text"]
+        assert "no effect" not in found["sd3"]["lora"]["text"]
+        assert "64 x 48 pixels" in found["sd3"]["lora"]["text"]
 
 
 def pixels(python: Path, picture: Path) -> bytes:
@@ -183,6 +233,11 @@ class TestRefusals:
             (("--batch_size=0",), "batch_size must be at least 1"),
             (("--max_steps=0",), "max_steps must be at least 1"),
             (("--trainer=simpletuner",), "SimpleTuner is not installed in this environment"),
+            (("--aspect_ratio_buckets=true",), "aspect_ratio_buckets: trainer=diffusers learns squares only"),
+            (("--validation_prompts=[1]",), 'must be a list of texts, such as ["a red circle", "a blue star"]'),
+            (("--validation_seed=1",), "validation_seed has no effect without validation_prompts"),
+            (("--validation_prompts=a", "--validation_steps=0"), "validation_steps must be at least 1, it is 0"),
+            (("--validation_prompts=a", "--validation_resolution=100"), "must be a multiple of 8, at least 32, or two"),
         ],
     )
     def test_of_parameters(self, home: Home, pipeline: Path, data: Path, more: tuple[str, ...], sentence: str) -> None:

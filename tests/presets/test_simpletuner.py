@@ -19,9 +19,12 @@ from tests.presets import simpletuner_stand_in
 
 sys.path.insert(0, str(catalogue.helpers_dir()))
 simpletuner: Any = importlib.import_module("deepe_simpletuner")
+runs: Any = importlib.import_module("deepe_simpletuner_run")
+validation: Any = importlib.import_module("deepe_validation")
 sys.path.pop(0)
 Captioned, Refused = simpletuner.Captioned, simpletuner.Refused
 URL = "http://127.0.0.1:1/secret"
+SHOWN = validation.Validation(("a cat", "a dog"), 20, (512, 768), steps=8, guidance=4.0, seed=3, negative="grey")
 
 
 def plan(folder: Path, **changes: Any) -> Any:
@@ -93,6 +96,8 @@ class TestConfiguration:
             ('{"--output_dir": "/etc", "webhook_config": 1}', "cannot set output_dir, webhook_config"),
             ('{"lora_alpha": 64}', "cannot set lora_alpha: the weights are kept without it"),
             ('{"--lora_rank": 64}', "cannot set lora_rank; set the parameter lora_rank"),
+            ('{"model_family": "flux"}', "cannot set model_family; set the parameter model_family"),
+            ('{"validation_prompt": "a cat"}', "cannot set validation_prompt; set the parameter validation_prompts"),
         ],
     )
     def test_options_that_are_none(self, text: str, sentence: str) -> None:
@@ -108,6 +113,55 @@ class TestConfiguration:
             "textfile", str(tmp_path / "out/simpletuner/pictures"),
         )  # fmt: skip
         assert (texts["dataset_type"], texts["default"]) == ("text_embeds", True)
+        assert (backend["crop_aspect"], backend["resolution_type"]) == ("square", "pixel")
+
+    def test_buckets_keep_the_shapes_and_fill_a_step_from_the_rarest(self, tmp_path: Path) -> None:
+        (backend, _) = simpletuner.data_backends(plan(tmp_path, pictures=20, rarest=3))
+        settings = simpletuner.configuration(plan(tmp_path, pictures=20, rarest=3), URL)
+
+        assert (backend["crop_aspect"], backend["resolution_type"], backend["repeats"]) == ("preserve", "pixel_area", 3)
+        assert (settings["resolution"], settings["resolution_type"]) == (512, "pixel_area")
+        assert settings["disable_bucket_pruning"] is True
+
+    def test_validation_pictures_are_asked_for_by_a_library_of_prompts(self, tmp_path: Path) -> None:
+        wanted = plan(tmp_path, validation=SHOWN)
+
+        settings = simpletuner.configuration(wanted, URL)
+        simpletuner.write_configuration(wanted, URL)
+
+        assert {name: value for name, value in settings.items() if "validation" in name} == {
+            "validation_disable": False,
+            "validation_step_interval": 20,
+            "validation_resolution": "512x768",
+            "validation_num_inference_steps": 8,
+            "validation_guidance": 4.0,
+            "validation_seed": 3,
+            "validation_negative_prompt": "grey",
+        }
+        assert json.loads(Path(settings["user_prompt_library"]).read_text()) == {"p1": "a cat", "p2": "a dog"}
+
+    def test_validation_pictures_are_kept_with_what_they_show(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("DEEPE_EVENTS", str(tmp_path / "events.jsonl"))
+        drawn = tmp_path / "validation_images"
+        drawn.mkdir()
+        for name in ("step_20_p1_0_512x768.png", "step_20_p2_0_512x768.png", "step_40_p1_0_512x768.png", "other.png"):
+            (drawn / name).write_bytes(name.encode())
+
+        SHOWN.take(drawn, tmp_path)
+
+        kept = {path.name: path.read_text() for path in (tmp_path / "samples").iterdir()}
+        assert kept == {
+            "validation-20-1.png": "step_20_p1_0_512x768.png",
+            "validation-20-2.png": "step_20_p2_0_512x768.png",
+            "validation-40-1.png": "step_40_p1_0_512x768.png",
+        }
+        assert [path.name for path in drawn.iterdir()] == ["other.png"]
+        events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+        assert {(event["type"], event["kind"], Path(event["path"]).name) for event in events} == {
+            ("artifact", "picture", name) for name in kept
+        }
 
     @pytest.mark.parametrize(
         ("kind", "wanted", "family"),
@@ -119,6 +173,34 @@ class TestConfiguration:
     )
     def test_family_follows_from_the_pipeline(self, kind: str, wanted: str, family: str) -> None:
         assert simpletuner.family_of(kind, wanted) == family
+
+    @pytest.mark.parametrize(
+        ("kind", "family"),
+        [
+            ("StableDiffusionXLPipeline", "sdxl"),
+            ("StableDiffusion3Pipeline", "sd3"),
+            ("FluxPipeline", "flux"),
+            ("SanaPipeline", "sana"),
+        ],
+    )
+    def test_family_that_is_not_the_pipelines_is_refused(self, kind: str, family: str) -> None:
+        assert simpletuner.family_of(kind) == family
+        with pytest.raises(Refused, match=f"whose family is {family}: model_family=sd1x does not fit"):
+            simpletuner.family_of(kind, "sd1x")
+
+    def test_what_would_be_trained_otherwise_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "transformer").mkdir()
+        config = tmp_path / "transformer" / "config.json"
+
+        config.write_text('{"guidance_embeds": true}')
+        simpletuner.check_base(tmp_path, "flux", 512, {})
+        with pytest.raises(Refused, match="multiples of 64: resolution cannot be 520"):
+            simpletuner.check_base(tmp_path, "flux", 520, {})
+        config.write_text('{"guidance_embeds": false}')
+        with pytest.raises(Refused, match=r"as FLUX\.1-schnell does: SimpleTuner trains it with an assistant adapter"):
+            simpletuner.check_base(tmp_path, "flux", 512, {})
+        simpletuner.check_base(tmp_path, "flux", 512, {"disable_assistant_lora": True})
+        simpletuner.check_base(tmp_path, "sd3", 512, {})
 
     def test_unknown_pipeline_is_refused(self) -> None:
         with pytest.raises(Refused, match="name its family for SimpleTuner in model_family"):
@@ -173,14 +255,14 @@ class TestMemory:
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4")
 
-        assert simpletuner.memory_mib() == 20480
+        assert runs.memory_mib() == 20480
 
     @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc, which only Linux has")
     def test_is_that_of_the_process_elsewhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PATH", "")
 
-        assert 1 < simpletuner.memory_mib(os.getpid()) < 100_000
-        assert simpletuner.memory_mib(2**22 + 1) is None
+        assert 1 < runs.memory_mib(os.getpid()) < 100_000
+        assert runs.memory_mib(2**22 + 1) is None
 
 
 DRIVER = """
@@ -188,6 +270,7 @@ import json, sys
 from pathlib import Path
 import deepe
 import deepe_simpletuner as simpletuner
+import deepe_simpletuner_run as runs
 from deepe_captions import Captioned
 
 values = json.loads(sys.argv[1])
@@ -201,12 +284,12 @@ def on_step(step):
 def on_checkpoint(folder):
     deepe.checkpoint(folder, int(folder.name[11:]))
     print("checkpoint", folder.name, flush=True)
-run = simpletuner.Run(plan, on_step=on_step, on_checkpoint=on_checkpoint,
+run = runs.Run(plan, on_step=on_step, on_checkpoint=on_checkpoint,
     on_stage=lambda stage: print("stage", stage, flush=True), stop_requested=deepe.stop_requested)
 deepe.catch_stop()
 try:
     done = run.to_the_end(simpletuner.installed())
-except simpletuner.Failed as error:
+except runs.Failed as error:
     sys.exit(f"Failed: {error}")
 print("done" if done else f"stopped at {run.stopped_at}", flush=True)
 """

@@ -5,9 +5,9 @@
 
 `--output` is the file to write; for several pictures (`--batch_size 3`) they are `red_001.png`, `red_002.png` and so
 on. `--lora_path` is the folder that the training wrote (or the file with the weights), empty for a complete model.
-The longer side is what the model was made for, the other follows from `--aspect_ratio`, both multiples of 8. Each file
-is named on stdout, `{"status": "resp", "text": "<path>  <size>, seed <n>"}`; a failure is `{"status": "error",
-"error": ...}` with exit code 1. All other output belongs on stderr.
+The longer side is what the model was made for, the other follows from `--aspect_ratio`, both multiples of 8 or 16.
+Each file is named on stdout, `{"status": "resp", "text": "<path>  <size>, seed <n>"}`; a failure is `{"status":
+"error", "error": ...}` with exit code 1. All other output belongs on stderr.
 """
 
 import argparse
@@ -67,11 +67,15 @@ def answer(args: argparse.Namespace) -> list[str]:
     machine = diffusion.choose_machine(Path(args.model_path))
     lora = Path(args.lora_path) if args.lora_path.strip() not in ("", "None") else None
     pipeline = diffusion.load_pipeline(Path(args.model_path), machine, lora, args.lora_scale)
-    size = size_of(diffusion.side_of(pipeline), args.aspect_ratio)
+    size = size_of(diffusion.side_of(pipeline), args.aspect_ratio, diffusion.grain_of(pipeline))
     seed = random.randrange(2**31) if args.seed is None else args.seed
     how: dict[str, Any] = {"num_inference_steps": args.steps, "guidance_scale": args.guidance}
+    told = ""
     if args.negative_prompt.strip() not in ("", "None"):
-        how["negative_prompt"] = args.negative_prompt
+        if diffusion.takes_negative(pipeline):
+            how["negative_prompt"] = args.negative_prompt
+        else:
+            told = f"; negative_prompt has no effect on a {type(pipeline).__name__}"
     pictures = diffusion.draw(pipeline, [args.prompt] * count, seed=seed, size=size, **how)
     targets[0].parent.mkdir(parents=True, exist_ok=True)
     for picture, target in zip(pictures, targets, strict=True):
@@ -79,7 +83,7 @@ def answer(args: argparse.Namespace) -> list[str]:
         picture.save(draft)
         os.replace(draft, target)  # a reader sees the whole picture or none
     what = f"{size[0]} x {size[1]} pixels, seed"
-    return [f"{target}  {what} {seed + place}\n" for place, target in enumerate(targets)]
+    return [f"{target}  {what} {seed + place}{told}\n" for place, target in enumerate(targets)]
 
 
 def whole_number(text: str) -> int:
@@ -95,13 +99,13 @@ def files_of(output: Path, count: int) -> list[Path]:
     return [output.with_name(f"{output.stem}_{number:03d}{output.suffix}") for number in range(1, count + 1)]
 
 
-def size_of(side: int, ratio: str) -> tuple[int, int]:
-    """Return width and height, multiples of 8, the longer one as the model was made for."""
+def size_of(side: int, ratio: str, grain: int) -> tuple[int, int]:
+    """Return width and height, multiples of `grain`, the longer one as the model was made for."""
     width, _, height = ratio.partition(":")
     if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
         raise Refused(f"aspect_ratio must look like 16:9, it is '{ratio}'")
     longer = max(int(width), int(height))
-    return tuple(max(8, round(side * int(part) / longer / 8) * 8) for part in (width, height))
+    return tuple(max(grain, round(side * int(part) / longer / grain) * grain) for part in (width, height))
 
 
 if __name__ == "__main__":

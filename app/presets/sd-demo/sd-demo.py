@@ -19,11 +19,13 @@ the interpreter of the `trl` environment (about a minute):
 
 Data: JSONL rows that name a picture (`images`, `image` or `file_name`) and hold its caption (`caption`, `text` or
 `prompt`); or a folder of pictures. A caption may also stand in a `.txt` file beside its picture. Pictures are scaled to
-`resolution` and cut to their middle square.
+`resolution` and cut to their middle square; with `aspect_ratio_buckets` SimpleTuner keeps their shape, and each batch
+has pictures of one shape.
 
 The score is on pictures put aside: `denoising_loss`, how well noise is told from the picture (Stable Diffusion 1.x and
 2.x), and `image_distance`, how far what the model draws for their captions is from them, in colour values from 0 to 1.
-The second says something where a caption describes the whole picture; look at `<output_dir>/samples` in any case.
+The second says something where a caption describes the whole picture; look at `<output_dir>/samples` in any case. What
+the model makes of `validation_prompts` before, during and after the training lies there as well.
 """
 
 import argparse
@@ -31,6 +33,7 @@ import os
 import shutil
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
@@ -39,6 +42,8 @@ import deepe
 import deepe_arguments as arguments
 import deepe_diffusion as diffusion
 import deepe_simpletuner as simpletuner
+import deepe_simpletuner_run as runs
+import deepe_validation as validation
 from deepe_captions import Captioned, check_readable, load_captioned, split
 from deepe_llm import judge_unknown, print_step
 from deepe_log import log, remark
@@ -68,6 +73,12 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument("--input_train_name", default=None, help="column with the caption; empty finds it by itself")
     data.add_argument("--max_samples", type=int, default=-1, help="pictures to use; -1 takes all")
     data.add_argument("--resolution", type=int, default=512, help="side of the pictures in pixels")
+    data.add_argument(
+        "--aspect_ratio_buckets",
+        type=arguments.str2bool,
+        default=False,
+        help="keep the shape of each picture, with the area of a square of that side",
+    )
 
     method = parser.add_argument_group("method")
     method.add_argument("--trainer", choices=["auto", "simpletuner", "diffusers"], default="auto", help="who trains")
@@ -93,6 +104,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     watch = arguments.add_watch(parser, rows="pictures", eval_samples=16)
     watch.add_argument("--eval_pictures", type=int, default=4, help="held-out captions that are drawn; 0 draws none")
+    validation.add_arguments(parser)
     return parser
 
 
@@ -102,7 +114,7 @@ def main() -> None:
     try:
         judge_unknown(unknown, args)
         run(args)
-    except (Refused, simpletuner.Failed) as error:
+    except (Refused, runs.Failed) as error:
         advice = memory_advice(error, args)
         log("TrainingFailed", f"{error}\n{advice}".strip(), args, level="ERROR")
         sys.exit(f"sd-demo.py: {error}")
@@ -123,11 +135,12 @@ def prepare_environment(base: Path) -> None:
 
 def run(args: argparse.Namespace) -> None:
     check(args)
+    shown = validation.validation_of(args)
     kind = diffusion.kind_of(Path(args.model_path))
     trainer = trainer_of(args, kind)
     log("HandleWithDataset", args.dataset_path, args)
     found = load_captioned(args)
-    check_readable(found, args)
+    ratios = check_readable(found, args)
     learned, held_out = split(found, args)
     if not learned:
         raise Refused("no picture is left to learn from; lower eval_fraction or add pictures")
@@ -138,19 +151,20 @@ def run(args: argparse.Namespace) -> None:
         f"{len(learned)} pictures are learned by {trainer}, on {machine.device} in {machine.dtype}", args, warning=False
     )
     if trainer == "simpletuner":
-        measure(args, machine, held_out, "before")
+        measure(args, machine, held_out, shown, "before")
+        plan = plan_of(args, learned, kind, machine.dtype, ratios, shown)
         with follow(args):
-            train_with_simpletuner(args, learned, kind, machine.dtype)
+            train_with_simpletuner(args, plan, learned)
     else:
         pipeline = diffusion.load_pipeline(Path(args.model_path), machine)
-        diffusion.score(pipeline, held_out, args, "before")
+        look(pipeline, args, held_out, shown, "before")
         with follow(args):
-            diffusion.train_small(args, pipeline, learned)
+            diffusion.train_small(args, pipeline, learned, shown)
     log("SaveTrainedModel", args.model_name, args)
     tidy(Path(args.output_dir))
     deepe.artifact(args.output_dir, "adapter")
     log("SaveTrainedModelSuccess", args.output_dir, args)
-    measure(args, machine, held_out, "after", Path(args.output_dir))
+    measure(args, machine, held_out, shown, "after", Path(args.output_dir))
     log("TrainingSuccess", args.model_name, args)
 
 
@@ -158,20 +172,34 @@ def measure(
     args: argparse.Namespace,
     machine: diffusion.Machine,
     held_out: list[Captioned],
+    shown: validation.Validation | None,
     phase: str,
     lora: Path | None = None,
 ) -> None:
-    """Load the model, report its score, and give the memory back; one that is too large for that is not scored."""
-    if not held_out:
+    """Load the model, look at what it draws, and give the memory back; one that is too large is passed over."""
+    if not held_out and not shown:
         return
     import torch
 
     try:
         pipeline = diffusion.load_pipeline(Path(args.model_path), machine, lora)
-        diffusion.score(pipeline, held_out, args, phase)
+        look(pipeline, args, held_out, shown, phase)
         diffusion.forget(pipeline)
     except torch.OutOfMemoryError:
         remark(f"no score {phase} the training: the whole model does not fit into the memory of the GPU", args)
+
+
+def look(
+    pipeline: object,
+    args: argparse.Namespace,
+    held_out: list[Captioned],
+    shown: validation.Validation | None,
+    phase: str,
+) -> None:
+    """Report the score of a model, and draw the validation pictures."""
+    diffusion.score(pipeline, held_out, args, phase)
+    if shown:
+        shown.draw(pipeline, Path(args.output_dir), phase)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -198,8 +226,9 @@ def trainer_of(args: argparse.Namespace, kind: str) -> str:
                 "SimpleTuner is not installed in this environment; run the training in one that has it (its "
                 "description: environments/simpletuner.yml), or choose trainer=diffusers"
             )
-        simpletuner.family_of(kind, args.model_family)
-        simpletuner.read_options(args.simpletuner_options)
+        family = simpletuner.family_of(kind, args.model_family)
+        options = simpletuner.read_options(args.simpletuner_options)
+        simpletuner.check_base(Path(args.model_path), family, args.resolution, options)
     elif kind != diffusion.SMALL_KIND:
         raise Refused(
             f"trainer=diffusers trains Stable Diffusion 1.x and 2.x ({diffusion.SMALL_KIND}), the base model is a "
@@ -207,26 +236,29 @@ def trainer_of(args: argparse.Namespace, kind: str) -> str:
         )
     elif simpletuner.read_options(args.simpletuner_options):
         raise Refused("simpletuner_options has no effect with trainer=diffusers; leave it out, or take simpletuner")
+    elif args.aspect_ratio_buckets:
+        raise Refused("aspect_ratio_buckets: trainer=diffusers learns squares only; leave it out, or take simpletuner")
     return trainer
 
 
-def train_with_simpletuner(args: argparse.Namespace, learned: list[Captioned], kind: str, dtype: str) -> None:
+def train_with_simpletuner(args: argparse.Namespace, plan: simpletuner.Plan, learned: list[Captioned]) -> None:
     """Have SimpleTuner train; a stop ends this process."""
     train_py = simpletuner.installed()
     assert train_py is not None
-    plan = plan_of(args, learned, kind, dtype)
     simpletuner.lay_out(learned, plan.images)
     gauges = Gauges(args, plan)
-    run = simpletuner.Run(
+    run = runs.Run(
         plan,
         on_step=lambda step: gauges.step(step, run.pid),
         on_checkpoint=gauges.checkpoint,
-        on_stage=lambda stage: deepe.progress(gauges.done, plan.steps, stage),
+        on_stage=gauges.stage,
         stop_requested=deepe.stop_requested,
     )
     log("StartTraining", args.model_name, args)
     deepe.catch_stop()
-    if not run.to_the_end(train_py):
+    ended = run.to_the_end(train_py)
+    gauges.take_pictures()
+    if not ended:
         kept = simpletuner.newest_declared(plan.output)
         shutil.rmtree(plan.work, ignore_errors=True)
         what = (
@@ -236,7 +268,18 @@ def train_with_simpletuner(args: argparse.Namespace, learned: list[Captioned], k
         sys.exit(deepe.STOPPED)
 
 
-def plan_of(args: argparse.Namespace, learned: list[Captioned], kind: str, dtype: str) -> simpletuner.Plan:
+def plan_of(
+    args: argparse.Namespace,
+    learned: list[Captioned],
+    kind: str,
+    dtype: str,
+    ratios: dict[Path, float],
+    shown: validation.Validation | None,
+) -> simpletuner.Plan:
+    buckets = Counter(ratios[one.picture] for one in learned)
+    if args.aspect_ratio_buckets:
+        few = {f"{ratio:g}": count for ratio, count in sorted(buckets.items())}
+        remark(f"pictures by aspect ratio: {', '.join(f'{name} {n}' for name, n in few.items())}", args, warning=False)
     output = Path(args.output_dir).resolve()
     output.mkdir(parents=True, exist_ok=True)
     if not args.resume:
@@ -259,6 +302,8 @@ def plan_of(args: argparse.Namespace, learned: list[Captioned], kind: str, dtype
         steps=diffusion.steps_of(args, len(learned)),
         dtype=dtype,
         gradient_checkpointing=args.gradient_checkpointing != "false",
+        rarest=min(buckets.values()) if args.aspect_ratio_buckets else None,
+        validation=shown,
         prediction=simpletuner.prediction_of(Path(args.model_path)),
         processes=gpus(),
         resume=resume,
@@ -281,13 +326,13 @@ class Gauges:
         self._first: tuple[int, float] | None = None
         self._peak = 0.0
 
-    def step(self, step: simpletuner.Step, pid: int | None) -> None:
+    def step(self, step: runs.Step, pid: int | None) -> None:
         self.done, now = step.number, time.monotonic()
         self._first = self._first or (step.number, now)
         if step.number % self.args.logging_steps and step.number not in (1, step.total):
             return
         values = dict(step.values)
-        self._peak = max(self._peak, simpletuner.memory_mib(pid) or 0.0)
+        self._peak = max(self._peak, runs.memory_mib(pid) or 0.0)
         values |= {"memory_peak_mib": self._peak} if self._peak else {}
         steps, seconds = step.number - self._first[0], now - self._first[1]
         if steps and seconds:
@@ -298,6 +343,15 @@ class Gauges:
         if "loss" in values:
             print_step(step.number, step.total, "loss", values)
 
+    def stage(self, label: str) -> None:
+        self.take_pictures()
+        deepe.progress(self.done, self.plan.steps, label)
+
+    def take_pictures(self) -> None:
+        """Keep what SimpleTuner has drawn."""
+        if self.plan.validation:
+            self.plan.validation.take(self.plan.output / "validation_images", self.plan.output)
+
     def checkpoint(self, folder: Path) -> None:
         if folder.is_dir():
             diffusion.make_readable(folder)
@@ -306,7 +360,10 @@ class Gauges:
 
 def tidy(output: Path) -> None:
     """Leave the weights, the pictures and the settings: checkpoints and caches have done their work."""
-    for folder in (*diffusion.checkpoints(output), *(output / name for name in ("simpletuner", "logs", "assets"))):
+    for folder in (
+        *diffusion.checkpoints(output),
+        *(output / name for name in ("simpletuner", "logs", "assets", "validation_images")),
+    ):
         shutil.rmtree(folder, ignore_errors=True)
     for file in (*output.glob("all_*_files_*.json"), output / "README.md"):  # SimpleTuner's lists, an empty form
         file.unlink(missing_ok=True)

@@ -61,24 +61,27 @@ def read_square(picture: Path, side: int) -> Any:
     return ImageOps.fit(open_picture(picture, 0), (side, side), Image.Resampling.LANCZOS)
 
 
-def check_readable(found: list[Captioned], args: argparse.Namespace) -> None:
-    """Look at the beginning of every picture: a file that is none ends a training now and not after hours."""
+def check_readable(found: list[Captioned], args: argparse.Namespace) -> dict[Path, float]:
+    """Look at the beginning of every picture: a file that is none ends a training now and not after hours.
+
+    Returns the aspect ratio of each, rounded as SimpleTuner's buckets are.
+    """
     from PIL import Image, UnidentifiedImageError
 
-    pictures = dict.fromkeys(one.picture for one in found)
-    cut = []
+    pictures = {one.picture: 1.0 for one in found}
     for picture in pictures:
         try:
             with Image.open(picture) as file:
-                if file.width != file.height:
-                    cut.append(picture.name)
+                pictures[picture] = round(file.width / file.height, 2)
         except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
             raise Refused(f"{picture} cannot be read as a picture; remove it or save it anew") from error
-    if cut:
+    cut = [picture.name for picture, ratio in pictures.items() if ratio != 1]
+    if cut and not args.aspect_ratio_buckets:
         remark(
             f"{len(cut)} of {len(pictures)} pictures are no squares, such as {cut[0]}: only their middle is learned",
             args,
         )
+    return pictures
 
 
 def _of_rows(args: argparse.Namespace, path: Path) -> list[Captioned]:

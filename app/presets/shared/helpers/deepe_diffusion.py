@@ -6,6 +6,7 @@ of diffusers. torch, diffusers and peft are imported inside functions, so that r
 
 import argparse
 import gc
+import inspect
 import json
 import math
 import random
@@ -24,6 +25,7 @@ from deepe_llm import TINY_BYTES, Speed, print_step
 from deepe_log import log, remark, remark_plan
 from deepe_rows import Refused
 from deepe_scores import report_score
+from deepe_validation import Validation
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 SMALL_KIND = "StableDiffusionPipeline"
@@ -32,6 +34,7 @@ STEPS = 28
 GUIDANCE = 5.0
 AT_ONCE = 8
 STATE = "state.pt"
+HELD_OUT = 1000  # numbers of held-out captions among the pictures that are kept with the job, behind those asked for
 
 
 # --- pipelines ------------------------------------------------------------------------------------------------------
@@ -115,7 +118,19 @@ def side_of(pipeline: Any) -> int:
     core = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
     sample = getattr(getattr(core, "config", None), "sample_size", None)
     sample = max(sample) if isinstance(sample, (list, tuple)) else sample
+    sample = sample or getattr(pipeline, "default_sample_size", None)
     return int(sample) * int(getattr(pipeline, "vae_scale_factor", 8)) if sample else 1024
+
+
+def grain_of(pipeline: Any) -> int:
+    """Return what the sides of a picture must be multiples of: transformers see patches of 2 x 2 latents."""
+    return int(getattr(pipeline, "vae_scale_factor", 8)) * (2 if getattr(pipeline, "transformer", None) else 1)
+
+
+def takes_negative(pipeline: Any) -> bool:
+    """Say whether a negative prompt changes what is drawn: a model that was taught its guidance does not use one."""
+    names = inspect.signature(type(pipeline).__call__).parameters
+    return "negative_prompt" in names and "true_cfg_scale" not in names
 
 
 def draw(pipeline: Any, captions: Sequence[str], *, seed: int, size: tuple[int, int], **how: Any) -> list[Any]:
@@ -127,6 +142,8 @@ def draw(pipeline: Any, captions: Sequence[str], *, seed: int, size: tuple[int, 
     for start in range(0, len(captions), AT_ONCE):
         prompts = list(captions[start : start + AT_ONCE])
         noise = [torch.Generator().manual_seed(seed + start + place) for place in range(len(prompts))]
+        if "negative_prompt" in how:  # one for each prompt
+            settings["negative_prompt"] = [how["negative_prompt"]] * len(prompts)
         with torch.inference_mode():
             found += pipeline(prompt=prompts, generator=noise, **settings).images
         if deepe.stop_requested():
@@ -164,8 +181,10 @@ def score(pipeline: Any, held_out: list[Captioned], args: argparse.Namespace, ph
     report_score("image_distance", phase, sum(distances) / len(distances), len(distances))
     folder = Path(args.output_dir) / "samples"
     folder.mkdir(parents=True, exist_ok=True)
-    for place, picture in enumerate(drawn):
-        picture.save(folder / f"{phase}-{place + 1}.png")
+    for place, (one, picture) in enumerate(zip(shown, drawn, strict=True), start=1):
+        picture.save(folder / f"{phase}-{place}.png")
+        number = HELD_OUT + place
+        deepe.sample(phase, number, one.caption, one.picture.name, f"{folder.name}/{phase}-{place}.png")
 
 
 def distance(wanted: Any, given: Any) -> float:
@@ -185,7 +204,7 @@ def denoising_loss(pipeline: Any, pictures: list[Any], captions: list[str], seed
     with torch.inference_mode():
         for place, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
             chance = torch.Generator().manual_seed(seed + place)
-            losses.append(task.loss([task.encode(picture)] * 4, [task.tell(caption)] * 4, chance).item())
+            losses.append(task.loss([task.encode(picture)] * 4, [task.tell(caption)] * 4, [chance] * 4).item())
     return sum(losses) / len(losses)
 
 
@@ -229,15 +248,18 @@ class Denoising:
         tokenizer = self.pipeline.tokenizer
         return len(tokenizer(caption)["input_ids"]) > tokenizer.model_max_length
 
-    def loss(self, latents: list[Any], told: list[Any], chance: Any) -> Any:
-        """Return the mean loss of a batch; everything random comes from `chance`, a generator on the CPU."""
+    def loss(self, latents: list[Any], told: list[Any], chances: Sequence[Any]) -> Any:
+        """Return the mean loss of a batch; all that is random of a picture comes from its generator, on the CPU."""
         import torch
 
+        def noise_like(some: Any) -> Any:
+            return torch.stack([torch.randn(some.shape[1:], generator=chance) for chance in chances])
+
         means, deviations = torch.stack(latents).unbind(1)
-        clean = means + deviations * torch.randn(means.shape, generator=chance)
-        clean = clean * self.pipeline.vae.config.scaling_factor
-        noise = torch.randn(clean.shape, generator=chance)
-        times = torch.randint(self.noise.config.num_train_timesteps, (len(clean),), generator=chance)
+        clean = (means + deviations * noise_like(means)) * self.pipeline.vae.config.scaling_factor
+        noise = noise_like(clean)
+        most = self.noise.config.num_train_timesteps
+        times = torch.cat([torch.randint(most, (1,), generator=chance) for chance in chances])
         noisy = self.noise.add_noise(clean, noise, times)
         velocity = self.noise.config.prediction_type == "v_prediction"
         wanted = self.noise.get_velocity(clean, noise, times) if velocity else noise
@@ -259,11 +281,13 @@ class SmallTrainer:
     Everything random in a step is made of the step's number only: a resumed run goes on as if nothing had been.
     """
 
-    def __init__(self, pipeline: Any, learned: list[Captioned], args: argparse.Namespace) -> None:
+    def __init__(
+        self, pipeline: Any, learned: list[Captioned], args: argparse.Namespace, shown: Validation | None = None
+    ) -> None:
         import torch
         from peft import LoraConfig
 
-        self.args, self.pipeline, self.task = args, pipeline, Denoising(pipeline)
+        self.args, self.pipeline, self.task, self.shown = args, pipeline, Denoising(pipeline), shown
         self.size = args.batch_size * args.grad_accum_steps
         self.steps = steps_of(args, len(learned))
         for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
@@ -308,6 +332,10 @@ class SmallTrainer:
                 deepe.metrics(step, **values)
                 deepe.progress(step, self.steps)
                 print_step(step, self.steps, "loss", values)
+            if self.shown and step % self.shown.every == 0 and step < self.steps:
+                self.pipeline.unet.eval()
+                self.shown.draw(self.pipeline, Path(args.output_dir), str(step))
+                self.pipeline.unet.train()
             if step % args.save_steps == 0 or deepe.stop_requested():
                 folder = self._save_checkpoint(step)
                 if deepe.stop_requested():
@@ -330,9 +358,10 @@ class SmallTrainer:
         loss, size, every = 0.0, self.args.batch_size, self._rows(step)
         for part in range(self.args.grad_accum_steps):
             rows = every[part * size : (part + 1) * size]
-            chance = torch.Generator().manual_seed(hash((self.args.seed, step, part)) % 2**63)
+            places = range(part * size, part * size + len(rows))  # noise of a picture's own, however a step is divided
+            chances = [torch.Generator().manual_seed(hash((self.args.seed, step, place)) % 2**63) for place in places]
             latents, told = zip(*(self.examples[row] for row in rows), strict=True)
-            mean = self.task.loss(list(latents), list(told), chance) / self.args.grad_accum_steps
+            mean = self.task.loss(list(latents), list(told), chances) / self.args.grad_accum_steps
             mean.backward()
             loss += mean.item()
         norm = torch.nn.utils.clip_grad_norm_(self.weights, self.args.max_grad_norm).item()
@@ -402,9 +431,11 @@ def order_of(seed: int, epoch: int, count: int) -> list[int]:
     return random.Random(f"{seed}/{epoch}").sample(range(count), count)
 
 
-def train_small(args: argparse.Namespace, pipeline: Any, learned: list[Captioned]) -> None:
-    """Train with the small trainer and write the adapter."""
-    trainer = SmallTrainer(pipeline, learned, args)
+def train_small(
+    args: argparse.Namespace, pipeline: Any, learned: list[Captioned], shown: Validation | None = None
+) -> None:
+    """Train with the small trainer, draw what is to be shown meanwhile, and write the adapter."""
+    trainer = SmallTrainer(pipeline, learned, args, shown)
     log("StartTraining", args.model_name, args)
     trainer.train()
     trainer.save(Path(args.output_dir))
