@@ -294,3 +294,22 @@ class TestSimpleTuner:
         assert run.score("after", "denoising_loss") < run.score("before", "denoising_loss")
         left = sorted(path.name for path in (home.path / "out").iterdir())
         assert left == ["pytorch_lora_weights.safetensors", "samples", "simpletuner_config.json"]
+
+    @pytest.mark.parametrize("family", picture_families.FAMILIES)
+    def test_learns_every_family_in_buckets_and_shows_pictures(
+        self, simpletuner_python: Path, families: Path, signs: Path, tmp_path: Path, family: str
+    ) -> None:
+        home = make_home(tmp_path / "deepe", simpletuner_python)
+        few = ("--resolution=64", "--max_steps=2", "--save_steps=1", "--logging_steps=1", "--batch_size=2")
+        paths = (f"--model_path={families / family}", f"--dataset_path={signs}", f"--output_dir={home.path}/out")
+        shown = ("--validation_prompts=a paper", "--validation_steps=1", "--validation_inference_steps=2")
+
+        run = home.run(
+            SCRIPT, *paths, *few, *shown, "--trainer=simpletuner", "--aspect_ratio_buckets=true", "--eval_fraction=0"
+        )
+
+        assert run.code == 0, run.stdout + run.stderr
+        assert run.curve().keys() == {1, 2}
+        assert (home.path / "out" / "pytorch_lora_weights.safetensors").is_file()
+        pictures = {path.name for path in (home.path / "out" / "samples").iterdir()}
+        assert {f"validation-{when}-1.png" for when in ("before", "2", "after")} <= pictures

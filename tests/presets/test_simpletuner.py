@@ -80,6 +80,17 @@ class TestConfiguration:
 
         assert (settings["mixed_precision"], settings["optimizer"]) == (precision, optimizer)
 
+    @pytest.mark.parametrize(
+        ("wanted", "name", "steps"), [("cosine", "cosine", 40), ("constant", "constant_with_warmup", 5)]
+    )
+    def test_learning_rate_falls_once_or_stays_after_its_warm_up(
+        self, tmp_path: Path, wanted: str, name: str, steps: int
+    ) -> None:
+        settings = simpletuner.configuration(plan(tmp_path, lr_scheduler=wanted), URL)
+
+        assert (settings["lr_scheduler"], settings["lr_warmup_steps"]) == (name, steps)
+        assert settings["pretrained_vae_model_name_or_path"] == settings["pretrained_model_name_or_path"]
+
     def test_resume_and_options_of_the_user(self, tmp_path: Path) -> None:
         options = simpletuner.read_options('{"--base_model_precision": "int8-quanto", "seed": 1}')
 
@@ -131,6 +142,7 @@ class TestConfiguration:
 
         assert {name: value for name, value in settings.items() if "validation" in name} == {
             "validation_disable": False,
+            "validation_disable_unconditional": True,
             "validation_step_interval": 20,
             "validation_resolution": "512x768",
             "validation_num_inference_steps": 8,

@@ -280,6 +280,8 @@ def plan_of(
     if args.aspect_ratio_buckets:
         few = {f"{ratio:g}": count for ratio, count in sorted(buckets.items())}
         remark(f"pictures by aspect ratio: {', '.join(f'{name} {n}' for name, n in few.items())}", args, warning=False)
+    if args.lr_scheduler == "cosine" and args.warmup_steps:
+        remark("SimpleTuner's cosine begins at the highest learning rate: warmup_steps has no effect", args)
     output = Path(args.output_dir).resolve()
     output.mkdir(parents=True, exist_ok=True)
     if not args.resume:
@@ -365,7 +367,8 @@ def tidy(output: Path) -> None:
         *(output / name for name in ("simpletuner", "logs", "assets", "validation_images")),
     ):
         shutil.rmtree(folder, ignore_errors=True)
-    for file in (*output.glob("all_*_files_*.json"), output / "README.md"):  # SimpleTuner's lists, an empty form
+    lists = (*output.glob("all_*_files_*.json"), *output.glob("aspect_resolution_map-*.json"))
+    for file in (*lists, output / "README.md"):  # SimpleTuner's lists, an empty form
         file.unlink(missing_ok=True)
     diffusion.make_readable(output)
 

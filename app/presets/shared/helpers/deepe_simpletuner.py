@@ -193,6 +193,7 @@ def configuration(plan: Plan, callback_url: str) -> dict[str, Any]:
         "lora_rank": plan.lora_rank,
         "lora_alpha": plan.lora_rank,  # the weights are kept without it: another value would be lost
         "pretrained_model_name_or_path": str(plan.model),
+        "pretrained_vae_model_name_or_path": str(plan.model),  # left out, XL gets another one, from a hub
         "data_backend_config": str(plan.work / "config" / "multidatabackend.json"),
         "output_dir": str(plan.output),
         "cache_dir": str(plan.cache),
@@ -207,8 +208,7 @@ def configuration(plan: Plan, callback_url: str) -> dict[str, Any]:
         "optimizer": optimizer,
         "optimizer_config": f"weight_decay={plan.weight_decay}",
         "learning_rate": plan.learning_rate,
-        "lr_scheduler": plan.lr_scheduler,
-        "lr_warmup_steps": plan.warmup_steps,
+        **course_of(plan),
         "max_grad_norm": plan.max_grad_norm,
         "mixed_precision": precision,
         "gradient_checkpointing": plan.gradient_checkpointing,
@@ -230,6 +230,13 @@ def configuration(plan: Plan, callback_url: str) -> dict[str, Any]:
     return settings | dict(plan.options)
 
 
+def course_of(plan: Plan) -> dict[str, Any]:
+    """Return how the learning rate runs: SimpleTuner's `cosine` takes steps of a warm-up for the length of its fall."""
+    if plan.lr_scheduler == "cosine":
+        return {"lr_scheduler": "cosine", "lr_warmup_steps": plan.steps}
+    return {"lr_scheduler": "constant_with_warmup", "lr_warmup_steps": plan.warmup_steps}
+
+
 def sizes_of(plan: Plan) -> str:
     """Return what `resolution` means: the side of a square, or of the square whose area each bucket has."""
     return "pixel" if plan.rarest is None else "pixel_area"
@@ -239,6 +246,7 @@ def pictures_of(plan: Plan, wanted: Validation) -> dict[str, Any]:
     """Return the settings of the pictures that SimpleTuner draws while it trains."""
     return {
         "validation_disable": False,
+        "validation_disable_unconditional": True,
         "validation_step_interval": wanted.every,
         "validation_resolution": "x".join(map(str, wanted.size)),
         "validation_num_inference_steps": wanted.steps,
