@@ -149,6 +149,11 @@ class Settings(BaseSettings):
     # Executor
     slots: int = Field(1, ge=1, le=1024, description="Training, saving and deployment jobs at once on a CPU node.")
     inference_slots: int = Field(2, ge=1, le=1024, description="Inference processes at once on this node.")
+    compare_answers: bool = Field(
+        True,
+        description="Whether the first question to a model is asked again in the background, of its base model too, to "
+        "see whether a user's script reads the model (`true`, `false`).",
+    )
     poll_seconds: float = Field(
         2.0, ge=0.05, le=86_400, description="Pause between two looks for jobs in the database."
     )

@@ -220,7 +220,7 @@ def _agent(
         engine=engine,
         pools=tuple(Pool(kinds_of(pool), _slots(pool, settings)) for pool in SlotPool),
         launcher=launcher,
-        finalizer=StageFinalizer(database=database, home=home, status=status),
+        finalizer=StageFinalizer(database=database, home=home, status=status, compare_answers=settings.compare_answers),
         reporter=reporter,
         projections=Projections(home),
         forecasts=Forecasts(home),

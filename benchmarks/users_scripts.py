@@ -104,6 +104,8 @@ class Script:
     """Files of the other stages; `ours`: those that the product ships."""
     source: str = ""
     """Its text, where it is of no checkout."""
+    base: str = ""
+    """Its base model, where it needs another than its environment and its rows say."""
 
     @property
     def is_file(self) -> bool:
@@ -139,8 +141,9 @@ SCRIPTS = (
         f"{DX}mlx-demo.py",
         "mlx-torch",
         "split",
-        {**DEEPEXTENSION, **SPELT_OUT},
+        {**DEEPEXTENSION, **SPELT_OUT, "max_steps": 20},  # a curve has a point at every tenth step
         writes={"arguments": [*CALLED, "--dataset_path={dataset_dir}", "{parameters}"]},
+        base="deep",
     ),
     Script(
         "DeepExtension model_manager",
@@ -405,6 +408,8 @@ class Trial:
 
 
 def _base(script: Script) -> str:
+    if script.base:
+        return script.base
     if script.rows == "pictures":
         return "seeing"
     return "older" if script.environment in OLDER else "tiny"
@@ -428,9 +433,11 @@ def chosen(options: argparse.Namespace, environments: Mapping[str, Path]) -> Ite
 
 def prepare(site: Installation, base: Path, ollama: str) -> None:
     """Bring the base model, in today's form and in that of transformers 4, the rows and a deploy target."""
-    for name in ("tiny", "older"):
+    for name in ("tiny", "older", "deep"):
         folder = site.home / "models" / name
         shutil.copytree(base, folder)
+        if name == "deep":
+            _deepen(folder, layers=16)
         if name == "older":
             config = json.loads((folder / "tokenizer_config.json").read_text())
             config |= {
@@ -456,6 +463,28 @@ def prepare(site: Installation, base: Path, ollama: str) -> None:
     site.post("/datasets", {"name": "split", "path": "split"})
     for target, kind in (("shelf", "ollama"), ("shelf-by-script", "custom")):
         site.post("/deploy-targets", {"name": target, "kind": kind, "url": ollama})
+
+
+def _deepen(folder: Path, *, layers: int) -> None:
+    """Give the base model so many layers: its first one, again and again."""
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"num_hidden_layers": layers, "layer_types": config["layer_types"][:1] * layers}
+    (folder / "config.json").write_text(json.dumps(config))
+    content = (folder / "model.safetensors").read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    weights, header, offset = [], {}, 0
+    for name, tensor in json.loads(content[8:start]).items():
+        first = ".layers.0."
+        if name == "__metadata__" or (".layers." in name and first not in name):
+            continue
+        begin, end = tensor["data_offsets"]
+        for layer in range(layers if first in name else 1):
+            place = [offset, offset := offset + end - begin]
+            header[name.replace(first, f".layers.{layer}.")] = {**tensor, "data_offsets": place}
+            weights.append(content[start + begin : start + end])
+    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+    text += b" " * (-len(text) % 8)
+    (folder / "model.safetensors").write_bytes(b"".join([len(text).to_bytes(8, "little"), text, *weights]))
 
 
 def main() -> None:

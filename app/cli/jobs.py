@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +13,7 @@ from app.cli.output import (
     Markup,
     ago,
     duration,
+    print_entries,
     print_fields,
     print_json,
     print_json_line,
@@ -148,7 +148,7 @@ def submit(
         if as_json and not watch_it:
             print_json(job)
         elif not as_json:
-            _print_entries("warning", job.get("warnings", ()))
+            print_entries("warning", job.get("warnings", ()))
             stages = " → ".join(link["stage"] for link in job["chain"])
             write(f"{job['id']}  {stages}\n")
         if watch_it:
@@ -234,6 +234,7 @@ def show(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
             "last output": "\n".join(document["log_tail"]) if document["status"] == "failed" else None,
         }
     )
+    print_entries("warning", document["warnings"])
 
 
 @app.command()
@@ -389,8 +390,8 @@ def _validate(api: Api, body: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(found)
     else:
-        _print_entries("refused", found["violations"])
-        _print_entries("warning", found["warnings"])
+        print_entries("refused", found["violations"])
+        print_entries("warning", found["warnings"])
         if plan := found["plan"]:
             write(" → ".join(stage["stage"] for stage in plan["stages"]) + "\n")
             rows = plan["rows"]
@@ -406,11 +407,6 @@ def _validate(api: Api, body: dict[str, Any], *, as_json: bool) -> None:
                 write(f"memory, {memory['basis']}: {memory['expected_mib']:,} MiB{there} ({memory['device']})\n")
     if not found["valid"]:
         raise typer.Exit(ExitCode.REFUSED)
-
-
-def _print_entries(kind: str, entries: Iterable[dict[str, Any]]) -> None:
-    for entry in entries:
-        typer.echo(f"{kind}: {entry['pointer']}: {entry['detail']}", err=True)
 
 
 def _watch(api: Api, job_id: str, *, as_json: bool) -> None:

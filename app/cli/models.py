@@ -11,7 +11,7 @@ import typer
 
 from app.cli.client import Api, segment
 from app.cli.command import DEFAULT_URL, AsJson, CliFailure, Limit, Misused, Url, typed
-from app.cli.output import ago, print_fields, print_json, print_json_line, print_table, size, write
+from app.cli.output import ago, print_entries, print_fields, print_json, print_json_line, print_table, size, write
 from app.cli.transfer import Continue, Target, download
 
 app = typer.Typer(no_args_is_help=True, help="Models that jobs made: customized, complete, online.")
@@ -72,6 +72,7 @@ def show(model: Model, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
                 "made": document["created_at"],
             }
         )
+        print_entries("warning", document["warnings"])
 
 
 @app.command("add")
@@ -138,6 +139,8 @@ def chat(
         if image:
             message["images"] = [picture(path) for path in image]
         ask(api, model, [message], options, as_json=as_json)
+        if not as_json:
+            print_entries("warning", api.get(f"/models/{segment(model)}")["warnings"])
 
 
 @app.command("download")

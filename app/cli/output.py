@@ -128,6 +128,13 @@ def print_fields(fields: Mapping[str, object]) -> None:
     console().print(grid)
 
 
+def print_entries(kind: str, entries: Iterable[Mapping[str, Any]]) -> None:
+    """Print what is wrong or unusual to stderr, each with its place in the request if it has one."""
+    for entry in entries:
+        place = f"{entry['pointer']}: " if entry["pointer"] else ""
+        print(printable(f"{kind}: {place}{entry['detail']}"), file=sys.stderr)
+
+
 def ago(moment: str | None, *, now: datetime | None = None) -> str:
     """Return how long ago an API time was, in the largest unit that is not zero."""
     if not moment:

@@ -14,6 +14,7 @@ from app.domain.errors import Violation
 
 DEFAULT_QUEUE = "default"
 LEAST_PRIORITY, MOST_PRIORITY = -100, 100
+COMPARISON_PRIORITY = MOST_PRIORITY + 1  # of comparisons of answers alone: nobody waits for them
 MAX_ACCELERATORS = 1024
 MAX_LABELS = 8
 

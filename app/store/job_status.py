@@ -4,6 +4,7 @@ The API requests cancels; a live job is written by the node that holds it (`app.
 one conditional UPDATE that records its event, so that of two writers one wins.
 """
 
+import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,6 +14,7 @@ import sqlalchemy as sa
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.domain.demand import COMPARISON_PRIORITY
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.errors import Conflict
 from app.domain.kinds import KINDS_IN_ENVIRONMENTS
@@ -83,6 +85,20 @@ async def request_cancel_of_method(session: AsyncSession, method_id: str, *, now
         if (await get(session, job_id)).status not in TERMINAL:  # a predecessor's end may have ended it already
             await request_cancel(session, job_id, now=now)
     return unfinished
+
+
+async def cancel_comparisons(session: AsyncSession, *, now: datetime) -> Sequence[str]:
+    """Cancel the comparisons of answers, so that a person's question waits for none of them; return their ids."""
+    statement = select(JobRow.id).where(
+        col(JobRow.status).in_(UNFINISHED),
+        JobRow.priority == COMPARISON_PRIORITY,
+        col(JobRow.cancel_requested_at).is_(None),
+    )
+    found = (await session.exec(statement.order_by(col(JobRow.chain_id), col(JobRow.position)))).all()
+    for job_id in found:
+        with contextlib.suppress(JobAlreadyFinished):
+            await request_cancel(session, job_id, now=now)
+    return found
 
 
 async def succeed_unlaunched(session: AsyncSession, job_id: str, end: End, *, now: datetime) -> None:
@@ -214,7 +230,9 @@ async def write_statuses(
     )
     for job_id, _, kind, has_subscriber in rows:
         if has_subscriber and (event := event_of(kind, new)) is not None:
-            await webhooks.publish(session, await get(session, job_id), event, now=now)
+            job = await get(session, job_id)
+            if job.priority != COMPARISON_PRIORITY:  # nobody asked for it
+                await webhooks.publish(session, job, event, now=now)
     return {job_id: attempt for job_id, attempt, _, _ in rows}
 
 

@@ -86,9 +86,10 @@ async def create_model(session: AsyncSession, new: NewModel, *, now: datetime) -
     return row
 
 
-async def find_model(session: AsyncSession, model_id: str) -> ModelRow | None:
-    """Return the model with this id, deleted or not."""
-    return await session.get(ModelRow, model_id)
+async def find_model(session: AsyncSession, model_id: str, *, lock: bool = False) -> ModelRow | None:
+    """Return the model with this id, deleted or not. With `lock`, its row is locked until the transaction ends."""
+    for_update: Any = {"key_share": True} if lock else None
+    return await session.get(ModelRow, model_id, populate_existing=lock, with_for_update=for_update)
 
 
 async def name_is_taken(session: AsyncSession, name: str) -> bool:

@@ -7,6 +7,7 @@ import sqlalchemy as sa
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.domain.demand import COMPARISON_PRIORITY
 from app.domain.transitions import UNFINISHED
 from app.store.tables import JobRow, MethodRow, MethodVersionRow
 
@@ -19,12 +20,15 @@ async def unfinished_jobs(
     model_id: str | None = None,
     environment: str | None = None,
 ) -> Sequence[str]:
-    """Return the ids of the jobs, waiting or running, that use what is given (exactly one), oldest first."""
+    """Return the ids of the jobs, waiting or running, that use what is given (exactly one), oldest first.
+
+    Comparisons of answers hold nothing: they end by themselves when something of theirs is gone.
+    """
     wanted = {
         JobRow.base_model_id: base_model_id,
         JobRow.environment: environment,
     }
-    statement = select(JobRow.id).where(col(JobRow.status).in_(UNFINISHED))
+    statement = select(JobRow.id).where(col(JobRow.status).in_(UNFINISHED), col(JobRow.priority) != COMPARISON_PRIORITY)
     if dataset_id is not None:
         scored_with = col(JobRow.launch)["validation_dataset"]["id"].as_string()
         statement = statement.where(sa.or_(col(JobRow.dataset_id) == dataset_id, scored_with == dataset_id))

@@ -16,7 +16,8 @@ from app.domain.access import Permission
 from app.domain.errors import InvalidRequest
 from app.domain.rendering import ArgumentTooLong
 from app.executor.jobs.inference_requests import ModelCannotBeAsked, OnlineModelNotAsked
-from app.store import jobs
+from app.store import job_status, jobs
+from app.store.clock import database_now
 from app.store.models import ModelNameAmbiguous, ModelNotFound
 
 router = Router(changes=Permission.RUN, prefix="/api/v1", tags=["models"])
@@ -69,8 +70,10 @@ async def chat_with_model(
     async with services.inference_requests.received(chat.conversation()) as received:
         job = await services.inference_requests.plan(model, received)
         async with services.database.writing() as session:
+            given_way = await job_status.cancel_comparisons(session, now=await database_now(session))
             await jobs.insert(session, [job])
-    services.notifier.notify(job.id)
+    for waiting in (*given_way, job.id):
+        services.notifier.notify(waiting)
     if _wants_stream(chat, accept):
         return event_stream(request, answer_events(services, job.id, language))
     answer = await whole_answer(request, services, job.id, language)

@@ -81,7 +81,11 @@ async def list_models(
     responses=problem_responses(InvalidRequest, IdempotencyKeyReused),
 )
 async def register_model(
-    model: ModelCreate, session: WriteSession, services: ServicesDep, creation: CreationDep
+    model: ModelCreate,
+    session: WriteSession,
+    services: ServicesDep,
+    creation: CreationDep,
+    language: RequestLanguage,
 ) -> Response:
     """Register a model that was made elsewhere, with what it comes from. Its files are checked and stay where they are.
 
@@ -92,7 +96,7 @@ async def register_model(
 
     async def create() -> ModelRead:
         row = await services.model_registration.register(session, wanted, looked)
-        return model_read(await services.models.lineage(session, row.id))
+        return model_read(await services.models.lineage(session, row.id), language)
 
     return await creation.answer(create, headers=lambda body: {"Location": f"/api/v1/models/{body['id']}"})
 
@@ -111,9 +115,11 @@ async def validate_model(
 
 
 @router.get("/models/{model}", responses=problem_responses(*_NAMED))
-async def get_model(model: ModelRef, session: ReadSession, services: ServicesDep) -> ModelRead:
+async def get_model(
+    model: ModelRef, session: ReadSession, services: ServicesDep, language: RequestLanguage
+) -> ModelRead:
     """Read a model and everything it comes from and became."""
-    return model_read(await services.models.lineage(session, model))
+    return model_read(await services.models.lineage(session, model), language)
 
 
 @router.get("/models/{model}/files", responses=problem_responses(*_NAMED))

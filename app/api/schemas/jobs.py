@@ -15,6 +15,7 @@ from app.domain.demand import (
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.retries import Limits, RetryPolicy
 from app.domain.texts import Language, text
+from app.executor.attempts.comparisons import answer_warnings
 from app.executor.jobs.estimates import Estimate
 from app.executor.jobs.job_views import JobDetails, JobView
 from app.executor.jobs.submission import Plan, Submitted
@@ -276,6 +277,7 @@ class JobRead(JobSummary):
     metrics: dict[str, float] = Field(description="The latest value of each curve.", examples=[{"loss": 0.31}])
     evaluations: list[EvaluationRead]
     notes: list[str] = Field(description="Sentences of the script for the person who watches.")
+    warnings: list[ProblemEntry] = Field(description="What is unusual about the answer of a model.")
 
 
 class LogPageRead(BaseModel):
@@ -379,6 +381,7 @@ def job_read(details: JobDetails, language: Language) -> JobRead:
         metrics=digest.latest,
         evaluations=evaluations_read(digest.evaluations),
         notes=list(digest.notes),
+        warnings=problem_entries(answer_warnings(view.job.reason_params.get("answers_as_base")), language),
     )
 
 

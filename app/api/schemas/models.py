@@ -5,9 +5,11 @@ from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, Field
 
-from app.api.errors import ProblemEntry
+from app.api.errors import ProblemEntry, problem_entries
 from app.api.schemas.common import ID, SHA256, RequestBody
 from app.domain.enums import ModelState, TrainingType
+from app.domain.texts import Language
+from app.executor.attempts.comparisons import Compared, answer_warnings
 from app.executor.jobs.model_registration import ModelToRegister
 from app.registry.models.folders import ModelFile
 from app.registry.models.service import Lineage
@@ -92,6 +94,7 @@ class ModelRead(BaseModel):
     )
     parents: list[ModelReference] = Field(description="What it was made from, nearest first, down to the base model.")
     children: list[ModelReference] = Field(description="What was made from it.")
+    warnings: list[ProblemEntry] = Field(description="What is unusual about its answers.")
     created_at: datetime
 
 
@@ -160,8 +163,9 @@ def model_summary(row: ModelRow) -> ModelSummary:
     )
 
 
-def model_read(lineage: Lineage) -> ModelRead:
+def model_read(lineage: Lineage, language: Language) -> ModelRead:
     """Return the model with its lineage."""
+    compared = Compared.of(lineage.model)
     row, method, job = lineage.model, lineage.method, lineage.job
     return ModelRead(
         id=row.id,
@@ -183,6 +187,7 @@ def model_read(lineage: Lineage) -> ModelRead:
         details=row.details,
         parents=[_reference(parent) for parent in lineage.parents],
         children=[_reference(child) for child in lineage.children],
+        warnings=problem_entries(answer_warnings(compared.file if compared and compared.alike else None), language),
         created_at=row.created_at,
     )
 

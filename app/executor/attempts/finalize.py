@@ -32,6 +32,7 @@ from app.domain.transitions import TERMINAL
 from app.executor.attempts.artifacts import Artifact, ArtifactKind, ResultManifest, digest_files, write_result
 from app.executor.attempts.checkpoints import newest_checkpoint
 from app.executor.attempts.classification import classify
+from app.executor.attempts.comparisons import after, answer_of, quiet
 from app.executor.attempts.limits import limit_seconds
 from app.executor.attempts.model_card import ModelCard, Score, make_way, render, with_card, write_model_card
 from app.executor.attempts.projections import project_whole_log
@@ -40,7 +41,7 @@ from app.executor.attempts.retrying import decide_on
 from app.executor.attempts.script_status import FAILED, SUCCESS, ScriptStatus
 from app.executor.engines.base import SUPERVISOR_TERMINATED, ExitRecord, ExitWhy
 from app.executor.runs.evaluations import Reached, reached
-from app.executor.runs.job_spec import JobSpec, is_runner_call, status_key
+from app.executor.runs.job_spec import JobSpec, is_comparison, is_runner_call, status_key
 from app.executor.runs.log_file import tail_lines
 from app.executor.runs.memory_forecasts import Device, measured_memory
 from app.executor.runs.run_folder import RunFolder
@@ -79,10 +80,11 @@ class Judged:
 class StageFinalizer:
     """Finalizes the attempts of one node."""
 
-    def __init__(self, *, database: Database, home: Home, status: ScriptStatus) -> None:
+    def __init__(self, *, database: Database, home: Home, status: ScriptStatus, compare_answers: bool = False) -> None:
         self._database = database
         self._home = home
         self._status = status
+        self._compare_answers = compare_answers
         self._failures: dict[str, int] = {}
 
     async def finalize(self, claim: Claim, exit_record: ExitRecord) -> None:
@@ -116,6 +118,7 @@ class StageFinalizer:
         again = None if final else decide_on(claim.job, end.reason, ran=False)
         if again is not None and await self._requeue(claim, end, again):
             return
+        end = quiet(claim.job, end)
         async with self._database.writing() as session:
             finished = await job_attempts.finish(session, claim, end, now=await database_now(session))
         if finished:
@@ -211,6 +214,8 @@ class StageFinalizer:
                     end = replace(end, memory=measured_memory(judged.reached.metrics, device))
                 if not await job_attempts.finish(session, claim, end, now=now):
                     raise _ClaimLost  # rolls the model back
+                if self._compare_answers:
+                    await after(session, claim.job, end, now=now)
                 if saved is not None and model is not None:
                     ended = await self._end_saving(session, saved, model, now=now)
                 fault_point("before-finish")
@@ -294,6 +299,8 @@ class StageFinalizer:
                 produces=claim.job.model_id is None and not is_runner_call(claim.job),
             )
             verdict = _with_unpinned(verdict, spec, self._home.scripts)
+            if verdict.succeeded and is_comparison(claim.job):
+                verdict = replace(verdict, params={"answer": answer_of(tail)})
         return Judged(verdict=verdict, log_tail=tail[-SHOWN_LINES:], reached=said)
 
     async def _manifest(self, claim: Claim, verdict: Verdict) -> ResultManifest | None:
@@ -531,10 +538,11 @@ def _end(job: JobRow, exit_record: ExitRecord, judged: Judged, model: ModelRow |
         status = JobStatus.FAILED
     limit = limit_seconds(Limits.of(job.limits), verdict.reason)
     more = {} if limit is None else {"limit_seconds": limit}
-    return End(
+    end = End(
         status=status,
         reason=EndReason.CANCELLED if status is JobStatus.CANCELLED else verdict.reason,
         params={"detail": verdict.detail, **verdict.params, **more, "log_tail": list(judged.log_tail)},
         exit=asdict(exit_record),
         result_model_id=model.id if model else None,
     )
+    return quiet(job, end)

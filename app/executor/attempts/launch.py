@@ -33,7 +33,7 @@ from app.executor.environments.activation import (
     network_variables,
     stage_environment,
 )
-from app.executor.runs.job_spec import EnvironmentBuild, JobSpec, status_key
+from app.executor.runs.job_spec import EnvironmentBuild, JobSpec, Named, status_key
 from app.executor.runs.run_folder import RunFolder
 from app.presets.catalogue import download_program, helpers_dir, preview_program, sample_base_model
 from app.registry.base_models.uploads import FOLDER as UPLOADS
@@ -335,11 +335,14 @@ class StageLauncher:
 
     def _inputs(self, spec: JobSpec, model: ModelRow | None, run: RunFolder) -> Inputs:
         base, data = spec.base_model, spec.dataset
+        asked: ModelRow | Named | None = model
+        if spec.comparison is not None and spec.comparison.base:
+            asked = base
         inputs = Inputs(
             base_model=self._home.absolute(base.path) if base else None,
             dataset=self._home.absolute(data.path) if data else None,
-            model=self._home.absolute(model.path) if model is not None and model.path else None,
-            model_name=model.name if model is not None else "",
+            model=self._home.absolute(asked.path) if asked is not None and asked.path else None,
+            model_name=asked.name if asked is not None else "",
             output=run.output,
             validation=self._home.absolute(spec.validation_dataset.path) if spec.validation_dataset else None,
         )

@@ -261,7 +261,7 @@ def _inference(job: JobRow, spec: JobSpec, inputs: _Paths) -> dict[str, Any]:
             )
         case InferenceForm.TEXT:
             return inference_arguments(
-                model_id=job.model_id or "",
+                model_id=_asked_id(job, spec),
                 model_name=inputs.model_name,
                 base_model_path=whole_model,
                 prompt=question.prompt,
@@ -281,6 +281,13 @@ def _inference(job: JobRow, spec: JobSpec, inputs: _Paths) -> dict[str, Any]:
             )
         case _:
             assert_never(form)
+
+
+def _asked_id(job: JobRow, spec: JobSpec) -> str:
+    """Return the id of the model that answers."""
+    if spec.comparison is not None and spec.comparison.base and spec.base_model is not None:
+        return spec.base_model.id
+    return job.model_id or ""
 
 
 def _deployment(job: JobRow, spec: JobSpec, inputs: _Paths) -> dict[str, Any]:

@@ -163,6 +163,8 @@ class RunnerCalls:
             if plan.newest is not None:
                 method = await self._methods.runs.record(session, plan.newest, plan.edited or plan.newest)
             job = self._job(call, job_id, plan, method)
+            if KINDS[job.kind].is_inference:
+                await job_status.cancel_comparisons(session, now=self._clock())
             await store.insert(session, [job])
             if plan.end is not None:
                 await job_status.end_queued(session, job_id, plan.end, now=self._clock())

@@ -100,6 +100,16 @@ class RunnerCall(_Frozen):
     output: str | None = None
 
 
+class Comparison(_Frozen):
+    """A person's question, asked again to see whether the base model's answer is the same.
+
+    `question`: the person's job. `base`: the base model takes the place of the customized or complete one.
+    """
+
+    question: str
+    base: bool = False
+
+
 class EnvironmentBuild(_Frozen):
     """An environment to build or pack: its name, `environment.yml` (None: plain Python), and a lock to keep to."""
 
@@ -161,6 +171,7 @@ class JobSpec(_Frozen):
     question: InferenceRequest | None = None  # the key in rows of earlier releases
     deployment: Deployment | None = None
     runner_call: RunnerCall | None = None
+    comparison: Comparison | None = None
     build: EnvironmentBuild | None = None
     hub: HubModel | None = None  # what is downloaded as the base model
     sample: str | None = None  # sample of the product whose program makes the base model
@@ -181,6 +192,11 @@ class JobSpec(_Frozen):
 def is_runner_call(job: JobRow) -> bool:
     """Say whether a call of DeepExtension's backend made the job."""
     return job.launch.get("runner_call") is not None
+
+
+def is_comparison(job: JobRow) -> bool:
+    """Say whether the job repeats a person's question to compare answers."""
+    return job.launch.get("comparison") is not None
 
 
 def status_key(job: JobRow) -> str | None:

@@ -150,10 +150,8 @@ class MethodGuide:
         config = definition.stage_config(found.stage)
         if found.file is None or found.stage is not JobKind.INFERENCE_CUSTOMIZED:
             return found
-        if not self._modules.ignores_model(found.file, config):
-            return found
-        hint = Violation("", "inference_ignores_model", {"file": found.file.file})
-        return replace(found, remarks=[*found.remarks, hint])
+        hint = self._modules.model_unread(found.file, config)
+        return found if hint is None else replace(found, remarks=[*found.remarks, hint])
 
     def _unpinned(self, method: Method, stage: Stage) -> Sequence[Violation]:
         """Return what reading could not see of what the stage runs."""

@@ -73,9 +73,10 @@ def cells_of(
 def _of_file(method: Method, stage: Stage, modules: ScriptModules) -> Sequence[Finding]:
     """Return what is worth knowing of a stage's file."""
     pin, config = method.files.get(stage), method.definition.stage_config(stage)
-    if stage is JobKind.INFERENCE_CUSTOMIZED and pin is not None and modules.ignores_model(pin, config):
-        return (Finding(Verdict.READY, "inference_ignores_model", {"file": pin.file}),)
-    return ()
+    if stage is not JobKind.INFERENCE_CUSTOMIZED or pin is None:
+        return ()
+    unread = modules.model_unread(pin, config)
+    return () if unread is None else (Finding(Verdict.READY, unread.code, unread.params),)
 
 
 def _facts(row: NodeRow, *, silent: bool) -> NodeFacts:

@@ -9,7 +9,7 @@ from app.argspec.client import ModuleFinder
 from app.argspec.modules import Source
 from app.argspec.report import Imports
 from app.domain.definition import RunConfig
-from app.domain.errors import AppError
+from app.domain.errors import AppError, Violation
 from app.domain.kinds import Stage
 from app.domain.stage_calls import stage_call
 from app.presets.catalogue import helpers_dir
@@ -21,9 +21,9 @@ from app.registry.scripts.root import MAX_SCRIPT_BYTES, FileDigest
 from app.registry.scripts.versions import Tree
 
 _REMEMBERED = 1000
-_NAMES_MODEL = re.compile(
-    rb"(?<![A-Za-z0-9_])(model_path|model_id|DEEPE_MODEL_PATH|DEEPE_PARAMS|deepe_ask)\b|sys\.argv"
-)
+_NAMES_MODEL = re.compile(rb"(?<![A-Za-z0-9_])(model_path|DEEPE_MODEL_PATH|DEEPE_PARAMS|deepe_ask)\b|sys\.argv")
+_NAMES_ID = re.compile(rb"(?<![A-Za-z0-9_])model_id\b")
+_NAMES_BASE = re.compile(rb"(?<![A-Za-z0-9_])base_model_path\b")
 _KNOWN_FOLDERS = frozenset({"helpers", "shared/helpers"})  # added by the shipped scripts and their copies
 
 
@@ -125,20 +125,29 @@ class ScriptModules:
             return found
         return found.union(name for name in attributes if name.partition(":")[0].partition(".")[0] in found)
 
-    def ignores_model(self, pinned: PinnedFile, config: RunConfig | None) -> bool:
-        """Return whether the script, which asks a customized model, names nothing that says where the model lies.
+    def model_unread(self, pinned: PinnedFile, config: RunConfig | None) -> Violation | None:
+        """Return that the script, which asks a customized model, names nothing that says where the model lies.
 
-        A method that says itself how the script is called knows where it puts the model.
+        An id says that to a script which has a table of its own; one that loads the base model has none. A method that
+        says itself how the script is called knows where it puts the model.
         """
         if config is not None and (config.arguments is not None or config.config or config.env):
-            return False
+            return None
         if pinned.shipped:
-            return False
+            return None
         try:
             scripts = [file.sha256 for path, file in self._files.tree(pinned).items() if path.endswith(SUFFIX)]
-            return not any(_NAMES_MODEL.search(self._files.versions.get(sha256)) for sha256 in scripts)
+            sources = [self._files.versions.get(sha256) for sha256 in scripts]
         except (AppError, OSError):
-            return False
+            return None
+
+        def names(what: re.Pattern[bytes]) -> bool:
+            return any(what.search(source) for source in sources)
+
+        if names(_NAMES_MODEL) or (names(_NAMES_ID) and not names(_NAMES_BASE)):
+            return None
+        code = "inference_by_id" if names(_NAMES_ID) else "inference_ignores_model"
+        return Violation("", code, {"file": pinned.file})
 
     def needed_at(self, method: Method, stage: Stage) -> frozenset[str]:
         """Return what the environment of a stage must have."""
