@@ -122,11 +122,15 @@ class TestParameters:
         app.script("ask.py", ask.replace(b"--base_model_path", b"--model_path"))
         await app.create(name="knowing", stages=stages, inference={"customized": True})
         _, told = (await app.client.get(f"{URL}/knowing/parameters")).json()["stages"]
+        app.script("ask.py", ask + b"parser.add_argument('--model_id')\n")
+        await app.create(name="by id", stages=stages, inference={"customized": True})
+        _, by_id = (await app.client.get(f"{URL}/by id/parameters")).json()["stages"]
 
         assert "inference_ignores_model" in [remark["code"] for remark in found["remarks"]]
         codes = [finding["code"] for cell in readiness[1]["cells"] for finding in cell["findings"]]
         assert codes == ["inference_ignores_model"]
         assert "inference_ignores_model" not in [remark["code"] for remark in told["remarks"]]
+        assert "inference_by_id" in [remark["code"] for remark in by_id["remarks"]]
 
     async def test_a_preset_knows_its_own_ranges(self, app: MethodsApp) -> None:
         async with app.database.writing() as session:

@@ -133,6 +133,57 @@ class TestSubmit:
         assert named.digest == (await app.get("/datasets/held-out"))["digest"]
 
 
+class TestHeldOutPart:
+    """A folder that is split: its rows for the score are read as the others are."""
+
+    @pytest.mark.parametrize(
+        ("rows", "expected"),
+        [
+            ('{"question": "New?", "answer": "Yes."}\n', []),
+            ('{"question": "New?", "answer": "Yes."}\n{"question"', ["held_out_rows_wrong", "line_not_json"]),
+            ('{"text": "a"}\n', ["held_out_rows_wrong", "columns_missing"]),
+            ('{"question": "a", "answer": null}\n', ["held_out_rows_wrong", "dataset_nothing_to_learn"]),
+            (None, []),
+        ],
+    )
+    async def test_is_checked_where_the_script_gets_it(
+        self, app: JobsApp, rows: str | None, expected: list[str]
+    ) -> None:
+        folder = app.services.home.datasets / "split"
+        folder.mkdir()
+        for name, text in (("train", json.dumps(NEW) + "\n"), ("valid", rows), ("test", json.dumps(NEW) + "\n")):
+            if text is not None:
+                (folder / f"{name}.jsonl").write_text(text)
+        await app.post("/datasets", {"name": "split", "path": "split"}, 201)
+
+        found = await app.post("/jobs:validate", {**SUBMIT, "dataset": "split"})
+        elsewhere = {**SUBMIT, "dataset": "split", "parameters": {"eval_samples": 0}}
+
+        assert [one["code"] for one in found["violations"]] == expected
+        assert all("valid.jsonl" in one["detail"] for one in found["violations"][:1])
+        assert (await app.post("/jobs:validate", elsewhere))["valid"] is True
+
+    async def test_is_read_again_once_it_was_mended(self, app: JobsApp) -> None:
+        folder = app.services.home.datasets / "split"
+        folder.mkdir()
+        for name, text in (("train", json.dumps(NEW)), ("valid", "{")):
+            (folder / f"{name}.jsonl").write_text(f"{text}\n")
+        await app.post("/datasets", {"name": "split", "path": "split"}, 201)
+        url = "/api/v1/methods/Custom01"
+        text = script_path("custom01.py").read_text("utf-8")
+        (app.services.home.scripts / "custom01.py").write_text(text.replace("--validation_path", "--other_path"))
+        call = {"arguments": ["--dataset_path={dataset_dir}", "{parameters}"]}
+        tag = {"If-Match": (await app.client.get(url)).headers["etag"]}
+        assert (await app.client.patch(url, json={"stages": {"training": call}}, headers=tag)).status_code == 200
+
+        wrong = await app.post("/jobs:validate", {**SUBMIT, "dataset": "split"})
+        (folder / "valid.jsonl").write_text(json.dumps(NEW | {"answer": "No."}) + "\n")
+        mended = await app.post("/jobs:validate", {**SUBMIT, "dataset": "split"})
+
+        assert [one["code"] for one in wrong["violations"]] == ["held_out_rows_wrong", "line_not_json"]
+        assert mended["violations"] == []
+
+
 class TestAgain:
     async def test_retry_with_changes_keeps_the_rows(self, app: JobsApp) -> None:
         first = await app.submit(validation_dataset="held-out")

@@ -30,10 +30,25 @@ class Data:
     columns: Sequence[Column]
     pictures: str | None = None
     """Folder `images` of a data set with pictures, relative to the script root."""
-    held_out: str | None = None
-    """File of validation rows in the data set's folder, relative to the script root."""
+    held_out: "HeldOut | None" = None
+    """Validation rows in the data set's folder."""
     parts: tuple["Data", ...] = ()
     """What it was mixed of for this submission."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The validation rows of a split data set; `problems`: why they are no rows."""
+
+    argument: str
+    """Their file, relative to the script root."""
+    data: Data | None = None
+    problems: Sequence[Violation] = ()
+
+    def marked(self, found: Sequence[Violation]) -> list[Violation]:
+        """Return what is wrong with them, which says of what file the lines are."""
+        file = self.argument.rpartition("/")[2]
+        return [Violation(_DATASET, "held_out_rows_wrong", {"file": file}), *found] if found else []
 
 
 @dataclass(frozen=True)
@@ -53,13 +68,24 @@ def check_data(
     values: Mapping[str, Any],
     data: Data,
     validation: Data | None = None,
+    held_out: HeldOut | None = None,
 ) -> CheckedData:
-    """Check the rows for the stage that trains with these parameters, and those for the score. Blocks."""
+    """Check the rows for the stage that trains with these parameters, and those for the score. Blocks.
+
+    `held_out`: those of the data set itself, where the stage gets them.
+    """
     rules = data_rules(method, stage)
     wanted = rows_wanted(rules, values)
     checked = _check_rows(surveys, rules, wanted, values, data, "/datasets" if data.parts else _DATASET)
     if checked.violations:
         checked = replace(checked, violations=_of_parts(surveys, rules, wanted, values, data) or checked.violations)
+    if held_out is not None and held_out.data is not None:
+        scored = _check_rows(surveys, rules, replace(wanted, limit=-1), values, held_out.data, _DATASET)
+        wrong = held_out.marked([*held_out.problems] or scored.violations)
+        warnings = [*checked.warnings, *scored.warnings]
+        return CheckedData([*checked.violations, *wrong], warnings, checked.survey, scored.survey)
+    if held_out is not None:
+        return replace(checked, violations=[*checked.violations, *held_out.marked(held_out.problems)])
     if validation is None:
         return checked
     scored = _check_rows(surveys, rules, replace(wanted, limit=-1), values, validation, "/validation_dataset")

@@ -189,8 +189,10 @@ class StageParameters:
         own = {} if validation is None else _scoring(validation.argument, targets, scripts)
         folders: dict[Stage, Mapping[str, Any]] = {stage: named for stage in targets if stage is JobKind.TRAINING}
         pictures = _pictures(method, data, values, targets, scripts)
+        by_folder = any(DATASET_FOLDER in calls[stage].platform_values for stage in targets)
+        held_out = data.held_out if data is not None and validation is None else None
         if validation is None and data is not None and data.held_out is not None and not values.keys() & _HOLDS_OUT:
-            own = _scoring(data.held_out, targets, scripts)
+            own = _scoring(data.held_out.argument, targets, scripts)
         by_platform = {
             stage: {**own.get(stage, {}), **folders.get(stage, {}), **pictures.get(stage, {})} for stage in stages
         }
@@ -212,7 +214,6 @@ class StageParameters:
         violations += [violation for check in checks.values() for violation in check.violations]
         warnings = [warning for check in checks.values() for warning in check.warnings]
         if validation is not None and targets:
-            by_folder = any(DATASET_FOLDER in calls[stage].platform_values for stage in targets)
             beside_pictures = data is not None and (data.jsonl.parent / IMAGES_FOLDER).is_dir()
             violations += _validation_violations(values, taken=bool(own) or (by_folder and not beside_pictures))
         if targets:
@@ -234,7 +235,13 @@ class StageParameters:
         rows = CheckedData()
         if data is not None and targets:
             rows = check_data(
-                self._surveys, method, targets[0], values, data, validation.data if validation is not None else None
+                self._surveys,
+                method,
+                targets[0],
+                values,
+                data,
+                validation.data if validation is not None else None,
+                held_out if own or by_folder else None,
             )
         return CheckedParameters(
             scripts=scripts,

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from app.domain.enums import ModelState, TrainingType
-from app.domain.errors import InvalidRequest, Violation
+from app.domain.errors import AppError, InvalidRequest, Violation
 from app.domain.kinds import Stage
 from app.domain.lifecycle import producing_stage
 from app.executor.jobs.base_model_builds import must_be_made
-from app.executor.jobs.data_check import Data, shipped_manifest
+from app.executor.jobs.data_check import Data, HeldOut, shipped_manifest
 from app.executor.jobs.requests import JobSubmit
 from app.executor.jobs.stage_parameters import (
     REWARD_MODEL,
@@ -273,12 +273,20 @@ class InputCheck:
         folder = self._home.absolute(row.path)
         if not folder.is_dir():
             return data
-        images, part = folder / IMAGES_FOLDER, held_out_parts(folder).get("valid")
-        return replace(
-            data,
-            pictures=os.path.relpath(images, self._home.scripts) if images.is_dir() else None,
-            held_out=os.path.relpath(part, self._home.scripts) if part is not None else None,
-        )
+        images = folder / IMAGES_FOLDER
+        pictures = os.path.relpath(images, self._home.scripts) if images.is_dir() else None
+        return replace(data, pictures=pictures, held_out=self._held_out_of(folder))
+
+    def _held_out_of(self, folder: Path) -> HeldOut | None:
+        part = held_out_parts(folder).get("valid")
+        if part is None:
+            return None
+        argument = os.path.relpath(part, self._home.scripts)
+        try:
+            found = self._datasets.part(folder, part)
+        except AppError as error:  # it cannot be read, or is written to just now
+            return HeldOut(argument, problems=error.violations())
+        return HeldOut(argument, Data(found.jsonl, found.digest, found.report.columns), found.report.problems)
 
     def _mixed_data(self, row: DatasetRow, inspection: Inspection | None, mix: Mix | None) -> Data:
         """Return the rows of a data set, which may be a mix without a place, and the parts of a mix."""

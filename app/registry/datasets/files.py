@@ -140,17 +140,30 @@ def held_out_parts(path: Path) -> dict[str, Path]:
 def inspect(path: Path, *, max_characters: int) -> Inspection:
     """Check and hash the data set at `path`, whose rows are JSONL, in one pass."""
     located = locate(path)
-    pictures = picture_check(located) if path.is_dir() else None
-    with opened(located.rows) as (stream, key):
+    return _inspected(located, located.rows, path.is_dir(), max_characters)
+
+
+def inspect_part(folder: Path, part: Path, *, max_characters: int) -> Inspection:
+    """Check and hash another part of the rows in a folder; what was not touched since is not read again."""
+    key = file_key(part)
+    return _part(folder, part, key, max_characters) if is_settled(key) else _read_part(folder, part, max_characters)
+
+
+def _read_part(folder: Path, part: Path, max_characters: int) -> Inspection:
+    return _inspected(locate(folder), part, True, max_characters)
+
+
+@functools.lru_cache(maxsize=64)
+def _part(folder: Path, part: Path, _key: FileKey, max_characters: int) -> Inspection:
+    return _read_part(folder, part, max_characters)
+
+
+def _inspected(located: Located, rows: Path, in_folder: bool, max_characters: int) -> Inspection:
+    pictures = picture_check(located) if in_folder else None
+    with opened(rows) as (stream, key):
         lines = BoundedLines(stream, max_bytes=4 * max_characters + 2)
         report = check_lines(enumerate(lines, start=1), max_characters=max_characters, picture_problem=pictures)
-        return Inspection(
-            jsonl=located.rows,
-            digest=lines.digest,
-            size_bytes=lines.size,
-            report=report,
-            key=key,
-        )
+        return Inspection(jsonl=rows, digest=lines.digest, size_bytes=lines.size, report=report, key=key)
 
 
 def digest_of(jsonl: Path) -> tuple[str, FileKey]:

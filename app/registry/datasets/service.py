@@ -26,7 +26,7 @@ from app.formats.base import Options
 from app.registry.datasets import files as dataset_files
 from app.registry.datasets.check import MAX_PROBLEMS, DatasetReport, LineProblem, parse_line
 from app.registry.datasets.conversion import converted_files, converted_name, plain_source, suffix_of
-from app.registry.datasets.files import SUFFIX, UPLOAD_PREFIX, DatasetChanging, Inspection, locate
+from app.registry.datasets.files import SUFFIX, UPLOAD_PREFIX, DatasetChanging, Inspection, inspect_part, locate
 from app.registry.datasets.process import BoundedDatasetReader
 from app.registry.datasets.row_surveys import profile_of
 from app.registry.resource_paths import resolve_inside, stays_inside
@@ -301,6 +301,10 @@ class Datasets:
         if inspection is not None:
             _require_valid(row.name, inspection)
         return inspection
+
+    def part(self, folder: Path, part: Path) -> Inspection:
+        """Return what another part of the rows in a data set's folder is now; blocks."""
+        return inspect_part(folder, part, max_characters=self._max_characters)
 
     def jsonl_of(self, row: DatasetRow) -> Path:
         """Return the file that scripts read, as it was recorded; scripts find pictures beside it."""
