@@ -277,7 +277,7 @@ class TestCommand:
         (file,) = [one for one in shown["files"] if one["path"].endswith("job.yaml")]
         assert file["content"] == f"model: {home.models / 'custom01-base'}\nsteps: 3\n"
         assert shown["working_directory"] == str(run)
-        assert shown["environment"]["DATA"] == str(run / "dataset")  # the rows of the job alone
+        assert shown["environment"]["DATA"] == str(run.parent / "dataset")  # the rows of the job alone
         assert shown["environment"]["PYTHONSAFEPATH"] == "1"
         left_out = [one["detail"] for one in shown["notes"] if one["code"] == "call_part_left_out"]
         assert any("{param:gone}" in one for one in left_out)

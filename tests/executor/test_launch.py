@@ -142,7 +142,7 @@ class TestFolderOfADataSet:
         rows, scored, made = (
             Path("/home/datasets/a.jsonl"),
             Path("/home/datasets/b.jsonl"),
-            Path("/home/runs/j/1/dataset"),
+            Path("/home/runs/j/dataset"),
         )
 
         assert called(JobKind.TRAINING, call=self.CALL).arguments == [f"--data={made}"]

@@ -137,12 +137,15 @@ async def test_every_form_of_a_call_reaches_its_process(site: Site) -> None:
         assert path == str(site.run_folder(job_id).path / f"job.{suffix}")
         assert read[suffix](Path(path).read_text()) == {
             "model": base,
-            "data": {"folder": str(site.run_folder(job_id).path / "dataset"), "seq": 1},
+            "data": {"folder": str(site.run_folder(job_id).path.parent / "dataset"), "seq": 1},
             "rate": 1e-4,
             "targets": ["q", "v"],
             "quick": True,
         }
 
+    kept = seen_by(site, written["yaml"])["env"]["HF_DATASETS_CACHE"]  # it goes with the job
+    assert kept == str(site.run_folder(written["yaml"]).cache / "datasets")
+    assert "HF_DATASETS_CACHE" not in seen_by(site, listed)["env"]
     seen = seen_by(site, variables)
     assert (seen["env"]["N"], "M" in seen["env"]) == ("2", False)
     assert not any(word.startswith("--n=") for word in seen["argv"])

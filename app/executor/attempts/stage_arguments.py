@@ -66,13 +66,14 @@ class Called:
 
 
 def dataset_folder(dataset: Path, folders: Folders) -> Path:
-    """Return the folder of a data set for scripts that take one: its own if it has pictures, else one of the attempt.
+    """Return the folder of a data set for scripts that take one: its own if it has pictures, else one of the job.
 
-    Files of data sets lie side by side: a script that takes their folder would learn from all of them.
+    Files of data sets lie side by side: a script that takes their folder would learn from all of them. All attempts
+    have the same one, since libraries remember prepared rows by the path that they came from.
     """
     own = dataset.parent
     has_pictures = own != folders.script_root.parent / "datasets" and (own / IMAGES_FOLDER).is_dir()
-    return own if has_pictures else folders.run / "dataset"
+    return own if has_pictures else folders.run.parent / "dataset"
 
 
 def dataset_links(spec: JobSpec, inputs: Inputs, folders: Folders) -> dict[Path, Path]:

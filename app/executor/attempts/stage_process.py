@@ -83,7 +83,11 @@ def stage_process(job: JobRow, spec: JobSpec, inputs: Inputs, place: Place) -> S
     files = {run.parameters: json.dumps({**settings, **spec.effective})}
     if spec.call.config is not None and called.config is not None:
         files[run.path / spec.call.config.name] = config_text(spec.call.config.name, called.config)
+    links = dataset_links(spec, inputs, folders)
+    # no other job has this path: what is prepared of it goes with the job
+    prepared = {"HF_DATASETS_CACHE": str(run.cache / "datasets")} if links else {}
     variables = {
+        **{name: value for name, value in prepared.items() if name not in place.inherited},
         **called.variables,
         "PYTHONPATH": os.pathsep.join(map(str, place.import_paths)),
         # what the folder that it works in holds is none of its modules
@@ -115,7 +119,7 @@ def stage_process(job: JobRow, spec: JobSpec, inputs: Inputs, place: Place) -> S
         ranks=run.ranks,
         config=config,
     )
-    return StageProcess(argv, working, variables, files, called.notes, dataset_links(spec, inputs, folders))
+    return StageProcess(argv, working, variables, files, called.notes, links)
 
 
 def _target(spec: JobSpec, place: Place) -> tuple[str, ...]:
