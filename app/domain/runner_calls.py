@@ -43,6 +43,11 @@ _SAVING = {
     "dtype_str": "dtypeStr",
     "model_usage_type": "modelUsageType",
 }
+PATHS: Final = frozenset(
+    {"model_path", "dataset_path", "output_dir", "save_path", "base_path", "adapter_path", "base_model_path"}
+    | {"folderPath", "basePath", "actualPath", "lora_path", "output"}
+)
+"""Arguments that are paths, from the script root."""
 _SAVING_RECORDS = ("base_path", "adapter_path", "save_path", "dtype_str", "train_id", "seq", "model_usage_type")
 _RECORDED_AS = {"model_usage_type": "modelUsageType"}
 _DEPLOYMENT = (
@@ -60,6 +65,13 @@ _QUESTION: Mapping[str, tuple[str, Any]] = {
     "temperature": ("temperature", 0.7),
     "top_p": ("topP", 0.9),
     "top_k": ("topK", 50),
+}
+_QUESTION_MORE = {
+    "model_type": "modelType",
+    "template": "template",
+    "system_prompt": "systemPrompt",
+    "reset_context": "resetContext",
+    "history": "history",
 }
 _PICTURES = {
     "model_path": "model",
@@ -87,6 +99,8 @@ class Call:
     environment: str
     arguments: Mapping[str, Any]
     body: Body
+    values: Mapping[str, Any]
+    """What a method that says itself how its script is called has for its placeholders; null where nothing is given."""
     name: str
     key: str | None = None
     seq: Any = None
@@ -98,8 +112,10 @@ class Call:
     pictures: bool = False
     optional: Mapping[str, Any] = field(default_factory=dict)
     """Arguments for a script that declares them."""
-    ignored: Sequence[str] = ()
-    """Members that reach no script."""
+    options: Mapping[str, Any] | None = None
+    """`parameters` of a deployment, for a script that reads JSON there. None: there are none, or they are no object."""
+    has_options: bool = False
+    """Whether any were given."""
 
 
 def missing(body: Body, required: Sequence[str]) -> list[str]:
@@ -119,6 +135,7 @@ def training_call(body: Body) -> Call:
         file=_given(body, "train_file_name"),
         environment=_given(body, "train_env") or "",
         arguments=body,
+        values=body,
         body=body,
         name=_given(body, "train_name") or _given(body, "training_name") or DEFAULT_LABEL,
         key=key_of(body.get("train_id")),
@@ -140,6 +157,7 @@ def saving_call(body: Body) -> Call:
         file=_given(body, "savePythonFile") or _SAVING_FILE,
         environment=_given(body, "condaEnv") or _ENVIRONMENT,
         arguments=arguments,
+        values={name: given.get(member) for name, member in _SAVING.items()},
         body=body,
         name=f"Save {_text(body.get('savePath'))}",
         key=key_of(body.get("trainId")),
@@ -160,6 +178,7 @@ def deployment_call(body: Body, *, folder: str) -> Call:
         file=_given(body, "deployPythonFile") or _DEPLOYMENT_FILE,
         environment=_given(body, "condaEnv") or _ENVIRONMENT,
         arguments=arguments,
+        values={name: given.get(name) for name in (*_DEPLOYMENT, "system")},
         body=body,
         name=f"Deploy {_text(body.get('modelName'))}",
         key=key_of(body.get("trainId")),
@@ -167,8 +186,18 @@ def deployment_call(body: Body, *, folder: str) -> Call:
         started=DEPLOYMENT_LABEL,
         ended=DEPLOYMENT_LABEL,
         optional={"system": body["system"]} if body.get("system") else {},
-        ignored=["parameters"] if body.get("parameters") not in _NO_PARAMETERS else [],
+        options=options_of(body.get("parameters")),
+        has_options=body.get("parameters") not in _NO_PARAMETERS,
     )
+
+
+def options_of(parameters: Any) -> Mapping[str, Any] | None:
+    """Return `parameters` of a deployment, an object or its JSON text; None if they are neither."""
+    try:
+        found = json.loads(parameters) if isinstance(parameters, str) else parameters
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def question_call(body: Body) -> Call:
@@ -184,11 +213,14 @@ def question_call(body: Body) -> Call:
         arguments["reset_context"] = _text(body["resetContext"]).lower()
     if "history" in body:
         arguments["history"] = json.dumps(body["history"])
+    members = {name: body.get(member, default) for name, (member, default) in _QUESTION.items()}
+    members |= {name: body.get(member) for name, member in _QUESTION_MORE.items()}
     return Call(
         stages=_ASKING,
         file=_given(body, "promptFile") or _QUESTION_FILE,
         environment=_given(body, "condaEnv") or _ENVIRONMENT,
         arguments=arguments,
+        values=members,
         body=body,
         name=_text(body.get("modelName")),
     )
@@ -209,6 +241,7 @@ def pictures_call(body: Body, *, task: str) -> Call:
         environment=_given(body, "condaEnv") or _PICTURES_ENVIRONMENT,
         # what is not given is left to the script
         arguments={name: None if value is None else _text(value) for name, value in arguments.items()},
+        values=arguments,
         body=body,
         name=_text(body.get("model", "")),
         key=task,

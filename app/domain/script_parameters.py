@@ -73,6 +73,11 @@ class ScriptParameter(_Frozen):
         """Whether the value is a list of what `kind` says."""
         return self.form in (ArgumentForm.REPEATED, ArgumentForm.WORDS, ArgumentForm.LIST)
 
+    @property
+    def is_plain_text(self) -> bool:
+        """Whether it is a text of the script's own, which a server that wants an object would refuse."""
+        return self.kind is ParameterKind.STRING and self.typed and "json" not in self.help.lower()
+
 
 class Positional(_Frozen):
     """An argument without a name, which the platform never passes."""

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from app.domain.library_options import OptionClass, OptionField
+from app.domain.script_parameters import ParameterKind
 from app.executor.jobs.stage_commands import NO_JOB
+from app.store import option_classes
 from app.store.methods import modules_by_environment
 from app.store.nodes import all_nodes, heartbeat
 from app.store.session import Database
@@ -154,6 +157,30 @@ class TestRegistration:
         at = shown["command"].index("tool.cli")
         assert shown["command"][at + 1 :] == ["--targets", "a", "b", "--packing", "--unheard=1"]
         assert codes(refused) == [("/parameters/learning_rate", "parameter_wrong_type")]
+
+    async def test_classes_of_a_modules_parser_are_described_by_its_environment(
+        self, app: JobsApp, tmp_path: Path
+    ) -> None:
+        packages = tmp_path / "env" / "lib" / "python3.11" / "site-packages"
+        (packages / "tool").mkdir(parents=True)
+        text = "from options import Args\nfrom transformers import HfArgumentParser\nHfArgumentParser((Args,))"
+        (packages / "tool" / "cli.py").write_text(f"{text}.parse_args_into_dataclasses()\n")
+        rate = OptionField(name="rate", kind=ParameterKind.NUMBER, default=0.1)
+        described = OptionClass(path="options.Args", library="options", version="1", fields=(rate,))
+        probe = {"modules": ["tool"], "missing": [], "options": {described.path: described.digest}}
+        async with app.database.writing() as session:
+            await option_classes.keep(session, {described.digest: described.document()}, now=datetime.now(UTC))
+            (row,) = await all_nodes(session)
+            states = [{"name": "base", "state": "ready", "prefix": str(tmp_path / "env"), "probe": probe}]
+            await heartbeat(session, row.id, now=datetime.now(UTC), environment_states=states)
+        await called(app, module="tool.cli", arguments=["{parameters}"])
+
+        (training,) = (await app.get("/methods/own/parameters"))["stages"]
+        refused = await command(app, parameters={"rate": "fast"}, status=422)
+
+        assert [one["code"] for one in training["remarks"]] == ["read_module"]
+        assert training["schema"]["properties"]["rate"]["type"] == "number"
+        assert codes(refused) == [("/parameters/rate", "parameter_wrong_type")]
 
     async def test_a_module_that_could_be_another_is_refused(self, app: JobsApp) -> None:
         scripts = app.services.home.scripts

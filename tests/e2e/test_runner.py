@@ -83,6 +83,21 @@ print(json.dumps({"status": "resp", "text": "Gott"}))
     "deploy_object.py": "print(json.dumps({'status': 'failed', 'message': 'refused'}))",
     "deploy_failing.py": "print('no route'); sys.exit(1)",
     "deploy_words.py": "print('hm')",
+    "tool/__init__.py": "",
+    "tool/train.py": "from . import __name__ as package; print('FORM', json.dumps([sys.argv[1:], package]))",
+    "deploy_json.py": """
+import argparse
+parser = argparse.ArgumentParser()
+parser.add_argument("--parameters", type=json.loads)
+parser.add_argument("--system", default="")
+print(json.dumps({"status": "success", "got": parser.parse_known_args()[0].parameters}))
+""",
+    "deploy_text.py": """
+import argparse
+parser = argparse.ArgumentParser()
+parser.add_argument("--parameters", type=str, default="")
+print(json.dumps({"status": "success", "got": parser.parse_known_args()[0].parameters}))
+""",
     "draw.py": """
 wait_for("draw")
 stem = sys.argv[sys.argv.index("--output") + 1].removesuffix(".png")
@@ -220,6 +235,69 @@ def question(**members: Any) -> dict[str, Any]:
 
 def codes(records: Sequence[Any]) -> list[tuple[int, str]]:
     return [(record["msg"], record["msgDetail"]) for record in records if record["msg"] != 140001]
+
+
+class TestForms:
+    """A call whose method says how its script is called is made that way."""
+
+    def make(self, backend: Backend, name: str, **training: Any) -> None:
+        stages = {"training": {"conda_env": "base", **training}}
+        method = {"name": name, "training_type": "chat", "lifecycle": ["customized"], "stages": stages}
+        backend.site.call("POST", "/methods", status=201, json=method)
+
+    def said(self, backend: Backend, task: str) -> Any:
+        job = backend.job_of(task)
+        assert backend.site.wait(job["id"])["status"] == "succeeded", backend.site.story(job["id"])
+        text = backend.site.request("GET", f"/jobs/{job['id']}/logs").json()["text"]
+        (line,) = [line for line in text.splitlines() if line.startswith("FORM ")]
+        return job, json.loads(line.removeprefix("FORM "))
+
+    def test_arguments_file_variables_and_folder(self, backend: Backend) -> None:
+        home = backend.site.home
+        script = (
+            "import json, os, sys\nseen = [sys.argv[1:], open(sys.argv[1]).read(), os.environ['MODEL'], os.getcwd()]\n"
+        )
+        (home / "scripts" / "form.py").write_text(f"{script}print('FORM', json.dumps(seen))\n")
+        self.make(
+            backend,
+            "formed",
+            file="form.py",
+            arguments=[
+                "{config}",
+                "--out={output_dir}",
+                ["--rate", "{param:learning_rate}"],
+                ["--gone", "{param:gone}"],
+            ],
+            config={"name": "job.json", "content": {"model": "{model_path}", "data": "{dataset_dir}", "seq": "{seq}"}},
+            env={"MODEL": "{model_path}"},
+            working_directory="run",
+        )
+        (home / "datasets").mkdir(exist_ok=True)
+        (home / "datasets" / "called.jsonl").write_text('{"a": 1}\n')
+        paths = {
+            "model_path": "../models/base",
+            "dataset_path": "../datasets/called.jsonl",
+            "output_dir": "../models/x",
+        }
+
+        backend.post("/transferTrain", training("formed", "form.py", learning_rate=1e-4, depth=3, **paths))
+        job, (argv, written, model, folder) = self.said(backend, "formed")
+
+        run = home / "runs" / job["id"]
+        assert argv == [str(run / "1" / "job.json"), f"--out={home / 'models' / 'x'}", "--rate", "0.0001"]
+        assert json.loads(written) == {"model": str(home / "models" / "base"), "data": str(run / "dataset"), "seq": 1}
+        assert [file.read_text() for file in (run / "dataset").iterdir()] == ['{"a": 1}\n']
+        assert (model, folder) == (str(home / "models" / "base"), str(run / "1"))
+        assert job["method"]["name"] == "formed"
+        assert (120002, "depth is not passed to the script") in codes(backend.records("formed"))
+
+    def test_module(self, backend: Backend) -> None:
+        self.make(backend, "moduled", module="tool.train", arguments=["{parameters}"])
+
+        backend.post("/transferTrain", training("moduled", "tool/train.py", depth=3))
+        job, (argv, package) = self.said(backend, "moduled")
+
+        assert (argv, package, job["method"]["name"]) == (["--depth=3"], "tool", "moduled")
 
 
 class TestConversation:
@@ -485,6 +563,25 @@ class TestAnswers:
         else:
             assert answer.text == f"{body}\n"
         assert backend.status(file)["status"] == key
+
+    @pytest.mark.parametrize(
+        ("file", "given", "got", "told"),
+        [
+            ("deploy_json", {"top_k": 5}, {"top_k": 5}, False),
+            ("deploy_json", '{"top_k": 5}', {"top_k": 5}, False),
+            ("deploy_json", "{}", None, False),
+            ("deploy_json", "top_k 5", None, True),
+            ("deploy_text", {"top_k": 5}, "", True),
+        ],
+    )
+    def test_of_parameters_of_a_deployment(self, backend: Backend, file: str, given: Any, got: Any, told: bool) -> None:
+        task = f"{file} {json.dumps(given)}"
+
+        answer = backend.post("/deployModel", deployment(task, file, parameters=given))
+
+        assert (answer.status_code, answer.json()["got"]) == (200, got), answer.text
+        ignored = (120002, "parameters is not passed to the script")
+        assert (ignored in codes(backend.records(task))) is told
 
     @pytest.mark.parametrize(
         ("members", "said"),

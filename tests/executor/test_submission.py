@@ -655,6 +655,15 @@ class TestNeedsOfValues:
         monkeypatch.setattr(environment_probe, "TURN_SECONDS", 0.0)
         prefix = tmp_path / "trl"
         venv.create(prefix, symlinks=True)
+        (packages,) = prefix.glob("lib/python3*/site-packages")
+        text = "from options import Args\nfrom transformers import HfArgumentParser\nHfArgumentParser((Args,))"
+        (packages / "tool.py").write_text(f"{text}.parse_args_into_dataclasses()\n")
+        module = {"module": "tool", "conda_env": "trl", "arguments": ["{parameters}"]}
+        definition = MethodDefinition.model_validate(
+            {"name": "tool", "training_type": "chat", "lifecycle": ["customized"], "stages": {"training": module}}
+        )
+        async with bench.database.writing() as session:
+            await bench.methods.registry.add(session, definition, source=VersionSource.CREATE)
         probes = EnvironmentProbes(tmp_path / "envs", {"PATH": os.defpath})
         probing = MethodProbing(
             database=bench.database, modules=bench.methods.runs.modules, reader=bench.methods.reader, probes=probes
@@ -667,6 +676,7 @@ class TestNeedsOfValues:
         probe = probes.of(prefix)
         assert probe is not None
         assert set(probe.missing) >= MODULES
+        assert "options.Args" in probe.options_trouble  # nobody has installed it
 
     async def test_nvidia_gpu(self, bench: Bench, sft: Callable[..., Any]) -> None:
         asked = {"attention": "flash_attention_2"}

@@ -338,9 +338,12 @@ class StageLauncher:
         asked: ModelRow | Named | None = model
         if spec.comparison is not None and spec.comparison.base:
             asked = base
+        rows = self._home.absolute(data.path) if data else None
+        if spec.runner_call is not None and (named := spec.runner_call.platform.get("dataset_path")):
+            rows = Path(named) if Path(named).is_file() else None  # what a caller names is the script's business
         inputs = Inputs(
             base_model=self._home.absolute(base.path) if base else None,
-            dataset=self._home.absolute(data.path) if data else None,
+            dataset=rows,
             model=self._home.absolute(asked.path) if asked is not None and asked.path else None,
             model_name=asked.name if asked is not None else "",
             output=run.output,

@@ -23,7 +23,7 @@ from app.domain.rendering import (
 )
 from app.domain.stage_calls import CONFIG, DATASET_FOLDER, FOLDERS, CallValues, expand
 from app.domain.training_types import TYPES, InferenceForm
-from app.executor.runs.job_spec import JobSpec
+from app.executor.runs.job_spec import JobSpec, RunnerCall
 from app.registry.datasets.files import IMAGES_FOLDER, held_out_parts
 from app.store.tables import JobRow
 
@@ -107,7 +107,7 @@ def call_stage(job: JobRow, spec: JobSpec, inputs: Inputs, folders: Folders) -> 
     Raises `ArgumentTooLong`, `ArgumentNotText`, and `ParametersLost` if a parameter would reach nothing.
     """
     if spec.runner_call is not None:
-        return Called(list(spec.runner_call.arguments))
+        return _call_of_runner(spec, spec.runner_call, inputs, folders)
     settings = spec.deployment.settings if spec.deployment is not None else {}
     values = CallValues(
         platform=_platform_values(job, spec, inputs, folders),
@@ -123,6 +123,16 @@ def call_stage(job: JobRow, spec: JobSpec, inputs: Inputs, folders: Folders) -> 
         return Called(expanded.arguments, expanded.config, expanded.env, left_out)
     arguments, kept = _platform_arguments(job, spec, inputs, folders)
     return Called(arguments, expanded.config, expanded.env, [*kept, *left_out])
+
+
+def _call_of_runner(spec: JobSpec, call: RunnerCall, inputs: Inputs, folders: Folders) -> Called:
+    """Return what a call of DeepExtension's backend runs its script with: what the method says, else what it said."""
+    platform = {**call.platform, **_folder_values(spec, inputs, folders)}
+    values = CallValues(platform=platform, parameters=call.parameters, forms=spec.forms, false_as=spec.false_as)
+    expanded = expand(spec.call, values)
+    arguments = list(call.arguments) if expanded.arguments is None else expanded.arguments
+    left_out = [Violation("", "call_part_left_out", {"part": shown(part)}) for part in expanded.left_out]
+    return Called(arguments, expanded.config, expanded.env, left_out)
 
 
 def _platform_arguments(
@@ -149,10 +159,15 @@ def _platform_values(job: JobRow, spec: JobSpec, inputs: Inputs, folders: Folder
     values = _arguments(job, without, paths)
     if job.kind is JobKind.SAVING:
         values = {**_training(job, without, paths), **values}
-    more = {DATASET_FOLDER: dataset_folder(inputs.dataset, folders) if inputs.dataset is not None else None}
-    more |= dict(zip(FOLDERS, (folders.script_root, folders.run), strict=True))
-    more |= {CONFIG: folders.run / spec.call.config.name} if spec.call.config is not None else {}
-    return values | {name: str(path) for name, path in more.items() if path is not None}
+    return values | _folder_values(spec, inputs, folders)
+
+
+def _folder_values(spec: JobSpec, inputs: Inputs, folders: Folders) -> dict[str, Any]:
+    """Return the values that only the attempt knows."""
+    found = {DATASET_FOLDER: dataset_folder(inputs.dataset, folders) if inputs.dataset is not None else None}
+    found |= dict(zip(FOLDERS, (folders.script_root, folders.run), strict=True))
+    found |= {CONFIG: folders.run / spec.call.config.name} if spec.call.config is not None else {}
+    return {name: str(path) for name, path in found.items() if path is not None}
 
 
 def _with_paths(

@@ -46,12 +46,19 @@ class MethodProbing:
             found = seen.found.get(environment)
             if found is None or found.prefix is None or found.state is not EnvironmentState.READY:
                 continue
-            of_modules = Needs(frozenset(map(top_package, modules.get(environment, ()))))
+            of_modules = functools.reduce(
+                operator.or_, (self._needs_of(module, found.prefix) for module in modules.get(environment, ())), Needs()
+            )
             files = map(pin_from_json, stages.get(environment, ()))
             needed = functools.reduce(operator.or_, map(self._needs, files), of_modules)
             if needed != Needs():
                 wanted[found.prefix] = wanted.get(found.prefix, Needs()) | needed
         return wanted
+
+    def _needs_of(self, module: str, prefix: Path) -> Needs:
+        """Return what a module of the environment needs: its package, and the classes that its parser is made of."""
+        script = self._reader.module(module, prefix)
+        return Needs(frozenset([top_package(module)]), frozenset(one.path for one in script.parser_classes))
 
     def _needs(self, pinned: PinnedFile) -> Needs:
         script = self._reader.pinned(pinned)

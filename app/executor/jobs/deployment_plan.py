@@ -11,7 +11,6 @@ from app.domain.errors import Violation
 from app.domain.kinds import Stage
 from app.domain.names import NO_QUANTIZATION
 from app.domain.pointers import pointer
-from app.domain.script_parameters import ParameterKind, ScriptParameter
 from app.domain.stage_calls import stage_call
 from app.executor.jobs.requests import JobSubmit
 from app.executor.jobs.stage_parameters import CheckedParameters
@@ -68,7 +67,7 @@ def untaken_options(method: Method, request: JobSubmit, checked: CheckedParamete
         declared = script.by_name().get(name)
         if declared is None:
             found.append(Violation(pointer("deployment", name), "deployment_option_not_taken", {"script": pinned.file}))
-        elif isinstance(value, dict) and _is_plain_text(declared):
+        elif isinstance(value, dict) and declared.is_plain_text:
             params = {"name": name, "script": pinned.file}
             found.append(Violation(pointer("deployment", name), "object_taken_as_text", params))
     return found
@@ -84,9 +83,3 @@ def untaken_settings(method: Method, deployment: Deployment, checked: CheckedPar
         names = [name for name in deployment.settings if not checked.declares(JobKind.DEPLOYMENT, name)]
     params = {"names": ", ".join(names), "target": deployment.target}
     return [Violation("/method", "settings_not_taken", params)] if strict and names else []
-
-
-def _is_plain_text(parameter: ScriptParameter) -> bool:
-    """Say whether the script declares a text of its own, which a server that wants an object would refuse."""
-    says_json = "json" in parameter.help.lower()
-    return parameter.kind is ParameterKind.STRING and parameter.typed and not says_json

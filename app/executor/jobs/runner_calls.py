@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import uuid4
@@ -27,8 +27,11 @@ from app.domain.kinds import KINDS, ArgumentStyle, Stage
 from app.domain.launchers import Launcher
 from app.domain.names import BASE_ENVIRONMENT
 from app.domain.plain_text import shown, storable, storable_document
-from app.domain.rendering import render_equals, render_pairs
-from app.domain.runner_calls import MAX_KEY_LENGTH, Call
+from app.domain.rendering import ArgumentForm, filled_arguments, render_equals, render_pairs
+from app.domain.runner_calls import MAX_KEY_LENGTH, PATHS, Call
+from app.domain.script_parameters import ScriptParameters
+from app.domain.stage_calls import StageCall, WorkingDirectory, stage_call
+from app.domain.training_types import inference_form
 from app.domain.transitions import TERMINAL
 from app.executor.attempts.script_status import FAILED, RUNNING, SUCCESS, ScriptStatus
 from app.executor.jobs.requests import MAX_NAME
@@ -62,6 +65,7 @@ MEND_SECONDS: Final = 5.0
 _SETTLED: Final = timedelta(seconds=5)  # the worker writes record and key a moment after the end
 _MENDED: Final = timedelta(hours=1)
 _MOST_PLANS: Final = 3
+_OPTIONS_OF_DEPLOYMENT: Final = ("quantize", "template", "system", "parameters")
 _SHOWN_LINES: Final = 2000
 _SHOWN_BYTES: Final = 256 * 1024
 
@@ -87,7 +91,13 @@ class _Plan:
     newest: Method | None = None
     edited: Method | None = None
     pinned: PinnedFile | None = None
+    form: StageCall = field(default_factory=StageCall)
+    forms: Mapping[str, ArgumentForm] = field(default_factory=dict)
     words: Sequence[str] = ()
+    platform: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    ignored: Sequence[str] = ()
+    """Members of the call that do not reach the script."""
     end: End | None = None
 
 
@@ -142,8 +152,11 @@ class RunnerCalls:
             await self._status.ended(key, succeeded=False)
 
     async def _insert(self, call: Call, job_id: str) -> tuple[JobRow, End | None]:
-        for _ in range(_MOST_PLANS):
+        for number in range(_MOST_PLANS):
             plan = await self._plan(call)
+            if number == 0 and plan.ignored:
+                records = [(Record.IGNORED_PARAMETERS, f"{name} is not passed to the script") for name in plan.ignored]
+                await asyncio.to_thread(write_records, self._home.logs, *records, task=call.key, seq=call.seq)
             with contextlib.suppress(MethodMoved, MethodNotFound):  # edited or deleted meanwhile
                 return await self._write(call, job_id, plan)
         return await self._write(call, job_id, replace(plan, newest=None))
@@ -182,7 +195,7 @@ class RunnerCalls:
         if plan.pinned is None:
             return replace(plan, end=_no_script(call, ""))
         try:
-            return replace(plan, words=self._words(call, plan.stage, plan.edited, plan.pinned))
+            return self._called(call, plan, plan.pinned)
         except AppError as error:
             return replace(plan, end=_end(EndReason.SPAWN_FAILED, detail=error.detail()))
 
@@ -197,7 +210,6 @@ class RunnerCalls:
                     pinned is None
                     or pinned["file"] != path
                     or pinned.get("committed")
-                    or pinned.get("module")  # the caller runs the file
                     or bool(pinned.get("shipped")) is in_root
                 ):
                     continue
@@ -222,19 +234,76 @@ class RunnerCalls:
         files.versions.put(content)
         return pin(path, content, shipped=True)
 
-    def _words(self, call: Call, stage: Stage, method: Method | None, pinned: PinnedFile) -> list[str]:
-        """Return the arguments as the script gets them."""
+    def _called(self, call: Call, plan: _Plan, pinned: PinnedFile) -> _Plan:
+        """Return the plan with what the script gets: as the method says, else as DeepExtension's runner calls it."""
+        method, stage = plan.edited, plan.stage
+        form = stage_call(method.definition, stage) if method is not None else StageCall()
+        plan = replace(plan, form=form)
+        if method is not None and form != StageCall():
+            script = self._methods.reader.pinned(pinned)
+            platform, parameters, ignored = self._values(call, method, stage, script)
+            plan = replace(
+                plan,
+                forms=script.forms,
+                platform=platform,
+                parameters=parameters,
+                ignored=ignored if form.is_explicit else (),
+            )
+        if form.is_explicit:
+            return plan
+        words, ignored = self._words(call, stage, method, pinned, form)
+        return replace(plan, words=words, ignored=ignored)
+
+    def _values(
+        self, call: Call, method: Method, stage: Stage, script: ScriptParameters
+    ) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+        """Return the values of the platform's placeholders, the parameters, and what has no place."""
+        form = stage_call(method.definition, stage)
+        names = filled_arguments(stage, inference_form(method.definition.training_type))
+        given = {**call.values, **({"parameters": call.options} if call.options is not None else {})}
+        given = {name: self._placed(name, value) for name, value in storable_document(given).items()}
+        platform = {name: value for name, value in given.items() if name in names}
+        others = {name: value for name, value in given.items() if name not in names and value is not None}
+        passed = {
+            name: value
+            for name, value in others.items()
+            if form.passes(name)
+            and (name in form.placed or not script.refuses_unknown or name in script.declared_names)
+        }
+        ignored = [name for name in others if name not in passed]
+        asked = [name for name in _OPTIONS_OF_DEPLOYMENT if platform.get(name) not in (None, "", "None")]
+        ignored += [name for name in asked if name not in form.platform_values]
+        if call.has_options and call.options is None:
+            ignored.append("parameters")
+        return platform, passed, ignored
+
+    def _placed(self, name: str, value: Any) -> Any:
+        """Return a path of the caller's as one that holds anywhere, everything else as it is."""
+        if name not in PATHS or not isinstance(value, str) or not value:
+            return value
+        path = self._home.seen_by_scripts(value)
+        return str(path) if value.startswith(".") or path.exists() else value  # else it may be a name on a hub
+
+    def _words(
+        self, call: Call, stage: Stage, method: Method | None, pinned: PinnedFile, form: StageCall
+    ) -> tuple[list[str], list[str]]:
+        """Return the arguments as DeepExtension's runner writes them, and what the script does not get."""
         options = method.definition.arguments if method is not None else None
         only_declared = options is not None and options.declared_only
-        arguments = dict(call.arguments)
-        if only_declared or call.optional:
+        arguments, ignored = dict(call.arguments), ["parameters"] if call.has_options else []
+        if only_declared or call.optional or call.has_options:
             script = self._methods.reader.pinned(pinned)
             arguments |= {name: value for name, value in call.optional.items() if name in script.declared_names}
+            declared = script.by_name().get("parameters")
+            if call.options is not None and declared is not None and not declared.is_plain_text:
+                arguments["parameters"], ignored = dict(call.options), []
             if only_declared and not script.partly_read:
                 arguments = {name: value for name, value in arguments.items() if name in script.declared_names}
+        if form.working_directory is not WorkingDirectory.SCRIPTS:
+            arguments = {name: self._placed(name, value) for name, value in arguments.items()}
         pairs = call.pictures or KINDS[stage].argument_style is ArgumentStyle.PAIRS
         render = render_pairs if pairs else render_equals
-        return render(arguments, false_as=options.false_as if options is not None else "False")
+        return render(arguments, false_as=options.false_as if options is not None else "False"), ignored
 
     # ---- what is written --------------------------------------------------------------------------------------------
 
@@ -245,10 +314,15 @@ class RunnerCalls:
             training_type=TrainingType.IMAGE_GENERATION if call.pictures else TrainingType.CHAT,
             technique=method.definition.technique if method is not None else "",
             script=None if pinned is None else PinnedScript(**asdict(pinned)),
+            call=plan.form,
             launcher=method.definition.launcher(stage) if method is not None else Launcher(),
+            forms=dict(plan.forms),
+            false_as=method.definition.arguments.false_as if method is not None else "False",
             effective=body,
             runner_call=RunnerCall(
                 arguments=tuple(plan.words),
+                platform=dict(plan.platform),
+                parameters=dict(plan.parameters),
                 status_key=call.key,
                 seq=storable_document(call.seq),
                 label=call.ended,
@@ -272,7 +346,6 @@ class RunnerCalls:
 
     def _write_first_records(self, call: Call) -> None:
         records = [(Record.PARAMETERS, text) for text in call.records]
-        records += [(Record.IGNORED_PARAMETERS, f"{name} is not passed to the script") for name in call.ignored]
         if call.started is not None:
             records.insert(len(call.records) if call.records_first else 0, (Record.STARTED, call.started))
         if records:

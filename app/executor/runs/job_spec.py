@@ -90,10 +90,13 @@ class RunnerCall(_Frozen):
     """A call of DeepExtension's backend: the script's arguments as they are, and where the backend looks for the rest.
 
     `label`: of the log record of the end, None where there is none. `output`: folder that the script writes into,
-    relative to the script root.
+    relative to the script root. `platform`, `parameters`: what it has for the placeholders of a method that says itself
+    how its script is called; paths are absolute.
     """
 
     arguments: tuple[str, ...] = ()
+    platform: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
     status_key: str | None = None
     seq: Any = None
     label: str | None = None

@@ -60,7 +60,8 @@ class ScriptReader:
     def module(self, module: str, prefix: Path | None) -> ScriptParameters:
         """Return the parameters of a module of an environment, as far as its source is found below `prefix`.
 
-        A node may have another version: what is not declared here, or missing, is left to the module.
+        A node may have another version: what is not declared here, or missing, is left to the module. Classes that its
+        parser is made of are described by the environment, like those of a script.
         """
         source = None if prefix is None else module_source(prefix, module)
         if prefix is None or source is None:
@@ -69,7 +70,7 @@ class ScriptReader:
         found = script_parameters(
             self._files.reader.read(source.content, finder, package=package).arguments, filename=module
         )
-        if not found.parameters:
+        if not found.parameters and not found.parser_classes:
             return unread_module(module)
         remark = domain.Remark(code="read_module", line=0, subject=module)
         parameters = tuple(one.model_copy(update={"required": False}) for one in found.parameters)
@@ -77,7 +78,6 @@ class ScriptReader:
             "parameters": parameters,
             "positionals": (),
             "exclusive": (),
-            "parser_classes": (),
             "option_classes": (),
         }
         return found.model_copy(update={**known, "unread": (remark, *found.unread)})
