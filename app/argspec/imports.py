@@ -1,7 +1,9 @@
 """Which modules a script imports and which files beside it it names, read without running it."""
 
 import ast
+import posixpath
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import TypeGuard
@@ -11,6 +13,11 @@ from app.argspec.report import Imports
 _MAX_ATTRIBUTES = 200
 _MAX_NAMES = 2000
 _MAX_TEXT = 255
+_MAX_DEPTH = 20
+OWN = "{file}"
+"""The script's own path in `Imports.folders`."""
+_SAME = frozenset({"str", "Path", "abspath", "realpath", "normpath", "fspath", "resolve", "absolute", "as_posix"})
+"""What makes the same path of a path."""
 _IMPORTERS = frozenset({"import_module", "__import__"})
 _RUNNERS = frozenset({"run_path", "run_module", "spec_from_file_location", "SourceFileLoader", "load_module"})
 _PLACES = frozenset({"__file__", "__path__", "files", "get_data"})
@@ -35,12 +42,19 @@ def read_imports(tree: ast.Module) -> Imports:
     added = [node for node in nodes if _adds_to_search_path(node)]
     known = {id(part) for node in added for part in ast.walk(node)}
     folders = [_only_text(node) for node in added]
-    if any(_is_search_path(node) and id(node) not in known for node in nodes):
+    changes = [node for node in nodes if _is_search_path(node) and id(node) not in known]
+    if changes:
         folders.append("")
+    places = _Places(nodes)
+    found = [(node, places.folder(node.args[-1]) if node.args else None) for node in added]
     taken = (name for name in _attributes(tree.body) if name.partition(".")[0].partition(":")[0] in modules)
     return Imports(
         modules=tuple(sorted(modules)),
         search_path=tuple(dict.fromkeys(folders)),
+        folders=tuple(dict.fromkeys(folder for _, folder in found if folder is not None)),
+        unknown_folders=tuple(
+            sorted({*(node.lineno for node in changes), *(node.lineno for node, folder in found if folder is None)})
+        ),
         attributes=tuple(dict.fromkeys(taken))[:_MAX_ATTRIBUTES],
         names=tuple(dict.fromkeys(_names(nodes)))[:_MAX_NAMES],
         computed=tuple(sorted({node.lineno for node in nodes if _is_computed_import(node)})),
@@ -143,11 +157,69 @@ def _needed(node: ast.AST) -> Iterator[str]:
                 yield from _needed(child)
 
 
-def _adds_to_search_path(node: ast.AST) -> bool:
+def _adds_to_search_path(node: ast.AST) -> TypeGuard[ast.Call]:
     match node:
         case ast.Call(func=ast.Attribute(value=value, attr="append" | "insert")):
             return _is_search_path(value)
     return False
+
+
+class _Places:
+    """Follows expressions that make a path of texts, of the script's own path and of names that are assigned once."""
+
+    def __init__(self, nodes: Sequence[ast.AST]) -> None:
+        values: dict[str, list[ast.expr]] = {}
+        for node in nodes:
+            match node:
+                case ast.Assign(targets=targets, value=value):
+                    for name in (
+                        part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)
+                    ):
+                        values.setdefault(name, []).append(value)
+                case ast.Name(id=name, ctx=ast.Store()):
+                    values.setdefault(name, [])
+        stored = Counter(node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+        self._values = {name: of[0] for name, of in values.items() if len(of) == 1 and stored[name] == 1}
+
+    def folder(self, node: ast.expr, depth: int = 0) -> str | None:
+        """Return the path that an expression is; None if it is known only at run time."""
+        if depth > _MAX_DEPTH:
+            return None
+
+        def within(inner: ast.expr) -> str | None:
+            return self.folder(inner, depth + 1)
+
+        match node:
+            case ast.Constant(value=str(text)):
+                return text
+            case ast.Name(id="__file__"):
+                return OWN
+            case ast.Name(id=name) if name in self._values:
+                return within(self._values[name])
+            case ast.Call(args=[]) if _called(node) in ("getcwd", "cwd"):
+                return "."
+            case ast.Call(func=ast.Attribute(value=inner), args=[]) if _called(node) in _SAME:
+                return within(inner)
+            case ast.Call(args=[inner]) if _called(node) in _SAME:
+                return within(inner)
+            case ast.Call(args=[inner]) if _called(node) == "dirname":
+                return _below(within(inner), "..")
+            case ast.Call(args=[first, *rest]) if _called(node) in ("join", "joinpath", "Path"):
+                parts = [first, *rest] if _called(node) != "joinpath" else [node.func.value, first, *rest]  # type: ignore[attr-defined]
+                return _below(*map(within, parts))
+            case ast.BinOp(op=ast.Div(), left=left, right=right):
+                return _below(within(left), within(right))
+            case ast.Attribute(value=inner, attr="parent"):
+                return _below(within(inner), "..")
+            case ast.Subscript(value=ast.Attribute(value=inner, attr="parents"), slice=ast.Constant(value=int(number))):
+                return _below(within(inner), *[".."] * (number + 1)) if 0 <= number < _MAX_DEPTH else None
+        return None
+
+
+def _below(*parts: str | None) -> str | None:
+    """Return the joined path; None if a part is not known."""
+    known = [part for part in parts if part is not None]
+    return posixpath.join(*known) if len(known) == len(parts) else None
 
 
 def _only_text(node: ast.AST) -> str:
@@ -162,7 +234,7 @@ def _only_text(node: ast.AST) -> str:
     return texts[0] if len(texts) == 1 else ""
 
 
-def _is_search_path(node: ast.AST) -> bool:
+def _is_search_path(node: ast.AST) -> TypeGuard[ast.Attribute | ast.ImportFrom]:
     match node:
         case ast.Attribute(value=ast.Name(id="sys"), attr="path"):
             return True

@@ -106,6 +106,10 @@ class Imports:
     modules: Sequence[str] = ()
     search_path: Sequence[str] = ()
     """Folders that the script adds to `sys.path`; an empty text for what is unknown."""
+    folders: Sequence[str] = ()
+    """The same as paths: `{file}/../lib` from the script's own, anything else from where it runs."""
+    unknown_folders: Sequence[int] = ()
+    """Lines that change `sys.path` by what is known only at run time."""
     attributes: Sequence[str] = ()
     """What the script takes from modules as soon as it starts, as `module:name`; without it, it ends there."""
     names: Sequence[str] = ()

@@ -47,6 +47,32 @@ def test_folders_that_a_script_adds_to_its_search_path(source: str, search_path:
 
 
 @pytest.mark.parametrize(
+    ("source", "folders", "unknown"),
+    [
+        ("sys.path.insert(0, '../lib')", ("../lib",), ()),
+        ("sys.path.append(str(Path(__file__).resolve().parent.parent / 'helpers'))", ("{file}/../../helpers",), ()),
+        ("sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))", ("{file}/../..",), ()),
+        ("sys.path.append(os.path.join(os.path.dirname(__file__), '..', 'a'))", ("{file}/../../a",), ()),
+        ("HERE = Path(__file__).parents[1]\nsys.path.insert(0, str(HERE))", ("{file}/../..",), ()),
+        ("sys.path.insert(0, os.getcwd())", (".",), ()),
+        ("HERE = 'a'\nHERE = 'b'\nsys.path.insert(0, HERE)", (), (4,)),
+        ("for name in names:\n    sys.path.append(name)", (), (3,)),
+        ("A = B\nB = A\nsys.path.append(A)", (), (4,)),
+        ("sys.path.append(os.environ['LIB'])", (), (2,)),
+        ("sys.path.append(f'{own}/lib')", (), (2,)),
+        ("sys.path = ['a']", (), (2,)),
+        ("from sys import path", (), (2,)),
+    ],
+)
+def test_folders_are_followed_as_far_as_texts_go(
+    source: str, folders: tuple[str, ...], unknown: tuple[int, ...]
+) -> None:
+    imports = read_imports(parse(f"import sys, own\n{source}"))
+
+    assert (imports.folders, imports.unknown_folders) == (folders, unknown)
+
+
+@pytest.mark.parametrize(
     ("source", "names"),
     [
         ("import a.b, c as d", ("a.b", "c")),

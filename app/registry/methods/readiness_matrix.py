@@ -73,10 +73,11 @@ def cells_of(
 def _of_file(method: Method, stage: Stage, modules: ScriptModules) -> Sequence[Finding]:
     """Return what is worth knowing of a stage's file."""
     pin, config = method.files.get(stage), method.definition.stage_config(stage)
-    if stage is not JobKind.INFERENCE_CUSTOMIZED or pin is None:
+    if pin is None:
         return ()
-    unread = modules.model_unread(pin, config)
-    return () if unread is None else (Finding(Verdict.READY, unread.code, unread.params),)
+    unread = modules.model_unread(pin, config) if stage is JobKind.INFERENCE_CUSTOMIZED else None
+    told = (unread, modules.unjudged(pin))
+    return [Finding(Verdict.READY, one.code, one.params) for one in told if one is not None]
 
 
 def _facts(row: NodeRow, *, silent: bool) -> NodeFacts:

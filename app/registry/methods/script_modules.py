@@ -1,11 +1,13 @@
 """Which modules the stages of methods take from their environments, and which from the script root or from us."""
 
 import contextlib
+import posixpath
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from app.argspec.client import ModuleFinder
+from app.argspec.imports import OWN
 from app.argspec.modules import Source
 from app.argspec.report import Imports
 from app.domain.definition import RunConfig
@@ -24,7 +26,6 @@ _REMEMBERED = 1000
 _NAMES_MODEL = re.compile(rb"(?<![A-Za-z0-9_])(model_path|DEEPE_MODEL_PATH|DEEPE_PARAMS|deepe_ask)\b|sys\.argv")
 _NAMES_ID = re.compile(rb"(?<![A-Za-z0-9_])model_id\b")
 _NAMES_BASE = re.compile(rb"(?<![A-Za-z0-9_])base_model_path\b")
-_KNOWN_FOLDERS = frozenset({"helpers", "shared/helpers"})  # added by the shipped scripts and their copies
 
 
 class ModulesBeside:
@@ -92,38 +93,62 @@ class ScriptModules:
 
     def __init__(self, files: MethodFiles) -> None:
         self._files = files
-        self._read: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
+        self._read: dict[str, Imports] = {}
 
     def needed(self, pinned: PinnedFile) -> frozenset[str]:
         """Return what the environment must have: modules, and `module:name` for what users' scripts take from them.
 
-        Modules of the script root and our helpers are not among them.
+        Modules of the script root and our helpers are not among them, nor is anything where the script looks in folders
+        that are known only when it runs.
         """
-        known = self._read.get(pinned.sha256)
-        if known is None:
-            try:
-                reading = self._files.reader.read(self._files.versions.get(pinned.sha256))
-            except (AppError, OSError):
-                return frozenset()  # missing bytes are not the environment's fault
-            known = _needed(reading.imports), frozenset(reading.imports.attributes)
-            if len(self._read) >= _REMEMBERED:
-                self._read.clear()
-            if reading.lasting:
-                self._read[pinned.sha256] = known
-        modules, attributes = known
-        folders = [helpers_dir()]
+        imports = self._imports(pinned)
+        if imports is None or imports.unknown_folders:
+            return frozenset()
+        folders, inside = [helpers_dir()], [pinned.search_folder]
+        for folder in imports.folders:
+            place = posixpath.normpath(folder.replace(OWN, pinned.file))
+            if place.startswith("..") or pinned.shipped:
+                folders.append(self._files.scripts.root / place)  # a folder beside the script root, if it is there
+            else:
+                inside.append("" if place == "." else place)
         beside = frozenset[str]()
         if pinned.tree is not None:
             with contextlib.suppress(AppError, OSError):
-                beside = _modules_in(self._files.tree(pinned), pinned.search_folder)
+                tree = self._files.tree(pinned)
+                beside = frozenset().union(*(_modules_in(tree, folder) for folder in inside))
         elif not pinned.shipped:
-            folders.append(self._files.scripts.absolute(pinned.file).parent)
+            folders += [self._files.scripts.root / folder for folder in inside]
         found = frozenset(
-            module for module in modules - beside if not any(_is_there(folder, module) for folder in folders)
+            module
+            for module in frozenset(imports.modules) - beside
+            if not any(_is_there(folder, module) for folder in folders)
         )
         if pinned.shipped:
             return found
-        return found.union(name for name in attributes if name.partition(":")[0].partition(".")[0] in found)
+        return found.union(name for name in imports.attributes if name.partition(":")[0].partition(".")[0] in found)
+
+    def unjudged(self, pinned: PinnedFile) -> Violation | None:
+        """Return that nobody can say what the script lacks: it looks in folders that are known only when it runs."""
+        imports = None if pinned.shipped else self._imports(pinned)
+        if imports is None or not imports.unknown_folders or not imports.modules:
+            return None
+        params = {"file": pinned.file, "line": imports.unknown_folders[0], "modules": ", ".join(imports.modules)}
+        return Violation("", "modules_not_judged", params)
+
+    def _imports(self, pinned: PinnedFile) -> Imports | None:
+        """Return what a script imports; None where its bytes are missing, which is not the environment's fault."""
+        known = self._read.get(pinned.sha256)
+        if known is not None:
+            return known
+        try:
+            reading = self._files.reader.read(self._files.versions.get(pinned.sha256))
+        except (AppError, OSError):
+            return None
+        if len(self._read) >= _REMEMBERED:
+            self._read.clear()
+        if reading.lasting:
+            self._read[pinned.sha256] = reading.imports
+        return reading.imports
 
     def model_unread(self, pinned: PinnedFile, config: RunConfig | None) -> Violation | None:
         """Return that the script, which asks a customized model, names nothing that says where the model lies.
@@ -155,11 +180,6 @@ class ScriptModules:
         if pinned is not None:
             return self.needed(pinned)
         return frozenset() if module is None else frozenset([top_package(module)])
-
-
-def _needed(imports: Imports) -> frozenset[str]:
-    """Return what a script imports; nothing if it looks in unknown folders."""
-    return frozenset(imports.modules) if set(imports.search_path) <= _KNOWN_FOLDERS else frozenset()
 
 
 def _modules_in(tree: Tree, folder: str) -> frozenset[str]:
