@@ -132,6 +132,16 @@ class TestParameters:
         assert "inference_ignores_model" not in [remark["code"] for remark in told["remarks"]]
         assert "inference_by_id" in [remark["code"] for remark in by_id["remarks"]]
 
+    async def test_say_where_nobody_can_know_what_a_script_lacks(self, app: MethodsApp) -> None:
+        app.script("train.py", b"import sys, os, lib\nsys.path.append(os.environ['LIB'])\n" + SCRIPT)
+        await app.create()
+        await start_node(app, "base")
+
+        (stage,) = (await app.client.get(f"{URL}/finance/readiness")).json()["stages"]
+
+        (finding,) = stage["cells"][0]["findings"]
+        assert (finding["code"], "Line 2" in finding["detail"]) == ("modules_not_judged", True)
+
     async def test_a_preset_knows_its_own_ranges(self, app: MethodsApp) -> None:
         async with app.database.writing() as session:
             await app.services.presets.install_presets(session)

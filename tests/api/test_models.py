@@ -115,6 +115,21 @@ class TestRead:
         assert (response.status_code, response.json()["code"]) == (409, "model_name_ambiguous")
         assert (await app.client.get(f"{URL}/nobody")).json()["code"] == "model_not_found"
 
+    async def test_warns_of_answers_that_are_those_of_the_base_model(self, app: MethodsApp, method_id: str) -> None:
+        compared = {"script": "a" * 64, "file": "ask.py", "job": "x", "tries": 1}
+        told = await insert_model(
+            app.database, method_id=method_id, details={"comparison": {**compared, "alike": True}}
+        )
+        other = await insert_model(
+            app.database, method_id=method_id, name="other", details={"comparison": {**compared, "alike": None}}
+        )
+
+        (warning,) = (await app.client.get(f"{URL}/{told}", headers={"Accept-Language": "de"})).json()["warnings"]
+
+        assert (warning["code"], "ask.py" in warning["detail"]) == ("answers_as_base_model", True)
+        assert "Basismodell" in warning["detail"]
+        assert (await app.client.get(f"{URL}/{other}")).json()["warnings"] == []
+
     async def test_lists_files(self, app: MethodsApp, method_id: str) -> None:
         model = await insert_model(app.database, method_id=method_id, path="runs/j/1/output")
         weights(app, "runs/j/1/output", "b.json", "a.json")

@@ -538,6 +538,32 @@ class TestNodes:
         assert JobSpec.of(waiting.jobs[0]).wait
         assert not JobSpec.of(built.jobs[0]).wait
 
+    @pytest.mark.parametrize(
+        ("added", "there", "refused"),
+        [
+            ("os.path.dirname(os.path.abspath(__file__))", "", True),
+            ("'parts'", "", True),
+            ("'parts'", "parts/nowhere_to_be_found.py", False),
+            ("os.environ['PARTS']", "", False),
+        ],
+    )
+    async def test_missing_modules_of_scripts_that_look_elsewhere(
+        self, bench: Bench, added: str, there: str, refused: bool
+    ) -> None:
+        script = bench.home.scripts / "custom01.py"
+        if there:
+            (script.parent / there).parent.mkdir()
+            (script.parent / there).touch()
+        look = f"import os, sys\nsys.path.append({added})\nimport nowhere_to_be_found\n"
+        script.write_text(look + script.read_text())
+        probe = {"modules": ["nowhere_to_be_found"], "missing": ["nowhere_to_be_found"]}
+        await self.node(bench, "one", {"name": "base", "state": "ready", "probe": probe})
+
+        if refused:
+            assert ("/method", "cell_modules_missing") in await self.refused(bench)
+        else:
+            assert (await bench.submit()).jobs
+
     async def test_an_environment_that_nobody_can_build(self, bench: Bench) -> None:
         trouble = {"code": "environment_needs_conda", "params": {"packages": "ffmpeg"}}
         await self.node(bench, "one", {"name": "base", "state": "missing", "trouble": trouble})
