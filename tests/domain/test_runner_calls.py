@@ -88,10 +88,21 @@ class TestDeploymentCall:
         assert deployment_call({"system": ""}, folder="/f").optional == {}
 
     @pytest.mark.parametrize(
-        ("members", "ignored"), [({}, []), ({"parameters": "{}"}, []), ({"parameters": '{"top_k": 1}'}, ["parameters"])]
+        ("given", "options", "any_given"),
+        [
+            (None, None, False),
+            ("{}", {}, False),
+            ('{"top_k": 1}', {"top_k": 1}, True),
+            ({"top_k": 1}, {"top_k": 1}, True),
+            ("top_k 1", None, True),
+            ("[1]", None, True),
+            (7, None, True),
+        ],
     )
-    def test_tells_what_reaches_no_script(self, members: dict[str, Any], ignored: list[str]) -> None:
-        assert deployment_call(members, folder="/f").ignored == ignored
+    def test_reads_parameters_that_are_an_object(self, given: Any, options: Any, any_given: bool) -> None:
+        call = deployment_call({"parameters": given}, folder="/f")
+
+        assert (call.options, call.has_options) == (options, any_given)
 
 
 class TestQuestionCall:
