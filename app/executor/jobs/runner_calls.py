@@ -260,7 +260,7 @@ class RunnerCalls:
         """Return the values of the platform's placeholders, the parameters, and what has no place."""
         form = stage_call(method.definition, stage)
         names = filled_arguments(stage, inference_form(method.definition.training_type))
-        given = {**call.values, **({"parameters": call.options} if call.options is not None else {})}
+        given = {**call.values, **({"parameters": call.options} if call.has_options else {})}
         given = {name: self._placed(name, value) for name, value in storable_document(given).items()}
         platform = {name: value for name, value in given.items() if name in names}
         others = {name: value for name, value in given.items() if name not in names and value is not None}
