@@ -69,7 +69,7 @@ tokenizer.save_pretrained(args.output_dir)
 """What people write who know neither this service nor DeepExtension."""
 OLDER = ("deepextension", "foreign", "examples", "swift")
 """Environments with transformers 4."""
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds after which a node that has not described a library's options is not waited for."""
 ARGUMENT_ERRORS = (
     *("unrecognized arguments", "not used by the", "arguments are required", "ignored explicit argument"),
@@ -297,13 +297,19 @@ class Trial:
         return script.start
 
     def _is_read(self, method: str) -> bool:
-        """Return whether all options of the training are known; those of libraries are once the node has looked."""
+        """Return whether all options of the training are known; those of libraries are once the node has looked.
+
+        Of a module of the environment, whether those that the row gives are: on another node it may be another version.
+        """
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             stages = self._site.get(f"/methods/{method}/parameters")["stages"]
             training = next((stage for stage in stages if stage["stage"] == "training"), None)
             if training is None or not training["partly_read"]:
                 return training is not None
+            as_module = {remark["code"] for remark in training["remarks"]} == {"read_module"}
+            if as_module and self._script.parameters.keys() <= training["schema"]["properties"].keys():
+                return True
             time.sleep(1)
         return False
 
