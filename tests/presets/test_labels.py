@@ -378,7 +378,7 @@ def test_answers_are_learned_and_questions_are_not(found: dict[str, Any], rows: 
             word
             for place, said in enumerate(row["messages"])
             if said["role"] == "assistant" and said.get("weight", said.get("train", 1)) not in (0, False) and place > 0
-            for word in words_in(said.get("content"))
+            for word in words_in([said.get("content"), said.get("reasoning_content")])
         ]
         assert all(word in learned for word in spoken), (row, learned)
 
@@ -389,7 +389,7 @@ def test_what_families_cannot_be_told_is_refused(found: dict[str, Any]) -> None:
         for name in [*families.FAMILIES, *families.VARIANTS]
     }
 
-    without_tools = {"reasoning_lost", "tool_calls_lost", "tools_lost"}
+    without_tools = {"tool_calls_lost", "tools_lost"}
     assert problems == {
         "chatml with another eos": without_tools,
         "llama 3": without_tools,

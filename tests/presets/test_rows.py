@@ -519,6 +519,11 @@ def closed(turns: Sequence[Row], tools: Any, asking: bool) -> str:
     return plain(turns, tools, asking) + ("<think></think>" if asking else "")
 
 
+def counting(turns: Sequence[Row], tools: Any, asking: bool) -> str:
+    """Throw reasoning away and begin with the number of turns: nothing can be put behind a question."""
+    return f"{len(turns)} {plain(turns, tools, asking, omit=('think',))}"
+
+
 CALLING = {"messages": [USER, turn("assistant", "", tool_calls=[CALL]), turn("tool", "3"), ASSISTANT], "tools": [TOOL]}
 RENDERED: list[tuple[str, Row, Tokenizer]] = [
     ("template_refused", {"messages": [USER, ASSISTANT]}, Tokenizer(strict)),
@@ -537,8 +542,14 @@ RENDERED: list[tuple[str, Row, Tokenizer]] = [
     ("tool_turn_lost", CALLING, template(omit=("tool",))),
     ("tools_lost", CALLING, template(omit=("tools", "calls"))),
     ("tool_calls_lost", CALLING | {"tools": None}, template(omit=("calls",))),
-    ("reasoning_lost", {"messages": [USER, turn("assistant", "<think>hm</think>a")]}, template(omit=("think",))),
-    ("reasoning_lost", {"messages": [USER, turn("assistant", "a", thinking="hm")]}, template(omit=("reasoning",))),
+    (
+        "reasoning_lost",
+        {"messages": [USER, turn("assistant", "a", thinking="hm", tool_calls=[CALL])]},
+        template(omit=("reasoning",)),
+    ),
+    ("reasoning_lost", {"messages": [USER, turn("assistant", "<think>hm</think>a")]}, Tokenizer(counting)),
+    ("reasoning_restored", {"messages": [USER, turn("assistant", "<think>hm</think>a")]}, template(omit=("think",))),
+    ("reasoning_restored", {"messages": [USER, turn("assistant", "a", thinking="hm")]}, template(omit=("reasoning",))),
     ("prompt_rewritten", {"messages": [USER, ASSISTANT]}, Tokenizer(numbered)),
     ("prompt_not_prefix", {"messages": [USER, ASSISTANT]}, Tokenizer(opened)),
     ("think_block_added", {"messages": [USER, ASSISTANT]}, Tokenizer(opened)),
@@ -601,6 +612,44 @@ class TestRendering:
         assert second.labels[second.start :] == template()("b<eos>")["input_ids"]
         assert rows.asked([turn("system", "s"), USER], Tokenizer(alternating)) == "user:s\n\nq<eos>assistant:"
 
+    @pytest.mark.parametrize(
+        ("said", "asked", "learned"),
+        [
+            (turn("assistant", "<think>\nhm\n</think>\n\na"), "", "<think>\nhm\n</think>\n\na<eos>"),
+            (turn("assistant", "a", thinking="hm"), "", "<think>\nhm\n</think>\n\na<eos>"),
+            (turn("assistant", "<think>\nhm\n</think>\n\na"), "<think>\n", "hm\n</think>\n\na<eos>"),
+            (turn("assistant", "<think>hm</think>a"), "<think>", "hm</think>a<eos>"),
+            (turn("assistant", "hm\n</think>\n\na"), "<think>\n", "hm\n</think>\n\na<eos>"),
+            (turn("assistant", "a", thinking="hm"), "<think>\n", "hm\n</think>\n\na<eos>"),
+        ],
+    )
+    def test_reasoning_that_a_template_throws_away_is_learned_behind_the_question(
+        self, said: Row, asked: str, learned: str
+    ) -> None:
+        def thrown_away(turns: Sequence[Row], tools: Any, asking: bool) -> str:
+            return plain(turns, tools, asking, omit=("think", "reasoning")) + (asked if asking else "")
+
+        tokenizer = Tokenizer(thrown_away)
+        found = read({"messages": [USER, said, turn("user", "r"), {**said, "content": f"{said['content']}2"}]})
+        assert isinstance(found, rows.Conversation)
+
+        first, second = rows.render(found, tokenizer)
+
+        question = f"user:q<eos>assistant:{asked}"
+        assert first.tokens == [*tokenizer(question)["input_ids"], *tokenizer(learned)["input_ids"]]
+        assert first.labels[first.start :] == tokenizer(learned)["input_ids"]
+        assert (
+            second.tokens[: second.start]
+            == tokenizer(f"user:q<eos>assistant:{said['content'].rpartition('>')[2]}<eos>user:r<eos>assistant:{asked}")[
+                "input_ids"
+            ]
+            or "\n" in said["content"]
+        )
+        assert second.labels[second.start :] == tokenizer(learned.replace("a<eos>", "a2<eos>"))["input_ids"]
+        assert set(first.notes) == {"reasoning_restored"}
+        assert set(second.notes) == {"reasoning_restored", "earlier_reasoning_left_out"}
+        assert tokenizer(rows.asked([USER], tokenizer))["input_ids"] == first.tokens[: first.start]
+
     def test_content_of_parts_is_written_as_parts(self) -> None:
         asked = turn("user", [{"type": "image"}, {"type": "text", "text": "q"}])
         said = turn("assistant", [{"type": "text", "text": "a"}])
@@ -608,6 +657,19 @@ class TestRendering:
         one = rows.render_answer(rows.Answer([asked], said), template(), Tokenizer(of_parts))
 
         assert one.tokens == template()("user:#q<eos>assistant:a<eos>")["input_ids"]
+
+    def test_reasoning_of_parts_that_a_template_throws_away_is_refused(self) -> None:
+        def thrown_away(turns: Sequence[Row], tools: Any, asking: bool) -> str:
+            return (
+                of_parts(turns, tools, asking).replace("<think>hm</think>", "").replace("<think>\nxq1r\n</think>", "")
+            )
+
+        said = turn("assistant", [{"type": "text", "text": "<think>hm</think>a"}])
+
+        with pytest.raises(rows.RowProblem, match="leaves out the reasoning of turn 2"):
+            rows.render_answer(
+                rows.Answer([turn("user", [{"type": "text", "text": "q"}])], said), Tokenizer(thrown_away)
+            )
 
     def test_text_is_learned_whole_and_ends_once(self) -> None:
         (one,) = rows.render(rows.Text("abcde"), template(begins=True))

@@ -8,9 +8,11 @@ from typing import Any
 from .problems import RowProblem
 from .values import Turn
 
-THINK_END = "</think>"
-Shape = tuple[str, int, bool, bool, tuple[str, ...]]
-"""Of a turn: its role, the number of tool calls, whether it has reasoning and a name, the kinds of its parts."""
+THINK, THINK_END = "<think>", "</think>"
+Shape = tuple[str, int, str, bool, tuple[str, ...]]
+"""Of a turn: its role, the number of tool calls, where its reasoning is, if it has a name, the kinds of its parts."""
+FIELD, CONTENT = "field", "content"
+"""Where reasoning is: in `reasoning_content`, or in the content before `</think>`."""
 PLAIN = "plain"
 """The kind of a content that is a text, not a list of parts: templates treat them differently."""
 
@@ -89,10 +91,11 @@ def thoughts_of(turn: Turn) -> int:
 def _shape(turn: Turn) -> Shape:
     content = turn["content"]
     kinds = (PLAIN,) if isinstance(content, str) else tuple(part["type"] for part in content)
+    thinks = turn["role"] == "assistant" and len(_texts(content)) == 1 and THINK_END in _texts(content)[0]
     return (
         turn["role"],
         len(turn.get("tool_calls", ())),
-        bool(turn.get("reasoning_content")),
+        FIELD if turn.get("reasoning_content") else CONTENT if thinks else "",
         isinstance(turn.get("name"), str),
         kinds if content else (),
     )
@@ -104,6 +107,8 @@ def _probe(place: int, shape: Shape) -> dict[str, Any]:
         {"type": kind} | ({"text": f"xq{place}c{number}"} if kind != "image" else {})
         for number, kind in enumerate(contents)
     ]
+    if reasons == CONTENT:
+        parts[0]["text"] = f"{THINK}\nxq{place}r\n{THINK_END}\n\n{parts[0]['text']}"
     plain = contents in ((), (PLAIN,))
     turn: dict[str, Any] = {"role": role, "content": "".join(part["text"] for part in parts) if plain else parts}
     if calls:
@@ -117,7 +122,7 @@ def _probe(place: int, shape: Shape) -> dict[str, Any]:
         ]
     if role == "tool":
         turn["tool_call_id"] = f"xq{place:03}0000"
-    if reasons:
+    if reasons == FIELD:
         turn["reasoning_content"] = f"xq{place}r"
     if named:
         turn["name"] = f"xq{place}n"
@@ -129,11 +134,12 @@ def _texts(content: Any) -> list[str]:
 
 
 def _parted(content: Any) -> tuple[str, ...]:
-    """Return the reasoning inside a content, and what is said after it; in content of parts each text by itself."""
-    if not isinstance(content, str):
-        return ("", *_texts(content))
-    thought, end, said = content.partition(THINK_END)
-    return (thought.replace("<think>", "", 1), said) if end else ("", content)
+    """Return the reasoning inside a content, and what is said after it; of several texts each by itself."""
+    texts = _texts(content)
+    if len(texts) != 1:
+        return ("", *texts)
+    thought, end, said = texts[0].partition(THINK_END)
+    return (thought.replace(THINK, "", 1), said) if end else ("", texts[0])
 
 
 def _calls(turn: Turn) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -88,6 +88,10 @@ SENTENCES: Mapping[str, str] = {
     "end_is_not_eos": "the answer ends with a token at which answering does not stop",
     "think_block_added": "the chat template adds an empty block of reasoning to the answer",
     "earlier_reasoning_left_out": "the chat template leaves out the reasoning of earlier answers, as when it is asked",
+    "reasoning_restored": (
+        "the chat template leaves out the reasoning of the answer: it is learned as the row gives it, behind the question "
+        "as it is asked"
+    ),
     "names_left_out": "the chat template leaves out names of turns",
     "text_cut": "a text is longer than max_seq_length or than the base model reads; the rest of it is not read",
     "text_split": "the text is longer than allowed and is learned in several pieces",

@@ -10,10 +10,13 @@ from functools import lru_cache, partial
 from itertools import takewhile
 from typing import Any
 
-from .losses import THINK_END, check_kept, thoughts_in, thoughts_of
+from .losses import THINK, THINK_END, check_kept, thoughts_in, thoughts_of
 from .merging import with_merged_turns
 from .problems import RowProblem
 from .values import Answer, Conversation, Question, Text, Turn
+
+OTHER_REASONING = ("[THINK]", "<|channel|>", "<seed:think>")
+"""How templates mark reasoning that do not write it between `<think>` and `</think>`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +135,12 @@ def _written(answer: Answer, writer: Any) -> _Written:
     turns = [*answer.prompt, answer.completion]
     question = written(answer.prompt, answer.tools, writer, add_generation_prompt=True)
     whole = written(turns, answer.tools, writer, add_generation_prompt=False)
-    return _Written(answer, question, whole, tuple(check_kept(turns, answer.tools, whole, writer)))
+    try:
+        return _Written(answer, question, whole, tuple(check_kept(turns, answer.tools, whole, writer)))
+    except RowProblem as problem:
+        if problem.code != "reasoning_lost" or (mended := _with_reasoning(answer, question, writer)) is None:
+            raise
+        return mended
 
 
 def _encoded(one: _Written, head: list[int], tokens: list[int], tokenizer: Any, writer: Any) -> Rendered:
@@ -185,6 +193,53 @@ def chunks(rendered: Rendered, longest: int) -> Iterator[Rendered]:
     """Split a document that is longer than `longest` tokens; every token stays, the end of text comes once."""
     for start in range(0, len(rendered.tokens), longest):
         yield Rendered(rendered.tokens[start : start + longest], 0, rendered.place, rendered.notes, rendered.example)
+
+
+# ---- reasoning -------------------------------------------------------------------------------------------------------
+
+
+def _with_reasoning(answer: Answer, question: str, writer: Any) -> _Written | None:
+    """Return what is learned where a template throws the reasoning of an answer away, as that of DeepSeek R1 does.
+
+    The question as it is asked, the reasoning and the answer as the row gives them, and what the template writes behind
+    an answer: what the model has to say when it is asked. `None` if the template writes them otherwise, or the answer
+    is one of parts, which the trainer of a model that sees writes by the template itself.
+    """
+    text, template = answer.completion["content"], str(getattr(writer, "chat_template", ""))
+    calls = answer.completion.get("tool_calls")
+    if not isinstance(text, str) or calls or any(mark in template for mark in OTHER_REASONING):
+        return None
+    before, behind = _around(answer, writer)
+    if before is None or not question.startswith(before):
+        return None
+    opening = question[len(before) :]
+    if THINK_END in opening:
+        raise RowProblem("reasoning_not_asked", turn=len(answer.prompt) + 1)
+    if opening.strip() not in ("", THINK):
+        return None
+    thought, said = answer.completion.get("reasoning_content"), text
+    if thought:
+        text = f"{THINK}\n{thought.strip()}\n{THINK_END}\n\n{text.lstrip()}"
+    else:
+        said = text.rpartition(THINK_END)[2]
+    if opening and text.lstrip().startswith(THINK):
+        text = text.lstrip().removeprefix(THINK)
+        text = text.lstrip("\n") if opening.endswith("\n") else text
+    whole = f"{question}{text}{behind}"
+    bare = {name: value for name, value in answer.completion.items() if name != "reasoning_content"}
+    bare["content"] = said
+    notes = tuple(check_kept([*answer.prompt, bare], answer.tools, whole, writer))
+    return _Written(answer, question, whole, (*notes, "reasoning_restored"))
+
+
+def _around(answer: Answer, writer: Any) -> tuple[str | None, str]:
+    """Return what a template writes before an answer and behind it, `None` if the answer does not stand in it once."""
+    mark = "xqanswerq"
+    turn = {"role": "assistant", "content": mark}
+    before, found, behind = written(
+        [*answer.prompt, turn], answer.tools, writer, add_generation_prompt=False
+    ).rpartition(mark)
+    return (before, behind) if found and mark not in before else (None, "")
 
 
 # ---- beginning and end -----------------------------------------------------------------------------------------------
