@@ -571,13 +571,14 @@ class TestOptionClasses:
 
     def test_are_read_from_the_constant(self) -> None:
         script = read(
-            HEAD + "LIBRARY_OPTIONS = {'classes': {'trl.SFTConfig': {}, 'trl.KTOConfig': {'objective': ['kto']}},"
+            HEAD + "p.add_argument('--objective')\n"
+            "LIBRARY_OPTIONS = {'classes': {'trl.SFTConfig': {}, 'trl.KTOConfig': {'objective': ['kto'], 'no': [1]}},"
             "'instead': {'max_length': 'max_seq_length'}}" + TAIL
         )
 
         assert {one.path: one.when for one in script.option_classes} == {
             "trl.SFTConfig": {},
-            "trl.KTOConfig": {"objective": ("kto",)},
+            "trl.KTOConfig": {"objective": ("kto",)},  # one on an argument that there is not holds
         }
         assert script.options_instead == {"max_length": "max_seq_length"}
         assert not script.partly_read

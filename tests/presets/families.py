@@ -119,11 +119,14 @@ FAMILIES: dict[str, tuple[list[str], str, str, str | None, str | None]] = {  # s
 
 
 VARIANTS: dict[str, tuple[str, list[str]]] = {  # a family, and how it is trained
-    "qwen 3 without thinking": ("qwen 3", ["--enable_thinking=false"]),
-    "contents only": ("none", ["--chat_template=none"]),
+    "qwen 3 without thinking": ("qwen 3", ["--enable_thinking=false", "--adapter=vera"]),
+    "contents only": ("none", ["--chat_template=none", "--adapter=boft"]),
     "another template": (
         "none",
-        ["--chat_template=" + CHATML.replace("im_start", "start_header_id").replace("im_end", "eot_id")],
+        [
+            "--chat_template=" + CHATML.replace("im_start", "start_header_id").replace("im_end", "eot_id"),
+            '--new_tokens={"<go>": "go on", "<stop>": ""}',
+        ],
     ),
 }
 TASKS = [{"question": "1 + 2?", "answer": "3"}, {"question": "q", "answer": "4", "system": "s"}]
@@ -273,7 +276,23 @@ def held_by_sft(presets: Path, base: Path, rows: list[Any], *more: str) -> list[
     trainer = sft.build_trainer(args, llm.choose(args), tokenizer, preparation.sequences(tokenizer)[0], [])
     batches = [trainer.data_collator([row]) for row in trainer.train_dataset]
     learned = [{"tokens": one["input_ids"][0].tolist(), "labels": one["labels"][0].tolist()} for one in batches]
+    learned[0]["gradients apart"] = gradients_apart(trainer, batches[0])
     return [{**one, **looked_at(trainer, batch)} for one, batch in zip(learned, batches, strict=True)]
+
+
+def gradients_apart(trainer: Any, batch: Any) -> float:
+    """Return how far the gradients of the trainer's loss are from those of the model's own, as a part of these."""
+    import torch
+
+    weights = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+    losses = trainer.model(**batch).loss, trainer.compute_loss(trainer.model, dict(batch))
+    own, found = (
+        torch.cat(
+            [one.flatten() for one in torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)]
+        )
+        for loss in losses
+    )
+    return float((found - own).norm() / own.norm())
 
 
 def looked_at(trainer: Any, batch: Any) -> dict[str, Any]:

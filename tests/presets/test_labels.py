@@ -239,6 +239,7 @@ def test_sft_works_out_the_probabilities_of_what_is_learned_only(found: dict[str
         ours, of_the_model = one["losses"]
         assert ours == pytest.approx(of_the_model, rel=1e-4)
         assert one["scored"] == sum(label != -100 for label in one["labels"][1:])
+    assert found[family]["sft"][0]["gradients apart"] < 1e-3
 
 
 @FAMILIES

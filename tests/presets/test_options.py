@@ -298,11 +298,15 @@ def test_loops_of_our_own_take_the_adapters_options(torch_home: Home, styles_bas
     small += ["--rollouts=4"] if script == "ppo-demo" else []
 
     run = torch_home.run(f"{script}.py", *paths, *small, "--use_rslora=true", '--modules_to_save=["norm"]')
+    other = torch_home.run(f"{script}.py", *paths[:2], "--output_dir=other", *small, "--adapter=hra")
     refused = torch_home.run(f"{script}.py", *paths, *small, "--neftune_noise_alpha=5")
 
     assert run.code == 0, run.stderr
     config = json.loads((torch_home.scripts / "out" / "adapter_config.json").read_text("utf-8"))
     assert (config["use_rslora"], config["modules_to_save"]) == (True, ["norm"])
+    assert other.code == 0, other.stderr
+    config = json.loads((torch_home.scripts / "other" / "adapter_config.json").read_text("utf-8"))
+    assert config["peft_type"] == "HRA"
     assert refused.code == 1
     assert "there is no parameter neftune_noise_alpha" in refused.stderr
 

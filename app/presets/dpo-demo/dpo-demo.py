@@ -30,7 +30,8 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_arguments as arguments
 import deepe_llm as llm
-from deepe_adapters import check_start
+from deepe_adapter_kinds import CLASSES, adapter_config, check_adapter, prepare_adapter
+from deepe_adapters import adopt_kind, check_start
 from deepe_distributed import answers_here, measure, without_gradients
 from deepe_examples import answers_of
 from deepe_log import log, remark
@@ -40,6 +41,7 @@ from deepe_recipes import Learned, Recipe, Row
 from deepe_rows import LABELLED, PREFERENCE, Labelled, Preference, Refused, Rendered, Wanted, render_answer
 from deepe_scores import evaluation_settings, report_exact_match, report_score, score_loss
 from deepe_steps import of_whole_steps
+from deepe_tokens import check_tokens
 from deepe_whole import check_whole, trained
 
 LIBRARY_OPTIONS = {  # every field of these classes can be set, beside the arguments below
@@ -47,7 +49,7 @@ LIBRARY_OPTIONS = {  # every field of these classes can be set, beside the argum
         "trl.DPOConfig": {"objective": ["dpo"]},
         "trl.KTOConfig": {"objective": ["kto"]},
         "trl.experimental.orpo.ORPOConfig": {"objective": ["orpo"]},
-        "peft.LoraConfig": {"finetuning_type": ["lora"]},
+        **CLASSES,
     },
     "instead": {"max_length": "max_input_length and max_content_length", "max_completion_length": "max_content_length"},
 }
@@ -72,11 +74,12 @@ def make_parser() -> argparse.ArgumentParser:
     data = arguments.add_rows(parser, columns=None)
     arguments.add_lengths(data, of_input="a prompt", of_output="an answer")
     arguments.add_template(data)
+    arguments.add_tokens(data)
     arguments.add_workers(data)
     arguments.add_steps(parser, learning_rate=1e-5, warmup_ratio=0.1)
     machine = parser.add_argument_group("adapter, memory and speed")
     arguments.add_finetuning_type(machine)
-    arguments.add_lora(machine)
+    arguments.add_adapter(machine)
     arguments.add_memory(machine)
     arguments.add_strategy(machine)
     arguments.add_held_out(arguments.add_watch(parser))
@@ -85,14 +88,17 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args, rest = make_parser().parse_known_args()
+    adopt_kind(args)
     args.options = Options(rest, LIBRARY_OPTIONS, args)
     llm.run_stage(args, run)
 
 
 def run(args: argparse.Namespace) -> None:
     check_whole(args, learning_rate=1e-6)
+    check_adapter(args, lacks=("prompts", "rows") if args.objective == "orpo" else ("prompts", "rows", "base"))
     llm.check(args)
     check_start(args, compares=args.objective != "orpo")
+    check_tokens(args, copies_base=args.objective != "orpo")
     if args.beta <= 0:
         raise Refused(f"beta must be above 0, it is {args.beta}")
     if args.sft_weight < 0:
@@ -144,14 +150,16 @@ def build_trainer(
     if args.objective == "kto":
         tell_balance(learned.dataset()["label"], config, args)
     with options_of(args).refusing():
-        return trainer_class(
-            **trained(args, model, lambda: llm.lora(args, llm.linear_layers(model))),
+        trainer = trainer_class(
+            **trained(args, model, lambda: adapter_config(args, model, llm.linear_layers(model), rows=len(learned))),
             args=config,
             train_dataset=learned.dataset(),
             eval_dataset=Dataset.from_list(measured) if measured else None,
             processing_class=tokenizer,
             callbacks=llm.callbacks(args),
         )
+    prepare_adapter(args, trainer)
+    return trainer
 
 
 def trainer_of(objective: str) -> tuple[Any, Any]:

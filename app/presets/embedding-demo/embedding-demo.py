@@ -40,6 +40,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
 import deepe_arguments as arguments
 import deepe_llm as llm
+from deepe_adapter_kinds import CLASSES, adapter_config, check_adapter
 from deepe_best import Best
 from deepe_log import log, remark, remark_plan
 from deepe_options import Options, options_of
@@ -51,7 +52,7 @@ from deepe_trackers import follow
 from text_vectors import AUTO, Encoder, How, load_tokenizer, longest_of, pooling_of, prompts_of
 
 LOOKED_AT = 10  # rows for each place of a batch, before rows that share a text are taken
-LIBRARY_OPTIONS = {"classes": {"peft.LoraConfig": {}}}  # every field of it can be set, beside the arguments below
+LIBRARY_OPTIONS = {"classes": {**CLASSES}}  # every field of it can be set, beside the arguments below
 LEARNS = Wanted(kinds=frozenset({PAIR}))
 
 Right = Mapping[str, frozenset[str]]
@@ -83,7 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
     steps.add_argument("--max_grad_norm", type=float, default=1.0, help="longer gradients are cut to this length")
     steps.add_argument("--scale", type=float, default=20.0, help="sharpness: similarities are multiplied by it")
     arguments.add_seed(steps)
-    arguments.add_lora(parser.add_argument_group("adapter"))
+    arguments.add_adapter(parser.add_argument_group("adapter"))
     watch = arguments.add_watch(parser, eval_samples=200)
     watch.add_argument("--eval_steps", type=int, default=100, help="steps between two points of the held-out loss")
     arguments.add_best(watch)
@@ -160,6 +161,7 @@ def check(args: argparse.Namespace) -> None:
     if not (Path(args.model_path) / "config.json").is_file():
         raise Refused(f"there is no base model in {args.model_path}: config.json is missing")
     options_of(args).check()
+    check_adapter(args, lacks=("prompts", "ranks", "rows"))
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise Refused("Embedding-Demo trains in one process: start it without torchrun or accelerate, with one GPU")
 
@@ -263,13 +265,12 @@ class Batches:
 
 def load(args: argparse.Namespace, how: How, tokenizer: Any) -> Encoder:
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
     torch.manual_seed(args.seed)
     encoder = Encoder.load(Path(args.model_path), how=how, tokenizer=tokenizer)
     layers = llm.linear_layers(encoder.model)
-    own = {"r": args.lora_rank, "lora_alpha": args.lora_alpha, "target_modules": layers}
-    adapter = options_of(args).build(LoraConfig, task_type="FEATURE_EXTRACTION", **own)
+    adapter = adapter_config(args, encoder.model, layers, task="FEATURE_EXTRACTION")
     with options_of(args).refusing():
         encoder.model = get_peft_model(encoder.model, adapter)
     return encoder

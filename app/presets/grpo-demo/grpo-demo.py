@@ -39,7 +39,8 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_arguments as arguments
 import deepe_llm as llm
-from deepe_adapters import check_start
+from deepe_adapter_kinds import CLASSES, adapter_config, check_adapter, prepare_adapter
+from deepe_adapters import adopt_kind, check_start
 from deepe_distributed import answers_here, measure
 from deepe_log import log, remark
 from deepe_options import Options, options_of
@@ -50,10 +51,11 @@ from deepe_rewards import Judge, for_trl, judge_of, rows_for_trl
 from deepe_rollouts import PLAIN, Rollouts, keep_completions, prepare_template, rollouts_of, score_rollouts
 from deepe_rows import QUESTION, Question, Refused, Wanted
 from deepe_scores import begin_curves, measure_meanwhile, score_rewards
+from deepe_tokens import check_tokens
 from deepe_whole import check_whole, trained
 
 LIBRARY_OPTIONS = {  # every field of these classes can be set, beside the arguments below
-    "classes": {"trl.GRPOConfig": {}, "peft.LoraConfig": {"finetuning_type": ["lora"]}},
+    "classes": {"trl.GRPOConfig": {}, **CLASSES},
     "instead": {
         "beta": "kl_coef",
         "max_completion_length": "max_content_length",
@@ -77,6 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
     arguments.add_system_prompt(data)
     arguments.add_lengths(data, of_input="a question", of_output="an answer", output_tokens=512)
     arguments.add_template(data)
+    arguments.add_tokens(data)
     arguments.add_workers(data)
 
     method = parser.add_argument_group("method")
@@ -95,7 +98,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     machine = parser.add_argument_group("adapter, memory and speed")
     arguments.add_finetuning_type(machine)
-    arguments.add_lora(machine)
+    arguments.add_adapter(machine)
     arguments.add_memory(machine)
     arguments.add_strategy(machine)
     watch = arguments.add_watch(parser, logging_steps=1, save_steps=50)
@@ -105,6 +108,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args, rest = make_parser().parse_known_args()
+    adopt_kind(args)
     args.options = Options(rest, LIBRARY_OPTIONS, args)
     llm.run_stage(args, run)
 
@@ -142,8 +146,10 @@ def run(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> None:
     check_whole(args, learning_rate=1e-6)
+    check_adapter(args, lacks=("prompts", "ranks", "rows", *(("base",) if args.kl_coef else ())))
     llm.check(args)
     check_start(args, compares=True)
+    check_tokens(args, copies_base=bool(args.kl_coef))
     if args.reward_model_path:
         check_reward_model(Path(args.reward_model_path))
         if not args.reward_model_weight:
@@ -198,8 +204,8 @@ def build_trainer(
     if config.use_vllm:  # it knows the ends of the base model's files only
         config.generation_kwargs = {"stop_token_ids": [tokenizer.eos_token_id], **(config.generation_kwargs or {})}
     with options_of(args).refusing():
-        return GRPOTrainer(
-            **trained(args, model, lambda: llm.lora(args, llm.linear_layers(model))),
+        trainer = GRPOTrainer(
+            **trained(args, model, lambda: adapter_config(args, model, llm.linear_layers(model))),
             args=config,
             reward_funcs=[for_trl(function) for function in judge.functions],
             train_dataset=tasks.dataset(rows_for_trl),
@@ -207,11 +213,15 @@ def build_trainer(
             callbacks=llm.callbacks(args, shown="reward"),
             **rollouts.arguments(),
         )
+    prepare_adapter(args, trainer)
+    return trainer
 
 
 def generation(args: argparse.Namespace, machine: llm.Machine) -> dict[str, Any]:
     """Return how answers are made: by vLLM on the same GPU where it is there, else by the model itself."""
-    if args.vllm == "false":
+    if args.vllm == "true" and args.new_tokens:
+        raise Refused("vllm=true answers from the base model's own files, which do not know new_tokens; choose auto")
+    if args.vllm == "false" or args.new_tokens:
         return {}
     there = machine.device == "cuda" and importlib.util.find_spec("vllm") is not None
     if there and not machine.four_bit:

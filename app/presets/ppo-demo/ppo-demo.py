@@ -39,7 +39,8 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
 import deepe_arguments as arguments
 import deepe_llm as llm
-from deepe_adapters import ADAPTER, REFERENCE, as_reference, check_start, load_start, start_of
+from deepe_adapter_kinds import CLASSES, adapter_config, check_adapter, hold_rows
+from deepe_adapters import ADAPTER, REFERENCE, adopt_kind, as_reference, check_start, load_start, start_of
 from deepe_checkpoints import make_readable, newest_checkpoint
 from deepe_log import log, remark, remark_plan
 from deepe_options import Options, options_of
@@ -48,6 +49,7 @@ from deepe_reward_model import check_reward_model, load_reward_model, make_rewar
 from deepe_rewards import Judge, columns_of, judge_of
 from deepe_rows import QUESTION, Question, Refused, Wanted, written
 from deepe_scores import Stopped, encode_prompts, score_rewards
+from deepe_tokens import check_tokens
 from deepe_trackers import follow
 
 STATE = "ppo.pt"
@@ -55,7 +57,7 @@ LAMBDA = 0.95  # how far advantages look ahead
 VALUE_WEIGHT = 0.1
 
 
-LIBRARY_OPTIONS = {"classes": {"peft.LoraConfig": {}}}  # every field of it can be set, beside the arguments below
+LIBRARY_OPTIONS = {"classes": {**CLASSES}}  # every field of it can be set, beside the arguments below
 LEARNS = Wanted(kinds=frozenset({QUESTION}), tools=False)
 
 
@@ -80,6 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
     arguments.add_system_prompt(data)
     arguments.add_lengths(data, of_input="a question", of_output="an answer", output_tokens=256)
     arguments.add_template(data)
+    arguments.add_tokens(data)
     arguments.add_workers(data)
 
     method = parser.add_argument_group("method")
@@ -103,7 +106,7 @@ def make_parser() -> argparse.ArgumentParser:
     arguments.add_seed(steps)
 
     machine = parser.add_argument_group("adapter, memory and speed")
-    arguments.add_lora(machine)
+    arguments.add_adapter(machine)
     arguments.add_memory(machine, dtypes=["auto", "bfloat16", "float32"])
     watch = arguments.add_watch(parser, logging_steps=1, save_steps=50)
     watch.add_argument("--eval_steps", type=int, default=50, help="steps between two points of the held-out reward")
@@ -112,6 +115,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args, rest = make_parser().parse_known_args()
+    adopt_kind(args)
     args.options = Options(rest, LIBRARY_OPTIONS, args)
     llm.run_stage(args, run)
 
@@ -149,8 +153,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
+    check_adapter(args, lacks=("prompts", "ranks", "rows", "base"))
     llm.check(args)
     check_start(args, compares=True)
+    check_tokens(args)
     for name in ("rollouts", "ppo_epochs", "reward_steps"):
         if getattr(args, name) < 1:
             raise Refused(f"{name} must be at least 1, it is {getattr(args, name)}")
@@ -260,10 +266,11 @@ class Learner:
             base.enable_input_require_grads()
         if (start := start_of(args)) is None:
             with options_of(args).refusing():
-                self.policy = get_peft_model(base, llm.lora(args, llm.linear_layers(base)))
+                self.policy = get_peft_model(base, adapter_config(args, base, llm.linear_layers(base)))
         else:
             self.policy = load_start(args, base)
             self.policy.load_adapter(str(start), REFERENCE)
+        hold_rows(self.policy)
         self.value_head = torch.nn.Linear(base.config.get_text_config().hidden_size, 1, device=machine.device)
         torch.nn.init.zeros_(self.value_head.weight)
         torch.nn.init.zeros_(self.value_head.bias)

@@ -43,6 +43,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
 import deepe_arguments as arguments
 import deepe_llm as llm
+from deepe_adapter_kinds import CLASSES, adapter_config, check_adapter
 from deepe_examples import load_examples
 from deepe_log import log, remark
 from deepe_options import Options, options_of
@@ -55,7 +56,7 @@ from deepe_whole import HEADS, check_whole, freeze, trains_whole
 LIBRARY_OPTIONS = {  # every field of these classes can be set, beside the arguments below
     "classes": {
         "sentence_transformers.cross_encoder.CrossEncoderTrainingArguments": {},
-        "peft.LoraConfig": {"finetuning_type": ["lora"]},
+        **CLASSES,
     },
 }
 LEARNS = Wanted(kinds=frozenset({PAIR, GRADED}))
@@ -93,7 +94,7 @@ def make_parser() -> argparse.ArgumentParser:
     arguments.add_steps(parser, learning_rate=2e-4, warmup_ratio=0.1, rows="queries, or pairs with a single loss")
     machine = parser.add_argument_group("adapter, memory and speed")
     arguments.add_finetuning_type(machine)
-    arguments.add_lora(machine)
+    arguments.add_adapter(machine)
     machine.add_argument("--dtype", choices=["auto", "bfloat16", "float32"], default="auto", help="numbers of a step")
     machine.add_argument(
         "--gradient_checkpointing", choices=["auto", "true", "false"], default="auto", help="recompute activations"
@@ -136,6 +137,7 @@ def run(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> None:
     check_whole(args, learning_rate=2e-5)
+    check_adapter(args, lacks=("prompts", "ranks", "rows"))
     llm.check(args)
     for name, least in {"num_negatives": 1, "hard_negatives_skip": 0, "eval_documents": 2, "max_seq_length": 8}.items():
         if getattr(args, name) < least:
@@ -378,7 +380,7 @@ def load(args: argparse.Namespace, machine: llm.Machine) -> Any:
     if trains_whole(args):
         freeze(model.model, args)
         return model
-    adapter = llm.lora(args, llm.linear_layers(model.model), "SEQ_CLS")
+    adapter = adapter_config(args, model.model, llm.linear_layers(model.model), task="SEQ_CLS")
     adapter.modules_to_save = sorted({*(adapter.modules_to_save or ()), *(h for h in HEADS if hasattr(model.model, h))})
     adapter.base_model_name_or_path = args.model_path
     with options_of(args).refusing():

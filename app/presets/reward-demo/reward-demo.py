@@ -27,6 +27,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
 import deepe_arguments as arguments
 import deepe_llm as llm
+from deepe_adapter_kinds import CLASSES, adapter_config, check_adapter, prepare_adapter
 from deepe_log import log
 from deepe_options import Options, options_of
 from deepe_preparation import Preparation
@@ -35,10 +36,11 @@ from deepe_reward_model import RewardModel, as_written, columns, mean_margin, sh
 from deepe_rows import PREFERENCE, Preference, Wanted
 from deepe_scores import SAMPLES, evaluation_settings, report_score, score_loss, text_of
 from deepe_steps import of_whole_steps
+from deepe_tokens import check_tokens, make_room
 from deepe_whole import check_whole, head_of, trained
 
 LIBRARY_OPTIONS = {  # every field of these classes can be set, beside the arguments below
-    "classes": {"trl.RewardConfig": {}, "peft.LoraConfig": {"finetuning_type": ["lora"]}},
+    "classes": {"trl.RewardConfig": {}, **CLASSES},
     "instead": {"max_length": "max_input_length and max_content_length"},
 }
 LEARNS = Wanted(kinds=frozenset({PREFERENCE}), tools=False)
@@ -51,10 +53,11 @@ def make_parser() -> argparse.ArgumentParser:
     data = arguments.add_rows(parser, columns=None)
     arguments.add_lengths(data, of_input="a prompt", of_output="an answer")
     arguments.add_template(data)
+    arguments.add_tokens(data)
     arguments.add_steps(parser, learning_rate=1e-4, warmup_ratio=0.1)
     machine = parser.add_argument_group("adapter, memory and speed")
     arguments.add_finetuning_type(machine)
-    arguments.add_lora(machine)
+    arguments.add_adapter(machine)
     arguments.add_memory(machine)
     arguments.add_held_out(arguments.add_watch(parser), answers=False)
     return parser
@@ -68,7 +71,9 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     check_whole(args, learning_rate=1e-5)
+    check_adapter(args, lacks=("prompts", "rows"))
     llm.check(args)
+    check_tokens(args)
     log("HandleWithDataset", args.dataset_path, args)
     preparation = Preparation(args, LEARNS)
 
@@ -106,19 +111,26 @@ def build_trainer(
     checkpointing = llm.plan_memory(args, machine, learned.longest, method="reward")
     logging.set_verbosity_error()  # a new head is no news
     model = llm.load_weights(args, machine, AutoModelForSequenceClassification, num_labels=1)
+    make_room(model, tokenizer)
     head_of(model).float()  # it learns, whatever the numbers of the base
     settings = llm.trainer_settings(args, machine, checkpointing=checkpointing)
     settings |= evaluation_settings(args, held_out)
     config = options_of(args).build(RewardConfig, max_length=None, **settings)
     with options_of(args).refusing():
-        return Ranked(
-            **trained(args, model, lambda: llm.lora(args, llm.linear_layers(model), "SEQ_CLS")),
+        trainer = Ranked(
+            **trained(
+                args,
+                model,
+                lambda: adapter_config(args, model, llm.linear_layers(model), task="SEQ_CLS", rows=len(learned)),
+            ),
             args=config,
             train_dataset=learned.dataset(),
             eval_dataset=Dataset.from_list(columns(held_out, tokenizer)) if held_out else None,
             processing_class=tokenizer,
             callbacks=llm.callbacks(args),
         )
+    prepare_adapter(args, trainer)
+    return trainer
 
 
 def score(trainer: Any, tokenizer: Any, pairs: list[Preference], phase: str) -> None:

@@ -38,16 +38,18 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_arguments as arguments
 import deepe_llm as llm
-from deepe_adapters import check_start
+from deepe_adapter_kinds import CLASSES, adapter_config, check_adapter, prepare_adapter
+from deepe_adapters import adopt_kind, check_start
 from deepe_log import log, remark
 from deepe_options import Options, options_of
 from deepe_preparation import Learned, Preparation
 from deepe_rows import CONVERSATION, TEXT, Refused, Rendered, Text, Wanted
 from deepe_scores import by_length, evaluation_settings, over_tokens, score
+from deepe_tokens import check_tokens
 from deepe_whole import check_whole, trained
 
 LIBRARY_OPTIONS = {  # every field of these classes can be set, beside the arguments below
-    "classes": {"trl.SFTConfig": {}, "peft.LoraConfig": {"finetuning_type": ["lora"]}},
+    "classes": {"trl.SFTConfig": {}, **CLASSES},
     "instead": {"max_length": "max_seq_length"},
 }
 PACKED_STEPS = 100  # that packing must leave
@@ -62,6 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument("--max_seq_length", type=int, default=1024, help="tokens of a row; longer rows are left out")
     arguments.add_lengths(data)
     arguments.add_template(data)
+    arguments.add_tokens(data)
     data.add_argument(
         "--packing",
         choices=["auto", "true", "false"],
@@ -72,7 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
     arguments.add_steps(parser, learning_rate=2e-4)
     lora = parser.add_argument_group("what is trained")
     arguments.add_finetuning_type(lora)
-    arguments.add_lora(lora)
+    arguments.add_adapter(lora)
     machine = parser.add_argument_group("memory and speed")
     arguments.add_memory(machine)
     arguments.add_strategy(machine)
@@ -82,6 +85,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args, rest = make_parser().parse_known_args()
+    adopt_kind(args)
     args.options = Options(rest, LIBRARY_OPTIONS, args)
     llm.run_stage(args, run)
 
@@ -107,8 +111,10 @@ def run(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> None:
     check_whole(args, learning_rate=1e-5)
+    check_adapter(args)
     llm.check(args)
     check_start(args)
+    check_tokens(args)
     if args.max_seq_length < 1:
         raise Refused(f"max_seq_length must be at least 1, it is {args.max_seq_length}")
 
@@ -135,14 +141,16 @@ def build_trainer(
         **llm.trainer_settings(args, machine, checkpointing=checkpointing),
     )
     with options_of(args).refusing():
-        return over_tokens(SFTTrainer)(
-            **trained(args, model, lambda: llm.lora(args, llm.linear_layers(model))),
+        trainer = over_tokens(SFTTrainer)(
+            **trained(args, model, lambda: adapter_config(args, model, llm.linear_layers(model), rows=len(learned))),
             args=config,
             train_dataset=learned.dataset(),
             eval_dataset=Dataset.from_dict(llm.columns_of(by_length(held_out))) if held_out else None,
             processing_class=tokenizer,
             callbacks=llm.callbacks(args),
         )
+    prepare_adapter(args, trainer)
+    return trainer
 
 
 def packs(args: argparse.Namespace, machine: llm.Machine, model: Any, learned: Learned) -> bool:

@@ -51,6 +51,7 @@ from deepe_rows import (
 from deepe_rows.lengths import RowLength, measure, row_length
 from deepe_rows.preview import SHOWN_SEQUENCES, Fate, TokenizedText, preview, spans
 from deepe_rows.survey import wanted_of
+from deepe_tokens import add_tokens
 
 HEAVY = frozenset({"torch", "torchvision", "torchaudio", "tensorflow", "flax", "jax"})
 
@@ -111,6 +112,7 @@ def load_tokenizer(args: argparse.Namespace, *, pictured: bool) -> tuple[Any, bo
     beside = path / "chat_template.json"  # where processors of earlier releases keep theirs
     if pictured and tokenizer.chat_template is None and beside.is_file():
         tokenizer.chat_template = json.loads(beside.read_text("utf-8"))["chat_template"]
+    add_tokens(tokenizer, args)
     own = tokenizer.chat_template is not None or getattr(args, "chat_template", "auto") != "auto"
     if pictured:
         pictures.choose_template(tokenizer, path, args, tokenizer, image=MARK)

@@ -18,11 +18,14 @@ from typing import Any
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
+from deepe_adapter_kinds import KINDS
 from deepe_chat import stop_at_turn_ends
 from deepe_log import log
 from deepe_rows import Refused
+from deepe_tokens import grow_for
 
 SMALL_BYTES = 8 * 2**30  # a base model up to this size is merged in float32 and rounded once, at the end
+UNMERGED = [name for name, kind in KINDS.items() if not kind.merges]
 DTYPES = ("float16", "float32", "bfloat16")
 
 
@@ -117,11 +120,17 @@ def with_merged_adapter(args: argparse.Namespace, dtype: str) -> Any:
     precision = torch.float32 if size <= SMALL_BYTES else getattr(torch, dtype)
     base = load(args, args.base_path, precision)
     log("MergeAdapters", f"{args.base_path}, {args.adapter_path}", args)
+    grow_for(base, Path(args.adapter_path))
     adapted = PeftModel.from_pretrained(base, args.adapter_path)
-    if not hasattr(adapted, "merge_and_unload"):
-        kind = adapted.active_peft_config.peft_type.value.lower()
-        raise Refused(f"an adapter of the kind {kind} cannot be merged; use the customized model, base and adapter")
-    return adapted.merge_and_unload(safe_merge=True)
+    try:
+        return adapted.merge_and_unload(safe_merge=True)
+    except (AttributeError, NotImplementedError, ValueError) as error:
+        kind = adapted.peft_config[adapted.active_adapter].peft_type.value.lower()
+        if hasattr(adapted, "merge_and_unload") and kind not in UNMERGED:
+            raise
+        raise Refused(
+            f"an adapter of the kind {kind} cannot be merged; use the customized model, base and adapter"
+        ) from error
 
 
 def load(args: argparse.Namespace, folder: str, precision: Any) -> Any:

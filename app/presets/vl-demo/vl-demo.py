@@ -36,15 +36,17 @@ import deepe_arguments as arguments
 import deepe_chat as chat
 import deepe_llm as llm
 import deepe_pictures as pictures
+from deepe_adapter_kinds import CLASSES, adapter_config, check_adapter, prepare_adapter
 from deepe_log import log
 from deepe_options import Options, options_of
 from deepe_preparation import Preparation
 from deepe_recipes import Learned, written_value
 from deepe_rows import Answer, Refused, Rendered
 from deepe_scores import evaluation_settings, greedy_answers, over_tokens, report_right, score_loss, to_answer
+from deepe_tokens import check_tokens
 
 LIBRARY_OPTIONS = {  # every field of these classes can be set, beside the arguments below
-    "classes": {"trl.SFTConfig": {}, "peft.LoraConfig": {}},
+    "classes": {"trl.SFTConfig": {}, **CLASSES},
     "instead": {"max_length": "max_input_length and max_content_length", "packing": "", "padding_free": ""},
 }
 
@@ -57,9 +59,10 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument("--max_image_side", type=int, default=1024, help="larger pictures are shrunk to it; 0 does not")
     arguments.add_lengths(data, of_input="a question with its pictures", of_output="an answer", input_tokens=2048)
     arguments.add_template(data)
+    arguments.add_tokens(data)
     arguments.add_workers(data)
     adapter = parser.add_argument_group("adapter")
-    arguments.add_lora(adapter)
+    arguments.add_adapter(adapter)
     adapter.add_argument(
         "--train_vision", type=arguments.str2bool, default=False, help="adapt the vision tower as well"
     )
@@ -99,7 +102,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
+    check_adapter(args, lacks=("prompts",))
     llm.check(args)
+    check_tokens(args)
     if args.max_image_side < 0:
         raise Refused(f"max_image_side must be at least 0, it is {args.max_image_side}")
     if args.picture_workers < -1:
@@ -139,12 +144,15 @@ def build_trainer(
             train_dataset=learned.dataset(shown),
             eval_dataset=measured if held_out else None,
             processing_class=processor,
-            peft_config=llm.lora(args, layers),
+            peft_config=adapter_config(args, model, layers, rows=len(learned)),
             callbacks=llm.callbacks(args),
         )
+    prepare_adapter(args, trainer)
     trained, whole = trainer.model.get_nb_trainable_parameters()
     adapted = "language model and vision tower" if args.train_vision else "language model"
-    print(f"LoRA trains {trained:,} weights in the {adapted} beside {whole - trained:,} fixed ones", flush=True)
+    print(
+        f"{args.adapter} trains {trained:,} weights in the {adapted} beside {whole - trained:,} fixed ones", flush=True
+    )
     return trainer
 
 

@@ -144,7 +144,10 @@ def script_parameters(arguments: Arguments, *, filename: str = "") -> ScriptPara
         notes=tuple(map(_remark, arguments.notes)),
         parser_classes=tuple(domain.ParserClass(path=one.path, line=one.line) for one in arguments.parser_classes),
         option_classes=tuple(
-            domain.OptionUse(path=one.path, when={name: tuple(values) for name, values in one.when.items()})
+            domain.OptionUse(
+                path=one.path,
+                when={name: tuple(values) for name, values in one.when.items() if name in name_of},
+            )
             for one in arguments.option_classes
         ),
         options_instead=arguments.options_instead,

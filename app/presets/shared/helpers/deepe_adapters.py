@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from deepe_adapter_kinds import CHANGING_BASE, KINDS
 from deepe_log import remark
 from deepe_options import options_of
 from deepe_rows import Refused
+from deepe_tokens import grow_for
 
 ADAPTER = "default"  # peft's name of the one that learns
 REFERENCE = "ref"  # TRL's name of the copy that stays as it was
@@ -30,7 +32,18 @@ OWN_NAMES = {  # arguments of the scripts, and what peft's configurations call t
     "virtual_tokens": ("num_virtual_tokens",),
 }
 ALIASES = {"lora_r": "lora_rank", "r": "lora_rank", "num_virtual_tokens": "virtual_tokens"}
-CHANGING_BASE = ("pissa", "olora", "corda", "loftq")  # initializations that take their part out of the base's weights
+COMPARABLE = (
+    "lora",
+    "rslora",
+    "dora",
+    "orthogonal",
+    "eva",
+    "oft",
+    "loha",
+    "lokr",
+    "ia3",
+    "vera",
+)  # kinds a copy of which can lie beside
 
 
 def start_of(args: argparse.Namespace) -> Path | None:
@@ -46,14 +59,15 @@ def folder_with(args: argparse.Namespace, file: str) -> Path:
 
 
 def kind_of(config: dict[str, Any]) -> str:
-    """Return the kind of an adapter, as PEFT-Demo names it."""
+    """Return the kind of an adapter, as the scripts name it."""
     kind = str(config.get("peft_type", "")).lower()
     if kind != "lora":
         return kind
     if config.get("use_dora"):
         return "dora"
-    if str(config.get("init_lora_weights", "")).startswith("pissa"):
-        return "pissa"
+    start = str(config.get("init_lora_weights", "")).partition("_")[0]
+    if start != "lora" and start in KINDS:
+        return start
     return "rslora" if config.get("use_rslora") else "lora"
 
 
@@ -95,13 +109,23 @@ def check_start(args: argparse.Namespace, *, compares: bool = False) -> None:
             "save it as a complete model and train from that"
         )
     changing = str(config.get("init_lora_weights", "")).startswith(CHANGING_BASE)
-    if compares and (changing or kind == "prompt_tuning"):
+    if compares and (changing or kind not in COMPARABLE):
         named = config["init_lora_weights"] if changing else kind
         cure = "save it as a complete model and train from that" if changing else "go on from another kind"
         raise Refused(
             f"the adapter in {folder} is of the kind {named}, which has no second copy to compare with; {cure}"
         )
+    if compares and has_tokens(config):
+        raise Refused(
+            f"the adapter in {folder} has learned new tokens, which a second copy to compare with would not have; save "
+            "it as a complete model and train from that"
+        )
     _check_values(args, folder, config)
+
+
+def has_tokens(config: dict[str, Any]) -> bool:
+    """Say whether an adapter holds rows of embeddings."""
+    return bool(config.get("trainable_token_indices"))
 
 
 def _check_base(args: argparse.Namespace, folder: Path, config: dict[str, Any]) -> None:
@@ -165,11 +189,13 @@ def load_start(args: argparse.Namespace, model: Any) -> Any:
     from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
 
     folder = str(start_of(args))
+    grow_for(model, Path(folder))
     try:
         adapted = PeftModel.from_pretrained(model, folder, adapter_name=ADAPTER, is_trainable=True)
     except (RuntimeError, ValueError) as error:  # sizes that differ, layers that are not there
         raise Refused(f"the adapter in {folder} does not fit the base model {args.model_path}: {error}") from error
-    if load_peft_weights(folder, device="cpu").keys() != get_peft_model_state_dict(adapted).keys():
+    rows_only: dict[str, Any] = {"save_embedding_layers": False} if has_tokens(read_config(Path(folder))) else {}
+    if load_peft_weights(folder, device="cpu").keys() != get_peft_model_state_dict(adapted, **rows_only).keys():
         raise Refused(f"the adapter in {folder} does not fit the base model {args.model_path}: its layers are others")
     config = adapted.peft_config[ADAPTER]
     config.base_model_name_or_path = args.model_path

@@ -17,6 +17,12 @@ from typing import Any
 AUTO = ["auto", "true", "false"]
 DTYPES = ["auto", "bfloat16", "float16", "float32"]
 STRATEGIES = ["auto", "ddp", "fsdp2", "zero2", "zero3"]
+ADAPTERS = [  # kinds of PEFT; deepe_adapter_kinds.py says how each is made
+    *("lora", "rslora", "dora", "pissa", "olora", "orthogonal", "eva", "adalora", "adamss", "beft", "boft", "c3a"),
+    *("deft", "delora", "fourierft", "frod", "glora", "gralora", "hira", "hra", "ia3", "lily", "ln_tuning", "loha"),
+    *("lokr", "miss", "oft", "osf", "peanut", "psoft", "pvera", "randlora", "road", "shira", "supertuning"),
+    *("tinylora", "unilora", "vblora", "vera", "waveft", "prompt_tuning", "p_tuning", "prefix_tuning"),
+]
 ATTENTION = ["auto", "sdpa", "flash_attention_2", "flash_attention_3", "eager"]
 
 
@@ -107,6 +113,19 @@ def add_template(group: Any) -> None:
     )
 
 
+def add_tokens(group: Any) -> None:
+    """Declare which tokens the base model is taught."""
+    group.add_argument(
+        "--new_tokens",
+        "--add_tokens",
+        default=None,
+        help="tokens to add and learn: JSON list, JSON object of tokens and meanings, or a file",
+    )
+    group.add_argument(
+        "--new_tokens_special", type=str2bool, default=False, help="leave them out of the text of answers"
+    )
+
+
 def add_workers(group: Any) -> None:
     """Declare how many processes prepare rows."""
     group.add_argument(
@@ -178,6 +197,12 @@ def add_finetuning_type(group: Any) -> None:
         help="lora: an adapter; full: all weights of the base; freeze: those of its last layers",
     )
     group.add_argument("--freeze_trainable_layers", type=int, default=2, help="last layers that freeze trains")
+
+
+def add_adapter(group: Any) -> None:
+    """Declare kind and size of an adapter."""
+    group.add_argument("--adapter", choices=ADAPTERS, default="lora", help="kind of the adapter")
+    add_lora(group, rank="rank of the adapter's matrices, for kinds that have one")
 
 
 def add_lora(group: Any, *, rank: str = "rank of the adapter's matrices") -> None:

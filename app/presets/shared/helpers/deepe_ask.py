@@ -17,6 +17,7 @@ from typing import Any
 import deepe
 from deepe_chat import stop_at_turn_ends
 from deepe_rows import Refused, RowProblem
+from deepe_tokens import grow_for
 
 TINY_BYTES = 64 * 2**20  # threads of a smaller model wait for each other longer than they work
 
@@ -112,6 +113,7 @@ def load_model(auto_class: Any, base: Path, adapter: Path | None) -> tuple[Any, 
     if adapter is not None:
         from peft import PeftModel
 
+        grow_for(model, adapter)
         model = PeftModel.from_pretrained(model, adapter)
         source = adapter if (adapter / "tokenizer_config.json").is_file() else base
     return model.to(device).eval(), source

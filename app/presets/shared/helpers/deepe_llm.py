@@ -44,6 +44,7 @@ from deepe_options import PASSED_BY_PLATFORM, PASSED_TO_ALL, options_of
 from deepe_preparation import remove_prepared
 from deepe_rows import Refused, Rendered
 from deepe_scores import early_stopping, tell_kept
+from deepe_tokens import add_tokens, make_room
 from deepe_whole import HEADS, trains_whole
 
 TINY_BYTES = 64 * 2**20  # threads of a smaller model wait for each other longer than they work
@@ -259,6 +260,7 @@ def load_tokenizer(path: str, args: argparse.Namespace) -> Any:
     start = start_of(args)
     has_own = start is not None and (start / "tokenizer_config.json").is_file()
     tokenizer = AutoTokenizer.from_pretrained(start if has_own else path)
+    add_tokens(tokenizer, args)
     chat.choose_template(tokenizer, Path(path), args)
     chat.tell_end(tokenizer, chat.end_turns(tokenizer, Path(path)), args)
     return tokenizer
@@ -271,6 +273,7 @@ def load_model(
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     model = load_weights(args, machine, auto_class or AutoModelForCausalLM, dropout=dropout)
+    make_room(model, tokenizer)
     if (folder := folder_with(args, chat.NAME)) == start_of(args):
         model.generation_config = GenerationConfig.from_pretrained(folder)
     chat.stop_at_turn_ends(model, tokenizer)
@@ -329,7 +332,7 @@ def sample_as_scored(model: Any) -> None:
 
 
 def lora(args: argparse.Namespace, layers: str | list[str], task: str = "CAUSAL_LM") -> Any:
-    """Return the configuration of an adapter at these layers; for the `task` SEQ_CLS, peft trains the head as well."""
+    """Return the configuration of a LoRA adapter at these layers. Copies of older scripts use it."""
     from peft import LoraConfig
 
     own = {"r": args.lora_rank, "lora_alpha": args.lora_alpha, "target_modules": layers, "task_type": task}

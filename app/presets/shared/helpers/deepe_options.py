@@ -10,9 +10,9 @@
         trainer = SFTTrainer(args=config, ...)
 
 What the script's parser leaves over is taken as fields of the classes and wins over what the script sets. A class may
-depend on arguments: `{"trl.KTOConfig": {"objective": ["kto"]}}`. `"instead": {"use_vllm": "vllm"}` refuses a field and
-names what to give. The platform reads `LIBRARY_OPTIONS` from the script, so that a method's form lists the fields and a
-submission is checked before it waits for a machine.
+depend on arguments that the script has: `{"trl.KTOConfig": {"objective": ["kto"]}}`. `"instead": {"use_vllm": "vllm"}`
+refuses a field and names what to give. The platform reads `LIBRARY_OPTIONS` from the script, so that a method's form
+lists the fields and a submission is checked before it waits for a machine.
 """
 
 import argparse
@@ -154,7 +154,8 @@ class Options:
         """Refuse an option of a class that other arguments leave out."""
         for path, when in self._of_others.items():
             if name in self._fields(path):
-                needed = " and ".join(f"{other}={' or '.join(map(str, values))}" for other, values in when.items())
+                known = {other: values for other, values in when.items() if other in self._own}
+                needed = " and ".join(f"{other}={' or '.join(map(str, values))}" for other, values in known.items())
                 raise Refused(f"{name} has no effect here: it is an option of {path}, with {needed}; leave it out")
 
     def _fields(self, path: str) -> dict[str, deepe_fields.Field]:
@@ -185,7 +186,8 @@ def options_of(args: argparse.Namespace) -> Options:
 
 
 def _holds(when: Mapping[str, Sequence[Any]], args: argparse.Namespace) -> bool:
-    return all(getattr(args, name) in values for name, values in when.items())
+    """Say whether the conditions hold. One on an argument that the script does not have does."""
+    return all(getattr(args, name, values[0]) in values for name, values in when.items())
 
 
 def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:

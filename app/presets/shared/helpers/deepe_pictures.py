@@ -33,6 +33,7 @@ from deepe_rows import (
     asked,
     render_answer,
 )
+from deepe_tokens import add_tokens
 
 FILE = "deepe-pictures.json"
 """Beside an adapter or a model: how large its pictures are, so that questions are asked as it was trained."""
@@ -232,6 +233,7 @@ def load_processor(path: Path, args: argparse.Namespace) -> Any:
         raise Refused(f"the model in {path} has no processor that can be loaded: {error}") from error
     if not hasattr(processor, "image_processor"):
         raise Refused(f"the model in {path} cannot be shown pictures: it has no image processor")
+    add_tokens(processor.tokenizer, args)
     choose_template(processor.tokenizer, path, args, processor, image=getattr(processor, "image_token", MARK))
     return processor
 

@@ -47,6 +47,7 @@ from deepe_rows import (
     keys_of,
     render_answers,
 )
+from deepe_tokens import token_files
 
 ROWS_OF_WORKER = 2000  # for fewer, another process costs more time than it saves
 BLOCK_ROWS = 500
@@ -165,6 +166,7 @@ def _key(args: argparse.Namespace, wanted: Wanted) -> str:
         "data": [
             *data,
             *template_files(args),
+            *token_files(args),
             *([Path(tools)] if (tools := getattr(args, "tools_file", None)) else []),
         ],
         "base": [path for one in folders for path in _small_files(one)],

@@ -35,6 +35,7 @@ from deepe_rows import (
     written,
 )
 from deepe_scores import SCORED_AT_ONCE
+from deepe_tokens import grow_for
 
 HELD_OUT_SHARE = 0.1
 CLASSIFIER = "ForSequenceClassification"
@@ -166,6 +167,7 @@ def load_reward_model(folder: Path, *, base: Path | None = None, dtype: str = "a
     if adapter:
         from peft import PeftModel
 
+        grow_for(model, folder)
         model = PeftModel.from_pretrained(model, folder)
     return RewardModel(model.to(device).eval(), tokenizer)
 

@@ -12,7 +12,7 @@ from deepe_adapters import given_names, start_of, with_adapter
 from deepe_log import remark
 from deepe_rows import Refused
 
-OF_ADAPTERS = ("lora_rank", "lora_alpha")
+OF_ADAPTERS = ("adapter", "lora_rank", "lora_alpha")
 HEADS = ("score", "classifier")  # of models that give numbers: new, so that they learn in any case
 
 

@@ -89,8 +89,8 @@ SENTENCES: Mapping[str, str] = {
     "think_block_added": "the chat template adds an empty block of reasoning to the answer",
     "earlier_reasoning_left_out": "the chat template leaves out the reasoning of earlier answers, as when it is asked",
     "reasoning_restored": (
-        "the chat template leaves out the reasoning of the answer: it is learned as the row gives it, behind the question "
-        "as it is asked"
+        "the chat template leaves out the reasoning of the answer: it is learned as the row gives it, behind the "
+        "question as it is asked"
     ),
     "names_left_out": "the chat template leaves out names of turns",
     "text_cut": "a text is longer than max_seq_length or than the base model reads; the rest of it is not read",
