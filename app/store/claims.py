@@ -98,9 +98,8 @@ async def claim_several(
 async def limits_of(session: AsyncSession, demands: Collection[Demand], *, lock: bool = False) -> QueueLimits:
     """Return the limits that jobs of these demands meet; with `lock` no other node claims from a limited queue now."""
     names = {demand.queue for demand in demands if KINDS[demand.kind].counts_in_limits}
-    limited = sa.or_(col(QueueRow.max_live).is_not(None), col(QueueRow.max_live_per_user).is_not(None))
     statement = select(QueueRow.name, QueueRow.max_live, QueueRow.max_live_per_user).where(
-        col(QueueRow.name).in_(names), limited
+        col(QueueRow.name).in_(names), _has_limits()
     )
     # always in the same order, else two claimers could wait for each other
     statement = statement.order_by(col(QueueRow.name))
@@ -115,6 +114,10 @@ async def limits_of(session: AsyncSession, demands: Collection[Demand], *, lock:
     )
     live = {(queue, user): count for queue, user, count in (await session.exec(counted)).all()}
     return QueueLimits(by_queue=by_queue, live=live)
+
+
+def _has_limits() -> sa.ColumnElement[bool]:
+    return sa.or_(col(QueueRow.max_live).is_not(None), col(QueueRow.max_live_per_user).is_not(None))
 
 
 async def hosts_of(session: AsyncSession, rows: Sequence[NodeRow], *, reservations: bool = True) -> Sequence[Host]:
@@ -205,10 +208,10 @@ async def _look(
 ) -> _Front | None:
     """Return what the node decides by; None if nothing waits for it."""
     host = await _host(session, node, offer, kinds)
-    candidates = await _candidates(session, host, kinds, now=now)
+    candidates, limited = await _candidates(session, host, kinds, now=now)
     if not candidates and host.keeps_for is None:
         return None
-    limits = await limits_of(session, [one.demand for one in candidates], lock=True)
+    limits = await limits_of(session, [one.demand for one in candidates], lock=True) if limited else QueueLimits()
     front = _Front(host=host, candidates=list(candidates), others=(), limits=limits)
     if front.needs_others():
         rows = [row for row in await working_nodes(session, now=now) if row.id != host.node_id]
@@ -293,13 +296,16 @@ async def _reserved_for(session: AsyncSession, node_ids: Collection[str]) -> Map
 
 async def _candidates(
     session: AsyncSession, host: Host, kinds: Collection[JobKind], *, now: datetime
-) -> Sequence[Candidate]:
-    """Return the first job of each demand that the node could meet, and beside a reservation some more of each."""
+) -> tuple[Sequence[Candidate], bool]:
+    """Return the first job of each demand that the node could meet, and beside a reservation some more of each.
+
+    With them, whether the queue of any has limits.
+    """
     heads = (await session.exec(_heads_statement(frozenset(kinds)), params={"now": now})).all()
     found = [one for one in map(_candidate, heads) if not mismatches(one.demand, host)]
     if host.keeps_for is not None:
         found += await _with_time_limits(session, [one.demand for one in found], now=now)
-    return found
+    return found, any(row.limited for row in heads)
 
 
 @functools.cache
@@ -314,7 +320,8 @@ def _heads_statement(kinds: frozenset[JobKind]) -> Any:
         .correlate(waiting)
         .scalar_subquery()
     )
-    return _candidate_statement().join_from(waiting, JobRow, col(JobRow.id) == head)
+    limited = sa.exists().where(col(QueueRow.name) == col(JobRow.queue), _has_limits()).label("limited")
+    return _candidate_statement().add_columns(limited).join_from(waiting, JobRow, col(JobRow.id) == head)
 
 
 async def _with_time_limits(session: AsyncSession, demands: Sequence[Demand], *, now: datetime) -> Sequence[Candidate]:

@@ -6,6 +6,7 @@ unique indexes make a second live attempt impossible whatever the code does. Whi
 `app.store.claims`.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -29,7 +30,8 @@ from app.store.job_status import (
     write_statuses,
 )
 from app.store.jobs import JOB
-from app.store.tables import LIVE_ATTEMPT, AttemptRow, JobRow
+from app.store.nodes import STATUS_COLUMNS, NodeStatus, node_status_of
+from app.store.tables import LIVE_ATTEMPT, AttemptRow, JobRow, NodeRow
 
 UNCHARGED = Again(charged=False, delay=timedelta())
 
@@ -101,6 +103,26 @@ async def live_attempts(session: AsyncSession, node_id: str) -> Sequence[Claim]:
         .order_by(col(AttemptRow.created_at))
     )
     return [Claim(job=job, attempt=attempt) for job, attempt in (await session.exec(statement)).all()]
+
+
+async def node_and_attempts(session: AsyncSession, node_id: str) -> tuple[NodeStatus, Sequence[Claim]]:
+    """Return the status of a node and what it has claimed and not ended, by one statement."""
+    rows = (await session.exec(_node_and_attempts_statement(), params={"node_id": node_id})).all()
+    claims = [Claim(job=row.JobRow, attempt=row.AttemptRow) for row in rows if row.AttemptRow is not None]
+    return node_status_of(rows[0]), claims
+
+
+@functools.cache
+def _node_and_attempts_statement() -> Any:
+    live = sa.and_(col(AttemptRow.node_id) == col(NodeRow.id), sa.text(f"attempt.{LIVE_ATTEMPT}"))
+    return (
+        sa.select(*STATUS_COLUMNS, JobRow, AttemptRow)
+        .select_from(NodeRow)
+        .outerjoin(AttemptRow, live)
+        .outerjoin(JobRow, col(JobRow.id) == col(AttemptRow.job_id))
+        .where(col(NodeRow.id) == sa.bindparam("node_id"))
+        .order_by(col(AttemptRow.created_at))
+    )
 
 
 async def renew_leases(session: AsyncSession, node_id: str, *, now: datetime, lease: timedelta) -> None:

@@ -32,6 +32,8 @@ class NodeStatus(StrEnum):
 
 
 GONE_STATUSES = frozenset({NodeStatus.DEAD, NodeStatus.REMOVED})
+# what `node_status_of` reads
+STATUS_COLUMNS = tuple(map(col, (NodeRow.removed_at, NodeRow.dead_at, NodeRow.draining_at, NodeRow.refusal)))
 
 
 class NodeNotFound(NotFound):
@@ -186,13 +188,8 @@ async def working_nodes(session: AsyncSession, *, now: datetime) -> Sequence[Nod
     return [row for row in await all_nodes(session) if now - row.heartbeat_at < NODE_SILENT_AFTER and takes_jobs(row)]
 
 
-async def load_node_status(session: AsyncSession, node_id: str) -> NodeStatus:
-    """Return the status of the node now."""
-    return node_status_of(await session.get_one(NodeRow, node_id, populate_existing=True))
-
-
-def node_status_of(row: NodeRow) -> NodeStatus:
-    """Return the status of the node: the gravest that applies."""
+def node_status_of(row: NodeRow | sa.Row[Any]) -> NodeStatus:
+    """Return the status of the node: the gravest that applies. Of a row of columns, `STATUS_COLUMNS` are read."""
     if row.removed_at is not None:
         return NodeStatus.REMOVED
     if row.dead_at is not None:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -130,7 +130,7 @@ class Reporter:
     async def beat(self) -> None:
         self.beats += 1
 
-    async def ready_environments(self) -> Collection[str]:
+    async def ready_environments(self, _specs: Mapping[str, str | None]) -> Collection[str]:
         return [ENVIRONMENT]
 
     async def usable_accelerators(self) -> Sequence[Accelerator]:

@@ -6,7 +6,7 @@ import pytest
 
 from app.domain.texts import Language, text
 from app.executor.nodes.disk_guard import DiskGuard
-from app.store import nodes
+from app.store import job_attempts, nodes
 from app.store.nodes import NodeStatus
 from app.store.session import Database
 from tests.job_rows import START, add_node
@@ -79,6 +79,6 @@ class TestNode:
             async with database.writing() as session:
                 await nodes.heartbeat(session, node_id, now=START, refusal=refusal)
             async with database.reading() as session:
-                statuses.append(await nodes.load_node_status(session, node_id))
+                statuses.append((await job_attempts.node_and_attempts(session, node_id))[0])
 
         assert statuses == [NodeStatus.REFUSING, NodeStatus.READY]

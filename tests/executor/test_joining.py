@@ -17,7 +17,7 @@ from app.executor.nodes.joining import (
     require_join_token,
     set_join_token,
 )
-from app.store import nodes
+from app.store import job_attempts, nodes
 from app.store.home import NodeHome
 from app.store.nodes import NodeHomeShared, NodeNameTaken, NodeNotFound, NodeStatus
 from app.store.session import Database
@@ -91,7 +91,7 @@ class TestRegistration:
         async with database.reading() as session:
             assert (await nodes.get_node(session, "gpu-1")).id == new.id
             assert [row.id for row in await nodes.all_nodes(session)] == [new.id]
-            assert await nodes.load_node_status(session, old.id) is NodeStatus.REMOVED
+            assert (await job_attempts.node_and_attempts(session, old.id))[0] is NodeStatus.REMOVED
             with pytest.raises(NodeNotFound):
                 await nodes.get_node(session, old.id)
         async with database.writing() as session:
@@ -108,7 +108,7 @@ class TestRegistration:
         async with database.writing() as session:
             assert await nodes.revive(session, row.id, now=NOW + timedelta(hours=1))
             assert not await nodes.revive(session, row.id, now=NOW + timedelta(hours=1))
-            assert await nodes.load_node_status(session, row.id) is NodeStatus.READY
+            assert (await job_attempts.node_and_attempts(session, row.id))[0] is NodeStatus.READY
 
     async def test_row_of_an_older_version_is_adopted(self, database: Database) -> None:
         row = await register(database, home_id="")

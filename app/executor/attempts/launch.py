@@ -115,15 +115,17 @@ class StageLauncher:
     async def resolve(self, claim: Claim) -> LaunchSpec:
         """Return what to run for the claim, with its run folder made; raise `LaunchError` when it cannot run."""
         run = RunFolder(self._home.run_folder(claim.job.id, claim.attempt.number))
-        with ending_on_disk_errors():
-            await asyncio.to_thread(run.output.mkdir, parents=True, exist_ok=True)
-        if claim.job.kind is JobKind.ENVIRONMENT:
-            return await self._resolve_build(claim, run)
-        if claim.job.kind is JobKind.BASE_MODEL:
-            return await self._resolve_base_model(claim, run)
-        if claim.job.kind is JobKind.PREVIEW:
-            return await self._resolve_preview(claim, run)
-        return await self._resolve_stage(claim, run)
+        match claim.job.kind:
+            case JobKind.ENVIRONMENT:
+                resolve = self._resolve_build
+            case JobKind.BASE_MODEL:
+                resolve = self._resolve_base_model
+            case JobKind.PREVIEW:
+                resolve = self._resolve_preview
+            case _:
+                return await self._resolve_stage(claim, run)
+        await asyncio.to_thread(_make_output, run)
+        return await resolve(claim, run)
 
     async def launched(self, claim: Claim, pid: int) -> None:
         """Tell DeepExtension's backend the pid of the training that runs now."""
@@ -132,9 +134,11 @@ class StageLauncher:
             await self._status.running(key, pid)
 
     async def _resolve_stage(self, claim: Claim, run: RunFolder) -> LaunchSpec:
-        job, spec = claim.job, await self._with_dtype(_spec(claim.job))
-        prefix, model, seen = await self._prefix(job), await self._model(job.model_id), await self._seen(claim)
-        # one visit to a thread: each would be another wait before the start
+        job = claim.job
+        # at once, and one visit to a thread: each would be another wait before the start
+        spec, prefix, model, seen = await asyncio.gather(
+            self._with_dtype(_spec(job)), self._prefix(job), self._model(job.model_id), self._seen(claim)
+        )
         launch, checkpoint = await asyncio.to_thread(self._lay_out, claim, spec, run, prefix, model, seen)
         if checkpoint is not None:
             async with self._database.writing() as session:
@@ -148,6 +152,7 @@ class StageLauncher:
     ) -> tuple[LaunchSpec, Checkpoint | None]:
         """Write the run folder; return what to run in it, and the checkpoint that it goes on from."""
         job = claim.job
+        _make_output(run)
         with ending_on_disk_errors():
             script = self._locate(spec)
             if spec.script is not None and spec.script.module is not None and _is_before_3_11(prefix):
@@ -354,6 +359,11 @@ class StageLauncher:
             if path is not None and not path.exists():
                 raise LaunchError(EndReason.INPUT_MISSING, detail=self._home.relative(path))
         return inputs
+
+
+def _make_output(run: RunFolder) -> None:
+    with ending_on_disk_errors():
+        run.output.mkdir(parents=True, exist_ok=True)
 
 
 def _is_before_3_11(prefix: Path) -> bool:

@@ -19,7 +19,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
@@ -41,6 +41,7 @@ from app.store import claims, job_attempts, leases, nodes
 from app.store import jobs as store
 from app.store.claims import Offer
 from app.store.clock import database_now
+from app.store.environments import spec_hashes
 from app.store.job_attempts import Claim
 from app.store.job_status import End
 from app.store.nodes import GONE_STATUSES, NODE_SILENT_AFTER, NodeStatus
@@ -85,7 +86,8 @@ class NodeReporter(Protocol):
 
     async def beat(self) -> None: ...
 
-    async def ready_environments(self) -> Collection[str]: ...
+    async def ready_environments(self, specs: Mapping[str, str | None]) -> Collection[str]:
+        """Return the names of those that stages can run in here; `specs`: digests of the specifications."""
 
     async def usable_accelerators(self) -> Sequence[Accelerator]:
         """Return the accelerators that no foreign process uses now, those that attempts hold among them."""
@@ -191,8 +193,7 @@ class NodeAgent:
         # Tasks that are done stay known until here: rows that were read before they ended must not be acted upon.
         self._finalizing = {key: task for key, task in self._finalizing.items() if not task.done()}
         async with self._database.reading() as session:
-            status = await nodes.load_node_status(session, self._node_id)
-            live = await job_attempts.live_attempts(session, self._node_id)
+            status, live = await job_attempts.node_and_attempts(session, self._node_id)
         self._claims = {claim.attempt.id: claim for claim in live}
         self._backoffs = {key: backoff for key, backoff in self._backoffs.items() if key in self._claims}
         await self._advance_all(live)
@@ -206,8 +207,9 @@ class NodeAgent:
             return
         async with self._database.reading() as session:  # a claim is a writing transaction: only if a job waits
             waiting = {demand.kind for demand in await store.waiting_demands(session)}
+            specs = await spec_hashes(session) if waiting else {}
         for pool in self._pools:
-            while pool.kinds & waiting and await self._claim(pool):
+            while pool.kinds & waiting and await self._claim(pool, specs):
                 pass
         await self._reporter.request_builds()  # last: what can start need not wait for it
 
@@ -238,8 +240,11 @@ class NodeAgent:
             self._last_quarantine_look = float("-inf")  # what it held may be free now
             self.wake()
 
-    async def _claim(self, pool: Pool) -> int:
-        """Claim and launch what the pool has room for, in one transaction; return how many jobs that were."""
+    async def _claim(self, pool: Pool, specs: Mapping[str, str | None]) -> int:
+        """Claim and launch what the pool has room for, in one transaction; return how many jobs that were.
+
+        `specs`: the digests of the environments' specifications, as they are now.
+        """
         usable = [one.id for one in await self._reporter.usable_accelerators()]
         slots = pool.slots - sum(self._takes_slot(claim, pool) for claim in self._claims.values())
         leasing = bool(usable) and bool(pool.kinds & HOLDING_KINDS)
@@ -247,7 +252,7 @@ class NodeAgent:
             return 0
         offer = Offer(
             node_id=self._node_id,
-            environments=await self._reporter.ready_environments(),
+            environments=await self._reporter.ready_environments(specs),
             slots=slots,
             usable=usable,
         )

@@ -122,7 +122,9 @@ class EnvironmentManager:
 
     async def beat(self) -> None:
         """Say that the node lives, and what changed on it since it said so last: most beats write a time only."""
-        environments = sorted(await self.ready_environments())
+        async with self._database.reading() as session:
+            specs = await spec_hashes(session)
+        environments = sorted(await self.ready_environments(specs))
         inventory = await self._hardware.inventory()
         refusal = None if self._disks is None else await self._disks.refusal()
         report: dict[str, Any] = {
@@ -160,9 +162,14 @@ class EnvironmentManager:
         """Return the usable accelerator with the most memory, which inference jobs share."""
         return max(await self.usable_accelerators(), key=lambda one: one.memory_mib or 0, default=None)
 
-    async def ready_environments(self) -> Collection[str]:
-        """Return the names of the environments that stages can run in here, now."""
-        await self._look_again()
+    async def ready_environments(self, specs: Mapping[str, str | None]) -> Collection[str]:
+        """Return the names of the environments that stages can run in here, now.
+
+        Looks at the disk every few seconds, and at once when a specification changed: the next job waits for it.
+        `specs`: their digests by name.
+        """
+        if time.monotonic() - self._looked_at > LOOK_SECONDS or specs != self._hashes:
+            await self._look()
         return self._seen.ready
 
     async def prefix(self, name: str) -> Path | None:
@@ -192,11 +199,12 @@ class EnvironmentManager:
 
     async def request_builds(self) -> None:
         """Order the environments that queued jobs wait for; fail jobs whose environment cannot be built."""
-        ready = await self.ready_environments()
         async with self._database.reading() as session:
-            waited_for = set(await store.environments_waited_for(session)) - set(ready)
-            building = await self._being_built(session) if waited_for else set()
-        for name in sorted(waited_for - building):
+            specs, waited_for = await spec_hashes(session), await store.environments_waited_for(session)
+        if missing := set(waited_for) - set(await self.ready_environments(specs)):
+            async with self._database.reading() as session:
+                missing -= await self._being_built(session)
+        for name in sorted(missing):
             await self._order(name)
         if self._cleaning is not None:
             await self._cleaning.turn(self._node_id, self._seen)
@@ -303,14 +311,6 @@ class EnvironmentManager:
             )
         if count:
             logger.warning("environment_missing", extra={"environment": name, "failed_jobs": count})
-
-    async def _look_again(self) -> None:
-        """Look at the disk every few seconds, and at once when a specification changed: the next job waits for it."""
-        if time.monotonic() - self._looked_at <= LOOK_SECONDS:
-            async with self._database.reading() as session:
-                if await spec_hashes(session) == self._hashes:
-                    return
-        await self._look()
 
     async def _look(self) -> None:
         async with self._database.reading() as session:
