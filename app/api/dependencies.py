@@ -78,13 +78,14 @@ ServicesDep = Annotated[Services, Depends(get_services)]
 CallerDep = Annotated[Caller, Depends(caller_of)]
 
 
-async def _reading(services: ServicesDep) -> AsyncIterator[AsyncSession]:
-    async with services.database.reading() as session:
+# of the request, not of `ServicesDep`: FastAPI would take a dependency apart once more for each route
+async def _reading(request: Request) -> AsyncIterator[AsyncSession]:
+    async with (await get_services(request)).database.reading() as session:
         yield session
 
 
-async def _writing(services: ServicesDep) -> AsyncIterator[AsyncSession]:
-    async with services.database.writing() as session:
+async def _writing(request: Request) -> AsyncIterator[AsyncSession]:
+    async with (await get_services(request)).database.writing() as session:
         yield session
         fault_point("before-commit")
     for callback in session.info.pop("after_commit", ()):

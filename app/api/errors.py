@@ -14,7 +14,7 @@ from urllib.parse import quote
 import sqlalchemy.exc
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
@@ -38,6 +38,7 @@ from app.domain.errors import (
     Violation,
 )
 from app.domain.texts import DEFAULT_LANGUAGE, Language, text
+from app.domain.values import Value
 from app.observability import request_id
 
 logger = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _FULL_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
-class ProblemEntry(BaseModel):
+class ProblemEntry(Value):
     """One thing that is wrong with the request."""
 
     pointer: str = Field(
@@ -142,7 +143,7 @@ class ProblemEntry(BaseModel):
     detail: str = Field(description="What to do, in the caller's language.", examples=["This field is required."])
 
 
-class Problem(BaseModel):
+class Problem(Value):
     """Problem document (RFC 9457) of every error."""
 
     type: str = Field(description="URN of the code.", examples=["urn:deepe:problem:invalid_request"])

@@ -13,10 +13,11 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Generic, TypeVar
 
 from fastapi import Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from app.api.bodies import UNSTORABLE
 from app.domain.errors import Invalid
+from app.domain.values import Value
 from app.store.paging import PageRequest, Position
 
 DEFAULT_LIMIT: Final = 50
@@ -42,7 +43,7 @@ class InvalidSort(Invalid):
     code = "invalid_sort"
 
 
-class Page(BaseModel, Generic[ItemT]):
+class Page(Value, Generic[ItemT]):
     """One page of a list."""
 
     model_config = ConfigDict(json_schema_extra={"description": "One page of a list."})

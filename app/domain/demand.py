@@ -7,10 +7,11 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints
 
 from app.domain.enums import JobKind
 from app.domain.errors import Violation
+from app.domain.values import Value
 
 DEFAULT_QUEUE = "default"
 LEAST_PRIORITY, MOST_PRIORITY = -100, 100
@@ -25,7 +26,7 @@ UserName = Annotated[str, StringConstraints(strip_whitespace=True, max_length=10
 LabelValue = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$")]
 
 
-class Resources(BaseModel):
+class Resources(Value):
     """What a caller may ask of the node beside the environment.
 
     `accelerators` None means: one for each process of the stage where the node has any, none elsewhere.
@@ -64,7 +65,7 @@ def resource_violations(resources: Resources) -> list[Violation]:
     return []
 
 
-class Demand(BaseModel):
+class Demand(Value):
     """Everything that decides where a job may run, and whose limits it counts against."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -7,12 +7,14 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
+
+from app.domain.values import Value
 
 _SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 
 
-class CondaPackage(BaseModel):
+class CondaPackage(Value):
     """A conda package as it was linked."""
 
     model_config = ConfigDict(frozen=True)
@@ -31,7 +33,7 @@ class CondaPackage(BaseModel):
         return f"{self.name} =={self.version} {self.build}{digest}"
 
 
-class PipPackage(BaseModel):
+class PipPackage(Value):
     """A package that pip installed. `sha256`: of the archive that it came from; null if pip did not say."""
 
     model_config = ConfigDict(frozen=True)
@@ -64,7 +66,7 @@ class LockedFile:
         return f"{self.package}=={self.version} --hash=sha256:{self.sha256}"
 
 
-class EnvironmentLock(BaseModel):
+class EnvironmentLock(Value):
     """Everything in an environment of one node. `bundled` came with the Python itself and is not installed again."""
 
     model_config = ConfigDict(frozen=True)

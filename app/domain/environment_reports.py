@@ -5,7 +5,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
+
+from app.domain.values import Value
 
 
 class EnvironmentState(StrEnum):
@@ -19,7 +21,7 @@ class EnvironmentState(StrEnum):
     FAILED = "failed"  # not there: the last build made nothing
 
 
-class Trouble(BaseModel):
+class Trouble(Value):
     """What prevents a run: the code of its sentence, and the values in it."""
 
     model_config = ConfigDict(frozen=True)
@@ -28,7 +30,7 @@ class Trouble(BaseModel):
     params: dict[str, Any] = {}
 
 
-class Probe(BaseModel):
+class Probe(Value):
     """What a look into the environment found: `missing` of the `modules` that methods import, accelerators seen.
 
     Among them is `module:name` for what scripts take from modules.
@@ -51,7 +53,7 @@ class Probe(BaseModel):
     options_trouble: dict[str, str] = {}
 
 
-class EnvironmentReport(BaseModel):
+class EnvironmentReport(Value):
     """One environment of one node. What is unknown is None, such as the size of an environment that was found."""
 
     model_config = ConfigDict(frozen=True)

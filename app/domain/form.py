@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from app.domain.definition import CUSTOM_TARGET, FALSE_AS
 from app.domain.enums import ModelState
@@ -27,6 +27,7 @@ from app.domain.lifecycle import (
 from app.domain.pointers import pointer
 from app.domain.texts import Language, labels
 from app.domain.training_types import TYPES
+from app.domain.values import Value
 
 # Labels that the product proposes; any other label is taken as well.
 TECHNIQUES = ("sft", "peft", "grpo", "ppo", "dpo", "orpo", "vl", "sd", "custom")
@@ -50,7 +51,7 @@ class FieldKind(StrEnum):
 _KIND_OF_MEMBER = {"file": FieldKind.FILE, "conda_env": FieldKind.ENVIRONMENT}
 
 
-class _Frozen(BaseModel):
+class _Frozen(Value):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 

@@ -3,10 +3,12 @@
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
+
+from app.domain.values import Value
 
 
-class Disk(BaseModel):
+class Disk(Value):
     """A file system; free space is rounded down, so that a node need not write at every heartbeat."""
 
     model_config = ConfigDict(frozen=True)
@@ -23,7 +25,7 @@ class Obstacle(StrEnum):
     MISSING = "missing"  # the driver does not list it any more
 
 
-class BlockedAccelerator(BaseModel):
+class BlockedAccelerator(Value):
     """An accelerator that the node does not lease now."""
 
     model_config = ConfigDict(frozen=True)
@@ -38,7 +40,7 @@ class BlockedAccelerator(BaseModel):
     )
 
 
-class Inventory(BaseModel):
+class Inventory(Value):
     """The machine of a node."""
 
     model_config = ConfigDict(frozen=True)

@@ -6,13 +6,14 @@ from fnmatch import fnmatchcase
 from functools import cache
 from importlib import resources
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import ConfigDict, JsonValue
 
 from app.domain.enums import JobKind
 from app.domain.launchers import LauncherKind
+from app.domain.values import Value
 
 
-class _Row(BaseModel):
+class _Row(Value):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 

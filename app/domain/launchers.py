@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
+
+from app.domain.values import Value
 
 MAX_PROCESSES = 1024
 
@@ -47,7 +49,7 @@ STRATEGY_AUTO = "auto"
 DIVIDING = frozenset({Strategy.FSDP2, Strategy.ZERO2, Strategy.ZERO3})
 
 
-class Launcher(BaseModel):
+class Launcher(Value):
     """The launcher of a stage. `processes` None: as many as the job has accelerators."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -12,20 +12,21 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from app.domain.errors import Violation
 from app.domain.plain_text import shown
 from app.domain.rendering import ArgumentForm
 from app.domain.script_parameters import OptionUse, ParameterKind, Remark, ScriptParameter, ScriptParameters
 from app.domain.texts import Language, text
+from app.domain.values import Value
 
 MAX_NEAR = 3
 UNREAD_CLASS = "unread_parser_class"
 """Code of a remark on a class that a parser is made of and no environment described yet."""
 
 
-class _Frozen(BaseModel):
+class _Frozen(Value):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from app.domain.enums import EndReason, JobKind
 from app.domain.errors import Violation
 from app.domain.kinds import KINDS
 from app.domain.pointers import pointer
+from app.domain.values import Value
 
 MAX_RETRIES = 20
 MAX_RECOVERIES = 5
@@ -48,7 +49,7 @@ REPEATABLE = frozenset(
 )
 
 
-class _Chosen(BaseModel):
+class _Chosen(Value):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod

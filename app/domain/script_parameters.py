@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from app.domain.errors import Violation
 from app.domain.rendering import ArgumentForm
+from app.domain.values import Value
 
 
-class _Frozen(BaseModel):
+class _Frozen(Value):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 

@@ -10,7 +10,7 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from app.domain.definition import MethodDefinition, RunConfig
 from app.domain.enums import JobKind
@@ -18,6 +18,7 @@ from app.domain.kinds import Stage
 from app.domain.placeholders import Placeholder, PlaceholderKind, only_placeholder, parse, placeholders
 from app.domain.rendering import ArgumentForm, checked_words, filled_arguments, render_equals, value_text
 from app.domain.training_types import inference_form
+from app.domain.values import Value
 
 MERGE_KEY = "<<"
 """YAML's merge key: with the value `{parameters}` they become entries of the object that it stands in."""
@@ -37,7 +38,7 @@ class WorkingDirectory(StrEnum):
     RUN = "run"
 
 
-class _Frozen(BaseModel):
+class _Frozen(Value):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 

@@ -14,11 +14,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from app.domain.enums import Platform
 from app.domain.library_options import OptionTable
 from app.domain.texts import DEFAULT_LANGUAGE, Language
+from app.domain.values import Value
 
 ROOM = Path(__file__).parent
 SHARED = ROOM / "shared"
@@ -28,7 +29,7 @@ OLLAMA_SCRIPT = "deploy_ollama.py"
 Texts = dict[Language, str]
 
 
-class _Frozen(BaseModel):
+class _Frozen(Value):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 

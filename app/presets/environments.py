@@ -7,13 +7,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
+
+from app.domain.values import Value
 
 Device = Literal["cuda", "apple", "cpu"]
 FOLDER = Path(__file__).parent / "shared" / "environments"
 
 
-class ShippedEnvironment(BaseModel):
+class ShippedEnvironment(Value):
     """What `environments.toml` says of an environment."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from fastapi import Body
-from pydantic import BaseModel, Field, StrictBool
+from pydantic import Field, StrictBool
 
 from app.api.dependencies import ServicesDep
 from app.api.errors import problem_responses
@@ -12,6 +12,7 @@ from app.api.schemas.common import RequestBody
 from app.domain.access import Permission
 from app.domain.errors import InvalidRequest
 from app.domain.retention import RetentionTarget
+from app.domain.values import Value
 from app.executor.maintenance.housekeeping import HousekeepingRunning
 
 router = Router(changes=Permission.ADMINISTER, prefix="/api/v1", tags=["system"])
@@ -25,7 +26,7 @@ class HousekeepingRun(RequestBody):
     )
 
 
-class RetentionTargetRead(BaseModel):
+class RetentionTargetRead(Value):
     """How many of a target were or would be removed."""
 
     kind: RetentionTarget
@@ -33,7 +34,7 @@ class RetentionTargetRead(BaseModel):
     size_bytes: int = Field(description="Of files; rows count 0.", examples=[73014444032])
 
 
-class HousekeepingReport(BaseModel):
+class HousekeepingReport(Value):
     """What was or would be removed."""
 
     dry_run: bool

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Annotated, Final, Literal
 
 from fastapi import Depends, Request
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from app.access.guard import LicenceGuard, LicenceStatus, LicenseState
 from app.api.errors import DatabaseUnavailable, ProblemEntry, problem_responses
@@ -16,6 +16,7 @@ from app.api.language import RequestLanguage
 from app.api.routing import Router, needs
 from app.domain.access import Permission
 from app.domain.texts import Language
+from app.domain.values import Value
 
 logger = logging.getLogger(__name__)
 
@@ -33,20 +34,20 @@ class Readiness:
     optional: Mapping[str, Check] = field(default_factory=dict)
 
 
-class Health(BaseModel):
+class Health(Value):
     """The process answers."""
 
     status: Literal["ok"]
 
 
-class Ready(BaseModel):
+class Ready(Value):
     """The service can work."""
 
     status: Literal["ready"]
     degraded: list[str] = Field(description="What does not answer, though the service works without.", examples=[[]])
 
 
-class LicenseDetails(BaseModel):
+class LicenseDetails(Value):
     """What the installed licence says."""
 
     id: str
@@ -56,7 +57,7 @@ class LicenseDetails(BaseModel):
     features: list[str] = Field(examples=[["methods:write"]])
 
 
-class LicenseRead(BaseModel):
+class LicenseRead(Value):
     """The status of the licence."""
 
     state: LicenseState

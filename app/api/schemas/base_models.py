@@ -2,11 +2,12 @@
 
 from datetime import datetime
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from app.api.schemas.common import ID, MAX_TEXT, RequestBody
 from app.domain.enums import TrainingType
 from app.domain.texts import Language
+from app.domain.values import Value
 from app.registry.base_models.card import BaseModelCard
 from app.registry.base_models.findings import Severity, findings
 from app.registry.base_models.service import BaseModelFiles, is_unmade
@@ -26,7 +27,7 @@ class BaseModelCreate(RequestBody):
     description: str = Field(default="", max_length=MAX_TEXT)
 
 
-class BaseModelFinding(BaseModel):
+class BaseModelFinding(Value):
     """Something about a base model that matters to a training."""
 
     severity: Severity
@@ -43,7 +44,7 @@ class BaseModelDownload(RequestBody):
     description: str = Field(default="", max_length=MAX_TEXT)
 
 
-class BaseModelFileRead(BaseModel):
+class BaseModelFileRead(Value):
     """A file of a base model, or what is there of one that is being uploaded."""
 
     path: str = Field(description="Relative to the model's folder.", examples=["model.safetensors"])
@@ -51,7 +52,7 @@ class BaseModelFileRead(BaseModel):
     complete: bool = Field(description="False: the rest is still to be uploaded.")
 
 
-class BaseModelFileList(BaseModel):
+class BaseModelFileList(Value):
     """All files of a base model."""
 
     items: list[BaseModelFileRead]
@@ -60,7 +61,7 @@ class BaseModelFileList(BaseModel):
     archive_offset: int | None = Field(description="Bytes that are there of an archive that is being uploaded.")
 
 
-class BaseModelRead(BaseModel):
+class BaseModelRead(Value):
     """A registered base model."""
 
     id: str = Field(examples=[ID])
@@ -81,7 +82,7 @@ class BaseModelRead(BaseModel):
     created_at: datetime
 
 
-class UnregisteredBaseModels(BaseModel):
+class UnregisteredBaseModels(Value):
     """Folders under `models/` that look like models and have no entry yet."""
 
     items: list[str] = Field(examples=[["Qwen2.5-7B"]])

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from app.api.schemas.common import JOB_ID, RequestBody
+from app.domain.values import Value
 from app.executor.jobs.inference_requests import Conversation, Message
 from app.executor.runs.inference_protocol import FinishReason
 
@@ -90,7 +91,7 @@ class ChatRequest(RequestBody):
         return Conversation(messages=messages, system_prompt=self.system_prompt, options=options)
 
 
-class ChatEnd(BaseModel):
+class ChatEnd(Value):
     """The end of the answer (the event `done`)."""
 
     finish_reason: FinishReason

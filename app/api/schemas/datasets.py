@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from app.api.errors import ProblemEntry, problem_entries
 from app.api.schemas.common import ID, MAX_TEXT, SHA256, RequestBody
 from app.api.schemas.previews import LengthsRead, lengths_read
 from app.domain.texts import Language
+from app.domain.values import Value
 from app.executor.jobs.row_previews import Preview as RowsPreviewed
 from app.executor.jobs.token_lengths import length_warnings
 from app.formats.base import Format, Options
@@ -49,7 +50,7 @@ class DatasetCheck(_DatasetFile):
     name: str | None = Field(default=None, examples=["faq"])
 
 
-class DatasetColumn(BaseModel):
+class DatasetColumn(Value):
     """A field of the rows; null counts as no value."""
 
     name: str = Field(examples=["prompt"])
@@ -57,7 +58,7 @@ class DatasetColumn(BaseModel):
     first_missing_line: int | None = Field(description="Null: every row has a value.", examples=[None])
 
 
-class DatasetArchive(BaseModel):
+class DatasetArchive(Value):
     """The archive that a folder was unpacked from; every file of it is kept."""
 
     digest: str = Field(description="sha256 of the archive.", examples=[SHA256])
@@ -73,7 +74,7 @@ class DatasetMixCreate(RequestBody):
     description: str = Field(default="", max_length=MAX_TEXT)
 
 
-class DatasetMixPart(BaseModel):
+class DatasetMixPart(Value):
     """A data set as it was when it went into a mix; it may be gone or renamed since."""
 
     dataset: str = Field(description="Id.", examples=[ID])
@@ -85,7 +86,7 @@ class DatasetMixPart(BaseModel):
     taken: int = Field(description="Rows of the mix that are its.", examples=[1024])
 
 
-class DatasetMix(BaseModel):
+class DatasetMix(Value):
     """The recipe of a data set that was made out of others."""
 
     digest: str = Field(description="The same for what makes the same rows in the same order.", examples=[SHA256])
@@ -96,7 +97,7 @@ class DatasetMix(BaseModel):
     )
 
 
-class DatasetSource(BaseModel):
+class DatasetSource(Value):
     """The file as it was brought, and how it was read."""
 
     format: Format
@@ -113,7 +114,7 @@ class DatasetSource(BaseModel):
     mix: DatasetMix | None = Field(default=None, description="The data sets that it was made of.")
 
 
-class DatasetRead(BaseModel):
+class DatasetRead(Value):
     """A registered data set."""
 
     id: str = Field(examples=[ID])
@@ -135,7 +136,7 @@ class DatasetRead(BaseModel):
     created_at: datetime
 
 
-class DatasetValidation(BaseModel):
+class DatasetValidation(Value):
     """Everything that registering would say."""
 
     valid: bool
@@ -150,7 +151,7 @@ class DatasetValidation(BaseModel):
     violations: list[ProblemEntry]
 
 
-class DatasetPreview(BaseModel):
+class DatasetPreview(Value):
     """Some rows, as they stand in the file now."""
 
     items: list[dict[str, Any]] = Field(examples=[[{"prompt": "Who are you?", "completion": "A test."}]])
@@ -158,7 +159,7 @@ class DatasetPreview(BaseModel):
     total: int = Field(description="Rows of the whole data set.")
 
 
-class DatasetProfile(BaseModel):
+class DatasetProfile(Value):
     """How the rows of a data set are written. Percentiles: so many percent have no more."""
 
     rows: int = Field(examples=[450])

@@ -3,10 +3,11 @@
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from app.api.schemas.common import ID, RequestBody
 from app.domain.deploy_targets import DeployTargetKind
+from app.domain.values import Value
 from app.store.tables import DeployTargetRow
 
 
@@ -53,7 +54,7 @@ class DeployTargetPatch(RequestBody):
     conda_env: str | None = Field(default=None, max_length=300, description="Null removes it.", examples=["base"])
 
 
-class DeployTargetRead(BaseModel):
+class DeployTargetRead(Value):
     """A configured deploy target."""
 
     id: str = Field(examples=[ID])
@@ -66,7 +67,7 @@ class DeployTargetRead(BaseModel):
     created_at: datetime
 
 
-class DeployTargetAnswer(BaseModel):
+class DeployTargetAnswer(Value):
     """Whether the server of a deploy target answers."""
 
     usable: bool = Field(description="A deployment can reach it from here; it runs on a node.")

@@ -2,11 +2,12 @@
 
 from datetime import datetime
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from app.api.schemas.common import SHA256, RequestBody
 from app.domain.environment_reports import EnvironmentState
 from app.domain.texts import Language, text
+from app.domain.values import Value
 from app.registry.environments.on_nodes import NodeEnvironment
 from app.registry.environments.service import EnvironmentSource, EnvironmentView
 
@@ -45,14 +46,14 @@ class EnvironmentBuildOptions(RequestBody):
     )
 
 
-class EnvironmentTrouble(BaseModel):
+class EnvironmentTrouble(Value):
     """What stands in the way, and what to do."""
 
     code: str = Field(examples=["environment_needs_conda"])
     detail: str = Field(description="In the caller's language.")
 
 
-class NodeEnvironmentRead(BaseModel):
+class NodeEnvironmentRead(Value):
     """How an environment stands on a node."""
 
     name: str = Field(examples=["trl"])
@@ -75,7 +76,7 @@ class NodeEnvironmentRead(BaseModel):
     used_at: datetime | None = Field(description="When a stage was last started in it.")
 
 
-class EnvironmentRead(BaseModel):
+class EnvironmentRead(Value):
     """A conda environment that stages can name."""
 
     name: str = Field(examples=["trl"])

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from app.api.schemas.common import JOB_ID
 from app.api.schemas.jobs import (
@@ -18,13 +18,14 @@ from app.api.schemas.jobs import (
     progress_read,
 )
 from app.domain.enums import EndReason, JobKind, JobStatus
+from app.domain.values import Value
 from app.executor.jobs.comparison import Comparison
 from app.executor.jobs.job_actions import Curves
 from app.executor.jobs.job_views import JobDetails
 from app.executor.runs.metrics import Point
 
 
-class SeriesRead(BaseModel):
+class SeriesRead(Value):
     """A curve: points by step."""
 
     name: str = Field(examples=["loss"])
@@ -33,7 +34,7 @@ class SeriesRead(BaseModel):
     )
 
 
-class SampleRead(BaseModel):
+class SampleRead(Value):
     """What a held-out prompt is answered with, before and after the training."""
 
     prompt: str = Field(description="The last turn of it.", examples=["Which is larger, 3 or 8?"])
@@ -42,7 +43,7 @@ class SampleRead(BaseModel):
     after: str | None = Field(examples=["8"])
 
 
-class JobMetrics(BaseModel):
+class JobMetrics(Value):
     """What a job measured."""
 
     series: list[SeriesRead]
@@ -51,7 +52,7 @@ class JobMetrics(BaseModel):
     progress: ProgressRead | None
 
 
-class ComparedJob(BaseModel):
+class ComparedJob(Value):
     """One of the jobs that are compared."""
 
     id: str = Field(examples=[JOB_ID])
@@ -69,28 +70,28 @@ class ComparedJob(BaseModel):
     created_at: datetime
 
 
-class DifferenceRead(BaseModel):
+class DifferenceRead(Value):
     """A parameter in which the jobs differ."""
 
     name: str = Field(examples=["learning_rate"])
     values: list[Any] = Field(description="In the order of `jobs`; null: it has none.", examples=[[0.0002, 0.0001]])
 
 
-class ComparedSeries(BaseModel):
+class ComparedSeries(Value):
     """The curve of one job."""
 
     job: str = Field(examples=[JOB_ID])
     points: list[tuple[int, float | None]] = Field(examples=[[[1, 2.31], [2, 1.97]]])
 
 
-class ComparedCurve(BaseModel):
+class ComparedCurve(Value):
     """One metric in all jobs that have it."""
 
     name: str = Field(examples=["loss"])
     series: list[ComparedSeries]
 
 
-class JobComparison(BaseModel):
+class JobComparison(Value):
     """Jobs side by side."""
 
     jobs: list[ComparedJob]

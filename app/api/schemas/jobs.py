@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from app.api.errors import ProblemEntry, problem_entries
 from app.api.schemas.common import JOB_ID
@@ -15,6 +15,7 @@ from app.domain.demand import (
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.retries import Limits, RetryPolicy
 from app.domain.texts import Language, text
+from app.domain.values import Value
 from app.executor.attempts.comparisons import answer_warnings
 from app.executor.jobs.estimates import Estimate
 from app.executor.jobs.job_views import JobDetails, JobView
@@ -32,7 +33,7 @@ _NO_RESOURCES = Resources()
 _PARAMETERS = {"learning_rate": 0.0002, "max_steps": 100}
 
 
-class JobLink(BaseModel):
+class JobLink(Value):
     """A job of a chain."""
 
     id: str = Field(examples=[JOB_ID])
@@ -40,7 +41,7 @@ class JobLink(BaseModel):
     status: JobStatus
 
 
-class MemoryRead(BaseModel):
+class MemoryRead(Value):
     """What a training is expected to need of the memory of the most capable living node."""
 
     expected_mib: int = Field(description="On one device.", examples=[18_400])
@@ -66,7 +67,7 @@ class JobSubmitted(JobLink):
     warnings: list[ProblemEntry] = Field(description="What is unusual about the parameters; nothing was refused.")
 
 
-class PlannedStageRead(BaseModel):
+class PlannedStageRead(Value):
     """A job that a submit would make."""
 
     stage: JobKind
@@ -74,7 +75,7 @@ class PlannedStageRead(BaseModel):
     parameters: dict[str, Any] = Field(description="As the caller gave them.", examples=[_PARAMETERS])
 
 
-class PlannedRowsRead(BaseModel):
+class PlannedRowsRead(Value):
     """What becomes of the rows of the data set."""
 
     read: int = Field(examples=[450])
@@ -85,7 +86,7 @@ class PlannedRowsRead(BaseModel):
     features: dict[str, int] = Field(description="Rows with tools, system, reasoning, ...", examples=[{"system": 12}])
 
 
-class JobPlan(BaseModel):
+class JobPlan(Value):
     """What a submit would do."""
 
     stages: list[PlannedStageRead]
@@ -102,7 +103,7 @@ class JobPlan(BaseModel):
     )
 
 
-class JobValidation(BaseModel):
+class JobValidation(Value):
     """Everything that a submit would say."""
 
     valid: bool
@@ -112,7 +113,7 @@ class JobValidation(BaseModel):
     plan: JobPlan | None = Field(description="Null if anything is wrong.")
 
 
-class JobMethod(BaseModel):
+class JobMethod(Value):
     """The method and the version of it that the job runs."""
 
     id: str = Field(examples=[JOB_ID])
@@ -120,14 +121,14 @@ class JobMethod(BaseModel):
     version: int = Field(examples=[3])
 
 
-class JobInput(BaseModel):
+class JobInput(Value):
     """What the job was submitted with; it may be gone or renamed since."""
 
     id: str = Field(examples=[JOB_ID])
     name: str = Field(examples=["tiny-base"])
 
 
-class ProgressRead(BaseModel):
+class ProgressRead(Value):
     """How far the stage is; null where it cannot be known."""
 
     percent: float | None = Field(examples=[42.0])
@@ -140,7 +141,7 @@ class ProgressRead(BaseModel):
     bytes_total: int | None = Field(default=None, description="What is to be downloaded in all, if it is known.")
 
 
-class EvaluationRead(BaseModel):
+class EvaluationRead(Value):
     """A score on held-out rows, before and after the training."""
 
     name: str = Field(examples=["exact_match"])
@@ -149,7 +150,7 @@ class EvaluationRead(BaseModel):
     samples: int | None = Field(examples=[40])
 
 
-class WaitingRead(BaseModel):
+class WaitingRead(Value):
     """Why a queued job does not run yet."""
 
     position: int | None = Field(
@@ -167,7 +168,7 @@ class WaitingRead(BaseModel):
     )
 
 
-class JobSummary(BaseModel):
+class JobSummary(Value):
     """A job in a list."""
 
     id: str = Field(examples=[JOB_ID])
@@ -222,7 +223,7 @@ class JobSummary(BaseModel):
     finished_at: datetime | None
 
 
-class ResumedFrom(BaseModel):
+class ResumedFrom(Value):
     """The checkpoint that an attempt was given."""
 
     job: str = Field(
@@ -233,7 +234,7 @@ class ResumedFrom(BaseModel):
     step: int = Field(examples=[400])
 
 
-class AttemptRead(BaseModel):
+class AttemptRead(Value):
     """One launch of the job's process."""
 
     number: int = Field(examples=[1])
@@ -247,7 +248,7 @@ class AttemptRead(BaseModel):
     finished_at: datetime | None
 
 
-class FixRead(BaseModel):
+class FixRead(Value):
     """A change of parameters after which the job may go through."""
 
     changes: dict[str, Any] = Field(
@@ -280,7 +281,7 @@ class JobRead(JobSummary):
     warnings: list[ProblemEntry] = Field(description="What is unusual about the answer of a model.")
 
 
-class LogPageRead(BaseModel):
+class LogPageRead(Value):
     """A piece of a job's output."""
 
     text: str = Field(description="The bytes `offset` to `next_offset`; without `raw`, as a terminal would show them.")

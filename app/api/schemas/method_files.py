@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from app.api.schemas.common import SHA256, StageName
+from app.domain.values import Value
 from app.registry.methods.files import FileState, FileStatus, PinnedFile
 from app.registry.scripts.root import ScriptEntry
 from app.registry.scripts.versions import TreeFile
@@ -17,7 +18,7 @@ _STATE = (
 )
 
 
-class PinnedFileRead(BaseModel):
+class PinnedFileRead(Value):
     """A file that a version of a method runs, by its exact bytes."""
 
     stage: StageName
@@ -39,7 +40,7 @@ class PinnedFileRead(BaseModel):
     )
 
 
-class BesideFileRead(BaseModel):
+class BesideFileRead(Value):
     """A file that runs with a stage's file: a module that it imports, data that it names, or an included file."""
 
     path: str = Field(description="Path in the script root.", examples=["helper.py"])
@@ -66,7 +67,7 @@ class PinnedTreeRead(PinnedFileRead):
     beside: list[BesideFileRead] = Field(description="By path.")
 
 
-class ScriptRead(BaseModel):
+class ScriptRead(Value):
     """A file of the script root."""
 
     path: str = Field(examples=["finance_sft.py"])
@@ -74,7 +75,7 @@ class ScriptRead(BaseModel):
     size_bytes: int = Field(examples=[4711])
 
 
-class ScriptSummary(BaseModel):
+class ScriptSummary(Value):
     """A file of the script root in a list."""
 
     path: str = Field(examples=["finance_sft.py"])
@@ -82,7 +83,7 @@ class ScriptSummary(BaseModel):
     modified_at: datetime
 
 
-class MethodFileList(BaseModel):
+class MethodFileList(Value):
     """The files of a method."""
 
     items: list[MethodFileRead]

@@ -3,18 +3,19 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from app.api.errors import ProblemEntry, problem_entries
 from app.api.schemas.common import SHA256, StageName
 from app.api.schemas.presets import PresetSamples, _preset_samples
 from app.domain.texts import Language
+from app.domain.values import Value
 from app.registry.methods.guide import OptionClassUse, StageParameters
 from app.registry.methods.preset_install import PresetStatus
 from app.registry.methods.record import Method
 
 
-class OptionClassRead(BaseModel):
+class OptionClassRead(Value):
     """A configuration class of a library whose fields a stage's script takes."""
 
     path: str = Field(examples=["trl.DPOConfig"])
@@ -29,7 +30,7 @@ class OptionClassRead(BaseModel):
     )
 
 
-class StageParametersRead(BaseModel):
+class StageParametersRead(Value):
     """What can be set at a stage."""
 
     stage: StageName
@@ -51,7 +52,7 @@ class StageParametersRead(BaseModel):
     )
 
 
-class MethodParameters(BaseModel):
+class MethodParameters(Value):
     """What can be set at the stages of a method, read from its scripts without running them."""
 
     method_id: str

@@ -8,6 +8,7 @@ from app.api.schemas.common import StageName
 from app.domain.errors import Violation
 from app.domain.suggestions import Suggestion
 from app.domain.texts import Language
+from app.domain.values import Value
 from app.registry.scripts.root import MAX_SCRIPT_BYTES
 
 
@@ -27,7 +28,7 @@ class SuggestionRequest(BaseModel):
     conda_env: str | None = Field(default=None, description="Absent: the environment that has what is imported")
 
 
-class PlacedRead(BaseModel):
+class PlacedRead(Value):
     """A value of the platform in an option."""
 
     option: str = Field(examples=["--model_name_or_path"])
@@ -36,7 +37,7 @@ class PlacedRead(BaseModel):
     certain: bool = Field(description="False: the name is used for other things too, so that a person has to look")
 
 
-class LeftOverRead(BaseModel):
+class LeftOverRead(Value):
     """An option that no value of the platform goes into."""
 
     option: str = Field(examples=["--learning_rate"])
@@ -45,14 +46,14 @@ class LeftOverRead(BaseModel):
     why: str
 
 
-class NoteRead(BaseModel):
+class NoteRead(Value):
     """What is to be known before the proposal is confirmed."""
 
     code: str
     detail: str
 
 
-class SuggestionRead(BaseModel):
+class SuggestionRead(Value):
     """How a stage could be called."""
 
     kind: StageName

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic import ConfigDict, Field, StrictBool
 
 from app.api.errors import ProblemEntry, problem_entries
 from app.api.schemas.common import RequestBody
@@ -33,13 +33,14 @@ from app.domain.errors import Violation
 from app.domain.kinds import Stage
 from app.domain.texts import Language
 from app.domain.training_types import TYPE_NAMES
+from app.domain.values import Value
 from app.registry.methods.files import FileStatus
 from app.registry.methods.readiness import Readiness
 from app.registry.methods.record import Method
 from app.registry.scripts.versions import Tree
 
 
-class _MethodMembers(BaseModel):
+class _MethodMembers(Value):
     name: str = Field(examples=["finance-sft"])
     description: str
     training_type: TrainingType
@@ -133,7 +134,7 @@ class MethodPatch(Wire):
     repository: RepositoryConfig | None = None
 
 
-class MethodValidation(BaseModel):
+class MethodValidation(Value):
     """What creating the method would say."""
 
     valid: bool

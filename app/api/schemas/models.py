@@ -3,12 +3,13 @@
 from datetime import datetime
 from typing import Any
 
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import AwareDatetime, Field
 
 from app.api.errors import ProblemEntry, problem_entries
 from app.api.schemas.common import ID, SHA256, RequestBody
 from app.domain.enums import ModelState, TrainingType
 from app.domain.texts import Language
+from app.domain.values import Value
 from app.executor.attempts.comparisons import Compared, answer_warnings
 from app.executor.jobs.model_registration import ModelToRegister
 from app.registry.models.folders import ModelFile
@@ -18,7 +19,7 @@ from app.store.tables import ModelRow
 _NAME = "Qwen2.5-1.5B_faq_20260301_5b0e"
 
 
-class ModelReference(BaseModel):
+class ModelReference(Value):
     """A model that another one was made from, or that was made from it."""
 
     id: str = Field(examples=[ID])
@@ -28,7 +29,7 @@ class ModelReference(BaseModel):
     created_at: datetime
 
 
-class BaseModelReference(BaseModel):
+class BaseModelReference(Value):
     """The base model as it was when the training was submitted; it may be gone."""
 
     id: str = Field(examples=[ID])
@@ -36,7 +37,7 @@ class BaseModelReference(BaseModel):
     path: str = Field(examples=["models/Qwen2.5-1.5B"])
 
 
-class DatasetReference(BaseModel):
+class DatasetReference(Value):
     """The data set with the digest of the bytes that were trained on; it may be gone."""
 
     id: str = Field(examples=[ID])
@@ -44,7 +45,7 @@ class DatasetReference(BaseModel):
     digest: str | None = Field(examples=[SHA256])
 
 
-class ModelSummary(BaseModel):
+class ModelSummary(Value):
     """A model as a list shows it."""
 
     id: str = Field(examples=[ID])
@@ -59,7 +60,7 @@ class ModelSummary(BaseModel):
     created_at: datetime
 
 
-class MethodReference(BaseModel):
+class MethodReference(Value):
     """The method and the version that ran."""
 
     id: str = Field(examples=[ID])
@@ -68,14 +69,14 @@ class MethodReference(BaseModel):
     deleted: bool
 
 
-class JobReference(BaseModel):
+class JobReference(Value):
     """The job that made the model."""
 
     id: str = Field(examples=[ID])
     name: str | None
 
 
-class ModelRead(BaseModel):
+class ModelRead(Value):
     """A model and everything it comes from and became."""
 
     id: str = Field(examples=[ID])
@@ -98,14 +99,14 @@ class ModelRead(BaseModel):
     created_at: datetime
 
 
-class ModelFileRead(BaseModel):
+class ModelFileRead(Value):
     """One file of a model."""
 
     path: str = Field(description="Relative to the model's folder.", examples=["adapter_model.safetensors"])
     size_bytes: int
 
 
-class ModelFileList(BaseModel):
+class ModelFileList(Value):
     """All files of a model."""
 
     items: list[ModelFileRead]
@@ -139,7 +140,7 @@ class ModelCreate(RequestBody):
         return ModelToRegister(**dict(self))
 
 
-class ModelValidation(BaseModel):
+class ModelValidation(Value):
     """Everything that registering a model would say."""
 
     valid: bool

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from app.api.schemas.common import ID, RequestBody
 from app.api.schemas.environments import NodeEnvironmentRead, node_environment_read
@@ -11,6 +11,7 @@ from app.domain.demand import LabelName, LabelValue
 from app.domain.enums import JobKind, JobStatus, Platform
 from app.domain.inventory import Inventory
 from app.domain.texts import Language
+from app.domain.values import Value
 from app.registry.nodes.service import AcceleratorState, AcceleratorView, NodeState, NodeView
 from app.store.node_work import LiveJob
 
@@ -33,7 +34,7 @@ class NodeDeclaration(RequestBody):
     confirm: str = Field(description="Name of the node, once more.", examples=["gpu-1"])
 
 
-class AcceleratorRead(BaseModel):
+class AcceleratorRead(Value):
     """An accelerator, and who has it."""
 
     id: str = Field(examples=[_CARD])
@@ -52,7 +53,7 @@ class AcceleratorRead(BaseModel):
     pids: list[int] = Field(description="Processes of those others, as far as the driver names them.", examples=[[]])
 
 
-class NodeJobRead(BaseModel):
+class NodeJobRead(Value):
     """A job that the node is at."""
 
     id: str = Field(examples=[ID])
@@ -65,7 +66,7 @@ class NodeJobRead(BaseModel):
     cancel_requested: bool
 
 
-class NodeRead(BaseModel):
+class NodeRead(Value):
     """A machine with a worker."""
 
     id: str = Field(examples=[ID])

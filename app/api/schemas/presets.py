@@ -2,15 +2,16 @@
 
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from app.domain.enums import ModelState, Platform
 from app.domain.texts import Language, text
+from app.domain.values import Value
 from app.registry.base_models.service import is_unmade
 from app.registry.methods.preset_install import PresetStatus
 
 
-class PresetSamples(BaseModel):
+class PresetSamples(Value):
     """A data set, a base model and values to try a shipped method with: a submit of these needs no preparation."""
 
     dataset: str | None = Field(description="Name of the data set; null: it is not here.", examples=["sft-demo"])
@@ -23,7 +24,7 @@ class PresetSamples(BaseModel):
     detail: str = Field(description="A sentence for people: what is here to begin with, or how to get it.")
 
 
-class PresetRead(BaseModel):
+class PresetRead(Value):
     """A shipped method."""
 
     name: str = Field(examples=["SFT-Demo"])

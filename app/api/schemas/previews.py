@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from app.api.errors import ProblemEntry, problem_entries
 from app.api.schemas.common import RequestBody
 from app.domain.errors import Violation
 from app.domain.texts import Language
+from app.domain.values import Value
 from app.executor.jobs.row_previews import Preview, PreviewRequest
 from app.executor.jobs.token_lengths import length_warnings
 from app.presets.shared.helpers.deepe_rows.lengths import Lengths
@@ -38,7 +39,7 @@ class RowsPreview(RequestBody):
         return PreviewRequest(method, self.base_model, self.dataset, self.rows, self.parameters)
 
 
-class SpanRead(BaseModel):
+class SpanRead(Value):
     """Tokens that follow each other and have the same fate."""
 
     text: str | None = Field(description="Null: too long to be shown.", examples=[_TEXT])
@@ -51,14 +52,14 @@ class SpanRead(BaseModel):
     cut: bool = Field(description="Beyond a limit of tokens; the whole sequence is left out.", examples=[False])
 
 
-class ExceededLimit(BaseModel):
+class ExceededLimit(Value):
     """A limit that a sequence is over."""
 
     parameter: str = Field(examples=["max_seq_length"])
     value: int = Field(examples=[1024])
 
 
-class SequenceRead(BaseModel):
+class SequenceRead(Value):
     """What the model sees at once. The texts of the spans together are what the chat template writes."""
 
     role: str = Field(description="`answer`, `chosen`, `rejected`, `text` or `question`.", examples=["answer"])
@@ -70,7 +71,7 @@ class SequenceRead(BaseModel):
     spans: list[SpanRead]
 
 
-class RowRead(BaseModel):
+class RowRead(Value):
     """A row, and what becomes of it."""
 
     line: int = Field(examples=[1])
@@ -91,7 +92,7 @@ class RowsTooLong(ExceededLimit):
     rows: int = Field(description="Of those measured; texts are split, other rows lose what is too long.", examples=[3])
 
 
-class LengthsRead(BaseModel):
+class LengthsRead(Value):
     """Tokens of the rows, counted with the base model's tokenizer and chat template as the training does.
 
     Of a row it is its longest sequence that counts. Pictures are not counted.
@@ -110,7 +111,7 @@ class LengthsRead(BaseModel):
     refused: int = Field(description="Rows that a training would refuse; see `notes` or `warnings`.", examples=[0])
 
 
-class PreviewRead(BaseModel):
+class PreviewRead(Value):
     """Rows as a training would learn from them."""
 
     method: str = Field(examples=["SFT-Demo"])

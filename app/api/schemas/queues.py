@@ -2,9 +2,10 @@
 
 from datetime import datetime
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from app.api.schemas.common import RequestBody
+from app.domain.values import Value
 from app.registry.nodes.queues import QueueView
 
 _MOST = 1_000_000
@@ -21,7 +22,7 @@ class QueueLimitsWrite(RequestBody):
     )
 
 
-class QueueRead(BaseModel):
+class QueueRead(Value):
     """A queue: jobs that share limits. Training, saving and deployment jobs count."""
 
     name: str = Field(examples=["default"])

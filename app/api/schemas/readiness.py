@@ -1,17 +1,18 @@
 """Readiness of methods over the wire: whether they could run now, where, and what stands in the way."""
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from app.api.errors import ProblemEntry, problem_entries
 from app.api.schemas.common import ID, StageName
 from app.domain.environment_reports import EnvironmentState
 from app.domain.texts import Language, text
+from app.domain.values import Value
 from app.registry.methods.readiness import Readiness
 from app.registry.methods.readiness_cells import Cell, Verdict
 from app.registry.methods.record import Method
 
 
-class ReadinessFinding(BaseModel):
+class ReadinessFinding(Value):
     """One thing about a stage on a node: the sentence says what to do."""
 
     verdict: Verdict = Field(description="`ready`: worth knowing, nothing is in the way.")
@@ -19,7 +20,7 @@ class ReadinessFinding(BaseModel):
     detail: str = Field(description="In the caller's language.")
 
 
-class ReadinessCell(BaseModel):
+class ReadinessCell(Value):
     """How a stage stands on a node."""
 
     node: str = Field(examples=["gpu-1"])
@@ -31,7 +32,7 @@ class ReadinessCell(BaseModel):
     findings: list[ReadinessFinding] = Field(description="The gravest first; empty if all is well.")
 
 
-class StageReadinessRead(BaseModel):
+class StageReadinessRead(Value):
     """Whether a stage could run now, where, and what stands in the way."""
 
     stage: StageName
@@ -42,7 +43,7 @@ class StageReadinessRead(BaseModel):
     cells: list[ReadinessCell] = Field(description="Every node that is registered and not given up.")
 
 
-class ReadinessRead(BaseModel):
+class ReadinessRead(Value):
     """Whether a method could run now. What is not ready is no reason to refuse the method."""
 
     ready: bool

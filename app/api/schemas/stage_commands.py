@@ -1,20 +1,21 @@
 """What would run for a stage, as the API says it."""
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from app.api.errors import ProblemEntry, problem_entries
 from app.domain.texts import Language
+from app.domain.values import Value
 from app.executor.jobs.stage_commands import ShownCommand
 
 
-class CommandFile(BaseModel):
+class CommandFile(Value):
     """A file that is written before the process starts."""
 
     path: str
     content: str
 
 
-class StageCommandRead(BaseModel):
+class StageCommandRead(Value):
     """The process of a stage. The zeros stand for the id of the job, the ones for that of the job before it."""
 
     stage: str

@@ -3,10 +3,11 @@
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, Field, StrictBool
+from pydantic import Field, StrictBool
 
 from app.api.schemas.common import RequestBody
 from app.domain.enums import DeliveryState
+from app.domain.values import Value
 from app.domain.webhooks import DEFAULT_EVENTS, MAX_URL_LENGTH, WebhookEvent
 from app.executor.maintenance.webhooks import WebhookPatch
 from app.store.tables import DeliveryRow, WebhookRow
@@ -63,7 +64,7 @@ class WebhookChange(RequestBody):
         )
 
 
-class WebhookRead(BaseModel):
+class WebhookRead(Value):
     """An address to which events are published."""
 
     id: str = Field(examples=[_ID])
@@ -77,7 +78,7 @@ class WebhookRead(BaseModel):
     updated_at: datetime
 
 
-class DeliveryRead(BaseModel):
+class DeliveryRead(Value):
     """A message of a webhook, and how far it has come."""
 
     id: str = Field(description="Sent as `webhook-id`; the same at every try.", examples=[_MESSAGE])

@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from app.cli.command import Misused
 from app.cli.methods import read_document
 from app.domain.enums import TrainingType
 from app.domain.lifecycle import PATHS
+from app.domain.values import Value
 from app.store.deepextension import ROWS, TABLES, Naming
 
 KINDS: Final = ("environments", "deploy_targets", "base_models", "datasets", "methods", "profiles", "models")
@@ -23,7 +24,7 @@ VALUES: Final[Mapping[str, Mapping[str, Any]]] = {
 """What numbers mean unless the file says otherwise: DeepExtension publishes none of them."""
 
 
-class ImportMap(BaseModel):
+class ImportMap(Value):
     """What the file may say; each part may be left out."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -15,11 +15,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from app.domain.enums import EndReason
 from app.domain.kinds import Stage
 from app.domain.plain_text import shown
+from app.domain.values import Value
 from app.registry.models.check import (
     ADAPTER_CONFIG,
     CONFIG,
@@ -77,7 +78,7 @@ class Artifact:
     root: Path
 
 
-class FileDigest(BaseModel):
+class FileDigest(Value):
     """One file of a model; `path` is relative to the model's folder, in a printable form."""
 
     model_config = ConfigDict(frozen=True)
@@ -87,7 +88,7 @@ class FileDigest(BaseModel):
     sha256: str
 
 
-class ResultManifest(BaseModel):
+class ResultManifest(Value):
     """What an attempt that succeeded made, byte for byte."""
 
     model_config = ConfigDict(frozen=True)

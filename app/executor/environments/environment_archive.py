@@ -12,16 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ConfigDict, ValidationError
 
 from app.domain.environment_locks import EnvironmentLock
+from app.domain.values import Value
 from app.registry.environments.specs import EnvironmentSpec, spec_hash
 
 CONDA_PACK = "conda"  # a whole prefix, relocated when it is unpacked
 WHEELS_PACK = "wheels"  # all wheels of a venv, from which another one is made
 
 
-class Pack(BaseModel):
+class Pack(Value):
     """Description of a packed environment."""
 
     model_config = ConfigDict(frozen=True)

@@ -19,8 +19,9 @@ from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
+from app.domain.values import Value
 from app.store import dump
 from app.store.home import PRIVATE_FILE, Home
 from app.store.migrate import SchemaState, revision_of, schema_state
@@ -53,7 +54,7 @@ class BackupUnusable(ValueError):
     """The file is no backup, is damaged, or cannot be restored here; the text says why and what to do."""
 
 
-class BackupHead(BaseModel):
+class BackupHead(Value):
     """What a backup says of itself."""
 
     model_config = ConfigDict(frozen=True)

@@ -5,7 +5,7 @@ Written once, at submit, and kept as JSON in `job.launch`. Paths are relative to
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from app.domain.deploy_targets import DeployTargetKind
 from app.domain.enums import TrainingType
@@ -14,10 +14,11 @@ from app.domain.kinds import KINDS
 from app.domain.launchers import Launcher, Strategy
 from app.domain.rendering import ArgumentForm
 from app.domain.stage_calls import StageCall
+from app.domain.values import Value
 from app.store.tables import JobRow
 
 
-class _Frozen(BaseModel):
+class _Frozen(Value):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 

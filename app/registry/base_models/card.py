@@ -10,10 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from app.domain.errors import Invalid, Violation
 from app.domain.plain_text import shown, storable_document
+from app.domain.values import Value
 from app.registry.base_models.kinds import TRAINING_STATE, refuse_links, refuse_other_kinds
 from app.registry.models.check import CONFIG, PIPELINE, Weights, check_pipeline, check_weights
 from app.registry.models.files import MAX_NUMBER, MIB, UnusableFile, read_json_object
@@ -58,7 +59,7 @@ class BaseModelKind(StrEnum):
     DESCRIPTION = "description"
 
 
-class CardProblem(BaseModel):
+class CardProblem(Value):
     """Something that is wrong with a part of the model that not every training needs."""
 
     model_config = ConfigDict(frozen=True)
@@ -67,7 +68,7 @@ class CardProblem(BaseModel):
     params: dict[str, Any]
 
 
-class BaseModelCard(BaseModel):
+class BaseModelCard(Value):
     """What a base model's folder says about it; null: it does not say."""
 
     model_config = ConfigDict(frozen=True)

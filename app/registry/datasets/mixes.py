@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.errors import AppError, InvalidRequest, Violation, together_with
 from app.domain.names import MAX_NAME_LENGTH, name_violations, normal_name
 from app.domain.plain_text import shown
+from app.domain.values import Value
 from app.registry.datasets import mixing as dataset_mixing
 from app.registry.datasets.check import Column, columns_of
 from app.registry.datasets.files import IMAGES_FOLDER, DatasetChanging, locate
@@ -53,7 +54,7 @@ answer()
 _KEPT: Final = ("dataset", "name", "digest", "weight", "max_rows")
 
 
-class MixPart(BaseModel):
+class MixPart(Value):
     """A data set that goes into a mix, and how much of it."""
 
     model_config = ConfigDict(extra="forbid")
