@@ -1,6 +1,7 @@
 """`deepe demo`: register a method, train, save, deploy and ask the model, with everything to be seen on the way.
 
-`--all` does it with every method for this machine and ends with a table: time, scores before and after, what was made.
+`--all` does it with every method for this machine and ends with a table: time, scores before and after, what was made;
+`--base-model` does it with base models of one's own instead of the sample.
 
 Needs no terminal and no input. Uses the home of `deepe dev`, so that what it made can be looked at afterwards. Leaves
 no process behind, however it ends.
@@ -10,6 +11,8 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -23,6 +26,7 @@ from app.cli.demo_samples import (
     copy_method,
     ensure_pictures,
     install_with_samples,
+    upload_base_model,
 )
 from app.cli.demo_screen import DemoScreen, Outcome, outcome_of, print_outcomes
 from app.cli.dev import Interrupted, cancel_jobs, ending_on_signals, say
@@ -43,6 +47,8 @@ DEFAULT_METHOD: Final = "SFT-Demo"
 QUESTIONS: Final = 3
 ANSWER_TOKENS: Final = 64
 NODE_SECONDS: Final = 60.0
+Shown = tuple[PresetManifest, Path | None]
+"""A method, and the base model that it trains instead of its sample."""
 
 
 @dataclass
@@ -76,6 +82,16 @@ class Times:
 def demo(
     method: Annotated[str, typer.Argument(help="The shipped method to show.")] = DEFAULT_METHOD,
     every: Annotated[bool, typer.Option("--all", help="Show every method for this machine, and compare.")] = False,
+    base_models: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--base-model",
+            metavar="FOLDER",
+            file_okay=False,
+            exists=True,
+            help="Train this base model instead of the sample; several are shown one after the other, and compared.",
+        ),
+    ] = None,
     home: HomeFolder = None,
     no_redis: Annotated[bool, typer.Option("--no-redis", help="Run without any Redis.")] = False,
 ) -> None:
@@ -85,10 +101,11 @@ def demo(
     what the model answers, and stops everything again.
     """
     manifests = for_this_machine() if every else [shipped(method)]
+    bases: list[Path | None] = [*base_models] if base_models else [None]
     settings = load_and_hide(home=home, port=0)
     with ending_on_signals(at_once=True):
         try:
-            _run(manifests, settings, no_redis=no_redis)
+            _run(list(product(manifests, bases)), settings, no_redis=no_redis)
         except Interrupted:
             say("interrupted; nothing of it goes on")
             raise typer.Exit(ExitCode.INTERRUPTED) from None
@@ -108,7 +125,7 @@ def for_this_machine() -> list[PresetManifest]:
     return [manifest for manifest in load_manifests() if this_machine() in manifest.platforms]
 
 
-def _run(manifests: list[PresetManifest], settings: Settings, *, no_redis: bool) -> None:
+def _run(shown: list[Shown], settings: Settings, *, no_redis: bool) -> None:
     times, screen = Times(), console()
     make_private_folder(settings.home)
     with borrowed_licence(settings, say=say) as environment:
@@ -126,27 +143,29 @@ def _run(manifests: list[PresetManifest], settings: Settings, *, no_redis: bool)
             for line in (f"API: {url}", f"home: {settings.home}", f"Redis: {service.redis.describe()}"):
                 screen.print(f"  {line}", markup=False, soft_wrap=True)
             with Api(url, token=settings.token) as api:
-                if len(manifests) > 1:
-                    _show_all(api, manifests, settings, screen)
+                if len(shown) > 1:
+                    _show_all(api, shown, settings, screen)
                     return
-                made = Demo(api, manifests[0], settings, times, screen).run()
+                ((manifest, base),) = shown
+                made = Demo(api, manifest, settings, times, screen, base).run()
         finally:
             service.stop()
     _farewell(screen, times, made)
 
 
-def _show_all(api: Api, manifests: list[PresetManifest], settings: Settings, screen: Console) -> None:
-    """Show one method after the other, also when one fails, and what came of each; exit 1 if one failed."""
+def _show_all(api: Api, shown: list[Shown], settings: Settings, screen: Console) -> None:
+    """Show one after the other, also when one fails, and what came of each; exit 1 if one failed."""
     outcomes = []
-    for manifest in manifests:
+    for manifest, base in shown:
         times = Times()
-        demo = Demo(api, manifest, settings, times, screen)
+        name = f"{manifest.name}, {base.name}" if base is not None else manifest.name
+        demo = Demo(api, manifest, settings, times, screen, base)
         try:
             demo.run()
-            outcomes.append(outcome_of(api, manifest.name, demo.ended, seconds=times.total - times.preparing))
+            outcomes.append(outcome_of(api, name, demo.ended, seconds=times.total - times.preparing))
         except CliFailure as failure:
             screen.print(f"  {failure.message}", style="red", markup=False, soft_wrap=True)
-            outcomes.append(Outcome(manifest.name, seconds=times.total - times.preparing, failure=failure.message))
+            outcomes.append(Outcome(name, seconds=times.total - times.preparing, failure=failure.message))
     print_outcomes(outcomes)
     if any(outcome.failure for outcome in outcomes):
         raise typer.Exit(ExitCode.FAILED)
@@ -155,8 +174,17 @@ def _show_all(api: Api, manifests: list[PresetManifest], settings: Settings, scr
 class Demo:
     """One run against a service. What it started is cancelled when it does not come to its end."""
 
-    def __init__(self, api: Api, manifest: PresetManifest, settings: Settings, times: Times, screen: Console) -> None:
+    def __init__(
+        self,
+        api: Api,
+        manifest: PresetManifest,
+        settings: Settings,
+        times: Times,
+        screen: Console,
+        base: Path | None = None,
+    ) -> None:
         self._api = api
+        self._base = base
         self._manifest = manifest
         self._settings = settings
         self._times = times
@@ -170,6 +198,8 @@ class Demo:
             samples = install_with_samples(self._api, self._manifest.name)
             with self._times.preparation():
                 self._build_environments()
+                if self._base is not None:
+                    samples = {**samples, "base_model": upload_base_model(self._api, self._base)}
             self.ended = self._train(self._register(), samples)
             asked = [model for job in self.ended if (model := self._ask(job))]
             return asked[-1] if asked else None
@@ -179,8 +209,8 @@ class Demo:
 
     def _build_environments(self) -> None:
         """Build what is built once per machine, also for the base model if a program makes it."""
-        base_model = sample_base_model(self._manifest.demo.base_model)
-        for environment in self._environments(base_model.environment):
+        makes_base = None if self._base is not None else sample_base_model(self._manifest.demo.base_model).environment
+        for environment in self._environments(makes_base):
             self._headline(f"Building the environment {environment} (once per machine)")
             job = self._api.post(f"/environments/{environment}:build")
             self._watch(job["id"], job)

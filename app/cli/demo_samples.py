@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from app.access.guard import LicenceGuard
 from app.cli.client import Api, ServiceRefused, segment
 from app.cli.command import CliFailure
 from app.cli.processes import Say
+from app.cli.transfer import upload_files
 from app.presets.sample_pictures import draw_all
 from app.settings import Settings
 
@@ -51,6 +53,16 @@ def copy_method(api: Api, method: str, *, name: str) -> dict[str, Any]:
         else:
             return copied
     raise CliFailure(f"A thousand methods are called {name}; delete some.")
+
+
+def upload_base_model(api: Api, folder: Path) -> str:
+    """Upload a base model under the folder's name, with a number behind it when that is taken; return the name."""
+    names = (folder.resolve().name if number == 1 else f"{folder.resolve().name}-{number}" for number in count(1))
+    taken = {entry["name"] for entry in api.items("/base-models")}
+    name = next(name for name in names if name not in taken)
+    upload_files(api, f"/base-models/{segment(name)}", folder, go_on=False)
+    api.post("/base-models", {"name": name})
+    return name
 
 
 @contextmanager

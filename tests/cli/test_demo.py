@@ -22,6 +22,7 @@ from app.cli.demo import Demo, Times, for_this_machine, shipped
 from app.cli.demo_samples import borrowed_licence
 from app.cli.demo_screen import outcome_of
 from app.domain.enums import Platform
+from app.presets import catalogue
 from app.settings import load_settings
 
 
@@ -34,7 +35,7 @@ def test_shows_a_training_twice_without_terminal_or_input(tmp_path: Path) -> Non
     home = tmp_path / "home"
 
     first = run_demo(home)
-    second = run_demo(home)
+    second = run_demo(home, "--base-model", str(catalogue.ROOM / "custom01" / "custom01-base"))
 
     for run in (first, second):
         assert run.returncode == 0, run.stdout + run.stderr
@@ -46,6 +47,7 @@ def test_shows_a_training_twice_without_terminal_or_input(tmp_path: Path) -> Non
     assert "Building the environment base" in first.stdout
     assert "Building the environment" not in second.stdout
     assert "Registered: My Custom01 2" in second.stdout
+    assert (home / "models" / "custom01-base-2" / "config.json").is_file()
     assert not (home / "license.json").exists()
     assert _processes_of(home) == []
 
