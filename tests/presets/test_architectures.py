@@ -52,6 +52,9 @@ for name in architectures.ARCHITECTURES:
     found["adapted"] = sorted({part for key in head for part in key.split(".") if key.startswith("base_model")})
     scores = {one["phase"]: one["value"] for one in events if one.get("name") == "eval_loss"}
     print(json.dumps({"name": name, **found, **scores}), flush=True)
+
+paths = (f"--model_path={out / 'mixtral'}", f"--dataset_path={rows}", f"--output_dir={out / 'dora'}")
+print(json.dumps({"name": "dora", "said": run("peft-demo.py", *paths, "--adapter=dora")[0]}), flush=True)
 """
 
 
@@ -76,3 +79,8 @@ def test_learns_is_saved_and_answers(found: dict[str, dict[str, Any]], name: str
     assert one["customized"] == one["complete"]
     assert ("experts" in one["adapted"]) is (name in ("mixtral", "qwen3-moe"))
     assert "gate" not in one["adapted"], "the router of a mixture is left alone"
+
+
+def test_adapter_that_cannot_adapt_experts_is_refused(found: dict[str, dict[str, Any]]) -> None:
+    assert "adapter=dora with use_dora=True cannot adapt the experts of a mixture" in found["dora"]["said"]
+    assert found["dora"]["said"].endswith("target_modules=k_proj,o_proj,q_proj,v_proj")

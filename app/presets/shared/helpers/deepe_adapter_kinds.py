@@ -65,6 +65,8 @@ CLASSES = {
     "peft.WaveFTConfig": {"finetuning_type": ["lora"], "adapter": ["waveft"]},
 }
 """Configuration classes by what has to be chosen for them. A script without `finetuning_type` trains adapters."""
+EXPERTS, EXPERTS_OF_MIXTRAL = ("gate_proj", "up_proj", "down_proj"), ("w1", "w2", "w3")
+"""What peft calls the layers of experts that transformers keeps in one weight."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,33 @@ def adapter_config(
     if kind.block is not None:
         own[kind.block[0]] = _block(args, model, *kind.block)
     own |= _of_kind(args, model, rows) | learned_rows(model)
-    return options_of(args).build(class_of(name), **own)
+    config = options_of(args).build(class_of(name), **own)
+    if not isinstance(layers, str) and has_joined_experts(model):
+        _check_experts(args, config, layers)
+    return config
+
+
+def has_joined_experts(model: Any) -> bool:
+    """Say whether a mixture keeps the layers of all its experts in two weights, as with transformers 5."""
+    return any(name.endswith("experts.gate_up_proj") for name, _weight in model.named_parameters())
+
+
+def _check_experts(args: argparse.Namespace, config: Any, layers: Sequence[str]) -> None:
+    """Refuse, or tell, what an adapter cannot do with experts that are joined in one weight."""
+    others = [name for name in layers if name not in (*EXPERTS, *EXPERTS_OF_MIXTRAL)]
+    if len(others) == len(layers):
+        return
+    if type(config).__name__ != "LoraConfig":
+        remark(f"adapter={args.adapter} leaves the experts of the mixture alone; it adapts {', '.join(others)}", args)
+        return
+    plain = {"use_dora": False, "lora_dropout": 0.0, "init_lora_weights": True}
+    found = next((name for name, value in plain.items() if getattr(config, name) != value), None)
+    if found is not None:
+        raise Refused(
+            f"adapter={args.adapter} with {found}={getattr(config, found)} cannot adapt the experts of a mixture, "
+            "whose layers are joined in one weight; give adapter=lora without dropout, or, in PEFT-Demo, leave the "
+            f"experts alone with target_modules={','.join(others)}"
+        )
 
 
 def _of_kind(args: argparse.Namespace, model: Any, rows: int) -> dict[str, Any]:

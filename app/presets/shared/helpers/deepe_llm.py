@@ -21,6 +21,7 @@ import deepe
 import deepe_chat as chat
 import deepe_memory as memory
 import deepe_trackers
+from deepe_adapter_kinds import EXPERTS, EXPERTS_OF_MIXTRAL, has_joined_experts
 from deepe_adapters import folder_with, leave_reference_out, start_of
 from deepe_arguments import str2bool as str2bool  # noqa: PLC0414 (copies of older scripts take it from here)
 from deepe_checkpoints import ADAPTER, MODEL, make_readable, newest_checkpoint
@@ -56,7 +57,6 @@ SAME_OPTIONS = {"r": "lora_rank", "lora_dropout": "lora_dropout", "optim": "opti
 FLASH_CAPABILITY = {"flash_attention_3": (9, 0), "flash_attention_2": (8, 0)}  # of the GPU
 CHANGING = frozenset({"packing", "shuffle_dataset", "max_length", "truncation_mode"})  # options that need TRL's maps
 ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
-EXPERTS, EXPERTS_OF_MIXTRAL = ("gate_proj", "up_proj", "down_proj"), ("w1", "w2", "w3")
 LIKE_MIXTRAL = ("mixtral", "minimax", "minimax_m2")
 PASSED_TO_PRODUCING = frozenset({"model_path", "adapter_path", "model_usage_type"})  # a saving stage that trains
 _expected_mib: dict[str, float] = {}  # of this process's training
@@ -356,8 +356,7 @@ def names_of_linear(model: Any, *, routers: bool = False) -> set[str]:
     config = model.config.get_text_config()
     if not any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
         return names
-    if any(name.endswith("experts.gate_up_proj") for name, _weight in model.named_parameters()):
-        # transformers 5 keeps the layers of all experts in two weights; peft finds them by the names that they had
+    if has_joined_experts(model):  # peft finds them by the names that they had
         names |= {"gate", *(EXPERTS_OF_MIXTRAL if config.model_type in LIKE_MIXTRAL else EXPERTS)}
     return names if routers else names - ROUTERS
 
