@@ -168,6 +168,8 @@ def family(name: str, presets: Path, output: Path, given: dict[str, list[Any]]) 
         "conversations": spoken,
         "preferences": judged,
         "sft": held_by_sft(presets, folder, good, *options),
+        "peft": held_by_peft(presets, folder, good, *options),
+        "custom02": held_by_custom02(presets, folder, good, *options),
         "dpo": held_by_dpo(presets, folder, both, "dpo", *options),
         "orpo": held_by_dpo(presets, folder, both, "orpo", *options),
         "kto": held_by_dpo(presets, folder, pairs, "kto", *options),
@@ -295,6 +297,31 @@ def gradients_apart(trainer: Any, batch: Any) -> float:
     return float((found - own).norm() / own.norm())
 
 
+def held_by_peft(presets: Path, base: Path, rows: list[Any], *more: str) -> list[dict[str, Any]]:
+    """Return the batches of one that PEFT-Demo's trainer would learn from."""
+    peft = script(presets / "peft-demo/peft-demo.py")
+    args = arguments(peft, base, rows, "--adapter=dora", "--learning_rate=0.001", *more)
+    preparation = peft.Preparation(args, peft.LEARNS)
+    tokenizer = peft.llm.load_tokenizer(str(base), args)
+    trainer = peft.build_trainer(args, peft.llm.choose(args), tokenizer, preparation.sequences(tokenizer)[0], [])
+    batches = [trainer.data_collator([row]) for row in trainer.train_dataset]
+    return [{"tokens": one["input_ids"][0].tolist(), "labels": one["labels"][0].tolist()} for one in batches]
+
+
+def held_by_custom02(presets: Path, base: Path, rows: list[Any], *more: str) -> list[dict[str, Any]]:
+    """Return the batches of one that Custom02 would learn from, which takes conversations only, and no adapters."""
+    custom = script(presets / "custom02/custom02.py")
+    own = [word for word in more if not word.startswith(("--adapter=", "--new_tokens="))]
+    more = (f"--base_path={base}", f"--save_path={base}/saved", "--max_seq_length=2048", *own)
+    spoken = [row for row in rows if "text" not in row]
+    args = arguments(custom, base, spoken, "--input_train_name=", "--output_train_name=", *more)
+    preparation = custom.Preparation(args, custom.Wanted(kinds=frozenset({custom.CONVERSATION})))
+    tokenizer = custom.llm.load_tokenizer(str(base), args)
+    learned, _ = preparation.sequences(tokenizer, custom.Recipe())
+    batches = [custom.collate([one], tokenizer.pad_token_id, "cpu") for one in learned.rows()]
+    return [{"tokens": one["input_ids"][0].tolist(), "labels": one["labels"][0].tolist()} for one in batches]
+
+
 def looked_at(trainer: Any, batch: Any) -> dict[str, Any]:
     """Return the loss of a batch, that of the model itself, and of how many tokens a probability is worked out."""
     import torch
@@ -372,8 +399,9 @@ def held_by_grpo(presets: Path, base: Path, *more: str) -> dict[str, Any]:
     }
 
 
-def step_of_ppo(presets: Path, base: Path, *more: str) -> dict[str, float]:
-    """Return the values of one step of PPO-Demo, with its default instruction before each question."""
+def step_of_ppo(presets: Path, base: Path, *more: str) -> dict[str, Any]:
+    """Return the values of one step of PPO-Demo and what it asks, with its default instruction before each question."""
+    import deepe_examples as examples
 
     ppo = script(presets / "ppo-demo/ppo-demo.py")
     args = arguments(ppo, base, TASKS, "--rollouts=2", "--batch_size=2", "--max_content_length=4", *more)
@@ -382,14 +410,27 @@ def step_of_ppo(presets: Path, base: Path, *more: str) -> dict[str, float]:
     tokenizer = ppo.llm.load_tokenizer(str(base), args)
     tasks, _ = preparation.sequences(tokenizer, judge.recipe(args.system_prompt))
     learner = ppo.Learner(args, ppo.llm.choose(args), tokenizer, judge, tasks.longest)
-    values: dict[str, float] = learner.step(1, tasks.rows())
-    return values
+    asked: list[list[int]] = []
+    encode = ppo.encode_prompts
+
+    def encoded(*given: Any) -> Any:
+        found = encode(*given)
+        pairs = zip(found["input_ids"], found["attention_mask"], strict=True)
+        asked.extend(tokens[mask.bool()].tolist() for tokens, mask in pairs)
+        return found
+
+    ppo.encode_prompts = encoded
+    values: dict[str, Any] = learner.step(1, tasks.rows())
+    shown = [examples.sequences_of(task, tokenizer, args)[0].tokens for task in tasks.rows()]
+    return {**values, "asked": asked, "shown": shown}
 
 
 def arguments(module: Any, base: Path, rows: list[Any], *more: str) -> argparse.Namespace:
     data = base / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    paths = [f"--model_path={base}", f"--dataset_path={data}", f"--output_dir={base}/out", "--eval_fraction=0"]
+    paths = [f"--dataset_path={data}", f"--output_dir={base}/out", "--eval_fraction=0"]
+    if not any(word.startswith("--base_path=") for word in more):
+        paths.append(f"--model_path={base}")
     args: argparse.Namespace = module.make_parser().parse_args([*paths, *more])
     return args
 

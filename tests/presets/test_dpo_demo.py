@@ -53,12 +53,17 @@ class TestTraining:
         assert_went_on(*runs, "loss", "rewards/margins")
 
     @pytest.mark.parametrize("objective", ["kto", "orpo"])
-    def test_other_objectives_take_pairs_too(self, torch_home: Home, styles_base: Path, objective: str) -> None:
-        more = (f"--objective={objective}", "--max_steps=20", "--learning_rate=0.002", "--eval_samples=20")
+    def test_other_objectives_take_pairs_and_go_on_too(
+        self, torch_home: Home, styles_base: Path, objective: str
+    ) -> None:
+        few = ("--max_steps=20", "--learning_rate=0.002", "--eval_samples=20", "--logging_steps=1")
+        more = (f"--objective={objective}", *few)
 
-        run = torch_home.run(SCRIPT, *arguments(torch_home, styles_base, *more))
+        run, stopped, resumed = run_whole_and_stopped(
+            torch_home, SCRIPT, arguments(torch_home, styles_base, *more), at=6
+        )
 
-        assert run.code == 0, run.stderr
+        assert_went_on(run, stopped, resumed, "loss", "rewards/margins", "grad_norm")
         assert run.score("after", "preference_accuracy") >= run.score("before", "preference_accuracy")
         assert run.score("after") > run.score("before")
         run.lowered("eval_loss")

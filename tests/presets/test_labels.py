@@ -226,11 +226,19 @@ FAMILIES = pytest.mark.parametrize("family", [*families.FAMILIES, *families.VARI
 
 
 @FAMILIES
-def test_sft_learns_what_the_reader_says(found: dict[str, Any], family: str) -> None:
-    told = [one for row in found[family]["conversations"] for one in row.get("sequences", ())]
+@pytest.mark.parametrize("method", ["sft", "peft", "custom02"])
+def test_answers_are_learned_as_the_reader_says(
+    found: dict[str, Any], rows: dict[str, Any], family: str, method: str
+) -> None:
+    told = [
+        one
+        for row, made in zip(rows["conversations"], found[family]["conversations"], strict=True)
+        if method != "custom02" or "text" not in row
+        for one in made.get("sequences", ())
+    ]
 
     assert len(told) > 20
-    assert by_tokens(found[family]["sft"]) == by_tokens(told)
+    assert by_tokens(found[family][method]) == by_tokens(told)
 
 
 @FAMILIES
@@ -309,6 +317,7 @@ def test_rewarded_answers_are_asked_with_the_instruction_and_end(found: dict[str
     assert held["asked"] == held["shown"]
     assert found[family]["end"] in as_list(held["ends"])
     assert found[family]["ppo"]["answer_length"] > 0
+    assert sorted(found[family]["ppo"]["asked"]) == sorted(found[family]["ppo"]["shown"])
 
 
 def test_turns_end_otherwise_than_documents(found: dict[str, Any]) -> None:
