@@ -80,7 +80,7 @@ def main() -> None:
     adopt_kind(args)
     args.options = Options(rest, LIBRARY_OPTIONS, args)
     if args.learning_rate is None:
-        args.learning_rate = KINDS[args.adapter].rate
+        args.learning_rate = KINDS.get(args.adapter, KINDS["lora"]).rate
     llm.run_stage(args, run)
 
 

@@ -169,13 +169,17 @@ def class_of(kind: str) -> Any:
 
 
 def check_adapter(args: argparse.Namespace, *, lacks: Collection[str] = ()) -> None:
-    """Refuse a kind that the method cannot train, or not with what else was asked for. `lacks`: of `REASONS`."""
-    if getattr(args, "finetuning_type", "lora") != "lora":
+    """Refuse a kind that the method cannot train, or not with what else was asked for. `lacks`: of `REASONS`.
+
+    Whether an adapter can learn on is looked at by `deepe_adapters.check_start`.
+    """
+    if getattr(args, "finetuning_type", "lora") != "lora" or args.adapter not in KINDS:
         return
+    is_new = not getattr(args, "adapter_name_or_path", None)
     options_of(args).check()
     kind, given = KINDS[args.adapter], options_of(args).given
     named, start = f"adapter={args.adapter}", str(given.get("init_lora_weights", ""))
-    if kind.lacks in lacks:
+    if kind.lacks in lacks and is_new:
         raise Refused(f"{named} {REASONS[kind.lacks]}")
     if start.startswith(UNPREPARED):
         cure = "give adapter=eva" if start == "eva" else "give another start, such as pissa or olora"
