@@ -387,7 +387,21 @@ class Trial:
             self.outcome["A"] = "n"
             return [f"A: {str(error)[:300]}"]
         self.outcome["A"] = "y" if "".join(pieces).strip() else "n"
-        return []
+        if not self._answers_as_base(model):
+            return []
+        self.outcome["A"] = "p"
+        return ["A: the base model's answers, as a warning says"]
+
+    def _answers_as_base(self, model: str) -> bool:
+        """Return whether the comparison that follows the first question found the base model's answer."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            found = self._site.get(f"/models/{model}")
+            compared = found["details"].get("comparison")
+            if compared is not None and compared["alike"] is not None:
+                return bool(found["warnings"])
+            time.sleep(1)
+        return False  # a script that loads an adapter ends at the base model: nothing is to be said of it
 
     def _post(self, path: str, body: Any, letter: str) -> Any:
         answer = self._site.request("POST", path, json=body)
