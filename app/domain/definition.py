@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, field_validator, model_validator
 
-from app.domain.enums import ModelState
+from app.domain.enums import JobKind, ModelState
 from app.domain.kinds import KINDS, METHOD_STAGES, Member, Stage
 from app.domain.launchers import Launcher, LauncherKind
 from app.domain.names import normal_name
@@ -205,6 +205,12 @@ class MethodDefinition(Wire):
         A deployment counts whatever its target is; ask `deploys_itself` whether it has a file of its own.
         """
         return self.deployment if KINDS[stage].member is Member.DEPLOYMENT else self.stages.get(stage)
+
+    def own_stages(self) -> dict[Stage, RunConfig]:
+        """Return the stages that run code of the method's own, in their order."""
+        deployment: list[Stage] = [JobKind.DEPLOYMENT] if self.deploys_itself else []
+        configs = {stage: self.stage_config(stage) for stage in [*METHOD_STAGES, *deployment]}
+        return {stage: config for stage, config in configs.items() if config is not None}
 
     def launcher(self, stage: Stage) -> Launcher:
         """Return how `stage` of a valid method is started."""

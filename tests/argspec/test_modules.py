@@ -9,7 +9,8 @@ import pytest
 from app.argspec.client import BoundedReader
 from app.argspec.modules import MAX_MODULES, Source
 from app.domain.script_parameters import ScriptParameters
-from app.registry.methods.files import MethodFiles, PinnedFile, pin
+from app.registry.methods.files import MethodFiles
+from app.registry.methods.pins import PinnedFile, pin
 from app.registry.methods.script_reading import ScriptReader, script_parameters
 from app.registry.scripts.root import ScriptRoot
 from app.registry.scripts.versions import VersionStore

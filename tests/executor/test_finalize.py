@@ -15,9 +15,10 @@ from sqlalchemy.exc import OperationalError
 from app.domain.enums import EndReason, JobKind, JobStatus, ModelState, TrainingType
 from app.domain.retries import MAX_RECOVERIES
 from app.executor.attempts.artifacts import read_result
-from app.executor.attempts.finalize import MAX_TRIES, StageFinalizer, judge_base_model, judge_build, model_name
+from app.executor.attempts.finalize import MAX_TRIES, StageFinalizer
 from app.executor.attempts.model_card import FILE_NAME
-from app.executor.attempts.results import judge_printed_result
+from app.executor.attempts.produced_models import model_name
+from app.executor.attempts.results import judge_base_model, judge_build, judge_printed_result
 from app.executor.runs.job_spec import Deployment, JobSpec, Named
 from app.executor.runs.run_folder import RunFolder
 from app.executor.supervisor.client import ExitRecord, ExitWhy

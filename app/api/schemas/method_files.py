@@ -8,7 +8,8 @@ from pydantic import Field
 
 from app.api.schemas.common import SHA256, StageName
 from app.domain.values import Value
-from app.registry.methods.files import FileState, FileStatus, PinnedFile
+from app.registry.methods.files import FileState, FileStatus
+from app.registry.methods.pins import PinnedFile
 from app.registry.scripts.root import ScriptEntry
 from app.registry.scripts.versions import TreeFile
 

@@ -13,30 +13,34 @@ what it holds is tried `MAX_TRIES` times and then written without the result, as
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.domain.enums import EndReason, JobKind, JobStatus, ModelState
-from app.domain.errors import AppError
+from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.kinds import KINDS, as_stage
-from app.domain.names import complete_name, online_name, produced_name
 from app.domain.plain_text import shown
 from app.domain.retries import Again, Limits
 from app.domain.transitions import TERMINAL
-from app.executor.attempts.artifacts import Artifact, ArtifactKind, ResultManifest, digest_files, write_result
+from app.executor.attempts.artifacts import Artifact, ResultManifest, digest_files, write_result
 from app.executor.attempts.checkpoints import newest_checkpoint
-from app.executor.attempts.classification import classify
 from app.executor.attempts.comparisons import after, answer_of, quiet
 from app.executor.attempts.limits import limit_seconds
-from app.executor.attempts.model_card import ModelCard, Score, make_way, render, with_card, write_model_card
+from app.executor.attempts.model_card import make_way
+from app.executor.attempts.produced_models import create_model, write_card
 from app.executor.attempts.projections import project_whole_log
-from app.executor.attempts.results import Verdict, judge
+from app.executor.attempts.results import (
+    MAX_DETAIL,
+    Verdict,
+    judge,
+    judge_base_model,
+    judge_build,
+    judge_program,
+    with_unpinned,
+)
 from app.executor.attempts.retrying import decide_on
 from app.executor.attempts.script_status import FAILED, SUCCESS, ScriptStatus
 from app.executor.engines.base import SUPERVISOR_TERMINATED, ExitRecord, ExitWhy
@@ -47,9 +51,6 @@ from app.executor.runs.memory_forecasts import Device, measured_memory
 from app.executor.runs.run_folder import RunFolder
 from app.executor.runs.script_records import write_end_record
 from app.faults import fault_point
-from app.registry.base_models.card import read_card
-from app.registry.models.files import UnusableFile
-from app.registry.scripts.names import SUFFIX
 from app.store import base_models, job_attempts, job_status, models
 from app.store import jobs as store
 from app.store.clock import database_now
@@ -64,7 +65,6 @@ logger = logging.getLogger(__name__)
 
 TAIL_LINES = 2000  # enough to judge by
 SHOWN_LINES = 20  # kept with the job
-SHOWN_CHARACTERS = 500  # of an error
 MAX_TRIES = 5  # of an end that fails for a reason that does not pass by itself
 
 
@@ -204,7 +204,7 @@ class StageFinalizer:
                 now = await database_now(session)
                 parent = await models.find_model(session, claim.job.model_id) if claim.job.model_id else None
                 made = manifest if judged.verdict.succeeded else None
-                model = await self._create_model(session, claim.job, parent, made, judged.reached, now=now)
+                model = await create_model(session, claim.job, parent, made, judged.reached, now=now)
                 await self._record_base_model(session, claim, judged, now=now)
                 # read again: a cancel may have been requested meanwhile
                 end = _end(await store.get(session, claim.job.id), exit_record, judged, model)
@@ -237,7 +237,7 @@ class StageFinalizer:
         job = await store.get(session, saved.job_id)
         if job.status is not JobStatus.QUEUED:
             return None
-        model = await self._create_model(session, job, parent, saved, Reached((), {}), now=now)
+        model = await create_model(session, job, parent, saved, Reached((), {}), now=now)
         assert model is not None
         params = {"path": saved.root, "training": parent.job_id}
         end = End(JobStatus.SUCCEEDED, EndReason.ALREADY_SAVED, params, result_model_id=model.id)
@@ -250,7 +250,7 @@ class StageFinalizer:
             end = End(
                 status=JobStatus.CANCELLED if cancelled else JobStatus.FAILED,
                 reason=EndReason.CANCELLED if cancelled else EndReason.RESULT_NOT_RECORDED,
-                params={"detail": shown(f"{type(error).__name__}: {error}", limit=SHOWN_CHARACTERS)},
+                params={"detail": shown(f"{type(error).__name__}: {error}", limit=MAX_DETAIL)},
                 exit=asdict(exit_record),
             )
             finished = await job_attempts.finish(session, claim, end, now=await database_now(session))
@@ -298,7 +298,7 @@ class StageFinalizer:
                 output=spec.output,
                 produces=claim.job.model_id is None and not is_runner_call(claim.job),
             )
-            verdict = _with_unpinned(verdict, spec, self._home.scripts)
+            verdict = with_unpinned(verdict, spec, self._home.scripts)
             if verdict.succeeded and is_comparison(claim.job):
                 verdict = replace(verdict, params={"answer": answer_of(tail)})
         return Judged(verdict=verdict, log_tail=tail[-SHOWN_LINES:], reached=said)
@@ -340,57 +340,6 @@ class StageFinalizer:
 
     # ---- the model --------------------------------------------------------------------------------------------------
 
-    async def _create_model(
-        self,
-        session: AsyncSession,
-        job: JobRow,
-        parent: ModelRow | None,
-        manifest: ResultManifest | None,
-        reached: Reached,
-        *,
-        now: datetime,
-    ) -> ModelRow | None:
-        spec, state = JobSpec.of(job), KINDS[job.kind].produces
-        if manifest is None or state is None or spec.runner_call is not None:
-            return None  # what a call of DeepExtension's backend makes is listed there
-        assert spec.base_model is not None
-        assert job.method_id is not None
-        assert job.method_version is not None
-        data = spec.dataset
-        new = models.NewModel(
-            name=model_name(job, spec, parent, now=now),
-            state=state,
-            training_type=spec.training_type,
-            path=manifest.root,
-            size_bytes=manifest.size_bytes,
-            base_model_id=spec.base_model.id,
-            base_model_name=spec.base_model.name,
-            base_model_path=spec.base_model.path,
-            parent_id=parent.id if parent else None,
-            job_id=job.id,
-            method_id=job.method_id,
-            method_version=job.method_version,
-            dataset_id=data.id if data else None,
-            dataset_name=data.name if data else None,
-            dataset_digest=data.digest if data else None,
-            parameters=spec.effective,
-            details={
-                "kind": manifest.kind,
-                "files": [file.model_dump() for file in manifest.files],
-                "result": manifest.result,
-                "deployment": spec.deployment.model_dump() if spec.deployment else None,
-                "evaluations": [asdict(evaluation) for evaluation in reached.evaluations],
-                "metrics": reached.metrics,
-            },
-        )
-        row = await models.create_model(session, new, now=now)
-        if row.path is not None:
-            # the card is written after the end is, because it names the model's id; its bytes are known now
-            files = with_card(manifest.files, render(_model_card(job, row)))
-            row.size_bytes = sum(file.size for file in files)
-            row.details = {**row.details, "files": [file.model_dump() for file in files]}
-        return row
-
     def _base_model_folder(self, claim: Claim) -> Path:
         base = JobSpec.of(claim.job).base_model
         assert base is not None
@@ -404,17 +353,13 @@ class StageFinalizer:
     def _write_card(self, job: JobRow, model: ModelRow) -> None:
         """Write the card of a model in the home folder, from its rows in the database. Never raises."""
         try:
-            self._write_card_of(job, model)
+            write_card(self._home, job, model)
         except Exception as error:  # the model is as good without it, and its end is written
             logger.warning(
                 "model_card_not_written",
                 extra={"job_id": job.id, "error": str(error)},
                 exc_info=not isinstance(error, OSError),
             )
-
-    def _write_card_of(self, job: JobRow, model: ModelRow) -> None:
-        if model.path is not None and self._home.absolute(model.path).is_dir():
-            write_model_card(self._home.absolute(model.path), _model_card(job, model))
 
 
 @dataclass(frozen=True)
@@ -428,89 +373,6 @@ class _Unlaunched:
 
 class _ClaimLost(Exception):
     """The attempt's token is stale: it was ended elsewhere."""
-
-
-def _with_unpinned(verdict: Verdict, spec: JobSpec, scripts: Path) -> Verdict:
-    """Name a module that the environment lacks as not pinned, if it lies where the script would look for it."""
-    if verdict.reason is not EndReason.MODULE_MISSING or spec.script is None or spec.script.tree is None:
-        return verdict
-    module = str(verdict.params.get("module"))
-    for place in ((scripts / spec.script.file).parent / module, scripts / module):
-        if place.with_name(f"{module}{SUFFIX}").is_file() or any(place.glob(f"*{SUFFIX}")):
-            params = {**verdict.params, "file": place.relative_to(scripts).as_posix()}
-            return replace(verdict, reason=EndReason.FILE_NOT_PINNED, params=params)
-    return verdict
-
-
-def judge_program(exit_record: ExitRecord, log_tail: Sequence[str]) -> Verdict:
-    """Decide on a program of the product: its exit code says all."""
-    if exit_record.why is ExitWhy.EXITED and exit_record.code == 0:
-        return Verdict(succeeded=True, reason=EndReason.COMPLETED)
-    failure = classify(exit_record, log_tail)
-    return Verdict(succeeded=False, reason=failure.reason, detail=failure.detail, params=failure.params)
-
-
-def judge_build(exit_record: ExitRecord, log_tail: Sequence[str]) -> Verdict:
-    """Decide on the building of an environment."""
-    verdict = judge_program(exit_record, log_tail)
-    return replace(verdict, reason=EndReason.ENV_BUILD_FAILED) if verdict.reason is EndReason.EXIT_CODE else verdict
-
-
-def judge_base_model(exit_record: ExitRecord, log_tail: Sequence[str], folder: Path, *, root: Path) -> Verdict:
-    """Decide on the making of a base model: its folder must be one. Reads it: call it in a thread."""
-    built = judge_program(exit_record, log_tail)
-    if not built.succeeded:
-        return built
-    try:
-        card = read_card(folder, roots=[root])
-    except (AppError, UnusableFile, OSError) as error:
-        detail = shown(error.detail() if isinstance(error, AppError) else str(error), limit=SHOWN_CHARACTERS)
-        params = {"detail": detail}
-        return Verdict(succeeded=False, reason=EndReason.OUTPUT_INVALID, detail=detail, params=params)
-    return replace(built, card=card.model_dump(mode="json"))
-
-
-def model_name(job: JobRow, spec: JobSpec, parent: ModelRow | None, *, now: datetime) -> str:
-    """Return the name that the contract gives to what the job makes."""
-    job_id = UUID(job.id)
-    state = KINDS[job.kind].produces
-    if state is ModelState.ONLINE:
-        assert parent is not None
-        quantize = spec.deployment.quantize if spec.deployment else None
-        return online_name(source_name=parent.name, deployment_id=job_id, quantization=quantize)
-    if state is ModelState.COMPLETE and parent is not None:
-        return complete_name(source_name=parent.name, saving_id=job_id)
-    assert spec.base_model is not None
-    return produced_name(technical_name=spec.base_model.name, train_name=job.name, produced_at=now, job_id=job_id)
-
-
-def _model_card(job: JobRow, model: ModelRow) -> ModelCard:
-    lineage = {"model": model.id, "job": job.id, "base model": model.base_model_id, "method": model.method_id}
-    spec = JobSpec.of(job)
-    if model.parent_id is not None:
-        lineage["made from"] = model.parent_id
-    if spec.reward_model is not None:
-        lineage["reward model"] = spec.reward_model.id
-    return ModelCard(
-        name=model.name,
-        state=model.state,
-        training_type=model.training_type,
-        kind=ArtifactKind(model.details["kind"]),
-        technique=spec.technique,
-        base_model=model.base_model_name,
-        method=job.method_name or "",
-        method_version=model.method_version,
-        created_at=model.created_at,
-        dataset=model.dataset_name,
-        dataset_digest=model.dataset_digest,
-        parameters=model.parameters,
-        metrics=model.details["metrics"],
-        scores=[
-            Score(name=one["name"], before=one["before"], after=one["after"], samples=one["samples"] or 0)
-            for one in model.details["evaluations"]
-        ],
-        lineage=lineage,
-    )
 
 
 def _counting_key(job: JobRow) -> str | None:

@@ -37,7 +37,8 @@ from app.executor.runs.job_spec import EnvironmentBuild, JobSpec, Named, status_
 from app.executor.runs.run_folder import RunFolder
 from app.presets.catalogue import download_program, helpers_dir, preview_program, sample_base_model
 from app.registry.base_models.uploads import FOLDER as UPLOADS
-from app.registry.methods.files import MethodFiles, PinnedFile
+from app.registry.methods.files import MethodFiles
+from app.registry.methods.pins import PinnedFile
 from app.registry.methods.runs import ScriptToRun, script_to_run
 from app.registry.scripts.root import ScriptRoot
 from app.registry.scripts.versions import VersionStore

@@ -7,21 +7,26 @@ they print, and a folder without loadable weights is no model. An unknown exit i
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, assert_never
 
 from app.domain.enums import EndReason, JobKind
+from app.domain.errors import AppError
 from app.domain.kinds import Stage
-from app.domain.plain_text import storable, storable_document
+from app.domain.plain_text import shown, storable, storable_document
 from app.executor.attempts.artifacts import Artifact, ArtifactProblem, find_model, saved_beside
 from app.executor.attempts.classification import Failure, classify, last_words, recognise, words_of_exception
 from app.executor.attempts.last_words import LOG_DATA
 from app.executor.attempts.script_status import FAILED
 from app.executor.engines.base import ExitRecord, ExitWhy
+from app.executor.runs.job_spec import JobSpec
+from app.registry.base_models.card import read_card
+from app.registry.models.files import UnusableFile
+from app.registry.scripts.names import SUFFIX
 
 _SUCCESS = re.compile(r"\bsuccess(?:fully)?\b", re.IGNORECASE)
-_MAX_DETAIL = 500
+MAX_DETAIL = 500  # characters of an error
 _SILENT = "(no output)"
 
 
@@ -109,6 +114,44 @@ def json_objects(lines: Sequence[str]) -> list[dict[str, Any]]:
     return _objects_and_text(lines)[0]
 
 
+def with_unpinned(verdict: Verdict, spec: JobSpec, scripts: Path) -> Verdict:
+    """Name a module that the environment lacks as not pinned, if it lies where the script would look for it."""
+    if verdict.reason is not EndReason.MODULE_MISSING or spec.script is None or spec.script.tree is None:
+        return verdict
+    module = str(verdict.params.get("module"))
+    for place in ((scripts / spec.script.file).parent / module, scripts / module):
+        if place.with_name(f"{module}{SUFFIX}").is_file() or any(place.glob(f"*{SUFFIX}")):
+            params = {**verdict.params, "file": place.relative_to(scripts).as_posix()}
+            return replace(verdict, reason=EndReason.FILE_NOT_PINNED, params=params)
+    return verdict
+
+
+def judge_program(exit_record: ExitRecord, log_tail: Sequence[str]) -> Verdict:
+    """Decide on a program of the product: its exit code says all."""
+    if _exited_cleanly(exit_record):
+        return Verdict(succeeded=True, reason=EndReason.COMPLETED)
+    return _failed(classify(exit_record, log_tail))
+
+
+def judge_build(exit_record: ExitRecord, log_tail: Sequence[str]) -> Verdict:
+    """Decide on the building of an environment."""
+    verdict = judge_program(exit_record, log_tail)
+    return replace(verdict, reason=EndReason.ENV_BUILD_FAILED) if verdict.reason is EndReason.EXIT_CODE else verdict
+
+
+def judge_base_model(exit_record: ExitRecord, log_tail: Sequence[str], folder: Path, *, root: Path) -> Verdict:
+    """Decide on the making of a base model: its folder must be one. Reads it: call it in a thread."""
+    built = judge_program(exit_record, log_tail)
+    if not built.succeeded:
+        return built
+    try:
+        card = read_card(folder, roots=[root])
+    except (AppError, UnusableFile, OSError) as error:
+        detail = shown(error.detail() if isinstance(error, AppError) else str(error), limit=MAX_DETAIL)
+        return _failed(Failure(reason=EndReason.OUTPUT_INVALID, detail=detail, params={"detail": detail}))
+    return replace(built, card=card.model_dump(mode="json"))
+
+
 def _objects_and_text(lines: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the objects, and the lines that are no part of one."""
     text = "\n".join(lines)
@@ -168,7 +211,7 @@ def _with_cause(verdict: Verdict, log_tail: Sequence[str]) -> Verdict:
 
 
 def _plain(reason: EndReason, detail: str) -> Failure:
-    detail = storable(detail[:_MAX_DETAIL])
+    detail = storable(detail[:MAX_DETAIL])
     return Failure(reason=reason, detail=detail, params={"detail": detail})
 
 

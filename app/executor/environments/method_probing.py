@@ -11,7 +11,7 @@ from app.domain.environment_reports import EnvironmentState
 from app.executor.environments.environment_probe import EnvironmentProbes, Needs
 from app.executor.environments.local_environments import Look
 from app.presets.shared.helpers.deepe_needs import MODULES
-from app.registry.methods.files import PinnedFile, pin_from_json
+from app.registry.methods.pins import PinnedFile, pin_from_json
 from app.registry.methods.script_modules import ScriptModules
 from app.registry.methods.script_reading import ScriptReader
 from app.registry.scripts.module_names import top_package

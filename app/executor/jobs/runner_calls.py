@@ -40,7 +40,7 @@ from app.executor.runs.job_spec import JobSpec, PinnedScript, RunnerCall, status
 from app.executor.runs.log_file import tail_lines
 from app.executor.runs.run_folder import RunFolder
 from app.executor.runs.script_records import Record, write_end_record, write_records
-from app.registry.methods.files import PinnedFile, pin, shipped_content
+from app.registry.methods.pins import PinnedFile, pin, shipped_content
 from app.registry.methods.record import Method, method_of
 from app.registry.methods.service import MethodMoved
 from app.registry.methods.wiring import MethodServices

@@ -20,7 +20,8 @@ from app.executor.jobs.submission import Submissions
 from app.executor.runs.job_spec import JobSpec
 from app.executor.runs.run_folder import RunFolder
 from app.registry.environments.on_nodes import AS_REPORTED
-from app.registry.methods.files import MethodFiles, PinnedFile
+from app.registry.methods.files import MethodFiles
+from app.registry.methods.pins import PinnedFile
 from app.registry.methods.runs import script_to_run
 from app.store import methods as method_store
 from app.store.home import Home

@@ -11,7 +11,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.domain.definition import MethodDefinition
 from app.domain.enums import JobKind, VersionSource
 from app.domain.names import normal_name
-from app.registry.methods.files import MethodFiles, Pins
+from app.registry.methods.files import MethodFiles
+from app.registry.methods.pins import Pins
 from app.registry.methods.record import Method
 from app.registry.methods.restoring import FileInTheWay
 from app.registry.methods.runs import MethodRuns

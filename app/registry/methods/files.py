@@ -7,27 +7,26 @@ that its stage runs beside it, as a tree (`app.registry.methods.trees`).
 
 import contextlib
 import platform
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
 
 from app.argspec.client import Limit, Reading, shared_reader
 from app.argspec.report import Imports
-from app.domain.call_rules import valid_module
-from app.domain.definition import MethodDefinition, RepositoryConfig, RunConfig
+from app.domain.definition import MethodDefinition
 from app.domain.enums import JobKind
 from app.domain.errors import Invalid, Violation
-from app.domain.kinds import KINDS, METHOD_STAGES, STAGES, Member, Stage
-from app.domain.plain_text import shown
-from app.domain.pointers import pointer
+from app.domain.kinds import Stage
 from app.presets import catalogue
-from app.registry.methods.trees import MAX_BYTES, Collected, Files, collect, module_file, module_paths, pointer_of
+from app.registry.methods.file_sources import KeptFiles, ReadableFiles, RootFiles, commit_of, tree_file
+from app.registry.methods.pins import PinnedFile, Pins, pin, shipped_content
+from app.registry.methods.stage_members import file_pointer, member_pointer, stage_files, stage_modules, stage_pointer
+from app.registry.methods.trees import MAX_BYTES, Collected, collect, module_file, module_paths
 from app.registry.scripts.git_commits import CommitUnreadable, GitCommit
-from app.registry.scripts.module_names import folder_of, hidden, top_package
-from app.registry.scripts.names import SUFFIX, script_path, stem
-from app.registry.scripts.root import FileDigest, ScriptRoot, ScriptTooLarge, digest_of
+from app.registry.scripts.module_names import hidden, top_package
+from app.registry.scripts.names import script_path, stem
+from app.registry.scripts.root import FileDigest, ScriptRoot, digest_of
 from app.registry.scripts.versions import Tree, TreeFile, VersionLost, VersionStore, manifest
 
 _REMEMBERED = 10_000
@@ -38,39 +37,6 @@ _UNCHECKED: Mapping[Limit, str] = {
     "output": "unchecked_output",
     "crash": "unchecked_crash",
 }
-
-
-@dataclass(frozen=True)
-class PinnedFile:
-    """A file of a method version: its path, and exactly which bytes it means.
-
-    The path is one of the script root, or, if the file is `shipped`, the name of a script in the product's folder.
-    `tree`: digest of all files that the stage runs, this one among them. None for shipped files, which have no
-    neighbours, and in versions of earlier releases, which pinned nothing else. `committed`: the path is one of the
-    commit that the method names, and nothing on disk matters. `module`: what `python -m` is given to run the file; then
-    modules are looked for in the root of its tree, else in the folder of the file.
-    """
-
-    file: str
-    sha256: str
-    size: int
-    shipped: bool = False
-    tree: str | None = None
-    committed: bool = False
-    module: str | None = None
-
-    @property
-    def search_folder(self) -> str:
-        """The folder that Python looks for its modules in first."""
-        return folder_of(self.file) if self.module is None else ""
-
-    @property
-    def lies_in_root(self) -> bool:
-        """Whether the script root has the file, or had it."""
-        return not self.shipped and not self.committed
-
-
-Pins = dict[Stage, PinnedFile]
 
 
 class FileState(StrEnum):
@@ -174,9 +140,9 @@ class MethodFiles:
                     contents[pins[stage].sha256] = content
                 continue
             if definition.repository is not None and commit is None:
-                commit = stack.enter_context(_commit_of(definition.repository))
+                commit = stack.enter_context(commit_of(definition.repository))
             try:
-                files = commit or _RootFiles(self, before, instead)
+                files = commit or self._root_files(before, instead)
                 if module is None:
                     path = script_path(named)
                 elif (of_module := module_file(files, module)) is not None:
@@ -237,7 +203,7 @@ class MethodFiles:
 
     def tree_now(self, definition: MethodDefinition, stage: Stage, pinned: PinnedFile) -> Collected:
         """Return what a stage would pin now; of files that are gone what it pinned."""
-        files = _KeptFiles(self, pinned) if pinned.committed else _RootFiles(self, pinned, {})
+        files = KeptFiles(self.versions, self.tree(pinned)) if pinned.committed else self._root_files(pinned)
         return self._collect(files, definition, stage, pinned.file, pinned.module)
 
     def keep_on_disk(self, path: str) -> PinnedFile:
@@ -249,7 +215,7 @@ class MethodFiles:
 
     def keep_as_it_is(self, definition: MethodDefinition, stage: Stage, pinned: PinnedFile) -> PinnedFile:
         """Pin what a stage has on disk now, whatever is wrong with it, and keep the bytes."""
-        files, contents = _RootFiles(self, pinned, {}), dict[str, bytes]()
+        files, contents = self._root_files(pinned), dict[str, bytes]()
         tree = self._collect(files, definition, stage, pinned.file, pinned.module).tree
         if pinned.file not in tree:
             return pinned
@@ -260,6 +226,14 @@ class MethodFiles:
     def holds(self, path: str, file: TreeFile) -> bool:
         """Say whether the script root has exactly this file there."""
         return self._state(path, file) is FileState.UNCHANGED
+
+    def _root_files(self, pinned: PinnedFile | None, instead: Mapping[str, bytes] | None = None) -> RootFiles:
+        """Return the script root; of files that are gone, what `pinned` has."""
+        tree: Tree = {}
+        if pinned is not None:
+            with contextlib.suppress(VersionLost):
+                tree = self.tree(pinned)
+        return RootFiles(self.scripts, self.versions, tree, instead or {})
 
     def _status(self, definition: MethodDefinition, stage: Stage, pinned: PinnedFile) -> FileStatus:
         state = self.state(pinned)
@@ -284,10 +258,10 @@ class MethodFiles:
             return FileState.MODIFIED
         if digest is None:
             return FileState.MISSING
-        return FileState.UNCHANGED if _tree_file(path, digest) == pinned else FileState.MODIFIED
+        return FileState.UNCHANGED if tree_file(path, digest) == pinned else FileState.MODIFIED
 
     def _collect(
-        self, files: "_Readable", definition: MethodDefinition, stage: Stage, path: str, module: str | None
+        self, files: ReadableFiles, definition: MethodDefinition, stage: Stage, path: str, module: str | None
     ) -> Collected:
         def imports(path: str, file: TreeFile) -> Imports | None:
             known = self._imports.get(file.sha256)
@@ -306,7 +280,7 @@ class MethodFiles:
             include = []
         return collect(files, imports, path, is_module=module is not None, include=include, at=stage_pointer(stage))
 
-    def _pin_tree(self, path: str, tree: Tree, files: "_Readable", contents: dict[str, bytes]) -> PinnedFile:
+    def _pin_tree(self, path: str, tree: Tree, files: ReadableFiles, contents: dict[str, bytes]) -> PinnedFile:
         """Return what pins the stage file `path` with its tree; `contents` gets what may not be kept yet."""
         exact = dict(tree)
         for one, file in tree.items():
@@ -361,104 +335,6 @@ class MethodFiles:
         return None if content is None else digest_of(content)
 
 
-class _Readable(Files, Protocol):
-    """Files whose bytes can be read too."""
-
-    def read(self, path: str) -> bytes:
-        """Return the bytes of a file that is there."""
-
-
-class _KeptFiles:
-    """The files of a tree that is kept."""
-
-    def __init__(self, files: MethodFiles, pinned: PinnedFile) -> None:
-        self._tree = files.tree(pinned)
-        self._versions = files.versions
-
-    def digest(self, path: str, *, most: int) -> TreeFile | None:
-        """Return what pins the file, `None` if there is none."""
-        del most
-        return self._tree.get(path)
-
-    def read(self, path: str) -> bytes:
-        """Return the bytes of a file that is there."""
-        return self._versions.get(self._tree[path].sha256)
-
-    def below(self, folder: str) -> Iterator[tuple[str, bool]]:
-        """Yield every file below a folder; there are no links."""
-        start = f"{folder}/" if folder else ""
-        yield from ((path, False) for path in self._tree if path.startswith(start))
-
-
-class _RootFiles:
-    """The script root as a tree is taken from it: with files that are to be written, and pinned ones for gone ones."""
-
-    def __init__(self, files: MethodFiles, pinned: PinnedFile | None, instead: Mapping[str, bytes]) -> None:
-        self._root = files.scripts
-        self._versions = files.versions
-        self._pinned: Tree = {}
-        if pinned is not None:
-            with contextlib.suppress(VersionLost):
-                self._pinned = files.tree(pinned)
-        self._instead = instead
-
-    def digest(self, path: str, *, most: int) -> TreeFile | None:
-        """Return what pins the file, `None` if there is none."""
-        if path.endswith(SUFFIX):
-            most = min(most, self._root.max_bytes)
-        if path in self._instead:
-            found: FileDigest | None = digest_of(self._instead[path])
-        else:
-            found = self._root.digest(path, most=most)
-        if found is None:
-            return self._pinned.get(path)
-        if found.size > most:
-            raise ScriptTooLarge(file=path, size=found.size, limit=most)
-        return _tree_file(path, found)
-
-    def read(self, path: str) -> bytes:
-        """Return the bytes of a file that is there."""
-        content = self._instead.get(path)
-        if content is None:
-            content = self._root.read(path, most=MAX_BYTES)
-        return self._versions.get(self._pinned[path].sha256) if content is None else content
-
-    def below(self, folder: str) -> Iterator[tuple[str, bool]]:
-        """Yield every file below a folder, and whether it is a link."""
-        found = dict(self._root.below(folder))
-        start = f"{folder}/" if folder else ""
-        for path in self._pinned:
-            if path.startswith(start):
-                found.setdefault(path, False)
-        yield from found.items()
-
-
-def _tree_file(path: str, digest: FileDigest) -> TreeFile:
-    # Python does not ask whether a script is executable
-    return TreeFile(digest.sha256, digest.size, digest.executable and not path.endswith(SUFFIX))
-
-
-def _commit_of(repository: RepositoryConfig) -> GitCommit:
-    git, commit = repository.git or "", repository.commit or ""
-    if not git.removeprefix("file://").startswith("/") or not commit.isalnum():
-        raise CommitUnreadable(git=shown(git), commit=shown(commit), detail="no local repository")
-    return GitCommit(Path(git.removeprefix("file://")), commit)
-
-
-def pin(file: str, content: bytes, *, shipped: bool = False) -> PinnedFile:
-    """Return what pins `content` as the bytes of `file`."""
-    digest = digest_of(content)
-    return PinnedFile(file=file, sha256=digest.sha256, size=digest.size, shipped=shipped)
-
-
-def shipped_content(file: str) -> bytes | None:
-    """Return the bytes of the shipped script of this name, `None` if the product has none."""
-    try:
-        return catalogue.script_path(file).read_bytes()
-    except KeyError:
-        return None
-
-
 def python_problem(reading: Reading, file: str, pointer: str = "") -> Violation | None:
     """Return the violation for a file that is not Python, or that could not be checked; `None` if it is Python."""
     if reading.stopped is not None:
@@ -474,82 +350,3 @@ def python_problem(reading: Reading, file: str, pointer: str = "") -> Violation 
         "python": platform.python_version(),
     }
     return Violation(pointer, "invalid_python", params)
-
-
-def stage_files(definition: MethodDefinition) -> dict[Stage, str]:
-    """Return the file that each stage of the method names, in the order of the stages."""
-    files: dict[Stage, str] = {}
-    for stage in METHOD_STAGES:
-        config = definition.stage_config(stage)
-        if config is not None and config.file and config.file.strip():
-            files[stage] = config.file
-    deployment = definition.deployment
-    if deployment is not None and definition.deploys_itself and deployment.file and deployment.file.strip():
-        files[JobKind.DEPLOYMENT] = deployment.file
-    return files
-
-
-def stage_modules(definition: MethodDefinition) -> dict[Stage, str]:
-    """Return the module that each stage of the method names, in the order of the stages."""
-    named = {stage: definition.stage_config(stage) for stage in METHOD_STAGES}
-    if definition.deploys_itself:
-        named[JobKind.DEPLOYMENT] = definition.deployment
-    return {
-        stage: config.module
-        for stage, config in named.items()
-        if config is not None and config.module and valid_module(config.module) and not config.file
-    }
-
-
-def stage_environments(definition: MethodDefinition) -> dict[Stage, str]:
-    """Return the environment that each stage of the method names, in the order of the stages."""
-    named: dict[Stage, RunConfig | None] = {stage: definition.stage_config(stage) for stage in METHOD_STAGES}
-    if definition.deploys_itself:
-        named[JobKind.DEPLOYMENT] = definition.deployment
-    return {
-        stage: config.conda_env
-        for stage, config in named.items()
-        if config is not None and config.conda_env and config.conda_env.strip()
-    }
-
-
-def file_pointer(stage: Stage) -> str:
-    """Return where a definition names the file of `stage`."""
-    return member_pointer(stage, "file")
-
-
-def member_pointer(stage: Stage, member: str) -> str:
-    """Return where a definition has a member of `stage`."""
-    return pointer_of(stage_pointer(stage), member)
-
-
-def stage_pointer(stage: Stage) -> str:
-    """Return where a definition has `stage`."""
-    return pointer("stages", stage) if KINDS[stage].member is Member.STAGES else pointer("deployment")
-
-
-def pins_to_json(pins: Pins) -> dict[str, Any]:
-    """Return the pins as a version keeps them."""
-    return {stage.value: pin_to_json(pinned) for stage, pinned in pins.items()}
-
-
-def pin_to_json(pinned: PinnedFile) -> dict[str, Any]:
-    """Return one pin as a version keeps it; that a file is shipped, or has a tree, is said only where it is so."""
-    document: dict[str, Any] = {"file": pinned.file, "sha256": pinned.sha256, "size": pinned.size}
-    if pinned.tree is not None:
-        document["tree"] = pinned.tree
-    if pinned.committed:
-        document["committed"] = True
-    if pinned.module is not None:
-        document["module"] = pinned.module
-    return {**document, "shipped": True} if pinned.shipped else document
-
-
-def pins_from_json(document: Mapping[str, Any]) -> Pins:
-    """Return the pins that a version keeps, in the order of the stages."""
-    return {stage: pin_from_json(document[stage]) for stage in STAGES if stage in document}
-
-
-def pin_from_json(document: Mapping[str, Any]) -> PinnedFile:
-    """Return one pin that a version keeps."""
-    return PinnedFile(**document)

@@ -25,13 +25,15 @@ from app.domain.texts import Language
 from app.domain.training_types import inference_form
 from app.presets.catalogue import ParameterInfo, load_manifests
 from app.registry.environments.described_options import Described, OptionClasses, described_options, prefix_of
-from app.registry.methods.files import MethodFiles, PinnedFile, Pins, file_pointer, stage_environments
+from app.registry.methods.files import MethodFiles
+from app.registry.methods.pins import PinnedFile, Pins
 from app.registry.methods.readiness import Readiness, readiness, with_cells
 from app.registry.methods.readiness_matrix import cells_of, matrix
 from app.registry.methods.record import Method
 from app.registry.methods.script_modules import ScriptModules
 from app.registry.methods.script_reading import ScriptReader
 from app.registry.methods.service import Clock, MethodRegistry
+from app.registry.methods.stage_members import file_pointer, stage_environments
 from app.registry.scripts.module_names import hidden, modules_of, provided
 from app.store import registry_facts
 from app.store.registry_facts import RegistryFacts

@@ -20,10 +20,12 @@ from app.domain.names import BASE_ENVIRONMENT
 from app.presets import catalogue
 from app.presets.catalogue import PresetManifest
 from app.registry.environments.specs import BASE_SPEC, parse_spec, spec_hash
-from app.registry.methods.files import MethodFiles, PinnedFile, Pins, pin, stage_files
+from app.registry.methods.files import MethodFiles
+from app.registry.methods.pins import PinnedFile, Pins, pin
 from app.registry.methods.record import Method
 from app.registry.methods.samples import RegisteredSamples, Samples, registered_samples
 from app.registry.methods.service import Clock, MethodRegistry
+from app.registry.methods.stage_members import stage_files
 from app.registry.nodes.platforms import PlatformChoice, wanted_platforms
 from app.registry.scripts.names import script_path
 from app.registry.scripts.root import digest_of

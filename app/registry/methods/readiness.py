@@ -8,8 +8,8 @@ from app.domain.definition import MethodDefinition
 from app.domain.errors import Violation
 from app.domain.kinds import STAGES, Stage
 from app.domain.names import BASE_ENVIRONMENT
-from app.registry.methods.files import file_pointer, member_pointer, stage_environments, stage_files
 from app.registry.methods.readiness_cells import Cell, Verdict
+from app.registry.methods.stage_members import file_pointer, member_pointer, stage_environments, stage_files
 from app.store.nodes import NODE_SILENT_AFTER
 from app.store.registry_facts import RegistryFacts
 

@@ -9,10 +9,10 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.domain.enums import JobKind
 from app.domain.kinds import STAGES, Stage
 from app.registry.environments.on_nodes import EnvironmentStates, environment_states
-from app.registry.methods.files import stage_environments
 from app.registry.methods.readiness_cells import Cell, Finding, NodeFacts, Verdict, cell
 from app.registry.methods.record import Method
 from app.registry.methods.script_modules import ScriptModules
+from app.registry.methods.stage_members import stage_environments
 from app.store.nodes import GONE_STATUSES, NODE_SILENT_AFTER, NodeStatus, accelerators_of, all_nodes, node_status_of
 from app.store.tables import NodeRow
 

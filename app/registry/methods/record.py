@@ -9,7 +9,7 @@ from app.domain.definition import MethodDefinition
 from app.domain.enums import VersionSource
 from app.domain.kinds import Stage
 from app.domain.names import name_key
-from app.registry.methods.files import Pins, pins_from_json
+from app.registry.methods.pins import Pins, pins_from_json
 from app.store.tables import MethodRow, MethodVersionRow
 
 

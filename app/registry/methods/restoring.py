@@ -11,7 +11,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import VersionSource
 from app.domain.errors import Conflict
-from app.registry.methods.files import MethodFiles, Pins, pins_from_json
+from app.registry.methods.files import MethodFiles
+from app.registry.methods.pins import Pins, pins_from_json
 from app.registry.methods.preset_install import manifest_named, template_of
 from app.registry.methods.record import Method, method_of
 from app.registry.methods.service import MethodRegistry, PresetReadOnly

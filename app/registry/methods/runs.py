@@ -13,7 +13,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import VersionSource
 from app.domain.errors import InvalidRequest
-from app.registry.methods.files import FileState, MethodFiles, PinnedFile
+from app.registry.methods.files import FileState, MethodFiles
+from app.registry.methods.pins import PinnedFile
 from app.registry.methods.record import Method, method_of
 from app.registry.methods.script_modules import ScriptModules
 from app.registry.methods.service import MethodRegistry, hidden_packages

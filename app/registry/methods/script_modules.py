@@ -15,7 +15,8 @@ from app.domain.errors import AppError, Violation
 from app.domain.kinds import Stage
 from app.domain.stage_calls import stage_call
 from app.presets.catalogue import helpers_dir
-from app.registry.methods.files import MethodFiles, PinnedFile
+from app.registry.methods.files import MethodFiles
+from app.registry.methods.pins import PinnedFile
 from app.registry.methods.record import Method
 from app.registry.scripts.module_names import PACKAGE, top_package
 from app.registry.scripts.names import SUFFIX

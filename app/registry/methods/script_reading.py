@@ -10,7 +10,8 @@ from app.domain.errors import Violation
 from app.domain.known_parameters import KNOWN
 from app.domain.rendering import ArgumentForm
 from app.domain.script_parameters import ParameterKind, ScriptParameter, ScriptParameters, from_text
-from app.registry.methods.files import FileCheck, FileState, MethodFiles, PinnedFile
+from app.registry.methods.files import FileCheck, FileState, MethodFiles
+from app.registry.methods.pins import PinnedFile
 from app.registry.methods.script_modules import ModulesBeside, module_source, package_finder
 from app.registry.scripts.module_names import folder_of
 

@@ -22,9 +22,11 @@ from app.domain.names import BASE_ENVIRONMENT
 from app.domain.plain_text import shown
 from app.domain.pointers import merge_patch
 from app.registry.environments.on_nodes import modules_found
-from app.registry.methods.files import FileCheck, MethodFiles, Pins, member_pointer, pins_to_json, stage_environments
+from app.registry.methods.files import FileCheck, MethodFiles
+from app.registry.methods.pins import Pins, pins_to_json
 from app.registry.methods.record import Method, lifecycle_text, method_of, row_values, version_tag
 from app.registry.methods.script_reading import ScriptReader, unreadable
+from app.registry.methods.stage_members import member_pointer, stage_environments
 from app.registry.scripts.module_names import modules_of, top_package
 from app.store import methods as store
 from app.store import presets, registry_facts

@@ -14,20 +14,13 @@ from app.domain.enums import VersionSource
 from app.domain.errors import Conflict, InvalidRequest, NotFound
 from app.domain.kinds import Stage
 from app.registry.environments.on_nodes import modules_found
-from app.registry.methods.files import (
-    FileStatus,
-    MethodFiles,
-    PinnedFile,
-    Pins,
-    pin,
-    pin_from_json,
-    python_problem,
-    stage_pointer,
-)
+from app.registry.methods.files import FileStatus, MethodFiles, python_problem
+from app.registry.methods.pins import PinnedFile, Pins, pin, pin_from_json
 from app.registry.methods.record import Method, method_of
 from app.registry.methods.restoring import FileInTheWay
 from app.registry.methods.runs import names_of
 from app.registry.methods.service import MethodRegistry, Precondition, PresetReadOnly
+from app.registry.methods.stage_members import stage_pointer
 from app.registry.scripts.module_names import hidden, modules_of, provided
 from app.registry.scripts.names import SUFFIX, file_path
 from app.registry.scripts.root import ScriptEntry, ScriptTooLarge

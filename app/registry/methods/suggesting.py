@@ -22,7 +22,8 @@ from app.domain.script_parameters import Named, OtherInputs, Variable, Word
 from app.domain.suggestions import Suggestion, Target, suggest
 from app.registry.environments.described_options import OptionClasses, described_options
 from app.registry.environments.on_nodes import modules_found
-from app.registry.methods.files import MethodFiles, pin, python_problem
+from app.registry.methods.files import MethodFiles, python_problem
+from app.registry.methods.pins import pin
 from app.registry.methods.script_modules import ModulesBeside, module_source, package_finder
 from app.registry.methods.script_reading import script_parameters
 from app.registry.scripts.module_names import modules_of
