@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.client import Api, segment
-from app.cli.command import DEFAULT_URL, AsJson, ExitCode, Limit, Url, typed
+from app.cli.client import Api, call_service, segment
+from app.cli.command import DEFAULT_URL, AsJson, Description, ExitCode, Limit, Text, Url, typed
 from app.cli.output import print_fields, print_json, print_table, size, write
 from app.cli.transfer import Continue, Target, download, upload_archive, upload_files
 from app.cli.watch import watch_to_end
@@ -15,8 +15,6 @@ app = typer.Typer(no_args_is_help=True, help="Base models: what trainings start 
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Technical name or id.")]
 NewName = Annotated[str | None, typer.Option("--name", help="What it is called. Default: the folder's name.")]
-Text = Annotated[str | None, typer.Option("--text", "-q", help="Only those with this text in their name.")]
-Description = Annotated[str, typer.Option("--description", help="A sentence for people.")]
 SIGNS = {"error": "cannot", "warning": "note"}
 
 
@@ -82,11 +80,7 @@ def fetch(
 @app.command()
 def show(name: Name, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Show what a base model is, and what follows for a training of each type."""
-    with Api(url) as api:
-        document = api.get(f"/base-models/{segment(name)}")
-    if as_json:
-        print_json(document)
-        return
+    document = call_service(url, lambda api: api.get(f"/base-models/{segment(name)}"), as_json=as_json)
     card = document["card"]
     print_fields(
         {
@@ -129,11 +123,7 @@ def upload(
 @app.command()
 def files(name: Name, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List the files of a base model, or what is uploaded of one."""
-    with Api(url) as api:
-        found = api.get(f"/base-models/{segment(name)}/files")
-    if as_json:
-        print_json(found)
-        return
+    found = call_service(url, lambda api: api.get(f"/base-models/{segment(name)}/files"), as_json=as_json)
     rows = [(one["path"], size(one["size_bytes"]), "" if one["complete"] else "not whole") for one in found["items"]]
     print_table(("file", "size", ""), rows, nothing="No files.")
 

@@ -3,7 +3,7 @@
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -11,9 +11,11 @@ from typing import Any, Final, Self
 from urllib.parse import quote, urlsplit
 
 import httpx
+import typer
 
 from app.access.loopback import is_loopback
 from app.cli.command import CliFailure, ExitCode, Misused, typed
+from app.cli.output import print_json
 from app.domain.texts import DEFAULT_LANGUAGE, Language
 from app.secret_values import SecretFileError, secret_from_file, variable
 
@@ -300,6 +302,25 @@ class Api:
                 raise  # a file that was read halfway
             # a kept-alive connection that the service closed meanwhile, or a service that was just restarted
             return self._http.request(method, path, **request)
+
+
+def call_service(url: str, request: Callable[[Api], Any], *, as_json: bool, timeout: float = 30.0) -> Any:
+    """Return the answer to `request`. With `as_json` it is printed, and the command ends."""
+    with Api(url, timeout=timeout) as api:
+        answer = request(api)
+    if as_json:
+        print_json(answer)
+        raise typer.Exit
+    return answer
+
+
+def list_items(
+    url: str, path: str, params: Mapping[str, Any] | None = None, *, limit: int | None = None, as_json: bool
+) -> list[dict[str, Any]]:
+    """Return the entries of a list. With `as_json` they are printed, and the command ends."""
+    found = call_service(url, lambda api: {"items": list(api.items(path, params, limit=limit))}, as_json=as_json)
+    items: list[dict[str, Any]] = found["items"]
+    return items
 
 
 def segment(name: str) -> str:

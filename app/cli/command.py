@@ -46,6 +46,8 @@ AsJson = Annotated[
 HomeFolder = Annotated[
     Path | None, typer.Option("--home", help="Folder of scripts, models, data sets and runs, instead of DEEPE_HOME.")
 ]
+Text = Annotated[str | None, typer.Option("--text", "-q", help="Only those with this text in their name.")]
+Description = Annotated[str, typer.Option("--description", help="A sentence for people.")]
 Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="Print at most this many.")]
 
 

@@ -7,22 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.client import Api, segment
+from app.cli.client import Api, call_service, list_items, segment
 from app.cli.command import DEFAULT_URL, AsJson, ExitCode, Limit, Misused, Url, mix_part, typed
+from app.cli.job_report import print_comparison, print_job, print_jobs
 from app.cli.output import (
-    Markup,
-    ago,
-    duration,
     print_entries,
-    print_fields,
     print_json,
     print_json_line,
     print_table,
-    sparkline,
-    styled,
     write,
 )
-from app.cli.watch import describe_evaluation, watch_to_end
+from app.cli.watch import watch_to_end
 
 app = typer.Typer(no_args_is_help=True, help="Run the stages of methods and watch them.")
 
@@ -52,7 +47,6 @@ Watch = Annotated[bool, typer.Option("--watch", "-w", help="Watch to the end; en
 
 LOG_PAGE_BYTES = 256 * 1024
 _LOG_POLL_SECONDS = 0.5
-CURVE_WIDTH = 24
 
 
 @app.command()
@@ -166,75 +160,14 @@ def list_jobs(
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
-    with Api(url) as api:
-        filters = {"status": status, "stage": stage, "method": method, "q": text}
-        jobs = list(api.items("/jobs", filters, limit=limit))
-    if as_json:
-        print_json({"items": jobs})
-        return
-    rows = [
-        (
-            job["id"],
-            job["name"],
-            job["stage"],
-            styled(job["status"]),
-            job["reason"] if job["status"] == "failed" else "",
-            _place_cell(job),
-            job["user"],
-            ago(job["created_at"]),
-        )
-        for job in jobs
-    ]
-    print_table(("id", "name", "stage", "status", "", "where", "user", "when"), rows, nothing="No jobs.")
+    filters = {"status": status, "stage": stage, "method": method, "q": text}
+    print_jobs(list_items(url, "/jobs", filters, limit=limit, as_json=as_json))
 
 
 @app.command()
 def show(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Show one job."""
-    with Api(url) as api:
-        document = api.get(f"/jobs/{segment(job)}")
-    if as_json:
-        print_json(document)
-        return
-    chain = [f"{link['stage']} {styled(link['status'])}" for link in document["chain"]]
-    print_fields(
-        {
-            "id": document["id"],
-            "name": document["name"],
-            "stage": document["stage"],
-            "status": styled(document["status"]),
-            "progress": _progress_cell(document),
-            "reason": document["reason"],
-            "": document["reason_detail"],
-            "silent node": document["node_silent"],
-            "fix": _fix_cell(document),
-            "attempts": _attempts_cell(document),
-            "method": _method_cell(document),
-            "base model": (document["base_model"] or {}).get("name"),
-            "data set": (document["dataset"] or {}).get("name"),
-            "validation": (document.get("validation_dataset") or {}).get("name"),
-            "model": document["model"],
-            "reward model": (document.get("reward_model") or {}).get("name"),
-            "result": document["result_model"],
-            "parameters": document["parameters"],
-            "metrics": document["metrics"],
-            "evaluations": "; ".join(describe_evaluation(entry["name"], entry) for entry in document["evaluations"]),
-            "chain": Markup(" → ".join(chain)),
-            "waits": _waiting_cell(document),
-            "waiting for": document["waiting_for"],
-            "queue": document["queue"],
-            "priority": document["priority"] or None,
-            "user": document["user"],
-            "resources": {name: value for name, value in document["resources"].items() if value not in (None, {})},
-            "node": document["node"],
-            "accelerators": ", ".join(document["accelerators"]),
-            "submitted": document["created_at"],
-            "started": document["started_at"],
-            "finished": document["finished_at"],
-            "last output": "\n".join(document["log_tail"]) if document["status"] == "failed" else None,
-        }
-    )
-    print_entries("warning", document["warnings"])
+    print_job(call_service(url, lambda api: api.get(f"/jobs/{segment(job)}"), as_json=as_json))
 
 
 @app.command()
@@ -336,12 +269,8 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare jobs: the parameters that differ, curves and outcome."""
-    with Api(url) as api:
-        document = api.get("/jobs:compare", {"ids": ",".join(jobs)})
-    if as_json:
-        print_json(document)
-    else:
-        print_comparison(document)
+    document = call_service(url, lambda api: api.get("/jobs:compare", {"ids": ",".join(jobs)}), as_json=as_json)
+    print_comparison(document)
 
 
 def parameters(assignments: list[str], file: Path | None = None, *, option: str = "--param") -> dict[str, Any]:
@@ -430,77 +359,3 @@ def _act(job: str, action: str, body: Any = None, *, url: str, as_json: bool) ->
     else:
         write(f"{document['id']}  {document['status']}\n")
     return document
-
-
-def _progress_cell(job: dict[str, Any]) -> str:
-    progress = job.get("progress") or {}
-    if job["status"] == "failed":
-        return str(job.get("reason") or "")
-    percent = progress.get("percent")
-    return "" if percent is None or job["status"] == "succeeded" else f"{percent:.0f} %"
-
-
-def _fix_cell(job: dict[str, Any]) -> str | None:
-    fix = job["fix"]
-    return f"{fix['detail']} {typed('jobs retry')} {job['id']} --fix" if fix else None
-
-
-def _attempts_cell(job: dict[str, Any]) -> str | None:
-    """Tell of each attempt why it ended and where it began; one that is alone has nothing to tell."""
-    if len(job["history"]) < 2:
-        return None
-    lines = []
-    for attempt in job["history"]:
-        begun = attempt["resumed_from"]
-        words = [f"{attempt['number']} on {attempt['node']}", attempt["reason"] or "live"]
-        lines.append(", ".join([*words, *([f"from step {begun['step']}"] if begun else [])]))
-    return "\n".join(lines)
-
-
-def _place_cell(job: dict[str, Any]) -> str:
-    """Return where a job runs or ran, or its place in the queue."""
-    waiting = job.get("waiting")
-    if waiting is None:
-        held = len(job["accelerators"])
-        return f"{job['node']} ({held})" if held else job["node"] or ""
-    return "" if waiting["position"] is None else f"place {waiting['position']}"
-
-
-def _waiting_cell(job: dict[str, Any]) -> str | None:
-    waiting = job["waiting"]
-    if waiting is None:
-        return None
-    place = "" if waiting["position"] is None else f"place {waiting['position']}: "
-    start = "" if waiting["estimated_start"] is None else f" Expected to start at {waiting['estimated_start']}."
-    return f"{place}{waiting['detail']}{start}"
-
-
-def _method_cell(job: dict[str, Any]) -> str | None:
-    method = job["method"]
-    return f"{method['name']} (version {method['version']})" if method else job["environment"]
-
-
-def print_comparison(document: dict[str, Any]) -> None:
-    """Print the jobs beside each other: how they ended, the parameters that differ, scores and curves."""
-    jobs = document["jobs"]
-    rows: list[tuple[object, ...]] = [
-        ("id", *(job["id"] for job in jobs)),
-        ("status", *(styled(job["status"]) for job in jobs)),
-        ("time", *(duration(job["seconds"]) for job in jobs)),
-        *((row["name"], *row["values"]) for row in document["differences"]),
-        ("scores", *(_scores(job) for job in jobs)),
-        *((curve["name"], *(_curve(curve, job["id"]) for job in jobs)) for curve in document["curves"]),
-    ]
-    print_table(("", *(job["name"] for job in jobs)), rows, nothing="")
-
-
-def _scores(job: dict[str, Any]) -> str:
-    return "\n".join(describe_evaluation(entry["name"], entry) for entry in job["evaluations"])
-
-
-def _curve(curve: dict[str, Any], job: str) -> str:
-    values = [value for series in curve["series"] if series["job"] == job for _, value in series["points"]]
-    if not values:
-        return ""
-    last = "" if values[-1] is None else f" {values[-1]:.4g}"
-    return sparkline(values, width=CURVE_WIDTH) + last

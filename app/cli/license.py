@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from app.access import licence as licences
-from app.cli.client import Api, language
+from app.cli.client import call_service, language
 from app.cli.command import DEFAULT_URL, AsJson, CliFailure, HomeFolder, Misused, Url, typed
 from app.cli.output import print_fields, print_json
 from app.cli.service import load
@@ -22,11 +22,7 @@ app = typer.Typer(no_args_is_help=True, help="Commercial licences: adding and de
 @app.command()
 def show(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Show the licence of the service and whether it counts."""
-    with Api(url) as api:
-        status = api.get("/license")
-    if as_json:
-        print_json(status)
-        return
+    status = call_service(url, lambda api: api.get("/license"), as_json=as_json)
     licence, problem = status["license"] or {}, status["problem"]
     print_fields(
         {

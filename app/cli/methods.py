@@ -12,7 +12,7 @@ import typer
 import yaml
 from rich.markup import escape
 
-from app.cli.client import Api, ServiceRefused, segment
+from app.cli.client import Api, ServiceRefused, call_service, list_items, segment
 from app.cli.command import DEFAULT_URL, AsJson, CliFailure, ExitCode, Limit, Misused, Url
 from app.cli.output import Markup, console, errors, print_fields, print_json, print_table, write
 from app.cli.suggestions import suggest
@@ -43,12 +43,8 @@ def list_methods(
     as_json: AsJson = False,
 ) -> None:
     """List the methods."""
-    with Api(url) as api:
-        filters = {"training_type": training_type, "technique": technique, "q": text}
-        methods = list(api.items("/methods", filters, limit=limit))
-    if as_json:
-        print_json({"items": methods})
-        return
+    filters = {"training_type": training_type, "technique": technique, "q": text}
+    methods = list_items(url, "/methods", filters, limit=limit, as_json=as_json)
     rows = [
         (
             method["name"],
@@ -155,12 +151,8 @@ def command(
 
     wanted = {"stage": stage, "base_model": base_model, "dataset": dataset, "model": model}
     given = json.dumps(assigned(param or [], None)) if param else None
-    with Api(url) as api:
-        query = {**wanted, "parameters": given, "accelerators": accelerators}
-        found = api.get(f"/methods/{segment(method)}/command", query)
-    if as_json:
-        print_json(found)
-        return
+    query = {**wanted, "parameters": given, "accelerators": accelerators}
+    found = call_service(url, lambda api: api.get(f"/methods/{segment(method)}/command", query), as_json=as_json)
     write(f"cd {shlex.quote(found['working_directory'])}\n")
     for name, value in found["environment"].items():
         write(f"export {name}={shlex.quote(value)}\n")
@@ -197,12 +189,8 @@ def copy(
     as_json: AsJson = False,
 ) -> None:
     """Copy a method with its scripts (commercial licence)."""
-    with Api(url) as api:
-        made = api.post(f"/methods/{segment(method)}:copy", {"name": name})
-    if as_json:
-        print_json(made)
-    else:
-        write(f"{made['id']}  {made['name']}\n")
+    made = call_service(url, lambda api: api.post(f"/methods/{segment(method)}:copy", {"name": name}), as_json=as_json)
+    write(f"{made['id']}  {made['name']}\n")
 
 
 @app.command()
@@ -215,13 +203,9 @@ def upload(
 ) -> None:
     """Replace the file of a stage; makes a new version of the method."""
     content = _read(file)
-    with Api(url) as api:
-        path = f"/methods/{segment(method)}/files/{segment(stage)}"
-        changed = api.put_bytes(path, content, etag=api.etag(path))
-    if as_json:
-        print_json(changed)
-    else:
-        write(f"{changed['name']} is now version {changed['version']}\n")
+    path = f"/methods/{segment(method)}/files/{segment(stage)}"
+    changed = call_service(url, lambda api: api.put_bytes(path, content, etag=api.etag(path)), as_json=as_json)
+    write(f"{changed['name']} is now version {changed['version']}\n")
 
 
 @app.command()
@@ -251,12 +235,8 @@ def parameters(
     as_json: AsJson = False,
 ) -> None:
     """Show the parameters that a method takes, as its scripts declare them."""
-    with Api(url) as api:
-        document = api.get(f"/methods/{segment(method)}/parameters")
-    if as_json:
-        print_json(document)
-    else:
-        print_parameters(document, advanced=advanced)
+    document = call_service(url, lambda api: api.get(f"/methods/{segment(method)}/parameters"), as_json=as_json)
+    print_parameters(document, advanced=advanced)
 
 
 @app.command()
@@ -320,12 +300,8 @@ def upload_script(api: Api, path: Path, *, replace: bool) -> None:
 
 def _changed(method: str, action: str, *, url: str, as_json: bool) -> None:
     """Change a method as a whole, and say which version is its newest now."""
-    with Api(url) as api:
-        changed = api.post(f"/methods/{segment(method)}:{action}")
-    if as_json:
-        print_json(changed)
-    else:
-        write(f"{changed['name']} is now version {changed['version']}\n")
+    changed = call_service(url, lambda api: api.post(f"/methods/{segment(method)}:{action}"), as_json=as_json)
+    write(f"{changed['name']} is now version {changed['version']}\n")
 
 
 def _stage_cell(stage: dict[str, Any]) -> str:

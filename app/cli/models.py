@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.client import Api, segment
+from app.cli.client import Api, call_service, list_items, segment
 from app.cli.command import DEFAULT_URL, AsJson, CliFailure, Limit, Misused, Url, typed
-from app.cli.output import ago, print_entries, print_fields, print_json, print_json_line, print_table, size, write
+from app.cli.output import ago, print_entries, print_fields, print_json_line, print_table, size, write
 from app.cli.transfer import Continue, Target, download
 
 app = typer.Typer(no_args_is_help=True, help="Models that jobs made: customized, complete, online.")
@@ -33,11 +33,7 @@ def list_models(
     as_json: AsJson = False,
 ) -> None:
     """List models, newest first."""
-    with Api(url) as api:
-        models = list(api.items("/models", {"state": state, "method": method, "q": text}, limit=limit))
-    if as_json:
-        print_json({"items": models})
-        return
+    models = list_items(url, "/models", {"state": state, "method": method, "q": text}, limit=limit, as_json=as_json)
     rows = [
         (model["id"], model["name"], model["state"], model["training_type"], ago(model["created_at"]))
         for model in models
@@ -48,31 +44,27 @@ def list_models(
 @app.command()
 def show(model: Model, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Show a model and where it comes from."""
-    with Api(url) as api:
-        document = api.get(f"/models/{segment(model)}")
-    if as_json:
-        print_json(document)
-    else:
-        print_fields(
-            {
-                "id": document["id"],
-                "name": document["name"],
-                "state": document["state"],
-                "type": document["training_type"],
-                "folder": document["path"],
-                "size": size(document["size_bytes"]) if document["path"] else None,
-                "served": (document["details"].get("deployment") or {}).get("url"),
-                "base model": document["base_model"]["name"],
-                "data set": (document["dataset"] or {}).get("name"),
-                "method": f"{document['method']['name']} (version {document['method']['version']})",
-                "job": document["job"]["id"] if document["job"] else "none: made elsewhere",
-                "parameters": document["parameters"],
-                "made from": ", ".join(parent["name"] for parent in document["parents"]),
-                "made into": ", ".join(child["name"] for child in document["children"]),
-                "made": document["created_at"],
-            }
-        )
-        print_entries("warning", document["warnings"])
+    document = call_service(url, lambda api: api.get(f"/models/{segment(model)}"), as_json=as_json)
+    print_fields(
+        {
+            "id": document["id"],
+            "name": document["name"],
+            "state": document["state"],
+            "type": document["training_type"],
+            "folder": document["path"],
+            "size": size(document["size_bytes"]) if document["path"] else None,
+            "served": (document["details"].get("deployment") or {}).get("url"),
+            "base model": document["base_model"]["name"],
+            "data set": (document["dataset"] or {}).get("name"),
+            "method": f"{document['method']['name']} (version {document['method']['version']})",
+            "job": document["job"]["id"] if document["job"] else "none: made elsewhere",
+            "parameters": document["parameters"],
+            "made from": ", ".join(parent["name"] for parent in document["parents"]),
+            "made into": ", ".join(child["name"] for child in document["children"]),
+            "made": document["created_at"],
+        }
+    )
+    print_entries("warning", document["warnings"])
 
 
 @app.command("add")
@@ -92,12 +84,12 @@ def add_model(
         "name": name or Path(folder).name, "state": state, "path": folder, "base_model": base_model, "method": method,
         "parent": parent, "dataset": dataset,
     }  # fmt: skip
-    with Api(url) as api:
-        made = api.post("/models", {key: value for key, value in given.items() if value is not None})
-    if as_json:
-        print_json(made)
-    else:
-        write(f"{made['id']}  {made['name']}\n")
+    made = call_service(
+        url,
+        lambda api: api.post("/models", {key: value for key, value in given.items() if value is not None}),
+        as_json=as_json,
+    )
+    write(f"{made['id']}  {made['name']}\n")
 
 
 @app.command()

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.client import Api, segment
+from app.cli.client import Api, call_service, list_items, segment
 from app.cli.command import DEFAULT_URL, AsJson, Misused, Url
 from app.cli.output import console, duration, print_fields, print_json, print_table, styled, table, write
 
@@ -18,11 +18,7 @@ Node = Annotated[str, typer.Argument(metavar="NODE", help="Name or id of the nod
 @nodes.command("list")
 def list_nodes(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List the machines with a worker."""
-    with Api(url) as api:
-        found = list(api.items("/nodes"))
-    if as_json:
-        print_json({"items": found})
-        return
+    found = list_items(url, "/nodes", as_json=as_json)
     rows = [
         (
             node["name"],
@@ -42,12 +38,8 @@ def list_nodes(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
 @nodes.command("show")
 def show_node(node: Node, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Show a node: its machine, who has its accelerators, and what it is at."""
-    with Api(url) as api:
-        found = api.get(f"/nodes/{segment(node)}")
-    if as_json:
-        print_json(found)
-    else:
-        _print_node(found)
+    found = call_service(url, lambda api: api.get(f"/nodes/{segment(node)}"), as_json=as_json)
+    _print_node(found)
 
 
 @nodes.command("drain")
@@ -88,12 +80,8 @@ def label_node(
 ) -> None:
     """Set labels that jobs may ask for, beside those of the node's worker."""
     changes = {"extra_labels": dict(map(_label, labels))}
-    with Api(url) as api:
-        changed = api.patch(f"/nodes/{segment(node)}", changes)
-    if as_json:
-        print_json(changed)
-    else:
-        write(f"{changed['name']}  {_pairs(changed['labels'])}\n")
+    changed = call_service(url, lambda api: api.patch(f"/nodes/{segment(node)}", changes), as_json=as_json)
+    write(f"{changed['name']}  {_pairs(changed['labels'])}\n")
 
 
 @nodes.command("remove")
@@ -108,12 +96,8 @@ def remove_node(node: Node, url: Url = DEFAULT_URL, as_json: AsJson = False) -> 
 
 
 def _act(node: str, action: str, body: Mapping[str, Any] | None, *, url: str, as_json: bool) -> None:
-    with Api(url) as api:
-        changed = api.post(f"/nodes/{segment(node)}:{action}", body)
-    if as_json:
-        print_json(changed)
-    else:
-        write(f"{changed['name']}  {changed['state']}  {changed['state_detail']}\n")
+    changed = call_service(url, lambda api: api.post(f"/nodes/{segment(node)}:{action}", body), as_json=as_json)
+    write(f"{changed['name']}  {changed['state']}  {changed['state_detail']}\n")
 
 
 def _print_node(node: Mapping[str, Any]) -> None:

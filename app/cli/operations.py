@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli.client import Api, segment
+from app.cli.client import Api, call_service, list_items, segment
 from app.cli.command import DEFAULT_URL, AsJson, Limit, Url, typed
 from app.cli.output import print_json, print_table, size, write
 
@@ -16,11 +16,7 @@ Queue = Annotated[str, typer.Argument(metavar="QUEUE", help="Name of the queue."
 @queues.command("list")
 def list_queues(limit: Limit = 100, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List the queues that have limits or jobs."""
-    with Api(url) as api:
-        found = list(api.items("/queues", {}, limit=limit))
-    if as_json:
-        print_json({"items": found})
-        return
+    found = list_items(url, "/queues", {}, limit=limit, as_json=as_json)
     rows = [
         (
             entry["name"],
@@ -46,12 +42,8 @@ def set_limits(
 ) -> None:
     """Set the limits of a queue, in place of those it has; what runs already goes on."""
     limits = {"max_live": most, "max_live_per_user": per_user}
-    with Api(url) as api:
-        entry = api.replace(f"/queues/{segment(queue)}", limits)
-    if as_json:
-        print_json(entry)
-    else:
-        write(f"{entry['name']}  {_limit(most)} at once, {_limit(per_user)} for each user\n")
+    entry = call_service(url, lambda api: api.replace(f"/queues/{segment(queue)}", limits), as_json=as_json)
+    write(f"{entry['name']}  {_limit(most)} at once, {_limit(per_user)} for each user\n")
 
 
 @queues.command("clear")
@@ -77,11 +69,7 @@ WebhookId = Annotated[str, typer.Argument(metavar="WEBHOOK", help="Id of the web
 @webhooks.command("list")
 def list_webhooks(limit: Limit = 100, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List the webhooks."""
-    with Api(url) as api:
-        found = list(api.items("/webhooks", limit=limit))
-    if as_json:
-        print_json({"items": found})
-        return
+    found = list_items(url, "/webhooks", limit=limit, as_json=as_json)
     rows = [
         (entry["id"], entry["url"], "on" if entry["active"] else "off", ", ".join(entry["events"])) for entry in found
     ]
@@ -99,12 +87,8 @@ def add_webhook(
 ) -> None:
     """Send messages to an address when jobs end; prints the secret of their signatures, once."""
     body = {"url": address} | ({"events": events} if events else {})
-    with Api(url) as api:
-        made = api.post("/webhooks", body)
-    if as_json:
-        print_json(made)
-    else:
-        write(f"{made['id']}\nSecret, shown this once: {made['secret']}\n")
+    made = call_service(url, lambda api: api.post("/webhooks", body), as_json=as_json)
+    write(f"{made['id']}\nSecret, shown this once: {made['secret']}\n")
 
 
 @webhooks.command("delete")
@@ -121,22 +105,14 @@ def delete_webhook(webhook: WebhookId, url: Url = DEFAULT_URL, as_json: AsJson =
 @webhooks.command("test")
 def send_test(webhook: WebhookId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Send a test message; `deepe webhooks deliveries` shows what came of it."""
-    with Api(url) as api:
-        made = api.post(f"/webhooks/{segment(webhook)}:test")
-    if as_json:
-        print_json(made)
-    else:
-        write(f"{made['id']}\n")
+    made = call_service(url, lambda api: api.post(f"/webhooks/{segment(webhook)}:test"), as_json=as_json)
+    write(f"{made['id']}\n")
 
 
 @webhooks.command("deliveries")
 def list_deliveries(webhook: WebhookId, limit: Limit = 100, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List the messages of a webhook, newest first."""
-    with Api(url) as api:
-        found = list(api.items(f"/webhooks/{segment(webhook)}/deliveries", limit=limit))
-    if as_json:
-        print_json({"items": found})
-        return
+    found = list_items(url, f"/webhooks/{segment(webhook)}/deliveries", limit=limit, as_json=as_json)
     rows = [
         (entry["id"], entry["event"], entry["state"], entry["tries"], entry["last_error"] or "", entry["created_at"])
         for entry in found
@@ -152,12 +128,12 @@ def redeliver(
     as_json: AsJson = False,
 ) -> None:
     """Send a message again, also one that was given up."""
-    with Api(url) as api:
-        sent = api.post(f"/webhooks/{segment(webhook)}/deliveries/{segment(delivery)}:redeliver")
-    if as_json:
-        print_json(sent)
-    else:
-        write(f"{sent['id']}  {sent['state']}\n")
+    sent = call_service(
+        url,
+        lambda api: api.post(f"/webhooks/{segment(webhook)}/deliveries/{segment(delivery)}:redeliver"),
+        as_json=as_json,
+    )
+    write(f"{sent['id']}  {sent['state']}\n")
 
 
 def clean(
@@ -166,11 +142,7 @@ def clean(
     as_json: AsJson = False,
 ) -> None:
     """Remove files and rows that are older than the DEEPE_KEEP_... settings allow. The service does it every hour."""
-    with Api(url) as api:
-        report = api.post("/housekeeping:run", {"dry_run": dry_run})
-    if as_json:
-        print_json(report)
-        return
+    report = call_service(url, lambda api: api.post("/housekeeping:run", {"dry_run": dry_run}), as_json=as_json)
     rows = [
         (entry["kind"].replace("_", " "), entry["count"], size(entry["size_bytes"]))
         for entry in report["items"]

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from app.cli.client import Api, segment
+from app.cli.client import call_service, segment
 from app.cli.command import DEFAULT_URL, AsJson, CliFailure, Url
-from app.cli.output import errors, print_json, write
+from app.cli.output import errors, write
 
 _WIDTH = 118
 _LISTED = 12
@@ -40,12 +40,10 @@ def suggest(
             source = _text(file)
             words[place] = file.name
             break
-    with Api(url) as api:
-        body = {"source": source, "stage": stage, "conda_env": environment}
-        found = api.post(f"/scripts/{segment(' '.join(words))}:suggest", body)
-    if as_json:
-        print_json(found)
-        return
+    body = {"source": source, "stage": stage, "conda_env": environment}
+    found = call_service(
+        url, lambda api: api.post(f"/scripts/{segment(' '.join(words))}:suggest", body), as_json=as_json
+    )
     write(_document(found))
     for note in found["notes"]:
         errors().print(note["detail"], markup=False, style="yellow")

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.client import Api, segment
-from app.cli.command import DEFAULT_URL, AsJson, ExitCode, Limit, Misused, Url, typed
+from app.cli.client import Api, call_service, list_items, segment
+from app.cli.command import DEFAULT_URL, AsJson, ExitCode, Limit, Misused, Text, Url, typed
 from app.cli.jobs import parameters
 from app.cli.output import print_fields, print_json, print_table, write
 
@@ -14,17 +14,12 @@ targets = typer.Typer(no_args_is_help=True, help="Deploy targets: servers that m
 
 Target = Annotated[str, typer.Argument(metavar="TARGET", help="Id or name.")]
 Port = Annotated[int | None, typer.Option("--port", min=1, max=65535, help="Of the address, if it has none.")]
-Text = Annotated[str | None, typer.Option("--text", "-q", help="Only those with this text in their name.")]
 
 
 @targets.command("list")
 def list_targets(text: Text = None, limit: Limit = 100, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List the deploy targets."""
-    with Api(url) as api:
-        found = list(api.items("/deploy-targets", {"q": text}, limit=limit))
-    if as_json:
-        print_json({"items": found})
-        return
+    found = list_items(url, "/deploy-targets", {"q": text}, limit=limit, as_json=as_json)
     rows = [(entry["name"], entry["kind"], entry["url"], entry["file"] or "") for entry in found]
     hint = f"No deploy targets. Add one: {typed('targets add NAME ADDRESS')}"
     print_table(("name", "kind", "address", "script"), rows, nothing=hint)
@@ -50,12 +45,8 @@ def add_target(
         "name": name, "kind": kind, "url": address, "port": port, "file": file, "conda_env": conda_env,
         "settings": parameters(setting or [], option="--setting"),
     }  # fmt: skip
-    with Api(url) as api:
-        made = api.post("/deploy-targets", body)
-    if as_json:
-        print_json(made)
-    else:
-        write(f"{made['id']}  {made['name']}  {made['url']}\n")
+    made = call_service(url, lambda api: api.post("/deploy-targets", body), as_json=as_json)
+    write(f"{made['id']}  {made['name']}  {made['url']}\n")
 
 
 @targets.command("show")
