@@ -63,44 +63,44 @@ class EventSubject(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class KindRule:
-    """Everything that depends on a job's kind alone."""
+    """Everything that depends on a job's kind alone; what a row leaves out, the kind has not."""
 
-    member: Member | None
+    member: Member | None = None
     """Where a method's definition says what it runs; `None`: it is no stage of a method."""
-    produces: ModelState | None
+    produces: ModelState | None = None
     """State of the model that it makes."""
-    asks: ModelState | None
+    asks: ModelState | None = None
     """State of the model that it asks: it is inference, and its output is the answer."""
 
     needs_environment: bool
     """Runs in its environment, which its node must have."""
     pool: SlotPool
     accelerators: AcceleratorUse
-    counts_in_limits: bool
+    counts_in_limits: bool = False
     """Counts against the limits of its queue."""
-    may_be_group: bool
+    may_be_group: bool = False
     """May be a group of processes: its result is in files, not in what one of them prints."""
     safe_to_repeat: bool
     """A script that had begun may be run again unasked: it writes into a fresh folder only."""
 
-    submitted_alone: bool
+    submitted_alone: bool = False
     """May be submitted as a single stage."""
     listed: bool
     """Is in a list of jobs that does not name kinds."""
 
-    argument_style: ArgumentStyle | None
+    argument_style: ArgumentStyle | None = None
     """`None`: what runs is a program of the product."""
-    has_checkpoints: bool
+    has_checkpoints: bool = False
     """Resumes from the newest checkpoint of earlier attempts."""
-    checkpoints_expire: bool
+    checkpoints_expire: bool = False
     """Its checkpoints are removed some time after it succeeded."""
-    has_forecast: bool
+    has_forecast: bool = False
     """Its end is foreseen by its time limit and its progress."""
-    reports_status_key: bool
+    reports_status_key: bool = False
     """Shares a status key with DeepExtension's scripts and backend."""
-    reports_pid: bool
+    reports_pid: bool = False
     """Its pid is in the status key."""
-    event_subject: EventSubject | None
+    event_subject: EventSubject | None = None
     """`None`: webhooks hear nothing of it."""
 
     @property
@@ -135,7 +135,6 @@ def _rule(kind: JobKind) -> KindRule:
             return KindRule(
                 member=Member.STAGES,
                 produces=ModelState.CUSTOMIZED,
-                asks=None,
                 needs_environment=True,
                 pool=SlotPool.STAGES,
                 accelerators=AcceleratorUse.EXCLUSIVE,
@@ -156,7 +155,6 @@ def _rule(kind: JobKind) -> KindRule:
             return KindRule(
                 member=Member.STAGES,
                 produces=ModelState.COMPLETE,
-                asks=None,
                 needs_environment=True,
                 pool=SlotPool.STAGES,
                 accelerators=AcceleratorUse.EXCLUSIVE,
@@ -167,31 +165,24 @@ def _rule(kind: JobKind) -> KindRule:
                 listed=True,
                 argument_style=ArgumentStyle.PAIRS,
                 has_checkpoints=True,
-                checkpoints_expire=False,
                 has_forecast=True,
                 reports_status_key=True,
-                reports_pid=False,
                 event_subject=EventSubject.JOB,
             )
         case JobKind.DEPLOYMENT:
             return KindRule(
                 member=Member.DEPLOYMENT,
                 produces=ModelState.ONLINE,
-                asks=None,
                 needs_environment=True,
                 pool=SlotPool.STAGES,
                 accelerators=AcceleratorUse.NONE,
                 counts_in_limits=True,
-                may_be_group=False,
                 safe_to_repeat=False,  # it may have changed something that the service cannot see
                 submitted_alone=True,
                 listed=True,
                 argument_style=ArgumentStyle.PAIRS,
-                has_checkpoints=False,
-                checkpoints_expire=False,
                 has_forecast=True,
                 reports_status_key=True,
-                reports_pid=False,
                 event_subject=EventSubject.JOB,
             )
         case JobKind.INFERENCE_CUSTOMIZED:
@@ -200,66 +191,30 @@ def _rule(kind: JobKind) -> KindRule:
             return _inference(ModelState.COMPLETE)
         case JobKind.ENVIRONMENT:
             return KindRule(
-                member=None,
-                produces=None,
-                asks=None,
                 needs_environment=False,
                 pool=SlotPool.BUILDS,
                 accelerators=AcceleratorUse.NONE,
-                counts_in_limits=False,
-                may_be_group=False,
                 safe_to_repeat=True,
-                submitted_alone=False,
                 listed=True,
-                argument_style=None,
-                has_checkpoints=False,
-                checkpoints_expire=False,
-                has_forecast=False,
-                reports_status_key=False,
-                reports_pid=False,
                 event_subject=EventSubject.ENVIRONMENT,
             )
         case JobKind.BASE_MODEL:
             return KindRule(
-                member=None,
-                produces=None,
-                asks=None,
                 needs_environment=True,
                 pool=SlotPool.STAGES,
                 accelerators=AcceleratorUse.NONE,  # the same seed makes the same weights, on a CPU
-                counts_in_limits=False,
-                may_be_group=False,
                 safe_to_repeat=True,
-                submitted_alone=False,
                 listed=True,
-                argument_style=None,
-                has_checkpoints=False,
-                checkpoints_expire=False,
                 has_forecast=True,
-                reports_status_key=False,
-                reports_pid=False,
                 event_subject=EventSubject.BASE_MODEL,
             )
         case JobKind.PREVIEW:
             return KindRule(
-                member=None,
-                produces=None,
-                asks=None,
                 needs_environment=True,
                 pool=SlotPool.INFERENCE,
                 accelerators=AcceleratorUse.NONE,
-                counts_in_limits=False,
-                may_be_group=False,
                 safe_to_repeat=True,
-                submitted_alone=False,
                 listed=False,
-                argument_style=None,
-                has_checkpoints=False,
-                checkpoints_expire=False,
-                has_forecast=False,
-                reports_status_key=False,
-                reports_pid=False,
-                event_subject=None,
             )
         case _:
             assert_never(kind)
@@ -268,22 +223,13 @@ def _rule(kind: JobKind) -> KindRule:
 def _inference(state: ModelState) -> KindRule:
     return KindRule(
         member=Member.STAGES,
-        produces=None,
         asks=state,
         needs_environment=True,
         pool=SlotPool.INFERENCE,
         accelerators=AcceleratorUse.SHARED,
-        counts_in_limits=False,
-        may_be_group=False,
         safe_to_repeat=False,  # the caller has read a part of the answer already
-        submitted_alone=False,
         listed=False,
         argument_style=ArgumentStyle.EQUALS,
-        has_checkpoints=False,
-        checkpoints_expire=False,
-        has_forecast=False,
-        reports_status_key=False,
-        reports_pid=False,
         event_subject=EventSubject.QUESTION,
     )
 

@@ -21,22 +21,22 @@ class InferenceForm(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class TypeRule:
-    """Everything that depends on a training type alone."""
+    """Everything that depends on a training type alone; what a row leaves out, the type has not."""
 
     label: str
     """Key of its name in `texts/form.toml`."""
     hub_task: str
     """Task of such models on model hubs: `pipeline_tag` of the model card."""
     inference_form: InferenceForm
-    accepts_images: bool
+    accepts_images: bool = False
     """Messages to such a model may carry images."""
-    needs_tokenizer: bool
+    needs_tokenizer: bool = False
     """Its base model cannot be trained without a tokenizer."""
-    needs_processor: bool
+    needs_processor: bool = False
     """Its base model cannot be trained without a processor of images."""
-    needs_pipeline: bool
+    needs_pipeline: bool = False
     """Its base model is a folder of diffusers, with a `model_index.json`; that of no other type is."""
-    converses: bool
+    converses: bool = False
     """Its models answer in turns, by a chat template."""
 
     @property
@@ -52,10 +52,7 @@ def _rule(training_type: TrainingType) -> TypeRule:
                 label="label_training_type_chat",
                 hub_task="text-generation",
                 inference_form=InferenceForm.TEXT,
-                accepts_images=False,
                 needs_tokenizer=True,
-                needs_processor=False,
-                needs_pipeline=False,
                 converses=True,
             )
         case TrainingType.EMBEDDING:
@@ -63,11 +60,7 @@ def _rule(training_type: TrainingType) -> TypeRule:
                 label="label_training_type_embedding",
                 hub_task="feature-extraction",
                 inference_form=InferenceForm.TEXT,
-                accepts_images=False,
                 needs_tokenizer=True,
-                needs_processor=False,
-                needs_pipeline=False,
-                converses=False,
             )
         case TrainingType.VISION_LANGUAGE:
             return TypeRule(
@@ -77,7 +70,6 @@ def _rule(training_type: TrainingType) -> TypeRule:
                 accepts_images=True,
                 needs_tokenizer=True,
                 needs_processor=True,
-                needs_pipeline=False,
                 converses=True,
             )
         case TrainingType.IMAGE_GENERATION:
@@ -85,11 +77,7 @@ def _rule(training_type: TrainingType) -> TypeRule:
                 label="label_training_type_image_generation",
                 hub_task="text-to-image",
                 inference_form=InferenceForm.IMAGES,
-                accepts_images=False,
-                needs_tokenizer=False,
-                needs_processor=False,
                 needs_pipeline=True,
-                converses=False,
             )
         case _:
             assert_never(training_type)

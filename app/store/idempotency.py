@@ -40,8 +40,3 @@ async def keep(session: AsyncSession, *, scope: str, key: str, status_code: int,
         .where(col(IdempotencyRow.scope) == scope, col(IdempotencyRow.key) == key)
         .values(status_code=status_code, body=dict(body))
     )
-
-
-async def forget_before(session: AsyncSession, moment: datetime) -> None:
-    """Forget keys that are older than `moment`: no request is repeated after days."""
-    await session.exec(sa.delete(IdempotencyRow).where(col(IdempotencyRow.created_at) < moment))

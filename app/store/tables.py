@@ -52,19 +52,19 @@ def _time(*, nullable: bool = False) -> Any:
     return Field(default=None, sa_type=UtcDateTime, nullable=nullable)
 
 
+def _partial_index(condition: str, name: str, *columns: str, unique: bool = False) -> sa.Index:
+    """Return an index of the rows for which the condition holds."""
+    where = sa.text(condition)
+    return sa.Index(name, *columns, unique=unique, sqlite_where=where, postgresql_where=where)
+
+
 class MethodRow(SQLModel, table=True):
     """A method; what it is stands in its versions. The columns beside `version` repeat the newest for filters."""
 
     __tablename__ = "method"
     __table_args__ = (
         # a name may be used again after deletion
-        sa.Index(
-            "uq_method_name_key_live",
-            "name_key",
-            unique=True,
-            sqlite_where=sa.text("deleted_at IS NULL"),
-            postgresql_where=sa.text("deleted_at IS NULL"),
-        ),
+        _partial_index("deleted_at IS NULL", "uq_method_name_key_live", "name_key", unique=True),
         sa.Index("ix_method_created_at_id", "created_at", "id"),
     )
 
@@ -271,81 +271,34 @@ class NodeRow(SQLModel, table=True):
 
 
 class JobRow(SQLModel, table=True):
-    """A request to run one stage of one method version. `status` has one writer, in `app.store.jobs`."""
+    """A request to run one stage of one method version. `status` has one writer, in `app.store.job_status`."""
 
     __tablename__ = "job"
     __table_args__ = (
-        sa.Index(
-            "ix_job_queue",
-            "kind",
-            "demand",
-            "priority",
-            "created_at",
-            "id",
-            sqlite_where=sa.text(CLAIMABLE),
-            postgresql_where=sa.text(CLAIMABLE),
-        ),
+        _partial_index(CLAIMABLE, "ix_job_queue", "kind", "demand", "priority", "created_at", "id"),
         # for people: what comes before a job, whatever it asks for
-        sa.Index(
+        _partial_index(
+            CLAIMABLE,
             "ix_job_order",
             "status",  # always the same: makes SQLite take this index, in whose order nothing is left to sort
             "priority",
             "created_at",
             "id",
-            sqlite_where=sa.text(CLAIMABLE),
-            postgresql_where=sa.text(CLAIMABLE),
         ),
-        sa.Index(
-            "ix_job_live",
-            "node_id",
-            sqlite_where=sa.text(LIVE_JOB),
-            postgresql_where=sa.text(LIVE_JOB),
-        ),
+        _partial_index(LIVE_JOB, "ix_job_live", "node_id"),
         # a node keeps its accelerators for one job at a time
-        sa.Index(
-            "uq_job_reserved_node_id",
-            "reserved_node_id",
-            unique=True,
-            sqlite_where=sa.text(RESERVING),
-            postgresql_where=sa.text(RESERVING),
-        ),
+        _partial_index(RESERVING, "uq_job_reserved_node_id", "reserved_node_id", unique=True),
         # never two builds of one environment on a node at once
-        sa.Index(
-            "uq_job_environment_node_id_building",
-            "environment",
-            "node_id",
-            unique=True,
-            sqlite_where=sa.text(BUILDING),
-            postgresql_where=sa.text(BUILDING),
-        ),
+        _partial_index(BUILDING, "uq_job_environment_node_id_building", "environment", "node_id", unique=True),
         # never two builds of one base model at once
-        sa.Index(
-            "uq_job_base_model_id_building",
-            "base_model_id",
-            unique=True,
-            sqlite_where=sa.text(BUILDING_BASE_MODEL),
-            postgresql_where=sa.text(BUILDING_BASE_MODEL),
-        ),
+        _partial_index(BUILDING_BASE_MODEL, "uq_job_base_model_id_building", "base_model_id", unique=True),
         sa.Index("ix_job_created_at_id", "created_at", "id"),
         sa.Index("ix_job_status_created_at_id", "status", "created_at", "id"),
         sa.Index("ix_job_chain_id_position", "chain_id", "position"),
         sa.Index("ix_job_blocked_by", "blocked_by"),
-        sa.Index(
-            "ix_job_external_id",
-            "external_id",
-            "created_at",
-            sqlite_where=sa.text(NAMED_OUTSIDE),
-            postgresql_where=sa.text(NAMED_OUTSIDE),
-        ),
+        _partial_index(NAMED_OUTSIDE, "ix_job_external_id", "external_id", "created_at"),
         sa.Index("ix_job_method_id_created_at_id", "method_id", "created_at", "id"),
-        sa.Index(
-            "ix_job_measured",
-            "method_id",
-            "base_model_id",
-            "created_at",
-            sqlite_where=sa.text(MEASURED),
-            postgresql_where=sa.text(MEASURED),
-        ),
+        _partial_index(MEASURED, "ix_job_measured", "method_id", "base_model_id", "created_at"),
     )
 
     id: str = Field(primary_key=True, max_length=36)
@@ -410,19 +363,8 @@ class AttemptRow(SQLModel, table=True):
     __table_args__ = (
         sa.UniqueConstraint("job_id", "number"),
         # two live attempts of one job are impossible, whatever the code does
-        sa.Index(
-            "uq_attempt_job_id_live",
-            "job_id",
-            unique=True,
-            sqlite_where=sa.text(LIVE_ATTEMPT),
-            postgresql_where=sa.text(LIVE_ATTEMPT),
-        ),
-        sa.Index(
-            "ix_attempt_node_id_live",
-            "node_id",
-            sqlite_where=sa.text(LIVE_ATTEMPT),
-            postgresql_where=sa.text(LIVE_ATTEMPT),
-        ),
+        _partial_index(LIVE_ATTEMPT, "uq_attempt_job_id_live", "job_id", unique=True),
+        _partial_index(LIVE_ATTEMPT, "ix_attempt_node_id_live", "node_id"),
     )
 
     id: str = Field(primary_key=True, max_length=36)
@@ -449,14 +391,7 @@ class LeaseRow(SQLModel, table=True):
     __tablename__ = "lease"
     __table_args__ = (
         # two holders of one accelerator are impossible, whatever the code does
-        sa.Index(
-            "uq_lease_node_id_accelerator_live",
-            "node_id",
-            "accelerator",
-            unique=True,
-            sqlite_where=sa.text(LIVE_LEASE),
-            postgresql_where=sa.text(LIVE_LEASE),
-        ),
+        _partial_index(LIVE_LEASE, "uq_lease_node_id_accelerator_live", "node_id", "accelerator", unique=True),
         sa.Index("ix_lease_attempt_id", "attempt_id"),
     )
 
@@ -498,13 +433,7 @@ class AccessKeyRow(SQLModel, table=True):
     __tablename__ = "access_key"
     __table_args__ = (
         # a name may be used again after revocation
-        sa.Index(
-            "uq_access_key_name_key_live",
-            "name_key",
-            unique=True,
-            sqlite_where=sa.text("revoked_at IS NULL"),
-            postgresql_where=sa.text("revoked_at IS NULL"),
-        ),
+        _partial_index("revoked_at IS NULL", "uq_access_key_name_key_live", "name_key", unique=True),
         sa.Index("uq_access_key_digest", "digest", unique=True),
     )
 
@@ -541,13 +470,7 @@ class DeliveryRow(SQLModel, table=True):
 
     __tablename__ = "delivery"
     __table_args__ = (
-        sa.Index(
-            "ix_delivery_pending",
-            "webhook_id",
-            "next_try_at",
-            sqlite_where=sa.text(PENDING_DELIVERY),
-            postgresql_where=sa.text(PENDING_DELIVERY),
-        ),
+        _partial_index(PENDING_DELIVERY, "ix_delivery_pending", "webhook_id", "next_try_at"),
         sa.Index("ix_delivery_webhook_id_created_at_id", "webhook_id", "created_at", "id"),
     )
 

@@ -61,7 +61,6 @@ _FOLDERS = "app/executor/nodes/orphans.py"
 _STATUS = "app/store/job_status.py"
 _TABLES = "app/store/tables.py"
 _FIRST_SCHEMA = "migrations/versions/0001_create_the_tables.py"
-_LIVE_INDEX = "sqlite_where=sa.text(LIVE_ATTEMPT),\n            postgresql_where=sa.text(LIVE_ATTEMPT),"
 
 MUTANTS = (
     _mutant(
@@ -261,8 +260,8 @@ MUTANTS = (
         (
             Change(
                 _TABLES,
-                f'"job_id",\n            unique=True,\n            {_LIVE_INDEX}',
-                f'"job_id",\n            {_LIVE_INDEX}',
+                '"uq_attempt_job_id_live", "job_id", unique=True)',
+                '"uq_attempt_job_id_live", "job_id")',
             ),
             Change(
                 _FIRST_SCHEMA,
