@@ -32,21 +32,21 @@ def normal_url(url: str) -> str:
     return url.strip().rstrip("/")
 
 
-def url_violations(url: str, pointer: str = "/url") -> list[Violation]:
+def url_violations(url: str) -> list[Violation]:
     """Return what is wrong with the address of a serving tool."""
     url = normal_url(url)
     if not url.isprintable() or " " in url or len(url) > MAX_URL_LENGTH:
-        return [Violation(pointer, "invalid_url")]
+        return [Violation("/url", "invalid_url")]
     try:
         parts = urlsplit(url)
         port_fits = parts.port is None or 1 <= parts.port <= 65535
     except ValueError:
-        return [Violation(pointer, "invalid_url")]
+        return [Violation("/url", "invalid_url")]
     if parts.username is not None or parts.password is not None:
         # it would stand in every job, log and list
-        return [Violation(pointer, "url_with_credentials")]
+        return [Violation("/url", "url_with_credentials")]
     if parts.scheme not in {"http", "https"} or not parts.hostname or not port_fits or parts.query or parts.fragment:
-        return [Violation(pointer, "invalid_url")]
+        return [Violation("/url", "invalid_url")]
     return []
 
 

@@ -102,26 +102,26 @@ def normal_url(url: str) -> str:
     return url.strip()
 
 
-def url_violations(url: str, *, policy: AddressPolicy, pointer: str = "/url") -> list[Violation]:
+def url_violations(url: str, *, policy: AddressPolicy) -> list[Violation]:
     """Return what is wrong with the address of a receiver. What its name leads to is looked at before every send."""
     url = normal_url(url)
     if not url.isascii() or not url.isprintable() or " " in url or "\\" in url or len(url) > MAX_URL_LENGTH:
-        return [Violation(pointer, "invalid_webhook_url")]
+        return [Violation("/url", "invalid_webhook_url")]
     try:
         parts = urlsplit(url)
         port_fits = parts.port is None or 1 <= parts.port <= 65535
     except ValueError:
-        return [Violation(pointer, "invalid_webhook_url")]
+        return [Violation("/url", "invalid_webhook_url")]
     if parts.username is not None or parts.password is not None:
-        return [Violation(pointer, "url_with_credentials")]
+        return [Violation("/url", "url_with_credentials")]
     if parts.scheme not in {"http", "https"} or not parts.hostname or not port_fits or parts.fragment:
-        return [Violation(pointer, "invalid_webhook_url")]
+        return [Violation("/url", "invalid_webhook_url")]
     try:
         address = ipaddress.ip_address(parts.hostname)
     except ValueError:
         return []
     if is_refused(address, policy):
-        return [Violation(pointer, "webhook_address_refused", {"address": str(address)})]
+        return [Violation("/url", "webhook_address_refused", {"address": str(address)})]
     return []
 
 
@@ -150,7 +150,7 @@ def new_secret() -> str:
     return SECRET_PREFIX + base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode()
 
 
-def secret_violations(secret: str, pointer: str = "/secret") -> list[Violation]:
+def secret_violations(secret: str) -> list[Violation]:
     """Return what is wrong with a key that a caller chose."""
     try:
         size = len(_key(secret))
@@ -158,7 +158,7 @@ def secret_violations(secret: str, pointer: str = "/secret") -> list[Violation]:
         size = 0
     if not secret.startswith(SECRET_PREFIX) or not _MIN_SECRET_BYTES <= size <= _MAX_SECRET_BYTES:
         limits = {"least": _MIN_SECRET_BYTES, "most": _MAX_SECRET_BYTES}
-        return [Violation(pointer, "invalid_webhook_secret", limits)]
+        return [Violation("/secret", "invalid_webhook_secret", limits)]
     return []
 
 

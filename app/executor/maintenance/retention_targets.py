@@ -59,9 +59,9 @@ def size_of(path: Path) -> int:
     return total
 
 
-def remove(path: Path, *, root: Path, keep: Collection[Path] = ()) -> bool:
+def remove(path: Path, *, root: Path) -> bool:
     """Remove a folder or file below `root`. Return `False` if it must be kept."""
     if path.is_dir():
-        return remove_folder(path, root=root, keep=keep)
+        return remove_folder(path, root=root)
     path.unlink(missing_ok=True)
     return True

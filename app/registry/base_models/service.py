@@ -264,7 +264,7 @@ class BaseModels:
         async def remove() -> None:
             if with_files:
                 folder = self._home.absolute(row.path)
-                await asyncio.to_thread(remove_folder, folder, root=self._home.models, keep=())
+                await asyncio.to_thread(remove_folder, folder, root=self._home.models)
 
         return remove
 

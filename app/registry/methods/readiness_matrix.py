@@ -30,18 +30,12 @@ class Matrix:
     known: EnvironmentStates
 
     def cells(
-        self,
-        environment: str | None,
-        modules: Collection[str],
-        *,
-        only_reporting: bool = False,
-        files: Sequence[Finding] = (),
+        self, environment: str | None, modules: Collection[str], *, files: Sequence[Finding] = ()
     ) -> tuple[Cell, ...]:
-        """Return how a stage stands on every node; `only_reporting`: on those that report their environments."""
+        """Return how a stage stands on every node."""
         return tuple(
             cell(facts, self.known.on(row, [environment])[0] if environment else None, modules, files)
             for facts, row in self.nodes
-            if row.environment_states or not only_reporting
         )
 
 

@@ -1,6 +1,6 @@
 """Deploy targets: where online models are served."""
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -60,9 +60,8 @@ class Answer:
 class DeployTargets:
     """What can be done with deploy targets."""
 
-    def __init__(self, *, clock: Callable[[], datetime], ask: Callable[[str], Awaitable[int]] = ask_start_page) -> None:
+    def __init__(self, *, clock: Callable[[], datetime]) -> None:
         self._clock = clock
-        self._ask = ask
 
     async def get(self, session: AsyncSession, deploy_target: str) -> DeployTargetRow:
         """Return the deploy target with this id or name."""
@@ -121,7 +120,7 @@ class DeployTargets:
         """Ask the server for its start page, from where the service runs; a deployment runs on a node."""
         kind = DeployTargetKind(row.kind)
         try:
-            status = await self._ask(row.url)
+            status = await ask_start_page(row.url)
         except TargetSilent as error:
             return Answer(False, Violation("", "target_without_answer", {"url": row.url, "problem": error.problem}))
         params = {"url": row.url, "status": status}

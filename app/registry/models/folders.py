@@ -141,7 +141,7 @@ def copy_links_in(folder: Path) -> None:
             copy.unlink(missing_ok=True)
 
 
-def remove_folder(folder: Path, *, root: Path, keep: Collection[Path]) -> bool:
+def remove_folder(folder: Path, *, root: Path, keep: Collection[Path] = ()) -> bool:
     """Remove `folder` if it is below `root`, except for the folders `keep` inside it; return whether it was allowed.
 
     A model that a training made complete at once stands in a folder of its adapter's folder. Safe to run again.

@@ -6,7 +6,7 @@ marked as deleted; the folder is removed. What a crash left of the last step is 
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -29,9 +29,6 @@ from app.store.usage import unfinished_jobs
 
 logger = logging.getLogger(__name__)
 
-Unload = Callable[[str, str], Awaitable[None]]
-"""Takes the tool's address and the model's name there."""
-
 
 class ModelInUse(Conflict):
     """Unfinished jobs work on the model."""
@@ -53,13 +50,10 @@ class Lineage:
 class Models:
     """Reads and deletes models. Deletion runs its own short transactions, with the network between them."""
 
-    def __init__(
-        self, *, database: Database, home: Home, clock: Callable[[], datetime], unload: Unload = unload_from_ollama
-    ) -> None:
+    def __init__(self, *, database: Database, home: Home, clock: Callable[[], datetime]) -> None:
         self._database = database
         self._home = home
         self._clock = clock
-        self._unload = unload
 
     async def get(self, session: AsyncSession, model: str) -> ModelRow:
         """Return the existing model with this id or name."""
@@ -113,7 +107,7 @@ class Models:
             row = await self._deletable(session, model)
         served = _served_by_ollama(row)
         if served and not without_unloading:
-            await self._unload(served, row.name)
+            await unload_from_ollama(served, row.name)
         async with self._database.writing() as session:
             row = await self._deletable(session, row.id)
             await store.mark_deleted(session, row.id, now=self._clock())
