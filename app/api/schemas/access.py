@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, Field
 
+from app.api.schemas.common import RequestBody
 from app.domain.access import Caller, CallerKind, Permission, Role
+from app.domain.values import Value
 from app.store.tables import AccessKeyRow
 
 _ID = "2f6d1c8a-5b7e-4d3f-9a0c-1e2d3c4b5a69"
@@ -15,11 +17,7 @@ _ROLE = "Viewer: read. Operator: run jobs, bring data and models. Developer: dec
 _EXPIRY = "The key ends at this time (RFC 3339, with its offset); null: never."
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class KeyCreate(_Body):
+class KeyCreate(RequestBody):
     """A key to make."""
 
     name: str = Field(description="Whose key it is, or what for; unique among keys in use.", examples=[_NAME])
@@ -27,7 +25,7 @@ class KeyCreate(_Body):
     expires_at: AwareDatetime | None = Field(default=None, description=_EXPIRY, examples=["2027-06-30T00:00:00Z"])
 
 
-class KeyChange(_Body):
+class KeyChange(RequestBody):
     """What changes; members that are missing stay."""
 
     name: str | None = Field(default=None, examples=[_NAME])
@@ -40,7 +38,7 @@ class KeyChange(_Body):
         return {name: value for name, value in given.items() if value is not None or name == "expires_at"}
 
 
-class KeyRead(BaseModel):
+class KeyRead(Value):
     """An API key."""
 
     id: str = Field(examples=[_ID])
@@ -58,7 +56,7 @@ class KeyRead(BaseModel):
     revoked_at: datetime | None
 
 
-class Me(BaseModel):
+class Me(Value):
     """Who sent the request, and what that caller may do."""
 
     name: str = Field(description="Name of the key, else the kind.", examples=[_NAME])
