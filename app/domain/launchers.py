@@ -4,6 +4,9 @@ The counts follow from what a job gets: one process for each of its accelerators
 method says. A job that does not say how many accelerators it wants gets one for each process where a node has any
 (`app.domain.placement`).
 
+A script that declares the parameter `vllm` may have a server started beside it, from another environment, with
+accelerators of the job that its own processes do not get (`AnswerServer`).
+
 A script that declares the parameter `distributed_strategy` says with it how the processes share a model; it is then
 started by accelerate, with a configuration of its own (`accelerate_config`).
 """
@@ -46,6 +49,7 @@ class Strategy(StrEnum):
 STRATEGY_PARAMETER = "distributed_strategy"
 STRATEGY_AUTO = "auto"
 """The launcher of the method decides; it is DDP where that starts one process for a job of several accelerators."""
+SERVER_PARAMETER = "vllm"
 DIVIDING = frozenset({Strategy.FSDP2, Strategy.ZERO2, Strategy.ZERO3})
 
 
@@ -62,6 +66,26 @@ class Launcher(Value):
         if self.kind is LauncherKind.PYTHON and not group:
             return 1
         return accelerators or self.processes or 1
+
+
+class AnswerServer(Value):
+    """A server that the stage itself starts: the environment that it needs, and accelerators that are left to it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    environment: str
+    accelerators: int = 1
+
+
+def answer_server(values: Mapping[str, Any]) -> AnswerServer | None:
+    """Return the server that a stage starts with these parameters, None where it starts none."""
+    if values.get(SERVER_PARAMETER) != "server" or values.get("vllm_server_base_url"):
+        return None
+    accelerators = values.get("vllm_tensor_parallel_size")
+    return AnswerServer(
+        environment=str(values.get("vllm_environment") or "vllm"),
+        accelerators=accelerators if isinstance(accelerators, int) and accelerators > 0 else 1,
+    )
 
 
 def strategy_of(launcher: Launcher, asked: object, accelerators: int | None) -> Strategy | None:

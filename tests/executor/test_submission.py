@@ -20,7 +20,7 @@ from app.domain.demand import Demand
 from app.domain.enums import JobKind, JobStatus, ModelState, Platform, TrainingType, VersionSource
 from app.domain.environment_reports import EnvironmentState
 from app.domain.errors import InvalidRequest
-from app.domain.launchers import Launcher, LauncherKind, Strategy
+from app.domain.launchers import AnswerServer, Launcher, LauncherKind, Strategy
 from app.domain.placement import Mismatch, mismatches
 from app.executor.attempts.stage_arguments import Folders, Inputs, call_stage
 from app.executor.environments import environment_probe
@@ -768,6 +768,27 @@ class TestDistributedStrategy:
             assert refused == [("/resources/accelerators", "strategy_needs_accelerators")]
         unknown = await bench.refusal(**asked, parameters={"distributed_strategy": "fsdp"})
         assert [pointer for pointer, _ in unknown] == ["/parameters/distributed_strategy"]
+
+    async def test_accelerators_of_an_answer_server_are_not_the_trainings(self, bench: Bench) -> None:
+        await TestBaseModel().registered(bench)
+        await bench.install("GRPO-Demo")
+        asked = {"method": "GRPO-Demo", "base_model": "tiny", "through": "customized"}
+        own = {"environment": "vllm", "accelerators": 1}
+        cases = [
+            ({"vllm": "server"}, 2, own, None),
+            ({"vllm": "server"}, 3, own, Strategy.DDP),
+            ({"vllm": "server", "vllm_environment": "base"}, None, own | {"environment": "base"}, None),
+            ({"vllm": "server", "vllm_server_base_url": "http://there"}, 2, None, Strategy.DDP),
+            ({"vllm": "auto"}, 2, None, Strategy.DDP),
+        ]
+
+        for parameters, accelerators, server, strategy in cases:
+            resources = {} if accelerators is None else {"accelerators": accelerators}
+            spec = JobSpec.of((await bench.submit(**asked, parameters=parameters, resources=resources)).jobs[0])
+            assert spec.server == (None if server is None else AnswerServer.model_validate(server)), parameters
+            assert spec.strategy == strategy, parameters
+        refused = await bench.refusal(**asked, parameters={"vllm": "server", "vllm_environment": "nowhere"})
+        assert refused == [("/parameters/vllm_environment", "server_environment_not_known")]
 
     async def test_a_script_without_the_parameter_is_started_as_its_method_says(self, bench: Bench) -> None:
         job = (await bench.submit(through="customized", resources={"accelerators": 2})).jobs[0]

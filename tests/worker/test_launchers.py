@@ -178,3 +178,28 @@ class TestEnvironment:
 
         assert (row.status, row.reason) == (JobStatus.FAILED, EndReason.MODULE_MISSING), site.story(row)
         assert row.reason_params["module"] == package
+
+    async def test_of_a_server_beside_the_stage_is_named_to_it(self, site: Site) -> None:
+        site.place_base()
+        (site.node_home().environments / "served").symlink_to(site.node_home().environments / "base")
+        script = """
+import json, os, play
+seen = {name: os.environ.get(name) for name in ("DEEPE_SERVER_PYTHON", "CUDA_VISIBLE_DEVICES", "WORLD_SIZE")}
+(play.HERE / "seen.json").write_text(json.dumps(seen))
+play.adapter()
+"""
+        resources = {"resources": {"accelerators": 2}}
+        there, gone = [
+            await site.submit(script, spec={"server": {"environment": name, "accelerators": 1}}, **resources)
+            for name in ("served", "nowhere")
+        ]
+
+        site.start_worker(DEEPE_SIMULATED_ACCELERATORS="2")
+        row, failed = await site.wait(there), await site.wait(gone)
+
+        assert (row.status, row.reason) == ENDED_WELL, site.story(row)
+        seen = json.loads((site.root / "seen.json").read_text())
+        assert seen["DEEPE_SERVER_PYTHON"] == str(site.node_home().environments / "served" / "bin" / "python")
+        assert seen["WORLD_SIZE"] is None
+        assert (failed.status, failed.reason) == (JobStatus.FAILED, EndReason.ENV_MISSING)
+        assert failed.reason_params["environment"] == "nowhere"

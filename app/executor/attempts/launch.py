@@ -135,12 +135,16 @@ class StageLauncher:
             await self._status.running(key, pid)
 
     async def _resolve_stage(self, claim: Claim, run: RunFolder) -> LaunchSpec:
-        job = claim.job
+        job, spec = claim.job, _spec(claim.job)
         # at once, and one visit to a thread: each would be another wait before the start
-        spec, prefix, model, seen = await asyncio.gather(
-            self._with_dtype(_spec(job)), self._prefix(job), self._model(job.model_id), self._seen(claim)
+        spec, prefix, server, model, seen = await asyncio.gather(
+            self._with_dtype(spec),
+            self._prefix(job.environment),
+            self._server_prefix(spec),
+            self._model(job.model_id),
+            self._seen(claim),
         )
-        launch, checkpoint = await asyncio.to_thread(self._lay_out, claim, spec, run, prefix, model, seen)
+        launch, checkpoint = await asyncio.to_thread(self._lay_out, claim, spec, run, prefix, server, model, seen)
         if checkpoint is not None:
             async with self._database.writing() as session:
                 await record_resume(session, claim, checkpoint.record())
@@ -149,7 +153,14 @@ class StageLauncher:
         return launch
 
     def _lay_out(
-        self, claim: Claim, spec: JobSpec, run: RunFolder, prefix: Path, model: ModelRow | None, seen: Sequence[str]
+        self,
+        claim: Claim,
+        spec: JobSpec,
+        run: RunFolder,
+        prefix: Path,
+        server: Path | None,
+        model: ModelRow | None,
+        seen: Sequence[str],
     ) -> tuple[LaunchSpec, Checkpoint | None]:
         """Write the run folder; return what to run in it, and the checkpoint that it goes on from."""
         job = claim.job
@@ -177,6 +188,7 @@ class StageLauncher:
             variables={
                 **self._runner,
                 **({"DEEPE_RESUME_FROM": str(resume_from)} if resume_from is not None else {}),
+                **({"DEEPE_SERVER_PYTHON": str(interpreter(server))} if server is not None else {}),
                 **pinned(seen, self._prefixes.accelerators),
             },
             inherited=env,
@@ -272,7 +284,7 @@ class StageLauncher:
         self, claim: Claim, run: RunFolder, command: Sequence[str], *, cwd: Path, more: Mapping[str, str] | None = None
     ) -> LaunchSpec:
         """Run a program of the product in the job's environment; it holds no accelerator."""
-        prefix = await self._prefix(claim.job)
+        prefix = await self._prefix(claim.job.environment)
         extra = {
             "PYTHONPATH": str(helpers_dir()),
             "DEEPE_JOB_ID": claim.job.id,
@@ -289,11 +301,14 @@ class StageLauncher:
             grace_seconds=self._grace_seconds,
         )
 
-    async def _prefix(self, job: JobRow) -> Path:
-        prefix = await self._prefixes.prefix(job.environment)
+    async def _prefix(self, environment: str) -> Path:
+        prefix = await self._prefixes.prefix(environment)
         if prefix is None:
-            raise LaunchError(EndReason.ENV_MISSING, environment=job.environment)
+            raise LaunchError(EndReason.ENV_MISSING, environment=environment)
         return prefix
+
+    async def _server_prefix(self, spec: JobSpec) -> Path | None:
+        return await self._prefix(spec.server.environment) if spec.server is not None else None
 
     def _activated(self, prefix: Path, extra: Mapping[str, str]) -> dict[str, str]:
         try:

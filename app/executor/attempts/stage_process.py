@@ -75,7 +75,9 @@ class ConfigNotWritable(Exception):
 
 def stage_process(job: JobRow, spec: JobSpec, inputs: Inputs, place: Place) -> StageProcess:
     """Return the process of a stage; nothing is written. Raises what `call_stage` does, and `ConfigNotWritable`."""
-    run, processes = place.run, spec.launcher.count(place.accelerators, group=spec.strategy is not None)
+    left = spec.server.accelerators if spec.server is not None else 0
+    run = place.run
+    processes = spec.launcher.count(max(0, place.accelerators - left), group=spec.strategy is not None)
     working = _working_directory(spec, place)
     folders = Folders(place.script_root, run.path, working)
     called = call_stage(job, spec, inputs, folders)

@@ -1,6 +1,6 @@
 """The jobs of a submission: the stages that run, in their order, and what each of them is started with."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from datetime import datetime
 
@@ -8,7 +8,15 @@ from app.domain.demand import Resources
 from app.domain.enums import JobKind, TrainingType
 from app.domain.errors import AppError, Violation
 from app.domain.kinds import KINDS, Stage
-from app.domain.launchers import DIVIDING, STRATEGY_PARAMETER, Strategy, strategy_of
+from app.domain.launchers import (
+    DIVIDING,
+    SERVER_PARAMETER,
+    STRATEGY_PARAMETER,
+    AnswerServer,
+    Strategy,
+    answer_server,
+    strategy_of,
+)
 from app.domain.lifecycle import chain, runnable_stages, source_state, trains
 from app.domain.names import BASE_ENVIRONMENT
 from app.domain.plain_text import shown
@@ -76,6 +84,7 @@ def job_chain(
             launcher=method.definition.launcher(stage),
             output=method.definition.output(stage),
             strategy=strategy(method, stage, checked, stage_resources(request, method, stage)),
+            server=server(stage, checked),
             declared=checked.declared(stage),
             declared_only=method.definition.arguments.declared_only or checked.refuses_unknown(stage),
             withheld=checked.withheld(stage),
@@ -132,7 +141,24 @@ def stage_resources(request: JobSubmit, method: Method, stage: Stage) -> Resourc
 def strategy(method: Method, stage: Stage, checked: CheckedParameters, resources: Resources) -> Strategy | None:
     """Return how the processes of the stage share a model, if its script leaves that to a parameter."""
     asked = checked.values(stage).get(STRATEGY_PARAMETER) if checked.declares(stage, STRATEGY_PARAMETER) else None
-    return strategy_of(method.definition.launcher(stage), asked, resources.accelerators)
+    beside = server(stage, checked)
+    accelerators = (resources.accelerators or 0) - (beside.accelerators if beside is not None else 0)
+    return strategy_of(method.definition.launcher(stage), asked, max(0, accelerators))
+
+
+def server(stage: Stage, checked: CheckedParameters) -> AnswerServer | None:
+    """Return the server that the stage starts, if its script knows that parameter."""
+    return answer_server(checked.values(stage)) if checked.declares(stage, SERVER_PARAMETER) else None
+
+
+def server_violations(stages: Sequence[Stage], checked: CheckedParameters, known: Collection[str]) -> list[Violation]:
+    """Refuse a server from an environment that nobody knows."""
+    beside = {stage: one.environment for stage in stages if (one := server(stage, checked)) is not None}
+    return [
+        Violation("/parameters/vllm_environment", "server_environment_not_known", {"environment": name, "stage": stage})
+        for stage, name in beside.items()
+        if name not in known
+    ]
 
 
 def strategy_violations(jobs: Sequence[JobRow]) -> list[Violation]:
@@ -140,7 +166,8 @@ def strategy_violations(jobs: Sequence[JobRow]) -> list[Violation]:
     wrong = []
     for job in jobs:
         spec = JobSpec.of(job)
-        processes = store.demand_of(job).resources.accelerators or spec.launcher.processes or 1
+        left = spec.server.accelerators if spec.server is not None else 0
+        processes = (store.demand_of(job).resources.accelerators or spec.launcher.processes or 1) - left
         if spec.strategy in DIVIDING and processes < 2:
             params = {"strategy": spec.strategy, "name": STRATEGY_PARAMETER}
             wrong.append(Violation("/resources/accelerators", "strategy_needs_accelerators", params))

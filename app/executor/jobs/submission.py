@@ -32,6 +32,8 @@ from app.executor.jobs.estimates import Estimate, estimate
 from app.executor.jobs.job_chain import (
     environments_of,
     job_chain,
+    server,
+    server_violations,
     strategy,
     strategy_violations,
     wanted_stages,
@@ -243,6 +245,7 @@ class Submissions:
                 "effective": checked.effective(stage),
                 "named_paths": checked.named_paths.get(stage, ()),
                 "strategy": strategy(method, stage, checked, resources),
+                "server": server(stage, checked),
                 **checked.needed_of_node(stage),
             }
             job.launch = JobSpec.of(job).model_copy(update=changed).document()
@@ -350,6 +353,7 @@ class Submissions:
             method, stages, request.parameters, inputs.data, inputs.validation, known.described, inputs.model_arguments
         )
         found += checked.violations
+        found += server_violations(stages, checked, known.environments)
         if deployment is not None:
             found += untaken_options(method, request, checked)
         if found:

@@ -11,7 +11,7 @@ from app.domain.deploy_targets import DeployTargetKind
 from app.domain.enums import TrainingType
 from app.domain.environment_locks import EnvironmentLock
 from app.domain.kinds import KINDS
-from app.domain.launchers import Launcher, Strategy
+from app.domain.launchers import AnswerServer, Launcher, Strategy
 from app.domain.rendering import ArgumentForm
 from app.domain.stage_calls import StageCall
 from app.domain.values import Value
@@ -158,6 +158,7 @@ class JobSpec(_Frozen):
     call: StageCall = StageCall()
     launcher: Launcher = Launcher()
     strategy: Strategy | None = None  # accelerate starts the stage with a configuration for it
+    server: AnswerServer | None = None  # the stage starts it
     output: str | None = None  # where in the output folder the model lies
     declared: tuple[str, ...] | None = None
     declared_only: bool = False

@@ -39,6 +39,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_arguments as arguments
 import deepe_llm as llm
+import deepe_vllm as vllm
 from deepe_adapter_kinds import CLASSES, adapter_config, check_adapter, prepare_adapter
 from deepe_adapters import adopt_kind, check_start
 from deepe_distributed import answers_here, measure
@@ -87,7 +88,13 @@ def make_parser() -> argparse.ArgumentParser:
     method.add_argument("--temperature", type=float, default=1.0, help="how different the answers are")
     method.add_argument("--kl_coef", type=float, default=0.0, help="pull back to the base model; 0 saves its pass")
     arguments.add_rollouts(method)
-    method.add_argument("--vllm", choices=["auto", "true", "false"], default="auto", help="answer by vLLM on a GPU")
+    method.add_argument(
+        "--vllm",
+        choices=["auto", "true", "false", "server"],
+        default="auto",
+        help="answer by vLLM: true on the same GPU, server by one of its own",
+    )
+    method.add_argument("--vllm_environment", default="vllm", help="environment that a server is started from")
     arguments.add_steps(
         parser,
         rows="answers",
@@ -126,6 +133,7 @@ def run(args: argparse.Namespace) -> None:
     preparation = Preparation(args, replace(LEARNS, tools=not rollouts.are_plain), check_row)
 
     log("InitializingModel", args.model_path, args)
+    gpus = vllm.part_accelerators(args)
     machine = llm.choose(args)
     if args.reward_model_path:
         reward_model = load_reward_model(Path(args.reward_model_path), dtype=machine.dtype)
@@ -134,13 +142,13 @@ def run(args: argparse.Namespace) -> None:
     tokenizer = llm.load_tokenizer(args.model_path, args)
     prepare_template(tokenizer, rollouts, args)
     tasks, held_out = preparation.sequences(tokenizer, judge.recipe(args.system_prompt, rollouts.schemas))
-    trainer = build_trainer(args, machine, tokenizer, tasks, judge, rollouts)
-    keep_completions(trainer, args)
-
-    score(trainer, tokenizer, held_out, judge, rollouts, args, "before")
-    llm.train(trainer, preparation.rows, args)
-    llm.save_adapter(trainer, args)
-    score(trainer, tokenizer, held_out, judge, rollouts, args, "after")
+    with vllm.serving(args, machine, gpus, tokens=tasks.longest + args.max_content_length) as server:
+        trainer = build_trainer(args, machine, tokenizer, tasks, judge, rollouts, server)
+        keep_completions(trainer, args)
+        score(trainer, tokenizer, held_out, judge, rollouts, args, "before")
+        llm.train(trainer, preparation.rows, args)
+        llm.save_adapter(trainer, args)
+        score(trainer, tokenizer, held_out, judge, rollouts, args, "after")
     log("TrainingSuccess", args.model_name, args)
 
 
@@ -150,6 +158,7 @@ def check(args: argparse.Namespace) -> None:
     llm.check(args)
     check_start(args, compares=True)
     check_tokens(args, copies_base=bool(args.kl_coef))
+    vllm.check(args)
     if args.reward_model_path:
         check_reward_model(Path(args.reward_model_path))
         if not args.reward_model_weight:
@@ -177,6 +186,7 @@ def build_trainer(
     tasks: Learned,
     judge: Judge,
     rollouts: Rollouts = PLAIN,
+    server: vllm.Server | None = None,
 ) -> Any:
     from trl import GRPOConfig, GRPOTrainer
 
@@ -203,14 +213,14 @@ def build_trainer(
     )
     if config.use_vllm:  # it knows the ends of the base model's files only
         config.generation_kwargs = {"stop_token_ids": [tokenizer.eos_token_id], **(config.generation_kwargs or {})}
-    with options_of(args).refusing():
+    with options_of(args).refusing(), vllm.answered_by(server, args):
         trainer = GRPOTrainer(
             **trained(args, model, lambda: adapter_config(args, model, llm.linear_layers(model))),
             args=config,
             reward_funcs=[for_trl(function) for function in judge.functions],
             train_dataset=tasks.dataset(rows_for_trl),
             processing_class=tokenizer,
-            callbacks=llm.callbacks(args, shown="reward"),
+            callbacks=[*llm.callbacks(args, shown="reward"), *vllm.callbacks(server)],
             **rollouts.arguments(),
         )
     prepare_adapter(args, trainer)
@@ -218,11 +228,13 @@ def build_trainer(
 
 
 def generation(args: argparse.Namespace, machine: llm.Machine) -> dict[str, Any]:
-    """Return how answers are made: by vLLM on the same GPU where it is there, else by the model itself."""
+    """Return how answers are made: by a server, by vLLM on the same GPU where it is there, else by the model itself."""
     if args.vllm == "true" and args.new_tokens:
         raise Refused("vllm=true answers from the base model's own files, which do not know new_tokens; choose auto")
     if args.vllm == "false" or args.new_tokens:
         return {}
+    if vllm.is_asked(args):
+        return vllm.configuration()
     there = machine.device == "cuda" and importlib.util.find_spec("vllm") is not None
     if there and not machine.four_bit:
         return {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.3}
