@@ -39,6 +39,7 @@ from app.registry.base_models.service import BaseModels
 from app.registry.datasets.mixes import DatasetMixes
 from app.registry.datasets.service import Datasets
 from app.registry.methods.wiring import MethodServices, method_services
+from app.registry.scripts.versions import VersionStore
 from app.store import models, named
 from app.store.claims import hosts_of
 from app.store.home import Home
@@ -721,6 +722,29 @@ class TestNeedsOfValues:
             hosts = await hosts_of(session, [await get_node(session, name) for name in ("cpu", "gpu")])
         demand = Demand.parse(job.demand)
         assert [list(mismatches(demand, host)) for host in hosts] == [[Mismatch.ACCELERATORS], []]
+
+
+class TestFilesThatParametersName:
+    """What a training runs beside its script, such as rewards: its bytes are those of the submission."""
+
+    async def test_is_pinned_where_it_lies_in_the_script_root(self, bench: Bench) -> None:
+        await TestBaseModel().registered(bench)
+        await bench.install("GRPO-Demo")
+        file = bench.home.scripts / "mine" / "tools.py"
+        file.parent.mkdir()
+        asked = {"method": "GRPO-Demo", "base_model": "tiny", "through": "customized"}
+
+        found = []
+        for content in ("a = 1", "a = 2"):
+            file.write_text(content)
+            parameters = {"tools_file": "mine/tools.py", "reward_file": "../elsewhere.py"}
+            job = (await bench.submit(**asked, parameters=parameters)).jobs[0]
+            assert job.parameters["tools_file"] == "mine/tools.py"
+            found.append(JobSpec.of(job).files)
+
+        assert [list(files) for files in found] == [["tools_file"]] * 2
+        stored = [VersionStore(bench.home.versions).get(files["tools_file"].sha256) for files in found]
+        assert stored == [b"a = 1", b"a = 2"]
 
 
 class TestDistributedStrategy:

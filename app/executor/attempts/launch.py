@@ -166,7 +166,7 @@ class StageLauncher:
         job = claim.job
         _make_output(run)
         with ending_on_disk_errors():
-            script = self._locate(spec)
+            script, spec = self._locate(spec), self._with_files(spec)
             if spec.script is not None and spec.script.module is not None and _is_before_3_11(prefix):
                 detail = f"{spec.script.module}: an own module needs an environment with Python 3.11 or later"
                 raise LaunchError(EndReason.SPAWN_FAILED, detail=detail)
@@ -344,6 +344,19 @@ class StageLauncher:
             return script_to_run(self._files, PinnedFile(**script.model_dump()))
         except AppError as error:
             raise LaunchError(EndReason.SCRIPT_MISSING, file=script.file, detail=error.detail()) from error
+
+    def _with_files(self, spec: JobSpec) -> JobSpec:
+        """Return the specification with the stored bytes of the files that parameters name."""
+        if not spec.files:
+            return spec
+        try:
+            placed = {
+                name: str(script_to_run(self._files, PinnedFile(**one.model_dump())).path)
+                for name, one in spec.files.items()
+            }
+        except AppError as error:
+            raise LaunchError(EndReason.SCRIPT_MISSING, file=", ".join(spec.files), detail=error.detail()) from error
+        return spec.model_copy(update={"effective": {**spec.effective, **placed}})
 
     async def _model(self, model_id: str | None) -> ModelRow | None:
         if model_id is None:

@@ -1,6 +1,6 @@
 """The jobs of a submission: the stages that run, in their order, and what each of them is started with."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 
@@ -26,6 +26,7 @@ from app.executor.jobs.stage_parameters import CheckedParameters
 from app.executor.jobs.submission_inputs import Inputs
 from app.executor.runs.job_spec import Deployment, JobSpec, PinnedScript
 from app.presets.catalogue import OLLAMA_SCRIPT, script_path
+from app.registry.methods.files import PinnedFile
 from app.registry.methods.record import Method
 from app.registry.scripts.root import digest_of
 from app.store import jobs as store
@@ -71,9 +72,10 @@ def job_chain(
     checked: CheckedParameters,
     deployment: Deployment | None,
     *,
+    files: Mapping[Stage, Mapping[str, PinnedFile]],
     now: datetime,
 ) -> list[JobRow]:
-    """Return the queued jobs of the stages; each waits for the one before it."""
+    """Return the queued jobs of the stages; each waits for the one before it. `files`: those that parameters name."""
     jobs: list[JobRow] = []
     for position, stage in enumerate(stages):
         spec = JobSpec(
@@ -95,6 +97,7 @@ def job_chain(
             validation_dataset=inputs.validation_dataset,
             reward_model=inputs.judge,
             effective=checked.effective(stage),
+            files=named_files(files[stage]),
             named_paths=checked.named_paths.get(stage, ()),
             **checked.needed_of_node(stage),
             deployment=deployment if stage is JobKind.DEPLOYMENT else None,
@@ -124,6 +127,11 @@ def job_chain(
         )
     store.link(jobs)
     return jobs
+
+
+def named_files(pinned: Mapping[str, PinnedFile]) -> dict[str, PinnedScript]:
+    """Return the files that parameters name as a job's specification has them."""
+    return {name: PinnedScript(**asdict(one)) for name, one in pinned.items()}
 
 
 def stage_resources(request: JobSubmit, method: Method, stage: Stage) -> Resources:

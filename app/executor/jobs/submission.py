@@ -32,6 +32,7 @@ from app.executor.jobs.estimates import Estimate, estimate
 from app.executor.jobs.job_chain import (
     environments_of,
     job_chain,
+    named_files,
     server,
     server_violations,
     strategy,
@@ -241,8 +242,10 @@ class Submissions:
             stage = as_stage(job.kind)
             job.parameters = checked.given(stage)
             resources = Resources.model_validate(job.resources or {})
+            files = await asyncio.to_thread(self._runs.pin_named, checked.effective(stage))
             changed = {
                 "effective": checked.effective(stage),
+                "files": named_files(files),
                 "named_paths": checked.named_paths.get(stage, ()),
                 "strategy": strategy(method, stage, checked, resources),
                 "server": server(stage, checked),
@@ -358,7 +361,8 @@ class Submissions:
             found += untaken_options(method, request, checked)
         if found:
             raise InvalidRequest(found)
-        jobs = job_chain(method, request, stages, inputs, checked, deployment, now=self._clock())
+        files = {stage: self._runs.pin_named(checked.effective(stage)) for stage in stages}
+        jobs = job_chain(method, request, stages, inputs, checked, deployment, files=files, now=self._clock())
         if found := strategy_violations(jobs):
             raise InvalidRequest(found)
         needs = {stage: checked.needs(stage) for stage in stages}

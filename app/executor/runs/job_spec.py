@@ -170,6 +170,7 @@ class JobSpec(_Frozen):
     validation_dataset: Named | None = None  # rows for the score; `effective` names their file to the script
     reward_model: Named | None = None  # judges a training; `effective` names its folder to the script
     effective: dict[str, Any] = {}
+    files: dict[str, PinnedScript] = {}  # by parameter: of the script root, its bytes run
     named_paths: tuple[str, ...] = ()  # of these, paths relative to the script root that the platform made
     modules: tuple[str, ...] = ()  # that these values need in the environment
     cuda: bool = False  # these values need an NVIDIA GPU

@@ -6,8 +6,11 @@ script runs in place while the product has the bytes, and so does one that an ea
 """
 
 import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -19,8 +22,11 @@ from app.registry.methods.record import Method, method_of
 from app.registry.methods.script_modules import ScriptModules
 from app.registry.methods.service import MethodRegistry, hidden_packages
 from app.registry.scripts.module_names import CONTRACT_HELPERS
-from app.registry.scripts.names import SUFFIX
+from app.registry.scripts.names import SUFFIX, FileOutsideRoot, FilePathTooLong, InvalidFilePath, script_path
 from app.store import methods as store
+
+FILE_PARAMETERS = ("reward_file", "tools_file")
+"""Parameters that name a Python file of the script root which the script runs."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,22 @@ class MethodRuns:
             return newest
         self._files.keep(check)
         return replace(newest, files={**newest.files, **check.pins})
+
+    def pin_named(self, values: Mapping[str, Any]) -> Mapping[str, PinnedFile]:
+        """Return what pins the files of the script root that parameters name, their bytes kept; blocks.
+
+        A path that leads elsewhere is not pinned: the script reads what is there when it runs.
+        """
+        found = {}
+        for name in FILE_PARAMETERS:
+            value = values.get(name)
+            if not isinstance(value, str) or not value.endswith(SUFFIX):
+                continue
+            with suppress(FileOutsideRoot, InvalidFilePath, FilePathTooLong):
+                path = script_path(value)
+                if (content := self._files.scripts.read(path)) is not None:
+                    found[name] = self._files.keep_alone(path, content)
+        return found
 
     async def record(self, session: AsyncSession, newest: Method, edited: Method) -> Method:
         """Make a version of what `as_edited` found, if that is anything new.
