@@ -133,7 +133,7 @@ class TestServer:
         assert all(abs(ratio - 1) < 0.01 for ratio in whole.curve(RATIO).values()), whole.curve(RATIO)
         assert whole.curve("entropy")[1] != whole.curve("entropy")[7]
         assert left == [str(styles_base)]
-        assert not list((home.path / "whole" / ".vllm").iterdir())
+        assert not (home.path / "whole" / ".vllm").exists()
 
     def test_of_the_job_outlives_the_step_of_a_stop_and_no_more(self, torch_home: Home, styles_base: Path) -> None:
         python = python_with_vllm(torch_home)
@@ -146,6 +146,7 @@ class TestServer:
         assert log.endswith("Application shutdown complete.\n")
         assert not is_there(log.split()[3] + "/health")
         assert log.count("POST /v1/load_lora_adapter 200") >= 2
+        assert not (torch_home.path / "out" / ".vllm").exists()
         assert {"log", "checkpoint"} <= {event["kind"] for event in run.of_type("artifact")}
 
     def test_that_dies_ends_the_training_with_its_last_lines(self, torch_home: Home, styles_base: Path) -> None:

@@ -124,6 +124,13 @@ class TestOwnFile:
 
         assert found.totals(["a", "b"], [[]] * 2, {"answer": ["", ""]}) == [2.0, 0.0]
 
+    def test_may_name_all_that_it_takes(self, rewards: Any, tmp_path: Path) -> None:
+        file = tmp_path / "mine.py"
+        file.write_text("def my_reward(completions, prompts, answer):\n    return [float(len(answer))]\n")
+        found = judge(rewards, answer_weight=0, format_weight=0, reward_file=str(file))
+
+        assert found.totals(["a"], [[]], {"answer": [""]}) == [2.0]
+
     @pytest.mark.parametrize("body", ["[1.0]", "1.0", "['good', 1.0]", "[float('nan'), 1.0]"])
     def test_must_return_one_number_for_each_answer(self, rewards: Any, tmp_path: Path, body: str) -> None:
         with pytest.raises(rewards.Refused, match="my_reward"):

@@ -1,6 +1,7 @@
 """Stages that are a group of processes, on a real worker; with torch where it matters (gloo, on CPUs)."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -179,18 +180,25 @@ class TestEnvironment:
         assert (row.status, row.reason) == (JobStatus.FAILED, EndReason.MODULE_MISSING), site.story(row)
         assert row.reason_params["module"] == package
 
-    async def test_of_a_server_beside_the_stage_is_named_to_it(self, site: Site) -> None:
+    async def test_of_a_server_beside_the_stage_is_named_to_it_and_files_are_those_of_the_submit(
+        self, site: Site
+    ) -> None:
         site.place_base()
         (site.node_home().environments / "served").symlink_to(site.node_home().environments / "base")
         script = """
-import json, os, play
-seen = {name: os.environ.get(name) for name in ("DEEPE_SERVER_PYTHON", "CUDA_VISIBLE_DEVICES", "WORLD_SIZE")}
+import json, os, pathlib, play, sys
+seen = {name: os.environ.get(name) for name in ("DEEPE_SERVER_PYTHON", "WORLD_SIZE")}
+(named,) = [one.partition("=")[2] for one in sys.argv if one.startswith("--tools_file=")]
+seen["tools"] = pathlib.Path(named).read_text()
 (play.HERE / "seen.json").write_text(json.dumps(seen))
 play.adapter()
 """
-        resources = {"resources": {"accelerators": 2}}
+        pinned = site.files.keep_alone("tools.py", b"a = 1")
+        (site.home.scripts / "tools.py").write_text("a = 2")
+        more = {"files": {"tools_file": asdict(pinned)}, "effective": {"tools_file": "tools.py"}}
+        resources: dict[str, Any] = {"resources": {"accelerators": 2}}
         there, gone = [
-            await site.submit(script, spec={"server": {"environment": name, "accelerators": 1}}, **resources)
+            await site.submit(script, spec={"server": {"environment": name}, **more}, **resources)
             for name in ("served", "nowhere")
         ]
 
@@ -201,5 +209,6 @@ play.adapter()
         seen = json.loads((site.root / "seen.json").read_text())
         assert seen["DEEPE_SERVER_PYTHON"] == str(site.node_home().environments / "served" / "bin" / "python")
         assert seen["WORLD_SIZE"] is None
+        assert seen["tools"] == "a = 1"
         assert (failed.status, failed.reason) == (JobStatus.FAILED, EndReason.ENV_MISSING)
         assert failed.reason_params["environment"] == "nowhere"

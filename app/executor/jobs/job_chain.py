@@ -26,7 +26,7 @@ from app.executor.jobs.stage_parameters import CheckedParameters
 from app.executor.jobs.submission_inputs import Inputs
 from app.executor.runs.job_spec import Deployment, JobSpec, PinnedScript
 from app.presets.catalogue import OLLAMA_SCRIPT, script_path
-from app.registry.methods.files import PinnedFile
+from app.registry.methods.pins import PinnedFile
 from app.registry.methods.record import Method
 from app.registry.scripts.root import digest_of
 from app.store import jobs as store

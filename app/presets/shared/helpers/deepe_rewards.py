@@ -13,6 +13,7 @@ Standard library only.
 
 import argparse
 import importlib.util
+import inspect
 import json
 import math
 import re
@@ -247,8 +248,12 @@ def _plain(result: str) -> Fraction | str:
 
 def _checked(function: Function) -> Function:
     name = function.__name__
+    takes = inspect.signature(function).parameters
+    is_open = any(one.kind is one.VAR_KEYWORD for one in takes.values())
 
     def checked(completions: list[str], **columns: Any) -> list[float | None]:
+        if not is_open and "completion_turns" not in takes:  # functions of PPO-Demo may name all that they were given
+            columns.pop("completion_turns", None)
         values = function(completions, **columns)
         if not isinstance(values, list) or len(values) != len(completions):
             raise Refused(f"{name} must return a list with one number for each of the {len(completions)} answers")

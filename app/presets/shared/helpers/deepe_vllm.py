@@ -44,6 +44,7 @@ from deepe_whole import trains_whole
 
 PYTHON = "DEEPE_SERVER_PYTHON"
 LOG = "vllm-server.log"
+ADAPTERS = ".vllm"
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
 SERVED = ("lora", "rslora")  # kinds that leave the base as it is, and that vLLM loads
 UNSERVED = ("use_dora", "modules_to_save", "trainable_token_indices", "target_parameters")
@@ -199,6 +200,7 @@ def serving(args: argparse.Namespace, machine: Any, gpus: list[str], *, tokens: 
         yield server
     finally:
         server.end()
+        shutil.rmtree(Path(args.output_dir) / ADAPTERS, ignore_errors=True)
 
 
 def _started(args: argparse.Namespace, machine: Any, gpus: list[str], *, tokens: int) -> Server:
@@ -363,7 +365,7 @@ def _generation(server: Server, args: argparse.Namespace) -> Any:
         """Hands the adapter over before the first answers of a step."""
 
         def _init_vllm(self) -> None:
-            self._folder = Path(args.output_dir).resolve() / ".vllm"
+            self._folder = Path(args.output_dir).resolve() / ADAPTERS
             self._run, self._handed, self._turn = uuid.uuid4().hex[:8], 0, 0
             self._named: tuple[str, Path] | None = None
             if self.accelerator.is_main_process:
