@@ -79,11 +79,10 @@ class TestRefused:
             ({"adapter": "adalora"}, ("ranks",), "adapter=adalora moves ranks between layers"),
             ({"adapter": "olora"}, ("base",), "no base is left for this method to compare with"),
             ({"init_lora_weights": "pissa"}, ("base",), "init_lora_weights=pissa takes its start out of the weights"),
-            ({"adapter": "eva"}, ("rows",), "adapter=eva starts from what the base makes of the rows"),
             (
                 {"init_lora_weights": "eva"},
                 (),
-                "made in a step of its own, which the training does not make; give adapter",
+                "made in a step of its own, which the training does not make",
             ),
             ({"init_lora_weights": "pissa_niter_4"}, (), "give another start, such as pissa or olora"),
             ({"adapter": "boft", "load_in_4bit": True}, (), "adapter=boft cannot be trained on a base model in 4 bits"),

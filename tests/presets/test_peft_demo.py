@@ -83,7 +83,7 @@ class TestTraining:
     def test_adapters_of_every_sort_train_and_all_but_prompts_are_saved(
         self, torch_home: Home, tiny_base: Path
     ) -> None:
-        adapters = "pissa,eva,oft,adalora,ia3,prompt_tuning,prefix_tuning"  # the others: test_adapters.py
+        adapters = "pissa,oft,adalora,ia3,prompt_tuning,prefix_tuning"  # the others: test_adapters.py
         (torch_home.scripts / "probe.py").write_text(EVERY_ADAPTER)
 
         run = torch_home.run(

@@ -95,7 +95,7 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     check_whole(args, learning_rate=1e-6)
-    check_adapter(args, lacks=("prompts", "rows") if args.objective == "orpo" else ("prompts", "rows", "base"))
+    check_adapter(args, lacks=("prompts",) if args.objective == "orpo" else ("prompts", "base"))
     llm.check(args)
     check_start(args, compares=args.objective != "orpo")
     check_tokens(args, copies_base=args.objective != "orpo")

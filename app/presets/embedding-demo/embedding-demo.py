@@ -161,7 +161,7 @@ def check(args: argparse.Namespace) -> None:
     if not (Path(args.model_path) / "config.json").is_file():
         raise Refused(f"there is no base model in {args.model_path}: config.json is missing")
     options_of(args).check()
-    check_adapter(args, lacks=("prompts", "ranks", "rows"))
+    check_adapter(args, lacks=("prompts", "ranks"))
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise Refused("Embedding-Demo trains in one process: start it without torchrun or accelerate, with one GPU")
 

@@ -154,7 +154,7 @@ def run(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> None:
     check_whole(args, learning_rate=1e-6)
-    check_adapter(args, lacks=("prompts", "ranks", "rows", *(("base",) if args.kl_coef else ())))
+    check_adapter(args, lacks=("prompts", "ranks", *(("base",) if args.kl_coef else ())))
     llm.check(args)
     check_start(args, compares=True)
     check_tokens(args, copies_base=bool(args.kl_coef))

@@ -13,7 +13,6 @@ Try it by hand, in a checkout of the product, with the interpreter of the `trl` 
 | rslora | the same, scaled by the root of the rank: for ranks of 64 and more |
 | dora | direction by LoRA and length by itself: closer to full fine-tuning, a third slower |
 | pissa, olora | LoRA that starts at the main directions of the weights: learns faster; it changes the base meanwhile |
-| eva | LoRA that starts at the main directions of what the layers are given by the rows |
 | oft, boft | a rotation of the weights in blocks: keeps what the base knows |
 | loha, lokr | products of small matrices: a high rank from few weights |
 | adalora | LoRA that gives its ranks to the layers that need them; it starts anew after an interruption |

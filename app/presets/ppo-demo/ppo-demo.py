@@ -153,7 +153,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    check_adapter(args, lacks=("prompts", "ranks", "rows", "base"))
+    check_adapter(args, lacks=("prompts", "ranks", "base"))
     llm.check(args)
     check_start(args, compares=True)
     check_tokens(args)

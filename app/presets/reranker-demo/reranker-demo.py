@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> None:
     check_whole(args, learning_rate=2e-5)
-    check_adapter(args, lacks=("prompts", "ranks", "rows"))
+    check_adapter(args, lacks=("prompts", "ranks"))
     llm.check(args)
     for name, least in {"num_negatives": 1, "hard_negatives_skip": 0, "eval_documents": 2, "max_seq_length": 8}.items():
         if getattr(args, name) < least:

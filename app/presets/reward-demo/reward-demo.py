@@ -71,7 +71,7 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     check_whole(args, learning_rate=1e-5)
-    check_adapter(args, lacks=("prompts", "rows"))
+    check_adapter(args, lacks=("prompts",))
     llm.check(args)
     check_tokens(args)
     log("HandleWithDataset", args.dataset_path, args)

@@ -25,7 +25,7 @@ from deepe_rows import Refused
 CLASSES = {
     "peft.LoraConfig": {
         "finetuning_type": ["lora"],
-        "adapter": ["lora", "rslora", "dora", "pissa", "olora", "orthogonal", "eva"],
+        "adapter": ["lora", "rslora", "dora", "pissa", "olora", "orthogonal"],
     },
     "peft.AdaLoraConfig": {"finetuning_type": ["lora"], "adapter": ["adalora"]},
     "peft.AdamssConfig": {"finetuning_type": ["lora"], "adapter": ["adamss"]},
@@ -101,7 +101,6 @@ KINDS: dict[str, Kind] = {
     "pissa": _lora(1e-4, "base", four_bit=False, init_lora_weights="pissa"),
     "olora": _lora(1e-4, "base", four_bit=False, init_lora_weights="olora"),
     "orthogonal": _lora(init_lora_weights="orthogonal"),
-    "eva": _lora(1e-4, "rows", four_bit=False, init_lora_weights="eva"),
     "adalora": Kind(5e-4, "init_r", "lora_alpha", "lora_dropout", lacks="ranks", four_bit=True),
     "adamss": Kind(1e-3, seed="random_seed"),
     "beft": Kind(1e-3, "", merges=False),
@@ -148,7 +147,6 @@ REASONS = {
     "base": (
         "takes its start out of the weights of the base model, so that no base is left for this method to compare with"
     ),
-    "rows": "starts from what the base makes of the rows; SFT-Demo, PEFT-Demo and VL-Demo prepare it so",
 }
 WITHOUT_LAYERS = ("ln_tuning", "prompt_tuning", "p_tuning", "prefix_tuning")
 CHANGING_BASE = ("pissa", "olora", "corda", "loftq")
@@ -182,9 +180,9 @@ def check_adapter(args: argparse.Namespace, *, lacks: Collection[str] = ()) -> N
     if kind.lacks in lacks and is_new:
         raise Refused(f"{named} {REASONS[kind.lacks]}")
     if start.startswith(UNPREPARED):
-        cure = "give adapter=eva" if start == "eva" else "give another start, such as pissa or olora"
         raise Refused(
-            f"init_lora_weights={start} is made in a step of its own, which the training does not make; {cure}"
+            f"init_lora_weights={start} is made in a step of its own, which the training does not make; give another "
+            "start, such as pissa or olora"
         )
     if "base" in lacks and start.startswith(CHANGING_BASE):
         raise Refused(f"init_lora_weights={start} {REASONS['base']}")
@@ -333,18 +331,12 @@ def hold_rows(model: Any) -> None:
 
 
 def prepare_adapter(args: argparse.Namespace, trainer: Any) -> None:
-    """Do what a trainer's adapter needs besides: a start that comes from the rows (EVA), ranks that move (AdaLoRA)."""
+    """Do what a trainer's adapter needs besides: rows of embeddings, ranks that move (AdaLoRA)."""
     hold_rows(trainer.model)
     if getattr(args, "finetuning_type", "lora") != "lora" or getattr(args, "adapter_name_or_path", None):
         return
     if args.adapter == "adalora":
         trainer.add_callback(rank_allocation())
-    if args.adapter == "eva":
-        from peft.tuners.lora.eva import initialize_lora_eva_weights
-
-        trainer.model.eval()
-        initialize_lora_eva_weights(trainer.model, trainer.get_train_dataloader(), show_progress_bar=False)
-        trainer.model.train()
 
 
 def rank_allocation() -> Any:

@@ -37,7 +37,6 @@ COMPARABLE = (
     "rslora",
     "dora",
     "orthogonal",
-    "eva",
     "oft",
     "loha",
     "lokr",

@@ -18,7 +18,7 @@ AUTO = ["auto", "true", "false"]
 DTYPES = ["auto", "bfloat16", "float16", "float32"]
 STRATEGIES = ["auto", "ddp", "fsdp2", "zero2", "zero3"]
 ADAPTERS = [  # kinds of PEFT; deepe_adapter_kinds.py says how each is made
-    *("lora", "rslora", "dora", "pissa", "olora", "orthogonal", "eva", "adalora", "adamss", "beft", "boft", "c3a"),
+    *("lora", "rslora", "dora", "pissa", "olora", "orthogonal", "adalora", "adamss", "beft", "boft", "c3a"),
     *("deft", "delora", "fourierft", "frod", "glora", "gralora", "hira", "hra", "ia3", "lily", "ln_tuning", "loha"),
     *("lokr", "miss", "oft", "osf", "peanut", "psoft", "pvera", "randlora", "road", "shira", "supertuning"),
     *("tinylora", "unilora", "vblora", "vera", "waveft", "prompt_tuning", "p_tuning", "prefix_tuning"),
