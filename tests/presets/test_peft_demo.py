@@ -94,7 +94,7 @@ class TestTraining:
         (codes,) = [json.loads(line[6:]) for line in run.stdout.splitlines() if line.startswith("codes ")]
         assert codes.pop("adalora twice") == [0, 0]
         assert codes == {name: [0, 1 if name in PROMPTS else 0] for name in adapters.split(",")}
-        assert "an adapter of the kind prompt_tuning cannot be merged" in run.json_lines[-1]["message"]
+        assert "an adapter of the kind prefix_tuning cannot be merged" in run.json_lines[-1]["message"]
         notes = [note["message"] for note in run.of_type("note")]
         assert any("prompt_tuning cannot be merged" in note for note in notes)
         assert [note.split(" ")[0] for note in notes if "that AdaLoRA has cut" in note] == [
