@@ -76,7 +76,7 @@ def print_job(job: dict[str, Any]) -> None:
             "last output": "\n".join(job["log_tail"]) if job["status"] == "failed" else None,
         }
     )
-    print_entries("warning", job["warnings"])
+    print_entries("warning", job.get("warnings", ()))
 
 
 def print_comparison(document: dict[str, Any]) -> None:

@@ -4,12 +4,13 @@ import base64
 import mimetypes
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from app.cli.client import Api, call_service, list_items, segment
+from app.cli.client import Api, ServiceRefused, call_service, list_items, segment
 from app.cli.command import DEFAULT_URL, AsJson, CliFailure, Limit, Misused, Url, typed
 from app.cli.output import ago, print_entries, print_fields, print_json_line, print_table, size, write
 from app.cli.transfer import Continue, Target, download
@@ -64,7 +65,7 @@ def show(model: Model, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
             "made": document["created_at"],
         }
     )
-    print_entries("warning", document["warnings"])
+    print_entries("warning", document.get("warnings", ()))
 
 
 @app.command("add")
@@ -132,7 +133,8 @@ def chat(
             message["images"] = [picture(path) for path in image]
         ask(api, model, [message], options, as_json=as_json)
         if not as_json:
-            print_entries("warning", api.get(f"/models/{segment(model)}")["warnings"])
+            with suppress(ServiceRefused):  # the question is answered
+                print_entries("warning", api.get(f"/models/{segment(model)}").get("warnings", ()))
 
 
 @app.command("download")

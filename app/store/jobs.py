@@ -13,7 +13,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 from sqlmodel.sql.expression import SelectOfScalar
 
-from app.domain.demand import DEFAULT_QUEUE, Demand, Resources
+from app.domain.demand import COMPARISON_PRIORITY, DEFAULT_QUEUE, Demand, Resources
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.errors import NotFound
 from app.domain.kinds import KINDS_IN_ENVIRONMENTS
@@ -157,8 +157,12 @@ async def events_after(session: AsyncSession, job_id: str, event_id: int) -> Seq
 
 
 async def count_unfinished_of_method(session: AsyncSession, method_id: str) -> int:
-    """Return how many jobs of the method are queued or live."""
-    statement = select(sa.func.count()).where(JobRow.method_id == method_id, col(JobRow.status).in_(UNFINISHED))
+    """Return how many jobs of the method are queued or live, comparisons of answers left out: nobody asked for them."""
+    statement = select(sa.func.count()).where(
+        JobRow.method_id == method_id,
+        col(JobRow.status).in_(UNFINISHED),
+        col(JobRow.priority) != COMPARISON_PRIORITY,
+    )
     return (await session.exec(statement)).one()
 
 
