@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from sqlalchemy.exc import OperationalError
 from sqlmodel import select
 
 from app.api.application import HttpOptions, new_application
@@ -172,10 +174,14 @@ class TestKey:
         both = await service.call("POST", URL, json={"name": "token", "role": "viewer", "expires_at": past})
         taken = await service.call("POST", URL, json={"name": "ADA", "role": "viewer"})
         shapes = await service.call("POST", URL, json={"role": "root", "expires_at": "2030-01-01T00:00:00"})
+        beyond = await service.call(
+            "POST", URL, json={"name": "b", "role": "viewer", "expires_at": "9999-12-31T23:59:59-12:00"}
+        )
 
         assert codes(both.json()) == [("/name", "name_reserved"), ("/expires_at", "expiry_in_the_past")]
         assert (taken.status_code, taken.json()["code"]) == (409, "name_taken")
         assert {place for place, _ in codes(shapes.json())} == {"/name", "/role", "/expires_at"}
+        assert codes(beyond.json()) == [("/expires_at", "field_too_large")]
 
 
 class TestRoles:
@@ -241,6 +247,28 @@ class TestCaller:
             "key_unknown",
             "through_proxy",
         ]
+
+    async def test_is_the_owner_whose_token_looks_like_a_key(self, service: Service) -> None:
+        token = "deepe_token_of_an_older_installation"
+        client = service.client_with(token=token)
+
+        me = await client.get("/api/v1/me", headers={"Authorization": f"Bearer {token}"})
+
+        assert (me.status_code, me.json()["kind"]) == (200, "token")
+
+    async def test_is_let_in_while_the_database_cannot_be_written_to(
+        self, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = await service.make()
+
+        @asynccontextmanager
+        async def refused() -> AsyncIterator[None]:
+            raise OperationalError("UPDATE", {}, Exception("database is locked"))
+            yield
+
+        monkeypatch.setattr(service.database, "writing", refused)
+
+        assert await service.me(made["secret"]) == (200, "operator")
 
     async def test_is_asked_for_where_no_path_is_open(self, service: Service) -> None:
         open_path = await service.client.get("/healthz")

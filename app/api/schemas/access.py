@@ -1,8 +1,8 @@
 """Over the wire: API keys, and who calls."""
 
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, Final
 
 from pydantic import AwareDatetime, Field
 
@@ -14,6 +14,7 @@ from app.store.tables import AccessKeyRow
 _ID = "2f6d1c8a-5b7e-4d3f-9a0c-1e2d3c4b5a69"
 _NAME = "nightly-training"
 _ROLE = "Viewer: read. Operator: run jobs, bring data and models. Developer: decide which code runs. Admin: all."
+_LAST: Final = datetime(9999, 1, 1, tzinfo=UTC)  # later ones leave the calendar in some time zones
 _EXPIRY = "The key ends at this time (RFC 3339, with its offset); null: never."
 
 
@@ -22,7 +23,9 @@ class KeyCreate(RequestBody):
 
     name: str = Field(description="Whose key it is, or what for; unique among keys in use.", examples=[_NAME])
     role: Role = Field(description=_ROLE, examples=["operator"])
-    expires_at: AwareDatetime | None = Field(default=None, description=_EXPIRY, examples=["2027-06-30T00:00:00Z"])
+    expires_at: AwareDatetime | None = Field(
+        default=None, lt=_LAST, description=_EXPIRY, examples=["2027-06-30T00:00:00Z"]
+    )
 
 
 class KeyChange(RequestBody):
@@ -30,7 +33,7 @@ class KeyChange(RequestBody):
 
     name: str | None = Field(default=None, examples=[_NAME])
     role: Role | None = Field(default=None, description=_ROLE)
-    expires_at: AwareDatetime | None = Field(default=None, description=_EXPIRY)
+    expires_at: AwareDatetime | None = Field(default=None, lt=_LAST, description=_EXPIRY)
 
     def changes(self) -> dict[str, Any]:
         """Return what changes; null takes the expiry away and leaves the others as they are."""
