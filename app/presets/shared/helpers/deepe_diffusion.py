@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import deepe
 from deepe_captions import Captioned, read_square
@@ -25,7 +25,9 @@ from deepe_llm import TINY_BYTES, Speed, print_step
 from deepe_log import log, remark, remark_plan
 from deepe_rows import Refused
 from deepe_scores import report_score
-from deepe_validation import Validation
+
+if TYPE_CHECKING:
+    from deepe_validation import Validation
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 SMALL_KIND = "StableDiffusionPipeline"
@@ -282,7 +284,7 @@ class SmallTrainer:
     """
 
     def __init__(
-        self, pipeline: Any, learned: list[Captioned], args: argparse.Namespace, shown: Validation | None = None
+        self, pipeline: Any, learned: list[Captioned], args: argparse.Namespace, shown: "Validation | None" = None
     ) -> None:
         import torch
         from peft import LoraConfig
@@ -432,7 +434,7 @@ def order_of(seed: int, epoch: int, count: int) -> list[int]:
 
 
 def train_small(
-    args: argparse.Namespace, pipeline: Any, learned: list[Captioned], shown: Validation | None = None
+    args: argparse.Namespace, pipeline: Any, learned: list[Captioned], shown: "Validation | None" = None
 ) -> None:
     """Train with the small trainer, draw what is to be shown meanwhile, and write the adapter."""
     trainer = SmallTrainer(pipeline, learned, args, shown)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import deepe
+from deepe_diffusion import draw, takes_negative
 from deepe_rows import Refused
 
 SAMPLES = "samples"
@@ -34,8 +35,6 @@ class Validation:
 
     def draw(self, pipeline: Any, output: Path, when: str) -> None:
         """Draw a picture for each prompt, and report it."""
-        from deepe_diffusion import draw, takes_negative
-
         how: dict[str, Any] = {"num_inference_steps": self.steps, "guidance_scale": self.guidance}
         if self.negative and takes_negative(pipeline):
             how["negative_prompt"] = self.negative
