@@ -1,6 +1,7 @@
 """Embedding-Demo for real: an encoder is built, trained by contrast, saved and asked in the `trl` environment."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -312,3 +313,20 @@ class TestRefusals:
         assert sentence in run.stderr
         assert "Traceback" not in run.stderr
         assert run.records[-1]["msg"] == 200006
+
+
+def test_vocabulary_of_the_small_encoder_is_the_same_in_each_process(training_python: Path) -> None:
+    """Else every machine would have a base model of its own, and a training would end elsewhere on each."""
+    code = (
+        "import json, runpy, sys; program = runpy.run_path(sys.argv[1]);"
+        "rows = map(json.loads, program['SAMPLE'].open());"
+        "words = [word for row in rows for text in row.values() for word in text.split()];"
+        "print(json.dumps(program['word_pieces'](words, 600), sort_keys=True))"
+    )
+    program = catalogue.ROOM / "embedding-demo" / "tiny_encoder.py"
+    command = [str(training_python), "-c", code, str(program)]
+
+    first, second = (subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2))
+
+    assert first == second
+    assert "##" in first
