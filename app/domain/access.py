@@ -59,6 +59,8 @@ class CallerKind(StrEnum):
     """The token that opens the metrics and nothing else."""
     KEY = "key"
     """An API key."""
+    PERSON = "person"
+    """A token that the company's identity provider signed."""
 
 
 class PermissionMissing(NotAllowed):
@@ -69,13 +71,28 @@ class PermissionMissing(NotAllowed):
 
 @dataclass(frozen=True)
 class Caller:
-    """Whoever sent a request. `name` is that of the key, else that of the kind."""
+    """Whoever sent a request. `name` is that of the key or the person, else that of the kind."""
 
     kind: CallerKind
     role: Role
     name: str
     key_id: str | None = None
     expires_at: datetime | None = None
+    issuer: str | None = None
+    """Who signed a person's token."""
+    subject: str | None = None
+    """What the issuer never gives to another person; a name may change hands."""
+
+    @property
+    def principal(self) -> str:
+        """Return what stays the same for this caller, whatever its name becomes, and is no other caller's."""
+        match self.kind:
+            case CallerKind.KEY:
+                return f"{self.kind.value}:{self.key_id}"
+            case CallerKind.PERSON:
+                return f"{self.kind.value}:{self.issuer}#{self.subject}"
+            case _:
+                return self.kind.value
 
     def require(self, permission: Permission) -> None:
         """Raise `PermissionMissing` unless the caller's role permits it."""

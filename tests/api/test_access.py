@@ -86,6 +86,7 @@ class TestKey:
         assert (me["name"], me["kind"], me["role"]) == ("ada", "key", "operator")
         assert me["permissions"] == ["read", "run"]
         assert (me["key"], me["expires_at"]) == (made["id"], made["expires_at"])
+        assert me["principal"] == f"key:{made['id']}"
 
     async def test_secret_is_shown_once_and_kept_nowhere(self, service: Service) -> None:
         headers = {"Idempotency-Key": "one"}

@@ -62,10 +62,15 @@ class KeyRead(Value):
 class Me(Value):
     """Who sent the request, and what that caller may do."""
 
-    name: str = Field(description="Name of the key, else the kind.", examples=[_NAME])
+    name: str = Field(description="Name of the key or the person, else the kind.", examples=[_NAME])
     kind: CallerKind = Field(
         description="`local`: this machine, which needs no token; `token`: the installation's own; `network`: a "
-        "network that the settings trust; `key`: an API key."
+        "network that the settings trust; `key`: an API key; `person`: a token of the identity provider."
+    )
+    principal: str = Field(
+        description="Stays the same when the name changes, and is no other caller's: `key:ID`, "
+        "`person:ISSUER#SUBJECT`, else the kind.",
+        examples=[f"key:{_ID}"],
     )
     role: Role
     permissions: Sequence[Permission]
@@ -84,6 +89,7 @@ def me_read(caller: Caller) -> Me:
     return Me(
         name=caller.name,
         kind=caller.kind,
+        principal=caller.principal,
         role=caller.role,
         permissions=[one for one in Permission if one in caller.role.permissions],
         key=caller.key_id,
