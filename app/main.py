@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Final
 
 from fastapi import FastAPI
@@ -19,9 +20,11 @@ from app import collect_as_usual
 from app.access.guard import LicenceGuard
 from app.access.keys import AccessKeys
 from app.access.licence import load_public_key
+from app.access.persons import PersonOptions, Persons
+from app.access.signing_keys import SigningKeys, document_of
 from app.api.application import HttpOptions, Lifespan, new_application
 from app.api.dependencies import Services
-from app.api.guards import AccessPolicy
+from app.api.guards import AccessPolicy, FindCaller
 from app.api.prometheus import Metrics
 from app.api.routes import (
     access,
@@ -44,6 +47,7 @@ from app.api.routes import (
     webhooks,
 )
 from app.api.routes.system import Readiness
+from app.api.schemas.access import Login, OidcLogin
 from app.domain.access import Permission
 from app.domain.enums import Platform
 from app.domain.retention import Retention, RetentionTarget
@@ -119,14 +123,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     metrics_ = Metrics(database, redis=checks.get("redis"))
     works: list[Work] = []
     lifespan = _lifespan(services, database, settings, works)
-    app = new_application(_http_options(settings, services, metrics_), lifespan=lifespan)
+    persons = _persons(settings)
+    app = new_application(_http_options(settings, services, metrics_, persons), lifespan=lifespan)
     app.state.metrics = metrics_
     app.state.services = services
     app.state.licence = licence
+    app.state.login = _login(settings)
     app.state.readiness = Readiness(database=database.ping, optional=checks)
     include_routes(app)
     if settings.runner_port is not None:
-        works.append(_add_runner(app, settings, services, port=settings.runner_port))
+        works.append(_add_runner(app, settings, services, persons, port=settings.runner_port))
     return app
 
 
@@ -286,7 +292,34 @@ def _notifier(settings: Settings, database: Database) -> Notifier:
     return RedisNotifier(settings.redis_url.get_secret_value(), nodes=node_names)
 
 
-def _add_runner(app: FastAPI, settings: Settings, services: Services, *, port: int) -> Work:
+def _persons(settings: Settings) -> FindCaller | None:
+    """Return what knows people by the tokens of the issuers that the settings name; None where they name none."""
+    if not settings.oidc_issuers:
+        return None
+    places = zip_longest(settings.oidc_issuers, settings.oidc_keys, fillvalue="")
+    persons = Persons(
+        {issuer: SigningKeys(issuer, document_of(issuer, place)).find for issuer, place in places},
+        PersonOptions(
+            audiences=settings.oidc_audiences,
+            algorithms=settings.oidc_algorithms,
+            leeway=timedelta(seconds=settings.oidc_leeway_seconds),
+            name_claims=settings.oidc_name_claims,
+            role_claim=settings.oidc_role_claim,
+            roles=settings.oidc_roles,
+            default_role=settings.oidc_default_role,
+        ),
+    )
+    return persons.caller
+
+
+def _login(settings: Settings) -> Login:
+    if not settings.oidc_client_id:
+        return Login(oidc=None)
+    scopes = settings.oidc_scopes.split()
+    return Login(oidc=OidcLogin(issuer=settings.oidc_issuers[0], client_id=settings.oidc_client_id, scopes=scopes))
+
+
+def _add_runner(app: FastAPI, settings: Settings, services: Services, persons: FindCaller | None, *, port: int) -> Work:
     """Answer DeepExtension's backend on a port of its own; return what has to run beside the service."""
     # not at the top: few need it, and it brings the client of Redis
     from app.api.runner.application import ByPort, runner_application
@@ -312,6 +345,7 @@ def _add_runner(app: FastAPI, settings: Settings, services: Services, *, port: i
         AccessPolicy(
             token=settings.token,
             keys=services.access_keys.caller,
+            persons=persons,
             allowed_hosts=settings.allowed_hosts,
             trusted_networks=settings.runner_clients,
             open_paths=("/health",),
@@ -346,10 +380,11 @@ def _retention(settings: Settings) -> Retention:
     )
 
 
-def _http_options(settings: Settings, services: Services, metrics_: Metrics) -> HttpOptions:
+def _http_options(settings: Settings, services: Services, metrics_: Metrics, persons: FindCaller | None) -> HttpOptions:
     access = AccessPolicy(
         token=settings.token,
         keys=services.access_keys.caller,
+        persons=persons,
         metrics_token=settings.metrics_token.get_secret_value() if settings.metrics_token else None,
         allowed_hosts=settings.allowed_hosts,
         allowed_origins=settings.allowed_origins,

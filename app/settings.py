@@ -20,6 +20,9 @@ from pydantic_core import ErrorDetails, PydanticUndefined
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.access.loopback import is_loopback
+from app.access.persons import ALGORITHMS
+from app.access.signing_keys import is_safe_url
+from app.domain.access import Role, parse_roles
 from app.domain.labels import parse_labels
 from app.secret_values import PREFIX, SECRET_FIELDS, SecretFileError, file_variable, secret_from_file, variable
 
@@ -107,6 +110,56 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(4 * GIB, ge=1024, le=1024 * GIB, description="Largest uploaded data set.")
     max_base_model_bytes: int = Field(
         1024 * GIB, ge=1024, le=16 * 1024 * GIB, description="Largest uploaded base model, all of its files together."
+    )
+
+    # People of an identity provider
+    oidc_issuers: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Issuers (OpenID Connect), comma-separated, whose signed tokens let people in, exactly as in their "
+        "tokens: https://idp.example.com/realms/lab. Needs DEEPE_OIDC_AUDIENCES and DEEPE_API_TOKEN.",
+    )
+    oidc_audiences: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Names of this service at the issuers, comma-separated; a token must be made for one of them."
+    )
+    oidc_keys: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Where the keys (JWKS) of each issuer are, in the order of DEEPE_OIDC_ISSUERS: an https:// address "
+        "or a file, for a service without a network. Default: where the issuer's discovery document says.",
+    )
+    oidc_algorithms: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("RS256", "PS256", "ES256", "EdDSA"),
+        description="Algorithms, comma-separated, that tokens may be signed with; only those with a public key.",
+    )
+    oidc_leeway_seconds: float = Field(
+        60.0, ge=0, le=300, description="How far the clocks of the service and the issuers may be apart."
+    )
+    oidc_name_claims: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("preferred_username", "email", "sub"),
+        description="Claims, comma-separated, the first of which that a token has is the person's name.",
+    )
+    oidc_role_claim: str = Field(
+        "groups",
+        description="Claim that says to which groups a person belongs; a path with dots leads into objects: "
+        "realm_access.roles.",
+    )
+    oidc_roles: Annotated[dict[str, Role], NoDecode] = Field(
+        {},
+        description="Role of each group, comma-separated: ml-team=developer,ops=admin; as a JSON object where names "
+        "have commas. The highest of a person's groups counts.",
+    )
+    oidc_default_role: Role | None = Field(
+        None,
+        description="Role (viewer, operator, developer, admin) of people none of whose groups has one. Default: they "
+        "may do nothing.",
+    )
+    oidc_client_id: str = Field(
+        "",
+        description="Id of the public client at the first issuer with which `deepe login` logs people in by the device "
+        "flow. Default: `deepe login` asks for an API key.",
+    )
+    oidc_scopes: str = Field(
+        "openid profile email offline_access",
+        description="Scopes that `deepe login` asks for, with spaces; those that the issuer lacks are left out.",
     )
 
     # DeepExtension's runner
@@ -281,10 +334,7 @@ class Settings(BaseSettings):
     def _existing_file(cls, value: Path | None) -> Path | None:
         if value is None:
             return None
-        path = _absolute(value)
-        if not path.is_file():
-            raise ValueError(f"{path} is not a file")
-        return path
+        return _existing(value)
 
     @field_validator("node_name")
     @classmethod
@@ -346,12 +396,51 @@ class Settings(BaseSettings):
             raise ValueError("credentials do not belong in the address: put them into ~/.netrc, where pip finds them")
         return value
 
-    @field_validator("allowed_hosts", "allowed_origins", "conda_channels", "runner_clients", mode="before")
+    @field_validator(
+        *("allowed_hosts", "allowed_origins", "conda_channels", "runner_clients"),
+        *("oidc_issuers", "oidc_audiences", "oidc_keys", "oidc_algorithms", "oidc_name_claims"),
+        mode="before",
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("oidc_issuers")
+    @classmethod
+    def _issuers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for issuer in value:
+            if not is_safe_url(issuer):
+                raise ValueError(f"{issuer!r} must begin with https:// (http:// for this machine only)")
+        if len(set(value)) < len(value):
+            raise ValueError("an issuer is named twice")
+        return value
+
+    @field_validator("oidc_keys")
+    @classmethod
+    def _places_of_keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(place if is_safe_url(place) else str(_existing(place)) for place in value)
+
+    @field_validator("oidc_algorithms")
+    @classmethod
+    def _algorithms(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        refused = [name for name in value if name not in ALGORITHMS]
+        if refused or not value:
+            raise ValueError(f"{', '.join(refused) or 'nothing'} cannot be used; choose of {', '.join(ALGORITHMS)}")
+        return value
+
+    @field_validator("oidc_name_claims", "oidc_role_claim")
+    @classmethod
+    def _given(cls, value: Any) -> Any:
+        if not value:
+            raise ValueError("name a claim")
+        return value
+
+    @field_validator("oidc_roles", mode="before")
+    @classmethod
+    def _roles(cls, value: object) -> object:
+        return parse_roles(value) if isinstance(value, str) else value
 
     @field_validator("allowed_hosts")
     @classmethod
@@ -447,6 +536,8 @@ def load_settings(*, serves: bool = True, **overrides: Any) -> Settings:
     else:
         if serves and settings.runner_port is not None:
             problems += _runner_problems(settings)
+        if serves:
+            problems += _oidc_problems(settings)
         if serves and settings.is_open_to_others:
             problems.append(
                 f"DEEPE_HOST={settings.host} can be reached from other machines, so DEEPE_API_TOKEN must be set. "
@@ -455,6 +546,23 @@ def load_settings(*, serves: bool = True, **overrides: Any) -> Settings:
     if problems:
         raise SettingsError(problems)
     return settings
+
+
+def _oidc_problems(settings: Settings) -> list[str]:
+    """Return why people cannot be let in like this."""
+    found = []
+    if settings.oidc_issuers and not settings.oidc_audiences:
+        found.append("DEEPE_OIDC_AUDIENCES must say for whom the tokens of DEEPE_OIDC_ISSUERS are made.")
+    if settings.oidc_issuers and settings.api_token is None:
+        found.append(
+            "DEEPE_OIDC_ISSUERS lets people in by their names, so DEEPE_API_TOKEN must be set: without it whoever "
+            f"calls from this machine is the administrator. Use random characters, {_RANDOM_HINT}."
+        )
+    if settings.oidc_keys and len(settings.oidc_keys) != len(settings.oidc_issuers):
+        found.append("DEEPE_OIDC_KEYS must name as many places as DEEPE_OIDC_ISSUERS names issuers.")
+    if settings.oidc_client_id and not settings.oidc_issuers:
+        found.append("DEEPE_OIDC_CLIENT_ID belongs to the first issuer of DEEPE_OIDC_ISSUERS, which names none.")
+    return found
 
 
 def _runner_problems(settings: Settings) -> list[str]:
@@ -515,6 +623,13 @@ def _closest(name: str, known: Iterable[str]) -> str | None:
     return PREFIX + close[0] if close else None
 
 
+def _existing(file: str | Path) -> Path:
+    path = _absolute(Path(file))
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file")
+    return path
+
+
 def _absolute(path: Path) -> Path:
     try:
         return Path(os.path.abspath(path.expanduser()))  # noqa: PTH100 - links stay as the operator wrote them
@@ -557,6 +672,8 @@ def _type_name(name: str) -> str:
     choices = getattr(annotation, "__args__", ())
     if choices and all(isinstance(choice, str) for choice in choices):
         return "|".join(choices)
+    if choices[:1] == (Role,):
+        return "|".join(Role)
     for kind, label in ((SecretStr, "secret"), (Path, "path"), (bool, "bool"), (int, "int"), (float, "float")):
         if annotation is kind or kind in choices:
             return label

@@ -103,6 +103,15 @@ class TestBadValues:
             ("DEEPE_ALLOWED_HOSTS", "*.example.com"),
             ("DEEPE_LICENSE_PUBLIC_KEY", "/nowhere/key.pem"),
             ("DEEPE_CONDA_ROOT", "/nowhere"),
+            ("DEEPE_OIDC_ISSUERS", "http://idp.example.com"),
+            ("DEEPE_OIDC_KEYS", "http://idp.example.com/keys"),
+            ("DEEPE_OIDC_ALGORITHMS", "RS256,HS256"),
+            ("DEEPE_OIDC_ALGORITHMS", "none"),
+            ("DEEPE_OIDC_ROLES", "ml=root"),
+            ("DEEPE_OIDC_ROLES", "ml"),
+            ("DEEPE_OIDC_ROLES", '{"ml": '),
+            ("DEEPE_OIDC_DEFAULT_ROLE", "root"),
+            ("DEEPE_OIDC_CLIENT_ID", "cli-without-an-issuer"),
         ],
     )
     def test_message_names_the_variable(self, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
@@ -261,3 +270,22 @@ def test_unknown_variable_comes_with_the_name_that_was_meant() -> None:
     environ = {"DEEPE_DATABSE_URL": "x", "DEEPE_QQQQ": "x", "DEEPE_PORT": "1", "DEEPE_JOB_ID": "j", "HOME": "/"}
 
     assert unknown_variables(environ) == {"DEEPE_DATABSE_URL": "DEEPE_DATABASE_URL", "DEEPE_QQQQ": None}
+
+
+class TestPeople:
+    ISSUER = "https://idp.example.com/realms/lab"
+
+    def test_need_an_audience_and_the_administrators_token(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        message = problem(
+            monkeypatch, DEEPE_OIDC_ISSUERS=self.ISSUER, DEEPE_OIDC_KEYS="https://a.example,https://b.example"
+        )
+
+        assert all(name in message for name in ("DEEPE_OIDC_AUDIENCES", "DEEPE_API_TOKEN", "DEEPE_OIDC_KEYS"))
+
+    def test_have_roles_by_groups_whose_names_may_hold_anything(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DEEPE_OIDC_ROLES", "ml-team = developer, CN=ops=admin")
+        by_pairs = load_settings().oidc_roles
+        monkeypatch.setenv("DEEPE_OIDC_ROLES", '{"CN=ops,DC=lab": "admin"}')
+
+        assert by_pairs == {"ml-team": "developer", "CN=ops": "admin"}
+        assert load_settings().oidc_roles == {"CN=ops,DC=lab": "admin"}

@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.access.keys import PREFIX as KEY_PREFIX
 from app.access.loopback import is_loopback
+from app.access.persons import is_signed_token
 from app.api.errors import BadRequest, UnsupportedMediaType, problem_response
 from app.domain.access import LOCAL, METRICS, NETWORK, TOKEN, Caller, Permission
 from app.domain.errors import NotAllowed, TooLarge, Unauthenticated
@@ -98,6 +99,9 @@ class UnsupportedEncoding(UnsupportedMediaType):
     code = "unsupported_encoding"
 
 
+FindCaller = Callable[[str], Awaitable[Caller]]
+
+
 @dataclass(frozen=True)
 class RawUpload:
     """Addresses that take a raw body of any content type: `pattern` must match the whole path."""
@@ -109,19 +113,25 @@ class RawUpload:
 
 @dataclass(frozen=True)
 class AccessPolicy:
-    """Who may call: who has a key or the token. Without a token: this machine, but no proxy and no foreign web page."""
+    """Who may call: who has a key, a signed token or the token.
+
+    Without a token of the settings: this machine, but no proxy and no foreign web page.
+    """
 
     token: str | None = None
-    keys: Callable[[str], Awaitable[Caller]] | None = None
+    keys: FindCaller | None = None
     """Returns whose secret an API key is, or raises `Unauthenticated`."""
+    persons: FindCaller | None = None
+    """Returns the person that a signed token names, or raises `Unauthenticated`."""
     allowed_hosts: Sequence[str] = ()
     allowed_origins: Sequence[str] = ()
     metrics_token: str | None = None
     """Opens `/metrics` and nothing else, so that a monitoring system need not hold the token of everything."""
     trusted_networks: Sequence[IPv4Network | IPv6Network] = ()
     """Callers from there need no token, as long as neither a proxy nor a web page stands between."""
-    open_paths: Sequence[str] = ("/", "/healthz", "/readyz", "/docs", "/openapi.json")
-    """Paths that need no token: probes have none, and a browser cannot send one when it opens the documentation."""
+    open_paths: Sequence[str] = ("/", "/healthz", "/readyz", "/docs", "/openapi.json", "/api/v1/login")
+    """Paths that need no token: probes have none, a browser cannot send one when it opens the documentation, and who
+    asks how to log in is not logged in."""
     needed: Permission | None = None
     """What every caller of this application must be permitted, where its routes do not say it themselves."""
 
@@ -229,8 +239,8 @@ class _AccessGuard:
         if origin is not None and not self._is_own_origin(origin, host):
             raise ForeignOrigin(origin=origin)
         secret = _bearer(headers)
-        if self._policy.keys is not None and secret is not None and self._is_key(secret):
-            return self._permitted(await self._slow_down.owner(scope, self._policy.keys(secret)))
+        if secret is not None and (find := self._finder(secret)) is not None:
+            return self._permitted(await self._slow_down.owner(scope, find(secret)))
         if origin is None and self._is_trusted(scope, headers):
             return NETWORK
         if self._token is not None:
@@ -248,11 +258,15 @@ class _AccessGuard:
             raise ThroughProxy(header=proxied)
         return LOCAL
 
-    def _is_key(self, secret: str) -> bool:
-        """Say whether it has the form of a key; a token of the settings may begin like one."""
+    def _finder(self, secret: str) -> FindCaller | None:
+        """Return what knows callers by secrets of this form; a token of the settings may have any form."""
         given = secret.encode("utf-8", "replace")
         tokens = [token for token in (self._token, self._metrics_token) if token is not None]
-        return secret.startswith(KEY_PREFIX) and not any(hmac.compare_digest(given, token) for token in tokens)
+        if any(hmac.compare_digest(given, token) for token in tokens):
+            return None
+        if secret.startswith(KEY_PREFIX):
+            return self._policy.keys
+        return self._policy.persons if is_signed_token(secret) else None
 
     def _permitted(self, caller: Caller) -> Caller:
         if self._policy.needed is not None:

@@ -1,5 +1,6 @@
 """Who may do what: four roles, what each permits, and the caller of a request."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -104,3 +105,22 @@ LOCAL: Final = Caller(CallerKind.LOCAL, Role.ADMIN, CallerKind.LOCAL.value)
 TOKEN: Final = Caller(CallerKind.TOKEN, Role.ADMIN, CallerKind.TOKEN.value)
 NETWORK: Final = Caller(CallerKind.NETWORK, Role.ADMIN, CallerKind.NETWORK.value)
 METRICS: Final = Caller(CallerKind.METRICS, Role.VIEWER, CallerKind.METRICS.value)
+
+
+def parse_roles(text: str) -> dict[str, Role]:
+    """Read `GROUP=ROLE,GROUP=ROLE`, or a JSON object of the same; raise `ValueError` with what is wrong."""
+    try:
+        given = json.loads(text) if text.startswith("{") else None
+    except ValueError as error:
+        raise ValueError(f"it begins like a JSON object and is none: {error}") from None
+    pairs = (
+        given.items() if given is not None else [part.rpartition("=")[::2] for part in text.split(",") if part.strip()]
+    )
+    roles: dict[str, Role] = {}
+    for group, role in ((str(group).strip(), str(role).strip()) for group, role in pairs):
+        if not group or role not in [*Role]:
+            raise ValueError(f"{group}={role} must look like GROUP=ROLE, with a role of {', '.join(Role)}")
+        if group in roles:
+            raise ValueError(f"the group {group!r} is given twice")
+        roles[group] = Role(role)
+    return roles

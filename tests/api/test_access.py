@@ -234,7 +234,9 @@ class TestCaller:
     async def test_with_a_key_has_its_role_also_where_no_token_is_needed(self, service: Service) -> None:
         made = await service.make(role="viewer")
         client = service.client_with()
-        key, wrong = ({"Authorization": f"Bearer {secret}"} for secret in (made["secret"], "deepe_guessed"))
+        key, wrong = (
+            {"Authorization": f"Bearer {secret}"} for secret in (made["secret"], "deepe_eyJhbGciOiJub25lIn0.e30.")
+        )
         through_proxy = {"X-Forwarded-For": "203.0.113.9"}
 
         answers = [

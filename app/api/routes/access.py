@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import Depends, Path, Query, Response
+from fastapi import Depends, Path, Query, Request, Response
 
 from app.access.keys import NewKey, version_of
 from app.api.conditional import IfMatch, etag_of
@@ -11,7 +11,7 @@ from app.api.errors import problem_responses
 from app.api.idempotency import CreationDep, IdempotencyKeyReused
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
 from app.api.routing import Router, needs
-from app.api.schemas.access import KeyChange, KeyCreate, KeyRead, Me, key_read, me_read
+from app.api.schemas.access import KeyChange, KeyCreate, KeyRead, Login, Me, key_read, me_read
 from app.domain.access import Permission
 from app.domain.errors import InvalidRequest
 from app.store.access_keys import AccessKeyNotFound
@@ -23,6 +23,14 @@ router = Router(changes=Permission.ADMINISTER, reads=Permission.ADMINISTER, pref
 Paging = Annotated[PageParams, Depends(page_params("name", "created_at", default="name"))]
 KeyRef = Annotated[str, Path(description="Id or name of the key.", examples=["nightly-training"], max_length=100)]
 """`{key}` in the addresses."""
+
+
+@router.get("/login")
+@needs(None)
+async def get_login(request: Request) -> Login:
+    """Say how people log in; needs no token."""
+    login: Login = request.app.state.login
+    return login
 
 
 @router.get("/me")

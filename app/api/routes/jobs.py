@@ -101,7 +101,7 @@ async def submit_job(
 
     Everything that is wrong comes at once, before anything is queued.
     """
-    if caller.kind is CallerKind.KEY and "user" not in job.model_fields_set:
+    if caller.kind in (CallerKind.KEY, CallerKind.PERSON) and "user" not in job.model_fields_set:
         job = job.model_copy(update={"user": caller.name})
     async with services.submissions.planned(job) as plan:
 

@@ -59,6 +59,20 @@ class KeyRead(Value):
     revoked_at: datetime | None
 
 
+class OidcLogin(Value):
+    """Where a program gets a token for a person, by the device flow (RFC 8628)."""
+
+    issuer: str = Field(examples=["https://idp.example.com/realms/lab"])
+    client_id: str = Field(examples=["deepe"])
+    scopes: Sequence[str] = Field(examples=[["openid", "profile", "email", "offline_access"]])
+
+
+class Login(Value):
+    """How people log in."""
+
+    oidc: OidcLogin | None = Field(description="The identity provider; null: people have API keys.")
+
+
 class Me(Value):
     """Who sent the request, and what that caller may do."""
 
