@@ -93,7 +93,9 @@ def _no_real_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     """Keep every test away from the home of the person who runs it; no folder is made for tests that need none."""
     for name in ("DEEPE_API_TOKEN", "DEEPE_DATABASE_URL", "DEEPE_REDIS_URL", "DEEPE_URL"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("DEEPE_HOME", str(tmp_path_factory.getbasetemp() / f"home-{uuid4().hex}"))
+    home = tmp_path_factory.getbasetemp() / f"home-{uuid4().hex}"
+    monkeypatch.setenv("DEEPE_HOME", str(home))
+    monkeypatch.setenv("XDG_CONFIG_HOME", f"{home}-config")
 
 
 @pytest.fixture(scope="session")

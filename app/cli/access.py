@@ -19,9 +19,9 @@ Days = Annotated[int | None, typer.Option("--days", min=1, max=36500, help="It e
 def me(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Say who you are to the service, and what you may do."""
     with Api(url) as api:
-        found = api.get("/me")
+        found, token_from = api.get("/me"), api.token_from
     if as_json:
-        print_json(found)
+        print_json({**found, "token_from": token_from})
         return
     print_fields(
         {
@@ -30,6 +30,7 @@ def me(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
             "role": found["role"],
             "may": ", ".join(found["permissions"]),
             "until": found["expires_at"],
+            "token from": token_from,
         }
     )
 

@@ -15,9 +15,10 @@ import typer
 
 from app.access.loopback import is_loopback
 from app.cli.command import CliFailure, ExitCode, Misused, typed
+from app.cli.credentials import SavedLogin, credentials_file, saved_login
 from app.cli.output import print_json
 from app.domain.texts import DEFAULT_LANGUAGE, Language
-from app.secret_values import SecretFileError, secret_from_file, variable
+from app.secret_values import SecretFileError, file_variable, secret_from_file, variable
 
 PREFIX: Final = "/api/v1"
 PAGE: Final = 100
@@ -97,8 +98,11 @@ class ServiceRefused(CliFailure):
         super().__init__(
             str(problem["detail"]),
             notes=[
-                f"{entry['pointer']}: {entry['detail']}" if entry["pointer"] else str(entry["detail"])
-                for entry in problem.get("errors", ())
+                *([f"Log in: {typed('login')}"] if self.code == "token_missing" else []),
+                *(
+                    f"{entry['pointer']}: {entry['detail']}" if entry["pointer"] else str(entry["detail"])
+                    for entry in problem.get("errors", ())
+                ),
             ],
         )
 
@@ -119,7 +123,10 @@ class ConnectionLost(CliFailure):
 
 
 class Api:
-    """Calls the service at `url`. Paths are relative to `/api/v1`."""
+    """Calls the service at `url`. Paths are relative to `/api/v1`.
+
+    Without a token the environment gives one, else what `deepe login` kept; an empty one stands for none.
+    """
 
     def __init__(self, url: str, *, token: str | None = None, timeout: float = 30.0) -> None:
         self.url = url.rstrip("/")
@@ -127,13 +134,21 @@ class Api:
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise Unreachable(url, "the address must begin with http:// or https://")
         headers = {"Accept-Language": accept_language(os.environ), "User-Agent": "deepe"}
-        token = token or _token_of(os.environ)
+        self.token_from: str | None = None
+        """Where the token comes from: a variable, or the file of `deepe login`."""
+        saved = None
+        if token is None:
+            token, self.token_from = _token_of(os.environ), token_variable(os.environ)
+            saved = saved_login(self.url) if not token else None
         if token:
             headers["Authorization"] = f"Bearer {token}"
+        elif saved is not None:
+            self.token_from = f"deepe login ({credentials_file()})"
         self._http = httpx.Client(
             base_url=self.url + PREFIX,
             headers=headers,
             timeout=timeout,
+            auth=None if saved is None else SavedLogin(self.url, saved),
             # a proxy of the company has nothing to do with a service on this machine
             trust_env=not is_loopback(parts.hostname),
         )
@@ -326,6 +341,11 @@ def list_items(
 def segment(name: str) -> str:
     """Return `name` as one segment of a path."""
     return quote(name, safe="")
+
+
+def token_variable(environ: Mapping[str, str]) -> str | None:
+    """Return the variable that gives the token; None if none does."""
+    return next((name for name in (file_variable("api_token"), variable("api_token")) if environ.get(name)), None)
 
 
 def _token_of(environ: Mapping[str, str]) -> str | None:

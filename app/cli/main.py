@@ -41,6 +41,12 @@ COMMANDS: Final = {
     "presets": Entry("presets:app", WORK, "Methods that the product ships."),
     "nodes": Entry("nodes:nodes", WORK, "Machines with a worker."),
     "import": Entry("imports:app", MAINTENANCE, "Take over what another platform holds: DeepExtension."),
+    "login": Entry(
+        "login:login",
+        WORK,
+        "Log in to a service: at its identity provider, else with an API key. Later commands need no token then.",
+    ),
+    "logout": Entry("login:logout", WORK, "Forget the login to a service, and let the identity provider end it."),
     "me": Entry("access:me", WORK, "Say who you are to the service, and what you may do."),
     "keys": Entry("access:keys", MAINTENANCE, "API keys: callers with a name and a role."),
     "webhooks": Entry("operations:webhooks", MAINTENANCE, "Addresses that get a message when a job ends."),
