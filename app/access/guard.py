@@ -4,6 +4,7 @@ The file is read again when it changed on disk: `deepe license install` works wh
 looked at on every call: a licence expires under a running service.
 """
 
+import os
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -61,7 +62,7 @@ class LicenceGuard:
     path: Path
     public_key: Ed25519PublicKey
     clock: Clock
-    _seen: tuple[object, Licence | LicenceError] | None = field(default=None, repr=False)
+    _seen: tuple[str, Licence] | None = field(default=None, repr=False)
 
     def require(self, feature: str = METHODS_WRITE) -> None:
         """Raise `CommercialLicenseRequired` unless an installed, valid licence includes `feature`."""
@@ -93,22 +94,16 @@ class LicenceGuard:
         return LicenceStatus(LicenseState.INVALID if error else LicenseState.VALID, found, error)
 
     def _read(self) -> Licence | LicenceError | None:
-        try:
-            stat = self.path.stat()
-        except FileNotFoundError:
+        """Return what the file says now. It is small, and nothing but its bytes says whether it is still the same."""
+        if not os.path.lexists(self.path):
             return None
-        except OSError:
-            stat = None
-        mark = stat and (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-        if self._seen is not None and mark is not None and self._seen[0] == mark:
-            return self._seen[1]
-        found: Licence | LicenceError
         try:
-            found = read_signed(read_file(self.path), self.public_key)
+            text = read_file(self.path)
+            if self._seen is None or self._seen[0] != text:
+                self._seen = (text, read_signed(text, self.public_key))
         except LicenceError as error:
-            found = error
-        self._seen = (mark, found)
-        return found
+            return error
+        return self._seen[1]
 
 
 def _time_error(licence: Licence, now: datetime) -> LicenceError | None:

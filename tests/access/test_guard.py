@@ -115,6 +115,18 @@ class TestRequire:
 
         refusal(site)
 
+    def test_other_bytes_in_the_same_file_with_the_same_times_are_noticed(self, site: Site) -> None:
+        site.install()
+        site.guard.require()
+        stat, text = site.path.stat(), site.path.read_text()
+
+        site.path.write_text(text.replace('"signature": "', '"signature": "A')[: len(text)])
+        os.utime(site.path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        after = site.path.stat()
+
+        assert (after.st_size, after.st_ino, after.st_mtime_ns) == (stat.st_size, stat.st_ino, stat.st_mtime_ns)
+        refusal(site)
+
     def test_removed_licence_counts_no_more(self, site: Site) -> None:
         site.install()
         site.guard.require()

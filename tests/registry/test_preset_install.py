@@ -259,15 +259,20 @@ class TestRights:
         assert (patched.status_code, patched.json()["description"]) == (200, "Ours")
         assert (await app.client.get(f"{URL}/SFT-Demo")).json()["disk_changed"] is False
 
-    async def test_renaming_and_deleting_a_template_needs_a_licence(self, app: MethodsApp) -> None:
+    async def test_renaming_a_template_needs_no_licence_and_adds_no_method(self, app: MethodsApp) -> None:
         await install(app)
         app.licence.installed = False
+        before = len((await app.client.get(URL)).json()["items"])
         tag = tag_of(await app.client.get(f"{URL}/Custom01"))
 
         renamed = await app.client.patch(f"{URL}/Custom01", json={"name": "Mine"}, headers=tag)
-        deleted = await app.client.delete(f"{URL}/Custom01", headers=tag)
+        await install(app)
+        again = await app.client.post("/api/v1/presets/Custom01:install")
+        deleted = await app.client.delete(f"{URL}/Mine", headers={"If-Match": "*"})
 
-        assert (renamed.status_code, deleted.status_code) == (403, 403)
+        assert (renamed.status_code, again.status_code, deleted.status_code) == (200, 200, 403)
+        assert again.json()["name"] == "Mine"
+        assert len((await app.client.get(URL)).json()["items"]) == before
 
     async def test_a_copy_of_an_example_can_be_changed(self, app: MethodsApp) -> None:
         await install(app)

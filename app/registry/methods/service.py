@@ -258,9 +258,6 @@ class MethodRegistry:
         return row
 
     async def _edit(self, session: AsyncSession, row: MethodRow, definition: MethodDefinition) -> Method:
-        if row.preset is not None and definition.name != row.name:
-            # else everybody could rename Custom01, install it again, and so add a method
-            self._licence.require()
         definition, check = await self._checked(session, definition, row)
         return await self.new_version(session, row, definition, check.pins, source=VersionSource.EDIT)
 
