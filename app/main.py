@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib.metadata import version
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Final
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from fastapi import FastAPI
 
 from app import collect_as_usual
-from app.access.guard import LicenceGuard
+from app.access.guard import LicenceGuard, LicenceRecord
 from app.access.keys import AccessKeys
 from app.access.licence import load_public_key
 from app.access.persons import PersonOptions, Persons
@@ -50,6 +51,7 @@ from app.api.routes.system import Readiness
 from app.api.schemas.access import Login, OidcLogin
 from app.domain.access import Permission
 from app.domain.enums import Platform
+from app.domain.errors import Violation
 from app.domain.retention import Retention, RetentionTarget
 from app.domain.webhooks import AddressPolicy
 from app.executor.jobs.base_model_builds import BaseModelDownloads
@@ -121,13 +123,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     services = build_services(settings, database, licence=licence, clock=utc_now)
     checks = _optional_checks(settings)
     metrics_ = Metrics(database, redis=checks.get("redis"))
-    works: list[Work] = []
+    record = LicenceRecord(database, licence)
+    works: list[Work] = [partial(_watch_licence, record)]
     lifespan = _lifespan(services, database, settings, works)
     persons = _persons(settings)
-    app = new_application(_http_options(settings, services, metrics_, persons), lifespan=lifespan)
+    options = _http_options(settings, services, metrics_, persons, notices=licence.notices)
+    app = new_application(options, lifespan=lifespan)
     app.state.metrics = metrics_
     app.state.services = services
     app.state.licence = licence
+    app.state.licence_record = record
     app.state.login = _login(settings)
     app.state.readiness = Readiness(database=database.ping, optional=checks)
     include_routes(app)
@@ -319,6 +324,11 @@ def _login(settings: Settings) -> Login:
     return Login(oidc=OidcLogin(issuer=settings.oidc_issuers[0], client_id=settings.oidc_client_id, scopes=scopes))
 
 
+async def _watch_licence(record: LicenceRecord, stopping: Stopping) -> None:
+    every = record.LOOKS_EVERY_SECONDS
+    await keep_doing(record.look, every=every, stopping=stopping, event="licence_not_recorded")
+
+
 def _add_runner(app: FastAPI, settings: Settings, services: Services, persons: FindCaller | None, *, port: int) -> Work:
     """Answer DeepExtension's backend on a port of its own; return what has to run beside the service."""
     # not at the top: few need it, and it brings the client of Redis
@@ -380,7 +390,14 @@ def _retention(settings: Settings) -> Retention:
     )
 
 
-def _http_options(settings: Settings, services: Services, metrics_: Metrics, persons: FindCaller | None) -> HttpOptions:
+def _http_options(
+    settings: Settings,
+    services: Services,
+    metrics_: Metrics,
+    persons: FindCaller | None,
+    *,
+    notices: Callable[[], Sequence[Violation]],
+) -> HttpOptions:
     access = AccessPolicy(
         token=settings.token,
         keys=services.access_keys.caller,
@@ -400,6 +417,7 @@ def _http_options(settings: Settings, services: Services, metrics_: Metrics, per
         max_body_bytes=settings.max_body_bytes,
         uploads=uploads,
         metrics=metrics_.http,
+        notices=notices,
     )
 
 

@@ -2,6 +2,7 @@
 
 The file is JSON with two members, `payload` (base64url of a JSON object) and `signature` (base64url, over a domain
 prefix and the payload's bytes as they are, so that no canonical form is needed). It lies at `DEEPE_HOME/license.json`.
+What a payload does not say is as it was before there were such terms: no grace, as many projects as one likes.
 """
 
 import base64
@@ -9,7 +10,7 @@ import binascii
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib import resources
@@ -21,7 +22,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from app.domain.errors import Conflict, Invalid
+from app.domain.errors import Conflict, Invalid, Violation
 from app.store.home import is_shared, make_private_folder
 
 PRODUCT: Final = "deepextension"
@@ -31,6 +32,9 @@ FILE_NAME: Final = "license.json"
 PRIVATE_KEY_FILE: Final = "license-private-key.pem"
 PUBLIC_KEY_FILE: Final = "license-public-key.pem"
 CLOCK_TOLERANCE: Final = timedelta(minutes=5)
+WARNED_BEFORE: Final = timedelta(days=30)
+MAX_GRACE_DAYS: Final = 366
+MAX_PROJECTS: Final = 1_000_000
 
 _SIGNED_PREFIX = b"deepe-license-1\n"  # a signature of this key over anything else is never a licence
 _MAX_FILE_BYTES = 64 * 1024
@@ -66,6 +70,12 @@ class LicenceNotYetValid(LicenceError):
     code = "license_not_yet_valid"
 
 
+class LicenceClockSetBack(LicenceError):
+    """The clock says an earlier time than the installation has seen already."""
+
+    code = "license_clock_set_back"
+
+
 class LicenceWrongProduct(LicenceError):
     """A licence of another product of the vendor."""
 
@@ -85,6 +95,23 @@ class LicenceKeyUnreadable(Invalid):
 
 
 @dataclass(frozen=True)
+class Edition:
+    """What a licence of an edition allows unless its issuer says otherwise. Only who issues licences reads it."""
+
+    features: tuple[str, ...]
+    projects: int | None
+    days: int | None = None
+    grace_days: int = 14
+
+
+EDITIONS: Final[Mapping[str, Edition]] = {
+    "trial": Edition((EVERYTHING,), projects=None, days=30, grace_days=0),
+    "team": Edition((METHODS_WRITE,), projects=3),
+    "enterprise": Edition((EVERYTHING,), projects=None),
+}
+
+
+@dataclass(frozen=True)
 class Licence:
     """What a verified licence file says."""
 
@@ -93,6 +120,25 @@ class Licence:
     issued_at: datetime
     expires_at: datetime | None
     features: tuple[str, ...]
+    edition: str | None = None
+    projects: int | None = None
+    """How many the installation may have; None: no limit."""
+    grace: timedelta = timedelta(0)
+    """How long it goes on after its end, with a warning."""
+
+    @property
+    def ends_at(self) -> datetime | None:
+        """Return from when on it does not count; None: never."""
+        return self.expires_at + self.grace if self.expires_at is not None else None
+
+    def warning(self, now: datetime) -> Violation | None:
+        """Return what its holder should know of its end: that it comes soon, or that the grace has begun."""
+        if self.expires_at is None or self.ends_at is None or now < self.expires_at - WARNED_BEFORE:
+            return None
+        params = {"licence": self.id, "expires_at": _text(self.expires_at), "ends_at": _text(self.ends_at)}
+        if now >= self.expires_at:
+            return Violation("", "license_in_grace", params)
+        return Violation("", "license_expires_soon", params | {"days": (self.expires_at - now).days})
 
     def allows(self, feature: str) -> bool:
         """Say whether `feature` was bought."""
@@ -102,7 +148,7 @@ class Licence:
         """Raise when `now` is outside the licence's time."""
         if now < self.issued_at - CLOCK_TOLERANCE:
             raise LicenceNotYetValid(licence=self.id, issued_at=_text(self.issued_at))
-        if self.expires_at is not None and now >= self.expires_at:
+        if self.expires_at is not None and self.ends_at is not None and now >= self.ends_at:
             raise LicenceExpired(licence=self.id, expires_at=_text(self.expires_at))
 
 
@@ -113,10 +159,14 @@ def issue(
     issued_at: datetime,
     expires_at: datetime | None = None,
     features: Sequence[str] = (METHODS_WRITE,),
+    edition: str | None = None,
+    projects: int | None = None,
+    grace_days: int = 0,
     product: str = PRODUCT,
     licence_id: str | None = None,
 ) -> str:
     """Return the text of a licence file."""
+    terms = {"edition": edition, "projects": projects, "grace_days": grace_days or None}
     payload = {
         "id": licence_id or uuid4().hex,
         "product": product,
@@ -124,6 +174,7 @@ def issue(
         "issued_at": _text(issued_at),
         "expires_at": _text(expires_at) if expires_at else None,
         "features": list(features),
+        **{name: value for name, value in terms.items() if value is not None},
     }
     encoded = json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode()
     signature = private_key.sign(_SIGNED_PREFIX + encoded)
@@ -254,6 +305,9 @@ def _parse(payload: bytes) -> Licence:
             issued_at=_time(document["issued_at"]),
             expires_at=_time(expires_at) if expires_at else None,
             features=features,
+            edition=str(document["edition"]) if document.get("edition") is not None else None,
+            projects=_count(document.get("projects"), MAX_PROJECTS),
+            grace=timedelta(days=_count(document.get("grace_days"), MAX_GRACE_DAYS) or 0),
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         raise LicenceMalformed(problem="a field is missing or wrong") from None
@@ -284,6 +338,12 @@ def _decode(text: str) -> bytes:
 
 def _text(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _count(value: Any, most: int) -> int | None:
+    if value is not None and (type(value) is not int or not 0 <= value <= most):
+        raise ValueError("no number of that kind")
+    return None if value is None else int(value)
 
 
 def _time(value: str) -> datetime:

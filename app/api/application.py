@@ -11,6 +11,7 @@ from app.api.documentation import DocumentedApp, install_documentation, operatio
 from app.api.errors import install_error_handlers
 from app.api.guards import AccessPolicy, GuardMiddleware, RawUpload, RequestContextMiddleware
 from app.api.prometheus import HttpMetrics
+from app.domain.errors import Violation
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 _DESCRIPTION = """Register training methods, run their stages, keep the models they make.
@@ -30,6 +31,8 @@ class HttpOptions:
     max_body_bytes: int = 4 * 1024 * 1024
     uploads: Sequence[RawUpload] = ()
     metrics: HttpMetrics | None = None
+    notices: Callable[[], Sequence[Violation]] = tuple
+    """Returns what everybody who asks who they are should be told."""
 
 
 def new_application(options: HttpOptions, *, lifespan: Lifespan | None = None) -> FastAPI:
@@ -51,6 +54,7 @@ def new_application(options: HttpOptions, *, lifespan: Lifespan | None = None) -
 
 def configure_http(app: FastAPI, options: HttpOptions) -> None:
     """Install error handlers, guards and documentation; call it once, before the first request."""
+    app.state.notices = options.notices
     install_error_handlers(app)
     install_documentation(app)
     # the last one added is the outermost

@@ -33,6 +33,8 @@ def me(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
             "token from": token_from,
         }
     )
+    for notice in found.get("notices", ()):
+        write(f"{notice['detail']}\n")
 
 
 @keys.command("list")

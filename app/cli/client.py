@@ -244,6 +244,10 @@ class Api:
             raise
         return response.content, response.headers.get("ETag")
 
+    def put(self, path: str, body: Any) -> Any:
+        """Put a document in the place of what stands at `path`, whatever that is."""
+        return self._document("PUT", path, json=body)
+
     def replace(self, path: str, body: Any) -> Any:
         """Replace what stands at `path` as it was read just now."""
         etag = self.etag(path)

@@ -274,6 +274,8 @@ def licence(settings: Settings) -> Finding:
     if status.licence is None:
         advice = f"Needed to add and delete methods only: {typed('license install FILE')}"
         return Finding("licence", Verdict.OK, "none: Custom01 and Custom02 can be adapted", advice)
+    if status.warning is not None:
+        return Finding("licence", Verdict.WARN, status.warning.detail(language(os.environ)))
     return Finding("licence", Verdict.OK, f"{status.licence.licensee} ({', '.join(status.licence.features)})")
 
 

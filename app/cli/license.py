@@ -1,9 +1,10 @@
 """`deepe license`: make keys, issue, install and show licences."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,16 +24,21 @@ app = typer.Typer(no_args_is_help=True, help="Commercial licences: adding and de
 def show(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Show the licence of the service and whether it counts."""
     status = call_service(url, lambda api: api.get("/license"), as_json=as_json)
-    licence, problem = status["license"] or {}, status["problem"]
+    licence, problem, warning = status["license"] or {}, status["problem"], status.get("warning")
+    projects = licence.get("projects")
     print_fields(
         {
             "state": status["state"],
             "licensee": licence.get("licensee"),
+            "edition": licence.get("edition"),
             "features": ", ".join(licence.get("features", ())),
+            "projects": ("no limit" if projects is None else projects) if licence else None,
             "issued": licence.get("issued_at"),
             "expires": (licence.get("expires_at") or "never") if licence else None,
+            "counts until": licence.get("ends_at"),
             "id": licence.get("id"),
             "problem": problem and problem["detail"],
+            "warning": warning and warning["detail"],
         }
     )
     if status["state"] == "none":
@@ -45,9 +51,16 @@ def show(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
 def install(
     file: Annotated[Path, typer.Argument(help="The licence as it was sent to you.")],
     home: HomeFolder = None,
+    remote: Annotated[
+        bool, typer.Option("--remote", help="Send it to the service at --url, which installs it for administrators.")
+    ] = False,
+    url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
     """Check a licence and put it into DEEPE_HOME; a running service sees it at once."""
+    if remote:
+        _install_there(file, url, as_json=as_json)
+        return
     settings = load(home=home)
     with _explained():
         installed = licences.install(
@@ -86,27 +99,68 @@ def issue(
     private_key: Annotated[Path, typer.Option("--private-key", help="PEM file that `keygen` made.")],
     licensee: Annotated[str, typer.Option("--licensee", help="Whom the licence is for.")],
     expires: Annotated[
-        str | None, typer.Option("--expires", help="Last day (YYYY-MM-DD, UTC); without it the licence never expires.")
+        str | None,
+        typer.Option("--expires", help="Last day (YYYY-MM-DD, UTC). Default: 30 days for a trial, else it never ends."),
+    ] = None,
+    edition: Annotated[
+        str | None, typer.Option("--edition", help=f"Sets what is not given: {', '.join(licences.EDITIONS)}.")
     ] = None,
     feature: Annotated[
         list[str] | None, typer.Option("--feature", help="What it allows; may be repeated. Default: methods:write.")
     ] = None,
+    projects: Annotated[
+        int | None, typer.Option("--projects", min=1, max=licences.MAX_PROJECTS, help="How many it allows.")
+    ] = None,
+    grace_days: Annotated[
+        int | None,
+        typer.Option(
+            "--grace-days",
+            min=0,
+            max=licences.MAX_GRACE_DAYS,
+            help="Days that it goes on after its end, with a warning. Default: 14, for a trial 0.",
+        ),
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write here instead of stdout.")] = None,
 ) -> None:
     """Issue a licence, signed with a private key."""
-    expires_at = _end_of(expires) if expires else None
+    terms = _terms(edition)
+    now = datetime.now(UTC)
+    usual_end = now + timedelta(days=terms.days) if terms.days is not None else None
+    expires_at = _end_of(expires) if expires else usual_end
     with _explained():
         text = licences.issue(
             licences.load_private_key(private_key),
             licensee=licensee,
-            issued_at=datetime.now(UTC),
+            issued_at=now,
             expires_at=expires_at,
-            features=feature or (licences.METHODS_WRITE,),
+            features=feature or terms.features,
+            edition=edition,
+            projects=projects if projects is not None else terms.projects,
+            grace_days=grace_days if grace_days is not None else terms.grace_days,
         )
     if output is None:
         typer.echo(text, nl=False)
     else:
         output.write_text(text, "utf-8")
+
+
+def _install_there(file: Path, url: str, *, as_json: bool) -> None:
+    with _explained():
+        text = licences.read_file(file)
+    try:
+        document = json.loads(text)
+    except ValueError:
+        raise Misused(f"{file} is no licence file: it is no JSON.") from None
+    status = call_service(url, lambda api: api.put("/license", document), as_json=as_json)
+    _tell({"state": status["state"], **status["license"]}, as_json=False)
+
+
+def _terms(edition: str | None) -> licences.Edition:
+    if edition is None:
+        return licences.Edition((licences.METHODS_WRITE,), projects=None)
+    if edition not in licences.EDITIONS:
+        raise Misused(f"--edition {edition!r} is none of: {', '.join(licences.EDITIONS)}.")
+    return licences.EDITIONS[edition]
 
 
 def _end_of(day: str) -> datetime:

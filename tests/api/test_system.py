@@ -1,17 +1,22 @@
 import asyncio
+import json
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastapi import FastAPI
 
 from app.access.guard import LicenceGuard
-from app.access.licence import issue
+from app.access.licence import PRIVATE_KEY_FILE, issue, keygen, load_private_key
 from app.api.routes import system
 from app.api.routes.system import Readiness
+from app.main import create_app
+from app.settings import load_settings
+from app.store.session import Database
 from tests.api.foundation import client_of, make_app
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -89,7 +94,7 @@ class TestLicense:
     async def test_none_installed(self, tmp_path: Path) -> None:
         body = await self.get(service(folder=tmp_path))
 
-        assert body == {"state": "none", "license": None, "problem": None}
+        assert body == {"state": "none", "license": None, "problem": None, "warning": None}
 
     async def test_valid(self, tmp_path: Path) -> None:
         text = issue(PRIVATE_KEY, licensee="ACME 有限公司", issued_at=NOW, licence_id="L-1")
@@ -103,6 +108,9 @@ class TestLicense:
             "issued_at": "2026-06-01T00:00:00Z",
             "expires_at": None,
             "features": ["methods:write"],
+            "edition": None,
+            "projects": None,
+            "ends_at": None,
         }
 
     async def test_expired_says_why_in_the_callers_language(self, tmp_path: Path) -> None:
@@ -116,6 +124,47 @@ class TestLicense:
             "code": "license_expired",
             "detail": "许可证 L-1 已于 2026-06-01T00:00:00Z 过期。请向供应商索取新的许可证并安装。",
         }
+
+
+class TestInstallation:
+    async def test_over_http_counts_at_once_and_tells_everybody_of_its_end(
+        self, database: Database, tmp_path: Path
+    ) -> None:
+        _, public_key = keygen(tmp_path / "keys")
+        private_key = load_private_key(tmp_path / "keys" / PRIVATE_KEY_FILE)
+        now = datetime.now(UTC)
+        text = issue(
+            private_key,
+            licensee="ACME",
+            issued_at=now - timedelta(hours=1),
+            expires_at=now + timedelta(days=9, hours=1),
+            edition="team",
+            projects=3,
+            grace_days=14,
+        )
+        settings = load_settings(home=tmp_path / "home", database_url=database.url, license_public_key=public_key)
+        application = create_app(settings)
+        transport = httpx.ASGITransport(application)
+        headers = {"Accept-Language": "de"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=headers) as client:
+            before = (await client.get("/api/v1/me")).json()["notices"]
+            forged = await client.put("/api/v1/license", json={**json.loads(text), "signature": "AAAA"})
+            broken = await client.put("/api/v1/license", json={"payload": "e30"})
+            none_yet = (await client.get("/api/v1/license")).json()["state"]
+            installed = await client.put("/api/v1/license", json=json.loads(text))
+            (notice,) = (await client.get("/api/v1/me")).json()["notices"]
+        await application.state.services.database.close()
+
+        assert (before, none_yet) == ([], "none")
+        assert [(answer.status_code, answer.json()["code"]) for answer in (forged, broken)] == [
+            (422, "license_forged"),
+            (422, "invalid_request"),
+        ]
+        body = installed.json()
+        assert (installed.status_code, body["state"], body["license"]["projects"]) == (200, "valid", 3)
+        assert body["warning"] == notice
+        assert (notice["code"], "in 9 Tag(en)" in notice["detail"]) == ("license_expires_soon", True)
+        assert (tmp_path / "home" / "license.json").stat().st_mode & 0o777 == 0o600
 
 
 def test_import_of_the_api_leaves_out_what_it_may_not_need() -> None:

@@ -5,6 +5,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from app.access.licence import Licence, load_public_key, read_signed
 from app.cli import app
 from app.cli.command import typed
 from app.cli.doctor import CHECKS, Finding, Verdict, examine
@@ -48,6 +50,43 @@ class TestLicense:
         assert json.loads(installed.stdout)["licensee"] == "ACME"
         assert json.loads(installed.stdout)["expires_at"].startswith("2999-12-31T23:59:59")
         assert (home / "license.json").read_text() == file.read_text()
+
+    def test_edition_sets_terms_that_options_change(self, runner: CliRunner, tmp_path: Path) -> None:
+        made = json.loads(runner.invoke(app, ["license", "keygen", str(tmp_path / "keys"), "--json"]).stdout)
+
+        def issued(*words: str) -> Licence:
+            file = tmp_path / "issued.json"
+            common = ["license", "issue", "--private-key", made["private_key"], "--licensee", "ACME", "-o", str(file)]
+            assert runner.invoke(app, [*common, *words]).exit_code == 0
+            return read_signed(file.read_text(), load_public_key(Path(made["public_key"])))
+
+        trial, team = issued("--edition", "trial"), issued("--edition", "team", "--projects", "7")
+        plain = issued("--expires", "2999-12-31")
+        unknown = runner.invoke(app, ["license", "issue", "--private-key", "x", "--licensee", "y", "--edition", "gold"])
+
+        assert (trial.features, trial.projects, trial.expires_at) == (
+            ("*",),
+            None,
+            trial.issued_at + timedelta(days=30),
+        )
+        assert trial.ends_at == trial.expires_at
+        assert (team.edition, team.features, team.projects, team.ends_at) == ("team", ("methods:write",), 7, None)
+        assert plain.grace == timedelta(days=14)
+        assert (unknown.exit_code, "enterprise" in unknown.stderr) == (2, True)
+
+    def test_that_ends_soon_is_a_finding_of_the_doctor(
+        self, runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = json.loads(runner.invoke(app, ["license", "keygen", str(tmp_path / "keys"), "--json"]).stdout)
+        monkeypatch.setenv("DEEPE_LICENSE_PUBLIC_KEY", made["public_key"])
+        file = tmp_path / "trial.json"
+        words = ["--private-key", made["private_key"], "--licensee", "ACME", "--edition", "trial", "-o", str(file)]
+        runner.invoke(app, ["license", "issue", *words])
+        runner.invoke(app, ["license", "install", str(file), "--home", str(tmp_path / "home")])
+
+        finding = CHECKS["licence"](load_settings(home=tmp_path / "home"))
+
+        assert (finding.verdict, "expires at" in finding.detail) == ("warn", True)
 
     def test_refuses_a_forged_one_in_the_persons_language(
         self, runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

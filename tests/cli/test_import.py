@@ -50,7 +50,7 @@ async def run_sql(url: str, *statements: str) -> None:
 async def app(sqlite_url: str, tmp_path: Path) -> AsyncIterator[JobsApp]:
     database = Database(sqlite_url)
     async with jobs_app(database, tmp_path / "home") as running:
-        valid = SimpleNamespace(status=lambda: SimpleNamespace(state="valid", licence=None, error=None))
+        valid = SimpleNamespace(status=lambda: SimpleNamespace(state="valid", licence=None, error=None, warning=None))
         running.application.state.licence = valid
         home = running.services.home
         for file in ("finance.py", "ask.py", "qwen_inference.py", "linux_code/save_model.py"):

@@ -7,8 +7,9 @@ from fastapi import Depends, Path, Query, Request, Response
 from app.access.keys import NewKey, version_of
 from app.api.conditional import IfMatch, etag_of
 from app.api.dependencies import CallerDep, ReadSession, ServicesDep, WriteSession
-from app.api.errors import problem_responses
+from app.api.errors import problem_entries, problem_responses
 from app.api.idempotency import CreationDep, IdempotencyKeyReused
+from app.api.language import RequestLanguage
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
 from app.api.routing import Router, needs
 from app.api.schemas.access import KeyChange, KeyCreate, KeyRead, Login, Me, key_read, me_read
@@ -35,9 +36,9 @@ async def get_login(request: Request) -> Login:
 
 @router.get("/me")
 @needs(Permission.READ)
-async def get_me(caller: CallerDep) -> Me:
+async def get_me(caller: CallerDep, request: Request, language: RequestLanguage) -> Me:
     """Say who you are to the service, and what you may do."""
-    return me_read(caller)
+    return me_read(caller, problem_entries(request.app.state.notices(), language))
 
 
 @router.get("/keys", responses=problem_responses(InvalidCursor, InvalidSort))

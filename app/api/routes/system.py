@@ -1,6 +1,7 @@
 """Report whether the service is alive and ready, and what its licence allows."""
 
 import asyncio
+import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,10 +11,18 @@ from typing import Annotated, Final, Literal
 from fastapi import Depends, Request
 from pydantic import Field
 
-from app.access.guard import LicenceGuard, LicenceStatus, LicenseState
-from app.api.errors import DatabaseUnavailable, ProblemEntry, problem_responses
+from app.access.guard import LicenceGuard, LicenceRecord, LicenceStatus, LicenseState
+from app.access.licence import (
+    LicenceExpired,
+    LicenceForged,
+    LicenceMalformed,
+    LicenceNotYetValid,
+    LicenceWrongProduct,
+)
+from app.api.errors import DatabaseUnavailable, ProblemEntry, problem_entries, problem_responses
 from app.api.language import RequestLanguage
 from app.api.routing import Router, needs
+from app.api.schemas.common import RequestBody
 from app.domain.access import Permission
 from app.domain.texts import Language
 from app.domain.values import Value
@@ -55,6 +64,20 @@ class LicenseDetails(Value):
     issued_at: datetime
     expires_at: datetime | None
     features: list[str] = Field(examples=[["methods:write"]])
+    edition: str | None = Field(examples=["team"])
+    projects: int | None = Field(description="How many the installation may have; null: no limit.")
+    ends_at: datetime | None = Field(
+        description="From when on it does not count: the end of the grace after `expires_at`."
+    )
+
+
+class LicenseFile(RequestBody):
+    """A licence file as it was sent by the vendor."""
+
+    payload: str = Field(description="What it says, in base64url.", max_length=48 * 1024, examples=["eyJpZCI6IkwtMSJ9"])
+    signature: str = Field(
+        description="The vendor's signature, in base64url.", max_length=256, examples=["c2lnbmF0dXJl"]
+    )
 
 
 class LicenseRead(Value):
@@ -63,6 +86,7 @@ class LicenseRead(Value):
     state: LicenseState
     license: LicenseDetails | None = Field(description="Null when none is installed or it cannot be read.")
     problem: ProblemEntry | None = Field(description="Why an installed licence does not count.")
+    warning: ProblemEntry | None = Field(description="It counts, but expires soon or has only its grace left.")
 
 
 router = Router(changes=Permission.ADMINISTER)
@@ -76,6 +100,11 @@ async def _readiness(request: Request) -> Readiness:
 async def _licence(request: Request) -> LicenceGuard:
     guard: LicenceGuard = request.app.state.licence
     return guard
+
+
+async def _record(request: Request) -> LicenceRecord:
+    record: LicenceRecord = request.app.state.licence_record
+    return record
 
 
 @router.get("/healthz", tags=["system"])
@@ -105,6 +134,24 @@ async def get_license(guard: Annotated[LicenceGuard, Depends(_licence)], languag
     return _license_read(guard.status(), language)
 
 
+@router.put(
+    "/api/v1/license",
+    tags=["license"],
+    responses=problem_responses(
+        *(LicenceMalformed, LicenceForged, LicenceExpired, LicenceNotYetValid, LicenceWrongProduct)
+    ),
+)
+async def install_license(
+    file: LicenseFile,
+    guard: Annotated[LicenceGuard, Depends(_licence)],
+    record: Annotated[LicenceRecord, Depends(_record)],
+    language: RequestLanguage,
+) -> LicenseRead:
+    """Install a licence in the place of the present one. One that does not count replaces nothing."""
+    await record.install(json.dumps(file.model_dump(), indent=2) + "\n")
+    return _license_read(guard.status(), language)
+
+
 def _license_read(status: LicenceStatus, language: Language) -> LicenseRead:
     licence, error = status.licence, status.error
     details = licence and LicenseDetails(
@@ -113,9 +160,13 @@ def _license_read(status: LicenceStatus, language: Language) -> LicenseRead:
         issued_at=licence.issued_at,
         expires_at=licence.expires_at,
         features=list(licence.features),
+        edition=licence.edition,
+        projects=licence.projects,
+        ends_at=licence.ends_at,
     )
     problem = error and ProblemEntry(pointer="", code=error.code, detail=error.detail(language))
-    return LicenseRead(state=status.state, license=details, problem=problem)
+    warnings = problem_entries([status.warning] if status.warning else [], language)
+    return LicenseRead(state=status.state, license=details, problem=problem, warning=warnings[0] if warnings else None)
 
 
 async def _answers(name: str, check: Check) -> bool:

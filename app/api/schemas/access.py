@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from pydantic import AwareDatetime, Field
 
+from app.api.errors import ProblemEntry
 from app.api.schemas.common import RequestBody
 from app.domain.access import Caller, CallerKind, Permission, Role
 from app.domain.values import Value
@@ -90,6 +91,9 @@ class Me(Value):
     permissions: Sequence[Permission]
     key: str | None = Field(description="Id of the API key.", examples=[_ID])
     expires_at: datetime | None
+    notices: Sequence[ProblemEntry] = Field(
+        description="What people should know of this installation, such as a licence that expires soon."
+    )
 
 
 def key_read(row: AccessKeyRow, secret: str | None = None) -> KeyRead:
@@ -98,7 +102,7 @@ def key_read(row: AccessKeyRow, secret: str | None = None) -> KeyRead:
     return KeyRead(**fields, secret=secret)
 
 
-def me_read(caller: Caller) -> Me:
+def me_read(caller: Caller, notices: Sequence[ProblemEntry]) -> Me:
     """Return the caller as it is shown."""
     return Me(
         name=caller.name,
@@ -108,4 +112,5 @@ def me_read(caller: Caller) -> Me:
         permissions=[one for one in Permission if one in caller.role.permissions],
         key=caller.key_id,
         expires_at=caller.expires_at,
+        notices=notices,
     )
