@@ -22,6 +22,7 @@ from app.access.guard import LicenceGuard, LicenceRecord
 from app.access.keys import AccessKeys
 from app.access.licence import load_public_key
 from app.access.persons import PersonOptions, Persons
+from app.access.secrets import SecretKeys, Secrets
 from app.access.signing_keys import SigningKeys, document_of
 from app.api.application import HttpOptions, Lifespan, new_application
 from app.api.dependencies import Services
@@ -44,6 +45,7 @@ from app.api.routes import (
     presets,
     queues,
     scripts,
+    secrets,
     system,
     webhooks,
 )
@@ -105,7 +107,7 @@ ROUTERS: Final = tuple(
     module.router
     for module in (
         system, jobs, methods, models, chat, nodes, scripts, presets, datasets, base_models, environments, queues,
-        deploy_targets, webhooks, pictures, metrics, housekeeping, access,
+        deploy_targets, webhooks, pictures, metrics, housekeeping, access, secrets,
     )
 )  # fmt: skip
 IDEMPOTENCY_KEPT = timedelta(days=1)
@@ -192,6 +194,7 @@ def build_services(
         database=database,
         home=home,
         access_keys=AccessKeys(database=database, clock=clock),
+        secrets=Secrets(SecretKeys(home.secrets_key, settings.given_secrets_key), clock=clock),
         methods=methods_,
         base_models=base_models_,
         datasets=datasets_,

@@ -15,7 +15,7 @@ from typing import Final
 
 PREFIX: Final = "DEEPE_"
 FILE_SUFFIX: Final = "_FILE"
-SECRET_FIELDS: Final = ("api_token", "metrics_token", "join_token", "database_url", "redis_url")
+SECRET_FIELDS: Final = ("api_token", "metrics_token", "join_token", "database_url", "redis_url", "secrets_key")
 CALLER_FIELDS: Final = frozenset({"api_token", "metrics_token"})
 """What callers of the API authenticate with; a worker serves no callers and needs none."""
 

@@ -24,6 +24,7 @@ from app.access.persons import ALGORITHMS
 from app.access.signing_keys import is_safe_url
 from app.domain.access import Role, parse_roles
 from app.domain.labels import parse_labels
+from app.domain.secret_references import parse_keys
 from app.secret_values import PREFIX, SECRET_FIELDS, SecretFileError, file_variable, secret_from_file, variable
 
 MIN_TOKEN_LENGTH: Final = 16
@@ -98,6 +99,11 @@ class Settings(BaseSettings):
     api_token: SecretStr | None = Field(
         None,
         description=f"Bearer token of the administrator, at least {MIN_TOKEN_LENGTH} characters. Others have API keys.",
+    )
+    secrets_key: SecretStr | None = Field(
+        None,
+        description="Keys that encrypt secrets, the newest first, separated by commas or lines; each is 32 random "
+        "bytes in URL-safe Base64. Default: those in `DEEPE_HOME/secrets.key`, which the first secret makes.",
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Host names, comma-separated, that a service without a token answers besides loopback."
@@ -378,6 +384,13 @@ class Settings(BaseSettings):
             _check_token(value.get_secret_value())
         return value
 
+    @field_validator("secrets_key")
+    @classmethod
+    def _keys_of_secrets(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            parse_keys(value.get_secret_value())
+        return value
+
     @field_validator("stage_variables")
     @classmethod
     def _names_of_variables(cls, value: str) -> str:
@@ -486,6 +499,11 @@ class Settings(BaseSettings):
     def token(self) -> str | None:
         """The bearer token in the clear, if one is set."""
         return self.api_token.get_secret_value() if self.api_token else None
+
+    @property
+    def given_secrets_key(self) -> str | None:
+        """The keys that encrypt secrets in the clear, if they are set."""
+        return self.secrets_key.get_secret_value() if self.secrets_key else None
 
     @property
     def is_open_to_others(self) -> bool:

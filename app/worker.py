@@ -212,6 +212,7 @@ def _agent(
         redis_url=redis_url,
         runner_port=settings.runner_port,
         grace_seconds=settings.stop_grace_seconds,
+        secrets_key=settings.given_secrets_key,
     )
     engine = LocalEngine(node_home)
     return NodeAgent(

@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.access.keys import AccessKeys
+from app.access.secrets import Secrets
 from app.api.routing import caller_of
 from app.domain.access import Caller
 from app.executor.jobs.chat_service import ChatService
@@ -45,6 +46,7 @@ class Services:
     database: Database
     home: Home
     access_keys: AccessKeys
+    secrets: Secrets
     methods: MethodServices
     base_models: BaseModels
     datasets: Datasets

@@ -84,9 +84,13 @@ def restore(
         raise Misused(f"There is no file {file}.")
 
     async def work(database: "Database", place: "Home", on_step: Callable[[str], None]) -> "BackupReport":
+        from app.access.secrets import SecretKeys
         from app.executor.maintenance import restoring
 
-        return restoring.check(file) if check_only else await restoring.restore(database, place, file, on_step=on_step)
+        if check_only:
+            return restoring.check(file)
+        keys = SecretKeys(place.secrets_key, load(home=home).given_secrets_key)
+        return await restoring.restore(database, place, file, keys=keys, on_step=on_step)
 
     report = _run(work, home, as_json=as_json)
     if as_json:
@@ -102,6 +106,10 @@ def restore(
         write(f"{report.ended_jobs} jobs had not ended and have failed; retry those that are still wanted.\n")
     if report.webhooks_off:
         write(f"{report.webhooks_off} webhooks are switched off; switch on those that this installation shall use.\n")
+    if report.unreadable_secrets:
+        key = "put its secrets.key into the home, or set DEEPE_SECRETS_KEY_FILE; else set them anew"
+        write(f"Secrets were encrypted with a key that is not here; {key}.\n")
+        _list("Secrets that cannot be read", list(report.unreadable_secrets))
     _list("Named by the database, and not in the backup", list(report.missing))
     _list("Not in the backup, because it could not be read", report.left_out)
 

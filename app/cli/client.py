@@ -244,14 +244,14 @@ class Api:
             raise
         return response.content, response.headers.get("ETag")
 
-    def put(self, path: str, body: Any) -> Any:
-        """Put a document in the place of what stands at `path`, whatever that is."""
-        return self._document("PUT", path, json=body)
-
     def replace(self, path: str, body: Any) -> Any:
         """Replace what stands at `path` as it was read just now."""
         etag = self.etag(path)
         return self._document("PUT", path, json=body, headers={"If-Match": etag} if etag else {})
+
+    def put(self, path: str, body: Any) -> Any:
+        """Make what stands at `path`, or replace it, whatever it is by now."""
+        return self._document("PUT", path, json=body, headers={"If-Match": "*"})
 
     def delete(self, path: str, params: Mapping[str, Any] | None = None) -> None:
         """Delete what stands at `path` as it was read just now."""

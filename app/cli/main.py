@@ -49,6 +49,7 @@ COMMANDS: Final = {
     "logout": Entry("login:logout", WORK, "Forget the login to a service, and let the identity provider end it."),
     "me": Entry("access:me", WORK, "Say who you are to the service, and what you may do."),
     "keys": Entry("access:keys", MAINTENANCE, "API keys: callers with a name and a role."),
+    "secrets": Entry("secrets:app", WORK, "Values that scripts get by their names, and nobody can read."),
     "webhooks": Entry("operations:webhooks", MAINTENANCE, "Addresses that get a message when a job ends."),
     "migrate": Entry("service:migrate", MAINTENANCE, "Bring the database to the newest schema."),
     "settings": Entry("service:settings", MAINTENANCE, "Show every DEEPE_* variable and its value."),

@@ -72,6 +72,8 @@ class EndReason(StrEnum):
     SCRIPT_MISSING = "script_missing"
     FILE_NOT_PINNED = "file_not_pinned"
     INPUT_MISSING = "input_missing"
+    SECRET_MISSING = "secret_missing"  # noqa: S105 - no password
+    SECRET_UNREADABLE = "secret_unreadable"  # noqa: S105
     SPAWN_FAILED = "spawn_failed"
     CANCELLED = "cancelled"
     NODE_LOST = "node_lost"

@@ -76,6 +76,11 @@ class Home:
     def licence(self) -> Path:
         return self.root / "license.json"
 
+    @property
+    def secrets_key(self) -> Path:
+        """The file of the keys that encrypt secrets. No backup holds it."""
+        return self.root / "secrets.key"
+
     def run_folder(self, job_id: str, attempt: int) -> Path:
         """Return the folder of one attempt: `output.log`, `events.jsonl`, `output/`, `result.json`."""
         return self.runs / job_id / str(attempt)

@@ -502,6 +502,21 @@ class JobEventRow(SQLModel, table=True):
     created_at: datetime = _time()
 
 
+class SecretRow(SQLModel, table=True):
+    """A value that processes of stages get by its name; here it is ciphertext (`app.access.secrets`)."""
+
+    __tablename__ = "secret"
+    __table_args__ = (sa.Index("uq_secret_name", "name", unique=True),)
+
+    id: str = Field(primary_key=True, max_length=36)
+    name: str = Field(max_length=100)
+    value: str = Field(default="", sa_type=sa.Text, description="encrypted, together with the name")
+    created_by: str = Field(max_length=100)
+    created_at: datetime = _time()
+    changed_by: str = Field(default="", max_length=100)
+    changed_at: datetime = _time()
+
+
 class IdempotencyRow(SQLModel, table=True):
     """The answer to a create with an `Idempotency-Key`, written in the same transaction as what it created."""
 

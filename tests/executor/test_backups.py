@@ -16,11 +16,15 @@ import pytest
 import sqlalchemy as sa
 from sqlmodel import col, select
 
+from app.access.secrets import SecretKeys, Secrets, secret_values
+from app.domain.access import LOCAL
 from app.domain.enums import EndReason, JobStatus, ModelState
 from app.domain.webhooks import DEFAULT_EVENTS, AddressPolicy
 from app.executor.maintenance.backups import BackupPart, BackupReport, BackupUnusable, take
 from app.executor.maintenance.restoring import check, restore
 from app.executor.maintenance.webhooks import Webhooks
+from app.executor.runs.redaction import begin
+from app.executor.runs.run_folder import RunFolder
 from app.store import dump, job_attempts, webhooks
 from app.store.home import Home
 from app.store.migrate import SchemaState, downgrade, revisions, schema_state, upgrade
@@ -147,6 +151,28 @@ class TestRoundTrip:
         assert (list(live), list(leases)) == ([], [])
         assert [hook.active for hook in hooks] == [False]
         assert report.webhooks_off == 1
+
+    async def test_says_which_secrets_need_another_key_and_takes_no_key_along(
+        self, database: Database, home: Home, empty: Database, tmp_path: Path
+    ) -> None:
+        keys = SecretKeys(home.secrets_key)
+        async with database.writing() as session:
+            secrets = Secrets(keys, clock=lambda: START)
+            await secrets.put(session, "hub", "correct horse battery", by=LOCAL, check=lambda _: None)
+        run = RunFolder(home.run_folder("j", 1))
+        run.path.mkdir(parents=True)
+        begin(run, ["correct horse battery"])
+        run.parameters.write_text("correct horse battery")
+        file, new = tmp_path / "backup.tar", Home(tmp_path / "new")
+
+        written = await taken(database, home, file, *BackupPart)
+        report = await restore(empty, new, file)
+
+        assert any("runs/j/1" in left for left in written.left_out)
+        assert b"correct horse battery" not in file.read_bytes()
+        assert (report.unreadable_secrets, new.secrets_key.exists()) == (["hub"], False)
+        async with empty.reading() as session:
+            assert await secret_values(session, keys, ["hub"]) == {"hub": "correct horse battery"}
 
     async def test_new_rows_are_numbered_on(
         self, database: Database, home: Home, empty: Database, tmp_path: Path

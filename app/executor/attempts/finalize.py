@@ -48,6 +48,7 @@ from app.executor.runs.evaluations import Reached, reached
 from app.executor.runs.job_spec import JobSpec, is_comparison, is_runner_call, status_key
 from app.executor.runs.log_file import tail_lines
 from app.executor.runs.memory_forecasts import Device, measured_memory
+from app.executor.runs.redaction import finish
 from app.executor.runs.run_folder import RunFolder
 from app.executor.runs.script_records import write_end_record
 from app.faults import fault_point
@@ -278,6 +279,7 @@ class StageFinalizer:
 
     def _judge(self, claim: Claim, exit_record: ExitRecord, redis_status: int | None) -> Judged:
         run = RunFolder(self._home.run_folder(claim.job.id, claim.attempt.number))
+        finish(run)  # first: all that is kept of the attempt is read from here
         tail = tuple(tail_lines(run.output_log, TAIL_LINES))
         project_whole_log(run)
         said = reached(run)

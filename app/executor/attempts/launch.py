@@ -9,17 +9,20 @@ import errno
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from pydantic import ValidationError
 
+from app.access.secrets import SecretKeys, SecretsKeyUnusable, SecretUnreadable, secret_values
 from app.domain.accelerators import Accelerator
 from app.domain.enums import EndReason, JobKind
 from app.domain.errors import AppError
 from app.domain.kinds import KINDS, AcceleratorUse
 from app.domain.plain_text import storable_document
+from app.domain.secret_references import references, with_values
 from app.executor.attempts.checkpoints import Checkpoint, hand_on, newest_checkpoint
 from app.executor.attempts.pinning import pinned
 from app.executor.attempts.script_status import ScriptStatus
@@ -29,11 +32,13 @@ from app.executor.engines.base import LaunchSpec
 from app.executor.environments.activation import (
     ActivationFailed,
     builder_environment,
+    inherited_variables,
     interpreter,
     network_variables,
     stage_environment,
 )
 from app.executor.runs.job_spec import EnvironmentBuild, JobSpec, Named, status_key
+from app.executor.runs.redaction import begin, finish
 from app.executor.runs.run_folder import RunFolder
 from app.presets.catalogue import download_program, helpers_dir, preview_program, sample_base_model
 from app.registry.base_models.uploads import FOLDER as UPLOADS
@@ -100,13 +105,16 @@ class StageLauncher:
         redis_url: str | None,
         runner_port: int | None = None,
         grace_seconds: float,
+        secrets_key: str | None = None,
     ) -> None:
         self._database = database
         self._home = home
+        self._secret_keys = SecretKeys(home.secrets_key, secrets_key)
         self._prefixes = prefixes
         self._status = status
         self._environ = environ
         self._variables = tuple(variables)
+        self._inherited_references = frozenset(references(inherited_variables(environ, also=self._variables)))
         self._redis_url = redis_url
         # where scripts of DeepExtension find its runner
         self._runner = {"TRAINING_START_PORT": str(runner_port)} if runner_port is not None else {}
@@ -126,7 +134,10 @@ class StageLauncher:
             case _:
                 return await self._resolve_stage(claim, run)
         await asyncio.to_thread(_make_output, run)
-        return await resolve(claim, run)
+        spec = await resolve(claim, run)
+        values = await self._secret_values(references(dict(spec.env)))
+        await asyncio.to_thread(_hide, run, values)
+        return replace(spec, env=with_values(dict(spec.env), values), private=bool(values))
 
     async def launched(self, claim: Claim, pid: int) -> None:
         """Tell DeepExtension's backend the pid of the training that runs now."""
@@ -137,14 +148,18 @@ class StageLauncher:
     async def _resolve_stage(self, claim: Claim, run: RunFolder) -> LaunchSpec:
         job, spec = claim.job, _spec(claim.job)
         # at once, and one visit to a thread: each would be another wait before the start
-        spec, prefix, server, model, seen = await asyncio.gather(
+        names = {*references(list(spec.referring().values())), *self._inherited_references}
+        spec, secrets, prefix, server, model, seen = await asyncio.gather(
             self._with_dtype(spec),
+            self._secret_values(names),
             self._prefix(job.environment),
             self._server_prefix(spec),
             self._model(job.model_id),
             self._seen(claim),
         )
-        launch, checkpoint = await asyncio.to_thread(self._lay_out, claim, spec, run, prefix, server, model, seen)
+        launch, checkpoint = await asyncio.to_thread(
+            self._lay_out, claim, spec, secrets, run, prefix, server, model, seen
+        )
         if checkpoint is not None:
             async with self._database.writing() as session:
                 await record_resume(session, claim, checkpoint.record())
@@ -156,6 +171,7 @@ class StageLauncher:
         self,
         claim: Claim,
         spec: JobSpec,
+        secrets: Mapping[str, str],
         run: RunFolder,
         prefix: Path,
         server: Path | None,
@@ -165,6 +181,8 @@ class StageLauncher:
         """Write the run folder; return what to run in it, and the checkpoint that it goes on from."""
         job = claim.job
         _make_output(run)
+        self._redact_earlier(claim)
+        _hide(run, secrets)
         with ending_on_disk_errors():
             script, spec = self._locate(spec), self._with_files(spec)
             if spec.script is not None and spec.script.module is not None and _is_before_3_11(prefix):
@@ -175,7 +193,7 @@ class StageLauncher:
             resume_from = hand_on(checkpoint, run.output) if checkpoint is not None else None
             if script is not None:
                 _link_helper_copies(script, run)
-        env = self._activated(prefix, {})
+        env: dict[str, str] = with_values(self._activated(prefix, {}), secrets)
         place = Place(
             python=interpreter(prefix),
             script=script,
@@ -194,13 +212,15 @@ class StageLauncher:
             inherited=env,
         )
         try:
-            process = stage_process(job, spec, inputs, place)
+            process = stage_process(job, spec.with_secrets(secrets) if secrets else spec, inputs, place)
         except AppError as error:
             raise LaunchError(EndReason.SPAWN_FAILED, detail=error.detail()) from error
         except (ParametersLost, ConfigNotWritable) as error:
             raise LaunchError(EndReason.SPAWN_FAILED, detail=str(error)) from error
         with ending_on_disk_errors():
             for path, content in process.files.items():
+                if secrets:
+                    path.touch(mode=0o600)
                 path.write_text(content, "utf-8")
             for link, target in process.links.items():
                 link.parent.mkdir(exist_ok=True)
@@ -213,8 +233,29 @@ class StageLauncher:
             env={**env, **process.variables},
             output=run.output_log,
             grace_seconds=self._grace_seconds,
+            private=bool(secrets),
         )
         return launch, checkpoint
+
+    async def _secret_values(self, names: Iterable[str]) -> Mapping[str, str]:
+        """Return the values of secrets by name, in memory only; raise `LaunchError` for one that cannot be had."""
+        wanted = frozenset(names)
+        if not wanted:
+            return {}
+        try:
+            async with self._database.reading() as session:
+                found = await secret_values(session, self._secret_keys, wanted)
+        except (SecretUnreadable, SecretsKeyUnusable) as error:
+            raise LaunchError(EndReason.SECRET_UNREADABLE, detail=str(error)) from error
+        if missing := sorted(wanted - found.keys()):
+            raise LaunchError(EndReason.SECRET_MISSING, secrets=", ".join(missing))
+        return found
+
+    def _redact_earlier(self, claim: Claim) -> None:
+        """Redact what attempts left whose node was lost before it did so itself."""
+        for number in range(1, claim.attempt.number):
+            with contextlib.suppress(OSError):
+                finish(RunFolder(self._home.run_folder(claim.job.id, number)))
 
     def _output(self, spec: JobSpec, run: RunFolder) -> Path:
         """Return the folder that the script writes into: the caller's own if it named one."""
@@ -393,6 +434,13 @@ class StageLauncher:
 def _make_output(run: RunFolder) -> None:
     with ending_on_disk_errors():
         run.output.mkdir(parents=True, exist_ok=True)
+
+
+def _hide(run: RunFolder, secrets: Mapping[str, str]) -> None:
+    """Keep secrets from the readers of the run folder, before a script is given them."""
+    if secrets:
+        with ending_on_disk_errors():
+            begin(run, secrets.values())
 
 
 def _is_before_3_11(prefix: Path) -> bool:

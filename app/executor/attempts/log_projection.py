@@ -34,6 +34,7 @@ from app.executor.runs.events import (
     event_document,
     finite,
 )
+from app.executor.runs.redaction import read_at
 
 MARKER = LOG_DATA.encode()
 TRAINING = 200009
@@ -106,7 +107,7 @@ class LogProjector:
         A record that is still being written waits for its end, unless `final` says that the output is complete.
         """
         # a record that is longer than the batch could never be read
-        data = _read(self._output_log, self._offset, max(max_bytes, 2 * MAX_RECORD_BYTES))
+        data = read_at(self._output_log, self._offset, max(max_bytes, 2 * MAX_RECORD_BYTES))
         if not data:
             return 0
         records, consumed = _scan(data, final=final)
@@ -194,7 +195,7 @@ class LogProjector:
         """Return what the script tells itself, by the beginning of its own file: `metrics`, `progress`."""
         if self._own_events is None:
             return frozenset()
-        head = _read(self._own_events, 0, _HEAD_BYTES)
+        head = read_at(self._own_events, 0, _HEAD_BYTES)
         return frozenset(kind for kind in ("metrics", "progress") if f'"type": "{kind}"'.encode() in head)
 
     def _lines(self, found: _Found) -> Iterator[bytes]:
@@ -395,11 +396,3 @@ def _time(value: object, *, now: float) -> float:
 
 def _line(document: dict[str, Any]) -> bytes:
     return json.dumps(document, allow_nan=False).encode("ascii") + b"\n"
-
-
-def _read(path: Path, offset: int, limit: int) -> bytes:
-    try:
-        with path.open("rb", buffering=0) as file:
-            return os.pread(file.fileno(), limit, offset)
-    except FileNotFoundError:
-        return b""

@@ -57,8 +57,12 @@ def stage_environment(
 
     `also`: further names and patterns that the operator allows.
     """
-    allowed = _allowed(base, (*STAGE_VARIABLES, *also))
-    return {**activated(allowed, prefix), **_PYTHON, **extra}
+    return {**activated(inherited_variables(base, also=also), prefix), **_PYTHON, **extra}
+
+
+def inherited_variables(base: Mapping[str, str], *, also: Sequence[str] = ()) -> dict[str, str]:
+    """Return the variables of `base` that a stage may have."""
+    return _allowed(base, (*STAGE_VARIABLES, *also))
 
 
 def builder_environment(base: Mapping[str, str]) -> dict[str, str]:

@@ -20,6 +20,8 @@ from app.domain.launchers import (
 from app.domain.lifecycle import chain, runnable_stages, source_state, trains
 from app.domain.names import BASE_ENVIRONMENT
 from app.domain.plain_text import shown
+from app.domain.pointers import pointer
+from app.domain.secret_references import broken_references, references
 from app.domain.stage_calls import stage_call
 from app.executor.jobs.requests import JobSubmit
 from app.executor.jobs.stage_parameters import CheckedParameters
@@ -127,6 +129,21 @@ def job_chain(
         )
     store.link(jobs)
     return jobs
+
+
+def secret_violations(jobs: Sequence[JobRow], secrets: Collection[str]) -> list[Violation]:
+    """Return the references to secrets that there are none of, and the texts that look like references and are none."""
+    found: dict[tuple[str, str], Violation] = {}
+    for job in jobs:
+        for where, document in JobSpec.of(job).referring().items():
+            part, _, name = where.partition(" ")
+            at = pointer("parameters", name) if part == "parameters" and name in job.parameters else "/method"
+            for secret in references(document):
+                if secret not in secrets:
+                    found[where, secret] = Violation(at, "unknown_secret", {"where": where, "secret": secret})
+            for text in broken_references(document):
+                found[where, text] = Violation(at, "secret_reference_broken", {"where": where})
+    return list(found.values())
 
 
 def named_files(pinned: Mapping[str, PinnedFile]) -> dict[str, PinnedScript]:

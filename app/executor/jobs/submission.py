@@ -33,6 +33,7 @@ from app.executor.jobs.job_chain import (
     environments_of,
     job_chain,
     named_files,
+    secret_violations,
     server,
     server_violations,
     strategy,
@@ -63,6 +64,7 @@ from app.store.home import Home
 from app.store.job_queries import measured_trainings
 from app.store.models import ModelNameAmbiguous, ModelNotFound
 from app.store.nodes import all_nodes
+from app.store.secrets import all_names
 from app.store.session import Database
 from app.store.tables import DatasetRow, JobRow, ModelRow
 
@@ -304,6 +306,7 @@ class Submissions:
             mix=mix,
             nodes=matrix_of(rows, AS_REPORTED, now=self._clock()),
             described=described,
+            secrets=await all_names(session),
             measured=measured,
         )
 
@@ -363,7 +366,7 @@ class Submissions:
             raise InvalidRequest(found)
         files = {stage: self._runs.pin_named(checked.effective(stage)) for stage in stages}
         jobs = job_chain(method, request, stages, inputs, checked, deployment, files=files, now=self._clock())
-        if found := strategy_violations(jobs):
+        if found := [*strategy_violations(jobs), *secret_violations(jobs, known.secrets)]:
             raise InvalidRequest(found)
         needs = {stage: checked.needs(stage) for stage in stages}
         nowhere, unknown = judge_runnability(known.nodes, method, jobs, self._runs.modules, needs)

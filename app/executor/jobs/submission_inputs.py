@@ -60,6 +60,8 @@ class Known:
     """Of the data sets that the request names, if it names several."""
     nodes: Matrix
     described: Described
+    secrets: frozenset[str] = frozenset()
+    """Names of the secrets that there are."""
     measured: Sequence[JobRow] = ()
     """Trainings of the method and the base model whose memory was measured, newest first."""
 

@@ -22,6 +22,7 @@ from typing import IO, Any, Final
 from pydantic import ConfigDict
 
 from app.domain.values import Value
+from app.executor.runs.run_folder import RunFolder
 from app.store import dump
 from app.store.home import PRIVATE_FILE, Home
 from app.store.migrate import SchemaState, revision_of, schema_state
@@ -79,6 +80,7 @@ class BackupReport:
     ended_jobs: int = 0
     webhooks_off: int = 0
     missing: Sequence[str] = ()
+    unreadable_secrets: Sequence[str] = ()
 
     def document(self) -> dict[str, Any]:
         """Return it as JSON."""
@@ -91,6 +93,7 @@ class BackupReport:
             "ended_jobs": self.ended_jobs,
             "webhooks_off": self.webhooks_off,
             "missing": list(self.missing),
+            "unreadable_secrets": list(self.unreadable_secrets),
         }
 
 
@@ -212,6 +215,9 @@ def _walk(folder: Path, name: str, report: BackupReport) -> Iterator[tuple[str, 
             folders.remove("packs")  # made again by packing
         for linked in [one for one in folders if Path(root, one).is_symlink()]:
             report.left_out.append(f"{inside / linked}: a link to a folder")
+        if RunFolder.REDACTIONS in files:  # an attempt runs that was given secrets: they stand in the files
+            report.left_out.append(f"{inside}: files of an attempt that runs with secrets")
+            files = []
         for file in sorted(files):
             path = Path(root, file)
             if path.is_file():

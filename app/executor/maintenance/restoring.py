@@ -14,6 +14,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError
 
+from app.access.secrets import SecretKeys, unreadable_secrets
 from app.domain.enums import EndReason, JobStatus
 from app.executor.maintenance.backups import (
     ALWAYS,
@@ -68,7 +69,12 @@ def check(source: Path) -> BackupReport:
 
 
 async def restore(
-    database: Database, home: Home, source: Path, *, on_step: Callable[[str], None] = lambda _: None
+    database: Database,
+    home: Home,
+    source: Path,
+    *,
+    keys: SecretKeys | None = None,
+    on_step: Callable[[str], None] = lambda _: None,
 ) -> BackupReport:
     """Make an installation of a backup: an empty home and an empty database become what it has.
 
@@ -95,6 +101,8 @@ async def restore(
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         raise
     home.create()
+    async with database.reading() as session:
+        report.unreadable_secrets = await unreadable_secrets(session, keys or SecretKeys(home.secrets_key))
     report.missing = _missing(home, source)
     return report
 

@@ -6,7 +6,6 @@ the values of the others are made safe to store and send (finite numbers, valid 
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from app.domain.plain_text import storable
+from app.executor.runs.redaction import read_at
 from app.executor.runs.run_folder import RunFolder
 
 MAX_LINE_BYTES = 1024 * 1024
@@ -312,7 +312,7 @@ class EventReader:
         limit = max(limit, MAX_LINE_BYTES)
         if self._end is not None:
             limit = min(limit, max(self._end - self.offset, 0))
-        data = _read_at(self._path, self.offset, limit)
+        data = read_at(self._path, self.offset, limit)
         complete, _, rest = data.rpartition(b"\n") if b"\n" in data else (b"", b"", data)
         self.offset += len(data) - len(rest)
         lines = complete.split(b"\n") if len(rest) < len(data) else []
@@ -349,14 +349,6 @@ class EventReader:
             if event is not None:
                 events.append(event)
         return events
-
-
-def _read_at(path: Path, offset: int, limit: int) -> bytes:
-    try:
-        with path.open("rb", buffering=0) as file:
-            return os.pread(file.fileno(), limit, offset)
-    except FileNotFoundError:
-        return b""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 Written once, at submit, and kept as JSON in `job.launch`. Paths are relative to `DEEPE_HOME`.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import ConfigDict
@@ -13,6 +14,7 @@ from app.domain.environment_locks import EnvironmentLock
 from app.domain.kinds import KINDS
 from app.domain.launchers import AnswerServer, Launcher, Strategy
 from app.domain.rendering import ArgumentForm
+from app.domain.secret_references import with_values
 from app.domain.stage_calls import StageCall
 from app.domain.values import Value
 from app.store.tables import JobRow
@@ -193,6 +195,27 @@ class JobSpec(_Frozen):
     def document(self) -> dict[str, Any]:
         """Return the JSON that a job keeps."""
         return self.model_dump(mode="json", exclude_defaults=True)
+
+    def referring(self) -> Mapping[str, Any]:
+        """Return what may refer to secrets: where it stands, for people, and the document that stands there."""
+        found: dict[str, Any] = {f"env {name}": text for name, text in self.call.env.items()}
+        found |= {"arguments": self.call.arguments, "config": self.call.config.content if self.call.config else None}
+        if self.deployment is not None:
+            found |= {f"settings {name}": value for name, value in self.deployment.settings.items()}
+        if self.runner_call is not None:
+            found |= {"arguments of the call": self.runner_call.arguments, "parameters": self.runner_call.parameters}
+        return found | {f"parameters {name}": value for name, value in self.effective.items()}
+
+    def with_secrets(self, values: Mapping[str, str]) -> Self:
+        """Return the specification with secrets in the place of references; never store it."""
+        document = self.document()
+        in_templates = {name: value.replace("{", "{{").replace("}", "}}") for name, value in values.items()}
+        for part, those in (("call", in_templates), ("runner_call", values), ("effective", values)):
+            if part in document:
+                document[part] = with_values(document[part], those)
+        if "settings" in document.get("deployment", {}):
+            document["deployment"]["settings"] = with_values(document["deployment"]["settings"], values)
+        return type(self).model_validate(document)
 
 
 def is_runner_call(job: JobRow) -> bool:

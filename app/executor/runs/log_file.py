@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.executor.runs.redaction import Redaction
+
 CHUNK_BYTES = 256 * 1024
 TAIL_BYTES = 1024 * 1024
 _TAIL_BLOCK = 64 * 1024
@@ -49,11 +51,12 @@ def read_chunk(
 ) -> LogChunk:
     """Read at most `limit` bytes (at least 4) from `offset` on; an offset behind the end reads nothing.
 
-    Invalid bytes become U+FFFD. A character or escape sequence that is cut off at the end is left for the next read,
-    unless `final` says that the file has stopped growing. With `end`, an offset where another chunk ended, the file is
-    read up to there only. A file that does not exist yet is empty.
+    Invalid bytes become U+FFFD. A character, an escape sequence or a secret (`redaction`) that is cut off at the end is
+    left for the next read, unless `final` says that the file has stopped growing. With `end`, an offset where another
+    chunk ended, the file is read up to there only. A file that does not exist yet is empty.
     """
     limit = max(limit, _LONGEST_CHARACTER)
+    redaction = Redaction.of(path)  # before the file is read: at its end both change
     try:
         with path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
@@ -61,11 +64,13 @@ def read_chunk(
                 size, final = min(size, end), True
             offset = min(max(offset, 0), size)
             at_line_start = offset == 0 or os.pread(file.fileno(), 1, offset - 1) == b"\n"
-            data = os.pread(file.fileno(), limit if end is None else min(limit, size - offset), offset)
+            data = redaction.read(file.fileno(), limit if end is None else min(limit, size - offset), offset)
     except FileNotFoundError:
         return LogChunk(text="", offset=0, next_offset=0, end=True, size=0, at_line_start=True)
     size = max(size, offset + len(data))
     at_eof = offset + len(data) == size
+    if at_eof and not final:
+        data = data[: len(data) - redaction.begun(data)]
     text, consumed = _decode(data, final=final and at_eof)
     return LogChunk(
         text=text,
@@ -131,9 +136,10 @@ def tail_lines(path: Path, count: int, *, max_bytes: int = TAIL_BYTES) -> list[s
     """
     if count <= 0:
         return []
+    redaction = Redaction.of(path)
     try:
         with path.open("rb", buffering=0) as file:
-            data = _read_backwards(file.fileno(), lines=count, max_bytes=max_bytes)
+            data = _read_backwards(file.fileno(), redaction, lines=count, max_bytes=max_bytes)
     except FileNotFoundError:
         return []
     text = collapse_carriage_returns(data.decode("utf-8", "replace")).rstrip("\r")
@@ -143,7 +149,7 @@ def tail_lines(path: Path, count: int, *, max_bytes: int = TAIL_BYTES) -> list[s
     return lines[-count:]
 
 
-def _read_backwards(descriptor: int, *, lines: int, max_bytes: int) -> bytes:
+def _read_backwards(descriptor: int, redaction: Redaction, *, lines: int, max_bytes: int) -> bytes:
     position = os.fstat(descriptor).st_size
     floor = max(position - max_bytes, 0)
     blocks: list[bytes] = []
@@ -151,10 +157,11 @@ def _read_backwards(descriptor: int, *, lines: int, max_bytes: int) -> bytes:
     # one more than asked for: the file's last byte is usually a newline
     while position > floor and newlines <= lines:
         start = max(position - _TAIL_BLOCK, floor)
-        block = os.pread(descriptor, position - start, start)
+        block = redaction.read(descriptor, position - start, start)
         newlines += block.count(b"\n")
         blocks.append(block)
         position = start
     data = b"".join(reversed(blocks))
+    data = data[: len(data) - redaction.begun(data)]
     # the first byte may lie inside a character
     return data if position == 0 else data.lstrip(bytes(range(0x80, 0xC0)))

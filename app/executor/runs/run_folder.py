@@ -6,13 +6,21 @@ a note to the events), the other two by the worker that watches it.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
 class RunFolder:
     """The folder of one attempt: `runs/<job id>/<attempt number>`."""
 
+    REDACTIONS: ClassVar = ".redactions.json"
+
     path: Path
+
+    @property
+    def redactions(self) -> Path:
+        """Return the file with the secrets that are hidden from readers while the attempt runs (`redaction`)."""
+        return self.path / self.REDACTIONS
 
     @property
     def output_log(self) -> Path:

@@ -33,6 +33,7 @@ ANSWER_SECONDS = 5.0  # how long a fork server may take for a fork, its own star
 # `spec.json`.
 _SUPERVISOR_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DEEPE_FAULT_POINT")
 _REMOVED = ".removed"
+_NOT_PRIVATE = ("DEEPE_EVENTS",)
 # A module comes compiled from the interpreter's cache; a script is compiled at each start, a third of its CPU time.
 # The interpreter compares the cache with the source. -I leaves the standard library on the path, and it goes first.
 _RUN_MODULE = "import sys; sys.path.append(sys.argv.pop(1)); sys.exit(__import__(sys.argv.pop(1)).main(sys.argv[1:]))"
@@ -61,7 +62,10 @@ class ExitWhy(StrEnum):
 
 @dataclass(frozen=True)
 class LaunchSpec:
-    """What to run. `env` is the whole environment; DEEPE_ATTEMPT is added. `output` gets stdout and stderr."""
+    """What to run. `env` is the whole environment; DEEPE_ATTEMPT is added. `output` gets stdout and stderr.
+
+    `private`: `argv` and `env` hold secrets, so they stay on the disk only until the supervisor has read them.
+    """
 
     attempt_id: str
     argv: tuple[str, ...]
@@ -69,6 +73,7 @@ class LaunchSpec:
     env: Mapping[str, str]
     output: Path
     grace_seconds: float = 30.0
+    private: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,12 @@ def prepare(folder: Path, spec: LaunchSpec) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     spec.output.parent.mkdir(parents=True, exist_ok=True)
     if not (folder / "spec.json").exists():
-        _write_atomically(folder, "spec.json", _as_record(spec))
+        record = _as_record(spec)
+        if spec.private:  # first: a folder with a specification is one that can be started
+            _write_atomically(folder, "private.json", {name: record[name] for name in ("argv", "env")})
+            # what the supervisor itself needs of it later
+            record |= {"argv": [], "env": {name: spec.env[name] for name in _NOT_PRIVATE if name in spec.env}}
+        _write_atomically(folder, "spec.json", record)
 
 
 def start(folder: Path, forks: "ForkServer | None" = None) -> None:

@@ -12,6 +12,7 @@ Everything it knows stands in files of the folder, each either absent or complet
     lock          held by flock while a supervisor lives      started       created once: the command runs at most once
     state.json    identity of the process, phase, heartbeat   witness.json  how the process ended, by its parent
     exit.json     the end, after the tree is proven empty     wake          FIFO: "look at `stop` now"
+    private.json  secret part of what to run, removed once it was read
     ../../.bell   FIFO of the worker: "look at the folders now"
 
 Three processes: the supervisor; the *reaper*, its fork, which is the parent of the stage and keeps the exit status
@@ -193,6 +194,13 @@ class Folder:
             return None
         return value if isinstance(value, dict) else None
 
+    def take(self, name: str) -> Record:
+        """Return the JSON object of a file and remove the file; empty if there is none."""
+        value = self.read(name)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.file(name))
+        return value or {}
+
     def write(self, name: str, value: Record, *, durable: bool = True) -> None:
         """Replace a file atomically; `durable` also survives a power cut."""
         temporary = self.file(f".{name}.{os.getpid()}")
@@ -263,7 +271,7 @@ class Supervisor:
     def run(self) -> None:
         """Start the command of a fresh attempt and see it to its end."""
         try:
-            launch = Launch(self.spec)
+            launch = Launch(self.spec | self.folder.take("private.json"))
         except (KeyError, TypeError, ValueError) as error:
             self._finish(why="spawn_failed", error=f"spec.json is not complete: {error!r}")
             return
@@ -305,6 +313,8 @@ class Supervisor:
 
     def adopt(self, *, never_ran: bool) -> None:
         """Take over from a supervisor that died. Nothing is ever started here."""
+        with contextlib.suppress(OSError):
+            self.folder.take("private.json")
         self.state = self.folder.read("state.json") or {}
         self.stop_reason = self.state.get("stop_reason")
         if never_ran or "pid" not in self.state:
