@@ -90,7 +90,7 @@ async def take_several(
         claims.append(Claim(job=job, attempt=attempt))
     session.add_all([claim.attempt for claim in claims])
     await session.flush()
-    await leases.take(session, [claim.attempt for claim in claims], now=now)
+    await leases.take(session, [claim.attempt for claim in claims])
     return claims
 
 

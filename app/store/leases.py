@@ -17,6 +17,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.errors import Conflict, NotFound
+from app.store.clock import database_now
 from app.store.nodes import get_node
 from app.store.tables import LIVE_LEASE, AttemptRow, LeaseRow, NodeRow
 
@@ -41,8 +42,14 @@ class AcceleratorInUse(Conflict):
     code = "accelerator_in_use"
 
 
-async def take(session: AsyncSession, attempts: Sequence[AttemptRow], *, now: datetime) -> None:
-    """Lease its `accelerators` to each attempt; raise `IntegrityError` if one of them is held."""
+async def take(session: AsyncSession, attempts: Sequence[AttemptRow]) -> None:
+    """Lease its `accelerators` to each attempt; raise `IntegrityError` if one of them is held.
+
+    The lease begins now, not when its claim began: that may have waited until the holder before gave it back.
+    """
+    if not any(attempt.accelerators for attempt in attempts):
+        return
+    now = await database_now(session)
     rows = [
         {
             "id": str(uuid4()),
@@ -55,8 +62,7 @@ async def take(session: AsyncSession, attempts: Sequence[AttemptRow], *, now: da
         for attempt in attempts
         for accelerator in attempt.accelerators
     ]
-    if rows:
-        await (await session.connection()).execute(_INSERT, rows)
+    await (await session.connection()).execute(_INSERT, rows)
 
 
 async def held(session: AsyncSession, node_ids: Collection[str]) -> Mapping[str, Mapping[str, datetime | None]]:

@@ -5,10 +5,11 @@ from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
-from sqlmodel import select
+from sqlmodel import col, select
 
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.store import job_attempts, leases
+from app.store.clock import database_now
 from app.store.job_attempts import Claim
 from app.store.job_status import End
 from app.store.leases import AcceleratorInUse, AcceleratorNotFound
@@ -115,7 +116,25 @@ class TestHolding:
 
         with pytest.raises(sa.exc.IntegrityError):
             async with database.writing() as session:
-                await leases.take(session, [won.attempt], now=LATER)
+                await leases.take(session, [won.attempt])
+
+    async def test_begins_after_the_one_before_however_long_its_claim_has_waited(self, database: Database) -> None:
+        node = await add_node(database, accelerators=cards(1))
+        await add_job(database)
+        await add_job(database)
+        first = await claim(database, node)
+        async with database.writing() as session:
+            began = await database_now(session)  # of a claim that waits until the other attempt ends
+        assert first is not None
+        async with database.writing() as session:
+            assert await job_attempts.finish(session, first, SUCCESS, now=await database_now(session))
+
+        assert await claim(database, node, now=began) is not None
+
+        async with database.reading() as session:
+            before, after = (await session.exec(select(LeaseRow).order_by(col(LeaseRow.created_at)))).all()
+        assert before.released_at is not None
+        assert after.created_at >= before.released_at
 
     async def test_attempt_that_is_tried_again_gives_back_what_it_held(self, database: Database) -> None:
         node = await add_node(database, accelerators=cards(1))
