@@ -54,6 +54,7 @@ from app.api.schemas.access import Login, OidcLogin
 from app.domain.access import Permission
 from app.domain.enums import Platform
 from app.domain.errors import Violation
+from app.domain.projects import DEFAULT_SCOPE, EVERY_PROJECT
 from app.domain.retention import Retention, RetentionTarget
 from app.domain.webhooks import AddressPolicy
 from app.executor.jobs.base_model_builds import BaseModelDownloads
@@ -120,7 +121,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         settings = load_settings()
         hide_secrets()
     configure_logging(level=settings.log_level, form=settings.log_format)
-    database = Database(settings.database_url)
+    database = Database(settings.database_url, scope=EVERY_PROJECT)
     licence = LicenceGuard(Home(settings.home).licence, load_public_key(settings.license_public_key), utc_now)
     services = build_services(settings, database, licence=licence, clock=utc_now)
     checks = _optional_checks(settings)
@@ -157,6 +158,7 @@ def build_services(
     `notifier` takes the place of the one that the settings name.
     """
     home = Home(settings.home)
+    installation, database = database.of(EVERY_PROJECT), database.of(DEFAULT_SCOPE)
     methods_ = method_services(
         home=home,
         licence=licence,
@@ -242,8 +244,8 @@ def build_services(
         streams=streams,
         notifier=notifier,
         webhooks=Webhooks(policy=addresses),
-        webhook_sender=WebhookSender(database, lambda: _webhook_client(addresses)),
-        housekeeper=Housekeeper(database=database, home=home, retention=_retention(settings)),
+        webhook_sender=WebhookSender(installation, lambda: _webhook_client(addresses)),
+        housekeeper=Housekeeper(database=installation, home=home, retention=_retention(settings)),
     )
 
 

@@ -16,6 +16,7 @@ from typing import assert_never
 
 from app.domain.accelerators import AcceleratorKind
 from app.domain.kinds import SlotPool, kinds_of
+from app.domain.projects import EVERY_PROJECT
 from app.executor.attempts.finalize import StageFinalizer
 from app.executor.attempts.forecast import Forecasts
 from app.executor.attempts.launch import StageLauncher
@@ -125,7 +126,7 @@ def _devices(hardware: Hardware) -> frozenset[Device]:
 
 async def _work(settings: Settings, home: Home, node_home: NodeHome) -> None:
     redis_url = settings.redis_url.get_secret_value() if settings.redis_url else None
-    database = Database(settings.database_url)
+    database = Database(settings.database_url, scope=EVERY_PROJECT)
     status = RedisScriptStatus(redis_url) if redis_url else NoScriptStatus()
     hardware = await asyncio.to_thread(_hardware, settings, node_home)
     reporter = EnvironmentManager(

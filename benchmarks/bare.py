@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from sqlmodel import Field, SQLModel
 
+from app.domain.projects import DEFAULT_SCOPE
 from app.store.session import Database
 
 
@@ -42,7 +43,7 @@ async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
     await database.close()
 
 
-database = Database(os.environ["BARE_DATABASE"])
+database = Database(os.environ["BARE_DATABASE"], scope=DEFAULT_SCOPE)
 app = FastAPI(openapi_url=None, lifespan=lifespan)
 
 

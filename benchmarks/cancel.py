@@ -24,6 +24,7 @@ import psutil
 from sqlmodel import col, select
 
 from app.domain.enums import JobStatus
+from app.domain.projects import DEFAULT_SCOPE
 from app.settings import database_url
 from app.store.session import Database
 from app.store.tables import AttemptRow, JobEventRow
@@ -132,7 +133,7 @@ def wait_until_ready(site: Installation, job: str) -> None:
 
 async def moments_of(site: Installation, job: str) -> tuple[float, float, float, float]:
     """Return when the node told the supervisor, when the script ended, the tree was empty and the job was over."""
-    database = Database(database_url(f"sqlite:///{site.home / 'deepe.db'}"))
+    database = Database(database_url(f"sqlite:///{site.home / 'deepe.db'}"), scope=DEFAULT_SCOPE)
     try:
         async with database.reading() as session:
             wanted = select(JobEventRow).where(JobEventRow.job_id == job).order_by(col(JobEventRow.id))

@@ -25,6 +25,7 @@ from sqlalchemy import event
 
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.kinds import INFERENCE_KINDS, LISTED_KINDS, SlotPool, kinds_of
+from app.domain.projects import DEFAULT_SCOPE
 from app.executor.jobs.job_views import views_of
 from app.store import claims, job_attempts, jobs
 from app.store.claims import Offer
@@ -206,7 +207,7 @@ async def _postgres(_size: int) -> AsyncIterator[Database]:
 
 @asynccontextmanager
 async def _migrated(url: str) -> AsyncIterator[Database]:
-    database = Database(url)
+    database = Database(url, scope=DEFAULT_SCOPE)
     try:
         await upgrade(database)
         yield database

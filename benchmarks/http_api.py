@@ -30,6 +30,7 @@ import httpx
 
 from app.cli.embedded import is_ready
 from app.domain.enums import EndReason, JobStatus
+from app.domain.projects import DEFAULT_SCOPE
 from app.presets.catalogue import ROOM
 from app.settings import database_url
 from app.store.session import Database
@@ -252,7 +253,7 @@ async def fill(home: Path, port: int, jobs: int) -> str:
         base = await client.post("/base-models", json={"name": "bike-base", "path": "bike-base"})
         rows = await client.put("/datasets/bike-hire/file", content=(ROOM / "custom01" / "custom01.jsonl").read_bytes())
     assert (base.status_code, rows.status_code) == (201, 201), (base.text, rows.text)
-    database = Database(database_url(f"sqlite:///{home / 'deepe.db'}"))
+    database = Database(database_url(f"sqlite:///{home / 'deepe.db'}"), scope=DEFAULT_SCOPE)
     done = {"status": JobStatus.SUCCEEDED, "reason": EndReason.COMPLETED}
     ids = await insert(database, *(new_job(**done) for _ in range(jobs)))
     await database.close()

@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from app.domain.projects import DEFAULT_SCOPE
 from app.settings import database_url
 from app.store.home import Home
 from app.store.session import Database
@@ -165,7 +166,7 @@ async def main() -> None:
     args = parser.parse_args()
     print_machine()
     with api_process() as api:
-        database = Database(database_url(f"sqlite:///{api.home / 'deepe.db'}"))
+        database = Database(database_url(f"sqlite:///{api.home / 'deepe.db'}"), scope=DEFAULT_SCOPE)
         bench = Bench(api, await new_runner(database, Home(api.home)))
         await measure(bench, args)
         await database.close()

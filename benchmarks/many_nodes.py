@@ -30,6 +30,7 @@ from arq.worker import func
 from sqlmodel import select
 
 from app.domain.enums import JobKind
+from app.domain.projects import DEFAULT_SCOPE
 from app.domain.transitions import TERMINAL
 from app.store import claims, job_attempts
 from app.store.claims import Offer
@@ -117,7 +118,7 @@ def _claim_and_end(url: str, nodes: Sequence[str], seconds: float) -> tuple[int,
 
 async def _side_by_side(url: str, nodes: Sequence[str], seconds: float) -> tuple[int, float]:
     """Let all nodes work in one process, where SQLite's writers take turns."""
-    database = Database(url)
+    database = Database(url, scope=DEFAULT_SCOPE)
     begun = time.perf_counter()
     done = sum(await asyncio.gather(*(_work(database, node, seconds) for node in nodes)))
     lasted = time.perf_counter() - begun
@@ -127,7 +128,7 @@ async def _side_by_side(url: str, nodes: Sequence[str], seconds: float) -> tuple
 
 def _node(url: str, node: str, seconds: float, barrier: Any, counts: Any) -> None:
     async def work() -> int:
-        database = Database(url)
+        database = Database(url, scope=DEFAULT_SCOPE)
         barrier.wait()
         done = await _work(database, node, seconds)
         await database.close()
@@ -268,7 +269,7 @@ async def _database(backend: str, folder: Path) -> AsyncIterator[Database]:
             url = f"sqlite+aiosqlite:///{folder / 'queue.sqlite'}"
         else:
             url = postgres_url(servers.enter_context(private_postgres()), "postgres")
-        database = Database(url)
+        database = Database(url, scope=DEFAULT_SCOPE)
         try:
             await upgrade(database)
             yield database

@@ -15,6 +15,7 @@ from uuid import uuid4
 import sqlalchemy as sa
 
 from app.domain.enums import EndReason, JobKind, JobStatus, Platform
+from app.domain.projects import DEFAULT_SCOPE
 from app.store import nodes, statistics
 from app.store.jobs import demand_of
 from app.store.migrate import upgrade
@@ -27,7 +28,7 @@ LONG_AGO = datetime.now(UTC) - timedelta(hours=1)
 
 
 async def main(url: str) -> None:
-    database = Database(url)
+    database = Database(url, scope=DEFAULT_SCOPE)
     await upgrade(database)
     async with database.writing() as session:
         node = await nodes.register_node(

@@ -21,6 +21,7 @@ from typing import Any
 from sqlmodel import select
 
 from app.domain.enums import JobStatus
+from app.domain.projects import DEFAULT_SCOPE
 from app.settings import database_url
 from app.store.session import Database
 from app.store.tables import AttemptRow, JobEventRow
@@ -90,7 +91,7 @@ def measure(site: Installation) -> Mapping[str, float]:
 
 async def moments(site: Installation, job: str) -> tuple[float, float]:
     """Return when the job was claimed and when its process was started."""
-    database = Database(database_url(f"sqlite:///{site.home / 'deepe.db'}"))
+    database = Database(database_url(f"sqlite:///{site.home / 'deepe.db'}"), scope=DEFAULT_SCOPE)
     try:
         async with database.reading() as session:
             wanted = select(JobEventRow).where(JobEventRow.job_id == job, JobEventRow.status == JobStatus.LAUNCHING)

@@ -14,6 +14,7 @@ import pluggy
 import pytest
 from hypothesis import HealthCheck, settings
 
+from app.domain.projects import DEFAULT_SCOPE
 from app.store.session import Database
 from tests import training_environment
 from tests.databases import PostgresDatabase, execute, fast_folder, migrate
@@ -154,7 +155,7 @@ def sqlite_url(sqlite_template: Path, databases_folder: Path) -> Iterator[str]:
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
     """Yield a `Database` on a fresh migrated database, once on SQLite and once on Postgres."""
-    database = Database(database_url)
+    database = Database(database_url, scope=DEFAULT_SCOPE)
     yield database
     await database.close()
 

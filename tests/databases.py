@@ -11,6 +11,7 @@ from uuid import uuid4
 import asyncpg
 import sqlalchemy as sa
 
+from app.domain.projects import DEFAULT_PROJECT, DEFAULT_SCOPE
 from app.store.migrate import upgrade
 from app.store.session import Database
 from tests.servers import postgres_url
@@ -21,6 +22,7 @@ _TABLES = """
 SELECT string_agg(relname, ',' ORDER BY relname) FROM pg_class
 WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace
 """
+_DELETE_PROJECTS = f"DELETE FROM project WHERE id <> '{DEFAULT_PROJECT}'"
 _END_OTHERS = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid()
@@ -60,8 +62,8 @@ class PostgresDatabase:
             if await self._schema_of(connection) != self._schema:
                 self._name = ""
                 return
-            tables = [name for name in self._schema.split(",")[:-1] if name != "alembic_version"]
-            deletes = "; ".join(f'DELETE FROM "{name}"' for name in tables)
+            tables = [name for name in self._schema.split(",")[:-1] if name not in ("alembic_version", "project")]
+            deletes = "; ".join([*(f'DELETE FROM "{name}"' for name in tables), _DELETE_PROJECTS])
             sequences = "SELECT setval(oid::regclass, 1, false) FROM pg_class WHERE relkind = 'S'"
             await connection.execute(f"SET session_replication_role = replica; {deletes}; {sequences}")
         finally:
@@ -91,7 +93,7 @@ def migrate(url: str) -> None:
 
 
 async def _migrate(url: str) -> None:
-    database = Database(url)
+    database = Database(url, scope=DEFAULT_SCOPE)
     try:
         await upgrade(database)
         if url.startswith("sqlite"):
@@ -103,7 +105,7 @@ async def _migrate(url: str) -> None:
 
 async def execute(server: str, *statements: str) -> None:
     """Run statements outside of any transaction on the private server's database `postgres`."""
-    database = Database(postgres_url(server, "postgres"))
+    database = Database(postgres_url(server, "postgres"), scope=DEFAULT_SCOPE)
     try:
         async with database.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
             for statement in statements:

@@ -21,9 +21,11 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.access import Caller
 from app.domain.errors import InvalidRequest, NotFound, Unavailable, Violation
+from app.domain.projects import DEFAULT_PROJECT
 from app.domain.secret_references import is_secret_name, parse_keys
 from app.store import secrets as store
 from app.store.paging import PageRequest, Slice
+from app.store.session import own
 from app.store.tables import SecretRow
 
 SHORTEST: Final = 8
@@ -136,7 +138,8 @@ class Secrets:
         now = self._clock()
         if row is None:
             row = SecretRow(id=str(uuid4()), name=name, created_by=by.name, created_at=now)
-        row.value = await asyncio.to_thread(_encrypt, self._keys.read_or_make, name, value)
+            own(session, row)
+        row.value = await asyncio.to_thread(_encrypt, self._keys.read_or_make, _label(row), value)
         row.changed_by, row.changed_at = by.name, now
         await store.save(session, row)
         return row
@@ -153,7 +156,8 @@ class Secrets:
 async def secret_values(session: AsyncSession, keys: SecretKeys, names: Collection[str]) -> Mapping[str, str]:
     """Return the values of the secrets that exist, by name; raise `SecretUnreadable`, `SecretsKeyUnusable`."""
     rows = await store.named(session, names)
-    return await asyncio.to_thread(_decrypted, keys, rows) if rows else {}
+    values = await asyncio.to_thread(_decrypted, keys, rows) if rows else []
+    return {row.name: value for row, value in zip(rows, values, strict=True)}
 
 
 async def unreadable_secrets(session: AsyncSession, keys: SecretKeys) -> Sequence[str]:
@@ -165,8 +169,8 @@ async def encrypt_anew(session: AsyncSession, keys: SecretKeys) -> int:
     """Encrypt all secrets with the first key; return how many. Raises `SecretUnreadable` before it changes any."""
     rows = await store.all_secrets(session, lock=True)
     values = await asyncio.to_thread(_decrypted, keys, rows)
-    for row in rows:
-        row.value = await asyncio.to_thread(_encrypt, keys.read, row.name, values[row.name])
+    for row, value in zip(rows, values, strict=True):
+        row.value = await asyncio.to_thread(_encrypt, keys.read, _label(row), value)
         await store.save(session, row)
     return len(rows)
 
@@ -185,27 +189,32 @@ def _value_violations(value: str) -> list[Violation]:
     return []
 
 
-def _encrypt(keys: Callable[[], Sequence[str]], name: str, value: str) -> str:
+def _label(row: SecretRow) -> str:
+    """Return what a value is encrypted with: the name, and the project where it is not the first."""
+    return row.name if row.project_id == DEFAULT_PROJECT else f"{row.project_id}/{row.name}"
+
+
+def _encrypt(keys: Callable[[], Sequence[str]], label: str, value: str) -> str:
     from cryptography.fernet import Fernet
 
-    return Fernet(keys()[0]).encrypt(json.dumps([name, value]).encode()).decode()
+    return Fernet(keys()[0]).encrypt(json.dumps([label, value]).encode()).decode()
 
 
-def _decrypted(keys: SecretKeys, rows: Sequence[SecretRow]) -> dict[str, str]:
+def _decrypted(keys: SecretKeys, rows: Sequence[SecretRow]) -> list[str]:
     from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
     found = [Fernet(key) for key in keys.read()]
-    values: dict[str, str] = {}
+    values = []
     for row in rows:
         try:
             if not found:
                 raise InvalidToken
-            name, value = json.loads(MultiFernet(found).decrypt(row.value))
+            label, value = json.loads(MultiFernet(found).decrypt(row.value))
         except InvalidToken as error:
             raise SecretUnreadable(row.name) from error
-        if name != row.name:
+        if label != _label(row):
             raise SecretUnreadable(row.name)
-        values[row.name] = value
+        values.append(value)
     return values
 
 

@@ -27,7 +27,7 @@ from app.access.keys import PREFIX as KEY_PREFIX
 from app.access.loopback import is_loopback
 from app.access.persons import is_signed_token
 from app.api.errors import BadRequest, UnsupportedMediaType, problem_response
-from app.domain.access import LOCAL, METRICS, NETWORK, TOKEN, Caller, Permission
+from app.domain.access import LOCAL, METRICS, NETWORK, TOKEN, Caller, Permission, current_caller
 from app.domain.errors import NotAllowed, TooLarge, Unauthenticated
 from app.observability import ACCESS_LOGGER, request_id
 
@@ -210,7 +210,8 @@ class GuardMiddleware:
 
         try:
             headers = Headers(scope=scope)
-            scope[CALLER] = await self._access.caller(scope, headers)
+            caller = scope[CALLER] = await self._access.caller(scope, headers)
+            current_caller.set(caller)
             if scope["type"] == "http":
                 _check_path(scope)
                 receive = self._body.bounded(scope, headers, receive)

@@ -13,6 +13,7 @@ from app.cli.main import product_version
 from app.cli.output import errors, print_json, size, write
 from app.cli.service import load
 from app.domain.plain_text import printable
+from app.domain.projects import EVERY_PROJECT
 
 if TYPE_CHECKING:
     from app.executor.maintenance.backups import BackupReport
@@ -133,7 +134,7 @@ def _run(
         # files are copied between two turns of the loop, whose own handler would wait for the next one
         signal.signal(signal.SIGINT, signal.default_int_handler)
         place = Home(settings.home)
-        database = Database(settings.database_url)
+        database = Database(settings.database_url, scope=EVERY_PROJECT)
         try:
             with errors().status("starting") as status:
                 return await work(database, place, lambda step: status.update(printable(step)))

@@ -24,6 +24,7 @@ import typer
 from app.cli.command import DEFAULT_URL, AsJson, ExitCode, HomeFolder, Url, typed
 from app.cli.output import console, errors, print_json, styled, table
 from app.cli.service import load
+from app.domain.projects import EVERY_PROJECT
 from app.settings import Settings
 
 GIB: Final = 1024**3
@@ -333,7 +334,7 @@ async def _schema_state(url: str) -> str:
     scheme, _, path = url.partition(":///")
     if scheme.startswith("sqlite") and not Path(path).is_file():
         return "none"
-    database = Database(url)
+    database = Database(url, scope=EVERY_PROJECT)
     try:
         async with asyncio.timeout(_PATIENCE_SECONDS):
             state = await schema_state(database)

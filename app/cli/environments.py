@@ -12,6 +12,7 @@ from app.cli.command import DEFAULT_URL, AsJson, CliFailure, ExitCode, Limit, Te
 from app.cli.output import print_fields, print_json, print_table, size, write
 from app.cli.service import load
 from app.cli.watch import watch_to_end
+from app.domain.projects import EVERY_PROJECT
 from app.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="Conda environments that stages run in.")
@@ -172,7 +173,7 @@ async def _planned(settings: Settings) -> list[dict[str, Any]]:
     from app.worker import environment_cleaning
 
     envs_dir = NodeHome(settings.node_home).environments
-    database = Database(settings.database_url)
+    database = Database(settings.database_url, scope=EVERY_PROJECT)
     try:
         async with database.reading() as session:
             specs = {row.name: row.spec for row in await all_environments(session)}

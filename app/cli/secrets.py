@@ -68,6 +68,7 @@ def rotate_key(
     """
     from app.access.secrets import SecretKeys, SecretsKeyUnusable, SecretUnreadable, encrypt_anew
     from app.cli.service import load
+    from app.domain.projects import EVERY_PROJECT
     from app.store.home import Home
     from app.store.session import Database
 
@@ -75,7 +76,7 @@ def rotate_key(
     keys = SecretKeys(Home(settings.home).secrets_key, settings.given_secrets_key)
 
     async def work() -> int:
-        database = Database(settings.database_url)
+        database = Database(settings.database_url, scope=EVERY_PROJECT)
         try:
             async with database.writing() as session:
                 return await encrypt_anew(session, keys)

@@ -12,6 +12,7 @@ import typer
 from app import collect_as_usual
 from app.cli.command import AsJson, CliFailure, HomeUnusable, Misused, typed
 from app.cli.output import Markup, console, print_json, table
+from app.domain.projects import EVERY_PROJECT
 from app.secret_values import hide_secrets
 from app.settings import Settings, SettingsError, describe_settings, load_settings, unknown_variables
 
@@ -144,7 +145,7 @@ async def _prepare(settings: Settings) -> None:
         Home(settings.home).create()
     except OSError as error:
         raise HomeUnusable(settings.home, error) from error
-    database = Database(settings.database_url)
+    database = Database(settings.database_url, scope=EVERY_PROJECT)
     try:
         await upgrade(database)
     except DatabaseUnusable as error:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -105,6 +106,15 @@ LOCAL: Final = Caller(CallerKind.LOCAL, Role.ADMIN, CallerKind.LOCAL.value)
 TOKEN: Final = Caller(CallerKind.TOKEN, Role.ADMIN, CallerKind.TOKEN.value)
 NETWORK: Final = Caller(CallerKind.NETWORK, Role.ADMIN, CallerKind.NETWORK.value)
 METRICS: Final = Caller(CallerKind.METRICS, Role.VIEWER, CallerKind.METRICS.value)
+
+current_caller: Final[ContextVar[Caller | None]] = ContextVar("caller", default=None)
+"""Whose request runs; None is the service itself."""
+
+
+def caller_name() -> str:
+    """Return the name of whose request runs; empty for the service itself."""
+    caller = current_caller.get()
+    return caller.name if caller is not None else ""
 
 
 def parse_roles(text: str) -> dict[str, Role]:

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.domain.projects import EVERY_PROJECT
 from app.store.session import Database, DatabaseUnreachable
 
 MAX_TABLE_ROWS: Final = 50_000
@@ -183,7 +184,7 @@ class SourceDatabase:
     """Reads in one read-only transaction: a moment of the database, whatever goes on there."""
 
     def __init__(self, url: str, naming: Naming) -> None:
-        self._database = Database(url, pool_size=1, silent_after=STATEMENT_SECONDS + 5)
+        self._database = Database(url, scope=EVERY_PROJECT, pool_size=1, silent_after=STATEMENT_SECONDS + 5)
         self._naming = naming
 
     async def read(self) -> Found:

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.domain.projects import EVERY_PROJECT
 from app.store.migrate import VERSION_TABLE, for_migrations, migrate_connection
 from app.store.session import Database
 
@@ -35,7 +36,7 @@ async def snapshot(database: Database) -> AsyncIterator[AsyncConnection]:
     """Yield a connection that sees the database as it is now, however long it reads; writers are not held up."""
     # a transaction on SQLite is a snapshot by itself
     options = {} if database.engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
-    reader = Database(database.url, pool_size=1, silent_after=None)
+    reader = Database(database.url, pool_size=1, silent_after=None, scope=EVERY_PROJECT)
     try:
         async with reader.engine.connect() as connection:
             await connection.execution_options(**options)
@@ -75,7 +76,10 @@ async def restored(
 
 def _restore(connection: sa.Connection, lines: Iterable[str], revision: str) -> Mapping[str, int]:
     migrate_connection(connection, revision)
-    counts = _load(connection, _tables(connection), lines)
+    metadata = _tables(connection)
+    for table in reversed(metadata.sorted_tables):  # the dump has what the migrations wrote, as it was then
+        connection.execute(sa.delete(table))
+    counts = _load(connection, metadata, lines)
     migrate_connection(connection, "head")
     return counts
 

@@ -14,6 +14,7 @@ from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.names import name_key
 from app.domain.transitions import LIVE
 from app.store import named
+from app.store.session import EVERYBODYS
 from app.store.tables import BUILDING, EnvironmentRow, JobRow
 
 REMEMBERED_BUILDS = 500
@@ -59,7 +60,8 @@ async def ensure_shipped(session: AsyncSession, name: str, *, spec: str, spec_ha
 async def builds(session: AsyncSession) -> frozenset[tuple[str, str]]:
     """Return the environments that are being built right now, each with the id of the node that builds it."""
     statement = select(JobRow.environment, JobRow.node_id).where(sa.text(BUILDING), col(JobRow.node_id).is_not(None))
-    return frozenset((name, node or "") for name, node in (await session.exec(statement)).all())
+    found = await session.exec(statement.execution_options(**EVERYBODYS))
+    return frozenset((name, node or "") for name, node in found.all())
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ async def last_builds(session: AsyncSession) -> Mapping[tuple[str, str], LastBui
         .where(col(JobRow.method_id).is_(None), JobRow.kind == JobKind.ENVIRONMENT)
         .order_by(col(JobRow.created_at).desc(), col(JobRow.id))
         .limit(REMEMBERED_BUILDS)
+        .execution_options(**EVERYBODYS)
     )
     found: dict[tuple[str, str], LastBuild] = {}
     for job in (await session.exec(statement)).all():

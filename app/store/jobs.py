@@ -18,6 +18,7 @@ from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.errors import NotFound
 from app.domain.kinds import KINDS_IN_ENVIRONMENTS
 from app.domain.transitions import UNFINISHED
+from app.store.session import EVERYBODYS, own
 from app.store.tables import BUILDING, CLAIMABLE, AttemptRow, JobEventRow, JobRow, NodeRow
 from app.store.types import enum_type
 
@@ -76,6 +77,7 @@ async def insert(session: AsyncSession, jobs: Sequence[JobRow]) -> None:
         return
     for job in jobs:
         job.demand = demand_of(job).text
+        own(session, job)
     # not through the session: a row that it knows would be searched for changes at every flush
     rows = [{column.key: getattr(job, column.key) for column in JOB.columns} for job in jobs]
     await (await session.connection()).execute(_INSERT_JOB, rows)
@@ -120,7 +122,11 @@ async def unfinished_builds(
     session: AsyncSession, environments: Collection[str], *, node_id: str | None = None
 ) -> Mapping[str, str]:
     """Return environment name → id of a job that builds it now, on this node if one is given."""
-    statement = select(JobRow).where(col(JobRow.environment).in_(environments), sa.text(BUILDING))
+    statement = (
+        select(JobRow)
+        .where(col(JobRow.environment).in_(environments), sa.text(BUILDING))
+        .execution_options(**EVERYBODYS)  # an environment is built for all of them
+    )
     if node_id is not None:
         statement = statement.where(JobRow.node_id == node_id)
     return {job.environment: job.id for job in (await session.exec(statement)).all()}
@@ -191,7 +197,7 @@ async def waiting_demands(session: AsyncSession, kinds: Collection[JobKind] = fr
 def _waiting_statement(kinds: frozenset[JobKind]) -> SelectOfScalar[str]:
     waiting = waiting_demands_cte(kinds)
     statement: SelectOfScalar[str] = select(waiting.c.demand).where(waiting.c.demand.is_not(None))
-    return statement
+    return statement.execution_options(**EVERYBODYS)
 
 
 def waiting_demands_cte(kinds: frozenset[JobKind]) -> sa.CTE:

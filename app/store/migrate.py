@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
+from app.domain.projects import EVERY_PROJECT
 from app.store.session import Database
 
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
@@ -131,7 +132,7 @@ async def for_migrations(database: Database) -> AsyncIterator[Database]:
     SQLite checks foreign keys at the end: it alters a table by making a new one, and would refuse to drop the old one
     while rows refer to it.
     """
-    migrated = Database(database.url, pool_size=1, silent_after=None, foreign_keys=False)
+    migrated = Database(database.url, pool_size=1, silent_after=None, foreign_keys=False, scope=EVERY_PROJECT)
     try:
         yield migrated
     finally:

@@ -59,6 +59,9 @@ class NewModel:
     dataset_digest: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
+    project_id: str | None = None
+    """Of the job that made it; None is the session's."""
+    created_by: str = ""
 
 
 @dataclass(frozen=True)

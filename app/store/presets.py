@@ -28,7 +28,7 @@ async def all_rows(session: AsyncSession) -> Sequence[PresetRow]:
 
 async def record(session: AsyncSession, name: str, *, method_id: str, version: int) -> None:
     """Remember that the preset is there, in this version."""
-    row = await session.get(PresetRow, name)
+    row = (await session.exec(select(PresetRow).where(PresetRow.name == name))).first()
     if row is None:
         session.add(PresetRow(name=name, method_id=method_id, version=version, removed_at=None))
     else:
@@ -64,5 +64,9 @@ async def sample_resources(session: AsyncSession) -> Mapping[SampleKey, DatasetR
 async def record_sample(session: AsyncSession, key: SampleKey, *, digest: str, resource_id: str) -> None:
     """Remember which data set or base model a sample became, in this version."""
     kind, name = key
-    await session.merge(SampleRow(kind=kind, name=name, digest=digest, resource_id=resource_id))
+    row = (await session.exec(select(SampleRow).where(SampleRow.kind == kind, SampleRow.name == name))).first()
+    if row is None:
+        session.add(SampleRow(kind=kind, name=name, digest=digest, resource_id=resource_id))
+    else:
+        row.digest, row.resource_id = digest, resource_id
     await session.flush()

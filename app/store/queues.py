@@ -10,6 +10,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.kinds import LIMITED_KINDS
+from app.store.session import EVERYBODYS
 from app.store.tables import CLAIMABLE, LIVE_JOB, JobRow, QueueRow
 
 
@@ -45,6 +46,7 @@ async def live_by_queue(session: AsyncSession) -> Mapping[str, int]:
         select(JobRow.queue, sa.func.count())
         .where(sa.text(LIVE_JOB), col(JobRow.kind).in_(LIMITED_KINDS))
         .group_by(col(JobRow.queue))
+        .execution_options(**EVERYBODYS)
     )
     return dict((await session.exec(statement)).all())
 
@@ -58,6 +60,6 @@ async def queued_by_queue(session: AsyncSession, most: int) -> Mapping[str, int]
         .limit(most)
         .subquery()
     )
-    statement = sa.select(first.c.queue, sa.func.count()).group_by(first.c.queue)
+    statement = sa.select(first.c.queue, sa.func.count()).group_by(first.c.queue).execution_options(**EVERYBODYS)
     counted: Any = await session.exec(statement)  # type: ignore[call-overload]
     return dict(counted.all())

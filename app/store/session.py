@@ -4,26 +4,36 @@ SQLite: WAL, `synchronous=FULL`, one machine. A writing transaction begins with 
 turns writer fails at once with "database is locked", whatever the busy timeout says. The writers of one process take
 turns.
 
+Every session has a scope (`app.domain.projects.Scope`), and there is no database handle without one: rows that belong
+to a project are seen, changed and written by sessions of that project only, whatever a statement says. A statement that
+counts what all projects share, such as the place of a job in a queue, asks for it with `EVERYBODYS`.
+
 A statement never fails because of its texts: what a database refuses in them is escaped on the way
 (`app.store.types`). Text from a file system or a script is made printable where it is read; this is the last check.
 """
 
 import asyncio
 import contextlib
+import copy
 import functools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import make_url
-from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.orm import ORMExecuteState, with_loader_criteria
+from sqlmodel import Session, SQLModel, col
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.domain.access import caller_name
+from app.domain.projects import Scope
 from app.store.home import keep_sqlite_private
 from app.store.sqlite_driver import SqliteConnection
+from app.store.tables import OfProject
 from app.store.types import dump_json, load_json, storable_parameters
 
 BUSY_TIMEOUT_MS = 10_000
@@ -38,13 +48,23 @@ _POSTGRES = {
 }
 
 
+EVERYBODYS: Final[Mapping[str, Any]] = {"deepe_every_project": True}
+"""Execution options of a statement that reads the rows of all projects; its caller must show none of them."""
+_SCOPE: Final = "scope"
+
+
 class DatabaseUnreachable(ConnectionError):
     """Nothing answers at the database's address, or there is no such address: a port, a host, a socket file."""
+
+
+class ForeignProject(RuntimeError):
+    """A row of one project was about to be written in a session of another, or of none: a fault of the program."""
 
 
 class Database:
     """Hands out sessions: `reading()` for queries, `writing()` for one transaction that commits at the end.
 
+    `scope`: whose rows its sessions see; `of` returns the same database with another one.
     `silent_after`: seconds after which a statement on Postgres is given up; None waits for ever.
     `foreign_keys`: whether SQLite checks them, which it cannot be told within a transaction.
     """
@@ -53,19 +73,28 @@ class Database:
         self,
         url: str,
         *,
+        scope: Scope,
         pool_size: int = 10,
         silent_after: float | None = SILENT_AFTER_SECONDS,
         foreign_keys: bool = True,
     ) -> None:
         self.url = url
+        self.scope = scope
         self.engine = _create_engine(url, pool_size=pool_size, silent_after=silent_after, foreign_keys=foreign_keys)
-        self._readers = async_sessionmaker(self.engine, class_=AsyncSession, expire_on_commit=False)
         self._write_lock = asyncio.Lock()
+
+    def of(self, scope: Scope) -> "Database":
+        """Return this database for another scope; both share connections and the writers' turns."""
+        if scope == self.scope:
+            return self
+        other = copy.copy(self)
+        other.scope = scope
+        return other
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncSession]:
         """Yield a session for queries; nothing is committed."""
-        async with self._readers() as session:
+        async with self._session(self.engine) as session:
             yield session
 
     @asynccontextmanager
@@ -74,10 +103,14 @@ class Database:
         turn = _Turn(self._write_lock)
         engine = self.engine.execution_options(deepe_turn=turn)
         try:
-            async with AsyncSession(engine, expire_on_commit=False) as session, session.begin():
+            async with self._session(engine) as session, session.begin():
                 yield session
         finally:
             turn.give_back()
+
+    def _session(self, engine: AsyncEngine) -> AsyncSession:
+        options: Any = {"sync_session_class": _ScopedSession, "info": {_SCOPE: self.scope}}
+        return AsyncSession(engine, expire_on_commit=False, **options)
 
     async def ping(self) -> None:
         """Raise when the database does not answer."""
@@ -87,6 +120,66 @@ class Database:
     async def close(self) -> None:
         """Give all connections back."""
         await self.engine.dispose()
+
+
+def scope_of(session: AsyncSession) -> Scope:
+    """Return whose rows the session sees."""
+    scope: Scope = session.info[_SCOPE]
+    return scope
+
+
+def own(session: AsyncSession, row: OfProject) -> None:
+    """Make a row one of the session's project and of its caller, before the session does when it writes it."""
+    _own(session.info[_SCOPE], row)
+
+
+def _own(scope: Scope, row: OfProject) -> None:
+    project = scope.project
+    if row.project_id is None:
+        row.project_id = project
+    if row.project_id is None or project not in (None, row.project_id):
+        raise ForeignProject(f"{type(row).__name__} of {row.project_id} in a session of {project}")
+    _name_maker(row)
+
+
+def _name_maker(row: Any) -> None:
+    if getattr(row, "created_by", None) == "":
+        row.created_by = caller_name()
+
+
+class _ScopedSession(Session):
+    """A session that shows and takes rows of its scope only."""
+
+
+def _only_of_project(state: ORMExecuteState) -> None:
+    scope: Scope = state.session.info[_SCOPE]
+    if scope.project is None or state.is_column_load or state.execution_options.get("deepe_every_project"):
+        return
+    state.statement = state.statement.options(*_criteria(scope.project))
+
+
+@functools.lru_cache(maxsize=1024)
+def _criteria(project: str) -> tuple[Any, ...]:
+    tables = [mapper.class_ for mapper in SQLModel._sa_registry.mappers if issubclass(mapper.class_, OfProject)]
+    return tuple(
+        with_loader_criteria(table, col(table.project_id) == project, include_aliases=True) for table in tables
+    )
+
+
+def _own_what_is_new(session: Any, _context: Any, _instances: Any) -> None:
+    scope: Scope = session.info[_SCOPE]
+    for row in session.new:
+        if isinstance(row, OfProject):
+            _own(scope, row)
+        else:
+            _name_maker(row)
+    for row in (*session.dirty, *session.deleted):
+        if isinstance(row, OfProject) and scope.project not in (None, row.project_id):
+            raise ForeignProject(f"{type(row).__name__} of {row.project_id} in a session of {scope.project}")
+
+
+event.listen(_ScopedSession, "do_orm_execute", _only_of_project)
+event.listen(_ScopedSession, "before_flush", _own_what_is_new)
 
 
 class _Turn:

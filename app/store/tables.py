@@ -58,14 +58,52 @@ def _partial_index(condition: str, name: str, *columns: str, unique: bool = Fals
     return sa.Index(name, *columns, unique=unique, sqlite_where=where, postgresql_where=where)
 
 
-class MethodRow(SQLModel, table=True):
+class OfProject(SQLModel):
+    """What belongs to a project: a session sees such rows of its own project only (`app.store.session`)."""
+
+    project_id: str = Field(default=None, max_length=40)
+
+
+class Owned(OfProject):
+    """What callers make in a project."""
+
+    created_by: str = Field(default="", max_length=200, description="name of the caller; empty: the service itself")
+
+
+class ProjectRow(SQLModel, table=True):
+    """Whose methods, data and jobs something is. Its id stands in addresses and names its folder."""
+
+    __tablename__ = "project"
+
+    id: str = Field(primary_key=True, max_length=40)
+    title: str = Field(default="", max_length=200)
+    limits: Json = Field(default_factory=dict, sa_type=JsonDocument, description="`app.domain.projects.Limits`")
+    created_by: str = Field(default="", max_length=200)
+    created_at: datetime = _time()
+    updated_at: datetime = _time()
+
+
+class ProjectMemberRow(SQLModel, table=True):
+    """The role that a caller has in a project."""
+
+    __tablename__ = "project_member"
+
+    project_id: str = Field(primary_key=True, foreign_key="project.id", max_length=40)
+    principal: str = Field(primary_key=True, max_length=300, description="`app.domain.access.Caller.principal`")
+    role: Role = Field(sa_type=enum_type(Role))
+    name: str = Field(default="", max_length=200, description="by which people know the caller")
+    created_by: str = Field(default="", max_length=200)
+    created_at: datetime = _time()
+
+
+class MethodRow(Owned, table=True):
     """A method; what it is stands in its versions. The columns beside `version` repeat the newest for filters."""
 
     __tablename__ = "method"
     __table_args__ = (
         # a name may be used again after deletion
-        _partial_index("deleted_at IS NULL", "uq_method_name_key_live", "name_key", unique=True),
-        sa.Index("ix_method_created_at_id", "created_at", "id"),
+        _partial_index("deleted_at IS NULL", "uq_method_name_key_live", "project_id", "name_key", unique=True),
+        sa.Index("ix_method_project_id_created_at_id", "project_id", "created_at", "id"),
     )
 
     id: str = Field(primary_key=True, max_length=36)
@@ -94,25 +132,28 @@ class MethodVersionRow(SQLModel, table=True):
     definition: Json = Field(sa_type=JsonDocument)
     files: Json = Field(sa_type=JsonDocument, description="stage -> {file, sha256, size}")
     source: VersionSource = Field(sa_type=enum_type(VersionSource))
+    created_by: str = Field(default="", max_length=200)
     created_at: datetime = _time()
 
 
-class PresetRow(SQLModel, table=True):
+class PresetRow(OfProject, table=True):
     """What was installed of the shipped methods; a deleted preset stays away until it is installed again."""
 
     __tablename__ = "preset"
 
+    project_id: str = Field(default=None, primary_key=True, max_length=40)
     name: str = Field(primary_key=True, max_length=100)
     method_id: str | None = Field(default=None, foreign_key="method.id", max_length=36)
     version: int
     removed_at: datetime | None = _time(nullable=True)
 
 
-class SampleRow(SQLModel, table=True):
+class SampleRow(OfProject, table=True):
     """A sample of the presets that was registered; one whose data set or base model was deleted stays away."""
 
     __tablename__ = "sample"
 
+    project_id: str = Field(default=None, primary_key=True, max_length=40)
     kind: SampleKind = Field(primary_key=True, sa_type=enum_type(SampleKind))
     name: str = Field(primary_key=True, max_length=100, description="in the product; here it may have another")
     digest: str = Field(max_length=64, description="sha256 of what the product ships; another one is a new version")
@@ -130,14 +171,15 @@ class OptionClassRow(SQLModel, table=True):
     created_at: datetime = _time()
 
 
-class DeployTargetRow(SQLModel, table=True):
+class DeployTargetRow(Owned, table=True):
     """A configured place where online models are served."""
 
     __tablename__ = "deploy_target"
+    __table_args__ = (sa.UniqueConstraint("project_id", "name_key"),)
 
     id: str = Field(primary_key=True, max_length=36)
     name: str = Field(max_length=100)
-    name_key: str = Field(max_length=300, unique=True)
+    name_key: str = Field(max_length=300)
     kind: str = Field(max_length=32)
     url: str = Field(max_length=2000)
     settings: Json = Field(default_factory=dict, sa_type=JsonDocument)
@@ -157,18 +199,20 @@ class EnvironmentRow(SQLModel, table=True):
     spec: str | None = Field(default=None, sa_type=sa.Text)
     spec_hash: str | None = Field(default=None, max_length=64)
     shipped: bool = Field(default=False, description="part of the product; not deletable")
+    created_by: str = Field(default="", max_length=200)
     created_at: datetime = _time()
     updated_at: datetime = _time()
 
 
-class BaseModelRow(SQLModel, table=True):
+class BaseModelRow(Owned, table=True):
     """A folder under `models/` that trainings start from."""
 
     __tablename__ = "base_model"
+    __table_args__ = (sa.UniqueConstraint("project_id", "name_key"),)
 
     id: str = Field(primary_key=True, max_length=36)
     name: str = Field(max_length=100, description="technical name")
-    name_key: str = Field(max_length=300, unique=True)
+    name_key: str = Field(max_length=300)
     description: str = ""
     path: str = Field(max_length=1000, description="relative to DEEPE_HOME")
     card: Json = Field(sa_type=JsonDocument)
@@ -179,14 +223,15 @@ class BaseModelRow(SQLModel, table=True):
     created_at: datetime = _time()
 
 
-class DatasetRow(SQLModel, table=True):
+class DatasetRow(Owned, table=True):
     """A JSONL file, or a folder with one, under `datasets/`."""
 
     __tablename__ = "dataset"
+    __table_args__ = (sa.UniqueConstraint("project_id", "name_key"),)
 
     id: str = Field(primary_key=True, max_length=36)
     name: str = Field(max_length=100)
-    name_key: str = Field(max_length=300, unique=True)
+    name_key: str = Field(max_length=300)
     description: str = ""
     path: str = Field(max_length=1000, description="relative to DEEPE_HOME; file or folder")
     digest: str = Field(max_length=64, description="sha256 of the JSONL file")
@@ -200,12 +245,12 @@ class DatasetRow(SQLModel, table=True):
     created_at: datetime = _time()
 
 
-class ModelRow(SQLModel, table=True):
+class ModelRow(Owned, table=True):
     """A model that a job made, or that was made elsewhere and registered, with its lineage."""
 
     __tablename__ = "model"
     __table_args__ = (
-        sa.Index("ix_model_created_at_id", "created_at", "id"),
+        sa.Index("ix_model_project_id_created_at_id", "project_id", "created_at", "id"),
         sa.Index("ix_model_parent_id", "parent_id"),
         sa.Index("uq_model_job_id", "job_id", unique=True),
     )
@@ -270,7 +315,7 @@ class NodeRow(SQLModel, table=True):
     )
 
 
-class JobRow(SQLModel, table=True):
+class JobRow(Owned, table=True):
     """A request to run one stage of one method version. `status` has one writer, in `app.store.job_status`."""
 
     __tablename__ = "job"
@@ -292,8 +337,8 @@ class JobRow(SQLModel, table=True):
         _partial_index(BUILDING, "uq_job_environment_node_id_building", "environment", "node_id", unique=True),
         # never two builds of one base model at once
         _partial_index(BUILDING_BASE_MODEL, "uq_job_base_model_id_building", "base_model_id", unique=True),
-        sa.Index("ix_job_created_at_id", "created_at", "id"),
-        sa.Index("ix_job_status_created_at_id", "status", "created_at", "id"),
+        sa.Index("ix_job_project_id_created_at_id", "project_id", "created_at", "id"),
+        sa.Index("ix_job_project_id_status_created_at_id", "project_id", "status", "created_at", "id"),
         sa.Index("ix_job_chain_id_position", "chain_id", "position"),
         sa.Index("ix_job_blocked_by", "blocked_by"),
         _partial_index(NAMED_OUTSIDE, "ix_job_external_id", "external_id", "created_at"),
@@ -413,6 +458,7 @@ class QueueRow(SQLModel, table=True):
     name: str = Field(primary_key=True, max_length=100)
     max_live: int | None = None
     max_live_per_user: int | None = None
+    created_by: str = Field(default="", max_length=200)
     created_at: datetime = _time()
     updated_at: datetime = _time()
 
@@ -440,7 +486,8 @@ class AccessKeyRow(SQLModel, table=True):
     id: str = Field(primary_key=True, max_length=36)
     name: str = Field(max_length=100)
     name_key: str = Field(max_length=300)
-    role: Role = Field(sa_type=enum_type(Role))
+    role: Role = Field(sa_type=enum_type(Role), description="in its project, else in the installation")
+    project_id: str | None = Field(default=None, max_length=40, description="the only one it opens; null: all")
     prefix: str = Field(max_length=16, description="first characters of the secret, by which people know it again")
     digest: str = Field(max_length=64, description="SHA-256 of the secret in hexadecimal digits")
     created_by: str = Field(max_length=100, description="name of the caller that made it")
@@ -451,7 +498,7 @@ class AccessKeyRow(SQLModel, table=True):
     revoked_at: datetime | None = _time(nullable=True)
 
 
-class WebhookRow(SQLModel, table=True):
+class WebhookRow(Owned, table=True):
     """An address that receives a message when a job ends."""
 
     __tablename__ = "webhook"
@@ -502,11 +549,11 @@ class JobEventRow(SQLModel, table=True):
     created_at: datetime = _time()
 
 
-class SecretRow(SQLModel, table=True):
+class SecretRow(OfProject, table=True):
     """A value that processes of stages get by its name; here it is ciphertext (`app.access.secrets`)."""
 
     __tablename__ = "secret"
-    __table_args__ = (sa.Index("uq_secret_name", "name", unique=True),)
+    __table_args__ = (sa.Index("uq_secret_project_id_name", "project_id", "name", unique=True),)
 
     id: str = Field(primary_key=True, max_length=36)
     name: str = Field(max_length=100)

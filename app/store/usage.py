@@ -1,6 +1,7 @@
 """Who uses a resource right now: jobs that have not ended, methods that name it."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
@@ -9,6 +10,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.demand import COMPARISON_PRIORITY
 from app.domain.transitions import UNFINISHED
+from app.store.session import EVERYBODYS
 from app.store.tables import JobRow, MethodRow, MethodVersionRow
 
 
@@ -38,7 +40,8 @@ async def unfinished_jobs(
     for column, value in wanted.items():
         if value is not None:
             statement = statement.where(col(column) == value)
-    return (await session.exec(statement.order_by(col(JobRow.created_at), col(JobRow.id)))).all()
+    statement = statement.order_by(col(JobRow.created_at), col(JobRow.id))
+    return (await session.exec(statement.execution_options(**EVERYBODYS))).all()  # of whatever project
 
 
 async def methods_deploying_to(session: AsyncSession, target: str) -> list[str]:
@@ -54,7 +57,7 @@ async def methods_running_in(session: AsyncSession, environment: str) -> list[st
     """Return the names of the existing methods whose newest version runs a stage in `environment`."""
     return [
         name
-        for name, definition in await _definitions(session)
+        for name, definition in await _definitions(session, EVERYBODYS)
         if any(
             (config or {}).get("conda_env") == environment
             for config in [*(definition.get("stages") or {}).values(), definition.get("deployment")]
@@ -62,7 +65,9 @@ async def methods_running_in(session: AsyncSession, environment: str) -> list[st
     ]
 
 
-async def _definitions(session: AsyncSession) -> Sequence[tuple[str, Mapping[Any, Any]]]:
+async def _definitions(
+    session: AsyncSession, options: Mapping[str, Any] = MappingProxyType({})
+) -> Sequence[tuple[str, Mapping[Any, Any]]]:
     statement = (
         select(MethodRow.name, MethodVersionRow.definition)
         .join(
@@ -71,5 +76,6 @@ async def _definitions(session: AsyncSession) -> Sequence[tuple[str, Mapping[Any
         )
         .where(col(MethodRow.deleted_at).is_(None))
         .order_by(col(MethodRow.name_key))
+        .execution_options(**options)
     )
     return (await session.exec(statement)).all()

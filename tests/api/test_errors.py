@@ -22,6 +22,7 @@ from app.api.errors import (
     translate,
 )
 from app.domain.errors import AppError, Conflict, InvalidRequest, NotFound, Violation
+from app.domain.projects import DEFAULT_SCOPE
 from app.domain.texts import Language, catalogue
 from app.store.session import Database, DatabaseUnreachable
 from tests.api.foundation import client_of, make_app
@@ -166,7 +167,7 @@ class TestDatabaseTrouble:
         assert ("retry-after" in response.headers) == (status == 503)
 
     async def test_socket_file_that_is_not_there_is_a_database_that_is_down(self, tmp_path: Path) -> None:
-        database = Database(f"postgresql+asyncpg:///d?host={tmp_path}")
+        database = Database(f"postgresql+asyncpg:///d?host={tmp_path}", scope=DEFAULT_SCOPE)
 
         with pytest.raises(DatabaseUnreachable) as raised:
             await database.ping()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from app.domain.library_options import OptionClass, OptionField
+from app.domain.projects import DEFAULT_SCOPE
 from app.domain.script_parameters import ParameterKind
 from app.executor.jobs.stage_commands import NO_JOB
 from app.store import option_classes
@@ -31,7 +32,7 @@ INPUTS = {"base_model": SUBMIT["base_model"], "dataset": SUBMIT["dataset"]}
 
 @pytest.fixture
 async def app(sqlite_url: str, tmp_path: Path) -> AsyncIterator[JobsApp]:
-    database = Database(sqlite_url)
+    database = Database(sqlite_url, scope=DEFAULT_SCOPE)
     async with jobs_app(database, tmp_path / "home") as app:
         (app.services.home.scripts / "own.py").write_text(SCRIPT)
         yield app

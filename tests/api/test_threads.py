@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
+from app.domain.projects import DEFAULT_SCOPE
 from app.main import _lifespan, build_services
 from app.settings import load_settings
 from app.store.session import Database
@@ -14,7 +15,7 @@ from tests.api.client import SwitchableLicence
 
 
 async def test_a_dozen_threads_that_wait_do_not_hold_up_the_next(sqlite_url: str, tmp_path: Path) -> None:
-    database = Database(sqlite_url)
+    database = Database(sqlite_url, scope=DEFAULT_SCOPE)
     settings = load_settings(home=tmp_path / "home", database_url=sqlite_url, platform="cpu")
     services = build_services(settings, database, licence=SwitchableLicence(), clock=lambda: datetime.now(UTC))
     release = threading.Event()

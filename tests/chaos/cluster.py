@@ -23,6 +23,7 @@ import httpx
 import psutil
 from sqlmodel import col, select
 
+from app.domain.projects import DEFAULT_SCOPE
 from app.executor.supervisor import program
 from app.executor.supervisor.program import REAPER_KEY
 from app.store.home import Home, NodeHome
@@ -328,7 +329,7 @@ async def cluster(
         redis = servers.enter_context(private_redis(root / "redis"))
         base = next(servers.enter_context(contextlib.contextmanager(make_base)(root / "base")) for _ in range(1))
         url = postgres.url if postgres else f"sqlite+aiosqlite:///{root / 'deepe.sqlite'}"
-        database = Database(url)
+        database = Database(url, scope=DEFAULT_SCOPE)
         await upgrade(database)
         Home(root).create()
         common = _environment(root, url, redis)

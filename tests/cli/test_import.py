@@ -13,6 +13,7 @@ from sqlalchemy.engine import make_url
 from typer.testing import CliRunner, Result
 
 from app.cli import app as commands
+from app.domain.projects import DEFAULT_SCOPE
 from app.store.deepextension import MAX_FILE_BYTES
 from app.store.session import Database
 from tests.api.jobs_app import JobsApp, jobs_app, served
@@ -39,7 +40,7 @@ def source(postgres_server: str) -> str:
 
 async def run_sql(url: str, *statements: str) -> None:
     """Run statements in one transaction."""
-    database = Database(postgres_url(url, make_url(url).database or ""))
+    database = Database(postgres_url(url, make_url(url).database or ""), scope=DEFAULT_SCOPE)
     async with database.engine.begin() as connection:
         for statement in statements:
             await connection.exec_driver_sql(statement)
@@ -48,7 +49,7 @@ async def run_sql(url: str, *statements: str) -> None:
 
 @pytest.fixture
 async def app(sqlite_url: str, tmp_path: Path) -> AsyncIterator[JobsApp]:
-    database = Database(sqlite_url)
+    database = Database(sqlite_url, scope=DEFAULT_SCOPE)
     async with jobs_app(database, tmp_path / "home") as running:
         valid = SimpleNamespace(status=lambda: SimpleNamespace(state="valid", licence=None, error=None, warning=None))
         running.application.state.licence = valid

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from app.access.secrets import SecretKeys, Secrets, secret_values
 from app.cli import app
 from app.domain.access import LOCAL
+from app.domain.projects import DEFAULT_SCOPE
 from app.store.migrate import upgrade
 from app.store.session import Database
 from tests.cli.standin import Answer, Request, document, stand_in
@@ -45,7 +46,7 @@ def test_rotation_encrypts_anew_and_forgets_when_told(tmp_path: Path, monkeypatc
     keys = SecretKeys(tmp_path / "secrets.key")
 
     async def stored(*, put: bool = False) -> str:
-        database = Database(f"sqlite+aiosqlite:///{tmp_path}/deepe.db")
+        database = Database(f"sqlite+aiosqlite:///{tmp_path}/deepe.db", scope=DEFAULT_SCOPE)
         if put:
             await upgrade(database)
             async with database.writing() as session:

@@ -14,6 +14,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.accelerators import Accelerator
 from app.domain.enums import EndReason, JobKind, JobStatus
+from app.domain.projects import DEFAULT_SCOPE
 from app.executor.attempts.forecast import Forecasts
 from app.executor.attempts.launch import LaunchError
 from app.executor.attempts.limits import LimitWatch
@@ -145,8 +146,8 @@ class Bench:
 
     def __init__(self, root: Path, url: str) -> None:
         self.root = root
-        self.database = WatchedDatabase(url)
-        self.plain = Database(url)
+        self.database = WatchedDatabase(url, scope=DEFAULT_SCOPE)
+        self.plain = Database(url, scope=DEFAULT_SCOPE)
         self.home = NodeHome(root / "node")
         self.home.create()
         self.launcher = Launcher(root)

@@ -19,6 +19,7 @@ from sqlmodel import col, select
 from app.access.secrets import SecretKeys, Secrets, secret_values
 from app.domain.access import LOCAL
 from app.domain.enums import EndReason, JobStatus, ModelState
+from app.domain.projects import DEFAULT_SCOPE
 from app.domain.webhooks import DEFAULT_EVENTS, AddressPolicy
 from app.executor.maintenance.backups import BackupPart, BackupReport, BackupUnusable, take
 from app.executor.maintenance.restoring import check, restore
@@ -71,7 +72,7 @@ def empty_url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 async def empty(empty_url: str) -> AsyncIterator[Database]:
-    database = Database(empty_url)
+    database = Database(empty_url, scope=DEFAULT_SCOPE)
     yield database
     await database.close()
 
@@ -194,7 +195,7 @@ class TestRoundTrip:
     ) -> None:
         await fill(database)
         await taken(database, home, tmp_path / "backup.tar")
-        target = Database(empty_sqlite)
+        target = Database(empty_sqlite, scope=DEFAULT_SCOPE)
 
         report = await restore(target, Home(tmp_path / "new"), tmp_path / "backup.tar")
 
@@ -230,7 +231,7 @@ class TestRoundTrip:
         check(target)
 
     async def test_restores_what_an_older_version_wrote(self, empty: Database, tmp_path: Path) -> None:
-        old = Database(f"sqlite+aiosqlite:///{tmp_path}/old.sqlite")
+        old = Database(f"sqlite+aiosqlite:///{tmp_path}/old.sqlite", scope=DEFAULT_SCOPE)
         await upgrade(old)
         await fill(old)
         await downgrade(old, revision=revisions()[-3])
@@ -252,7 +253,7 @@ async def _dumped(database: Database) -> AsyncIterator[str]:
 class TestRefused:
     @pytest.fixture
     async def file(self, sqlite_url: str, home: Home, tmp_path: Path) -> Path:
-        database = Database(sqlite_url)
+        database = Database(sqlite_url, scope=DEFAULT_SCOPE)
         await fill(database)
         await taken(database, home, tmp_path / "whole.tar")
         await database.close()
@@ -305,7 +306,7 @@ class TestRefused:
     async def test_into_a_home_or_database_that_is_in_use(
         self, file: Path, home: Home, sqlite_url: str, empty_sqlite: str, tmp_path: Path
     ) -> None:
-        used, unused = Database(sqlite_url), Database(empty_sqlite)
+        used, unused = Database(sqlite_url, scope=DEFAULT_SCOPE), Database(empty_sqlite, scope=DEFAULT_SCOPE)
 
         with pytest.raises(BackupUnusable, match="in use already"):
             await restore(used, Home(tmp_path / "new"), file)
@@ -317,7 +318,7 @@ class TestRefused:
         assert not any((tmp_path / "new").iterdir())
 
     async def test_beside_another_restore(self, file: Path, empty_sqlite: str, tmp_path: Path) -> None:
-        database, new = Database(empty_sqlite), Home(tmp_path / "new")
+        database, new = Database(empty_sqlite, scope=DEFAULT_SCOPE), Home(tmp_path / "new")
         (new.root / ".restoring").mkdir(parents=True)
 
         with pytest.raises(BackupUnusable, match="another restore"):

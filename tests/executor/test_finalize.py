@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from app.domain.enums import EndReason, JobKind, JobStatus, ModelState, TrainingType
+from app.domain.projects import DEFAULT_SCOPE
 from app.domain.retries import MAX_RECOVERIES
 from app.executor.attempts.artifacts import read_result
 from app.executor.attempts.finalize import MAX_TRIES, StageFinalizer
@@ -455,7 +456,7 @@ class TestEndThatCannotBeWritten:
     async def test_database_that_is_down_is_waited_for(self, desk: Desk, tmp_path: Path) -> None:
         claim = await desk.claim()
         desk.adapter(claim)
-        down = Database(f"sqlite+aiosqlite:///{tmp_path}/absent/deepe.db")
+        down = Database(f"sqlite+aiosqlite:///{tmp_path}/absent/deepe.db", scope=DEFAULT_SCOPE)
         finalizer = StageFinalizer(database=down, home=desk.home, status=desk.status)
 
         for _ in range(MAX_TRIES + 2):

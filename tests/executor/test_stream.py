@@ -10,6 +10,7 @@ import pytest
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import EndReason
+from app.domain.projects import DEFAULT_SCOPE
 from app.executor.runs.events import EventPosition, Source
 from app.executor.runs.stream import InvalidEventId, JobStreams, StreamItem, StreamPosition
 from app.store import job_attempts, job_status, jobs
@@ -238,7 +239,7 @@ class WatchedDatabase(Database):
     """Remembers the names of the tasks that opened a session for reading."""
 
     def __init__(self, url: str) -> None:
-        super().__init__(url)
+        super().__init__(url, scope=DEFAULT_SCOPE)
         self.readers: list[str] = []
         self.failures: list[Exception] = []
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from app.domain.projects import DEFAULT_SCOPE
 from app.registry.datasets.service import DatasetMissing, Datasets, InvalidDataset
 from app.store.datasets import get_dataset
 from app.store.home import Home
@@ -18,7 +19,7 @@ LINE = b'{"prompt": "a", "completion": "b"}\n'
 
 @pytest.fixture
 async def database(sqlite_url: str) -> AsyncIterator[Database]:
-    database = Database(sqlite_url)
+    database = Database(sqlite_url, scope=DEFAULT_SCOPE)
     yield database
     await database.close()
 

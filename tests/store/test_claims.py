@@ -16,6 +16,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import JobKind
 from app.domain.kinds import STAGES
+from app.domain.projects import DEFAULT_SCOPE
 from app.store import claims, job_attempts, job_status, jobs
 from app.store.claims import Offer
 from app.store.job_attempts import Claim
@@ -27,7 +28,7 @@ from tests.job_rows import ENVIRONMENT, START, SUCCESS, add_job, add_node, cards
 MINUTE = timedelta(minutes=1)
 
 
-async def _queue(database: Database, name: str = "q", **limits: int) -> None:
+async def _queue(database: Database, name: str = "q", **limits: Any) -> None:
     async with database.writing() as session:
         session.add(QueueRow(name=name, created_at=START, updated_at=START, **limits))
 
@@ -290,7 +291,7 @@ class TestReservation:
 
 class TestCost:
     async def test_a_few_hundred_demands_and_reservations_are_found_by_indexes(self, tmp_path: Path) -> None:
-        database = Database(f"sqlite+aiosqlite:///{tmp_path / 'queue.db'}")
+        database = Database(f"sqlite+aiosqlite:///{tmp_path / 'queue.db'}", scope=DEFAULT_SCOPE)
         await upgrade(database)
         node = await add_node(database, accelerators=cards(8))
         await add_node(database, "other", accelerators=cards(8))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from app.domain.projects import DEFAULT_SCOPE
 from app.store.home import Home, NodeHome, close_to_others
 from app.store.session import Database
 
@@ -26,7 +27,7 @@ def mode(path: Path) -> int:
 
 async def write_to(database: Path) -> dict[str, int]:
     """Write to a SQLite database; return the modes of its files while it is open, by name."""
-    opened = Database(f"sqlite+aiosqlite:///{database}")
+    opened = Database(f"sqlite+aiosqlite:///{database}", scope=DEFAULT_SCOPE)
     try:
         async with opened.writing() as session:
             connection = await session.connection()

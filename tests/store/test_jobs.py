@@ -12,6 +12,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import EndReason, JobKind, JobStatus
+from app.domain.projects import DEFAULT_SCOPE
 from app.domain.transitions import TERMINAL
 from app.store import claims, job_attempts, job_queries, job_status, jobs
 from app.store.claims import Offer
@@ -212,7 +213,7 @@ class TestClaim:
         assert sorted(attempts) == sorted(events) == sorted(ids)
 
     async def test_reads_one_stretch_of_the_queue_however_long_it_is(self, tmp_path: Path) -> None:
-        database = Database(f"sqlite+aiosqlite:///{tmp_path / 'queue.db'}")
+        database = Database(f"sqlite+aiosqlite:///{tmp_path / 'queue.db'}", scope=DEFAULT_SCOPE)
         await upgrade(database)
         node = await add_node(database)
         await insert(database, *new_chain())

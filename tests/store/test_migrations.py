@@ -10,6 +10,7 @@ from alembic.script import ScriptDirectory
 from sqlmodel import SQLModel, select
 
 from app.domain.enums import JobKind, ModelState
+from app.domain.projects import DEFAULT_SCOPE
 from app.store.migrate import (
     ADVISORY_LOCK,
     MIGRATIONS,
@@ -88,11 +89,11 @@ class TestDamage:
     @pytest.mark.parametrize("content", [b"no database at all, but long enough to be taken for one" * 20, None])
     async def test_file_is_refused_with_a_sentence(self, tmp_path: Path, content: bytes | None) -> None:
         file = tmp_path / "deepe.db"
-        database = Database(f"sqlite+aiosqlite:///{file}")
+        database = Database(f"sqlite+aiosqlite:///{file}", scope=DEFAULT_SCOPE)
         await upgrade(database)
         await database.close()
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2] if content is None else content)
-        damaged = Database(f"sqlite+aiosqlite:///{file}")
+        damaged = Database(f"sqlite+aiosqlite:///{file}", scope=DEFAULT_SCOPE)
 
         with pytest.raises(DatabaseDamaged, match=r"deepe\.db is damaged"):
             await _use(damaged)
@@ -105,8 +106,8 @@ class TestPatience:
         self, database_url: str
     ) -> None:
         """Two API processes start together, and the migration of the first takes minutes."""
-        impatient = Database(database_url, silent_after=0.2)
-        other = Database(database_url)
+        impatient = Database(database_url, silent_after=0.2, scope=DEFAULT_SCOPE)
+        other = Database(database_url, scope=DEFAULT_SCOPE)
         waiting = sa.text(
             "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) "
             "WHERE locktype = 'advisory' AND NOT granted AND clock_timestamp() - query_start > interval '0.5 s'"

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.domain.projects import DEFAULT_SCOPE
 from app.store.session import Database
 from app.store.sqlite_driver import SqliteConnection
 
@@ -19,7 +20,7 @@ COUNT = sa.text("SELECT count(*) FROM thing")
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'things.db'}", pool_size=2)
+    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'things.db'}", pool_size=2, scope=DEFAULT_SCOPE)
     await write(database, "CREATE TABLE thing (id INTEGER PRIMARY KEY, name TEXT UNIQUE)")
     yield database
     await database.close()

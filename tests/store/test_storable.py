@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from app.domain.projects import DEFAULT_SCOPE
 from app.store import jobs
 from app.store.session import Database
 from app.store.transient import is_transient
@@ -91,7 +92,7 @@ class TestIsTransient:
     @pytest.mark.parametrize("kind", ["sqlite+aiosqlite:///{}/absent/x.db", "postgresql+asyncpg://u@127.0.0.1:1/x"])
     async def test_database_that_is_down_is(self, tmp_path: Path, kind: str) -> None:
         before = set(threading.enumerate())
-        down = Database(kind.format(tmp_path))
+        down = Database(kind.format(tmp_path), scope=DEFAULT_SCOPE)
 
         with pytest.raises((sa.exc.SQLAlchemyError, OSError)) as met:
             await down.ping()

@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlmodel import select
 
+from app.domain.projects import DEFAULT_SCOPE
 from app.store import session as sessions
 from app.store.jobs import get
 from app.store.session import Database
@@ -37,7 +38,7 @@ def waiting(database: Database) -> int:
 @pytest.fixture
 async def warm(sqlite_url: str) -> AsyncIterator[Database]:
     """Yield a database whose connections are open, so that a writer asks for its turn as soon as it runs."""
-    database = Database(sqlite_url, pool_size=WRITERS)
+    database = Database(sqlite_url, pool_size=WRITERS, scope=DEFAULT_SCOPE)
     connections = [await database.engine.connect() for _ in range(WRITERS)]
     for connection in connections:
         await connection.close()
@@ -101,7 +102,7 @@ class TestWriting:
         self, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(sessions, "BUSY_TIMEOUT_MS", 50)
-        database = Database(sqlite_url)
+        database = Database(sqlite_url, scope=DEFAULT_SCOPE)
 
         async def write_twice() -> None:
             async with database.writing() as outer:

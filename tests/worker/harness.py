@@ -20,6 +20,7 @@ import psutil
 from sqlmodel import col, select
 
 from app.domain.enums import EndReason, JobKind, JobStatus
+from app.domain.projects import DEFAULT_SCOPE
 from app.domain.transitions import TERMINAL
 from app.executor.runs.job_spec import Deployment, InferenceRequest, JobSpec, Named, PinnedScript
 from app.executor.runs.run_folder import RunFolder
@@ -118,7 +119,7 @@ class Site:
         self.root = root
         self.home = Home(root)
         self.home.create()
-        self.database = Database(database_url)
+        self.database = Database(database_url, scope=DEFAULT_SCOPE)
         self.database_url = database_url
         self.redis_url = redis_url
         self.workers: list[Worker] = []

@@ -12,6 +12,7 @@ import pytest
 from sqlmodel import select
 
 from app.domain.enums import JobKind, JobStatus
+from app.domain.projects import DEFAULT_SCOPE
 from app.store.migrate import upgrade
 from app.store.session import Database
 from app.store.tables import AttemptRow, NodeRow
@@ -101,7 +102,7 @@ class TestDatabaseGoesAway:
         (tmp_path / "postgres").mkdir()
         with own_postgres(tmp_path / "postgres") as server:
             url = postgres_url(server.get_uri(), "postgres")
-            database = Database(url)
+            database = Database(url, scope=DEFAULT_SCOPE)
             await upgrade(database)
             await database.close()
             site = Site(tmp_path / "home", url, base)

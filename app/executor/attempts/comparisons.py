@@ -138,6 +138,7 @@ def _jobs(job: JobRow, spec: JobSpec, *, now: datetime) -> list[JobRow]:
                 method_version=job.method_version,
                 base_model_id=job.base_model_id,
                 model_id=job.model_id,
+                project_id=job.project_id,
             )
         )
     store.link(made)

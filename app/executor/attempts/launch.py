@@ -9,7 +9,7 @@ import errno
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from app.domain.enums import EndReason, JobKind
 from app.domain.errors import AppError
 from app.domain.kinds import KINDS, AcceleratorUse
 from app.domain.plain_text import storable_document
+from app.domain.projects import DEFAULT_SCOPE, Scope
 from app.domain.secret_references import references, with_values
 from app.executor.attempts.checkpoints import Checkpoint, hand_on, newest_checkpoint
 from app.executor.attempts.pinning import pinned
@@ -135,8 +136,8 @@ class StageLauncher:
                 return await self._resolve_stage(claim, run)
         await asyncio.to_thread(_make_output, run)
         spec = await resolve(claim, run)
-        values = await self._secret_values(references(dict(spec.env)))
-        await asyncio.to_thread(_hide, run, values)
+        values = await self._secret_values(references(dict(spec.env)), DEFAULT_SCOPE)
+        await asyncio.to_thread(_hide, run, values.values())
         return replace(spec, env=with_values(dict(spec.env), values), private=bool(values))
 
     async def launched(self, claim: Claim, pid: int) -> None:
@@ -148,17 +149,21 @@ class StageLauncher:
     async def _resolve_stage(self, claim: Claim, run: RunFolder) -> LaunchSpec:
         job, spec = claim.job, _spec(claim.job)
         # at once, and one visit to a thread: each would be another wait before the start
-        names = {*references(list(spec.referring().values())), *self._inherited_references}
-        spec, secrets, prefix, server, model, seen = await asyncio.gather(
+        names = references(list(spec.referring().values()))
+        spec, (secrets, inherited), prefix, server, model, seen = await asyncio.gather(
             self._with_dtype(spec),
-            self._secret_values(names),
+            asyncio.gather(
+                self._secret_values(names, Scope(job.project_id)),
+                # what an operator gives to every stage of a node is of no project
+                self._secret_values(self._inherited_references, DEFAULT_SCOPE),
+            ),
             self._prefix(job.environment),
             self._server_prefix(spec),
             self._model(job.model_id),
             self._seen(claim),
         )
         launch, checkpoint = await asyncio.to_thread(
-            self._lay_out, claim, spec, secrets, run, prefix, server, model, seen
+            self._lay_out, claim, spec, secrets, inherited, run, prefix, server, model, seen
         )
         if checkpoint is not None:
             async with self._database.writing() as session:
@@ -172,6 +177,7 @@ class StageLauncher:
         claim: Claim,
         spec: JobSpec,
         secrets: Mapping[str, str],
+        inherited: Mapping[str, str],
         run: RunFolder,
         prefix: Path,
         server: Path | None,
@@ -182,7 +188,8 @@ class StageLauncher:
         job = claim.job
         _make_output(run)
         self._redact_earlier(claim)
-        _hide(run, secrets)
+        hidden = [*secrets.values(), *inherited.values()]
+        _hide(run, hidden)
         with ending_on_disk_errors():
             script, spec = self._locate(spec), self._with_files(spec)
             if spec.script is not None and spec.script.module is not None and _is_before_3_11(prefix):
@@ -193,7 +200,7 @@ class StageLauncher:
             resume_from = hand_on(checkpoint, run.output) if checkpoint is not None else None
             if script is not None:
                 _link_helper_copies(script, run)
-        env: dict[str, str] = with_values(self._activated(prefix, {}), secrets)
+        env: dict[str, str] = with_values(self._activated(prefix, {}), inherited)
         place = Place(
             python=interpreter(prefix),
             script=script,
@@ -219,7 +226,7 @@ class StageLauncher:
             raise LaunchError(EndReason.SPAWN_FAILED, detail=str(error)) from error
         with ending_on_disk_errors():
             for path, content in process.files.items():
-                if secrets:
+                if hidden:
                     path.touch(mode=0o600)
                 path.write_text(content, "utf-8")
             for link, target in process.links.items():
@@ -233,17 +240,17 @@ class StageLauncher:
             env={**env, **process.variables},
             output=run.output_log,
             grace_seconds=self._grace_seconds,
-            private=bool(secrets),
+            private=bool(hidden),
         )
         return launch, checkpoint
 
-    async def _secret_values(self, names: Iterable[str]) -> Mapping[str, str]:
-        """Return the values of secrets by name, in memory only; raise `LaunchError` for one that cannot be had."""
+    async def _secret_values(self, names: Iterable[str], scope: Scope) -> Mapping[str, str]:
+        """Return the values of a project's secrets, in memory only; raise `LaunchError` for one that cannot be had."""
         wanted = frozenset(names)
         if not wanted:
             return {}
         try:
-            async with self._database.reading() as session:
+            async with self._database.of(scope).reading() as session:
                 found = await secret_values(session, self._secret_keys, wanted)
         except (SecretUnreadable, SecretsKeyUnusable) as error:
             raise LaunchError(EndReason.SECRET_UNREADABLE, detail=str(error)) from error
@@ -436,11 +443,11 @@ def _make_output(run: RunFolder) -> None:
         run.output.mkdir(parents=True, exist_ok=True)
 
 
-def _hide(run: RunFolder, secrets: Mapping[str, str]) -> None:
+def _hide(run: RunFolder, values: Collection[str]) -> None:
     """Keep secrets from the readers of the run folder, before a script is given them."""
-    if secrets:
+    if values:
         with ending_on_disk_errors():
-            begin(run, secrets.values())
+            begin(run, values)
 
 
 def _is_before_3_11(prefix: Path) -> bool:

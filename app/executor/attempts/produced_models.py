@@ -60,6 +60,8 @@ async def create_model(
             "evaluations": [asdict(evaluation) for evaluation in reached.evaluations],
             "metrics": reached.metrics,
         },
+        project_id=job.project_id,
+        created_by=job.created_by,
     )
     row = await models.create_model(session, new, now=now)
     if row.path is not None:

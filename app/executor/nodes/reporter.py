@@ -25,6 +25,7 @@ from app.domain.environment_locks import EnvironmentLock
 from app.domain.environment_reports import EnvironmentReport, EnvironmentState
 from app.domain.labels import automatic_labels
 from app.domain.names import BASE_ENVIRONMENT
+from app.domain.projects import DEFAULT_PROJECT
 from app.executor.environments.activation import interpreter
 from app.executor.environments.builders import BuildRules
 from app.executor.environments.conda import CondaSearch
@@ -42,7 +43,7 @@ from app.store import jobs as store
 from app.store.clock import database_now
 from app.store.environments import all_environments, builds, spec_hashes
 from app.store.home import NodeHome
-from app.store.session import Database
+from app.store.session import Database, scope_of
 from app.store.tables import JobRow, NodeRow
 
 logger = logging.getLogger(__name__)
@@ -339,6 +340,7 @@ async def build_job(
         launch=JobSpec(build=EnvironmentBuild(name=name, spec=spec, action=action, lock=lock)).document(),
         now=now,
         node_id=node_id,
+        project_id=scope_of(session).project or DEFAULT_PROJECT,  # a node orders it for whoever waits
     )
     try:
         async with session.begin_nested():
