@@ -137,6 +137,23 @@ def download_base_model(name: Name, target: Target = None, go_on: Continue = Fal
 
 
 @app.command()
+def allow(
+    name: Name,
+    pickled_weights: Annotated[bool, typer.Option("--pickled-weights", help="Load weights that are pickles.")] = False,
+    custom_code: Annotated[bool, typer.Option("--custom-code", help="Run Python files that it brings.")] = False,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Say what of its author may run when the platform's scripts load a base model; without options, nothing."""
+    body = {"pickled_weights": pickled_weights, "custom_code": custom_code}
+    path = f"/base-models/{segment(name)}:allow-loading"
+    changed = call_service(url, lambda api: api.post(path, body), as_json=as_json)
+    allowed = changed["loading_permission"] or {}
+    names = [key for key, value in allowed.items() if value is True]
+    write(f"{changed['name']}: {', '.join(names) or 'nothing of its author'} may run when it is loaded.\n")
+
+
+@app.command()
 def delete(
     name: Name,
     with_files: Annotated[bool, typer.Option("--with-files", help="Remove its folder as well.")] = False,

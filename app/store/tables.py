@@ -220,6 +220,11 @@ class BaseModelRow(Owned, table=True):
         default=None, sa_type=JsonDocument, description="sample and digest, if a program makes the files; else placed"
     )
     built_at: datetime | None = _time(nullable=True)
+    loading_permission: Json | None = Field(
+        default=None,
+        sa_type=JsonDocument,
+        description="what of its author may run when it is loaded, and who allowed it",
+    )
     created_at: datetime = _time()
 
 

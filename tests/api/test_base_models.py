@@ -12,11 +12,16 @@ import httpx
 import pytest
 
 from app.api.routes import system
-from app.domain.enums import JobStatus
+from app.domain.enums import JobStatus, ModelState
 from app.store.session import Database
+from app.store.tables import JobRow
 from tests.api.client import MethodsApp, methods_app
+from tests.api.jobs_app import SUBMIT, JobsApp, jobs_app
+from tests.api.jobs_app import codes as codes_of
 from tests.api.resources import ROUTERS, codes, insert_job, insert_model, place_base_model, safetensors
+from tests.base_model_folders import model
 
+ANSWER = [{"role": "assistant", "content": "b"}]
 URL = "/api/v1/base-models"
 
 
@@ -230,3 +235,70 @@ class TestDelete:
         response = await app.client.delete(f"{URL}/{base}")
 
         assert (response.status_code, response.json()["code"]) == (409, "base_model_in_use")
+
+
+class TestLoading:
+    """Pickles and code of a base model's author run when a developer allowed it, and in scripts of users."""
+
+    @pytest.fixture
+    async def jobs(self, database: Database, tmp_path: Path) -> AsyncIterator[JobsApp]:
+        async with jobs_app(database, tmp_path / "home") as running:
+            yield running
+
+    async def test_scripts_of_the_platform_refuse_until_it_is_allowed(self, jobs: JobsApp) -> None:
+        await jobs.post("/presets/SFT-Demo:install")
+        folder = model(jobs.services.home.models / "pickled", auto_map={"AutoModel": "modeling.Own"})
+        (folder / "model.safetensors").unlink()
+        (folder / "pytorch_model.bin").write_bytes(b"\x80\x02}q\x00.")
+        await jobs.post("/base-models", {"name": "pickled", "path": "pickled"}, 201)
+        await jobs.register_data("talk", [{"messages": [{"role": "user", "content": "a"}, *ANSWER]}] * 4)
+        body = {"method": "SFT-Demo", "base_model": "pickled", "dataset": "talk", "through": "customized", "wait": True}
+
+        refused = await jobs.post("/jobs", body, 422)
+        half = await jobs.post("/base-models/pickled:allow-loading", {"pickled_weights": True})
+        refused_still = await jobs.post("/jobs", body, 422)
+        await jobs.post("/base-models/pickled:allow-loading", {"pickled_weights": True, "custom_code": True})
+        taken = await jobs.post("/jobs", body, 201)
+        forbidden = await jobs.post("/base-models/pickled:allow-loading", {})
+
+        at = "/base_model"
+        assert codes_of(refused) == [(at, "base_model_pickled"), (at, "base_model_has_custom_code")]
+        assert (half["loading_permission"]["allowed_by"], half["loading_permission"]["custom_code"]) == ("local", False)
+        assert codes_of(refused_still) == [(at, "base_model_has_custom_code")]
+        assert (await self._launch(jobs, taken))["permits"] == ["pickled_weights", "custom_code"]
+        assert forbidden["loading_permission"] is None
+        assert codes_of(await jobs.post("/jobs", body, 422)) == codes_of(refused)
+
+    async def test_a_script_of_a_user_is_only_told(self, jobs: JobsApp) -> None:
+        script = jobs.services.home.scripts / "custom01.py"
+        script.write_text(script.read_text() + "\n# mine\n")
+        model(jobs.services.home.models / "own", auto_map={"AutoModel": "modeling.Own"})
+        await jobs.post("/base-models", {"name": "own", "path": "own"}, 201)
+
+        told = await jobs.post("/jobs:validate", {**SUBMIT, "base_model": "own", "through": "customized"})
+        made = await jobs.submit(base_model="own", through="customized")
+
+        assert "base_model_has_custom_code" in [one["code"] for one in told["warnings"]]
+        assert "permits" not in await self._launch(jobs, made)
+
+    async def test_models_made_from_it_are_looked_at_as_well(self, jobs: JobsApp) -> None:
+        files = {
+            "adapter_config.json": "{}",
+            "adapter_model.bin": "x",
+            "tokenizer_config.json": '{"auto_map": {"a": "b"}}',
+        }
+        await jobs.add_model("taught", ModelState.CUSTOMIZED, kind="adapter", files=files)
+        body = {"method": "Custom01", "stage": "saving", "model": "taught"}
+
+        refused = await jobs.post("/jobs", body, 422)
+        allowed = {"pickled_weights": True, "custom_code": True}
+        await jobs.post("/base-models/custom01-base:allow-loading", allowed)
+
+        assert codes_of(refused) == [("/model", "model_pickled"), ("/model", "model_has_custom_code")]
+        await jobs.post("/jobs", body, 201)
+
+    async def _launch(self, jobs: JobsApp, made: dict[str, Any]) -> dict[str, Any]:
+        async with jobs.database.reading() as session:
+            job = await session.get(JobRow, made["id"])
+        assert job is not None
+        return job.launch

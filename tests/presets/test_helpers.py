@@ -297,3 +297,45 @@ class TestGroupOfProcesses:
         assert finished.events == []
         assert [record["msgDetail"] for record in finished.records] == ["no rows"]
         assert not log_file(home).exists()
+
+
+class TestLoading:
+    """What of a model's author runs when a script loads the model, by what the job permits."""
+
+    PROBE = """
+import json
+from pathlib import Path
+import deepe_loading as loading
+from deepe_rows import Refused
+def tried(load):
+    try:
+        return load("model")
+    except Refused as refused:
+        return str(refused)
+print(json.dumps([tried(loading.weights), tried(loading.code)]))
+"""
+
+    def loads(self, home: Home, permits: str | None) -> list[Any]:
+        finished = run(home, self.PROBE, **({} if permits is None else {"DEEPE_LOADING_PERMITS": permits}))
+        found: list[Any] = json.loads(finished.stdout)
+        return found
+
+    def test_refuses_what_the_job_does_not_permit(self, home: Home) -> None:
+        folder = home.scripts / "model"
+        folder.mkdir()
+        (folder / "config.json").write_text('{"auto_map": {"AutoModel": "x.Y"}}')
+        (folder / "pytorch_model.bin").write_bytes(b"\x80")
+
+        weights, code = self.loads(home, "")
+        assert "--pickled-weights" in weights
+        assert "--custom-code" in code
+        weights, code = self.loads(home, "pickled_weights")
+        assert "--custom-code" in weights
+        assert self.loads(home, "pickled_weights,custom_code") == [{"trust_remote_code": True}] * 2
+        assert self.loads(home, None) == [{}, {}]
+
+        (folder / "config.json").write_text("{}")
+        (folder / "pytorch_model.bin").rename(folder / "model.safetensors")
+        assert self.loads(home, "") == [
+            {"use_safetensors": True, "trust_remote_code": False}, {"trust_remote_code": False},
+        ]  # fmt: skip

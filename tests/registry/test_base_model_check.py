@@ -12,7 +12,7 @@ from app.domain.enums import TrainingType
 from app.domain.errors import AppError
 from app.domain.texts import Language
 from app.registry.base_models.card import BaseModelCard, BaseModelKind, read_card
-from app.registry.base_models.findings import Severity, findings
+from app.registry.base_models.findings import LoadingPermission, Severity, findings
 from app.registry.models.files import UnusableFile
 from tests.api.resources import place_base_model, safetensors
 from tests.base_model_folders import CHATML, model, write
@@ -258,7 +258,9 @@ class TestWhatIsTaken:
     def test_quantized_weights_come_with_what_follows(self, tmp_path: Path, config: Any, code: str) -> None:
         assert codes(card(model(tmp_path / "tiny", quantization_config=config))) == [code]
 
-    def test_pickles_and_the_state_of_a_training_are_taken_with_a_warning(self, tmp_path: Path) -> None:
+    def test_pickles_and_code_are_refused_unless_allowed_and_the_state_of_a_training_is_told(
+        self, tmp_path: Path
+    ) -> None:
         folder = model(tmp_path / "tiny", auto_map={"AutoModel": "x.Y"})
         (folder / "model.safetensors").unlink()
         write(folder, pytorch_model__bin=b"\x80\x02}q\x00.", optimizer__pt=b"x")
@@ -267,8 +269,35 @@ class TestWhatIsTaken:
 
         assert found.weights == "pytorch"
         assert codes(found) == [
-            "base_model_pickled", "base_model_has_training_state", "base_model_has_custom_code",
+            "base_model_pickled", "base_model_has_custom_code", "base_model_has_training_state",
         ]  # fmt: skip
+        assert codes(found, severity=Severity.ERROR) == ["base_model_pickled", "base_model_has_custom_code"]
+        allowed = LoadingPermission(pickled_weights=True)
+        wrong = [one.violation.code for one in findings(found, CHAT, allowed) if one.severity is Severity.ERROR]
+        assert wrong == ["base_model_has_custom_code"]
+        told = findings(found, CHAT, own_script=True)
+        assert [one.severity for one in told] == [Severity.WARNING] * 3
+
+    @pytest.mark.parametrize(
+        ("file", "content"),
+        [
+            ("config.json", {"auto_map": {"AutoModel": "other/repository--x.Y"}}),
+            ("config.json", {"model_file": "x.py"}),
+            ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["x.Y", None]}}),
+            ("processor_config.json", {"auto_map": {"AutoProcessor": "x.Y"}}),
+            ("custom_generate/generate.py", "print(1)"),
+            ("1_Part/config.json", {"auto_map": {"AutoModel": "x.Y"}}),
+        ],
+    )
+    def test_code_is_asked_for_in_many_ways(self, tmp_path: Path, file: str, content: Any) -> None:
+        folder = model(tmp_path / "tiny")
+        assert not card(folder).custom_code
+
+        (folder / file).parent.mkdir(exist_ok=True)
+        before = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+        (folder / file).write_text(content if isinstance(content, str) else json.dumps({**before, **content}))
+
+        assert card(folder).custom_code
 
     def test_an_encoder_answers_nothing_but_embeds(self, tmp_path: Path) -> None:
         found = card(write(model(tmp_path / "tiny", architectures=["BertModel"]), modules__json="[]"))

@@ -8,7 +8,7 @@ from fastapi import Depends, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from app.api.answers import ordered
-from app.api.dependencies import ReadSession, ServicesDep, WriteSession, after_commit
+from app.api.dependencies import CallerDep, ReadSession, ServicesDep, WriteSession, after_commit
 from app.api.downloads import (
     ARCHIVE_RESPONSES,
     FILE_RESPONSES,
@@ -24,12 +24,13 @@ from app.api.guards import RawUpload
 from app.api.idempotency import CreationDep, IdempotencyKeyReused
 from app.api.language import RequestLanguage
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
-from app.api.routing import Router
+from app.api.routing import Router, needs
 from app.api.schemas.base_models import (
     BaseModelCreate,
     BaseModelDownload,
     BaseModelFileList,
     BaseModelFileRead,
+    BaseModelLoading,
     BaseModelRead,
     UnregisteredBaseModels,
     base_model_file,
@@ -188,6 +189,25 @@ async def get_base_model(
 ) -> BaseModelRead:
     """Read a base model."""
     return base_model_read(await services.base_models.get(session, base_model), language)
+
+
+@router.post("/base-models/{base_model}:allow-loading", responses=problem_responses(BaseModelNotFound))
+@needs(Permission.DEVELOP)
+async def allow_base_model_loading(
+    base_model: BaseModelRef,
+    wanted: BaseModelLoading,
+    session: WriteSession,
+    services: ServicesDep,
+    caller: CallerDep,
+    language: RequestLanguage,
+) -> BaseModelRead:
+    """Allow what runs code of the model's author when it is loaded; what is not given is forbidden (again).
+
+    The platform's scripts load nothing but safetensors and classes of their libraries unless it is allowed here.
+    Scripts of users load what they want.
+    """
+    row = await services.base_models.allow_loading(session, base_model, by=caller.name, **wanted.model_dump())
+    return base_model_read(row, language)
 
 
 @router.delete(

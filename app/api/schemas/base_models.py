@@ -9,7 +9,7 @@ from app.domain.enums import TrainingType
 from app.domain.texts import Language
 from app.domain.values import Value
 from app.registry.base_models.card import BaseModelCard
-from app.registry.base_models.findings import Severity, findings
+from app.registry.base_models.findings import LoadingPermission, Severity, findings
 from app.registry.base_models.service import BaseModelFiles, is_unmade
 from app.registry.base_models.uploads import Uploaded
 from app.store.tables import BaseModelRow
@@ -42,6 +42,13 @@ class BaseModelDownload(RequestBody):
     repository: str = Field(description="Name on the hub.", examples=["Qwen/Qwen2.5-1.5B"])
     revision: str = Field(default="main", description="Branch, tag or commit.", examples=["main"])
     description: str = Field(default="", max_length=MAX_TEXT)
+
+
+class BaseModelLoading(RequestBody):
+    """What of a base model's author may run when the platform's scripts load it."""
+
+    pickled_weights: bool = Field(default=False, description="Load weights that are pickles (`*.bin`).")
+    custom_code: bool = Field(default=False, description="Run Python files that the model brings (`auto_map`).")
 
 
 class BaseModelFileRead(Value):
@@ -77,7 +84,11 @@ class BaseModelRead(Value):
         "from it. The card is empty until then."
     )
     findings: dict[TrainingType, list[BaseModelFinding]] = Field(
-        description="What follows from the card for a training of each type. A submit refuses for an `error`."
+        description="What follows from the card for a training of each type. A submit refuses for an `error`; for "
+        "what `loading_permission` can allow, only where a script of the platform loads the model."
+    )
+    loading_permission: LoadingPermission | None = Field(
+        description="What of its author may run when the platform's scripts load it; null: nothing."
     )
     created_at: datetime
 
@@ -116,10 +127,11 @@ def base_model_read(row: BaseModelRow, language: Language) -> BaseModelRead:
         findings={
             one: [
                 BaseModelFinding(severity=f.severity, code=f.violation.code, detail=f.violation.detail(language))
-                for f in findings(card, one)
+                for f in findings(card, one, LoadingPermission.of(row))
                 if not is_unmade(row)
             ]
             for one in TrainingType
         },
+        loading_permission=LoadingPermission.of(row) if row.loading_permission else None,
         created_at=row.created_at,
     )

@@ -42,6 +42,7 @@ from app.executor.runs.job_spec import EnvironmentBuild, JobSpec, Named, status_
 from app.executor.runs.redaction import begin, finish
 from app.executor.runs.run_folder import RunFolder
 from app.presets.catalogue import download_program, helpers_dir, preview_program, sample_base_model
+from app.presets.shared.helpers.deepe_loading import PERMITS
 from app.registry.base_models.uploads import FOLDER as UPLOADS
 from app.registry.methods.files import MethodFiles
 from app.registry.methods.pins import PinnedFile
@@ -326,7 +327,8 @@ class StageLauncher:
             await asyncio.to_thread(request.write_text, json.dumps(document), "utf-8")
         # where the training runs: parameters may be paths from there
         command = (str(preview_program()), str(request), str(run.preview))
-        return await self._product_program(claim, run, command, cwd=self._home.scripts)
+        permits = {PERMITS: ",".join(spec.permits or ())}
+        return await self._product_program(claim, run, command, cwd=self._home.scripts, more=permits)
 
     async def _product_program(
         self, claim: Claim, run: RunFolder, command: Sequence[str], *, cwd: Path, more: Mapping[str, str] | None = None

@@ -21,6 +21,7 @@ from app.executor.attempts.stage_arguments import Folders, Inputs, call_stage, d
 from app.executor.runs.job_spec import JobSpec
 from app.executor.runs.run_folder import RunFolder
 from app.presets.catalogue import helpers_dir
+from app.presets.shared.helpers.deepe_loading import PERMITS
 from app.registry.methods.runs import ScriptToRun
 from app.store.tables import JobRow
 
@@ -98,6 +99,7 @@ def stage_process(job: JobRow, spec: JobSpec, inputs: Inputs, place: Place) -> S
         "DEEPE_OUTPUT_DIR": str(place.output),
         "DEEPE_CACHE_DIR": str(run.cache),
         "DEEPE_PARAMS": str(run.parameters),
+        **({PERMITS: ",".join(spec.permits)} if spec.permits is not None else {}),
         "DEEPE_EVENTS": str(run.events),
         **({"DEEPE_MODEL_PATH": str(inputs.model)} if inputs.model is not None else {}),
         **status_variables(place.redis_url),

@@ -26,7 +26,9 @@ from app.domain.script_parameters import ScriptParameters
 from app.domain.stage_calls import StageCall, stage_call
 from app.domain.training_types import TYPES
 from app.executor.jobs.request_images import place_image
+from app.executor.jobs.submission_inputs import permits, why_not_loaded
 from app.executor.runs.job_spec import InferenceRequest, JobSpec, Named, PinnedScript
+from app.registry.base_models.findings import LoadingPermission
 from app.registry.methods.record import Method, method_of
 from app.registry.methods.script_reading import unread_module
 from app.registry.methods.wiring import MethodServices
@@ -35,7 +37,7 @@ from app.store import methods as method_store
 from app.store import models
 from app.store.home import Home
 from app.store.session import Database
-from app.store.tables import JobRow, ModelRow
+from app.store.tables import BaseModelRow, JobRow, ModelRow
 
 PRIORITY: Final = -10
 """Inference requests start before trainings: a person waits for the answer."""
@@ -118,7 +120,12 @@ class InferenceRequests:
             stage = _inference_stage(row)
             _check_vision_support(received.conversation, row)
             method = await self._method_with_inference(session, row, stage)
-        spec = await self._spec(row, method, stage, request)
+            base = await session.get(BaseModelRow, row.base_model_id)
+        allowed = LoadingPermission.of(base)
+        spec = await self._spec(row, method, stage, request, allowed)
+        asked = spec.permits is not None
+        if asked and (wrong := await asyncio.to_thread(why_not_loaded, row, allowed, home=self._home, at="{model}")):
+            raise InvalidRequest(wrong)
         return store.new_job(
             id=received.job_id,
             kind=stage,
@@ -143,7 +150,9 @@ class InferenceRequests:
                 return method
         raise ModelCannotBeAsked(model=model.name, state=model.state, method=row.name)
 
-    async def _spec(self, model: ModelRow, method: Method, stage: Stage, request: InferenceRequest) -> JobSpec:
+    async def _spec(
+        self, model: ModelRow, method: Method, stage: Stage, request: InferenceRequest, allowed: LoadingPermission
+    ) -> JobSpec:
         call, pinned = stage_call(method.definition, stage), method.files.get(stage)
         if pinned is not None:
             script = await asyncio.to_thread(self._methods.reader.pinned, pinned)
@@ -161,6 +170,7 @@ class InferenceRequests:
             false_as=method.definition.arguments.false_as,
             forms=script.forms,
             base_model=Named(id=model.base_model_id, name=model.base_model_name, path=model.base_model_path),
+            permits=permits(method, stage, allowed),
             question=request,
         )
 

@@ -25,7 +25,7 @@ from app.domain.secret_references import broken_references, references
 from app.domain.stage_calls import stage_call
 from app.executor.jobs.requests import JobSubmit
 from app.executor.jobs.stage_parameters import CheckedParameters
-from app.executor.jobs.submission_inputs import Inputs
+from app.executor.jobs.submission_inputs import Inputs, permits
 from app.executor.runs.job_spec import Deployment, JobSpec, PinnedScript
 from app.presets.catalogue import OLLAMA_SCRIPT, script_path
 from app.registry.methods.pins import PinnedFile
@@ -95,6 +95,7 @@ def job_chain(
             false_as=method.definition.arguments.false_as,
             forms=checked.forms(stage),
             base_model=inputs.base_model,
+            permits=permits(method, stage, inputs.allowed),
             dataset=inputs.dataset,
             validation_dataset=inputs.validation_dataset,
             reward_model=inputs.judge,

@@ -38,7 +38,7 @@ from app.presets.shared.helpers.deepe_rows import CONVERSATION, LABELLED, PREFER
 from app.presets.shared.helpers.deepe_rows.lengths import Lengths
 from app.presets.shared.helpers.deepe_rows.preview import PARAMETERS, preview
 from app.presets.shared.helpers.deepe_rows.survey import wanted_of
-from app.registry.base_models.findings import Severity
+from app.registry.base_models.findings import LoadingPermission, Severity
 from app.registry.base_models.service import BaseModels
 from app.registry.datasets.service import Datasets
 from app.registry.methods.record import Method, method_of
@@ -243,6 +243,7 @@ class RowPreviews:
             training_type=TrainingType(method.definition.training_type or ""),
             technique=method.definition.technique,
             base_model=Named(id=base.id, name=base.name, path=base.path),
+            permits=LoadingPermission.of(base).permits,
             dataset=Named(id=data.id, name=data.name, path=self._home.relative(jsonl), digest=digest),
             effective={name: values[name] for name in PARAMETERS if values.get(name) is not None},
             preview=rows,
@@ -264,7 +265,7 @@ class RowPreviews:
             raise BaseModelNotMade(base_model=base.name)
         if not self._home.absolute(base.path).exists():
             return [*wrong, Violation("/base_model", "files_missing", {"name": base.name, "path": base.path})]
-        judged = base_model_findings(self._base_models.current_card(base), method)
+        judged = base_model_findings(self._base_models.current_card(base), base, method, own_script=True)
         return [*wrong, *(one.violation for one in judged if one.severity is Severity.ERROR)]
 
     def _job(self, method: Method, shown: Preview, spec: JobSpec) -> JobRow:

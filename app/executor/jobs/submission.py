@@ -348,7 +348,7 @@ class Submissions:
         """Return what to write; raises `InvalidRequest` with everything that is wrong. Blocks: call it in a thread."""
         self._check_disk()
         method, stages = self._runs.as_edited(known.method), known.stages
-        inputs = self._inputs.check(request, known, _needed_state(method, request))
+        inputs = self._inputs.check(request, replace(known, method=method), _needed_state(method, request))
         found = [*known.violations, *inputs.violations]
         found += resource_violations(request.resources)
         found += policy_violations(request.retry)

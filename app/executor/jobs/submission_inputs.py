@@ -22,8 +22,16 @@ from app.executor.jobs.stage_parameters import (
     Validation,
 )
 from app.executor.runs.job_spec import Named
+from app.presets.shared.helpers.deepe_loading import CUSTOM_CODE, PICKLED_WEIGHTS
 from app.registry.base_models.card import BaseModelCard, BaseModelKind
-from app.registry.base_models.findings import Finding, Severity, findings
+from app.registry.base_models.findings import (
+    NOTHING_ALLOWED,
+    Finding,
+    LoadingPermission,
+    Severity,
+    findings,
+    loading_violations,
+)
 from app.registry.base_models.service import BaseModels
 from app.registry.datasets.check import columns_of
 from app.registry.datasets.files import IMAGES_FOLDER, Inspection, held_out_parts
@@ -82,6 +90,7 @@ class Inputs:
     card: BaseModelCard | None = None
     """Of the base model's folder as it is now."""
     warnings: Sequence[Violation] = ()
+    allowed: LoadingPermission = NOTHING_ALLOWED
     start: ModelRow | None = None
     judge: Named | None = None
     model_arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -99,7 +108,7 @@ class InputCheck:
     def check(self, request: JobSubmit, known: Known, needed: ModelState | None) -> Inputs:
         """Return what the request's names refer to, and everything that is wrong with it."""
         if known.model is not None:
-            return self._of_model(request, known.model, known.base_model, needed)
+            return self._of_model(request, known, known.model, needed)
         if request.stage is not None and request.model is not None:
             unknown = Violation("/model", "unknown_model", {"model": request.model})
             return Inputs(base_model=None, dataset=None, model=None, data=None, violations=[unknown])
@@ -134,10 +143,11 @@ class InputCheck:
             params = {"name": scored.name, "path": scored.path}
             found.append(Violation(VALIDATION_DATASET, "files_missing", params))
             scored = None
-        card, wrong, warnings = self._judge_base_model(None if unmade else base, known.method)
+        card, wrong, warnings = self._judge_base_model(None if unmade else base, known)
         found += wrong
         found += self._start_violations(request, known)
         found += self._judge_violations(request, known.judge)
+        found += self._loading_violations(known, (known.start, START), (known.judge, REWARD_MODEL))
         # large files take long to check again, so what was not touched since is not read
         inspection = self._datasets.current(data) if data is not None and unplaced is None else None
         scored_now = self._datasets.current(scored) if scored is not None else None
@@ -154,13 +164,14 @@ class InputCheck:
             base_unmade=unmade,
             card=card,
             warnings=warnings,
+            allowed=LoadingPermission.of(known.base_model),
             start=known.start,
             judge=_named_model(known.judge),
             model_arguments=self.model_arguments(known.start, _named_model(known.judge)),
         )
 
     def _judge_base_model(
-        self, row: BaseModelRow | None, method: Method
+        self, row: BaseModelRow | None, known: Known
     ) -> tuple[BaseModelCard | None, list[Violation], list[Violation]]:
         """Return the card of the folder as it is now, what refuses a training of the method's type, what is unusual."""
         if row is None:
@@ -169,17 +180,16 @@ class InputCheck:
             card = self._base_models.current_card(row)
         except InvalidRequest as error:
             return None, list(error.violations()), []
-        found = base_model_findings(card, method)
+        found = base_model_findings(card, row, known.method, own_script=not _runs_shipped(known))
         by_severity = {severity: [one.violation for one in found if one.severity is severity] for severity in Severity}
         return card, by_severity[Severity.ERROR], by_severity[Severity.WARNING]
 
     def _exists(self, path: str) -> bool:
         return self._home.absolute(path).exists()
 
-    def _of_model(
-        self, request: JobSubmit, model: ModelRow, base_model: BaseModelRow | None, needed: ModelState | None
-    ) -> Inputs:
+    def _of_model(self, request: JobSubmit, known: Known, model: ModelRow, needed: ModelState | None) -> Inputs:
         """Resolve the model of a single stage, with the base model and data set that it was made from."""
+        base_model = known.base_model
         wrong: list[Violation] = []
         if request.validation_dataset is not None:
             wrong.append(Violation(VALIDATION_DATASET, "model_keeps_inputs", {}))
@@ -196,6 +206,7 @@ class InputCheck:
         elif needed is not None and model.state is not needed:
             params = {"model": model.name, "state": model.state, "needed": needed}
             wrong.append(Violation("/model", "model_in_other_state", params))
+        wrong += self._loading_violations(known, (model, "/model"))
         data = Named(
             id=model.dataset_id, name=model.dataset_name or "", path="datasets", digest=model.dataset_digest
         ) if model.dataset_id else None  # fmt: skip
@@ -210,7 +221,18 @@ class InputCheck:
             model=model,
             data=None,
             violations=wrong,
+            allowed=LoadingPermission.of(base_model),
         )
+
+    def _loading_violations(self, known: Known, *loaded: tuple[ModelRow | None, str]) -> list[Violation]:
+        """Return why the platform's scripts do not load these models; scripts of users load what they want."""
+        if not _runs_shipped(known):
+            return []
+        wrong = []
+        for model, pointer in loaded:
+            if model is not None:
+                wrong += why_not_loaded(model, LoadingPermission.of(known.base_model), home=self._home, at=pointer)
+        return wrong
 
     def model_arguments(self, start: ModelRow | None, judge: Named | None) -> dict[str, Any]:
         """Return the arguments that name the adapter to go on from and the reward model, relative to the scripts."""
@@ -303,13 +325,48 @@ class InputCheck:
         return Validation(data, argument=os.path.relpath(data.jsonl, self._home.scripts))
 
 
-def base_model_findings(card: BaseModelCard, method: Method) -> Sequence[Finding]:
+def why_not_loaded(model: ModelRow, allowed: LoadingPermission, *, home: Home, at: str) -> list[Violation]:
+    """Return why the platform's scripts do not load a model, and the base model below an adapter. Blocks."""
+    folders = [model.path] if model.state is not ModelState.CUSTOMIZED else [model.path, model.base_model_path]
+    names = (model.name, model.base_model_name)
+    return [
+        violation
+        for path, name in zip(folders, names, strict=False)
+        if path is not None and (folder := home.absolute(path)).is_dir()
+        for violation in loading_violations(folder, allowed, model=name, base_model=model.base_model_name, at=at)
+    ]
+
+
+def permits(method: Method, stage: Stage, allowed: LoadingPermission) -> tuple[str, ...] | None:
+    """Return what of a model's author the stage may run; None for a script of a user's, which is not asked.
+
+    Our helpers in such a script run the model's code only where that is allowed.
+    """
+    if _is_shipped(method, stage):
+        return allowed.permits
+    return (PICKLED_WEIGHTS, CUSTOM_CODE) if allowed.custom_code else None
+
+
+def _runs_shipped(known: Known) -> bool:
+    """Say whether a script of the platform loads what the submission works on."""
+    return any(_is_shipped(known.method, stage) for stage in known.stages)
+
+
+def _is_shipped(method: Method, stage: Stage) -> bool:
+    pinned = method.files.get(stage)
+    return pinned is not None and (pinned.shipped or shipped_manifest(method, stage) is not None)
+
+
+def base_model_findings(
+    card: BaseModelCard, row: BaseModelRow, method: Method, *, own_script: bool = False
+) -> Sequence[Finding]:
     """Return what follows from the card of a base model for a training with the method."""
     producer = producing_stage(method.definition.lifecycle or ())
     manifest = shipped_manifest(method, producer)
     if card.kind is BaseModelKind.DESCRIPTION and manifest is not None and manifest.needs_weights:
         return [Finding(Severity.ERROR, Violation("/base_model", "base_model_is_description", {"method": method.name}))]
-    return findings(card, TrainingType(method.definition.training_type or ""))
+    allowed = LoadingPermission.of(row)
+    return findings(card, TrainingType(method.definition.training_type or ""), allowed, own_script=own_script)
 
 
 def _why_no_judge(folder: Path) -> str | None:

@@ -168,6 +168,7 @@ class JobSpec(_Frozen):
     false_as: str = "False"
     forms: dict[str, ArgumentForm] = {}
     base_model: Named | None = None
+    permits: tuple[str, ...] | None = None  # what of a model's author may run when it is loaded; None: unasked
     dataset: Named | None = None
     validation_dataset: Named | None = None  # rows for the score; `effective` names their file to the script
     reward_model: Named | None = None  # judges a training; `effective` names its folder to the script

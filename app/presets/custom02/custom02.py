@@ -33,6 +33,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
 import deepe_arguments as arguments
 import deepe_llm as llm
+import deepe_loading as loading
 from deepe_best import Best
 from deepe_chat import stop_at_turn_ends
 from deepe_log import log, remark_plan
@@ -126,7 +127,8 @@ def run(args: argparse.Namespace) -> None:
     best.check_rows(held_out)
     machine = llm.Machine(torch.device(device).type, "float32", None, four_bit=False, optimizer="adamw_torch")
     llm.plan_memory(args, machine, learned.longest, method="full")
-    model = AutoModelForCausalLM.from_pretrained(args.base_path, dtype=torch.float32).to(device)
+    model = AutoModelForCausalLM.from_pretrained(args.base_path, dtype=torch.float32, **loading.weights(args.base_path))
+    model.to(device)
     stop_at_turn_ends(model, tokenizer)
 
     score(model, tokenizer, held_out, args, "before")

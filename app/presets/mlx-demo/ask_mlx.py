@@ -18,6 +18,7 @@ from typing import Any
 
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
+import deepe_loading as loading
 import deepe_mlx as mlx_models
 from deepe_chat import choose_template, template_arguments
 from deepe_rows import Refused, RowProblem, asked
@@ -129,7 +130,7 @@ def load(base: Path, adapter: Path | None, args: argparse.Namespace) -> tuple[An
         model = mlx_models.add_adapter(model, adapter)
         source = adapter if (adapter / "tokenizer_config.json").is_file() else base
     model.eval()
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = AutoTokenizer.from_pretrained(source, **loading.code(source))
     if tokenizer.chat_template or template_arguments(args):
         choose_template(tokenizer, source, args)
     return model, tokenizer, config

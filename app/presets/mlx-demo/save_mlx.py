@@ -20,6 +20,7 @@ from typing import Any
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
+import deepe_loading as loading
 import deepe_mlx as mlx_models
 from deepe_chat import ends_of, write_ends
 from deepe_log import log
@@ -107,7 +108,7 @@ def save_tokenizer(args: argparse.Namespace, target: Path) -> Any:
     from transformers import AutoTokenizer
 
     source = args.adapter_path if (Path(args.adapter_path) / "tokenizer_config.json").is_file() else args.base_path
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = AutoTokenizer.from_pretrained(source, **loading.code(source))
     tokenizer.save_pretrained(target)
     return tokenizer
 

@@ -43,6 +43,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
 import deepe_arguments as arguments
 import deepe_llm as llm
+import deepe_loading as loading
 from deepe_adapter_kinds import CLASSES, adapter_config, check_adapter
 from deepe_examples import load_examples
 from deepe_log import log, remark
@@ -247,6 +248,7 @@ def mine(
     pairs = [(group.query, text) for group in groups for text in sorted(right[group.query])]
     if not pairs:
         return {}
+    loading.weights(args.hard_negatives_model_path)
     with quiet():
         finder = SentenceTransformer(args.hard_negatives_model_path, device=llm.own_device(), local_files_only=True)
         found = mine_hard_negatives(
@@ -368,13 +370,15 @@ def load(args: argparse.Namespace, machine: llm.Machine) -> Any:
     from transformers import set_seed
 
     set_seed(args.seed)
+    safe = loading.weights(args.model_path)
     with quiet():
         model = CrossEncoder(
             args.model_path,
             num_labels=1,
             device=llm.own_device(),
             local_files_only=True,
-            model_kwargs={"dtype": torch.float32},
+            trust_remote_code=safe.pop("trust_remote_code", False),
+            model_kwargs={"dtype": torch.float32, **safe},
         )
     model.max_seq_length = min(args.max_seq_length, model.max_seq_length)  # what the model can read
     if trains_whole(args):

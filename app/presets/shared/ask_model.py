@@ -18,6 +18,7 @@ from typing import Any
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe_ask as ask
+import deepe_loading as loading
 from deepe_chat import choose_template, template_arguments
 from deepe_rows import asked
 
@@ -57,7 +58,7 @@ def answer(args: argparse.Namespace) -> Iterator[str]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model, source = ask.load_model(AutoModelForCausalLM, base, adapter)
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = AutoTokenizer.from_pretrained(source, **loading.code(source))
     if tokenizer.chat_template or template_arguments(args):
         choose_template(tokenizer, source, args)
     encoded = ask.newest_that_fit(turns, lambda some: encode(tokenizer, some), args.max_context_tokens)

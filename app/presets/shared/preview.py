@@ -29,6 +29,7 @@ sys.path.append(str(Path(__file__).resolve().parent / "helpers"))
 import deepe_chat as chat
 import deepe_examples as examples
 import deepe_llm as llm
+import deepe_loading as loading
 import deepe_pictures as pictures
 from deepe_rewards import with_instruction
 from deepe_rows import (
@@ -108,7 +109,7 @@ def load_tokenizer(args: argparse.Namespace, *, pictured: bool) -> tuple[Any, bo
     from transformers import AutoTokenizer
 
     path = Path(args.model_path)
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path, **loading.code(path))
     beside = path / "chat_template.json"  # where processors of earlier releases keep theirs
     if pictured and tokenizer.chat_template is None and beside.is_file():
         tokenizer.chat_template = json.loads(beside.read_text("utf-8"))["chat_template"]

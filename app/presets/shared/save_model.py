@@ -18,6 +18,7 @@ from typing import Any
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
+import deepe_loading as loading
 from deepe_adapter_kinds import KINDS
 from deepe_chat import stop_at_turn_ends
 from deepe_log import log
@@ -118,6 +119,7 @@ def with_merged_adapter(args: argparse.Namespace, dtype: str) -> Any:
     log("MergeLoadingBaseModel", args.base_path, args)
     size = sum(file.stat().st_size for file in Path(args.base_path).glob("*.safetensors"))
     precision = torch.float32 if size <= SMALL_BYTES else getattr(torch, dtype)
+    loading.weights(args.adapter_path)  # PEFT would load pickles as well
     base = load(args, args.base_path, precision)
     log("MergeAdapters", f"{args.base_path}, {args.adapter_path}", args)
     grow_for(base, Path(args.adapter_path))
@@ -141,9 +143,13 @@ def load(args: argparse.Namespace, folder: str, precision: Any) -> Any:
         from deepe_reward_model import classifier
         from transformers import AutoTokenizer
 
-        return classifier(folder, AutoTokenizer.from_pretrained(args.adapter_path), dtype=precision)
+        return classifier(
+            folder, AutoTokenizer.from_pretrained(args.adapter_path, **loading.code(folder)), dtype=precision
+        )
     classes = {"vision-language": AutoModelForImageTextToText, "embedding": AutoModel}
-    return classes.get(args.model_usage_type, AutoModelForCausalLM).from_pretrained(folder, dtype=precision)
+    return classes.get(args.model_usage_type, AutoModelForCausalLM).from_pretrained(
+        folder, dtype=precision, **loading.weights(folder)
+    )
 
 
 def gives_numbers(args: argparse.Namespace) -> bool:
@@ -164,12 +170,12 @@ def save_processor(args: argparse.Namespace, model: Any, target: Path) -> None:
     processor = None
     source = args.adapter_path if (Path(args.adapter_path) / "tokenizer_config.json").is_file() else args.base_path
     if args.model_usage_type == "vision-language":
-        processor = AutoProcessor.from_pretrained(source)
+        processor = AutoProcessor.from_pretrained(source, **loading.code(source))
         processor.save_pretrained(target)
         size_of_pictures = Path(args.adapter_path) / "deepe-pictures.json"
         if size_of_pictures.is_file():
             shutil.copyfile(size_of_pictures, target / size_of_pictures.name)
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = AutoTokenizer.from_pretrained(source, **loading.code(source))
     tokenizer.save_pretrained(target)
     if gives_numbers(args):
         return

@@ -15,13 +15,14 @@ from pydantic import ConfigDict, Field
 from app.domain.errors import Invalid, Violation
 from app.domain.plain_text import shown, storable_document
 from app.domain.values import Value
+from app.presets.shared.helpers.deepe_loading import asks_for_code
 from app.registry.base_models.kinds import TRAINING_STATE, refuse_links, refuse_other_kinds
 from app.registry.models.check import CONFIG, PIPELINE, Weights, check_pipeline, check_weights
 from app.registry.models.files import MAX_NUMBER, MIB, UnusableFile, read_json_object
 from app.registry.models.folders import walk
 from app.registry.models.tokenizer_files import Tokenizer, read_tokenizer
 
-PRESENT_CHECK: Final = 1
+PRESENT_CHECK: Final = 2
 """Number of the checks that a card was read with; 0 for cards of earlier releases, which know less."""
 
 _PROCESSORS: Final = frozenset({"preprocessor_config.json", "processor_config.json", "image_processor_config.json"})
@@ -154,7 +155,7 @@ def read_card(folder: Path, *, roots: Sequence[Path]) -> BaseModelCard:
         turn_end=tokenizer.turn_end,
         stop_tokens=tuple(tokenizer.stops),
         processor=not names.isdisjoint(_PROCESSORS),
-        custom_code=isinstance(config.get("auto_map"), dict),
+        custom_code=asks_for_code(folder),
         training_state=tuple(name for name in TRAINING_STATE if name in names),
         size_bytes=sum(file.stat().st_size for file in found.files),
         components=_components(config) if "_class_name" in config else (),

@@ -1,14 +1,26 @@
 """What follows from the card of a base model for a training of one type: what cannot work, what is worth knowing."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Final
+
+from pydantic import ConfigDict, Field
 
 from app.domain.enums import TrainingType
 from app.domain.errors import Violation
 from app.domain.training_types import TYPES, TypeRule
+from app.domain.values import Value
+from app.presets.shared.helpers.deepe_loading import (
+    CUSTOM_CODE,
+    PICKLED_WEIGHTS,
+    asks_for_code,
+    has_pickled_weights,
+)
 from app.registry.base_models.card import BaseModelCard, BaseModelKind
+from app.store.tables import BaseModelRow
 
 POINTER: Final = "/base_model"
 # what a quantization is called in `quant_method`, and what follows from it
@@ -20,6 +32,7 @@ _QUANTIZED: Final = {
     "mlx": "base_model_quantized_mlx",
 }
 _FOR_ADAPTERS: Final = "base_model_quantized"  # GPTQ, AWQ and others
+_BY_PERMISSION: Final = {PICKLED_WEIGHTS: "base_model_pickled", CUSTOM_CODE: "base_model_has_custom_code"}
 _WITHOUT_ANSWERS: Final = ("ForMaskedLM", "Classification", "ForQuestionAnswering")
 _ENCODERS: Final = frozenset(
     {"BertModel", "RobertaModel", "XLMRobertaModel", "MPNetModel", "DistilBertModel", "NomicBertModel"}
@@ -41,12 +54,61 @@ class Finding:
     violation: Violation
 
 
-def findings(card: BaseModelCard, training_type: TrainingType) -> list[Finding]:
-    """Return what follows for a training of this type, errors first."""
+class LoadingPermission(Value):
+    """What of a base model's author may run when the platform's scripts load it, and who allowed that."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pickled_weights: bool = Field(default=False, description="Weights that are pickles (`*.bin`).")
+    custom_code: bool = Field(default=False, description="Python files that the configuration names (`auto_map`).")
+    allowed_by: str = Field(default="", description="Name of the caller.", examples=["ada"])
+    allowed_at: datetime | None = None
+
+    @property
+    def permits(self) -> tuple[str, ...]:
+        """Return the names of what is allowed, as stage scripts are told."""
+        return tuple(name for name in (PICKLED_WEIGHTS, CUSTOM_CODE) if getattr(self, name))
+
+    @classmethod
+    def of(cls, row: BaseModelRow | None) -> "LoadingPermission":
+        """Return what is allowed for a base model; for one without a row, nothing is."""
+        return cls.model_validate((row.loading_permission if row is not None else None) or {})
+
+
+NOTHING_ALLOWED: Final = LoadingPermission()
+
+
+def findings(
+    card: BaseModelCard,
+    training_type: TrainingType,
+    allowed: LoadingPermission = NOTHING_ALLOWED,
+    *,
+    own_script: bool = False,
+) -> list[Finding]:
+    """Return what follows for a training of this type, errors first.
+
+    What runs code of the model's author is one unless it is allowed; where a script of the user's loads the model, it
+    is only said.
+    """
     if card.kind is BaseModelKind.DESCRIPTION:
         return []  # a method that takes such a one makes all that it needs itself
     found = [*_errors(card, TYPES[training_type]), *_warnings(card, TYPES[training_type])]
+    if not own_script:
+        refused = {code for name, code in _BY_PERMISSION.items() if not getattr(allowed, name)}
+        found = [replace(one, severity=Severity.ERROR) if one.violation.code in refused else one for one in found]
     return sorted(found, key=lambda one: one.severity is Severity.WARNING)
+
+
+def loading_violations(
+    folder: Path, allowed: LoadingPermission, *, model: str, base_model: str, at: str
+) -> list[Violation]:
+    """Return why the platform's scripts do not load the model or adapter in `folder`. Blocks."""
+    found = []
+    if not allowed.pickled_weights and has_pickled_weights(folder):
+        found.append(Violation(at, "model_pickled", {"model": model, "base_model": base_model}))
+    if not allowed.custom_code and asks_for_code(folder):
+        found.append(Violation(at, "model_has_custom_code", {"model": model, "base_model": base_model}))
+    return found
 
 
 def _errors(card: BaseModelCard, needs: TypeRule) -> Iterator[Finding]:

@@ -20,7 +20,7 @@ from app.domain.errors import AppError, Conflict, InvalidRequest, Violation, tog
 from app.domain.names import name_key, name_violations, normal_name
 from app.domain.plain_text import MAX_PATH_LENGTH, shown
 from app.registry.base_models.card import BaseModelCard, NotABaseModel, read_card
-from app.registry.base_models.findings import POINTER
+from app.registry.base_models.findings import POINTER, LoadingPermission
 from app.registry.base_models.uploads import BaseModelUploads, Uploaded
 from app.registry.models.archive import Archive, archive_of
 from app.registry.models.check import CONFIG, PIPELINE
@@ -199,6 +199,19 @@ class BaseModels:
         row = await get_base_model(session, base_model)
         row.card = card.model_dump(mode="json")
         session.add(row)
+
+    async def allow_loading(
+        self, session: AsyncSession, base_model: str, *, pickled_weights: bool, custom_code: bool, by: str
+    ) -> BaseModelRow:
+        """Say what of its author may run when the platform's scripts load the base model; False forbids it again."""
+        row = await get_base_model(session, base_model)
+        permission = LoadingPermission(
+            pickled_weights=pickled_weights, custom_code=custom_code, allowed_by=by, allowed_at=self._clock()
+        )
+        row.loading_permission = permission.model_dump(mode="json") if permission.permits else None
+        session.add(row)
+        await session.flush()
+        return row
 
     async def require_unregistered(self, session: AsyncSession, name: str) -> None:
         """Raise `NameTaken` if a base model has the name: its files are not replaced one by one."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import deepe_loading as loading
 from deepe_adapter_kinds import CHANGING_BASE, KINDS
 from deepe_log import remark
 from deepe_options import options_of
@@ -188,6 +189,7 @@ def load_start(args: argparse.Namespace, model: Any) -> Any:
     from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
 
     folder = str(start_of(args))
+    loading.weights(folder)  # PEFT would load pickles as well
     grow_for(model, Path(folder))
     try:
         adapted = PeftModel.from_pretrained(model, folder, adapter_name=ADAPTER, is_trainable=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import deepe
+import deepe_loading as loading
 from deepe_chat import stop_at_turn_ends
 from deepe_rows import Refused, RowProblem
 from deepe_tokens import grow_for
@@ -108,7 +109,8 @@ def load_model(auto_class: Any, base: Path, adapter: Path | None) -> tuple[Any, 
     disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     dtype = "auto" if device != "cpu" else torch.float32
-    model = auto_class.from_pretrained(base, dtype=dtype)
+    safe = loading.weights(base, *([adapter] if adapter is not None else []))
+    model = auto_class.from_pretrained(base, dtype=dtype, **safe)
     source = base
     if adapter is not None:
         from peft import PeftModel

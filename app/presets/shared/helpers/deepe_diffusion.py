@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import deepe
+import deepe_loading as loading
 from deepe_captions import Captioned, read_square
 from deepe_checkpoints import make_readable
 from deepe_llm import TINY_BYTES, Speed, print_step
@@ -89,7 +90,7 @@ def load_pipeline(folder: Path, machine: Machine, lora: Path | None = None, scal
     quiet()
     named = "dtype" if tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 42) else "torch_dtype"
     pipeline = diffusers.DiffusionPipeline.from_pretrained(
-        folder, local_files_only=True, **{named: getattr(torch, machine.dtype)}
+        folder, local_files_only=True, **{named: getattr(torch, machine.dtype)}, **loading.weights(folder)
     )
     pipeline.set_progress_bar_config(disable=True)
     if lora is not None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import deepe
 import deepe_chat as chat
+import deepe_loading as loading
 import deepe_memory as memory
 import deepe_trackers
 from deepe_adapter_kinds import EXPERTS, EXPERTS_OF_MIXTRAL, has_joined_experts
@@ -259,7 +260,7 @@ def load_tokenizer(path: str, args: argparse.Namespace) -> Any:
 
     start = start_of(args)
     has_own = start is not None and (start / "tokenizer_config.json").is_file()
-    tokenizer = AutoTokenizer.from_pretrained(start if has_own else path)
+    tokenizer = AutoTokenizer.from_pretrained(start if has_own else path, **loading.code(path))
     add_tokens(tokenizer, args)
     chat.choose_template(tokenizer, Path(path), args)
     chat.tell_end(tokenizer, chat.end_turns(tokenizer, Path(path)), args)
@@ -294,7 +295,7 @@ def load_weights(
 
     disable_progress_bar()
     set_seed(args.seed)
-    more = dict(named)
+    more = {**named, **loading.weights(args.model_path)}
     dtype = "float32" if trains_whole(args) else machine.dtype
     if machine.device == "cuda" and not has_parts_of_weights():
         more["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
@@ -309,7 +310,7 @@ def load_weights(
             bnb_4bit_quant_storage=getattr(torch, machine.dtype) if has_parts_of_weights() else torch.uint8,
         )
     if not dropout:
-        more["config"] = AutoConfig.from_pretrained(args.model_path)
+        more["config"] = AutoConfig.from_pretrained(args.model_path, **loading.code(args.model_path))
         text = more["config"].get_text_config()
         for name in [name for name, value in vars(text).items() if "drop" in name and isinstance(value, float)]:
             setattr(text, name, 0.0)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import deepe_loading as loading
 from deepe_chat import ends_of
 from deepe_rows import Refused
 
@@ -31,7 +32,8 @@ def load_base(folder: Path, *, four_bit: bool = False) -> tuple[Any, dict[str, A
     if mx.default_device() == mx.Device(mx.cpu):
         mx.disable_compile()  # there it starts a C++ compiler for every kernel, and what comes of it is no faster
     try:
-        model, config = load_model(folder, lazy=True)
+        trusted = {"trust_remote_code": True} if loading.code(folder).get("trust_remote_code") else {}
+        model, config = load_model(folder, lazy=True, **trusted)
     except (ValueError, FileNotFoundError) as error:
         raise Refused(f"mlx-lm cannot load the model in {folder}: {error}") from error
     if four_bit and not is_quantized(config):

@@ -18,6 +18,7 @@ from typing import Any
 
 import deepe_chat as chat
 import deepe_llm as llm
+import deepe_loading as loading
 from deepe_preparation import Preparation
 from deepe_recipes import EXAMPLE, Recipe, Row, read_value, written_value
 from deepe_rows import (
@@ -219,7 +220,7 @@ def load_processor(path: Path, args: argparse.Namespace) -> Any:
     from transformers import AutoProcessor
 
     try:
-        processor = AutoProcessor.from_pretrained(path)
+        processor = AutoProcessor.from_pretrained(path, **loading.code(path))
     except (ImportError, AttributeError) as error:  # what is said differs from processor to processor
         if importlib.util.find_spec("torchvision") is None:
             raise Refused(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import deepe_loading as loading
 from deepe_adapters import read_config
 from deepe_rows import Graded, Pair, Refused
 
@@ -138,13 +139,14 @@ class Reranker:
         logging.set_verbosity_error()  # a new head is no news
         adapter = read_config(folder)
         weights = Path(base or adapter["base_model_name_or_path"]) if adapter else folder
-        model = AutoModelForSequenceClassification.from_pretrained(weights, num_labels=1, dtype=torch.float32)
+        safe = loading.weights(weights, folder)
+        model = AutoModelForSequenceClassification.from_pretrained(weights, num_labels=1, dtype=torch.float32, **safe)
         if adapter:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, folder)
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return cls(model.to(device).eval(), AutoTokenizer.from_pretrained(folder))
+        return cls(model.to(device).eval(), AutoTokenizer.from_pretrained(folder, **loading.code(folder)))
 
     def scores(self, query: str, documents: Sequence[str]) -> list[float]:
         """Return how well each document answers the query, as the model's own numbers: shares would round to 1."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import deepe_llm as llm
+import deepe_loading as loading
 from deepe_adapters import read_config
 from deepe_checkpoints import make_readable
 from deepe_examples import answers_of, fitting_pairs
@@ -160,7 +161,8 @@ def load_reward_model(folder: Path, *, base: Path | None = None, dtype: str = "a
 
     adapter = read_config(folder)
     weights = Path(base or adapter["base_model_name_or_path"]) if adapter else folder
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    loading.weights(folder)  # refuses an adapter of pickles before anything is loaded
+    tokenizer = AutoTokenizer.from_pretrained(folder, **loading.code(folder))
     device = llm.own_device()
     number = "auto" if dtype == "auto" else getattr(torch, dtype)
     model = classifier(weights, tokenizer, dtype=torch.float32 if device == "cpu" else number)
@@ -177,7 +179,7 @@ def classifier(path: str | Path, tokenizer: Any, **named: Any) -> Any:
     from transformers import AutoModelForSequenceClassification, logging
 
     logging.set_verbosity_error()  # a new head is no news
-    model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **named)
+    model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **named, **loading.weights(path))
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id  # where a sequence ends
     return model
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import deepe_loading as loading
 from deepe_rows import Refused
 
 FILE = "embedding.json"
@@ -109,7 +110,7 @@ def _document(path: Path, empty: Any) -> Any:
 def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **loading.code(folder))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -137,7 +138,8 @@ class Encoder:
 
         disable_progress_bar()
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        model = AutoModel.from_pretrained(base, dtype=torch.float32)
+        safe = loading.weights(base, *([adapter] if adapter is not None else []))
+        model = AutoModel.from_pretrained(base, dtype=torch.float32, **safe)
         if adapter is not None:
             from peft import PeftModel
 
