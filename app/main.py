@@ -32,6 +32,7 @@ from app.api.routes import (
     access,
     base_models,
     chat,
+    code_reviews,
     datasets,
     deploy_targets,
     environments,
@@ -59,6 +60,7 @@ from app.domain.retention import Retention, RetentionTarget
 from app.domain.webhooks import AddressPolicy
 from app.executor.jobs.base_model_builds import BaseModelDownloads
 from app.executor.jobs.chat_service import ChatService
+from app.executor.jobs.code_approval import JobCodeApproval
 from app.executor.jobs.failure_suggestions import FailureSuggestions
 from app.executor.jobs.inference_requests import InferenceRequests
 from app.executor.jobs.job_actions import JobActions
@@ -92,6 +94,7 @@ from app.registry.nodes.queues import Queues
 from app.registry.nodes.service import living_nodes
 from app.secret_values import hide_secrets
 from app.settings import Settings, load_settings
+from app.store.code_reviews import set_policy
 from app.store.home import Home
 from app.store.migrate import upgrade
 from app.store.session import Database
@@ -109,6 +112,7 @@ ROUTERS: Final = tuple(
     for module in (
         system, jobs, methods, models, chat, nodes, scripts, presets, datasets, base_models, environments, queues,
         deploy_targets, webhooks, pictures, metrics, housekeeping, access, secrets,
+        code_reviews,
     )
 )  # fmt: skip
 IDEMPOTENCY_KEPT = timedelta(days=1)
@@ -178,6 +182,7 @@ def build_services(
     addresses = AddressPolicy(settings.webhook_addresses)
     parameters = StageParameters(methods_.reader)
     lengths = TokenLengths()
+    approval = JobCodeApproval(database, methods_.code_reviews)
     submissions = Submissions(
         database=database,
         home=home,
@@ -188,10 +193,11 @@ def build_services(
         parameters=parameters,
         lengths=lengths,
         options=methods_.options,
+        approval=approval,
         min_free_bytes=settings.min_free_bytes,
         clock=clock,
     )
-    questions = InferenceRequests(database=database, methods=methods_, home=home, clock=clock)
+    questions = InferenceRequests(database=database, methods=methods_, home=home, approval=approval, clock=clock)
     return Services(
         database=database,
         home=home,
@@ -207,6 +213,7 @@ def build_services(
         nodes=NodeActions(),
         models=Models(database=database, home=home, clock=clock),
         model_registration=ModelRegistration(home=home, clock=clock),
+        code_approval=approval,
         submissions=submissions,
         job_actions=JobActions(
             database=database,
@@ -281,7 +288,10 @@ def _lifespan(services: Services, database: Database, settings: Settings, works:
 
 async def _prepare(services: Services, settings: Settings) -> None:
     async with services.database.writing() as session:
+        if await set_policy(session, settings.code_approval, now=utc_now()):
+            logger.info("code_approval_changed", extra={"code_approval": settings.code_approval.value})
         await services.methods.presets.install_presets(session)
+        await services.methods.code_reviews.look_at_all(session)
         await set_join_token(session, settings.join_token.get_secret_value() if settings.join_token else None)
     await services.models.finish_deletions()
     await services.datasets.remove_abandoned_uploads()

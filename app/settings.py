@@ -23,6 +23,7 @@ from app.access.loopback import is_loopback
 from app.access.persons import ALGORITHMS
 from app.access.signing_keys import is_safe_url
 from app.domain.access import Role, parse_roles
+from app.domain.code_review import CodeApproval
 from app.domain.labels import parse_labels
 from app.domain.secret_references import parse_keys
 from app.secret_values import PREFIX, SECRET_FIELDS, SecretFileError, file_variable, secret_from_file, variable
@@ -105,6 +106,11 @@ class Settings(BaseSettings):
         None,
         description="Keys that encrypt secrets, the newest first, separated by commas or lines; each is 32 random "
         "bytes in URL-safe Base64. Default: those in `DEEPE_HOME/secrets.key`, which the first secret makes.",
+    )
+    code_approval: CodeApproval = Field(
+        CodeApproval.OFF,
+        description="`required`: stages run code only that a second person has approved. Set it where the API runs; it "
+        "counts for all nodes.",
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Host names, comma-separated, that a service without a token answers besides loopback."

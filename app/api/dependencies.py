@@ -12,6 +12,7 @@ from app.access.secrets import Secrets
 from app.api.routing import caller_of
 from app.domain.access import Caller
 from app.executor.jobs.chat_service import ChatService
+from app.executor.jobs.code_approval import JobCodeApproval
 from app.executor.jobs.inference_requests import InferenceRequests
 from app.executor.jobs.job_actions import JobActions
 from app.executor.jobs.model_registration import ModelRegistration
@@ -57,6 +58,7 @@ class Services:
     nodes: NodeActions
     models: Models
     model_registration: ModelRegistration
+    code_approval: JobCodeApproval
     submissions: Submissions
     job_actions: JobActions
     inference_requests: InferenceRequests

@@ -20,6 +20,8 @@ class Permission(StrEnum):
     """Submit, stop and repeat jobs, ask models; bring and delete data sets, base models and models."""
     DEVELOP = "develop"
     """Decide which code runs: methods, scripts, presets, environments, deploy targets."""
+    APPROVE = "approve"
+    """Approve, reject and withdraw code that somebody else changed."""
     ADMINISTER = "administer"
     """Keys, nodes, queues, webhooks, housekeeping."""
 
@@ -43,8 +45,14 @@ class Role(StrEnum):
         return next(role for role in cls if permission in role.permissions)
 
 
+_ADDED: Final[Mapping[Role, frozenset[Permission]]] = {
+    Role.VIEWER: frozenset({Permission.READ}),
+    Role.OPERATOR: frozenset({Permission.RUN}),
+    Role.DEVELOPER: frozenset({Permission.DEVELOP, Permission.APPROVE}),
+    Role.ADMIN: frozenset({Permission.ADMINISTER}),
+}
 _PERMISSIONS: Final[Mapping[Role, frozenset[Permission]]] = {
-    role: frozenset([*Permission][: rank + 1]) for rank, role in enumerate(Role)
+    role: frozenset().union(*(_ADDED[lower] for lower in [*Role][: rank + 1])) for rank, role in enumerate(Role)
 }
 
 

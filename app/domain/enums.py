@@ -71,6 +71,7 @@ class EndReason(StrEnum):
     BASE_MODEL_BUILD_FAILED = "base_model_build_failed"
     SCRIPT_MISSING = "script_missing"
     FILE_NOT_PINNED = "file_not_pinned"
+    CODE_NOT_APPROVED = "code_not_approved"
     INPUT_MISSING = "input_missing"
     SECRET_MISSING = "secret_missing"  # noqa: S105 - no password
     SECRET_UNREADABLE = "secret_unreadable"  # noqa: S105

@@ -288,6 +288,12 @@ def shared_parameters() -> dict[str, ParameterInfo]:
 
 
 @cache
+def shipped_digests() -> frozenset[str]:
+    """Return the sha256 of every Python file that the product ships for stages."""
+    return frozenset(_file_digest(path) for path in ROOM.rglob("*.py"))
+
+
+@cache
 def _shipped_digest(path: Path) -> str:
     """Return the sha256 of a shipped file or folder; it does not change while the process runs."""
     return folder_digest(path) if path.is_dir() else _file_digest(path)

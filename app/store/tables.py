@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlmodel import Field, SQLModel
 
 from app.domain.access import Role
+from app.domain.code_review import ReviewState
 from app.domain.enums import (
     DeliveryState,
     EndReason,
@@ -567,6 +568,62 @@ class SecretRow(OfProject, table=True):
     created_at: datetime = _time()
     changed_by: str = Field(default="", max_length=100)
     changed_at: datetime = _time()
+
+
+class CodeReviewRow(OfProject, table=True):
+    """Code that a second person approves or rejects, by its digest (`app.domain.code_review`)."""
+
+    __tablename__ = "code_review"
+    __table_args__ = (sa.Index("ix_code_review_project_id_created_at_digest", "project_id", "created_at", "digest"),)
+
+    project_id: str = Field(default=None, primary_key=True, max_length=40)
+    digest: str = Field(primary_key=True, max_length=64)
+    code: Json = Field(sa_type=JsonDocument)
+    state: ReviewState = Field(sa_type=enum_type(ReviewState))
+    stage: str = Field(max_length=100, description="or the parameter that names the file")
+    method_id: str | None = Field(default=None, max_length=36, description="that ran it first; no foreign key")
+    method_name: str | None = Field(default=None, max_length=100)
+    method_version: int | None = None
+    created_at: datetime = _time()
+    decided_by: str | None = Field(default=None, sa_type=sa.Text, description="principal")
+    decided_name: str | None = Field(default=None, max_length=100)
+    decided_at: datetime | None = _time(nullable=True)
+    note: str = Field(default="", sa_type=sa.Text)
+
+
+class CodeDecisionRow(OfProject, table=True):
+    """One decision on code; none is ever changed."""
+
+    __tablename__ = "code_decision"
+    __table_args__ = (
+        sa.ForeignKeyConstraint(["project_id", "digest"], ["code_review.project_id", "code_review.digest"]),
+        sa.Index("ix_code_decision_project_id_digest_id", "project_id", "digest", "id"),
+    )
+
+    id: int | None = Field(default=None, primary_key=True)
+    digest: str = Field(max_length=64)
+    state: ReviewState = Field(sa_type=enum_type(ReviewState))
+    principal: str = Field(sa_type=sa.Text)
+    name: str = Field(max_length=100)
+    note: str = Field(default="", sa_type=sa.Text)
+    created_at: datetime = _time()
+
+
+class CodeChangeRow(OfProject, table=True):
+    """A caller changed a file of the script root, or what a stage of a method runs; none is ever changed."""
+
+    __tablename__ = "code_change"
+    __table_args__ = (
+        sa.Index("ix_code_change_project_id_digest", "project_id", "digest"),
+        sa.Index("ix_code_change_project_id_place_created_at", "project_id", "place", "created_at"),
+    )
+
+    id: int | None = Field(default=None, primary_key=True)
+    place: str = Field(max_length=64, description="sha256 of the path, or of method and stage")
+    digest: str = Field(max_length=64, description="of the file's bytes, or of the code; empty: it was deleted")
+    principal: str = Field(sa_type=sa.Text)
+    name: str = Field(max_length=100)
+    created_at: datetime = _time()
 
 
 class IdempotencyRow(SQLModel, table=True):

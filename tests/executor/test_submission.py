@@ -28,6 +28,7 @@ from app.executor.environments.environment_probe import EnvironmentProbes
 from app.executor.environments.environments import EnvironmentSource, FoundEnvironment
 from app.executor.environments.local_environments import Look
 from app.executor.environments.method_probing import MethodProbing
+from app.executor.jobs.code_approval import JobCodeApproval
 from app.executor.jobs.requests import JobSubmit
 from app.executor.jobs.stage_parameters import StageParameters
 from app.executor.jobs.submission import InsufficientDiskSpace, Plan, Submissions, Submitted
@@ -166,6 +167,7 @@ def _bench(database: Database, home: Home, *, min_free_bytes: int) -> Bench:
         parameters=StageParameters(methods.reader),
         lengths=TokenLengths(),
         options=methods.options,
+        approval=JobCodeApproval(database, methods.code_reviews),
         min_free_bytes=min_free_bytes,
         clock=lambda: NOW,
     )
@@ -950,5 +952,5 @@ class TestPlan:
 
         sa.event.remove(engine, "before_cursor_execute", listener)
         nodes = 2 if reporting else 0  # they, and what trainings needed on such ones
-        read = 2 + nodes  # the rows that it rests on in one, the names of secrets
-        assert (planned, len(statements) - planned) == (read, 3), statements
+        read = 3 + nodes  # the rows that it rests on in one, the names of secrets, whether code needs an approval
+        assert (planned, len(statements) - planned) == (read, 4), statements

@@ -120,7 +120,7 @@ async def validate_job(job: JobSubmit, services: ServicesDep, language: RequestL
 
     `plan` tells the stages, the rows in and out, and estimates of steps and tokens. It is null if anything is refused.
     """
-    async with services.submissions.planned(job) as plan:
+    async with services.submissions.planned(job, submits=False) as plan:
         if plan.error is not None and not isinstance(plan.error, Invalid):
             raise plan.error
         return job_validation(plan, language)

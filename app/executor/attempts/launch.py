@@ -38,12 +38,14 @@ from app.executor.environments.activation import (
     network_variables,
     stage_environment,
 )
+from app.executor.runs.job_code import codes_of_job, unpinned_files
 from app.executor.runs.job_spec import EnvironmentBuild, JobSpec, Named, status_key
 from app.executor.runs.redaction import begin, finish
 from app.executor.runs.run_folder import RunFolder
 from app.presets.catalogue import download_program, helpers_dir, preview_program, sample_base_model
 from app.presets.shared.helpers.deepe_loading import PERMITS
 from app.registry.base_models.uploads import FOLDER as UPLOADS
+from app.registry.methods.code_reviews import CodeReviews
 from app.registry.methods.files import MethodFiles
 from app.registry.methods.pins import PinnedFile
 from app.registry.methods.runs import ScriptToRun, script_to_run
@@ -122,6 +124,7 @@ class StageLauncher:
         self._runner = {"TRAINING_START_PORT": str(runner_port)} if runner_port is not None else {}
         self._grace_seconds = grace_seconds
         self._files = MethodFiles(ScriptRoot(home.scripts), VersionStore(home.versions))
+        self._reviews = CodeReviews(self._files)
 
     async def resolve(self, claim: Claim) -> LaunchSpec:
         """Return what to run for the claim, with its run folder made; raise `LaunchError` when it cannot run."""
@@ -152,7 +155,7 @@ class StageLauncher:
         # at once, and one visit to a thread: each would be another wait before the start
         names = references(list(spec.referring().values()))
         spec, (secrets, inherited), prefix, server, model, seen = await asyncio.gather(
-            self._with_dtype(spec),
+            self._approved(job, spec),
             asyncio.gather(
                 self._secret_values(names, Scope(job.project_id)),
                 # what an operator gives to every stage of a node is of no project
@@ -172,6 +175,31 @@ class StageLauncher:
         if (key := status_key(job)) is not None:
             await self._status.launching(key)
         return launch
+
+    async def _approved(self, job: JobRow, spec: JobSpec) -> JobSpec:
+        await self._require_approval(job, spec)
+        return await self._with_dtype(spec)
+
+    async def _require_approval(self, job: JobRow, spec: JobSpec) -> None:
+        """Raise `LaunchError` for code that is not approved, where that is required; it waits for a review then.
+
+        The claim is committed: whoever withdraws the approval from now on sees the job among those that have started.
+        """
+        database = self._database.of(Scope(job.project_id))
+        async with database.reading() as session:
+            if not await self._reviews.is_required(session):
+                return
+            codes = codes_of_job(job)
+            states = await self._reviews.unapproved(session, codes, lock=True)
+            method = await self._reviews.version_of(session, job.method_id, job.method_version)
+        if unpinned := unpinned_files(spec):
+            raise LaunchError(EndReason.CODE_NOT_APPROVED, code=", ".join(unpinned))
+        if states:
+            missing = {stage: codes[stage] for stage in states}
+            async with database.writing() as session:
+                await self._reviews.authors(session, missing, method, write=True)
+            named = ", ".join(f"{stage} {code.name} {code.digest}" for stage, code in missing.items())
+            raise LaunchError(EndReason.CODE_NOT_APPROVED, code=named)
 
     def _lay_out(
         self,

@@ -25,6 +25,7 @@ from app.domain.rendering import INFERENCE_EXTRAS, filled_arguments, inference_a
 from app.domain.script_parameters import ScriptParameters
 from app.domain.stage_calls import StageCall, stage_call
 from app.domain.training_types import TYPES
+from app.executor.jobs.code_approval import JobCodeApproval
 from app.executor.jobs.request_images import place_image
 from app.executor.jobs.submission_inputs import permits, why_not_loaded
 from app.executor.runs.job_spec import InferenceRequest, JobSpec, Named, PinnedScript
@@ -87,11 +88,18 @@ class InferenceRequests:
     """Plans the jobs of inference requests."""
 
     def __init__(
-        self, *, database: Database, methods: MethodServices, home: Home, clock: Callable[[], datetime]
+        self,
+        *,
+        database: Database,
+        methods: MethodServices,
+        home: Home,
+        approval: JobCodeApproval,
+        clock: Callable[[], datetime],
     ) -> None:
         self._database = database
         self._methods = methods
         self._home = home
+        self._approval = approval
         self._clock = clock
 
     @asynccontextmanager
@@ -112,8 +120,11 @@ class InferenceRequests:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
             raise
 
-    async def plan(self, model: str, received: Received) -> JobRow:
-        """Return the job to insert. Raise if the model cannot answer."""
+    async def plan(self, model: str, received: Received, *, submits: bool = True) -> JobRow:
+        """Return the job to insert. Raise if the model cannot answer.
+
+        `submits`: it is to be inserted, so its code has to be approved, or waits for a review from now on.
+        """
         request = inference_request_of(received.conversation, session_id=received.job_id)
         async with self._database.reading() as session:
             row = await models.get_model(session, model)
@@ -126,7 +137,7 @@ class InferenceRequests:
         asked = spec.permits is not None
         if asked and (wrong := await asyncio.to_thread(why_not_loaded, row, allowed, home=self._home, at="{model}")):
             raise InvalidRequest(wrong)
-        return store.new_job(
+        job = store.new_job(
             id=received.job_id,
             kind=stage,
             name=row.name,
@@ -140,6 +151,13 @@ class InferenceRequests:
             base_model_id=row.base_model_id,
             model_id=row.id,
         )
+        if submits:
+
+            async def record(_session: AsyncSession) -> Method:
+                return method
+
+            await self._approval.require([job], method, at="/model", record=record)
+        return job
 
     async def _method_with_inference(self, session: AsyncSession, model: ModelRow, stage: Stage) -> Method:
         row = await method_store.get_even_deleted(session, model.method_id)

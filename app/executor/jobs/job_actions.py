@@ -324,6 +324,11 @@ class JobActions:
             raise NoCheckpointToResume(job=job.id)
         fits = wanted.resume or (wanted.resume is None and await self._resumable(job, made[0], method))
         resuming(made[0], found if fits else None)
+
+        async def record(_session: AsyncSession) -> Method | None:
+            return method
+
+        await self._submissions.approval.require(made, method, at="", record=record)
         return RetryPlan(job=job, made=made, warnings=warnings, base_unmade=unmade)
 
     async def _checkpoint_of(self, job: JobRow) -> str | None:

@@ -120,7 +120,7 @@ class StageCommands:
         if wanted.accelerators is not None:
             resources = request.resources.model_copy(update={"accelerators": wanted.accelerators})
             request = request.model_copy(update={"resources": resources})
-        plan = await self._submissions.plan(request)
+        plan = await self._submissions.plan(request, submits=False)
         if plan.error is not None:
             raise _of_query(plan.error)
         job = next((job for job in plan.jobs if job.kind is stage), None)
@@ -135,7 +135,7 @@ class StageCommands:
         if wanted.model is None:
             raise InvalidRequest([Violation("?model", "model_needed", {"stage": stage, "state": KINDS[stage].asks})])
         conversation = Conversation([Message("user", _QUESTION)], None, {})
-        job = await self._questions.plan(wanted.model, Received(NO_JOB, conversation))
+        job = await self._questions.plan(wanted.model, Received(NO_JOB, conversation), submits=False)
         if job.kind is not stage or job.method_id != method_id:
             raise InvalidRequest([Violation("?model", "model_of_other_stage", {"model": wanted.model, "stage": stage})])
         return job

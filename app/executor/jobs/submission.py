@@ -26,6 +26,7 @@ from app.domain.lifecycle import source_state
 from app.domain.names import BASE_ENVIRONMENT
 from app.domain.retries import policy_violations
 from app.executor.jobs.base_model_builds import build_before
+from app.executor.jobs.code_approval import JobCodeApproval
 from app.executor.jobs.data_check import Data
 from app.executor.jobs.deployment_plan import deploy_target, planned_deployment, untaken_options, untaken_settings
 from app.executor.jobs.estimates import Estimate, estimate
@@ -136,6 +137,7 @@ class Submissions:
         parameters: StageParameters,
         lengths: TokenLengths,
         options: OptionClasses,
+        approval: JobCodeApproval,
         min_free_bytes: int,
         clock: Callable[[], datetime],
     ) -> None:
@@ -149,22 +151,28 @@ class Submissions:
         self._parameters = parameters
         self._lengths = lengths
         self._options = options
+        self.approval = approval
         self._min_free_bytes = min_free_bytes
         self._clock = clock
 
     @contextlib.asynccontextmanager
-    async def planned(self, request: JobSubmit) -> AsyncIterator[Plan]:
-        """Yield the plan of a request that may name several data sets; a mix of them that is not written is gone."""
+    async def planned(self, request: JobSubmit, *, submits: bool = True) -> AsyncIterator[Plan]:
+        """Yield the plan of a request that may name several data sets; a mix of them that is not written is gone.
+
+        `submits`: code that is not approved waits for a review from now on.
+        """
         if request.datasets is None or request.model is not None:
-            yield await self.plan(request)
+            yield await self.plan(request, submits=submits)
         elif request.dataset is not None:
             both = InvalidRequest([Violation("/datasets", "dataset_or_datasets", {})])
-            yield await self.plan(request, mix=Mix(error=both))
+            yield await self.plan(request, mix=Mix(error=both), submits=submits)
         else:
             async with self._mixes.found_or_mixed(request.datasets, "/datasets") as mix:
-                yield await self.plan(request, mix=mix)
+                yield await self.plan(request, mix=mix, submits=submits)
 
-    async def plan(self, request: JobSubmit, *, copied_from: str | None = None, mix: Mix | None = None) -> Plan:
+    async def plan(
+        self, request: JobSubmit, *, copied_from: str | None = None, mix: Mix | None = None, submits: bool = True
+    ) -> Plan:
         """Check the request and return what it will write; what is wrong is kept in the plan, not raised."""
         try:
             if mix is not None and mix.error is not None and not isinstance(mix.error, InvalidRequest):
@@ -177,6 +185,7 @@ class Submissions:
                 async with self._database.reading() as session:
                     known = await _with_builds(session, known)
                 plan = await asyncio.to_thread(self._judge, request, known)
+            await self._require_approval(plan, submits=submits)
             return replace(plan, copied_from=copied_from)
         except AppError as error:
             return Plan(request=request, copied_from=copied_from, error=error)
@@ -205,6 +214,7 @@ class Submissions:
         if base is not None and plan.card is not None and base.card != plan.card.model_dump(mode="json"):
             await self._base_models.record(session, base.id, plan.card)
         method = await self._runs.record(session, plan.known.method, plan.method)
+        await self.approval.require_still(session, plan.jobs, method, at="/method")
         for job in plan.jobs:
             job.method_version = method.version
         if plan.jobs and plan.copied_from is not None:
@@ -341,6 +351,16 @@ class Submissions:
             return False
         base_stands = known.base_model is None or now.base_model is not None
         return base_stands and (dataset is None or now.dataset_digest == dataset.digest)
+
+    async def _require_approval(self, plan: Plan, *, submits: bool) -> None:
+        known, method = plan.known, plan.method
+        assert known is not None
+        assert method is not None
+
+        async def record(session: AsyncSession) -> Method:
+            return await self._runs.record(session, known.method, method)
+
+        await self.approval.require(plan.jobs, method, at="/method", record=record if submits else None)
 
     # ---- judging: files and scripts, no statement is run ------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from app.domain.names import BASE_ENVIRONMENT
 from app.domain.plain_text import shown
 from app.domain.pointers import merge_patch
 from app.registry.environments.on_nodes import modules_found
+from app.registry.methods.code_reviews import CodeReviews
 from app.registry.methods.files import FileCheck, MethodFiles
 from app.registry.methods.pins import Pins, pins_to_json
 from app.registry.methods.record import Method, lifecycle_text, method_of, row_values, version_tag
@@ -78,8 +79,11 @@ class LicenceGate(Protocol):
 class MethodRegistry:
     """The methods of this installation."""
 
-    def __init__(self, *, files: MethodFiles, reader: ScriptReader, licence: LicenceGate, clock: Clock) -> None:
+    def __init__(
+        self, *, files: MethodFiles, reader: ScriptReader, reviews: CodeReviews, licence: LicenceGate, clock: Clock
+    ) -> None:
         self._files = files
+        self._reviews = reviews
         self._reader = reader
         self._licence = licence
         self._clock = clock
@@ -183,7 +187,9 @@ class MethodRegistry:
             row, number=1, definition=definition.canonical(), files=pins_to_json(pins), source=source, now=now
         )
         await store.insert(session, row, version)
-        return method_of(row, version)
+        made = method_of(row, version)
+        await self._reviews.version_made(session, None, made)
+        return made
 
     async def replace(
         self, session: AsyncSession, method: str, definition: MethodDefinition, *, precondition: Precondition
@@ -222,7 +228,9 @@ class MethodRegistry:
         columns = {**row_values(definition), **(values or {})}
         if not await store.replace(session, row, version, values=columns, now=now):
             raise MethodMoved(method=row.name)
-        return method_of(row, version)
+        made = method_of(row, version)
+        await self._reviews.version_made(session, method_of(row, newest), made)
+        return made
 
     async def delete(
         self, session: AsyncSession, method: str, *, precondition: Precondition, jobs: JobsChoice | None

@@ -14,6 +14,7 @@ from app.domain.enums import VersionSource
 from app.domain.errors import Conflict, InvalidRequest, NotFound
 from app.domain.kinds import Stage
 from app.registry.environments.on_nodes import modules_found
+from app.registry.methods.code_reviews import CodeReviews
 from app.registry.methods.files import FileStatus, MethodFiles, python_problem
 from app.registry.methods.pins import PinnedFile, Pins, pin, pin_from_json
 from app.registry.methods.record import Method, method_of
@@ -23,7 +24,7 @@ from app.registry.methods.service import MethodRegistry, Precondition, PresetRea
 from app.registry.methods.stage_members import stage_pointer
 from app.registry.scripts.module_names import hidden, modules_of, provided
 from app.registry.scripts.names import SUFFIX, file_path
-from app.registry.scripts.root import ScriptEntry, ScriptTooLarge
+from app.registry.scripts.root import ScriptEntry, ScriptTooLarge, digest_of
 from app.registry.scripts.versions import Tree
 from app.store import methods as store
 from app.store import registry_facts
@@ -65,8 +66,9 @@ class ScriptContent:
 class StageFiles:
     """Lists, reads, replaces and deletes scripts."""
 
-    def __init__(self, *, registry: MethodRegistry, files: MethodFiles) -> None:
+    def __init__(self, *, registry: MethodRegistry, files: MethodFiles, reviews: CodeReviews) -> None:
         self._registry = registry
+        self._reviews = reviews
         self._files = files
 
     async def states(self, method: Method) -> list[FileStatus]:
@@ -114,6 +116,7 @@ class StageFiles:
         present, _ = await asyncio.to_thread(self._files.current, pinned)
         precondition(present.sha256)
         pins = await asyncio.to_thread(self._replace, newest, pinned.file, content)
+        await self._reviews.file_changed(session, pinned.file, digest_of(content).sha256)
         return await self._registry.new_version(session, row, newest.definition, pins, source=VersionSource.UPLOAD)
 
     async def entries(self, *, every_type: bool = False) -> list[ScriptEntry]:
@@ -142,7 +145,9 @@ class StageFiles:
         await self._refuse_hiding(session, path)
         present = await asyncio.to_thread(self._files.scripts.digest, path)
         precondition(present.sha256 if present else None)
-        return await asyncio.to_thread(self._write, path, content), present is None
+        written = await asyncio.to_thread(self._write, path, content)
+        await self._reviews.file_changed(session, path, written.sha256)
+        return written, present is None
 
     async def delete_script(self, session: AsyncSession, path: str, *, precondition: Precondition) -> None:
         """Delete a file of the script root that no method uses; `precondition` gets its sha256."""
@@ -157,6 +162,7 @@ class StageFiles:
         if users:
             raise ScriptInUse(file=path, methods=", ".join(users))
         await asyncio.to_thread(self._delete, path)
+        await self._reviews.file_changed(session, path)
 
     def _check(self, content: bytes, name: str, *, python: bool = True) -> None:
         limit = self._files.scripts.max_bytes

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from app.domain.enums import Platform
 from app.registry.environments.described_options import OptionClasses
+from app.registry.methods.code_reviews import CodeReviews
 from app.registry.methods.copies import MethodCopies
 from app.registry.methods.files import MethodFiles
 from app.registry.methods.guide import MethodGuide
@@ -36,6 +37,7 @@ class MethodServices:
     guide: MethodGuide
     suggestions: MethodSuggestions
     presets: PresetInstaller
+    code_reviews: CodeReviews
 
 
 def method_services(
@@ -51,7 +53,8 @@ def method_services(
     """Return the services of the methods under `home`; `machine` is this machine's platform."""
     files = MethodFiles(ScriptRoot(home.scripts, max_bytes=max_script_bytes), VersionStore(home.versions))
     reader = ScriptReader(files)
-    registry = MethodRegistry(files=files, reader=reader, licence=licence, clock=clock)
+    reviews = CodeReviews(files)
+    registry = MethodRegistry(files=files, reader=reader, reviews=reviews, licence=licence, clock=clock)
     runs = MethodRuns(registry=registry, files=files)
     options = OptionClasses()
     return MethodServices(
@@ -61,7 +64,7 @@ def method_services(
         runs=runs,
         copies=MethodCopies(registry=registry, runs=runs, files=files, licence=licence),
         restoring=MethodRestoring(registry=registry, files=files),
-        stage_files=StageFiles(registry=registry, files=files),
+        stage_files=StageFiles(registry=registry, files=files, reviews=reviews),
         options=options,
         guide=MethodGuide(registry=registry, files=files, reader=reader, options=options, clock=clock),
         suggestions=MethodSuggestions(files=files, options=options),
@@ -73,4 +76,5 @@ def method_services(
             machine=machine,
             samples=Samples(home=home, clock=clock) if samples else None,
         ),
+        code_reviews=reviews,
     )
