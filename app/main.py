@@ -57,7 +57,6 @@ from app.domain.enums import Platform
 from app.domain.errors import Violation
 from app.domain.projects import DEFAULT_SCOPE, EVERY_PROJECT
 from app.domain.retention import Retention, RetentionTarget
-from app.domain.webhooks import AddressPolicy
 from app.executor.jobs.base_model_builds import BaseModelDownloads
 from app.executor.jobs.chat_service import ChatService
 from app.executor.jobs.code_approval import JobCodeApproval
@@ -81,6 +80,7 @@ from app.executor.nodes.notifier import FileNotifier, Notifier
 from app.executor.runs.observe import RunObserver
 from app.executor.runs.stream import JobStreams
 from app.observability import configure_logging
+from app.presets.shared.helpers.deepe_addresses import AddressPolicy
 from app.registry.base_models.service import BaseModels
 from app.registry.datasets.mixes import DatasetMixes
 from app.registry.datasets.service import Datasets
@@ -180,6 +180,7 @@ def build_services(
     notifier = notifier or _notifier(settings, database)
     streams = JobStreams(database, home)
     addresses = AddressPolicy(settings.webhook_addresses)
+    targets = AddressPolicy(settings.target_addresses)
     parameters = StageParameters(methods_.reader)
     lengths = TokenLengths()
     approval = JobCodeApproval(database, methods_.code_reviews)
@@ -207,11 +208,11 @@ def build_services(
         base_models=base_models_,
         datasets=datasets_,
         dataset_mixes=mixes,
-        deploy_targets=DeployTargets(clock=clock),
+        deploy_targets=DeployTargets(clock=clock, addresses=targets),
         queues=Queues(clock=clock),
         environments=Environments(clock=clock),
         nodes=NodeActions(),
-        models=Models(database=database, home=home, clock=clock),
+        models=Models(database=database, home=home, clock=clock, addresses=targets),
         model_registration=ModelRegistration(home=home, clock=clock),
         code_approval=approval,
         submissions=submissions,

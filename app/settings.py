@@ -285,6 +285,13 @@ class Settings(BaseSettings):
         "Metadata services of clouds are always refused.",
     )
 
+    # Deploy targets
+    target_addresses: Literal["any", "public"] = Field(
+        "any",
+        description="Where deploy targets, and vLLM servers of jobs, may be: anywhere, private networks included, or "
+        "public addresses only. Metadata services of clouds are always refused. Set it for API and workers.",
+    )
+
     # What is kept how long
     keep_failed_runs_days: int = Field(
         90, ge=0, le=36500, description="Days that run folders of failed and cancelled jobs are kept; 0: for ever."
@@ -322,7 +329,9 @@ class Settings(BaseSettings):
         "auto", description="Form of the log; auto: console on a terminal, else one JSON object a line."
     )
 
-    @field_validator("platform", "env_builder", "webhook_addresses", "log_level", "log_format", mode="before")
+    @field_validator(
+        "platform", "env_builder", "webhook_addresses", "target_addresses", "log_level", "log_format", mode="before"
+    )
     @classmethod
     def _lower(cls, value: object) -> object:
         return value.strip().lower() if isinstance(value, str) else value

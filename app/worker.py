@@ -214,6 +214,7 @@ def _agent(
         runner_port=settings.runner_port,
         grace_seconds=settings.stop_grace_seconds,
         secrets_key=settings.given_secrets_key,
+        target_addresses=settings.target_addresses,
     )
     engine = LocalEngine(node_home)
     return NodeAgent(

@@ -1,4 +1,4 @@
-"""Webhooks as values: their events, the addresses allowed, signatures, and the delays between tries.
+"""Webhooks as values: their events, the form of addresses, signatures, and the delays between tries.
 
 Messages follow the open specification Standard Webhooks (`webhook-id`, `webhook-timestamp`, `webhook-signature`).
 """
@@ -7,10 +7,9 @@ import base64
 import binascii
 import hashlib
 import hmac
-import ipaddress
 import json
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -64,13 +63,6 @@ PUBLISHED_STATUSES: Final = frozenset(_WORDS)
 """Statuses whose transitions are published to webhooks."""
 
 
-class AddressPolicy(StrEnum):
-    """Which addresses a message may be sent to."""
-
-    ANY = "any"
-    PUBLIC = "public"
-
-
 def event_of(kind: JobKind, status: JobStatus) -> WebhookEvent | None:
     """Return the event of the transition to `status`; None if webhooks cannot subscribe to it."""
     name = f"{KINDS[kind].event_subject}.{_WORDS.get(status)}"
@@ -88,22 +80,14 @@ class Answer:
 
 # ---- addresses ------------------------------------------------------------------------------------------------------
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-# where clouds hand machines their credentials, beside the link-local ranges
-_METADATA: Final[Collection[Address]] = frozenset(
-    ipaddress.ip_address(text) for text in ("100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254")
-)
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-
 
 def normal_url(url: str) -> str:
     """Return the address as it is kept."""
     return url.strip()
 
 
-def url_violations(url: str, *, policy: AddressPolicy) -> list[Violation]:
-    """Return what is wrong with the address of a receiver. What its name leads to is looked at before every send."""
+def url_violations(url: str) -> list[Violation]:
+    """Return what is wrong with the form of a receiver's address."""
     url = normal_url(url)
     if not url.isascii() or not url.isprintable() or " " in url or "\\" in url or len(url) > MAX_URL_LENGTH:
         return [Violation("/url", "invalid_webhook_url")]
@@ -116,30 +100,7 @@ def url_violations(url: str, *, policy: AddressPolicy) -> list[Violation]:
         return [Violation("/url", "url_with_credentials")]
     if parts.scheme not in {"http", "https"} or not parts.hostname or not port_fits or parts.fragment:
         return [Violation("/url", "invalid_webhook_url")]
-    try:
-        address = ipaddress.ip_address(parts.hostname)
-    except ValueError:
-        return []
-    if is_refused(address, policy):
-        return [Violation("/url", "webhook_address_refused", {"address": str(address)})]
     return []
-
-
-def is_refused(address: Address, policy: AddressPolicy) -> bool:
-    """Say whether nothing may be sent there: no machine, a cloud's metadata service, or against the policy."""
-    address = _unwrapped(address)
-    if address.is_link_local or address.is_multicast or address.is_unspecified or address in _METADATA:
-        return True
-    return policy is AddressPolicy.PUBLIC and not address.is_global
-
-
-def _unwrapped(address: Address) -> Address:
-    """Return the IPv4 address that an IPv6 one stands for."""
-    if isinstance(address, ipaddress.IPv4Address):
-        return address
-    if address in _NAT64:
-        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    return address.ipv4_mapped or address.sixtofour or address
 
 
 # ---- signature ------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Deploy targets over HTTP, on SQLite and on Postgres."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,10 @@ class TestCreate:
             ("http://bo\tx", "invalid_url"),
             ("http://user:secret@box", "url_with_credentials"),
             ("http://user@box", "url_with_credentials"),
+            ("http://169.254.169.254/latest", "target_address_refused"),
+            ("http://0xa9fea9fe:11434", "target_address_refused"),
+            ("http://[::ffff:169.254.169.254]", "target_address_refused"),
+            ("http://[64:ff9b:1::169.254.169.254]:11434", "target_address_refused"),
             ("http://" + "x" * 3000, "invalid_url"),
             ("https://[::1]:11434/ollama", None),
         ],
@@ -201,6 +206,20 @@ class TestAnswer:
         assert (here["usable"], here["status"]) == (True, 200)
         assert (gone["usable"], gone["status"]) == (False, None)
         assert "could not be reached" in gone["detail"]
+
+    async def test_calls_no_metadata_service_that_a_name_leads_to(
+        self, app: MethodsApp, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def lead_astray(*_: Any, **__: Any) -> Any:
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("169.254.169.254", 80))]
+
+        await create(app, "astray", "http://innocent.example")
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", lead_astray)
+
+        answer = (await app.client.post(f"{URL}/astray:test")).json()
+
+        assert (answer["usable"], answer["status"]) == (False, None)
+        assert "169.254.169.254, where nothing may be sent" in answer["detail"]
 
 
 SCRIPT = """

@@ -20,12 +20,13 @@ from app.access.secrets import SecretKeys, Secrets, secret_values
 from app.domain.access import LOCAL
 from app.domain.enums import EndReason, JobStatus, ModelState
 from app.domain.projects import DEFAULT_SCOPE
-from app.domain.webhooks import DEFAULT_EVENTS, AddressPolicy
+from app.domain.webhooks import DEFAULT_EVENTS
 from app.executor.maintenance.backups import BackupPart, BackupReport, BackupUnusable, take
 from app.executor.maintenance.restoring import check, restore
 from app.executor.maintenance.webhooks import Webhooks
 from app.executor.runs.redaction import begin
 from app.executor.runs.run_folder import RunFolder
+from app.presets.shared.helpers.deepe_addresses import AddressPolicy
 from app.store import dump, job_attempts, webhooks
 from app.store.home import Home
 from app.store.migrate import SchemaState, downgrade, revisions, schema_state, upgrade

@@ -12,9 +12,10 @@ from sqlmodel import col, select
 
 from app.domain.enums import DeliveryState, JobKind, JobStatus
 from app.domain.retention import Retention, RetentionTarget
-from app.domain.webhooks import DEFAULT_EVENTS, AddressPolicy
+from app.domain.webhooks import DEFAULT_EVENTS
 from app.executor.maintenance.housekeeping import EVERY, LEASE, Housekeeper, HousekeepingRunning
 from app.executor.maintenance.webhooks import Webhooks
+from app.presets.shared.helpers.deepe_addresses import AddressPolicy
 from app.store import housekeeping as store
 from app.store import webhooks
 from app.store.home import Home

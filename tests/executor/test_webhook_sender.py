@@ -24,12 +24,13 @@ from sqlalchemy import event
 from sqlmodel import col, select
 
 from app.domain.enums import DeliveryState, JobKind
-from app.domain.webhooks import DEFAULT_EVENTS, AddressPolicy, WebhookEvent
+from app.domain.webhooks import DEFAULT_EVENTS, WebhookEvent
 from app.executor.maintenance import webhook_sender
 from app.executor.maintenance.background import in_background
 from app.executor.maintenance.webhook_post import WebhookClient
 from app.executor.maintenance.webhook_sender import WebhookSender
 from app.executor.maintenance.webhooks import Webhooks
+from app.presets.shared.helpers.deepe_addresses import AddressPolicy
 from app.store import job_attempts, job_status
 from app.store import webhooks as store
 from app.store.session import Database

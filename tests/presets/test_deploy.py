@@ -76,6 +76,18 @@ class TestOllama:
         assert run.code == 0
         assert [record["msg"] for record in run.records].count(600007) == 3
 
+    def test_a_server_that_may_not_be_called_gets_nothing(
+        self, home: Home, folder: Path, server: OllamaStandIn
+    ) -> None:
+        values = {"folderPath": str(folder), "serverUrl": server.url, "modelName": "shop"}
+        arguments = [word for name, value in values.items() for word in (f"--{name}", value)]
+
+        run = home.run("deploy_ollama.py", *arguments, environment={"DEEPE_TARGET_ADDRESSES": "public"})
+
+        assert run.code == 1
+        assert "leads to 127.0.0.1, where nothing may be sent" in run.json_lines[-1]["message"]
+        assert server.calls == []
+
     def test_error_in_the_stream_is_a_failure_although_the_answer_was_200(
         self, home: Home, folder: Path, server: OllamaStandIn
     ) -> None:

@@ -43,6 +43,7 @@ from app.executor.runs.job_spec import EnvironmentBuild, JobSpec, Named, status_
 from app.executor.runs.redaction import begin, finish
 from app.executor.runs.run_folder import RunFolder
 from app.presets.catalogue import download_program, helpers_dir, preview_program, sample_base_model
+from app.presets.shared.helpers.deepe_addresses import POLICY, AddressPolicy
 from app.presets.shared.helpers.deepe_loading import PERMITS
 from app.registry.base_models.uploads import FOLDER as UPLOADS
 from app.registry.methods.code_reviews import CodeReviews
@@ -110,6 +111,7 @@ class StageLauncher:
         runner_port: int | None = None,
         grace_seconds: float,
         secrets_key: str | None = None,
+        target_addresses: str = AddressPolicy.ANY,
     ) -> None:
         self._database = database
         self._home = home
@@ -122,6 +124,7 @@ class StageLauncher:
         self._redis_url = redis_url
         # where scripts of DeepExtension find its runner
         self._runner = {"TRAINING_START_PORT": str(runner_port)} if runner_port is not None else {}
+        self._addresses = {POLICY: target_addresses}
         self._grace_seconds = grace_seconds
         self._files = MethodFiles(ScriptRoot(home.scripts), VersionStore(home.versions))
         self._reviews = CodeReviews(self._files)
@@ -241,6 +244,7 @@ class StageLauncher:
             redis_url=self._redis_url,
             variables={
                 **self._runner,
+                **self._addresses,
                 **({"DEEPE_RESUME_FROM": str(resume_from)} if resume_from is not None else {}),
                 **({"DEEPE_SERVER_PYTHON": str(interpreter(server))} if server is not None else {}),
                 **pinned(seen, self._prefixes.accelerators),

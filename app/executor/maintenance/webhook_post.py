@@ -1,29 +1,21 @@
 """One message to one address: bounded in time, answered by a status and nothing else, never led elsewhere.
 
-The name is resolved once per connection and every address that it has is looked at before one is connected to, so that
-a name cannot be checked with one address and reached under another. Redirects are answers like others: nothing is
+Connections go to addresses that were judged (`app.registry.outbound`). Redirects are answers like others: nothing is
 followed. No proxy is used.
 """
 
 import asyncio
-import ipaddress
-import socket
-import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from functools import cache
-from typing import Any
 
 import httpcore
 
-from app.domain.webhooks import POST_SECONDS, AddressPolicy, Answer, is_refused
+from app.domain.webhooks import POST_SECONDS, Answer
+from app.presets.shared.helpers.deepe_addresses import AddressPolicy
+from app.registry.outbound import CheckedNetwork, tls
 
 _USER_AGENT = "DeepExtension-Webhooks/1"
-
-
-class AddressRefused(httpcore.ConnectError):
-    """The name leads to an address that nothing may be sent to."""
 
 
 class WebhookClient:
@@ -32,11 +24,11 @@ class WebhookClient:
     def __init__(self, *, policy: AddressPolicy, seconds: float = POST_SECONDS) -> None:
         self._seconds = seconds
         self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=_tls(),
+            ssl_context=tls(),
             max_connections=None,
             max_keepalive_connections=16,
             keepalive_expiry=30,
-            network_backend=_CheckedNetwork(policy),
+            network_backend=CheckedNetwork(policy),
         )
 
     async def post(self, url: str, *, headers: Mapping[str, str], body: bytes) -> Answer:
@@ -56,50 +48,6 @@ class WebhookClient:
     async def close(self) -> None:
         """Close the connections."""
         await self._pool.aclose()
-
-
-@cache
-def _tls() -> ssl.SSLContext:
-    """Return the settings of TLS; to read the system's certificates takes tens of milliseconds."""
-    return ssl.create_default_context()
-
-
-class _CheckedNetwork(httpcore.AsyncNetworkBackend):
-    """Connects to addresses that were looked at."""
-
-    def __init__(self, policy: AddressPolicy) -> None:
-        self._policy = policy
-        self._network = httpcore.AnyIOBackend()
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        problem: Exception | None = None
-        for address in await self._addresses(host, port):
-            try:
-                return await self._network.connect_tcp(address, port, timeout, local_address, socket_options)
-            except httpcore.ConnectError as error:
-                problem = error
-        raise problem or httpcore.ConnectError(f"{host} has no address")
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-
-    async def _addresses(self, host: str, port: int) -> list[str]:
-        try:
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as error:
-            raise httpcore.ConnectError(f"{host} cannot be resolved: {error.strerror or error}") from error
-        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
-        for address in addresses:
-            if is_refused(ipaddress.ip_address(address.partition("%")[0]), self._policy):
-                raise AddressRefused(f"{host} leads to {address}, where nothing may be sent")
-        return addresses
 
 
 def _answer(response: httpcore.Response) -> Answer:

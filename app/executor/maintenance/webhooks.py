@@ -10,13 +10,13 @@ from app.domain.enums import DeliveryState
 from app.domain.errors import Conflict, InvalidRequest, Violation
 from app.domain.webhooks import (
     TEST_EVENT,
-    AddressPolicy,
     WebhookEvent,
     new_secret,
     normal_url,
     secret_violations,
     url_violations,
 )
+from app.presets.shared.helpers.deepe_addresses import AddressPolicy, refused_literal
 from app.store import webhooks as store
 from app.store.clock import database_now
 from app.store.paging import PageRequest, Slice
@@ -122,7 +122,9 @@ class Webhooks:
         return await store.get_delivery(session, webhook, delivery)
 
     def _check(self, *, url: str | None, events: Sequence[WebhookEvent] | None, secret: str | None) -> None:
-        found = [] if url is None else url_violations(url, policy=self._policy)
+        found = [] if url is None else url_violations(url)
+        if url is not None and not found and (refused := refused_literal(normal_url(url), self._policy)):
+            found.append(Violation("/url", "webhook_address_refused", {"address": str(refused)}))
         if events is not None and not events:
             found.append(Violation("/events", "webhook_without_events"))
         if secret is not None:

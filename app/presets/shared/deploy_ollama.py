@@ -21,6 +21,7 @@ from typing import Any
 # The platform puts its helper modules on PYTHONPATH; in a checkout they lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "shared/helpers"))
 import deepe
+from deepe_addresses import opener
 from train_callback import LevelEnum, LogEnum, write_log
 
 UPLOAD_TIMEOUT_S = 600  # without a byte in either direction
@@ -112,7 +113,7 @@ def options(text: str) -> dict[str, Any]:
 
 def check_server(url: str) -> None:
     try:
-        with urllib.request.urlopen(url, timeout=10):
+        with opener(None, urllib.request.HTTPRedirectHandler()).open(url, timeout=10):
             pass
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise Failed(LogEnum.DeployOllamaError, f"the Ollama server {url} cannot be reached: {error}") from error
@@ -138,7 +139,7 @@ def upload(args: argparse.Namespace, file: Path, number: int, total: int) -> str
 
 def send(request: urllib.request.Request, name: str) -> int:
     try:
-        with urllib.request.urlopen(request, timeout=UPLOAD_TIMEOUT_S) as response:
+        with opener().open(request, timeout=UPLOAD_TIMEOUT_S) as response:
             status = int(response.status)
     except urllib.error.HTTPError as error:
         reason = error.read(500).decode(errors="replace").strip()
@@ -159,7 +160,7 @@ def create(args: argparse.Namespace, body: dict[str, Any]) -> None:
     log(args, LogEnum.DeploySendingCreateModel, args.modelName)
     last = ""
     try:
-        with urllib.request.urlopen(request, timeout=CREATE_TIMEOUT_S) as response:
+        with opener().open(request, timeout=CREATE_TIMEOUT_S) as response:
             log(args, LogEnum.DeployCreateStatusCode, str(response.status))
             for line in objects(response):
                 if "error" in line:

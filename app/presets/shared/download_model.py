@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import deepe
+from deepe_addresses import AddressPolicy, opener
 
 ENDPOINT = "https://huggingface.co"
 TRIES = 6
@@ -101,11 +102,8 @@ class Hub:
         if urllib.parse.urlsplit(self.endpoint).scheme not in ("http", "https"):
             raise SystemExit(f"HF_ENDPOINT must begin with http:// or https://, not {endpoint}")
         self.headers = {"User-Agent": "deepextension", **({"Authorization": f"Bearer {token}"} if token else {})}
-        # http and https only: a redirect to a file would read this machine's
-        handlers = (urllib.request.ProxyHandler, SameHostToken, urllib.request.HTTPHandler, urllib.request.HTTPSHandler)
-        self.opener = urllib.request.OpenerDirector()
-        for handler in (*handlers, urllib.request.HTTPErrorProcessor, urllib.request.HTTPDefaultErrorHandler):
-            self.opener.add_handler(handler())
+        # a redirect leads to no file of this machine, and to no metadata service
+        self.opener = opener(AddressPolicy.ANY, SameHostToken())
 
     def files(self, repository: str, revision: str) -> tuple[str, list[File]]:
         """Return the commit of a revision and its files."""

@@ -21,6 +21,7 @@ from app.domain.deploy_targets import (
 from app.domain.errors import Conflict, InvalidRequest, Violation
 from app.domain.names import name_key, name_violations, normal_name
 from app.domain.pointers import merge_patch
+from app.presets.shared.helpers.deepe_addresses import AddressPolicy, refused_literal
 from app.registry.models.serving_tools import TargetSilent, ask_start_page
 from app.store import named
 from app.store.deploy_targets import get_deploy_target, lock_deploy_target
@@ -60,8 +61,9 @@ class Answer:
 class DeployTargets:
     """What can be done with deploy targets."""
 
-    def __init__(self, *, clock: Callable[[], datetime]) -> None:
+    def __init__(self, *, clock: Callable[[], datetime], addresses: AddressPolicy = AddressPolicy.ANY) -> None:
         self._clock = clock
+        self._addresses = addresses
 
     async def get(self, session: AsyncSession, deploy_target: str) -> DeployTargetRow:
         """Return the deploy target with this id or name."""
@@ -75,7 +77,7 @@ class DeployTargets:
 
     async def create(self, session: AsyncSession, new: NewDeployTarget) -> DeployTargetRow:
         """Register a deploy target. It is not contacted: it may be started later."""
-        if found := list(_violations(new)):
+        if found := self._violations(new):
             raise InvalidRequest(found)
         row = DeployTargetRow(
             id=str(uuid4()),
@@ -104,7 +106,7 @@ class DeployTargets:
             "conda_env": row.conda_env,
         }
         new = NewDeployTarget(name=row.name, kind=DeployTargetKind(row.kind), **merge_patch(kept, changes))
-        if violations := list(_violations(new)):
+        if violations := self._violations(new):
             raise InvalidRequest(violations)
         await named.update(
             session,
@@ -120,7 +122,7 @@ class DeployTargets:
         """Ask the server for its start page, from where the service runs; a deployment runs on a node."""
         kind = DeployTargetKind(row.kind)
         try:
-            status = await ask_start_page(row.url)
+            status = await ask_start_page(row.url, policy=self._addresses)
         except TargetSilent as error:
             return Answer(False, Violation("", "target_without_answer", {"url": row.url, "problem": error.problem}))
         params = {"url": row.url, "status": status}
@@ -134,6 +136,12 @@ class DeployTargets:
         if methods := await methods_deploying_to(session, row.name):
             raise DeployTargetInUse(deploy_target=row.name, methods=", ".join(methods))
         await named.delete(session, row)
+
+    def _violations(self, new: NewDeployTarget) -> list[Violation]:
+        found = list(_violations(new))
+        if not url_violations(new.url) and (refused := refused_literal(normal_url(new.url), self._addresses)):
+            found.append(Violation("/url", "target_address_refused", {"address": str(refused)}))
+        return found
 
 
 def _violations(new: NewDeployTarget) -> Iterator[Violation]:

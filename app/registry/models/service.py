@@ -15,6 +15,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.deploy_targets import DeployTargetKind
 from app.domain.errors import Conflict
+from app.presets.shared.helpers.deepe_addresses import AddressPolicy
 from app.registry.models.archive import Archive, archive_of
 from app.registry.models.folders import ModelFile, existing_file, existing_folder, list_files, remove_folder
 from app.registry.models.serving_tools import unload_from_ollama
@@ -50,7 +51,15 @@ class Lineage:
 class Models:
     """Reads and deletes models. Deletion runs its own short transactions, with the network between them."""
 
-    def __init__(self, *, database: Database, home: Home, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        *,
+        database: Database,
+        home: Home,
+        clock: Callable[[], datetime],
+        addresses: AddressPolicy = AddressPolicy.ANY,
+    ) -> None:
+        self._addresses = addresses
         self._database = database
         self._home = home
         self._clock = clock
@@ -107,7 +116,7 @@ class Models:
             row = await self._deletable(session, model)
         served = _served_by_ollama(row)
         if served and not without_unloading:
-            await unload_from_ollama(served, row.name)
+            await unload_from_ollama(served, row.name, policy=self._addresses)
         async with self._database.writing() as session:
             row = await self._deletable(session, row.id)
             await store.mark_deleted(session, row.id, now=self._clock())

@@ -1,9 +1,11 @@
 """The servers behind deploy targets: asked whether they answer, and to unload a model."""
 
+from http import HTTPStatus
 from typing import Final
 
 from app.domain.errors import Unavailable
 from app.domain.plain_text import shown
+from app.presets.shared.helpers.deepe_addresses import AddressPolicy
 
 _TIMEOUT_SECONDS: Final = 30.0
 _ANSWER_SECONDS: Final = 5.0
@@ -24,33 +26,26 @@ class TargetSilent(Exception):
         super().__init__(self.problem)
 
 
-async def ask_start_page(url: str) -> int:
+async def ask_start_page(url: str, *, policy: AddressPolicy) -> int:
     """Return the status with which the server answers. Raises `TargetSilent`."""
-    import httpx
+    from app.registry.outbound import NoReply, request
 
     try:
-        # as deployments do: no proxy from the environment, and what it refers to is not asked
-        async with (
-            httpx.AsyncClient(timeout=_ANSWER_SECONDS, trust_env=False) as client,
-            client.stream("GET", url) as answer,
-        ):
-            return answer.status_code
-    except httpx.TimeoutException as exc:
-        raise TargetSilent(f"no answer within {_ANSWER_SECONDS:.0f} s") from exc
-    except (httpx.HTTPError, httpx.InvalidURL) as exc:
-        raise TargetSilent(str(exc) or type(exc).__name__) from exc
+        reply = await request("GET", url, policy=policy, seconds=_ANSWER_SECONDS)
+    except NoReply as exc:
+        raise TargetSilent(str(exc)) from exc
+    return reply.status
 
 
-async def unload_from_ollama(url: str, model: str) -> None:
+async def unload_from_ollama(url: str, model: str, *, policy: AddressPolicy) -> None:
     """Delete `model` in the Ollama at `url`; one that it does not have is as good as deleted."""
-    import httpx  # takes a tenth of a second, and models are rarely deleted
+    from app.registry.outbound import NoReply, request
 
+    document = {"model": model}
     try:
-        # no proxy from the environment: deployments reach the tool without one as well
-        async with httpx.AsyncClient(timeout=_TIMEOUT_SECONDS, trust_env=False) as client:
-            answer = await client.request("DELETE", f"{url}/api/delete", json={"model": model})
-    except (httpx.HTTPError, httpx.InvalidURL) as exc:
-        raise DeployTargetUnreachable(url=url, problem=str(exc) or type(exc).__name__) from exc
-    if answer.status_code >= 400 and answer.status_code != httpx.codes.NOT_FOUND:
-        problem = f"HTTP {answer.status_code} {answer.text[:_LONGEST_ANSWER]}".strip()
+        reply = await request("DELETE", f"{url}/api/delete", policy=policy, seconds=_TIMEOUT_SECONDS, document=document)
+    except NoReply as exc:
+        raise DeployTargetUnreachable(url=url, problem=str(exc)) from exc
+    if reply.status >= 400 and reply.status != HTTPStatus.NOT_FOUND:
+        problem = f"HTTP {reply.status} {reply.text[:_LONGEST_ANSWER]}".strip()
         raise DeployTargetUnreachable(url=url, problem=problem)

@@ -36,6 +36,7 @@ from typing import Any
 
 import deepe
 from deepe_adapters import start_of
+from deepe_addresses import AddressPolicy, AddressRefused, opener
 from deepe_distributed import is_divided
 from deepe_log import remark
 from deepe_options import options_of
@@ -262,17 +263,25 @@ def _wait(server: Server, args: argparse.Namespace) -> None:
     began = time.monotonic()
     while True:
         try:
-            with urllib.request.urlopen(f"{server.url}/health", timeout=10):
+            with _opened(server, f"{server.url}/health", timeout=10):
                 return
         except (OSError, ValueError) as error:
             if ended := server.ended():
                 raise Refused(ended) from error
+            if isinstance(getattr(error, "reason", None), AddressRefused):
+                raise Refused(f"the vLLM server at {server.url} may not be called: {error}") from error
             if server.process is None and time.monotonic() - began >= patience:
                 raise Refused(
                     f"no vLLM server answers at {server.url} ({error}); start one ({WANTED}), or leave "
                     "vllm_server_base_url out"
                 ) from error
         time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def _opened(server: Server, request: Any, *, timeout: float) -> Any:
+    """Open an address of the server: of one that the job names if it may be called, of our own in any case."""
+    own = AddressPolicy.ANY if server.process is not None else None
+    return opener(own).open(request, timeout=timeout)
 
 
 def _check_served(server: Server) -> None:
@@ -291,7 +300,7 @@ def _asked(server: Server, path: str, content: Any = None) -> Any:
     body = None if content is None else json.dumps(content).encode()
     request = urllib.request.Request(server.url + path, body, {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with _opened(server, request, timeout=60) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
         with error:
