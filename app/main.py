@@ -9,11 +9,12 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from fastapi import FastAPI
 
@@ -22,6 +23,7 @@ from app.access.guard import LicenceGuard, LicenceRecord
 from app.access.keys import AccessKeys
 from app.access.licence import load_public_key
 from app.access.persons import PersonOptions, Persons
+from app.access.projects import ProjectLicence, Projects
 from app.access.secrets import SecretKeys, Secrets
 from app.access.signing_keys import SigningKeys, document_of
 from app.api.application import HttpOptions, Lifespan, new_application
@@ -44,6 +46,7 @@ from app.api.routes import (
     nodes,
     pictures,
     presets,
+    projects,
     queues,
     scripts,
     secrets,
@@ -55,7 +58,7 @@ from app.api.schemas.access import Login, OidcLogin
 from app.domain.access import Permission
 from app.domain.enums import Platform
 from app.domain.errors import Violation
-from app.domain.projects import DEFAULT_SCOPE, EVERY_PROJECT
+from app.domain.projects import DEFAULT_PROJECT, EVERY_PROJECT, Scope
 from app.domain.retention import Retention, RetentionTarget
 from app.executor.jobs.base_model_builds import BaseModelDownloads
 from app.executor.jobs.chat_service import ChatService
@@ -97,6 +100,7 @@ from app.settings import Settings, load_settings
 from app.store.code_reviews import set_policy
 from app.store.home import Home
 from app.store.migrate import upgrade
+from app.store.projects import all_ids
 from app.store.session import Database
 
 if TYPE_CHECKING:
@@ -111,12 +115,15 @@ ROUTERS: Final = tuple(
     module.router
     for module in (
         system, jobs, methods, models, chat, nodes, scripts, presets, datasets, base_models, environments, queues,
-        deploy_targets, webhooks, pictures, metrics, housekeeping, access, secrets,
-        code_reviews,
+        deploy_targets, webhooks, pictures, metrics, housekeeping, access, secrets, projects, code_reviews,
     )
 )  # fmt: skip
 IDEMPOTENCY_KEPT = timedelta(days=1)
 _THREADS = 32
+
+
+class Licence(LicenceGate, ProjectLicence, Protocol):
+    """What a licence decides here."""
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -152,7 +159,7 @@ def build_services(
     settings: Settings,
     database: Database,
     *,
-    licence: LicenceGate,
+    licence: Licence,
     clock: Callable[[], datetime],
     machine: Platform | None = None,
     notifier: Notifier | None = None,
@@ -161,13 +168,55 @@ def build_services(
 
     `notifier` takes the place of the one that the settings name.
     """
-    home = Home(settings.home)
-    installation, database = database.of(EVERY_PROJECT), database.of(DEFAULT_SCOPE)
-    methods_ = method_services(
-        home=home,
+    installation, whole = Home(settings.home), database.of(EVERY_PROJECT)
+    notifier = notifier or _notifier(settings, whole)
+    addresses = AddressPolicy(settings.webhook_addresses)
+    shared = Shared(
         licence=licence,
         clock=clock,
         machine=machine or this_machine(),
+        notifier=notifier,
+        projects=Projects(database=whole, licence=licence, clock=clock),
+        access_keys=AccessKeys(database=whole, clock=clock),
+        secrets=Secrets(SecretKeys(installation.secrets_key, settings.given_secrets_key), clock=clock),
+        webhooks=Webhooks(policy=addresses),
+        webhook_sender=WebhookSender(whole, lambda: _webhook_client(addresses)),
+        housekeeper=Housekeeper(database=whole, home=installation, retention=_retention(settings)),
+    )
+
+    @cache
+    def of(project: str) -> Services:
+        home, rows = installation.of(project), database.of(Scope(project))
+        return _services_of_project(settings, shared, of, database=rows, home=home)
+
+    return of(DEFAULT_PROJECT)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the services of all projects have in common."""
+
+    licence: Licence
+    clock: Callable[[], datetime]
+    machine: Platform
+    notifier: Notifier
+    projects: Projects
+    access_keys: AccessKeys
+    secrets: Secrets
+    webhooks: Webhooks
+    webhook_sender: WebhookSender
+    housekeeper: Housekeeper
+
+
+def _services_of_project(
+    settings: Settings, shared: Shared, of: Callable[[str], Services], *, database: Database, home: Home
+) -> Services:
+    clock, notifier = shared.clock, shared.notifier
+    methods_ = method_services(
+        home=home,
+        licence=shared.licence,
+        clock=clock,
+        machine=shared.machine,
         platform=settings.platform,
         max_script_bytes=settings.max_script_bytes,
         samples=settings.samples,
@@ -177,9 +226,7 @@ def build_services(
     )
     mixes = DatasetMixes(database=database, home=home, datasets=datasets_, max_bytes=settings.max_upload_bytes)
     base_models_ = BaseModels(home=home, clock=clock, max_upload_bytes=settings.max_base_model_bytes)
-    notifier = notifier or _notifier(settings, database)
     streams = JobStreams(database, home)
-    addresses = AddressPolicy(settings.webhook_addresses)
     targets = AddressPolicy(settings.target_addresses)
     parameters = StageParameters(methods_.reader)
     lengths = TokenLengths()
@@ -200,10 +247,12 @@ def build_services(
     )
     questions = InferenceRequests(database=database, methods=methods_, home=home, approval=approval, clock=clock)
     return Services(
+        of=of,
         database=database,
         home=home,
-        access_keys=AccessKeys(database=database, clock=clock),
-        secrets=Secrets(SecretKeys(home.secrets_key, settings.given_secrets_key), clock=clock),
+        projects=shared.projects,
+        access_keys=shared.access_keys,
+        secrets=shared.secrets,
         methods=methods_,
         base_models=base_models_,
         datasets=datasets_,
@@ -251,9 +300,9 @@ def build_services(
         ),
         streams=streams,
         notifier=notifier,
-        webhooks=Webhooks(policy=addresses),
-        webhook_sender=WebhookSender(installation, lambda: _webhook_client(addresses)),
-        housekeeper=Housekeeper(database=installation, home=home, retention=_retention(settings)),
+        webhooks=shared.webhooks,
+        webhook_sender=shared.webhook_sender,
+        housekeeper=shared.housekeeper,
     )
 
 
@@ -291,9 +340,17 @@ async def _prepare(services: Services, settings: Settings) -> None:
     async with services.database.writing() as session:
         if await set_policy(session, settings.code_approval, now=utc_now()):
             logger.info("code_approval_changed", extra={"code_approval": settings.code_approval.value})
+        await set_join_token(session, settings.join_token.get_secret_value() if settings.join_token else None)
+        projects = await all_ids(session)
+    for project in projects:
+        await _prepare_project(services.of(project))
+
+
+async def _prepare_project(services: Services) -> None:
+    services.home.create()
+    async with services.database.writing() as session:
         await services.methods.presets.install_presets(session)
         await services.methods.code_reviews.look_at_all(session)
-        await set_join_token(session, settings.join_token.get_secret_value() if settings.join_token else None)
     await services.models.finish_deletions()
     await services.datasets.remove_abandoned_uploads()
     await asyncio.to_thread(services.base_models.uploads.remove_abandoned)
@@ -418,6 +475,7 @@ def _http_options(
         token=settings.token,
         keys=services.access_keys.caller,
         persons=persons,
+        enter=services.projects.enter,
         metrics_token=settings.metrics_token.get_secret_value() if settings.metrics_token else None,
         allowed_hosts=settings.allowed_hosts,
         allowed_origins=settings.allowed_origins,

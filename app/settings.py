@@ -320,8 +320,11 @@ class Settings(BaseSettings):
         None, description="Bearer token that opens /metrics and nothing else, beside DEEPE_API_TOKEN."
     )
 
-    # Command line: read by the option --url, listed here so that it is documented with the rest
+    # Command line: read by the options --url and --project, listed here so that they are documented with the rest
     url: str = Field("http://127.0.0.1:8000", description="Service that the commands call, unless --url names one.")
+    project: str | None = Field(
+        None, description="Project of the service that the commands work in, unless --project names one."
+    )
 
     # Logs
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")

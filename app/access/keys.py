@@ -82,7 +82,16 @@ class AccessKeys:
         if row.expires_at is not None and row.expires_at <= now:
             raise KeyExpired(name=row.name, at=row.expires_at.isoformat())
         await self._note_use(row, now)
-        return Caller(CallerKind.KEY, row.role, row.name, key_id=row.id, expires_at=row.expires_at)
+        of_project = row.project_id is not None
+        return Caller(
+            CallerKind.KEY,
+            None if of_project else row.role,
+            row.name,
+            key_id=row.id,
+            expires_at=row.expires_at,
+            only_project=row.project_id,
+            role_in_project=row.role if of_project else None,
+        )
 
     async def _note_use(self, row: AccessKeyRow, now: datetime) -> None:
         """Write when the key was used, once a minute. A database that cannot be written to keeps nobody out."""
@@ -96,16 +105,21 @@ class AccessKeys:
         except SQLAlchemyError as error:
             logger.warning("key_use_not_noted", extra={"key": row.name, "error": type(error).__name__})
 
-    async def page(self, session: AsyncSession, wanted: PageRequest, *, revoked: bool) -> Slice[AccessKeyRow]:
-        """Return one page of the keys."""
-        return await access_keys.page(session, wanted, revoked=revoked)
+    async def page(
+        self, session: AsyncSession, wanted: PageRequest, *, caller: Caller, revoked: bool
+    ) -> Slice[AccessKeyRow]:
+        """Return one page of the keys: those of the project that the caller is in, else all."""
+        return await access_keys.page(session, wanted, project=caller.project, revoked=revoked)
 
-    async def get(self, session: AsyncSession, key: str) -> AccessKeyRow:
+    async def get(self, session: AsyncSession, key: str, *, caller: Caller) -> AccessKeyRow:
         """Return the key with this id or name."""
-        return await access_keys.get(session, key)
+        return await access_keys.get(session, key, project=caller.project)
 
     async def create(self, session: AsyncSession, new: NewKey, *, by: Caller) -> tuple[AccessKeyRow, str]:
-        """Make a key; return it and its secret, which nobody can read again."""
+        """Make a key; return it and its secret, which nobody can read again.
+
+        It opens the project that `by` is in and no other; outside of projects it has its role in the installation.
+        """
         now = self._clock()
         self._check(new, now)
         secret = _new_secret()
@@ -114,6 +128,7 @@ class AccessKeys:
             name=normal_name(new.name),
             name_key=name_key(new.name),
             role=new.role,
+            project_id=by.project,
             prefix=_shown(secret),
             digest=_digest(secret),
             created_by=by.name,
@@ -124,10 +139,16 @@ class AccessKeys:
         return await access_keys.save(session, row), secret
 
     async def change(
-        self, session: AsyncSession, key: str, changes: Mapping[str, Any], *, check: Callable[[str], None]
+        self,
+        session: AsyncSession,
+        key: str,
+        changes: Mapping[str, Any],
+        *,
+        caller: Caller,
+        check: Callable[[str], None],
     ) -> AccessKeyRow:
         """Change name, role or expiry of a key that is not revoked; its secret stays."""
-        row = await self._live(session, key, check)
+        row = await self._live(session, key, caller, check)
         now = self._clock()
         new = NewKey(**{"name": row.name, "role": row.role, "expires_at": row.expires_at, **changes})
         self._check(new, now)
@@ -141,24 +162,24 @@ class AccessKeys:
             changed_at=now,
         )
 
-    async def rotate(self, session: AsyncSession, key: str) -> tuple[AccessKeyRow, str]:
+    async def rotate(self, session: AsyncSession, key: str, *, caller: Caller) -> tuple[AccessKeyRow, str]:
         """Give the key a new secret; the old one ends at once."""
-        row = await self._live(session, key)
+        row = await self._live(session, key, caller)
         secret = _new_secret()
         return await access_keys.save(
             session, row, prefix=_shown(secret), digest=_digest(secret), changed_at=self._clock()
         ), secret
 
-    async def revoke(self, session: AsyncSession, key: str, *, check: Callable[[str], None]) -> None:
+    async def revoke(self, session: AsyncSession, key: str, *, caller: Caller, check: Callable[[str], None]) -> None:
         """End the key for good. It stays in the list of revoked keys, and its name may be used again."""
-        row = await self._live(session, key, check)
+        row = await self._live(session, key, caller, check)
         now = self._clock()
         await access_keys.save(session, row, revoked_at=now, changed_at=now)
 
     async def _live(
-        self, session: AsyncSession, key: str, check: Callable[[str], None] = lambda _: None
+        self, session: AsyncSession, key: str, caller: Caller, check: Callable[[str], None] = lambda _: None
     ) -> AccessKeyRow:
-        row = await access_keys.get(session, key, lock=True)
+        row = await access_keys.get(session, key, project=caller.project, lock=True)
         if row.revoked_at is not None:
             raise access_keys.AccessKeyNotFound(key=key)
         check(version_of(row))

@@ -133,7 +133,7 @@ class Persons:
         self._options = options
 
     async def caller(self, token: str) -> Caller:
-        """Return whose token it is; raise a `TokenRefused`, `RoleClaimMissing` or `RoleNotMapped`."""
+        """Return whose token it is; raise a `TokenRefused`."""
         header, issuer, find_key = self._introduced(token)
         key = await find_key(header.get("kid"), header["alg"])
         if key is None:
@@ -143,10 +143,12 @@ class Persons:
         if not _is_plain(subject, limit=MAX_SUBJECT_CHARACTERS):
             raise TokenClaimMissing(claim="sub")
         name = self._name(claims)
+        role = self._role(claims, name)
         return Caller(
             CallerKind.PERSON,
-            self._role(claims, name),
+            role if isinstance(role, Role) else None,
             name,
+            refusal=role if isinstance(role, NotAllowed) else None,
             expires_at=_moment(claims["exp"]),
             issuer=issuer,
             subject=subject,
@@ -199,7 +201,8 @@ class Persons:
                 return normal_name(name)
         return shown(claims["sub"], limit=MAX_NAME_LENGTH)
 
-    def _role(self, claims: Mapping[str, Any], name: str) -> Role:
+    def _role(self, claims: Mapping[str, Any], name: str) -> Role | NotAllowed:
+        """Return the role in the installation, or why the person has none: it may be a member of a project."""
         given = _claim(claims, self._options.role_claim)
         roles = self._options.roles or {}
         found = {roles[group] for group in _groups(given) if group in roles}
@@ -207,7 +210,7 @@ class Persons:
         if highest is not None:
             return highest
         missing = RoleClaimMissing if given is None else RoleNotMapped
-        raise missing(caller=name, claim=self._options.role_claim)
+        return missing(caller=name, claim=self._options.role_claim)
 
 
 def is_signed_token(secret: str) -> bool:

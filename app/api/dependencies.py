@@ -8,9 +8,12 @@ from fastapi import Depends, Request
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.access.keys import AccessKeys
+from app.access.projects import Projects
 from app.access.secrets import Secrets
+from app.api.guards import PROJECT
 from app.api.routing import caller_of
 from app.domain.access import Caller
+from app.domain.projects import DEFAULT_PROJECT
 from app.executor.jobs.chat_service import ChatService
 from app.executor.jobs.code_approval import JobCodeApproval
 from app.executor.jobs.inference_requests import InferenceRequests
@@ -42,10 +45,13 @@ AfterCommit = Callable[[], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Services:
-    """Everything the routes call, built once by `app.main`."""
+    """Everything the routes call, built by `app.main` once for each project."""
 
+    of: Callable[[str], "Services"]
+    """Returns the services of another project."""
     database: Database
     home: Home
+    projects: Projects
     access_keys: AccessKeys
     secrets: Secrets
     methods: MethodServices
@@ -73,9 +79,10 @@ class Services:
 
 
 async def get_services(request: Request) -> Services:
-    """Return the services of this application."""
+    """Return the services of the project that the request is about."""
     services: Services = request.app.state.services
-    return services
+    project = request.scope.get(PROJECT, DEFAULT_PROJECT)
+    return services if project == DEFAULT_PROJECT else services.of(project)
 
 
 ServicesDep = Annotated[Services, Depends(get_services)]

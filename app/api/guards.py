@@ -29,6 +29,7 @@ from app.access.persons import is_signed_token
 from app.api.errors import BadRequest, UnsupportedMediaType, problem_response
 from app.domain.access import LOCAL, METRICS, NETWORK, TOKEN, Caller, Permission, current_caller
 from app.domain.errors import NotAllowed, TooLarge, Unauthenticated
+from app.domain.projects import DEFAULT_PROJECT
 from app.observability import ACCESS_LOGGER, request_id
 
 access_logger = logging.getLogger(ACCESS_LOGGER)
@@ -37,6 +38,10 @@ RAW_BODY: Final = "deepe.raw_body"
 """Set in the scope of a request whose body is bytes of a file, not JSON."""
 CALLER: Final = "deepe.caller"
 """The `Caller` in the scope of a request; None where an open path was called without a token."""
+PROJECT: Final = "deepe.project"
+"""Id of the project that a request is about, in its scope."""
+_FULL_PATH: Final = "deepe.path"
+_IN_PROJECT: Final = re.compile(r"/projects/(?P<project>[^/]+)(?P<path>/.*)", re.DOTALL)
 # what a proxy adds to the requests that it passes on
 _PROXY_HEADERS: Final = frozenset({"forwarded", "via", "x-real-ip"})
 _PROXY_PREFIX: Final = "x-forwarded-"
@@ -100,6 +105,7 @@ class UnsupportedEncoding(UnsupportedMediaType):
 
 
 FindCaller = Callable[[str], Awaitable[Caller]]
+EnterProject = Callable[[Caller, str | None], Awaitable[Caller]]
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,8 @@ class AccessPolicy:
     """Returns whose secret an API key is, or raises `Unauthenticated`."""
     persons: FindCaller | None = None
     """Returns the person that a signed token names, or raises `Unauthenticated`."""
+    enter: EnterProject | None = None
+    """Returns the caller in the project that an address names, or raises; None: there are no projects here."""
     allowed_hosts: Sequence[str] = ()
     allowed_origins: Sequence[str] = ()
     metrics_token: str | None = None
@@ -195,6 +203,7 @@ class GuardMiddleware:
     ) -> None:
         self._app = app
         self._access = _AccessGuard(policy)
+        self._enter = policy.enter
         self._body = _BodyGuard(max_bytes, uploads)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -202,15 +211,27 @@ class GuardMiddleware:
             await self._app(scope, receive, send)
             return
         started = False
+        prefix = ""
 
         async def watch(message: Message) -> None:
             nonlocal started
-            started = started or message["type"] == "http.response.start"
+            if message["type"] == "http.response.start":
+                started = True
+                if prefix:
+                    _stay_in_project(MutableHeaders(scope=message), prefix)
             await send(message)
 
         try:
             headers = Headers(scope=scope)
-            caller = scope[CALLER] = await self._access.caller(scope, headers)
+            named = None
+            if self._enter is not None and (found := _IN_PROJECT.fullmatch(scope["path"])) is not None:
+                named, scope[_FULL_PATH], scope["path"] = found["project"], scope["path"], found["path"]
+                prefix = f"/projects/{named}"
+            caller = await self._access.caller(scope, headers)
+            if caller is not None and self._enter is not None:
+                caller = await self._enter(caller, named)
+                scope[PROJECT] = caller.project or DEFAULT_PROJECT
+            scope[CALLER] = caller
             current_caller.set(caller)
             if scope["type"] == "http":
                 _check_path(scope)
@@ -428,13 +449,20 @@ def _log_request(scope: Scope, method: str, status: int, seconds: float) -> None
         "http_request",
         extra={
             "method": method,
-            "path": scope["path"],  # without the query: it may hold secrets
+            "path": scope.get(_FULL_PATH, scope["path"]),  # without the query: it may hold secrets
             "status": status,
             "caller": caller.name if caller else None,
             "address": (scope.get("client") or (None,))[0],
             "duration_ms": round(seconds * 1000, 1),
         },
     )
+
+
+def _stay_in_project(headers: MutableHeaders, prefix: str) -> None:
+    """Let the address of what was made lead into the project that it was made in."""
+    location = headers.get("location", "")
+    if location.startswith("/api/"):
+        headers["location"] = prefix + location
 
 
 def _may_have_body(scope: Scope) -> bool:

@@ -19,8 +19,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from app.api.dependencies import WriteSession
+from app.api.guards import PROJECT
 from app.api.headers import IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED
 from app.domain.errors import Invalid
+from app.domain.projects import DEFAULT_PROJECT
 from app.store import idempotency as rows
 
 MAX_KEY: Final = 200
@@ -66,6 +68,10 @@ class Creation:
     session: AsyncSession
     key: str | None
 
+    def _scope(self) -> str:
+        project, operation = self.request.scope.get(PROJECT), self.request.scope["endpoint"].__name__
+        return str(operation if project in (None, DEFAULT_PROJECT) else f"{project}:{operation}")
+
     async def answer(
         self, create: Callable[[], Awaitable[BaseModel]], *, headers: HeadersOf, shown_once: Collection[str] = ()
     ) -> Response:
@@ -76,7 +82,7 @@ class Creation:
         """
         if self.key is None:
             return _answer(await _body_of(create), headers=headers)
-        operation = {"scope": str(self.request.scope["endpoint"].__name__), "key": self.key}
+        operation = {"scope": self._scope(), "key": self.key}
         fingerprint = await _fingerprint(self.request)
         earlier = await rows.reserve(self.session, **operation, fingerprint=fingerprint, now=datetime.now(UTC))
         if earlier is not None:

@@ -28,6 +28,7 @@ def me(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
             "name": found["name"],
             "known by": found["kind"],
             "role": found["role"],
+            **({"project": f"{found['project']}, {found['role_in_project']}"} if found["project"] != "default" else {}),
             "may": ", ".join(found["permissions"]),
             "until": found["expires_at"],
             "token from": token_from,

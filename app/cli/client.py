@@ -14,7 +14,7 @@ import httpx
 import typer
 
 from app.access.loopback import is_loopback
-from app.cli.command import CliFailure, ExitCode, Misused, typed
+from app.cli.command import PROJECT_VARIABLE, CliFailure, ExitCode, Misused, typed
 from app.cli.credentials import SavedLogin, credentials_file, saved_login
 from app.cli.output import print_json
 from app.domain.texts import DEFAULT_LANGUAGE, Language
@@ -145,7 +145,7 @@ class Api:
         elif saved is not None:
             self.token_from = f"deepe login ({credentials_file()})"
         self._http = httpx.Client(
-            base_url=self.url + PREFIX,
+            base_url=self.url + _project_prefix(os.environ) + PREFIX,
             headers=headers,
             timeout=timeout,
             auth=None if saved is None else SavedLogin(self.url, saved),
@@ -340,6 +340,11 @@ def list_items(
     found = call_service(url, lambda api: {"items": list(api.items(path, params, limit=limit))}, as_json=as_json)
     items: list[dict[str, Any]] = found["items"]
     return items
+
+
+def _project_prefix(environ: Mapping[str, str]) -> str:
+    project = environ.get(PROJECT_VARIABLE)
+    return f"/projects/{segment(project)}" if project else ""
 
 
 def segment(name: str) -> str:

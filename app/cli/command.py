@@ -28,6 +28,7 @@ EXIT_CODE_HELP = (
     "5 the service failed; 130 interrupted."
 )
 DEFAULT_URL = "http://127.0.0.1:8000"
+PROJECT_VARIABLE: Final = "DEEPE_PROJECT"
 
 
 def _remember(ctx: typer.Context, wanted: bool) -> bool:

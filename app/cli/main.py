@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -9,7 +10,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from app.cli.command import EXIT_CODE_HELP, ReportingGroup
+from app.cli.command import EXIT_CODE_HELP, PROJECT_VARIABLE, ReportingGroup
 
 SERVICE: Final = "Run the service"
 WORK: Final = "Work with a service"
@@ -48,8 +49,9 @@ COMMANDS: Final = {
     ),
     "logout": Entry("login:logout", WORK, "Forget the login to a service, and let the identity provider end it."),
     "me": Entry("access:me", WORK, "Say who you are to the service, and what you may do."),
+    "projects": Entry("projects:app", MAINTENANCE, "Projects: methods, data, jobs and people kept apart."),
     "keys": Entry("access:keys", MAINTENANCE, "API keys: callers with a name and a role."),
-    "secrets": Entry("secrets:app", WORK, "Values that scripts get by their names, and nobody can read."),
+    "secrets": Entry("secrets:app", WORK, "Secrets: values that scripts get by their names, and nobody can read."),
     "webhooks": Entry("operations:webhooks", MAINTENANCE, "Addresses that get a message when a job ends."),
     "migrate": Entry("service:migrate", MAINTENANCE, "Bring the database to the newest schema."),
     "settings": Entry("service:settings", MAINTENANCE, "Show every DEEPE_* variable and its value."),
@@ -116,8 +118,13 @@ def root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
     ] = False,
+    project: Annotated[
+        str | None,
+        typer.Option("--project", metavar="ID", envvar=PROJECT_VARIABLE, help="Work in this project of the service."),
+    ] = None,
 ) -> None:
-    pass
+    if project:
+        os.environ[PROJECT_VARIABLE] = project  # for whatever command calls the service
 
 
 def product_version() -> str:

@@ -1,7 +1,11 @@
-"""Who may do what: four roles, what each permits, and the caller of a request."""
+"""Who may do what: four roles, what each permits, and the caller of a request.
+
+A caller has a role in the installation and may have others in projects. In the project `default` the role in the
+installation counts; what concerns all projects, such as nodes, needs it everywhere.
+"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,15 +23,26 @@ class Permission(StrEnum):
     RUN = "run"
     """Submit, stop and repeat jobs, ask models; bring and delete data sets, base models and models."""
     DEVELOP = "develop"
-    """Decide which code runs: methods, scripts, presets, environments, deploy targets."""
+    """Decide which code runs: methods, scripts, presets, deploy targets, secrets."""
     APPROVE = "approve"
     """Approve, reject and withdraw code that somebody else changed."""
+    MANAGE = "manage"
+    """Say who works in a project: its members, keys and webhooks."""
+    OBSERVE = "observe"
+    """See what concerns all projects: metrics, housekeeping."""
+    BUILD = "build"
+    """Decide what is installed on nodes for all projects: environments."""
     ADMINISTER = "administer"
-    """Keys, nodes, queues, webhooks, housekeeping."""
+    """Everything else that all projects share: the projects themselves, nodes, queues, housekeeping."""
+
+    @property
+    def is_of_installation(self) -> bool:
+        """Whether only a role in the installation permits it."""
+        return self in (Permission.OBSERVE, Permission.BUILD, Permission.ADMINISTER)
 
 
 class Role(StrEnum):
-    """What a caller is to the installation; each may do what those before it may."""
+    """What a caller is to the installation or to a project; each may do what those before it may."""
 
     VIEWER = "viewer"
     OPERATOR = "operator"
@@ -45,14 +60,14 @@ class Role(StrEnum):
         return next(role for role in cls if permission in role.permissions)
 
 
-_ADDED: Final[Mapping[Role, frozenset[Permission]]] = {
-    Role.VIEWER: frozenset({Permission.READ}),
-    Role.OPERATOR: frozenset({Permission.RUN}),
-    Role.DEVELOPER: frozenset({Permission.DEVELOP, Permission.APPROVE}),
-    Role.ADMIN: frozenset({Permission.ADMINISTER}),
+_ADDED: Final[Mapping[Role, Collection[Permission]]] = {
+    Role.VIEWER: [Permission.READ, Permission.OBSERVE],
+    Role.OPERATOR: [Permission.RUN],
+    Role.DEVELOPER: [Permission.DEVELOP, Permission.APPROVE, Permission.BUILD],
+    Role.ADMIN: [Permission.MANAGE, Permission.ADMINISTER],
 }
 _PERMISSIONS: Final[Mapping[Role, frozenset[Permission]]] = {
-    role: frozenset().union(*(_ADDED[lower] for lower in [*Role][: rank + 1])) for rank, role in enumerate(Role)
+    role: frozenset(one for each in [*Role][: rank + 1] for one in _ADDED[each]) for rank, role in enumerate(Role)
 }
 
 
@@ -79,12 +94,19 @@ class PermissionMissing(NotAllowed):
     code = "permission_missing"
 
 
+class InstallationPermissionMissing(PermissionMissing):
+    """It concerns all projects, and the caller's role in the installation does not permit it."""
+
+    code = "installation_permission_missing"
+
+
 @dataclass(frozen=True)
 class Caller:
     """Whoever sent a request. `name` is that of the key or the person, else that of the kind."""
 
     kind: CallerKind
-    role: Role
+    role: Role | None
+    """Its role in the installation; None: it works in projects only."""
     name: str
     key_id: str | None = None
     expires_at: datetime | None = None
@@ -92,6 +114,22 @@ class Caller:
     """Who signed a person's token."""
     subject: str | None = None
     """What the issuer never gives to another person; a name may change hands."""
+    only_project: str | None = None
+    """The only project that a key opens."""
+    project: str | None = None
+    """The project that the request names; None: `default`, with the role in the installation."""
+    role_in_project: Role | None = None
+    refusal: NotAllowed | None = None
+    """Why the person has no role in the installation."""
+
+    @property
+    def permissions(self) -> frozenset[Permission]:
+        """Return what the caller may do where it is."""
+        everywhere = self.role.permissions if self.role is not None else frozenset()
+        if self.project is None:
+            return everywhere
+        here = self.role_in_project.permissions if self.role_in_project is not None else frozenset()
+        return frozenset(one for one in Permission if one in (everywhere if one.is_of_installation else here))
 
     @property
     def principal(self) -> str:
@@ -106,8 +144,12 @@ class Caller:
 
     def require(self, permission: Permission) -> None:
         """Raise `PermissionMissing` unless the caller's role permits it."""
-        if permission not in self.role.permissions:
-            raise PermissionMissing(caller=self.name, role=self.role.value, needed=Role.least(permission).value)
+        if permission in self.permissions:
+            return
+        of_installation = permission.is_of_installation or self.project is None
+        role = self.role if of_installation else self.role_in_project
+        missing = InstallationPermissionMissing if self.project is not None and of_installation else PermissionMissing
+        raise missing(caller=self.name, role=role.value if role else "-", needed=Role.least(permission).value)
 
 
 LOCAL: Final = Caller(CallerKind.LOCAL, Role.ADMIN, CallerKind.LOCAL.value)

@@ -25,10 +25,10 @@ async def by_digest(session: AsyncSession, digest: str) -> AccessKeyRow | None:
     return (await session.exec(select(AccessKeyRow).where(col(AccessKeyRow.digest) == digest))).first()
 
 
-async def get(session: AsyncSession, key: str, *, lock: bool = False) -> AccessKeyRow:
+async def get(session: AsyncSession, key: str, *, project: str | None, lock: bool = False) -> AccessKeyRow:
     """Return the key with this id, else the one with this name that is not revoked, or raise `AccessKeyNotFound`.
 
-    With `lock` it is as it is now, and others wait until the transaction ends.
+    With a project only if it opens that one. With `lock` as it is now, and others wait until the transaction ends.
     """
     named = select(AccessKeyRow).where(
         col(AccessKeyRow.name_key) == name_key(key), col(AccessKeyRow.revoked_at).is_(None)
@@ -36,7 +36,7 @@ async def get(session: AsyncSession, key: str, *, lock: bool = False) -> AccessK
     row = await session.get(AccessKeyRow, key) or (await session.exec(named)).first()
     if row is not None and lock:
         row = await session.get(AccessKeyRow, row.id, populate_existing=True, with_for_update=True)
-    if row is None:
+    if row is None or project not in (None, row.project_id):
         raise AccessKeyNotFound(key=key)
     return row
 
@@ -60,9 +60,13 @@ async def note_use(session: AsyncSession, key_id: str, *, now: datetime) -> None
     await session.exec(sa.update(AccessKeyRow).where(col(AccessKeyRow.id) == key_id).values(last_used_at=now))
 
 
-async def page(session: AsyncSession, wanted: PageRequest, *, revoked: bool) -> Slice[AccessKeyRow]:
-    """Return one page of the keys; with `revoked` those as well that are."""
+async def page(
+    session: AsyncSession, wanted: PageRequest, *, project: str | None, revoked: bool
+) -> Slice[AccessKeyRow]:
+    """Return one page of the keys, or of those that open one project; with `revoked` those as well that are."""
     statement: Any = select(AccessKeyRow)
+    if project is not None:
+        statement = statement.where(col(AccessKeyRow.project_id) == project)
     if not revoked:
         statement = statement.where(col(AccessKeyRow.revoked_at).is_(None))
     column = AccessKeyRow.name_key if wanted.sort == "name" else getattr(AccessKeyRow, wanted.sort)

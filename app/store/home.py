@@ -7,35 +7,60 @@ service may share it on purpose, and `deepe doctor` says so. Files with secrets 
 import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from app.domain.projects import DEFAULT_PROJECT
+
 PRIVATE_FOLDER: Final = 0o700
 PRIVATE_FILE: Final = 0o600
 _BESIDE_SQLITE: Final = ("", "-wal", "-shm", "-journal")
-FOLDERS = ("scripts", "models", "datasets", "runs", "versions", "logs", "images", "multimodal", "knowledgeBase")
+FOLDERS_OF_PROJECT: Final = ("scripts", "models", "datasets", "logs", "images", "multimodal", "knowledgeBase")
+FOLDERS: Final = ("runs", "versions", *FOLDERS_OF_PROJECT)
+PROJECTS: Final = "projects"
 
 
 @dataclass(frozen=True)
 class Home:
-    """Where everything lives. Scripts reach the siblings of `scripts` with `../`, so the names are a contract."""
+    """Where everything lives. Scripts reach the siblings of `scripts` with `../`, so the names are a contract.
+
+    A project has folders of its own below `projects/`; those of the first are the home itself. Jobs' folders, versions
+    of scripts and what nodes share belong to no project. The database keeps every path relative to `root`.
+    """
 
     root: Path
+    project: str = DEFAULT_PROJECT
+
+    def of(self, project: str) -> "Home":
+        """Return the home of a project."""
+        return self if project == self.project else Home(self.root, project)
+
+    def of_every_project(self) -> Iterator["Home"]:
+        """Yield the homes of the projects that have folders."""
+        yield self.of(DEFAULT_PROJECT)
+        with contextlib.suppress(FileNotFoundError):
+            yield from (Home(self.root, folder.name) for folder in sorted((self.root / PROJECTS).iterdir()))
+
+    @property
+    def base(self) -> Path:
+        """Folder of the project: what its scripts reach with `../`."""
+        return self.root if self.project == DEFAULT_PROJECT else self.root / PROJECTS / self.project
 
     @property
     def scripts(self) -> Path:
         """Script root: working directory of every stage."""
-        return self.root / "scripts"
+        return self.base / "scripts"
 
     @property
     def models(self) -> Path:
         """Base models, one folder each."""
-        return self.root / "models"
+        return self.base / "models"
 
     @property
     def datasets(self) -> Path:
-        return self.root / "datasets"
+        return self.base / "datasets"
 
     @property
     def runs(self) -> Path:
@@ -45,12 +70,12 @@ class Home:
     @property
     def logs(self) -> Path:
         """Where helpers of scripts write, a file a day."""
-        return self.root / "logs"
+        return self.base / "logs"
 
     @property
     def images(self) -> Path:
         """Pictures that models generate."""
-        return self.root / "images"
+        return self.base / "images"
 
     @property
     def versions(self) -> Path:
@@ -100,6 +125,8 @@ class Home:
     def create(self) -> None:
         """Make all folders; helpers of user scripts write to `../logs` without creating it."""
         make_private_folder(self.root)
+        for name in FOLDERS_OF_PROJECT:
+            (self.base / name).mkdir(parents=True, exist_ok=True)
         for name in FOLDERS:
             (self.root / name).mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(OSError):  # there is none, or it is another account's to change

@@ -128,6 +128,19 @@ def scope_of(session: AsyncSession) -> Scope:
     return scope
 
 
+@asynccontextmanager
+async def within(session: AsyncSession, scope: Scope) -> AsyncIterator[None]:
+    """Let the session see and write another scope's rows for a while, in the same transaction."""
+    await session.flush()
+    before = scope_of(session)
+    session.info[_SCOPE] = scope
+    try:
+        yield
+        await session.flush()
+    finally:
+        session.info[_SCOPE] = before
+
+
 def own(session: AsyncSession, row: OfProject) -> None:
     """Make a row one of the session's project and of its caller, before the session does when it writes it."""
     _own(session.info[_SCOPE], row)

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 from fastapi import APIRouter, FastAPI
 
-from app.access.guard import CommercialLicenseRequired
+from app.access.guard import CommercialLicenseRequired, ProjectLimitReached
 from app.api.application import HttpOptions, new_application
 from app.api.routes import base_models, datasets, methods, presets, scripts
 from app.domain.enums import Platform
@@ -39,6 +39,10 @@ class SwitchableLicence:
     def require(self) -> None:
         if not self.installed:
             raise CommercialLicenseRequired
+
+    def require_room_for_project(self, present: int) -> None:
+        if present and not self.installed:
+            raise ProjectLimitReached(limit=1)
 
 
 @dataclass

@@ -20,9 +20,10 @@ from app.api.application import HttpOptions, new_application
 from app.api.dependencies import Services
 from app.api.guards import AccessPolicy
 from app.api.routes import base_models, datasets, scripts
+from app.api.schemas.access import Login
 from app.domain.access import Caller
 from app.domain.enums import ModelState, TrainingType
-from app.main import build_services, include_routes
+from app.main import Licence, build_services, include_routes
 from app.presets.catalogue import sample_base_models, sample_datasets
 from app.settings import load_settings
 from app.store.models import NewModel, create_model
@@ -38,6 +39,9 @@ SUBMIT = {"method": "Custom01", "base_model": "custom01-base", "dataset": "custo
 
 class EverythingLicensed:
     """A licence for all that needs one."""
+
+    def require_room_for_project(self, present: int) -> None:
+        return None
 
     def require(self, feature: str = "") -> None:
         return None
@@ -153,7 +157,12 @@ def codes(problem: dict[str, Any]) -> list[tuple[str, str]]:
 
 @asynccontextmanager
 async def jobs_app(
-    database: Database, root: Path, *, samples: bool = False, node: str | None = None
+    database: Database,
+    root: Path,
+    *,
+    samples: bool = False,
+    node: str | None = None,
+    licence: Licence | None = None,
 ) -> AsyncIterator[JobsApp]:
     """Run all routes on a home with Custom01, its base model and its data set, or with the samples of all presets.
 
@@ -162,7 +171,11 @@ async def jobs_app(
     settings = load_settings(home=root, database_url=database.url, platform="cpu", samples=samples, min_free_bytes=0)
     notifier = RecordingNotifier()
     services = build_services(
-        settings, database, licence=EverythingLicensed(), clock=lambda: datetime.now(UTC), notifier=notifier
+        settings,
+        database,
+        licence=licence or EverythingLicensed(),
+        clock=lambda: datetime.now(UTC),
+        notifier=notifier,
     )
     services.home.create()
     if samples:
@@ -196,8 +209,13 @@ def _application() -> FastAPI:
         services: Services = app.state.services
         return await services.access_keys.caller(secret)
 
-    app = new_application(HttpOptions(version="test", access=AccessPolicy(keys=caller), uploads=uploads))
+    async def enter(caller: Caller, named: str | None) -> Caller:
+        services: Services = app.state.services
+        return await services.projects.enter(caller, named)
+
+    app = new_application(HttpOptions(version="test", access=AccessPolicy(keys=caller, enter=enter), uploads=uploads))
     include_routes(app)
+    app.state.login = Login(oidc=None)
     return app
 
 

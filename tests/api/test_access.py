@@ -84,7 +84,7 @@ class TestKey:
         me = (await service.call("GET", "/api/v1/me", secret=made["secret"])).json()
 
         assert (me["name"], me["kind"], me["role"]) == ("ada", "key", "operator")
-        assert me["permissions"] == ["read", "run"]
+        assert me["permissions"] == ["read", "run", "observe"]
         assert (me["key"], me["expires_at"]) == (made["id"], made["expires_at"])
         assert me["principal"] == f"key:{made['id']}"
 

@@ -21,6 +21,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from app.access.signing_keys import KeysUnusable, SigningKeys, document_of, usable_keys
 from app.main import create_app
 from app.settings import load_settings
+from app.store.migrate import upgrade
+from app.store.session import Database
 from tests.identity_provider import AUDIENCE, Answer, IdentityProvider, identity_provider, jwk, private_key
 
 TOKEN = "k3J9-very-random-token"
@@ -41,13 +43,15 @@ def provider(running: IdentityProvider) -> IdentityProvider:
 
 @asynccontextmanager
 async def service(provider: IdentityProvider, tmp_path: Path, **options: Any) -> AsyncIterator["Service"]:
-    """Return the service that the settings make, without a database: nothing here asks it."""
+    """Return the service that the settings make."""
     settings = load_settings(
         home=tmp_path,
         api_token=TOKEN,
         **{"oidc_issuers": provider.url, "oidc_audiences": AUDIENCE, "oidc_roles": "ml=developer,ops=admin", **options},
     )
     application = create_app(settings)
+    database: Database = application.state.services.database
+    await upgrade(database)  # whoever has no role may be a member of a project
 
     def client(port: int = 8000) -> httpx.AsyncClient:
         # an address of its own for each request: wrong tokens slow an address down
@@ -55,6 +59,7 @@ async def service(provider: IdentityProvider, tmp_path: Path, **options: Any) ->
         return httpx.AsyncClient(transport=transport, base_url=f"http://gpu.example.com:{port}")
 
     yield Service(client)
+    await database.close()
 
 
 class Service:

@@ -651,5 +651,12 @@ class TestReasonTexts:
         assert set(entry) == set(Language)
         for language in Language:
             params = {"detail": "D", "exit_code": 3, "signal": "SIGSEGV", "module": "peft", "column": "prompt"}
-            params |= {"limit_seconds": 60, "base_model": "tiny-base", "build": "J", "path": "P", "file": "F"}
+            params |= {
+                "limit_seconds": 60,
+                "secrets": "hub",
+                "base_model": "tiny-base",
+                "build": "J",
+                "path": "P",
+                "file": "F",
+            }
             assert "{" not in text(f"reason_{reason}", language, **params)

@@ -200,7 +200,7 @@ class Site:
     @property
     def files(self) -> MethodFiles:
         """The script root with the version store."""
-        return MethodFiles(ScriptRoot(self.home.scripts), VersionStore(self.home.versions))
+        return MethodFiles(ScriptRoot(self.home.scripts), VersionStore(self.home.versions, beside=self.home.base))
 
     def spec(self, script: PinnedScript, kind: JobKind, /, **changes: Any) -> JobSpec:
         """Return what a submit would write down."""

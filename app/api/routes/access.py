@@ -19,7 +19,7 @@ from app.store.access_keys import AccessKeyNotFound
 from app.store.methods import NameTaken
 from app.store.tables import AccessKeyRow
 
-router = Router(changes=Permission.ADMINISTER, reads=Permission.ADMINISTER, prefix="/api/v1", tags=["access"])
+router = Router(changes=Permission.MANAGE, reads=Permission.MANAGE, prefix="/api/v1", tags=["access"])
 
 Paging = Annotated[PageParams, Depends(page_params("name", "created_at", default="name"))]
 KeyRef = Annotated[str, Path(description="Id or name of the key.", examples=["nightly-training"], max_length=100)]
@@ -45,11 +45,12 @@ async def get_me(caller: CallerDep, request: Request, language: RequestLanguage)
 async def list_keys(
     session: ReadSession,
     services: ServicesDep,
+    caller: CallerDep,
     paging: Paging,
     revoked: Annotated[bool, Query(description="Those as well that were revoked.")] = False,
 ) -> Page[KeyRead]:
     """List the API keys; their secrets are not shown."""
-    found = await services.access_keys.page(session, paging, revoked=revoked)
+    found = await services.access_keys.page(session, paging, caller=caller, revoked=revoked)
     return paging.page([key_read(row) for row in found.rows], found.next_position)
 
 
@@ -62,7 +63,10 @@ async def list_keys(
 async def create_key(
     key: KeyCreate, session: WriteSession, services: ServicesDep, caller: CallerDep, creation: CreationDep
 ) -> Response:
-    """Make an API key. Only the first response shows its secret."""
+    """Make an API key. Only the first response shows its secret.
+
+    It opens the project that the address names, and no other; without one its role is one in the installation.
+    """
 
     async def create() -> KeyRead:
         row, secret = await services.access_keys.create(session, NewKey(**key.model_dump()), by=caller)
@@ -74,9 +78,11 @@ async def create_key(
 
 
 @router.get("/keys/{key}", responses=problem_responses(AccessKeyNotFound))
-async def get_key(key: KeyRef, session: ReadSession, services: ServicesDep, response: Response) -> KeyRead:
+async def get_key(
+    key: KeyRef, session: ReadSession, services: ServicesDep, caller: CallerDep, response: Response
+) -> KeyRead:
     """Read an API key, by its id also one that was revoked."""
-    return _tagged(await services.access_keys.get(session, key), response)
+    return _tagged(await services.access_keys.get(session, key, caller=caller), response)
 
 
 @router.patch("/keys/{key}", responses=problem_responses(AccessKeyNotFound, InvalidRequest, NameTaken))
@@ -85,28 +91,33 @@ async def update_key(
     change: KeyChange,
     session: WriteSession,
     services: ServicesDep,
+    caller: CallerDep,
     if_match: IfMatch,
     response: Response,
 ) -> KeyRead:
     """Change name, role or expiry of an API key, from its next request on; its secret stays."""
-    row = await services.access_keys.change(session, key, change.changes(), check=if_match.require)
+    row = await services.access_keys.change(session, key, change.changes(), caller=caller, check=if_match.require)
     return _tagged(row, response)
 
 
 @router.post("/keys/{key}:rotate", responses=problem_responses(AccessKeyNotFound))
-async def rotate_key(key: KeyRef, session: WriteSession, services: ServicesDep, response: Response) -> KeyRead:
+async def rotate_key(
+    key: KeyRef, session: WriteSession, services: ServicesDep, caller: CallerDep, response: Response
+) -> KeyRead:
     """Give an API key a new secret, which is shown once. The old one ends with its next request.
 
     It takes no `If-Match`: whoever lost the answer sends it again.
     """
-    row, secret = await services.access_keys.rotate(session, key)
+    row, secret = await services.access_keys.rotate(session, key, caller=caller)
     return _tagged(row, response, secret)
 
 
 @router.delete("/keys/{key}", status_code=204, responses=problem_responses(AccessKeyNotFound))
-async def revoke_key(key: KeyRef, session: WriteSession, services: ServicesDep, if_match: IfMatch) -> None:
+async def revoke_key(
+    key: KeyRef, session: WriteSession, services: ServicesDep, caller: CallerDep, if_match: IfMatch
+) -> None:
     """Revoke an API key for good. It stays listed as revoked, and its name may be used again."""
-    await services.access_keys.revoke(session, key, check=if_match.require)
+    await services.access_keys.revoke(session, key, caller=caller, check=if_match.require)
 
 
 def _tagged(row: AccessKeyRow, response: Response, secret: str | None = None) -> KeyRead:

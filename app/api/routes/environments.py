@@ -46,7 +46,7 @@ from app.registry.environments.specs import EnvironmentSpecUnreadable
 from app.store.methods import NameTaken
 from app.store.nodes import NodeNotFound
 
-router = Router(changes=Permission.DEVELOP, prefix="/api/v1", tags=["environments"])
+router = Router(changes=Permission.BUILD, prefix="/api/v1", tags=["environments"])
 
 Paging = Annotated[PageParams, Depends(page_params("name", default="name"))]
 EnvironmentRef = Annotated[str, Path(description="Name of the environment, as conda knows it.", examples=["trl"])]

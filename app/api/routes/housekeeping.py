@@ -15,7 +15,7 @@ from app.domain.retention import RetentionTarget
 from app.domain.values import Value
 from app.executor.maintenance.housekeeping import HousekeepingRunning
 
-router = Router(changes=Permission.ADMINISTER, prefix="/api/v1", tags=["system"])
+router = Router(changes=Permission.ADMINISTER, reads=Permission.OBSERVE, prefix="/api/v1", tags=["system"])
 
 
 class HousekeepingRun(RequestBody):

@@ -10,7 +10,7 @@ from app.api.prometheus import CONTENT_TYPE, Metrics
 from app.api.routing import Router
 from app.domain.access import Permission
 
-router = Router(changes=Permission.ADMINISTER, tags=["system"])
+router = Router(changes=Permission.ADMINISTER, reads=Permission.OBSERVE, tags=["system"])
 
 _EXAMPLE: Final = """# HELP deepe_jobs_queued Jobs that wait for nothing but a node.
 # TYPE deepe_jobs_queued gauge

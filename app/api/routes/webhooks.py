@@ -26,7 +26,7 @@ from app.executor.maintenance.webhooks import WebhookInactive, version_of
 from app.store.webhooks import DeliveryNotFound, WebhookNotFound
 
 # an address often holds a secret
-router = Router(changes=Permission.ADMINISTER, reads=Permission.ADMINISTER, prefix="/api/v1", tags=["webhooks"])
+router = Router(changes=Permission.MANAGE, reads=Permission.MANAGE, prefix="/api/v1", tags=["webhooks"])
 
 Paging = Annotated[PageParams, Depends(page_params("created_at", default="-created_at"))]
 WebhookId = Annotated[

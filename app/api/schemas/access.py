@@ -9,6 +9,7 @@ from pydantic import AwareDatetime, Field
 from app.api.errors import ProblemEntry
 from app.api.schemas.common import RequestBody
 from app.domain.access import Caller, CallerKind, Permission, Role
+from app.domain.projects import DEFAULT_PROJECT
 from app.domain.values import Value
 from app.store.tables import AccessKeyRow
 
@@ -47,7 +48,8 @@ class KeyRead(Value):
 
     id: str = Field(examples=[_ID])
     name: str = Field(examples=[_NAME])
-    role: Role
+    role: Role = Field(description="In its project, else in the installation.")
+    project_id: str | None = Field(description="The only project that it opens; null: all.", examples=[None])
     prefix: str = Field(description="The first characters of the secret.", examples=["deepe_8sKq2w"])
     secret: str | None = Field(
         description="Send it as `Authorization: Bearer SECRET`. Shown once, when it is made; else null.",
@@ -87,8 +89,10 @@ class Me(Value):
         "`person:ISSUER#SUBJECT`, else the kind.",
         examples=[f"key:{_ID}"],
     )
-    role: Role
-    permissions: Sequence[Permission]
+    role: Role | None = Field(description="In the installation; null: none, see `role_in_project`.")
+    project: str = Field(description="Where you are: the project that the address names.", examples=["default"])
+    role_in_project: Role = Field(description="In that project.")
+    permissions: Sequence[Permission] = Field(description="What you may do there.")
     key: str | None = Field(description="Id of the API key.", examples=[_ID])
     expires_at: datetime | None
     notices: Sequence[ProblemEntry] = Field(
@@ -109,7 +113,9 @@ def me_read(caller: Caller, notices: Sequence[ProblemEntry]) -> Me:
         kind=caller.kind,
         principal=caller.principal,
         role=caller.role,
-        permissions=[one for one in Permission if one in caller.role.permissions],
+        project=caller.project or DEFAULT_PROJECT,
+        role_in_project=(caller.role if caller.project is None else caller.role_in_project) or Role.VIEWER,
+        permissions=[one for one in Permission if one in caller.permissions],
         key=caller.key_id,
         expires_at=caller.expires_at,
         notices=notices,

@@ -150,7 +150,7 @@ _MODULES = (
 )
 _BESIDE = re.compile(
     r"(?:No such file or directory|Permission denied|Read-only file system|Not a directory|does not exist|not found)"
-    r".*/versions/[0-9a-f]{2}/[0-9a-f]{64}/home/scripts/(?P<name>[^'\"]+)"
+    r".*/versions/[0-9a-f]{2}/[0-9a-f]{64}/home[^/]*/scripts/(?P<name>[^'\"]+)"
 )
 _COLUMNS = (
     re.compile(r"Column (?P<name>\S+) (?:not in the dataset|doesn't exist)"),

@@ -278,7 +278,8 @@ class StageFinalizer:
     # ---- judging (in a thread) --------------------------------------------------------------------------------------
 
     def _judge(self, claim: Claim, exit_record: ExitRecord, redis_status: int | None) -> Judged:
-        run = RunFolder(self._home.run_folder(claim.job.id, claim.attempt.number))
+        home = self._home.of(claim.job.project_id)
+        run = RunFolder(home.run_folder(claim.job.id, claim.attempt.number))
         finish(run)  # first: all that is kept of the attempt is read from here
         tail = tuple(tail_lines(run.output_log, TAIL_LINES))
         project_whole_log(run)
@@ -286,7 +287,7 @@ class StageFinalizer:
         if claim.job.kind is JobKind.ENVIRONMENT:
             verdict = judge_build(exit_record, tail)
         elif claim.job.kind is JobKind.BASE_MODEL:
-            verdict = judge_base_model(exit_record, tail, self._base_model_folder(claim), root=self._home.models)
+            verdict = judge_base_model(exit_record, tail, self._base_model_folder(claim), root=home.models)
         elif claim.job.kind is JobKind.PREVIEW:
             verdict = judge_program(exit_record, tail)
         else:
@@ -300,7 +301,7 @@ class StageFinalizer:
                 output=spec.output,
                 produces=claim.job.model_id is None and not is_runner_call(claim.job),
             )
-            verdict = with_unpinned(verdict, spec, self._home.scripts)
+            verdict = with_unpinned(verdict, spec, home.scripts)
             if verdict.succeeded and is_comparison(claim.job):
                 verdict = replace(verdict, params={"answer": answer_of(tail)})
         return Judged(verdict=verdict, log_tail=tail[-SHOWN_LINES:], reached=said)

@@ -5,6 +5,7 @@ The decision (`stage_process`) takes values only; `StageLauncher` fetches what i
 
 import asyncio
 import contextlib
+import copy
 import errno
 import json
 import re
@@ -114,7 +115,6 @@ class StageLauncher:
         target_addresses: str = AddressPolicy.ANY,
     ) -> None:
         self._database = database
-        self._home = home
         self._secret_keys = SecretKeys(home.secrets_key, secrets_key)
         self._prefixes = prefixes
         self._status = status
@@ -126,11 +126,27 @@ class StageLauncher:
         self._runner = {"TRAINING_START_PORT": str(runner_port)} if runner_port is not None else {}
         self._addresses = {POLICY: target_addresses}
         self._grace_seconds = grace_seconds
-        self._files = MethodFiles(ScriptRoot(home.scripts), VersionStore(home.versions))
+        self._keep_to(home)
+        self._of_projects = {home.project: self}
+
+    def _keep_to(self, home: Home) -> None:
+        self._home = home
+        self._files = MethodFiles(ScriptRoot(home.scripts), VersionStore(home.versions, beside=home.base))
         self._reviews = CodeReviews(self._files)
+
+    def _of(self, project: str) -> "StageLauncher":
+        """Return the launcher for the folders of a project."""
+        if project not in self._of_projects:
+            other = copy.copy(self)
+            other._keep_to(self._home.of(project))
+            self._of_projects[project] = other
+        return self._of_projects[project]
 
     async def resolve(self, claim: Claim) -> LaunchSpec:
         """Return what to run for the claim, with its run folder made; raise `LaunchError` when it cannot run."""
+        return await self._of(claim.job.project_id)._resolve(claim)
+
+    async def _resolve(self, claim: Claim) -> LaunchSpec:
         run = RunFolder(self._home.run_folder(claim.job.id, claim.attempt.number))
         match claim.job.kind:
             case JobKind.ENVIRONMENT:
@@ -494,9 +510,9 @@ def _link_helper_copies(script: ScriptToRun, run: RunFolder) -> None:
     """Link users' copies of helper modules into the run folder, so that the rest of their folder is not visible."""
     if script.helper_copies:
         run.helpers.mkdir(exist_ok=True)
-    for copy in script.helper_copies:
+    for found in script.helper_copies:
         with contextlib.suppress(FileExistsError):
-            (run.helpers / copy.name).symlink_to(copy)
+            (run.helpers / found.name).symlink_to(found)
 
 
 def _spec(job: JobRow) -> JobSpec:

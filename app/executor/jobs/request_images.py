@@ -37,7 +37,7 @@ def place_image(data: str, pointer: str, *, home: Home, kept_as: Path) -> str:
         folder, _, rest = data.partition("/")
         if folder not in FOLDERS:
             raise PictureElsewhere(path=shown(data), folders=", ".join(FOLDERS), pointer=pointer)
-        path = resolve_inside(home.root / folder, rest, pointer=pointer)
+        path = resolve_inside(home.base / folder, rest, pointer=pointer)
     return os.path.relpath(path, home.scripts)
 
 

@@ -25,6 +25,7 @@ from app.domain.kinds import STAGES, Stage, as_stage
 from app.domain.lifecycle import source_state
 from app.domain.names import BASE_ENVIRONMENT
 from app.domain.retries import policy_violations
+from app.domain.secret_references import SCHEME
 from app.executor.jobs.base_model_builds import build_before
 from app.executor.jobs.code_approval import JobCodeApproval
 from app.executor.jobs.data_check import Data
@@ -301,6 +302,8 @@ class Submissions:
             measured = await measured_trainings(
                 session, method_id=found.method.id, base_model_id=found.base_model.id, limit=_MEASURED
             )
+        target = await deploy_target(session, method, stages)
+        refers = SCHEME in f"{request!r}{method!r}{target!r}"  # few jobs need a look for secrets
         return Known(
             method=method,
             base_model=found.base_model,
@@ -310,13 +313,13 @@ class Submissions:
             judge=judge,
             stages=stages,
             violations=violations,
-            target=await deploy_target(session, method, stages),
+            target=target,
             environments=found.environments.union([BASE_ENVIRONMENT], *(row.environments for row in rows)),
             validation=None if scored is None else await named.find(session, DatasetRow, scored),
             mix=mix,
             nodes=matrix_of(rows, AS_REPORTED, now=self._clock()),
             described=described,
-            secrets=await all_names(session),
+            secrets=await all_names(session) if refers else frozenset(),
             measured=measured,
         )
 

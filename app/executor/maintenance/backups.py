@@ -24,14 +24,14 @@ from pydantic import ConfigDict
 from app.domain.values import Value
 from app.executor.runs.run_folder import RunFolder
 from app.store import dump
-from app.store.home import PRIVATE_FILE, Home
+from app.store.home import FOLDERS_OF_PROJECT, PRIVATE_FILE, Home
 from app.store.migrate import SchemaState, revision_of, schema_state
 from app.store.session import Database
 
 FORMAT: Final = 1
 COMPRESSED: Final = (".tar.gz", ".tgz")
 HEAD, ROWS, DIGESTS, FILES = "backup.json", "database.jsonl", "digests.json", "home"
-ALWAYS: Final = ("scripts", "versions", "license.json", "environments")
+ALWAYS: Final = ("versions", "license.json", "environments")
 
 
 class BackupPart(StrEnum):
@@ -126,7 +126,7 @@ async def take(
             parts=tuple(parts),
         )
         report = BackupReport(head, rows=counts)
-        named = [*ALWAYS, *(name for part in parts for name in _FOLDERS_OF[part])]
+        named = _named(home, parts)
         named += folders if BackupPart.MODELS in parts and BackupPart.RUNS not in parts else []
         unfinished = {draft.resolve(), rows.resolve(), target.resolve()}  # they may lie in a folder that is taken
         files = ((name, path) for name, path in _files(home, named, report) if path.resolve() not in unfinished)
@@ -137,6 +137,19 @@ async def take(
         for path in (draft, rows):
             path.unlink(missing_ok=True)
     return report
+
+
+def _named(home: Home, parts: Sequence[BackupPart]) -> list[str]:
+    """Return what a backup takes of the home, and of the folders of the other projects."""
+    wanted = ["scripts", *(name for part in parts for name in _FOLDERS_OF[part])]
+    of_projects = [
+        home.relative(project.base / name)
+        for project in home.of_every_project()
+        if project != home
+        for name in wanted
+        if name in FOLDERS_OF_PROJECT
+    ]
+    return [*ALWAYS, *wanted, *of_projects]
 
 
 async def _spool(database: Database, target: Path) -> tuple[str, Mapping[str, int], Sequence[str]]:

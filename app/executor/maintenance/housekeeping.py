@@ -161,8 +161,9 @@ class _Round:
     async def _logs(self, now: datetime) -> None:
         limit = self._retention.limit(RetentionTarget.SCRIPT_LOGS, now)
         if limit is not None:
-            found = await asyncio.to_thread(retention_targets.old_logs, self._home.logs, limit)
-            await self._paths(RetentionTarget.SCRIPT_LOGS, found, root=self._home.logs)
+            for home in await asyncio.to_thread(list, self._home.of_every_project()):
+                found = await asyncio.to_thread(retention_targets.old_logs, home.logs, limit)
+                await self._paths(RetentionTarget.SCRIPT_LOGS, found, root=home.logs)
 
     async def _paths(self, target: RetentionTarget, paths: Iterable[Path], *, root: Path) -> None:
         for path in paths:

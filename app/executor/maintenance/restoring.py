@@ -29,11 +29,12 @@ from app.executor.maintenance.backups import (
 )
 from app.store import dump, job_status, nodes, webhooks
 from app.store.clock import database_now
-from app.store.home import FOLDERS, PRIVATE_FOLDER, Home, make_private_folder
+from app.store.home import FOLDERS, PRIVATE_FOLDER, PROJECTS, Home, make_private_folder
 from app.store.migrate import ReferencesBroken, SchemaState, revisions, schema_state
 from app.store.session import Database
 
 _STAGING: Final = ".restoring"
+_KNOWN: Final = (*FOLDERS, PROJECTS, *ALWAYS)
 _BLOCK: Final = 1024 * 1024
 _MAX_HEAD_BYTES: Final = 64 * 1024 * 1024
 
@@ -129,7 +130,7 @@ async def _require_empty(database: Database, home: Home) -> None:
             "The database is in use already. Restore into an empty one: set DEEPE_HOME to a new folder, and "
             "DEEPE_DATABASE_URL to an empty database if yours is Postgres."
         )
-    for name in (*FOLDERS, *ALWAYS):
+    for name in _KNOWN:
         there = home.root / name
         if there.is_file() or (there.is_dir() and any(there.iterdir())):
             raise BackupUnusable(
@@ -217,5 +218,4 @@ def _is_safe(name: str) -> bool:
     if name in (HEAD, ROWS, DIGESTS):
         return True
     parts = name.split("/")
-    known = (*FOLDERS, *ALWAYS)
-    return len(parts) > 1 and parts[0] == FILES and parts[1] in known and not {"", ".", ".."} & set(parts)
+    return len(parts) > 1 and parts[0] == FILES and parts[1] in _KNOWN and not {"", ".", ".."} & set(parts)

@@ -80,4 +80,4 @@ def write_end_record(home: Home, job: JobRow, end: End) -> None:
     else:
         reason = text(f"reason_{end.reason}", DEFAULT_LANGUAGE, **end.params)
         record = (Record.FAILED, f"{label},{shown(reason, limit=MAX_REASON)}")
-    write_records(home.logs, record, task=call.get("status_key"), seq=call.get("seq"))
+    write_records(home.of(job.project_id).logs, record, task=call.get("status_key"), seq=call.get("seq"))

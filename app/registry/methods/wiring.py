@@ -51,7 +51,9 @@ def method_services(
     samples: bool = True,
 ) -> MethodServices:
     """Return the services of the methods under `home`; `machine` is this machine's platform."""
-    files = MethodFiles(ScriptRoot(home.scripts, max_bytes=max_script_bytes), VersionStore(home.versions))
+    files = MethodFiles(
+        ScriptRoot(home.scripts, max_bytes=max_script_bytes), VersionStore(home.versions, beside=home.base)
+    )
     reader = ScriptReader(files)
     reviews = CodeReviews(files)
     registry = MethodRegistry(files=files, reader=reader, reviews=reviews, licence=licence, clock=clock)

@@ -53,10 +53,16 @@ def manifest(tree: Tree) -> bytes:
 
 
 class VersionStore:
-    """Keeps bytes by their sha256. All methods block; threads and processes may share a store."""
+    """Keeps bytes by their sha256. All methods block; threads and processes may share a store.
 
-    def __init__(self, root: Path) -> None:
+    `beside`: the folder whose entries a running tree finds beside itself; by default the one that holds the store.
+    """
+
+    def __init__(self, root: Path, *, beside: Path | None = None) -> None:
         self._root = root
+        self._beside = beside or root.parent
+        # trees are kept for each project: they differ in what lies beside them
+        self._home = _HOME if self._beside == root.parent else f"{_HOME}-{self._beside.name}"
         self._trees: OrderedDict[str, Tree] = OrderedDict()
         self._verified: dict[Path, tuple[int, ...]] = {}
 
@@ -102,7 +108,7 @@ class VersionStore:
 
         The files are copies: a script that runs as root could write through a link into the stored bytes.
         """
-        home, tree = self._folder(digest) / _HOME, self.tree(digest)
+        home, tree = self._folder(digest) / self._home, self.tree(digest)
         if not home.is_dir():
             self._make(home, tree)
         root = home / _SCRIPTS
@@ -121,7 +127,7 @@ class VersionStore:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 _copy(self.get(file.sha256), place, executable=file.executable)
             for name in _BESIDE_SCRIPTS:
-                (temporary / name).symlink_to(os.path.relpath(self._root.parent / name, home))
+                (temporary / name).symlink_to(os.path.relpath(self._beside / name, home))
             for folder, _, _ in os.walk(root, topdown=False):
                 Path(folder).chmod(0o555)
             try:
