@@ -21,13 +21,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from app.argspec.differences import read_difference
 from app.argspec.imports import read_imports
 from app.argspec.inputs import read_inputs
 from app.argspec.modules import Modules, unpacked
 from app.argspec.reader import read_arguments
+from app.argspec.risks import read_risks
 from app.argspec.source import NotPython, parse
 
-CHECK, READ, INPUTS = b"c", b"r", b"i"
+CHECK, READ, INPUTS, RISKS, DIFFERENCE = b"c", b"r", b"i", b"k", b"d"
 HEADER = struct.Struct("!cI")
 """What a request begins with: its kind and the length of what follows."""
 
@@ -63,6 +65,8 @@ def serve(*, cpu_seconds: float, memory_bytes: int, output_bytes: int) -> None:
 
 
 def _answer(kind: bytes, request: bytes, *, memory_bytes: int) -> dict[str, Any]:
+    if kind == DIFFERENCE:
+        return {"difference": asdict(read_difference(request))}
     source, sources, package = unpacked(request) if kind == READ else (request, {}, "")
     try:
         tree = parse(source)
@@ -74,6 +78,8 @@ def _answer(kind: bytes, request: bytes, *, memory_bytes: int) -> dict[str, Any]
         return {"imports": asdict(read_imports(tree))}
     if kind == INPUTS:
         return {"inputs": asdict(read_inputs(tree))}
+    if kind == RISKS:
+        return {"risks": asdict(read_risks(tree, source))}
     modules = Modules(sources, package=package)
     arguments = read_arguments(tree, modules)
     return {"imports": asdict(read_imports(tree)), "arguments": asdict(arguments), "wanted": modules.wanted}

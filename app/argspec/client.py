@@ -25,7 +25,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from app.argspec.child import CHECK, CPU_TIME_SIGNAL, HEADER, INPUTS, LENGTH, OUT_OF_MEMORY, READ, TOO_MUCH_OUTPUT
+from app.argspec.child import (
+    CHECK,
+    CPU_TIME_SIGNAL,
+    DIFFERENCE,
+    HEADER,
+    INPUTS,
+    LENGTH,
+    OUT_OF_MEMORY,
+    READ,
+    RISKS,
+    TOO_MUCH_OUTPUT,
+)
+from app.argspec.differences import Difference, packed_pair
 from app.argspec.inputs import Inputs, Named, Variable, Word
 from app.argspec.modules import MAX_BYTES, MAX_MODULES, Source, packed
 from app.argspec.report import (
@@ -39,6 +51,7 @@ from app.argspec.report import (
     Remark,
     SyntaxProblem,
 )
+from app.argspec.risks import Risk, Risks
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +126,10 @@ class Reading:
     """With a remark under `unread` if the source is not Python or a limit was met."""
     inputs: Inputs = field(default_factory=Inputs)
     """Read by `inputs` alone."""
+    risks: Risks = field(default_factory=Risks)
+    """Read by `risks` alone."""
+    difference: Difference = field(default_factory=Difference)
+    """Read by `difference` alone."""
     wanted: Sequence[str] = ()
     """Modules that would have been followed if their sources had been there."""
     stopped: Stopped | None = None
@@ -148,6 +165,14 @@ class BoundedReader:
     def inputs(self, source: bytes) -> Inputs:
         """Return what the script reads besides its options; nothing if it is not Python or met a limit."""
         return self._remembered_or(INPUTS, source).inputs
+
+    def risks(self, source: bytes) -> Reading:
+        """Return what a reviewer of the script should look at."""
+        return self._remembered_or(RISKS, source)
+
+    def difference(self, before: bytes, after: bytes) -> Reading:
+        """Return the difference of two files; two that are too different meet a limit."""
+        return self._remembered_or(DIFFERENCE, packed_pair(before, after))
 
     def read(self, source: bytes, find: ModuleFinder = lambda _: None, *, package: str = "") -> Reading:
         """Return what the script says, with the modules that `find` finds beside it.
@@ -349,6 +374,11 @@ def _reading(document: Mapping[str, Any]) -> Reading:
         return Reading(problem=problem, arguments=Arguments(unread=(remark,)))
     if "inputs" in document:
         return Reading(inputs=_inputs(document["inputs"]))
+    if "risks" in document:
+        risks = document["risks"]
+        return Reading(risks=Risks([Risk(**one) for one in risks["found"]], risks["more"]))
+    if "difference" in document:
+        return Reading(difference=Difference(**document["difference"]))
     imports = Imports(**document["imports"])
     if "arguments" not in document:
         return Reading(imports=imports)

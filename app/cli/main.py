@@ -52,6 +52,7 @@ COMMANDS: Final = {
     "projects": Entry("projects:app", MAINTENANCE, "Projects: methods, data, jobs and people kept apart."),
     "keys": Entry("access:keys", MAINTENANCE, "API keys: callers with a name and a role."),
     "secrets": Entry("secrets:app", WORK, "Secrets: values that scripts get by their names, and nobody can read."),
+    "reviews": Entry("reviews:app", WORK, "Code that a second person approves before it runs."),
     "webhooks": Entry("operations:webhooks", MAINTENANCE, "Addresses that get a message when a job ends."),
     "migrate": Entry("service:migrate", MAINTENANCE, "Bring the database to the newest schema."),
     "settings": Entry("service:settings", MAINTENANCE, "Show every DEEPE_* variable and its value."),

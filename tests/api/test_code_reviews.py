@@ -249,6 +249,59 @@ class TestDecisions:
         assert (len(first["items"]), len(second["items"]), second["next_cursor"]) == (2, 1, None)
 
 
+class TestExamination:
+    async def test_shows_the_difference_to_what_was_approved_and_what_to_look_at(self, reviewed: Reviewed) -> None:
+        first = await reviewed.changed_and_waiting()
+        await reviewed.decide("grace", first, "approve")
+        await reviewed.change("ada", b"import socket; exec(input())\n")
+        digest = (await reviewed.waiting())[0]["digest"]
+
+        found = await reviewed.app.get(f"/code-reviews/{digest}", headers={"Accept-Language": "de"})
+
+        (difference,) = found["differences"]
+        assert (difference["path"], difference["change"], difference["complete"]) == ("custom01.py", "changed", True)
+        assert [line for line in difference["diff"].split("\n") if line[0] in "+-"] == ["+import socket; exec(input())"]
+        notes = [(note["code"], note["quoted"]) for note in found["notes"]]
+        assert ("code_network", "import socket; exec(input())") in notes
+        assert ("code_evaluates", "exec(input())") in notes
+        assert found["notes"][0]["detail"].startswith("Es ")
+        assert (found["approved_version"], found["not_compared"], found["not_read"]) == (2, 0, 0)
+
+    async def test_shows_how_the_call_changed(self, reviewed: Reviewed) -> None:
+        change = {"stages": {"training": {"env": {"TRACKER": "on"}}}}
+        await reviewed.call("ada", "PATCH", f"{API}/methods/Custom01", json=change, headers={"If-Match": "*"})
+        (item,) = await reviewed.waiting()
+
+        found = await reviewed.app.get(f"/code-reviews/{item['digest']}")
+
+        (difference,) = found["differences"]
+        assert difference["path"] == ""
+        assert '+      "TRACKER": "on"' in difference["diff"]
+
+    @pytest.mark.parametrize(
+        ("content", "noted"),
+        [
+            (b"x = 1\0\n", "code_unreadable"),
+            (b"\xff\xfe\n", "code_unreadable"),
+            (b"(" * 20_000 + b")" * 20_000, "code_unreadable"),
+            (b"eval(1)\n" * 30_000, "code_more"),
+        ],
+        ids=["nul", "not utf-8", "nested", "many"],
+    )
+    async def test_of_hostile_modules_ends(self, reviewed: Reviewed, content: bytes, noted: str) -> None:
+        scripts = reviewed.app.services.home.scripts
+        (scripts / "helping.py").write_bytes(content)
+        with (scripts / "custom01.py").open("ab") as file:
+            file.write(b"\nimport helping\n")
+        await reviewed.submit(status=422)
+        (item,) = await reviewed.waiting()
+
+        found = await reviewed.app.get(f"/code-reviews/{item['digest']}")
+
+        assert noted in {note["code"] for note in found["notes"] if note["path"] == "helping.py"}
+        assert {one["path"] for one in found["differences"]} == {"custom01.py", "helping.py"}
+
+
 class TestQuestions:
     async def test_retry_of_a_job_needs_an_approval_again(self, reviewed: Reviewed) -> None:
         digest = await reviewed.changed_and_waiting()

@@ -1,18 +1,22 @@
 """Approval of code by a second person."""
 
+import asyncio
 from typing import Annotated
 
 from fastapi import Depends, Path, Query
 
 from app.api.dependencies import CallerDep, ReadSession, ServicesDep, WriteSession
 from app.api.errors import problem_responses
+from app.api.language import RequestLanguage
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
 from app.api.routing import Router
 from app.api.schemas.code_reviews import (
+    CodeExamination,
     CodeReviewItem,
     CodeReviewRead,
     DecisionWrite,
     WithdrawnCode,
+    examination_read,
     review_item,
     review_read,
     withdrawn,
@@ -43,9 +47,16 @@ async def list_code_reviews(
 
 
 @router.get("/code-reviews/{digest}", responses=problem_responses(CodeReviewNotFound))
-async def get_code_review(digest: Digest, session: ReadSession, services: ServicesDep) -> CodeReviewRead:
-    """Read what would run, who changed it, and the decisions on it."""
-    return review_read(await services.methods.code_reviews.get(session, digest))
+async def get_code_review(digest: Digest, services: ServicesDep, language: RequestLanguage) -> CodeExamination:
+    """Read what would run, how it differs from what was approved before, who changed it, and what to look at.
+
+    Nothing of the code is run. What is noted rests on names in the source: code that hides what it does is found by
+    reading it only.
+    """
+    reviews = services.methods.code_reviews
+    async with services.database.reading() as session:
+        review = await reviews.get(session, digest)
+    return examination_read(review, await asyncio.to_thread(reviews.examine, review), language)
 
 
 @router.post(

@@ -8,8 +8,9 @@ from pydantic import Field
 from app.api.schemas.common import JOB_ID, SHA256, RequestBody
 from app.domain.code_review import Code, ReviewState
 from app.domain.plain_text import shown
+from app.domain.texts import Language, text
 from app.domain.values import Value
-from app.registry.methods.code_reviews import Review
+from app.registry.methods.code_reviews import Change, Examination, Review
 from app.store.tables import CodeDecisionRow, CodeReviewRow, JobRow
 
 _MOST_FILES = 500
@@ -81,6 +82,38 @@ class CodeReviewRead(CodeReviewItem):
     decisions: list[CodeDecision] = Field(description="The oldest first.")
 
 
+class CodeDifference(Value):
+    """How a file differs from the one that was approved."""
+
+    path: str = Field(description="Empty: how the method calls the stage.", examples=["finance_sft.py"])
+    change: Change
+    executable: bool = Field(description="It has become a program that can be started.")
+    diff: str = Field(description="Unified difference. Control characters, and what hides text, are escaped.")
+    complete: bool = Field(
+        description="False: the difference goes on, one of the files is no text, or they are too different to be "
+        "compared. Read the file itself (`GET /methods/{method}/versions/{number}/files/{stage}`)."
+    )
+
+
+class CodeNote(Value):
+    """Something to look at: a help for a person who reads the code, no verdict."""
+
+    path: str
+    line: int
+    code: str = Field(examples=["code_network"])
+    detail: str = Field(description="What it is, in the language of the request.")
+    quoted: str = Field(description="The code that stands there.", examples=["import socket"])
+
+
+class CodeExamination(CodeReviewRead):
+    """A review with the difference to the approved version before it, and with what to look at."""
+
+    differences: list[CodeDifference]
+    not_compared: int = Field(description="Files that differ and are not among `differences`.")
+    notes: list[CodeNote]
+    not_read: int = Field(description="Files that nothing is noted of, because there are too many.")
+
+
 class WithdrawnCode(CodeReviewRead):
     """Code whose approval was withdrawn."""
 
@@ -128,6 +161,35 @@ def review_read(review: Review) -> CodeReviewRead:
         files=files[:_MOST_FILES],
         file_count=len(files),
         decisions=[_decision(row) for row in review.decisions],
+    )
+
+
+def examination_read(review: Review, examined: Examination, language: Language) -> CodeExamination:
+    """Return a review with all that helps to judge it."""
+    return CodeExamination(
+        **review_read(review).model_dump(),
+        differences=[
+            CodeDifference(
+                path=shown(one.path),
+                change=one.change,
+                executable=one.executable,
+                diff=one.difference.text,
+                complete=not (one.stopped or one.difference.cut or one.difference.binary),
+            )
+            for one in examined.differences
+        ],
+        not_compared=examined.not_compared,
+        notes=[
+            CodeNote(
+                path=shown(note.path),
+                line=note.line,
+                code=f"code_{note.kind}",
+                detail=text(f"code_{note.kind}", language, name=note.name),
+                quoted=note.quoted,
+            )
+            for note in examined.notes
+        ],
+        not_read=examined.not_read,
     )
 
 

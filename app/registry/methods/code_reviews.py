@@ -6,14 +6,17 @@ the newest approved version of the stage on. What was changed by hand on disk ha
 """
 
 import asyncio
+import json
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
-from typing import Final
+from typing import Final, Literal
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.argspec.differences import Difference
 from app.domain.access import Caller, CallerKind, Role
 from app.domain.code_review import Author, Code, CodeApproval, ReviewState
 from app.domain.definition import MethodDefinition
@@ -25,6 +28,7 @@ from app.presets import catalogue
 from app.registry.methods.files import MethodFiles
 from app.registry.methods.pins import PinnedFile
 from app.registry.methods.record import Method, method_of
+from app.registry.scripts.names import SUFFIX
 from app.registry.scripts.versions import Tree, TreeFile, VersionLost
 from app.store import code_reviews as store
 from app.store import methods as method_store
@@ -35,6 +39,11 @@ from app.store.tables import CodeDecisionRow, CodeReviewRow, MethodRow, MethodVe
 PRODUCT: Final = Caller(CallerKind.LOCAL, Role.VIEWER, "deepextension")
 """Decides on what an earlier release of the product shipped."""
 _OF_PRODUCT: Final = frozenset({VersionSource.PRESET, VersionSource.RESET})
+_EXAMINED_SECONDS: Final = 20.0
+_MAX_DIFFERENCES: Final = 100
+_MAX_SIZE: Final = 1_000_000
+_MAX_NOTES: Final = 1000
+_MAX_FILE_BYTES: Final = 4 * 2**20
 _MAY_FOLLOW: Mapping[ReviewState, frozenset[ReviewState]] = {
     ReviewState.WAITING: frozenset({ReviewState.APPROVED, ReviewState.REJECTED}),
     ReviewState.APPROVED: frozenset({ReviewState.WITHDRAWN}),
@@ -82,6 +91,49 @@ class Review:
     authors: frozenset[Author]
     unknown: bool
     decisions: Sequence[CodeDecisionRow] = ()
+
+
+Change = Literal["added", "changed", "removed"]
+
+
+@dataclass(frozen=True)
+class FileDifference:
+    """How a file differs from the approved one; empty path: how the method calls the stage.
+
+    `executable`: it has become a program. `stopped`: the files are too different to be compared within the limits.
+    """
+
+    path: str
+    change: Change
+    difference: Difference
+    executable: bool = False
+    stopped: bool = False
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something to look at in a file: a kind of `app.argspec.risks`, `executable`, `unreadable` or `more`."""
+
+    path: str
+    line: int
+    kind: str
+    name: str
+    quoted: str
+
+
+@dataclass
+class Examination:
+    """Help for who reviews code; files are counted that were not compared, or not read."""
+
+    differences: list[FileDifference] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+    not_compared: int = 0
+    not_read: int = 0
+
+    @property
+    def size(self) -> int:
+        """Return how many characters the differences have."""
+        return sum(len(one.difference.text) for one in self.differences)
 
 
 class CodeReviews:
@@ -132,6 +184,73 @@ class CodeReviews:
             unknown=not found or not contents | lost <= known,
             decisions=await store.decisions(session, row.digest),
         )
+
+    def examine(self, review: Review) -> Examination:
+        """Return what changed since the approved version before it, and what to look at in the code; blocks.
+
+        What was changed is read first. After a while nothing more is read, and what is left is counted.
+        """
+        before: Tree = review.base.tree if review.base is not None else {}
+        new = [path for path in sorted(review.tree) if before.get(path) != review.tree[path]]
+        rest = [path for path in sorted(review.tree) if path not in new]
+        gone = sorted(before.keys() - review.tree.keys())
+        deadline = time.monotonic() + _EXAMINED_SECONDS
+        found = Examination()
+        for path in [*new, *gone]:
+            if len(found.differences) >= _MAX_DIFFERENCES or found.size > _MAX_SIZE or time.monotonic() > deadline:
+                found.not_compared += 1
+            else:
+                found.differences.append(self._difference(path, before.get(path), review.tree.get(path)))
+        if (call := self._call_difference(review)) is not None:
+            found.differences.insert(0, call)
+        for path in [*new, *rest]:
+            if len(found.notes) >= _MAX_NOTES or time.monotonic() > deadline:
+                found.not_read += 1
+            else:
+                self._note(path, review.tree[path], found)
+        return found
+
+    def _difference(self, path: str, before: TreeFile | None, after: TreeFile | None) -> FileDifference:
+        change: Change = "added" if before is None else "removed" if after is None else "changed"
+        if any(file is not None and file.size > _MAX_FILE_BYTES for file in (before, after)):
+            return FileDifference(path, change, Difference(), stopped=True)
+        contents = [b"" if file is None else self._files.versions.get(file.sha256) for file in (before, after)]
+        reading = self._files.reader.difference(*contents)
+        made = after is not None and after.executable and (before is None or not before.executable)
+        return FileDifference(path, change, reading.difference, executable=made, stopped=reading.stopped is not None)
+
+    def _call_difference(self, review: Review) -> FileDifference | None:
+        """Return how the call changed; None if it has not."""
+        members = ("file", "module", "call")
+        old, new = (
+            json.dumps({name: document[name] for name in members if name in document}, indent=2, ensure_ascii=False)
+            for document in ((review.base.code.document() if review.base is not None else {}), review.code.document())
+        )
+        if old == new:
+            return None
+        change: Change = "added" if review.base is None else "changed"
+        reading = self._files.reader.difference(old.encode(), new.encode())
+        return FileDifference("", change, reading.difference, stopped=reading.stopped is not None)
+
+    def _note(self, path: str, file: TreeFile, found: Examination) -> None:
+        if not path.endswith(SUFFIX):
+            if file.executable:
+                found.notes.append(Note(path, 1, "executable", path, ""))
+            return
+        if file.sha256 in catalogue.shipped_digests():
+            return
+        if file.size > _MAX_FILE_BYTES:
+            found.notes.append(Note(path, 1, "unreadable", f"> {_MAX_FILE_BYTES // 2**20} MiB", ""))
+            return
+        content = self._files.versions.get(file.sha256)
+        reading = self._files.reader.risks(content)
+        if reading.stopped is not None:
+            found.notes.append(Note(path, 1, "unreadable", reading.stopped.limit, ""))
+        elif reading.problem is not None:
+            found.notes.append(Note(path, reading.problem.line, "unreadable", reading.problem.message, ""))
+        found.notes += [Note(path, risk.line, risk.kind, risk.name, risk.quoted) for risk in reading.risks.found]
+        if reading.risks.more:
+            found.notes.append(Note(path, 1, "more", str(reading.risks.more), ""))
 
     async def approve(self, session: AsyncSession, digest: str, *, by: Caller, note: str) -> Review:
         """Approve code that `by` has not changed. Raises `OwnCode`, `ReviewStateConflict`, `CodeUnpinned`."""
