@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 from fastapi import FastAPI
 
 from app import collect_as_usual
+from app.access.audit import EVERY_SECONDS as AUDIT_SECONDS
+from app.access.audit import AuditTrail
 from app.access.guard import LicenceGuard, LicenceRecord
 from app.access.keys import AccessKeys
 from app.access.licence import load_public_key
@@ -32,6 +34,7 @@ from app.api.guards import AccessPolicy, FindCaller
 from app.api.prometheus import Metrics
 from app.api.routes import (
     access,
+    audit,
     base_models,
     chat,
     code_reviews,
@@ -56,6 +59,7 @@ from app.api.routes import (
 from app.api.routes.system import Readiness
 from app.api.schemas.access import Login, OidcLogin
 from app.domain.access import Permission
+from app.domain.audit import Action, acting
 from app.domain.enums import Platform
 from app.domain.errors import Violation
 from app.domain.projects import DEFAULT_PROJECT, EVERY_PROJECT, Scope
@@ -97,7 +101,8 @@ from app.registry.nodes.queues import Queues
 from app.registry.nodes.service import living_nodes
 from app.secret_values import hide_secrets
 from app.settings import Settings, load_settings
-from app.store.code_reviews import set_policy
+from app.store.audit_records import record_setting
+from app.store.code_reviews import policy_of, set_policy
 from app.store.home import Home
 from app.store.migrate import upgrade
 from app.store.projects import all_ids
@@ -116,6 +121,7 @@ ROUTERS: Final = tuple(
     for module in (
         system, jobs, methods, models, chat, nodes, scripts, presets, datasets, base_models, environments, queues,
         deploy_targets, webhooks, pictures, metrics, housekeeping, access, secrets, projects, code_reviews,
+        audit,
     )
 )  # fmt: skip
 IDEMPOTENCY_KEPT = timedelta(days=1)
@@ -179,6 +185,7 @@ def build_services(
         projects=Projects(database=whole, licence=licence, clock=clock),
         access_keys=AccessKeys(database=whole, clock=clock),
         secrets=Secrets(SecretKeys(installation.secrets_key, settings.given_secrets_key), clock=clock),
+        audit=AuditTrail(database=whole, clock=clock),
         webhooks=Webhooks(policy=addresses),
         webhook_sender=WebhookSender(whole, lambda: _webhook_client(addresses)),
         housekeeper=Housekeeper(database=whole, home=installation, retention=_retention(settings)),
@@ -203,6 +210,7 @@ class Shared:
     projects: Projects
     access_keys: AccessKeys
     secrets: Secrets
+    audit: AuditTrail
     webhooks: Webhooks
     webhook_sender: WebhookSender
     housekeeper: Housekeeper
@@ -253,6 +261,7 @@ def _services_of_project(
         projects=shared.projects,
         access_keys=shared.access_keys,
         secrets=shared.secrets,
+        audit=shared.audit,
         methods=methods_,
         base_models=base_models_,
         datasets=datasets_,
@@ -327,7 +336,9 @@ def _lifespan(services: Services, database: Database, settings: Settings, works:
         await upgrade(database)
         await _prepare(services, settings)
         logger.info("api_started")
-        async with in_background(services.webhook_sender.run, services.housekeeper.run_now_and_then, *works):
+        async with in_background(
+            services.webhook_sender.run, services.housekeeper.run_now_and_then, _keep_up_audit(services.audit), *works
+        ):
             yield
         await services.notifier.close()
         await database.close()
@@ -336,14 +347,27 @@ def _lifespan(services: Services, database: Database, settings: Settings, works:
     return lifespan
 
 
+def _keep_up_audit(trail: AuditTrail) -> Work:
+    async def keep_up(stopping: Stopping) -> None:
+        await keep_doing(trail.keep_up, every=AUDIT_SECONDS, stopping=stopping, event="audit_trail_behind")
+        await trail.finish()
+
+    return keep_up
+
+
 async def _prepare(services: Services, settings: Settings) -> None:
-    async with services.database.writing() as session:
-        if await set_policy(session, settings.code_approval, now=utc_now()):
-            logger.info("code_approval_changed", extra={"code_approval": settings.code_approval.value})
-        await set_join_token(session, settings.join_token.get_secret_value() if settings.join_token else None)
-        projects = await all_ids(session)
-    for project in projects:
-        await _prepare_project(services.of(project))
+    with acting(Action("service", "service", "service", "start")):
+        async with services.database.writing() as session:
+            before = await policy_of(session)
+            if await set_policy(session, settings.code_approval, now=utc_now()):
+                logger.info("code_approval_changed", extra={"code_approval": settings.code_approval.value})
+            await set_join_token(session, settings.join_token.get_secret_value() if settings.join_token else None)
+            projects = await all_ids(session)
+            if before is not settings.code_approval:
+                said = before.value, settings.code_approval.value
+                await record_setting(session, "code_approval", *said, now=utc_now())
+        for project in projects:
+            await _prepare_project(services.of(project))
 
 
 async def _prepare_project(services: Services) -> None:
@@ -432,6 +456,7 @@ def _add_runner(app: FastAPI, settings: Settings, services: Services, persons: F
             allowed_hosts=settings.allowed_hosts,
             trusted_networks=settings.runner_clients,
             open_paths=("/health",),
+            refused=services.audit.refusals.note,
             needed=Permission.RUN,
         ),
         max_body_bytes=settings.max_body_bytes,
@@ -459,6 +484,7 @@ def _retention(settings: Settings) -> Retention:
             RetentionTarget.SCRIPT_LOGS: days(settings.keep_logs_days),
             RetentionTarget.DELIVERIES: days(settings.keep_deliveries_days),
             RetentionTarget.IDEMPOTENCY_KEYS: IDEMPOTENCY_KEPT,
+            RetentionTarget.AUDIT_RECORDS: days(settings.keep_audit_days),
         }
     )
 
@@ -479,6 +505,7 @@ def _http_options(
         metrics_token=settings.metrics_token.get_secret_value() if settings.metrics_token else None,
         allowed_hosts=settings.allowed_hosts,
         allowed_origins=settings.allowed_origins,
+        refused=services.audit.refusals.note,
     )
     uploads = (
         *scripts.script_uploads(settings.max_script_bytes),

@@ -314,6 +314,9 @@ class Settings(BaseSettings):
         le=36500,
         description="Days that webhook messages are kept after they were delivered or given up; 0: for ever.",
     )
+    keep_audit_days: int = Field(
+        0, ge=0, le=36500, description="Days that records of the audit trail are kept; 0: for ever."
+    )
 
     # Metrics
     metrics_token: SecretStr | None = Field(

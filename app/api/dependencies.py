@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.access.audit import AuditTrail
 from app.access.keys import AccessKeys
 from app.access.projects import Projects
 from app.access.secrets import Secrets
@@ -54,6 +55,7 @@ class Services:
     projects: Projects
     access_keys: AccessKeys
     secrets: Secrets
+    audit: AuditTrail
     methods: MethodServices
     base_models: BaseModels
     datasets: Datasets

@@ -7,6 +7,7 @@ without that method is 405 whatever was sent to it.
 """
 
 import asyncio
+import hashlib
 import hmac
 import logging
 import re
@@ -28,6 +29,7 @@ from app.access.loopback import is_loopback
 from app.access.persons import is_signed_token
 from app.api.errors import BadRequest, UnsupportedMediaType, problem_response
 from app.domain.access import LOCAL, METRICS, NETWORK, TOKEN, Caller, Permission, current_caller
+from app.domain.audit import Action, acting, action_of, current_action
 from app.domain.errors import NotAllowed, TooLarge, Unauthenticated
 from app.domain.projects import DEFAULT_PROJECT
 from app.observability import ACCESS_LOGGER, request_id
@@ -140,6 +142,8 @@ class AccessPolicy:
     open_paths: Sequence[str] = ("/", "/healthz", "/readyz", "/docs", "/openapi.json", "/api/v1/login")
     """Paths that need no token: probes have none, a browser cannot send one when it opens the documentation, and who
     asks how to log in is not logged in."""
+    refused: Callable[[Action, str], None] | None = None
+    """Takes note of a change that was not permitted and of a wrong token, with the code of the error."""
     needed: Permission | None = None
     """What every caller of this application must be permitted, where its routes do not say it themselves."""
 
@@ -204,13 +208,14 @@ class GuardMiddleware:
         self._app = app
         self._access = _AccessGuard(policy)
         self._enter = policy.enter
+        self._refused = policy.refused
         self._body = _BodyGuard(max_bytes, uploads)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return
-        started = False
+        started, action = False, None
         prefix = ""
 
         async def watch(message: Message) -> None:
@@ -233,17 +238,49 @@ class GuardMiddleware:
                 scope[PROJECT] = caller.project or DEFAULT_PROJECT
             scope[CALLER] = caller
             current_caller.set(caller)
+            action = _action_of(scope, caller)
             if scope["type"] == "http":
                 _check_path(scope)
                 receive = self._body.bounded(scope, headers, receive)
-            await self._app(scope, receive, watch)
+            with acting(action):
+                await self._app(scope, receive, watch)
         except ClientDisconnect:
             return
         except Exception as exc:
+            if self._refused is not None and (refused := _refusal_of(scope, action, exc)) is not None:
+                self._refused(*refused)
             if started or scope["type"] != "http":
                 raise  # the server closes the connection, so that the caller sees a broken answer, not a short one
             response = problem_response(HTTPConnection(scope), exc)
             await response(scope, receive, send)
+
+
+def _refusal_of(scope: Scope, action: Action | None, error: Exception) -> tuple[Action, str] | None:
+    """Return who was refused what, if the error says that: a change, or a token that is none of ours."""
+    caller: Caller | None = scope.get(CALLER)
+    if isinstance(error, Unauthenticated) and not isinstance(error, TokenMissing):
+        # of a wrong token nothing is known but the name of a key that was valid once
+        name = str(error.params.get("name", ""))
+        action = Action("unknown", name, "", "authenticate", address=_address(scope), request_id=request_id.get())
+        return action, error.code
+    if not isinstance(error, NotAllowed) or scope.get("method") in ("GET", "HEAD"):
+        return None
+    if caller is None:
+        action = Action("unknown", "", "", "authenticate", address=_address(scope), request_id=request_id.get())
+        return action, error.code
+    return (action, error.code) if action is not None else None
+
+
+def _address(scope: Scope) -> str | None:
+    return (scope.get("client") or (None,))[0]
+
+
+def _action_of(scope: Scope, caller: Caller | None) -> Action | None:
+    """Return for the audit trail whose call a request is; its route adds what it is called."""
+    if caller is None:
+        return None
+    operation = f"{scope.get('method', '')} {scope['path']}"
+    return action_of(caller, operation=operation, address=_address(scope), request_id=request_id.get())
 
 
 class _AccessGuard:
@@ -386,7 +423,8 @@ class _BodyGuard:
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > limit:
             raise BodyTooLarge(limit=limit)
-        return _counting(receive, limit)
+        counted = _counting(receive, limit)
+        return counted if upload is None else _noting(counted)
 
     def _upload(self, scope: Scope) -> RawUpload | None:
         matching = (
@@ -467,6 +505,24 @@ def _stay_in_project(headers: MutableHeaders, prefix: str) -> None:
 
 def _may_have_body(scope: Scope) -> bool:
     return any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
+
+
+def _noting(receive: Receive) -> Receive:
+    """Note for the audit trail which bytes came; of a file that comes in parts those of this part."""
+    digest, size = hashlib.sha256(), 0
+
+    async def note() -> Message:
+        nonlocal size
+        message = await receive()
+        if message["type"] == "http.request":
+            digest.update(message.get("body", b""))
+            size += len(message.get("body", b""))
+            action = current_action.get()
+            if action is not None and not message.get("more_body"):
+                action.note_body(digest.hexdigest(), size)
+        return message
+
+    return note
 
 
 def _counting(receive: Receive, limit: int) -> Receive:

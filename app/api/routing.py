@@ -5,10 +5,10 @@ another permission for one route, `needs(None)` opens it to everybody.
 """
 
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,6 +19,7 @@ from app.api.bodies import parse_json
 from app.api.errors import UnsupportedMediaType
 from app.api.guards import CALLER, RAW_BODY, TokenMissing
 from app.domain.access import Caller, Permission
+from app.domain.audit import current_action
 
 EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
 
@@ -51,6 +52,7 @@ class JsonRoute(APIRoute):
         with_json = not _WITH_BODY.isdisjoint(self.methods or ())
 
         async def handle_permitted(request: Request) -> Response:
+            _name_action(request, self)
             if needed is not None:
                 caller_of(request).require(needed)
             if not with_json or request.scope.get(RAW_BODY):
@@ -82,9 +84,12 @@ class Router(APIRouter):
         self._reads = reads
 
     def add_api_route(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        only_reads = set(options.get("methods") or ["GET"]) == {"GET"}
         if not hasattr(endpoint, _PERMISSION):
-            only_reads = set(options.get("methods") or ["GET"]) == {"GET"}
             needs(self._reads if only_reads else self._changes)(endpoint)
+        if not only_reads and getattr(endpoint, _PERMISSION) not in (None, Permission.READ):
+            # first in, last out: what the others write is committed by then
+            options["dependencies"] = [Depends(_recorded, scope="function"), *(options.get("dependencies") or ())]
         super().add_api_route(path, endpoint, **options)
 
 
@@ -110,6 +115,27 @@ def caller_of(request: Request) -> Caller:
     if caller is None:
         raise TokenMissing
     return caller
+
+
+def _name_action(request: Request, route: APIRoute) -> None:
+    """Say for the audit trail which operation runs, and on what."""
+    action = current_action.get()
+    if action is not None:
+        action.operation = route.name
+        action.subject = {name.replace("_", "-"): str(value) for name, value in request.path_params.items()}
+
+
+async def _recorded(request: Request) -> AsyncIterator[None]:
+    """Record what no transaction did: changed files, and that something was done which changes no row."""
+    done = False
+    try:
+        yield
+        done = True
+    finally:
+        action = current_action.get()
+        services = getattr(request.app.state, "services", None)
+        if services is not None and action is not None and (action.files or (done and not action.recorded)):
+            await services.audit.record(action)
 
 
 def _check_content_type(request: Request) -> None:

@@ -214,12 +214,12 @@ class Api:
         except OSError as error:
             raise CliFailure(f"{file}: {error.strerror}") from None
 
-    def fetch(self, path: str, file: Path, *, start: int) -> None:
+    def fetch(self, path: str, file: Path, *, start: int, params: Mapping[str, Any] | None = None) -> None:
         """Write what stands at `path`, from `start` on, behind what is in a file. `ConnectionLost`: a part came."""
         headers = {"Range": f"bytes={start}-"} if start else {}
         timeout = httpx.Timeout(self._http.timeout.connect, read=STREAM_SILENCE_SECONDS)
         try:
-            with self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
+            with self._http.stream("GET", path, headers=headers, params=_given(params), timeout=timeout) as response:
                 if response.is_error:
                     response.read()
                     raise _refusal(response)

@@ -53,6 +53,7 @@ COMMANDS: Final = {
     "keys": Entry("access:keys", MAINTENANCE, "API keys: callers with a name and a role."),
     "secrets": Entry("secrets:app", WORK, "Secrets: values that scripts get by their names, and nobody can read."),
     "reviews": Entry("reviews:app", WORK, "Code that a second person approves before it runs."),
+    "audit": Entry("audit:app", MAINTENANCE, "The audit trail: who changed what, and which code was started."),
     "webhooks": Entry("operations:webhooks", MAINTENANCE, "Addresses that get a message when a job ends."),
     "migrate": Entry("service:migrate", MAINTENANCE, "Bring the database to the newest schema."),
     "settings": Entry("service:settings", MAINTENANCE, "Show every DEEPE_* variable and its value."),

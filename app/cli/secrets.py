@@ -66,8 +66,10 @@ def rotate_key(
     The service may run meanwhile. With DEEPE_SECRETS_KEY no key is made: put the new one before the old ones,
     restart the services, and run this.
     """
+    from app.access.audit import command_action
     from app.access.secrets import SecretKeys, SecretsKeyUnusable, SecretUnreadable, encrypt_anew
     from app.cli.service import load
+    from app.domain.audit import acting
     from app.domain.projects import EVERY_PROJECT
     from app.store.home import Home
     from app.store.session import Database
@@ -78,8 +80,9 @@ def rotate_key(
     async def work() -> int:
         database = Database(settings.database_url, scope=EVERY_PROJECT)
         try:
-            async with database.writing() as session:
-                return await encrypt_anew(session, keys)
+            with acting(command_action("rotate_secrets_key")):
+                async with database.writing() as session:
+                    return await encrypt_anew(session, keys)
         finally:
             await database.close()
 

@@ -18,6 +18,7 @@ class RetentionTarget(StrEnum):
     SCRIPT_LOGS = "script_logs"
     DELIVERIES = "deliveries"
     IDEMPOTENCY_KEYS = "idempotency_keys"
+    AUDIT_RECORDS = "audit_records"
 
 
 @dataclass(frozen=True)

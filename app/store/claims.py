@@ -31,7 +31,7 @@ from app.domain.placement import (
     is_blocked,
     mismatches,
 )
-from app.store import job_attempts, jobs, leases
+from app.store import audit_records, job_attempts, jobs, leases
 from app.store.job_attempts import Claim
 from app.store.nodes import accelerators_of, blocked_of, lacking_of, takes_jobs, working_nodes
 from app.store.tables import (
@@ -92,6 +92,8 @@ async def claim_several(
         won += await job_attempts.take_several(session, takes, node_id=node.id, now=now, lease=lease)
         if len(won) == most or not look_again:
             break
+    if won:
+        await audit_records.record_launches(session, node, won, now=now)
     return won
 
 

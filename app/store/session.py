@@ -31,6 +31,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.access import caller_name
 from app.domain.projects import Scope
+from app.store import audit_trail
 from app.store.home import keep_sqlite_private
 from app.store.sqlite_driver import SqliteConnection
 from app.store.tables import OfProject
@@ -101,10 +102,13 @@ class Database:
     async def writing(self) -> AsyncIterator[AsyncSession]:
         """Yield a session whose transaction commits when the block ends and rolls back when it raises."""
         turn = _Turn(self._write_lock)
-        engine = self.engine.execution_options(deepe_turn=turn)
+        trail = audit_trail.trail_of_call()
+        engine = self.engine.execution_options(deepe_turn=turn, **audit_trail.options_of(trail))
         try:
             async with self._session(engine) as session, session.begin():
                 yield session
+                await audit_trail.seal(session, trail)
+            audit_trail.committed(trail)
         finally:
             turn.give_back()
 
@@ -230,6 +234,7 @@ def _create_engine(url: str, *, pool_size: int, silent_after: float | None, fore
         engine = create_async_engine(url, pool_size=pool_size, pool_pre_ping=True, connect_args=driver, **json)
         event.listen(engine.sync_engine, "do_connect", _connect)
     event.listen(engine.sync_engine, "before_cursor_execute", _make_storable, retval=True)
+    audit_trail.watch(engine)
     return engine
 
 

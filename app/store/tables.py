@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlmodel import Field, SQLModel
 
 from app.domain.access import Role
+from app.domain.audit import AuditKind
 from app.domain.code_review import ReviewState
 from app.domain.enums import (
     DeliveryState,
@@ -637,3 +638,29 @@ class IdempotencyRow(SQLModel, table=True):
     status_code: int
     body: Json = Field(sa_type=JsonDocument)
     created_at: datetime = _time()
+
+
+class AuditRecordRow(SQLModel, table=True):
+    """A record of the audit trail (`app.domain.audit`); never changed, and removed from the oldest on."""
+
+    __tablename__ = "audit_record"
+    __table_args__ = (
+        sa.Index("ix_audit_record_caller_number", "caller", "number"),
+        sa.Index("ix_audit_record_operation_number", "operation", "number"),
+        sa.Index("ix_audit_record_at", "at"),
+    )
+
+    number: int = Field(primary_key=True, sa_type=sa.BigInteger, sa_column_kwargs={"autoincrement": False})
+    at: datetime = _time()
+    kind: AuditKind = Field(sa_type=enum_type(AuditKind))
+    caller_kind: str = Field(max_length=32)
+    caller: str = Field(max_length=200)
+    principal: str = Field(max_length=500)
+    address: str | None = Field(default=None, max_length=100)
+    request_id: str | None = Field(default=None, max_length=200)
+    operation: str = Field(max_length=100)
+    project_id: str | None = Field(default=None, max_length=40)
+    things: str = Field(sa_type=sa.Text, description="kind, id and name of each thing, for filters")
+    details: str = Field(sa_type=sa.Text, description="canonical JSON; the hash is over these very characters")
+    previous: str = Field(max_length=64)
+    hash: str = Field(max_length=64)

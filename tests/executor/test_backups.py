@@ -16,6 +16,7 @@ import pytest
 import sqlalchemy as sa
 from sqlmodel import col, select
 
+from app.access.audit import verify
 from app.access.secrets import SecretKeys, Secrets, secret_values
 from app.domain.access import LOCAL
 from app.domain.enums import EndReason, JobStatus, ModelState
@@ -38,7 +39,7 @@ from tests.job_rows import START, SUCCESS, add_method, add_node, cards, claim, i
 from tests.servers import postgres_url
 
 STRANGE = 'line\nbreak, "quote", 中文, 𝄞, \\u0000'
-UNCHANGED = ("method", "method_version", "model", "base_model", "dataset", "delivery", "installation")
+UNCHANGED = ("method", "method_version", "model", "base_model", "dataset", "delivery")
 
 
 @pytest.fixture
@@ -124,6 +125,11 @@ class TestRoundTrip:
         assert before.keys() == after.keys()
         assert {name: after[name] for name in UNCHANGED} == {name: before[name] for name in UNCHANGED}
         assert sum(written.rows.values()) == sum(report.rows.values()) == sum(map(len, before.values()))
+        assert after["audit_record"][:-1] == before["audit_record"]
+        trail = await verify(empty, expected=json.loads(before["audit_record"][-1])["hash"])
+        assert (trail.sound, trail.records) == (True, len(before["audit_record"]) + 1)
+        restored = json.loads(after["audit_record"][-1])
+        assert (restored["operation"], restored["caller_kind"]) == ("restore", "command")
         assert written.files == report.files == 5
         assert (new.scripts / "own" / "train.py").read_text() == "print('mine')\n"
         assert os.access(new.scripts / "own" / "train.py", os.X_OK)

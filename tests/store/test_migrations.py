@@ -151,7 +151,8 @@ class TestRows:
 async def _counts(database: Database) -> dict[str, int]:
     async with database.reading() as session:
         connection = await session.connection()
-        tables = SQLModel.metadata.sorted_tables
+        # the audit trail ends with its migration, and with it the head
+        tables = [one for one in SQLModel.metadata.sorted_tables if one.name not in ("audit_record", "installation")]
         return {one.name: await connection.scalar(sa.select(sa.func.count()).select_from(one)) or 0 for one in tables}
 
 

@@ -135,4 +135,4 @@ def test_every_table_with_a_project_is_one_whose_rows_are_kept_apart() -> None:
     with_project = {table.__tablename__ for table in tables if "project_id" in table.__table__.columns}
     kept_apart = {table.__tablename__ for table in tables if issubclass(table, OfProject)}
 
-    assert with_project - kept_apart == {"access_key", "project_member"}
+    assert with_project - kept_apart == {"access_key", "audit_record", "project_member"}

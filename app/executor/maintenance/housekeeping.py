@@ -19,6 +19,7 @@ from app.domain.retention import Retention, RetentionTarget, too_old
 from app.executor.maintenance import retention_targets
 from app.executor.maintenance.background import Stopping, keep_doing
 from app.store import housekeeping as store
+from app.store.audit_records import old_records
 from app.store.clock import database_now
 from app.store.home import Home
 from app.store.models import living_paths
@@ -129,6 +130,7 @@ class _Round:
         await self._logs(now)
         await self._rows(RetentionTarget.DELIVERIES, store.old_deliveries, now)
         await self._rows(RetentionTarget.IDEMPOTENCY_KEYS, store.old_idempotency_keys, now)
+        await self._rows(RetentionTarget.AUDIT_RECORDS, old_records, now)
         found = list(self._removed.values())
         if self._remove and any(entry.count for entry in found):
             fields = {entry.target.value: f"{entry.count} ({entry.size_bytes} bytes)" for entry in found}

@@ -14,7 +14,9 @@ from typing import Any, Final
 from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError
 
+from app.access.audit import command_action
 from app.access.secrets import SecretKeys, unreadable_secrets
+from app.domain.audit import AuditKind
 from app.domain.enums import EndReason, JobStatus
 from app.executor.maintenance.backups import (
     ALWAYS,
@@ -27,7 +29,7 @@ from app.executor.maintenance.backups import (
     BackupReport,
     BackupUnusable,
 )
-from app.store import dump, job_status, nodes, webhooks
+from app.store import audit_trail, dump, job_status, nodes, webhooks
 from app.store.clock import database_now
 from app.store.home import FOLDERS, PRIVATE_FOLDER, PROJECTS, Home, make_private_folder
 from app.store.migrate import ReferencesBroken, SchemaState, revisions, schema_state
@@ -97,6 +99,7 @@ async def restore(
             report.webhooks_off = await webhooks.switch_all_off(session, now=now)  # before they hear of ended jobs
             report.ended_jobs = await job_status.end_all_unfinished(session, end, now=now)
             await nodes.free_names(session)
+            await audit_trail.append(session, [_restored_record(report)], now=now)
     except BaseException:
         for path in placed:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
@@ -106,6 +109,11 @@ async def restore(
         report.unreadable_secrets = await unreadable_secrets(session, keys or SecretKeys(home.secrets_key))
     report.missing = _missing(home, source)
     return report
+
+
+def _restored_record(report: BackupReport) -> audit_trail.Entry:
+    told = {"taken_at": report.head.taken_at.isoformat(), "ended_jobs": report.ended_jobs}
+    return audit_trail.Entry(AuditKind.ACTION, command_action("restore"), {"things": [], "restored": told})
 
 
 @contextlib.asynccontextmanager

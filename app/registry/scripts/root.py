@@ -17,10 +17,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
+from app.domain.audit import note_file
 from app.domain.errors import Invalid
 from app.registry.scripts.names import CACHE, SUFFIX, FileOutsideRoot, FilePathTooLong, file_path
 
 MAX_SCRIPT_BYTES = 1024 * 1024
+MOST_RECORDED = 64 * 1024 * 1024
 _CACHED_FILES = 4096
 _SETTLED_NS = 2_000_000_000
 
@@ -149,16 +151,27 @@ class ScriptRoot:
         """Remove the file if it is there; of a link the link, not what it leads to."""
         *_, name = path.split("/")
         folders = self._resolved_parts(str(Path(path).parent)) if "/" in path else []
+        before = self._sha256(path)
         with self._folder(folders, path, make=False) as folder, _ignored(FileNotFoundError):
             if folder is not None:
                 os.unlink(name, dir_fd=folder)
                 os.fsync(folder)
+                note_file(f"scripts/{path}", before=before, after=None)
+
+    def _sha256(self, path: str) -> str | None:
+        """Return the digest of a file for the record of its change, None if there is none that can be read."""
+        try:
+            present = self.digest(path, most=MOST_RECORDED)
+        except Invalid:
+            return None
+        return present.sha256 if present is not None else None
 
     def _put(self, path: str, content: bytes, *, replace: bool, most: int, executable: bool) -> bool:
         most = most or self.max_bytes
         if len(content) > most:
             raise ScriptTooLarge(file=path, size=len(content), limit=most)
         *folders, name = self._resolved_parts(path)
+        before = self._sha256(path)
         with self._folder(folders, path, make=True) as folder:
             assert folder is not None
             if _kind(name, folder) not in (None, stat.S_IFREG):
@@ -176,6 +189,7 @@ class ScriptRoot:
                 with _ignored(FileNotFoundError):
                     os.unlink(temporary, dir_fd=folder)
             os.fsync(folder)
+        note_file(f"scripts/{path}", before=before, after=digest_of(content).sha256)
         return True
 
     def _content(self, file: int, path: str, most: int) -> bytes:
