@@ -456,6 +456,7 @@ def _add_runner(app: FastAPI, settings: Settings, services: Services, persons: F
             allowed_hosts=settings.allowed_hosts,
             trusted_networks=settings.runner_clients,
             open_paths=("/health",),
+            proxies=settings.trusted_proxies,
             refused=services.audit.refusals.note,
             needed=Permission.RUN,
         ),
@@ -505,6 +506,7 @@ def _http_options(
         metrics_token=settings.metrics_token.get_secret_value() if settings.metrics_token else None,
         allowed_hosts=settings.allowed_hosts,
         allowed_origins=settings.allowed_origins,
+        proxies=settings.trusted_proxies,
         refused=services.audit.refusals.note,
     )
     uploads = (

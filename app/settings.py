@@ -193,6 +193,13 @@ class Settings(BaseSettings):
         "the backend cannot send: 172.18.0.5,10.1.0.0/16.",
     )
 
+    trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
+        (),
+        description="Addresses or networks, comma-separated, of the proxies in front of the service, such as 10.0.0.2. "
+        "The address that they say in X-Forwarded-For or Forwarded stands in the access log and in the audit trail; it "
+        "permits nothing.",
+    )
+
     # Licence
     license_public_key: Path | None = Field(
         None, description="PEM file with the key that licences are verified with. Default: the built-in key."
@@ -432,7 +439,7 @@ class Settings(BaseSettings):
         return value
 
     @field_validator(
-        *("allowed_hosts", "allowed_origins", "conda_channels", "runner_clients"),
+        *("allowed_hosts", "allowed_origins", "conda_channels", "runner_clients", "trusted_proxies"),
         *("oidc_issuers", "oidc_audiences", "oidc_keys", "oidc_algorithms", "oidc_name_claims"),
         mode="before",
     )

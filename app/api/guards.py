@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.access.keys import PREFIX as KEY_PREFIX
 from app.access.loopback import is_loopback
 from app.access.persons import is_signed_token
+from app.api.caller_address import Networks, caller_address
 from app.api.errors import BadRequest, UnsupportedMediaType, problem_response
 from app.domain.access import LOCAL, METRICS, NETWORK, TOKEN, Caller, Permission, current_caller
 from app.domain.audit import Action, acting, action_of, current_action
@@ -42,6 +43,8 @@ CALLER: Final = "deepe.caller"
 """The `Caller` in the scope of a request; None where an open path was called without a token."""
 PROJECT: Final = "deepe.project"
 """Id of the project that a request is about, in its scope."""
+ADDRESS: Final = "deepe.address"
+"""Where a request came from, in its scope; for records only: it permits nothing."""
 _FULL_PATH: Final = "deepe.path"
 _IN_PROJECT: Final = re.compile(r"/projects/(?P<project>[^/]+)(?P<path>/.*)", re.DOTALL)
 # what a proxy adds to the requests that it passes on
@@ -142,6 +145,8 @@ class AccessPolicy:
     open_paths: Sequence[str] = ("/", "/healthz", "/readyz", "/docs", "/openapi.json", "/api/v1/login")
     """Paths that need no token: probes have none, a browser cannot send one when it opens the documentation, and who
     asks how to log in is not logged in."""
+    proxies: Networks = ()
+    """What stands in front of the service and says where a request came from."""
     refused: Callable[[Action, str], None] | None = None
     """Takes note of a change that was not permitted and of a wrong token, with the code of the error."""
     needed: Permission | None = None
@@ -209,6 +214,7 @@ class GuardMiddleware:
         self._access = _AccessGuard(policy)
         self._enter = policy.enter
         self._refused = policy.refused
+        self._proxies = policy.proxies
         self._body = _BodyGuard(max_bytes, uploads)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -228,6 +234,7 @@ class GuardMiddleware:
 
         try:
             headers = Headers(scope=scope)
+            scope[ADDRESS] = caller_address((scope.get("client") or (None,))[0], headers, self._proxies)
             named = None
             if self._enter is not None and (found := _IN_PROJECT.fullmatch(scope["path"])) is not None:
                 named, scope[_FULL_PATH], scope["path"] = found["project"], scope["path"], found["path"]
@@ -272,7 +279,9 @@ def _refusal_of(scope: Scope, action: Action | None, error: Exception) -> tuple[
 
 
 def _address(scope: Scope) -> str | None:
-    return (scope.get("client") or (None,))[0]
+    """Return where a request came from, the peer of one that no guard has seen."""
+    address: str | None = scope.get(ADDRESS) or (scope.get("client") or (None,))[0]
+    return address
 
 
 def _action_of(scope: Scope, caller: Caller | None) -> Action | None:
@@ -390,7 +399,7 @@ class SlowDown:
         except TokenMissing:
             raise
         except Unauthenticated:
-            await self._sleep(self._delay((scope.get("client") or ("",))[0]))
+            await self._sleep(self._delay(_address(scope) or ""))
             raise
 
     def _delay(self, address: str) -> float:
@@ -490,7 +499,7 @@ def _log_request(scope: Scope, method: str, status: int, seconds: float) -> None
             "path": scope.get(_FULL_PATH, scope["path"]),  # without the query: it may hold secrets
             "status": status,
             "caller": caller.name if caller else None,
-            "address": (scope.get("client") or (None,))[0],
+            "address": _address(scope),
             "duration_ms": round(seconds * 1000, 1),
         },
     )

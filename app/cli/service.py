@@ -79,6 +79,7 @@ def serve(
         "log_config": None,
         "access_log": False,
         "server_header": False,
+        "proxy_headers": False,  # who is local is judged by the peer; `app.api.caller_address` reads what proxies say
         "timeout_graceful_shutdown": STREAMS_END_SECONDS,
     }
     if settings.runner_port is None:
