@@ -7,7 +7,7 @@ PYTEST_WORKERS ?= $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 1) +
 # Bytecode is kept whatever the shell says: else every process of the tests compiles them all, for 5 s of a processor.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test quick simpletuner check chaos mutants fuzz format release clean
+.PHONY: help demo test test-contained quick simpletuner check chaos mutants fuzz format release clean
 help:
 	@echo "make demo    install, start the service, and train, save and ask a model for real"
 	@echo "make test    install what the tests need and run them all"
@@ -54,6 +54,9 @@ chaos: $(VENV)/.dev
 EXAMPLES ?= 3000
 fuzz: $(VENV)/.dev
 	@FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --timeout 1800 tests/fuzz tests/argspec/test_hostile.py
+
+test-contained: $(VENV)/.dev
+	@DEEPE_TEST_CONTAINMENT=bubblewrap $(BIN)/python -m pytest -n $(PYTEST_WORKERS) tests/worker
 
 mutants: $(VENV)/.dev
 	@$(BIN)/python -m tests.chaos.mutants

@@ -24,6 +24,7 @@ from app.access.persons import ALGORITHMS
 from app.access.signing_keys import is_safe_url
 from app.domain.access import Role, parse_roles
 from app.domain.code_review import CodeApproval
+from app.domain.containment import ContainmentWish, StageNetwork
 from app.domain.labels import parse_labels
 from app.domain.secret_references import parse_keys
 from app.secret_values import PREFIX, SECRET_FIELDS, SecretFileError, file_variable, secret_from_file, variable
@@ -270,6 +271,23 @@ class Settings(BaseSettings):
         description="Variables of the worker's environment that stage scripts get besides the usual ones: "
         "comma-separated names or beginnings, such as HTTPS_PROXY,MODELSCOPE_*,ASCEND_*.",
     )
+    containment: ContainmentWish = Field(
+        ContainmentWish.AUTO,
+        description="Containment of stages: `auto` where a probe at the worker's start shows that it works, `off`, or "
+        "`bubblewrap`: the worker does not start without.",
+    )
+    stage_network: StageNetwork = Field(
+        StageNetwork.ALL,
+        description="What contained stages reach: `all`, or `none` (deployments keep their network). The worker does "
+        "not start with `none` where it cannot contain stages.",
+    )
+    stage_readable: str = Field(
+        "",
+        description="Folders and files that every contained stage may read although they are hidden: comma-separated, "
+        "relative to DEEPE_HOME or absolute.",
+    )
+    stage_writable: str = Field("", description="Folders that every contained stage may write, shared by all of them.")
+    stage_hidden: str = Field("", description="Folders and files that contained stages do not see.")
     node_labels: Annotated[dict[str, str], NoDecode] = Field(
         {}, description="Labels of this node that jobs may ask for, comma-separated: gpu=a100,zone=b."
     )
@@ -431,6 +449,11 @@ class Settings(BaseSettings):
                 )
         return ",".join(names)
 
+    @field_validator("stage_readable", "stage_writable", "stage_hidden")
+    @classmethod
+    def _paths(cls, value: str) -> str:
+        return ",".join(path.strip() for path in value.split(",") if path.strip())
+
     @field_validator("torch_index", "torch_find_links")
     @classmethod
     def _no_credentials(cls, value: str) -> str:
@@ -540,13 +563,13 @@ class Settings(BaseSettings):
         return self.api_token is None and not is_loopback(self.host)
 
     def secret_variables(self, *, without: Collection[str] = ()) -> dict[str, str]:
-        """Return the variables by which a child process of the service gets the secrets that are set."""
+        """Return the variables by which a child process gets the secrets that are set, and what hides their files."""
         values = {field: getattr(self, field) for field in SECRET_FIELDS if field not in without}
         return {
             variable(field): value.get_secret_value() if isinstance(value, SecretStr) else value
             for field, value in values.items()
             if value is not None
-        }
+        } | ({variable("stage_hidden"): self.stage_hidden} if self.stage_hidden else {})
 
 
 @dataclass(frozen=True)
@@ -567,7 +590,7 @@ def load_settings(*, serves: bool = True, **overrides: Any) -> Settings:
     `serves`: whether HTTP is to be answered with them. Otherwise no token is needed, whatever the host.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
-    problems = []
+    problems, files = [], []
     for field in SECRET_FIELDS:
         try:
             secret = secret_from_file(field, os.environ)
@@ -576,8 +599,11 @@ def load_settings(*, serves: bool = True, **overrides: Any) -> Settings:
         else:
             if secret is not None:
                 given.setdefault(field, secret)
+                files.append(str(Path(os.environ[file_variable(field)].strip()).expanduser().absolute()))
     try:
         settings = Settings(**given)
+        if files:
+            settings = Settings(**given | {"stage_hidden": ",".join([*filter(None, [settings.stage_hidden]), *files])})
     except ValidationError as error:
         problems += [_problem(detail) for detail in error.errors(include_url=False)]
     else:

@@ -12,9 +12,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import assert_never
 
+from sqlalchemy.engine import make_url
+
 from app.domain.accelerators import AcceleratorKind
+from app.domain.containment import Containment
 from app.domain.kinds import SlotPool, kinds_of
 from app.domain.projects import EVERY_PROJECT
 from app.executor.attempts.finalize import StageFinalizer
@@ -23,6 +27,8 @@ from app.executor.attempts.launch import StageLauncher
 from app.executor.attempts.limits import LimitWatch
 from app.executor.attempts.projections import Projections
 from app.executor.attempts.script_status import NoScriptStatus, RedisScriptStatus
+from app.executor.attempts.stage_sandbox import ContainedNode
+from app.executor.containment.probe import Bubblewrap, ContainmentUnavailable, find_containment
 from app.executor.engines.local import LocalEngine, boot_id
 from app.executor.environments.builders import BuildRules
 from app.executor.environments.conda import CondaSearch
@@ -49,7 +55,7 @@ from app.registry.scripts.root import ScriptRoot
 from app.registry.scripts.versions import VersionStore
 from app.secret_values import hide_secrets
 from app.settings import Settings, SettingsError, load_settings
-from app.store.home import Home, NodeHome
+from app.store.home import Home, NodeHome, files_of_sqlite
 from app.store.migrate import DatabaseUnusable, schema_state
 from app.store.nodes import RegistrationRefused
 from app.store.session import Database
@@ -98,7 +104,7 @@ def run(settings: Settings) -> int:
     except DatabaseUnusable as error:
         sys.stderr.write(f"{error} {error.advice}\n")
         return 2
-    except (RegistrationRefused, HomeUnusable) as error:
+    except (RegistrationRefused, HomeUnusable, ContainmentUnavailable) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     return 0
@@ -128,7 +134,9 @@ async def _work(settings: Settings, home: Home, node_home: NodeHome) -> None:
     redis_url = settings.redis_url.get_secret_value() if settings.redis_url else None
     database = Database(settings.database_url, scope=EVERY_PROJECT)
     status = RedisScriptStatus(redis_url) if redis_url else NoScriptStatus()
-    hardware = await asyncio.to_thread(_hardware, settings, node_home)
+    containment, bubblewrap = await asyncio.to_thread(find_containment, settings.containment, settings.stage_network)
+    contained = None if bubblewrap is None else _contained_node(settings, node_home, bubblewrap)
+    hardware = await asyncio.to_thread(_hardware, settings, node_home, containment)
     reporter = EnvironmentManager(
         database=database,
         facts=_facts(settings, node_home),
@@ -155,9 +163,9 @@ async def _work(settings: Settings, home: Home, node_home: NodeHome) -> None:
         registered = await _register(database, reporter, stopping)
         if registered is None:
             return
-        agent = _agent(settings, database, home, node_home, reporter, status, redis_url, node_id=registered)
+        agent = _agent(settings, database, home, node_home, reporter, status, redis_url, contained, node_id=registered)
         _on_stop(functools.partial(_stop, stopping, agent))
-        await _tell_start(settings, hardware, redis=redis_url is not None)
+        await _tell_start(settings, hardware, containment, redis=redis_url is not None)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(agent.run(stopping))
             if redis_url is None:
@@ -200,6 +208,7 @@ def _agent(
     reporter: EnvironmentManager,
     status: RedisScriptStatus | NoScriptStatus,
     redis_url: str | None,
+    contained: ContainedNode | None,
     *,
     node_id: str,
 ) -> NodeAgent:
@@ -215,6 +224,7 @@ def _agent(
         grace_seconds=settings.stop_grace_seconds,
         secrets_key=settings.given_secrets_key,
         target_addresses=settings.target_addresses,
+        containment=contained,
     )
     engine = LocalEngine(node_home)
     return NodeAgent(
@@ -245,13 +255,29 @@ def _facts(settings: Settings, node_home: NodeHome) -> NodeFacts:
     )
 
 
-def _hardware(settings: Settings, node_home: NodeHome) -> Hardware:
+def _contained_node(settings: Settings, node_home: NodeHome, bubblewrap: Bubblewrap) -> ContainedNode:
+    url = make_url(settings.database_url)
+    database = Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
+    named = (settings.stage_readable, settings.stage_writable, settings.stage_hidden)
+    readable, writable, hidden = (tuple(map(Path, filter(None, paths.split(",")))) for paths in named)
+    return ContainedNode(
+        bubblewrap=bubblewrap,
+        node_home=node_home,
+        service_files=files_of_sqlite(database) if database is not None else (),
+        readable=readable,
+        writable=writable,
+        hidden=hidden,
+    )
+
+
+def _hardware(settings: Settings, node_home: NodeHome, containment: Containment) -> Hardware:
     return this_hardware(
         os.environ,
         home=settings.home,
         node_home=node_home,
         simulated=settings.simulated_accelerators,
         foreign_memory_mib=settings.foreign_memory_mib,
+        containment=containment,
     )
 
 
@@ -267,7 +293,7 @@ def _slots(pool: SlotPool, settings: Settings) -> int:
             assert_never(pool)
 
 
-async def _tell_start(settings: Settings, hardware: Hardware, *, redis: bool) -> None:
+async def _tell_start(settings: Settings, hardware: Hardware, containment: Containment, *, redis: bool) -> None:
     """Say once in the log what this worker works with."""
     machine = await hardware.inventory()
     fields = {
@@ -276,6 +302,7 @@ async def _tell_start(settings: Settings, hardware: Hardware, *, redis: bool) ->
         "system": machine.system,
         "cpus": machine.cpus,
         "memory_gib": round(machine.memory_bytes / 1024**3, 1),
+        "containment": containment.mode.value,
         "accelerators": [
             f"{one.name} {one.memory_mib} MiB" if one.memory_mib is not None else one.name
             for one in hardware.accelerators

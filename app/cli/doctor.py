@@ -246,6 +246,27 @@ def accelerator(settings: Settings) -> Finding:
     return Finding("accelerator", Verdict.OK, "; ".join(f"{one.name} ({_memory(one.memory_mib)})" for one in found))
 
 
+def containment(settings: Settings) -> Finding:
+    """Say what a stage script can see and touch on this machine, and find it out as a worker does."""
+    from app.domain.containment import ContainmentMode, ContainmentReason
+    from app.executor.containment.probe import ContainmentUnavailable, find_containment
+
+    try:
+        found, _ = find_containment(settings.containment, settings.stage_network)
+    except ContainmentUnavailable as error:
+        return Finding("containment", Verdict.FAIL, "the worker of this machine does not start", str(error))
+    if found.mode is ContainmentMode.BUBBLEWRAP:
+        return Finding("containment", Verdict.OK, f"bubblewrap; network of stages: {found.network}")
+    detail = f"stages can do what the worker's account can ({found.detail})"
+    advice = {
+        ContainmentReason.SWITCHED_OFF: "Set DEEPE_CONTAINMENT=auto, unless everyone who writes scripts may do that.",
+        ContainmentReason.NOT_LINUX: "Let only people write scripts who may use the worker's account.",
+        ContainmentReason.NOT_INSTALLED: "Install it: apt install bubblewrap (or your system's package of that name).",
+        ContainmentReason.PROBE_FAILED: "Allow user namespaces and mounts to the worker (docs/containment.md).",
+    }
+    return Finding("containment", Verdict.WARN, detail, advice[found.reason] if found.reason is not None else "")
+
+
 def port(settings: Settings) -> Finding:
     from app.cli.embedded import is_ready
     from app.cli.processes import is_free, next_free
@@ -308,6 +329,7 @@ CHECKS: Final[dict[str, Check]] = {
     "disk": disk,
     "machine": machine,
     "accelerator": accelerator,
+    "containment": containment,
     "port": port,
     "licence": licence,
 }

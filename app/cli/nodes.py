@@ -114,6 +114,7 @@ def _print_node(node: Mapping[str, Any]) -> None:
             "memory": _gib(machine["memory_bytes"]),
             "home": _disk(machine["home"]),
             "node home": _disk(machine["node_home"]),
+            "containment": _containment(machine.get("containment")),
             "labels": _pairs(node["labels"]),
             "set by people": _pairs(node["extra_labels"]),
             "environments": ", ".join(node["environments"]),
@@ -139,6 +140,12 @@ def _label(text: str) -> tuple[str, str | None]:
     if text.endswith("-") and len(text) > 1:
         return text[:-1], None
     raise Misused(f"{text!r} is no label: write NAME=VALUE to set one, NAME- to take one away.")
+
+
+def _containment(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "unknown"
+    return f"{found['mode']} ({found['detail'] or 'network of stages: ' + found['network']})"
 
 
 def _free(accelerators: list[dict[str, Any]]) -> str:

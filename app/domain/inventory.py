@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
+from app.domain.containment import Containment
 from app.domain.values import Value
 
 
@@ -54,6 +55,7 @@ class Inventory(Value):
     memory_bytes: int = Field(default=0, description="Main memory, or the limit of the container.")
     home: Disk | None = None
     node_home: Disk | None = None
+    containment: Containment | None = Field(default=None, description="Null: a worker of an earlier release.")
     blocked: Annotated[
         tuple[BlockedAccelerator, ...], Field(description="Accelerators that are not leased now, and why.")
     ] = ()

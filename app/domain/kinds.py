@@ -88,6 +88,8 @@ class KindRule:
     listed: bool
     """Is in a list of jobs that does not name kinds."""
 
+    reaches_out: bool = False
+    """Publishes to a server by its nature: contained, it keeps its network and the folder that servers read."""
     argument_style: ArgumentStyle | None = None
     """`None`: what runs is a program of the product."""
     has_checkpoints: bool = False
@@ -178,6 +180,7 @@ def _rule(kind: JobKind) -> KindRule:
                 accelerators=AcceleratorUse.NONE,
                 counts_in_limits=True,
                 safe_to_repeat=False,  # it may have changed something that the service cannot see
+                reaches_out=True,
                 submitted_alone=True,
                 listed=True,
                 argument_style=ArgumentStyle.PAIRS,

@@ -180,9 +180,14 @@ def keep_sqlite_private(database: Path) -> None:
     """
     with contextlib.suppress(OSError):
         os.close(os.open(database, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE_FILE))
-    for suffix in _BESIDE_SQLITE:
+    for file in files_of_sqlite(database):
         with contextlib.suppress(OSError):
-            close_to_others(database.with_name(database.name + suffix))
+            close_to_others(file)
+
+
+def files_of_sqlite(database: Path) -> tuple[Path, ...]:
+    """Return the files that an SQLite database may consist of."""
+    return tuple(database.with_name(database.name + suffix) for suffix in _BESIDE_SQLITE)
 
 
 def close_to_others(path: Path) -> None:

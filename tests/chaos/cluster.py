@@ -368,6 +368,7 @@ def _environment(root: Path, url: str, redis: RedisServer) -> dict[str, str]:
         # this tree, whatever is installed: mutants are copies of it
         "PYTHONPATH": str(ROOT),
         "DEEPE_HOME": str(root),
+        "DEEPE_CONTAINMENT": "off",  # scripts write the journal beside the home's folders
         "DEEPE_DATABASE_URL": url,
         "DEEPE_REDIS_URL": f"redis://127.0.0.1:{redis.port}",
         "DEEPE_POLL_SECONDS": "0.5",

@@ -37,6 +37,9 @@ NO_BOUND = 3600.0  # a test never judges how quick a start is
 ME = "tests"
 PYTHON = (sys.executable, "-P")
 
+CONTAINMENT = os.environ.get("DEEPE_TEST_CONTAINMENT", "off")
+"""Scripts of these tests look at files beside the home; `tests/worker/test_containment.py` contains them."""
+
 
 class Installation:
     """One home with its service. `forks`: what API and worker are forked from; None starts them as users do.
@@ -68,6 +71,7 @@ class Installation:
             "DEEPE_STOP_GRACE_SECONDS": "1",
             "DEEPE_LOG_FORMAT": "json",
             "DEEPE_MIN_FREE_BYTES": str(2**20),
+            "DEEPE_CONTAINMENT": CONTAINMENT,
             **variables,
         }
         self._service: EmbeddedService | None = None

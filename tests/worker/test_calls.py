@@ -35,7 +35,7 @@ CONTENT: dict[str, Any] = {
 }
 
 
-OF_THE_NODE = {"DEEPE_ACCELERATORS", "PYTHONNOUSERSITE", "PYTHONUNBUFFERED"}
+OF_THE_NODE = {"DEEPE_ACCELERATORS", "DEEPE_TARGET_ADDRESSES", "PYTHONNOUSERSITE", "PYTHONUNBUFFERED"}
 """Variables that every stage has, whatever its method is."""
 
 
@@ -66,7 +66,8 @@ async def assert_runs_as_shown(site: Site, app: JobsApp, name: str, parameters: 
     (attempt,) = await site.attempts(made["id"])
     launched = json.loads((site.node_home().attempts / attempt.id / "spec.json").read_text())
     document = json.loads(json.dumps(shown).replace(NO_JOB, made["id"]))
-    assert (launched["argv"], launched["cwd"]) == (document["command"], document["working_directory"])
+    contained = launched["argv"].index("--") + 1 if launched["sandboxed"] else 0
+    assert (launched["argv"][contained:], launched["cwd"]) == (document["command"], document["working_directory"])
     assert launched["env"] == {**launched["env"], **document["environment"]}
     ours = {variable for variable in launched["env"] if variable.startswith(("DEEPE_", "PYTHON"))}
     assert ours - document["environment"].keys() == OF_THE_NODE
@@ -108,9 +109,10 @@ async def test_every_form_of_a_call_reaches_its_process(site: Site) -> None:
     variables = await site.submit(
         LOOK, parameters={"n": 2}, spec=called(env={"N": "{param:n}", "M": "{param:m}"}) | {"withheld": ("n",)}
     )
-    in_run = await site.submit(LOOK, spec=called(working_directory=WorkingDirectory.RUN))
+    look = LOOK.replace("play.NOTES", "play.OUT")  # what is above these folders is not the home
+    in_run = await site.submit(look, spec=called(working_directory=WorkingDirectory.RUN))
     in_method = await site.submit(
-        ABOVE + LOOK.replace("play.HERE", "play.OUT"),  # the folder is one of the tree, which is read-only
+        ABOVE + look,
         file="folder/look.py",
         spec=called(working_directory=WorkingDirectory.METHOD),
     )
@@ -150,9 +152,8 @@ async def test_every_form_of_a_call_reaches_its_process(site: Site) -> None:
     assert (seen["env"]["N"], "M" in seen["env"]) == ("2", False)
     assert not any(word.startswith("--n=") for word in seen["argv"])
 
-    beside, output = site.run_folder(in_run).path.parent, site.run_folder(in_method).output
-    for job_id, place in ((in_run, beside), (in_method, output)):
-        seen = json.loads((place / f"seen-{job_id}").read_text())
+    for job_id in (in_run, in_method):
+        seen = json.loads((site.run_folder(job_id).output / f"seen-{job_id}").read_text())
         folder = Path(seen["cwd"])
         assert folder == (site.run_folder(in_run).path if job_id == in_run else Path(seen["argv"][0]).parent)
         assert f"--model_path={os.path.relpath(base, folder)}" in seen["argv"]

@@ -8,12 +8,12 @@ from typing import Any
 from app.domain.enums import JobKind, JobStatus
 from app.executor.runs.job_spec import Deployment, InferenceRequest
 from app.presets.catalogue import helpers_dir
-from tests.worker.harness import ASKING, Site
+from tests.worker.harness import ASKING, CONTAINMENT, Site
 
 LOOK = """
 import json, os, play, sys
 seen = {"argv": sys.argv, "cwd": os.getcwd(), "env": dict(os.environ), "stdin": sys.stdin.read()}
-(play.HERE / ("seen-" + os.environ["DEEPE_JOB_ID"])).write_text(json.dumps(seen))
+(play.NOTES / ("seen-" + os.environ["DEEPE_JOB_ID"])).write_text(json.dumps(seen))
 play.adapter()
 play.complete()
 print('{"status": "success"}')
@@ -32,7 +32,7 @@ SECRETS = {
 
 
 def seen_by(site: Site, job_id: str) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads((site.root / f"seen-{job_id}").read_text())
+    document: dict[str, Any] = json.loads((site.root / "journal" / f"seen-{job_id}").read_text())
     return document
 
 
@@ -58,6 +58,7 @@ class TestEnvironment:
             "DEEPE_PARAMS": str(run.path / "params.json"),
             "DEEPE_EVENTS": str(run.events),
             "DEEPE_ACCELERATORS": "",
+            "DEEPE_TARGET_ADDRESSES": "any",
         }
         assert json.loads((run.path / "params.json").read_text()) == {"epochs": 3}
         own, helpers = env["PYTHONPATH"].split(":")
@@ -69,7 +70,8 @@ class TestEnvironment:
         assert (env["CUDA_VISIBLE_DEVICES"], env["HF_HOME"], env["PYTHONUNBUFFERED"]) == ("1", "/hub", "1")
         known = {"PATH", "HOME", "LANG", "LC_CTYPE", "TZ", "CUDA_VISIBLE_DEVICES", "HF_HOME", "VIRTUAL_ENV"}
         python = {"PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONNOUSERSITE"}
-        assert {name for name in env if not name.startswith("DEEPE_")} - known - python == set()
+        bubblewrap = {"PWD"} if CONTAINMENT != "off" else set()
+        assert {name for name in env if not name.startswith("DEEPE_")} - known - python == bubblewrap
 
     async def test_names_redis_but_not_its_password(self, site: Site) -> None:
         site.redis_url = "redis://someone:secret@127.0.0.1:1/3"
@@ -170,7 +172,7 @@ for number in range(200_000):
             say(b"\r%3d%%|####      | 1.2it/s" % percent)
 say(b"no newline at the end")
 sys.stdout.buffer.flush()
-(play.HERE / "digest").write_text(digest.hexdigest())
+(play.NOTES / "digest").write_text(digest.hexdigest())
 play.adapter()
 """
 
@@ -184,7 +186,7 @@ class TestLog:
 
         assert row.status is JobStatus.SUCCEEDED, row.reason_params
         content = site.run_folder(job_id).output_log.read_bytes()
-        assert hashlib.sha256(content).hexdigest() == (site.root / "digest").read_text()
+        assert hashlib.sha256(content).hexdigest() == (site.root / "journal" / "digest").read_text()
         tail = row.reason_params["log_tail"]
         assert len(tail) == 20
         assert tail[-1] == "no newline at the end"

@@ -24,7 +24,7 @@ import torch
 from torch import distributed as group
 rank = int(os.environ["RANK"])
 group.init_process_group("gloo")
-(play.HERE / f"pid-{rank}").write_text(f"{os.getpid()} {os.getsid(0)}")
+(play.NOTES / f"pid-{rank}").write_text(f"{os.getpid()} {os.getsid(0)}")
 group.barrier()
 play.journal("ready")
 """
@@ -42,7 +42,7 @@ for step in range(1, 6):
     optimizer.step()
     deepe.metrics(step, loss=loss)
 seen = {"weights": model.module.weight.flatten().tolist(), "argv": sys.argv, "threads": os.environ["OMP_NUM_THREADS"]}
-(play.HERE / f"seen-{rank}.json").write_text(json.dumps(seen))
+(play.NOTES / f"seen-{rank}.json").write_text(json.dumps(seen))
 print(f"rank {rank} of {group.get_world_size()} is done", flush=True)
 if rank == 0:
     play.adapter()
@@ -82,7 +82,7 @@ async def wait_until_ready(site: Site, job_id: str) -> dict[int, int]:
         return site.journal(job_id).count("ready") == 2
 
     await until(look, "two processes that have met", site.report)
-    found = {rank: (site.root / f"pid-{rank}").read_text().split() for rank in (0, 1)}
+    found = {rank: (site.root / "journal" / f"pid-{rank}").read_text().split() for rank in (0, 1)}
     assert all(pid == session for pid, session in found.values()), "each is expected to have a session of its own"
     return {rank: int(pid) for rank, (pid, _) in found.items()}
 
@@ -113,7 +113,7 @@ class TestGroup:
         row = await torch_site.wait(job_id)
 
         assert (row.status, row.reason) == ENDED_WELL, torch_site.story(row)
-        first, second = (json.loads((torch_site.root / f"seen-{rank}.json").read_text()) for rank in (0, 1))
+        first, second = (json.loads((torch_site.root / "journal" / f"seen-{rank}.json").read_text()) for rank in (0, 1))
         (attempt,) = await torch_site.attempts(job_id)
         assert len(attempt.accelerators) == 2
         config = torch_site.run_folder(job_id).accelerate_config
@@ -190,7 +190,7 @@ import json, os, pathlib, play, sys
 seen = {name: os.environ.get(name) for name in ("DEEPE_SERVER_PYTHON", "WORLD_SIZE")}
 (named,) = [one.partition("=")[2] for one in sys.argv if one.startswith("--tools_file=")]
 seen["tools"] = pathlib.Path(named).read_text()
-(play.HERE / "seen.json").write_text(json.dumps(seen))
+(play.NOTES / "seen.json").write_text(json.dumps(seen))
 play.adapter()
 """
         pinned = site.files.keep_alone("tools.py", b"a = 1")
@@ -206,7 +206,7 @@ play.adapter()
         row, failed = await site.wait(there), await site.wait(gone)
 
         assert (row.status, row.reason) == ENDED_WELL, site.story(row)
-        seen = json.loads((site.root / "seen.json").read_text())
+        seen = json.loads((site.root / "journal" / "seen.json").read_text())
         assert seen["DEEPE_SERVER_PYTHON"] == str(site.node_home().environments / "served" / "bin" / "python")
         assert seen["WORLD_SIZE"] is None
         assert seen["tools"] == "a = 1"

@@ -150,8 +150,9 @@ def make_older(site: Site, *, seconds: float) -> None:
 
 
 def stage_of(site: Site) -> int:
-    (pid,) = [process.pid for process in site.processes() if "training-" in " ".join(process.cmdline())]
-    return pid
+    # the script itself: the youngest, where it is contained
+    found = [process for process in site.processes() if "training-" in " ".join(process.cmdline())]
+    return max(found, key=lambda process: (process.create_time(), process.pid)).pid
 
 
 def kill_everything_of_the_attempt(site: Site) -> None:

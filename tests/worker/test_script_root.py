@@ -17,13 +17,13 @@ CHILDREN = """
 code = "import json, pickle, socket; print(json.__file__)"
 run = lambda *arguments: subprocess.run([sys.executable, *arguments], check=True, capture_output=True, text=True).stdout
 seen = {"path": sys.path, "cwd": os.getcwd(), "child": run("-c", code), "module": run("-m", "json.tool", "--help")}
-(HERE / "seen.json").write_text(json.dumps(seen))
+(NOTES / "seen.json").write_text(json.dumps(seen))
 adapter()
 """
 SIBLINGS = """
 import helper_of_mine, play, train_callback
 said = [helper_of_mine.SAID, getattr(train_callback, "MINE", "ours")]
-(play.HERE / ("said-" + play.os.environ["DEEPE_JOB_ID"])).write_text(play.json.dumps(said))
+(play.NOTES / ("said-" + play.os.environ["DEEPE_JOB_ID"])).write_text(play.json.dumps(said))
 play.adapter()
 """
 
@@ -63,7 +63,7 @@ class TestShippedScripts:
         row = await site.wait(job_id)
 
         assert row.status is JobStatus.SUCCEEDED, site.story(row)
-        seen = json.loads((site.root / "seen.json").read_text())
+        seen = json.loads((site.root / "journal" / "seen.json").read_text())
         assert seen["cwd"] == str(site.home.scripts)
         assert str(site.home.scripts) not in seen["path"]
         assert str(site.home.scripts) not in seen["child"]
@@ -77,7 +77,7 @@ WHOLE = """
 import helper_of_mine, os, play
 here = os.path.dirname(os.path.abspath(__file__))
 said = [helper_of_mine.SAID, open(os.path.join(here, "cfg.txt")).read(), "old", os.getcwd()]
-(play.HERE / "said").write_text(play.json.dumps(said))
+(play.NOTES / "said").write_text(play.json.dumps(said))
 play.adapter()
 """
 
@@ -87,7 +87,7 @@ import play
 from . import words
 from .deep.more import MORE
 said = [words.SAID, MORE, __name__, play.os.getcwd()]
-(play.HERE / "said-module").write_text(play.json.dumps(said))
+(play.NOTES / "said-module").write_text(play.json.dumps(said))
 play.adapter()
 """
 
@@ -134,8 +134,13 @@ class TestWhatIsPinned:
 
         assert row.status is JobStatus.SUCCEEDED, site.story(row)
         assert module.status is JobStatus.SUCCEEDED, site.story(module)
-        assert json.loads((site.root / "said-module").read_text()) == ["old", "old", "__main__", str(scripts)]
-        assert json.loads((site.root / "said").read_text()) == ["old", "old", "old", str(scripts)]
+        assert json.loads((site.root / "journal" / "said-module").read_text()) == [
+            "old",
+            "old",
+            "__main__",
+            str(scripts),
+        ]
+        assert json.loads((site.root / "journal" / "said").read_text()) == ["old", "old", "old", str(scripts)]
         assert [(one.reason, one.reason_params["file"]) for one in failed] == [
             (EndReason.FILE_NOT_PINNED, "late_module"),
             (EndReason.FILE_NOT_PINNED, "some.txt"),
@@ -152,7 +157,7 @@ class TestScriptsOfUsers:
         rows = await site.wait_for_end(*ids)
 
         assert [row.status for row in rows] == [JobStatus.SUCCEEDED] * 2, [site.story(row) for row in rows]
-        said = [json.loads((site.root / f"said-{job_id}").read_text()) for job_id in ids]
+        said = [json.loads((site.root / "journal" / f"said-{job_id}").read_text()) for job_id in ids]
         assert said == [["hello", "mine"]] * 2
 
     async def test_of_a_folder_see_that_folder_only(self, site: Site) -> None:
@@ -166,5 +171,5 @@ class TestScriptsOfUsers:
         row = await site.wait(job_id)
 
         assert row.status is JobStatus.SUCCEEDED, site.story(row)
-        assert json.loads((site.root / f"said-{job_id}").read_text()) == ["from the folder", "ours"]
+        assert json.loads((site.root / "journal" / f"said-{job_id}").read_text()) == ["from the folder", "ours"]
         assert not (site.root / "traces").exists()

@@ -30,6 +30,7 @@ from app.executor.attempts.pinning import pinned
 from app.executor.attempts.script_status import ScriptStatus
 from app.executor.attempts.stage_arguments import Inputs, ParametersLost
 from app.executor.attempts.stage_process import ConfigNotWritable, Place, stage_process
+from app.executor.attempts.stage_sandbox import ContainedNode, StageFiles, contained, contained_command
 from app.executor.engines.base import LaunchSpec
 from app.executor.environments.activation import (
     ActivationFailed,
@@ -113,7 +114,9 @@ class StageLauncher:
         grace_seconds: float,
         secrets_key: str | None = None,
         target_addresses: str = AddressPolicy.ANY,
+        containment: ContainedNode | None = None,
     ) -> None:
+        self._containment = containment
         self._database = database
         self._secret_keys = SecretKeys(home.secrets_key, secrets_key)
         self._prefixes = prefixes
@@ -173,7 +176,7 @@ class StageLauncher:
         job, spec = claim.job, _spec(claim.job)
         # at once, and one visit to a thread: each would be another wait before the start
         names = references(list(spec.referring().values()))
-        spec, (secrets, inherited), prefix, server, model, seen = await asyncio.gather(
+        spec, (secrets, inherited), prefix, server, (model, judge), seen = await asyncio.gather(
             self._approved(job, spec),
             asyncio.gather(
                 self._secret_values(names, Scope(job.project_id)),
@@ -182,11 +185,11 @@ class StageLauncher:
             ),
             self._prefix(job.environment),
             self._server_prefix(spec),
-            self._model(job.model_id),
+            asyncio.gather(self._model(job.model_id), self._reward_model(spec)),
             self._seen(claim),
         )
         launch, checkpoint = await asyncio.to_thread(
-            self._lay_out, claim, spec, secrets, inherited, run, prefix, server, model, seen
+            self._lay_out, claim, spec, secrets, inherited, run, prefix, server, model, seen, judge
         )
         if checkpoint is not None:
             async with self._database.writing() as session:
@@ -231,6 +234,7 @@ class StageLauncher:
         server: Path | None,
         model: ModelRow | None,
         seen: Sequence[str],
+        judge: Sequence[Path],
     ) -> tuple[LaunchSpec, Checkpoint | None]:
         """Write the run folder; return what to run in it, and the checkpoint that it goes on from."""
         job = claim.job
@@ -282,14 +286,24 @@ class StageLauncher:
                 link.parent.mkdir(exist_ok=True)
                 with contextlib.suppress(FileExistsError):
                     link.symlink_to(target)
+            argv = process.argv
+            if (node := self._containment) is not None:
+                files = StageFiles(
+                    inputs,
+                    prefixes=[each for each in (prefix, server) if each is not None],
+                    more=[each for each in (*judge, resume_from) if each is not None],
+                )
+                sandbox = contained(node, self._home, claim.attempt.id, job, spec, place, files)
+                argv = contained_command(node, sandbox, process)
         launch = LaunchSpec(
             attempt_id=claim.attempt.id,
-            argv=process.argv,
+            argv=argv,
             cwd=process.working_directory,
             env={**env, **process.variables},
             output=run.output_log,
             grace_seconds=self._grace_seconds,
             private=bool(hidden),
+            sandboxed=self._containment is not None,
         )
         return launch, checkpoint
 
@@ -424,6 +438,15 @@ class StageLauncher:
         if row is None or row.path != base.path:
             return spec
         return spec.model_copy(update={"base_model": base.model_copy(update={"dtype": row.card.get("dtype")})})
+
+    async def _reward_model(self, spec: JobSpec) -> Sequence[Path]:
+        """Return the folders of the reward model: its own, and its base model's if it is an adapter."""
+        if spec.reward_model is None or self._containment is None:
+            return ()
+        async with self._database.reading() as session:
+            row = await session.get(ModelRow, spec.reward_model.id)
+        paths = [spec.reward_model.path, *([row.base_model_path] if row is not None else [])]
+        return [self._home.absolute(path) for path in paths if path]
 
     async def _seen(self, claim: Claim) -> Sequence[str]:
         """Return the accelerators that the stage sees. Questions hold none and share the one with most room."""

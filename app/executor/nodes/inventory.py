@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from app.domain.accelerators import Accelerator, AcceleratorKind
+from app.domain.containment import Containment
 from app.domain.enums import Platform
 from app.domain.inventory import BlockedAccelerator, Disk, Inventory, Obstacle
 from app.domain.plain_text import MAX_PATH_LENGTH, shown
@@ -52,8 +53,10 @@ class Hardware:
         foreign_memory_mib: int,
         home: Path,
         node_home: Path,
+        containment: Containment | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._containment = containment
         self.accelerators = tuple(accelerators)
         self._cards = cards
         self._is_ours = is_owned
@@ -83,7 +86,12 @@ class Hardware:
         """Return what the node says of its machine."""
         disks = await asyncio.to_thread(lambda: (disk(self._home), disk(self._node_home)))
         return machine().model_copy(
-            update={"home": disks[0], "node_home": disks[1], "blocked": tuple(await self.blocked())}
+            update={
+                "home": disks[0],
+                "node_home": disks[1],
+                "containment": self._containment,
+                "blocked": tuple(await self.blocked()),
+            }
         )
 
     async def _look(self) -> Sequence[BlockedAccelerator]:
@@ -135,7 +143,13 @@ def find_accelerators(cards: CardReader, environ: Mapping[str, str], *, simulate
 
 
 def this_hardware(
-    environ: Mapping[str, str], *, home: Path, node_home: NodeHome, simulated: str, foreign_memory_mib: int
+    environ: Mapping[str, str],
+    *,
+    home: Path,
+    node_home: NodeHome,
+    simulated: str,
+    foreign_memory_mib: int,
+    containment: Containment | None = None,
 ) -> Hardware:
     """Take stock of this machine for a worker."""
     cards = NvmlCards()
@@ -146,6 +160,7 @@ def this_hardware(
         foreign_memory_mib=foreign_memory_mib,
         home=home,
         node_home=node_home.root,
+        containment=containment,
     )
 
 

@@ -65,6 +65,7 @@ class LaunchSpec:
     """What to run. `env` is the whole environment; DEEPE_ATTEMPT is added. `output` gets stdout and stderr.
 
     `private`: `argv` and `env` hold secrets, so they stay on the disk only until the supervisor has read them.
+    `sandboxed`: `argv` is bubblewrap's, and the script its descendant.
     """
 
     attempt_id: str
@@ -74,6 +75,7 @@ class LaunchSpec:
     output: Path
     grace_seconds: float = 30.0
     private: bool = False
+    sandboxed: bool = False
 
 
 @dataclass(frozen=True)
@@ -358,6 +360,7 @@ def _as_record(spec: LaunchSpec) -> dict[str, Any]:
         "env": dict(spec.env),
         "output": str(spec.output),
         "grace_seconds": spec.grace_seconds,
+        "sandboxed": spec.sandboxed,
     }
 
 

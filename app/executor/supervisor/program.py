@@ -13,12 +13,14 @@ Everything it knows stands in files of the folder, each either absent or complet
     state.json    identity of the process, phase, heartbeat   witness.json  how the process ended, by its parent
     exit.json     the end, after the tree is proven empty     wake          FIFO: "look at `stop` now"
     private.json  secret part of what to run, removed once it was read
+    sandbox.json  what bubblewrap says of a contained stage: without "exit-code" the command did not begin
     ../../.bell   FIFO of the worker: "look at the folders now"
 
 Three processes: the supervisor; the *reaper*, its fork, which is the parent of the stage and keeps the exit status
 should the supervisor be killed; and the stage itself, leader of its own session. The recorded pid is the stage's own:
 killing that pid ends the attempt, and the rest of its tree is swept. The stage is held at a pipe until its identity is
-on disk; if the supervisor dies before that, the stage never runs.
+on disk; if the supervisor dies before that, the stage never runs. A contained stage is bubblewrap, and the script its
+descendant, in a namespace of pids where bubblewrap's first process takes orphans: all of them are in the tree.
 
 The tree is the union of four nets, looped until empty: the stage's session, descendants, orphans that came to us as
 their sub-reaper (Linux), and every process whose environment carries DEEPE_ATTEMPT=<id>.
@@ -67,6 +69,8 @@ SUPERVISOR_TERMINATED = "supervisor_terminated"  # the supervisor itself was sen
 # as supervisors of earlier releases call them: one of this release adopts their folders, and the reverse
 REAPER_FILE = "witness.json"
 REAPER_KEY = "witness"  # in `state.json`
+SANDBOX_FILE = "sandbox.json"
+SANDBOX_SECONDS = 0.2  # from the end of bubblewrap to that of its first process, if nothing was left behind
 NAMED = 5  # of the processes that are left when a script has ended
 NAME_LENGTH = 100
 OOM_SCORE = 500  # the stage goes first when memory runs out, never the supervisor
@@ -461,6 +465,8 @@ class Supervisor:
             return
         if self.escalation is None:
             self.escalation = StopEscalation(float(self.spec.get("grace_seconds", LEFTOVER_GRACE_SECONDS)))
+            if self.spec.get("sandboxed"):  # bubblewrap would end, and nobody know how the script did
+                self.escalation.signalled.add((self.state["pid"], self.state["start"]))
             self.state |= {"phase": "stopping", "stop_reason": self.stop_reason}
             self._save()  # before the first signal: an adopter must know what ended the stage
             fault_point("stop-recorded")
@@ -497,6 +503,8 @@ class Supervisor:
     def _name(self, members: list[Process]) -> None:
         """Say in the script's own events which of its commands still ran, and are ended now."""
         file = self.spec.get("env", {}).get("DEEPE_EVENTS")
+        if self.spec.get("sandboxed"):  # bubblewrap's own first process stays as long as one of the script's
+            members = [member for member in members if not is_first_of_namespace(member.pid)]
         commands = [command for command in (command_of(member.pid) for member in members[:NAMED]) if command]
         if not file or not commands:
             return
@@ -609,6 +617,7 @@ class Launch:
         self.output = str(spec["output"])
         self.env = {str(key): str(value) for key, value in spec["env"].items()}
         self.env["DEEPE_ATTEMPT"] = self.attempt_id
+        self.sandboxed = bool(spec.get("sandboxed"))
         if not self.argv:
             raise ValueError("argv is empty")
 
@@ -659,13 +668,15 @@ def run_reaper(folder: Folder, launch: Launch, report: int, release: int, releas
         failure_read, failure_write = os.pipe()
         stage = os.fork()
         if stage == 0:
-            become_stage(launch, release, failure_write)
+            become_stage(folder, launch, release, failure_write)
         os.close(release)
         os.close(failure_write)
         os.write(report, b"%d\n" % stage)
         with open(failure_read, "rb") as pipe:
             failure = pipe.read().decode(errors="replace")
         ending = wait_for(stage)
+        if launch.sandboxed and not failure:
+            ending |= ending_of_sandbox(folder, launch, ending)
         if failure:
             released = failure != NOT_RELEASED
             ending = {"released": False, "finished_at": ending["finished_at"], "error": failure if released else None}
@@ -677,7 +688,7 @@ def run_reaper(folder: Folder, launch: Launch, report: int, release: int, releas
 NOT_RELEASED = "not released"
 
 
-def become_stage(launch: Launch, release: int, failure: int) -> NoReturn:
+def become_stage(folder: Folder, launch: Launch, release: int, failure: int) -> NoReturn:
     """Wait for the release, then become the command; say on the pipe why that failed."""
     target = "process"
     try:
@@ -697,8 +708,14 @@ def become_stage(launch: Launch, release: int, failure: int) -> NoReturn:
         os.dup2(output, 2)
         target = launch.cwd
         os.chdir(target)
-        target = launch.argv[0]
-        os.execvpe(target, launch.argv, launch.env)
+        argv = launch.argv
+        if launch.sandboxed:
+            target = folder.file(SANDBOX_FILE)
+            said = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            os.set_inheritable(said, True)
+            argv = [argv[0], "--json-status-fd", str(said), *argv[1:]]
+        target = argv[0]
+        os.execvpe(target, argv, launch.env)
     except BaseException as problem:
         text = f"{target}: {getattr(problem, 'strerror', None) or repr(problem)}"
         with contextlib.suppress(OSError):
@@ -731,6 +748,40 @@ def wait_for(stage: int) -> Record:
         pid, status, usage = os.wait4(-1, 0)
         if pid == stage:
             return ending_of(status, usage)
+
+
+def ending_of_sandbox(folder: Folder, launch: Launch, ending: Record) -> Record:
+    """Return what the end of bubblewrap does not say of the script's: that it never began, or what it used.
+
+    What the script used is known once the first process of its namespace is collected, which ends with the last one of
+    the script's: at once, or it has left some behind.
+    """
+    said: Record = {}
+    with contextlib.suppress(OSError, ValueError), open(folder.file(SANDBOX_FILE), encoding="utf-8") as file:
+        for line in file:
+            said |= json.loads(line)
+    if ending.get("code") and "exit-code" not in said:
+        return {"released": False, "error": last_line(launch.output) or "bubblewrap made no sandbox"}
+    unknown: Record = dict.fromkeys(("max_rss_bytes", "user_seconds", "system_seconds"))
+    deadline = time.monotonic() + SANDBOX_SECONDS
+    while "child-pid" in said and time.monotonic() < deadline:
+        try:
+            pid, status, usage = os.wait4(said["child-pid"], os.WNOHANG)
+        except ChildProcessError:
+            return unknown
+        if pid:
+            return {name: ending_of(status, usage)[name] for name in unknown}
+        time.sleep(0.002)
+    return unknown
+
+
+def last_line(path: str) -> str:
+    """Return the last line of a file as bubblewrap writes its errors; empty if it has none."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - 4096))
+        lines = [line for line in file.read().decode("utf-8", "replace").splitlines() if line.startswith("bwrap: ")]
+        return lines[-1] if lines else ""
+    return ""
 
 
 def report_exit(folder: Folder, report: int, ending: Record) -> None:
@@ -864,6 +915,14 @@ if sys.platform == "linux":
             return file.read(4096).decode("utf-8", "replace").split("\0")[:-1]
         return []
 
+    def is_first_of_namespace(pid: int) -> bool:
+        """Say whether a process is the first one of a namespace of pids."""
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/status") as file:
+            for line in file:
+                if line.startswith("NSpid:"):
+                    return line.split()[-1] == "1" and len(line.split()) > 2
+        return False
+
     def began_before(row: Process, identity: Record) -> bool:
         """Say whether a process is older than another one."""
         return int(row.start) < int(identity["start"] or 0)
@@ -965,6 +1024,10 @@ else:  # macOS: no sub-reaper, no pidfd, no session id in `ps`; the process grou
     def command_line(pid: int) -> list[str]:
         """Return the words by which a process was started, as `ps` shows them; none if it is gone."""
         return _output("/bin/ps", "-ww", "-p", str(pid), "-o", "command=").split()
+
+    def is_first_of_namespace(_pid: int) -> bool:
+        """Say no: there are no namespaces."""
+        return False
 
     def began_before(_row: Process, _identity: Record) -> bool:
         """Say no: a start time of one second's grain cannot tell, and one `ps` reads all environments."""

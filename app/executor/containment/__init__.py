@@ -1,0 +1,1 @@
+"""Containment: what a stage sees of its machine, and whether this machine can keep it to that."""
