@@ -31,6 +31,7 @@ from app.access.signing_keys import SigningKeys, document_of
 from app.api.application import HttpOptions, Lifespan, new_application
 from app.api.dependencies import Services
 from app.api.guards import AccessPolicy, FindCaller
+from app.api.limits import CallerLimits
 from app.api.prometheus import Metrics
 from app.api.routes import (
     access,
@@ -519,6 +520,9 @@ def _http_options(
         access=access,
         max_body_bytes=settings.max_body_bytes,
         uploads=uploads,
+        limits=CallerLimits(
+            requests_per_minute=settings.max_requests_per_minute, streams=settings.max_streams_per_caller
+        ),
         metrics=metrics_.http,
         notices=notices,
     )

@@ -126,6 +126,16 @@ class Settings(BaseSettings):
         1024 * GIB, ge=1024, le=16 * 1024 * GIB, description="Largest uploaded base model, all of its files together."
     )
 
+    max_connections: int = Field(
+        1000, ge=0, le=1_000_000, description="Open connections of one API process, streams among them; 0: no limit."
+    )
+    max_requests_per_minute: int = Field(
+        0, ge=0, le=1_000_000, description="Requests that one caller may send to one API process; 0: no limit."
+    )
+    max_streams_per_caller: int = Field(
+        500, ge=0, le=1_000_000, description="Event streams that one caller may hold at one API process; 0: no limit."
+    )
+
     # People of an identity provider
     oidc_issuers: Annotated[tuple[str, ...], NoDecode] = Field(
         (),

@@ -10,6 +10,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from app.api.documentation import DocumentedApp, install_documentation, operation_id
 from app.api.errors import install_error_handlers
 from app.api.guards import AccessPolicy, GuardMiddleware, RawUpload, RequestContextMiddleware
+from app.api.limits import CallerLimits
 from app.api.prometheus import HttpMetrics
 from app.domain.errors import Violation
 
@@ -30,6 +31,7 @@ class HttpOptions:
     access: AccessPolicy = field(default_factory=AccessPolicy)
     max_body_bytes: int = 4 * 1024 * 1024
     uploads: Sequence[RawUpload] = ()
+    limits: CallerLimits | None = None
     metrics: HttpMetrics | None = None
     notices: Callable[[], Sequence[Violation]] = tuple
     """Returns what everybody who asks who they are should be told."""
@@ -59,7 +61,11 @@ def configure_http(app: FastAPI, options: HttpOptions) -> None:
     install_documentation(app)
     # the last one added is the outermost
     app.add_middleware(
-        GuardMiddleware, policy=options.access, max_bytes=options.max_body_bytes, uploads=options.uploads
+        GuardMiddleware,
+        policy=options.access,
+        max_bytes=options.max_body_bytes,
+        uploads=options.uploads,
+        limits=options.limits,
     )
     if options.access.allowed_origins:
         # outside the guards: a browser's preflight carries no token, and a refusal must be readable for the page

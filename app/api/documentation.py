@@ -41,6 +41,7 @@ from app.api.guards import (
 )
 from app.api.headers import IDEMPOTENCY_KEY, IF_MATCH, IF_NONE_MATCH
 from app.api.idempotency import IdempotencyKeyReused, InvalidIdempotencyKey
+from app.api.limits import TooManyRequests, TooManyStreams
 from app.api.pagination import InvalidCursor, InvalidSort
 from app.domain.access import PermissionMissing
 from app.domain.errors import AppError, InvalidRequest
@@ -148,12 +149,14 @@ def _document_errors(operation: dict[str, Any], *, path: str, method: str) -> No
     if path not in AccessPolicy.open_paths:
         errors += [TokenMissing, TokenWrong, KeyUnknown, KeyExpired, KeyRevoked]
     if path.startswith("/api/"):
-        errors.append(PermissionMissing)
+        errors += [PermissionMissing, TooManyRequests]
         errors += [DatabaseUnavailable, DatabaseBusy]
     if "{" in path:
         errors.append(PathNotUtf8)
     if method in {"post", "put", "patch"}:
         errors += [BodyTooLarge, StorageFull]
+    if "text/event-stream" in operation["responses"].get("200", {}).get("content", {}):
+        errors.append(TooManyStreams)
     if _takes_json(operation):
         errors += [MalformedJson, JsonNotUtf8, JsonTooDeep, JsonTooManyValues, JsonBadNumber, UnsupportedMediaType]
     parameters = operation.get("parameters", ())

@@ -33,6 +33,7 @@ from app.domain.errors import (
     NotFound,
     PreconditionFailed,
     TooLarge,
+    TooMany,
     Unauthenticated,
     Unavailable,
     Violation,
@@ -119,6 +120,7 @@ STATUS_BY_FAMILY: Final[Mapping[type[AppError], int]] = {
     RangeNotSatisfiable: 416,
     Invalid: 422,
     PreconditionRequired: 428,
+    TooMany: 429,
     InternalError: 500,
     Unavailable: 503,
     StorageFull: 507,
@@ -320,6 +322,8 @@ def _headers(error: AppError) -> dict[str, str]:
             return {"WWW-Authenticate": 'Bearer realm="deepe"'}
         case MethodNotAllowed():
             return {"Allow": str(error.params.get("allowed", ""))}
+        case TooMany():
+            return {"Retry-After": str(error.params["seconds"])}
         case Unavailable():
             return {"Retry-After": "1" if isinstance(error, DatabaseBusy) else "5"}
         case _:

@@ -29,6 +29,7 @@ from app.access.loopback import is_loopback
 from app.access.persons import is_signed_token
 from app.api.caller_address import Networks, caller_address
 from app.api.errors import BadRequest, UnsupportedMediaType, problem_response
+from app.api.limits import CallerLimits
 from app.domain.access import LOCAL, METRICS, NETWORK, TOKEN, Caller, Permission, current_caller
 from app.domain.audit import Action, acting, action_of, current_action
 from app.domain.errors import NotAllowed, TooLarge, Unauthenticated
@@ -52,6 +53,16 @@ _PROXY_HEADERS: Final = frozenset({"forwarded", "via", "x-real-ip"})
 _PROXY_PREFIX: Final = "x-forwarded-"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 METRICS_PATH: Final = "/metrics"
+_SECURITY_HEADERS: Final = (
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "no-referrer"),
+    ("X-Frame-Options", "DENY"),
+    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
+    ("Cross-Origin-Opener-Policy", "same-origin"),
+    # pages of the same host show its pictures, on whatever port they are
+    ("Cross-Origin-Resource-Policy", "same-site"),
+)
+"""On every answer that says nothing else itself. The page of the documentation has a policy of its own."""
 _QUIET_PATHS = frozenset({"/healthz", "/readyz", "/health", METRICS_PATH})
 
 
@@ -183,7 +194,10 @@ class RequestContextMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = current
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = current
+                for name, value in _SECURITY_HEADERS:
+                    headers.setdefault(name, value)
                 if self._metrics is not None:
                     seconds = time.perf_counter() - started
                     self._metrics.observe(scope, method=method, status=status, seconds=seconds)
@@ -208,9 +222,16 @@ class GuardMiddleware:
     """
 
     def __init__(
-        self, app: ASGIApp, policy: AccessPolicy, *, max_bytes: int, uploads: Sequence[RawUpload] = ()
+        self,
+        app: ASGIApp,
+        policy: AccessPolicy,
+        *,
+        max_bytes: int,
+        uploads: Sequence[RawUpload] = (),
+        limits: CallerLimits | None = None,
     ) -> None:
         self._app = app
+        self._limits = limits or CallerLimits()
         self._access = _AccessGuard(policy)
         self._enter = policy.enter
         self._refused = policy.refused
@@ -246,6 +267,7 @@ class GuardMiddleware:
             scope[CALLER] = caller
             current_caller.set(caller)
             action = _action_of(scope, caller)
+            self._limits.admit(scope, caller, scope[ADDRESS])
             if scope["type"] == "http":
                 _check_path(scope)
                 receive = self._body.bounded(scope, headers, receive)

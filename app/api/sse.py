@@ -16,10 +16,11 @@ import anyio
 from fastapi.sse import EventSourceResponse, format_sse_event
 from pydantic import BaseModel
 from starlette.requests import Request
-from starlette.types import Send
+from starlette.types import Receive, Scope, Send
 
 from app.api.errors import problem_of, translate
 from app.api.language import negotiate
+from app.api.limits import CallerLimits
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,10 @@ class _EventStream(EventSourceResponse):
     """Closes its events however it ends: left to the garbage collector they would run on after the caller left."""
 
     body_iterator: AsyncGenerator[bytes, None]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with CallerLimits.stream(scope):
+            await super().__call__(scope, receive, send)
 
     async def stream_response(self, send: Send) -> None:
         try:

@@ -80,6 +80,7 @@ def serve(
         "access_log": False,
         "server_header": False,
         "proxy_headers": False,  # who is local is judged by the peer; `app.api.caller_address` reads what proxies say
+        "limit_concurrency": settings.max_connections or None,
         "timeout_graceful_shutdown": STREAMS_END_SECONDS,
     }
     if settings.runner_port is None:

@@ -59,6 +59,10 @@ class Invalid(AppError):
     """The caller can fix the payload (422)."""
 
 
+class TooMany(AppError):
+    """The caller asks for more than the service allows, and may ask again in `seconds` (429)."""
+
+
 class InvalidRequest(Invalid):
     """Several violations of one request at once (422)."""
 

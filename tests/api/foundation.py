@@ -18,6 +18,7 @@ from app.api.application import HttpOptions, new_application
 from app.api.conditional import IfMatch, etag_of
 from app.api.errors import problem_responses
 from app.api.guards import AccessPolicy, RawUpload
+from app.api.limits import CallerLimits
 from app.api.pagination import Page, PageParams, page_params
 from app.api.routing import Router
 from app.domain.access import Permission
@@ -172,12 +173,13 @@ FAILURES: dict[str, Callable[[], BaseException]] = {
 }
 
 
-def make_app(**access: Any) -> FastAPI:
+def make_app(*, limits: CallerLimits | None = None, **access: Any) -> FastAPI:
     app = new_application(
         HttpOptions(
             version="1",
             access=AccessPolicy(**access),
             max_body_bytes=LIMIT,
+            limits=limits,
             uploads=[RawUpload("PUT", re.compile(r"/api/v1/(files|streams)/[^/]+"), UPLOAD_LIMIT)],
         )
     )

@@ -213,6 +213,20 @@ class TestSubmit:
         assert (job["stage"], job["model"], job["base_model"]["name"]) == ("saving", model, "custom01-base")
 
 
+class TestParameters:
+    @pytest.mark.parametrize(
+        "parameters",
+        [{f"p{number}": 1 for number in range(1001)}, {"text": "x" * 1024 * 1024}],
+        ids=["many", "much"],
+    )
+    async def test_of_a_job_are_bounded(self, app: JobsApp, parameters: dict[str, Any]) -> None:
+        refused = await app.post("/jobs", {**SUBMIT, "parameters": parameters}, 422)
+        previewed = await app.post("/methods/Custom01:preview", {"parameters": parameters}, 422)
+
+        assert ("/parameters", "field_too_long") in codes(refused)
+        assert ("/parameters", "field_too_long") in codes(previewed)
+
+
 class TestList:
     async def test_walks_all_pages_newest_first(self, app: JobsApp) -> None:
         ids = [await add_job(app.database, name=f"job {n}", created_at=START.replace(minute=n)) for n in range(5)]

@@ -58,11 +58,15 @@ def closure(target: Target) -> set[NormalizedName]:
 
 
 def imports() -> Iterator[Import]:
-    """Yield each import of a third party's package by a module of the service."""
+    """Yield each import of a third party's package by a module of the service.
+
+    Helpers of stage scripts import each other by name where a stage calls them; the service does not call those parts.
+    """
+    ours = {"app", "migrations", *(path.stem for path in (ROOT / "app/presets/shared/helpers").iterdir())}
     for path, names in _service_files().items():
         for name in names:
             package = name.partition(".")[0]
-            if package not in sys.stdlib_module_names and package not in {"app", "migrations"}:
+            if package not in sys.stdlib_module_names and package not in ours:
                 yield Import(path.relative_to(ROOT).as_posix(), package)
 
 

@@ -132,11 +132,14 @@ async def list_jobs(
     services: ServicesDep,
     language: RequestLanguage,
     paging: Paging,
-    status: Annotated[list[JobStatus] | None, Query(description="Only jobs in one of these states.")] = None,
+    status: Annotated[
+        list[JobStatus] | None, Query(max_length=len(JobStatus), description="Only jobs in one of these states.")
+    ] = None,
     stage: Annotated[
         list[JobKind] | None,
         Query(
-            description="Only jobs of these stages. Inference requests are listed only if their stage is named here."
+            max_length=len(JobKind),
+            description="Only jobs of these stages. Inference requests are listed only if their stage is named here.",
         ),
     ] = None,
     method: Annotated[str | None, Query(description="Only jobs of this method; id or name.")] = None,

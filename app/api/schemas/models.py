@@ -12,6 +12,7 @@ from app.domain.texts import Language
 from app.domain.values import Value
 from app.executor.attempts.comparisons import Compared, answer_warnings
 from app.executor.jobs.model_registration import ModelToRegister
+from app.executor.jobs.requests import Parameters
 from app.registry.models.folders import ModelFile
 from app.registry.models.service import Lineage
 from app.store.tables import ModelRow
@@ -131,8 +132,8 @@ class ModelCreate(RequestBody):
     method: str = Field(description="What made it; its inference stages answer.", examples=["SFT-Demo"])
     parent: str | None = Field(default=None, description="The model that it was made from.")
     dataset: str | None = Field(default=None, description="What it learned from.", examples=["faq"])
-    parameters: dict[str, Any] = Field(default_factory=dict, description="What it was trained with.")
-    origin: dict[str, Any] = Field(default_factory=dict, description="Where it comes from, in the caller's words.")
+    parameters: Parameters = Field(default_factory=dict, description="What it was trained with.")
+    origin: Parameters = Field(default_factory=dict, description="Where it comes from, in the caller's words.")
     made_at: AwareDatetime | None = Field(default=None, description="When it was made. Default: now.")
 
     def wanted(self) -> ModelToRegister:

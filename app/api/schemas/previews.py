@@ -10,6 +10,7 @@ from app.api.schemas.common import RequestBody
 from app.domain.errors import Violation
 from app.domain.texts import Language
 from app.domain.values import Value
+from app.executor.jobs.requests import Parameters
 from app.executor.jobs.row_previews import Preview, PreviewRequest
 from app.executor.jobs.token_lengths import length_warnings
 from app.presets.shared.helpers.deepe_rows.lengths import Lengths
@@ -28,7 +29,7 @@ class RowsPreview(RequestBody):
     rows: Annotated[list[Annotated[int, Field(ge=1, le=_LINE)]], Field(min_length=1, max_length=MAX_ROWS)] | None = (
         Field(default=None, description="Numbers of lines, from 1; by default the first three rows.", examples=[[1, 7]])
     )
-    parameters: dict[str, Any] = Field(
+    parameters: Parameters = Field(
         default_factory=dict,
         description="Of the training: names of columns and limits of tokens decide what is learned.",
         examples=[{"max_seq_length": 512}],

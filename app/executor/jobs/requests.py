@@ -1,8 +1,10 @@
 """Bodies of the requests that submit, copy or retry a job. Plans are made from them."""
 
-from typing import Any
+import json
+from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from app.domain.demand import DEFAULT_QUEUE, LEAST_PRIORITY, MOST_PRIORITY, QueueName, Resources, UserName
 from app.domain.retries import Limits, RetryPolicy
@@ -12,6 +14,9 @@ _ID = "0192f0c1-d2e3-4f5a-8b6c-7d8e9f0a1b2c"
 _PARAMETERS = {"learning_rate": 0.0002, "max_steps": 100}
 MAX_NAME = 100
 _MAX_TEXT = 100_000
+MAX_PARAMETERS: Final = 1000
+MAX_PARAMETER_BYTES: Final = 1024 * 1024
+"""Of all parameters of a job, written as JSON."""
 
 JobName = Field(
     default=None, min_length=1, max_length=MAX_NAME, description="Default: the method's name.", examples=["faq, rank 8"]
@@ -21,6 +26,16 @@ JobName = Field(
 Priority = Field(
     default=0, ge=LEAST_PRIORITY, le=MOST_PRIORITY, description="Smaller starts first; then the older one."
 )
+
+
+def _bounded(parameters: dict[str, Any]) -> dict[str, Any]:
+    if len(json.dumps(parameters)) > MAX_PARAMETER_BYTES:
+        raise PydanticCustomError("too_long", "too much text", {"max_length": MAX_PARAMETER_BYTES})
+    return parameters
+
+
+Parameters = Annotated[dict[str, Any], Field(max_length=MAX_PARAMETERS), AfterValidator(_bounded)]
+"""Parameters of a job; they are kept with it and shown with it."""
 
 
 class _Body(BaseModel):
@@ -33,7 +48,7 @@ class DeploymentOptions(_Body):
     quantize: str | None = Field(default=None, max_length=50, examples=["q4_K_M"])
     template: str = Field(default="", max_length=_MAX_TEXT, description="Prompt template.")
     system: str = Field(default="", max_length=_MAX_TEXT, description="System prompt.")
-    parameters: dict[str, Any] = Field(default_factory=dict, examples=[{"temperature": 0.2}])
+    parameters: Parameters = Field(default_factory=dict, examples=[{"temperature": 0.2}])
 
 
 class JobSubmit(_Body):
@@ -68,7 +83,7 @@ class JobSubmit(_Body):
         "declare `reward_model_path`.",
         examples=["tiny-styles_judge_20261123_5075"],
     )
-    parameters: dict[str, Any] = Field(
+    parameters: Parameters = Field(
         default_factory=dict,
         description="What the training script takes; see `GET /api/v1/methods/{method}/parameters`.",
         examples=[_PARAMETERS],
@@ -107,7 +122,7 @@ class JobSubmit(_Body):
 class JobCopy(_Body):
     """The differences of a copy."""
 
-    parameters: dict[str, Any] = Field(
+    parameters: Parameters = Field(
         default_factory=dict,
         description="Put over the parameters of the original; null leaves one out.",
         examples=[{"learning_rate": 0.0001}],
@@ -148,7 +163,7 @@ class JobRetry(_Body):
         "that matters to it was changed. True demands one, also for changed parameters (such as more steps); false "
         "begins at the beginning.",
     )
-    parameters: dict[str, Any] = Field(
+    parameters: Parameters = Field(
         default_factory=dict,
         description="Put over the parameters of the job; null leaves one out.",
         examples=[{"batch_size": 4, "grad_accum_steps": 2}],
