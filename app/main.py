@@ -92,6 +92,7 @@ from app.presets.shared.helpers.deepe_addresses import AddressPolicy
 from app.registry.base_models.service import BaseModels
 from app.registry.datasets.mixes import DatasetMixes
 from app.registry.datasets.service import Datasets
+from app.registry.environments.allow_lists import AllowLists
 from app.registry.environments.service import Environments
 from app.registry.methods.service import LicenceGate
 from app.registry.methods.wiring import method_services
@@ -270,6 +271,7 @@ def _services_of_project(
         deploy_targets=DeployTargets(clock=clock, addresses=targets),
         queues=Queues(clock=clock),
         environments=Environments(clock=clock),
+        allow_lists=AllowLists(Environments(clock=clock)),
         nodes=NodeActions(),
         models=Models(database=database, home=home, clock=clock, addresses=targets),
         model_registration=ModelRegistration(home=home, clock=clock),

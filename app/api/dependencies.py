@@ -33,6 +33,7 @@ from app.faults import fault_point
 from app.registry.base_models.service import BaseModels
 from app.registry.datasets.mixes import DatasetMixes
 from app.registry.datasets.service import Datasets
+from app.registry.environments.allow_lists import AllowLists
 from app.registry.environments.service import Environments
 from app.registry.methods.wiring import MethodServices
 from app.registry.models.deploy_targets import DeployTargets
@@ -63,6 +64,7 @@ class Services:
     deploy_targets: DeployTargets
     queues: Queues
     environments: Environments
+    allow_lists: AllowLists
     nodes: NodeActions
     models: Models
     model_registration: ModelRegistration

@@ -9,6 +9,7 @@ import typer
 
 from app.cli.client import Api, call_service, list_items, segment
 from app.cli.command import DEFAULT_URL, AsJson, CliFailure, ExitCode, Limit, Text, Url
+from app.cli.nodes import allowed_text
 from app.cli.output import print_fields, print_json, print_table, size, write
 from app.cli.service import load
 from app.cli.watch import watch_to_end
@@ -47,6 +48,21 @@ def add_environment(
         raise CliFailure(f"{spec} cannot be read: {error}") from None
     made = call_service(url, lambda api: api.post("/environments", {"name": name, "spec": text}), as_json=as_json)
     write(f"{made['name']}\n")
+
+
+@app.command("allow")
+def allow_in_environment(
+    name: EnvironmentName,
+    method: Annotated[list[str] | None, typer.Option("--method", help="Only these methods; name or id.")] = None,
+    project: Annotated[list[str] | None, typer.Option("--project", help="Only jobs of these projects.")] = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Let only some methods and projects use an environment; without an option everything."""
+    wanted = {"methods": method or [], "projects": project or []}
+    address = f"/environments/{segment(name)}/allowed"
+    allowed = call_service(url, lambda api: api.put(address, wanted), as_json=as_json)
+    write(f"{name}  {allowed_text(allowed)}\n")
 
 
 @app.command("build")

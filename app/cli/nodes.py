@@ -84,6 +84,21 @@ def label_node(
     write(f"{changed['name']}  {_pairs(changed['labels'])}\n")
 
 
+@nodes.command("allow")
+def allow_on_node(
+    node: Node,
+    method: Annotated[list[str] | None, typer.Option("--method", help="Only these methods; name or id.")] = None,
+    project: Annotated[list[str] | None, typer.Option("--project", help="Only jobs of these projects.")] = None,
+    environment: Annotated[list[str] | None, typer.Option("--environment", help="Only these environments.")] = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Let a node run only some methods, projects and environments; without an option everything."""
+    wanted = {"methods": method or [], "projects": project or [], "environments": environment or []}
+    allowed = call_service(url, lambda api: api.put(f"/nodes/{segment(node)}/allowed", wanted), as_json=as_json)
+    write(f"{node}  {allowed_text(allowed)}\n")
+
+
 @nodes.command("remove")
 def remove_node(node: Node, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Remove a node that is dead, or drained and empty."""
@@ -93,6 +108,13 @@ def remove_node(node: Node, url: Url = DEFAULT_URL, as_json: AsJson = False) -> 
         print_json({"removed": node})
     else:
         write(f"{node} is removed\n")
+
+
+def allowed_text(allowed: Mapping[str, Any]) -> str:
+    """Return an allow-list in one line."""
+    methods = [f"{one['project']}/{one['name']}" for one in allowed["methods"]]
+    named = {"methods": methods, "projects": allowed["projects"], "environments": allowed["environments"]}
+    return "; ".join(f"{name}: {', '.join(those)}" for name, those in named.items() if those) or "everything"
 
 
 def _act(node: str, action: str, body: Mapping[str, Any] | None, *, url: str, as_json: bool) -> None:
@@ -119,6 +141,7 @@ def _print_node(node: Mapping[str, Any]) -> None:
             "set by people": _pairs(node["extra_labels"]),
             "environments": ", ".join(node["environments"]),
             "slots": node["slots"],
+            "runs": "what its allow-list names" if node["restricted"] else "",
         }
     )
     if node["accelerators"]:

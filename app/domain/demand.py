@@ -81,6 +81,8 @@ class Demand(Value):
     queue: str = DEFAULT_QUEUE
     submitted_by: str = ""
     node_id: str | None = None  # only this node may; the building of an environment
+    method_id: str | None = None  # of a stage; nodes may allow some methods only
+    project_id: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -72,6 +72,7 @@ class EndReason(StrEnum):
     SCRIPT_MISSING = "script_missing"
     FILE_NOT_PINNED = "file_not_pinned"
     CODE_NOT_APPROVED = "code_not_approved"
+    ENVIRONMENT_NOT_ALLOWED = "environment_not_allowed"
     INPUT_MISSING = "input_missing"
     SECRET_MISSING = "secret_missing"  # noqa: S105 - no password
     SECRET_UNREADABLE = "secret_unreadable"  # noqa: S105

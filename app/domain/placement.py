@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from app.domain.accelerators import Accelerator, AcceleratorKind
+from app.domain.allow_lists import EVERYTHING, AllowList
 from app.domain.demand import Demand
 from app.domain.kinds import KINDS
 
@@ -24,6 +25,7 @@ class Mismatch(StrEnum):
     """Why a node can never run a job, as it is now."""
 
     OTHER_NODE = "other_node"
+    NOT_ALLOWED = "not_allowed"
     LABELS = "labels"
     ACCELERATORS = "accelerators"
     MEMORY = "memory"
@@ -73,6 +75,7 @@ class Host:
     slots: int = 0
     keeps_for: Candidate | None = None
     lacking: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    allowed: AllowList = EVERYTHING
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,10 @@ def mismatches(demand: Demand, host: Host) -> Sequence[Mismatch]:
     found = []
     if demand.node_id is not None and demand.node_id != host.node_id:
         found.append(Mismatch.OTHER_NODE)
+    if not host.allowed.permits(
+        demand.kind, method_id=demand.method_id, project_id=demand.project_id, environment=demand.environment
+    ):
+        found.append(Mismatch.NOT_ALLOWED)
     if any(host.labels.get(name) != value for name, value in demand.resources.labels.items()):
         found.append(Mismatch.LABELS)
     needed = accelerators_needed(demand, host.cards)

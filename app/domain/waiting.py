@@ -111,6 +111,10 @@ def _nowhere(demand: Demand, hosts: Sequence[Host]) -> WaitingReason:
     missing = [set(mismatches(demand, host)) for host in hosts]
     if all(Mismatch.OTHER_NODE in found for found in missing):
         return WaitingReason("waiting_node_gone")
+    hosts = [host for host in hosts if Mismatch.NOT_ALLOWED not in mismatches(demand, host)]
+    if not hosts:
+        return WaitingReason("waiting_not_allowed", {"environment": demand.environment})
+    missing = [set(mismatches(demand, host)) for host in hosts]
     if all(Mismatch.LABELS in found for found in missing):
         labels = ", ".join(f"{name}={value}" for name, value in sorted(demand.resources.labels.items()))
         return WaitingReason("waiting_labels", {"labels": labels})

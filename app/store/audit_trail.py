@@ -90,6 +90,7 @@ TABLES: Final[Mapping[str, Audited | Unaudited]] = {
     "base_model": Audited("base-model", digests=_columns("card"), left_out=_TIMES | _KEY),
     "dataset": Audited("dataset", digests=_columns("report"), left_out=_TIMES | _KEY),
     "environment": Audited("environment", digests=_columns("spec"), left_out=_TIMES | _KEY),
+    "environment_rule": Audited("environment-allow-list", name="environment", left_out=_TIMES | {"changed_by"}),
     "deploy_target": Audited("deploy-target", left_out=_TIMES | _KEY),
     "node": Audited(
         "node",

@@ -32,6 +32,7 @@ from app.domain.placement import (
     mismatches,
 )
 from app.store import audit_records, job_attempts, jobs, leases
+from app.store.allow_lists import of_node
 from app.store.job_attempts import Claim
 from app.store.nodes import accelerators_of, blocked_of, lacking_of, takes_jobs, working_nodes
 from app.store.tables import (
@@ -136,6 +137,7 @@ async def hosts_of(session: AsyncSession, rows: Sequence[NodeRow], *, reservatio
             cards=cards_of(accelerators_of(row), held=holders.get(row.id, {}), blocked=blocked_of(row)),
             keeps_for=kept.get(row.id),
             lacking=lacking_of(row),
+            allowed=of_node(row),
         )
         for row in rows
     ]
@@ -284,6 +286,7 @@ async def _host(session: AsyncSession, node: NodeRow, offer: Offer, kinds: Colle
         slots=offer.slots,
         keeps_for=kept.get(node.id),
         lacking=lacking_of(node),
+        allowed=of_node(node),
     )
 
 

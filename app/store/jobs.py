@@ -16,7 +16,7 @@ from sqlmodel.sql.expression import SelectOfScalar
 from app.domain.demand import COMPARISON_PRIORITY, DEFAULT_QUEUE, Demand, Resources
 from app.domain.enums import EndReason, JobKind, JobStatus
 from app.domain.errors import NotFound
-from app.domain.kinds import KINDS_IN_ENVIRONMENTS
+from app.domain.kinds import KINDS_IN_ENVIRONMENTS, STAGES
 from app.domain.transitions import UNFINISHED
 from app.store.session import EVERYBODYS, own
 from app.store.tables import BUILDING, CLAIMABLE, AttemptRow, JobEventRow, JobRow, NodeRow
@@ -76,8 +76,8 @@ async def insert(session: AsyncSession, jobs: Sequence[JobRow]) -> None:
     if not jobs:
         return
     for job in jobs:
-        job.demand = demand_of(job).text
         own(session, job)
+        job.demand = demand_of(job).text
     # not through the session: a row that it knows would be searched for changes at every flush
     rows = [{column.key: getattr(job, column.key) for column in JOB.columns} for job in jobs]
     await (await session.connection()).execute(_INSERT_JOB, rows)
@@ -99,6 +99,8 @@ def demand_of(job: JobRow) -> Demand:
         queue=job.queue or DEFAULT_QUEUE,
         submitted_by=job.submitted_by or "",
         node_id=job.node_id if job.kind is JobKind.ENVIRONMENT else None,
+        method_id=job.method_id if job.kind in STAGES else None,
+        project_id=job.project_id,
     )
 
 

@@ -320,6 +320,7 @@ class NodeRow(SQLModel, table=True):
     refusal: Json | None = Field(
         default=None, sa_type=JsonDocument, description="code and params of why it accepts no jobs"
     )
+    allowed: Json | None = Field(default=None, sa_type=JsonDocument, description="`app.domain.allow_lists`; None: all")
 
 
 class JobRow(Owned, table=True):
@@ -625,6 +626,17 @@ class CodeChangeRow(OfProject, table=True):
     principal: str = Field(sa_type=sa.Text)
     name: str = Field(max_length=100)
     created_at: datetime = _time()
+
+
+class EnvironmentRuleRow(SQLModel, table=True):
+    """What may use an environment. It need not be registered: `base` never is."""
+
+    __tablename__ = "environment_rule"
+
+    environment: str = Field(primary_key=True, max_length=300)
+    allowed: Json = Field(sa_type=JsonDocument, description="`app.domain.allow_lists.AllowList`")
+    changed_by: str = Field(max_length=200)
+    changed_at: datetime = _time()
 
 
 class IdempotencyRow(SQLModel, table=True):

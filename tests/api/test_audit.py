@@ -240,6 +240,10 @@ async def drive_reviews(drive: Drive) -> None:
 
 
 async def drive_projects(drive: Drive) -> None:
+    await drive(
+        "set_allowed_in_environment", "PUT", "/environments/base/allowed", json={"methods": ["Custom01"]}, headers=ANY
+    )
+    assert things_of(await newest(drive.app.database)) == [("environment-allow-list", "base", "created")]
     await drive("create_project", "POST", "/projects", json={"id": "bikes"})
     await drive("update_project", "PATCH", "/project", content=b'{"title": "Bikes"}', headers=PATCH)
     member = {"principal": "key:1", "name": "ada", "role": "viewer"}
@@ -258,6 +262,7 @@ async def drive_nodes(drive: Drive) -> None:
     won = await replace(drive.app.runner, node_id=node).start(job["id"])
     async with database.writing() as session:
         await job_attempts.finish(session, won, replace(FAILURE, exit={"unkillable": 2}), now=START)
+    await drive("set_allowed_on_node", "PUT", "/nodes/gpu-box/allowed", json={"projects": ["default"]}, headers=ANY)
     await drive("release_accelerator", "POST", "/nodes/gpu-box/accelerators/card-0:release")
     await drive("drain_node", "POST", "/nodes/gpu-box:drain")
     await drive("undrain_node", "POST", "/nodes/gpu-box:undrain")

@@ -48,6 +48,7 @@ NODE: dict[str, Any] = {
     "labels": {"zone": "b", "node": "gpu-1"},
     "extra_labels": {"zone": "b"},
     "environments": ["base"],
+    "restricted": True,
     "slots": 1,
     "jobs": [{"id": "job-1", "name": "mine", "stage": "training", "status": "running", "attempt": 2}],
     "heartbeat_age_seconds": 1.5,
@@ -64,6 +65,30 @@ def service() -> Iterator[tuple[str, list[Request]]]:
 
     with stand_in(script) as running:
         yield running
+
+
+def allowed(request: Request) -> Answer:
+    methods = [{"id": "1", "name": "finance", "project": "lab"}]
+    return document(
+        {"methods": methods, "projects": [], "environments": json.loads(request.body).get("environments", [])}
+    )
+
+
+def test_allow_sends_the_whole_list() -> None:
+    runner = CliRunner()
+    with stand_in(allowed) as (url, asked):
+        node = runner.invoke(
+            app, ["nodes", "allow", "gpu-1", "--method", "finance", "--environment", "trl", "--url", url]
+        )
+        environment = runner.invoke(app, ["environments", "allow", "trl", "--project", "lab", "--url", url])
+
+    assert node.stdout == "gpu-1  methods: lab/finance; environments: trl\n"
+    assert environment.stdout == "trl  methods: lab/finance\n"
+    assert [(one.method, one.path, json.loads(one.body)) for one in asked] == [
+        ("PUT", "/api/v1/nodes/gpu-1/allowed", {"methods": ["finance"], "projects": [], "environments": ["trl"]}),
+        ("PUT", "/api/v1/environments/trl/allowed", {"methods": [], "projects": ["lab"]}),
+    ]
+    assert {one.headers["if-match"] for one in asked} == {"*"}
 
 
 def run(service: tuple[str, list[Request]], *arguments: str, expected: int = 0) -> str:

@@ -6,11 +6,13 @@ from functools import partial
 import sqlalchemy as sa
 
 from app.domain.access import Caller, CallerKind, Role
+from app.domain.allow_lists import AllowList
 from app.domain.code_review import CodeApproval, ReviewState
 from app.domain.enums import EndReason, JobStatus
 from app.executor.runs.job_code import codes_of_job
 from app.registry.methods.code_reviews import CodeReviews
 from app.store import code_reviews as store
+from app.store.allow_lists import set_of_environment
 from tests.waiting import until
 from tests.worker.harness import TRAIN, Site
 
@@ -128,3 +130,17 @@ async def _is_waiting(site: Site) -> bool:
     async with site.database.reading() as session:
         waiting = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
         return bool((await (await session.connection()).execute(waiting)).scalar())
+
+
+class TestEnvironment:
+    async def test_that_a_queued_job_may_not_use_any_more_ends_it(self, site: Site) -> None:
+        job_id = await site.submit(TRAIN)
+        async with site.database.writing() as session:
+            rule = AllowList(projects=("other",))
+            await set_of_environment(session, "base", rule, by="admin", now=datetime.now(UTC))
+        site.start_worker()
+
+        (row,) = await site.wait_for_end(job_id)
+
+        assert (row.reason, row.reason_params) == (EndReason.ENVIRONMENT_NOT_ALLOWED, {"environment": "base"})
+        assert site.journal(job_id) == []

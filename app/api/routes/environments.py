@@ -7,13 +7,14 @@ from fastapi import Depends, Path, Query, Response
 
 from app.api.answers import ordered
 from app.api.conditional import IfMatch, StaleVersion, etag_of
-from app.api.dependencies import ReadSession, ServicesDep, WriteSession
+from app.api.dependencies import CallerDep, ReadSession, ServicesDep, WriteSession
 from app.api.errors import PreconditionRequired, problem_responses
 from app.api.idempotency import CreationDep, IdempotencyKeyReused
 from app.api.language import RequestLanguage
 from app.api.list_response import page_by_name
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, TextInName, page_params
-from app.api.routing import Router
+from app.api.routing import Router, needs
+from app.api.schemas.common import AllowListWrite
 from app.api.schemas.environments import (
     EnvironmentBuildOptions,
     EnvironmentCreate,
@@ -23,6 +24,7 @@ from app.api.schemas.environments import (
 )
 from app.api.schemas.jobs import JobRead
 from app.domain.access import Permission
+from app.domain.allow_lists import AllowList
 from app.domain.environment_locks import EnvironmentLock
 from app.domain.errors import InvalidRequest
 from app.domain.texts import Language
@@ -34,6 +36,7 @@ from app.executor.jobs.environment_builds import (
     EnvironmentWithoutSpec,
     NoNode,
 )
+from app.registry.environments.allow_lists import WantedList
 from app.registry.environments.service import (
     EnvironmentInUse,
     EnvironmentNotFound,
@@ -200,6 +203,42 @@ def _created_headers(body: Mapping[str, Any]) -> Mapping[str, str]:
         "Location": f"/api/v1/environments/{body['name']}",
         "ETag": etag_of(environment_version(body["spec_hash"])),
     }
+
+
+@router.get("/environments/{environment}/allowed", responses=problem_responses(EnvironmentNotFound))
+@needs(Permission.ADMINISTER)
+async def get_allowed_in_environment(
+    environment: EnvironmentRef, session: ReadSession, services: ServicesDep, response: Response
+) -> AllowList:
+    """Read what may use the environment; empty lists: everything."""
+    return _tagged_list(await services.allow_lists.of_environment(session, environment), response)
+
+
+@router.put(
+    "/environments/{environment}/allowed",
+    responses=problem_responses(EnvironmentNotFound, InvalidRequest, PreconditionRequired, StaleVersion),
+)
+@needs(Permission.ADMINISTER)
+async def set_allowed_in_environment(
+    environment: EnvironmentRef,
+    wanted: AllowListWrite,
+    session: WriteSession,
+    services: ServicesDep,
+    caller: CallerDep,
+    if_match: IfMatch,
+    response: Response,
+) -> AllowList:
+    """Say which methods and projects may use the environment. Jobs that were launched go on."""
+    lists = WantedList(**wanted.model_dump())
+    allowed = await services.allow_lists.set_of_environment(
+        session, environment, lists, by=caller, check=if_match.require
+    )
+    return _tagged_list(allowed, response)
+
+
+def _tagged_list(allowed: AllowList, response: Response) -> AllowList:
+    response.headers["ETag"] = etag_of(allowed.version)
+    return allowed
 
 
 def _tagged(view: EnvironmentView, response: Response, language: Language) -> EnvironmentRead:

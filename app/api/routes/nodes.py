@@ -14,12 +14,14 @@ from app.api.errors import PreconditionRequired, problem_responses
 from app.api.language import RequestLanguage
 from app.api.list_response import page_by_name
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
-from app.api.routing import Router
-from app.api.schemas.nodes import NodeDeclaration, NodePatch, NodeRead, node_read
+from app.api.routing import Router, needs
+from app.api.schemas.nodes import NodeAllowListWrite, NodeDeclaration, NodePatch, NodeRead, node_read
 from app.domain.access import Permission
+from app.domain.allow_lists import AllowList
 from app.domain.errors import InvalidRequest
 from app.domain.texts import Language
 from app.executor.nodes.lost_nodes import NodeInUse, NodeIsAlive, NodeNotConfirmed
+from app.registry.environments.allow_lists import WantedList
 from app.registry.nodes.service import NodeView, TooManyLabels
 from app.store.leases import AcceleratorInUse, AcceleratorNotFound
 from app.store.nodes import NodeNotFound
@@ -89,6 +91,32 @@ async def update_node(
     return _tagged(view, language, response)
 
 
+@router.get("/nodes/{node}/allowed", responses=problem_responses(NodeNotFound))
+@needs(Permission.ADMINISTER)
+async def get_allowed_on_node(
+    node: NodeRef, session: ReadSession, services: ServicesDep, response: Response
+) -> AllowList:
+    """Read what the node may run; empty lists: everything."""
+    return _tagged_list(await services.allow_lists.of_node(session, node), response)
+
+
+@router.put(
+    "/nodes/{node}/allowed",
+    responses=problem_responses(NodeNotFound, InvalidRequest, PreconditionRequired, StaleVersion),
+)
+async def set_allowed_on_node(
+    node: NodeRef,
+    wanted: NodeAllowListWrite,
+    session: WriteSession,
+    services: ServicesDep,
+    if_match: IfMatch,
+    response: Response,
+) -> AllowList:
+    """Say which methods, projects and environments the node may run. Jobs that it has taken go on."""
+    lists = WantedList(**wanted.model_dump())
+    return _tagged_list(await services.allow_lists.set_of_node(session, node, lists, check=if_match.require), response)
+
+
 @router.post("/nodes/{node}:drain", responses=problem_responses(NodeNotFound))
 async def drain_node(
     node: NodeRef, session: WriteSession, services: ServicesDep, language: RequestLanguage
@@ -138,6 +166,11 @@ async def declare_node_dead(
 async def delete_node(node: NodeRef, session: WriteSession, services: ServicesDep, if_match: IfMatch) -> None:
     """Remove a node that is dead, or drained and empty. Its worker ends; started again, it joins as a new node."""
     await services.nodes.remove(session, node, check=if_match.require)
+
+
+def _tagged_list(allowed: AllowList, response: Response) -> AllowList:
+    response.headers["ETag"] = etag_of(allowed.version)
+    return allowed
 
 
 def _tagged(view: NodeView, language: Language, response: Response) -> NodeRead:

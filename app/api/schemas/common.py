@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
+from app.domain.allow_lists import MAX_ALLOWED
 from app.domain.enums import JobKind
 from app.domain.kinds import STAGES, Stage
 
@@ -19,6 +20,18 @@ class RequestBody(BaseModel):
     """What a caller sends; an unknown member is refused."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class AllowListWrite(RequestBody):
+    """What may use an environment. An empty list allows everything; of several lists each has to allow a job."""
+
+    methods: list[str] = Field(
+        default=[],
+        max_length=MAX_ALLOWED,
+        description="By name, those of other projects by id. The id is kept: a new method of the name is not meant.",
+        examples=[["finance-sft"]],
+    )
+    projects: list[str] = Field(default=[], max_length=MAX_ALLOWED, examples=[["default"]])
 
 
 class _StageSchema:

@@ -4,15 +4,17 @@ from datetime import datetime
 
 from pydantic import Field
 
-from app.api.schemas.common import ID, RequestBody
+from app.api.schemas.common import ID, AllowListWrite, RequestBody
 from app.api.schemas.environments import NodeEnvironmentRead, node_environment_read
 from app.domain.accelerators import AcceleratorKind
+from app.domain.allow_lists import MAX_ALLOWED, AllowList
 from app.domain.demand import LabelName, LabelValue
 from app.domain.enums import JobKind, JobStatus, Platform
 from app.domain.inventory import Inventory
 from app.domain.texts import Language
 from app.domain.values import Value
 from app.registry.nodes.service import AcceleratorState, AcceleratorView, NodeState, NodeView
+from app.store.allow_lists import of_node
 from app.store.node_work import LiveJob
 
 _CARD = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"
@@ -26,6 +28,12 @@ class NodePatch(RequestBody):
         description="Labels to set beside those of the worker; null takes one away, or all of them.",
         examples=[{"zone": "b", "old": None}],
     )
+
+
+class NodeAllowListWrite(AllowListWrite):
+    """What a node may run."""
+
+    environments: list[str] = Field(default=[], max_length=MAX_ALLOWED, examples=[["trl"]])
 
 
 class NodeDeclaration(RequestBody):
@@ -92,6 +100,9 @@ class NodeRead(Value):
     )
     environments: list[str] = Field(description="Ready on the node.", examples=[["base", "trl"]])
     environment_states: list[NodeEnvironmentRead] = Field(description="Everything that is ready or could be.")
+    restricted: bool = Field(
+        description="It may run some methods, projects or environments only (`/nodes/{node}/allowed`)."
+    )
     slots: int = Field(description="Jobs at once that hold no accelerator.")
     jobs: list[NodeJobRead] = Field(description="What it is at, the longest first.")
     heartbeat_at: datetime
@@ -117,6 +128,7 @@ def node_read(view: NodeView, language: Language) -> NodeRead:
         extra_labels=row.extra_labels,
         environments=row.environments,
         environment_states=[node_environment_read(environment, language) for environment in view.environments],
+        restricted=of_node(row) != AllowList(),
         slots=row.slots,
         jobs=[_job(job) for job in view.jobs],
         heartbeat_at=row.heartbeat_at,

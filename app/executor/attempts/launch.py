@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from app.access.secrets import SecretKeys, SecretsKeyUnusable, SecretUnreadable, secret_values
 from app.domain.accelerators import Accelerator
+from app.domain.allow_lists import AllowList
 from app.domain.enums import EndReason, JobKind
 from app.domain.errors import AppError
 from app.domain.kinds import KINDS, AcceleratorUse
@@ -54,6 +55,7 @@ from app.registry.methods.pins import PinnedFile
 from app.registry.methods.runs import ScriptToRun, script_to_run
 from app.registry.scripts.root import ScriptRoot
 from app.registry.scripts.versions import VersionStore
+from app.store.allow_lists import of_environments
 from app.store.home import Home
 from app.store.job_attempts import Claim, record_resume
 from app.store.models import find_model
@@ -199,16 +201,25 @@ class StageLauncher:
         return launch
 
     async def _approved(self, job: JobRow, spec: JobSpec) -> JobSpec:
-        await self._require_approval(job, spec)
+        await self._require_permission(job, spec)
         return await self._with_dtype(spec)
 
-    async def _require_approval(self, job: JobRow, spec: JobSpec) -> None:
-        """Raise `LaunchError` for code that is not approved, where that is required; it waits for a review then.
+    async def _require_permission(self, job: JobRow, spec: JobSpec) -> None:
+        """Raise `LaunchError` for an environment that the job may not use, and for code that is not approved.
+
+        Such code waits for a review from now on, where approval is required.
 
         The claim is committed: whoever withdraws the approval from now on sees the job among those that have started.
         """
         database = self._database.of(Scope(job.project_id))
         async with database.reading() as session:
+            rules = await of_environments(session)
+            for environment in [job.environment, *([spec.server.environment] if spec.server is not None else [])]:
+                allowed = rules.get(environment, AllowList())
+                if not allowed.permits(
+                    job.kind, method_id=job.method_id, project_id=job.project_id, environment=environment
+                ):
+                    raise LaunchError(EndReason.ENVIRONMENT_NOT_ALLOWED, environment=environment)
             if not await self._reviews.is_required(session):
                 return
             codes = codes_of_job(job)

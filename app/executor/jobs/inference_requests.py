@@ -26,6 +26,7 @@ from app.domain.script_parameters import ScriptParameters
 from app.domain.stage_calls import StageCall, stage_call
 from app.domain.training_types import TYPES
 from app.executor.jobs.code_approval import JobCodeApproval
+from app.executor.jobs.job_chain import allowed_violations
 from app.executor.jobs.request_images import place_image
 from app.executor.jobs.submission_inputs import permits, why_not_loaded
 from app.executor.runs.job_spec import InferenceRequest, JobSpec, Named, PinnedScript
@@ -36,7 +37,9 @@ from app.registry.methods.wiring import MethodServices
 from app.store import jobs as store
 from app.store import methods as method_store
 from app.store import models
+from app.store.allow_lists import of_environments
 from app.store.home import Home
+from app.store.nodes import all_nodes
 from app.store.session import Database
 from app.store.tables import BaseModelRow, JobRow, ModelRow
 
@@ -151,6 +154,11 @@ class InferenceRequests:
             base_model_id=row.base_model_id,
             model_id=row.id,
         )
+        job.project_id = self._database.scope.project or row.project_id
+        async with self._database.reading() as session:
+            rules, nodes = await of_environments(session), await all_nodes(session)
+        if refused := allowed_violations([job], rules, nodes, at="/model"):
+            raise InvalidRequest(refused)
         if submits:
 
             async def record(_session: AsyncSession) -> Method:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 
+from app.domain.allow_lists import AllowList
 from app.domain.demand import Resources
 from app.domain.enums import JobKind, TrainingType
 from app.domain.errors import AppError, Violation
@@ -32,7 +33,8 @@ from app.registry.methods.pins import PinnedFile
 from app.registry.methods.record import Method
 from app.registry.scripts.root import digest_of
 from app.store import jobs as store
-from app.store.tables import JobRow
+from app.store.allow_lists import of_node
+from app.store.tables import JobRow, NodeRow
 
 
 def wanted_stages(method: Method, request: JobSubmit) -> tuple[Sequence[Stage], list[Violation]]:
@@ -145,6 +147,29 @@ def secret_violations(jobs: Sequence[JobRow], secrets: Collection[str]) -> list[
             for text in broken_references(document):
                 found[where, text] = Violation(at, "secret_reference_broken", {"where": where})
     return list(found.values())
+
+
+def allowed_violations(
+    jobs: Sequence[JobRow], rules: Mapping[str, AllowList], nodes: Sequence[NodeRow], *, at: str
+) -> list[Violation]:
+    """Return which environments a job may not use, and which jobs no living node may run."""
+    living = [row for row in nodes if row.dead_at is None]
+    found: dict[tuple[str, str], Violation] = {}
+    for job in jobs:
+        beside = JobSpec.of(job).server
+        for environment in [job.environment, *([beside.environment] if beside is not None else [])]:
+            rule = rules.get(environment, AllowList())
+            if not _permits(rule, job, environment):
+                params = {"environment": environment, "stage": job.kind.value}
+                found[job.kind, environment] = Violation(at, "environment_not_allowed", params)
+        if living and not any(_permits(of_node(row), job, job.environment) for row in living):
+            params = {"stage": job.kind.value, "environment": job.environment}
+            found[job.kind, ""] = Violation(at, "no_node_allows", params)
+    return list(found.values())
+
+
+def _permits(allowed: AllowList, job: JobRow, environment: str) -> bool:
+    return allowed.permits(job.kind, method_id=job.method_id, project_id=job.project_id, environment=environment)
 
 
 def named_files(pinned: Mapping[str, PinnedFile]) -> dict[str, PinnedScript]:

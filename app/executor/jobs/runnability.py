@@ -26,6 +26,7 @@ from app.registry.methods.readiness_matrix import Matrix, cells_of
 from app.registry.methods.record import Method
 from app.registry.methods.script_modules import ScriptModules
 from app.store import jobs as store
+from app.store.allow_lists import of_node
 from app.store.nodes import accelerators_of
 from app.store.tables import JobRow, NodeRow
 
@@ -73,6 +74,7 @@ def _in_the_way(row: NodeRow, cell: Cell | None, demand: Demand) -> list[Finding
         environments=frozenset([demand.environment]),  # the cell knows more
         labels=row.labels,
         cards=cards_of(accelerators_of(row), held={}),
+        allowed=of_node(row),
     )
     asked = demand.resources
     params = {
@@ -85,7 +87,7 @@ def _in_the_way(row: NodeRow, cell: Cell | None, demand: Demand) -> list[Finding
         # the code is part of the API: it stays although it says misfit
         Finding(Verdict.NEVER, f"cell_misfit_{mismatch}", params)
         for mismatch in mismatches(demand.model_copy(update={"cuda": False}), host)
-        if mismatch in (Mismatch.LABELS, Mismatch.ACCELERATORS, Mismatch.MEMORY)
+        if mismatch in (Mismatch.LABELS, Mismatch.ACCELERATORS, Mismatch.MEMORY, Mismatch.NOT_ALLOWED)
     ]
 
 

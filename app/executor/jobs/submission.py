@@ -32,6 +32,7 @@ from app.executor.jobs.data_check import Data
 from app.executor.jobs.deployment_plan import deploy_target, planned_deployment, untaken_options, untaken_settings
 from app.executor.jobs.estimates import Estimate, estimate
 from app.executor.jobs.job_chain import (
+    allowed_violations,
     environments_of,
     job_chain,
     named_files,
@@ -60,8 +61,8 @@ from app.registry.environments.on_nodes import AS_REPORTED, environment_states
 from app.registry.methods.readiness_matrix import matrix_of
 from app.registry.methods.record import Method, method_of
 from app.registry.methods.runs import MethodRuns
+from app.store import allow_lists, models, named, submissions
 from app.store import jobs as store
-from app.store import models, named, submissions
 from app.store.home import Home
 from app.store.job_queries import measured_trainings
 from app.store.models import ModelNameAmbiguous, ModelNotFound
@@ -320,6 +321,7 @@ class Submissions:
             nodes=matrix_of(rows, AS_REPORTED, now=self._clock()),
             described=described,
             secrets=await all_names(session) if refers else frozenset(),
+            rules=await allow_lists.of_environments(session),
             measured=measured,
         )
 
@@ -389,7 +391,10 @@ class Submissions:
             raise InvalidRequest(found)
         files = {stage: self._runs.pin_named(checked.effective(stage)) for stage in stages}
         jobs = job_chain(method, request, stages, inputs, checked, deployment, files=files, now=self._clock())
-        if found := [*strategy_violations(jobs), *secret_violations(jobs, known.secrets)]:
+        for job in jobs:
+            job.project_id = self._database.scope.project or job.project_id
+        refused = allowed_violations(jobs, known.rules, [row for _, row in known.nodes.nodes], at="/method")
+        if found := [*strategy_violations(jobs), *secret_violations(jobs, known.secrets), *refused]:
             raise InvalidRequest(found)
         needs = {stage: checked.needs(stage) for stage in stages}
         nowhere, unknown = judge_runnability(known.nodes, method, jobs, self._runs.modules, needs)

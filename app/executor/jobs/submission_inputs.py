@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from app.domain.allow_lists import AllowList
 from app.domain.enums import ModelState, TrainingType
 from app.domain.errors import AppError, InvalidRequest, Violation
 from app.domain.kinds import Stage
@@ -70,6 +71,8 @@ class Known:
     described: Described
     secrets: frozenset[str] = frozenset()
     """Names of the secrets that there are."""
+    rules: Mapping[str, AllowList] = field(default_factory=dict)
+    """Allow-lists of environments."""
     measured: Sequence[JobRow] = ()
     """Trainings of the method and the base model whose memory was measured, newest first."""
 
