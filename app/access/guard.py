@@ -5,6 +5,7 @@ looked at on every call: a licence expires under a running service.
 """
 
 import asyncio
+import hashlib
 import logging
 import os
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from app.access.licence import (
     read_file,
     read_signed,
 )
+from app.domain.audit import note_file
 from app.domain.errors import NotAllowed, Violation
 from app.domain.texts import DEFAULT_LANGUAGE, Language
 from app.store import installation
@@ -156,6 +158,13 @@ class LicenceGuard:
         return self._seen[1]
 
 
+def _sha256(path: Path) -> str | None:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
 class LicenceRecord:
     """Keeps in the database the latest time that the installation has seen, and which licences were installed.
 
@@ -176,7 +185,9 @@ class LicenceRecord:
     async def install(self, text: str) -> None:
         """Put a licence in the place of the present one; raise `LicenceError` for one that does not count."""
         guard = self._guard
+        before = await asyncio.to_thread(_sha256, guard.path)
         await asyncio.to_thread(install, text, guard.path, public_key=guard.public_key, now=guard.clock())
+        note_file(guard.path.name, before=before, after=await asyncio.to_thread(_sha256, guard.path))
         await self.look()
 
     async def look(self) -> None:
