@@ -204,7 +204,9 @@ def _look(connection: sa.Connection, statement: Any, many: Any, one: Any, _optio
     given: Sequence[Mapping[str, Any]] = many or [one]
     if isinstance(statement, sa.Insert):
         for values in _inserted(statement, given):
-            trail.touch(table, tuple(values[column.name] for column in table.primary_key), None)
+            if not all(column.name in values for column in table.primary_key):
+                raise NotImplementedError(f"rows of {table.name} whose keys are not known before are not recorded")
+            trail.touch(table, _key(table, values), None)
         return
     if not statement._where_criteria:
         raise NotImplementedError(f"a change of the whole table {table.name} is not recorded")

@@ -351,6 +351,14 @@ class TestEveryChange:
 
         assert await records(app.database) == []
 
+    async def test_that_cannot_be_recorded_is_refused(self, app: JobsApp) -> None:
+        """The program is wrong then; a change without a record would be worse."""
+        copied = sa.insert(QueueRow).from_select(["name"], sa.select(sa.literal("night")))
+        with acting(ACTION):
+            for statement in (copied, sa.delete(QueueRow)):
+                with pytest.raises(NotImplementedError, match="not recorded"):
+                    await execute(app.database, statement)
+
     def test_of_each_table_is_recorded_or_it_says_why_not(self) -> None:
         assert set(TABLES) == set(SQLModel.metadata.tables)
         for name, rule in TABLES.items():
@@ -373,6 +381,11 @@ ACTION = Action("key", "ada", "key:1", "set_queue_limits", address="127.0.0.1")
 async def write_queue(database: Database, name: str, most: int) -> None:
     async with database.writing() as session:
         await session.merge(QueueRow(name=name, max_live=most, created_at=START, updated_at=START))
+
+
+async def execute(database: Database, statement: Any) -> None:
+    async with database.writing() as session:
+        await session.exec(statement)
 
 
 async def write_twice(database: Database) -> None:
