@@ -9,6 +9,9 @@ import pytest
 
 from app.domain.code_review import CodeApproval
 from app.domain.enums import JobStatus
+from app.executor.runs.job_code import unpinned_files
+from app.executor.runs.job_spec import JobSpec
+from app.presets.catalogue import load_manifests
 from app.store.code_reviews import set_policy
 from app.store.session import Database
 from app.store.tables import JobRow
@@ -77,6 +80,19 @@ class TestSubmit:
     async def test_takes_what_the_product_ships(self, reviewed: Reviewed) -> None:
         await reviewed.submit()
 
+        assert await reviewed.waiting() == []
+
+    async def test_takes_every_shipped_method_and_copies_of_them(self, reviewed: Reviewed) -> None:
+        methods = reviewed.app.services.methods
+        async with reviewed.app.database.writing() as session:
+            for manifest in load_manifests():
+                await methods.presets.install(session, manifest.name)
+        copied = await reviewed.call("ada", "POST", f"{API}/methods/SFT-Demo:copy", json={"name": "mine"})
+        async with reviewed.app.database.writing() as session:
+            await methods.code_reviews.look_at_all(session)
+
+        assert copied.status_code == 201, copied.text
+        assert len((await reviewed.app.get("/methods"))["items"]) == len(load_manifests()) + 1
         assert await reviewed.waiting() == []
 
     async def test_refuses_changed_code_and_says_who_may_approve_it(self, reviewed: Reviewed) -> None:
@@ -151,6 +167,23 @@ class TestSubmit:
         assert codes(await reviewed.submit(status=422)) == [("/method", "code_not_approved")]
         assert (await reviewed.decide("grace", waiting["digest"], "approve", 403))["code"] == "own_code"
 
+    async def test_notices_approved_bytes_at_another_place(self, reviewed: Reviewed) -> None:
+        """What ada wrote and grace approved takes the place of another module: that is grace's change."""
+        digest = await _with_module(reviewed, "ada")
+        await reviewed.decide("grace", digest, "approve")
+        present = (await reviewed.app.client.get(TRAINING)).content
+        await _put(reviewed, "grace", "helping_too.py", b"x = 1\n")
+        with (reviewed.app.services.home.scripts / "custom01.py").open("wb") as file:
+            file.write(present + b"import helping_too\n")
+        await reviewed.submit(status=422)
+        waiting = (await reviewed.waiting())[0]["digest"]
+
+        read = await reviewed.app.get(f"/code-reviews/{waiting}")
+
+        assert "grace" in {one["name"] for one in read["changed_by"]}
+        assert read["unknown_author"]
+        assert (await reviewed.decide("grace", waiting, "approve", 403))["code"] == "own_code"
+
     async def test_lets_anyone_approve_what_was_changed_by_hand(self, reviewed: Reviewed) -> None:
         with (reviewed.app.services.home.scripts / "custom01.py").open("ab") as file:
             file.write(CHANGED)
@@ -187,6 +220,25 @@ class TestSubmit:
             await set_policy(session, CodeApproval.OFF, now=datetime.now(UTC))
 
         await reviewed.submit()
+
+
+class TestNamedFiles:
+    @pytest.mark.parametrize(
+        ("effective", "declared", "unpinned"),
+        [
+            ({"reward_file": "/elsewhere.py"}, ("reward_file",), ["reward_file"]),
+            ({"reward_file": None}, ("reward_file",), []),
+            ({"reward_fi": "/elsewhere.py"}, ("reward_file",), ["reward_file"]),
+            ({"tools": "a,b"}, ("tools", "tools_file"), []),
+            ({"tools": "a,b"}, ("tools",), []),
+            ({"tools": "a,b"}, None, []),
+            ({"tools_file": "x"}, None, ["tools_file"]),
+        ],
+    )
+    def test_what_is_not_pinned_is_found(
+        self, effective: dict[str, Any], declared: tuple[str, ...] | None, unpinned: list[str]
+    ) -> None:
+        assert unpinned_files(JobSpec(effective=effective, declared=declared)) == unpinned
 
 
 class TestDecisions:

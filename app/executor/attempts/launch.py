@@ -230,7 +230,7 @@ class StageLauncher:
         if states:
             missing = {stage: codes[stage] for stage in states}
             async with database.writing() as session:
-                await self._reviews.authors(session, missing, method, write=True)
+                await self._reviews.wait_for(session, missing, method)
             named = ", ".join(f"{stage} {code.name} {code.digest}" for stage, code in missing.items())
             raise LaunchError(EndReason.CODE_NOT_APPROVED, code=named)
 

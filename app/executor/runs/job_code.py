@@ -27,9 +27,17 @@ def unpinned_files(spec: JobSpec) -> Sequence[str]:
     if spec.runner_call is not None:  # the script is given the words as they are
         words = spec.runner_call.arguments
         given += [*spec.runner_call.parameters, *(word[2:].partition("=")[0] for word in words if word[:2] == "--")]
-    # a script of argparse takes the beginning of a name for the name
-    named = {name: whole for name in given for whole in FILE_PARAMETERS if name and whole.startswith(name)}
-    return sorted({whole for name, whole in named.items() if name != whole or name not in spec.files})
+    return [
+        whole
+        for whole in FILE_PARAMETERS
+        if (whole in given and whole not in spec.files) or any(_abbreviates(name, whole, spec) for name in given)
+    ]
+
+
+def _abbreviates(name: str, whole: str, spec: JobSpec) -> bool:
+    """Say whether the script takes `name` for the beginning of `whole`, as argparse does."""
+    declared = spec.declared or ()
+    return name != whole and whole.startswith(name) and whole in declared and name not in declared
 
 
 def _pinned(script: PinnedScript | None) -> PinnedFile | None:

@@ -170,9 +170,11 @@ class CodeReviews:
         looked = await store.changes(
             session, digests={*contents, row.digest}, places=places, since=base.since if base is not None else None
         )
-        # what is approved is no change, though it is noted a moment after its version
-        approved = {base.code.digest, *(file.sha256 for file in before.values())} if base is not None else set()
-        found = [change for change in looked if change.digest not in approved]
+        # what is approved is no change there, though it is noted a moment after its version
+        approved = {(store.place_of_file(path), file.sha256) for path, file in before.items()}
+        if base is not None and row.method_id is not None:
+            approved.add((store.place_of_stage(row.method_id, row.stage), base.code.digest))
+        found = [change for change in looked if (change.place, change.digest) not in approved]
         known = {change.digest for change in found} | {change.place for change in found if not change.digest}
         lost = {store.place_of_file(path) for path in gone}
         return Review(
@@ -307,6 +309,10 @@ class CodeReviews:
         for row, version in await method_store.living_methods(session):
             method = method_of(row, version)
             await self._wait(session, method, codes_of(method))
+
+    async def wait_for(self, session: AsyncSession, codes: Mapping[str, Code], method: Method | None) -> None:
+        """Let code that is not approved wait for a review, by stage or parameter."""
+        await store.add(session, await _new_reviews(session, codes, method))
 
     async def version_of(self, session: AsyncSession, method_id: str | None, number: int | None) -> Method | None:
         """Return a version of a method; None if there is none."""
