@@ -7,10 +7,13 @@
 FROM python:3.12-slim-bookworm AS build
 WORKDIR /source
 RUN python -m venv /venv
+COPY requirements.lock ./
+# these versions and these files, whatever is newest today; the build system is among them
+RUN /venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --require-hashes --requirement=requirements.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY app ./app
 COPY migrations ./migrations
-RUN /venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check '.[parquet]'
+RUN /venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation '.[parquet]'
 
 FROM python:3.12-slim-bookworm
 # stages and their supervisors outlive the worker inside a container, so somebody has to reap them

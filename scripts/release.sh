@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build the wheel and the image of a release from its tag, into dist/.
+# Build the wheel and the image of a release from its tag, into dist/; both hold its bill of materials (CycloneDX).
 #
 #   scripts/release.sh [TAG]      TAG: by default the tag of the present commit
 #
@@ -32,12 +32,17 @@ source=$(mktemp -d)
 trap 'rm -rf "$source"' EXIT
 git archive "$tag" | tar -x -C "$source"
 
+"$python" -m cyclonedx_py requirements "$source/requirements.lock" --pyproject "$source/pyproject.toml" \
+    --output-reproducible --output-format JSON --output-file "$source/app/sbom.cdx.json" ||
+    refuse "the bill of materials cannot be made; run: make .venv/.dev"
+
 rm -rf dist
 mkdir dist
 "$python" -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist "$source"
 wheel=dist/deepextension-$version-py3-none-any.whl
 [ -f "$wheel" ] || refuse "pip built $(ls dist), not $wheel"
-(cd dist && sha256sum -- *.whl > SHA256SUMS)
+cp "$source/app/sbom.cdx.json" dist/
+(cd dist && sha256sum -- *.whl sbom.cdx.json > SHA256SUMS)
 echo "wheel: $wheel ($(du -k "$wheel" | cut -f1) KiB)"
 
 if docker info > /dev/null 2>&1; then

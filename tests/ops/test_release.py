@@ -1,9 +1,11 @@
 """`scripts/release.sh` in a small repository of its own."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,12 @@ import pytest
 
 from tests.ops.dependencies import ROOT
 
+DIGEST = "59bb03251907983d1603d27c3087ddb1e93299ea2163adcdba37899a4fb12ffb"
+PACKAGE_DATA = """[tool.setuptools]
+packages = ["app"]
+[tool.setuptools.package-data]
+app = ["sbom.cdx.json"]
+"""
 CHANGELOG = "# Changelog\n\n## [0.9.0] - 2030-01-31\n"
 
 
@@ -25,7 +33,8 @@ class Repository:
         (folder / "app" / "__init__.py").write_text("")
         (folder / "CHANGELOG.md").write_text(CHANGELOG)
         (folder / ".gitignore").write_text("dist/\n")
-        (folder / "pyproject.toml").write_text('[project]\nname = "deepextension"\nversion = "0.9.0"\n')
+        (folder / "pyproject.toml").write_text('[project]\nname = "deepextension"\nversion = "0.9.0"\n' + PACKAGE_DATA)
+        (folder / "requirements.lock").write_text(f"anyio==4.16.0 \\\n    --hash=sha256:{DIGEST}\n")
         self.git("init", "--quiet")
         self.commit()
 
@@ -58,7 +67,14 @@ def test_builds_the_wheel_of_the_tag_and_says_that_no_engine_builds_the_image(re
     assert sorted(path.name for path in (repository.folder / "dist").iterdir()) == [
         "SHA256SUMS",
         "deepextension-0.9.0-py3-none-any.whl",
+        "sbom.cdx.json",
     ]
+    with zipfile.ZipFile(repository.folder / "dist" / "deepextension-0.9.0-py3-none-any.whl") as wheel:
+        document = json.loads(wheel.read("app/sbom.cdx.json"))
+    assert (document["bomFormat"], document["metadata"]["component"]["version"]) == ("CycloneDX", "0.9.0")
+    (part,) = document["components"]
+    assert (part["name"], part["version"]) == ("anyio", "4.16.0")
+    assert DIGEST in json.dumps(part)
 
 
 @pytest.mark.parametrize(

