@@ -224,12 +224,12 @@ class StageLauncher:
                 return
             codes = codes_of_job(job)
             states = await self._reviews.unapproved(session, codes, lock=True)
-            method = await self._reviews.version_of(session, job.method_id, job.method_version)
         if unpinned := unpinned_files(spec):
             raise LaunchError(EndReason.CODE_NOT_APPROVED, code=", ".join(unpinned))
         if states:
             missing = {stage: codes[stage] for stage in states}
             async with database.writing() as session:
+                method = await self._reviews.version_of(session, job.method_id, job.method_version)
                 await self._reviews.wait_for(session, missing, method)
             named = ", ".join(f"{stage} {code.name} {code.digest}" for stage, code in missing.items())
             raise LaunchError(EndReason.CODE_NOT_APPROVED, code=named)
