@@ -291,6 +291,11 @@ class Settings(BaseSettings):
         description="What contained stages reach: `all`, or `none` (deployments keep their network). The worker does "
         "not start with `none` where it cannot contain stages.",
     )
+    stage_user: str = Field(
+        "",
+        description="Account of the machine that contained stages run as, for a worker that is root; empty: the "
+        "worker's own. The worker does not start where that is not possible.",
+    )
     stage_readable: str = Field(
         "",
         description="Folders and files that every contained stage may read although they are hidden: comma-separated, "

@@ -28,7 +28,13 @@ from app.executor.attempts.limits import LimitWatch
 from app.executor.attempts.projections import Projections
 from app.executor.attempts.script_status import NoScriptStatus, RedisScriptStatus
 from app.executor.attempts.stage_sandbox import ContainedNode
-from app.executor.containment.probe import Bubblewrap, ContainmentUnavailable, find_containment
+from app.executor.containment.probe import (
+    AccountUnusable,
+    Bubblewrap,
+    ContainmentUnavailable,
+    find_account,
+    find_containment,
+)
 from app.executor.engines.local import LocalEngine, boot_id
 from app.executor.environments.builders import BuildRules
 from app.executor.environments.conda import CondaSearch
@@ -104,7 +110,7 @@ def run(settings: Settings) -> int:
     except DatabaseUnusable as error:
         sys.stderr.write(f"{error} {error.advice}\n")
         return 2
-    except (RegistrationRefused, HomeUnusable, ContainmentUnavailable) as error:
+    except (RegistrationRefused, HomeUnusable, AccountUnusable, ContainmentUnavailable) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     return 0
@@ -134,7 +140,9 @@ async def _work(settings: Settings, home: Home, node_home: NodeHome) -> None:
     redis_url = settings.redis_url.get_secret_value() if settings.redis_url else None
     database = Database(settings.database_url, scope=EVERY_PROJECT)
     status = RedisScriptStatus(redis_url) if redis_url else NoScriptStatus()
-    containment, bubblewrap = await asyncio.to_thread(find_containment, settings.containment, settings.stage_network)
+    containment, bubblewrap = await asyncio.to_thread(
+        find_containment, settings.containment, settings.stage_network, find_account(settings.stage_user)
+    )
     contained = None if bubblewrap is None else _contained_node(settings, node_home, bubblewrap)
     hardware = await asyncio.to_thread(_hardware, settings, node_home, containment)
     reporter = EnvironmentManager(

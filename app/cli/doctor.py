@@ -249,14 +249,16 @@ def accelerator(settings: Settings) -> Finding:
 def containment(settings: Settings) -> Finding:
     """Say what a stage script can see and touch on this machine, and find it out as a worker does."""
     from app.domain.containment import ContainmentMode, ContainmentReason
-    from app.executor.containment.probe import ContainmentUnavailable, find_containment
+    from app.executor.containment.probe import AccountUnusable, ContainmentUnavailable, find_account, find_containment
 
     try:
-        found, _ = find_containment(settings.containment, settings.stage_network)
-    except ContainmentUnavailable as error:
+        account = find_account(settings.stage_user)
+        found, _ = find_containment(settings.containment, settings.stage_network, account)
+    except (AccountUnusable, ContainmentUnavailable) as error:
         return Finding("containment", Verdict.FAIL, "the worker of this machine does not start", str(error))
     if found.mode is ContainmentMode.BUBBLEWRAP:
-        return Finding("containment", Verdict.OK, f"bubblewrap; network of stages: {found.network}")
+        who = f"; they run as {found.user}" if found.user is not None else ""
+        return Finding("containment", Verdict.OK, f"bubblewrap; network of stages: {found.network}{who}")
     detail = f"stages can do what the worker's account can ({found.detail})"
     advice = {
         ContainmentReason.SWITCHED_OFF: "Set DEEPE_CONTAINMENT=auto, unless everyone who writes scripts may do that.",

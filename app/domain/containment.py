@@ -45,5 +45,6 @@ class Containment(Value):
 
     mode: ContainmentMode = Field(description="`bubblewrap`: a stage sees what it needs, and its own processes only.")
     network: StageNetwork = Field(description="`none`: stages but deployments have a loopback of their own only.")
+    user: str | None = Field(default=None, description="Account that stages run as; null: the worker's.")
     reason: ContainmentReason | None = Field(default=None, description="Why stages are not contained.")
     detail: str = Field(default="", description="What the probe said.", examples=["bwrap: No permissions"])

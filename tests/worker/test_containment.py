@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pwd
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,9 +18,11 @@ from app.executor.runs.job_spec import Named
 from app.store.nodes import all_nodes
 from tests.bubblewrap import bubblewrap
 from tests.worker.harness import DEPLOY, ENDED_WELL, SAVE, TRAIN, Site
+from tests.worker.test_retries import SOON
 
 HOSTILE = (Path(__file__).parent / "hostile.py").read_text()
 ITS_OWN_IF_CONTAINED = {"write the home of the worker's account"}
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs stages as another account")
 SECRET = "no script may read this"
 
 
@@ -196,13 +199,114 @@ async def test_data_set_of_a_project_is_read_with_its_pictures(site: Site) -> No
     assert "picture picture" in site.output(job_id)
 
 
-@pytest.mark.parametrize("variable", [{"DEEPE_CONTAINMENT": "bubblewrap"}, {"DEEPE_STAGE_NETWORK": "none"}])
+async def test_draft_beside_the_output_folder_is_renamed_into_it(site: Site) -> None:
+    bubblewrap()
+    text = (
+        "import play\ndraft = play.OUT.with_name('.output.part')\ndraft.mkdir()\n"
+        "(draft / 'notes').write_text('kept')\n(draft / 'notes').rename(play.OUT / 'notes')\ndraft.rmdir()\n"
+        "play.adapter()\n"
+    )
+    job_id = await site.submit(text)
+
+    site.start_worker(DEEPE_CONTAINMENT="bubblewrap")
+    row = await site.wait(job_id)
+
+    assert row.status is JobStatus.SUCCEEDED, site.story(row)
+    assert (site.run_folder(job_id).output / "notes").read_text() == "kept"
+
+
+async def test_links_in_the_place_of_what_the_worker_writes_and_reads_lead_nowhere(site: Site) -> None:
+    bubblewrap()
+    secret = site.home.licence
+    secret.write_text(SECRET)
+    others = site.home.runs / "other" / "1" / "output"
+    others.mkdir(parents=True)
+    (others / "config.json").write_text("{}")
+    text = (
+        "import os, play\nrun = play.OUT.parent\n"
+        "for name in ('output.log', 'events.jsonl', 'events-from-log.jsonl', 'params.json'):\n"
+        "    try: os.replace(run / name, run / 'moved')\n"
+        "    except OSError: print('kept', name, flush=True)\n"
+        f"(run / 'result.json.tmp').symlink_to({str(secret)!r})\n"
+        f"play.OUT.rmdir()\nplay.OUT.symlink_to({str(others)!r})\n"
+    )
+    job_id = await site.submit(text)
+
+    site.start_worker(DEEPE_CONTAINMENT="bubblewrap")
+    row = await site.wait(job_id)
+
+    assert row.status is JobStatus.FAILED, site.story(row)
+    assert site.output(job_id).count("kept") == 4
+    assert secret.read_text() == SECRET
+    assert not site.run_folder(job_id).output.is_symlink()
+    assert job_id not in await site.models()
+
+
+@as_root
+async def test_stage_runs_as_another_account(site: Site, tmp_path: Path) -> None:
+    bubblewrap()
+    account = pwd.getpwnam("nobody")
+    text = (
+        "import getpass, os, play, shutil\nfrom pathlib import Path\n"
+        "print('who', os.geteuid(), os.getegid(), getpass.getuser(), flush=True)\n"
+        "Path('beside.txt').write_text('mine')\nPath(os.path.expanduser('~/x')).write_text('mine')\n"
+        "Path(os.environ['DEEPE_CACHE_DIR'], 'kept').write_text('kept')\n"
+        "for place in ('/etc/shadow', '../license.json', '../deepe.db'):\n"
+        "    try:\n        open(place).read(); print('read', place, flush=True)\n"
+        "    except OSError: pass\n"
+        "play.journal('run')\nplay.wait_for('end')\nplay.adapter()\n"
+    )
+    (site.home.licence).write_text(SECRET)
+    (site.root / "journal").chmod(0o777)
+    job_id = await site.submit(text)
+
+    site.start_worker(DEEPE_CONTAINMENT="auto", DEEPE_STAGE_USER="nobody", HOME=str(tmp_path))
+    await site.wait_for_journal(job_id, "run")
+    (supervisor,) = site.supervisor_pids()
+    uids = {process.uids().effective for process in site.processes() if process.pid != supervisor}
+    site.open("end")
+    row = await site.wait(job_id)
+
+    assert row.status is JobStatus.SUCCEEDED, site.story(row)
+    output = site.output(job_id)
+    assert f"who {account.pw_uid} {account.pw_gid} nobody" in output
+    assert "read " not in output
+    assert account.pw_uid in uids
+    run = site.run_folder(job_id)
+    assert (run.output / "adapter_model.safetensors").stat().st_uid == account.pw_uid
+    assert run.path.parent.stat().st_uid == 0
+    assert not (site.home.scripts / "beside.txt").exists()
+
+
+@as_root
+async def test_files_of_earlier_attempts_belong_to_the_account_in_the_next_one(site: Site, tmp_path: Path) -> None:
+    """A Trainer removes old checkpoints: those that the worker handed on are the stage's to remove."""
+    bubblewrap()
+    text = (
+        "import deepe, os, play, shutil, signal\nbegun = deepe.resume_from()\n"
+        "if begun is None:\n"
+        "    folder = play.OUT / 'checkpoint-2'\n    folder.mkdir()\n    (folder / 'step').write_text('2')\n"
+        "    deepe.checkpoint(folder, 2)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "(begun / 'step').write_text('3')\nshutil.rmtree(begun)\nplay.adapter()\n"
+    )
+    job_id = await site.submit(text, retry=SOON)
+
+    site.start_worker(DEEPE_STAGE_USER="nobody", DEEPE_CONTAINMENT="auto", HOME=str(tmp_path))
+    row = await site.wait(job_id)
+
+    assert row.status is JobStatus.SUCCEEDED, site.story(row)
+    assert len(await site.attempts(job_id)) == 2
+
+
+@pytest.mark.parametrize(
+    "variable", [{"DEEPE_CONTAINMENT": "bubblewrap"}, {"DEEPE_STAGE_NETWORK": "none"}, {"DEEPE_STAGE_USER": "nobody"}]
+)
 async def test_worker_that_cannot_keep_its_promise_does_not_start(site: Site, variable: dict[str, str]) -> None:
     """Here because bubblewrap is not on its PATH."""
     worker = site.start_worker(**{"DEEPE_CONTAINMENT": "auto", "PATH": str(site.root), **variable})
 
     assert worker.process.wait() == 2
-    assert "DEEPE_STAGE_NETWORK=none asks for contained stages" in worker.log
+    assert next(iter(variable)) in worker.log
 
 
 async def test_sandbox_that_cannot_be_made_is_a_typed_end(site: Site) -> None:

@@ -213,7 +213,8 @@ def _digest_piece(digest: "hashlib._Hash", path: Path, offset: int) -> int:
 def write_result(path: Path, manifest: ResultManifest) -> None:
     """Write the manifest so that a reader sees all of it or none, also after a power cut."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    temporary.unlink(missing_ok=True)  # a script may have put a link there
+    with temporary.open("x", encoding="utf-8") as file:
         file.write(manifest.model_dump_json(indent=2) + "\n")
         file.flush()
         os.fsync(file.fileno())

@@ -292,6 +292,9 @@ class StageFinalizer:
             verdict = judge_program(exit_record, tail)
         else:
             spec = JobSpec.of(claim.job)
+            if run.output.is_symlink():  # files of others in the folder's place are no output of this stage
+                run.output.unlink()
+                run.output.mkdir()
             verdict = judge(
                 claim.job.kind,
                 exit_record,

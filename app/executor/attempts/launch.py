@@ -302,10 +302,10 @@ class StageLauncher:
                 files = StageFiles(
                     inputs,
                     prefixes=[each for each in (prefix, server) if each is not None],
-                    more=[each for each in (*judge, resume_from) if each is not None],
+                    more=judge,
                 )
                 sandbox = contained(node, self._home, claim.attempt.id, job, spec, place, files)
-                argv = contained_command(node, sandbox, process)
+                argv = contained_command(node, self._home, sandbox, process, run)
         launch = LaunchSpec(
             attempt_id=claim.attempt.id,
             argv=argv,

@@ -86,7 +86,8 @@ def write_model_card(folder: Path, card: ModelCard) -> Path:
     make_way(folder)
     path = folder / FILE_NAME
     temporary = folder / (FILE_NAME + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    temporary.unlink(missing_ok=True)  # a script may have put a link there
+    with temporary.open("x", encoding="utf-8") as file:
         file.write(render(card))
         file.flush()
         os.fsync(file.fileno())

@@ -2,7 +2,7 @@
 
     read    the system, its environment, our helpers, its script and what was pinned with it, the script root,
             its base model, data set and model, cached models of the hub, the folder of its job
-    write   the output folder, events and cache of its job; folders that the operator names
+    write   its run's folder, without what the worker put there, and its job's cache; folders that the operator names
     own     home, /tmp, what it leaves beside scripts and in ../logs: gone with the attempt
     hidden  everything else of DEEPE_HOME and DEEPE_NODE_HOME, the database, homes of accounts, /run, other processes
 
@@ -10,8 +10,10 @@ Nothing that a script can write decides what a later stage sees: a folder of a j
 the folder of that job.
 """
 
+import contextlib
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,6 @@ from typing import Final
 
 from app.domain.containment import StageNetwork
 from app.domain.kinds import KINDS
-from app.domain.launchers import GROUP_KINDS
 from app.domain.training_types import TYPES
 from app.executor.attempts.stage_arguments import Inputs
 from app.executor.attempts.stage_process import Place, StageProcess
@@ -32,6 +33,7 @@ from app.executor.containment.sandbox import (
     with_links,
 )
 from app.executor.runs.job_spec import JobSpec
+from app.executor.runs.run_folder import RunFolder
 from app.presets.catalogue import ROOM as PRESETS
 from app.store.home import Home, NodeHome
 from app.store.tables import JobRow
@@ -78,12 +80,13 @@ def contained(
     own = node.node_home.attempts / attempt_id / "private"
     run = place.run
     run.cache.mkdir(exist_ok=True)
-    run.events.touch()
-    writable = [run.output, run.cache, run.events, *(home.root / path for path in node.writable)]
-    if spec.strategy is not None or spec.launcher.kind in GROUP_KINDS:
-        run.ranks.mkdir(exist_ok=True)
-        writable.append(run.ranks)
-    layered = {place.script_root: own / "scripts", run.path: own / "run"}
+    # scripts write drafts beside the output folder and rename them into it, so these are one mount
+    writable = [run.path, run.cache, run.events, *(home.root / path for path in node.writable)]
+    # a file that is a mount can be neither removed nor replaced: the worker writes and shows no other through a link
+    for file in (run.output_log, run.events, run.projected_events):
+        file.touch()
+    kept = [entry for entry in run.path.iterdir() if entry not in (run.output, run.ranks, run.events)]
+    layered = {place.script_root: own / "scripts"}
     private = dict(_own_folders(place.inherited, own))
     beside = home.seen_by_scripts("..")
     if spec.runner_call is not None:
@@ -102,6 +105,7 @@ def contained(
         *(home.root / path for path in node.readable),
         PRESETS,
         run.path.parent,
+        *kept,
         *(each for prefix in files.prefixes for each in _environment(prefix)),
         *_pinned(home, place, spec),
         *_inputs(home, place, spec, files),
@@ -119,12 +123,42 @@ def contained(
         private=private,
         layered=layered,
         network=not alone,
+        account=node.bubblewrap.account,
     )
 
 
-def contained_command(node: ContainedNode, sandbox: Sandbox, process: StageProcess) -> tuple[str, ...]:
-    """Return the command that starts the process in its sandbox; blocks."""
-    return sandbox.command(node.bubblewrap.program, process.argv, process.working_directory)
+def contained_command(
+    node: ContainedNode, home: Home, sandbox: Sandbox, process: StageProcess, run: RunFolder
+) -> tuple[str, ...]:
+    """Return the command that starts the process in its sandbox; blocks.
+
+    Where stages have an account of their own, what this one writes is given to it, and its group may read what the home
+    has for it. In the output folder is what the worker put there.
+    """
+    command = sandbox.command(node.bubblewrap.program, process.argv, process.working_directory)
+    if (account := sandbox.account) is not None:
+        for path in (*sandbox.readable, *sandbox.layered):
+            if path.is_relative_to(home.root):
+                _let_group_read(path, account.gid)
+        own = (*sandbox.private.values(), *sandbox.layered.values(), run.cache, run.events, run.ranks)
+        for path in (*filter(Path.exists, own), run.path, run.output, *run.output.rglob("*")):
+            os.chown(path, account.uid, account.gid, follow_symlinks=False)
+    return command
+
+
+def _let_group_read(root: Path, gid: int) -> None:
+    """Let a group read a folder or a file of the worker's account, and what lies in it; links are left alone."""
+    for path in (root, *root.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):  # a temporary file that is gone meanwhile
+            found = path.lstat()
+            if stat.S_ISLNK(found.st_mode) or found.st_uid != os.geteuid():
+                continue
+            needed = stat.S_IRGRP | (stat.S_IXGRP if stat.S_ISDIR(found.st_mode) else 0)
+            if found.st_gid != gid and found.st_mode & needed >> 3 != needed >> 3:
+                os.chown(path, -1, gid, follow_symlinks=False)
+                found = path.lstat()
+            if found.st_gid == gid and found.st_mode & needed != needed:
+                path.chmod(stat.S_IMODE(found.st_mode) | needed)
 
 
 def _own_folders(environment: Mapping[str, str], own: Path) -> Iterator[tuple[Path, Path]]:

@@ -5,6 +5,7 @@ What is not certain counts as a failure.
 """
 
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import Final
 
 from app.domain.containment import Containment, ContainmentMode, ContainmentReason, ContainmentWish, StageNetwork
-from app.executor.containment.sandbox import Sandbox
+from app.executor.containment.sandbox import Account, Sandbox
 
 PROGRAM: Final = "bwrap"
 _SECONDS: Final = 10
 _LOOK: Final = """
+test "$(id -u)" = "$4" || { echo "runs as another account"; exit 1; }
 test -e "$1/hidden/secret" && { echo "a hidden folder is seen"; exit 1; }
 (: > "$1/hidden/made") 2> /dev/null && { echo "a hidden folder can be written"; exit 1; }
 (: > "$1/read/made") 2> /dev/null && { echo "a readable folder can be written"; exit 1; }
@@ -35,6 +37,7 @@ class Bubblewrap:
 
     program: Path
     network: StageNetwork
+    account: Account | None = None
 
 
 class ContainmentUnavailable(Exception):
@@ -42,16 +45,44 @@ class ContainmentUnavailable(Exception):
 
     def __init__(self, found: Containment) -> None:
         super().__init__(
-            "DEEPE_CONTAINMENT=bubblewrap or DEEPE_STAGE_NETWORK=none asks for contained stages, which this machine "
-            f"cannot have: {found.detail}. Install bubblewrap and allow user namespaces, or change the setting."
+            "DEEPE_CONTAINMENT=bubblewrap, DEEPE_STAGE_NETWORK=none or DEEPE_STAGE_USER asks for contained stages, "
+            f"which this machine cannot have: {found.detail}. Install bubblewrap and allow user namespaces, "
+            "or change the setting."
         )
 
 
-def find_containment(wish: ContainmentWish, network: StageNetwork) -> tuple[Containment, Bubblewrap | None]:
+class AccountUnusable(Exception):
+    """Stages cannot run as the account that the operator names."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"DEEPE_STAGE_USER={name}: {why}.")
+
+
+def find_account(name: str) -> Account | None:
+    """Return the account that stages run as, None for the worker's own; raise `AccountUnusable`."""
+    if not name:
+        return None
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError as error:
+        raise AccountUnusable(name, "this machine has no such account") from error
+    setpriv = shutil.which("setpriv")
+    if os.geteuid() != 0:
+        raise AccountUnusable(name, "only a worker that is root can run stages as another account")
+    if entry.pw_uid == 0:
+        raise AccountUnusable(name, "the account is root; name one without rights")
+    if setpriv is None:
+        raise AccountUnusable(name, "setpriv (of util-linux) is not on the PATH")
+    return Account(name, entry.pw_uid, entry.pw_gid, Path(setpriv))
+
+
+def find_containment(
+    wish: ContainmentWish, network: StageNetwork, account: Account | None = None
+) -> tuple[Containment, Bubblewrap | None]:
     """Return how stages are contained here, and by what. Blocks for some hundredths of a second.
 
     Raises `ContainmentUnavailable` if containment is required and cannot be had; so it is to keep stages from the
-    network.
+    network, and to run them as another account.
     """
     program = shutil.which(PROGRAM)
     if wish is ContainmentWish.OFF:
@@ -60,18 +91,21 @@ def find_containment(wish: ContainmentWish, network: StageNetwork) -> tuple[Cont
         reason, detail = ContainmentReason.NOT_LINUX, sys.platform
     elif program is None:
         reason, detail = ContainmentReason.NOT_INSTALLED, f"{PROGRAM} is not on the PATH"
-    elif trouble := probe(Path(program), network):
+    elif trouble := probe(Path(program), network, account):
         reason, detail = ContainmentReason.PROBE_FAILED, trouble
     else:
-        return Containment(mode=ContainmentMode.BUBBLEWRAP, network=network), Bubblewrap(Path(program), network)
+        found = Containment(
+            mode=ContainmentMode.BUBBLEWRAP, network=network, user=None if account is None else account.name
+        )
+        return found, Bubblewrap(Path(program), network, account)
     # nothing keeps a stage that is not contained from the network
     found = Containment(mode=ContainmentMode.OFF, network=StageNetwork.ALL, reason=reason, detail=detail)
-    if wish is ContainmentWish.BUBBLEWRAP or network is StageNetwork.NONE:
+    if wish is ContainmentWish.BUBBLEWRAP or network is StageNetwork.NONE or account is not None:
         raise ContainmentUnavailable(found)
     return found, None
 
 
-def probe(program: Path, network: StageNetwork) -> str:
+def probe(program: Path, network: StageNetwork, account: Account | None = None) -> str:
     """Make a sandbox as stages get it and look from within; return what is wrong, nothing if all is well."""
     with tempfile.TemporaryDirectory(prefix="containment-") as name:
         folder = Path(os.path.realpath(name))
@@ -79,14 +113,19 @@ def probe(program: Path, network: StageNetwork) -> str:
             (folder / part).mkdir()
         (folder / "hidden" / "secret").touch()
         (folder / "read" / "known").touch()
+        uid = os.geteuid()
+        if account is not None:
+            uid = account.uid
+            os.chown(folder / "written", account.uid, account.gid)
         sandbox = Sandbox(
             hidden=(folder / "hidden", folder),
             readable=(folder / "read",),
             writable=(folder / "written",),
             network=network is StageNetwork.ALL,
+            account=account,
         )
         pid = os.getpid()
-        looking = ("/bin/sh", "-c", _LOOK, "sh", str(folder), str(pid), _start_of(pid))
+        looking = ("/bin/sh", "-c", _LOOK, "sh", str(folder), str(pid), _start_of(pid), str(uid))
         try:
             done = subprocess.run(
                 sandbox.command(program, looking, Path("/")),

@@ -28,7 +28,25 @@ SECRETS_OF_THE_SYSTEM: Final = (
     *("/etc/ssh", "/etc/ssl/private", "/etc/sudoers", "/etc/sudoers.d"),
 )
 _NOTHING: Final = "/dev/null"
+_KEPT_UNTIL_THE_CHANGE: Final = tuple(
+    word
+    for name in ("SETUID", "SETGID", "SETPCAP", "DAC_READ_SEARCH")  # the last to enter folders of the account
+    for word in ("--cap-add", f"CAP_{name}")
+)
 _LINKS: Final = 40  # as many as the kernel follows
+
+
+@dataclass(frozen=True)
+class Account:
+    """An account of the machine that a contained process runs as; `setpriv` is the program that changes to it.
+
+    Root alone can do that: the sandbox is made with root's rights then, and what runs in it has none of them.
+    """
+
+    name: str
+    uid: int
+    gid: int
+    setpriv: Path
 
 
 class _Mount(IntEnum):
@@ -54,6 +72,7 @@ class Sandbox:
     private: Mapping[Path, Path] = field(default_factory=dict)
     layered: Mapping[Path, Path] = field(default_factory=dict)
     network: bool = True
+    account: Account | None = None
 
     def command(self, program: Path, argv: Sequence[str], working_directory: Path) -> tuple[str, ...]:
         """Return the command that runs `argv` with no more than this; blocks, and makes the private folders."""
@@ -78,12 +97,14 @@ class Sandbox:
             mounts.add(path, _Mount.WRITABLE)
         return (
             str(program),
-            *("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-cgroup-try", "--cap-drop", "ALL"),
+            *("--unshare-pid", "--unshare-ipc", "--unshare-cgroup-try", "--cap-drop", "ALL"),
+            *(("--unshare-user",) if self.account is None else _KEPT_UNTIL_THE_CHANGE),
             *(() if self.network else ("--unshare-net",)),
             *("--ro-bind", "/", "/", "--dev", "/dev", "--tmpfs", "/dev/shm", "--proc", "/proc"),  # noqa: S108
             *_devices(),
             *mounts.options(),
-            *("--chdir", str(working_directory), "--", *argv),
+            *("--chdir", str(working_directory)),
+            *(("--", *argv) if self.account is None else _as_account(self.account, argv)),
         )
 
 
@@ -126,8 +147,14 @@ class _Mounts:
     def options(self) -> Iterator[str]:
         """Return bubblewrap's options, parents first."""
         closed: list[Path] = []
+        made: set[Path] = set()
         for path in sorted({*self._kinds, *self._links}, key=lambda one: len(one.parts)):
             over = self._over(path)
+            if over in (_Mount.HIDDEN, _Mount.PRIVATE):
+                for folder in self._between(path):
+                    if folder not in made:  # bubblewrap itself would close it to other accounts
+                        made.add(folder)
+                        yield from ("--dir", str(folder))
             if path not in self._kinds:
                 if over in (_Mount.HIDDEN, _Mount.PRIVATE):
                     yield from ("--symlink", self._links[path], str(path))
@@ -148,9 +175,22 @@ class _Mounts:
         for path in closed:  # what is not kept is not written either: it would take memory, and look as if it were kept
             yield from ("--remount-ro", str(path))
 
+    def _between(self, path: Path) -> Sequence[Path]:
+        """Return the folders on the way from the mount that shows `path` to it, parents first."""
+        parents = list(path.parents)
+        shown = next(place for place, parent in enumerate(parents) if parent in self._kinds)
+        return parents[:shown][::-1]
+
     def _over(self, path: Path) -> _Mount | None:
         """Return what shows the folder that `path` is in; None if it is the machine's own, read-only."""
         return next((self._kinds[parent] for parent in path.parents if parent in self._kinds), None)
+
+
+def _as_account(account: Account, argv: Sequence[str]) -> Iterator[str]:
+    """Return the last options, and a command that becomes the account before it becomes `argv`."""
+    yield from ("--setenv", "USER", account.name, "--setenv", "LOGNAME", account.name, "--", str(account.setpriv))
+    yield from (f"--reuid={account.uid}", f"--regid={account.gid}", "--init-groups")
+    yield from ("--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "--", *argv)
 
 
 def _entries(folder: Path) -> Sequence[Path]:
