@@ -47,7 +47,9 @@ class BaseModelDownload(RequestBody):
 class BaseModelLoading(RequestBody):
     """What of a base model's author may run when the platform's scripts load it."""
 
-    pickled_weights: bool = Field(default=False, description="Load weights that are pickles (`*.bin`).")
+    pickled_weights: bool = Field(
+        default=False, description="Load weights that are pickles (`*.bin`).", examples=[True]
+    )
     custom_code: bool = Field(default=False, description="Run Python files that the model brings (`auto_map`).")
 
 
