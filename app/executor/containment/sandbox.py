@@ -26,6 +26,7 @@ RUNTIME: Final = ("/run/systemd/resolve", "/run/resolvconf", "/run/nvidia-persis
 SECRETS_OF_THE_SYSTEM: Final = (
     *("/etc/shadow", "/etc/shadow-", "/etc/gshadow", "/etc/gshadow-"),
     *("/etc/ssh", "/etc/ssl/private", "/etc/sudoers", "/etc/sudoers.d"),
+    "/etc/deepe",  # settings of the service, where the unit of docs/examples has them
 )
 _NOTHING: Final = "/dev/null"
 _KEPT_UNTIL_THE_CHANGE: Final = tuple(
