@@ -22,7 +22,9 @@ _TABLES = """
 SELECT string_agg(relname, ',' ORDER BY relname) FROM pg_class
 WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace
 """
-_DELETE_PROJECTS = f"DELETE FROM project WHERE id <> '{DEFAULT_PROJECT}'"
+_DELETE_PROJECTS = f"""
+DELETE FROM project WHERE id <> '{DEFAULT_PROJECT}'; UPDATE project SET title = '', limits = '{{}}'
+"""
 _END_OTHERS = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid()

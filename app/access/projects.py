@@ -13,10 +13,10 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.access import Caller, Role
 from app.domain.errors import InvalidRequest, NotAllowed, Violation
-from app.domain.projects import DEFAULT_PROJECT, check_project_id
+from app.domain.projects import DEFAULT_PROJECT, Limits, check_project_id
 from app.store import projects as store
 from app.store.paging import PageRequest, Slice
-from app.store.projects import ProjectNotFound
+from app.store.projects import ProjectNotFound, Use
 from app.store.session import Database
 from app.store.tables import ProjectMemberRow, ProjectRow
 
@@ -109,6 +109,21 @@ class Projects:
         row = await store.get(session, caller.project or DEFAULT_PROJECT, lock=True)
         check(version_of(row))
         row.title, row.updated_at = title, self._clock()
+        session.add(row)
+        await session.flush()
+        return row
+
+    async def use(self, session: AsyncSession, caller: Caller) -> Use:
+        """Return what the session's project uses now, and the caller of it."""
+        return await store.use_of(session, caller.name)
+
+    async def set_limits(
+        self, session: AsyncSession, caller: Caller, limits: Limits, *, check: Callable[[str], None]
+    ) -> ProjectRow:
+        """Say what the project that the caller is in may use. What it uses beyond goes on."""
+        row = await store.get(session, caller.project or DEFAULT_PROJECT, lock=True)
+        check(version_of(row))
+        row.limits, row.updated_at = limits.model_dump(mode="json", exclude_none=True), self._clock()
         session.add(row)
         await session.flush()
         return row

@@ -84,6 +84,12 @@ class Demand(Value):
     method_id: str | None = None  # of a stage; nodes may allow some methods only
     project_id: str | None = None
 
+    @property
+    def most_accelerators(self) -> int:
+        """How many accelerators the job holds where a node has any."""
+        named = self.resources.accelerators
+        return named if named is not None else self.processes or 0
+
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read what `text` wrote."""

@@ -4,7 +4,11 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from pydantic import ConfigDict, Field
+
+from app.domain.demand import QueueName
 from app.domain.errors import InvalidRequest, Violation
+from app.domain.values import Value
 
 DEFAULT_PROJECT: Final = "default"
 """The project of whoever names none. A single person never sees the word."""
@@ -23,6 +27,27 @@ class Scope:
     project: str | None
 
 
+class Limits(Value):
+    """What an administrator of the installation grants a project. What is None is not limited."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    jobs: int | None = Field(default=None, ge=0, description="Stages that wait or run at once.", examples=[20])
+    jobs_per_person: int | None = Field(
+        default=None, ge=0, description="Stages that wait or run at once of one caller.", examples=[5]
+    )
+    accelerators_per_job: int | None = Field(default=None, ge=0, description="Most that a job may take.", examples=[4])
+    disk_bytes: int | None = Field(
+        default=None, ge=0, le=2**63 - 1, description="Data sets and models together.", examples=[500_000_000_000]
+    )
+    queue: QueueName | None = Field(
+        default=None,
+        description="The queue that all jobs of the project go into: its limits say how many of them run at once.",
+        examples=["bikes"],
+    )
+
+
+NO_LIMITS: Final = Limits()
 EVERY_PROJECT: Final = Scope(None)
 DEFAULT_SCOPE: Final = Scope(DEFAULT_PROJECT)
 

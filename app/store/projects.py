@@ -1,6 +1,7 @@
 """Projects and their members. Both belong to the installation: every session sees them all."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -9,11 +10,15 @@ from sqlalchemy.engine import CursorResult
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.domain.access import Role
-from app.domain.errors import NotFound
+from app.domain.access import Role, caller_name
+from app.domain.errors import Conflict, NotFound
+from app.domain.kinds import LIMITED_KINDS
+from app.domain.projects import NO_LIMITS, Limits
+from app.domain.transitions import UNFINISHED
 from app.store.methods import NameTaken
 from app.store.paging import PageRequest, Slice, page_slice
-from app.store.tables import ProjectMemberRow, ProjectRow
+from app.store.session import scope_of
+from app.store.tables import DatasetRow, JobRow, ModelRow, ProjectMemberRow, ProjectRow
 
 
 class ProjectNotFound(NotFound):
@@ -26,6 +31,18 @@ class MemberNotFound(NotFound):
     """The project has no such member."""
 
     code = "project_member_not_found"
+
+
+class ProjectJobsLimitReached(Conflict):
+    """As many stages of the project, or of the caller in it, wait or run as may at once."""
+
+    code = "project_jobs_limit"
+
+
+class ProjectDiskLimitReached(Conflict):
+    """The project's data sets and models take as many bytes as they may."""
+
+    code = "project_disk_limit"
 
 
 async def get(session: AsyncSession, project: str, *, lock: bool = False) -> ProjectRow:
@@ -57,6 +74,53 @@ async def insert(session: AsyncSession, row: ProjectRow) -> None:
         await session.flush()
     except sa.exc.IntegrityError as exc:
         raise NameTaken(name=row.id, pointer="/id") from exc
+
+
+async def limits_of(session: AsyncSession, *, lock: bool = False) -> Limits:
+    """Return what the session's project may use; with `lock`, where something is limited, others wait."""
+    project = scope_of(session).project
+    row = None if project is None else await session.get(ProjectRow, project)
+    limits = NO_LIMITS if row is None else Limits(**row.limits)
+    if lock and project is not None and limits != NO_LIMITS:
+        limits = Limits(**(await get(session, project, lock=True)).limits)
+    return limits
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a project uses now: its stages that wait or run, and the bytes of its data sets and models."""
+
+    jobs: int
+    jobs_of_caller: int
+    disk_bytes: int
+
+
+async def use_of(session: AsyncSession, caller: str) -> Use:
+    """Return what the session's project uses, and `caller` of it."""
+    unfinished = sa.and_(col(JobRow.status).in_(UNFINISHED), col(JobRow.kind).in_(LIMITED_KINDS))
+    jobs = select(sa.func.count()).select_from(JobRow).where(unfinished)
+    of_caller = jobs.where(JobRow.created_by == caller)
+    data = select(sa.func.coalesce(sa.func.sum(DatasetRow.size_bytes), 0))
+    models = select(sa.func.coalesce(sa.func.sum(ModelRow.size_bytes), 0)).where(col(ModelRow.deleted_at).is_(None))
+    counts = [(await session.exec(statement)).one() for statement in (jobs, of_caller, data, models)]
+    return Use(jobs=counts[0], jobs_of_caller=counts[1], disk_bytes=int(counts[2]) + int(counts[3]))
+
+
+async def require_room(session: AsyncSession, *, jobs: int = 0, new_bytes: int = 0) -> None:
+    """Raise an error unless the session's project may have so many more stages and bytes.
+
+    Where something is limited, others that ask wait until the transaction ends. Training needs disk: it is refused
+    where none is left.
+    """
+    limits = await limits_of(session, lock=True)
+    if limits == NO_LIMITS:
+        return
+    use = await use_of(session, caller_name())
+    for limit, present in ((limits.jobs, use.jobs), (limits.jobs_per_person, use.jobs_of_caller)):
+        if limit is not None and jobs and present + jobs > limit:
+            raise ProjectJobsLimitReached(limit=limit, present=present, wanted=jobs)
+    if limits.disk_bytes is not None and use.disk_bytes + new_bytes >= limits.disk_bytes:
+        raise ProjectDiskLimitReached(limit=limits.disk_bytes, present=use.disk_bytes)
 
 
 async def role_of(session: AsyncSession, project: str, principal: str) -> Role | None:

@@ -9,7 +9,18 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.names import name_key
-from app.store.tables import BaseModelRow, DatasetRow, EnvironmentRow, MethodRow, MethodVersionRow, ModelRow, NodeRow
+from app.domain.projects import DEFAULT_PROJECT, Limits
+from app.store.session import scope_of
+from app.store.tables import (
+    BaseModelRow,
+    DatasetRow,
+    EnvironmentRow,
+    MethodRow,
+    MethodVersionRow,
+    ModelRow,
+    NodeRow,
+    ProjectRow,
+)
 
 _SEPARATOR = "\n"  # no name of an environment has one
 
@@ -27,6 +38,7 @@ class Named:
     dataset: DatasetRow | None
     environments: frozenset[str]
     has_nodes: bool
+    limits: Limits
 
 
 async def find_named(
@@ -35,13 +47,14 @@ async def find_named(
     """Return the newest version of the method with the inputs, each by id, else by name. None: no such method."""
     given = {"method": method, "base_model": base_model, "dataset": dataset}
     keys = {f"{kind}_key": None if name is None else name_key(name) for kind, name in given.items()}
+    keys["project"] = scope_of(session).project or DEFAULT_PROJECT
     rows: Sequence[Any] = (await session.exec(_NAMED, params=given | keys)).all()  # type: ignore[call-overload]
     if not rows:
         return None
     # a row with this id comes before one with this name
     ids = tuple(given.values())
     row = max(rows, key=lambda row: [one is not None and one.id == id_ for one, id_ in zip(row[:3], ids, strict=True)])
-    method_row, base_row, data_row, version, environments, has_nodes = row
+    method_row, base_row, data_row, version, environments, has_nodes, limits = row
     return Named(
         method=method_row,
         version=version,
@@ -49,6 +62,7 @@ async def find_named(
         dataset=data_row,
         environments=frozenset(environments.split(_SEPARATOR) if environments else ()),
         has_nodes=has_nodes,
+        limits=Limits(**(limits or {})),
     )
 
 
@@ -87,6 +101,7 @@ _NAMED = (
         MethodVersionRow,
         sa.select(sa.func.aggregate_strings(col(EnvironmentRow.name), _SEPARATOR)).scalar_subquery(),
         sa.exists().where(col(NodeRow.removed_at).is_(None)),
+        sa.select(col(ProjectRow.limits)).where(col(ProjectRow.id) == _given("project")).scalar_subquery(),
     )
     .select_from(MethodRow)
     .join(

@@ -247,6 +247,7 @@ async def drive_projects(drive: Drive) -> None:
     assert things_of(await newest(drive.app.database)) == [("environment-allow-list", "base", "created")]
     await drive("create_project", "POST", "/projects", json={"id": "bikes"})
     await drive("update_project", "PATCH", "/project", content=b'{"title": "Bikes"}', headers=PATCH)
+    await drive("set_project_limits", "PUT", "/project/limits", json={"jobs": 500}, headers=ANY)
     member = {"principal": "key:1", "name": "ada", "role": "viewer"}
     await drive("set_member", "PUT", "/members", json=member)
     assert details_of(await newest(drive.app.database))["things"][0]["fields"]["role"] == [None, "viewer"]

@@ -1,5 +1,6 @@
 """Projects over HTTP: who enters which, what is found there, and that nothing of another one is reached."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,7 +20,8 @@ from app.main import ROUTERS
 from app.store.session import Database
 from app.store.tables import OfProject
 from tests.api.client import SwitchableLicence, tag_of
-from tests.api.jobs_app import API, JobsApp, jobs_app
+from tests.api.jobs_app import API, SUBMIT, JobsApp, jobs_app
+from tests.job_rows import FAILURE
 
 HERE, THERE = API, f"/projects/bikes{API}"
 
@@ -122,6 +124,29 @@ class TestProject:
         assert stale.status_code == 412
 
 
+class TestMaker:
+    async def test_is_named_by_everything_that_was_made(self, callers: Callers) -> None:
+        secret = (await callers.key("ada", "admin"))["secret"]
+        hook = {"url": "https://example.com/hook", "events": ["job.failed"]}
+        target = {"name": "edge", "kind": "ollama", "url": "http://127.0.0.1:9"}
+        method = (await callers.call("GET", f"{HERE}/methods/Custom01")).json()
+
+        made = [
+            await callers.call("POST", f"{HERE}{path}", secret=secret, json=body, status=201)
+            for path, body in (
+                ("/webhooks", hook),
+                ("/deploy-targets", target),
+                ("/environments", {"name": "mine"}),
+                ("/methods", {**method, "name": "mine"}),
+                ("/jobs", SUBMIT),
+            )
+        ]
+        read = [(await callers.call("GET", one.headers["Location"], status=200)).json() for one in made]
+
+        assert [one["created_by"] for one in read] == ["ada"] * len(made)
+        assert method["created_by"] == ""  # the service itself brought it
+
+
 class TestEntering:
     async def test_key_of_a_project_opens_it_without_naming_it_and_no_other(self, callers: Callers) -> None:
         secret = (await callers.key("bike-bot", "operator", THERE))["secret"]
@@ -205,6 +230,85 @@ class TestEntering:
 
         assert [entry["code"] for entry in wrong.json()["errors"]] == ["principal_wrong"]
         assert missing.json()["code"] == "project_member_not_found"
+
+
+class TestLimits:
+    @staticmethod
+    async def limit(callers: Callers, **limits: Any) -> dict[str, Any]:
+        tag = tag_of(await callers.call("GET", f"{HERE}/project", status=200))
+        changed = await callers.call("PUT", f"{HERE}/project/limits", json=limits, headers=tag, status=200)
+        body: dict[str, Any] = changed.json()
+        return body
+
+    async def test_jobs_beyond_are_refused_by_the_check_too_until_some_have_ended(self, callers: Callers) -> None:
+        await self.limit(callers, jobs=3)
+        chain = await callers.app.submit()
+
+        checked = (await callers.call("POST", f"{HERE}/jobs:validate", json=SUBMIT, status=409)).json()
+        refused = await callers.call("POST", f"{HERE}/jobs", json=SUBMIT, status=409)
+        shown = (await callers.call("GET", f"{HERE}/project", status=200)).json()
+        await callers.call("POST", f"{HERE}/jobs/{chain['id']}:cancel", status=200)
+        await callers.app.submit()
+
+        assert checked["code"] == refused.json()["code"] == "project_jobs_limit"
+        assert (shown["limits"]["jobs"], shown["use"]["jobs"], shown["use"]["jobs_of_yours"]) == (3, 2, 2)
+
+    async def test_two_submits_at_once_do_not_both_take_the_last_place(self, callers: Callers) -> None:
+        await self.limit(callers, jobs=2)
+
+        made = await asyncio.gather(*(callers.call("POST", f"{HERE}/jobs", json=SUBMIT) for _ in range(3)))
+
+        assert sorted(one.status_code for one in made) == [201, 409, 409]
+
+    async def test_each_person_has_a_share(self, callers: Callers) -> None:
+        await self.limit(callers, jobs_per_person=2)
+        secret = (await callers.key("ada", "operator"))["secret"]
+        await callers.app.submit()
+
+        await callers.call("POST", f"{HERE}/jobs", json=SUBMIT, status=409)
+        await callers.call("POST", f"{HERE}/jobs", secret=secret, json=SUBMIT, status=201)
+
+    async def test_retry_counts_too(self, callers: Callers) -> None:
+        chain = await callers.app.submit()
+        await callers.app.runner.run(chain["id"], FAILURE)
+        await self.limit(callers, jobs=1)
+
+        refused = await callers.call("POST", f"{HERE}/jobs/{chain['id']}:retry", json={})
+
+        assert refused.json()["code"] == "project_jobs_limit"
+
+    async def test_accelerators_and_queue(self, callers: Callers) -> None:
+        await self.limit(callers, accelerators_per_job=2, queue="bikes")
+
+        wrong = {**SUBMIT, "resources": {"accelerators": 3}, "queue": "fast"}
+        refused = await callers.call("POST", f"{HERE}/jobs", json={**SUBMIT, "queue": "fast"}, status=422)
+        too_many = await callers.call(
+            "POST", f"{HERE}/jobs", json={**wrong, "queue": "bikes", "wait": True}, status=422
+        )
+        taken = await callers.app.submit()
+
+        assert [entry["code"] for entry in refused.json()["errors"]] == ["project_queue"]
+        assert [entry["code"] for entry in too_many.json()["errors"]] == ["project_accelerators_limit"]
+        assert (await callers.app.get(f"/jobs/{taken['id']}"))["queue"] == "bikes"
+
+    async def test_disk(self, callers: Callers) -> None:
+        used = (await callers.call("GET", f"{HERE}/project", status=200)).json()["use"]["disk_bytes"]
+        await self.limit(callers, disk_bytes=used + 10)
+
+        headers = {"Content-Type": "application/jsonl", "If-None-Match": "*"}
+        rows = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
+        refused = await callers.call("PUT", f"{HERE}/datasets/faq/file", content=rows, headers=headers, status=409)
+
+        assert refused.json()["code"] == "project_disk_limit"
+        assert [file.name for file in callers.app.services.home.datasets.iterdir()] == ["custom01.jsonl"]
+
+    async def test_only_an_administrator_of_the_installation_sets_them(self, callers: Callers) -> None:
+        secret = (await callers.key("bike-admin", "admin", THERE))["secret"]
+        headers = {"If-Match": "*"}
+
+        refused = await callers.call("PUT", f"{HERE}/project/limits", secret=secret, json={}, headers=headers)
+
+        assert refused.json()["code"] == "installation_permission_missing"
 
 
 # what belongs to no project, and files of one's own: their addresses are paths

@@ -34,7 +34,8 @@ def declared(learns_from: list[str], **more: Any) -> Method:
     return Method(
         id="m", name="m", version=1, files={}, source=VersionSource.CREATE, preset=None, preset_version=None,
         definition=MethodDefinition.model_validate({"data": {"learns_from": learns_from, **more}}),
-        read_only=False, created_at=NOW, updated_at=NOW, version_created_at=NOW, deleted_at=None,
+        read_only=False, created_by="", created_at=NOW, updated_at=NOW, version_created_by="", version_created_at=NOW,
+        deleted_at=None,
     )  # fmt: skip
 
 

@@ -952,5 +952,5 @@ class TestPlan:
 
         sa.event.remove(engine, "before_cursor_execute", listener)
         nodes = 2 if reporting else 0  # they, and what trainings needed on such ones
-        read = 3 + nodes  # the rows that it rests on in one, the names of secrets, whether code needs an approval
+        read = 3 + nodes  # the rows that it rests on in one, allow-lists, whether code needs an approval
         assert (planned, len(statements) - planned) == (read, 4), statements

@@ -13,13 +13,16 @@ from app.api.idempotency import CreationDep, IdempotencyKeyReused
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
 from app.api.routing import Router, needs
 from app.api.schemas.projects import (
+    LimitsWrite,
     MemberRead,
     Members,
     MemberWrite,
     ProjectChange,
     ProjectCreate,
+    ProjectDetails,
     ProjectRead,
     member_read,
+    project_details,
     project_read,
 )
 from app.domain.access import Permission
@@ -68,11 +71,27 @@ async def create_project(
 @router.get("/project")
 async def get_project(
     session: ReadSession, services: ServicesDep, caller: CallerDep, response: Response
-) -> ProjectRead:
+) -> ProjectDetails:
     """Read the project that the address names; without one, `default`."""
     row = await services.projects.get(session, caller)
     response.headers["ETag"] = etag_of(version_of(row))
-    return project_read(row)
+    return project_details(row, await services.projects.use(session, caller))
+
+
+@router.put("/project/limits", responses=problem_responses(InvalidRequest))
+@needs(Permission.ADMINISTER)
+async def set_project_limits(
+    limits: LimitsWrite,
+    session: WriteSession,
+    services: ServicesDep,
+    caller: CallerDep,
+    if_match: IfMatch,
+    response: Response,
+) -> ProjectDetails:
+    """Say what the project may use from now on. What it uses beyond that goes on."""
+    row = await services.projects.set_limits(session, caller, limits, check=if_match.require)
+    response.headers["ETag"] = etag_of(version_of(row))
+    return project_details(row, await services.projects.use(session, caller))
 
 
 @router.patch("/project", responses=problem_responses(InvalidRequest))

@@ -92,6 +92,7 @@ class BaseModelRead(Value):
     loading_permission: LoadingPermission | None = Field(
         description="What of its author may run when the platform's scripts load it; null: nothing."
     )
+    created_by: str = Field(description="Name of the caller that made it; empty: the service itself.", examples=["ada"])
     created_at: datetime
 
 
@@ -135,5 +136,6 @@ def base_model_read(row: BaseModelRow, language: Language) -> BaseModelRead:
             for one in TrainingType
         },
         loading_permission=LoadingPermission.of(row) if row.loading_permission else None,
+        created_by=row.created_by,
         created_at=row.created_at,
     )

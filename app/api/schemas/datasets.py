@@ -133,6 +133,7 @@ class DatasetRead(Value):
     column_counts: list[DatasetColumn] = Field(description="How many rows have a value in each column.")
     blank_lines: int = Field(description="Lines without a row; they are left out.", examples=[0])
     size_bytes: int = Field(examples=[81920])
+    created_by: str = Field(description="Name of the caller that made it; empty: the service itself.", examples=["ada"])
     created_at: datetime
 
 
@@ -223,6 +224,7 @@ def dataset_read(row: DatasetRow) -> DatasetRead:
         column_counts=_column_counts(columns_of(row.columns, row.rows, row.report)),
         blank_lines=(row.report or {}).get("blank_lines", 0),
         size_bytes=row.size_bytes,
+        created_by=row.created_by,
         created_at=row.created_at,
     )
 

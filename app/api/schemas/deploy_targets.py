@@ -64,6 +64,7 @@ class DeployTargetRead(Value):
     settings: dict[str, Any]
     file: str | None = Field(examples=[None])
     conda_env: str | None = Field(examples=[None])
+    created_by: str = Field(description="Name of the caller that made it; empty: the service itself.", examples=["ada"])
     created_at: datetime
 
 
@@ -85,5 +86,6 @@ def deploy_target_read(row: DeployTargetRow) -> DeployTargetRead:
         settings=row.settings,
         file=row.file,
         conda_env=row.conda_env,
+        created_by=row.created_by,
         created_at=row.created_at,
     )

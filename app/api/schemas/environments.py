@@ -84,6 +84,9 @@ class EnvironmentRead(Value):
     spec: str | None = Field(examples=[_SPEC])
     spec_hash: str | None = Field(description="Digest of what the spec installs.", examples=[SHA256])
     nodes: list[NodeEnvironmentRead]
+    created_by: str | None = Field(
+        description="Name of the caller that made it; empty: the service itself.", examples=["ada"]
+    )
     created_at: datetime | None
     updated_at: datetime | None
 
@@ -97,6 +100,7 @@ def environment_read(view: EnvironmentView, language: Language) -> EnvironmentRe
         spec=row and row.spec,
         spec_hash=row and row.spec_hash,
         nodes=[node_environment_read(environment, language) for environment in view.nodes],
+        created_by=row and row.created_by,
         created_at=row and row.created_at,
         updated_at=row and row.updated_at,
     )

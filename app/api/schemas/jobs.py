@@ -218,6 +218,7 @@ class JobSummary(Value):
     recoveries: int = Field(description="The same because a node or a process of the service was lost; not charged.")
     not_before: datetime | None = Field(description="A queued job is not started before; null: as soon as possible.")
     cancel_requested: bool = Field(description="A cancel was requested.")
+    created_by: str = Field(description="Name of the caller that made it; empty: the service itself.", examples=["ada"])
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -437,6 +438,7 @@ def _members(view: JobView, language: Language) -> dict[str, Any]:
         "recoveries": job.recoveries,
         "not_before": job.not_before if job.status is JobStatus.QUEUED else None,
         "cancel_requested": job.cancel_requested_at is not None,
+        "created_by": job.created_by,
         "created_at": job.created_at,
         "started_at": job.started_at,
         "finished_at": job.finished_at,

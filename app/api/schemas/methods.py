@@ -66,6 +66,7 @@ class MethodSummary(_MethodMembers):
     preset: str | None = Field(description="The shipped method that this one was installed from.")
     preset_version: int | None
     read_only: bool = Field(description="An example: copied, not changed.")
+    created_by: str = Field(description="Name of the caller that made it; empty: the service itself.", examples=["ada"])
     created_at: datetime
     updated_at: datetime
 
@@ -84,6 +85,7 @@ class MethodVersionSummary(_MethodMembers):
     id: str = Field(description="Id of the method.")
     version: int
     source: VersionSource
+    created_by: str = Field(description="Name of the caller that made it; empty: the service itself.", examples=["ada"])
     created_at: datetime
     files: list[PinnedFileRead]
 
@@ -94,6 +96,7 @@ class MethodVersionRead(_MethodMembers):
     id: str = Field(description="Id of the method.")
     version: int
     source: VersionSource
+    created_by: str = Field(description="Name of the caller that made it; empty: the service itself.", examples=["ada"])
     created_at: datetime
     files: list[PinnedTreeRead]
 
@@ -212,6 +215,7 @@ def _members(method: Method) -> dict[str, Any]:
         "preset": method.preset,
         "preset_version": method.preset_version,
         "read_only": method.read_only,
+        "created_by": method.created_by,
         "created_at": method.created_at,
         "updated_at": method.updated_at,
     }
@@ -228,5 +232,6 @@ def _version(method: Method) -> dict[str, Any]:
         "id": method.id,
         "version": method.version,
         "source": method.source,
+        "created_by": method.version_created_by,
         "created_at": method.version_created_at,
     }

@@ -58,6 +58,7 @@ class ModelSummary(Value):
     method_id: str = Field(examples=[ID])
     job_id: str | None = Field(description="Null: made elsewhere and registered.", examples=[ID])
     size_bytes: int
+    created_by: str = Field(description="Name of the caller that made it; empty: the service itself.", examples=["ada"])
     created_at: datetime
 
 
@@ -97,6 +98,7 @@ class ModelRead(Value):
     parents: list[ModelReference] = Field(description="What it was made from, nearest first, down to the base model.")
     children: list[ModelReference] = Field(description="What was made from it.")
     warnings: list[ProblemEntry] = Field(description="What is unusual about its answers.")
+    created_by: str = Field(description="Name of the caller that made it; empty: the service itself.", examples=["ada"])
     created_at: datetime
 
 
@@ -161,6 +163,7 @@ def model_summary(row: ModelRow) -> ModelSummary:
         method_id=row.method_id,
         job_id=row.job_id,
         size_bytes=row.size_bytes,
+        created_by=row.created_by,
         created_at=row.created_at,
     )
 
@@ -190,6 +193,7 @@ def model_read(lineage: Lineage, language: Language) -> ModelRead:
         parents=[_reference(parent) for parent in lineage.parents],
         children=[_reference(child) for child in lineage.children],
         warnings=problem_entries(answer_warnings(compared.file if compared and compared.alike else None), language),
+        created_by=row.created_by,
         created_at=row.created_at,
     )
 

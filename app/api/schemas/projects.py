@@ -2,13 +2,14 @@
 
 from datetime import datetime
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from app.access.projects import MAX_TITLE
 from app.api.schemas.common import RequestBody
 from app.domain.access import Role
-from app.domain.projects import MAX_PROJECT_ID
+from app.domain.projects import MAX_PROJECT_ID, Limits
 from app.domain.values import Value
+from app.store.projects import Use
 from app.store.tables import ProjectMemberRow, ProjectRow
 
 _PRINCIPAL = "person:https://idp.example.com/realms/lab#4711"
@@ -39,6 +40,27 @@ class ProjectRead(Value):
     created_by: str = Field(description="Name of the caller that made it; empty: the service itself.", examples=["ada"])
     created_at: datetime
     updated_at: datetime
+
+
+class UseRead(Value):
+    """What a project uses now."""
+
+    jobs: int = Field(description="Its stages that wait or run.")
+    jobs_of_yours: int = Field(description="Those of them that you submitted.")
+    disk_bytes: int = Field(description="Its data sets and models together.")
+
+
+class ProjectDetails(ProjectRead):
+    """A project, what it may use and what it does."""
+
+    limits: Limits
+    use: UseRead
+
+
+class LimitsWrite(Limits):
+    """What the project may use; a member that is missing is not limited."""
+
+    model_config = ConfigDict(defer_build=False)  # FastAPI needs a body's at once
 
 
 class MemberWrite(RequestBody):
@@ -72,6 +94,12 @@ class Members(Value):
 def project_read(row: ProjectRow) -> ProjectRead:
     """Return a project as it is shown."""
     return ProjectRead(**{name: getattr(row, name) for name in ProjectRead.model_fields})
+
+
+def project_details(row: ProjectRow, use: Use) -> ProjectDetails:
+    """Return a project as it is shown to who works in it."""
+    said = UseRead(jobs=use.jobs, jobs_of_yours=use.jobs_of_caller, disk_bytes=use.disk_bytes)
+    return ProjectDetails(**project_read(row).model_dump(), limits=Limits(**row.limits), use=said)
 
 
 def member_read(row: ProjectMemberRow) -> MemberRead:

@@ -74,6 +74,7 @@ class WebhookRead(Value):
     secret: str | None = Field(
         description="The key of the signatures; shown when it is made or changed, else null.", examples=[_SECRET]
     )
+    created_by: str = Field(description="Name of the caller that made it; empty: the service itself.", examples=["ada"])
     created_at: datetime
     updated_at: datetime
 
@@ -102,6 +103,7 @@ def webhook_read(row: WebhookRow, *, with_secret: bool = False) -> WebhookRead:
         events=[WebhookEvent(event) for event in row.events],
         active=row.active,
         secret=row.secret if with_secret else None,
+        created_by=row.created_by,
         created_at=row.created_at,
         updated_at=row.updated_at,
     )

@@ -52,6 +52,7 @@ from app.store import jobs as store
 from app.store import methods as method_store
 from app.store.home import Home
 from app.store.job_queries import JobFilter
+from app.store.projects import require_room
 from app.store.session import Database
 from app.store.tables import BaseModelRow, DatasetRow, JobRow, MethodRow, ModelRow, NodeRow
 
@@ -234,6 +235,7 @@ class JobActions:
         if plan.job.method_id is not None and await method_store.find(session, plan.job.method_id, lock=True) is None:
             raise JobMethodDeleted(job=plan.job.id, method=plan.job.method_name)
         told = await build_before(session, plan.made, self._home, now=self._clock()) if plan.base_unmade else []
+        await require_room(session, jobs=len(plan.made))
         await store.insert(session, plan.made)
         return Submitted(jobs=plan.made, warnings=[*plan.warnings, *told])
 

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from datetime import datetime
 
 from app.domain.allow_lists import AllowList
-from app.domain.demand import Resources
+from app.domain.demand import DEFAULT_QUEUE, Resources
 from app.domain.enums import JobKind, TrainingType
 from app.domain.errors import AppError, Violation
 from app.domain.kinds import KINDS, Stage
@@ -22,6 +22,7 @@ from app.domain.lifecycle import chain, runnable_stages, source_state, trains
 from app.domain.names import BASE_ENVIRONMENT
 from app.domain.plain_text import shown
 from app.domain.pointers import pointer
+from app.domain.projects import Limits
 from app.domain.secret_references import broken_references, references
 from app.domain.stage_calls import stage_call
 from app.executor.jobs.requests import JobSubmit
@@ -132,6 +133,23 @@ def job_chain(
         )
     store.link(jobs)
     return jobs
+
+
+def within_limits(request: JobSubmit, limits: Limits) -> tuple[JobSubmit, list[Violation]]:
+    """Return the request for the project's queue, if it has one, and whether it names another."""
+    if limits.queue is None:
+        return request, []
+    wrong = request.queue not in (DEFAULT_QUEUE, limits.queue)
+    found = [Violation("/queue", "project_queue", {"queue": limits.queue})] if wrong else []
+    return request.model_copy(update={"queue": limits.queue}), found
+
+
+def accelerator_violations(jobs: Sequence[JobRow], limits: Limits) -> list[Violation]:
+    """Return whether a job takes more accelerators than one of the project may."""
+    most = limits.accelerators_per_job
+    if most is None or all(store.demand_of(job).most_accelerators <= most for job in jobs):
+        return []
+    return [Violation("/resources/accelerators", "project_accelerators_limit", {"limit": most})]
 
 
 def secret_violations(jobs: Sequence[JobRow], secrets: Collection[str]) -> list[Violation]:

@@ -24,6 +24,7 @@ from app.domain.errors import AppError, InvalidRequest, Unavailable, Violation
 from app.domain.kinds import STAGES, Stage, as_stage
 from app.domain.lifecycle import source_state
 from app.domain.names import BASE_ENVIRONMENT
+from app.domain.projects import NO_LIMITS
 from app.domain.retries import policy_violations
 from app.domain.secret_references import SCHEME
 from app.executor.jobs.base_model_builds import build_before
@@ -32,6 +33,7 @@ from app.executor.jobs.data_check import Data
 from app.executor.jobs.deployment_plan import deploy_target, planned_deployment, untaken_options, untaken_settings
 from app.executor.jobs.estimates import Estimate, estimate
 from app.executor.jobs.job_chain import (
+    accelerator_violations,
     allowed_violations,
     environments_of,
     job_chain,
@@ -42,6 +44,7 @@ from app.executor.jobs.job_chain import (
     strategy,
     strategy_violations,
     wanted_stages,
+    within_limits,
 )
 from app.executor.jobs.requests import JobSubmit
 from app.executor.jobs.runnability import judge_runnability
@@ -67,6 +70,7 @@ from app.store.home import Home
 from app.store.job_queries import measured_trainings
 from app.store.models import ModelNameAmbiguous, ModelNotFound
 from app.store.nodes import all_nodes
+from app.store.projects import require_room
 from app.store.secrets import all_names
 from app.store.session import Database
 from app.store.tables import DatasetRow, JobRow, ModelRow
@@ -188,6 +192,9 @@ class Submissions:
                     known = await _with_builds(session, known)
                 plan = await asyncio.to_thread(self._judge, request, known)
             await self._require_approval(plan, submits=submits)
+            if known.limits != NO_LIMITS:
+                async with self._database.reading() as session:
+                    await require_room(session, jobs=len(plan.jobs))
             return replace(plan, copied_from=copied_from)
         except AppError as error:
             return Plan(request=request, copied_from=copied_from, error=error)
@@ -222,6 +229,8 @@ class Submissions:
         if plan.jobs and plan.copied_from is not None:
             plan.jobs[0].copied_from = plan.copied_from
         told = await build_before(session, plan.jobs, self._home, now=self._clock()) if plan.base_unmade else []
+        if plan.known.limits != NO_LIMITS:
+            await require_room(session, jobs=len(plan.jobs))
         await store.insert(session, plan.jobs)
         return Submitted(jobs=plan.jobs, warnings=[*plan.warnings, *told], memory=plan.memory)
 
@@ -322,6 +331,7 @@ class Submissions:
             described=described,
             secrets=await all_names(session) if refers else frozenset(),
             rules=await allow_lists.of_environments(session),
+            limits=found.limits,
             measured=measured,
         )
 
@@ -376,6 +386,8 @@ class Submissions:
         inputs = self._inputs.check(request, replace(known, method=method), _needed_state(method, request))
         found = [*known.violations, *inputs.violations]
         found += resource_violations(request.resources)
+        request, wrong = within_limits(request, known.limits)
+        found += wrong
         found += policy_violations(request.retry)
         found += _unknown_environments(method, stages, known.environments)
         deployment, wrong = planned_deployment(method, request, stages, known.target)
@@ -394,7 +406,12 @@ class Submissions:
         for job in jobs:
             job.project_id = self._database.scope.project or job.project_id
         refused = allowed_violations(jobs, known.rules, [row for _, row in known.nodes.nodes], at="/method")
-        if found := [*strategy_violations(jobs), *secret_violations(jobs, known.secrets), *refused]:
+        if found := [
+            *strategy_violations(jobs),
+            *secret_violations(jobs, known.secrets),
+            *refused,
+            *accelerator_violations(jobs, known.limits),
+        ]:
             raise InvalidRequest(found)
         needs = {stage: checked.needs(stage) for stage in stages}
         nowhere, unknown = judge_runnability(known.nodes, method, jobs, self._runs.modules, needs)

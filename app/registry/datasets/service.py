@@ -35,6 +35,7 @@ from app.store.datasets import get_dataset
 from app.store.home import Home
 from app.store.methods import NameTaken
 from app.store.paging import PageRequest, Slice
+from app.store.projects import require_room
 from app.store.tables import DatasetRow
 from app.store.usage import unfinished_jobs
 
@@ -217,6 +218,7 @@ class Datasets:
     async def create(self, session: AsyncSession, prepared: Prepared, *, description: str = "") -> DatasetRow:
         """Register what was prepared."""
         row = self._new_row(prepared, description)
+        await require_room(session, new_bytes=row.size_bytes)
         await named.insert(session, row)
         return row
 
@@ -281,6 +283,7 @@ class Datasets:
 
     async def place(self, session: AsyncSession, new: Unplaced) -> DatasetRow:
         """Register a new data set and give its file its place under `datasets/`."""
+        await require_room(session, new_bytes=new.row.size_bytes)
         # the row first: it decides who of two may have the name
         await named.insert(session, new.row)
         await asyncio.to_thread(_place, new.file, self._home.absolute(new.row.path), new.inspection, new.placed)

@@ -26,8 +26,10 @@ class Method:
     preset: str | None
     preset_version: int | None
     read_only: bool
+    created_by: str
     created_at: datetime
     updated_at: datetime
+    version_created_by: str
     version_created_at: datetime
     deleted_at: datetime | None
 
@@ -54,8 +56,10 @@ def method_of(row: MethodRow, version: MethodVersionRow) -> Method:
         preset=row.preset,
         preset_version=row.preset_version,
         read_only=row.read_only,
+        created_by=row.created_by,
         created_at=row.created_at,
         updated_at=row.updated_at,
+        version_created_by=version.created_by,
         version_created_at=version.created_at,
         deleted_at=row.deleted_at,
     )
