@@ -20,8 +20,7 @@ from pydantic_core import ErrorDetails, PydanticUndefined
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.access.loopback import is_loopback
-from app.access.persons import ALGORITHMS
-from app.access.signing_keys import is_safe_url
+from app.access.signing_keys import ALGORITHMS, is_safe_url
 from app.domain.access import Role, parse_roles
 from app.domain.code_review import CodeApproval
 from app.domain.containment import ContainmentWish, StageNetwork

@@ -19,11 +19,6 @@ from app.domain.plain_text import shown
 
 MAX_TOKEN_CHARACTERS: Final = 16 * 1024
 MAX_SUBJECT_CHARACTERS: Final = 255  # OpenID Connect Core, section 2
-ALGORITHMS: Final = (
-    *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
-    *("ES256", "ES384", "ES512", "EdDSA"),
-)
-"""Those with a public key. A shared secret would let the service, and whoever reads its settings, make tokens."""
 _TYPES: Final = frozenset({"jwt", "at+jwt"})
 _LAST: Final = datetime(9999, 1, 1, tzinfo=UTC)
 _KIND_NAMES: Final = frozenset(kind.value for kind in CallerKind)

@@ -25,6 +25,11 @@ MAX_KEYS: Final = 100
 MIN_RSA_BITS: Final = 2048
 MAX_RSA_BITS: Final = 8192  # verification takes longer with the square of it
 DISCOVERY_PATH: Final = "/.well-known/openid-configuration"
+ALGORITHMS: Final = (
+    *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
+    *("ES256", "ES384", "ES512", "EdDSA"),
+)
+"""Those with a public key. A shared secret would let the service, and whoever reads its settings, make tokens."""
 # what a public key consists of: the private half of a set that was published by mistake is never read
 _PUBLIC_MEMBERS: Final = frozenset({"kty", "kid", "alg", "n", "e", "crv", "x", "y"})
 _KIND_BY_ALGORITHM: Final[Mapping[str, str]] = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}
@@ -227,11 +232,11 @@ def _public(entry: Any) -> Jwk | None:
     if entry.get("use", "sig") != "sig" or not isinstance(operations, list) or "verify" not in operations:
         return None
     public = {name: value for name, value in entry.items() if name in _PUBLIC_MEMBERS and value is not None}
-    if not all(isinstance(value, str) for value in public.values()):
+    if not all(isinstance(value, str) for value in public.values()) or public.get("alg", "RS256") not in ALGORITHMS:
         return None
     try:
         key = jwt.PyJWK(public).key
-    except (jwt.PyJWTError, ValueError, TypeError, KeyError):
+    except (jwt.PyJWTError, ValueError, TypeError, KeyError, NotImplementedError):
         return None
     is_sound = public["kty"] != "RSA" or MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS
     return public if is_sound else None
