@@ -55,7 +55,7 @@ def is_refused(address: Address, policy: AddressPolicy) -> bool:
 
     An IPv6 address that carries an IPv4 address is judged as what it is and as what it carries.
     """
-    carried = list(_carried(address))
+    carried: list[Address] = list(_carried(address))
     if any(_is_never_called(one) for one in (address, *carried)):
         return True
     if policy is AddressPolicy.ANY:
