@@ -7,13 +7,14 @@ PYTEST_WORKERS ?= $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 1) +
 # Bytecode is kept whatever the shell says: else every process of the tests compiles them all, for 5 s of a processor.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test test-contained quick simpletuner check chaos mutants fuzz format release clean
+.PHONY: help demo test test-contained quick simpletuner check chaos mutants fuzz fuzz-api format release clean
 help:
 	@echo "make demo    install, start the service, and train, save and ask a model for real"
 	@echo "make test    install what the tests need and run them all"
 	@echo "make quick   rules, registry and API on SQLite: a minute"
 	@echo "make simpletuner  build SimpleTuner's environment (9 GB) and train with it for real"
 	@echo "make fuzz    random input for everything that reads users' files: EXAMPLES=n of each, minutes"
+	@echo "make fuzz-api  random requests to a running service by every role: API_EXAMPLES=n a route, half an hour"
 	@echo "make check   format, lint, types, imports"
 	@echo "make chaos   random faults: SEED=n FAULTS=n DATABASE=sqlite|postgres, WARM=1 for long runs"
 	@echo "make release wheel and image of the present commit's tag, into dist/"
@@ -57,6 +58,11 @@ fuzz: $(VENV)/.dev
 
 test-contained: $(VENV)/.dev
 	@DEEPE_TEST_CONTAINMENT=bubblewrap $(BIN)/python -m pytest -n $(PYTEST_WORKERS) tests/worker
+
+API_EXAMPLES ?= 2
+fuzz-api: $(VENV)/.dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	@$(BIN)/python -m tests.fuzz.api --examples $(API_EXAMPLES)
 
 mutants: $(VENV)/.dev
 	@$(BIN)/python -m tests.chaos.mutants

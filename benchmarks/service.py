@@ -8,8 +8,10 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from app.access import licence as licences
 from app.cli.embedded import is_ready
 from app.cli.private_redis import NO_REDIS, RedisChoice, RedisKind
 from tests.e2e.installation import Installation
@@ -69,12 +71,14 @@ class ApiProcess:
 
 
 @contextmanager
-def api_process() -> Iterator[ApiProcess]:
-    """Yield the API once it is ready; it has no settings of the person who measures."""
+def api_process(*, licensed: bool = False, **variables: str) -> Iterator[ApiProcess]:
+    """Yield the API once it is ready; it has no settings of the person who measures, and these."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DEEPE_")}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         home, port = Path(name) / "home", free_port()
-        environment |= {"DEEPE_HOME": str(home), "DEEPE_MIN_FREE_BYTES": "0", "DEEPE_LOG_LEVEL": "warning"}
+        environment |= {"DEEPE_HOME": str(home), "DEEPE_MIN_FREE_BYTES": "0", "DEEPE_LOG_LEVEL": "warning", **variables}
+        if licensed:
+            environment["DEEPE_LICENSE_PUBLIC_KEY"] = str(_install_licence(Path(name)))
         command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port)]
         with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
             try:
@@ -85,3 +89,19 @@ def api_process() -> Iterator[ApiProcess]:
                 yield ApiProcess(home, port, process.pid)
             finally:
                 process.terminate()
+
+
+def _install_licence(root: Path) -> Path:
+    """Put a licence of a day into the home below `root`; return the public key of who issued it."""
+    private, public = licences.keygen(root / "vendor")
+    now = datetime.now(UTC)
+    text = licences.issue(
+        licences.load_private_key(private),
+        licensee="measured",
+        issued_at=now - timedelta(days=1),
+        expires_at=now + timedelta(days=1),
+    )
+    file = licences.licence_path(root / "home")
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    return public
