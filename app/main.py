@@ -258,6 +258,7 @@ def _services_of_project(
     questions = InferenceRequests(database=database, methods=methods_, home=home, approval=approval, clock=clock)
     return Services(
         of=of,
+        licence=shared.licence,
         database=database,
         home=home,
         projects=shared.projects,

@@ -35,6 +35,7 @@ from app.registry.datasets.mixes import DatasetMixes
 from app.registry.datasets.service import Datasets
 from app.registry.environments.allow_lists import AllowLists
 from app.registry.environments.service import Environments
+from app.registry.methods.service import LicenceGate
 from app.registry.methods.wiring import MethodServices
 from app.registry.models.deploy_targets import DeployTargets
 from app.registry.models.service import Models
@@ -51,6 +52,7 @@ class Services:
 
     of: Callable[[str], "Services"]
     """Returns the services of another project."""
+    licence: LicenceGate
     database: Database
     home: Home
     projects: Projects

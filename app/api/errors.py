@@ -199,6 +199,11 @@ def problem_entries(violations: Sequence[Violation], language: Language) -> list
     ]
 
 
+def problem_entry(error: AppError, language: Language) -> ProblemEntry:
+    """Return an error as an entry of a list."""
+    return ProblemEntry(pointer="", code=error.code, detail=error.detail(language))
+
+
 def problem_response(connection: HTTPConnection, exc: Exception) -> Response:
     """Return the problem document of any exception. Log unexpected ones."""
     error = translate(exc)

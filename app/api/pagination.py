@@ -8,14 +8,16 @@ import binascii
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Generic, TypeVar
 
-from fastapi import Query
+from fastapi import Query, Request
 from pydantic import ConfigDict, Field
 
+from app.api.abilities import Ability, abilities
 from app.api.bodies import UNSTORABLE
+from app.api.language import RequestLanguage
 from app.domain.errors import Invalid
 from app.domain.values import Value
 from app.store.paging import PageRequest, Position
@@ -50,16 +52,22 @@ class Page(Value, Generic[ItemT]):
 
     items: list[ItemT]
     next_cursor: str | None = Field(description="Give it as `cursor` to get the next page; null on the last one.")
+    can: Mapping[str, Ability] = Field(
+        description="What you may do with the things of this list, by `operationId`; where not, why.",
+        examples=[{"create_dataset": {"allowed": True, "reason": None}}],
+    )
 
 
 @dataclass(frozen=True)
 class PageParams(PageRequest):
-    """Which page a caller wants, in which order."""
+    """Which page a caller wants, in which order, and what that caller can do with what is listed."""
+
+    can: Mapping[str, Ability] = field(default_factory=dict)
 
     def page(self, items: Sequence[ItemT], next_position: Position | None) -> Page[ItemT]:
         """Return the page with the cursor of the next one."""
         cursor = None if next_position is None else encode_cursor(self._order, next_position)
-        return Page(items=list(items), next_cursor=cursor)
+        return Page(items=list(items), next_cursor=cursor, can=self.can)
 
     @property
     def _order(self) -> str:
@@ -84,6 +92,8 @@ def page_params(*sorts: str, default: str) -> Callable[..., Awaitable[PageParams
     choices = [order for name in sorts for order in (name, f"-{name}")]
 
     async def read(
+        request: Request,
+        language: RequestLanguage,
         limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Most items of the page.")] = DEFAULT_LIMIT,
         cursor: Annotated[
             str | None,
@@ -103,7 +113,13 @@ def page_params(*sorts: str, default: str) -> Callable[..., Awaitable[PageParams
         if sort not in choices:
             raise InvalidSort(pointer="?sort", given=sort, allowed=", ".join(sorts))
         after = None if cursor is None else decode_cursor(sort, cursor)
-        return PageParams(limit=limit, sort=sort.removeprefix("-"), descending=sort.startswith("-"), after=after)
+        return PageParams(
+            limit=limit,
+            sort=sort.removeprefix("-"),
+            descending=sort.startswith("-"),
+            after=after,
+            can=abilities(request, language),
+        )
 
     return read
 

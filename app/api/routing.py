@@ -24,6 +24,8 @@ from app.domain.audit import current_action
 EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
 
 _PERMISSION: Final = "__needed_permission__"
+_LICENCE: Final = "__needs_licence__"
+_ROUTER: Final = "__router__"
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 _ACTION: Final = re.compile(r":[a-z][a-z-]*\Z")
 
@@ -87,6 +89,7 @@ class Router(APIRouter):
         only_reads = set(options.get("methods") or ["GET"]) == {"GET"}
         if not hasattr(endpoint, _PERMISSION):
             needs(self._reads if only_reads else self._changes)(endpoint)
+        setattr(endpoint, _ROUTER, self)
         if not only_reads and getattr(endpoint, _PERMISSION) not in (None, Permission.READ):
             # first in, last out: what the others write is committed by then
             options["dependencies"] = [Depends(_recorded, scope="function"), *(options.get("dependencies") or ())]
@@ -101,6 +104,23 @@ def needs(permission: Permission | None) -> Callable[[EndpointT], EndpointT]:
         return endpoint
 
     return mark
+
+
+def licensed(endpoint: EndpointT) -> EndpointT:
+    """Say of a route that a licence decides whether it does anything; what it calls asks for that."""
+    setattr(endpoint, _LICENCE, True)
+    return endpoint
+
+
+def needs_licence(endpoint: Callable[..., Any]) -> bool:
+    """Return whether the route of a function was said to need a licence."""
+    return getattr(endpoint, _LICENCE, False)
+
+
+def router_of(endpoint: Callable[..., Any]) -> Router:
+    """Return the router of a route's function."""
+    router: Router = getattr(endpoint, _ROUTER)
+    return router
 
 
 def permission_of(route: APIRoute) -> Permission | None:

@@ -13,7 +13,7 @@ from app.api.errors import PreconditionRequired, problem_responses
 from app.api.idempotency import CreationDep, IdempotencyKeyReused
 from app.api.language import RequestLanguage
 from app.api.pagination import InvalidCursor, InvalidSort, Page, PageParams, page_params
-from app.api.routing import Router, needs
+from app.api.routing import Router, licensed, needs
 from app.api.schemas.method_parameters import MethodParameters, parameters_read
 from app.api.schemas.methods import (
     MethodCopy,
@@ -84,6 +84,7 @@ async def list_methods(
     response_model=MethodRead,
     responses=problem_responses(InvalidRequest, NameTaken, CommercialLicenseRequired, IdempotencyKeyReused),
 )
+@licensed
 async def create_method(
     definition: MethodDefinition, session: WriteSession, services: ServicesDep, creation: CreationDep
 ) -> Response:
@@ -176,6 +177,7 @@ async def update_method(
     status_code=204,
     responses=problem_responses(*_CHANGED, MethodHasLiveJobs, CommercialLicenseRequired),
 )
+@licensed
 async def delete_method(
     method: MethodRef,
     session: WriteSession,
@@ -197,6 +199,7 @@ async def delete_method(
         MethodNotFound, InvalidRequest, NameTaken, CommercialLicenseRequired, IdempotencyKeyReused
     ),
 )
+@licensed
 async def copy_method(
     method: MethodRef,
     copy: MethodCopy,
