@@ -31,11 +31,12 @@ HIDDEN: Final = "(hidden)"
 _SECRET_NAME: Final = re.compile(
     r"(?i)(token|secret|passw(or)?d|passphrase|credentials?|api[_-]?key|access[_-]?key|private[_-]?key|authorization)$"
 )
+# each looks at a character a bounded number of times: a user's text must not hold up the service
 _IN_TEXT: Final = (
     (re.compile(r"(://)[^/@\s]+@"), r"\1" + HIDDEN + "@"),
-    (re.compile(r"(https?://[^\s?#\"']*)\?[^\s\"']+"), r"\1?" + HIDDEN),
+    (re.compile(r"(https?://(?:(?!://)[^\s?#\"'])*)\?[^\s\"']+"), r"\1?" + HIDDEN),
     (re.compile(r"\b(?:deepe|hf)_[A-Za-z0-9_-]{16,}"), HIDDEN),
-    (re.compile(r"(?im)([\w-]*(?:token|secret|passw(?:or)?d|api_?key)\s*[:=]\s*)[^\s,}]+"), r"\1" + HIDDEN),
+    (re.compile(r"(?i)((?:token|secret|passw(?:or)?d|api_?key)\s*[:=]\s*)[^\s,}]+"), r"\1" + HIDDEN),
 )
 
 
@@ -147,14 +148,19 @@ def recordable(value: Any) -> Any:
 
 def digest_of(value: Any) -> dict[str, Any]:
     """Return digest and size of a value without its secrets."""
-    text = canonical(_cleaned(value)).encode()
-    return {"sha256": hashlib.sha256(text).hexdigest(), "bytes": len(text)}
+    return _digest(canonical(_cleaned(value)))
+
+
+def _digest(text: str) -> dict[str, Any]:
+    return {"sha256": hashlib.sha256(text.encode()).hexdigest(), "bytes": len(text)}
 
 
 def _cleaned(value: Any) -> Any:
     match value:
         case StrEnum():
             return value.value
+        case str() if len(value) > MAX_VALUE:
+            return _digest(canonical(value))
         case str():
             for pattern, replacement in _IN_TEXT:
                 value = pattern.sub(replacement, value)

@@ -608,7 +608,7 @@ class TestRead:
         response = await app.client.get(f"{API}/audit:export")
 
         lines = [json.loads(line) for line in response.text.splitlines()]
-        assert response.headers["content-type"].startswith("application/jsonl")
+        assert response.headers["content-type"].startswith("application/octet-stream")
         assert [line["number"] for line in lines] == [1, 2, 3]
         assert lines[1]["previous"] == lines[0]["hash"]
 

@@ -21,11 +21,11 @@ from app.store.audit_records import AuditFilter, AuditRecordNotFound
 
 router = Router(changes=Permission.ADMINISTER, reads=Permission.ADMINISTER, prefix="/api/v1", tags=["audit"])
 
-JSON_LINES: Final = "application/jsonl"
+JSON_LINES: Final = "application/octet-stream"  # as all downloads: what generated clients hand on as bytes
 _EXPORT: Final[dict[int | str, dict[str, Any]]] = {
     200: {
         "description": "A record on each line, oldest first.",
-        "content": {JSON_LINES: {"schema": {"type": "string"}}},
+        "content": {JSON_LINES: {"schema": {"type": "string", "format": "binary"}}},
     }
 }
 Paging = Annotated[PageParams, Depends(page_params("number", default="-number"))]
