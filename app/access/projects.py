@@ -13,7 +13,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.access import Caller, Role
 from app.domain.errors import InvalidRequest, NotAllowed, Violation
-from app.domain.projects import DEFAULT_PROJECT, Limits, check_project_id
+from app.domain.projects import DEFAULT_PROJECT, ProjectLimits, check_project_id
 from app.store import projects as store
 from app.store.paging import PageRequest, Slice
 from app.store.projects import ProjectNotFound, Use
@@ -118,7 +118,7 @@ class Projects:
         return await store.use_of(session, caller.name)
 
     async def set_limits(
-        self, session: AsyncSession, caller: Caller, limits: Limits, *, check: Callable[[str], None]
+        self, session: AsyncSession, caller: Caller, limits: ProjectLimits, *, check: Callable[[str], None]
     ) -> ProjectRow:
         """Say what the project that the caller is in may use. What it uses beyond goes on."""
         row = await store.get(session, caller.project or DEFAULT_PROJECT, lock=True)

@@ -27,7 +27,7 @@ class Scope:
     project: str | None
 
 
-class Limits(Value):
+class ProjectLimits(Value):
     """What an administrator of the installation grants a project. What is None is not limited."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,7 +47,7 @@ class Limits(Value):
     )
 
 
-NO_LIMITS: Final = Limits()
+NO_LIMITS: Final = ProjectLimits()
 EVERY_PROJECT: Final = Scope(None)
 DEFAULT_SCOPE: Final = Scope(DEFAULT_PROJECT)
 

@@ -13,7 +13,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.domain.access import Role, caller_name
 from app.domain.errors import Conflict, NotFound
 from app.domain.kinds import LIMITED_KINDS
-from app.domain.projects import NO_LIMITS, Limits
+from app.domain.projects import NO_LIMITS, ProjectLimits
 from app.domain.transitions import UNFINISHED
 from app.store.methods import NameTaken
 from app.store.paging import PageRequest, Slice, page_slice
@@ -76,13 +76,13 @@ async def insert(session: AsyncSession, row: ProjectRow) -> None:
         raise NameTaken(name=row.id, pointer="/id") from exc
 
 
-async def limits_of(session: AsyncSession, *, lock: bool = False) -> Limits:
+async def limits_of(session: AsyncSession, *, lock: bool = False) -> ProjectLimits:
     """Return what the session's project may use; with `lock`, where something is limited, others wait."""
     project = scope_of(session).project
     row = None if project is None else await session.get(ProjectRow, project)
-    limits = NO_LIMITS if row is None else Limits(**row.limits)
+    limits = NO_LIMITS if row is None else ProjectLimits(**row.limits)
     if lock and project is not None and limits != NO_LIMITS:
-        limits = Limits(**(await get(session, project, lock=True)).limits)
+        limits = ProjectLimits(**(await get(session, project, lock=True)).limits)
     return limits
 
 

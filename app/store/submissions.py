@@ -9,7 +9,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.names import name_key
-from app.domain.projects import DEFAULT_PROJECT, Limits
+from app.domain.projects import DEFAULT_PROJECT, ProjectLimits
 from app.store.session import scope_of
 from app.store.tables import (
     BaseModelRow,
@@ -38,7 +38,7 @@ class Named:
     dataset: DatasetRow | None
     environments: frozenset[str]
     has_nodes: bool
-    limits: Limits
+    limits: ProjectLimits
 
 
 async def find_named(
@@ -62,7 +62,7 @@ async def find_named(
         dataset=data_row,
         environments=frozenset(environments.split(_SEPARATOR) if environments else ()),
         has_nodes=has_nodes,
-        limits=Limits(**(limits or {})),
+        limits=ProjectLimits(**(limits or {})),
     )
 
 

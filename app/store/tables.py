@@ -79,7 +79,7 @@ class ProjectRow(SQLModel, table=True):
 
     id: str = Field(primary_key=True, max_length=40)
     title: str = Field(default="", max_length=200)
-    limits: Json = Field(default_factory=dict, sa_type=JsonDocument, description="`app.domain.projects.Limits`")
+    limits: Json = Field(default_factory=dict, sa_type=JsonDocument, description="`app.domain.projects.ProjectLimits`")
     created_by: str = Field(default="", max_length=200)
     created_at: datetime = _time()
     updated_at: datetime = _time()

@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field
 from app.access.projects import MAX_TITLE
 from app.api.schemas.common import RequestBody
 from app.domain.access import Role
-from app.domain.projects import MAX_PROJECT_ID, Limits
+from app.domain.projects import MAX_PROJECT_ID, ProjectLimits
 from app.domain.values import Value
 from app.store.projects import Use
 from app.store.tables import ProjectMemberRow, ProjectRow
@@ -53,11 +53,11 @@ class UseRead(Value):
 class ProjectDetails(ProjectRead):
     """A project, what it may use and what it does."""
 
-    limits: Limits
+    limits: ProjectLimits
     use: UseRead
 
 
-class LimitsWrite(Limits):
+class LimitsWrite(ProjectLimits):
     """What the project may use; a member that is missing is not limited."""
 
     model_config = ConfigDict(defer_build=False)  # FastAPI needs a body's at once
@@ -99,7 +99,7 @@ def project_read(row: ProjectRow) -> ProjectRead:
 def project_details(row: ProjectRow, use: Use) -> ProjectDetails:
     """Return a project as it is shown to who works in it."""
     said = UseRead(jobs=use.jobs, jobs_of_yours=use.jobs_of_caller, disk_bytes=use.disk_bytes)
-    return ProjectDetails(**project_read(row).model_dump(), limits=Limits(**row.limits), use=said)
+    return ProjectDetails(**project_read(row).model_dump(), limits=ProjectLimits(**row.limits), use=said)
 
 
 def member_read(row: ProjectMemberRow) -> MemberRead:

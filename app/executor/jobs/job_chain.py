@@ -22,7 +22,7 @@ from app.domain.lifecycle import chain, runnable_stages, source_state, trains
 from app.domain.names import BASE_ENVIRONMENT
 from app.domain.plain_text import shown
 from app.domain.pointers import pointer
-from app.domain.projects import Limits
+from app.domain.projects import ProjectLimits
 from app.domain.secret_references import broken_references, references
 from app.domain.stage_calls import stage_call
 from app.executor.jobs.requests import JobSubmit
@@ -135,7 +135,7 @@ def job_chain(
     return jobs
 
 
-def within_limits(request: JobSubmit, limits: Limits) -> tuple[JobSubmit, list[Violation]]:
+def within_limits(request: JobSubmit, limits: ProjectLimits) -> tuple[JobSubmit, list[Violation]]:
     """Return the request for the project's queue, if it has one, and whether it names another."""
     if limits.queue is None:
         return request, []
@@ -144,7 +144,7 @@ def within_limits(request: JobSubmit, limits: Limits) -> tuple[JobSubmit, list[V
     return request.model_copy(update={"queue": limits.queue}), found
 
 
-def accelerator_violations(jobs: Sequence[JobRow], limits: Limits) -> list[Violation]:
+def accelerator_violations(jobs: Sequence[JobRow], limits: ProjectLimits) -> list[Violation]:
     """Return whether a job takes more accelerators than one of the project may."""
     most = limits.accelerators_per_job
     if most is None or all(store.demand_of(job).most_accelerators <= most for job in jobs):

@@ -11,7 +11,7 @@ from app.domain.enums import ModelState, TrainingType
 from app.domain.errors import AppError, InvalidRequest, Violation
 from app.domain.kinds import Stage
 from app.domain.lifecycle import producing_stage
-from app.domain.projects import NO_LIMITS, Limits
+from app.domain.projects import NO_LIMITS, ProjectLimits
 from app.executor.jobs.base_model_builds import must_be_made
 from app.executor.jobs.data_check import Data, HeldOut, shipped_manifest
 from app.executor.jobs.requests import JobSubmit
@@ -74,7 +74,7 @@ class Known:
     """Names of the secrets that there are."""
     rules: Mapping[str, AllowList] = field(default_factory=dict)
     """Allow-lists of environments."""
-    limits: Limits = NO_LIMITS
+    limits: ProjectLimits = NO_LIMITS
     """Of the project."""
     measured: Sequence[JobRow] = ()
     """Trainings of the method and the base model whose memory was measured, newest first."""
