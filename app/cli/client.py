@@ -125,10 +125,13 @@ class ConnectionLost(CliFailure):
 class Api:
     """Calls the service at `url`. Paths are relative to `/api/v1`.
 
-    Without a token the environment gives one, else what `deepe login` kept; an empty one stands for none.
+    Without a token the environment gives one, else what `deepe login` kept; an empty one stands for none. So does
+    an empty project.
     """
 
-    def __init__(self, url: str, *, token: str | None = None, timeout: float = 30.0) -> None:
+    def __init__(
+        self, url: str, *, token: str | None = None, project: str | None = None, timeout: float = 30.0
+    ) -> None:
         self.url = url.rstrip("/")
         parts = urlsplit(self.url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
@@ -145,7 +148,7 @@ class Api:
         elif saved is not None:
             self.token_from = f"deepe login ({credentials_file()})"
         self._http = httpx.Client(
-            base_url=self.url + _project_prefix(os.environ) + PREFIX,
+            base_url=self.url + _prefix(os.environ.get(PROJECT_VARIABLE) if project is None else project) + PREFIX,
             headers=headers,
             timeout=timeout,
             auth=None if saved is None else SavedLogin(self.url, saved),
@@ -342,8 +345,7 @@ def list_items(
     return items
 
 
-def _project_prefix(environ: Mapping[str, str]) -> str:
-    project = environ.get(PROJECT_VARIABLE)
+def _prefix(project: str | None) -> str:
     return f"/projects/{segment(project)}" if project else ""
 
 

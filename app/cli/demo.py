@@ -142,7 +142,7 @@ def _run(shown: list[Shown], settings: Settings, *, no_redis: bool) -> None:
             _headline(screen, f"The service runs after {times.total:.1f} s")
             for line in (f"API: {url}", f"home: {settings.home}", f"Redis: {service.redis.describe()}"):
                 screen.print(f"  {line}", markup=False, soft_wrap=True)
-            with Api(url, token=settings.token or "") as api:
+            with Api(url, token=settings.token or "", project="") as api:
                 if len(shown) > 1:
                     _show_all(api, shown, settings, screen)
                     return

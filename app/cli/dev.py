@@ -137,7 +137,7 @@ def cancel_jobs(api: Api, jobs: Sequence[Mapping[str, Any]]) -> None:
 def _settle_jobs(url: str, settings: Settings, *, stop_jobs: bool) -> None:
     """Say which jobs go on, or cancel them and wait for their end."""
     try:
-        with Api(url, token=settings.token or "", timeout=5.0) as api:
+        with Api(url, token=settings.token or "", project="", timeout=5.0) as api:
             live = [job for status in LIVE_STATUSES for job in api.items("/jobs", {"status": status})]
             if stop_jobs:
                 cancel_jobs(api, live)
