@@ -262,7 +262,12 @@ class EmbeddedService:
             server = PrivateRedis(executable, self._settings.home / "redis")
             # its own chatter never belongs on the console
             redis = self._child(
-                "redis", server.configure(), without_secrets(os.environ), log=server.folder / "redis.log", umask=0o077
+                "redis",
+                server.configure(),
+                without_secrets(os.environ),
+                log=server.folder / "redis.log",
+                umask=0o077,
+                stdin=server.configuration,
             )
             redis.start()
         except OSError:
@@ -295,6 +300,7 @@ class EmbeddedService:
         *,
         log: Path | None = None,
         umask: int = -1,
+        stdin: Path | None = None,
     ) -> ManagedProcess:
         assert self._watchdog is not None
         folder = self._options.log_folder
@@ -304,6 +310,7 @@ class EmbeddedService:
             env=environment,
             log=log or (folder / f"{name}.log" if folder is not None else None),
             umask=umask,
+            stdin=stdin,
         )
         child = ManagedProcess(spec, watchdog=self._watchdog, say=self._say, start_process=self._options.start_process)
         self._children.append(child)

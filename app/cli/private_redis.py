@@ -128,19 +128,24 @@ class PrivateRedis:
         for file in folder.rglob("*"):
             close_to_others(file)
         self.folder = folder
+        self.configuration = folder / "redis.conf"
         self._executable = executable
         self._socket = socket_path(folder)
         self._port = any_free(HOST)
         self._password = secrets.token_urlsafe(32)
 
     def configure(self) -> tuple[str, ...]:
-        """Write the configuration and return the command line, which every account can read."""
-        configuration = self.folder / "redis.conf"
+        """Write the configuration and return the command line, which every account can read.
+
+        The server reads the file from its standard input: today's take a path with `?`, `*` or `[` for a pattern, and
+        where that fits nothing they listen to everybody, with no password.
+        """
+        configuration = self.configuration
         configuration.unlink(missing_ok=True)
         descriptor = os.open(configuration, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE)
         with os.fdopen(descriptor, "wb") as file:
             file.write(self._configuration())
-        return (str(self._executable), str(configuration))
+        return (str(self._executable), "-")
 
     @property
     def url(self) -> str:

@@ -65,13 +65,17 @@ def any_free(host: str) -> int:
 
 @dataclass(frozen=True)
 class ProcessSpec:
-    """What to run. `log` gets stdout and stderr; without one they go to our stderr. `umask`: -1 is ours."""
+    """What to run. `stdin`: a file that it reads; `umask`: -1 is ours.
+
+    `log` gets stdout and stderr; without one they go to our stderr.
+    """
 
     name: str
     argv: tuple[str, ...]
     env: Mapping[str, str]
     log: Path | None = None
     umask: int = -1
+    stdin: Path | None = None
     grace_seconds: float = 10.0
 
 
@@ -93,15 +97,16 @@ StartProcess = Callable[[ProcessSpec, IO[Any]], Process]
 
 def start_process(spec: ProcessSpec, output: IO[Any]) -> Process:
     """Start the process."""
-    return subprocess.Popen(
-        spec.argv,
-        env=dict(spec.env),
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=output,
-        start_new_session=True,
-        umask=spec.umask,
-    )
+    with (spec.stdin or Path(os.devnull)).open("rb") as given:
+        return subprocess.Popen(
+            spec.argv,
+            env=dict(spec.env),
+            stdin=given,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            umask=spec.umask,
+        )
 
 
 class Watchdog:

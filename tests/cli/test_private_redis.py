@@ -19,6 +19,10 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.redis
 
 
+REFUSED = "(?i)no permissions|command not allowed"
+"""By the rules for the caller; or, of what Valkey lets nobody do, by it itself."""
+
+
 @pytest.fixture(params=["socket", "socket in an odd folder", "password"], scope="module")
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRedis]:
     folder = tmp_path_factory.mktemp("r")
@@ -29,7 +33,9 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             folder /= "x" * SOCKET_PATH_BYTES
     private = PrivateRedis(Path(redis_executable()), folder / "redis")
     before = os.umask(0)
-    process = subprocess.Popen(private.configure(), stdout=subprocess.DEVNULL, umask=0o077)
+    command = private.configure()
+    with private.configuration.open("rb") as configuration:
+        process = subprocess.Popen(command, stdin=configuration, stdout=subprocess.DEVNULL, umask=0o077)
     try:
         wait_until(private.answers, "Redis")
         yield private
@@ -73,7 +79,7 @@ def test_scripts_keep_their_status(script: redis.Redis) -> None:
     ],
 )  # fmt: skip
 def test_others_can_do_nothing_else(script: redis.Redis, command: str) -> None:
-    with pytest.raises(redis.exceptions.NoPermissionError):
+    with pytest.raises(redis.exceptions.ResponseError, match=REFUSED):
         script.execute_command(*command.split())  # type: ignore[no-untyped-call]
 
 
@@ -84,7 +90,7 @@ def test_others_do_not_guess_the_password(script: redis.Redis) -> None:
 
 @pytest.mark.parametrize("command", ["CONFIG GET *", "MODULE LIST", "DEBUG SLEEP 0", "FLUSHALL", "ACL LIST", "SAVE"])
 def test_service_itself_has_no_dangerous_commands(server: PrivateRedis, command: str) -> None:
-    with redis.Redis.from_url(server.url) as client, pytest.raises(redis.exceptions.NoPermissionError):
+    with redis.Redis.from_url(server.url) as client, pytest.raises(redis.exceptions.ResponseError, match=REFUSED):
         client.execute_command(*command.split())
 
 
@@ -127,7 +133,7 @@ def test_files_are_for_the_owner_alone_and_no_argument_tells_the_password(server
     assert stat.S_IMODE(server.folder.stat().st_mode) == 0o700
     assert len(password) > 30
     assert password not in " ".join(arguments)
-    assert password not in Path(arguments[1]).read_text()
+    assert password not in server.configuration.read_text()
 
 
 def test_folder_of_an_earlier_version_is_closed(tmp_path: Path) -> None:
