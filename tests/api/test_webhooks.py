@@ -47,7 +47,7 @@ class TestCreate:
         assert made["secret"].startswith("whsec_")
         assert made["events"] == ["job.cancelled", "job.failed", "job.succeeded"]
         assert (await read(app, made)).json() == {**made, "secret": None}
-        assert (await app.client.get(URL)).json() == {"items": [{**made, "secret": None}], "next_cursor": None}
+        assert (await app.client.get(URL)).json()["items"] == [{**made, "secret": None}]
 
     async def test_keeps_the_secret_out_of_the_kept_answer(self, app: MethodsApp, database: Database) -> None:
         headers = {"Idempotency-Key": "one"}
@@ -117,7 +117,7 @@ class TestMessages:
         page = (await app.client.get(f"{URL}/{made['id']}/deliveries", params={"state": "pending"})).json()
 
         assert message.status_code == 201
-        assert page == {"items": [message.json()], "next_cursor": None}
+        assert page["items"] == [message.json()]
         assert (message.json()["event"], message.json()["job"]) == ("webhook.test", None)
 
     async def test_redelivers_under_the_same_id(self, app: MethodsApp) -> None:
