@@ -651,6 +651,7 @@ class TestReasonTexts:
         assert set(entry) == set(Language)
         for language in Language:
             params = {"detail": "D", "exit_code": 3, "signal": "SIGSEGV", "module": "peft", "column": "prompt"}
+            params |= {"code": "C", "environment": "trl"}
             params |= {
                 "limit_seconds": 60,
                 "secrets": "hub",
