@@ -147,7 +147,7 @@ def thinking(new_home: NewHome, tiny_base: Path) -> tuple[Home, Finished, Path]:
     home = new_home("thinking")
     file = home.path / "template.jinja"
     file.write_text(families.QWEN3)
-    run = train_all_weights(home, tiny_base, "--chat_template", str(file), "--max_steps", "100")
+    run = train_all_weights(home, tiny_base, "--chat_template", str(file), "--max_steps", "200")
     return home, run, home.path / "complete"
 
 
