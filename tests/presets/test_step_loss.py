@@ -45,7 +45,7 @@ METHODS: Mapping[str, tuple[str, Sequence[Mapping[str, object]], tuple[str, ...]
     "kto without divergence": ("dpo-demo.py", PAIRS, ("--objective=kto", "--loss_type=apo_zero_unpaired")),
     "reward": ("reward-demo.py", PAIRS, ()),
     "reranker": ("reranker-demo.py", LISTS, ("--loss=lambda", "--num_negatives=1")),
-    "grpo": ("grpo-demo.py", QUESTIONS, ("--num_generations=4", "--max_content_length=8", "--reward_file=mine.py")),
+    "grpo": ("grpo-demo.py", QUESTIONS, ("--num_generations=4", "--max_content_length=24", "--reward_file=mine.py")),
     "vl": ("vl-demo.py", [], ()),
     "ppo": ("ppo-demo.py", QUESTIONS, ("--rollouts=8", "--ppo_epochs=1", "--max_content_length=8")),
     "custom02": ("custom02.py", LEARNED, ("--input_train_name=prompt", "--output_train_name=completion")),
@@ -54,8 +54,8 @@ OF_ONE_PROCESS = ("ppo",)
 OF_SEVERAL_ROWS = ("kto without divergence",)  # no pass of a single one
 SHARED_BY_PROCESSES = ("custom02",)  # its batch_size is that of all of them
 REWARD = """
-def length_reward(completions, **columns):
-    return [float(len(text) % 7) for text in completions]
+def letters_reward(completions, **columns):
+    return [float(sum(map(ord, text)) % 97) for text in completions]
 """
 
 
