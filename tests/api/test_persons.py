@@ -58,8 +58,10 @@ async def service(provider: IdentityProvider, tmp_path: Path, **options: Any) ->
         transport = httpx.ASGITransport(app=application, client=(f"203.0.113.{next(ADDRESSES) % 250}", 1))
         return httpx.AsyncClient(transport=transport, base_url=f"http://gpu.example.com:{port}")
 
-    yield Service(client)
-    await database.close()
+    try:
+        yield Service(client)
+    finally:
+        await database.close()
 
 
 class Service:
