@@ -5,7 +5,7 @@ only project that its caller has. Nobody learns of a project that is not theirs:
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Final, Protocol
 
@@ -13,6 +13,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.access import Caller, Role
 from app.domain.errors import InvalidRequest, NotAllowed, Violation
+from app.domain.plain_text import shown
 from app.domain.projects import DEFAULT_PROJECT, ProjectLimits, check_project_id
 from app.store import projects as store
 from app.store.paging import PageRequest, Slice
@@ -38,14 +39,6 @@ class ProjectLicence(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class ProjectView:
-    """A project, and the caller's role in it."""
-
-    row: ProjectRow
-    role: Role
-
-
 class Projects:
     """What can be done with projects."""
 
@@ -58,15 +51,14 @@ class Projects:
         """Return the caller with its role in the project that the address names."""
         if caller.only_project is not None:
             if named not in (None, caller.only_project):
-                raise ProjectNotFound(project=named)
+                raise ProjectNotFound(project=shown(named))
             return replace(caller, project=caller.only_project)
         if named is None:
             return caller if caller.role is not None else await self._enter_only(caller)
         async with self._database.reading() as session:
-            await store.get(session, named)
-            role = await self._role(session, caller, named)
+            role = await self._role(session, caller, named) if await store.exists(session, named) else None
         if role is None:
-            raise ProjectNotFound(project=named)
+            raise ProjectNotFound(project=shown(named))
         return replace(caller, project=named, role_in_project=role)
 
     async def _enter_only(self, caller: Caller) -> Caller:
@@ -85,7 +77,12 @@ class Projects:
 
     async def page(self, session: AsyncSession, wanted: PageRequest, *, caller: Caller) -> Slice[ProjectRow]:
         """Return one page of the projects that the caller may enter."""
-        return await store.page(session, wanted, of_member=None if caller.role is Role.ADMIN else caller.principal)
+        if caller.role is Role.ADMIN:
+            return await store.page(session, wanted)
+        mine = set() if caller.only_project is not None else {*await store.projects_of(session, caller.principal)}
+        mine |= {DEFAULT_PROJECT} if caller.role is not None else set()
+        mine |= {caller.only_project} if caller.only_project is not None else set()
+        return await store.page(session, wanted, among=mine)
 
     async def get(self, session: AsyncSession, caller: Caller) -> ProjectRow:
         """Return the project that the caller is in."""

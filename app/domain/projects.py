@@ -13,8 +13,7 @@ from app.domain.values import Value
 DEFAULT_PROJECT: Final = "default"
 """The project of whoever names none. A single person never sees the word."""
 MAX_PROJECT_ID: Final = 40
-PROJECT_ID: Final = rf"[a-z0-9](?:[a-z0-9-]{{0,{MAX_PROJECT_ID - 2}}}[a-z0-9])?"
-_PROJECT_ID = re.compile(PROJECT_ID)
+_PROJECT_ID: Final = re.compile(rf"[a-z0-9](?:[a-z0-9-]{{0,{MAX_PROJECT_ID - 2}}}[a-z0-9])?")
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class ProjectLimits(Value):
 
     jobs: int | None = Field(default=None, ge=0, description="Stages that wait or run at once.", examples=[20])
     jobs_per_person: int | None = Field(
-        default=None, ge=0, description="Stages that wait or run at once of one caller.", examples=[5]
+        default=None, ge=0, description="Stages that wait or run at once of one caller, by its name.", examples=[5]
     )
     accelerators_per_job: int | None = Field(default=None, ge=0, description="Most that a job may take.", examples=[4])
     disk_bytes: int | None = Field(
@@ -52,7 +51,12 @@ EVERY_PROJECT: Final = Scope(None)
 DEFAULT_SCOPE: Final = Scope(DEFAULT_PROJECT)
 
 
+def is_project_id(text: str) -> bool:
+    """Say whether it can stand in an address and name a folder."""
+    return _PROJECT_ID.fullmatch(text) is not None
+
+
 def check_project_id(project_id: str) -> None:
-    """Raise `InvalidRequest` unless it can stand in an address and name a folder."""
-    if not _PROJECT_ID.fullmatch(project_id):
+    """Raise `InvalidRequest` unless it can be the id of a project."""
+    if not is_project_id(project_id):
         raise InvalidRequest([Violation("/id", "project_id_wrong", {"id": project_id, "limit": MAX_PROJECT_ID})])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from app.domain.projects import DEFAULT_PROJECT
+from app.domain.projects import DEFAULT_PROJECT, is_project_id
 
 PRIVATE_FOLDER: Final = 0o700
 PRIVATE_FILE: Final = 0o600
@@ -41,7 +41,9 @@ class Home:
         """Yield the homes of the projects that have folders."""
         yield self.of(DEFAULT_PROJECT)
         with contextlib.suppress(FileNotFoundError):
-            yield from (Home(self.root, folder.name) for folder in sorted((self.root / PROJECTS).iterdir()))
+            for folder in sorted((self.root / PROJECTS).iterdir()):
+                if is_project_id(folder.name) and folder.is_dir():
+                    yield Home(self.root, folder.name)
 
     @property
     def base(self) -> Path:

@@ -10,6 +10,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import JobKind, JobStatus
+from app.store.session import EVERYBODYS, scope_of
 from app.store.tables import LIVE_ATTEMPT, LIVE_LEASE, AttemptRow, JobRow, LeaseRow
 
 
@@ -37,19 +38,24 @@ class Holder:
 
 
 async def live_jobs(session: AsyncSession, node_ids: Collection[str]) -> Mapping[str, Sequence[LiveJob]]:
-    """Return node → its live jobs, the longest first; a node without any is left out."""
+    """Return node → its live jobs, the longest first; a node without any is left out.
+
+    Those of other projects are among them, since they keep the node busy; they have no name.
+    """
+    project = scope_of(session).project
     statement = (
         select(AttemptRow, JobRow)
         .join(JobRow, col(JobRow.id) == col(AttemptRow.job_id))
         .where(col(AttemptRow.node_id).in_(node_ids), sa.text(LIVE_ATTEMPT))
         .order_by(col(AttemptRow.created_at), col(AttemptRow.id))
+        .execution_options(**EVERYBODYS)
     )
     found: dict[str, list[LiveJob]] = defaultdict(list)
     for attempt, job in (await session.exec(statement)).all():
         found[attempt.node_id].append(
             LiveJob(
                 id=job.id,
-                name=job.name,
+                name=job.name if project in (None, job.project_id) else "",
                 kind=job.kind,
                 status=job.status,
                 attempt=attempt.number,

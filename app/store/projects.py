@@ -1,6 +1,6 @@
 """Projects and their members. Both belong to the installation: every session sees them all."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -58,12 +58,18 @@ async def all_ids(session: AsyncSession) -> Sequence[str]:
     return (await session.exec(select(ProjectRow.id).order_by(col(ProjectRow.created_at), col(ProjectRow.id)))).all()
 
 
-async def page(session: AsyncSession, wanted: PageRequest, *, of_member: str | None) -> Slice[ProjectRow]:
-    """Return one page of the projects, or of those that the principal is a member of."""
+async def exists(session: AsyncSession, project: str) -> bool:
+    """Return whether there is such a project."""
+    return await session.get(ProjectRow, project) is not None
+
+
+async def page(
+    session: AsyncSession, wanted: PageRequest, *, among: Collection[str] | None = None
+) -> Slice[ProjectRow]:
+    """Return one page of the projects, or of those among these."""
     statement: Any = select(ProjectRow)
-    if of_member is not None:
-        mine = select(ProjectMemberRow.project_id).where(ProjectMemberRow.principal == of_member)
-        statement = statement.where(col(ProjectRow.id).in_(mine))
+    if among is not None:
+        statement = statement.where(col(ProjectRow.id).in_(among))
     return await page_slice(session, statement, wanted, column=getattr(ProjectRow, wanted.sort), tie=ProjectRow.id)
 
 

@@ -63,9 +63,14 @@ def has_subscribers() -> sa.ScalarSelect[bool]:
 
 
 async def publish(session: AsyncSession, job: JobRow, event: WebhookEvent, *, now: datetime) -> None:
-    """Write one message for every active webhook that asked for the event."""
+    """Write one message for every active webhook of the job's project that asked for the event."""
     # locked against deletion: a message must not refer to a webhook that goes in the same moment
-    subscribed = select(WebhookRow).where(col(WebhookRow.active).is_(True)).order_by(col(WebhookRow.id))
+    subscribed = (
+        select(WebhookRow)
+        # said here: a worker's session sees those of all projects
+        .where(col(WebhookRow.active).is_(True), WebhookRow.project_id == job.project_id)
+        .order_by(col(WebhookRow.id))
+    )
     for webhook in (await session.exec(subscribed.with_for_update(read=True, key_share=True))).all():
         if event in webhook.events:
             body = {"type": event.value, "timestamp": now.isoformat(), "data": _job_data(job)}

@@ -4,7 +4,8 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,17 @@ from fastapi.routing import APIRoute
 from sqlmodel import SQLModel, select
 
 from app.api.routes import metrics, system
-from app.domain.enums import ModelState
-from app.domain.projects import EVERY_PROJECT
+from app.domain.enums import JobStatus, ModelState
+from app.domain.projects import EVERY_PROJECT, Scope
 from app.main import ROUTERS
+from app.store.jobs import get as get_job
 from app.store.session import Database
 from app.store.tables import OfProject
 from tests.api.client import SwitchableLicence, tag_of
 from tests.api.jobs_app import API, SUBMIT, JobsApp, jobs_app
-from tests.job_rows import FAILURE
+from tests.job_rows import ENVIRONMENT, FAILURE, Runner, add_job, add_node
 
+HOOK = {"url": "https://example.com/hook", "events": ["job.failed"]}
 HERE, THERE = API, f"/projects/bikes{API}"
 
 
@@ -213,10 +216,11 @@ class TestEntering:
             return [project["id"] for project in found.json()["items"]]
 
         assert await listed(None) == ["bikes", "default"]
-        assert await listed(key["secret"]) == []
+        assert await listed(key["secret"]) == ["default"]
         member = {"principal": f"key:{key['id']}", "role": "viewer"}
         await callers.call("PUT", f"{THERE}/members", json=member, status=200)
-        assert await listed(key["secret"]) == ["bikes"]
+        assert await listed(key["secret"]) == ["bikes", "default"]
+        assert await listed((await callers.key("bike-bot", "viewer", THERE))["secret"]) == ["bikes"]
 
     @pytest.mark.parametrize("named", ["cars", "%2e%2e", "default%00", "BIKES", "x" * 5000])
     async def test_what_is_no_project_is_not_found(self, callers: Callers, named: str) -> None:
@@ -230,6 +234,68 @@ class TestEntering:
 
         assert [entry["code"] for entry in wrong.json()["errors"]] == ["principal_wrong"]
         assert missing.json()["code"] == "project_member_not_found"
+
+
+class TestShared:
+    """Nodes, queues and the writer of a job's status work for all projects."""
+
+    async def test_webhook_hears_of_jobs_of_its_own_project_only(self, callers: Callers) -> None:
+        hooks = [
+            (await callers.call("POST", f"{at}/webhooks", json=HOOK, status=201)).json()["id"] for at in (HERE, THERE)
+        ]
+
+        for project, heard in (("default", [1, 0]), ("bikes", [1, 1])):
+            job_id = await add_job(callers.app.database.of(Scope(project)))
+            await whole(callers).run(job_id, FAILURE)
+            deliveries = [
+                (await callers.call("GET", f"{at}/webhooks/{hook}/deliveries", status=200)).json()["items"]
+                for at, hook in zip((HERE, THERE), hooks, strict=True)
+            ]
+            assert [len(each) for each in deliveries] == heard
+
+    async def test_node_that_is_declared_dead_gives_back_the_jobs_of_all(self, callers: Callers) -> None:
+        database = callers.app.database
+        node = await add_node(database, "gpu-1", environments=("base", ENVIRONMENT), slots=2)
+        claims = [
+            await whole(callers, node).start(await add_job(database.of(Scope(project))))
+            for project in ("default", "bikes")
+        ]
+        busy = await callers.call("DELETE", f"{HERE}/nodes/gpu-1", headers={"If-Match": "*"})
+        await callers.call("POST", f"{HERE}/nodes/gpu-1:declare-dead", json={"confirm": "gpu-1"}, status=200)
+
+        async with database.of(EVERY_PROJECT).reading() as session:
+            statuses = [(await get_job(session, claim.job.id)).status for claim in claims]
+        assert busy.status_code == 409
+        assert JobStatus.RUNNING not in statuses
+        assert len(set(statuses)) == 1
+
+    async def test_node_shows_that_it_is_busy_and_not_with_what(self, callers: Callers) -> None:
+        database = callers.app.database
+        node = await add_node(database, "gpu-1", environments=("base", ENVIRONMENT), heartbeat_at=datetime.now(UTC))
+        await whole(callers, node).start(await add_job(database.of(Scope("bikes")), name="their secret plan"))
+
+        drained = await callers.call("POST", f"{HERE}/nodes/gpu-1:drain", json={}, status=200)
+
+        assert drained.json()["state"] == "draining"
+        assert [job["name"] for job in drained.json()["jobs"]] == [""]
+
+    async def test_job_waits_for_a_queue_that_another_project_fills(self, callers: Callers) -> None:
+        limit = {"max_live": 1, "max_live_per_user": None}
+        await callers.call("PUT", f"{HERE}/queues/default", json=limit, headers={"If-Match": "*"}, status=200)
+        database = callers.app.database
+        node = await add_node(database, "gpu-1", environments=("base", ENVIRONMENT), heartbeat_at=datetime.now(UTC))
+        await whole(callers, node).start(await add_job(database.of(Scope("bikes"))))
+
+        waiting = await callers.app.submit()
+
+        shown = await callers.app.get(f"/jobs/{waiting['id']}")
+        assert shown["waiting"]["code"] == "waiting_queue_limit"
+
+
+def whole(callers: Callers, node: str | None = None) -> Runner:
+    """Return what plays a node, which sees the jobs of all projects."""
+    runner = callers.app.runner
+    return replace(runner, database=callers.app.database.of(EVERY_PROJECT), node_id=node or runner.node_id)
 
 
 class TestLimits:

@@ -10,10 +10,12 @@ from app.domain.demand import Demand
 from app.domain.enums import JobStatus
 from app.domain.kinds import SlotPool, kinds_of
 from app.domain.placement import NEVER, Candidate
+from app.domain.projects import EVERY_PROJECT
 from app.domain.waiting import KnownNode, NodeCondition, WaitingReason, estimated_starts, waiting_reason
 from app.store.claims import first_in_order, hosts_of, limits_of, slot_holders
 from app.store.clock import database_now
 from app.store.nodes import NODE_SILENT_AFTER, all_nodes
+from app.store.session import within
 from app.store.tables import JobRow, NodeRow
 
 COUNTED = 1000  # positions further back are not reported
@@ -39,9 +41,10 @@ async def waiting_of(session: AsyncSession, rows: Sequence[JobRow]) -> Mapping[s
     ready = [_candidate(row) for row in queued if row.id not in held_back]
     if not ready:
         return held_back
-    queue = await first_in_order(session, kinds_of(SlotPool.STAGES), now=now, limit=COUNTED)
-    nodes = await _nodes(session, now=now)
-    limits = await limits_of(session, [one.demand for one in (*queue[:FORESEEN], *ready)])
+    async with within(session, EVERY_PROJECT):  # jobs wait for those of all projects
+        queue = await first_in_order(session, kinds_of(SlotPool.STAGES), now=now, limit=COUNTED)
+        nodes = await _nodes(session, now=now)
+        limits = await limits_of(session, [one.demand for one in (*queue[:FORESEEN], *ready)])
     places = {one.job_id: place for place, one in enumerate(queue, start=1)}
     starts = estimated_starts(queue[:FORESEEN], nodes, limits=limits, now=now)
     return held_back | {

@@ -4,6 +4,8 @@ A node that is silent keeps its jobs: its machine may be up and training, only c
 can know. What the declaration does is fenced: the attempts end, their tokens with them, so that a node that lives after
 all can change nothing any more; it stops what it finds running, proves that nothing is left and lives again
 (`app.executor.nodes.agent`). What its attempts held stays quarantined until then.
+
+A node runs jobs of all projects, so what is ended or counted here is of all of them, whoever asks.
 """
 
 import logging
@@ -12,12 +14,14 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.domain.enums import EndReason, JobStatus
 from app.domain.errors import Conflict, Invalid
+from app.domain.projects import EVERY_PROJECT
 from app.executor.attempts.retrying import decide_on
 from app.store import job_attempts, job_status
 from app.store.clock import database_now
 from app.store.job_attempts import Claim
 from app.store.job_status import End
 from app.store.nodes import NODE_SILENT_AFTER, NodeStatus, get_node, node_status_of, remove_node
+from app.store.session import within
 from app.store.tables import NodeRow
 
 logger = logging.getLogger(__name__)
@@ -56,11 +60,11 @@ async def declare_dead(session: AsyncSession, node: str, *, confirm: str) -> Nod
         )
     row.dead_at = now
     session.add(row)
-    await session.flush()
-    live = await job_attempts.live_attempts(session, row.id)
-    for claim in live:
-        await _end(session, claim, row)
-    await _end_builds(session, row)
+    async with within(session, EVERY_PROJECT):
+        live = await job_attempts.live_attempts(session, row.id)
+        for claim in live:
+            await _end(session, claim, row)
+        await _end_builds(session, row)
     logger.warning("node_declared_dead", extra={"node": row.name, "ended_attempts": len(live)})
     return row
 
@@ -68,10 +72,11 @@ async def declare_dead(session: AsyncSession, node: str, *, confirm: str) -> Nod
 async def remove(session: AsyncSession, node: str) -> None:
     """Take a node out of the installation that is dead, or drained and empty."""
     row = await get_node(session, node, lock=True)
-    live = await job_attempts.live_attempts(session, row.id)
-    if live or node_status_of(row) not in (NodeStatus.DEAD, NodeStatus.DRAINING):
-        raise NodeInUse(node=row.name, jobs=len(live))
-    await _end_builds(session, row)
+    async with within(session, EVERY_PROJECT):
+        live = await job_attempts.live_attempts(session, row.id)
+        if live or node_status_of(row) not in (NodeStatus.DEAD, NodeStatus.DRAINING):
+            raise NodeInUse(node=row.name, jobs=len(live))
+        await _end_builds(session, row)
     await remove_node(session, row, now=await database_now(session))
     logger.warning("node_removed", extra={"node": row.name})
 
